@@ -37,7 +37,7 @@ from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
 from tune_rescon.models import build_from_spec, list_presets, resolve_network
 from tune_rescon.training.cuda_graphs import choose_recorder
-from tune_rescon.training.device import place
+from tune_rescon.training.device import resolve_device
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.trainer import fit, make_trainer
 
@@ -105,7 +105,7 @@ class Trainee:
     """A network that is trained a few batches at a time."""
 
     def __init__(self, config: TrialConfig, dataset: ImageDataset, device: str) -> None:
-        self._placement = place(device, precision=config.precision)
+        self._placement = resolve_device(device, precision=config.precision)
         self.spec = resolve_network(config, classes=dataset.classes, in_channels=dataset.channels)
         network = build_from_spec(self.spec)
         self._module = TrialModule(

@@ -27,7 +27,7 @@ from tune_rescon.data import describe
 from tune_rescon.reporting import LiveView
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import Destination, SearchRunState, mlflow_writer
-from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyRecord, make_rule
+from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyRecord, make_stopping_rule
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.mlflow_callback import MlflowCallback
 
@@ -77,8 +77,8 @@ def _costs(folder: Path, trials: int, window: int) -> Iterator[Cost]:
         search = Coordinator(
             SearchPlan(total=space.budget.trials),
             record,
-            make_rule(space),
-            SearchSampler(space, known=record.trials()),
+            make_stopping_rule(space),
+            SearchSampler(space, existing_trials=record.trials()),
             callbacks=(MlflowCallback(writer, record, CostModel(space=space, datasets=datasets)), view),
             prune=lambda *_: None,
         ).start()

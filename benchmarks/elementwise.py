@@ -22,7 +22,7 @@ from tune_rescon.models import build_described, describe_network
 from tune_rescon.models.network import AttentionModule, Mask
 from tune_rescon.models.units import PreActivationUnit
 from tune_rescon.training.cuda_graphs import choose_recorder
-from tune_rescon.training.device import DeviceConfig, place
+from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.training.module import StepExecution, TrialModule
 
 #: Batches that a loss curve repeats.
@@ -67,7 +67,7 @@ def loss_curve(case: Case, device: str, *, steps: int, fused: bool) -> list[floa
 
 def _trainee(case: Case, device: str, *, fused: bool) -> tuple[TrialModule, DeviceConfig, int]:
     config = TrialConfig(preset=case.preset, batch_size=case.batch_size)
-    placement = place(device, precision=config.precision)
+    placement = resolve_device(device, precision=config.precision)
     spec = describe_network(config, classes=CLASSES, in_channels=3)
     torch.manual_seed(0)
     network = build_described(spec)

@@ -37,7 +37,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import build_step
 from tune_rescon.training.compile import compiler_trouble
-from tune_rescon.training.device import place
+from tune_rescon.training.device import resolve_device
 from tune_rescon.training.memory import ran_out_of_memory
 
 #: Preset and batch size: the 32-pixel network and the 224-pixel ones, at batches that keep a GPU busy.
@@ -232,7 +232,7 @@ def free(device: str) -> None:
 
 
 def show_roofline(case: Case, speeds: dict[str, Speed], peaks: Peaks, device: str) -> None:
-    placement = place(device, precision="auto")
+    placement = resolve_device(device, precision="auto")
     spec = resolve_network(TrialConfig(preset=case.preset), classes=10, in_channels=3)
     peak = peaks.flops[placement.precision]
     for name in ("tune_rescon", "compiled"):

@@ -27,7 +27,7 @@ from tune_rescon.data import open_dataset
 from tune_rescon.inference import export_model
 from tune_rescon.models import build_from_spec, list_presets, resolve_network
 from tune_rescon.training import TrainedNetwork
-from tune_rescon.training.device import place
+from tune_rescon.training.device import resolve_device
 from tune_rescon.training.weights import Classifier
 
 Run = Callable[[Tensor], Tensor]
@@ -80,7 +80,7 @@ def forms(network: nn.Module, about: TrainedNetwork, folder: Path, threads: int)
 
 def eager(network: nn.Module, about: TrainedNetwork) -> Run:
     """As ``predict`` runs it."""
-    placement = place("cpu", precision="fp32")
+    placement = resolve_device("cpu", precision="fp32")
     classifier = placement.network(Classifier(network, about).eval())
     return lambda pixels_BCHW: classifier(placement.images(pixels_BCHW))
 

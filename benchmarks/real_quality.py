@@ -24,7 +24,7 @@ import tune_rescon as tr
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import open_dataset
 from tune_rescon.data.pixels import Normalization
-from tune_rescon.tuning import Place
+from tune_rescon.tuning import SearchLocation
 
 SCHEDULERS = {
     "auto": ["scheduler={type: auto}"],
@@ -58,7 +58,7 @@ def search(storage: Path, name: str, scheduler: str, *, seed: int, seconds: floa
 
 def test_accuracy(storage: Path, name: str, cache: Path) -> tuple[float, int, int]:
     """Return the winner's accuracy on the test images, and the trials and epochs of the search."""
-    result = tr.read_search(Place(storage=storage), name)
+    result = tr.read_search(SearchLocation(storage=storage), name)
     assert result.best is not None, f"{name} has no trial with a finite value"
     checkpoint = result.kept_checkpoint(result.best)
     assert checkpoint is not None, f"the network of {name} is missing"

@@ -27,7 +27,14 @@ import psutil
 
 from tune_rescon.metric_names import METRICS
 from tune_rescon.spaces import Space, load_space, suggest
-from tune_rescon.tuning import Coordinator, Decision, SearchPlan, SearchSampler, StudyRecord, make_rule
+from tune_rescon.tuning import (
+    Coordinator,
+    Decision,
+    SearchPlan,
+    SearchSampler,
+    StudyRecord,
+    make_stopping_rule,
+)
 from tune_rescon.tuning.optuna_samplers import make_sampler
 
 #: Six parameters, one of them conditional, and ASHA with rungs at 1, 3 and 9.
@@ -90,8 +97,8 @@ def ours(space: Space, record: StudyRecord) -> Coordinator:
     return Coordinator(
         SearchPlan(total=space.budget.trials),
         record,
-        make_rule(space),
-        SearchSampler(space, known=record.trials()),
+        make_stopping_rule(space),
+        SearchSampler(space, existing_trials=record.trials()),
         prune=lambda *_: None,
     ).start()
 

@@ -40,12 +40,14 @@ def search(space: Space, storage: Path) -> StudyResult:
 def classify(checkpoint: Path | str, pictures: Path) -> list[tuple[Path, str, float]]:
     """Return path, class and probability of each picture in a folder."""
     from tune_rescon.inference import batches_of, find_pictures, predictions
-    from tune_rescon.training.device import place
+    from tune_rescon.training.device import resolve_device
 
     network, about = tr.load_trained(checkpoint)
     files = find_pictures([pictures])
     batches = batches_of(files, about, batch_size=64, on_bad=lambda path, why: print(path, why))
-    found = predictions(network, about, batches, place("auto", precision=about.config.precision), top=1)
+    found = predictions(
+        network, about, batches, resolve_device("auto", precision=about.config.precision), top=1
+    )
     return [(one.path, *one.best) for one in found]
 
 

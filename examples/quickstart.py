@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import tune_rescon as tr
-from tune_rescon.tuning import Place, RunOptions, StudyResult
+from tune_rescon.tuning import RunOptions, SearchLocation, StudyResult
 
 NAME = "quickstart"
 
@@ -20,7 +20,7 @@ def search(storage: Path, *, trials: int = 2, epochs: int = 3) -> StudyResult:
     begun = (storage / NAME / "space.yaml").is_file()
     if begun:
         # A resumed search keeps its own space. The number of trials is the total.
-        before = tr.read_search(Place(storage=storage), NAME)
+        before = tr.read_search(SearchLocation(storage=storage), NAME)
         space = tr.load_space(storage / NAME / "space.yaml", [f"trials={len(before.trials) + trials}"])
     else:
         settings = [f"trials={trials}", f"fidelity.max={epochs}", "resources_per_trial=auto"]

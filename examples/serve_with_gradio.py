@@ -15,8 +15,8 @@ from pathlib import Path
 import gradio as gr
 
 from tune_rescon.inference import batches_of, load_model, predictions
-from tune_rescon.training.device import place
-from tune_rescon.tuning import Place
+from tune_rescon.training.device import resolve_device
+from tune_rescon.tuning import SearchLocation
 
 #: Classes that are shown for a picture.
 TOP = 3
@@ -24,8 +24,8 @@ TOP = 3
 
 def classifier(model: str, storage: Path) -> Callable[[str | None], dict[str, float]]:
     """Return a function of a picture's path: the most probable classes and their probabilities."""
-    network, about = load_model(model, Place(storage=storage))
-    placement = place("auto", precision=about.config.precision)
+    network, about = load_model(model, SearchLocation(storage=storage))
+    placement = resolve_device("auto", precision=about.config.precision)
 
     def refuse(path: Path, reason: str) -> None:
         raise gr.Error(f"{path.name} cannot be read: {reason}")

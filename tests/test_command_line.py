@@ -17,7 +17,7 @@ from tests.test_command_options import LOG_FLAGS
 from tune_rescon.config import TrialState
 from tune_rescon.search import main, search
 from tune_rescon.spaces import dump_space, load_space
-from tune_rescon.tuning import Place, RunOptions, SearchState, StudyResult, TrialCost, TrialRecord
+from tune_rescon.tuning import RunOptions, SearchLocation, SearchState, StudyResult, TrialCost, TrialRecord
 
 #: `python -m tune_rescon.search`: a flag, and the word for its value ("" = none, "..." = may be repeated).
 SEARCH_FLAGS = {
@@ -221,7 +221,7 @@ def test_the_database_may_be_named_by_a_variable(name: str, monkeypatch: pytest.
     command = getattr(importlib.import_module(f"tune_rescon.{name}"), name)
     monkeypatch.setenv("TUNE_RESCON_STUDY", "postgresql://ann@db/studies")
     assert command.make_context(name, []).params["study"] == "postgresql://ann@db/studies"
-    assert Place(storage=Path("runs")).study_url == "postgresql://ann@db/studies"
+    assert SearchLocation(storage=Path("runs")).study_url == "postgresql://ann@db/studies"
 
 
 @pytest.mark.parametrize(

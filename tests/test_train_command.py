@@ -16,7 +16,7 @@ from tune_rescon.reproduce import reproduce as reproduce_command
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.train import main, train
-from tune_rescon.tuning import Place, SearchFolder, read_search
+from tune_rescon.tuning import SearchFolder, SearchLocation, read_search
 
 TRAIN = {
     "--from": "NAME",
@@ -164,7 +164,7 @@ def test_the_trials_of_the_given_numbers_are_trained(
     said = capsys.readouterr().out
     assert "name: a-final" in said
     assert "trial_0003, trial_0001 of the search a" in said
-    trials = read_search(Place(storage=searched), "a").trials
+    trials = read_search(SearchLocation(storage=searched), "a").trials
     rates = re.findall(r"^- \{.*learning_rate: ([\d.e-]+)", said, re.MULTILINE)
     assert [float(rate) for rate in rates] == [trials[n].parameters["learning_rate"] for n in (3, 1, 3, 1)]
 

@@ -7,7 +7,7 @@
     space = tr.load_space("digits")             # or the path of a space file
     with tr.progress_shown(print):              # without it, the messages are log records of level INFO
         result = tr.run_search(space, options)  # options: tune_rescon.tuning.RunOptions
-    result = tr.read_search(place, "name")      # place: tune_rescon.tuning.Place
+    result = tr.read_search(location, "name")      # location: tune_rescon.tuning.SearchLocation
     network = tr.build_network("attention56", num_classes=10)
     network, about = tr.load_trained("best.ckpt")
     tr.train_trial(config, dataset, epochs=3, seed=0, checkpoint_dir=None, on_epoch=print)    # without Ray

@@ -28,6 +28,7 @@ __all__ = [
     "field_names",
     "field_rule",
     "plain_number",
+    "trial_name",
 ]
 
 
@@ -51,6 +52,15 @@ class TrialState(StrEnum):
     def is_final(self) -> bool:
         """True if the trial will not change any more, not even when the search is resumed."""
         return self not in (TrialState.RUNNING, TrialState.INTERRUPTED, TrialState.PAUSED)
+
+
+def trial_name(number: int) -> str:
+    """Return the name of a trial in tables, in MLflow and on disk.
+
+    >>> trial_name(7)
+    'trial_0007'
+    """
+    return f"trial_{number:04d}"
 
 
 def plain_number(value: Any) -> Any:

@@ -12,6 +12,7 @@ import click
 
 from tune_rescon.command import print_line, run_command
 from tune_rescon.command_options import OptionsCommand, set_option, storage_option, study_option
+from tune_rescon.config import trial_name
 
 __all__ = ["main"]
 
@@ -32,14 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def enqueue(name: str, settings: tuple[str, ...], storage: str | None, study: str | None) -> int:
     """Add a trial to the search NAME, which runs it among its next trials."""
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import Place, default_storage, enqueue_trial
+    from tune_rescon.tuning import SearchLocation, default_storage, enqueue_trial
 
-    place = Place(storage=parse_storage(storage) if storage else default_storage(), study_url=study)
-    number, values = enqueue_trial(place, name, settings)
+    location = SearchLocation(
+        storage=parse_storage(storage) if storage else default_storage(), study_url=study
+    )
+    number, values = enqueue_trial(location, name, settings)
     shown = " ".join(f"{key}={value}" for key, value in values.items())
     print_line(
-        f"trial_{number:04d} waits: {shown}. {name} runs it among its next trials, or when it is resumed with"
-        " a larger --trials."
+        f"{trial_name(number)} waits: {shown}. {name} runs it among its next trials, or when it is resumed"
+        " with a larger --trials."
     )
     return 0
 

@@ -53,10 +53,10 @@ def export(model: str, form: str, output: Path, storage: str | None) -> int:
     # Imported after the first line of output, because these modules import torch and Optuna.
     from tune_rescon.inference import export_model, load_model, timm_transform_words
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import Place, default_storage
+    from tune_rescon.tuning import SearchLocation, default_storage
 
-    place = Place(storage=parse_storage(storage) if storage else default_storage())
-    network, about = load_model(model, place)
+    location = SearchLocation(storage=parse_storage(storage) if storage else default_storage())
+    network, about = load_model(model, location)
     difference = export_model(network, about, form=form, output=output)
     side, channels = about.spec.image_size, len(about.mean)
     click.echo(

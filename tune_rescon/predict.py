@@ -102,10 +102,10 @@ def predict(
     print_line(f"Loading {model}", err=True)
     # Imported after the first line of output, because these modules import torch and Optuna.
     from tune_rescon.inference import check_has_masks, load_model, make_gallery, predictions
-    from tune_rescon.training.device import place as place_on
-    from tune_rescon.tuning import Place, default_storage
+    from tune_rescon.training.device import resolve_device
+    from tune_rescon.tuning import SearchLocation, default_storage
 
-    where = Place(storage=parse_storage(storage) if storage else default_storage())
+    where = SearchLocation(storage=parse_storage(storage) if storage else default_storage())
     network, about = load_model(model, where)
     if masks is not None:
         check_has_masks(about)
@@ -117,7 +117,7 @@ def predict(
             f" {side} pixels, which may differ a little from validation.",
             err=True,
         )
-    placement = place_on(device, precision=about.config.precision)
+    placement = resolve_device(device, precision=about.config.precision)
     bad: list[Path] = []
 
     def on_bad(path: Path, why: str) -> None:

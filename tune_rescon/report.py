@@ -24,7 +24,7 @@ from tune_rescon.command_options import (
 from tune_rescon.errors import StorageError, counted, format_error
 
 if TYPE_CHECKING:
-    from tune_rescon.tuning import Place, StudyResult
+    from tune_rescon.tuning import SearchLocation, StudyResult
 
 __all__ = ["main"]
 
@@ -91,22 +91,22 @@ def report(
         print_line(f"Reading {name}, to send MLflow what it lacks", err=True)
     elif sys.stderr.isatty():
         print_line("Reading the storage" if list_all else f"Reading {name}", err=True)
-    place = _place(storage, study)
+    location = _location(storage, study)
     if list_all:
         if name is not None or others or sync or set(forms) - {"--json"}:
             raise click.UsageError("--list takes no NAME, and of the forms only --json.")
-        _list(place, as_json=as_json)
+        _list(location, as_json=as_json)
         return 0
     assert name is not None, "checked above"
     if sync:
         if forms or others:
             raise click.UsageError("--sync takes a NAME alone.")
-        return _sync(place, name)
+        return _sync(location, name)
     if errors_file is not None:
         if forms or others:
             raise click.UsageError("--errors takes a NAME alone.")
-        return _judge(place, name, Path(errors_file), data_root)
-    results = _read(place, name, others)
+        return _judge(location, name, Path(errors_file), data_root)
+    results = _read(location, name, others)
     if html_file is not None:
         _write_page(results, Path(html_file))
     elif forms:
@@ -116,12 +116,12 @@ def report(
     return 0
 
 
-def _sync(place: Place, name: str) -> int:
+def _sync(location: SearchLocation, name: str) -> int:
     from tune_rescon.reporting import note_text
     from tune_rescon.tuning import sync_tracking
 
     with progress_shown(click.echo):
-        done = sync_tracking(place, name, patience=SYNC_TIMEOUT, note=note_text)
+        done = sync_tracking(location, name, timeout=SYNC_TIMEOUT, note=note_text)
     if not done.pending_updates:
         print_line(f"MLflow shows all {counted(done.trials, 'trial')} of {name}: {done.uri}")
         return 0
@@ -134,14 +134,14 @@ def _sync(place: Place, name: str) -> int:
     return 1
 
 
-def _judge(place: Place, name: str, path: Path, data_root: str | None) -> int:
+def _judge(location: SearchLocation, name: str, path: Path, data_root: str | None) -> int:
     """Write the page of the mistakes of a search's best network."""
     from tune_rescon.atomic_write import atomic_write
     from tune_rescon.inference import judge_network, load_model, mistakes_page, mistakes_words
     from tune_rescon.tuning import default_cache_root, default_data_root, read_search
 
-    result = read_search(place, name)
-    network, about = load_model(name, place)
+    result = read_search(location, name)
+    network, about = load_model(name, location)
     found, of = judge_network(
         result,
         network,
@@ -162,20 +162,20 @@ def _judge(place: Place, name: str, path: Path, data_root: str | None) -> int:
     return 0
 
 
-def _place(storage: str | None, study: str | None) -> Place:
+def _location(storage: str | None, study: str | None) -> SearchLocation:
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import Place, default_storage
+    from tune_rescon.tuning import SearchLocation, default_storage
 
-    return Place(storage=parse_storage(storage) if storage else default_storage(), study_url=study)
+    return SearchLocation(storage=parse_storage(storage) if storage else default_storage(), study_url=study)
 
 
-def _read(place: Place, name: str, others: Sequence[str]) -> list[StudyResult]:
+def _read(location: SearchLocation, name: str, others: Sequence[str]) -> list[StudyResult]:
     from tune_rescon.tuning import read_search
 
-    found = [read_search(place, name)]
+    found = [read_search(location, name)]
     # A search that is given twice would be drawn over itself.
     return found + [
-        read_search(place, other, where="--compare") for other in dict.fromkeys(others) if other != name
+        read_search(location, other, where="--compare") for other in dict.fromkeys(others) if other != name
     ]
 
 
@@ -210,17 +210,17 @@ def _show(results: Sequence[StudyResult]) -> None:
         print_comparison(results, console)
 
 
-def _list(place: Place, *, as_json: bool) -> None:
+def _list(location: SearchLocation, *, as_json: bool) -> None:
     from tune_rescon.reporting import overviews_json, print_overviews
     from tune_rescon.tuning import list_searches
 
-    found = list_searches(place)
+    found = list_searches(location)
     if as_json:
         click.echo(overviews_json(found))
     elif found:
         print_overviews(found, _console(), now=datetime.now(UTC))
     else:
-        print_line(f"There is no search in {place.storage} yet.")
+        print_line(f"There is no search in {location.storage} yet.")
 
 
 def _console() -> Console:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tune_rescon.config import DatasetConfig
     from tune_rescon.finals import PublishedRow, Shares
     from tune_rescon.spaces import Space
-    from tune_rescon.tuning import Place, RunOptions, StudyResult
+    from tune_rescon.tuning import RunOptions, SearchLocation, StudyResult
 
 __all__ = ["main"]
 
@@ -101,11 +101,13 @@ def reproduce(
     from tune_rescon.finals import PUBLISHED, Shares, find_rows
     from tune_rescon.reporting import open_console
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import Place, RunOptions, default_data_root, default_storage
+    from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, default_storage
 
     chosen = PUBLISHED if every else find_rows(rows)
     data = Path(data_root) if data_root else default_data_root()
-    place = Place(storage=parse_storage(storage) if storage else default_storage(), data_root=data)
+    location = SearchLocation(
+        storage=parse_storage(storage) if storage else default_storage(), data_root=data
+    )
     with open_console(plain=plain) as console:
         if not chosen:
             from tune_rescon.finals import print_published
@@ -116,15 +118,15 @@ def reproduce(
         shares = Shares(schedule=scale, images=data_scale or scale)
         options = RunOptions(
             name="reproduce",
-            storage=place.storage,
+            storage=location.storage,
             tracking_uri=tracking_uri,
-            data_root=place.data_root,
+            data_root=location.data_root,
             address=address,
             show_progress=console.is_terminal and not console.is_dumb_terminal and not plain,
             divert_output=True,
         )
         run = _Reproduction(
-            place=place,
+            location=location,
             options=options,
             shares=shares,
             seeds=seeds,
@@ -163,7 +165,7 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
 class _Reproduction:
     """Trains rows one after the other. Each row is a separate search, which resumes if it had begun."""
 
-    place: Place
+    location: SearchLocation
     options: RunOptions
     """The options of every row's search, except its name and whether it resumes."""
     shares: Shares
@@ -204,8 +206,8 @@ class _Reproduction:
         from tune_rescon.tuning import list_searches, read_search
 
         name = self._name(row)
-        begun = {search.name for search in list_searches(self.place)}
-        return read_search(self.place, name) if name in begun else None
+        begun = {search.name for search in list_searches(self.location)}
+        return read_search(self.location, name) if name in begun else None
 
     def _name(self, row: PublishedRow) -> str:
         return f"reproduce-{row.name}{self.shares.suffix}"

@@ -12,6 +12,7 @@ import click
 
 from tune_rescon.command import print_line, run_command
 from tune_rescon.command_options import OptionsCommand, storage_option, study_option
+from tune_rescon.config import trial_name
 
 __all__ = ["main"]
 
@@ -43,12 +44,14 @@ def stop(name: str, numbers: tuple[int, ...], storage: str | None, study: str | 
     A stopped trial keeps its epochs and is not resumed. The search continues with other trials.
     """
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import Place, default_storage, stop_trials
+    from tune_rescon.tuning import SearchLocation, default_storage, stop_trials
 
-    place = Place(storage=parse_storage(storage) if storage else default_storage(), study_url=study)
+    location = SearchLocation(
+        storage=parse_storage(storage) if storage else default_storage(), study_url=study
+    )
     chosen = sorted(set(numbers))
-    stop_trials(place, name, chosen)
-    shown = ", ".join(f"trial_{number:04d}" for number in chosen)
+    stop_trials(location, name, chosen)
+    shown = ", ".join(trial_name(number) for number in chosen)
     print_line(f"{name} stops {shown} after the current epoch, or instead of resuming it.")
     return 0
 

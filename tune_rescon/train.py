@@ -31,7 +31,7 @@ from tune_rescon.command_options import (
     study_option,
     tracking_uri_option,
 )
-from tune_rescon.config import DatasetConfig
+from tune_rescon.config import DatasetConfig, trial_name
 from tune_rescon.errors import StorageError, counted, format_error
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from tune_rescon.config import TrialConfig
     from tune_rescon.spaces import Space
-    from tune_rescon.tuning import Place, StudyResult
+    from tune_rescon.tuning import SearchLocation, StudyResult
 
 __all__ = ["main"]
 
@@ -150,7 +150,7 @@ def train(
     """
     from tune_rescon.reporting import open_console, print_opening
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import Place, RunOptions, default_data_root, default_storage
+    from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, default_storage
 
     if sum(one is not None for one in (source, preset, resume)) != 1:
         raise click.UsageError(_ALTERNATIVES)
@@ -161,7 +161,7 @@ def train(
     if not dry_run:
         print_line(f"Preparing the training of {resume or source or preset}")
     data = Path(data_root) if data_root else default_data_root()
-    place = Place(
+    location = SearchLocation(
         storage=parse_storage(storage) if storage else default_storage(), study_url=study, data_root=data
     )
     flags = _Flags(
@@ -179,9 +179,9 @@ def train(
     )
     with open_console(plain=plain) as console:
         if resume is not None:
-            space = _resumed(place, resume, settings)
+            space = _resumed(location, resume, settings)
         elif source is not None:
-            space = _from_search(place, source, flags, console)
+            space = _from_search(location, source, flags, console)
         else:
             assert preset is not None, "one of the three is given"
             space = _from_preset(preset, dataset, recipe, flags)
@@ -194,7 +194,7 @@ def train(
         options = RunOptions(
             name=resume or space.name,
             resume=resume is not None,
-            storage=place.storage,
+            storage=location.storage,
             study_url=study,
             tracking_uri=tracking_uri,
             data_root=data,
@@ -236,12 +236,12 @@ class _Flags:
     settings: tuple[str, ...]
 
 
-def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
+def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Space:
     from tune_rescon.spaces import load_space
     from tune_rescon.tuning import find_search
 
     folder = find_search(
-        place.storage, name, cache_root=place.cache_root, where="--resume", files=["space.yaml"]
+        location.storage, name, cache_root=location.cache_root, where="--resume", files=["space.yaml"]
     )
     space = load_space(str(folder.space_yaml), settings, drop_rows=False)
     if not space.metric.of_test_images:
@@ -251,14 +251,14 @@ def _resumed(place: Place, name: str, settings: Sequence[str]) -> Space:
     return space
 
 
-def _from_search(place: Place, source: str, flags: _Flags, console: Console) -> Space:
+def _from_search(location: SearchLocation, source: str, flags: _Flags, console: Console) -> Space:
     from tune_rescon.finals import TrainingPlan, finals_space, of_dataset, top_configs, trial_configs
     from tune_rescon.tuning import read_search
 
-    result = read_search(place, source, where="--from")
+    result = read_search(location, source, where="--from")
     if flags.numbers:
         found = trial_configs(result, flags.numbers)
-        names = ", ".join(f"trial_{number:04d}" for number in flags.numbers)
+        names = ", ".join(trial_name(number) for number in flags.numbers)
         about = f"{names} of the search {source}"
     else:
         found = top_configs(result, flags.top)

@@ -111,5 +111,5 @@ class Rival:
             f"no recorded curve crashes, but trial {number} is {state}: {error} {checkpoint}"
         )
 
-    def worker_died(self, number: int) -> None:
+    def worker_failed(self, number: int) -> None:
         raise AssertionError(f"trial {number} cannot lose its worker: none dies in the contest")

@@ -20,7 +20,7 @@ from tune_rescon.spaces import Space
 from tune_rescon.testing import SearchPolicy, SimulatedSearch
 from tune_rescon.tuning import SuccessiveHalving, TrialRecord, sampler, sampler_view
 from tune_rescon.tuning.optuna_samplers import SamplerTrial, sampler_trial
-from tune_rescon.tuning.schedulers import rung_levels
+from tune_rescon.tuning.stopping.from_space import possible_rungs
 
 __all__ = ["ON_THE_CLOCK", "PLAIN", "QUESTIONS", "Answer", "search_on_the_clock"]
 
@@ -79,7 +79,7 @@ def minimum(values: int) -> Rival:
     def rival(space: Space) -> SearchPolicy:
         def rule() -> SuccessiveHalving:
             return SuccessiveHalving(
-                levels=rung_levels(space),
+                levels=possible_rungs(space),
                 reduction_factor=space.scheduler.reduction_factor,
                 maximize=True,
                 minimum=values,

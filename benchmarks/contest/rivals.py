@@ -110,7 +110,7 @@ class OneEpochThenTopK:
         del checkpoint
         raise AssertionError(f"no curve of the contest crashes, but trial {number} is {state}: {error}")
 
-    def worker_died(self, number: int) -> None:
+    def worker_failed(self, number: int) -> None:
         raise AssertionError(f"trial {number} cannot lose its worker: none dies in the contest")
 
     def _judge(self) -> Decision:

@@ -48,7 +48,7 @@ def train_ours(config: dict[str, Any]) -> None:
         tune.report({"number": task.number, "epoch": epoch, "metrics": metrics, "checkpoint": str(best)})
 
     done = json.loads(last.read_text())["epoch"] if last.exists() else 0
-    for owed in range(task.recorded + 1, done + 1):
+    for owed in range(task.epochs_in_study + 1, done + 1):
         # Its report was lost with a worker or a driver.
         report(owed)
     for epoch in range(done + 1, task.epochs + 1):

@@ -14,7 +14,7 @@ from mlflow_server import MlflowServer
 from tune_rescon.reporting import note_text
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
-from tune_rescon.tuning import Place, SearchFolder, sync_tracking
+from tune_rescon.tuning import SearchFolder, SearchLocation, sync_tracking
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.nightly]
 
@@ -34,8 +34,8 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     search = SimulatedSearch(SPACE, folder=SearchFolder(storage=storage, name="s"))
     simulation = Simulation(lambda t: LANDSCAPES["monotone"].curve(t.number, t.parameters))
     simulation.drive(search.policy())
-    place = Place(storage=storage, cache_root=storage / "cache", data_root=storage / "data")
-    assert sync_tracking(place, "s", patience=60, note=note_text).pending_updates == 0
+    location = SearchLocation(storage=storage, cache_root=storage / "cache", data_root=storage / "data")
+    assert sync_tracking(location, "s", timeout=60, note=note_text).pending_updates == 0
     made = MlflowServer(storage)
     made.start()
     yield made

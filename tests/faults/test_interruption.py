@@ -68,7 +68,7 @@ def test_a_search_that_is_struck_down_goes_on_where_it_was(
     driver = slow_searches.start("resume", "pace=0.05")
     output, _ = driver.communicate(timeout=180)
     assert driver.returncode == 0, output
-    assert "seeing for" not in output, "the lease of a dead driver is taken at once"
+    assert "to see whether it still runs" not in output, "the lease of a dead driver is taken at once"
     slow_searches.assert_complete(before)
 
 

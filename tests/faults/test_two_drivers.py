@@ -31,7 +31,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(slow_searches: SlowSea
     here = f"process {first.pid} on "
     for how, place, words in (
         ("resume", "", f"one driver at a time, and s has one: {here}"),
-        ("resume", "place=another machine", "seeing for 3 s whether it still is"),
+        ("resume", "place=another machine", "waiting 3 s to see whether it still runs"),
         ("new", "", "--resume s"),
     ):
         second = slow_searches.start(how, *filter(None, (LEASE, place)))

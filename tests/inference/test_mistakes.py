@@ -27,7 +27,7 @@ from tune_rescon.report import main
 from tune_rescon.reporting import SearchPresentation, write_report
 from tune_rescon.spaces import load_space
 from tune_rescon.training import load_trained
-from tune_rescon.training.device import place
+from tune_rescon.training.device import resolve_device
 from tune_rescon.tuning import (
     RunOptions,
     SearchFolder,
@@ -115,13 +115,13 @@ def test_of_a_search_it_counts_as_the_validation_did(
     other = dataclasses.replace(searched.space.dataset, split_seed=1)
     dataset = open_dataset(other, data_root=tmp_path, cache_root=storage / "cache")
     with pytest.raises(DataError, match="images that have changed since"):
-        find_mistakes(network, about, dataset, dataset.val, placement=place("cpu", precision="fp32"))
+        find_mistakes(network, about, dataset, dataset.val, placement=resolve_device("cpu", precision="fp32"))
 
     for parameter in network.parameters():
         parameter.data.fill_(torch.nan)
     dataset = open_dataset(searched.space.dataset, data_root=tmp_path, cache_root=storage / "cache")
     with pytest.raises(NetworkError, match="must give probabilities, but got nan"):
-        find_mistakes(network, about, dataset, dataset.val, placement=place("cpu", precision="fp32"))
+        find_mistakes(network, about, dataset, dataset.val, placement=resolve_device("cpu", precision="fp32"))
 
 
 def test_it_is_no_form_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +193,7 @@ def test_what_there_is_no_time_for_is_left_out_and_said(searched: StudyResult, s
     many = dataclasses.replace(searched.space.dataset, val_fraction=0.6)
     dataset = open_dataset(many, data_root=storage, cache_root=storage / "cache")
     about = dataclasses.replace(about, dataset=dataset.digest)
-    cpu = place("cpu", precision="fp32")
+    cpu = resolve_device("cpu", precision="fp32")
     whole = find_mistakes(network, about, dataset, dataset.val, placement=cpu)
     part = find_mistakes(network, about, dataset, dataset.val, placement=cpu, seconds=1e-9)
     assert (whole.images, whole.left_out) == (120, 0)

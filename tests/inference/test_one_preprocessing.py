@@ -22,7 +22,7 @@ from tune_rescon.errors import NetworkError, StorageError
 from tune_rescon.export import main as export_command
 from tune_rescon.inference import Pictures, batches_of, export, export_model, pixels, predictions
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training.device import place
+from tune_rescon.training.device import resolve_device
 from tune_rescon.training.weights import TrainedNetwork, load_trained, save_trained
 
 pytestmark = pytest.mark.torch
@@ -100,7 +100,7 @@ def predicted(network: nn.Module, about: TrainedNetwork, path: Path) -> tuple[Te
         batches_of(files, about, batch_size=64, on_bad=lambda *problem: refused.append(str(problem)))
     )
     assert not refused
-    cpu = place("cpu", precision="fp32")
+    cpu = resolve_device("cpu", precision="fp32")
     # Its own copy: predictions change the layout of the weights in memory.
     found = predictions(copy.deepcopy(network), about, batches, cpu, top=len(about.class_names))
     rows = [[dict(one.classes)[name] for name in about.class_names] for one in found]
@@ -303,7 +303,7 @@ def test_an_export_that_says_nan_is_refused(
         target.write_bytes(b"")
         return _Broken()
 
-    cpu = place("cpu", precision="fp32")
+    cpu = resolve_device("cpu", precision="fp32")
     batch = Pictures(paths=(tmp_path / "a.png",), images_BHWC=np.zeros((1, 32, 32, 3), np.uint8))
     with pytest.raises(NetworkError, match=r"must give probabilities, but got nan for .*a\.png"):
         list(predictions(_Broken(), about, [batch], cpu, top=1))

@@ -14,9 +14,9 @@ from tune_rescon.spaces import load_space
 from tune_rescon.stop import main as stop
 from tune_rescon.testing import learn_nothing
 from tune_rescon.tuning import (
-    Place,
     RunOptions,
     SearchCallback,
+    SearchLocation,
     StudyResult,
     TrialRecord,
     enqueue_trial,
@@ -42,7 +42,7 @@ def test_a_search_that_has_ended_runs_it_when_it_is_resumed(
     assert main(given) == 0
     assert capsys.readouterr().out.startswith("trial_0001 waits: depth=92 learning_rate=0.25. s runs it")
     assert isinstance(options.storage, Path)
-    assert len(read_search(Place(storage=options.storage), "s").trials) == 1, "it has not run"
+    assert len(read_search(SearchLocation(storage=options.storage), "s").trials) == 1, "it has not run"
     after = search(dataclasses.replace(options, resume=True), 3)
     assert len(after.trials) == 3
     assert after.trials[0] == dataclasses.replace(before.trials[0], checkpoint=after.trials[0].checkpoint)
@@ -55,12 +55,12 @@ class Enqueue(SearchCallback):
     """Enqueues a trial while the first one runs, as another program would."""
 
     def __init__(self, storage: Path) -> None:
-        self._place = Place(storage=storage)
+        self._location = SearchLocation(storage=storage)
 
     @override
     def on_trial_start(self, trial: TrialRecord) -> None:
         if trial.number == 0:
-            assert enqueue_trial(self._place, "s", ["depth=56", "learning_rate=0.125"])[0] == 1
+            assert enqueue_trial(self._location, "s", ["depth=56", "learning_rate=0.125"])[0] == 1
 
 
 @pytest.mark.server

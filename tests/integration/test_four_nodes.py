@@ -57,7 +57,7 @@ def found(
 
 
 def test_the_other_machines_decode_before_a_trial_does(found: dict[str, Any]) -> None:
-    assert found["staging"]["images"] == ["The data is put on 3 other machines"]
+    assert found["staging"]["images"] == ["Preparing the data on 3 other machines"]
     assert found["staging"]["cached"]
 
 

@@ -28,7 +28,7 @@ from tune_rescon.tuning import (
     SearchSampler,
     StudyRecord,
     TrialRecord,
-    make_rule,
+    make_stopping_rule,
 )
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "old_search.tar.xz"
@@ -66,8 +66,8 @@ def test_the_best_keep_their_checkpoints_when_the_paused_ones_end(old: SearchFol
     resumed = Coordinator(
         SearchPlan(total=6),
         record,
-        make_rule(space),
-        SearchSampler(space, known=record.trials()),
+        make_stopping_rule(space),
+        SearchSampler(space, existing_trials=record.trials()),
         prune=lambda number, keep: old.prune_checkpoints(number, keep=keep),
     ).start()
     while (trial := resumed.next_trial()) is not None:

@@ -188,7 +188,7 @@ def test_the_command_exits_with_75_while_another_driver_has_the_search(
     options = cut("space.yaml", tmp_path, False)
 
     def refuse(keeper: LeaseKeeper) -> None:
-        raise LeaseError(f"a search must have one driver at a time ({keeper.driven:.0f})")
+        raise LeaseError(f"a search must have one driver at a time ({keeper.elapsed_seconds:.0f})")
 
     monkeypatch.setattr(LeaseKeeper, "take", refuse)
     slept: list[float] = []

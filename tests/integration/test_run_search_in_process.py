@@ -23,7 +23,7 @@ from tune_rescon.models import NetworkSpec, network_cost
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import fail_second, learn_nothing
-from tune_rescon.tuning import Place, RunOptions, SearchFolder, StudyResult, read_search, run_search
+from tune_rescon.tuning import RunOptions, SearchFolder, SearchLocation, StudyResult, read_search, run_search
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("without_ray")]
 
@@ -154,7 +154,7 @@ def test_a_resume_changes_the_space_of_the_trials_to_come_alone(
     assert len(result.trials) == 2 + 4
     assert any("The space is exhausted" in line and "6 of 20 trials" in line for line in progress)
     assert result.space_history[0].startswith("version 2 (from trial 2): ")
-    assert read_search(Place(storage=options.storage), "s").trials == result.trials
+    assert read_search(SearchLocation(storage=options.storage), "s").trials == result.trials
     best = YAML(typ="safe").load(result.folder / "best.yaml")
     winner = result.trials[best["trial"]]
     assert winner.origin is not None

@@ -22,7 +22,14 @@ from tune_rescon.reporting.page.document import render_page
 from tune_rescon.search import main, search
 from tune_rescon.spaces import Space, dump_space, load_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
-from tune_rescon.tuning import Place, RunOptions, SearchFolder, StudyResult, parameter_importance, read_search
+from tune_rescon.tuning import (
+    RunOptions,
+    SearchFolder,
+    SearchLocation,
+    StudyResult,
+    parameter_importance,
+    read_search,
+)
 from tune_rescon.tuning.warm_start import overlapping_trials
 
 pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
@@ -64,8 +71,10 @@ def space(*more: str, trials: int) -> Space:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(storage=tmp_path / "runs", cache_root=tmp_path / "cache", data_root=tmp_path / "data")
+def location(tmp_path: Path) -> SearchLocation:
+    return SearchLocation(
+        storage=tmp_path / "runs", cache_root=tmp_path / "cache", data_root=tmp_path / "data"
+    )
 
 
 @pytest.fixture
@@ -91,11 +100,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(finished: Path, place: Place) -> SearchFolder:
+def copied(finished: Path, location: SearchLocation) -> SearchFolder:
     """The same search, which nothing drives: a new database takes a second on a busy disk."""
-    assert isinstance(place.storage, Path)
-    shutil.copytree(finished, place.storage / "base")
-    return SearchFolder(storage=place.storage, name="base")
+    assert isinstance(location.storage, Path)
+    shutil.copytree(finished, location.storage / "base")
+    return SearchFolder(storage=location.storage, name="base")
 
 
 def everything(result: StudyResult) -> str:
@@ -114,13 +123,13 @@ def everything(result: StudyResult) -> str:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_trials_stay_what_they_were(begun: Begun, place: Place, change: str) -> None:
+def test_trials_stay_what_they_were(begun: Begun, location: SearchLocation, change: str) -> None:
     (simulated, simulation, folder), (settings, contained) = begun, CHANGES[change]
-    before = read_search(place, "base")
+    before = read_search(location, "base")
     changed = space(*settings, trials=4)
     simulated.change(changed)
     simulation.drive(simulated.policy())
-    after = read_search(place, "base")
+    after = read_search(location, "base")
     assert after.trials[:2] == before.trials
     assert {n: after.costs[n] for n in (0, 1)} == {n: before.costs[n] for n in (0, 1)}
     assert after.best_config == before.best_config
@@ -151,40 +160,46 @@ def _pasted(result: StudyResult) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_space_edited_by_hand_changes_nothing_that_was(
-    copied: SearchFolder, place: Place, change: str
+    copied: SearchFolder, location: SearchLocation, change: str
 ) -> None:
-    before = read_search(place, "base")
+    before = read_search(location, "base")
     copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
-    assert read_search(place, "base") == before
+    assert read_search(location, "base") == before
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
-    copied: SearchFolder, place: Place, change: str, progress: list[str]
+    copied: SearchFolder, location: SearchLocation, change: str, progress: list[str]
 ) -> None:
     _as_an_earlier_version_wrote_it(copied)
     copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
-    result = read_search(place, "base")
+    result = read_search(location, "base")
     assert [trial.epochs for trial in result.trials] == [2, 2]
     everything(result)
-    options = RunOptions(name="next", storage=place.storage, cache_root=place.cache_root, warm_start="base")
+    options = RunOptions(
+        name="next", storage=location.storage, cache_root=location.cache_root, warm_start="base"
+    )
     overlapping_trials(space(trials=4), options)
     assert progress[0].startswith("used ")
 
 
-def test_an_older_record_is_reported_as_before(copied: SearchFolder, place: Place) -> None:
-    before = read_search(place, "base")
+def test_an_older_record_is_reported_as_before(copied: SearchFolder, location: SearchLocation) -> None:
+    before = read_search(location, "base")
     _as_an_earlier_version_wrote_it(copied)
-    assert read_search(place, "base") == before
+    assert read_search(location, "base") == before
 
 
-def test_a_changed_search_is_learnt_from_by_what_its_trials_ran_with(begun: Begun, place: Place) -> None:
+def test_a_changed_search_is_learnt_from_by_what_its_trials_ran_with(
+    begun: Begun, location: SearchLocation
+) -> None:
     simulated, simulation, _ = begun
     simulated.change(space(*CHANGES["a parameter more"][0], trials=4))
     simulation.drive(simulated.policy())
-    options = RunOptions(name="next", storage=place.storage, cache_root=place.cache_root, warm_start="base")
+    options = RunOptions(
+        name="next", storage=location.storage, cache_root=location.cache_root, warm_start="base"
+    )
     used = overlapping_trials(space(trials=4), options)
-    halves = [t for t in read_search(place, "base").trials if t.setting("width") == 0.5]
+    halves = [t for t in read_search(location, "base").trials if t.setting("width") == 0.5]
     assert [trial.number for trial in used] == [trial.number for trial in halves]
 
 
@@ -207,10 +222,17 @@ REFUSED: dict[str, Callable[[], list[str]]] = {
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_the_command_refuses_before_anything_is_begun(
-    copied: SearchFolder, place: Place, key: str, capsys: pytest.CaptureFixture[str]
+    copied: SearchFolder, location: SearchLocation, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in copied.path.rglob("*.yaml")}
-    arguments = ["--resume", "base", "--storage", str(place.storage), "--data-root", str(place.data_root)]
+    arguments = [
+        "--resume",
+        "base",
+        "--storage",
+        str(location.storage),
+        "--data-root",
+        str(location.data_root),
+    ]
     for setting in REFUSED[key]():
         arguments += ["--set", setting]
     assert main([*arguments, "--trials", "4"]) == 2
@@ -219,7 +241,7 @@ def test_the_command_refuses_before_anything_is_begun(
     assert "--warm-start base" in words
     assert "Traceback" not in words
     assert {path: path.read_bytes() for path in copied.path.rglob("*.yaml")} == before
-    assert len(read_search(place, "base").trials) == 2
+    assert len(read_search(location, "base").trials) == 2
 
 
 def _as_an_earlier_version_wrote_it(folder: SearchFolder) -> None:

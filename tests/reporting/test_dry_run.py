@@ -19,7 +19,7 @@ from tune_rescon.reporting.dry_run import _stopping, print_dry_run
 from tune_rescon.reporting.measured_speed import fitting_budget, speed_words
 from tune_rescon.search import main
 from tune_rescon.spaces import list_spaces, load_space
-from tune_rescon.tuning import rung_levels
+from tune_rescon.tuning import possible_rungs
 
 #: Shows every space given, and says at the end how long each took and what was imported.
 DRIVER = """
@@ -119,7 +119,7 @@ def check_shown(name: str, dry_runs: DryRuns, images: Path) -> None:
     assert dry_runs.shown[name]["code"] == 0
     text = dry_runs.text(name)
     space = load_space(name, [f"dataset.path={images}"] if name == "folder" else [])
-    assert f"rungs (epochs): {', '.join(map(str, rung_levels(space)))}\n" in text
+    assert f"rungs (epochs): {', '.join(map(str, possible_rungs(space)))}\n" in text
     assert f"\n{space.scheduler.type}" in text
     assert ("a Pareto front: " in text) == bool(space.metric.against)
     rows = [line for line in text.splitlines() if line.startswith("│")]

@@ -64,7 +64,7 @@ class Everybody:
         del state, checkpoint
         self.closed[number] = error or ""
 
-    def worker_died(self, number: int) -> None:
+    def worker_failed(self, number: int) -> None:
         self.deaths += 1
         if self.deaths > self.patience:
             self.closed[number] = "given up"

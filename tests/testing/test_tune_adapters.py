@@ -16,7 +16,7 @@ from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, SyntheticCurve, TunePolicy, simulate
 from tune_rescon.tuning import Coordinator, Decision, RunOptions, SearchFolder, TrialTask
 from tune_rescon.tuning.coordinator import NODE_RETRIES, WORKER_RETRIES
-from tune_rescon.tuning.ray.task import TrialTaskFactory
+from tune_rescon.tuning.ray.execute import TrialTaskFactory
 from tune_rescon.tuning.ray.tune_adapter import CoordinatorScheduler, CoordinatorSearcher
 from tune_rescon.tuning.search_storage import LocalStore
 
@@ -145,11 +145,11 @@ def test_an_error_that_a_worker_reports_ends_its_trial() -> None:
 def test_a_trial_whose_worker_died_is_another_one_to_tune_until_patience_ends() -> None:
     through = begun()
     for _ in range(WORKER_RETRIES):
-        through.policy.worker_died(0)
+        through.policy.worker_failed(0)
         again = through.policy.next_trial()
         assert again is not None
         assert again.number == 0
-    through.policy.worker_died(0)
+    through.policy.worker_failed(0)
     assert "worker process died" in through.error
     assert through.policy.next_trial() is None
     assert through.policy.exhausted
@@ -158,12 +158,12 @@ def test_a_trial_whose_worker_died_is_another_one_to_tune_until_patience_ends() 
 def test_a_trial_outlives_many_nodes_but_not_as_many_as_it_fells() -> None:
     through = begun()
     for _ in range(WORKER_RETRIES):
-        through.policy.worker_died(0, on="10.0.0.8")
+        through.policy.worker_failed(0, on="10.0.0.8")
         assert through.policy.next_trial() is not None
     for _ in range(NODE_RETRIES):
-        through.policy.worker_died(0, on="10.0.0.9")
+        through.policy.worker_failed(0, on="10.0.0.9")
         assert through.policy.next_trial() is not None
-    through.policy.worker_died(0, on="10.0.0.9")
+    through.policy.worker_failed(0, on="10.0.0.9")
     assert through.error == f"its node was lost, as {NODE_RETRIES} times before"
     assert through.policy.next_trial() is None
     assert through.policy.exhausted
@@ -172,14 +172,14 @@ def test_a_trial_outlives_many_nodes_but_not_as_many_as_it_fells() -> None:
 def test_a_process_that_leaves_in_order_is_no_dead_one() -> None:
     through = begun()
     for _ in range(NODE_RETRIES + 1):
-        report = {"number": 0, "note": "told to end", "leaving": True}
+        report = {"number": 0, "note": "told to end", "preempted": True}
         assert through.policy.report(0, report) is Decision.CONTINUE
-        through.policy.worker_died(0)
+        through.policy.worker_failed(0)
         again = through.policy.next_trial()
         assert again is not None
         assert again.number == 0
     for _ in range(WORKER_RETRIES + 1):
-        through.policy.worker_died(0)
+        through.policy.worker_failed(0)
         through.policy.next_trial()
     assert "worker process died" in through.error
 

@@ -67,7 +67,7 @@ def make_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     """Makes writers that have begun, as a search has them, but that try again sooner."""
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(writer, "LONGEST_PAUSE", 0.5)
-    monkeypatch.setattr(writer, "SETTLE", 0.05)
+    monkeypatch.setattr(writer, "DEBOUNCE_SECONDS", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     made: list[MlflowWriter] = []

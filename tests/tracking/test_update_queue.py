@@ -23,7 +23,7 @@ def trial(number: int, epochs: int = 0, state: str = "running") -> TrialRunState
 
 
 def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
-    backlog = UpdateQueue(settle=0)
+    backlog = UpdateQueue(debounce=0)
     for view in (SearchRunState(id="1a"), trial(0), trial(1), trial(0, 1), trial(0, 2)):
         backlog.put(view)
     assert len(backlog) == 5
@@ -38,7 +38,7 @@ def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
 
 
 def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
-    backlog = UpdateQueue(settle=0)
+    backlog = UpdateQueue(debounce=0)
     note, end = SearchRunState(id="1a", note="1 of 2"), SearchRunState(id="1a", state="finished")
     other, ended = trial(1), trial(0, 1, "finished")
     for view in (SearchRunState(id="1a"), trial(0), note, other, end, ended):
@@ -53,7 +53,7 @@ def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
 
 
 def test_what_comes_while_it_is_sent_still_waits() -> None:
-    backlog = UpdateQueue(settle=0)
+    backlog = UpdateQueue(debounce=0)
     backlog.put(trial(0))
     first = backlog.next()
     assert first is not None
@@ -67,7 +67,7 @@ def test_what_comes_while_it_is_sent_still_waits() -> None:
 
 def test_what_came_while_the_first_call_was_made_does_not_follow_the_end() -> None:
     # As when MLflow's store takes longer to make than the search's trials take to learn.
-    backlog = UpdateQueue(settle=0)
+    backlog = UpdateQueue(debounce=0)
     backlog.put(SearchRunState(id="1a"))
     first = backlog.next()
     assert first is not None
@@ -84,7 +84,7 @@ def test_what_came_while_the_first_call_was_made_does_not_follow_the_end() -> No
 
 
 def test_the_end_follows_a_trial_that_ended_while_it_was_sent() -> None:
-    backlog = UpdateQueue(settle=0)
+    backlog = UpdateQueue(debounce=0)
     backlog.put(trial(0))
     first = backlog.next()
     assert first is not None
@@ -99,7 +99,7 @@ def test_the_end_follows_a_trial_that_ended_while_it_was_sent() -> None:
 
 def test_a_run_that_goes_on_is_held_back_and_one_that_ended_is_not() -> None:
     clock = Clock()
-    backlog = UpdateQueue(settle=10, clock=clock)
+    backlog = UpdateQueue(debounce=10, clock=clock)
     backlog.put(trial(0, 1, "finished"))
     ended = backlog.next()
     assert ended is not None
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_is_held_back_and_one_that_ended_is_not() -> None:
 
 
 def test_a_closed_one_holds_nothing_back_and_ends() -> None:
-    backlog = UpdateQueue(settle=1000)
+    backlog = UpdateQueue(debounce=1000)
     backlog.put(trial(0))
     backlog.close()
     first = backlog.next()
@@ -130,7 +130,7 @@ def test_a_closed_one_holds_nothing_back_and_ends() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
 def test_every_update_is_counted_once(steps: list[tuple[int, bool]]) -> None:
-    backlog, sent = UpdateQueue(settle=0), 0
+    backlog, sent = UpdateQueue(debounce=0), 0
     for put, (number, sends) in enumerate(steps, 1):
         backlog.put(trial(number, put))
         if sends:

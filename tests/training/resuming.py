@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 import torch
 
-from tune_rescon.training import EpochReport, recorded_epochs
+from tune_rescon.training import EpochReport, epochs_in_checkpoint
 from tune_rescon.training.callbacks import Preempted
 from tune_rescon.training.checkpoint import read_checkpoint
 
@@ -113,7 +113,7 @@ def preempted(*, at: int, disk_full: bool = False) -> Life:
         looks = itertools.count(1)
         disk = trial.largest_file(10_000) if disk_full else nullcontext()
         with disk, pytest.raises(Preempted):
-            trial.live(leave=lambda: next(looks) == at)
+            trial.live(is_preempted=lambda: next(looks) == at)
 
     return life
 
@@ -160,7 +160,7 @@ class Fault:
 
 def assert_same_files(folder: Path, whole: Path) -> None:
     """Both folders hold the same epochs, best network, training state and no other file."""
-    mine, theirs = ([metrics_of(report) for report in recorded_epochs(one)] for one in (folder, whole))
+    mine, theirs = ([metrics_of(report) for report in epochs_in_checkpoint(one)] for one in (folder, whole))
     assert mine == theirs
     names = ["best.ckpt", "last.ckpt", "last.previous.ckpt"]
     assert sorted(path.name for path in folder.iterdir()) == names

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.training.resuming import EPOCHS, STEADY, assert_same_files, metrics_of
-from tune_rescon.training import EpochReport, recorded_epochs
+from tune_rescon.training import EpochReport, epochs_in_checkpoint
 from tune_rescon.training.callbacks import Preempted
 from tune_rescon.training.checkpoint import copy_to_host, read_checkpoint
 from tune_rescon.training.messages import never
@@ -45,7 +45,7 @@ class Gate:
         monkeypatch.setattr(torch, "save", gated)
 
     def look(self) -> bool:
-        """Open in the second epoch. Given as ``leave``: it never asks the trial to end."""
+        """Open in the second epoch. Given as ``is_preempted``: it never asks the trial to end."""
         self.looks += 1
         if self.looks == WITHIN_THE_SECOND_EPOCH:
             self.opened.set()
@@ -64,9 +64,9 @@ def test_the_report_follows_the_files_and_the_next_epoch_has_begun(
     seen: list[tuple[int, int]] = []
 
     def report(_: EpochReport) -> None:
-        seen.append((gate.looks, len(recorded_epochs(tmp_path))))
+        seen.append((gate.looks, len(epochs_in_checkpoint(tmp_path))))
 
-    train(folder=tmp_path, epochs=2, on_epoch=report, leave=gate.look, background_writes=True)
+    train(folder=tmp_path, epochs=2, on_epoch=report, is_preempted=gate.look, background_writes=True)
     (looks, recorded), last = seen
     assert looks >= WITHIN_THE_SECOND_EPOCH
     assert recorded == 1, "reported before its file was there, or after the next one"
@@ -88,11 +88,11 @@ def test_a_trial_that_its_report_ends_leaves_nothing_of_the_next_epoch(
     for background, folder in folders.items():
         leave = gate.look if background else never
         with pytest.raises(SystemExit, match="stopped"):
-            train(folder=folder, epochs=3, on_epoch=stop, leave=leave, background_writes=background)
+            train(folder=folder, epochs=3, on_epoch=stop, is_preempted=leave, background_writes=background)
     assert [report.epoch for report in reports] == [1, 1]
     assert gate.opened.is_set()
     for folder in folders.values():
-        assert [metrics_of(report) for report in recorded_epochs(folder)] == [metrics_of(reports[0])]
+        assert [metrics_of(report) for report in epochs_in_checkpoint(folder)] == [metrics_of(reports[0])]
         assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
     for name, part in (
         ("last.ckpt", "state_dict"),
@@ -145,7 +145,7 @@ def test_ctrl_c_in_the_next_epoch_waits_for_the_files(
         train(folder=tmp_path, epochs=2, on_epoch=reports.append, background_writes=True)
     # A resumed trial's process reports it, as after a kill between the files and the report.
     assert reports == []
-    assert len(recorded_epochs(tmp_path)) == 1
+    assert len(epochs_in_checkpoint(tmp_path)) == 1
 
 
 @pytest.mark.torch
@@ -160,8 +160,10 @@ def test_a_preempted_trial_reports_the_epoch_before_first(train: Run, tmp_path: 
         train(
             folder=tmp_path,
             epochs=2,
-            on_epoch=lambda report: told.append(f"epoch {report.epoch}, {len(recorded_epochs(tmp_path))}"),
-            leave=leave,
+            on_epoch=lambda report: told.append(
+                f"epoch {report.epoch}, {len(epochs_in_checkpoint(tmp_path))}"
+            ),
+            is_preempted=leave,
             background_writes=True,
         )
     assert (left.value.epoch, left.value.batches) == (2, 2)

@@ -74,7 +74,7 @@ def test_speed_is_of_training_alone_and_time_is_of_the_whole_epoch(module: Trial
     assert metrics["epoch_seconds"] == 15.0
     assert metrics["learning_rate"] == 0.3
     assert metrics["train_loss"] == 1.0
-    assert reporter.record.history[0]["epoch_seconds"] == 10.0
+    assert reporter.metadata.history[0]["epoch_seconds"] == 10.0
 
 
 def test_a_diverged_epoch_reports_nan_where_nothing_was_measured(module: TrialModule) -> None:

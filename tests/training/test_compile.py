@@ -29,7 +29,7 @@ from tune_rescon.training.compile import (
     many_shapes,
     uncompiled,
 )
-from tune_rescon.training.device import place
+from tune_rescon.training.device import resolve_device
 
 #: Compiling takes most of a minute, and is off unless a space asks for it.
 nightly = pytest.mark.nightly
@@ -93,7 +93,7 @@ def compiled() -> Iterator[nn.Module]:
     compile_units(network)
     # Code is compiled for the process's switches, so they are a trial's. Torch's own limit is 8 versions,
     # which larger networks exceed.
-    active = place("cpu", precision="auto").active(threads=1)
+    active = resolve_device("cpu", precision="auto").active(threads=1)
     with active, torch._dynamo.config.patch(recompile_limit=2), many_shapes(network):
         _outcome(network)
         yield network

@@ -13,7 +13,7 @@ from tune_rescon.training.device import (
     choose_precision,
     device_name,
     oldest_driver,
-    place,
+    resolve_device,
 )
 
 CPU = torch.device("cpu")
@@ -52,20 +52,21 @@ def test_auto_follows_what_a_gpus_matrix_units_compute(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: capability >= (8, 0))
-    assert place("auto", precision="auto") == DeviceConfig(device=torch.device("cuda"), precision=expected)  # type: ignore[arg-type]  # a word of the table
-    assert place("cpu", precision="auto").precision == "fp32"
+    found = resolve_device("auto", precision="auto")
+    assert (found.device, found.precision) == (torch.device("cuda"), expected)
+    assert resolve_device("cpu", precision="auto").precision == "fp32"
 
 
 def test_an_unknown_device_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ResourceError, match=r"unknown device 'cdua' \(did you mean 'cuda'\?\)"):
-        place("cdua", precision="auto")
+        resolve_device("cdua", precision="auto")
 
 
 def test_cuda_without_a_gpu_is_an_error_and_auto_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResourceError, match="needs a CUDA GPU"):
-        place("cuda", precision="auto")
-    assert place("auto", precision="auto") == DeviceConfig(device=CPU, precision="fp32")
+        resolve_device("cuda", precision="auto")
+    assert resolve_device("auto", precision="auto") == DeviceConfig(device=CPU, precision="fp32")
 
 
 @pytest.fixture

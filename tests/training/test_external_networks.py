@@ -26,7 +26,7 @@ from tune_rescon.predict import main as predict
 from tune_rescon.training import load_trained, messages
 from tune_rescon.training.compile import compiler_trouble
 from tune_rescon.training.cuda_graphs import Outputs
-from tune_rescon.training.device import DeviceConfig, place
+from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import Shape
 from tune_rescon.training.module import StepExecution, TrialModule
@@ -93,7 +93,7 @@ def predicted_accuracy(checkpoint: Path, digits: ImageDataset, folder: Path) -> 
     network, about = load_trained(checkpoint)
     pictures = sorted(folder.iterdir())
     batches = batches_of(pictures, about, batch_size=16, on_bad=lambda _, why: pytest.fail(why))
-    found = predictions(network, about, batches, place("cpu", precision="fp32"), top=1)
+    found = predictions(network, about, batches, resolve_device("cpu", precision="fp32"), top=1)
     pairs = zip(found, labels_N, strict=True)
     return float(np.mean([one.best[0] == digits.class_names[label] for one, label in pairs]))
 
@@ -302,7 +302,7 @@ def test_a_recorded_step_knows_which_parameters_learn() -> None:
 
 
 def test_the_memory_of_two_networks_is_told_apart() -> None:
-    placement = place("cpu", precision="fp32")
+    placement = resolve_device("cpu", precision="fp32")
     keys = {
         Shape.of(config, describe_network(config, classes=10, in_channels=1), placement, None).key
         for config in (*CONFIGS.values(), TrialConfig(image_size=32))

@@ -18,7 +18,7 @@ import pytest
 
 from tests.training.resuming import STEADY, metrics_of
 from tune_rescon.config import TrialConfig
-from tune_rescon.training import EpochReport, load_trained, recorded_epochs
+from tune_rescon.training import EpochReport, epochs_in_checkpoint, load_trained
 
 pytestmark = pytest.mark.torch
 
@@ -37,7 +37,7 @@ class Watched:
 
     def report(self, report: EpochReport) -> None:
         best = load_trained(report.best_checkpoint)[1].epoch if report.best_checkpoint else 0
-        recorded = len(recorded_epochs(report.checkpoint.parent)) if report.checkpoint else 0
+        recorded = len(epochs_in_checkpoint(report.checkpoint.parent)) if report.checkpoint else 0
         self.reports.append(report)
         self.kept.append((recorded, best))
         self.after.get(report.epoch, lambda: None)()
@@ -96,7 +96,7 @@ def _pretend(patch: pytest.MonkeyPatch, accuracies: dict[int, float]) -> None:
     measure = EpochReporter._measure
 
     def measured(self: EpochReporter, module: Any) -> dict[str, float]:
-        epoch = len(self.record.history) + 1
+        epoch = len(self.metadata.history) + 1
         return measure(self, module) | {"val_accuracy": accuracies[epoch]}
 
     patch.setattr(EpochReporter, "_measure", measured)

@@ -17,7 +17,7 @@ from torch.optim import SGD
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training.device import place
+from tune_rescon.training.device import resolve_device
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.optim import parameter_groups
 
@@ -73,7 +73,7 @@ def _train_plainly(network: nn.Module, config: TrialConfig, steps: int) -> Tenso
 
 
 def _train(network: nn.Module, config: TrialConfig, steps: int) -> Tensor:
-    placement = place("cpu", precision="auto")
+    placement = resolve_device("cpu", precision="auto")
     images_BCHW = IMAGES_BCHW.to(next(network.parameters()).dtype)
     module = TrialModule(
         network, config, StepExecution(placement=placement), classes=4, epochs=1, steps_per_epoch=steps

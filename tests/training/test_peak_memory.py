@@ -11,7 +11,14 @@ import torch
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.metric_names import PEAK_MEMORY
-from tune_rescon.training import EpochReport, TrialProcess, epoch_reporter, fit, recorded_epochs, train_trial
+from tune_rescon.training import (
+    EpochReport,
+    TrialProcess,
+    epoch_reporter,
+    epochs_in_checkpoint,
+    fit,
+    train_trial,
+)
 from tune_rescon.training.memory import count_peak, peak_memory_mb
 
 pytestmark = pytest.mark.torch
@@ -58,7 +65,7 @@ def test_a_resumed_trial_keeps_what_it_took_before(train: Run, device: list[str]
 
     with pytest.raises(KeyboardInterrupt):
         train(folder=tmp_path, epochs=4, on_epoch=leave)
-    assert peaks(list(recorded_epochs(tmp_path))) == [10.0, 20.0]
+    assert peaks(list(epochs_in_checkpoint(tmp_path))) == [10.0, 20.0]
     # Its third epoch took 10 in the new process.
     assert peaks(train(folder=tmp_path, epochs=4)) == [20.0, 20.0]
     assert device.count("begin") == 2

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.training.resuming import BATCHES, EPOCHS
-from tune_rescon.training import recorded_epochs
+from tune_rescon.training import epochs_in_checkpoint
 from tune_rescon.training.callbacks import Preempted
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.trial_files import global_step
@@ -33,7 +33,7 @@ def at_look(nth: int) -> Callable[[], bool]:
 
 def left(train: Run, folder: Path, at: int, **options: Any) -> Preempted:
     with pytest.raises(Preempted) as caught:
-        train(folder=folder, epochs=EPOCHS, leave=at_look(at), **options)
+        train(folder=folder, epochs=EPOCHS, is_preempted=at_look(at), **options)
     return caught.value
 
 
@@ -43,7 +43,7 @@ def test_it_ends_at_once_and_says_where(train: Run, tmp_path: Path) -> None:
         place = left(train, tmp_path, at)
         places.append((place.epoch, place.batches))
         assert global_step(tmp_path) == (place.epoch - 1) * BATCHES + place.batches
-        assert len(recorded_epochs(tmp_path)) == place.epoch - 1
+        assert len(epochs_in_checkpoint(tmp_path)) == place.epoch - 1
     # The fourth one in the batches whose images the statistics are estimated on; 0: after an epoch's report.
     assert places == [(1, 1), (1, 2), (2, 0), (2, 2), (2, 3), (3, 1)]
 
@@ -74,4 +74,4 @@ def test_a_full_disk_is_said(
 
 
 def test_nothing_is_left_after_the_last_epoch(train: Run, tmp_path: Path) -> None:
-    assert len(train(folder=tmp_path, epochs=1, leave=at_look(BATCHES))) == 1
+    assert len(train(folder=tmp_path, epochs=1, is_preempted=at_look(BATCHES))) == 1

@@ -34,7 +34,7 @@ from tests.training.resuming import (
     timeless,
 )
 from tune_rescon.config import TrialConfig
-from tune_rescon.training import recorded_epochs
+from tune_rescon.training import epochs_in_checkpoint
 
 if TYPE_CHECKING:
     from tests.training.conftest import Run
@@ -129,7 +129,7 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     fault, trial = FAULTS[name], Lives(train, tmp_path, largest_file, options)
     for life in fault.lives:
         life(trial)
-    known = recorded_epochs(tmp_path)
+    known = epochs_in_checkpoint(tmp_path)
     assert [metrics_of(report) for report in known] == whole[1][: fault.recorded]
     best_was_damaged = BEST in fault.notes
     assert all((report.best_checkpoint is None) is best_was_damaged for report in known)

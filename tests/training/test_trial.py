@@ -22,7 +22,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset, batch_sources
 from tune_rescon.errors import ConfigError, NetworkError, ResourceError, StorageError
 from tune_rescon.metric_names import METRICS
-from tune_rescon.training import EpochReport, TrialProcess, load_trained, recorded_epochs, train_trial
+from tune_rescon.training import EpochReport, TrialProcess, epochs_in_checkpoint, load_trained, train_trial
 from tune_rescon.training.checkpoint import write_durably
 from tune_rescon.training.module import TrialModule
 
@@ -190,7 +190,7 @@ def test_a_trial_that_is_stopped_within_an_epoch_leaves_no_thread_at_its_images(
 def test_a_finished_trial_has_nothing_to_report_but_its_record(train: Run, tmp_path: Path) -> None:
     reports = train(folder=tmp_path)
     assert train(folder=tmp_path) == []
-    recorded = list(recorded_epochs(tmp_path))
+    recorded = list(epochs_in_checkpoint(tmp_path))
     assert values(recorded) == values(reports)
     assert recorded[-1].best_checkpoint == tmp_path / "best.ckpt"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -201,7 +201,7 @@ def test_a_finished_trial_has_nothing_to_report_but_its_record(train: Run, tmp_p
 
 
 def test_an_empty_folder_has_no_recorded_epochs(tmp_path: Path) -> None:
-    assert recorded_epochs(tmp_path) == ()
+    assert epochs_in_checkpoint(tmp_path) == ()
 
 
 class _Stop(BaseException):
@@ -253,7 +253,7 @@ def test_an_interrupt_in_the_middle_of_an_epoch_is_an_interrupt(
     original = TrialModule.training_step
 
     def interrupt(self: TrialModule, batch: Any) -> torch.Tensor:
-        if recorded_epochs(tmp_path):
+        if epochs_in_checkpoint(tmp_path):
             signal.raise_signal(signal.SIGINT)
         return original(self, batch)
 
@@ -261,7 +261,7 @@ def test_an_interrupt_in_the_middle_of_an_epoch_is_an_interrupt(
     with pytest.raises(KeyboardInterrupt):
         train(folder=tmp_path)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert len(recorded_epochs(tmp_path)) == 1
+    assert len(epochs_in_checkpoint(tmp_path)) == 1
 
 
 def test_a_trial_runs_in_any_thread(train: Run) -> None:
@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_after_one_report(
     assert all(math.isnan(last[name]) for name in ("train_loss", "val_loss", "val_accuracy", "val_top5"))
     assert math.isfinite(last["learning_rate"])
     assert all(math.isfinite(r.metrics["train_loss"]) for r in reports[:-1])
-    assert len(recorded_epochs(tmp_path)) == len(reports) - 1
+    assert len(epochs_in_checkpoint(tmp_path)) == len(reports) - 1
 
 
 def test_a_trial_is_silent_and_writes_nothing_unasked(

@@ -1,4 +1,4 @@
-"""Hours count over all runs of a search."""
+"""A budget in hours counts all runs of a search together."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from tune_rescon.tuning.budget import deadline, spent_words
         (2.0, 3600.0, 3600.0),
     ],
 )
-def test_what_is_left_of_the_hours(hours: float | None, driven: float, left: float | None) -> None:
-    assert deadline(hours, driven=driven, now=50.0) == (None if left is None else 50.0 + left)
+def test_the_deadline_counts_the_seconds_of_earlier_runs(
+    hours: float | None, driven: float, left: float | None
+) -> None:
+    assert deadline(hours, elapsed_seconds=driven, now=50.0) == (None if left is None else 50.0 + left)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,9 @@ def test_what_is_left_of_the_hours(hours: float | None, driven: float, left: flo
         pytest.param(0.001, 9999.0, 0, True, id="resumed without a second left"),
     ],
 )
-def test_when_spent_hours_are_said(hours: float | None, driven: float, trials: int, said: bool) -> None:
-    words = spent_words(hours, driven=driven, name="s", trials=trials, total=6)
+def test_spent_hours_are_reported_if_trials_are_left(
+    hours: float | None, driven: float, trials: int, said: bool
+) -> None:
+    words = spent_words(hours, elapsed_seconds=driven, name="s", trials=trials, total=6)
     assert (words is not None) is said
     assert words is None or f"{trials} of 6 trials begun. More time: --resume s --hours H" in words

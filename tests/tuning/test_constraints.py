@@ -9,7 +9,7 @@ import optuna
 import pytest
 import torch
 
-from tests.tuning.test_coordinator import Shelf, Study, curve
+from tests.tuning.coordinating import FakeCheckpoints, Study, curve
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.errors import ConfigError, ResourceError
@@ -39,75 +39,75 @@ def model(datasets: Mapping[str, DatasetInfo], *settings: str) -> CostModel:
     return CostModel(space=load_space("digits", settings), datasets=datasets)
 
 
-def sampler(of: CostModel, **arguments: Any) -> SearchSampler:
-    return SearchSampler(of.space, violation=violation_of(of), **arguments)
+def sampler(costs: CostModel, **arguments: Any) -> SearchSampler:
+    return SearchSampler(costs.space, violation=violation_of(costs), **arguments)
 
 
-def drawn(of: SearchSampler, count: int) -> list[Mapping[str, Any]]:
-    proposals = [of.ask() for _ in range(count)]
+def drawn(source: SearchSampler, count: int) -> list[Mapping[str, Any]]:
+    proposals = [source.ask() for _ in range(count)]
     return [proposal.params for proposal in proposals if proposal is not None]
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
-def test_no_sampler_draws_one_that_is_too_large(kind: str, datasets: dict[str, DatasetInfo]) -> None:
-    of = model(datasets, SMALL_ONLY, f"sampler.type={kind}", "initial=[]")
-    assert {params["depth"] for params in drawn(sampler(of), 30)} == {56}
+def test_no_sampler_draws_a_network_that_is_too_large(kind: str, datasets: dict[str, DatasetInfo]) -> None:
+    costs = model(datasets, SMALL_ONLY, f"sampler.type={kind}", "initial=[]")
+    assert {params["depth"] for params in drawn(sampler(costs), 30)} == {56}
 
 
 def test_without_constraints_both_depths_are_drawn(datasets: dict[str, DatasetInfo]) -> None:
-    of = model(datasets, "initial=[]")
-    assert violation_of(of) is None
-    assert check_constraints(of) is None
-    assert {params["depth"] for params in drawn(sampler(of), 30)} == {56, 92}
+    costs = model(datasets, "initial=[]")
+    assert violation_of(costs) is None
+    assert check_constraints(costs) is None
+    assert {params["depth"] for params in drawn(sampler(costs), 30)} == {56, 92}
 
 
 def test_a_rare_network_is_found_where_the_samplers_draws_are_not(datasets: dict[str, DatasetInfo]) -> None:
     width = "parameters.width={type: float, low: 0.0625, high: 2.0}"
-    of = model(
+    costs = model(
         datasets,
         "constraints={gmacs: {max: 0.0004}}",
         width,
         "fixed={layout: cifar, image_size: 16, batch_size: 32}",
         "initial=[]",
     )
-    found = drawn(sampler(of), 5)
+    found = drawn(sampler(costs), 5)
     assert len(found) == 5
-    assert all(of.space.constraints.gmacs is not None and params["width"] < 0.2 for params in found)
+    assert all(costs.space.constraints.gmacs is not None and params["width"] < 0.2 for params in found)
 
 
-def test_a_space_ends_when_all_that_keep_to_it_have_run(datasets: dict[str, DatasetInfo]) -> None:
+def test_a_search_ends_when_all_permitted_points_have_run(datasets: dict[str, DatasetInfo]) -> None:
     choices = "{type: categorical, choices: [0.1, 0.2, 0.3]}"
     only = f"parameters={{depth: {{type: categorical, choices: [56, 92]}}, learning_rate: {choices}}}"
-    of = model(datasets, SMALL_ONLY, only, "initial=[]")
-    plan = SearchPlan(total=9, violation=violation_of(of))
-    kept = Study("maximize")
+    costs = model(datasets, SMALL_ONLY, only, "initial=[]")
+    plan = SearchPlan(total=9, violation=violation_of(costs))
+    study = Study()
     rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True)
-    search = Coordinator(plan, kept.record(), rule, sampler(of), prune=Shelf().prune).start()
+    search = Coordinator(plan, study.record(), rule, sampler(costs), prune=FakeCheckpoints().prune).start()
     simulate(search, curve)
     assert search.space_is_exhausted
-    assert sorted(trial.params["learning_rate"] for trial in kept.trials) == [0.1, 0.2, 0.3]
-    assert {trial.params["depth"] for trial in kept.trials} == {56}
+    assert sorted(trial.params["learning_rate"] for trial in study.trials) == [0.1, 0.2, 0.3]
+    assert {trial.params["depth"] for trial in study.trials} == {56}
 
 
-def test_a_grid_leaves_them_out(datasets: dict[str, DatasetInfo]) -> None:
+def test_a_grid_leaves_out_points_that_break_a_constraint(datasets: dict[str, DatasetInfo]) -> None:
     masks = "{type: categorical, choices: [encoder_decoder, local]}"
     grid = f"parameters={{depth: {{type: categorical, choices: [56, 92]}}, mask: {masks}}}"
-    of = model(datasets, SMALL_ONLY, grid, "sampler.type=grid", "initial=[]")
-    points = [to_optuna(point) for point in first_rows(of.space)]
+    costs = model(datasets, SMALL_ONLY, grid, "sampler.type=grid", "initial=[]")
+    points = [to_optuna(point) for point in first_rows(costs.space)]
     assert len(points) == 4
-    found = drawn(sampler(of, rows=points), 2)
+    found = drawn(sampler(costs, initial_points=points), 2)
     assert [(params["depth"], params["mask"]) for params in found] == [(56, "encoder_decoder"), (56, "local")]
 
 
-def test_an_enqueued_one_is_closed_with_the_reason(datasets: dict[str, DatasetInfo]) -> None:
-    of = model(datasets, SMALL_ONLY, "initial=[]")
+def test_an_enqueued_trial_that_breaks_a_constraint_is_closed(datasets: dict[str, DatasetInfo]) -> None:
+    costs = model(datasets, SMALL_ONLY, "initial=[]")
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, direction="maximize")
     study.enqueue_trial({"depth": 92, "learning_rate": 0.1})
-    plan = SearchPlan(total=2, violation=violation_of(of))
+    plan = SearchPlan(total=2, violation=violation_of(costs))
     rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True)
     record = StudyRecord.on(storage, storage.get_study_id_from_name(study.study_name), metric="val_accuracy")
-    search = Coordinator(plan, record, rule, sampler(of), prune=Shelf().prune).start()
+    search = Coordinator(plan, record, rule, sampler(costs), prune=FakeCheckpoints().prune).start()
     trial = search.next_trial()
     assert trial is not None
     assert trial.number == 1
@@ -158,27 +158,27 @@ def test_a_network_is_measured_once_and_a_slow_one_never_drawn(
     datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]]
 ) -> None:
     """Dropped paths are no other network: none is dropped when it is used."""
-    of = model(datasets, LATENCY, "initial=[]")
-    assert {params["depth"] for params in drawn(sampler(of), 30)} == {56}
+    costs = model(datasets, LATENCY, "initial=[]")
+    assert {params["depth"] for params in drawn(sampler(costs), 30)} == {56}
     assert sorted(measured) == [(56, "cpu"), (92, "cpu")]
 
 
-def test_one_that_breaks_another_constraint_is_not_measured(
+def test_a_network_that_breaks_another_constraint_is_not_measured(
     datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]]
 ) -> None:
-    of = model(
+    costs = model(
         datasets, "constraints={params_m: {max: 0.3}, latency_ms: {max: 10, device: cuda}}", "initial=[]"
     )
-    drawn(sampler(of), 20)
+    drawn(sampler(costs), 20)
     assert measured == [(56, "cuda")]
 
 
 def test_a_resumed_search_decides_as_before_whatever_it_would_measure(
     datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of, record = model(datasets, LATENCY, "initial=[]"), Study("maximize").record()
-    configs = [trial_config(of.space, row).to_dict() for row in preview(of.space, 30)]
-    first = violation_of(of, record)
+    costs, record = model(datasets, LATENCY, "initial=[]"), Study().record()
+    configs = [trial_config(costs.space, row).to_dict() for row in preview(costs.space, 30)]
+    first = violation_of(costs, record)
     assert first is not None
     before = [first(config) for config in configs]
     assert {words for words in before if words} == {
@@ -186,13 +186,13 @@ def test_a_resumed_search_decides_as_before_whatever_it_would_measure(
     }
     assert None in before
     monkeypatch.setattr("tune_rescon.training.latency.measure_latency", lambda *_: 99.0)
-    again = violation_of(of, record)
+    again = violation_of(costs, record)
     assert again is not None
     assert [again(config) for config in configs] == before
-    elsewhere = violation_of(of)
+    elsewhere = violation_of(costs)
     assert elsewhere is not None
     assert all(elsewhere(config) for config in configs)
-    said = check_constraints(of, record)
+    said = check_constraints(costs, record)
     assert said is not None
     assert said.endswith("the others are not trained. An image takes 4 to 14 ms on cpu")
     assert len(measured) == 2
@@ -217,14 +217,14 @@ def test_latency_on_a_gpu_needs_one(
     datasets: dict[str, DatasetInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    of = model(datasets, "constraints={latency_ms: {max: 10, device: cuda}}", "initial=[]")
+    costs = model(datasets, "constraints={latency_ms: {max: 10, device: cuda}}", "initial=[]")
     with pytest.raises(
         ResourceError, match=r"constraints\.latency_ms\.device: must be a device of the machine"
     ):
-        check_constraints(of)
+        check_constraints(costs)
 
 
-def test_the_share_of_networks_that_keep_to_them_is_said(datasets: dict[str, DatasetInfo]) -> None:
+def test_the_share_of_permitted_networks_is_reported(datasets: dict[str, DatasetInfo]) -> None:
     said = check_constraints(model(datasets, SMALL_ONLY))
     assert said is not None
     share = int(said.removeprefix("constraints: ").partition("%")[0])

@@ -1,4 +1,4 @@
-"""When failing trials end a search, and what it says then."""
+"""When failing trials end a search, and the message about it."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
     [
         (
             [trial(error="Traceback\nValueError: no.", depth=92, lr=x) for x in (0.1, 0.2)],
-            "2 trials in a row failed; all said: ValueError: no. All had depth=92.",
+            "2 trials in a row failed, all with ValueError: no. All had depth=92.",
         ),
         (
             [trial(error=error, lr=error) for error in ("A: a", "B: b")],
-            "2 trials in a row failed; the last said: B: b.",
+            "2 trials in a row failed, the last with B: b.",
         ),
         (
             [trial(error=error, lr=0.1) for error in ("A: a", "B: b", "C: c")],
-            "3 trials in a row failed; the last said: C: c. All had lr=0.1.",
+            "3 trials in a row failed, the last with C: c. All had lr=0.1.",
         ),
         (
             # Two had the depth and two the rate, but no value was all three's.
             [trial(depth=92, lr=0.1), trial(depth=92), trial(lr=0.1)],
-            "3 trials in a row failed; all said: E.",
+            "3 trials in a row failed, all with E.",
         ),
-        ([trial(error=None)], "1 trial in a row failed; all said: nothing."),
+        ([trial(error=None)], "1 trial in a row failed, all with no message."),
     ],
 )
-def test_what_they_share_is_said(failed: list[TrialRecord], words: str) -> None:
+def test_the_message_names_what_the_failures_share(failed: list[TrialRecord], words: str) -> None:
     assert shared_cause(failed) == words

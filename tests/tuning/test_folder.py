@@ -1,4 +1,4 @@
-"""A search's files: names that are taken or no names, files that are whole, checkpoints that go."""
+"""A search's files: its name, files that are written whole, and the checkpoints that are deleted."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_where_searches_are_kept(value: str | None, expected: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "-x", "a/b", "a b", "a'b", "a\n", "é"])
-def test_what_is_no_name_is_refused_before_anything_is_made(name: str, tmp_path: Path) -> None:
+def test_an_invalid_name_is_refused_before_a_folder_is_created(name: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="--name: must be letters, digits"):
         SearchFolder(storage=tmp_path / "runs", name=name).create()
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["a", "0", "att92", "a.b_c-d", "A" * 100])
-def test_what_is_a_name_is_taken(name: str, tmp_path: Path) -> None:
+def test_a_valid_name_is_accepted(name: str, tmp_path: Path) -> None:
     SearchFolder(storage=tmp_path / "runs", name=name).create()
     assert (tmp_path / "runs" / name).is_dir()
 
@@ -84,7 +84,7 @@ def test_a_storage_that_has_to_be_quoted_names_its_driver(storage: str, uri: str
     assert SearchFolder(storage=Path(storage), name="s").mlflow_uri == uri
 
 
-def test_what_is_no_name_names_no_search(folder: SearchFolder) -> None:
+def test_an_invalid_name_finds_no_search(folder: SearchFolder) -> None:
     (folder.storage.parent / "space.yaml").touch()
     with pytest.raises(StorageError, match="--resume: must be letters, digits"):
         dataclasses.replace(folder, name="..").require()

@@ -1,4 +1,4 @@
-"""The directory of a new search: whose it is, and what becomes of it."""
+"""The directory of a new search: which driver gets it, and when it is deleted."""
 
 from __future__ import annotations
 

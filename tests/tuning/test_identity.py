@@ -1,4 +1,4 @@
-"""A search's identity: made with its study, kept when it moves; a copy and a new search have another."""
+"""The id of a search: created with its study and kept when the search moves. Copies get a new id."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> SearchFolder:
     return SearchFolder(storage=tmp_path / "runs", name="s")
 
 
-def test_it_is_made_once_and_kept(folder: SearchFolder) -> None:
+def test_an_id_is_created_once_and_kept(folder: SearchFolder) -> None:
     record = begun(folder)
     first = identify(record, folder)
     assert len(first) == 32
@@ -50,13 +50,13 @@ def test_it_is_made_once_and_kept(folder: SearchFolder) -> None:
     assert identify(record, folder) == first
 
 
-def test_a_search_of_the_same_name_is_another(folder: SearchFolder) -> None:
+def test_another_search_of_the_same_name_has_another_id(folder: SearchFolder) -> None:
     first = identify(begun(folder), folder)
     shutil.rmtree(folder.path)
     assert identify(begun(folder), folder) != first
 
 
-def test_a_moved_search_is_the_same(folder: SearchFolder, tmp_path: Path) -> None:
+def test_a_moved_search_keeps_its_id(folder: SearchFolder, tmp_path: Path) -> None:
     record = begun(folder)
     first = identify(record, folder)
     moved = SearchFolder(storage=tmp_path / "elsewhere", name="renamed")
@@ -68,7 +68,7 @@ def test_a_moved_search_is_the_same(folder: SearchFolder, tmp_path: Path) -> Non
     assert identify(record, link) == first
 
 
-def test_a_copy_is_another_from_its_first_resume(folder: SearchFolder, tmp_path: Path) -> None:
+def test_a_copy_gets_a_new_id_at_its_first_resume(folder: SearchFolder, tmp_path: Path) -> None:
     record = begun(folder)
     first = identify(record, folder)
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
@@ -80,7 +80,7 @@ def test_a_copy_is_another_from_its_first_resume(folder: SearchFolder, tmp_path:
 
 
 @pytest.mark.parametrize("place", ["another-host:{original}", "", "{host}:", "{host}:{original}/gone"])
-def test_a_search_whose_original_is_not_known_to_be_on_this_machine_is_the_same(
+def test_a_search_without_a_known_original_keeps_its_id(
     place: str, folder: SearchFolder, tmp_path: Path
 ) -> None:
     record = begun(folder)
@@ -92,7 +92,7 @@ def test_a_search_whose_original_is_not_known_to_be_on_this_machine_is_the_same(
     assert record.attribute("place") == f"{socket.gethostname()}:{copy.path}"
 
 
-def test_a_search_whose_original_became_another_is_the_same(folder: SearchFolder, tmp_path: Path) -> None:
+def test_a_search_keeps_its_id_if_its_original_has_another(folder: SearchFolder, tmp_path: Path) -> None:
     record = begun(folder)
     first = identify(record, folder)
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
@@ -105,8 +105,8 @@ def test_a_search_at_a_url_is_at_its_url_wherever_it_is_driven(folder: SearchFol
     record, url = begun(folder), "s3://ann:s3cret@bucket/runs/s"
     found = [ensure_identity(record, folder, url=url, own_study=True) for _ in range(2)]
     assert found[0] == found[1]
-    assert found[0].place == "s3://ann:***@bucket/runs/s"
-    assert (record.attribute("id"), record.attribute("place")) == (found[0].id, found[0].place)
+    assert found[0].location == "s3://ann:***@bucket/runs/s"
+    assert (record.attribute("id"), record.attribute("place")) == (found[0].id, found[0].location)
 
 
 def test_an_unreadable_space_has_no_id(folder: SearchFolder) -> None:
@@ -128,17 +128,17 @@ def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolde
 @pytest.mark.parametrize(
     ("known", "is_copy", "expected"),
     [
-        (None, False, Identity(id="new", place="there")),
-        (Identity(id="old", place=""), False, Identity(id="old", place="there")),
-        (Identity(id="old", place="here"), False, Identity(id="old", place="there")),
-        (Identity(id="old", place="here"), True, Identity(id="new", place="there")),
+        (None, False, Identity(id="new", location="there")),
+        (Identity(id="old", location=""), False, Identity(id="old", location="there")),
+        (Identity(id="old", location="here"), False, Identity(id="old", location="there")),
+        (Identity(id="old", location="here"), True, Identity(id="new", location="there")),
     ],
 )
-def test_which_identity_a_search_runs_with(known: Identity | None, is_copy: bool, expected: Identity) -> None:
+def test_the_decision_on_an_identity(known: Identity | None, is_copy: bool, expected: Identity) -> None:
     assert decide_identity(known, "there", is_copy=is_copy, make=lambda: "new") == expected
 
 
-def test_the_line_in_the_space_is_read_by_no_loader(folder: SearchFolder) -> None:
+def test_the_id_in_a_space_file_is_a_comment(folder: SearchFolder) -> None:
     space = load_space("digits")
     folder.path.mkdir(parents=True)
     folder.space_yaml.write_text(dump_space(space))

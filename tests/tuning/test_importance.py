@@ -1,4 +1,4 @@
-"""What mattered, where the answer is known."""
+"""The importance of parameters, where the answer is known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def trials(space: Space, count: int) -> dict[int, TrialRecord]:
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
-def test_what_alone_decides_matters_most(name: str) -> None:
+def test_the_only_parameter_that_matters_comes_first(name: str) -> None:
     space = load_space("att92", ["initial=[]"])
     known = trials(space, 200)
     values = {number: -abs(trial.parameters[name] * 1e3) for number, trial in known.items()}
@@ -36,7 +36,7 @@ def test_what_alone_decides_matters_most(name: str) -> None:
 
 
 @pytest.mark.parametrize(("count", "step"), [(19, 1.0), (40, 0.0)])
-def test_too_little_says_nothing(count: int, step: float) -> None:
+def test_too_few_values_have_no_importance(count: int, step: float) -> None:
     space = load_space("digits")
     known = trials(space, count)
     assert parameter_importance(space, known, {number: number * step for number in known}) == {}

@@ -54,13 +54,13 @@ def lease(driver: Driver | None, **changes: Any) -> Lease:
         pytest.param(REBOOTED, {}, LeaseDecision.WATCH, id="before a reboot, or in another container"),
     ],
 )
-def test_who_may_take_a_lease(
+def test_the_decision_on_a_lease(
     held_by: Driver | None, processes: dict[int, float], expected: LeaseDecision
 ) -> None:
     assert decide_lease(lease(held_by), HERE, processes.get) is expected
 
 
-def test_a_lease_nobody_ever_held_is_free() -> None:
+def test_a_lease_that_was_never_held_is_free() -> None:
     heartbeats: dict[int, float] = {}
     assert decide_lease(None, HERE, heartbeats.get) is LeaseDecision.TAKE
 
@@ -70,7 +70,7 @@ def test_a_lease_nobody_ever_held_is_free() -> None:
     started=st.floats(0, 1e9),
     table=st.dictionaries(st.integers(1, 30), st.floats(0, 1e9)),
 )
-def test_no_live_process_of_this_place_loses_its_lease_at_once(
+def test_a_live_process_of_this_machine_does_not_lose_its_lease(
     pid: int, started: float, table: dict[int, float]
 ) -> None:
     holder = dataclasses.replace(HERE, pid=pid, started=started)
@@ -83,8 +83,8 @@ def test_no_live_process_of_this_place_loses_its_lease_at_once(
 class World:
     """A simulated clock, one store, and what others do to it as time passes."""
 
-    def __init__(self, held: Lease | None = None, settle_seconds: float = 0.0) -> None:
-        self.settle_seconds = settle_seconds
+    def __init__(self, held: Lease | None = None, read_back_seconds: float = 0.0) -> None:
+        self.read_back_seconds = read_back_seconds
         self.now = 0.0
         self.value = None if held is None else held.to_dict()
         self.writes = 0
@@ -148,14 +148,14 @@ def test_a_living_driver_is_named_and_left_alone() -> None:
     assert (world.writes, world.now) == (0, 0.0)
 
 
-def test_a_beat_elsewhere_that_stands_still_is_taken_over_after_its_length() -> None:
+def test_a_lease_whose_beat_does_not_change_is_taken_after_its_length() -> None:
     world = World(lease(ELSEWHERE))
     world.keeper().take()
     assert world.holder() == HERE
     assert LENGTH <= world.now <= LENGTH + 2
 
 
-def test_a_beat_elsewhere_that_goes_on_is_refused() -> None:
+def test_a_lease_whose_beat_changes_is_refused() -> None:
     world = World(lease(ELSEWHERE))
     world.events.append((15.0, lambda: world.write(lease(ELSEWHERE, beat=4).to_dict())))
     with pytest.raises(LeaseError, match="process 10 on b"):
@@ -192,7 +192,7 @@ def test_of_two_that_take_it_at_once_the_first_to_replace_it_stays() -> None:
 @pytest.mark.parametrize("after", [0.1, 0.5])
 def test_a_store_that_cannot_refuse_is_read_again(after: float) -> None:
     """The other one's write has replaced this one's, which both stores have called a success."""
-    world = World(settle_seconds=0.5)
+    world = World(read_back_seconds=0.5)
     world.events.append((after, lambda: world.write(lease(ELSEWHERE).to_dict())))
     with pytest.raises(LeaseError, match="process 10 on b"):
         world.keeper().take()
@@ -229,7 +229,7 @@ def test_a_driver_that_was_frozen_and_overtaken_writes_nothing(frozen: float) ->
     assert (world.writes, world.holder()) == (written, ELSEWHERE)
 
 
-def test_a_driver_that_was_frozen_and_not_overtaken_goes_on() -> None:
+def test_a_driver_that_was_frozen_and_not_overtaken_continues() -> None:
     world = World()
     keeper = world.keeper()
     keeper.take()
@@ -239,7 +239,7 @@ def test_a_driver_that_was_frozen_and_not_overtaken_goes_on() -> None:
 
 
 def test_a_driver_that_wakes_while_another_is_taking_over_finds_out() -> None:
-    world = World(settle_seconds=0.5)
+    world = World(read_back_seconds=0.5)
     keeper = world.keeper()
     keeper.take()
     world.sleep(10 * LENGTH)
@@ -248,14 +248,14 @@ def test_a_driver_that_wakes_while_another_is_taking_over_finds_out() -> None:
         keeper.ensure_held()
 
 
-def test_a_driver_that_was_frozen_amid_renewing_replaces_no_other_lease() -> None:
+def test_a_driver_that_was_frozen_while_renewing_replaces_no_other_lease() -> None:
     """Another one takes over between its last look at the store and its write."""
     world = World()
     keeper = world.keeper()
     keeper.take()
 
     class Freezing(World):
-        settle_seconds = 0.0
+        read_back_seconds = 0.0
 
         def read(self) -> dict[str, Any] | None:
             return world.read()
@@ -296,7 +296,7 @@ def test_a_renewal_whose_answer_was_lost_is_this_drivers_own() -> None:
 
 
 @pytest.mark.parametrize(("away", "lost"), [(LENGTH / 4, False), (2 * LENGTH, True)])
-def test_a_store_that_is_away_is_waited_for_as_long_as_the_lease_lasts(away: float, lost: bool) -> None:
+def test_an_unreachable_store_is_retried_for_the_length_of_the_lease(away: float, lost: bool) -> None:
     world = World()
     keeper = world.keeper()
     keeper.take()
@@ -320,7 +320,7 @@ def test_what_is_given_back_is_free_and_remembers_the_time_that_was_spent() -> N
     assert world.holder() is None
     again = world.keeper(ELSEWHERE)
     again.take()
-    assert again.driven == pytest.approx(60.0 + 30.0)
+    assert again.elapsed_seconds == pytest.approx(60.0 + 30.0)
 
 
 def test_time_spent_before_a_driver_died_is_kept_up_to_its_last_beat() -> None:
@@ -332,10 +332,10 @@ def test_time_spent_before_a_driver_died_is_kept_up_to_its_last_beat() -> None:
     world.sleep(3.0)
     again = world.keeper(BESIDE)
     again.take()
-    assert again.driven == pytest.approx(40.0)
+    assert again.elapsed_seconds == pytest.approx(40.0)
 
 
-def test_a_store_that_is_away_at_the_end_hides_nothing() -> None:
+def test_an_unreachable_store_at_the_end_raises_nothing() -> None:
     world = World()
     keeper = world.keeper()
     keeper.take()

@@ -1,4 +1,4 @@
-"""A process, found again by number and start."""
+"""Whether the process that holds a lease is alive, by its number and its start."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import sqlalchemy
 from tests.tuning.rival_drivers import assert_old_leases_are_respected, assert_one_wins
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import learn_nothing
-from tune_rescon.tuning import Place, RunOptions, read_search, run_search
+from tune_rescon.tuning import RunOptions, SearchLocation, read_search, run_search
 
 pytestmark = pytest.mark.server
 
@@ -110,5 +110,5 @@ def test_a_search_and_its_resume_have_their_study_there(url: str, tmp_path: Path
         result = run_search(space, begun, trainable=learn_nothing)
         assert [trial.number for trial in result.trials] == list(range(trials))
         assert all(trial.epochs for trial in result.trials)
-    read = read_search(Place(storage=options.storage, study_url=url), "s")
+    read = read_search(SearchLocation(storage=options.storage, study_url=url), "s")
     assert read.trials == result.trials

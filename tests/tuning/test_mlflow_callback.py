@@ -1,4 +1,4 @@
-"""What MLflow's writer is given: the experiment, and that the search's end is near."""
+"""The data that MLflow's writer gets: the experiment, and that the search's end is near."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tune_rescon.tuning.mlflow_callback import (
     experiment_name,
     note_experiment,
 )
-from tune_rescon.tuning.stopping_rule import Decision, Verdict
+from tune_rescon.tuning.stopping.rule import Decision, Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import Proposal
 
 GOES_ON = Verdict(decision=Decision.CONTINUE)
 
 
-def test_the_end_is_near_once_all_have_begun_and_one_has_a_network_to_show() -> None:
+def test_near_end_is_called_once_all_trials_have_started_and_one_has_a_network() -> None:
     space = load_space("digits", ["budget.trials=2"])
     storage = InMemoryStorage()
     record = StudyRecord.on(
@@ -38,7 +38,7 @@ def test_the_end_is_near_once_all_have_begun_and_one_has_a_network_to_show() -> 
     callback = MlflowCallback(writer, record, CostModel(space=space, datasets={}), near_end=near_end)
 
     def begin() -> None:
-        callback.on_trial_start(record.open(Proposal(params={}, distributions={}, memory={})))
+        callback.on_trial_start(record.open(Proposal(params={}, distributions={}, sampler_state={})))
 
     def end_epoch(number: int, epoch: int, checkpoint: str | None) -> None:
         metrics = {"val_accuracy": 0.5}

@@ -1,4 +1,4 @@
-"""What is said of the work that is left once a search's result is shown."""
+"""The message about the work that is left after a search's result is shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tune_rescon.tuning.mlflow_callback import closing_words
 OPTIONS = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y")
 
 
-def test_the_command_that_sends_the_rest_can_be_pasted() -> None:
+def test_the_closing_message_has_a_command_that_can_be_pasted() -> None:
     words = shlex.split(sync_command(OPTIONS))
     assert words[:3] == ["python", "-m", "tune_rescon.report"]
     read = report.make_context("report", words[3:]).params
@@ -25,7 +25,7 @@ def test_the_command_that_sends_the_rest_can_be_pasted() -> None:
     )
 
 
-def test_a_registration_is_named_with_its_seconds_and_how_to_put_it_off() -> None:
+def test_the_closing_message_names_the_registration_and_how_to_skip_it() -> None:
     words = closing_words(Champion(number=3, epoch=1, checkpoint="best.ckpt"), OPTIONS)
     assert "registering the model of trial_0003 in MLflow: about 10 s" in words
     assert words.endswith(f"Ctrl-C puts MLflow off until: {sync_command(OPTIONS)}")

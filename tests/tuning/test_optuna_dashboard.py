@@ -1,4 +1,4 @@
-"""A real `optuna-dashboard` on a study of ours: it opens the file, and tells what the record tells."""
+"""A real `optuna-dashboard` opens our study and shows what the record contains."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def known(trial: TrialRecord) -> dict[str, Any]:
     }
 
 
-def test_it_shows_the_study_as_the_record_has_it(folder: SearchFolder, dashboard: str) -> None:
+def test_the_dashboard_shows_the_study(folder: SearchFolder, dashboard: str) -> None:
     record = StudyRecord.load(folder.study_url, folder.name, metric="val_accuracy")
     (study,) = read(f"{dashboard}/api/studies")["study_summaries"]
     assert (study["study_name"], study["directions"]) == (folder.name, ["maximize"])

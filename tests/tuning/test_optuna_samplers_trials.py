@@ -1,4 +1,4 @@
-"""What samplers are sampler_trial, state by state."""
+"""The outcome of a trial that a sampler learns from, by state."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COMPLETE, PRUNED, FAIL = OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.F
         (trial("stopped"), "tpe", SamplerTrial(state=FAIL)),
     ],
 )
-def test_a_trial_with_a_value(ended: TrialRecord, sampler: str, expected: SamplerTrial) -> None:
+def test_a_trial_becomes_an_optuna_trial(ended: TrialRecord, sampler: str, expected: SamplerTrial) -> None:
     assert sampler_trial(ended, sampler, worst=0.1) == expected
 
 
@@ -71,7 +71,7 @@ def test_tpe_sees_every_trial_as_of_one_epoch(
 
 @pytest.mark.parametrize("sampler", ["gp", "cmaes", "random"])
 @pytest.mark.parametrize("state", ["running", "paused", "interrupted"])
-def test_the_others_are_told_of_what_has_ended(state: str, sampler: str) -> None:
+def test_other_samplers_get_only_ended_trials(state: str, sampler: str) -> None:
     assert sampler_trial(trial(state, 0.5), sampler, worst=0.1) is None
 
 
@@ -100,7 +100,7 @@ def test_the_highest_rung_that_enough_trials_reached(reached: dict[int, int], ep
         ("nsga2", 0.1, SamplerTrial(state=COMPLETE, values=(0.1,))),
     ],
 )
-def test_one_that_did_not_work_is_the_worst(
+def test_a_failed_trial_counts_as_the_worst(
     state: str, sampler: str, worst: float | None, expected: SamplerTrial
 ) -> None:
     assert sampler_trial(trial(state, 0.5, math.nan), sampler, worst=worst) == expected

@@ -1,4 +1,4 @@
-"""A resumed search has the images that its trials had, wherever they lie now."""
+"""A resumed search has the images of its trials, wherever they are now."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_home_folder_is_the_same_for_the_dry_run_and_the_workers(
     assert found.fixed["init_from"] == str(tmp_path / "best.ckpt")
 
 
-def test_a_home_folder_that_is_not_there() -> None:
+def test_a_missing_home_folder_is_refused() -> None:
     with pytest.raises(DataError, match="home folder that this machine has, but got ~nosuchuser/x"):
         with_absolute_paths(load_space("folder", ["dataset.path=~nosuchuser/x"]))
 

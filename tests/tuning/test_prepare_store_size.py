@@ -1,4 +1,4 @@
-"""The cache keeps pictures as large as the largest network of the search sees them."""
+"""The cache stores images at the size that the largest network of the search reads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sides(space: Space, recorded: Space | None = None) -> int | None:
         (["fixed={preset: port_attention_448}"], 448),
     ],
 )
-def test_the_largest_network(settings: list[str], largest: int) -> None:
+def test_the_size_is_that_of_the_largest_network(settings: list[str], largest: int) -> None:
     assert largest_image_size(folder_space(settings=settings)) == largest
 
 
@@ -42,7 +42,7 @@ def test_a_new_search_keeps_what_its_largest_network_sees() -> None:
     assert sides(folder_space(settings=[SIZES])) == 320
 
 
-def test_smaller_networks_need_no_more() -> None:
+def test_smaller_networks_do_not_enlarge_the_store() -> None:
     assert sides(folder_space(settings=["fixed.image_size=48"])) == 48
 
 

@@ -1,4 +1,4 @@
-"""How many trials fit on a cluster, as it is and as it may become. No Ray is started."""
+"""How many trials fit on a cluster, now and after it has grown. No Ray is started."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tune_rescon.errors import ResourceError
 from tune_rescon.spaces import load_space
-from tune_rescon.tuning.resources import Nodes, concurrent_trials, growth, nodes_of
+from tune_rescon.tuning.resources import Nodes, autoscaler_limits, concurrent_trials, nodes_of
 
 ONE = {"CPU": 2.0, "GPU": 1.0}
 HEAD = Nodes(count=1, resources={"CPU": 0.0, "GPU": 0.0})
@@ -38,7 +38,9 @@ available_node_types:
         (16, 1, 1, 1 / 3, None, 3),
     ],
 )
-def test_slots(cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | None, slots: int) -> None:
+def test_the_number_of_concurrent_trials(
+    cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | None, slots: int
+) -> None:
     machine = Nodes(count=1, resources={"CPU": cpus, "GPU": gpus})
     assert concurrent_trials([machine], [], {"CPU": cpu, "GPU": gpu}, wanted) == slots
 
@@ -51,7 +53,9 @@ def test_slots(cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | N
         ({"CPU": 1.0, "GPU": 1.0}, "a trial asks for 2 CPU", "resources_per_trial.cpu=1"),
     ],
 )
-def test_not_even_one_fits(resources: dict[str, float], said: str, hint: str) -> None:
+def test_a_trial_that_fits_on_no_machine_is_refused(
+    resources: dict[str, float], said: str, hint: str
+) -> None:
     with pytest.raises(ResourceError) as caught:
         concurrent_trials([Nodes(count=1, resources=resources)], [], {"CPU": 2, "GPU": 1}, None)
     assert said in str(caught.value)
@@ -62,7 +66,10 @@ def test_a_trial_runs_on_one_machine() -> None:
     three = Nodes(count=3, resources={"CPU": 3.0, "GPU": 1.0})
     assert concurrent_trials([HEAD, three], [], {"CPU": 2.0, "GPU": 0.0}, None) == 3
     apart = [Nodes(count=1, resources={"CPU": 8.0}), Nodes(count=1, resources={"CPU": 1.0, "GPU": 1.0})]
-    with pytest.raises(ResourceError, match="1 GPU, which one machine must have, but got only some of it"):
+    with pytest.raises(
+        ResourceError,
+        match=r"one machine must have all that a trial asks for \(.*1 GPU\), but got only some of it",
+    ):
         concurrent_trials(apart, [], ONE, None)
 
 
@@ -73,15 +80,15 @@ def bootstrap(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_cluster_of_its_head_alone_is_asked_for_what_it_may_grow_to(bootstrap: Path) -> None:
-    later = growth(bootstrap)
+def test_a_cluster_of_its_head_alone_counts_what_it_may_grow_to(bootstrap: Path) -> None:
+    later = autoscaler_limits(bootstrap)
     assert concurrent_trials([HEAD], later, ONE, None) == 8 + 10 * 8
     assert concurrent_trials([HEAD], later, {**ONE, "accelerator_type:A10G": 0.001}, None) == 8
     assert concurrent_trials([HEAD], later, ONE, 5) == 5
 
 
-def test_what_no_machine_will_ever_have_is_not_waited_for(bootstrap: Path) -> None:
-    later = growth(bootstrap)
+def test_a_trial_larger_than_any_future_machine_is_refused(bootstrap: Path) -> None:
+    later = autoscaler_limits(bootstrap)
     with pytest.raises(
         ResourceError, match="a trial asks for 16 GPU, which must not be more than a machine has"
     ):
@@ -90,20 +97,20 @@ def test_what_no_machine_will_ever_have_is_not_waited_for(bootstrap: Path) -> No
         concurrent_trials([HEAD], later, {**ONE, "accelerator_type:H100": 0.001}, None)
 
 
-def test_where_ray_up_was_not_there_nothing_grows(tmp_path: Path) -> None:
-    assert growth(tmp_path / "none.yaml") == ()
+def test_a_machine_without_rays_cluster_file_does_not_grow(tmp_path: Path) -> None:
+    assert autoscaler_limits(tmp_path / "none.yaml") == ()
 
 
-def test_kubernetes_grows_as_far_as_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_kubernetes_the_growth_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
-    later = growth(tmp_path / "none.yaml")
+    later = autoscaler_limits(tmp_path / "none.yaml")
     assert concurrent_trials([HEAD], later, ONE, 4) == 4
     assert concurrent_trials([HEAD, Nodes(count=2, resources=ONE)], later, ONE, None) == 2
     with pytest.raises(ResourceError, match="--concurrent N"):
         concurrent_trials([HEAD], later, ONE, None)
 
 
-def test_machines_that_are_dead_have_no_room() -> None:
+def test_dead_nodes_are_not_counted() -> None:
     nodes = [{"Alive": True, "Resources": ONE}, {"Alive": False, "Resources": ONE}]
     assert concurrent_trials(nodes_of(nodes), [], ONE, None) == 1
 
@@ -123,16 +130,16 @@ def test_a_space_can_name_the_kind_of_gpu() -> None:
         ([{"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 1}], 4, None, 1),
     ],
 )
-def test_a_trial_of_several_may_lie_across_machines(
+def test_a_trials_workers_may_be_on_different_machines(
     machines: list[dict[str, float]], workers: int, wanted: int | None, slots: int
 ) -> None:
     now = [Nodes(count=1, resources=resources) for resources in machines]
     assert concurrent_trials(now, [], ONE, wanted, workers=workers) == slots
 
 
-def test_too_many_workers() -> None:
+def test_more_workers_than_the_machines_can_run_are_refused() -> None:
     machine = Nodes(count=1, resources={"CPU": 8.0, "GPU": 2.0})
     with pytest.raises(ResourceError) as caught:
         concurrent_trials([machine], [], ONE, None, workers=3)
-    assert "a trial has 3 workers" in str(caught.value)
+    assert "all 3 workers of a trial" in str(caught.value)
     assert "--set resources_per_trial.workers=2" in str(caught.value)

@@ -28,7 +28,7 @@ TRIAL = TrialConfig(batch_size=64)
         {"precision": "bf16"},
     ],
 )
-def test_what_needs_other_memory_is_told_apart(change: dict[str, Any]) -> None:
+def test_trials_that_need_different_memory_have_different_keys(change: dict[str, Any]) -> None:
     assert memory_signature(dataclasses.replace(TRIAL, **change)) != memory_signature(TRIAL)
 
 
@@ -36,7 +36,7 @@ def test_what_needs_other_memory_is_told_apart(change: dict[str, Any]) -> None:
     "change",
     [{"learning_rate": 0.2}, {"weight_decay": 0.1}, {"label_smoothing": 0.1}, {"batch_size": 128}],
 )
-def test_what_needs_the_same_is_not(change: dict[str, Any]) -> None:
+def test_trials_that_need_the_same_memory_have_the_same_key(change: dict[str, Any]) -> None:
     assert memory_signature(dataclasses.replace(TRIAL, **change)) == memory_signature(TRIAL)
 
 
@@ -52,7 +52,7 @@ NO_MEMORY = {
 
 
 @pytest.mark.parametrize("name", field_names())
-def test_every_field_is_one_or_the_other(name: str) -> None:
+def test_every_field_is_known_to_change_the_memory_or_not(name: str) -> None:
     """Whatever its value: a trial that has another one is, or is not, told apart."""
     other = SimpleNamespace(**{field: getattr(TRIAL, field) for field in field_names()})
     setattr(other, name, 12 if name == "batch_size" else 0.5 if name == "ema_decay" else "another value")

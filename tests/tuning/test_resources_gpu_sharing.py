@@ -10,7 +10,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.spaces import dump_space, load_space, parse_space
 from tune_rescon.training.gpu_probe import Occupancy, busy_seconds
-from tune_rescon.tuning.resources import MOST, largest_trial, trials_per_gpu, with_gpu_share
+from tune_rescon.tuning.resources import MAX_TRIALS_PER_GPU, largest_trial, trials_per_gpu, with_gpu_share
 
 FACTS = {
     "digits": DatasetInfo(
@@ -27,15 +27,15 @@ FACTS = {
 
 
 @given(st.floats(1e-4, 1), st.integers(1, 10**12), st.integers(1, 10**12))
-def test_those_that_share_have_time_and_memory(busy: float, used: int, total: int) -> None:
+def test_trials_that_share_a_gpu_have_time_and_memory(busy: float, used: int, total: int) -> None:
     trials = trials_per_gpu(busy=busy, used=used, total=total)
-    assert 1 <= trials <= MOST
+    assert 1 <= trials <= MAX_TRIALS_PER_GPU
     if trials > 1:
         assert trials * busy <= 1 + 1e-9
         assert trials * used <= total
 
 
-@pytest.mark.parametrize("trials", range(1, MOST + 1))
+@pytest.mark.parametrize("trials", range(1, MAX_TRIALS_PER_GPU + 1))
 def test_a_device_that_is_a_part_busy_serves_as_many_as_there_are_parts(trials: int) -> None:
     assert trials_per_gpu(busy=1 / trials, used=1, total=100) == trials
 
@@ -66,14 +66,14 @@ def test_the_largest_trial_decides_the_share() -> None:
     assert again.resources_per_trial == shared.resources_per_trial
 
 
-def test_a_batch_that_does_not_fit_has_a_gpu_of_its_own() -> None:
+def test_a_batch_that_does_not_fit_has_a_whole_gpu() -> None:
     space = load_space("digits", ["resources_per_trial.gpu=auto"])
     shared, words = with_gpu_share(space, FACTS, lambda *_: None)
     assert shared.resources_per_trial.gpu == 1.0
     assert words.startswith("One trial a GPU")
 
 
-def test_batch_size_counts() -> None:
+def test_the_largest_trial_is_chosen_by_batch_size_too() -> None:
     sizes = "parameters.batch_size={type: int, low: 8, high: 512}"
     space = load_space("digits", [sizes, "fixed={layout: cifar, width: 0.5}", "initial=[]"])
     config, _ = largest_trial(space, FACTS)
@@ -81,7 +81,7 @@ def test_batch_size_counts() -> None:
 
 
 @pytest.mark.torch
-def test_networks_from_elsewhere_count() -> None:
+def test_the_largest_trial_may_be_an_external_network() -> None:
     networks = "[null, tests.own_networks:small, tests.own_networks:unused]"
     searched = f"parameters={{network: {{type: categorical, choices: {networks}}}}}"
     space = load_space("digits", [searched, "fixed={image_size: 512}", "initial=[]", "scheduler.type=none"])

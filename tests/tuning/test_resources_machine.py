@@ -1,4 +1,4 @@
-"""``resources_per_trial: auto``, and what is asked for beside what this machine has."""
+"""``resources_per_trial: auto``, and resources that this machine does not have."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_machine_without_the_drivers_program(tmp_path: Path, monkeypatch: pyte
         ("{cpu: 1, workers: 3}", ["--set resources_per_trial.workers=2"]),
     ],
 )
-def test_what_does_not_fit_is_answered_with_the_line_that_does(asked: str, fits: list[str]) -> None:
+def test_resources_that_do_not_fit_are_refused_with_settings_that_do(asked: str, fits: list[str]) -> None:
     space = load_space("digits", [f"resources_per_trial={asked}"])
     with pytest.raises(ResourceError) as caught:
         check_fits(space, machine(2), cores=2)
@@ -107,7 +107,9 @@ def test_what_does_not_fit_is_answered_with_the_line_that_does(asked: str, fits:
     check_fits(load_space("digits", [f"resources_per_trial={asked}", *again]), machine(2), cores=2)
 
 
-def test_it_is_refused_before_anything_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resources_that_do_not_fit_are_refused_before_the_search_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tune_rescon.tuning.search.this_machine", lambda: machine(2))
     started: list[object] = []
     monkeypatch.setattr("tune_rescon.tuning.search.prepare_data", lambda *_: started.append("images"))
@@ -121,7 +123,7 @@ def test_it_is_refused_before_anything_is_begun(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.torch
 @pytest.mark.usefixtures("without_ray")
-def test_a_search_says_once_what_auto_chose_and_records_it(
+def test_a_search_reports_what_auto_chose_and_records_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: list[str]
 ) -> None:
     monkeypatch.setattr("tune_rescon.tuning.search.this_machine", lambda: machine(2))

@@ -1,4 +1,4 @@
-"""Who wins, what a trial has cost, and what is logged of it at its end."""
+"""The winner, the cost of a trial, and the metrics that are logged when it ends."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_where_none_was_trained_to_its_end_the_furthest_wins() -> None:
     assert best_trial((), by_mean=True) is None
 
 
-def test_what_the_test_images_said_is_logged_once() -> None:
+def test_metrics_of_the_test_images_are_logged_once() -> None:
     judged = dataclasses.replace(
         trial(0, FINISHED, math.nan, 0.75, metric="test_accuracy"),
         maximize=True,

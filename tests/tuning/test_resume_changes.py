@@ -1,4 +1,4 @@
-"""What a resume may change of a space: every key of the file, and what the trials have to say about it."""
+"""Which parts of a space a resume may change: every key, with and without trials."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_only_an_unfinished_trial_needs_its_configuration() -> None:
     assert "no longer contains trial 3" in problem
 
 
-def test_everything_that_is_refused_is_said_at_once_with_the_way_out() -> None:
+def test_all_refused_changes_are_reported_together_with_a_hint() -> None:
     changed = space("fixed.width=1.0", "fidelity.max=3", "metric={name: val_loss, mode: min}")
     trials = [trial(space(), number) for number in range(4)]
     with pytest.raises(SpaceError) as caught:
@@ -240,7 +240,7 @@ def test_everything_that_is_refused_is_said_at_once_with_the_way_out() -> None:
     assert "docs/howto/resume.md" in text
 
 
-def test_changes_are_told_key_by_key() -> None:
+def test_changes_are_reported_key_by_key() -> None:
     words = change_words(
         space(), space("budget.trials=9", "parameters.depth.choices=[92]", "fixed.nesterov=false")
     )

@@ -1,4 +1,4 @@
-"""A command that is repeated until its search is finished: what it does with all that an earlier one left."""
+"""A command that is repeated until its search is finished, after each moment of a possible kill."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tune_rescon.tuning.study_attributes import record_outcome
 @pytest.fixture(autouse=True)
 def _quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease in a bucket is read back at once: these tests have one driver at a time, or know the other."""
-    monkeypatch.setattr("tune_rescon.storage.register.SharedValue.settle_seconds", 0.02)
+    monkeypatch.setattr("tune_rescon.storage.register.SharedValue.read_back_seconds", 0.02)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def rows(store: SearchStore) -> list[str]:
         (["search.log", "study.db", "space.yaml", "checkpoints"], True),
     ],
 )
-def test_whatever_a_killed_driver_left_is_resumed_or_started(
+def test_after_a_kill_at_any_moment_a_search_is_resumed_or_started(
     left: list[str] | None, resumed: bool, options: RunOptions
 ) -> None:
     assert isinstance(options.storage, Path)
@@ -207,7 +207,7 @@ def test_at_a_url_every_moment_is_resumed_or_started(
     assert any("s/study.db" in names and "s/space.yaml" not in names for names in written)
     assert sum("s/space.yaml" in names for names in written) > 1
     assert not any(name.startswith("s/opening/") for name in written[-1])
-    monkeypatch.setattr("tune_rescon.storage.register.SharedValue.settle_seconds", 0.02)
+    monkeypatch.setattr("tune_rescon.storage.register.SharedValue.read_back_seconds", 0.02)
     for number, files in enumerate(found):
         url = StorageUrl(url=f"memory://{uuid.uuid4().hex}/runs")
         again = dataclasses.replace(at_url, storage=url, cache_root=tmp_path / f"machine{number}")
@@ -345,7 +345,7 @@ def test_the_driver_of_a_search_is_waited_for(begun: RunOptions, progress: list[
 
 
 @pytest.mark.parametrize("way", ["resume", "resume_or_start"])
-def test_a_driver_that_goes_on_keeps_its_search(way: str, begun: RunOptions) -> None:
+def test_a_live_driver_keeps_its_search(way: str, begun: RunOptions) -> None:
     options = dataclasses.replace(begun, resume=way == "resume", resume_or_start=way != "resume")
     with contextlib.ExitStack() as held:
         with as_process(ALIVE):

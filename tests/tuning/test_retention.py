@@ -1,4 +1,4 @@
-"""Which checkpoints outlive a search."""
+"""Which checkpoints a search keeps."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ CURVES = st.lists(st.lists(st.floats(allow_nan=True), max_size=4), max_size=12)
         ([trial(0, 0.9, math.nan), trial(1, 0.1), trial(2, 0.2)], {1, 2}),
     ],
 )
-def test_those_that_came_furthest_and_the_one_with_the_best_value_are_kept(
+def test_the_highest_ranked_trials_and_the_best_value_are_kept(
     trials: list[TrialRecord], kept: set[int]
 ) -> None:
     assert top_k_checkpoints(trials, keep=2) == kept
 
 
 @given(CURVES)
-def test_never_more_than_asked_for_and_never_one_without_a_value(curves: list[list[float]]) -> None:
+def test_no_more_are_kept_than_the_limit_and_none_without_a_value(curves: list[list[float]]) -> None:
     trials = [trial(number, *values) for number, values in enumerate(curves)]
     kept = top_k_checkpoints(trials)
     valued = {t.number for t in trials if any(math.isfinite(value) for value in t.values)}

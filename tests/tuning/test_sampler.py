@@ -1,4 +1,4 @@
-"""Draws depend on the space, the number and what was told, whatever died in between."""
+"""A draw depends on the space, the trial's number and the results, not on what died in between."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUMBERS = (
 KINDS = ("tpe", "random", "gp", "cmaes", "nsga2")
 
 
-def space(kind: str, *more: str) -> Space:
+def make_space(kind: str, *more: str) -> Space:
     return load_space(
         "digits", [f"sampler.type={kind}", "sampler.n_startup_trials=4", "initial=[]", NUMBERS, *more]
     )
@@ -36,7 +36,7 @@ def opened(number: int, proposal: Proposal, metric: str = "val_accuracy") -> Tri
         metric=metric,
         maximize=True,
         values=(),
-        memory=proposal.memory,
+        sampler_state=proposal.sampler_state,
     )
 
 
@@ -56,14 +56,14 @@ def proposed(search: SearchSampler, *infeasible: Any) -> Proposal:
     return proposal
 
 
-def run(of: Space, known: list[TrialRecord], count: int, **options: Any) -> list[TrialRecord]:
+def run(space: Space, known: list[TrialRecord], count: int, **options: Any) -> list[TrialRecord]:
     """``count`` trials, one at a time, on from ``known``."""
-    search = SearchSampler(of, known=known, **options)
+    search = SearchSampler(space, existing_trials=known, **options)
     trials = list(known)
     for number in range(len(known), len(known) + count):
         trial = opened(number, proposed(search))
         search.on_trial_start(trial)
-        trials.append(ended(trial, against=of.metric.against is not None))
+        trials.append(ended(trial, against=space.metric.against is not None))
         search.on_trial_end(trials[-1])
     return trials
 
@@ -76,41 +76,43 @@ AGAINST = ("metric.against=gmacs",)
     ("kind", "against"),
     [*((kind, ()) for kind in KINDS), *((kind, AGAINST) for kind in KINDS if kind != "cmaes")],
 )
-def test_a_search_that_goes_on_draws_what_it_would_have(kind: str, against: tuple[str, ...]) -> None:
-    of = space(kind, *against)
-    whole = run(of, [], 14)
+def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, against: tuple[str, ...]) -> None:
+    space = make_space(kind, *against)
+    whole = run(space, [], 14)
     for cut in (1, 5, 9):
-        assert run(of, whole[:cut], 14 - cut) == whole
+        assert run(space, whole[:cut], 14 - cut) == whole
 
 
 def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("VIEW_BEST", 3), ("VIEW_LATEST", 5), ("RENEW_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
-    of = space("tpe")
-    whole = run(of, [], 26)
+    space = make_space("tpe")
+    whole = run(space, [], 26)
     for cut in (5, 6, 7, 18, 23):
-        assert run(of, run(of, [], cut), 26 - cut) == whole
+        assert run(space, run(space, [], cut), 26 - cut) == whole
 
 
 def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6), ("ATTEMPTS", 1)):
         monkeypatch.setattr(sampler, name, value)
-    of = space("tpe")
-    before = run(of, [], 13)  # The last choice was made before trial 12, by the ranks of then.
-    assert len(before[12].memory[sampler._KEPT]) == 4
-    dropped = next(t for t in before[:12] if t.number not in before[12].memory[sampler._KEPT])
+    space = make_space("tpe")
+    before = run(space, [], 13)  # The last choice was made before trial 12, by the ranks of then.
+    assert len(before[12].sampler_state[sampler._KEPT]) == 4
+    dropped = next(t for t in before[:12] if t.number not in before[12].sampler_state[sampler._KEPT])
     promoted = dataclasses.replace(dropped, state=TrialState.FINISHED, values=(0.1, 0.2, 2.0))
-    search = SearchSampler(of, known=before)
+    search = SearchSampler(space, existing_trials=before)
     search.on_epoch(promoted)
-    goes_on = proposed(search).params
-    resumed = SearchSampler(of, known=[promoted if t.number == promoted.number else t for t in before])
-    assert proposed(resumed).params == goes_on
+    uninterrupted = proposed(search).params
+    resumed = SearchSampler(
+        space, existing_trials=[promoted if t.number == promoted.number else t for t in before]
+    )
+    assert proposed(resumed).params == uninterrupted
 
 
 def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 3)):
         monkeypatch.setattr(sampler, name, value)
-    trials = run(space("random"), [], 12)
+    trials = run(make_space("random"), [], 12)
     trials[0] = dataclasses.replace(trials[0], state=TrialState.RUNNING)
     best = sorted(trials[1:], key=TrialRecord.rank_key)[:2]
     kept = sampler.most_informative(trials)
@@ -125,7 +127,7 @@ def test_a_trial_that_pauses_may_fall_out_of_a_bounded_view(monkeypatch: pytest.
     values = (0.2, 0.1, 0.1, 0.9, 0.3, 0.4)
     trials = [
         dataclasses.replace(trial, state=state, values=(value,))
-        for trial, state, value in zip(run(space("random"), [], 6), states, values, strict=True)
+        for trial, state, value in zip(run(make_space("random"), [], 6), states, values, strict=True)
     ]
     assert sampler.most_informative(trials) == {1, 2, 3, 5}
 
@@ -135,7 +137,7 @@ def test_what_is_kept_is_noted_where_it_was_chosen_and_only_for_a_bounded_view(
     kind: str, noted: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampler, "RENEW_EVERY", 6)
-    assert {trial.number for trial in run(space(kind), [], 14) if trial.memory} == noted
+    assert {trial.number for trial in run(make_space(kind), [], 14) if trial.sampler_state} == noted
 
 
 class Watching(optuna.samplers.RandomSampler):
@@ -159,12 +161,12 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[FrozenTrial]:
     return seen
 
 
-def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
+def test_tpe_gets_a_running_trial_once_it_has_reached_the_compared_rung(
     shown: list[FrozenTrial],
 ) -> None:
     """And of all trials as of a higher rung once enough of them have passed it."""
-    of = space("tpe")
-    search = SearchSampler(of)
+    space = make_space("tpe")
+    search = SearchSampler(space)
 
     def view() -> list[tuple[str, float | None]]:
         search.ask()
@@ -181,8 +183,8 @@ def test_tpe_is_told_of_a_trial_that_still_runs_once_it_has_come_far_enough(
     assert view() == [*[("COMPLETE", 0.6)] * 3, ("COMPLETE", 0.7)]
 
 
-def test_tpe_is_told_when_a_trial_diverges_after_it_was_called_complete(shown: list[FrozenTrial]) -> None:
-    search = SearchSampler(space("tpe"))
+def test_tpe_gets_a_divergence_after_the_trial_was_complete(shown: list[FrozenTrial]) -> None:
+    search = SearchSampler(make_space("tpe"))
     trial = opened(0, proposed(search))
     search.on_trial_start(trial)
     search.on_epoch(dataclasses.replace(trial, values=(0.9,)))
@@ -211,15 +213,15 @@ RUNNING, STOPPED, DIVERGED = TrialState.RUNNING, TrialState.STOPPED, TrialState.
 
 
 @pytest.mark.parametrize("kind", ["random", "gp", "cmaes", "nsga2"])
-def test_other_samplers_learn_what_a_trial_ended_with(kind: str, shown: list[FrozenTrial]) -> None:
-    search = SearchSampler(space(kind))
+def test_other_samplers_get_a_trials_last_value(kind: str, shown: list[FrozenTrial]) -> None:
+    search = SearchSampler(make_space(kind))
     fed(search, (RUNNING, (0.1, 0.2)), (STOPPED, (0.5, 0.7)))
     search.ask()
     assert words(shown) == [("RUNNING", None), ("COMPLETE", [0.7])]
 
 
-def test_with_two_objectives_tpe_learns_both_that_a_trial_ended_with(shown: list[FrozenTrial]) -> None:
-    search = SearchSampler(space("tpe", *AGAINST))
+def test_with_two_objectives_tpe_gets_both_last_values(shown: list[FrozenTrial]) -> None:
+    search = SearchSampler(make_space("tpe", *AGAINST))
     first, second = fed(search, (RUNNING, (0.1, 0.2)), (RUNNING, (0.5, 0.7)))
     search.on_trial_end(dataclasses.replace(second, state=STOPPED, cost=2.0))
     search.ask()
@@ -234,24 +236,26 @@ def test_with_two_objectives_tpe_learns_both_that_a_trial_ended_with(shown: list
 def test_a_diverged_trial_counts_as_the_worst_that_ended(
     goal: tuple[str, ...], worst: float, resumed: bool, shown: list[FrozenTrial]
 ) -> None:
-    of = space("random", *goal)
-    search = SearchSampler(of)
-    maximize = of.metric.mode == "max"
+    space = make_space("random", *goal)
+    search = SearchSampler(space)
+    maximize = space.metric.mode == "max"
     fates = [(RUNNING, (0.1,)), (RUNNING, (0.9,)), (STOPPED, (0.4,)), (STOPPED, (0.3,)), (STOPPED, (0.5,))]
     trials: list[TrialRecord] = []
     for state, values in [*fates, (DIVERGED, (math.nan,))]:
-        trial = dataclasses.replace(opened(len(trials), proposed(search), of.metric.name), maximize=maximize)
+        trial = dataclasses.replace(
+            opened(len(trials), proposed(search), space.metric.name), maximize=maximize
+        )
         search.on_trial_start(trial)
         trials.append(dataclasses.replace(trial, state=state, values=values))
         (search.on_trial_end if state.is_final else search.on_epoch)(trials[-1])
-    (SearchSampler(of, known=trials) if resumed else search).ask()
+    (SearchSampler(space, existing_trials=trials) if resumed else search).ask()
     assert words(shown)[-1] == ("COMPLETE", [worst])
 
 
 def test_a_value_that_is_not_finite_at_a_rung_does_not_count_as_having_reached_it(
     shown: list[FrozenTrial],
 ) -> None:
-    search = SearchSampler(space("tpe"))
+    search = SearchSampler(make_space("tpe"))
     trials = fed(search, *[(RUNNING, (0.1 * number,)) for number in range(4)])
     for trial in trials[:3]:
         search.on_epoch(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
@@ -262,7 +266,7 @@ def test_a_value_that_is_not_finite_at_a_rung_does_not_count_as_having_reached_i
 
 
 def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[FrozenTrial]) -> None:
-    search = SearchSampler(space("tpe"))
+    search = SearchSampler(make_space("tpe"))
     trials = fed(search, *[(RUNNING, (0.1 * number,)) for number in range(4)])
     for trial in trials[:3]:
         search.on_epoch(dataclasses.replace(trial, values=(0.1 * trial.number, 0.5, 0.6)))
@@ -276,14 +280,14 @@ def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[
     assert (shown[4].state.name, shown[4].intermediate_values) == ("PRUNED", {1: 0.9})
 
 
-def test_a_search_that_goes_on_compares_trials_where_it_did(shown: list[FrozenTrial]) -> None:
-    known = fed(SearchSampler(space("tpe")), *[(RUNNING, (0.1, 0.2, 0.6))] * 4)
-    SearchSampler(space("tpe"), known=known).ask()
+def test_a_resumed_search_compares_trials_at_the_same_rung(shown: list[FrozenTrial]) -> None:
+    known = fed(SearchSampler(make_space("tpe")), *[(RUNNING, (0.1, 0.2, 0.6))] * 4)
+    SearchSampler(make_space("tpe"), existing_trials=known).ask()
     assert words(shown) == [("COMPLETE", [0.6])] * 4
 
 
 def test_an_enqueued_trial_is_completed_by_a_sampler_that_knows_all(shown: list[FrozenTrial]) -> None:
-    search = SearchSampler(space("tpe"))
+    search = SearchSampler(make_space("tpe"))
     (trial,) = fed(search, (RUNNING, (0.9,)))
     search.on_trial_end(dataclasses.replace(trial, state=DIVERGED, values=(0.9, math.nan)))
     proposal = search.ask(enqueued=Enqueued(number=7, params={"weight_decay": 0.0625}))
@@ -293,7 +297,7 @@ def test_an_enqueued_trial_is_completed_by_a_sampler_that_knows_all(shown: list[
 
 
 def test_draws_that_do_not_fit_say_nothing_to_the_sampler(shown: list[FrozenTrial]) -> None:
-    search = SearchSampler(space("tpe"))
+    search = SearchSampler(make_space("tpe"))
     answers = iter((True, True, True, False))
     proposed(search, lambda _: next(answers))
     search.ask()
@@ -301,8 +305,8 @@ def test_draws_that_do_not_fit_say_nothing_to_the_sampler(shown: list[FrozenTria
 
 
 def test_what_an_earlier_search_taught_is_not_taken_for_this_ones(shown: list[FrozenTrial]) -> None:
-    (earlier,) = fed(SearchSampler(space("random")), (STOPPED, (0.9,)))
-    search = SearchSampler(space("random"), background=[earlier])
+    (earlier,) = fed(SearchSampler(make_space("random")), (STOPPED, (0.9,)))
+    search = SearchSampler(make_space("random"), warm_start_trials=[earlier])
     fed(search, (STOPPED, (0.9,)))
     search.ask()
     assert words(shown) == [("COMPLETE", [0.9])] * 2
@@ -314,33 +318,33 @@ def test_a_bounded_view_has_what_was_kept_and_what_came_since(
 ) -> None:
     for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
-    known = run(space(kind), [], 13)
-    SearchSampler(space(kind), known=known).ask()
+    known = run(make_space(kind), [], 13)
+    SearchSampler(make_space(kind), existing_trials=known).ask()
     assert len(shown) == size
 
 
 @pytest.mark.parametrize(("kind", "noted"), [("tpe", set()), ("nsga2", {"NSGAIISampler:generation"})])
 def test_only_a_sampler_that_needs_it_has_its_notes_kept(kind: str, noted: set[str]) -> None:
     rows = [{"learning_rate": 0.5, "weight_decay": 0.05}]
-    trials = run(space(kind), [], 8, rows=rows)
-    assert {key for trial in trials for key in trial.memory} == noted
+    trials = run(make_space(kind), [], 8, initial_points=rows)
+    assert {key for trial in trials for key in trial.sampler_state} == noted
 
 
-def test_rows_come_first_and_are_not_drawn() -> None:
+def test_initial_points_come_first() -> None:
     rows = [{"learning_rate": 0.5, "weight_decay": 0.05}, {"learning_rate": 0.25, "weight_decay": 0.0}]
-    drawn = run(space("tpe"), [], 4, rows=rows)
+    drawn = run(make_space("tpe"), [], 4, initial_points=rows)
     assert [dict(trial.parameters) for trial in drawn[:2]] == rows
-    assert run(space("tpe"), drawn[:1], 3, rows=rows) == drawn
+    assert run(make_space("tpe"), drawn[:1], 3, initial_points=rows) == drawn
 
 
-def test_what_cannot_fit_is_drawn_again() -> None:
-    search = SearchSampler(space("random"))
-    free = [proposed(SearchSampler(space("random"))).params["learning_rate"] for _ in range(1)]
+def test_an_infeasible_point_is_drawn_again() -> None:
+    search = SearchSampler(make_space("random"))
+    free = [proposed(SearchSampler(make_space("random"))).params["learning_rate"] for _ in range(1)]
     proposal = proposed(search, lambda parameters: parameters["learning_rate"] == free[0])
     assert proposal.params["learning_rate"] != free[0]
 
 
-def test_earlier_trials_are_learnt_from() -> None:
+def test_the_sampler_gets_warm_start_trials() -> None:
     """Two good trials close together and many bad ones far away: TPE goes where the good ones are."""
     good = [{"learning_rate": 0.5 + i / 1000, "weight_decay": 0.09} for i in range(6)]
     bad = [{"learning_rate": 0.01 + i / 1000, "weight_decay": 0.01} for i in range(24)]
@@ -355,12 +359,12 @@ def test_earlier_trials_are_learnt_from() -> None:
         )
         for number, parameters in enumerate([*good, *bad])
     ]
-    warm = run(space("tpe"), [], 10, background=background)
+    warm = run(make_space("tpe"), [], 10, warm_start_trials=background)
     rates = [trial.parameters["learning_rate"] for trial in warm]
     assert sum(rate > 0.2 for rate in rates) >= 7
 
 
-def test_trials_that_a_changed_space_has_no_place_for_keep_their_numbers() -> None:
-    before = run(space("tpe"), [], 6)
-    after = space("tpe", "parameters.learning_rate.high=0.02")
+def test_trials_outside_a_changed_space_keep_their_numbers() -> None:
+    before = run(make_space("tpe"), [], 6)
+    after = make_space("tpe", "parameters.learning_rate.high=0.02")
     assert run(after, before, 2)[-1].number == 7

@@ -1,4 +1,4 @@
-"""Small spaces: what runs once, what is left, and what a changed space makes of the trials there are."""
+"""Small spaces: which points have run, which are left, and which trials a changed space contains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIX = (
 FIXED = "fixed={layout: cifar}"
 
 
-def space(*more: str, kind: str = "random") -> Space:
+def make_space(*more: str, kind: str = "random") -> Space:
     settings = [
         f"sampler.type={kind}",
         "sampler.n_startup_trials=4",
@@ -32,10 +32,10 @@ def space(*more: str, kind: str = "random") -> Space:
 
 
 def run(
-    of: Space, count: int, known: tuple[TrialRecord, ...] = (), **options: Any
+    space: Space, count: int, known: tuple[TrialRecord, ...] = (), **options: Any
 ) -> tuple[TrialRecord, ...]:
     """At most ``count`` more trials, one at a time; deep and wide ones are the best."""
-    search, trials = SearchSampler(of, known=known, **options), list(known)
+    search, trials = SearchSampler(space, existing_trials=known, **options), list(known)
     for number in range(len(known), len(known) + count):
         proposal = search.ask()
         if proposal is None:
@@ -48,7 +48,7 @@ def run(
             metric="val_accuracy",
             maximize=True,
             values=(),
-            memory=proposal.memory,
+            sampler_state=proposal.sampler_state,
             origin=proposal.origin,
         )
         search.on_trial_start(trial)
@@ -63,40 +63,40 @@ def points(trials: tuple[TrialRecord, ...]) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
 def test_each_point_runs_once_and_then_the_space_is_exhausted(kind: str) -> None:
-    trials = run(space(kind=kind), 24)
+    trials = run(make_space(kind=kind), 24)
     assert len(set(points(trials))) == len(trials) == 6
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
 def test_a_space_may_ask_for_repeats(kind: str) -> None:
-    trials = run(space("sampler.repeats=true", kind=kind), 24)
+    trials = run(make_space("sampler.repeats=true", kind=kind), 24)
     assert len(trials) == 24
     assert len({trial.origin.seed for trial in trials if trial.origin}) == 24
 
 
 def test_where_repeats_are_asked_for_a_draw_is_taken_as_it_is() -> None:
-    assert len(set(points(run(space("sampler.repeats=true"), 6)))) < 6
+    assert len(set(points(run(make_space("sampler.repeats=true"), 6)))) < 6
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2", "grid"])
 @pytest.mark.parametrize("cut", [1, 4])
-def test_a_resumed_search_draws_what_it_would_have(kind: str, cut: int) -> None:
-    of = space(kind=kind)
-    rows = rows_of(of) if kind == "grid" else []
-    whole = run(of, 24, rows=rows)
+def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, cut: int) -> None:
+    space = make_space(kind=kind)
+    rows = rows_of(space) if kind == "grid" else []
+    whole = run(space, 24, initial_points=rows)
     assert len(whole) == 6
-    assert run(of, 24, whole[:cut], rows=rows) == whole
+    assert run(space, 24, whole[:cut], initial_points=rows) == whole
 
 
 def test_a_trial_that_failed_does_not_run_again_either() -> None:
-    of = space()
-    failed = tuple(dataclasses.replace(trial, state=TrialState.FAILED) for trial in run(of, 6))
-    assert run(of, 1, failed) == failed
+    space = make_space()
+    failed = tuple(dataclasses.replace(trial, state=TrialState.FAILED) for trial in run(space, 6))
+    assert run(space, 1, failed) == failed
 
 
 def test_a_continuous_space_is_never_exhausted() -> None:
-    of = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}")
-    assert len(set(points(run(of, 12)))) == 12
+    space = make_space("parameters.drop_path={type: float, low: 0.0, high: 0.1}")
+    assert len(set(points(run(space, 12)))) == 12
 
 
 def rows_of(grid: Space) -> list[dict[str, Any]]:
@@ -108,81 +108,81 @@ def changed(old: Space, new: Space) -> SpaceVersions:
 
 
 def test_a_larger_grid_runs_what_has_not_run() -> None:
-    old = space("parameters.depth.choices=[56]", "budget.trials=3", kind="grid")
-    new = space(kind="grid")
-    before = run(old, 3, rows=rows_of(old))
-    after = run(new, 24, before, rows=rows_of(new), versions=changed(old, new))
+    old = make_space("parameters.depth.choices=[56]", "budget.trials=3", kind="grid")
+    new = make_space(kind="grid")
+    before = run(old, 3, initial_points=rows_of(old))
+    after = run(new, 24, before, initial_points=rows_of(new), versions=changed(old, new))
     assert len(set(points(after))) == len(after) == 6
     assert points(after)[3:] == [tuple(row.values()) for row in rows_of(new)[3:]]
 
 
 def test_a_grid_whose_first_choice_comes_first_runs_no_point_twice() -> None:
     """One more value before the others shifts every point's place in the list."""
-    old = space("parameters.width.choices=[0.5, 1.0]", "budget.trials=4", kind="grid")
-    new = space(kind="grid")
-    before = run(old, 3, rows=rows_of(old))
-    after = run(new, 24, before, rows=rows_of(new), versions=changed(old, new))
+    old = make_space("parameters.width.choices=[0.5, 1.0]", "budget.trials=4", kind="grid")
+    new = make_space(kind="grid")
+    before = run(old, 3, initial_points=rows_of(old))
+    after = run(new, 24, before, initial_points=rows_of(new), versions=changed(old, new))
     assert len(set(points(after))) == len(after) == 6
 
 
 def test_a_grid_with_repeats_starts_over() -> None:
-    of = space("sampler.repeats=true", kind="grid")
-    rows = rows_of(of)
-    whole = run(of, 15, rows=rows)
+    space = make_space("sampler.repeats=true", kind="grid")
+    rows = rows_of(space)
+    whole = run(space, 15, initial_points=rows)
     assert points(whole)[:6] == points(whole)[6:12] == [tuple(row.values()) for row in rows]
-    assert run(of, 7, whole[:8], rows=rows) == whole
+    assert run(space, 7, whole[:8], initial_points=rows) == whole
 
 
 def test_a_row_that_is_added_runs_next() -> None:
-    old = space(kind="tpe")
+    old = make_space(kind="tpe")
     rows = [{"depth": 92, "width": 1.0}, {"depth": 56, "width": 0.25}]
-    before = run(old, 1, rows=rows[:1])
-    after = run(old, 1, before, rows=rows)
+    before = run(old, 1, initial_points=rows[:1])
+    after = run(old, 1, before, initial_points=rows)
     assert [dict(trial.parameters) for trial in after] == rows
 
 
-def test_what_a_changed_space_contains_is_still_learnt_from() -> None:
+def test_the_sampler_keeps_trials_that_a_changed_space_contains() -> None:
     """A parameter more, one less, and a choice less: of each old trial its value there counts."""
-    old = space(kind="tpe")
+    old = make_space(kind="tpe")
     before = run(old, 6)
-    more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = SearchSampler(more, known=before, versions=changed(old, more)).view_trials
+    more = make_space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
+    seen = SearchSampler(more, existing_trials=before, versions=changed(old, more)).view_trials
     assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6, "the default that they ran with"
-    less = space(
+    less = make_space(
         "parameters={width: {type: categorical, choices: [0.25, 0.5, 1.0]}}",
         "fixed={layout: cifar, depth: 92}",
     )
-    seen = SearchSampler(less, known=before, versions=changed(old, less)).view_trials
+    seen = SearchSampler(less, existing_trials=before, versions=changed(old, less)).view_trials
     assert sorted(trial.params["width"] for trial in seen) == [0.25, 0.5, 1.0], "those of depth 92"
-    fewer = space("parameters.depth.choices=[56]", kind="tpe")
-    seen = SearchSampler(fewer, known=before, versions=changed(old, fewer)).view_trials
+    fewer = make_space("parameters.depth.choices=[56]", kind="tpe")
+    seen = SearchSampler(fewer, existing_trials=before, versions=changed(old, fewer)).view_trials
     assert {trial.params["depth"] for trial in seen} == {56}
     assert len(seen) == 3
 
 
 def test_what_an_earlier_search_taught_is_learnt_in_a_changed_space_too() -> None:
-    old = space(kind="tpe")
+    old = make_space(kind="tpe")
     earlier = tuple(dataclasses.replace(trial, origin=None) for trial in run(old, 6))
-    more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = SearchSampler(more, background=earlier, versions=changed(old, more)).view_trials
+    more = make_space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
+    seen = SearchSampler(more, warm_start_trials=earlier, versions=changed(old, more)).view_trials
     assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6
-    fewer = space("parameters.depth.choices=[56]", kind="tpe")
-    seen = SearchSampler(fewer, background=earlier, versions=changed(old, fewer)).view_trials
+    fewer = make_space("parameters.depth.choices=[56]", kind="tpe")
+    seen = SearchSampler(fewer, warm_start_trials=earlier, versions=changed(old, fewer)).view_trials
     assert [trial.params["depth"] for trial in seen] == [56] * 3
 
 
 def test_a_generation_of_another_space_is_forgotten() -> None:
-    old = space(kind="nsga2")
+    old = make_space(kind="nsga2")
     before = run(old, 6)
-    assert any(trial.memory for trial in before)
-    more = space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="nsga2")
-    seen = SearchSampler(more, known=before, versions=changed(old, more)).view_trials
+    assert any(trial.sampler_state for trial in before)
+    more = make_space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="nsga2")
+    seen = SearchSampler(more, existing_trials=before, versions=changed(old, more)).view_trials
     assert [trial.system_attrs for trial in seen] == [{}] * 6
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
-def test_a_search_goes_on_in_a_changed_space(kind: str) -> None:
-    old = space(kind=kind)
+def test_a_search_continues_in_a_changed_space(kind: str) -> None:
+    old = make_space(kind=kind)
     before = run(old, 2)
     for more in (
         ("parameters.depth.choices=[92]",),
@@ -190,7 +190,7 @@ def test_a_search_goes_on_in_a_changed_space(kind: str) -> None:
         ("parameters.drop_path={type: float, low: 0.0, high: 0.1}",),
         ("parameters={width: {type: float, low: 0.2, high: 2.0}}", "fixed={layout: cifar, depth: 56}"),
     ):
-        new = space(*more, kind=kind)
+        new = make_space(*more, kind=kind)
         after = run(new, 3, before, versions=changed(old, new))
         assert after[:2] == before
         assert [trial.origin.space for trial in after if trial.origin] == [1, 1, 2, 2, 2][: len(after)]
@@ -198,8 +198,10 @@ def test_a_search_goes_on_in_a_changed_space(kind: str) -> None:
 
 
 def test_a_space_that_changed_back_knows_its_trials_again() -> None:
-    first, second = space(kind="nsga2"), space("budget.trials=9", kind="nsga2")
-    versions = SpaceVersions(spaces=(first, space("parameters.depth.choices=[92]", kind="nsga2"), second))
+    first, second = make_space(kind="nsga2"), make_space("budget.trials=9", kind="nsga2")
+    versions = SpaceVersions(
+        spaces=(first, make_space("parameters.depth.choices=[92]", kind="nsga2"), second)
+    )
     assert versions.alike == {1, 3}
     before = run(first, 5)
     assert run(first, 1, before)[5].parameters == run(second, 1, before, versions=versions)[5].parameters

@@ -1,4 +1,4 @@
-"""The versions of a search's space, and what trials of a record without any are taken to be."""
+"""The versions of a search's space, and the version of trials in an older record."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_an_older_record_that_nothing_explains_has_trials_without_a_configuratio
     assert [trial.value for trial in found.trials()] == [0.5, 0.5], "their results are there all the same"
 
 
-def test_a_broken_file_is_said_where_nothing_else_is_known(study: optuna.Study) -> None:
+def test_a_broken_space_file_is_reported(study: optuna.Study) -> None:
     fill(study, space(), old=True)
     with pytest.raises(SpaceError, match="is not YAML"):
         read_versions(record(study), broken)

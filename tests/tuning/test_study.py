@@ -1,4 +1,4 @@
-"""The durable record on a real SQLite file: what is written is what a later process reads."""
+"""The durable record on a real SQLite file: a later process reads what was written."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def proposal(learning_rate: float = 0.1, **memory: Any) -> Proposal:
         "step_fractions": CategoricalDistribution(["[40, 60]", "[50]"]),
     }
     params = {"learning_rate": learning_rate, "step_fractions": "[50]"}
-    return Proposal(params=params, distributions=distributions, memory=memory)
+    return Proposal(params=params, distributions=distributions, sampler_state=memory)
 
 
 def create(url: str, name: str = "s", *, maximize: bool = True) -> StudyRecord:
@@ -99,7 +99,7 @@ def test_a_reader_takes_the_only_study_whatever_its_name_and_of_several_none(url
     assert len(StudyRecord.load(url, "other", metric="val_accuracy", any_name=True)) == 1
 
 
-def test_a_record_that_is_not_there_is_refused_and_not_made(tmp_path: Path) -> None:
+def test_a_missing_database_is_refused_and_not_created(tmp_path: Path) -> None:
     path = tmp_path / "study.db"
     with pytest.raises(StorageError, match=r"study\.db, which does not exist"):
         load(f"sqlite:///{path}")
@@ -138,7 +138,7 @@ def test_a_search_whose_folder_was_renamed_is_resumed_under_its_own_name_only(tm
     "url",
     ["nonsense", "nosuchdatabase://host/x", "sqlite:////nowhere/at/all/study.db"],
 )
-def test_a_database_that_is_none_is_refused(url: str) -> None:
+def test_a_file_that_is_no_database_is_refused(url: str) -> None:
     with pytest.raises(StorageError, match="--study: must be the URL of a database that can be reached"):
         create(url)
 
@@ -176,7 +176,7 @@ def test_the_direction_and_the_space_are_kept(url: str, maximize: bool) -> None:
 
 
 @pytest.mark.parametrize("state", FINAL)
-def test_what_was_written_is_what_is_read(state: TrialState, url: str) -> None:
+def test_a_record_reads_back_what_was_written(state: TrialState, url: str) -> None:
     record = create(url)
     number = record.open(proposal()).number
     for epoch, value in enumerate((0.5, 0.75, 0.625), 1):
@@ -223,7 +223,7 @@ def test_each_epochs_device_comes_back(url: str) -> None:
         (TrialState.FAILED, OptunaState.FAIL),
     ],
 )
-def test_optunas_own_state(state: TrialState, expected: OptunaState, url: str) -> None:
+def test_each_state_has_optunas_own_state(state: TrialState, expected: OptunaState, url: str) -> None:
     record = create(url)
     number = record.open(proposal()).number
     record.report(number, 1, metrics(0.5), CONTINUE)
@@ -259,7 +259,7 @@ def test_the_run_id_is_kept_whether_it_comes_in_time_or_late(url: str) -> None:
 
 
 @pytest.mark.parametrize("aside", ["pause", "interrupt"])
-def test_a_trial_that_waits_goes_on_under_its_number(aside: str, url: str) -> None:
+def test_a_paused_trial_continues_under_its_number(aside: str, url: str) -> None:
     record = create(url)
     asked = record.open(proposal())
     record.report(0, 1, metrics(0.5), Verdict(decision=Decision.PAUSE), checkpoint="best.ckpt")
@@ -301,7 +301,7 @@ def test_a_checkpoint_that_fell_out_of_the_best_is_forgotten_though_its_trial_is
 def test_what_a_sampler_noted_on_a_trial_comes_back(url: str) -> None:
     record = create(url)
     record.open(proposal(**{"cma:generation": 3}))
-    assert load(url).trial(0).memory == {"cma:generation": 3}
+    assert load(url).trial(0).sampler_state == {"cma:generation": 3}
 
 
 def test_attributes_of_the_study_come_back_and_change(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The commit of a search: that of a checkout of this project, and of no repository around it."""
+"""The commit of a search: that of a checkout of this project, not of a repository around it."""
 
 from __future__ import annotations
 

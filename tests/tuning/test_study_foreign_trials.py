@@ -1,4 +1,4 @@
-"""A study that other programs have put trials into: theirs are left alone, enqueued ones are run."""
+"""A study with trials of other programs: they are ignored, and enqueued trials are run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tune_rescon.errors import StorageError
 from tune_rescon.reporting import json_text, markdown_text
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation, simulate
-from tune_rescon.tuning import Place, SearchFolder, StudyRecord, list_searches, read_search
+from tune_rescon.tuning import SearchFolder, SearchLocation, StudyRecord, list_searches, read_search
 
 # Each search is a database that is written trial by trial.
 pytestmark = pytest.mark.timeout(20)
@@ -67,7 +67,7 @@ def test_foreign_trials_are_shown_as_foreign_and_ignored(
     foreign = add_foreign(foreign_study(folder))
     before = [foreign_study(folder).trials[number] for number in foreign]
     drive(search)
-    result = read_search(Place(storage=folder.storage), "a")
+    result = read_search(SearchLocation(storage=folder.storage), "a")
     assert result.foreign == foreign
     assert len(result.trials) == 6, "a foreign trial takes none of the budget"
     assert not {trial.number for trial in result.trials} & set(foreign)
@@ -76,7 +76,7 @@ def test_foreign_trials_are_shown_as_foreign_and_ignored(
     assert [foreign_study(folder).trials[number] for number in foreign] == before
     assert "Foreign trials" in markdown_text(result)
     assert json.loads(json_text(result, []))["foreign"] == list(foreign)
-    (listed,) = list_searches(Place(storage=folder.storage))
+    (listed,) = list_searches(SearchLocation(storage=folder.storage))
     assert (listed.ended, listed.problem) == (6, "")
     assert listed.best == max(trial.value for trial in result.trials if trial.epochs == 3)
 
@@ -119,17 +119,17 @@ def test_an_enqueued_trial_is_run_next_with_the_values_it_was_given(
     assert len(trials) == 6
     waiting = [trial.number for trial in study.trials if trial.state is OptunaState.WAITING]
     assert waiting == list(range(number + 1, number + 1 + len(unfit))), "what does not fit is left as it is"
-    assert read_search(Place(storage=folder.storage), "a").foreign == tuple(waiting)
+    assert read_search(SearchLocation(storage=folder.storage), "a").foreign == tuple(waiting)
     # A record with a run that was enqueued is resumed like any other.
     assert len(search.policy()._record) == 6
 
 
-def test_a_search_without_foreign_trials_says_nothing_of_them(
+def test_a_search_without_foreign_trials_does_not_mention_them(
     begin: Callable[..., SimulatedSearch], folder: SearchFolder
 ) -> None:
     search = begin(trials=2)
     simulate(search.policy(), lambda trial: LANDSCAPES["monotone"].curve(trial.number, trial.parameters))
-    result = read_search(Place(storage=folder.storage), "a")
+    result = read_search(SearchLocation(storage=folder.storage), "a")
     assert result.foreign == ()
     assert "Foreign" not in markdown_text(result)
 
@@ -139,7 +139,7 @@ def test_a_search_without_foreign_trials_says_nothing_of_them(
     [("v3.0.0.d", "3.6.0", "optuna storage upgrade"), ("v9.0.0.a", "9.0.0", "Install optuna 9.0.0")],
     ids=["older", "newer"],
 )
-def test_the_tables_of_another_optuna_are_said_in_a_paragraph(
+def test_the_tables_of_another_optuna_are_reported_in_a_paragraph(
     schema: str, writer: str, way_out: str, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"

@@ -1,4 +1,4 @@
-"""A record that stops taking writes while a search runs: a full disk, a file that is gone."""
+"""A record that cannot be written while a search runs: a full disk, a deleted file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tune_rescon.errors import RecordError
 from tune_rescon.tuning import Decision, SearchFolder, StudyRecord
 from tune_rescon.tuning.sql_study_writer import SqlStudyWriter
-from tune_rescon.tuning.stopping_rule import Verdict
+from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import Proposal
 
 CONTINUE = Verdict(decision=Decision.CONTINUE)
@@ -46,7 +46,7 @@ def write_until_full(record: StudyRecord) -> None:
         record.report(0, epoch, {"val_accuracy": 0.5, "x" * 1000: 1.0}, CONTINUE)
 
 
-def test_a_full_disk_is_said_and_what_came_before_is_recorded(
+def test_a_full_disk_is_reported_and_earlier_epochs_are_recorded(
     record: StudyRecord, folder: SearchFolder
 ) -> None:
     fill_disk(record)
@@ -60,7 +60,7 @@ def test_a_full_disk_is_said_and_what_came_before_is_recorded(
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_record_that_is_gone_is_said_and_not_made_again(
+def test_a_deleted_record_is_reported_and_not_created_again(
     closed: bool, record: StudyRecord, folder: SearchFolder
 ) -> None:
     writer = record._writer

@@ -129,7 +129,7 @@ def test_a_promoted_trial_has_each_point_once(tmp_path: Path, space: Space) -> N
     assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5)]
 
 
-def test_a_disk_that_fails_for_a_while_costs_no_point(
+def test_no_point_is_lost_while_the_disk_fails(
     tmp_path: Path, space: Space, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write, calls = tensorboard_callback._TrialFiles.write, iter(range(100))

@@ -1,4 +1,4 @@
-"""A run's storage at a URL: what is taken, sent, fetched and given back, without Ray."""
+"""The storage of a run at a URL: its name, its copies, and what a resume fetches. No Ray is started."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_search_is_at_the_url_once_it_has_begun(options: RunOptions, remote: R
     assert remote.read("s/trials.csv") == b"trial"
 
 
-def test_another_machine_goes_on_from_there(options: RunOptions, tmp_path: Path) -> None:
+def test_another_machine_resumes_from_the_url(options: RunOptions, tmp_path: Path) -> None:
     store = begin(options)
     write(store.folder.path / "study.db", "epoch 1")
     store.close(5)
@@ -99,7 +99,7 @@ def test_a_search_that_has_begun_stays(options: RunOptions, remote: RemoteFolder
     assert store.folder.path.exists()
 
 
-def test_checkpoints_of_trials_the_record_never_heard_of_go(
+def test_checkpoints_of_trials_outside_the_record_are_deleted(
     options: RunOptions, remote: RemoteFolder
 ) -> None:
     begin(options).close(5)
@@ -112,7 +112,7 @@ def test_checkpoints_of_trials_the_record_never_heard_of_go(
     ]
 
 
-def test_losers_are_deleted_there_and_a_keeper_keeps_one(options: RunOptions, remote: RemoteFolder) -> None:
+def test_pruned_checkpoints_are_deleted_at_the_url(options: RunOptions, remote: RemoteFolder) -> None:
     store = begin(options, known=(0, 1))
     for number in (0, 1):
         for name in ("best.ckpt", "last.ckpt"):
@@ -145,7 +145,7 @@ def test_a_url_that_cannot_be_written_begins_nothing(
         (None, "http://mlflow", {"study.db"}, True),
     ],
 )
-def test_what_has_a_server_is_not_copied(
+def test_a_study_on_a_server_is_not_copied(
     study: str | None, tracking: str | None, databases: set[str], lease: bool, options: RunOptions,
     remote: RemoteFolder,
 ) -> None:  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_trial_moves_from_node_to_node(
     assert remote.read("s/checkpoints/trial_0000/last.ckpt") == b"2"
 
 
-def test_what_an_earlier_run_left_on_a_node_is_not_believed(
+def test_files_of_an_earlier_run_on_a_node_are_not_used(
     train: Callable[..., list[str]], remote: RemoteFolder, tmp_path: Path
 ) -> None:
     left = tmp_path / "run 1" / "trial_0000" / "last.ckpt"

@@ -1,4 +1,4 @@
-"""What a warm search keeps of the earlier one, so that a resume learns from the same trials."""
+"""The trials that a new search copies from an earlier one, so that a resume learns from the same ones."""
 
 from __future__ import annotations
 

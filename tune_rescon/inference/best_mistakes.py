@@ -52,12 +52,12 @@ def judge_network(
     # Imported here, because the driver of a search imports torch only at its end.
     from tune_rescon.data import open_dataset
     from tune_rescon.inference.mistakes import find_mistakes
-    from tune_rescon.training.device import place
+    from tune_rescon.training.device import resolve_device
 
     images = result.space.dataset_config(about.config.dataset)
     dataset = open_dataset(images, data_root=data_root, cache_root=cache_root)
     of, split = ("test", dataset.test) if result.space.metric.of_test_images else ("validation", dataset.val)
-    placement = place("auto", precision=about.config.precision)
+    placement = resolve_device("auto", precision=about.config.precision)
     return find_mistakes(network, about, dataset, split, placement=placement, seconds=seconds), of
 
 

@@ -11,20 +11,20 @@ from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage import StorageUrl, local_file
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.weights import load_exported
-from tune_rescon.tuning import Place, SearchFolder, StudyResult, read_search
+from tune_rescon.tuning import SearchFolder, SearchLocation, StudyResult, read_search
 
 __all__ = [
     "load_model",
 ]
 
 
-def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
+def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, TrainedNetwork]:
     """Load the network that ``model`` names, on the CPU and in eval mode, and its metadata.
 
     Args:
         model: Name of a search (for its best trial), ``models:/NAME@ALIAS`` of MLflow, or a file: a
             ``best.ckpt`` or a file written by ``export --format safetensors``.
-        place: Location of the searches.
+        location: Location of the searches.
 
     Raises:
         StorageError: The model does not exist, or its file is damaged or of another kind.
@@ -33,7 +33,7 @@ def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
         # Imported here because it imports MLflow, which no other kind of model needs.
         from tune_rescon.tracking.registry import registered_checkpoint
 
-        with registered_checkpoint(model, tracking_uri=_tracking_uri(place)) as file:
+        with registered_checkpoint(model, tracking_uri=_tracking_uri(location)) as file:
             return load_trained(file)
     path = Path(model)
     # `path.is_file()` would raise if the text is too long for a file name.
@@ -43,7 +43,7 @@ def load_model(model: str, place: Place) -> tuple[nn.Module, TrainedNetwork]:
     if path.suffix or len(path.parts) > 1:
         rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
         raise StorageError(format_error(rule, got=model))
-    with local_file(_best_checkpoint(read_search(place, model, where="MODEL"))) as file:
+    with local_file(_best_checkpoint(read_search(location, model, where="MODEL"))) as file:
         return load_trained(file)
 
 
@@ -66,11 +66,11 @@ def _best_checkpoint(result: StudyResult) -> str:
     return checkpoint
 
 
-def _tracking_uri(place: Place) -> str:
+def _tracking_uri(location: SearchLocation) -> str:
     """Return the value of MLFLOW_TRACKING_URI, or the MLflow store of the storage if it is not set."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    if isinstance(place.storage, StorageUrl):
+    if isinstance(location.storage, StorageUrl):
         rule = "MLflow must be named for a storage at a URL"
         raise StorageError(format_error(rule, got="no MLFLOW_TRACKING_URI", where="MODEL"))
-    return SearchFolder(storage=place.storage.resolve(), name="any").mlflow_uri
+    return SearchFolder(storage=location.storage.resolve(), name="any").mlflow_uri

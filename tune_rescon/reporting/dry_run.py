@@ -20,12 +20,12 @@ from tune_rescon.passwords import hide_passwords
 from tune_rescon.reporting.formatting import duration, format_number
 from tune_rescon.reporting.measured_speed import measure_epochs, speed_words
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
-from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, rung_levels, with_store_size
-from tune_rescon.tuning.auto_words import plan_words
+from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, possible_rungs, with_store_size
 from tune_rescon.tuning.constraints import check_constraints, violation_of
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.prepare import check_external_networks
 from tune_rescon.tuning.resources import slots_here
+from tune_rescon.tuning.stopping.auto_words import plan_words
 
 __all__ = ["print_dry_run"]
 
@@ -53,7 +53,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     space = with_store_size(space, None)
     # The URL of an archive may contain a signature.
     console.print(hide_passwords(dump_space(space)), markup=False, soft_wrap=True)
-    console.print(f"rungs (epochs): {', '.join(map(str, rung_levels(space)))}")
+    console.print(f"rungs (epochs): {', '.join(map(str, possible_rungs(space)))}")
     for line in plan_words(space) if space.scheduler.type == "auto" else [_stopping(space)]:
         console.print(line, soft_wrap=True)
     if space.metric.against:

@@ -31,6 +31,7 @@ from tune_rescon.reporting.formatting import (
 )
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import SearchState, StudyResult
+from tune_rescon.tuning.trial import TABLE_COLUMNS
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import SearchOverview, TrialRecord
@@ -133,33 +134,15 @@ def overviews_json(found: Sequence[SearchOverview]) -> str:
     )
 
 
-_FIGURES: Final = (
-    "search",
-    "trial",
-    "state",
-    "epochs",
-    "value",
-    "best_value",
-    "best_epoch",
-    "seconds",
-    "compute_hours",
-    "device",
-    "params_m",
-    "gmacs",
-)
+_FIGURES: Final = ("search", *TABLE_COLUMNS, "compute_hours", "device", "params_m", "gmacs")
 
 
 def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
     cost = result.costs[trial.number]
     values = {
         "search": result.name,
-        "trial": trial.number,
-        "state": trial.state.value,
-        "epochs": trial.epochs,
-        "value": trial.value,
-        "best_value": trial.best_value,
+        **trial.row(),
         "best_epoch": trial.best_epoch or None,
-        "seconds": round(trial.seconds, 3),
         "compute_hours": result.compute_hours(trial),
         "device": devices_of(trial) or None,
         "params_m": cost.params_m,

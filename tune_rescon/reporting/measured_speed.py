@@ -17,8 +17,8 @@ from tune_rescon.errors import counted
 from tune_rescon.reporting.formatting import duration
 from tune_rescon.spaces import CategoricalParameter, Space, preview, trial_config
 from tune_rescon.tuning import datasets_of
-from tune_rescon.tuning.auto_words import planned_epochs
 from tune_rescon.tuning.resources import memory_signature, slots_here
+from tune_rescon.tuning.stopping.auto_words import planned_epochs
 
 __all__ = ["EFFORTS", "fit_to_hours", "fitting_budget", "measure_epochs", "speed_words"]
 
@@ -80,11 +80,11 @@ def measure_epochs(
 
 def _step_seconds(space: Space, config: TrialConfig, images: DatasetInfo) -> float:
     # Imported here because it imports torch, which a dry run does without.
-    from tune_rescon.training.device import place
+    from tune_rescon.training.device import resolve_device
     from tune_rescon.training.gpu_probe import step_of
 
     resources = space.resources_per_trial
-    placement = place("cuda" if resources.gpus else "cpu", precision=config.precision)
+    placement = resolve_device("cuda" if resources.gpus else "cpu", precision=config.precision)
     step = step_of(config, placement, classes=images.classes, in_channels=images.channels)
     with placement.active(resources.cpu):
         float(step())

@@ -29,7 +29,7 @@ class SharedValue:
 
     #: Some stores cannot refuse an existing name. There, two processes that replace a value within
     #: milliseconds may both believe that they have succeeded, until they read the value again.
-    settle_seconds = 0.5
+    read_back_seconds = 0.5
 
     def __init__(self, folder: RemoteFolder) -> None:
         """Store the value in ``folder``, which must contain nothing else."""

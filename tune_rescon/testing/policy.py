@@ -81,7 +81,7 @@ class SearchPolicy(Protocol):
             error: the text of the exception.
         """
 
-    def worker_died(self, number: int) -> None:
+    def worker_failed(self, number: int) -> None:
         """Record that a trial's process has died. The trial may be handed out again or be given up."""
 
 
@@ -194,9 +194,9 @@ class TunePolicy:
             error: not used.
         """
         del state, checkpoint, error
-        self.worker_died(number)
+        self.worker_failed(number)
 
-    def worker_died(self, number: int, *, on: str | None = None) -> None:
+    def worker_failed(self, number: int, *, on: str | None = None) -> None:
         """End a trial with an error. Tune does not retry the trial itself (``max_failures=0``, its default).
 
         Args:

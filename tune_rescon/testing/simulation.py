@@ -39,10 +39,10 @@ from tune_rescon.tuning import (
     build_result,
     datasets_of,
     default_data_root,
-    make_rule,
+    make_stopping_rule,
     write_atomically,
 )
-from tune_rescon.tuning.plan import make_coordinator, make_plan
+from tune_rescon.tuning.assembly import make_coordinator, make_plan
 from tune_rescon.tuning.resume import check_changes
 from tune_rescon.tuning.space_versions import read_versions, record_version
 from tune_rescon.tuning.study import METRIC_AT
@@ -79,7 +79,7 @@ class SimulatedSearch:
             slots: number of trials that run at once; the scheduler ``auto`` plans with it.
         """
         self._space = space
-        self._rule = rule or (lambda: make_rule(self._space, slots=slots))
+        self._rule = rule or (lambda: make_stopping_rule(self._space, slots=slots))
         self._clock = clock
         self._now_ms = None if clock is None else _from_now(clock)
         self._storage: BaseStorage = InMemoryStorage()
@@ -110,7 +110,7 @@ class SimulatedSearch:
         """Return a driver's coordinator: new, or resuming from the trials in the record."""
         record, now = self._record(), self._clock() if self._clock else 0.0
         return make_coordinator(
-            make_plan(self._costs, record, driven=now, now=now),
+            make_plan(self._costs, record, elapsed_seconds=now, now=now),
             record,
             self._rule(),
             self._versions,
@@ -342,7 +342,7 @@ class _Driver:
         """Advance to the next event: an epoch ends, kills its worker, or raises."""
         self._world.now, _, run = heapq.heappop(self._events)
         if run.dies:
-            self._worker_died(run)
+            self._worker_failed(run)
         elif run.epoch == run.curve.crashes_at:
             self._crash(run)
         else:
@@ -388,10 +388,10 @@ class _Driver:
         else:
             self._idle.append(run.worker)
 
-    def _worker_died(self, run: _Running) -> None:
+    def _worker_failed(self, run: _Running) -> None:
         self._log(run, None)
         self._world.deaths[run.trial.number] += 1
-        self._policy.worker_died(run.trial.number)
+        self._policy.worker_failed(run.trial.number)
         self._idle.append(run.worker)
 
     def _crash(self, run: _Running) -> None:

@@ -205,7 +205,7 @@ def _report(task: TrialTask, *, seconds: float, death: _Death | None = None) -> 
         done.die(death, epoch=0, reported=False)
         # As in a real trial, epochs that are missing from the record are reported again: the driver lost
         # them.
-        for epoch in range(min(done.read(), task.recorded) + 1, task.epochs + 1):
+        for epoch in range(min(done.read(), task.epochs_in_study) + 1, task.epochs + 1):
             time.sleep(seconds)
             done.write(max(epoch, done.read()))
             value = curve.at(epoch)

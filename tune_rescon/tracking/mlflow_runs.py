@@ -33,6 +33,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from tune_rescon.config import trial_name
 from tune_rescon.tracking.champion import ID_TAG, champion_label, load_exporter, register_champion
 from tune_rescon.tracking.messages import (
     ACTIVE,
@@ -294,9 +295,8 @@ class MlflowRunSync:
             TRIAL_TAG: str(view.number),
             STATE_TAG: ACTIVE,
         }
-        name = f"trial_{view.number:04d}"
         run = self._client.create_run(
-            self._experiment_id, start_time=view.started_ms, tags=tags, run_name=name
+            self._experiment_id, start_time=view.started_ms, tags=tags, run_name=trial_name(view.number)
         )
         return str(run.info.run_id)
 

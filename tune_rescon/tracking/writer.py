@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from tune_rescon.config import trial_name
 from tune_rescon.tracking.messages import ACTIVE, Destination, TrialRunState, View
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy, Sink, WorkerProcess
 
@@ -47,14 +48,14 @@ class UpdateQueue:
     is held back for a moment, so that a trial with short epochs needs one request and not ten.
     """
 
-    def __init__(self, *, settle: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, debounce: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Create an empty queue.
 
         Args:
-            settle: Seconds for which the view of an active run is held back.
+            debounce: Seconds for which the view of an active run is held back.
             clock: Returns the time in seconds.
         """
-        self._settle = settle
+        self._debounce = debounce
         self._clock = clock
         self._changed = threading.Condition()
         self._waiting: dict[Hashable, _Waiting] = {}
@@ -121,7 +122,7 @@ class UpdateQueue:
                 self._waiting |= {key: newer, _SEARCH_END: end}
 
     def _due(self, view: View) -> float:
-        return self._clock() + (self._settle if view.state == ACTIVE else 0.0)
+        return self._clock() + (self._debounce if view.state == ACTIVE else 0.0)
 
 
 def _key(view: View) -> Hashable:
@@ -142,7 +143,7 @@ LONGEST_PAUSE: Final = 15.0
 LAST_CALL: Final = 5.0
 
 #: Seconds for which the view of an active run is held back. All updates in that time are one request.
-SETTLE: Final = 0.5
+DEBOUNCE_SECONDS: Final = 0.5
 
 #: Pause after a call while the search runs, as a multiple of the call's duration. A server may share its
 #: machine with the trials, a database may share its disk with the record, and a remote server has other
@@ -185,7 +186,7 @@ class MlflowWriter:
         """
         self._uri = destination.uri
         self._worker = open_worker(destination)
-        self._queue = UpdateQueue(settle=SETTLE)
+        self._queue = UpdateQueue(debounce=DEBOUNCE_SECONDS)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
         self._known: set[int] = set()
         self._delay = 0.0
@@ -298,7 +299,7 @@ class MlflowWriter:
         self._refused += updates
         if words != self._refusal:
             self._refusal = words
-            what = f"trial_{view.number:04d}" if isinstance(view, TrialRunState) else "the search itself"
+            what = trial_name(view.number) if isinstance(view, TrialRunState) else "the search itself"
             self._report(f"MLflow refuses an update of {what}, which is left out: {words}")
 
     def _report(self, text: str) -> None:

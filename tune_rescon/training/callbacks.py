@@ -43,7 +43,7 @@ class Preempted(Exception):  # noqa: N818 - a message to the caller that request
             epoch: the interrupted epoch, counted from 1.
             batches: batches of that epoch that were trained.
         """
-        super().__init__(f"left after {batches} batches of epoch {epoch}")
+        super().__init__(f"preempted after {batches} batches of epoch {epoch}")
         self.epoch = epoch
         self.batches = batches
 
@@ -57,25 +57,25 @@ class StopOnPreemption(Callback):
 
     def __init__(
         self,
-        leave: Callable[[], bool],
+        is_preempted: Callable[[], bool],
         keeper: CheckpointWriter | None,
         on_note: OnMessage,
         *,
-        settle: Callable[[], None],
+        report_due: Callable[[], None],
     ) -> None:
         """Create the callback.
 
         Args:
-            leave: returns True when the training is to stop; called often.
+            is_preempted: returns True when the training is to stop; called often.
             keeper: writes the checkpoint; None writes none.
             on_note: called with each message to the user.
-            settle: reports the last epoch, if its files were still being written
-                (:meth:`.EpochReporter.settle`).
+            report_due: reports the last epoch, if its files were still being written
+                (:meth:`.EpochReporter.report_due`).
         """
-        self._leave = leave
+        self._is_preempted = is_preempted
         self._keeper = keeper
         self._on_note = on_note
-        self._settle = settle
+        self._report_due = report_due
 
     @override
     def on_train_batch_end(
@@ -90,9 +90,9 @@ class StopOnPreemption(Callback):
             StoppedByReport: the last epoch's report, which was still due, ended the trial.
         """
         batches, epoch = batch_idx + 1, trainer.current_epoch + 1
-        if batches == trainer.num_training_batches or not self._leave():
+        if batches == trainer.num_training_batches or not self._is_preempted():
             return
-        self._settle()
+        self._report_due()
         if self._keeper is not None:
             for note in self._keeper.save_mid_epoch(trainer, epoch, batches):
                 self._on_note(note)
@@ -107,8 +107,8 @@ class StopOnPreemption(Callback):
             StoppedByReport: this epoch's report, which was still due, ended the trial.
         """
         epoch = trainer.current_epoch + 1
-        if epoch != trainer.max_epochs and not trainer.should_stop and self._leave():
-            self._settle()
+        if epoch != trainer.max_epochs and not trainer.should_stop and self._is_preempted():
+            self._report_due()
             raise Preempted(epoch + 1, 0)
 
 

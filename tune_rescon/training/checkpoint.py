@@ -136,7 +136,7 @@ def copy_to_host(values: Any) -> Any:
     """
     copies: _Copies = {}
     copied = _copied(values, copies)
-    for device in {place[0] for place in copies}:
+    for device in {key[0] for key in copies}:
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
     return copied
@@ -148,12 +148,12 @@ _Copies = dict[tuple[torch.device, int, torch.Size, tuple[int, ...], torch.dtype
 
 def _copied(values: Any, copies: _Copies) -> Any:
     if isinstance(values, Tensor):
-        place = (values.device, values.data_ptr(), values.shape, values.stride(), values.dtype)
-        if place not in copies:
-            copies[place] = _host_copy(values)
-        return copies[place]
+        key = (values.device, values.data_ptr(), values.shape, values.stride(), values.dtype)
+        if key not in copies:
+            copies[key] = _host_copy(values)
+        return copies[key]
     if isinstance(values, dict):
-        # A network's state is a dict with an attribute of its own, the versions of its layers.
+        # A network's state is a dict that also has an attribute, the versions of its layers.
         copied = copy.copy(values)
         copied.update((key, _copied(value, copies)) for key, value in values.items())
         return copied

@@ -34,7 +34,7 @@ __all__ = [
     "generator_states",
     "oldest_driver",
     "own_generator",
-    "place",
+    "resolve_device",
     "restore_generators",
     "seed_epoch",
 ]
@@ -273,7 +273,7 @@ class DeviceConfig:
                 torch.set_float32_matmul_precision(matmul)
 
 
-def place(device: str, *, precision: str) -> DeviceConfig:
+def resolve_device(device: str, *, precision: str) -> DeviceConfig:
     """Return the device and precision that ``device`` and ``precision`` select.
 
     Args:

@@ -38,30 +38,29 @@ class EpochReporter(Callback):
 
     It follows the callbacks that act on the network, because it closes the epoch: it writes the best network,
     then the checkpoint, then reports. A crash between two of these either repeats the epoch, which writes and
-    reports the same values again, or leaves the report in the checkpoint's record.
+    reports the same values again, or leaves the report in the checkpoint's metadata.
 
-    With ``background`` a thread writes the files while the next epoch's first steps run. The report follows
-    the step in which the files became durable. If the report ends the trial, these steps are discarded: no
-    file and no report has anything of them.
+    A thread may write the files while the next epoch's first steps run. The report then follows the step in
+    which the files became durable. If the report ends the trial, these steps are discarded: no file and no
+    report contains anything of them.
     """
 
     def __init__(
         self,
-        record: CheckpointMetadata,
+        metadata: CheckpointMetadata,
         on_epoch: Callable[[EpochReport], None],
         on_note: OnMessage,
         *,
         keeper: CheckpointWriter | None,
         judged: str = "val",
         peers: ProcessGroup = SINGLE_PROCESS,
-        background: bool = False,
         utilisation: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Continue from the epochs trained before.
 
         Args:
-            record: the trial and its epochs so far.
+            metadata: the trial and its epochs so far.
             on_epoch: called with the report of each epoch.
             on_note: called with each message to the user.
             keeper: writes the files; None writes none.
@@ -69,15 +68,13 @@ class EpochReporter(Callback):
                 once.
             peers: the processes of the trial, each of which has a reporter. If the first one's report ends
                 the trial, the trial ends in all of them.
-            background: a thread writes the files. Only for a trial of one process: several processes report
-                an epoch together, after the same step.
             utilisation: returns how busy the GPU was since the last call, 0..1, or nan; None: the trial has
                 no GPU, and reports no metric of ``GPU_METRICS`` but its memory.
             clock: returns seconds.
         """
-        self.record = record
+        self.metadata = metadata
         self.stopped_by: BaseException | None = None
-        self._background = background and keeper is not None
+        self._background = keeper is not None and keeper.background
         self._due: dict[str, float] | None = None
         self._utilisation = utilisation
         self._on_epoch, self._on_note = on_epoch, on_note
@@ -97,7 +94,7 @@ class EpochReporter(Callback):
     ) -> None:
         """Save the trial's identity and history, and the state of an unfinished epoch."""
         assert isinstance(pl_module, TrialModule)
-        checkpoint["trial"] = self.record.to_dict()
+        checkpoint["trial"] = self.metadata.to_dict()
         checkpoint["epoch_so_far"] = {
             "seconds": self._clock() - self._started,
             "trained_seconds": self._trained - self._started,
@@ -136,7 +133,7 @@ class EpochReporter(Callback):
 
         After the epoch's last step the optimiser has the next step's.
         """
-        rate, factor = trainer.optimizers[0].param_groups[0]["lr"], self.record.config.classifier_lr_mult
+        rate, factor = trainer.optimizers[0].param_groups[0]["lr"], self.metadata.config.classifier_lr_mult
         self._learning_rate = float(rate) / factor
 
     @override
@@ -152,9 +149,9 @@ class EpochReporter(Callback):
         """
         if self._due is not None and self._keeper is not None and self._keeper.is_written:
             begun = self._clock()
-            self.settle()
+            self.report_due()
             self._reporting = self._clock() - begun  # not a part of this epoch's training
-        self.record = dataclasses.replace(self.record, batches=batch_idx + 1)
+        self.metadata = dataclasses.replace(self.metadata, batches=batch_idx + 1)
         self._images += len(batch[0])
         self._trained = self._clock()
         if self._first_step is None:
@@ -192,13 +189,13 @@ class EpochReporter(Callback):
         Raises:
             StoppedByReport: the epoch before was still due, and its report ended the trial.
         """
-        self.settle()
+        self.report_due()
         metrics = self._measure(pl_module)
-        self.record = self.record.extended(metrics)
+        self.metadata = self.metadata.extended(metrics)
         more = trainer.current_epoch + 1 != trainer.max_epochs
         if self._keeper is not None:
             assert isinstance(pl_module, TrialModule)
-            epoch = len(self.record.history)
+            epoch = len(self.metadata.history)
             self._keeper.keep(trainer, pl_module, epoch, metrics, background=self._background and more)
         seconds = self._clock() - self._started
         self._due = metrics | {"epoch_seconds": seconds} | self._gpu_use(metrics["epoch_seconds"], seconds)
@@ -207,8 +204,8 @@ class EpochReporter(Callback):
         if self._peers.broadcast(self.stopped_by is not None):
             trainer.should_stop = True
 
-    def settle(self) -> None:
-        """Report the last epoch, if that is still due, once its files are durable.
+    def report_due(self) -> None:
+        """Report the last epoch once its files are durable, if it is not reported yet.
 
         Raises:
             StoppedByReport: the report ended the trial; :attr:`stopped_by` has the report's exception.
@@ -218,10 +215,10 @@ class EpochReporter(Callback):
             raise StoppedByReport
 
     def finish(self, *, report: bool = True) -> None:
-        """Wait for the files of the last epoch and report it, if that is still due.
+        """Wait for the files of the last epoch and report it, if it is not reported yet.
 
         Args:
-            report: False only waits. The report is then left in the checkpoint's record.
+            report: False only waits. A resumed trial then reports the epoch from the checkpoint's metadata.
         """
         metrics, self._due = self._due, None
         if metrics is None:
@@ -239,7 +236,7 @@ class EpochReporter(Callback):
     def report_diverged(self, pl_module: pl.LightningModule) -> None:
         """Report an epoch that ended with :class:`Diverged`; none of its files are written."""
         metrics = self._measure(pl_module) | {"train_loss": math.nan}
-        self.record = self.record.extended(metrics)
+        self.metadata = self.metadata.extended(metrics)
         self._report(metrics)
 
     def _measure(self, pl_module: pl.LightningModule) -> dict[str, float]:
@@ -292,14 +289,14 @@ class EpochReporter(Callback):
         peak = peak_memory_mb(pl_module.device)
         if peak is None:
             return {}
-        before = [epoch[PEAK_MEMORY] for epoch in self.record.history if PEAK_MEMORY in epoch]
+        before = [epoch[PEAK_MEMORY] for epoch in self.metadata.history if PEAK_MEMORY in epoch]
         return {PEAK_MEMORY: max([self._peers.all_reduce_max(peak), *before])}
 
     def _report(self, metrics: dict[str, float]) -> None:
         keeper = self._keeper
         self._on_epoch(
             EpochReport(
-                epoch=len(self.record.history),
+                epoch=len(self.metadata.history),
                 metrics=metrics,
                 checkpoint=keeper.checkpoint if keeper else None,
                 best_checkpoint=keeper.best_checkpoint if keeper else None,

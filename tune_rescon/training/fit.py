@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 
 from tune_rescon.data import ImageDataModule, ImageDataset
@@ -66,7 +67,7 @@ class TrialProcess:
 
     All of them call ``train_trial``, each with its own folder; the first one's folder counts.
     """
-    leave: Callable[[], bool] = messages.never
+    is_preempted: Callable[[], bool] = messages.never
     """Polled after each training batch and after each epoch's report.
 
     If it returns True, the trial is written to ``last.ckpt`` as it is, also within an epoch, and ends; the
@@ -74,8 +75,8 @@ class TrialProcess:
     processes.
     """
     background_writes: bool | None = None
-    """Whether a thread writes an epoch's files while the first steps of the next epoch run; None: on a GPU,
-    which would be idle meanwhile. A trial of several processes never does."""
+    """Whether a thread writes an epoch's files while the first steps of the next epoch run. None: on a GPU,
+    because it would be idle during the writing. A trial of several processes never does."""
     gpu_reading: Callable[[], float] | None = None
     """Returns how busy the GPU is, 0..1; called once a second on a thread. None asks NVML about a GPU, if the
     package nvidia-ml-py is installed, and a CPU trial reads nothing."""
@@ -129,7 +130,7 @@ class FitAttempt:
     @property
     def batch_images(self) -> int:
         """Images in the largest share of a training batch, for which one process must find memory."""
-        return self.peers.largest_share(min(self.start.record.config.batch_size, len(self.dataset.train)))
+        return self.peers.largest_share(min(self.start.metadata.config.batch_size, len(self.dataset.train)))
 
     def run(self, on_epoch: Callable[[EpochReport], None]) -> Retry | None:
         """Train from ``start`` to the last epoch.
@@ -150,51 +151,23 @@ class FitAttempt:
     def _train(
         self, on_epoch: Callable[[EpochReport], None], utilisation: Callable[[], float] | None
     ) -> Retry | None:
-        record, on_note = self.start.record, self.process.on_note
-        judged: Part = "test" if self._once else "val"
         # Reset the peak: the memory that a failed attempt used does not count as the trial's.
         count_peak(self.placement.device)
-        data = ImageDataModule(
-            self.dataset,
-            record.config,
-            image_size=record.spec.image_size,
-            seed=record.seed,
-            judged=judged,
-            share=self.peers.share,
-            done=(len(record.history), record.batches),
-        )
+        data = self._data()
         module = self._module(len(data.train_dataloader()), compiling=self._compiling())
         keeper = self._keeper()
         reporter = EpochReporter(
-            record,
+            self.start.metadata,
             on_epoch,
-            on_note,
+            self.process.on_note,
             keeper=keeper,
-            judged=judged,
+            judged=self._judged,
             peers=self.peers,
-            background=self._background,
             utilisation=utilisation,
         )
-        frozen = record.config.freeze_epochs
-        trainer = make_trainer(
-            epochs=record.epochs,
-            placement=self.placement,
-            gradient_clip=record.config.gradient_clip,
-            validate_every=record.epochs if self._once else 1,
-            scaler=module.scaler,
-            callbacks=[
-                SeedEpochs(record.seed, self.peers.share.rank),
-                FreezeTrunk(frozen),
-                AverageWeights(),
-                FiniteLoss(),
-                PreciseBatchNorm(record.config.precise_bn_batches, done=record.batches, frozen=frozen),
-                EpochProgress(self.process.on_progress),
-                reporter,
-                StopOnPreemption(self.process.leave, keeper, on_note, settle=reporter.settle),
-            ],
-        )
+        trainer = self._trainer(module, reporter, keeper)
         try:
-            with _settled(reporter), self.peers.propagate_errors(Diverged):
+            with _reported(reporter), self.peers.propagate_errors(Diverged):
                 fit(trainer, module, data, self.start.checkpoint)
         except StoppedByReport:
             assert reporter.stopped_by is not None
@@ -208,17 +181,54 @@ class FitAttempt:
             raise reporter.stopped_by
         return None
 
+    def _data(self) -> ImageDataModule:
+        metadata = self.start.metadata
+        return ImageDataModule(
+            self.dataset,
+            metadata.config,
+            image_size=metadata.spec.image_size,
+            seed=metadata.seed,
+            judged=self._judged,
+            share=self.peers.share,
+            done=(len(metadata.history), metadata.batches),
+        )
+
+    def _trainer(
+        self, module: TrialModule, reporter: EpochReporter, keeper: CheckpointWriter | None
+    ) -> pl.Trainer:
+        metadata, process = self.start.metadata, self.process
+        config, frozen = metadata.config, metadata.config.freeze_epochs
+        return make_trainer(
+            epochs=metadata.epochs,
+            placement=self.placement,
+            gradient_clip=config.gradient_clip,
+            validate_every=metadata.epochs if self._once else 1,
+            scaler=module.scaler,
+            callbacks=[
+                SeedEpochs(metadata.seed, self.peers.share.rank),
+                FreezeTrunk(frozen),
+                AverageWeights(),
+                FiniteLoss(),
+                PreciseBatchNorm(config.precise_bn_batches, done=metadata.batches, frozen=frozen),
+                EpochProgress(process.on_progress),
+                reporter,
+                StopOnPreemption(
+                    process.is_preempted, keeper, process.on_note, report_due=reporter.report_due
+                ),
+            ],
+        )
+
     @property
     def recorder(self) -> GraphCapture | None:
         """The recorder of the training steps; None if they are not recorded."""
-        record = self.start.record
+        metadata = self.start.metadata
         if not self.record_steps:
             return None
         return choose_recorder(
-            record.config,
+            metadata.config,
             self.placement,
-            micro_batches=record.micro_batches,
-            recomputes=record.recomputes,
+            micro_batches=metadata.micro_batches,
+            recomputes=metadata.recomputes,
             watch=self.watch,
         )
 
@@ -228,15 +238,20 @@ class FitAttempt:
         return is_test_metric(self.objective.metric)
 
     @property
+    def _judged(self) -> Part:
+        """The split that validations evaluate."""
+        return "test" if self._once else "val"
+
+    @property
     def _background(self) -> bool:
         """True if a thread writes an epoch's files while the next epoch begins."""
         asked = self.process.background_writes
         return self.peers.alone and (self.placement.device.type == "cuda" if asked is None else asked)
 
     def _compiling(self) -> bool:
-        record = self.start.record
+        metadata = self.start.metadata
         compiling, less = choose_compiling(
-            record.config.compile, self.placement.device, recomputes=record.recomputes
+            metadata.config.compile, self.placement.device, recomputes=metadata.recomputes
         )
         if less is not None:
             self.process.on_note(less)
@@ -248,8 +263,8 @@ class FitAttempt:
         First drop CUDA graphs, which only save time. Then recompute activations, which only costs time. Then
         compute less at once: halve the micro-batches. Last, free the dataset's images on the device.
         """
-        record, images = self.start.record, self.batch_images
-        count, recomputes = record.micro_batches, record.recomputes
+        metadata, images = self.start.metadata, self.batch_images
+        count, recomputes = metadata.micro_batches, metadata.recomputes
         if isinstance(error, RecordingError):
             return Retry(micro_batches=count, recomputes=recomputes, note=messages.unrecorded(str(error)))
         if not ran_out_of_memory(error):
@@ -257,7 +272,7 @@ class FitAttempt:
         if self.recorder is not None:
             note = messages.too_large_to_record(images)
             return Retry(micro_batches=count, recomputes=recomputes, note=note, overrun=True)
-        if not recomputes and recomputation(record.config, record.spec) == "auto":
+        if not recomputes and recomputation(metadata.config, metadata.spec) == "auto":
             note = messages.recomputing(images, pieces=count)
             return Retry(micro_batches=count, recomputes=True, note=note, overrun=True)
         more = twice_as_many(count, images=images)
@@ -271,33 +286,33 @@ class FitAttempt:
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
     def _module(self, steps_per_epoch: int, *, compiling: bool) -> TrialModule:
-        record = self.start.record
-        seed_epoch(record.seed, 0)
+        metadata = self.start.metadata
+        seed_epoch(metadata.seed, 0)
         fresh = self.start.checkpoint is None
-        network = build_described(record.spec, pretrained=fresh and record.config.pretrained)
-        if fresh and record.config.init_from is not None:
-            external = isinstance(record.spec, ExternalSpec)
-            read_initial(record.config.init_from, external=external).load_into(network)
+        network = build_described(metadata.spec, pretrained=fresh and metadata.config.pretrained)
+        if fresh and metadata.config.init_from is not None:
+            external = isinstance(metadata.spec, ExternalSpec)
+            read_initial(metadata.config.init_from, external=external).load_into(network)
         return TrialModule(
             network,
-            record.config,
+            metadata.config,
             StepExecution(
                 placement=self.placement,
-                micro_batches=record.micro_batches,
+                micro_batches=metadata.micro_batches,
                 compiling=compiling,
-                recomputes=record.recomputes,
+                recomputes=metadata.recomputes,
                 recorder=self.recorder,
                 class_weights=self._class_weights(),
             ),
             classes=self.dataset.classes,
-            epochs=record.epochs,
+            epochs=metadata.epochs,
             steps_per_epoch=steps_per_epoch,
             eval_metrics=self._eval_metrics(),
             peers=self.peers,
         )
 
     def _class_weights(self) -> tuple[float, ...] | None:
-        if self.start.record.config.class_weights == "none":
+        if self.start.metadata.config.class_weights == "none":
             return None
         return balanced_class_weights(self.dataset.train.labels_N, self.dataset.classes)
 
@@ -309,13 +324,19 @@ class FitAttempt:
     def _keeper(self) -> CheckpointWriter | None:
         if self.folder is None or not self.peers.first:
             return None
-        return CheckpointWriter(self.folder, self.objective, best=self.start.best, about=self._about)
+        return CheckpointWriter(
+            self.folder,
+            self.objective,
+            best=self.start.best,
+            about=self._about,
+            background=self._background,
+        )
 
     def _about(self, epoch: int, metrics: Mapping[str, float]) -> TrainedNetwork:
-        record = self.start.record
+        metadata = self.start.metadata
         return TrainedNetwork(
-            spec=record.spec,
-            config=record.config,
+            spec=metadata.spec,
+            config=metadata.config,
             class_names=self.dataset.class_names,
             mean=self.dataset.mean,
             std=self.dataset.std,
@@ -324,14 +345,14 @@ class FitAttempt:
             interpolation=self.dataset.interpolation,
             levels=self.dataset.levels,
             dataset=self.dataset.digest,
-            seed=record.seed,
+            seed=metadata.seed,
             epoch=epoch,
             metrics=metrics,
         )
 
 
 @contextlib.contextmanager
-def _settled(reporter: EpochReporter) -> Iterator[None]:
+def _reported(reporter: EpochReporter) -> Iterator[None]:
     """Report the last epoch, whose files were still being written, if the block ends within the next one.
 
     On Ctrl-C and the like only wait for its files: a resumed trial reports it.

@@ -15,7 +15,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_described, describe_network
 from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import HangWatchdog, choose_recorder
-from tune_rescon.training.device import DeviceConfig, place
+from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.training.memory import recomputation
 from tune_rescon.training.module import StepExecution, TrialModule
 
@@ -72,7 +72,7 @@ def build_step(
         checkpoint_activations=checkpoint_activations,
         cuda_graphs=cuda_graphs,
     )
-    return step_of(config, place(device, precision=config.precision), classes=CLASSES, in_channels=3)
+    return step_of(config, resolve_device(device, precision=config.precision), classes=CLASSES, in_channels=3)
 
 
 def step_of(

@@ -10,7 +10,7 @@ import torch
 
 from tune_rescon.errors import ResourceError, format_error
 from tune_rescon.models import NetworkDescription, build_described
-from tune_rescon.training.device import own_generator, place
+from tune_rescon.training.device import own_generator, resolve_device
 
 __all__ = ["measure_latency"]
 
@@ -42,7 +42,7 @@ def measure_latency(spec: NetworkDescription, device: str) -> float:
         rule = "must be a device of the machine on which the search is started"
         got = "cuda, and torch finds no GPU here"
         raise ResourceError(format_error(rule, got=got, where="constraints.latency_ms.device"))
-    placement = place(device, precision="fp32")
+    placement = resolve_device(device, precision="fp32")
     with own_generator(placement.device), placement.active(threads=1), torch.inference_mode():
         network = placement.network(build_described(spec)).eval()
         images_BCHW = placement.images(torch.rand(1, spec.in_channels, spec.image_size, spec.image_size))

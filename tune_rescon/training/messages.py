@@ -23,10 +23,10 @@ __all__ = [
     "is_better",
     "known_to_recompute",
     "known_too_large",
-    "left",
-    "left_unwritten",
+    "mid_epoch_unwritten",
     "never",
     "no_fp16",
+    "preempted",
     "recomputing",
     "smaller",
     "stalled",
@@ -192,7 +192,7 @@ def _each(images: int, pieces: int) -> str:
     return f"{least} to {least + 1}" if rest else str(least)
 
 
-def left_unwritten(epoch: int, batches: int, error: OSError) -> str:
+def mid_epoch_unwritten(epoch: int, batches: int, error: OSError) -> str:
     """Return the message that the checkpoint within an epoch could not be written.
 
     Args:
@@ -200,18 +200,18 @@ def left_unwritten(epoch: int, batches: int, error: OSError) -> str:
         batches: batches of the epoch that were trained.
         error: the error of the write.
 
-    >>> left_unwritten(3, 117, OSError(28, "No space left on device"))
+    >>> mid_epoch_unwritten(3, 117, OSError(28, "No space left on device"))
     'the checkpoint after 117 batches of epoch 3 could not be written (No space left on device)'
     """
     return f"the checkpoint after {batches} batches of epoch {epoch} could not be written ({_cause(error)})"
 
 
-def left(epoch: int, batches: int) -> str:
+def preempted(epoch: int, batches: int) -> str:
     """Return the message that a trial's process was preempted after ``batches`` batches of ``epoch``.
 
-    >>> left(3, 117)
+    >>> preempted(3, 117)
     'its process was asked to end, after 117 batches of epoch 3; another process continues'
-    >>> left(3, 0)
+    >>> preempted(3, 0)
     'its process was asked to end, after epoch 2; another process continues'
     """
     place = f"{batches} batches of epoch {epoch}" if batches else f"epoch {epoch - 1}"

@@ -15,7 +15,7 @@ from tune_rescon.models import ExternalSpec, NetworkDescription, describe_networ
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.cuda_graphs import HangWatchdog
-from tune_rescon.training.device import own_generator, place
+from tune_rescon.training.device import own_generator, resolve_device
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.fit import FitAttempt, TrialProcess
 from tune_rescon.training.memory import Shape, recomputation, release_memory
@@ -57,7 +57,7 @@ def check_shares(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset
 
 
 def find_start_together(
-    record: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage, peers: ProcessGroup
+    metadata: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage, peers: ProcessGroup
 ) -> ResumePoint:
     """Run :func:`.find_resume_point` in the first process and send the others the checkpoint it finds.
 
@@ -65,7 +65,7 @@ def find_start_together(
     folder is replaced, or deleted if the first process found no checkpoint.
 
     Args:
-        record: the trial, before its first epoch.
+        metadata: the trial, before its first epoch.
         folder: this process's checkpoint folder; None keeps no checkpoints.
         on_note: called with each message to the user.
         peers: the processes that train the trial together.
@@ -77,12 +77,12 @@ def find_start_together(
         StorageError: as :func:`.find_resume_point`.
     """
     if peers.alone or folder is None:
-        return find_resume_point(record, folder, on_note)
+        return find_resume_point(metadata, folder, on_note)
     if not peers.first:
         folder.create()
         peers.share_file(folder.last)
-        return find_resume_point(record, folder, on_note)
-    start = find_resume_point(record, folder, on_note)
+        return find_resume_point(metadata, folder, on_note)
+    start = find_resume_point(metadata, folder, on_note)
     peers.share_file(folder.last)
     return start
 
@@ -108,8 +108,9 @@ def train_trial(
 
     Each epoch is trained, validated, written to ``last.ckpt``, and only then passed to ``on_epoch``. A trial
     that was interrupted and resumed reports the same values as one that was not: on a CPU to the last bit,
-    apart from times. A trial that has no epochs left returns without a report; ``recorded_epochs`` returns
-    the epochs reported before. If the training loss is not finite, the trial ends after one report with nan.
+    apart from times. A trial that has no epochs left returns without a report;
+    ``epochs_in_checkpoint`` returns the epochs reported before. If the training loss is not finite, the
+    trial ends after one report with nan.
 
     The trial survives the following faults and reports each to ``process.on_note``:
 
@@ -133,7 +134,7 @@ def train_trial(
         process: what this process brings: its device, its peers, and whom it informs.
 
     Raises:
-        Preempted: ``process.leave`` returned True.
+        Preempted: ``process.is_preempted`` returned True.
         ConfigError: a batch is too small for all ``process.peers``.
         NetworkError: the network does not exist.
         ResourceError: the device does not exist.
@@ -143,28 +144,24 @@ def train_trial(
     peers, on_note = process.peers, process.on_note
     spec = describe_network(config, classes=dataset.classes, in_channels=dataset.channels)
     dataset = _as_pretrained(dataset, config, spec)
-    record = CheckpointMetadata(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
-    placement = place(process.device, precision=config.precision)
+    metadata = CheckpointMetadata(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
+    placement = resolve_device(process.device, precision=config.precision)
     if config.precision == "fp16" and not placement.scales_gradients:
         on_note(messages.no_fp16())
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
     check_shares(peers, config, dataset)
-    start = find_start_together(record, folder, on_note, peers)
+    start = find_start_together(metadata, folder, on_note, peers)
     report = _each_once(on_epoch)
     release_memory()  # held by this process's earlier trials; it would count as this trial's need
     images = peers.largest_share(min(config.batch_size, len(dataset.train)))
     shape = Shape.of(config, spec, placement, process.overruns)
     watch = HangWatchdog(folder=process.stalls, key=shape.key) if process.stalls else None
-    stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
-    if stalled is not None:
-        on_note(messages.stalled(stalled))
-    too_large = shape.when(recorded=True).pieces(images) > 1
-    record_steps = not peers.all_reduce_max(stalled is not None or too_large)
+    record_steps = _may_record_steps(config, shape, images=images, watch=watch, process=process)
     if start.checkpoint is None:
         # A resumed trial keeps its micro-batches, because another number would change batch norm's
         # statistics.
         start = _apply_known_limits(start, shape, images, process)
-    while len(start.record.history) < epochs:
+    while len(start.metadata.history) < epochs:
         attempt = FitAttempt(
             start=start,
             dataset=dataset,
@@ -181,12 +178,12 @@ def train_trial(
             return
         release_memory()  # the attempt's network and optimiser
         if retry.overrun:
-            recorded, recomputes = attempt.recorder is not None, start.record.recomputes
+            recorded, recomputes = attempt.recorder is not None, start.metadata.recomputes
             tried = shape.when(recorded=recorded, recomputes=recomputes)
-            tried.ran_out(images, start.record.micro_batches)
+            tried.ran_out(images, start.metadata.micro_batches)
         on_note(retry.note)
         record_steps = False
-        start = find_start_together(record, folder, on_note, peers)
+        start = find_start_together(metadata, folder, on_note, peers)
         start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
 
 
@@ -201,10 +198,21 @@ def _as_pretrained(dataset: ImageDataset, config: TrialConfig, spec: NetworkDesc
     return dataclasses.replace(dataset, mean=images.mean, std=images.std, interpolation=images.interpolation)
 
 
+def _may_record_steps(
+    config: TrialConfig, shape: Shape, *, images: int, watch: HangWatchdog | None, process: TrialProcess
+) -> bool:
+    """Return False if a recording of this shape has hung or run out of memory on a node of the trial."""
+    stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
+    if stalled is not None:
+        process.on_note(messages.stalled(stalled))
+    too_large = shape.when(recorded=True).pieces(images) > 1
+    return not process.peers.all_reduce_max(stalled is not None or too_large)
+
+
 def _apply_known_limits(start: ResumePoint, shape: Shape, images: int, process: TrialProcess) -> ResumePoint:
     """Return ``start`` with the settings that earlier trials on this node needed to fit the memory."""
     peers, on_note = process.peers, process.on_note
-    config, spec = start.record.config, start.record.spec
+    config, spec = start.metadata.config, start.metadata.spec
     asked = recomputation(config, spec)
     if asked == "off" and config.checkpoint_activations == "on":
         on_note(messages.cannot_recompute())
@@ -221,8 +229,8 @@ def _apply_known_limits(start: ResumePoint, shape: Shape, images: int, process: 
 
 
 def _with(start: ResumePoint, *, micro_batches: int, recomputes: bool) -> ResumePoint:
-    changed = dataclasses.replace(start.record, micro_batches=micro_batches, recomputes=recomputes)
-    return dataclasses.replace(start, record=changed)
+    changed = dataclasses.replace(start.metadata, micro_batches=micro_batches, recomputes=recomputes)
+    return dataclasses.replace(start, metadata=changed)
 
 
 def _each_once(on_epoch: OnEpoch) -> OnEpoch:

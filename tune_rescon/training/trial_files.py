@@ -34,10 +34,10 @@ __all__ = [
     "CheckpointWriter",
     "Objective",
     "ResumePoint",
+    "epochs_in_checkpoint",
     "find_resume_point",
     "global_step",
     "kept_best",
-    "recorded_epochs",
 ]
 
 
@@ -90,7 +90,7 @@ class CheckpointMetadata:
         other = [name for name in names if getattr(self, name) != getattr(found, name)]
         if other:
             rule = "a trial can only resume from its own checkpoint"
-            hint = "Give each trial a checkpoint folder of its own."
+            hint = "Give each trial its own checkpoint folder."
             raise StorageError(format_error(rule, got=f"one with another {', '.join(other)}", hint=hint))
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,6 +180,7 @@ class CheckpointWriter:
         *,
         best: TrainedNetwork | None,
         about: Callable[[int, Mapping[str, float]], TrainedNetwork],
+        background: bool = False,
     ) -> None:
         """Create the writer.
 
@@ -188,7 +189,10 @@ class CheckpointWriter:
             objective: the metric by which networks are compared, and which network is kept.
             best: description of the network in ``best.ckpt``, if any.
             about: called as ``about(epoch, metrics)``; returns the description of an epoch's network.
+            background: a thread writes an epoch's files while the next epoch's first steps run. Only for a
+                trial of one process: several processes report an epoch together, after the same step.
         """
+        self.background = background
         self._folder = folder
         self._best = best
         self._about = about
@@ -215,7 +219,7 @@ class CheckpointWriter:
         *,
         background: bool = False,
     ) -> None:
-        """Write the network, if it is to be kept, then the checkpoint; :meth:`finish` tells what was written.
+        """Write the network, if it is to be kept, then the checkpoint; :meth:`finish` returns what failed.
 
         Args:
             trainer: holds the state that the checkpoint saves.
@@ -270,7 +274,7 @@ class CheckpointWriter:
         try:
             trainer.save_checkpoint(self._folder.last)
         except OSError as error:
-            return (messages.left_unwritten(epoch, batches, error),)
+            return (messages.mid_epoch_unwritten(epoch, batches, error),)
         return ()
 
     def _is_kept(self, metrics: Mapping[str, float]) -> bool:
@@ -307,7 +311,7 @@ class CheckpointWriter:
 class ResumePoint:
     """The point at which a trial starts or resumes."""
 
-    record: CheckpointMetadata
+    metadata: CheckpointMetadata
     checkpoint: Path | None = None
     """The checkpoint to resume from; None: start from the beginning."""
     best: TrainedNetwork | None = None
@@ -315,12 +319,12 @@ class ResumePoint:
 
 
 def find_resume_point(
-    record: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage
+    metadata: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage
 ) -> ResumePoint:
-    """Return the point at which the trial ``record`` resumes from its folder.
+    """Return the point at which the trial of ``metadata`` resumes from its folder.
 
     Args:
-        record: the trial, before its first epoch.
+        metadata: the trial, before its first epoch.
         folder: its checkpoint folder, created if absent; None: the trial starts from the beginning.
         on_note: called with each message to the user, such as that a file was damaged.
 
@@ -328,22 +332,22 @@ def find_resume_point(
         StorageError: the folder cannot be created, or holds another trial's files.
     """
     if folder is None:
-        return ResumePoint(record=record)
+        return ResumePoint(metadata=metadata)
     folder.create()
     found = folder.recover()
     if found.path is not None:
-        record = record.continued(_read_record(found.path))
+        metadata = metadata.continued(_read_metadata(found.path))
     if found.damaged:
-        on_note(messages.damaged(found.damaged, epoch=len(record.history)))
+        on_note(messages.damaged(found.damaged, epoch=len(metadata.history)))
     best = kept_best(folder)
     if best is not None:
-        record.check_own(best)
+        metadata.check_own(best)
     elif folder.best.exists():
         on_note(messages.best_damaged())
-    return ResumePoint(record=record, checkpoint=found.path, best=best)
+    return ResumePoint(metadata=metadata, checkpoint=found.path, best=best)
 
 
-def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
+def epochs_in_checkpoint(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
     """Return the epochs that :func:`tune_rescon.training.train_trial` would find trained, oldest first.
 
     It serves a caller that crashed between the writing of an epoch's checkpoint and its report. Damaged files
@@ -353,7 +357,7 @@ def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
     """
     folder = CheckpointFolder(path=checkpoint_dir)
     found = folder.find()
-    history = _read_record(found.path).history if found.path else ()
+    history = _read_metadata(found.path).history if found.path else ()
     best = folder.best if kept_best(folder) else None
     return tuple(
         EpochReport(epoch=epoch, metrics=metrics, checkpoint=found.path, best_checkpoint=best)
@@ -362,12 +366,12 @@ def recorded_epochs(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
 
 
 def global_step(checkpoint_dir: Path) -> int:
-    """Return the training steps of the checkpoint that :func:`recorded_epochs` reads; 0 if it finds none."""
+    """Return the training steps of the newest undamaged checkpoint; 0 if the folder has no such file."""
     found = CheckpointFolder(path=checkpoint_dir).find()
     return int(read_checkpoint(found.path)["global_step"]) if found.path else 0
 
 
-def _read_record(checkpoint: Path) -> CheckpointMetadata:
+def _read_metadata(checkpoint: Path) -> CheckpointMetadata:
     values = read_checkpoint(checkpoint)
     if "trial" not in values:
         rule = "a checkpoint to resume from must be one that a trial wrote"

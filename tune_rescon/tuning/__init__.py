@@ -1,6 +1,6 @@
-"""All that speaks to Ray Tune and Optuna: rungs, the durable record, and the run of a search.
+"""A search: its sampler, its stopping rule, its study on disk, its trials on Ray Tune, and its result.
 
-Names are loaded on first use: a dry run needs the rungs, not Ray.
+Names are loaded on first use, because a dry run needs the rungs but not Ray.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.overview import SearchOverview, list_searches
     from tune_rescon.tuning.prepare import cache_words, evaluation_words, with_store_size
     from tune_rescon.tuning.ray.worker import TrialTask
-    from tune_rescon.tuning.reader import Place, read_search
+    from tune_rescon.tuning.reader import SearchLocation, read_search
     from tune_rescon.tuning.resources import check_this_machine, machine_words
     from tune_rescon.tuning.result import (
         SearchState,
@@ -38,16 +38,12 @@ if TYPE_CHECKING:
         repeated,
     )
     from tune_rescon.tuning.sampler import SearchSampler
-    from tune_rescon.tuning.schedulers import (
-        MedianRule,
-        SuccessiveHalving,
-        make_rule,
-        rung_levels,
-        rungs,
-    )
     from tune_rescon.tuning.search import run_search
     from tune_rescon.tuning.search_storage import find_search
-    from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
+    from tune_rescon.tuning.stopping.asha import SuccessiveHalving, asha_rungs
+    from tune_rescon.tuning.stopping.from_space import make_stopping_rule, possible_rungs
+    from tune_rescon.tuning.stopping.median import MedianRule
+    from tune_rescon.tuning.stopping.rule import Decision, Observation, StoppingRule, Verdict
     from tune_rescon.tuning.study import StudyRecord
     from tune_rescon.tuning.trial import TrialRecord
 else:  # hidden from the type checker, which would accept any name

@@ -70,31 +70,33 @@ def stage_shares(stages: int) -> tuple[float, ...]:
     return (SCREENING, *[between] * middle, rest - between * middle)
 
 
-def deadline(hours: float | None, *, driven: float, now: float) -> float | None:
+def deadline(hours: float | None, *, elapsed_seconds: float, now: float) -> float | None:
     """Return the time at which trials must end, in seconds on the clock of ``now``.
 
     A resumed search that is given more hours has the difference left.
 
     Args:
         hours: The budget in hours. None for no limit.
-        driven: Seconds of the budget that are used, including earlier runs.
+        elapsed_seconds: Seconds of the budget that are used, including earlier runs.
         now: The current time in seconds.
 
     Returns:
         The deadline, or None if ``hours`` is None.
 
-    >>> deadline(2.0, driven=1800.0, now=100.0)
+    >>> deadline(2.0, elapsed_seconds=1800.0, now=100.0)
     5500.0
     """
-    return None if hours is None else now + hours * 3600 - driven
+    return None if hours is None else now + hours * 3600 - elapsed_seconds
 
 
-def spent_words(hours: float | None, *, driven: float, name: str, trials: int, total: int) -> str | None:
+def spent_words(
+    hours: float | None, *, elapsed_seconds: float, name: str, trials: int, total: int
+) -> str | None:
     """Return a message about a search that has used its hours before all of its trials began.
 
     Args:
         hours: The budget in hours. None for no limit.
-        driven: Seconds of the budget that are used, including earlier runs.
+        elapsed_seconds: Seconds of the budget that are used, including earlier runs.
         name: The name of the search.
         trials: Number of trials that have begun.
         total: Number of trials in the budget.
@@ -102,10 +104,10 @@ def spent_words(hours: float | None, *, driven: float, name: str, trials: int, t
     Returns:
         The message, or None if hours remain or all trials have begun.
 
-    >>> spent_words(2.0, driven=7300.0, name="a", trials=12, total=128)
+    >>> spent_words(2.0, elapsed_seconds=7300.0, name="a", trials=12, total=128)
     'The 2 hours of a are spent, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
     """
-    if hours is None or driven < hours * 3600 or trials >= total:
+    if hours is None or elapsed_seconds < hours * 3600 or trials >= total:
         return None
     return (
         f"The {hours:g} hours of {name} are spent, with {trials} of {total} trials begun."

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.stopping_rule import Verdict
+from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
@@ -106,7 +106,7 @@ class SearchCallback:
         """Called when a trial has ended, or is paused or interrupted.
 
         Args:
-            trial: The trial. ``trial.state`` says how it ended.
+            trial: The trial. ``trial.state`` is the state in which it ended.
         """
 
 

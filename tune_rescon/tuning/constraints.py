@@ -76,7 +76,7 @@ class Latencies:
 def violation_of(
     model: CostModel, record: StudyRecord | None = None
 ) -> Callable[[Mapping[str, Any]], str | None] | None:
-    """Return a function that says which constraint a configuration breaks; None without constraints.
+    """Return a function that names the constraint a configuration breaks; None without constraints.
 
     Args:
         model: The costs of the networks of the space.

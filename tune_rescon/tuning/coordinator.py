@@ -18,7 +18,7 @@ from tune_rescon.tuning.callbacks import CallbackList, SearchCallback
 from tune_rescon.tuning.failures import FailureStreak, MemoryFailures
 from tune_rescon.tuning.retention import CHECKPOINTS_KEPT, CheckpointRetention
 from tune_rescon.tuning.sampler import SearchSampler
-from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
+from tune_rescon.tuning.stopping.rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 
@@ -255,7 +255,7 @@ class Coordinator:
             self.failure = self.failure or failure
             self._interrupt_trial(number)
 
-    def worker_died(self, number: int, *, node_is_gone: bool = False) -> None:
+    def worker_failed(self, number: int, *, node_is_gone: bool = False) -> None:
         """Retry a running trial from its last checkpoint, or fail it after too many retries.
 
         The limit is :data:`NODE_RETRIES` if ``node_is_gone``, otherwise :data:`WORKER_RETRIES`.
@@ -271,8 +271,8 @@ class Coordinator:
             # It counts as running until it is retried, so that an interruption includes it.
             self._unfinished.append(number)
 
-    def worker_left(self, number: int) -> None:
-        """Retry a running trial whose worker process left it in order. Retries are not limited."""
+    def worker_preempted(self, number: int) -> None:
+        """Retry a running trial whose worker process was preempted. These retries are not limited."""
         if number in self._running:
             self._unfinished.append(number)
 

@@ -59,15 +59,15 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
         raise _other_schema(url, str(error)) from None
 
 
-def _other_schema(url: str, said: str) -> StorageError:
-    """Return the error for tables of another version of Optuna; ``said`` is Optuna's error message."""
+def _other_schema(url: str, message: str) -> StorageError:
+    """Return the error for tables of another version of Optuna; ``message`` is Optuna's."""
     import sqlalchemy
     from optuna.storages._rdb.models import VersionInfoModel
 
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
         writer = connection.execute(sqlalchemy.select(VersionInfoModel.library_version)).scalar()
-    if "storage upgrade" in said:
+    if "storage upgrade" in message:
         # The hint omits the actual URL, because a report reads a copy of the database.
         hint = (
             "Keep a copy, then run `optuna storage upgrade --storage URL`, where URL is the database's"
@@ -91,13 +91,13 @@ def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:
 def unwritable(url: str, error: Exception) -> RecordError:
     """Return the error for a write to the record at ``url`` that failed with ``error`` during a search."""
     file = sqlite_file(url)
-    said = str(error.__cause__ or error).partition("\n")[0].strip(" .")
+    message = str(error.__cause__ or error).partition("\n")[0].strip(" .")
     if file is not None and not holds_studies(file):
         rule = "the record must stay where it is while the search runs"
-        hint = "Put the file back: what it holds is what a resumed search has."
-        return RecordError(format_error(rule, got=f"{file}, which is gone ({said})", hint=hint))
-    hint = "Every epoch before this one is recorded. Free space on the disk, or mend that; then resume."
-    got = f"{file or 'its database'}: {said}"
+        hint = "Put the file back: a resumed search has only what the file holds."
+        return RecordError(format_error(rule, got=f"{file}, which is gone ({message})", hint=hint))
+    hint = "Every earlier epoch is recorded. Free space on the disk, or repair the database; then resume."
+    got = f"{file or 'its database'}: {message}"
     return RecordError(format_error("the record must take each epoch of a trial", got=got, hint=hint))
 
 

@@ -17,7 +17,7 @@ from tune_rescon.errors import SpaceError, StorageError, format_error
 from tune_rescon.spaces import Space, chosen_values, to_optuna
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.database import find_study, open_database
-from tune_rescon.tuning.reader import Place, read_search
+from tune_rescon.tuning.reader import SearchLocation, read_search
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.study import FIXED_PARAMS, STOP_REQUESTED
 
@@ -27,13 +27,15 @@ __all__ = ["enqueue_trial", "stop_trials"]
 _BUSY_SECONDS: Final = 30.0
 
 
-def enqueue_trial(place: Place, name: str, settings: Sequence[str]) -> tuple[int, Mapping[str, Any]]:
+def enqueue_trial(
+    location: SearchLocation, name: str, settings: Sequence[str]
+) -> tuple[int, Mapping[str, Any]]:
     """Enqueue a trial in the study of a search, whether the search runs or not.
 
     The search draws the parameters that are not given.
 
     Args:
-        place: Where the searches are.
+        location: Where the searches are.
         name: The name of the search.
         settings: ``KEY=VALUE`` for each given parameter.
 
@@ -44,27 +46,27 @@ def enqueue_trial(place: Place, name: str, settings: Sequence[str]) -> tuple[int
         SpaceError: A value is not one of the search's space, or no value is given.
         StorageError: The search does not exist, or its study is on its driver's machine.
     """
-    _check_reachable(place)
-    space: Space = read_search(place, name).space
+    _check_reachable(location)
+    space: Space = read_search(location, name).space
     values = chosen_values(space, settings)
     if not values:
         hint = f"Give --set KEY=VALUE. The parameters are {', '.join(space.parameters)}."
         raise SpaceError(format_error("a trial must have a value", got="none", where="--set", hint=hint))
-    storage = _open(place, name)
+    storage = _open(location, name)
     # As `Study.enqueue_trial` does, which returns no number.
     waiting = create_trial(state=OptunaState.WAITING, system_attrs={FIXED_PARAMS: to_optuna(values)})
     trial_id = storage.create_new_trial(find_study(storage, name), template_trial=waiting)
     return storage.get_trial(trial_id).number, values
 
 
-def stop_trials(place: Place, name: str, numbers: Sequence[int]) -> None:
+def stop_trials(location: SearchLocation, name: str, numbers: Sequence[int]) -> None:
     """Request that trials of a search are stopped, whether the search runs or not.
 
     The driver stops a running trial after its current epoch. It closes an interrupted or paused trial when
     the trial would be resumed.
 
     Args:
-        place: Where the searches are.
+        location: Where the searches are.
         name: The name of the search.
         numbers: The trials.
 
@@ -72,8 +74,8 @@ def stop_trials(place: Place, name: str, numbers: Sequence[int]) -> None:
         StorageError: The search does not exist, its study is on its driver's machine, or a trial does not
             exist or has ended. Then no trial is stopped.
     """
-    _check_reachable(place)
-    trials = {trial.number: trial for trial in read_search(place, name).trials}
+    _check_reachable(location)
+    trials = {trial.number: trial for trial in read_search(location, name).trials}
     for number in numbers:
         known = trials.get(number)
         if known is None or known.state.is_final:
@@ -81,7 +83,7 @@ def stop_trials(place: Place, name: str, numbers: Sequence[int]) -> None:
             hint = f"`tune-rescon report {name}` lists its trials."
             got = f"{number}, which {'it does not have' if known is None else f'is {known.state.value}'}"
             raise StorageError(format_error(rule, got=got, where="--trial", hint=hint))
-    storage = _open(place, name)
+    storage = _open(location, name)
     study_id = find_study(storage, name)
     for number in numbers:
         trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
@@ -91,13 +93,13 @@ def stop_trials(place: Place, name: str, numbers: Sequence[int]) -> None:
             continue  # it has ended since it was read
 
 
-def _check_reachable(place: Place) -> None:
-    if isinstance(place.storage, StorageUrl) and place.study_url is None:
+def _check_reachable(location: SearchLocation) -> None:
+    if isinstance(location.storage, StorageUrl) and location.study_url is None:
         rule = "the study must be in a database that this machine reaches"
         hint = "A storage at a URL has the driver's copy of the study, unless --study names a database."
-        raise StorageError(format_error(rule, got=str(place.storage), where="--storage", hint=hint))
+        raise StorageError(format_error(rule, got=str(location.storage), where="--storage", hint=hint))
 
 
-def _open(place: Place, name: str) -> RDBStorage:
-    folder = find_search(place.storage, name, cache_root=place.cache_root, where="NAME", files=[])
-    return open_database(place.study_url or folder.study_url, busy_seconds=_BUSY_SECONDS)
+def _open(location: SearchLocation, name: str) -> RDBStorage:
+    folder = find_search(location.storage, name, cache_root=location.cache_root, where="NAME", files=[])
+    return open_database(location.study_url or folder.study_url, busy_seconds=_BUSY_SECONDS)

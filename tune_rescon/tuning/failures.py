@@ -72,19 +72,19 @@ class FailureStreak:
 def shared_cause(failed: Sequence[TrialRecord]) -> str:
     """Describe what failed trials have in common: the error, or the values that all of them had."""
     last_lines = {_last_line(trial) for trial in failed}
-    cause = f"all said: {last_lines.pop()}" if len(last_lines) == 1 else _last_error(failed)
+    cause = f"all with {last_lines.pop()}" if len(last_lines) == 1 else _last_error(failed)
     shared = _shared_values(failed)
     values = f" All had {', '.join(f'{k}={v}' for k, v in shared.items())}." if shared else ""
-    return f"{counted(len(failed), 'trial')} in a row failed; {cause}.{values}"
+    return f"{counted(len(failed), 'trial')} in a row failed, {cause}.{values}"
 
 
 def _last_line(trial: TrialRecord) -> str:
     lines = (trial.error or "").strip().splitlines()
-    return lines[-1].strip().rstrip(".") if lines else "nothing"
+    return lines[-1].strip().rstrip(".") if lines else "no message"
 
 
 def _last_error(failed: Sequence[TrialRecord]) -> str:
-    return "the last said: " + _last_line(failed[-1])
+    return "the last with " + _last_line(failed[-1])
 
 
 def _shared_values(failed: Sequence[TrialRecord]) -> dict[str, object]:

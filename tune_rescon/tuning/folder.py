@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.atomic_write import atomic_write
+from tune_rescon.config import trial_name
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import StorageError, format_error
 from tune_rescon.spaces import yaml_text
@@ -26,7 +27,7 @@ from tune_rescon.storage import (
     parse_storage,
     sqlite_url,
 )
-from tune_rescon.tuning.trial import INACTIVE, TrialRecord
+from tune_rescon.tuning.trial import INACTIVE, TABLE_COLUMNS, TrialRecord
 
 __all__ = [
     "CHECKPOINTS",
@@ -59,21 +60,21 @@ def trial_folder(number: int) -> str:
     >>> trial_folder(7)
     'checkpoints/trial_0007'
     """
-    return f"{CHECKPOINTS}/trial_{number:04d}"
+    return f"{CHECKPOINTS}/{trial_name(number)}"
 
 
-def recorded_checkpoint(number: int, place: str | None) -> str | None:
-    """Return the path of a trial's checkpoint as the record stores it; None if ``place`` is None.
+def recorded_checkpoint(number: int, file: str | None) -> str | None:
+    """Return the path of a trial's checkpoint as the record stores it; None if ``file`` is None.
 
-    ``place`` is a path or URL. Only its file name is used: earlier versions recorded absolute paths, and the
+    ``file`` is a path or URL. Only its file name is used: earlier versions recorded absolute paths, and the
     folder may have been moved or copied after that.
 
     >>> recorded_checkpoint(7, "/old/runs/a/checkpoints/trial_0007/best.ckpt")
     'checkpoints/trial_0007/best.ckpt'
     """
-    if place is None:
+    if file is None:
         return None
-    return f"{trial_folder(number)}/{place.rpartition('/')[2]}"
+    return f"{trial_folder(number)}/{file.rpartition('/')[2]}"
 
 
 _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
@@ -254,43 +255,19 @@ class SearchFolder:
         """
         trials = tuple(trials)
         names = list(dict.fromkeys([*parameters, *(name for t in trials for name in t.parameters)]))
-        lines = [csv_line([*_COLUMNS, *names])]
+        lines = [csv_line([*TABLE_COLUMNS, "values", "checkpoint", *names])]
         for trial in trials:
             settings = [trial.setting(name, INACTIVE) for name in names]
             checkpoint = trial.checkpoint or ""
             is_there = at_url or (self.path / checkpoint).is_file()
-            lines.append(csv_line([*_row(trial), checkpoint if is_there else "", *settings]))
+            values = " ".join(map(repr, trial.values))
+            row = [*trial.row().values(), values, checkpoint if is_there else "", *settings]
+            lines.append(csv_line(row))
         write_atomically(self.trials_csv, "".join(lines))
 
     def write_best(self, best: Mapping[str, Any]) -> None:
         """Write ``best.yaml``."""
         write_atomically(self.best_yaml, yaml_text(best, block=True))
-
-
-_COLUMNS: Final = (
-    "trial",
-    "state",
-    "epochs",
-    "value",
-    "best_value",
-    "best_epoch",
-    "seconds",
-    "values",
-    "checkpoint",
-)
-
-
-def _row(trial: TrialRecord) -> list[Any]:
-    return [
-        trial.number,
-        trial.state.value,
-        trial.epochs,
-        trial.value,
-        trial.best_value,
-        trial.best_epoch,
-        round(trial.seconds, 3),
-        " ".join(repr(value) for value in trial.values),
-    ]
 
 
 @contextmanager
@@ -437,5 +414,5 @@ def _lock_one(path: Path, flags: int, held: ExitStack) -> _Lock:
     return _Lock.HELD if same else _Lock.OF_ANOTHER
 
 
-#: Error numbers with which a file system says that another process holds a lock.
+#: Error numbers that mean that another process holds a lock.
 _LOCKED: Final = (errno.EWOULDBLOCK, errno.EACCES)

@@ -1,12 +1,12 @@
-"""The identity of a search: a UUID that is created with its study, and the study's place in its last run.
+"""The identity of a search: a UUID that is created with its study, and where the study was in its last run.
 
 A name is not an identity, because a team's searches are all named after the space, and a deleted folder can
 be created again. The id is the study's user attribute ``id``, the first line of ``space.yaml`` (a comment,
 which no loader reads), and a tag of every MLflow run. A search that an earlier version began without an id
 gets one when it is next resumed or synchronised.
 
-Moving a search changes its place and not its id. A copy becomes another search: when the copy is resumed and
-the original is still in its place, the copy gets a new id.
+A search that is moved keeps its id. A copy becomes another search: when the copy is resumed and the original
+is still in its location, the copy gets a new id.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "Identity",
     "decide_identity",
     "ensure_identity",
-    "place_of",
+    "location_of",
     "read_id",
     "with_id",
     "write_id",
@@ -39,14 +39,14 @@ _LINE: Final = re.compile(r"# tune_rescon\.id: ([0-9a-f]{32})\n")
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The id and the place of a search."""
+    """The id and the location of a search."""
 
     id: str
-    place: str
-    """The place of the search's record in its last run: see :func:`place_of`."""
+    location: str
+    """The location of the search's record in its last run: see :func:`location_of`."""
 
 
-def place_of(folder: SearchFolder, url: str | None) -> str:
+def location_of(folder: SearchFolder, url: str | None) -> str:
     """Return the URL without its password, or ``HOST:FOLDER`` if ``url`` is None.
 
     The host is included because containers and machines may use the same paths.
@@ -55,19 +55,19 @@ def place_of(folder: SearchFolder, url: str | None) -> str:
 
 
 def decide_identity(
-    known: Identity | None, place: str, *, is_copy: bool, make: Callable[[], str]
+    known: Identity | None, location: str, *, is_copy: bool, make: Callable[[], str]
 ) -> Identity:
     """Return the identity with which a search runs.
 
     Args:
         known: the identity in the search's study, or None.
-        place: the search's current place.
-        is_copy: whether the search with ``known.id`` is still at ``known.place``, so that this one is a copy.
+        location: the search's current location.
+        is_copy: whether the search with ``known.id`` is still at ``known.location``; this one is then a copy.
         make: creates an id.
     """
     if known is None or is_copy:
-        return Identity(id=make(), place=place)
-    return Identity(id=known.id, place=place)
+        return Identity(id=make(), location=location)
+    return Identity(id=known.id, location=location)
 
 
 def ensure_identity(
@@ -83,13 +83,13 @@ def ensure_identity(
             folder.
     """
     stored = record.attributes()
-    known = Identity(id=stored["id"], place=stored.get("place") or "") if stored.get("id") else None
-    place = place_of(folder, url)
+    known = Identity(id=stored["id"], location=stored.get("place") or "") if stored.get("id") else None
+    location = location_of(folder, url)
     is_copy = known is not None and own_study and url is None and _is_still_there(known, folder)
-    found = decide_identity(known, place, is_copy=is_copy, make=lambda: uuid.uuid4().hex)
+    found = decide_identity(known, location, is_copy=is_copy, make=lambda: uuid.uuid4().hex)
     if found != known:
         record.set_attribute("id", found.id)
-        record.set_attribute("place", found.place)
+        record.set_attribute("place", found.location)
     return found
 
 
@@ -120,7 +120,7 @@ def write_id(space_yaml: Path, search_id: str) -> None:
 
 def _is_still_there(known: Identity, folder: SearchFolder) -> bool:
     """Return whether the search with this id is still in its last folder, and that is not this folder."""
-    host, _, path = known.place.partition(":")
+    host, _, path = known.location.partition(":")
     if host != socket.gethostname() or not path:
         return False
     other = SearchFolder(storage=Path(path).parent, name=Path(path).name)

@@ -121,7 +121,7 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 class LeaseStore(Protocol):
     """The store of a search's lease. Both methods may raise any error of the store if it is unreachable."""
 
-    settle_seconds: float
+    read_back_seconds: float
     """Seconds until a reader sees who has the value, if several processes replace the same one at once; 0 if
     :meth:`replace` succeeds for only one of them."""
 
@@ -164,7 +164,7 @@ class Lease:
     seconds: float
     """Length of the lease: if the beat does not change for this many seconds, the driver is dead."""
     driven: float
-    """Seconds for which all drivers together have driven the search, up to this beat."""
+    """Seconds for which all drivers together have run the search, up to this beat."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the lease as a JSON-serializable dict."""
@@ -183,7 +183,7 @@ def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> Le
     Args:
         lease: the lease that the record holds, or None.
         me: the process that wants the lease.
-        processes: the process table of ``me``'s place.
+        processes: the process table in which ``me`` is.
     """
     if lease is None or lease.driver is None:
         return LeaseDecision.TAKE
@@ -222,7 +222,7 @@ class LeaseKeeper:
             name: the search's name, used in messages.
             me: the process that will drive the search.
             seconds: length of the lease in seconds.
-            processes: the process table of ``me``'s place.
+            processes: the process table in which ``me`` is.
             clock: returns seconds that also pass while the process or the machine is stopped.
             sleep: waits for the given number of seconds.
         """
@@ -239,13 +239,13 @@ class LeaseKeeper:
         self._stored: dict[str, Any] | None = None
         self._beat = 0
         self._taken = self._renewed = 0.0
-        self._driven_before = 0.0
+        self._elapsed_before = 0.0
         self._lost = ""
 
     @property
-    def driven(self) -> float:
-        """Seconds for which all drivers together have driven the search until now."""
-        return self._driven_before + self._clock() - self._taken
+    def elapsed_seconds(self) -> float:
+        """Seconds for which all drivers together have run the search until now."""
+        return self._elapsed_before + self._clock() - self._taken
 
     def take(self) -> None:
         """Become the search's driver.
@@ -255,9 +255,9 @@ class LeaseKeeper:
         """
         self._stored = self._find_takeable()
         found = _parsed(self._stored)
-        self._driven_before = found.driven if found else 0.0
+        self._elapsed_before = found.driven if found else 0.0
         self._taken = self._renewed = self._clock()
-        if not self._replace() or not self._settled():
+        if not self._replace() or not self._won_the_race():
             raise LeaseError(self._taken_by(self._read()))
 
     def ensure_held(self) -> None:
@@ -299,7 +299,7 @@ class LeaseKeeper:
                 self._stored = self._store.read()
                 if not self._is_mine(self._stored) or not self._replace():
                     self._lose_to(self._read())
-            if overdue and not self._settled():
+            if overdue and not self._won_the_race():
                 self._lose_to(self._read())
             self._renewed = begun
 
@@ -342,7 +342,7 @@ class LeaseKeeper:
         assert found.driver is not None, "only a held lease is watched"
         _PROGRESS.info(
             f"{self._name} was last driven by process {found.driver.pid} on {found.driver.host};"
-            f" seeing for {found.seconds:g} s whether it still is"
+            f" waiting {found.seconds:g} s to see whether it still runs"
         )
         end = self._clock() + found.seconds
         while self._clock() < end:
@@ -355,14 +355,14 @@ class LeaseKeeper:
     def _is_mine(self, stored: dict[str, Any] | None) -> bool:
         return stored is not None and stored["token"] == self._token
 
-    def _settled(self) -> bool:
+    def _won_the_race(self) -> bool:
         """Return whether this process has the lease that it has just written.
 
-        A store in which several processes can replace the same value is read again, after it has settled.
+        If several processes can replace the same value at once, the value is read again after a while.
         """
-        if not self._store.settle_seconds:
+        if not self._store.read_back_seconds:
             return True
-        self._sleep(self._store.settle_seconds)
+        self._sleep(self._store.read_back_seconds)
         return self._is_mine(self._store.read())
 
     def _lose_to(self, other: Lease | None) -> NoReturn:
@@ -384,7 +384,7 @@ class LeaseKeeper:
             beat=self._beat,
             since=self._since,
             seconds=self._seconds,
-            driven=self.driven,
+            driven=self.elapsed_seconds,
         )
 
     def _read(self) -> Lease | None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
+from tune_rescon.config import trial_name
 from tune_rescon.data import is_url
 from tune_rescon.metric_names import (
     GPU_METRICS,
@@ -38,7 +39,7 @@ from tune_rescon.tuning.identity import Identity
 from tune_rescon.tuning.options import RunOptions, sync_command
 from tune_rescon.tuning.prepare import PreparedDataset
 from tune_rescon.tuning.result import SearchState, StudyResult
-from tune_rescon.tuning.stopping_rule import Verdict
+from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 
@@ -111,7 +112,7 @@ def closing_words(champion: Champion | None, options: RunOptions) -> str:
     if champion is None:
         return "Writing the report and completing MLflow"
     return (
-        f"Writing the report and registering the model of trial_{champion.number:04d} in MLflow: about"
+        f"Writing the report and registering the model of {trial_name(champion.number)} in MLflow: about"
         f" {REGISTRATION_SECONDS} s. Ctrl-C puts MLflow off until: {sync_command(options)}"
     )
 
@@ -147,7 +148,7 @@ class ParentRun:
         self._uploads = uploads
         self._view = SearchRunState(
             id=identity.id,
-            place=identity.place,
+            place=identity.location,
             known_runs=tuple(known_runs),
             tags=tags,
             note=_with_identity(identity, ""),
@@ -205,8 +206,8 @@ class ParentRun:
 
 
 def _with_identity(identity: Identity, note: str) -> str:
-    """Append the search's id and place to a note, because several searches may have the same name."""
-    return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.place}`".strip()
+    """Append the search's id and location to a note, because several searches may have the same name."""
+    return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.location}`".strip()
 
 
 def _images(prepared: PreparedDataset) -> Images:

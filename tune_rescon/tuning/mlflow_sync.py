@@ -12,7 +12,7 @@ from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.identity import ensure_identity, write_id
 from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, destination
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.reader import Place, known_datasets, result_from_study
+from tune_rescon.tuning.reader import SearchLocation, known_datasets, result_from_study
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
 from tune_rescon.tuning.space_versions import open_recorded
@@ -37,18 +37,18 @@ class Synced:
 
 
 def sync_tracking(
-    place: Place,
+    location: SearchLocation,
     name: str,
     *,
-    patience: float,
+    timeout: float,
     note: Callable[[StudyResult], str],
 ) -> Synced:
     """Send MLflow all data of a search that it does not show yet.
 
     Args:
-        place: the place of the search.
+        location: where the search is.
         name: the search's name.
-        patience: seconds that MLflow has to accept the data.
+        timeout: seconds to wait for MLflow to accept the data.
         note: returns the markdown of the search's page in MLflow.
 
     Raises:
@@ -58,33 +58,33 @@ def sync_tracking(
     options = RunOptions(
         name=name,
         resume=True,
-        storage=place.storage,
-        study_url=place.study_url,
-        cache_root=place.cache_root,
-        data_root=place.data_root,
+        storage=location.storage,
+        study_url=location.study_url,
+        cache_root=location.cache_root,
+        data_root=location.data_root,
     )
     with open_store(options) as store, search_lease(options, store):
         store.fetch()
-        synced = _send(options, place, store, note=note, patience=patience)
-        store.close(patience)
+        synced = _send(options, location, store, note=note, timeout=timeout)
+        store.close(timeout)
         return synced
 
 
 def _send(
     options: RunOptions,
-    place: Place,
+    location: SearchLocation,
     store: SearchStore,
     *,
     note: Callable[[StudyResult], str],
-    patience: float,
+    timeout: float,
 ) -> Synced:
     folder = store.folder
     record, versions = open_recorded(options.study_url or folder.study_url, folder)
     result = result_from_study(
-        record, versions, folder=folder, url=store.url, data_root=place.data_root, alive=False
+        record, versions, folder=folder, url=store.url, data_root=location.data_root, alive=False
     )
     attributes, space = read_run_attributes(record), versions.newest
-    costs = CostModel(space=space, datasets=known_datasets(attributes, space, place.data_root))
+    costs = CostModel(space=space, datasets=known_datasets(attributes, space, location.data_root))
     store.begin(trial.number for trial in result.trials)
     identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
     write_id(folder.space_yaml, identity.id)
@@ -104,7 +104,7 @@ def _send(
         callback.on_search_start(result.trials)
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
         parent.end(result, [file for file in files if file.is_file()], note(result))
-        pending_updates = writer.close(patience)
+        pending_updates = writer.close(timeout)
         callback.note_runs()
         return Synced(
             uri=hide_passwords(writer.uri),

@@ -116,9 +116,9 @@ def make_sampler(space: Space, number: int, *, attempt: int = 0) -> BaseSampler:
         number: The number of the trial to draw.
         attempt: The index of the draw for this trial, counted from 0.
     """
-    words = np.random.SeedSequence((space.sampler.seed, number, attempt)).generate_state(1)
+    seed = int(np.random.SeedSequence((space.sampler.seed, number, attempt)).generate_state(1)[0])
     kind = "random" if draws_at_random(space, number) else space.sampler.type
-    return _SAMPLERS[kind](space, int(words[0]))
+    return _SAMPLERS[kind](space, seed)
 
 
 def draws_at_random(space: Space, number: int) -> bool:

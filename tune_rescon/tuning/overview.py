@@ -28,10 +28,10 @@ from tune_rescon.metric_names import MetricAt, metric_mode
 from tune_rescon.spaces import Goal, load_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file, usable
 from tune_rescon.tuning.folder import SearchFolder
-from tune_rescon.tuning.reader import Place, lives_by_file, lives_by_url, search_state
+from tune_rescon.tuning.reader import SearchLocation, lives_by_file, lives_by_url, search_state
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.search_storage import find_search
-from tune_rescon.tuning.study import METRIC, METRIC_AT
+from tune_rescon.tuning.study import EPOCH_KEY_PREFIX, METRIC, METRIC_AT
 
 __all__ = [
     "SearchOverview",
@@ -115,7 +115,7 @@ class SearchOverview:
     """The reason why the search cannot be read; empty if it was read."""
 
 
-def list_searches(place: Place) -> tuple[SearchOverview, ...]:
+def list_searches(location: SearchLocation) -> tuple[SearchOverview, ...]:
     """Return the searches that have begun, the most recently changed first.
 
     The entry of a search that cannot be read contains the reason (:attr:`SearchOverview.problem`).
@@ -123,7 +123,9 @@ def list_searches(place: Place) -> tuple[SearchOverview, ...]:
     Raises:
         StorageError: the storage cannot be read at all.
     """
-    found = _at_url(place, place.storage) if isinstance(place.storage, StorageUrl) else _here(place)
+    found = (
+        _at_url(location, location.storage) if isinstance(location.storage, StorageUrl) else _here(location)
+    )
     return tuple(sorted(found, key=lambda one: (one.changed is None, -_seconds(one.changed), one.name)))
 
 
@@ -131,29 +133,30 @@ def _seconds(moment: datetime | None) -> float:
     return moment.timestamp() if moment else 0.0
 
 
-def _here(place: Place) -> list[SearchOverview]:
-    assert isinstance(place.storage, Path)
-    storage = place.storage.resolve()
+def _here(location: SearchLocation) -> list[SearchOverview]:
+    assert isinstance(location.storage, Path)
+    storage = location.storage.resolve()
     names = sorted(path.parent.name for path in storage.glob("*/space.yaml"))
     studies = StudyConnections()
     return [
-        _overview(SearchFolder(storage=storage, name=name), studies, place.study_url, None) for name in names
+        _overview(SearchFolder(storage=storage, name=name), studies, location.study_url, None)
+        for name in names
     ]
 
 
-def _at_url(place: Place, storage: StorageUrl) -> list[SearchOverview]:
+def _at_url(location: SearchLocation, storage: StorageUrl) -> list[SearchOverview]:
     root = RemoteFolder.connect(storage)
     with usable(storage):
         names = root.folders_with("space.yaml")
-    files = ["space.yaml"] if place.study_url else ["space.yaml", "study.db"]
+    files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
     studies = StudyConnections()
 
     def look(name: str) -> SearchOverview:
         try:
-            folder = find_search(storage, name, cache_root=place.cache_root, where="--list", files=files)
+            folder = find_search(storage, name, cache_root=location.cache_root, where="--list", files=files)
             # If the studies have a separate database, it holds the lease too.
-            lease = None if place.study_url else root.folder(f"{name}/lease")
-            return _overview(folder, studies, place.study_url, lease)
+            lease = None if location.study_url else root.folder(f"{name}/lease")
+            return _overview(folder, studies, location.study_url, lease)
         except StorageError as error:
             return SearchOverview(name=name, problem=str(error))
 
@@ -279,7 +282,7 @@ def _last_epoch(connection: Connection, study: int) -> int | None:
     query = (
         select(_SYSTEM.c.value_json)
         .select_from(_SYSTEM.join(_TRIALS, _SYSTEM.c.trial_id == _TRIALS.c.trial_id))
-        .where(_TRIALS.c.study_id == study, _SYSTEM.c.key.like("tune_rescon:epoch:%"))
+        .where(_TRIALS.c.study_id == study, _SYSTEM.c.key.like(f"{EPOCH_KEY_PREFIX}%"))
         .order_by(_SYSTEM.c.trial_system_attribute_id.desc())
         .limit(1)
     )

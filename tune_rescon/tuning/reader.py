@@ -47,7 +47,7 @@ from tune_rescon.tuning.study_attributes import RunAttributes, read_run_attribut
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "Place",
+    "SearchLocation",
     "driver_lives",
     "known_datasets",
     "lives_by_file",
@@ -71,7 +71,7 @@ def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, si
     Args:
         lease: the search's lease, or None.
         me: the calling process.
-        processes: the process table of ``me``'s place.
+        processes: the process table in which ``me`` is.
         silent: seconds since the last write of the lease, by clocks that may differ; 0 if it is not known.
     """
     decision = decide_lease(lease, me, processes)
@@ -153,8 +153,8 @@ def _lives(value: Mapping[str, Any] | None, silent: float) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """The place from which searches are read."""
+class SearchLocation:
+    """Where searches are read."""
 
     storage: Path | StorageUrl
     study_url: str | None = field(default_factory=default_study)
@@ -163,25 +163,25 @@ class Place:
     data_root: Path = field(default_factory=default_data_root)
 
 
-def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
+def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> StudyResult:
     """Return the current state and results of a search.
 
     The record is only read, from a copy of one moment, so that a running driver is not disturbed.
 
     Args:
-        place: the place of the search.
+        location: where the search is.
         name: the search's name.
         where: the argument that names the search, used in error messages.
 
     Raises:
         StorageError: no search has that name, or its record cannot be read.
     """
-    folder = _fetched(place, name, where)
-    url = place.study_url or folder.study_url
+    folder = _fetched(location, name, where)
+    url = location.study_url or folder.study_url
     with snapshot(url) as readable:
-        record, versions = open_recorded(readable, folder, any_name=place.study_url is None)
-        at_url = SearchHome.find(place.storage, name) if isinstance(place.storage, StorageUrl) else None
-        if at_url is not None and place.study_url is None:
+        record, versions = open_recorded(readable, folder, any_name=location.study_url is None)
+        at_url = SearchHome.find(location.storage, name) if isinstance(location.storage, StorageUrl) else None
+        if at_url is not None and location.study_url is None:
             with usable(at_url.storage):
                 alive = lives_by_url(at_url.remote.folder("lease"))
         else:
@@ -191,7 +191,7 @@ def read_search(place: Place, name: str, *, where: str = "NAME") -> StudyResult:
             versions,
             folder=folder,
             url=at_url.remote.url if at_url else None,
-            data_root=place.data_root,
+            data_root=location.data_root,
             alive=alive,
         )
 
@@ -238,9 +238,9 @@ def _as_interrupted(trial: TrialRecord) -> TrialRecord:
     return replace(trial, state=TrialState.INTERRUPTED) if running else trial
 
 
-def _fetched(place: Place, name: str, where: str) -> SearchFolder:
-    files = ["space.yaml"] if place.study_url else ["space.yaml", "study.db"]
-    return find_search(place.storage, name, cache_root=place.cache_root, where=where, files=files)
+def _fetched(location: SearchLocation, name: str, where: str) -> SearchFolder:
+    files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
+    return find_search(location.storage, name, cache_root=location.cache_root, where=where, files=files)
 
 
 def known_datasets(attributes: RunAttributes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:

@@ -1,4 +1,4 @@
-"""Resources of trials on a cluster: how many trials fit, how many share a GPU, if a trial can run at all."""
+"""The resources of trials: whether one fits on the machines, how many run at once, how many share a GPU."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Measure",
     "Nodes",
+    "autoscaler_limits",
     "check_fits",
     "check_this_machine",
     "choose_resources",
     "concurrent_trials",
-    "growth",
     "largest_trial",
     "machine_words",
     "memory_signature",
@@ -39,8 +39,7 @@ __all__ = [
 ]
 
 
-#: Path where `ray up` leaves the cluster's file on its head. The file sets how far the autoscaler may grow
-#: the cluster.
+#: Path where `ray up` leaves the cluster's file on its head. The file has the limits of the autoscaler.
 BOOTSTRAP: Final = "~/ray_bootstrap_config.yaml"
 
 #: Environment variable that is set in the pods of a cluster created by KubeRay. Ray reads it, too.
@@ -65,8 +64,8 @@ class Nodes:
     resources: Mapping[str, float]
     """Resources of each machine, by Ray's names."""
 
-    def room(self, need: Mapping[str, float]) -> int:
-        """Return how many times ``need`` fits, if each copy must be on a single machine."""
+    def capacity(self, need: Mapping[str, float]) -> int:
+        """Return how many processes that need the resources ``need`` these machines can run at once."""
         wanted = [(kind, amount) for kind, amount in need.items() if amount]
         fits = [int(self.resources.get(kind, 0.0) / amount + _ROUNDING) for kind, amount in wanted]
         return self.count * min(fits, default=1)
@@ -96,33 +95,31 @@ def concurrent_trials(
     """
     if later is None and wanted:
         return wanted
-    places = max(_room(now, need), _room(later or (), need))
+    places = max(_capacity(now, need), _capacity(later or (), need))
     fits = places // workers
     if not fits and later is None:
-        rule = (
-            "a search must say how far its cluster is to grow, where no machine of now has room for a trial"
-        )
+        rule = "must be a number, because no present machine has room for a trial and the cluster may grow"
         raise ResourceError(
-            format_error(rule, got="no number", where="budget.concurrent", hint="Give --concurrent N.")
+            format_error(rule, got="null", where="budget.concurrent", hint="Give --concurrent N.")
         )
     if places and not fits:
-        raise ResourceError(_too_many(workers, places))
+        raise ResourceError(_workers_error(workers, places))
     if not fits:
-        raise ResourceError(_too_much([*now, *(later or ())], need))
+        raise ResourceError(_resources_error([*now, *(later or ())], need))
     return min(fits, wanted) if wanted else fits
 
 
-def _room(nodes: Iterable[Nodes], need: Mapping[str, float]) -> int:
-    return sum(kind.room(need) for kind in nodes)
+def _capacity(nodes: Iterable[Nodes], need: Mapping[str, float]) -> int:
+    return sum(kind.capacity(need) for kind in nodes)
 
 
-def _too_many(workers: int, places: int) -> str:
+def _workers_error(workers: int, places: int) -> str:
     hint = f"Ask for fewer, for example --set resources_per_trial.workers={places}."
-    rule = f"a trial has {workers} workers, for which the machines must have room at once"
+    rule = f"the machines must have room for all {workers} workers of a trial at once"
     return format_error(rule, got=f"room for {places}", where="resources_per_trial.workers", hint=hint)
 
 
-def _too_much(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
+def _resources_error(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
     most = {kind: max((one.resources.get(kind, 0.0) for one in nodes), default=0.0) for kind in need}
     for kind, amount in need.items():
         if amount <= most[kind]:
@@ -140,7 +137,7 @@ def _too_much(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
         return format_error(rule, got=f"{most[kind]:g} {kind}", where=key, hint=hint)
     asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
     return format_error(
-        f"a trial asks for {asked}, which one machine must have", got="only some of it on each"
+        f"one machine must have all that a trial asks for ({asked})", got="only some of it on each"
     )
 
 
@@ -149,8 +146,8 @@ def nodes_of(found: Iterable[Mapping[str, Any]]) -> tuple[Nodes, ...]:
     return tuple(Nodes(count=1, resources=node["Resources"]) for node in found if node["Alive"])
 
 
-def growth(bootstrap: Path | None = None) -> tuple[Nodes, ...] | None:
-    """Return the machines that the cluster of this head may grow to.
+def autoscaler_limits(bootstrap: Path | None = None) -> tuple[Nodes, ...] | None:
+    """Return the machines that the autoscaler of this head's cluster may start.
 
     The head is one of the cluster's node types. Providers without node types (on-prem) already have all of
     their machines.
@@ -343,7 +340,7 @@ _SHARING_FIELDS: Final = (
 )
 
 #: Maximum number of trials on a GPU, because the host must feed data to each of them.
-MOST: Final = 8
+MAX_TRIALS_PER_GPU: Final = 8
 
 #: Share of a GPU's memory that is planned for trials. The rest is for fragmentation and for the images
 #: (:mod:`tune_rescon.data.batch_sources` uses an eighth of the free memory).
@@ -391,9 +388,9 @@ def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
     >>> trials_per_gpu(busy=0.6, used=2, total=40), trials_per_gpu(busy=0.01, used=1, total=400)
     (1, 8)
     """
-    by_time = MOST if busy * MOST <= 1 else int(1 / busy)
+    by_time = MAX_TRIALS_PER_GPU if busy * MAX_TRIALS_PER_GPU <= 1 else int(1 / busy)
     by_memory = int(_PLANNED * total / used)
-    return max(1, min(by_time, by_memory, MOST))
+    return max(1, min(by_time, by_memory, MAX_TRIALS_PER_GPU))
 
 
 def largest_trial(space: Space, datasets: Mapping[str, DatasetInfo]) -> tuple[TrialConfig, DatasetInfo]:

@@ -10,14 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, trial_name
 from tune_rescon.data import Account
 from tune_rescon.errors import counted
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.auto_words import rungs_and_reasons
 from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
-from tune_rescon.tuning.trial import TrialRecord, best_by_value
+from tune_rescon.tuning.stopping.auto_words import rungs_and_reasons
+from tune_rescon.tuning.trial import TABLE_COLUMNS, TrialRecord, best_by_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,10 +47,7 @@ class SearchState(StrEnum):
 
 
 #: The columns of :meth:`StudyResult.dataframe` before the parameters.
-_COLUMNS: Final = (
-    *("trial", "state", "epochs", "value", "best_value", "best_epoch", "seconds", "compute_hours"),
-    *("params_m", "gmacs", "checkpoint"),
-)
+_COLUMNS: Final = (*TABLE_COLUMNS, "compute_hours", "params_m", "gmacs", "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -100,7 +97,7 @@ class StudyResult:
         best = "no best trial yet"
         if self.best is not None:
             best = (
-                f"best trial_{self.best.number:04d}, {self.metric} {self.best.value:.4g}"
+                f"best {trial_name(self.best.number)}, {self.metric} {self.best.value:.4g}"
                 f" after {counted(self.best.epochs, 'epoch')}"
             )
         return f"<StudyResult {self.name}: {self.state.value}, {counted(len(self.trials), 'trial')}, {best}>"
@@ -116,13 +113,7 @@ class StudyResult:
         names = dict.fromkeys(name for trial in self.trials for name in trial.parameters)
         rows = [
             {
-                "trial": trial.number,
-                "state": trial.state.value,
-                "epochs": trial.epochs,
-                "value": trial.value,
-                "best_value": trial.best_value,
-                "best_epoch": trial.best_epoch,
-                "seconds": trial.seconds,
+                **trial.row(),
                 "compute_hours": self.compute_hours(trial),
                 "params_m": self.costs[trial.number].params_m,
                 "gmacs": self.costs[trial.number].gmacs,
@@ -146,8 +137,8 @@ class StudyResult:
 
     def kept_checkpoint(self, trial: TrialRecord) -> str | None:
         """Return :meth:`checkpoint`, or None if that file is missing. Files at a URL are not checked."""
-        place = self.checkpoint(trial)
-        return place if place is None or self.url or Path(place).is_file() else None
+        file = self.checkpoint(trial)
+        return file if file is None or self.url or Path(file).is_file() else None
 
     def compute_hours(self, trial: TrialRecord) -> float:
         """Return the device-hours of one trial; see :func:`compute_hours`."""
@@ -257,7 +248,7 @@ def missing_winner(result: StudyResult) -> str | None:
     if best is None or best.checkpoint is None or result.kept_checkpoint(best) is not None:
         return None
     return (
-        f"The network of trial_{best.number:04d} cannot be used or registered:"
+        f"The network of {trial_name(best.number)} cannot be used or registered:"
         f" {result.checkpoint(best)} is missing. Copy it there from where the search ran."
     )
 

@@ -12,7 +12,7 @@ from tune_rescon.tuning.trial import TrialRecord, best_by_value
 
 __all__ = ["CHECKPOINTS_KEPT", "CheckpointRetention", "top_k_checkpoints"]
 
-#: does not fill a disk.
+#: Number of the best trials whose checkpoints are kept, so that a long search does not fill a disk.
 CHECKPOINTS_KEPT: Final = 5
 
 

@@ -84,9 +84,9 @@ class SearchSampler:
         self,
         space: Space,
         *,
-        rows: Sequence[Mapping[str, Any]] = (),
-        background: Sequence[TrialRecord] = (),
-        known: Iterable[TrialRecord] = (),
+        initial_points: Sequence[Mapping[str, Any]] = (),
+        warm_start_trials: Sequence[TrialRecord] = (),
+        existing_trials: Iterable[TrialRecord] = (),
         versions: SpaceVersions | None = None,
         violation: Callable[[Mapping[str, Any]], str | None] | None = None,
     ) -> None:
@@ -94,10 +94,10 @@ class SearchSampler:
 
         Args:
             space: The space to draw from.
-            rows: Parameters of trials to run before any trial is drawn, in Optuna's representation. Rows that
-                have already run are not run again.
-            background: Ended trials of an earlier search, from which the sampler learns.
-            known: The trials of this search, in the order of their numbers.
+            initial_points: Parameters of trials to run before any trial is drawn, as Optuna stores them.
+                Points that have already run are not run again.
+            warm_start_trials: Ended trials of an earlier search, from which the sampler learns.
+            existing_trials: The trials of this search, in the order of their numbers.
             versions: The spaces that the search has had, with ``space`` as the newest. None if ``space`` is
                 the only one.
             violation: Returns why a configuration, given as plain values, must not be trained, or None. None
@@ -108,14 +108,14 @@ class SearchSampler:
         self._alike = self._versions.alike
         self._violation = violation
         self._placed: dict[int, Mapping[str, Any] | None] = {}
-        placed = [trial for each in background if (trial := self._placed_background(each))]
-        self._known = {trial.number: self._as_of_now(trial) for trial in known}
+        placed = [trial for each in warm_start_trials if (trial := self._placed_warm_start(each))]
+        self._known = {trial.number: self._as_of_now(trial) for trial in existing_trials}
         self._ran = Counter(self._key(trial.parameters) for trial in self._inside())
         grid = space.sampler.type == "grid"
-        self._rows = [row for row in rows if not grid or self._keeps_to_constraints(row)]
+        self._rows = [row for row in initial_points if not grid or self._keeps_to_constraints(row)]
         self._pending = self._pending_rows()
         self._points = count_points(space.parameters, most=LARGEST_LISTED)
-        self._view = SamplerView(space, background=placed)
+        self._view = SamplerView(space, warm_start_trials=placed)
         for trial in self._inside():
             self._view.note_reached(trial)
         # Trials that other programs added have numbers that are unknown here: see on_trial_start.
@@ -155,10 +155,10 @@ class SearchSampler:
         number, self._next = self._next, self._next + 1
         self._last_number = number
         frozen = self._view.register(number, trial)
-        memory = self._memory_of(frozen)
+        state = self._sampler_state(frozen)
         if chooses and self._kept:
-            memory[_KEPT] = sorted(self._kept)
-        return self._proposal(frozen, memory, number)
+            state[_KEPT] = sorted(self._kept)
+        return self._proposal(frozen, state, number)
 
     @property
     def view_trials(self) -> Sequence[FrozenTrial]:
@@ -205,10 +205,10 @@ class SearchSampler:
         parameters = self._placed[trial.number]
         if parameters is None or trial.origin is None:
             return trial
-        memory = {key: value for key, value in trial.memory.items() if key == _KEPT}
-        return dataclasses.replace(trial, parameters=parameters, memory=memory)
+        state = {key: value for key, value in trial.sampler_state.items() if key == _KEPT}
+        return dataclasses.replace(trial, parameters=parameters, sampler_state=state)
 
-    def _placed_background(self, trial: TrialRecord) -> TrialRecord | None:
+    def _placed_warm_start(self, trial: TrialRecord) -> TrialRecord | None:
         """Return a trial of an earlier search with its parameters in the current space.
 
         The trial was placed in the first version of the space. Return None if the current space does not
@@ -317,21 +317,21 @@ class SearchSampler:
         trial = self._view.draw(enqueued.number, 0, enqueued.params)
         self._last_number = enqueued.number
         frozen = self._view.register(enqueued.number, trial)
-        return self._proposal(frozen, self._memory_of(frozen), enqueued.number, enqueued)
+        return self._proposal(frozen, self._sampler_state(frozen), enqueued.number, enqueued)
 
     def _proposal(
-        self, frozen: FrozenTrial, memory: Mapping[str, Any], number: int, enqueued: Enqueued | None = None
+        self, frozen: FrozenTrial, state: Mapping[str, Any], number: int, enqueued: Enqueued | None = None
     ) -> Proposal:
         params = {name: plain_number(value) for name, value in frozen.params.items()}
         return Proposal(
             params=params,
             distributions=frozen.distributions,
-            memory=memory,
+            sampler_state=state,
             origin=make_origin(self._space, params, version=self._versions.number, number=number),
             enqueued=enqueued,
         )
 
-    def _memory_of(self, frozen: FrozenTrial) -> dict[str, Any]:
+    def _sampler_state(self, frozen: FrozenTrial) -> dict[str, Any]:
         remembers = self._space.sampler.type in _REMEMBER
         return {key: value for key, value in frozen.system_attrs.items() if remembers and key != FIXED_PARAMS}
 
@@ -346,7 +346,7 @@ class SearchSampler:
     def _noted_kept(self) -> frozenset[int]:
         """Return the trials that an earlier run chose to keep. Empty before the first choice."""
         chooser = self._known.get(self._last_choice())
-        return frozenset(chooser.memory.get(_KEPT, ())) if chooser else frozenset()
+        return frozenset(chooser.sampler_state.get(_KEPT, ())) if chooser else frozenset()
 
     def _renew(self) -> None:
         """Rebuild the view from the trials kept at the last choice and all later trials."""

@@ -25,7 +25,7 @@ from tune_rescon.tuning.optuna_samplers import (
     make_sampler,
     sampler_trial,
 )
-from tune_rescon.tuning.schedulers import rung_levels
+from tune_rescon.tuning.stopping.from_space import possible_rungs
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = ["SamplerView"]
@@ -34,25 +34,25 @@ __all__ = ["SamplerView"]
 class SamplerView:
     """An in-memory Optuna study of chosen trials of a search. New trials are drawn on it."""
 
-    def __init__(self, space: Space, *, background: Sequence[TrialRecord] = ()) -> None:
+    def __init__(self, space: Space, *, warm_start_trials: Sequence[TrialRecord] = ()) -> None:
         """Create an empty view; :meth:`rebuild` must follow.
 
         Args:
             space: The space to draw from.
-            background: Ended trials of an earlier search, which are always in the view.
+            warm_start_trials: Ended trials of an earlier search, which are always in the view.
         """
         self._space = space
         self._distributions = distributions(space)
-        self._background = background
+        self._warm_start_trials = warm_start_trials
         compares = space.sampler.type in READS_PRUNED and space.metric.against is None
-        self._reached: dict[int, set[int]] = {level: set() for level in rung_levels(space) if compares}
+        self._reached: dict[int, set[int]] = {level: set() for level in possible_rungs(space) if compares}
         self._direction = StudyDirection.MAXIMIZE if space.metric.mode == "max" else StudyDirection.MINIMIZE
         self._worst: float | None = None
         self._is_outdated = False
 
     @property
     def trials(self) -> Sequence[FrozenTrial]:
-        """The trials of the study: those of the background first."""
+        """The trials of the study: the warm-start trials first."""
         return self._study.trials
 
     @property
@@ -64,7 +64,7 @@ class SamplerView:
         return self._is_outdated
 
     def rebuild(self, trials: Sequence[TrialRecord], *, shown: frozenset[int], next_number: int) -> None:
-        """Build the study from the background and from trials of the search.
+        """Build the study from the warm-start trials and trials of the search.
 
         Args:
             trials: The trials of the search, in the order of their numbers.
@@ -79,7 +79,7 @@ class SamplerView:
         self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
         self._ids: dict[int, int] = {}
         self._worst = None
-        for trial in self._background:
+        for trial in self._warm_start_trials:
             self._add(trial)
         self._reported.clear()  # These numbers belong to another search.
         for trial in trials:
@@ -176,7 +176,7 @@ class SamplerView:
         return self._storage.create_new_trial(self._study_id, template_trial=template)
 
     def _template(self, trial: TrialRecord, **outcome: Any) -> FrozenTrial:
-        return self._frozen(trial.parameters, system_attrs=dict(trial.memory), **outcome)
+        return self._frozen(trial.parameters, system_attrs=dict(trial.sampler_state), **outcome)
 
     def _frozen(self, params: Mapping[str, Any], **outcome: Any) -> FrozenTrial:
         used = {name: self._distributions[name] for name in params}
@@ -191,6 +191,6 @@ class SamplerView:
         sampler = make_sampler(self._space, next_number)
         if isinstance(sampler, BaseGASampler):
             key = f"{type(sampler).__name__}:generation"
-            begun = max((trial.memory.get(key, 0) for trial in trials), default=0)
+            begun = max((trial.sampler_state.get(key, 0) for trial in trials), default=0)
             for generation in range(1, begun + 1):
                 sampler.get_parent_population(self._study, generation)

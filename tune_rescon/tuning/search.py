@@ -269,7 +269,11 @@ def _say_why_it_ended(space: Space, lease: LeaseKeeper, result: StudyResult, *, 
     trials, budget = len(result.trials), space.budget
     if not result.interrupted and result.failure is None:
         spent = spent_words(
-            budget.hours, driven=lease.driven, name=result.name, trials=trials, total=budget.trials
+            budget.hours,
+            elapsed_seconds=lease.elapsed_seconds,
+            name=result.name,
+            trials=trials,
+            total=budget.trials,
         )
         if spent is None and budget.epochs is not None:
             used = sum(trial.epochs for trial in result.trials)

@@ -17,6 +17,7 @@ from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tuning.assembly import make_coordinator, make_plan
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.cost_model import CostModel
@@ -29,20 +30,18 @@ from tune_rescon.tuning.mlflow_callback import (
     closing_words,
 )
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.plan import make_coordinator, make_plan
 from tune_rescon.tuning.prepare import (
     PreparedDataset,
     record_images,
 )
-from tune_rescon.tuning.ray.execute import execute
+from tune_rescon.tuning.ray.execute import TrialTaskFactory, execute
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
-from tune_rescon.tuning.ray.task import TrialTaskFactory
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
 from tune_rescon.tuning.resume import history_words
-from tune_rescon.tuning.schedulers import make_rule
 from tune_rescon.tuning.search_storage import SearchStore
 from tune_rescon.tuning.space_versions import SpaceVersions
+from tune_rescon.tuning.stopping.from_space import make_stopping_rule
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import (
     planned_slots,
@@ -123,7 +122,7 @@ class SearchRun:
         self._plan = make_plan(
             self._costs,
             self._record,
-            driven=self._lease.driven,
+            elapsed_seconds=self._lease.elapsed_seconds,
             now=time.monotonic(),
             guard=self._lease.ensure_held,
         )
@@ -162,7 +161,7 @@ class SearchRun:
         self._coordinator = make_coordinator(
             self._plan,
             record,
-            make_rule(self._space, slots=self._slots),
+            make_stopping_rule(self._space, slots=self._slots),
             self._versions,
             callbacks=(self._tracking, *self._store.callbacks, CallbackList(callbacks, safe=True)),
             prune=self._store.prune,
@@ -220,7 +219,7 @@ class SearchRun:
             lock=lock,
         )
         try:
-            run_in_thread(work, leave=watch.leave, lock=lock)
+            run_in_thread(work, should_abort=watch.should_abort, lock=lock)
         except (LeaseLostError, RecordError):
             # Another driver owns the record, or the record cannot be written.
             self._drawing.close()

@@ -23,7 +23,7 @@ from tune_rescon.tuning.folder import (
 )
 from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore, hold_lease
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.url_store import URL_LEASE_FACTOR, Patience, open_url_store
+from tune_rescon.tuning.url_store import URL_LEASE_FACTOR, TakeoverWait, open_url_store
 
 __all__ = [
     "LocalStore",
@@ -86,8 +86,8 @@ class SearchStore(Protocol):
     def prune(self, number: int, keep: str | None) -> None:
         """Delete a trial's checkpoints except ``keep``, the path or URL that a worker process reported."""
 
-    def close(self, patience: float) -> int:
-        """Wait at most ``patience`` seconds until all changes are kept; return how many are not kept."""
+    def close(self, timeout: float) -> int:
+        """Wait at most ``timeout`` seconds until all changes are kept; return how many are not kept."""
 
     def abandon(self) -> None:
         """Stop writing, because another driver has the search."""
@@ -126,9 +126,9 @@ class LocalStore:
         """Delete the checkpoints at once."""
         self.folder.prune_checkpoints(number, keep=keep)
 
-    def close(self, patience: float) -> int:
+    def close(self, timeout: float) -> int:
         """Return 0: no change is missing."""
-        del patience
+        del timeout
         return 0
 
     def abandon(self) -> None:
@@ -169,7 +169,7 @@ def _reserve_or_find(folder: SearchFolder, options: RunOptions, held: ExitStack)
         LeaseError: another driver has reserved the name.
         NameTakenError: the directory holds no search, and files that no driver wrote.
     """
-    patience = Patience(options)
+    takeover = TakeoverWait(options)
     while (state := folder_state(folder)) is not FolderState.BEGUN:
         try:
             held.enter_context(reserved(folder))
@@ -180,7 +180,7 @@ def _reserve_or_find(folder: SearchFolder, options: RunOptions, held: ExitStack)
                 f"a search must have one driver at a time, and another driver is about to begin {folder.name}"
             )
             hint = f"If no other driver runs, remove {folder.path}."
-            patience.wait(LeaseError(format_error(rule, hint=hint)))
+            takeover.wait(LeaseError(format_error(rule, hint=hint)))
         else:
             return False
     return True
@@ -196,7 +196,7 @@ def search_lease(options: RunOptions, store: SearchStore) -> Iterator[LeaseKeepe
     Raises:
         LeaseError: another driver has the search.
     """
-    patience = Patience(options)
+    takeover = TakeoverWait(options)
     with ExitStack() as held:
         while True:
             try:
@@ -206,7 +206,7 @@ def search_lease(options: RunOptions, store: SearchStore) -> Iterator[LeaseKeepe
                 if not store.resumed:
                     # The record of a new search is open already, and the other driver writes to it.
                     raise
-                patience.wait(error)
+                takeover.wait(error)
         yield keeper
 
 

@@ -28,11 +28,12 @@ from tune_rescon.errors import presentable
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.tuning.database import create_study, find_study, name_objectives, open_database
 from tune_rescon.tuning.folder import recorded_checkpoint
-from tune_rescon.tuning.stopping_rule import Decision, Verdict
+from tune_rescon.tuning.stopping.rule import Decision, Verdict
 from tune_rescon.tuning.study_writer import StudyWriter
 from tune_rescon.tuning.trial import Enqueued, Proposal, TrialOrigin, TrialRecord, by_epoch
 
 __all__ = [
+    "EPOCH_KEY_PREFIX",
     "FIXED_PARAMS",
     "METRIC",
     "METRIC_AT",
@@ -61,13 +62,18 @@ _PREFIX: Final = "tune_rescon:"
 FIXED_PARAMS: Final = "fixed_params"
 #: User attribute of a trial that another program wants to be stopped.
 STOP_REQUESTED: Final = "stop_requested"
-_EPOCH: Final = _PREFIX + "epoch:{}"
+#: Key of the attribute with an epoch's details, before the epoch's number.
+EPOCH_KEY_PREFIX: Final = _PREFIX + "epoch:"
 _ORIGIN: Final = _PREFIX + "origin"
 
 #: The study's attributes that hold ``metric.name`` and ``metric.at``. An earlier version wrote neither. It
 #: kept each trial's best network, so the value of such a trial is the metric of its best epoch.
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
+
+
+def _epoch_key(epoch: int) -> str:
+    return f"{EPOCH_KEY_PREFIX}{epoch}"
 
 
 class StudyRecord:
@@ -217,7 +223,7 @@ class StudyRecord:
             proposal.params,
             proposal.distributions,
             user={"state": TrialState.RUNNING.value},
-            system={**proposal.memory, **_origin_attribute(proposal.origin)},
+            system={**proposal.sampler_state, **_origin_attribute(proposal.origin)},
             waiting_id=enqueued._trial_id if enqueued else None,
         )
         self._ids[number] = trial_id
@@ -232,7 +238,7 @@ class StudyRecord:
             maximize=self.maximize,
             values=(),
             started=started,
-            memory=proposal.memory,
+            sampler_state=proposal.sampler_state,
             origin=proposal.origin,
             at=self._at,
         )
@@ -277,7 +283,7 @@ class StudyRecord:
             "time_ms": now,
             "device": device,
         }
-        self._writer.add_epoch(self._ids[number], epoch, value, key=_EPOCH.format(epoch), details=details)
+        self._writer.add_epoch(self._ids[number], epoch, value, key=_epoch_key(epoch), details=details)
         self._trials[number] = replace(
             known.extended(metrics),
             decision=verdict.decision,
@@ -390,8 +396,8 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> 
     user, system = frozen.user_attrs, frozen.system_attrs
     # A process that reads while the driver writes may find the value of an epoch without its attribute: on a
     # database server, the queries of one read may see different states.
-    steps = [step for step in sorted(frozen.intermediate_values) if _EPOCH.format(step) in system]
-    epochs = [system[_EPOCH.format(step)] for step in steps]
+    steps = [step for step in sorted(frozen.intermediate_values) if _epoch_key(step) in system]
+    epochs = [system[_epoch_key(step)] for step in steps]
     last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
     return TrialRecord(
         number=frozen.number,
@@ -411,7 +417,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> 
         decision=None if last["decision"] is None else Decision(last["decision"]),
         times_ms=tuple(epoch["time_ms"] for epoch in epochs),
         devices=tuple(epoch.get("device") for epoch in epochs),  # an earlier version wrote none
-        memory={
+        sampler_state={
             key: value for key, value in system.items() if not key.startswith(_PREFIX) and key != FIXED_PARAMS
         },
         origin=TrialOrigin.from_dict(system[_ORIGIN]) if _ORIGIN in system else None,

@@ -1,6 +1,6 @@
-"""The notes that a run leaves in the record, so that a report needs only the record.
+"""The attributes that a run writes to its study, so that a report needs only the study.
 
-The notes are attributes of the study:
+They are:
 
 * ``datasets``: what determines the networks' costs. A machine without the images cannot find it.
 * ``dataset_account``: the images that a listing of each folder found, and the entries that it left out.
@@ -145,7 +145,7 @@ _LATER_FIELDS: Final = ("account", "stored_side", "stored_images", "validation_t
 
 @dataclass(frozen=True, kw_only=True)
 class RunAttributes:
-    """The notes of the last run; incomplete if an older version wrote the record."""
+    """The attributes that the last run wrote; incomplete if an older version wrote the study."""
 
     datasets: Mapping[str, DatasetInfo] = field(default_factory=dict)
     tracking_uri: str | None = None

@@ -30,7 +30,7 @@ _ATTRIBUTES: Final[Table] = models.StudyUserAttributeModel.__table__
 class StudyLeaseStore:
     """A :class:`.LeaseStore` in the search's own database, with a separate connection."""
 
-    settle_seconds = 0.0
+    read_back_seconds = 0.0
 
     def __init__(self, storage: optuna.storages.RDBStorage, study_id: int) -> None:
         """Keep the lease in the study ``study_id`` of ``storage``; see :meth:`open`."""

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import override
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, trial_name
 from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.callbacks import SearchCallback
-from tune_rescon.tuning.stopping_rule import Verdict
+from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ class EventFiles(SearchCallback):
         """Write how the trial ended."""
         self._queue.put(trial)
 
-    def close(self, patience: float) -> None:
-        """Write the queued trials for at most ``patience`` seconds; the next resume writes the rest."""
+    def close(self, timeout: float) -> None:
+        """Write the queued trials for at most ``timeout`` seconds; the next resume writes the rest."""
         self._queue.put(None)
-        self._thread.join(patience)
+        self._thread.join(timeout)
         if self._thread.is_alive():
             _LOGGER.warning("TensorBoard's files lack %d updates; a resume writes them", self._queue.qsize())
 
@@ -118,7 +118,7 @@ class EventFiles(SearchCallback):
     def _write(self, trial: TrialRecord) -> None:
         files = self._open.get(trial.number)
         if files is None:
-            path = self._folder / f"trial_{trial.number:04d}"
+            path = self._folder / trial_name(trial.number)
             files = self._open[trial.number] = _TrialFiles(path, self._parameters(trial), trial.metric)
         files.write(trial)
         if trial.state is not TrialState.RUNNING:

@@ -15,11 +15,12 @@ from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError
 from tune_rescon.metric_names import MetricAt, watched_metric
 from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
-from tune_rescon.tuning.stopping_rule import Decision, Observation
+from tune_rescon.tuning.stopping.rule import Decision, Observation
 
 __all__ = [
     "FAILED_STATES",
     "INACTIVE",
+    "TABLE_COLUMNS",
     "Enqueued",
     "Proposal",
     "TrialOrigin",
@@ -30,6 +31,10 @@ __all__ = [
     "make_origin",
     "trial_seed",
 ]
+
+
+#: The columns that all tables of trials have: trials.csv, the dataframe, and the report's CSV and JSON.
+TABLE_COLUMNS: Final = ("trial", "state", "epochs", "value", "best_value", "best_epoch", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +131,7 @@ class Proposal:
     params: Mapping[str, Any]
     """The active parameters, as Optuna stores them."""
     distributions: Mapping[str, BaseDistribution]
-    memory: Mapping[str, Any] = field(default_factory=dict)
+    sampler_state: Mapping[str, Any] = field(default_factory=dict)
     """Attributes that the sampler set on the trial and needs after a resume (a CMA-ES generation, say)."""
     origin: TrialOrigin | None = None
     """The trial's configuration and its source; None only if nothing trains it, as in tests of the record."""
@@ -176,8 +181,8 @@ class TrialRecord:
     """The kind of device of each epoch: a GPU's name, or ``"CPU"``; None if it is not known.
     If a worker process died before an epoch was recorded, the epoch is recorded when the trial is resumed.
     Its device is then that of the next worker process."""
-    memory: Mapping[str, Any] = field(default_factory=dict)
-    """See :attr:`Proposal.memory`."""
+    sampler_state: Mapping[str, Any] = field(default_factory=dict)
+    """See :attr:`Proposal.sampler_state`."""
     origin: TrialOrigin | None = None
     """The configuration that the trial runs with. None if it is not known, because an earlier version
     recorded the trial and ``space.yaml`` was edited after that."""
@@ -265,6 +270,17 @@ class TrialRecord:
         if name in self.parameters or self.origin is None or name in self.origin.inactive:
             return self.parameters.get(name, default)
         return to_optuna({name: self.origin.config.get(name, default)})[name]
+
+    def row(self) -> dict[str, Any]:
+        """Return the trial's :data:`TABLE_COLUMNS`.
+
+        ``best_epoch`` is 0 if no epoch has a finite value. ``seconds`` is rounded to milliseconds.
+        """
+        values = (
+            *(self.number, self.state.value, self.epochs, self.value, self.best_value, self.best_epoch),
+            round(self.seconds, 3),
+        )
+        return dict(zip(TABLE_COLUMNS, values, strict=True))
 
     def extended(self, metrics: Mapping[str, float]) -> TrialRecord:
         """Return a copy of the trial with one more epoch."""

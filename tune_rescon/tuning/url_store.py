@@ -37,13 +37,13 @@ from tune_rescon.tuning.folder import (
 )
 from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore, hold_lease
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.stopping_rule import Verdict
+from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "URL_LEASE_FACTOR",
     "MirrorCallback",
-    "Patience",
+    "TakeoverWait",
     "UrlStore",
     "open_url_store",
 ]
@@ -55,7 +55,7 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 URL_LEASE_FACTOR: Final = 4
 
 
-class Patience:
+class TakeoverWait:
     """Waits for another driver to end, within the time that the options of ``resume_or_start`` allow."""
 
     def __init__(self, options: RunOptions) -> None:
@@ -197,9 +197,9 @@ class UrlStore:
         kept = None if keep is None else keep.rpartition("/")[2]
         self._mirror.forget(Discard(folder=trial_folder(number), names=TRIAL_FILES, keep=kept))
 
-    def close(self, patience: float) -> int:
-        """Send the remaining changes within ``patience`` seconds; return the number of unsent changes."""
-        return self._mirror.close(patience)
+    def close(self, timeout: float) -> int:
+        """Send the remaining changes within ``timeout`` seconds; return the number of unsent changes."""
+        return self._mirror.close(timeout)
 
     def abandon(self) -> None:
         """Stop sending, because another driver has the search."""
@@ -262,7 +262,7 @@ def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reser
         LeaseError: another driver has reserved the name.
         NameTakenError: a search of the name has begun.
     """
-    patience = Patience(options)
+    takeover = TakeoverWait(options)
     while True:
         home = SearchHome.look(storage, options.name)
         if home is None:
@@ -277,7 +277,7 @@ def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reser
         try:
             reservation = _take(home, options)
         except LeaseError as error:
-            patience.wait(error)
+            takeover.wait(error)
             continue
         held.enter_context(reservation.held)
         found = SearchHome.look(storage, options.name)

@@ -56,9 +56,9 @@ def overlapping_trials(space: Space, options: RunOptions) -> list[TrialRecord]:
     ended = [trial for trial in record.trials() if trial.state.is_final]
     placed = [_placed(space, versions.newest, trial) for trial in ended]
     usable = [
-        dataclasses.replace(trial, parameters=to_optuna(place.sampled))
-        for trial, place in zip(ended, placed, strict=True)
-        if place.sampled is not None
+        dataclasses.replace(trial, parameters=to_optuna(overlap.sampled))
+        for trial, overlap in zip(ended, placed, strict=True)
+        if overlap.sampled is not None
     ]
     _PROGRESS.info(overlap_words(other.name, placed))
     kept = most_informative(usable)
@@ -73,16 +73,16 @@ def _placed(space: Space, theirs: Space, trial: TrialRecord) -> Overlap:
 
 def record_warm_start(record: StudyRecord, trials: Sequence[TrialRecord]) -> None:
     """Store in the record the earlier trials that its sampler learned from at the start."""
-    record.set_attribute(_ATTRIBUTE, [_noted(trial) for trial in trials])
+    record.set_attribute(_ATTRIBUTE, [_to_dict(trial) for trial in trials])
 
 
 def warm_start_trials(record: StudyRecord) -> list[TrialRecord]:
     """Return the earlier trials that the sampler learned from when this search began."""
     values = record.attribute(_ATTRIBUTE) or []
-    return [_recalled(value, maximize=record.maximize) for value in values]
+    return [_from_dict(value, maximize=record.maximize) for value in values]
 
 
-def _noted(trial: TrialRecord) -> dict[str, Any]:
+def _to_dict(trial: TrialRecord) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": trial.state.value,
@@ -93,7 +93,7 @@ def _noted(trial: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _recalled(value: dict[str, Any], *, maximize: bool) -> TrialRecord:
+def _from_dict(value: dict[str, Any], *, maximize: bool) -> TrialRecord:
     if "values" in value:
         values = tuple(value["values"])
     else:

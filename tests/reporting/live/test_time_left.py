@@ -13,7 +13,7 @@ from tune_rescon.metric_names import METRICS
 from tune_rescon.reporting.live.state import LiveTotals, Reading
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import SyntheticCurve
-from tune_rescon.tuning import Decision, Observation, TrialRecord, make_rule
+from tune_rescon.tuning import Decision, Observation, TrialRecord, make_stopping_rule
 
 SLOTS = 8
 
@@ -25,7 +25,7 @@ class Simulation:
 
     def __init__(self, space: Space, seed: int) -> None:
         self._chance = random.Random(seed)
-        self._space, self._rule = space, make_rule(space)
+        self._space, self._rule = space, make_stopping_rule(space)
         self._state = LiveTotals(space, "s")
         self._events: list[tuple[float, int]] = []
         self._trials: dict[int, TrialRecord] = {}

@@ -1,4 +1,4 @@
-"""What the libraries say goes to the log file, and all is put back."""
+"""The libraries' output goes to the log file, and everything is restored afterwards."""
 
 from __future__ import annotations
 

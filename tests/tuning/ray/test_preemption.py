@@ -124,7 +124,7 @@ def test_without_ray_no_node_is_drained(ray: Any) -> None:
 
 def test_a_trainable_hears_before_it_is_set_up(others: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     notice = PreemptionSignal()
-    monkeypatch.setattr("tune_rescon.tuning.ray.preemption.NOTICE", notice)
+    monkeypatch.setattr("tune_rescon.tuning.ray.preemption.PREEMPTION", notice)
     done: list[object] = []
 
     class Trainable:

@@ -19,7 +19,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_environment")
-def test_a_ray_of_its_own_gets_a_token_of_its_own() -> None:
+def test_a_local_ray_gets_its_own_token() -> None:
     prepare_environment(own_ray=True)
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64

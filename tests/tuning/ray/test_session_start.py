@@ -1,4 +1,4 @@
-"""What must hold before a Ray starts here, and the second try where it does not start."""
+"""The checks before Ray starts here, and the second attempt."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_a_ray_that_starts_is_started_once(progress: list[str]) -> None:
     assert ray.events == ["start None"]
 
 
-def test_one_that_does_not_is_given_longer(progress: list[str]) -> None:
+def test_a_failed_start_is_retried_with_a_longer_limit(progress: list[str]) -> None:
     ray = Ray(progress, failures=1)
     assert start_or_retry(ray.start, ray.clean_up) == "Ray"
     assert ray.events == ["start None", "clean up", AGAIN, "start 120"]
     assert SETTING not in os.environ
 
 
-def test_two_failures_are_one_paragraph(progress: list[str]) -> None:
+def test_two_failed_starts_are_one_error(progress: list[str]) -> None:
     ray = Ray(progress, failures=2)
     with pytest.raises(ClusterError) as caught:
         start_or_retry(ray.start, ray.clean_up)

@@ -1,4 +1,4 @@
-"""What signals mean, by table on a simulated clock; and that they arrive."""
+"""The stop level that follows from signals, by table on a simulated clock, and real signals."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ GRACE = 20.0
         pytest.param([(HUP, 0)], 21, StopLevel.STOP, -1, id="the terminal was closed"),
     ],
 )
-def test_what_signals_ask(
+def test_the_stop_level_after_signals(
     came: Sequence[tuple[int, float]], now: float, urgency: StopLevel, left: float | None
 ) -> None:
     clock = [0.0]
@@ -56,7 +56,7 @@ def test_what_signals_ask(
     assert interruption.seconds_left == left
 
 
-def test_before_anything_runs_a_signal_ends_it_at_once() -> None:
+def test_a_signal_before_the_first_trial_raises_keyboard_interrupt() -> None:
     interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
     with pytest.raises(KeyboardInterrupt):
         interruption.receive(TERM)
@@ -64,16 +64,20 @@ def test_before_anything_runs_a_signal_ends_it_at_once() -> None:
 
 @pytest.mark.parametrize("number", [INT, TERM, HUP])
 def test_signals_arrive_and_the_handlers_are_put_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
+    # Under `nohup`, SIGHUP is ignored when the test starts.
+    original = signal.signal(number, signal.default_int_handler)
     interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
     interruption.deferred = True
-    with signal_handlers(interruption):
-        os.kill(os.getpid(), number)
-        assert interruption.urgency is StopLevel.FINISH_EPOCHS
-    assert signal.getsignal(number) is before
+    try:
+        with signal_handlers(interruption):
+            os.kill(os.getpid(), number)
+            assert interruption.urgency is StopLevel.FINISH_EPOCHS
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, original)
 
 
-def test_nohup_is_respected() -> None:
+def test_an_ignored_sighup_stays_ignored() -> None:
     before = signal.signal(HUP, signal.SIG_IGN)
     interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
     try:
@@ -102,7 +106,7 @@ with signal_handlers(interruption):
 
 
 @pytest.mark.timeout(30)  # an interpreter
-def test_what_is_printed_to_a_closed_terminal_ends_nothing() -> None:
+def test_output_to_a_closed_terminal_is_discarded() -> None:
     ours, its = os.openpty()
     process = subprocess.Popen([sys.executable, "-c", PRINTS_ON], stdout=its, stderr=subprocess.PIPE)
     os.close(its)
@@ -140,7 +144,7 @@ def test_how_long_epochs_have_after_a_sigterm(
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan"])
-def test_a_grace_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_grace_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE_RESCON_GRACE_SECONDS", value)
     with pytest.raises(ConfigError, match="TUNE_RESCON_GRACE_SECONDS: must be a number of seconds"):
         default_grace()

@@ -1,4 +1,4 @@
-"""Work on a thread that can be left behind: what it raises, when it is left, what it may touch then."""
+"""Work on a thread that can be abandoned: its exceptions, its end, and the lock that it loses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_work_that_ends_is_waited_for_and_has_no_turns_afterwards() -> None:
         with lock.hold():
             done.append(1)
 
-    run_in_thread(work, leave=never, lock=lock)
+    run_in_thread(work, should_abort=never, lock=lock)
     assert done == [1]
     with pytest.raises(SearchIsOver), lock.hold():
         pass
@@ -44,7 +44,7 @@ def test_what_the_work_raises_is_raised_here(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        run_in_thread(work, leave=never, lock=DriverLock(nothing))
+        run_in_thread(work, should_abort=never, lock=DriverLock(nothing))
 
 
 def test_work_that_goes_on_is_told_to_leave() -> None:
@@ -58,7 +58,7 @@ def test_work_that_goes_on_is_told_to_leave() -> None:
         finally:
             ended.set()
 
-    run_in_thread(work, leave=lambda: True, lock=lock)
+    run_in_thread(work, should_abort=lambda: True, lock=lock)
     assert ended.wait(30)
 
 
@@ -75,7 +75,7 @@ def test_work_that_hangs_is_left_behind() -> None:
         except SearchIsOver:
             late.append("kept out")
 
-    run_in_thread(work, leave=lambda: True, lock=lock)
+    run_in_thread(work, should_abort=lambda: True, lock=lock)
     hang.set()
     threads[0].join(30)
     assert late == ["kept out"]
@@ -90,7 +90,7 @@ def test_a_turn_that_does_not_end_is_not_written_beside() -> None:
             hang.wait()
 
     with pytest.raises(RecordBusyError, match="the record must take a write"):
-        run_in_thread(work, leave=begun.is_set, lock=lock)
+        run_in_thread(work, should_abort=begun.is_set, lock=lock)
     hang.set()
 
 
@@ -105,7 +105,7 @@ def test_what_leaving_raises_ends_the_work_too() -> None:
         raise LeaseLostError("lost")
 
     with pytest.raises(LeaseLostError):
-        run_in_thread(work, leave=lost, lock=lock)
+        run_in_thread(work, should_abort=lost, lock=lock)
 
 
 def test_after_a_lost_lease_the_lock_cannot_be_held() -> None:
@@ -130,6 +130,6 @@ def test_a_record_that_takes_no_more_leaves_no_turn_and_is_raised_here() -> None
         raise AssertionError("it was asked again")
 
     with pytest.raises(RecordError, match="the disk is full"):
-        run_in_thread(work, leave=never, lock=lock)
+        run_in_thread(work, should_abort=never, lock=lock)
     with pytest.raises(SearchIsOver), lock.hold():
         pass

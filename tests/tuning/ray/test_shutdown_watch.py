@@ -1,4 +1,4 @@
-"""When the trials are left, and what is said about it."""
+"""When the search stops waiting for its trials, and the messages about it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tune_rescon.tuning.ray.shutdown import SignalState, Watch
 class Scene:
     """A search that runs: signals, Ray and the lease do what a test has them do."""
 
-    def __init__(self, said: list[str]) -> None:
-        self.said = said
+    def __init__(self, messages: list[str]) -> None:
+        self.messages = messages
         self.now = 0.0
         self.gone = ""
         self.lease_error: LeaseLostError | None = None
@@ -41,44 +41,44 @@ def scene(progress: list[str]) -> Scene:
     return Scene(progress)
 
 
-def test_nothing_happens(scene: Scene) -> None:
-    assert [scene.watch.leave() for _ in range(3)] == [False] * 3
-    assert (scene.watch.interrupted, scene.watch.failure, scene.said) == (False, None, [])
+def test_without_signals_the_watch_does_not_abort(scene: Scene) -> None:
+    assert [scene.watch.should_abort() for _ in range(3)] == [False] * 3
+    assert (scene.watch.interrupted, scene.watch.failure, scene.messages) == (False, None, [])
 
 
-def test_ctrl_c_is_answered_at_once_and_once(scene: Scene) -> None:
+def test_a_first_ctrl_c_finishes_the_epochs(scene: Scene) -> None:
     scene.signals.receive(signal.SIGINT)
-    assert [scene.watch.leave() for _ in range(3)] == [False] * 3
+    assert [scene.watch.should_abort() for _ in range(3)] == [False] * 3
     assert scene.interrupts == 1
-    assert scene.said == ["Interrupted: finishing the running epochs; Ctrl-C again to stop now"]
+    assert scene.messages == ["Interrupted: finishing the running epochs; Ctrl-C again to stop now"]
     scene.now = 2.0
     scene.signals.receive(signal.SIGINT)
-    assert scene.watch.leave()
-    assert scene.said[1:] == ["Interrupted: stopping now; what is recorded stays"]
+    assert scene.watch.should_abort()
+    assert scene.messages[1:] == ["Interrupted: stopping now; what is recorded stays"]
 
 
-def test_sigterm_says_how_long_and_leaves_then(scene: Scene) -> None:
+def test_sigterm_aborts_after_its_deadline(scene: Scene) -> None:
     scene.signals.receive(signal.SIGTERM)
-    assert not scene.watch.leave()
-    assert scene.said == [
+    assert not scene.watch.should_abort()
+    assert scene.messages == [
         "Interrupted: finishing the running epochs for at most 20 s; Ctrl-C again to stop now"
     ]
     scene.now = 20.0
-    assert scene.watch.leave()
+    assert scene.watch.should_abort()
 
 
-def test_a_dead_ray_is_left_and_named(scene: Scene) -> None:
+def test_a_dead_ray_aborts_the_search(scene: Scene) -> None:
     scene.gone = "its node manager (raylet)"
-    assert [scene.watch.leave() for _ in range(2)] == [False, True]
+    assert [scene.watch.should_abort() for _ in range(2)] == [False, True]
     assert scene.watch.failure is not None
     assert "its node manager (raylet) has died" in scene.watch.failure
 
 
 def test_a_signal_that_killed_ray_too_is_an_interruption(scene: Scene) -> None:
     scene.gone = "its node manager (raylet)"
-    assert not scene.watch.leave()
+    assert not scene.watch.should_abort()
     scene.signals.receive(signal.SIGTERM)
-    assert scene.watch.leave()
+    assert scene.watch.should_abort()
     assert scene.watch.interrupted
     assert scene.watch.failure is None
     assert scene.watch.ray_is_gone
@@ -90,10 +90,10 @@ def test_a_ray_that_died_between_two_looks_is_noticed(scene: Scene) -> None:
     assert scene.watch.ray_is_gone
 
 
-def test_a_lost_lease_is_not_the_watchs_to_judge(scene: Scene) -> None:
+def test_a_lost_lease_is_raised(scene: Scene) -> None:
     scene.lease_error = LeaseLostError("lost")
     with pytest.raises(LeaseLostError):
-        scene.watch.leave()
+        scene.watch.should_abort()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_lost_lease_is_not_the_watchs_to_judge(scene: Scene) -> None:
         pytest.param([signal.SIGTERM], 30.0, 2.0, id="after it"),
     ],
 )
-def test_how_long_a_slow_server_is_waited_for(
+def test_the_time_limit_depends_on_the_signals(
     came: list[signal.Signals], now: float, waits: float, scene: Scene
 ) -> None:
     for number in came:
@@ -123,7 +123,7 @@ def test_a_signal_after_the_last_trial_cuts_the_next_wait_short(scene: Scene) ->
     assert scene.watch.with_timeout(round, 60.0, 2.0) == 2
 
 
-def test_a_signal_ends_the_waiting(scene: Scene) -> None:
+def test_a_signal_repeats_the_call_with_the_shortest_limit(scene: Scene) -> None:
     waited: list[float] = []
 
     def close(seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""What is measured on a GPU before the first trial is the step that trials there will take."""
+"""The measurement on a GPU before the first trial runs the step that trials will run there."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, HangWatchdog]]:
         return config.cuda_graphs
 
     on_cpu = DeviceConfig(device=torch.device("cpu"), precision="fp32")
-    monkeypatch.setattr("tune_rescon.training.device.place", lambda *_, **__: on_cpu)
+    monkeypatch.setattr("tune_rescon.training.device.resolve_device", lambda *_, **__: on_cpu)
     monkeypatch.setattr("tune_rescon.training.gpu_probe.step_of", step_of)
     monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", lambda step, _: step)
     return seen
 
 
-def test_a_recording_that_never_came_back_is_measured_without(
+def test_after_a_hang_a_trial_is_measured_without_cuda_graphs(
     info: DatasetInfo, measured: list[tuple[str, HangWatchdog]], tmp_path: Path
 ) -> None:
     found: Any = _measure(CONFIG, info, tmp_path)
@@ -54,7 +54,7 @@ def test_a_recording_that_never_came_back_is_measured_without(
     assert found == "off"
 
 
-def test_so_is_what_cannot_be_recorded(
+def test_a_step_that_cannot_be_recorded_is_measured_without_cuda_graphs(
     info: DatasetInfo,
     measured: list[tuple[str, HangWatchdog]],
     tmp_path: Path,
@@ -71,7 +71,7 @@ def test_so_is_what_cannot_be_recorded(
     assert [word for word, _ in measured] == ["auto", "off"]
 
 
-def test_a_batch_that_does_not_fit_has_no_figures(
+def test_a_batch_that_does_not_fit_has_no_occupancy(
     info: DatasetInfo,
     measured: list[tuple[str, HangWatchdog]],
     tmp_path: Path,

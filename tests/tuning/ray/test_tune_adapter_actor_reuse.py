@@ -32,18 +32,18 @@ def kept(cache: Any, search: Search, slots: int, rounds: int = 1) -> ActorReuse:
     return processes
 
 
-def test_tune_alone_keeps_one(cache: Any) -> None:
+def test_tune_alone_keeps_one_idle_process(cache: Any) -> None:
     assert [cache.cache_object(PLACE, number) for number in range(3)] == [True, False, False]
 
 
 @pytest.mark.parametrize("rounds", [1, 5])
-def test_as_many_as_there_are_slots(cache: Any, rounds: int) -> None:
+def test_a_process_is_kept_for_each_slot(cache: Any, rounds: int) -> None:
     kept(cache, Search(), slots=3, rounds=rounds)
     assert [cache.cache_object(PLACE, number) for number in range(4)] == [True, True, True, False]
     assert list(cache.flush_cached_objects()) == []
 
 
-def test_once_there_is_nothing_to_come_they_go(cache: Any) -> None:
+def test_processes_are_released_once_no_trial_follows(cache: Any) -> None:
     search = Search()
     processes = kept(cache, search, slots=3)
     for number in range(3):

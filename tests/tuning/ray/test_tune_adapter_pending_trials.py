@@ -1,4 +1,4 @@
-"""Who takes over a process that is free, and when."""
+"""Which pending trial gets a free process, and when."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from tune_rescon.tuning.ray.tune_adapter import RETRY_WAIT_SECONDS, TIMEOUT, PendingTrials
 
 
-class Hall:
+class Queue:
     """Trials that wait, and a clock that is set by hand."""
 
     def __init__(self) -> None:
@@ -29,43 +29,43 @@ class Hall:
 
 
 @pytest.fixture
-def hall() -> Hall:
-    return Hall()
+def queue() -> Queue:
+    return Queue()
 
 
-def test_nobody_is_named_of_none(hall: Hall) -> None:
-    assert hall.overdue_at(10 * TIMEOUT) is None
+def test_without_trials_no_trial_is_named(queue: Queue) -> None:
+    assert queue.overdue_at(10 * TIMEOUT) is None
 
 
-def test_a_trial_is_left_to_the_process_that_starts_for_it(hall: Hall) -> None:
-    hall.add()
-    assert hall.overdue_at(TIMEOUT) is None
+def test_a_trial_waits_for_the_process_requested_for_it(queue: Queue) -> None:
+    queue.add()
+    assert queue.overdue_at(TIMEOUT) is None
 
 
-def test_the_oldest_that_has_waited_too_long_is_named_until_it_runs(hall: Hall) -> None:
-    first, second = hall.add(), hall.add()
-    assert [hall.overdue_at(TIMEOUT + 1) for _ in range(3)] == [first] * 3, "Tune asks ten times a second"
+def test_the_oldest_overdue_trial_is_named_until_it_runs(queue: Queue) -> None:
+    first, second = queue.add(), queue.add()
+    assert [queue.overdue_at(TIMEOUT + 1) for _ in range(3)] == [first] * 3, "Tune asks ten times a second"
     first.status = Trial.RUNNING
-    assert hall.overdue_at(TIMEOUT + 2) is second
+    assert queue.overdue_at(TIMEOUT + 2) is second
 
 
-def test_one_that_runs_or_has_ended_hides_nobody_behind_it(hall: Hall) -> None:
+def test_a_running_or_ended_trial_is_skipped(queue: Queue) -> None:
     for status in (Trial.RUNNING, Trial.TERMINATED, Trial.ERROR):
-        hall.add().status = status
-    last = hall.add()
-    assert hall.overdue_at(TIMEOUT + 1) is last
+        queue.add().status = status
+    last = queue.add()
+    assert queue.overdue_at(TIMEOUT + 1) is last
 
 
-def test_each_waits_for_a_time_of_its_own(hall: Hall) -> None:
-    hall.add().status = Trial.RUNNING
-    hall.now = TIMEOUT
-    late = hall.add()
-    assert hall.overdue_at(TIMEOUT + 2) is None
-    assert hall.overdue_at(2 * TIMEOUT + 1) is late
+def test_each_trial_has_its_own_time_limit(queue: Queue) -> None:
+    queue.add().status = Trial.RUNNING
+    queue.now = TIMEOUT
+    late = queue.add()
+    assert queue.overdue_at(TIMEOUT + 2) is None
+    assert queue.overdue_at(2 * TIMEOUT + 1) is late
 
 
-def test_who_has_lost_a_process_waits_for_less_than_those_before_it(hall: Hall) -> None:
-    hall.add()
-    struck = hall.add(again=True)
-    assert hall.overdue_at(RETRY_WAIT_SECONDS) is None
-    assert hall.overdue_at(RETRY_WAIT_SECONDS + 1) is struck
+def test_a_retried_trial_has_a_shorter_time_limit(queue: Queue) -> None:
+    queue.add()
+    struck = queue.add(again=True)
+    assert queue.overdue_at(RETRY_WAIT_SECONDS) is None
+    assert queue.overdue_at(RETRY_WAIT_SECONDS + 1) is struck

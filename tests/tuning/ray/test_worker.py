@@ -1,4 +1,4 @@
-"""What a worker reports of a real trial, without Ray around it."""
+"""The reports of a real trial's worker, without Ray."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def task(tmp_path: Path) -> TrialTask:
         seed=0,
         metric="val_accuracy",
         mode="max",
-        recorded=0,
+        epochs_in_study=0,
         checkpoint_dir=str(tmp_path / "trial"),
         checkpoint_url=None,
         data_root=str(tmp_path),
@@ -88,12 +88,12 @@ def test_every_trial_of_a_process_trains_on_one_thread(
 
 
 @pytest.mark.parametrize(("recorded", "owed"), [(0, [1, 2, 3]), (1, [2, 3]), (3, [])])
-def test_every_epoch_the_record_does_not_hold_is_reported(
+def test_every_epoch_that_the_study_lacks_is_reported(
     run: Run, task: TrialTask, recorded: int, owed: list[int]
 ) -> None:
     whole = run(task)
     assert _epochs(whole) == [1, 2, 3]
-    again = run(dataclasses.replace(task, recorded=recorded))
+    again = run(dataclasses.replace(task, epochs_in_study=recorded))
     assert _epochs(again) == owed
     untimed = [{**r, "metrics": {**r["metrics"], "epoch_seconds": 0}} for r in (*again, *whole)]
     assert untimed[: len(again)] == untimed[len(again) + recorded :]
@@ -110,7 +110,7 @@ def _memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     monkeypatch.setattr(TrialModule, "logits", logits)
 
 
-def test_what_the_user_should_know_is_reported_as_a_note(
+def test_messages_for_the_user_are_reported_as_notes(
     run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _memory(monkeypatch, 16)
@@ -134,7 +134,7 @@ def test_the_nodes_next_trial_does_not_run_out_again(
     assert note == {"number": 8, "note": start}
 
 
-def test_a_memory_too_small_for_any_piece_is_told_apart_from_a_fault(
+def test_out_of_memory_is_reported_as_its_own_state(
     run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _memory(monkeypatch, 1)
@@ -144,7 +144,7 @@ def test_a_memory_too_small_for_any_piece_is_told_apart_from_a_fault(
     assert "OutOfMemoryError" in end["error"]
 
 
-class Gone(BaseException):
+class ProcessExit(BaseException):
     """The process has ended."""
 
 
@@ -154,7 +154,7 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
     original, before = TrialModule.training_step, signal.getsignal(signal.SIGTERM)
 
     def leave(status: int) -> None:
-        raise Gone(status)
+        raise ProcessExit(status)
 
     monkeypatch.setattr(os, "_exit", leave)
     # Its timer would end the process of the tests.
@@ -163,7 +163,7 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
     def at(step: int) -> list[int]:
         notice, steps = PreemptionSignal(), list[int]()
         notice.install()
-        monkeypatch.setattr("tune_rescon.tuning.ray.worker.NOTICE", notice)
+        monkeypatch.setattr("tune_rescon.tuning.ray.worker.PREEMPTION", notice)
 
         def training_step(self: TrialModule, batch: tuple[Tensor, Tensor]) -> Tensor:
             steps.append(len(steps) + 1)
@@ -179,7 +179,7 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
 
 
 @pytest.mark.parametrize("url", [None, "memory://left/trial_0007"])
-def test_a_process_that_is_told_to_go_leaves_its_trial_to_another_node(
+def test_a_preempted_trial_resumes_on_another_node(
     url: str | None,
     run: Run,
     told: list[dict[str, Any]],
@@ -194,16 +194,16 @@ def test_a_process_that_is_told_to_go_leaves_its_trial_to_another_node(
 
     task = dataclasses.replace(task, checkpoint_url=url)
     told_at(per_epoch + 2)
-    with pytest.raises(Gone, match="1"):
+    with pytest.raises(ProcessExit, match="1"):
         run(dataclasses.replace(task, checkpoint_dir=str(tmp_path / "run" / "trial_0007")))
     first, last = told
     assert first["epoch"] == 1
     note = "its process was asked to end, after 2 batches of epoch 2; another process continues"
-    assert last == {"number": 7, "note": note, "leaving": True}
+    assert last == {"number": 7, "note": note, "preempted": True}
 
     other = tmp_path / ("other" if url else "run") / "trial_0007"
     steps = told_at(0)
-    rest = run(dataclasses.replace(task, recorded=1, checkpoint_dir=str(other)))
+    rest = run(dataclasses.replace(task, epochs_in_study=1, checkpoint_dir=str(other)))
     assert _epochs(rest) == [2, 3]
     assert len(steps) == 2 * per_epoch - 2
     assert [one["metrics"]["val_loss"] for one in (first, *rest)] == [
@@ -218,7 +218,7 @@ def test_a_fault_is_reported_with_its_traceback(run: Run, task: TrialTask) -> No
     assert "must be max or min" in end["error"]
 
 
-def test_a_gpu_that_torch_does_not_have_is_the_machines_fault(
+def test_a_missing_gpu_is_reported_as_unusable(
     run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -10,8 +10,8 @@ from typing import Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import ClusterSize, TrialRecord, rung_levels
-from tune_rescon.tuning.auto_words import planned_epochs
+from tune_rescon.tuning import ClusterSize, TrialRecord, possible_rungs
+from tune_rescon.tuning.stopping.auto_words import planned_epochs
 
 __all__ = [
     "LiveTotals",
@@ -173,7 +173,7 @@ class LiveTotals:
         """Start without any event in the search ``name`` of ``space``."""
         self._space, self._name = space, name
         self._devices = space.resources_per_trial.devices
-        self._levels = rung_levels(space)
+        self._levels = possible_rungs(space)
         self._survival = Survival(self._levels, reduction_factor=space.scheduler.reduction_factor)
         self._unfinished: dict[int, int] = {}
         self._running: dict[int, TrialRecord] = {}
@@ -197,7 +197,7 @@ class LiveTotals:
             self._epochs += trial.epochs
             self._trained += trial.seconds
             self._compare(trial)
-            self._settle(trial)
+            self._count_end(trial)
 
     def on_trial_start(self, trial: TrialRecord, now: float) -> bool:
         """Count a started trial; return True if it was already running, which means that its worker died."""
@@ -245,7 +245,7 @@ class LiveTotals:
         self._shares.pop(trial.number, None)
         self._pace.ends(trial.number)
         self._compare(trial)
-        self._settle(trial)
+        self._count_end(trial)
 
     def snapshot(self, reading: Reading) -> Snapshot:
         """Return the current state.
@@ -291,7 +291,7 @@ class LiveTotals:
         self._survival.continued(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
 
-    def _settle(self, trial: TrialRecord) -> None:
+    def _count_end(self, trial: TrialRecord) -> None:
         """Count a trial's state if it ended or paused, but not if it is to be resumed."""
         if not (trial.state.is_final or trial.state is TrialState.PAUSED):
             return

@@ -203,7 +203,7 @@ def _watched(work: Sequence[Any]) -> Iterator[None]:
     With gloo, a lost connection raises an error in the running collective operation. NCCL may wait forever.
     """
     over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(work, over), name="gang", daemon=True)
+    thread = threading.Thread(target=_watch, args=(work, over), name="peers", daemon=True)
     thread.start()
     try:
         yield

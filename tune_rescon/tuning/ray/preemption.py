@@ -1,6 +1,6 @@
-"""Detect the preemption of a worker process (a SIGTERM, a drained node, a spot machine's notice).
+"""Detect the preemption of a worker process: a SIGTERM, a drained node, a spot machine's notice.
 
-Its trial then stops in order.
+The trial of a preempted process writes a checkpoint and ends its process.
 
 The behavior of Ray 2.60, tested on two nodes of one machine:
 
@@ -40,7 +40,7 @@ from urllib.error import HTTPError
 
 __all__ = [
     "CLOUDS",
-    "NOTICE",
+    "PREEMPTION",
     "Cloud",
     "MetadataAnswer",
     "PollingState",
@@ -61,7 +61,7 @@ SERVICE: Final = "http://169.254.169.254"
 #: a machine without this service. A service may be slow too: Azure's first answer can take long.
 _TIMEOUTS: Final = (1.0, 2.0, 4.0)
 
-#: Seconds until the service is looked for again. They double each time, up to the longest.
+#: Seconds until the next poll of a service that did not answer. They double each time, up to the longest.
 _FIRST_WAIT: Final = 3.0
 _LONGEST_WAIT: Final = 300.0
 
@@ -166,22 +166,22 @@ CLOUDS: Final = (
 class PollingState:
     """Which cloud's question is sent next, and when.
 
-    A cloud that has answered is asked at every look, because its notice leaves little time. Before that, each
-    look in vain doubles the wait, so that a machine outside a cloud sends a request every five minutes.
+    A cloud that has answered is asked at every poll, because its notice leaves little time. Before that, each
+    failed poll doubles the wait, so that a machine outside a cloud sends a request every five minutes.
     """
 
     cloud: Cloud | None = None
     """The cloud of this machine; None if it is unknown."""
     failures: int = 0
-    """Looks in vain since the last answer."""
+    """Number of failed polls since the last answer."""
     due: float = 0.0
-    """The time of the next look."""
+    """The time of the next poll."""
 
     @property
     def candidates(self) -> tuple[Cloud, ...]:
-        """The clouds to ask in the next look, in order.
+        """The clouds to ask in the next poll, in order.
 
-        Another cloud is the first in each look, because a look ends with the first silence.
+        Another cloud is the first in each poll, because a poll ends with the first silence.
         """
         if self.cloud is not None:
             return (self.cloud,)
@@ -189,7 +189,7 @@ class PollingState:
         return CLOUDS[first:] + CLOUDS[:first]
 
     def after(self, cloud: Cloud, answer: MetadataAnswer, now: float) -> PollingState:
-        """Return the state after a look that ended with the ``answer`` to the question of ``cloud``."""
+        """Return the state after a poll that ended with the ``answer`` to the question of ``cloud``."""
         if answer in (MetadataAnswer.NOTICE, MetadataAnswer.NO_NOTICE):
             return PollingState(cloud=cloud)
         failures = self.failures + 1
@@ -333,7 +333,7 @@ class PreemptionSignal:
 
 
 #: The preemption signal of this process.
-NOTICE: Final = PreemptionSignal()
+PREEMPTION: Final = PreemptionSignal()
 
 
 class SignalHandlerMixin:
@@ -341,7 +341,7 @@ class SignalHandlerMixin:
 
     def setup(self, config: dict[str, Any]) -> None:
         """Install the SIGTERM handler, then set up the trainable."""
-        NOTICE.install()
+        PREEMPTION.install()
         super().setup(config)  # type: ignore[misc]  # ray's FunctionTrainable comes after this one
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from tune_rescon.errors import ClusterError, ConfigError, format_error
 from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, started_apart
-from tune_rescon.tuning.resources import Nodes, growth, nodes_of
+from tune_rescon.tuning.resources import Nodes, autoscaler_limits, nodes_of
 
 __all__ = [
     "LONGER_START",
@@ -219,7 +219,7 @@ def _session(gone: Callable[[], str], *, grows: bool) -> RaySession:
     return RaySession(
         resources=ray.cluster_resources(),
         now=nodes_of(ray.nodes()),
-        later=growth() if grows else (),
+        later=autoscaler_limits() if grows else (),
         gone=gone,
     )
 

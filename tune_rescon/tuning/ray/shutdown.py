@@ -166,7 +166,7 @@ class Watch:
         ensure_held: Callable[[], None],
         interrupt: Callable[[], None],
     ) -> None:
-        """Store the sources that each call of :meth:`leave` checks.
+        """Store the sources that each call of :meth:`should_abort` checks.
 
         Args:
             interruption: The signals.
@@ -182,7 +182,7 @@ class Watch:
         self._gone = ""
         self._signals_before_end: int | None = None
 
-    def leave(self) -> bool:
+    def should_abort(self) -> bool:
         """Return whether to stop waiting for the trials now.
 
         Raises:
@@ -204,30 +204,30 @@ class Watch:
         """True if a signal has requested a stop."""
         return self._interruption.urgency is not StopLevel.NONE
 
-    def with_timeout(self, call: Callable[[float], int], patience: float, shortest: float) -> int:
+    def with_timeout(self, call: Callable[[float], int], timeout: float, shortest: float) -> int:
         """Run ``call`` with a time limit that depends on the signals received.
 
-        The limit is ``patience`` without signals. Before a deadline, it is at most the time left, but not
+        The limit is ``timeout`` without signals. Before a deadline, it is at most the time left, but not
         less than ``shortest``. After the deadline, after a second Ctrl-C, and after a signal that follows
         :meth:`trials_ended`, it is ``shortest``. A signal during the call interrupts it, and ``call`` is
         repeated with ``shortest``, so that the user does not wait twice.
 
         Args:
             call: Waits for at most the given number of seconds, and returns a count.
-            patience: The usual limit in seconds.
-            shortest: The shortest limit in seconds.
+            timeout: The usual limit, in seconds.
+            shortest: The shortest limit, in seconds.
 
         Returns:
             The value that ``call`` returns.
         """
         left = self._interruption.seconds_left
         if self._interruption.urgency is StopLevel.STOP or self._interrupted_at_the_end:
-            patience = shortest
+            timeout = shortest
         elif left is not None:
-            patience = min(patience, max(left, shortest))
+            timeout = min(timeout, max(left, shortest))
         self._interruption.deferred = False
         try:
-            return call(patience)
+            return call(timeout)
         except KeyboardInterrupt:
             self._interruption.deferred = True
             return call(shortest)
@@ -343,15 +343,15 @@ class DriverLock:
         return is_free
 
 
-def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], lock: DriverLock) -> None:
-    """Run ``work`` on a thread until it ends or ``leave`` returns True.
+def run_in_thread(work: Callable[[], None], *, should_abort: Callable[[], bool], lock: DriverLock) -> None:
+    """Run ``work`` on a thread until it ends or ``should_abort`` returns True.
 
-    Afterwards ``work`` cannot hold the lock any more. An exception of ``work`` or ``leave`` is raised here,
-    except that an exception of ``work`` is dropped after ``leave`` has returned True.
+    Afterwards ``work`` cannot hold the lock any more. An exception of ``work`` or ``should_abort`` is raised
+    here. After ``should_abort`` has returned True, an exception of ``work`` is dropped.
 
     Args:
         work: Runs the trials. It uses the record only while it holds ``lock``.
-        leave: Polled every :data:`TICK` seconds; returns True to stop waiting for ``work``.
+        should_abort: Polled every :data:`TICK` seconds; returns True to stop waiting for ``work``.
         lock: The lock that ``work`` uses.
 
     Raises:
@@ -370,11 +370,11 @@ def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], lock: 
 
     thread = threading.Thread(target=caught, name="trials", daemon=True)
     thread.start()
-    left = False
+    aborted = False
     try:
-        while thread.is_alive() and not left:
+        while thread.is_alive() and not aborted:
             thread.join(TICK)
-            left = leave()
+            aborted = should_abort()
     finally:
         ended = lock.close(JOIN_SECONDS)
         thread.join(JOIN_SECONDS)
@@ -385,5 +385,5 @@ def run_in_thread(work: Callable[[], None], *, leave: Callable[[], bool], lock: 
         )
     if lock.failure is not None:
         raise lock.failure
-    if failures and not left:
+    if failures and not aborted:
         raise failures[0]

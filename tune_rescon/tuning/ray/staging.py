@@ -39,12 +39,24 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 def fit_to_cluster(
     space: Space, options: RunOptions, datasets: Mapping[str, DatasetInfo], ray: RaySession
 ) -> tuple[Space, int]:
-    """Choose a trial's resources, put the data on the cluster, and measure how many trials share a GPU.
+    """Choose a trial's resources, prepare the data on the cluster, and measure how many trials share a GPU.
 
-    Each only if the space asks for it.
+    The resources are chosen if the space has ``resources_per_trial: auto``, the data is prepared on the other
+    machines if the search runs on a cluster (``options.address``), and the GPU is measured if the space has
+    ``resources_per_trial.gpu: auto``.
+
+    Args:
+        space: The space of the search.
+        options: The options of this run of the search.
+        datasets: The description of each dataset, by name.
+        ray: The running Ray.
 
     Returns:
         The space with a trial's resources, and the number of trials that run at once.
+
+    Raises:
+        ResourceError: If no machine has the resources of a trial, or Ray has a GPU that torch cannot use.
+        DataError: If the datasets cannot be prepared on a machine; the message names the machine.
     """
     if isinstance(space.resources_per_trial, AutoResources):
         nodes = [*ray.now, *(ray.later or ())]
@@ -83,7 +95,7 @@ def stage_data(
     """Fetch and decode the datasets on all other machines that can run a trial, in parallel.
 
     A machine that joins later prepares the datasets when its first trial begins. A machine that is lost
-    meanwhile is skipped.
+    during the preparation is skipped.
 
     Args:
         datasets: The datasets of the search.
@@ -102,11 +114,11 @@ def stage_data(
     there = [
         node
         for node in ray.nodes()
-        if node["NodeID"] != here and sum(kind.room(need) for kind in nodes_of([node]))
+        if node["NodeID"] != here and sum(kind.capacity(need) for kind in nodes_of([node]))
     ]
     if not there:
         return
-    _PROGRESS.info(f"The data is put on {len(there)} other machine{'s' * (len(there) > 1)}")
+    _PROGRESS.info(f"Preparing the data on {len(there)} other machine{'s' * (len(there) > 1)}")
     task: Any = ray.remote(num_cpus=0, max_retries=0)(_open)
     waiting = {}
     for node in there:
@@ -116,7 +128,7 @@ def stage_data(
     while waiting:
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=_MESSAGE_EVERY)
         if not done:
-            _PROGRESS.info(f"{len(waiting)} machines are still at it: {', '.join(waiting.values())}")
+            _PROGRESS.info(f"Still preparing the data on {', '.join(waiting.values())}")
         for reference in done:
             address = waiting.pop(reference)
             try:
@@ -170,11 +182,11 @@ def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path)
 def _measure(config: TrialConfig, info: DatasetInfo, stalls: Path) -> Occupancy | None:
     from tune_rescon.models import describe_network
     from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
-    from tune_rescon.training.device import place
+    from tune_rescon.training.device import resolve_device
     from tune_rescon.training.gpu_probe import measure_occupancy, step_of
     from tune_rescon.training.memory import Shape, ran_out_of_memory
 
-    placement = place("cuda", precision=config.precision)
+    placement = resolve_device("cuda", precision=config.precision)
     images = {"classes": info.classes, "in_channels": info.channels}
     shape = Shape.of(config, describe_network(config, **images), placement, None)
     watch = HangWatchdog(folder=stalls, key=shape.key)  # a trial's

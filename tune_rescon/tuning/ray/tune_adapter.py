@@ -19,16 +19,16 @@ from tune_rescon.config import TrialState
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.ray.shutdown import DriverLock
 from tune_rescon.tuning.ray.worker import TrialTask
-from tune_rescon.tuning.stopping_rule import Decision
+from tune_rescon.tuning.stopping.rule import Decision
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "RETRY_WAIT_SECONDS",
     "TIMEOUT",
+    "AbortCallback",
     "ActorReuse",
     "CoordinatorScheduler",
     "CoordinatorSearcher",
-    "LeavingCallback",
     "LockedScheduler",
     "LockedSearcher",
     "PendingTrials",
@@ -39,7 +39,7 @@ __all__ = [
 #: needs less to start, even on a machine with twenty times its load, and so does a cluster to add a node.
 TIMEOUT: Final = 600.0
 
-#: The same for a trial whose worker process died or left, because its machine may not return.
+#: The same for a trial whose worker process died or was preempted, because its machine may not return.
 RETRY_WAIT_SECONDS: Final = 20.0
 
 
@@ -104,8 +104,8 @@ class CoordinatorScheduler(FIFOScheduler):
         super().__init__()
         self._coordinator = coordinator
         self._node_is_gone = node_is_gone
-        self._leaving: set[int] = set()
-        self._struck: set[int] = set()
+        self._preempted: set[int] = set()
+        self._lost_worker: set[int] = set()
         self._waiting = PendingTrials()
 
     def __getstate__(self) -> dict[str, object]:
@@ -116,8 +116,8 @@ class CoordinatorScheduler(FIFOScheduler):
         """Add the trial to those that wait for a process."""
         del tune_controller
         number = trial.config["number"]
-        self._waiting.add(trial, again=number in self._struck)
-        self._struck.discard(number)
+        self._waiting.add(trial, again=number in self._lost_worker)
+        self._lost_worker.discard(number)
 
     def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
         """Return the trial that gets the next free process although another was requested for it."""
@@ -125,18 +125,18 @@ class CoordinatorScheduler(FIFOScheduler):
         return self._waiting.overdue()
 
     def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
-        """Report to the coordinator that a trial's worker process died or left, and whether its node died.
+        """Tell the coordinator whether a trial's worker was preempted or died, and whether its node was lost.
 
         Tune calls its searcher as well, but does not pass it the node.
         """
         del tune_controller
         number, address = trial.config["number"], trial.node_ip
-        self._struck.add(number)
-        if number in self._leaving:
-            self._leaving.discard(number)
-            self._coordinator.worker_left(number)
+        self._lost_worker.add(number)
+        if number in self._preempted:
+            self._preempted.discard(number)
+            self._coordinator.worker_preempted(number)
             return
-        self._coordinator.worker_died(
+        self._coordinator.worker_failed(
             number, node_is_gone=address is not None and self._node_is_gone(address)
         )
 
@@ -164,8 +164,8 @@ class CoordinatorScheduler(FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         if "note" in result:
             self._coordinator.note(number, result["note"])
-            if result.get("leaving"):
-                self._leaving.add(number)
+            if result.get("preempted"):
+                self._preempted.add(number)
             return str(TrialScheduler.CONTINUE)
         prefix = "metrics/"
         metrics = {k.removeprefix(prefix): v for k, v in result.items() if k.startswith(prefix)}
@@ -330,8 +330,8 @@ class LockedScheduler(CoordinatorScheduler):
             return super().on_trial_result(tune_controller, trial, result)
 
 
-class LeavingCallback(tune.Callback):
-    """Ends Tune's loop once the lock is closed, even if an epoch takes an hour."""
+class AbortCallback(tune.Callback):
+    """Ends Tune's loop once :class:`.DriverLock` is closed, even if an epoch takes an hour."""
 
     def __init__(self, lock: DriverLock) -> None:
         """Store ``lock``, which each step of Tune's loop checks."""

@@ -26,7 +26,7 @@ from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.errors import ResourceError
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.training import messages
-from tune_rescon.tuning.ray.preemption import NOTICE, node_is_drained
+from tune_rescon.tuning.ray.preemption import PREEMPTION, node_is_drained
 
 if TYPE_CHECKING:
     from tune_rescon.data import ImageDataset
@@ -186,7 +186,7 @@ def train_task(
     on_epoch: Callable[[EpochReport], None],
     on_note: Callable[[str], None],
     on_progress: Callable[[float], None] = messages.ignore_progress,
-    leave: Callable[[], bool] = messages.never,
+    is_preempted: Callable[[], bool] = messages.never,
 ) -> None:
     """Train a trial in this process, resuming from the checkpoint in ``folder`` if one exists.
 
@@ -197,10 +197,10 @@ def train_task(
         on_epoch: Called with the report of each epoch.
         on_note: Called with each message about the trial.
         on_progress: Called in a long epoch with the share of it that is trained.
-        leave: Polled during training; returns True if this process must end.
+        is_preempted: Polled during training; returns True if this process must end.
 
     Raises:
-        Preempted: If ``leave`` returned True; the trial is to continue in another process.
+        Preempted: If ``is_preempted`` returned True; the trial is to continue in another process.
     """
     from tune_rescon.training import Objective, TrialProcess, train_trial
     from tune_rescon.training.compile import keep_compiled_code
@@ -222,7 +222,7 @@ def train_task(
             on_note=on_note,
             on_progress=on_progress,
             peers=peers,
-            leave=leave,
+            is_preempted=is_preempted,
             overruns=Path(task.cache_root) / _OVERRUNS,
             stalls=Path(task.cache_root) / STALLS,
         ),
@@ -274,8 +274,8 @@ class TrialTask:
     """The epoch whose network the trial keeps (``metric.at``)."""
     log: tuple[str, ...] = ()
     """Further metrics to report (``metric.log``)."""
-    recorded: int
-    """Number of epochs in the record. A worker whose checkpoint has more epochs must report the others."""
+    epochs_in_study: int
+    """Number of epochs in the study. A worker whose checkpoint has more epochs must report the others."""
     checkpoint_dir: str
     checkpoint_url: str | None
     """URL to which the checkpoints are copied; None if ``checkpoint_dir`` is in the storage itself."""
@@ -307,8 +307,8 @@ def run_trial(config: dict[str, Any]) -> None:
 
     An exception is reported as the trial's end and is not raised. Tune would retry a trial that raises, but a
     fault of the configuration would occur every time. Only a trial whose worker process died is retried.
-    Therefore a preempted worker ends its process after its trial has stopped in order. A ResourceError (the
-    trial was promised a GPU, and torch has none) ends the whole search.
+    A preempted worker therefore writes a checkpoint and ends its process. A ResourceError (the trial was
+    promised a GPU, and torch has none) ends the whole search.
 
     Args:
         config: :meth:`TrialTask.to_dict` of the trial.
@@ -320,14 +320,14 @@ def _run(task: TrialTask) -> None:
     from ray import tune
 
     try:
-        left = _train(task)
+        preemption = _train(task)
     except Exception as error:
         end = {"number": task.number, "state": _end_state(error).value, "error": traceback.format_exc()}
         # The machine is at fault, not the trial. Its next trials would fail in the same way.
         tune.report({**end, "unusable": str(error)} if isinstance(error, ResourceError) else end)
     else:
-        if left is not None:
-            _exit_preempted(task, left)
+        if preemption is not None:
+            _exit_preempted(task, preemption)
 
 
 def _train(task: TrialTask) -> Preempted | None:
@@ -337,7 +337,7 @@ def _train(task: TrialTask) -> Preempted | None:
     import_lean_torchmetrics()
     from ray import tune
 
-    from tune_rescon.training import recorded_epochs
+    from tune_rescon.training import epochs_in_checkpoint
     from tune_rescon.training.callbacks import Preempted
     from tune_rescon.training.device import device_name
     from tune_rescon.training.trial_files import global_step
@@ -373,10 +373,11 @@ def _train(task: TrialTask) -> Preempted | None:
         progress=global_step,
         note=note,
     ) as sync:
-        for owed in recorded_epochs(folder)[task.recorded :]:
-            # These epochs are in the checkpoint, but a worker or the driver died before they were recorded.
-            report(owed)
-        with process_group(task) as peers, _watched_for_preemption(task) as leave:
+        # Report the epochs that the checkpoint has and the study has not: a worker or the driver died between
+        # the two writes.
+        for epoch in epochs_in_checkpoint(folder)[task.epochs_in_study :]:
+            report(epoch)
+        with process_group(task) as peers, _watched_for_preemption(task) as is_preempted:
             try:
                 train_task(
                     task,
@@ -385,11 +386,11 @@ def _train(task: TrialTask) -> Preempted | None:
                     on_epoch=report,
                     on_note=note,
                     on_progress=progress,
-                    leave=leave,
+                    is_preempted=is_preempted,
                 )
-            except Preempted as left:
+            except Preempted as preemption:
                 sync.send(last=True)
-                return left
+                return preemption
     return None
 
 
@@ -399,23 +400,24 @@ def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
         # A trial of several processes is not preempted: all of them would have to stop after the same batch.
         yield messages.never
         return
-    with NOTICE.installed(is_drained=node_is_drained) as leave:
-        yield leave
+    with PREEMPTION.installed(is_drained=node_is_drained) as is_preempted:
+        yield is_preempted
 
 
-def _exit_preempted(task: TrialTask, left: Preempted) -> None:
+def _exit_preempted(task: TrialTask, preemption: Preempted) -> None:
     """End this process after a preemption.
 
-    Tune regards the trial as ended with its process. The report below informs the coordinator that the worker
-    leaves in order, and the coordinator then hands the trial out again.
+    To Tune, the trial has failed with its process. The report below tells the coordinator that the worker was
+    preempted and its trial is in a checkpoint, so that the coordinator runs the trial again.
     """
     from ray import tune
 
     # tune.report waits for the driver, which may have ended.
-    patience = threading.Timer(_LAST_REPORT_SECONDS, os._exit, [1])
-    patience.daemon = True
-    patience.start()
-    tune.report({"number": task.number, "note": messages.left(left.epoch, left.batches), "leaving": True})
+    deadline = threading.Timer(_LAST_REPORT_SECONDS, os._exit, [1])
+    deadline.daemon = True
+    deadline.start()
+    note = messages.preempted(preemption.epoch, preemption.batches)
+    tune.report({"number": task.number, "note": note, "preempted": True})
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""How a search stands: every case of lease, note and trials."""
+"""The state of a search, by its lease, its outcome and its trials."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def lease(driver: Driver | None) -> Lease:
         (lease(ELSEWHERE), None, 41.0, False),
     ],
 )
-def test_a_driver_lives(found: Lease | None, started: float | None, silent: float, lives: bool) -> None:
+def test_whether_a_driver_is_alive(
+    found: Lease | None, started: float | None, silent: float, lives: bool
+) -> None:
     assert driver_lives(found, ME, lambda _: started, silent=silent) == lives
 
 
@@ -49,5 +51,7 @@ def test_a_driver_lives(found: Lease | None, started: float | None, silent: floa
         (False, None, 12, SearchState.FINISHED),
     ],
 )
-def test_a_search_stands(alive: bool, outcome: SearchState | None, ended: int, expected: SearchState) -> None:
+def test_the_state_of_a_search(
+    alive: bool, outcome: SearchState | None, ended: int, expected: SearchState
+) -> None:
     assert search_state(alive=alive, outcome=outcome, ended=ended, total=12) is expected

@@ -21,7 +21,7 @@ from tune_rescon.data import describe
 from tune_rescon.errors import StorageError
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import SearchHome, StorageUrl
-from tune_rescon.tuning import Place, SearchFolder, SearchState, StudyRecord, read_search
+from tune_rescon.tuning import SearchFolder, SearchLocation, SearchState, StudyRecord, read_search
 from tune_rescon.tuning.lease import LeaseKeeper, this_driver
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_outcome, record_run
 from tune_rescon.tuning.study_lease import StudyLeaseStore
@@ -45,9 +45,11 @@ def held(folder: SearchFolder) -> LeaseKeeper:
     return keeper
 
 
-def test_a_finished_search_is_its_record(make_search: MakeSearch, place: Place) -> None:
+def test_the_result_of_a_finished_search_is_read_from_its_record(
+    make_search: MakeSearch, location: SearchLocation
+) -> None:
     folder = make_search("a")
-    result = read_search(place, "a")
+    result = read_search(location, "a")
     assert result.trials == record_of(folder).trials()
     assert (result.name, result.state, result.failure) == ("a", SearchState.FINISHED, None)
     assert (result.levels, result.device, result.devices_per_trial) == ((1, 3), "GPU", 1)
@@ -58,7 +60,7 @@ def test_a_finished_search_is_its_record(make_search: MakeSearch, place: Place) 
     assert result.tracking_uri == folder.mlflow_uri
 
 
-def test_reading_changes_no_byte(make_search: MakeSearch, place: Place) -> None:
+def test_reading_changes_no_byte(make_search: MakeSearch, location: SearchLocation) -> None:
     folder = make_search("a", reports=4)
 
     def state() -> dict[str, str]:
@@ -66,16 +68,16 @@ def test_reading_changes_no_byte(make_search: MakeSearch, place: Place) -> None:
         return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     before = state()
-    read_search(place, "a")
+    read_search(location, "a")
     assert state() == before
 
 
 @pytest.mark.parametrize("reports", [0, 1, 3, 5])
 def test_what_a_killed_search_ran_waits_to_be_resumed(
-    reports: int, make_search: MakeSearch, place: Place
+    reports: int, make_search: MakeSearch, location: SearchLocation
 ) -> None:
     make_search("a", reports=reports)
-    result = read_search(place, "a")
+    result = read_search(location, "a")
     assert result.state is SearchState.INTERRUPTED
     assert sum(trial.epochs for trial in result.trials) == reports
     assert TrialState.RUNNING not in {trial.state for trial in result.trials}
@@ -83,31 +85,31 @@ def test_what_a_killed_search_ran_waits_to_be_resumed(
 
 
 def test_a_search_with_a_driver_runs_and_its_driver_can_write_meanwhile(
-    make_search: MakeSearch, place: Place
+    make_search: MakeSearch, location: SearchLocation
 ) -> None:
     folder = make_search("a", reports=4)
     keeper = held(folder)
-    result = read_search(place, "a")
+    result = read_search(location, "a")
     assert result.state is SearchState.RUNNING
     assert TrialState.RUNNING in {trial.state for trial in result.trials}
     keeper.renew()
     keeper.release()
-    assert read_search(place, "a").state is SearchState.INTERRUPTED
+    assert read_search(location, "a").state is SearchState.INTERRUPTED
 
 
-def test_a_search_is_read_while_its_driver_is_amid_a_transaction(
-    make_search: MakeSearch, place: Place
+def test_a_search_is_read_during_a_transaction_of_its_driver(
+    make_search: MakeSearch, location: SearchLocation
 ) -> None:
     folder = make_search("a", reports=4)
     with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as driver:
         driver.execute("BEGIN IMMEDIATE")
         driver.execute("DELETE FROM trial_intermediate_values")
-        assert sum(trial.epochs for trial in read_search(place, "a").trials) == 4
+        assert sum(trial.epochs for trial in read_search(location, "a").trials) == 4
         driver.execute("ROLLBACK")
 
 
-def test_what_a_driver_had_half_written_when_it_was_killed_is_undone(
-    make_search: MakeSearch, place: Place
+def test_an_unfinished_transaction_of_a_killed_driver_is_rolled_back(
+    make_search: MakeSearch, location: SearchLocation
 ) -> None:
     folder = make_search("whole", reports=4)
     killed = SearchFolder(storage=folder.storage, name="killed")
@@ -122,16 +124,16 @@ def test_what_a_driver_had_half_written_when_it_was_killed_is_undone(
         shutil.copytree(folder.path, killed.path)
         driver.execute("ROLLBACK")
     assert (killed.path / "study.db-journal").stat().st_size > 0
-    assert sum(trial.epochs for trial in read_search(place, "killed").trials) == 4
+    assert sum(trial.epochs for trial in read_search(location, "killed").trials) == 4
 
 
 @pytest.mark.parametrize("state", [SearchState.FAILED, SearchState.FINISHED, SearchState.INTERRUPTED])
-def test_what_a_run_noted_at_its_end_is_read(
-    state: SearchState, make_search: MakeSearch, place: Place
+def test_the_outcome_of_a_run_is_read(
+    state: SearchState, make_search: MakeSearch, location: SearchLocation
 ) -> None:
     record = record_of(make_search("a", reports=4))
     record_outcome(record, state, "Too much failed." if state is SearchState.FAILED else None)
-    result = read_search(place, "a")
+    result = read_search(location, "a")
     assert result.state is state
     assert result.failure == ("Too much failed." if state is SearchState.FAILED else None)
 
@@ -146,37 +148,41 @@ def test_notes_are_read_as_written_and_passwords_are_not_written(make_search: Ma
     assert read_run_attributes(record).tracking_uri == "http://mlflow:5000"
 
 
-def test_an_epoch_that_lacks_its_details_is_not_there_yet(make_search: MakeSearch, place: Place) -> None:
+def test_an_epoch_that_lacks_its_details_is_not_there_yet(
+    make_search: MakeSearch, location: SearchLocation
+) -> None:
     folder = make_search("a")
-    before = sum(trial.epochs for trial in read_search(place, "a").trials)
+    before = sum(trial.epochs for trial in read_search(location, "a").trials)
     with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as database:
         database.execute(
             "DELETE FROM trial_system_attributes WHERE key = 'tune_rescon:epoch:3' AND trial_id ="
             " (SELECT MAX(trial_id) FROM trial_system_attributes WHERE key = 'tune_rescon:epoch:3')"
         )
-    assert sum(trial.epochs for trial in read_search(place, "a").trials) == before - 1
+    assert sum(trial.epochs for trial in read_search(location, "a").trials) == before - 1
 
 
-def test_a_folder_without_its_study_is_said(make_search: MakeSearch, place: Place) -> None:
+def test_a_folder_without_its_study_is_reported(make_search: MakeSearch, location: SearchLocation) -> None:
     folder = make_search("a")
     (folder.path / "study.db").unlink()
     with pytest.raises(StorageError, match="If the search was given a --study, give it here too"):
-        read_search(place, "a")
+        read_search(location, "a")
 
 
-def test_a_study_in_another_database(make_search: MakeSearch, place: Place, tmp_path: Path) -> None:
+def test_a_study_in_another_database(
+    make_search: MakeSearch, location: SearchLocation, tmp_path: Path
+) -> None:
     folder = make_search("a")
     (folder.path / "study.db").rename(tmp_path / "elsewhere.db")
-    elsewhere = dataclasses.replace(place, study_url=f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    elsewhere = dataclasses.replace(location, study_url=f"sqlite:///{tmp_path / 'elsewhere.db'}")
     assert len(read_search(elsewhere, "a").trials) == 6
 
 
 def test_a_search_that_is_not_there_is_answered_with_those_that_are(
-    make_search: MakeSearch, place: Place
+    make_search: MakeSearch, location: SearchLocation
 ) -> None:
     make_search("a", reports=0)
     with pytest.raises(StorageError, match=r"--compare: no search named 'b' .*Searches there: a"):
-        read_search(place, "b", where="--compare")
+        read_search(location, "b", where="--compare")
 
 
 @pytest.fixture
@@ -186,11 +192,13 @@ def bucket() -> Iterator[StorageUrl]:
     filesystem.rm("/bucket", recursive=True)
 
 
-def test_a_search_at_a_url(make_search: MakeSearch, place: Place, bucket: StorageUrl, tmp_path: Path) -> None:
+def test_a_search_at_a_url(
+    make_search: MakeSearch, location: SearchLocation, bucket: StorageUrl, tmp_path: Path
+) -> None:
     folder = make_search("a", storage=tmp_path / "scratch")
     home = SearchHome.create(bucket, "a")
     for name in ("space.yaml", "study.db"):
         home.remote.upload(folder.path / name, name)
-    at_url = dataclasses.replace(place, storage=bucket)
+    at_url = dataclasses.replace(location, storage=bucket)
     result = read_search(at_url, "a")
     assert (result.url, result.state, len(result.trials)) == (home.remote.url, SearchState.FINISHED, 6)

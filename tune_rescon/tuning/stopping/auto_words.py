@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.auto_rule import AutoRule
 from tune_rescon.tuning.budget import SCREENING
-from tune_rescon.tuning.schedulers import make_rule, rung_levels
-from tune_rescon.tuning.stopping_rule import Decision, Observation
-from tune_rescon.tuning.trial import TrialRecord
+from tune_rescon.tuning.stopping.auto_rule import AutoRule
+from tune_rescon.tuning.stopping.from_space import make_stopping_rule, possible_rungs
+from tune_rescon.tuning.stopping.rule import Decision, Observation
+
+if TYPE_CHECKING:  # trial.py is built on rule.py, so this package imports nothing of it
+    from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "plan_words",
@@ -37,7 +40,7 @@ def rungs_and_reasons(
         schedulers.
     """
     rule = _replayed(space, trials, slots=slots)
-    return (rung_levels(space), ()) if rule is None else (rule.levels, _reasons(rule))
+    return (possible_rungs(space), ()) if rule is None else (rule.levels, _reasons(rule))
 
 
 def _reasons(rule: AutoRule) -> tuple[str, ...]:
@@ -86,7 +89,7 @@ def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
 
 
 def _replayed(space: Space, trials: Sequence[TrialRecord], *, slots: int) -> AutoRule | None:
-    rule = make_rule(space, slots=slots)
+    rule = make_stopping_rule(space, slots=slots)
     if not isinstance(rule, AutoRule):
         return None
     for trial in trials:
@@ -129,12 +132,12 @@ def plan_words(space: Space) -> Iterator[str]:
         yield f"auto: {hours}; how many trials they are follows from the first epochs"
         return
     slots = space.budget.concurrent or PLANNED_SLOTS
-    rule = make_rule(space, slots=slots)
+    rule = make_stopping_rule(space, slots=slots)
     most = rule.budget.most_at_once(rule.last) if isinstance(rule, AutoRule) else None
     if most is not None and most < slots:
         yield f"auto: {_at_once(most)}"
     yield f"auto, if the first epoch tells: {_expected(space, slots, early=1)}"
-    if len(rung_levels(space)) > 2:
+    if len(possible_rungs(space)) > 2:
         yield f"auto, if early ranks are reversed: {_expected(space, slots, early=-1)}"
 
 
@@ -147,7 +150,7 @@ def planned_epochs(space: Space) -> int | None:
 
 def _expected(space: Space, slots: int, *, early: int) -> _Expected:
     """Run the rule on slots of equal speed; ``early`` is -1 if the first values have the reverse order."""
-    rule = make_rule(space, slots=slots)
+    rule = make_stopping_rule(space, slots=slots)
     assert isinstance(rule, AutoRule)
     last, sign = space.fidelity.max, 1 if space.metric.mode == "max" else -1
     turns = rule.latest or last

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_rescon.tuning.stopping_rule import Observation
+from tune_rescon.tuning.stopping.rule import Observation
 
 __all__ = [
     "DEAD",

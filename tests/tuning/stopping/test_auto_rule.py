@@ -11,15 +11,15 @@ import pytest
 
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import Assignment, SimulatedSearch, Simulation, SyntheticCurve
-from tune_rescon.tuning.auto_rule import (
+from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
+from tune_rescon.tuning.stopping.auto_rule import (
     CLOSING,
     PILOTS,
     AutoRule,
 )
-from tune_rescon.tuning.auto_words import plan_words, rungs_and_reasons
-from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
-from tune_rescon.tuning.stopping_rule import Decision, Observation
-from tune_rescon.tuning.trial_table import TrialTable
+from tune_rescon.tuning.stopping.auto_words import plan_words, rungs_and_reasons
+from tune_rescon.tuning.stopping.rule import Decision, Observation
+from tune_rescon.tuning.stopping.trial_table import TrialTable
 
 pytestmark = pytest.mark.quick
 

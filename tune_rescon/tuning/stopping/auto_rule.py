@@ -4,7 +4,7 @@ Every trial is paused at its rung. Each time a slot is free, the rule gives it t
 behind its share of the budget: screening (a new trial to the first rung), a middle stage, or the final stage
 (the best paused trial to the last epoch). A share does not depend on how many trials are better, so the best
 trials are always finished. The first rung is chosen from the search's own values
-(:mod:`tune_rescon.tuning.first_rung`). Costs are seconds if the budget is in hours, and epochs otherwise.
+(:mod:`.first_rung`). Costs are seconds if the budget is in hours, and epochs otherwise.
 
 All state follows from the recorded values, the numbers of the trials, and the time that is used. A resumed
 search therefore decides as one that was not interrupted.
@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
-from tune_rescon.tuning.first_rung import (
+from tune_rescon.tuning.stopping.first_rung import (
     Agreement,
     choose_first_rung,
     first_rungs,
     latest_candidate,
     rungs_from,
 )
-from tune_rescon.tuning.stopping_rule import Decision, Observation, Verdict
-from tune_rescon.tuning.trial_table import DEAD, ENDED, PAUSED, RUNNING, UNKNOWN, TrialTable
+from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
+from tune_rescon.tuning.stopping.trial_table import DEAD, ENDED, PAUSED, RUNNING, UNKNOWN, TrialTable
 
 __all__ = [
     "AutoRule",

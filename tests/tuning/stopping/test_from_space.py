@@ -1,13 +1,12 @@
-"""The rungs of every scheduler a space file may name."""
+"""The stopping rule of every scheduler that a space file may name, and its rungs."""
 
 from __future__ import annotations
 
 import pytest
 
 from tune_rescon.spaces import list_spaces, load_space
-from tune_rescon.tuning import Decision, rung_levels
-from tune_rescon.tuning.schedulers import MedianRule, SuccessiveHalving, make_rule
-from tune_rescon.tuning.stopping_rule import Observation
+from tune_rescon.tuning import Decision, MedianRule, SuccessiveHalving, make_stopping_rule, possible_rungs
+from tune_rescon.tuning.stopping.rule import Observation
 
 
 @pytest.mark.parametrize(
@@ -20,21 +19,21 @@ from tune_rescon.tuning.stopping_rule import Observation
         (["fidelity.min=9"], (9,)),
     ],
 )
-def test_levels(overrides: list[str], levels: tuple[int, ...]) -> None:
-    assert rung_levels(load_space("digits", overrides)) == levels
+def test_possible_rungs(overrides: list[str], levels: tuple[int, ...]) -> None:
+    assert possible_rungs(load_space("digits", overrides)) == levels
 
 
 @pytest.mark.parametrize("name", [name for name in list_spaces() if name != "folder"])
-def test_every_shipped_space_ends_at_its_last_epoch(name: str) -> None:
+def test_the_rungs_of_every_shipped_space_end_at_its_last_epoch(name: str) -> None:
     space = load_space(name)
-    levels = rung_levels(space)
+    levels = possible_rungs(space)
     assert levels[-1] == space.fidelity.max
     assert list(levels) == sorted(set(levels))
     assert space.scheduler.type == "none" or levels[0] == space.fidelity.min
 
 
 def test_without_a_scheduler_no_trial_is_stopped() -> None:
-    ladder = make_rule(load_space("digits", ["scheduler.type=none"]))
+    ladder = make_stopping_rule(load_space("digits", ["scheduler.type=none"]))
     for number, value in enumerate((0.9, 0.8, 0.1)):
         early, last = (Observation(number=number, epoch=epoch, value=value) for epoch in (1, 9))
         assert ladder.judge(early).decision is Decision.CONTINUE
@@ -44,8 +43,8 @@ def test_without_a_scheduler_no_trial_is_stopped() -> None:
 @pytest.mark.parametrize(
     ("metric", "mode", "worst"), [("val_accuracy", "max", 0.1), ("val_loss", "min", 0.9)]
 )
-def test_the_metrics_mode_says_which_way_is_better(metric: str, mode: str, worst: float) -> None:
-    ladder = make_rule(load_space("digits", [f"metric={{name: {metric}, mode: {mode}}}"]))
+def test_the_metrics_mode_decides_whether_larger_is_better(metric: str, mode: str, worst: float) -> None:
+    ladder = make_stopping_rule(load_space("digits", [f"metric={{name: {metric}, mode: {mode}}}"]))
     for number, value in enumerate((0.5, 0.4)):
         ladder.judge(Observation(number=number, epoch=1, value=value))
     assert ladder.judge(Observation(number=2, epoch=1, value=worst)).decision is Decision.STOP
@@ -60,7 +59,7 @@ def test_the_metrics_mode_says_which_way_is_better(metric: str, mode: str, worst
         (["scheduler={type: median}"], MedianRule, None),
     ],
 )
-def test_the_rule_of_each_scheduler(overrides: list[str], kind: type, pauses: bool | None) -> None:
-    rule = make_rule(load_space("digits", overrides))
+def test_each_scheduler_has_its_stopping_rule(overrides: list[str], kind: type, pauses: bool | None) -> None:
+    rule = make_stopping_rule(load_space("digits", overrides))
     assert type(rule) is kind
     assert getattr(rule, "pauses", None) is pauses

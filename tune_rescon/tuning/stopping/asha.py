@@ -1,30 +1,21 @@
-"""Stopping rules, which end trials early: successive halving (ASHA) and the median rule."""
+"""Asynchronous successive halving (ASHA), which stops or pauses trials at rungs."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Final
 
-from tune_rescon.spaces import Space
-from tune_rescon.tuning.auto_rule import AutoRule
-from tune_rescon.tuning.budget import BudgetPlan
-from tune_rescon.tuning.first_rung import first_rungs
-from tune_rescon.tuning.stopping_rule import Decision, Observation, StoppingRule, Verdict
+from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
 
 __all__ = [
-    "MedianRule",
     "SuccessiveHalving",
-    "make_rule",
-    "rung_levels",
-    "rungs",
+    "asha_rungs",
 ]
 
 
-def rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
+def asha_rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
     """Return the epochs at which trials are judged. A trial is finished at the last of them.
 
     Args:
@@ -33,11 +24,11 @@ def rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
         reduction_factor: The reduction factor, eta in the paper. Each rung is the one below times this
             factor.
 
-    >>> rungs(1, 81, 3)
+    >>> asha_rungs(1, 81, 3)
     (1, 3, 9, 27, 81)
-    >>> rungs(2, 10, 2)
+    >>> asha_rungs(2, 10, 2)
     (2, 4, 8, 10)
-    >>> rungs(5, 5, 3)
+    >>> asha_rungs(5, 5, 3)
     (5,)
     """
     assert 1 <= low <= high, f"1 <= low <= high must hold, but got low={low}, high={high}"
@@ -61,7 +52,7 @@ class SuccessiveHalving:
     """
 
     levels: tuple[int, ...]
-    """The rungs, from :func:`rungs`. With a single level, no trial is judged."""
+    """The rungs, from :func:`asha_rungs`. With a single level, no trial is judged."""
     reduction_factor: int
     maximize: bool
     pauses: bool = False
@@ -143,13 +134,6 @@ class SuccessiveHalving:
         """Return the numbers of the paused trials in ascending order."""
         return tuple(sorted(number for rung in self._rungs.values() for number in rung.paused))
 
-    def population(self) -> dict[int, int]:
-        """Return the number of values at each rung below the last, over all groups."""
-        counts = dict.fromkeys(self.levels[:-1], 0)
-        for (epoch, _), rung in self._rungs.items():
-            counts[epoch] += len(rung)
-        return counts
-
     @property
     def _minimum(self) -> int:
         return self.reduction_factor if self.minimum is None else self.minimum
@@ -197,130 +181,3 @@ class _Rung:
         if self._costs_differ:
             return min(self.paused, key=lambda number: (self.rank(number), number), default=None)
         return min(self.paused, key=lambda number: self._places[number], default=None)
-
-
-#: Number of other trials that must have reached the same epoch before a trial may be stopped.
-FEWEST_OTHERS: Final = 3
-
-
-@dataclass(kw_only=True)
-class MedianRule:
-    """Median rule over the running average of every trial. It is a :class:`.StoppingRule`."""
-
-    first: int
-    """The first epoch after which a trial may be stopped (``fidelity.min``)."""
-    last: int
-    """The epoch at which a trial is finished."""
-    maximize: bool
-    _sums: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    _best: dict[int, float] = field(default_factory=lambda: defaultdict(lambda: -math.inf))
-    _averages: dict[tuple[int, Hashable], list[tuple[float, float, int]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-
-    def advance(self, elapsed: float) -> None:
-        """Do nothing, because this rule does not plan a budget."""
-        del elapsed
-
-    def started(self, number: int) -> None:
-        """Do nothing, because this rule needs only the values."""
-        del number
-
-    def judge(self, seen: Observation) -> Verdict:
-        """Compare the trial with the others that have reached its epoch, and record the trial's value.
-
-        A trial is stopped if its best value so far is in the lower half, compared with the running averages
-        of the others.
-        """
-        if not math.isfinite(seen.value):
-            return Verdict(decision=Decision.DIVERGED)
-        others = self._averages[seen.epoch, seen.group].copy()
-        self.replay(seen)
-        if seen.epoch >= self.last:
-            return Verdict(decision=Decision.FINISH)
-        if seen.epoch < self.first or len(others) < FEWEST_OTHERS:
-            return Verdict(decision=Decision.CONTINUE)
-        best = (self._best[seen.number], -seen.tie, -seen.number)
-        rank, of = 1 + sum(other > best for other in others), len(others) + 1
-        if rank <= (of + 1) // 2:
-            return Verdict(decision=Decision.CONTINUE)
-        return Verdict(decision=Decision.STOP, rung=seen.epoch, rank=rank, of=of)
-
-    def replay(self, seen: Observation) -> None:
-        """Record a value without judging the trial."""
-        if math.isfinite(seen.value):
-            score = seen.value if self.maximize else -seen.value
-            self._sums[seen.number] += score
-            self._best[seen.number] = max(self._best[seen.number], score)
-            average = self._sums[seen.number] / seen.epoch
-            self._averages[seen.epoch, seen.group].append((average, -seen.tie, -seen.number))
-
-    def pause_again(self, number: int) -> bool:
-        """Return False, because this rule pauses no trial.
-
-        A trial that another rule paused before a resume continues.
-        """
-        del number
-        return False
-
-    def promote(self, *, force: bool = False) -> int | None:
-        """Return None, because no trial is paused."""
-        del force
-        return None
-
-    def may_start(self) -> bool:
-        """Return True, because a new trial may always start."""
-        return True
-
-    def no_new_trials(self) -> None:
-        """Do nothing, because no trial is paused."""
-
-    def ended(self, number: int) -> None:
-        """Do nothing, because no trial is paused."""
-        del number
-
-    def paused(self) -> tuple[int, ...]:
-        """Return an empty tuple, because no trial is paused."""
-        return ()
-
-
-def rung_levels(space: Space) -> tuple[int, ...]:
-    """Return the rungs of a space, in epochs. The last one is the last epoch.
-
-    The rule ``auto`` chooses its rungs while the search runs. For it, these are the epochs among which it
-    chooses the first rung.
-    """
-    low, high = space.fidelity.min, space.fidelity.max
-    if space.scheduler.type == "asha":
-        return rungs(low, high, space.scheduler.reduction_factor)
-    if space.scheduler.type == "auto":
-        return tuple(sorted({*first_rungs(low, high), high}))
-    return (high,)
-
-
-def make_rule(space: Space, *, slots: int = 1) -> StoppingRule:
-    """Return a stopping rule for a search of ``space`` that has not seen any value yet.
-
-    Args:
-        space: The space.
-        slots: Number of trials that run at once.
-    """
-    maximize = space.metric.mode == "max"
-    low, last = space.fidelity.min, space.fidelity.max
-    if space.scheduler.type == "median":
-        return MedianRule(first=low, last=last, maximize=maximize)
-    if space.scheduler.type == "auto":
-        hours = space.budget.hours
-        plan = BudgetPlan(
-            trials=space.budget.trials,
-            epochs=space.budget.epochs,
-            seconds=None if hours is None else hours * 3600,
-            slots=slots,
-        )
-        return AutoRule(low=low, last=last, maximize=maximize, budget=plan)
-    return SuccessiveHalving(
-        levels=rung_levels(space),
-        reduction_factor=space.scheduler.reduction_factor,
-        maximize=maximize,
-        pauses=space.scheduler.variant == "promote",
-    )

@@ -9,14 +9,16 @@ import pytest
 
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
-from tune_rescon.tuning import Place, SearchFolder
+from tune_rescon.tuning import SearchFolder, SearchLocation
 
 MakeSearch = Callable[..., SearchFolder]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(storage=tmp_path / "runs", cache_root=tmp_path / "cache", data_root=tmp_path / "data")
+def location(tmp_path: Path) -> SearchLocation:
+    return SearchLocation(
+        storage=tmp_path / "runs", cache_root=tmp_path / "cache", data_root=tmp_path / "data"
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Put a search together: its plan from its space, and the coordinator that carries out the plan.
+"""Assemble a search: its plan from its space, and the coordinator that carries out the plan.
 
 :func:`.run_search` and the simulation (:mod:`tune_rescon.testing`) both use this module.
 """
@@ -19,7 +19,7 @@ from tune_rescon.tuning.resources import memory_signature
 from tune_rescon.tuning.retention import CHECKPOINTS_KEPT
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.space_versions import SpaceVersions
-from tune_rescon.tuning.stopping_rule import StoppingRule
+from tune_rescon.tuning.stopping.rule import StoppingRule
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 from tune_rescon.tuning.warm_start import warm_start_trials
@@ -31,7 +31,7 @@ def make_plan(
     costs: CostModel,
     record: StudyRecord,
     *,
-    driven: float,
+    elapsed_seconds: float,
     now: float,
     guard: Callable[[], None] = lambda: None,
 ) -> SearchPlan:
@@ -40,14 +40,14 @@ def make_plan(
     Args:
         costs: The space to search, and the costs of its networks.
         record: The durable record, which keeps what the constraints have measured.
-        driven: Seconds for which earlier runs and this one have driven the search.
+        elapsed_seconds: Seconds of the budget that are used, including earlier runs.
         now: The current time in seconds, on the clock of the coordinator.
         guard: Called before the record is written. It raises if the record belongs to another driver.
     """
     space = costs.space
     return SearchPlan(
         total=space.budget.trials,
-        deadline=deadline(space.budget.hours, driven=driven, now=now),
+        deadline=deadline(space.budget.hours, elapsed_seconds=elapsed_seconds, now=now),
         seconds=None if space.budget.hours is None else space.budget.hours * 3600,
         group=_group_of(space),
         cost=costs.second_objective if space.metric.against else None,
@@ -82,9 +82,9 @@ def make_coordinator(
     space = versions.newest
     sampler = SearchSampler(
         space,
-        rows=[to_optuna(row) for row in first_rows(space)],
-        background=warm_start_trials(record),
-        known=record.trials(),
+        initial_points=[to_optuna(row) for row in first_rows(space)],
+        warm_start_trials=warm_start_trials(record),
+        existing_trials=record.trials(),
         versions=versions,
         violation=plan.violation,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm, spearmanr
 
-from tune_rescon.tuning.first_rung import (
+from tune_rescon.tuning.stopping.first_rung import (
     FOUND,
     choose_first_rung,
     expected_score,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.tuning.schedulers import SuccessiveHalving, rungs
-from tune_rescon.tuning.stopping_rule import Decision, Observation, Verdict
+from tune_rescon.tuning.stopping.asha import SuccessiveHalving, asha_rungs
+from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
 
 bounds = st.tuples(st.integers(1, 50), st.integers(0, 400), st.integers(2, 5))
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -28,10 +28,15 @@ def seen(
     return Observation(number=number, epoch=epoch, value=value, group=group, cost=cost)
 
 
+def values_at_rungs(rule: SuccessiveHalving) -> dict[int, int]:
+    """Return how many values each rung below the last has. The rule is not usable afterwards."""
+    return {level: rule.judge(seen(level, 0.0, 1000 + level)).of - 1 for level in rule.levels[:-1]}
+
+
 @given(bounds)
 def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int, int, int]) -> None:
     low, more, factor = numbers
-    levels = rungs(low, low + more, factor)
+    levels = asha_rungs(low, low + more, factor)
     assert (levels[0], levels[-1]) == (low, low + more)
     assert all(b == a * factor for a, b in pairwise(levels[:-1]))
     assert all(a < b for a, b in pairwise(levels))
@@ -40,30 +45,30 @@ def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int
 @pytest.mark.parametrize(
     ("arrivals", "decisions"),
     [
-        ([0.5, 0.4], "cc"),  # a rung judges nobody before it holds three values
+        ([0.5, 0.4], "cc"),  # a rung stops no trial before it holds three values
         ([0.5, 0.4, 0.3], "ccs"),
         ([0.3, 0.4, 0.5], "ccc"),
         ([0.5, 0.5, 0.5], "ccs"),  # of equals, the later one ranks lower
         ([0.1, 0.2, 0.3, 0.25, 0.26, 0.28], "cccssc"),  # of six values, two continue
     ],
 )
-def test_the_stopping_rule(arrivals: list[float], decisions: str) -> None:
+def test_a_trial_below_the_top_fraction_of_its_rung_is_stopped(arrivals: list[float], decisions: str) -> None:
     rung = ladder()
     words = {Decision.CONTINUE: "c", Decision.STOP: "s"}
     assert "".join(words[rung.judge(seen(1, v, n)).decision] for n, v in enumerate(arrivals)) == decisions
 
 
-def test_between_rungs_nobody_is_judged_and_nothing_is_filed() -> None:
+def test_a_value_between_rungs_is_not_judged_and_not_recorded() -> None:
     rung = ladder()
     for number, value in enumerate((0.9, 0.8, 0.1, 0.05)):
         assert rung.judge(seen(2, value, number)) == Verdict(decision=Decision.CONTINUE, rung=0, rank=0, of=0)
-    assert rung.population() == {1: 0, 3: 0}
+    assert values_at_rungs(rung) == {1: 0, 3: 0}
 
 
-def test_a_late_value_is_not_filed_under_lower_rungs() -> None:
+def test_a_value_of_the_last_rung_is_not_recorded_at_lower_rungs() -> None:
     rung = ladder()
     rung.judge(seen(9, 0.99))
-    assert rung.population() == {1: 0, 3: 0}
+    assert values_at_rungs(rung) == {1: 0, 3: 0}
 
 
 def test_the_last_rung_finishes_whatever_the_value() -> None:
@@ -75,7 +80,7 @@ def test_the_last_rung_finishes_whatever_the_value() -> None:
 def test_a_value_that_is_not_finite_always_ends_the_trial(value: float, epoch: int) -> None:
     rung = ladder()
     assert rung.judge(seen(epoch, value)).decision is Decision.DIVERGED
-    assert rung.population() == {1: 0, 3: 0}
+    assert values_at_rungs(rung) == {1: 0, 3: 0}
 
 
 def test_groups_are_not_compared() -> None:
@@ -110,7 +115,7 @@ def test_minimising_mirrors_maximising(arrivals: list[float]) -> None:
 
 
 @given(values, st.integers(0, 39))
-def test_refilled_rungs_judge_like_the_ones_that_were_lost(arrivals: list[float], cut: int) -> None:
+def test_replayed_values_are_judged_as_in_an_uninterrupted_search(arrivals: list[float], cut: int) -> None:
     lived, resumed = ladder(), ladder()
     for number, value in enumerate(arrivals[:cut]):
         lived.judge(seen(1, value, number))
@@ -119,21 +124,21 @@ def test_refilled_rungs_judge_like_the_ones_that_were_lost(arrivals: list[float]
         assert lived.judge(seen(1, value, number)) == resumed.judge(seen(1, value, number))
 
 
-def test_of_a_record_only_finite_values_at_rungs_below_the_last_are_counted() -> None:
+def test_only_finite_values_at_rungs_below_the_last_are_replayed() -> None:
     rung = ladder()
     for epoch in range(1, 10):
         rung.replay(seen(epoch, 0.5, number=0))
         rung.replay(seen(epoch, math.nan, number=1))
-    assert rung.population() == {1: 1, 3: 1}
     assert rung.pause_again(0) is True
     assert rung.pause_again(1) is False
+    assert values_at_rungs(rung) == {1: 1, 3: 1}
 
 
 def pausing(levels: tuple[int, ...] = (1, 3, 9)) -> SuccessiveHalving:
     return SuccessiveHalving(levels=levels, reduction_factor=3, maximize=True, pauses=True)
 
 
-def test_in_the_promoting_variant_a_trial_waits_until_it_is_in_the_top() -> None:
+def test_a_paused_trial_is_promoted_once_it_is_in_the_top_fraction() -> None:
     rung = pausing()
     for number, value in enumerate((0.5, 0.9)):
         assert rung.judge(seen(1, value, number)).decision is Decision.PAUSE
@@ -144,7 +149,7 @@ def test_in_the_promoting_variant_a_trial_waits_until_it_is_in_the_top() -> None
     assert rung.paused() == (0, 2)
 
 
-def test_a_trial_that_comes_in_at_the_top_goes_on_without_a_pause() -> None:
+def test_a_trial_in_the_top_fraction_continues_without_a_pause() -> None:
     rung = pausing()
     for number, value in enumerate((0.5, 0.4)):
         rung.judge(seen(1, value, number))
@@ -152,7 +157,7 @@ def test_a_trial_that_comes_in_at_the_top_goes_on_without_a_pause() -> None:
     assert rung.promote() is None
 
 
-def test_the_highest_rung_is_promoted_from_first_and_anyone_only_on_demand() -> None:
+def test_the_highest_rung_is_promoted_from_first_and_others_only_by_force() -> None:
     rung = pausing()
     for number in range(6):
         rung.judge(seen(1, 1 - number / 10, number))
@@ -165,7 +170,7 @@ def test_the_highest_rung_is_promoted_from_first_and_anyone_only_on_demand() -> 
 
 
 @given(values, st.integers(0, 39))
-def test_a_ladder_rebuilt_from_a_record_promotes_the_same(arrivals: list[float], cut: int) -> None:
+def test_a_replayed_rule_promotes_the_same_trials(arrivals: list[float], cut: int) -> None:
     lived, resumed = pausing(), pausing()
     paused = []
     for number, value in enumerate(arrivals[:cut]):
@@ -228,7 +233,7 @@ def test_with_two_objectives_the_lowest_rank_is_promoted_and_of_equals_the_oldes
 
 
 @pytest.mark.parametrize("pauses", [False, True])
-def test_a_crowd_of_equal_values_does_not_pass_whole(pauses: bool) -> None:
+def test_only_a_third_of_equal_trials_passes_a_rung(pauses: bool) -> None:
     # Dead networks report exactly chance level: of 60 trials, 54 are equal.
     rung = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True, pauses=pauses)
     values = [0.5 if number % 10 == 9 else 0.1 for number in range(60)]

@@ -1,4 +1,4 @@
-"""What MLflow missed, sent from the record: all of it, once, and only where no driver sends."""
+"""Data that MLflow lacks is sent from the record: all of it, once, and only if no driver runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlflow.entities import Run
 
 from tune_rescon.errors import LeaseError
 from tune_rescon.tracking import writer
-from tune_rescon.tuning import Place, SearchFolder, StudyRecord, sync_tracking
+from tune_rescon.tuning import SearchFolder, SearchLocation, StudyRecord, sync_tracking
 from tune_rescon.tuning.identity import read_id
 from tune_rescon.tuning.lease import hold_lease
 from tune_rescon.tuning.mlflow_sync import Synced
@@ -27,15 +27,15 @@ pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture
-def store(place: Place, empty_store: Path) -> str:
+def store(location: SearchLocation, empty_store: Path) -> str:
     """The storage's own MLflow store, as a search that ended before its first request leaves it."""
-    assert isinstance(place.storage, Path)
-    place.storage.mkdir()
-    return f"sqlite:///{shutil.copy(empty_store, place.storage / 'mlflow.db')}"
+    assert isinstance(location.storage, Path)
+    location.storage.mkdir()
+    return f"sqlite:///{shutil.copy(empty_store, location.storage / 'mlflow.db')}"
 
 
-def sync(place: Place, *, patience: float = 60) -> Synced:
-    return sync_tracking(place, "a", patience=patience, note=lambda _: "**best**")
+def sync(location: SearchLocation, *, timeout: float = 60) -> Synced:
+    return sync_tracking(location, "a", timeout=timeout, note=lambda _: "**best**")
 
 
 def runs(store: str) -> tuple[Run, dict[int, Run]]:
@@ -51,13 +51,13 @@ def runs(store: str) -> tuple[Run, dict[int, Run]]:
 @pytest.mark.parametrize(
     ("reports", "status"), [pytest.param(None, "FINISHED", marks=pytest.mark.nightly), (4, "KILLED")]
 )
-def test_all_of_it_is_sent_once(
-    reports: int | None, status: str, make_search: MakeSearch, place: Place, store: str
+def test_all_data_is_sent_once(
+    reports: int | None, status: str, make_search: MakeSearch, location: SearchLocation, store: str
 ) -> None:
     folder = make_search("a", reports=reports)
     record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
     for _ in range(2):
-        done = sync(place)
+        done = sync(location)
         assert (done.uri, done.pending_updates, done.last_error) == (store, 0, "")
         parent, children = runs(store)
         assert parent.info.status == status
@@ -78,15 +78,15 @@ def test_all_of_it_is_sent_once(
     }
 
 
-def test_a_search_that_is_driven_sends_by_itself(make_search: MakeSearch, place: Place) -> None:
+def test_a_running_search_is_refused(make_search: MakeSearch, location: SearchLocation) -> None:
     folder = make_search("a", reports=4)
     lease = StudyLeaseStore.open(folder.study_url, "a")
     with hold_lease(lease, name="a", seconds=20), pytest.raises(LeaseError, match="one driver"):
-        sync(place)
+        sync(location)
 
 
-def test_a_server_that_is_away_is_said(
-    make_search: MakeSearch, place: Place, monkeypatch: pytest.MonkeyPatch
+def test_an_unreachable_server_is_reported(
+    make_search: MakeSearch, location: SearchLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "LAST_CALL", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -94,7 +94,7 @@ def test_a_server_that_is_away_is_said(
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
     record_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, address)
-    done = sync(place, patience=0.3)
+    done = sync(location, timeout=0.3)
     assert done.uri == address
     assert done.pending_updates > 6
     assert done.last_error

@@ -1,0 +1,183 @@
+"""Failures of workers and nodes, trials that run out of memory, and too many failures in a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState as OptunaState
+
+from tests.tuning.coordinating import (
+    RecordingCallback,
+    Study,
+    coordinator,
+    metrics,
+    next_number,
+)
+from tune_rescon.config import TrialState
+from tune_rescon.tuning import (
+    Decision,
+)
+
+
+def test_a_trial_whose_worker_dies_is_retried_three_times() -> None:
+    study, callback = Study(), RecordingCallback()
+    search = coordinator(study, total=2, callbacks=(callback,))
+    number = next_number(search)
+    search.epoch_done(number, 1, metrics(0.5), None)
+    for _ in range(3):
+        search.worker_failed(number)
+        assert next_number(search) == number
+    assert callback.events.count(f"{number} starts at 1") == 3
+    search.worker_failed(number)
+    assert study.trials[number].state is OptunaState.FAIL
+    assert list(study.trials[number].intermediate_values) == [1]
+    assert next_number(search) != number
+    search.worker_failed(number)
+    assert callback.events[-1] == "1 starts at 0", "a trial that has ended is not handed out again"
+
+
+def test_a_search_is_not_exhausted_while_a_trial_awaits_its_retry() -> None:
+    study = Study()
+    search = coordinator(study, total=1)
+    number = next_number(search)
+    assert search.next_trial() is None
+    search.worker_failed(number)
+    assert not search.exhausted
+    search.interrupt()
+    search.interrupt_remaining()
+    assert study.trials[number].user_attrs["state"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("node_is_gone", "times", "what"), [(True, 20, "node"), (False, 3, "worker process")]
+)
+def test_a_lost_node_allows_more_retries_than_a_dead_worker(
+    node_is_gone: bool, times: int, what: str
+) -> None:
+    study = Study()
+    search = coordinator(study, total=1)
+    number = next_number(search)
+    for _ in range(times):
+        search.worker_failed(number, node_is_gone=node_is_gone)
+        assert next_number(search) == number
+    search.worker_failed(number, node_is_gone=node_is_gone)
+    assert study.trials[number].user_attrs["state"] == "failed"
+    error = study.trials[number].user_attrs["error"]
+    assert what in error
+    assert f"{times} times" in error
+
+
+def test_retries_after_a_preemption_are_not_limited() -> None:
+    search = coordinator(Study(), total=1)
+    number = next_number(search)
+    for _ in range(30):
+        search.worker_preempted(number)
+        assert next_number(search) == number
+    search.close(number, TrialState.FAILED, error="died")
+    search.worker_preempted(number)
+    assert search.next_trial() is None, "it has ended"
+
+
+def test_abort_ends_the_search_and_interrupts_its_trials() -> None:
+    study = Study()
+    search = coordinator(study, total=9)
+    first_one, second_one = next_number(search), next_number(search)
+    search.epoch_done(first_one, 1, metrics(0.5), None)
+    search.abort(second_one, "no GPU")
+    search.abort(second_one, "a later reason")
+    assert search.failure == "no GPU"
+    assert search.exhausted
+    assert search.next_trial() is None
+    assert search.epoch_done(first_one, 2, metrics(0.5), None) is Decision.STOP
+    search.interrupt_remaining()
+    assert [trial.user_attrs["state"] for trial in study.trials] == ["interrupted"] * 2
+    again = coordinator(study, total=9)
+    assert again.failure is None
+    assert {next_number(again), next_number(again)} == {first_one, second_one}, "on a machine that can"
+
+
+def memory_class(parameters: Mapping[str, Any]) -> int:
+    """Two kinds of trial, of which one needs too much memory."""
+    return int(parameters["learning_rate"] > 0.3)
+
+
+def test_a_configuration_that_ran_out_of_memory_is_not_run_again() -> None:
+    study = Study()
+    search = coordinator(study, total=10, same_memory=memory_class)
+    while (trial := search.next_trial()) is not None:
+        if memory_class(trial.parameters):
+            search.close(trial.number, TrialState.OUT_OF_MEMORY, error="out of memory")
+        else:
+            search.epoch_done(trial.number, 1, metrics(math.nan), None)
+    states = [trial.user_attrs["state"] for trial in study.trials]
+    assert states.count("out_of_memory") == 1
+    assert states.count("diverged") == 9
+
+
+def test_a_trial_that_cannot_fit_is_closed_without_running() -> None:
+    study = Study()
+    search = coordinator(study, total=3, same_memory=lambda _: 1)
+    search.close(next_number(search), TrialState.OUT_OF_MEMORY, error="out of memory")
+    assert search.next_trial() is None
+    assert search.exhausted
+    assert [trial.user_attrs["state"] for trial in study.trials] == ["out_of_memory"] * 3
+    assert study.trials[1].user_attrs["error"].startswith("not run: trial 0, ")
+
+
+def test_a_resumed_search_knows_which_trials_ran_out_of_memory() -> None:
+    study = Study()
+    search = coordinator(study, total=4, same_memory=memory_class)
+    kinds = set()
+    for _ in range(4):
+        trial = search.next_trial()
+        if trial is None:
+            break
+        kind = memory_class(trial.parameters)
+        kinds.add(kind)
+        if kind:
+            search.close(trial.number, TrialState.OUT_OF_MEMORY, error="out of memory")
+        else:
+            search.epoch_done(trial.number, 1, metrics(math.nan), None)
+    assert kinds == {0, 1}, "one ran out of memory, others diverged"
+    resumed = coordinator(study, total=12, same_memory=memory_class)
+    later = []
+    while (trial := resumed.next_trial()) is not None:
+        later.append(memory_class(trial.parameters))
+        resumed.close(trial.number, TrialState.DIVERGED)
+    assert later
+    assert set(later) == {0}
+
+
+def test_without_a_memory_key_no_configuration_is_ruled_out() -> None:
+    study = Study()
+    search = coordinator(study, total=3)
+    search.close(next_number(search), TrialState.OUT_OF_MEMORY, error="out of memory")
+    assert [next_number(search), next_number(search)] == [1, 2]
+
+
+def test_five_failures_in_a_row_end_the_search_and_interrupt_running_trials() -> None:
+    study = Study()
+    search = coordinator(study)
+    running = next_number(search)
+    for _ in range(5):
+        search.close(next_number(search), TrialState.FAILED, error="Traceback\nValueError: no such layer")
+    assert search.failure is not None
+    assert "all with ValueError: no such layer" in search.failure
+    assert search.exhausted
+    assert search.next_trial() is None
+    assert search.epoch_done(running, 1, metrics(0.5), None) is Decision.STOP
+    assert study.trials[running].user_attrs["state"] == "interrupted"
+
+
+def test_a_trial_that_ends_well_does_not_clear_the_searchs_failure() -> None:
+    search = coordinator(Study())
+    running = next_number(search)
+    for _ in range(5):
+        search.close(next_number(search), TrialState.FAILED, error="died")
+    said = search.failure
+    search.close(running, TrialState.STOPPED)
+    assert said is not None
+    assert search.failure == said

@@ -1,0 +1,97 @@
+"""The median rule, which stops a trial that is worse than the average trial at its epoch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Final
+
+from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
+
+__all__ = ["MedianRule"]
+
+#: Number of other trials that must have reached the same epoch before a trial may be stopped.
+FEWEST_OTHERS: Final = 3
+
+
+@dataclass(kw_only=True)
+class MedianRule:
+    """Median rule over the running average of every trial. It is a :class:`.StoppingRule`."""
+
+    first: int
+    """The first epoch after which a trial may be stopped (``fidelity.min``)."""
+    last: int
+    """The epoch at which a trial is finished."""
+    maximize: bool
+    _sums: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    _best: dict[int, float] = field(default_factory=lambda: defaultdict(lambda: -math.inf))
+    _averages: dict[tuple[int, Hashable], list[tuple[float, float, int]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def advance(self, elapsed: float) -> None:
+        """Do nothing, because this rule does not plan a budget."""
+        del elapsed
+
+    def started(self, number: int) -> None:
+        """Do nothing, because this rule needs only the values."""
+        del number
+
+    def judge(self, seen: Observation) -> Verdict:
+        """Compare the trial with the others that have reached its epoch, and record the trial's value.
+
+        A trial is stopped if its best value so far is in the lower half, compared with the running averages
+        of the others.
+        """
+        if not math.isfinite(seen.value):
+            return Verdict(decision=Decision.DIVERGED)
+        others = self._averages[seen.epoch, seen.group].copy()
+        self.replay(seen)
+        if seen.epoch >= self.last:
+            return Verdict(decision=Decision.FINISH)
+        if seen.epoch < self.first or len(others) < FEWEST_OTHERS:
+            return Verdict(decision=Decision.CONTINUE)
+        best = (self._best[seen.number], -seen.tie, -seen.number)
+        rank, of = 1 + sum(other > best for other in others), len(others) + 1
+        if rank <= (of + 1) // 2:
+            return Verdict(decision=Decision.CONTINUE)
+        return Verdict(decision=Decision.STOP, rung=seen.epoch, rank=rank, of=of)
+
+    def replay(self, seen: Observation) -> None:
+        """Record a value without judging the trial."""
+        if math.isfinite(seen.value):
+            score = seen.value if self.maximize else -seen.value
+            self._sums[seen.number] += score
+            self._best[seen.number] = max(self._best[seen.number], score)
+            average = self._sums[seen.number] / seen.epoch
+            self._averages[seen.epoch, seen.group].append((average, -seen.tie, -seen.number))
+
+    def pause_again(self, number: int) -> bool:
+        """Return False, because this rule pauses no trial.
+
+        A trial that another rule paused before a resume continues.
+        """
+        del number
+        return False
+
+    def promote(self, *, force: bool = False) -> int | None:
+        """Return None, because no trial is paused."""
+        del force
+        return None
+
+    def may_start(self) -> bool:
+        """Return True, because a new trial may always start."""
+        return True
+
+    def no_new_trials(self) -> None:
+        """Do nothing, because no trial is paused."""
+
+    def ended(self, number: int) -> None:
+        """Do nothing, because no trial is paused."""
+        del number
+
+    def paused(self) -> tuple[int, ...]:
+        """Return an empty tuple, because no trial is paused."""
+        return ()
