@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
+    "MUTED",
+    "RANK_LOOKS",
     "STATE_COLOUR",
     "STATE_ORDER",
     "device_hours_words",
@@ -126,6 +128,9 @@ def foreign_words(numbers: Sequence[int]) -> str:
     return f"Foreign trials in the study, which another program created and this search has not run: {names}"
 
 
+#: Colour of what is in the background, readable on white and on black.
+MUTED: Final = "#8a94a0"
+
 STATE_COLOUR: Final = {
     TrialState.RUNNING: "#56b4e9",
     TrialState.FINISHED: "#009e73",
@@ -134,7 +139,7 @@ STATE_COLOUR: Final = {
     TrialState.OUT_OF_MEMORY: "#d55e00",
     TrialState.FAILED: "#d55e00",
     TrialState.INTERRUPTED: "#0072b2",
-    TrialState.PAUSED: "#8a94a0",
+    TrialState.PAUSED: MUTED,
 }
 
 #: Drawing order of the states. The first are at the bottom, so the many stopped trials do not hide the few
@@ -149,3 +154,11 @@ STATE_ORDER: Final = (
     TrialState.RUNNING,
     TrialState.FINISHED,
 )
+
+#: Colour, opacity and line width of each class of trials by rank (:func:`.rank_classes`), the best first.
+RANK_LOOKS: Final = {
+    "best tenth": ("#e69f00", 0.95, 1.8),
+    "best quarter": ("#009e73", 0.7, 1.3),
+    "better half": ("#56b4e9", 0.45, 1.0),
+    "the rest": (MUTED, 0.25, 0.8),
+}

@@ -77,7 +77,7 @@ class SearchPresentation:
 
     def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
         """Write ``report.html`` and the plots as images beside it; return their paths."""
-        from tune_rescon.reporting.plots import write_plots
+        from tune_rescon.reporting.png_plots import write_plots
 
         _write_page(result, folder.report_html)
         if self._judge is not None and result.state is SearchState.FINISHED:

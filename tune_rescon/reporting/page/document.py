@@ -25,8 +25,8 @@ from tune_rescon.reporting.formatting import (
     pairs,
     value_words,
 )
-from tune_rescon.reporting.page.chart_parts import Chart
-from tune_rescon.reporting.page.plots import comparison_panels, panels
+from tune_rescon.reporting.page.chart import Chart
+from tune_rescon.reporting.page.panels import comparison_panels, panels
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import SearchFolder, SearchState, StudyResult, write_atomically
 

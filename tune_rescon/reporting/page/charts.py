@@ -1,61 +1,36 @@
-"""The plots of the page, in their order, each with a heading and a note."""
+"""The charts of trials, rungs and whole searches, in the order in which the page shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
-from tune_rescon.errors import counted
 from tune_rescon.metric_names import watched_metric
 from tune_rescon.reporting.analysis import (
     Axis,
     CostFront,
-    GpuUse,
-    Throughput,
-    Timeline,
+    RankClass,
     cost_fronts,
-    gpu_use,
     incumbents,
     parameter_axes,
-    savings,
-    shared_epoch,
-    throughput,
-    timeline,
-    values_at,
+    rank_classes,
+    rung_survival,
 )
 from tune_rescon.reporting.analysis.parameters import ABSENT
-from tune_rescon.reporting.formatting import (
-    STATE_COLOUR,
-    STATE_ORDER,
-    device_hours_words,
-    duration,
-    format_number,
-)
-from tune_rescon.reporting.page.chart_parts import (
-    Chart,
-    axis,
-    clock,
-    gantt,
-    importance_bars,
-    jitter,
-    parallel_coordinates,
-    rounded,
-    survival_bars,
-)
-from tune_rescon.tuning import StudyResult, TrialRecord, parameter_importance
+from tune_rescon.reporting.formatting import MUTED, RANK_LOOKS, STATE_COLOUR, STATE_ORDER, format_number
+from tune_rescon.reporting.page.chart import Chart, axis, jitter, rounded
+from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
-    "Panel",
-    "comparison_panels",
     "costs",
+    "importance_bars",
     "incumbent_curves",
     "learning_curves",
-    "panels",
+    "parallel_coordinates",
     "slices",
-    "speed_steps",
+    "survival_bars",
 ]
 
 
@@ -149,8 +124,105 @@ def _rung(level: int) -> dict[str, Any]:
     }
 
 
+#: Pixels that an axis needs with its labels.
+AXIS_WIDTH: Final = 105
+
+#: Width of the band of the lines that pass through one choice.
+LINE_SPREAD: Final = 0.05
+
+
+def parallel_coordinates(result: StudyResult, values: Mapping[int, float], epoch: int) -> Chart:
+    """Return the trials that have a value, in classes by it; a click on a class hides it.
+
+    The plot uses ordinary lines instead of plotly's own type for parallel coordinates. That type needs WebGL,
+    which not every browser on a remote machine can draw.
+
+    Args:
+        result: the search.
+        values: the value of each trial by its number.
+        epoch: the epoch of the values.
+    """
+    axes = [*parameter_axes(result), _value_axis(values, f"{result.metric} at epoch {epoch}")]
+    classes = rank_classes(values, maximize=result.maximize)
+    return Chart(
+        key="coordinates",
+        label=f"parameters of each trial and its {result.metric}",
+        # The best class is drawn last, so that it is on top.
+        data=[_rank_lines(axes, one) for one in reversed(classes)],
+        layout={
+            "xaxis": {
+                "tickvals": list(range(len(axes))),
+                "ticktext": [one.name.replace("_", " ") for one in axes],
+                "side": "bottom",
+                "showgrid": False,
+                "zeroline": False,
+                "range": [-0.25, len(axes) - 0.6],
+                "fixedrange": True,
+            },
+            "yaxis": {"visible": False, "range": [ABSENT - 0.06, 1.06], "fixedrange": True},
+            "shapes": [_rule(place) for place in range(len(axes))],
+            "annotations": list(chain.from_iterable(_labels(p, one) for p, one in enumerate(axes))),
+            "margin": {"l": 12, "r": 12, "t": 8, "b": 44},
+            "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "traceorder": "reversed"},
+        },
+        height=420,
+        min_width=AXIS_WIDTH * len(axes),
+    )
+
+
+def _value_axis(values: Mapping[int, float], name: str) -> Axis:
+    low, high = min(values.values()), max(values.values())
+    span = (high - low) or 1.0
+    ticks = [(share, format_number(low + share * (high - low))) for share in (0.0, 0.5, 1.0)]
+    positions = {number: (value - low) / span for number, value in values.items()}
+    return Axis(name=name, positions=positions, ticks=tuple(ticks) if high > low else tuple(ticks[:1]))
+
+
+def _rank_lines(axes: Sequence[Axis], one: RankClass) -> dict[str, Any]:
+    colour, opacity, width = RANK_LOOKS[one.name]
+    x = [*range(len(axes)), None] * len(one.numbers)
+    y = chain.from_iterable([*(_place(each, n) for each in axes), None] for n in one.numbers)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": f"{one.name} ({len(one.numbers)})",
+        "x": x,
+        "y": rounded(y),
+        "customdata": list(chain.from_iterable([n] * len(axes) + [None] for n in one.numbers)),
+        "hovertemplate": "trial %{customdata}<extra></extra>",
+        "line": {"color": colour, "width": width},
+        "opacity": opacity,
+    }
+
+
+def _place(one: Axis, number: int) -> float:
+    place = one.positions[number]
+    return place + jitter(number, LINE_SPREAD) if one.is_categorical or place == ABSENT else place
+
+
+def _rule(place: int) -> dict[str, Any]:
+    line = {"color": "#8888", "width": 1}
+    return {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "line": line, "layer": "below"}
+
+
+def _labels(place: int, one: Axis) -> list[dict[str, Any]]:
+    return [
+        {
+            "x": place,
+            "y": at,
+            "text": text,
+            "showarrow": False,
+            "xanchor": "left",
+            "xshift": 3,
+            "font": {"size": 11},
+            "bgcolor": "page",
+        }
+        for at, text in one.ticks
+    ]
+
+
 #: Width of the band of the points of one choice.
-SPREAD: Final = 0.12
+POINT_SPREAD: Final = 0.12
 
 HEIGHT: Final = 260
 
@@ -187,8 +259,65 @@ def _slice(result: StudyResult, values: Mapping[int, float], one: Axis) -> Chart
 
 def _beside(one: Axis, number: int) -> float:
     place = one.positions[number]
-    spread = SPREAD if one.is_categorical else SPREAD / 2 if place == ABSENT else 0.0
+    spread = POINT_SPREAD if one.is_categorical else POINT_SPREAD / 2 if place == ABSENT else 0.0
     return place + jitter(number, spread)
+
+
+def importance_bars(shares: Mapping[str, float]) -> Chart:
+    """Return the importance of each parameter, the most important at the top."""
+    names = list(shares)[::-1]
+    return Chart(
+        key="importance",
+        label="importance of each parameter",
+        data=[
+            {
+                "type": "bar",
+                "orientation": "h",
+                "x": rounded(shares[name] for name in names),
+                "y": names,
+                "hovertemplate": "%{y}: %{x:.0%}<extra></extra>",
+                "marker": {"color": "#0072b2", "opacity": 0.85},
+            }
+        ],
+        layout={
+            "xaxis": axis("importance", tickformat=".0%", rangemode="tozero"),
+            "yaxis": {"automargin": True},
+            "bargap": 0.45,
+        },
+        height=max(240, 70 + 34 * len(names)),
+    )
+
+
+def survival_bars(result: StudyResult) -> Chart:
+    """Return, for each rung, the trials that reached it, by their state after it."""
+    rungs = rung_survival(result)
+    parts = (
+        ("continued or finished", STATE_COLOUR[TrialState.FINISHED], [rung.continued for rung in rungs]),
+        ("stopped there", STATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
+        ("failed, paused or running", MUTED, [rung.otherwise for rung in rungs]),
+    )
+    return Chart(
+        key="survival",
+        label="trials that reached each rung",
+        data=[
+            {
+                "type": "bar",
+                "name": name,
+                "x": [str(rung.epoch) for rung in rungs],
+                "y": counts,
+                "hovertemplate": f"epoch %{{x}}: %{{y}} {name}<extra></extra>",
+                "marker": {"color": colour, "opacity": 0.85},
+            }
+            for name, colour, counts in parts
+        ],
+        layout={
+            "barmode": "stack",
+            "bargap": 0.4,
+            "xaxis": axis("rung, epochs", type="category"),
+            "yaxis": axis("trials"),
+        },
+        height=240,
+    )
 
 
 def costs(result: StudyResult) -> list[Chart]:
@@ -229,8 +358,8 @@ def _front(front: CostFront) -> dict[str, Any]:
         "x": rounded(cost for _, cost in front.front),
         "y": rounded(trial.value for trial, _ in front.front),
         # A step, because between two points the best achievable value is that of the cheaper point.
-        "line": {"color": "#8a94a0", "dash": "dot", "shape": "hv", "width": 1.5},
-        "marker": {"symbol": "circle-open", "size": 13, "color": "#8a94a0", "line": {"width": 1.5}},
+        "line": {"color": MUTED, "dash": "dot", "shape": "hv", "width": 1.5},
+        "marker": {"symbol": "circle-open", "size": 13, "color": MUTED, "line": {"width": 1.5}},
         "hoverinfo": "skip",
     }
 
@@ -246,7 +375,7 @@ def _points(x: list[float], y: list[float], colours: list[str], words: list[list
     }
 
 
-_COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a94a0")
+_COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", MUTED)
 
 
 def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
@@ -280,154 +409,3 @@ def _line(result: StudyResult, colour: str) -> dict[str, Any]:
         "hovertemplate": "trial %{customdata[0]} at epoch %{customdata[1]}: %{y}",
         "line": {"shape": "hv", "width": 2, "color": colour},
     }
-
-
-def speed_steps(found: Timeline, trained: Throughput) -> Chart:
-    """Return the summed speeds of all trials over time."""
-    begins = [trained.begun + index * trained.part for index in range(len(trained.speeds) + 1)]
-    return Chart(
-        key="speed",
-        label="images trained per second by all trials at once",
-        data=[_steps(found, begins, trained.speeds, colour="#0072b2", hover="%{y:.4~g} images/s")],
-        layout=_over_time(found, axis("images/s, all trials", rangemode="tozero")),
-        height=300,
-    )
-
-
-def utilisation_steps(found: Timeline, use: GpuUse) -> Chart:
-    """Return the utilisation of the GPUs over time."""
-    begins = [use.begun + index * use.part for index in range(len(use.levels) + 1)]
-    return Chart(
-        key="utilisation",
-        label="utilisation of the GPUs",
-        data=[_steps(found, begins, use.levels, colour="#009e73", hover="%{y:.0%}")],
-        layout=_over_time(found, axis("GPU utilisation", range=[0, 1], tickformat=".0%")),
-        height=220,
-    )
-
-
-def _steps(
-    found: Timeline, begins: Sequence[float], levels: Sequence[float], *, colour: str, hover: str
-) -> dict[str, Any]:
-    """Return a filled line of ``levels``; ``begins`` has the begin of each and the end of the last one."""
-    begin, _, seconds = clock(found)
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": rounded((moment - begin) / seconds for moment in begins),
-        "y": rounded([*levels, 0.0]),
-        "line": {"shape": "hv", "width": 1.2, "color": colour},
-        "fill": "tozeroy",
-        "hovertemplate": f"{hover}<extra></extra>",
-    }
-
-
-def _over_time(found: Timeline, yaxis: Mapping[str, Any]) -> dict[str, Any]:
-    _, unit, _ = clock(found)
-    xaxis = axis(f"{unit} since the first epoch", rangemode="tozero")
-    return {"xaxis": xaxis, "yaxis": yaxis, "showlegend": False}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One or more plots under a heading."""
-
-    heading: str
-    note: str
-    """Explanation of the plots, in a sentence or two."""
-    charts: Sequence[Chart]
-    half: bool = False
-    """True: two such panels share a row if there is room."""
-
-
-def panels(result: StudyResult) -> Iterator[Panel]:
-    """Yield the panels that have data; none before the first epoch."""
-    if not any(trial.epochs for trial in result.trials):
-        return
-    yield Panel(
-        heading="Learning curves",
-        note="Each line is a trial, its dot where it ended; dotted lines are rungs."
-        " Click a legend entry to hide it, a double click shows it alone.",
-        charts=[learning_curves(result)],
-    )
-    yield from _by_parameter(result)
-    yield Panel(heading="Rungs", note=_rung_words(result), charts=[survival_bars(result)], half=True)
-    yield Panel(
-        heading=f"{result.metric} against cost",
-        note="After each trial's last epoch, coloured by final state. Circled: the Pareto front of the"
-        " trials with the most epochs.",
-        charts=costs(result),
-    )
-    found, trained, use = timeline(result), throughput(result), gpu_use(result)
-    if found.stretches:
-        yield Panel(
-            heading="Slots",
-            note=f"{found.slots} at once at most, in epochs for {found.utilisation:.0%} of"
-            f" {duration(found.seconds)}. Times when no driver ran are left out of that."
-            f"{_speed_words(result, trained) if trained else ''}{_use_words(use) if use else ''}",
-            charts=[
-                gantt(found),
-                *([speed_steps(found, trained)] if trained else []),
-                *([utilisation_steps(found, use)] if use and use.levels else []),
-            ],
-        )
-
-
-def comparison_panels(results: Sequence[StudyResult]) -> Iterator[Panel]:
-    """Yield the panels that compare several searches."""
-    yield Panel(
-        heading="Best so far",
-        note="The best trial so far of each search: most epochs first, then best value.",
-        charts=[incumbent_curves(results)],
-    )
-
-
-def _by_parameter(result: StudyResult) -> Iterator[Panel]:
-    """Yield the panels that need values at a shared epoch."""
-    epoch = shared_epoch(result)
-    if not epoch:
-        return
-    values = values_at(result, epoch)
-    after = f"after epoch {epoch}, which {counted(len(values), 'trial')} reached"
-    yield Panel(
-        heading="Parallel coordinates",
-        note=f"Each line is a trial, coloured by its {result.metric} {after}. Click a class to hide it.",
-        charts=[parallel_coordinates(result, values, epoch)],
-    )
-    found = slices(result, values)
-    if found:
-        yield Panel(heading="Slices", note=f"{result.metric} {after}, coloured by final state.", charts=found)
-    shares = parameter_importance(result.space, {t.number: t for t in result.trials}, values)
-    if shares:
-        yield Panel(
-            heading="Importance",
-            note=f"For reaching the best tenth {after} (PED-ANOVA).",
-            charts=[importance_bars(shares)],
-            half=True,
-        )
-
-
-def _speed_words(result: StudyResult, trained: Throughput) -> str:
-    each = f"each of {trained.devices} {result.device}s" if trained.devices > 1 else f"the {result.device}"
-    return (
-        f" Training images per second: {format_number(trained.per_device)} on average for {each},"
-        f" {format_number(trained.one_trial)} in a trial."
-    )
-
-
-def _use_words(use: GpuUse) -> str:
-    busy = "" if use.utilisation is None else f" In epochs the GPU ran kernels for {use.utilisation:.0%}."
-    shares = ", ".join(f"{cause} {share:.1%}" for cause, share in use.shares.items())
-    return f"{busy} Of the slots' time: {shares}; the rest is training steps."
-
-
-def _rung_words(result: StudyResult) -> str:
-    saved = savings(result)
-    scheduling = "".join(f" {line}" for line in result.scheduling)
-    if not saved.epochs_saved:
-        return f"Trials that reached each rung; no trial was stopped early.{scheduling}"
-    return (
-        f"Early stopping saved {saved.epochs_saved} of {saved.epochs + saved.epochs_saved} epochs"
-        f" ({saved.share:.0%}), about {device_hours_words(saved.hours_saved, result.device)}."
-        f"{scheduling}"
-    )
