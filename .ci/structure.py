@@ -32,7 +32,6 @@ OFF_PATH = (
     "storage.mirror",
     "storage.remote",
     "timm_models",
-    "tracking.relocation",
     "training.compile",
     "training.cuda_graphs",
     "training.gpu_probe",
