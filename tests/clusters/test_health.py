@@ -6,12 +6,14 @@ import pytest
 
 from tune_rescon.clusters.mlflow_service import Action, Health, RestartPolicy, RestartTiming, answers
 
-PACE = RestartTiming(interval=5, failures=3, patience=60, first_pause=1, longest_pause=4, calm=100)
+TIMING = RestartTiming(
+    interval=5, failures=3, startup_timeout=60, first_pause=1, longest_pause=4, healthy_reset=100
+)
 
 
 @pytest.fixture
 def policy() -> RestartPolicy:
-    return RestartPolicy(PACE)
+    return RestartPolicy(TIMING)
 
 
 def started(policy: RestartPolicy, now: float) -> None:
@@ -27,9 +29,9 @@ def starts(policy: RestartPolicy, ended: float) -> float:
 
 
 def test_it_is_started_at_once(policy: RestartPolicy) -> None:
-    assert policy.rest(0) == 0
+    assert policy.seconds_to_next_check(0) == 0
     started(policy, 0)
-    assert policy.rest(0) == PACE.interval
+    assert policy.seconds_to_next_check(0) == TIMING.interval
 
 
 def test_one_that_answers_is_left_alone(policy: RestartPolicy) -> None:
@@ -88,8 +90,8 @@ def test_after_a_calm_time_the_pause_is_the_first_again(policy: RestartPolicy) -
 def test_a_pause_is_waited_for_and_no_longer(policy: RestartPolicy) -> None:
     started(policy, 0)
     assert policy.decide(Health.ENDED, 10) is Action.WAIT
-    assert policy.rest(10) == 1
-    assert policy.rest(10.75) == 0.25
+    assert policy.seconds_to_next_check(10) == 1
+    assert policy.seconds_to_next_check(10.75) == 0.25
 
 
 def test_nothing_listens_so_nothing_answers() -> None:

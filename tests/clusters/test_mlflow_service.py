@@ -35,7 +35,7 @@ from tune_rescon.clusters.mlflow_service import (
 from tune_rescon.errors import StorageError
 from tune_rescon.storage import RemoteError, RemoteFolder
 
-#: Keeps a server running as the command does, with less patience.
+#: Keeps a server running as the command does, with shorter timeouts.
 SCRIPT = """
 import logging, sys
 from pathlib import Path
@@ -46,9 +46,9 @@ logging.basicConfig(level=logging.INFO)
 mlflow_service.KEEP_INTERVAL = 0.5
 folder, port, keep = sys.argv[1:]
 settings = mlflow_service.MlflowSettings(folder=Path(folder), port=int(port), keep=keep or None)
-pace = RestartTiming(interval=0.3, timeout=1.0, failures=2, patience=90, first_pause=0.2)
+timing = RestartTiming(interval=0.3, timeout=1.0, failures=2, startup_timeout=90, first_pause=0.2)
 with progress_shown(print):
-    mlflow_service.supervise_mlflow(settings, pace=pace)
+    mlflow_service.supervise_mlflow(settings, timing=timing)
 """
 
 
@@ -60,8 +60,8 @@ class Service:
         self.folder = folder
         self.process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(port), keep])
 
-    def has_answered(self, *, patience: float = 90.0) -> bool:
-        return within(patience, lambda: self.ask("/health", timeout=1) is not None)
+    def has_answered(self, *, timeout: float = 90.0) -> bool:
+        return within(timeout, lambda: self.ask("/health", timeout=1) is not None)
 
     def ask(self, path: str, data: dict[str, Any] | None = None, *, timeout: float = 20.0) -> bytes | None:
         body = None if data is None else json.dumps(data).encode()
