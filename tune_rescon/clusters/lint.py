@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from jsonschema import Draft7Validator
 
-from tune_rescon.clusters.documents import Severity, Steps, dotted
-from tune_rescon.errors import StorageError, format_error, unknown_name_message
+from tune_rescon.clusters.documents import Severity
+from tune_rescon.errors import KeyPath, StorageError, dotted, format_error, unknown_name_message
 from tune_rescon.storage import parse_storage
 
 __all__ = [
@@ -88,7 +88,7 @@ def check_image(image: str, complain: Callable[[str, Severity], None], *, where:
             complain(format_error(rule, got=found[0], where=where), "error")
 
 
-def schema_problems(value: Any) -> Iterator[tuple[str, Steps, str]]:
+def schema_problems(value: Any) -> Iterator[tuple[str, KeyPath, str]]:
     """Yield what Ray's schema refuses: the rule (``unknown-key`` or ``ray-schema``), place and text."""
     schema = _schema()
     if schema is None:
@@ -96,7 +96,7 @@ def schema_problems(value: Any) -> Iterator[tuple[str, Steps, str]]:
         return
     errors = sorted(Draft7Validator(schema).iter_errors(value), key=lambda error: [*map(str, error.path)])
     for error in errors:
-        steps: Steps = tuple(error.absolute_path)
+        steps: KeyPath = tuple(error.absolute_path)
         where = dotted(steps)
         if error.validator == "additionalProperties":
             known = error.schema["properties"]

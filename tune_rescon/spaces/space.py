@@ -78,7 +78,7 @@ class Space(Section):
         pydantic.ValidationError: a rule is broken; every one is named. :func:`load_space` tells them by line.
     """
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "program": "a space names no program",
         "method": "write `sampler.type`",
         "search_alg": "write `sampler`",
