@@ -28,7 +28,6 @@ OFF_PATH = (
     "data.image_tree",
     "data.zip_archive",
     "data.parts",
-    "reporting.overview",
     "storage.mirror",
     "storage.remote",
     "timm_models",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.clusters.ray_commands import ray_starts
+from tune_rescon.clusters.lint import ray_starts
 from tune_rescon.clusters.shell import commands_in
 from tune_rescon.clusters.shell_words import ShellSyntaxError
 

@@ -14,7 +14,7 @@ import pytest
 
 from tune_rescon.errors import StorageError
 from tune_rescon.storage import Discard, RemoteError, RemoteFolder, Sender, SupersededError, fetch_databases
-from tune_rescon.storage.database import copy_database, is_whole, parse_term, read_term, write_term
+from tune_rescon.storage.sqlite import copy_database, is_whole, parse_term, read_term, write_term
 
 
 def make(path: Path, *, wal: bool = False) -> None:

@@ -10,8 +10,15 @@ from typing import Any, Final
 from tune_rescon.clusters.cluster_file import TOKEN, instance_problems
 from tune_rescon.clusters.costs import check_costs
 from tune_rescon.clusters.documents import ClusterDocument, Complain, Severity, at, texts_in
-from tune_rescon.clusters.lint import check_image, check_storage, schema_problems
-from tune_rescon.clusters.ray_commands import HEAD_METRICS_OFF, METRICS_OFF, check_commands, ray_starts
+from tune_rescon.clusters.lint import (
+    HEAD_METRICS_OFF,
+    METRICS_OFF,
+    check_commands,
+    check_image,
+    check_storage,
+    ray_starts,
+    schema_problems,
+)
 from tune_rescon.clusters.shell import ShellCommand
 from tune_rescon.errors import KeyPath, dotted, format_error, unknown_name_message
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.errors import StorageError, format_error
-from tune_rescon.storage.database import (
+from tune_rescon.storage.remote import RemoteFolder
+from tune_rescon.storage.sqlite import (
     TERM_BYTES,
     copy_database,
     is_whole,
@@ -29,7 +30,6 @@ from tune_rescon.storage.database import (
     read_term,
     write_term,
 )
-from tune_rescon.storage.remote import RemoteFolder
 
 __all__ = [
     "Copy",
