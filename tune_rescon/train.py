@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from tune_rescon.config import TrialConfig
     from tune_rescon.spaces import Space
-    from tune_rescon.tuning import Place, StudyResult
+    from tune_rescon.tuning import Place, RunOptions, StudyResult
 
 __all__ = ["main"]
 
@@ -152,12 +152,7 @@ def train(
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import Place, RunOptions, default_data_root, default_storage
 
-    if sum(one is not None for one in (source, preset, resume)) != 1:
-        raise click.UsageError(_ALTERNATIVES)
-    if budget is not None and (source is None or epochs is not None):
-        raise click.UsageError("--budget goes with --from, and instead of --epochs.")
-    if numbers and (source is None or top is not None):
-        raise click.UsageError("--trial goes with --from, and instead of --top.")
+    _check_options(source, preset, resume, budget=budget, epochs=epochs, numbers=numbers, top=top)
     if not dry_run:
         print_line(f"Preparing the training of {resume or source or preset}")
     data = Path(data_root) if data_root else default_data_root()
@@ -203,20 +198,44 @@ def train(
             divert_output=True,
         )
         print_opening(space, options, console)
-        # Imported after the first line of output, because these modules import the driver's libraries.
-        from tune_rescon.finals import FinalsPresentation
-        from tune_rescon.inference import write_mistakes
-        from tune_rescon.reporting import resume_command, run_with_display
+        return _run(space, options, console, live=live)
 
-        return run_with_display(
-            space,
-            options,
-            console,
-            live=live,
-            resume=resume_command(options, "tune_rescon.train"),
-            presentation=FinalsPresentation(partial(write_mistakes, options=options)),
-            tell=_print_finals,
-        )
+
+def _check_options(
+    source: str | None,
+    preset: str | None,
+    resume: str | None,
+    *,
+    budget: str | None,
+    epochs: int | None,
+    numbers: tuple[int, ...],
+    top: int | None,
+) -> None:
+    """Check which options are given together; raises click's UsageError."""
+    if sum(one is not None for one in (source, preset, resume)) != 1:
+        raise click.UsageError(_ALTERNATIVES)
+    if budget is not None and (source is None or epochs is not None):
+        raise click.UsageError("--budget goes with --from, and instead of --epochs.")
+    if numbers and (source is None or top is not None):
+        raise click.UsageError("--trial goes with --from, and instead of --top.")
+
+
+def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:
+    """Run the trainings and return the exit code."""
+    # Imported after the first line of output, because these modules import the driver's libraries.
+    from tune_rescon.finals import FinalsPresentation
+    from tune_rescon.inference import write_mistakes
+    from tune_rescon.reporting import resume_command, run_with_display
+
+    return run_with_display(
+        space,
+        options,
+        console,
+        live=live,
+        resume=resume_command(options, "tune_rescon.train"),
+        presentation=FinalsPresentation(partial(write_mistakes, options=options)),
+        tell=_print_finals,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

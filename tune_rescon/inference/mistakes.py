@@ -155,9 +155,20 @@ def find_mistakes(
         position += len(labels_B)
         if time.monotonic() - began > seconds:
             break
-    wrong.sort(key=lambda one: (-one[0], one[1]))
+    return Mistakes(
+        class_names=about.class_names,
+        confusion_KK=confusion_KK,
+        worst=_most_confident(wrong, about, split),
+        left_out=len(split) - position,
+    )
+
+
+def _most_confident(
+    wrong: list[tuple[float, int, int, int]], about: TrainedNetwork, split: Split
+) -> tuple[Mistake, ...]:
+    """Return the most confident of the mistakes: probability, position in ``split``, label, prediction."""
     worst = []
-    for probability, at, label, predicted in wrong[:SHOWN]:
+    for probability, at, label, predicted in sorted(wrong, key=lambda one: (-one[0], one[1]))[:SHOWN]:
         images_BHWC, _ = split.gather(np.array([at]))
         worst.append(
             Mistake(
@@ -167,12 +178,7 @@ def find_mistakes(
                 probability=probability,
             )
         )
-    return Mistakes(
-        class_names=about.class_names,
-        confusion_KK=confusion_KK,
-        worst=tuple(worst),
-        left_out=len(split) - position,
-    )
+    return tuple(worst)
 
 
 def _predicted(

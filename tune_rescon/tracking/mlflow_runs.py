@@ -12,7 +12,6 @@ these holds:
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,9 +78,6 @@ _STATUS: Final = {
     "out_of_memory": "FAILED",
     "failed": "FAILED",
 }
-
-
-_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -156,11 +152,9 @@ class MlflowRunSync:
 
     def send(self, run_state: RunState) -> str:
         """Send the additions of ``run_state`` to the server, and return the id of its run."""
-        return (
-            self._send_search(run_state)
-            if isinstance(run_state, SearchRunState)
-            else self._send_run(run_state)
-        )
+        if isinstance(run_state, SearchRunState):
+            return self._send_search(run_state)
+        return self._send_run(run_state)
 
     def take_remarks(self) -> tuple[str, ...]:
         """Return the messages to the user since the last call."""
@@ -217,12 +211,9 @@ class MlflowRunSync:
         found = min(parents, key=_start) if parents else self._earlier_parent(search.known_runs)
         if found is not None:
             return self._adopt(found)
-        tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE}
+        tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE, **search.tags}
         run = self._client.create_run(
-            self._experiment_id,
-            start_time=search.started_ms,
-            tags={**tags, **search.tags},
-            run_name=self._search,
+            self._experiment_id, start_time=search.started_ms, tags=tags, run_name=self._search
         )
         return _RunContent(run_id=run.info.run_id, tags=dict(search.tags))
 
@@ -454,7 +445,5 @@ def _single_points(figures: Mapping[str, float], step: int, time_ms: int) -> lis
 def _closing_tags(trial: TrialRunState) -> dict[str, str]:
     """Return the tags of a run whose state changes. MLflow writes a request's tags after its metrics."""
     texts = {"tune_rescon.error": trial.error, "tune_rescon.notes": "\n".join(trial.notes)}
-    return {
-        **{key: text[-TAG_CHARACTERS:] for key, text in texts.items() if text},
-        STATE_TAG: trial.state,
-    }
+    tags = {key: text[-TAG_CHARACTERS:] for key, text in texts.items() if text}
+    return {**tags, STATE_TAG: trial.state}
