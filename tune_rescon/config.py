@@ -28,7 +28,17 @@ __all__ = [
     "field_names",
     "field_rule",
     "plain_number",
+    "trial_name",
 ]
+
+
+def trial_name(number: int) -> str:
+    """Return the name of a trial: of its folder, of its run in MLflow, and in every text.
+
+    >>> trial_name(7)
+    'trial_0007'
+    """
+    return f"trial_{number:04d}"
 
 
 class TrialState(StrEnum):

@@ -12,6 +12,7 @@ import click
 
 from tune_rescon.command import print_line, run_command
 from tune_rescon.command_options import OptionsCommand, set_option, storage_option, study_option
+from tune_rescon.config import trial_name
 
 __all__ = ["main"]
 
@@ -38,8 +39,8 @@ def enqueue(name: str, settings: tuple[str, ...], storage: str | None, study: st
     number, values = enqueue_trial(place, name, settings)
     shown = " ".join(f"{key}={value}" for key, value in values.items())
     print_line(
-        f"trial_{number:04d} waits: {shown}. {name} runs it among its next trials, or when it is resumed with"
-        " a larger --trials."
+        f"{trial_name(number)} waits: {shown}. {name} runs it among its next trials, or when it is resumed"
+        " with a larger --trials."
     )
     return 0
 

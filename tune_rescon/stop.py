@@ -12,6 +12,7 @@ import click
 
 from tune_rescon.command import print_line, run_command
 from tune_rescon.command_options import OptionsCommand, storage_option, study_option
+from tune_rescon.config import trial_name
 
 __all__ = ["main"]
 
@@ -48,7 +49,7 @@ def stop(name: str, numbers: tuple[int, ...], storage: str | None, study: str | 
     place = Place(storage=parse_storage(storage) if storage else default_storage(), study_url=study)
     chosen = sorted(set(numbers))
     stop_trials(place, name, chosen)
-    shown = ", ".join(f"trial_{number:04d}" for number in chosen)
+    shown = ", ".join(trial_name(number) for number in chosen)
     print_line(f"{name} stops {shown} after the current epoch, or instead of resuming it.")
     return 0
 

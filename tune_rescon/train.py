@@ -31,7 +31,7 @@ from tune_rescon.command_options import (
     study_option,
     tracking_uri_option,
 )
-from tune_rescon.config import DatasetConfig
+from tune_rescon.config import DatasetConfig, trial_name
 from tune_rescon.errors import StorageError, counted, format_error
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def _from_search(place: Place, source: str, flags: _Flags, console: Console) -> 
     result = read_search(place, source, where="--from")
     if flags.numbers:
         found = trial_configs(result, flags.numbers)
-        names = ", ".join(f"trial_{number:04d}" for number in flags.numbers)
+        names = ", ".join(trial_name(number) for number in flags.numbers)
         about = f"{names} of the search {source}"
     else:
         found = top_configs(result, flags.top)

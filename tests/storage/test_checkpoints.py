@@ -23,7 +23,7 @@ class Node:
     def __init__(self, path: Path, remote: RemoteFolder) -> None:
         self.notes: list[str] = []
         self.mirror = CheckpointMirror(
-            local=path, remote=remote, names=NAMES, note=self.notes.append, patience=0.05, pause=0.01
+            local=path, remote=remote, names=NAMES, note=self.notes.append, timeout=0.05, pause=0.01
         )
         self.path = path
 
@@ -155,7 +155,7 @@ def test_after_the_last_epoch_there_is_no_next_one_to_send_with(
     here.mirror.send(insist=True)
     assert here.notes == ["the storage does not answer: 503 Slow Down"]
 
-    monkeypatch.setattr(here.mirror, "patience", 60)
+    monkeypatch.setattr(here.mirror, "timeout", 60)
     monkeypatch.setattr("time.sleep", lambda _: out_of_order.clear())
     here.mirror.send(insist=True)
     assert here.mirror.remote.read("last.ckpt") == b"1"

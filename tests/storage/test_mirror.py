@@ -13,7 +13,7 @@ import pytest
 
 from tune_rescon.storage import Discard, Mirror, Pace, RemoteError, RemoteFolder, Sender, SupersededError
 
-FAST = Pace(interval=0.05, rest=0.0, patience=30.0, first_pause=0.01, longest_pause=0.02)
+FAST = Pace(interval=0.05, rest=0.0, flush_timeout=30.0, first_pause=0.01, longest_pause=0.02)
 
 
 class Recorded(Sender):
@@ -54,7 +54,7 @@ def running(sender: Recorded, pace: Pace = FAST) -> Mirror:
 
 
 def test_a_flush_is_there_when_it_returns(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, rest=0.0, patience=30.0))
+    mirror = running(sender, Pace(interval=60, rest=0.0, flush_timeout=30.0))
     assert mirror.flush()
     assert sender.events == ["sent"]
     assert mirror.flush()
@@ -75,8 +75,8 @@ def test_changes_between_are_sent_together_and_not_too_often(sender: Recorded) -
     assert mirror.close(30) == 0
 
 
-def test_a_url_that_hangs_is_waited_for_with_patience(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, patience=0.1))
+def test_a_url_that_hangs_is_waited_for_briefly(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60, flush_timeout=0.1))
     sender.free.clear()
     began = time.monotonic()
     assert not mirror.flush()
@@ -86,7 +86,7 @@ def test_a_url_that_hangs_is_waited_for_with_patience(sender: Recorded) -> None:
 
 
 def test_nobody_waits_for_a_url_that_is_in_trouble(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, patience=60, first_pause=60))
+    mirror = running(sender, Pace(interval=60, flush_timeout=60, first_pause=60))
     sender.failing = RemoteError("down")
     began = time.monotonic()
     assert not mirror.flush()
@@ -111,7 +111,7 @@ def test_what_failed_is_sent_when_the_url_is_back(sender: Recorded, caplog: pyte
 
 def test_copies_that_take_long_are_made_less_often_and_nobody_waits_for_the_next(sender: Recorded) -> None:
     sender.seconds = 0.1
-    mirror = running(sender, Pace(interval=0.01, rest=600, patience=30.0))
+    mirror = running(sender, Pace(interval=0.01, rest=600, flush_timeout=30.0))
     assert mirror.flush()
     began = time.monotonic()
     assert not mirror.flush()
@@ -165,14 +165,14 @@ def test_who_was_superseded_tries_no_more_and_says_so(
 
 
 def test_closing_again_counts_nothing_twice(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, patience=30.0, first_pause=60))
+    mirror = running(sender, Pace(interval=60, flush_timeout=30.0, first_pause=60))
     sender.failing = RemoteError("down")
     assert not mirror.flush()
     assert mirror.close(0) == mirror.close(0) == 2
 
 
 def test_an_abandoned_url_is_left_as_it_is(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, patience=30.0))
+    mirror = running(sender, Pace(interval=60, flush_timeout=30.0))
     assert mirror.flush()
     mirror.changed()
     mirror.abandon()

@@ -27,6 +27,7 @@ from typing import Final
 import psutil
 from filelock import FileLock, Timeout
 
+from tune_rescon.atomic_write import file_version
 from tune_rescon.errors import ClusterError
 from tune_rescon.storage import (
     Mirror,
@@ -39,6 +40,7 @@ from tune_rescon.storage import (
     parse_storage,
     sqlite_url,
 )
+from tune_rescon.user_code import child_import_path
 
 __all__ = [
     "Action",
@@ -342,8 +344,7 @@ def _version(database: Path) -> object:
     found = []
     for path in (database, database.with_name(f"{database.name}-wal")):
         with suppress(FileNotFoundError):
-            stat = path.stat()
-            found.append((stat.st_mtime_ns, stat.st_size))
+            found.append(file_version(path))
     return found or None
 
 
@@ -363,7 +364,7 @@ class _Server:
         argv, env = server_command(self._settings)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tune_rescon.clusters.guard", *argv],
-            env={**os.environ, **env, "PYTHONPATH": _import_path()},
+            env={**os.environ, **env, "PYTHONPATH": child_import_path()},
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -410,11 +411,6 @@ def _end_leftovers(folder: Path) -> None:
             if process.environ().get(_MARK) == mark and process.pid != os.getpid():
                 process.kill()
                 process.wait(END_TIMEOUT)
-
-
-def _import_path() -> str:
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(filter(None, paths))
 
 
 @contextmanager

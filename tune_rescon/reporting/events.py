@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from typing_extensions import override
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, trial_name
 from tune_rescon.errors import counted
 from tune_rescon.reporting.formatting import duration, format_number, pairs
 from tune_rescon.spaces import Space
@@ -149,4 +149,4 @@ def end_line(trial: TrialRecord) -> str:
 
 
 def _name(trial: TrialRecord) -> str:
-    return f"trial_{trial.number:04d}"
+    return trial_name(trial.number)

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from tune_rescon.config import trial_name
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted
 from tune_rescon.reporting.analysis import (
@@ -267,7 +268,7 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
         yield result.failure
     if result.best is not None:
         best = result.best
-        yield f"Best: trial_{best.number:04d}, {value_words(best)}: {pairs(best.parameters)}"
+        yield f"Best: {trial_name(best.number)}, {value_words(best)}: {pairs(best.parameters)}"
         in_hand = in_hand_words(result)
         if in_hand is not None:
             yield in_hand

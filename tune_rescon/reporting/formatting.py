@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, trial_name
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import StudyResult, TrialRecord
@@ -65,9 +65,9 @@ def in_hand_words(result: StudyResult) -> str | None:
         return None
     is_running = result.state.value == "running"
     line = (
-        f"Best in hand: trial_{trial.number:04d} has {trial.metric} {format_number(trial.value)} after"
+        f"Best in hand: {trial_name(trial.number)} has {trial.metric} {format_number(trial.value)} after"
         f" {trial.epochs} of {result.levels[-1]} epochs; the winner{' so far' if is_running else ''},"
-        f" trial_{winner.number:04d}, has"
+        f" {trial_name(winner.number)}, has"
         f" {format_number(winner.value)}."
     )
     if is_running:

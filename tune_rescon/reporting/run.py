@@ -153,15 +153,15 @@ class LiveReport(SearchCallback):
         """Write a page if one is due."""
         self._tick()
 
-    def close(self, patience: float = INTERVAL) -> bool:
-        """Write no more pages; return whether the current page was finished within ``patience`` seconds.
+    def close(self, timeout: float = INTERVAL) -> bool:
+        """Write no more pages; return whether the current page was finished within ``timeout`` seconds.
 
         An unfinished page may still replace the last page. The caller must then write the last page again, or
         accept the older one.
         """
         self._due = float("inf")
         if self._thread is not None:
-            self._thread.join(patience)
+            self._thread.join(timeout)
         return not self._is_writing
 
     @property

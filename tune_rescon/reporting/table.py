@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tune_rescon.config import trial_name
 from tune_rescon.errors import counted
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.formatting import (
@@ -87,7 +88,7 @@ def print_result(result: StudyResult, console: Console) -> None:
     if result.best is not None:
         best = result.best
         console.print(
-            f"Best: trial_{best.number:04d}, {value_words(best)}",
+            f"Best: {trial_name(best.number)}, {value_words(best)}",
             soft_wrap=True,
         )
     in_hand = in_hand_words(result)
@@ -132,7 +133,7 @@ def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None
 def _front(result: StudyResult) -> str:
     """Return the Pareto front in words, the cheapest trial first."""
     points = (
-        f"trial_{trial.number:04d} {format_number(trial.value)} at {format_number(result.cost(trial))}"
+        f"{trial_name(trial.number)} {format_number(trial.value)} at {format_number(result.cost(trial))}"
         for trial in result.front
     )
     return f"Front of {result.metric} against {result.against}: {', '.join(points)}"

@@ -43,6 +43,7 @@ __all__ = [
     "pending_rows",
     "point_key",
     "preview",
+    "quiet_optuna",
     "random_points",
     "suggest",
     "to_optuna",
@@ -99,7 +100,7 @@ def preview(space: Space, n: int) -> list[dict[str, Any]]:
 
 def random_points(space: Space, *, seed: int) -> Iterator[dict[str, Any]]:
     """Yield independent uniform draws from a space, without end."""
-    with _quiet():
+    with quiet_optuna():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     while True:
         yield suggest(space, study.ask())
@@ -152,7 +153,7 @@ def _in_order(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_optuna() -> Iterator[None]:
     """Suppress Optuna's log line about each new study."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

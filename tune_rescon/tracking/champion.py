@@ -10,6 +10,7 @@ from typing import Final
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from tune_rescon.config import trial_name
 from tune_rescon.errors import UserError
 from tune_rescon.tracking.run_state import Champion
 from tune_rescon.training.lean import import_lean_torchmetrics
@@ -36,7 +37,7 @@ def load_exporter() -> Callable[[str], AbstractContextManager[Path]]:
 
 def champion_label(champion: Champion) -> str:
     """Return the text that identifies the network: its trial and its epoch."""
-    return f"trial_{champion.number:04d}, epoch {champion.epoch}"
+    return f"{trial_name(champion.number)}, epoch {champion.epoch}"
 
 
 def register_champion(

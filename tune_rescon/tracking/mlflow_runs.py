@@ -32,6 +32,8 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from tune_rescon.atomic_write import file_version
+from tune_rescon.config import trial_name
 from tune_rescon.tracking.champion import ID_TAG, champion_label, load_exporter, register_champion
 from tune_rescon.tracking.mlflow_store import deleted_experiment
 from tune_rescon.tracking.run_state import (
@@ -292,7 +294,7 @@ class MlflowRunSync:
             TRIAL_TAG: str(trial.number),
             STATE_TAG: ACTIVE,
         }
-        name = f"trial_{trial.number:04d}"
+        name = trial_name(trial.number)
         run = self._client.create_run(
             self._experiment_id, start_time=trial.started_ms, tags=tags, run_name=name
         )
@@ -364,8 +366,7 @@ class MlflowRunSync:
             parent.tags[CHAMPION_TAG] = label
 
     def _upload(self, run: _RunContent, file: Path) -> None:
-        stat = file.stat()
-        version = (stat.st_mtime_ns, stat.st_size)
+        version = file_version(file)
         if run.files.get(file) != version:
             self._client.log_artifact(run.run_id, str(file))
             run.files[file] = version

@@ -12,10 +12,10 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import Final, Protocol
 
 from tune_rescon.tracking.run_state import Destination, RunState, SearchRunState
+from tune_rescon.user_code import child_import_path
 
 __all__ = [
     "CallError",
@@ -68,9 +68,6 @@ _ENVIRONMENT: Final = {
     # Otherwise MLflow prints two lines with the run's address at the end of every run.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-
-#: The directory from which this package is imported.
-_PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 class Sink(Protocol):
@@ -178,7 +175,7 @@ def _started() -> tuple[subprocess.Popen[bytes], Connection[object, object]]:
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tune_rescon.tracking.worker", str(theirs.fileno())],
-            env=_environment(),
+            env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": child_import_path()},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             # In a separate process group, because only the driver handles Ctrl-C. Not in a separate session:
@@ -186,8 +183,3 @@ def _started() -> tuple[subprocess.Popen[bytes], Connection[object, object]]:
             process_group=0,
         )
     return process, ours
-
-
-def _environment() -> dict[str, str]:
-    paths = [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
-    return {**_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from tune_rescon.config import trial_name
 from tune_rescon.tracking.run_state import ACTIVE, Destination, RunState, TrialRunState
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy, Sink, WorkerProcess
 
@@ -299,9 +300,7 @@ class MlflowWriter:
         if message != self._refusal:
             self._refusal = message
             what = (
-                f"trial_{run_state.number:04d}"
-                if isinstance(run_state, TrialRunState)
-                else "the search itself"
+                trial_name(run_state.number) if isinstance(run_state, TrialRunState) else "the search itself"
             )
             self._report(f"MLflow refuses an update of {what}, which is left out: {message}")
 

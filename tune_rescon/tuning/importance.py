@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import create_trial
 
 from tune_rescon.spaces import Space, distributions, place_config, to_optuna
+from tune_rescon.spaces.sampling import quiet_optuna
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = ["parameter_importance"]
@@ -65,10 +66,6 @@ def _placed(space: Space, trial: TrialRecord) -> dict[str, Any] | None:
 
 
 def _study(space: Space) -> optuna.Study:
-    before = optuna.logging.get_verbosity()
-    # Optuna logs the creation of a study. This temporary study is not a search of the user.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    # This temporary study is not a search of the user.
+    with quiet_optuna():
         return optuna.create_study(direction="maximize" if space.metric.mode == "max" else "minimize")
-    finally:
-        optuna.logging.set_verbosity(before)

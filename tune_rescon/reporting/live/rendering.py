@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, trial_name
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.formatting import device_hours_words, format_number, pairs, roughly
 from tune_rescon.reporting.live.state import Snapshot
@@ -272,7 +272,7 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
 
 def _best(best: TrialRecord) -> Text:
     return Text.assemble(
-        (f"trial_{best.number:04d}", "bold"),
+        (trial_name(best.number), "bold"),
         f": {best.metric} ",
         (format_number(best.value), "bold"),
         f" after epoch {best.value_epoch}, ",
