@@ -137,7 +137,7 @@ def _sync(place: Place, name: str) -> int:
 def _judge(place: Place, name: str, path: Path, data_root: str | None) -> int:
     """Write the page of the mistakes of a search's best network."""
     from tune_rescon.atomic_write import atomic_write
-    from tune_rescon.inference import judge_network, load_model, mistakes_page, mistakes_words
+    from tune_rescon.inference import judge_network, load_model, mistakes_lines, mistakes_page
     from tune_rescon.tuning import default_cache_root, default_data_root, read_search
 
     result = read_search(place, name)
@@ -149,7 +149,7 @@ def _judge(place: Place, name: str, path: Path, data_root: str | None) -> int:
         data_root=Path(data_root) if data_root else default_data_root(),
         cache_root=default_cache_root(),
     )
-    for line in mistakes_words(found, of=of):
+    for line in mistakes_lines(found, of=of):
         print_line(line)
     page = mistakes_page(found, title=f"{name}: what its best network gets wrong", of=of)
     try:

@@ -273,8 +273,8 @@ def _fitted(space: Space, effort: str, *, data_root: Path) -> list[str]:
     """Return the settings of the effort's budget, after measuring; what the user sets comes after them."""
     from tune_rescon.reporting.measured_speed import EFFORTS, fit_to_hours
 
-    settings, words = fit_to_hours(space, EFFORTS[effort], data_root=data_root, progress=print_line)
-    print_line(words)
+    settings, message = fit_to_hours(space, EFFORTS[effort], data_root=data_root, progress=print_line)
+    print_line(message)
     return settings
 
 

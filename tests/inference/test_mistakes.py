@@ -18,8 +18,8 @@ from tune_rescon.errors import DataError, NetworkError
 from tune_rescon.inference import (
     Mistakes,
     find_mistakes,
+    mistakes_lines,
     mistakes_page,
-    mistakes_words,
     write_mistakes,
 )
 from tune_rescon.inference.mistakes import LARGEST_MATRIX, Mistake
@@ -46,7 +46,7 @@ def test_counts_and_pairs() -> None:
     found = mistakes([[8, 2, 0], [0, 9, 1], [4, 0, 6]], "ant", "bee", "cat")
     assert (found.images, found.wrong) == (30, 7)
     assert found.confused_pairs() == [("cat", "ant", 4, 10), ("ant", "bee", 2, 10), ("bee", "cat", 1, 10)]
-    assert mistakes_words(found, of="test") == [
+    assert mistakes_lines(found, of="test") == [
         "23 of 30 test images are right (76.67%)",
         "4 of 10 images of cat are taken for ant",
         "2 of 10 images of ant are taken for bee",
@@ -203,4 +203,4 @@ def test_what_there_is_no_time_for_is_left_out_and_said(searched: StudyResult, s
     for one in part.worst:
         alike = [n for n, image_HWC in enumerate(images_NHWC) if np.array_equal(image_HWC, one.image_HWC)]
         assert about.class_names.index(one.label) in labels_N[alike]
-    assert mistakes_words(part, of="test")[0].endswith("%); 56 others were not looked at")
+    assert mistakes_lines(part, of="test")[0].endswith("%); 56 others were not looked at")

@@ -244,7 +244,7 @@ def test_what_timms_own_transform_cannot_do_is_said(
         " pictures of more than 8 bits; the pixels of validation are those of `network.preprocess(picture)`"
     )
     alike = dataclasses.replace(about, resize="squash", stored_side=about.spec.image_size)
-    assert export.timm_transform_words(alike) is None
+    assert export.timm_transform_message(alike) is None
 
 
 def _shown(network: nn.Module, files: list[Path], preprocess: Callable[[Image.Image], Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from tune_rescon.reporting.dry_run import _stopping, print_dry_run
-from tune_rescon.reporting.measured_speed import fitting_budget, speed_words
+from tune_rescon.reporting.measured_speed import fitting_budget, speed_message
 from tune_rescon.search import main
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import rung_levels
@@ -183,12 +183,12 @@ def test_measured_it_says_how_long_the_trials_take_here(tmp_path: Path) -> None:
 
 def test_the_time_of_a_search_follows_from_its_epochs_and_slots() -> None:
     space = load_space("digits", ["budget.trials=10", "fidelity.max=9"])
-    assert speed_words(space, [2.0, 4.0], slots=3) == (
+    assert speed_message(space, [2.0, 4.0], slots=3) == (
         "measured on this machine: an epoch takes 2.0 s to 4.0 s, 3.0 s in the mean of these samples;"
         " 90 epochs, 3 trials at once, take at most 1 min 30 s"
     )
     timed = load_space("digits", ["budget.hours=0.5"])
-    assert speed_words(timed, [9.0], slots=2) == (
+    assert speed_message(timed, [9.0], slots=2) == (
         "measured on this machine: an epoch takes 9.0 s; 0.5 hours, 2 trials at once, are about 400 epochs"
     )
 

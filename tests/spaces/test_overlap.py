@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tune_rescon.errors import ConfigError
-from tune_rescon.spaces import Overlap, Space, overlap, overlap_words
+from tune_rescon.spaces import Overlap, Space, overlap, overlap_message
 
 Bent = Callable[..., Space]
 
@@ -123,8 +123,8 @@ def test_the_words_count_every_trial_once_the_commonest_reason_first() -> None:
     differs = Overlap(sampled=None, differs=("batch_size",))
     strange = Overlap(sampled=None, outside=("depth", "learning_rate"))
     both = Overlap(sampled=None, differs=("batch_size",), outside=("depth",))
-    assert overlap_words("first", [strange, used, differs, both]) == (
+    assert overlap_message("first", [strange, used, differs, both]) == (
         "used 1 of 4 trials of first: 2 differ in batch_size, 1 outside depth, learning_rate"
     )
-    assert overlap_words("first", [used]) == "used 1 of 1 trials of first"
-    assert overlap_words("first", []) == "used 0 of 0 trials of first"
+    assert overlap_message("first", [used]) == "used 1 of 1 trials of first"
+    assert overlap_message("first", []) == "used 0 of 0 trials of first"

@@ -35,12 +35,12 @@ __all__ = [
     "SizesDifferError",
     "blaming_the_image",
     "common_size",
-    "darkness_words",
+    "darkness_message",
     "decode_block",
     "decode_image",
     "is_deep",
     "levels_of",
-    "levels_words",
+    "levels_text",
     "probe_size",
     "square_of",
     "stored_size",
@@ -101,10 +101,10 @@ def to_bytes(image: Image.Image, levels: Levels | None) -> Image.Image:
     return Image.fromarray(scaled_HW.round().astype(np.uint8))
 
 
-def levels_words(levels: Levels) -> str:
+def levels_text(levels: Levels) -> str:
     """Return a line of text for the user.
 
-    >>> levels_words((0.0, 4095.0))
+    >>> levels_text((0.0, 4095.0))
     "pictures of more than 8 bits: values from 0 to 4095, the training pictures' range, become 0 to 255"
     """
     low, high = (f"{value:g}" for value in levels)
@@ -118,7 +118,7 @@ def levels_words(levels: Levels) -> str:
 _NEARLY_BLACK: Final = 0.1
 
 
-def darkness_words(mean: Sequence[float], std: Sequence[float]) -> str | None:
+def darkness_message(mean: Sequence[float], std: Sequence[float]) -> str | None:
     """Return a line of text for the user if pictures are nearly black, as bytes; None otherwise.
 
     Args:

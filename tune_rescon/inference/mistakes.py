@@ -32,8 +32,8 @@ __all__ = [
     "Mistakes",
     "find_mistakes",
     "mistakes_document",
+    "mistakes_lines",
     "mistakes_page",
-    "mistakes_words",
 ]
 
 #: Number of the most confident mistakes that are shown.
@@ -201,7 +201,7 @@ def _predicted(
             yield probabilities_BK.cpu(), labels_B
 
 
-def mistakes_words(found: Mistakes, *, of: str) -> list[str]:
+def mistakes_lines(found: Mistakes, *, of: str) -> list[str]:
     """Return the lines that a terminal shows.
 
     Args:
@@ -227,7 +227,7 @@ def mistakes_document(found: Mistakes, *, of: str) -> dict[str, Any]:
     """
     small = len(found.class_names) <= LARGEST_MATRIX
     return {
-        "words": mistakes_words(found, of=of)[0],
+        "words": mistakes_lines(found, of=of)[0],
         "wrong": found.wrong,
         "class_names": list(found.class_names),
         "confusion": found.confusion_KK.tolist() if small else [],
@@ -245,14 +245,14 @@ def mistakes_document(found: Mistakes, *, of: str) -> dict[str, Any]:
 
 
 def mistakes_page(found: Mistakes, *, title: str, of: str) -> str:
-    """Return the HTML page of :func:`mistakes_words`, the confusion matrix and the worst mistakes."""
+    """Return the HTML page of :func:`mistakes_lines`, the confusion matrix and the worst mistakes."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     small = len(found.class_names) <= LARGEST_MATRIX
     return environment.from_string(_PAGE).render(
         title=title,
-        lines=mistakes_words(found, of=of)[:1],
+        lines=mistakes_lines(found, of=of)[:1],
         names=found.class_names,
         rows=list(_rows(found)) if small else [],
         pairs=found.confused_pairs(),

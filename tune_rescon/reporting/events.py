@@ -142,10 +142,10 @@ def note_line(trial: TrialRecord, text: str) -> str:
 def end_line(trial: TrialRecord) -> str:
     """Return the line of a trial's state; if the trial has ended, with its best value."""
     style = STATE_STYLE[trial.state]
-    words = f"{_name(trial)} [{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
+    line = f"{_name(trial)} [{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
     if trial.state is TrialState.PAUSED or not trial.best_epoch:
-        return words
-    return f"{words}, best {format_number(trial.best_value)} at epoch {trial.best_epoch}"
+        return line
+    return f"{line}, best {format_number(trial.best_value)} at epoch {trial.best_epoch}"
 
 
 def _name(trial: TrialRecord) -> str:

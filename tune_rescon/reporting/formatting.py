@@ -17,14 +17,14 @@ __all__ = [
     "RANK_LOOKS",
     "STATE_COLOUR",
     "STATE_ORDER",
-    "device_hours_words",
     "duration",
-    "foreign_words",
+    "foreign_message",
+    "format_device_hours",
     "format_number",
-    "in_hand_words",
+    "in_hand_message",
     "pairs",
     "roughly",
-    "value_words",
+    "value_text",
 ]
 
 
@@ -49,13 +49,13 @@ def pairs(parameters: Mapping[str, object]) -> str:
     return " ".join(f"{name}={format_number(value)}" for name, value in parameters.items())
 
 
-def value_words(trial: TrialRecord) -> str:
+def value_text(trial: TrialRecord) -> str:
     """Return a trial's value, its epoch, and the rule that chose the epoch, whose network is kept."""
     shown = f"{trial.metric} {format_number(trial.value)} at epoch {trial.value_epoch} of {trial.epochs}"
     return f"{shown} (metric.at: {trial.at})"
 
 
-def in_hand_words(result: StudyResult) -> str | None:
+def in_hand_message(result: StudyResult) -> str | None:
     """Return a line about a trial that is better than the winner but has not finished; None without one.
 
     The line ends with the command that trains it, unless the search is running and may still do so.
@@ -94,10 +94,10 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:.0f} h"
 
 
-def device_hours_words(hours: float, device: str) -> str:
+def format_device_hours(hours: float, device: str) -> str:
     """Format the time for which trials held devices; of a CPU these are its cores.
 
-    >>> device_hours_words(12.3456, "GPU"), device_hours_words(0.02, "CPU")
+    >>> format_device_hours(12.3456, "GPU"), format_device_hours(0.02, "CPU")
     ('12.3 GPU-hours', '0.02 core-hours')
     """
     return f"{hours:.3g} {'core' if device == 'CPU' else device}-hours"
@@ -118,10 +118,10 @@ def roughly(seconds: float) -> str:
     return f"about {hours} h {rest} min" if hours < 48 else f"about {round(hours / 24)} days"
 
 
-def foreign_words(numbers: Sequence[int]) -> str:
+def foreign_message(numbers: Sequence[int]) -> str:
     """Return a line about the trials of a study that the search did not create.
 
-    >>> foreign_words((3, 7))
+    >>> foreign_message((3, 7))
     'Foreign trials in the study, which another program created and this search has not run: 3, 7'
     """
     names = ", ".join(map(str, numbers))

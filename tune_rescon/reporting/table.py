@@ -16,12 +16,12 @@ from tune_rescon.config import trial_name
 from tune_rescon.errors import counted
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.formatting import (
-    device_hours_words,
     duration,
-    foreign_words,
+    foreign_message,
+    format_device_hours,
     format_number,
-    in_hand_words,
-    value_words,
+    in_hand_message,
+    value_text,
 )
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import SearchOverview, SearchState, StudyResult
@@ -82,22 +82,22 @@ def print_result(result: StudyResult, console: Console) -> None:
     counts = Counter(trial.state.value for trial in result.trials)
     spent = sum(result.compute_hours(trial) for trial in result.trials)
     console.print(", ".join(f"{count} {state}" for state, count in counts.most_common()), end="; ")
-    console.print(f"{device_hours_words(spent, result.device)} reserved")
+    console.print(f"{format_device_hours(spent, result.device)} reserved")
     if result.failure is not None:
         console.print(result.failure, style="red", markup=False, soft_wrap=True)
     if result.best is not None:
         best = result.best
         console.print(
-            f"Best: {trial_name(best.number)}, {value_words(best)}",
+            f"Best: {trial_name(best.number)}, {value_text(best)}",
             soft_wrap=True,
         )
-    in_hand = in_hand_words(result)
+    in_hand = in_hand_message(result)
     if in_hand is not None:
         console.print(in_hand, markup=False, soft_wrap=True)
     if result.front:
         console.print(_front(result), soft_wrap=True)
     if result.foreign:
-        console.print(foreign_words(result.foreign), soft_wrap=True)
+        console.print(foreign_message(result.foreign), soft_wrap=True)
     files = f"{result.url} (here: {result.folder})" if result.url else result.folder
     console.print(f"Files:  {files}", markup=False, soft_wrap=True)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)

@@ -38,7 +38,7 @@ def busy(make_trial: MakeTrial) -> Snapshot:
         seconds_left=7900.0,
         compute_hours=12.5,
         device="GPU",
-        waiting=214,
+        pending_updates=214,
         cluster=ClusterSize(nodes=8, gpus=64, cpus=512),
     )
 

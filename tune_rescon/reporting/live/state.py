@@ -117,7 +117,7 @@ class Reading:
     """Number of trials that run at once."""
     seconds: float = math.inf
     """Seconds until all trials are stopped."""
-    waiting: int = 0
+    pending_updates: int = 0
     """Number of updates that wait for MLflow."""
     cluster: ClusterSize | None = None
 
@@ -157,7 +157,7 @@ class Snapshot:
     compute_hours: float = 0.0
     device: str = "CPU"
     """The device of these hours: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
-    waiting: int = 0
+    pending_updates: int = 0
     cluster: ClusterSize | None = None
 
     @property
@@ -197,7 +197,7 @@ class LiveTotals:
             self._epochs += trial.epochs
             self._trained += trial.seconds
             self._compare(trial)
-            self._settle(trial)
+            self._count_end(trial)
 
     def on_trial_start(self, trial: TrialRecord, now: float) -> bool:
         """Count a started trial; return True if it was already running, which means that its worker died."""
@@ -245,7 +245,7 @@ class LiveTotals:
         self._shares.pop(trial.number, None)
         self._pace.ends(trial.number)
         self._compare(trial)
-        self._settle(trial)
+        self._count_end(trial)
 
     def snapshot(self, reading: Reading) -> Snapshot:
         """Return the current state.
@@ -275,7 +275,7 @@ class LiveTotals:
             seconds_left=self._seconds_left(reading),
             compute_hours=self._trained / 3600 * self._devices,
             device=self._space.resources_per_trial.device,
-            waiting=reading.waiting,
+            pending_updates=reading.pending_updates,
             cluster=reading.cluster,
         )
 
@@ -291,7 +291,7 @@ class LiveTotals:
         self._survival.continued(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
 
-    def _settle(self, trial: TrialRecord) -> None:
+    def _count_end(self, trial: TrialRecord) -> None:
         """Count a trial's state if it ended or paused, but not if it is to be resumed."""
         if not (trial.state.is_final or trial.state is TrialState.PAUSED):
             return

@@ -238,7 +238,7 @@ def _slice(result: StudyResult, values: Mapping[int, float], one: Axis) -> Chart
         x=[_beside(one, trial.number) for trial in trials],
         y=[values[trial.number] for trial in trials],
         colours=[STATE_COLOUR[trial.state] for trial in trials],
-        words=[[trial.number, format_number(trial.setting(one.name))] for trial in trials],
+        customdata=[[trial.number, format_number(trial.setting(one.name))] for trial in trials],
     )
     points["hovertemplate"] = (
         f"trial %{{customdata[0]}}: {one.name} %{{customdata[1]}}, %{{y}}<extra></extra>"
@@ -333,7 +333,7 @@ def _cost(result: StudyResult, index: int, front: CostFront) -> Chart:
         x=[cost for _, cost in front.points],
         y=[trial.value for trial, _ in front.points],
         colours=[STATE_COLOUR[trial.state] for trial, _ in front.points],
-        words=[[trial.number, trial.epochs] for trial, _ in front.points],
+        customdata=[[trial.number, trial.epochs] for trial, _ in front.points],
     )
     where = "%{x:.4g}, %{y} after epoch %{customdata[1]}"
     points["hovertemplate"] = f"trial %{{customdata[0]}}: {where}<extra></extra>"
@@ -364,13 +364,15 @@ def _front(front: CostFront) -> dict[str, Any]:
     }
 
 
-def _points(x: list[float], y: list[float], colours: list[str], words: list[list[Any]]) -> dict[str, Any]:
+def _points(
+    x: list[float], y: list[float], colours: list[str], customdata: list[list[Any]]
+) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",
         "x": rounded(x),
         "y": rounded(y),
-        "customdata": words,
+        "customdata": customdata,
         "marker": {"color": colours, "size": 5, "opacity": 0.75},
     }
 

@@ -16,7 +16,7 @@ from tune_rescon.reporting.analysis import (
     timeline,
     values_at,
 )
-from tune_rescon.reporting.formatting import device_hours_words, duration, format_number
+from tune_rescon.reporting.formatting import duration, format_device_hours, format_number
 from tune_rescon.reporting.page.chart import Chart
 from tune_rescon.reporting.page.charts import (
     costs,
@@ -56,7 +56,7 @@ def panels(result: StudyResult) -> Iterator[Panel]:
         charts=[learning_curves(result)],
     )
     yield from _by_parameter(result)
-    yield Panel(heading="Rungs", note=_rung_words(result), charts=[survival_bars(result)], half=True)
+    yield Panel(heading="Rungs", note=_rung_note(result), charts=[survival_bars(result)], half=True)
     yield Panel(
         heading=f"{result.metric} against cost",
         note="After each trial's last epoch, coloured by final state. Circled: the Pareto front of the"
@@ -69,7 +69,7 @@ def panels(result: StudyResult) -> Iterator[Panel]:
             heading="Slots",
             note=f"{found.slots} at once at most, in epochs for {found.utilisation:.0%} of"
             f" {duration(found.seconds)}. Times when no driver ran are left out of that."
-            f"{_speed_words(result, trained) if trained else ''}{_use_words(use) if use else ''}",
+            f"{_speed_note(result, trained) if trained else ''}{_use_note(use) if use else ''}",
             charts=[
                 gantt(found),
                 *([speed_steps(found, trained)] if trained else []),
@@ -112,7 +112,7 @@ def _by_parameter(result: StudyResult) -> Iterator[Panel]:
         )
 
 
-def _speed_words(result: StudyResult, trained: Throughput) -> str:
+def _speed_note(result: StudyResult, trained: Throughput) -> str:
     each = f"each of {trained.devices} {result.device}s" if trained.devices > 1 else f"the {result.device}"
     return (
         f" Training images per second: {format_number(trained.per_device)} on average for {each},"
@@ -120,19 +120,19 @@ def _speed_words(result: StudyResult, trained: Throughput) -> str:
     )
 
 
-def _use_words(use: GpuUse) -> str:
+def _use_note(use: GpuUse) -> str:
     busy = "" if use.utilisation is None else f" In epochs the GPU ran kernels for {use.utilisation:.0%}."
     shares = ", ".join(f"{cause} {share:.1%}" for cause, share in use.shares.items())
     return f"{busy} Of the slots' time: {shares}; the rest is training steps."
 
 
-def _rung_words(result: StudyResult) -> str:
+def _rung_note(result: StudyResult) -> str:
     saved = savings(result)
     scheduling = "".join(f" {line}" for line in result.scheduling)
     if not saved.epochs_saved:
         return f"Trials that reached each rung; no trial was stopped early.{scheduling}"
     return (
         f"Early stopping saved {saved.epochs_saved} of {saved.epochs + saved.epochs_saved} epochs"
-        f" ({saved.share:.0%}), about {device_hours_words(saved.hours_saved, result.device)}."
+        f" ({saved.share:.0%}), about {format_device_hours(saved.hours_saved, result.device)}."
         f"{scheduling}"
     )
