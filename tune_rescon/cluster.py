@@ -90,7 +90,7 @@ def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
         click.echo(most)
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Give --yes where nobody can be asked.")
+            raise click.UsageError("Give --yes where no terminal can ask.")
         click.confirm(f"Start {read.name} ({read.provider})?", abort=True)
     bring_up(read, restart=restart, wait=wait)
     return 0
@@ -179,7 +179,7 @@ def tunnel(file: Path, mlflow_port: int, dashboard_port: int) -> int:
 @cluster.command()
 @_FILE
 def down(file: Path) -> int:
-    """End the cluster of FILE, and say what may be left."""
+    """End the cluster of FILE, and list what may remain."""
     from tune_rescon.clusters import read_cluster_file, take_down
 
     take_down(read_cluster_file(file))
@@ -244,7 +244,7 @@ def mlflow(
 @cluster.command(hidden=True)
 @click.option("--json", "as_json", is_flag=True, required=True, help="Print one line of JSON.")
 def inspect(as_json: bool) -> int:
-    """Say how things stand; to be run on the head."""
+    """Print the state of the cluster; to be run on the head."""
     from tune_rescon.clusters import inspect_head
 
     assert as_json

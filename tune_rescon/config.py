@@ -231,7 +231,7 @@ class TrialConfig:
     preset: str | None = _field(None, str, _NONE)
     """A network by name (``tune-rescon presets`` lists them). None: ``layout`` and ``depth`` describe it."""
     layout: str = _word("auto", "auto", "cifar", "rescon", "imagenet", "port448")
-    """What surrounds the attention modules. ``auto``: ``cifar`` up to 64 pixels, ``imagenet`` above."""
+    """The layers around the attention modules. ``auto``: ``cifar`` up to 64 pixels, ``imagenet`` above."""
     depth: int = _field(56, int, low=1)
     """Layers along the trunk, without the masks: 2 mod 3, because every bottleneck unit has three."""
     width: float = _field(1.0, float, low=0, high=8, open_low=True)

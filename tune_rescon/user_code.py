@@ -30,7 +30,7 @@ def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
     """Return a user's function.
 
     Args:
-        name: ``module:function``. The module is looked for on the path of imports, which has the working
+        name: ``module:function``. The module is imported from the path of imports, which has the working
             directory of the search.
         what: what the function computes, for the error message.
         where: the field that names the function, for the error message.

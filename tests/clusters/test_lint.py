@@ -202,7 +202,7 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "image: rayproject/ray:2.60.0-py311-gpu",
         "image: rayproject/ray:2.60.0-gpu",
         "image",
-        "docker.image: an image's tag should say which Python is in it, but got rayproject/ray:2.60.0-gpu.",
+        "docker.image: an image's tag should have the version of its Python, but got rayproject/ray:2.60.0-gpu.",
     ),
     (
         "cluster.yaml",
@@ -340,7 +340,7 @@ WARNINGS: list[tuple[str, str, str, str, str]] = [
         "CHANGE-registry/tune_rescon:2.60.0-py311-gpu ",
         "registry/mine:v7 ",
         "image",
-        "an image's tag should say which Ray is in it, but got registry/mine:v7.",
+        "an image's tag should have the version of its Ray, but got registry/mine:v7.",
     ),
     (
         "cluster/local.yaml",

@@ -124,7 +124,7 @@ def test_a_head_that_never_answers_is_a_failure(
     played.answers = {"get-head-ip": [NO_HEAD], "inspect": [Done(code=1, output="ssh: no route\n")]}
     assert main(["up", str(file), "--yes", "--wait", "0.05"]) == 1
     said = capsys.readouterr().err
-    assert "The head of lab does not say how it stands: ssh: no route" in said
+    assert "The head of lab returned no status: ssh: no route" in said
 
 
 def test_a_start_that_fails_is_a_failure(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +192,7 @@ def test_a_file_with_errors_starts_nothing(
 
 def test_nobody_is_asked_where_nobody_is(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", str(file)]) == 2
-    assert "Give --yes where nobody can be asked." in capsys.readouterr().err
+    assert "Give --yes where no terminal can ask." in capsys.readouterr().err
     assert played.ran == []
 
 

@@ -110,7 +110,7 @@ def test_what_is_read_and_left_out(case: str, zipped: bool, tmp_path: Path) -> N
 SETTLED = {
     "Kaggle's layout": (
         ["train/1.png", "test/2.png"],
-        "images directly in test/ and train/, which do not say their class",
+        "images directly in test/ and train/, which are in no class's folder",
         {"train": "."},
         ["test/2.png", "train/1.png"],
     ),

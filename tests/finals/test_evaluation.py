@@ -148,7 +148,7 @@ def test_what_judged_is_said(
 def test_one_seed_each_says_nothing_of_the_seed(result: StudyResult) -> None:
     for trials in (result.trials[:2], result.trials[:3]):
         text = said(dataclasses.replace(result, trials=trials))
-        assert "One training of a network cannot tell its lead from what another seed changes" in text
+        assert "One training of a network cannot distinguish a lead from the effect of the seed" in text
         assert "`--seeds 3`" in text
         assert "within what the seed alone changes" not in text
     assert "over 1 to 2 trainings" in text

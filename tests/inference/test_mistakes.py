@@ -203,4 +203,4 @@ def test_what_there_is_no_time_for_is_left_out_and_said(searched: StudyResult, s
     for one in part.worst:
         alike = [n for n, image_HWC in enumerate(images_NHWC) if np.array_equal(image_HWC, one.image_HWC)]
         assert about.class_names.index(one.label) in labels_N[alike]
-    assert mistakes_lines(part, of="test")[0].endswith("%); 56 others were not looked at")
+    assert mistakes_lines(part, of="test")[0].endswith("%); 56 others were not evaluated")

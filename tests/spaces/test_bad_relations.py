@@ -97,33 +97,33 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ),
     (
         {10: "fixed: {warmup_epochs: 2.5}"},
-        "(`fixed.warmup_epochs`: 2.5), within which a rung says nothing, but got 1. Write `min: 3`.",
+        "(`fixed.warmup_epochs`: 2.5), when values rank no trials, but got 1. Write `min: 3`.",
     ),
     (
         {7: "scheduler: {type: median}", 10: "fixed: {warmup_epochs: 2}"},
-        "s.yaml:5: fidelity.min: must cover the warm-up (`fixed.warmup_epochs`: 2), within which a rung",
+        "s.yaml:5: fidelity.min: must cover the warm-up (`fixed.warmup_epochs`: 2), when values rank",
     ),
     (
         {5: "fidelity: {max: 9}", 15: "  warmup_epochs: {type: float, low: 0, high: 3}", 16: "", 17: ""},
-        "s.yaml:5: fidelity.min: must cover the warm-up (`parameters.warmup_epochs.high`: 3.0), within",
+        "s.yaml:5: fidelity.min: must cover the warm-up (`parameters.warmup_epochs.high`: 3.0), when",
     ),
     (
         {15: "  warmup_epochs: {type: categorical, choices: [0, 4, 2]}", 16: "", 17: ""},
-        "(`parameters.warmup_epochs.choices`: 4), within which a rung says nothing, but got 1. Write `min: 4",
+        "(`parameters.warmup_epochs.choices`: 4), when values rank no trials, but got 1. Write `min: 4",
     ),
-    # The test images judge finals, and choose nothing.
+    # The test images evaluate finals, and choose nothing.
     (
         {4: "metric: {name: test_accuracy, mode: max}"},
-        "s.yaml:4: metric.name: `dataset.hold_out: false` goes with a metric of the test images, and with no",
+        "s.yaml:4: metric.name: `dataset.hold_out: false` must be set with a metric of the test images",
     ),
     (
         {3: "dataset: {name: digits, hold_out: false}"},
         "and with no other, but got hold_out false and val_accuracy.",
     ),
-    (_JUDGED, "s.yaml:7: scheduler.type: must be none where the test images judge: they are looked at once"),
+    (_JUDGED, "s.yaml:7: scheduler.type: must be none if the test images evaluate the trials, once"),
     (
         _JUDGED | {7: "scheduler: {type: none}"},
-        "s.yaml:8: budget.trials: must be at most the 1 rows of `initial` where the test images judge",
+        "s.yaml:8: budget.trials: must be at most the 1 rows of `initial` if the test images evaluate them",
     ),
     # Networks that do not exist.
     (

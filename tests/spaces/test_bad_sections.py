@@ -14,7 +14,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ({2: "name: a/b"}, "s.yaml:2: name: must match ^[A-Za-z0-9][A-Za-z0-9._-]*$, but got 'a/b'."),
     ({2: "name: 2024"}, "s.yaml:2: name: must be a word, but got 2024."),
     ({2: f"name: {'x' * 101}"}, "s.yaml:2: name: must be at most 100 characters long, but got 'xxx"),
-    ({9: "name: twice"}, "s.yaml:9: name: is repeated; it stands at s.yaml:2 already."),
+    ({9: "name: twice"}, "s.yaml:9: name: is repeated; s.yaml:2 has it already."),
     ({9: "num_samples: 3"}, "s.yaml:9: num_samples: unknown key 'num_samples' (did you mean"),
     ({9: "num_samples: 3"}, "That is another tool's word: write `budget.trials`."),
     ({9: "3: 3"}, "s.yaml:9: a key must be a word, but got `3`."),
@@ -72,7 +72,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ),
     (
         {4: "metric: {name: test_accuracy, mode: max, log: [val_auroc]}"},
-        "s.yaml:4: metric.log: must be left out, because trials that are judged on test images have no",
+        "s.yaml:4: metric.log: must be left out, because trials that are evaluated on test images have no",
     ),
     (
         {4: "metric: {name: val_auroc, mode: min}"},

@@ -1,4 +1,4 @@
-"""What a cluster may cost: the most in an hour, and the settings of a file that bill without a use."""
+"""The highest cost of a cluster in an hour, and the settings of a file that cost money without a use."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PRICES: Final[Mapping[str, Mapping[str, float]]] = {
     "gcp": {"e2-standard-2": 0.0670, "g2-standard-8": 0.8536},
 }
 
-#: The longest idle time-out, in minutes, of which nothing is said.
+#: The longest idle time-out, in minutes, that gives no finding.
 _LONGEST_IDLE: Final = 60.0
 
 #: Machine types with an accelerator, by provider.

@@ -159,7 +159,7 @@ def _check_starts(document: ClusterDocument) -> None:
 
 
 def _on_any_line(complain: Complain) -> Callable[[int], Complain]:
-    # The place of a command in the file says more than the line within the command.
+    # A finding names the command's place in the file, not the line within the command.
     return lambda _line: complain
 
 

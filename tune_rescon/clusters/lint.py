@@ -87,7 +87,7 @@ def check_image(image: str, complain: Callable[[str, Severity], None], *, where:
         ("Python", ours, re.search(r"py\d+", tag)),
     ):
         if found is None:
-            rule = f"an image's tag should say which {what} is in it"
+            rule = f"an image's tag should have the version of its {what}"
             complain(format_error(rule, got=image, where=where, hint=f"It must be {wanted}."), doubt)
         elif found[0] != wanted:
             rule = f"the {what} of an image must be that of this environment, {wanted}"
@@ -105,7 +105,7 @@ HEAD_METRICS_OFF: Final[Mapping[str, str]] = {
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
-#: An option or variable that says where a server listens, and an address that is every interface.
+#: An option or variable that sets where a server listens, and an address that means all interfaces.
 _LISTENS: Final = re.compile(r"-{1,2}[\w-]*(?:host|bind|listen|addr|address|ip)", re.IGNORECASE)
 _EVERYWHERE: Final = re.compile(r"(?:\w+://)?(?:0\.0\.0\.0|\[::\]|::|\*)(?::\d+)?/?")
 

@@ -71,7 +71,7 @@ def shell_tokens(text: str) -> Iterator[Token]:
             place, word = place + 2, None
         else:
             part, stop, inner = _part(text, place)
-            # What a word's commands print is not known, but they run.
+            # The output of a word's commands is not known, but the commands run.
             for command in inner:
                 yield Token("$(", line, is_operator=True)
                 yield from (Token(one.text, line, one.is_operator) for one in shell_tokens(command))

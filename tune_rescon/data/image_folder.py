@@ -107,7 +107,7 @@ def index_images(
     account = Account(
         class_names=names,
         per_class={part: tuple(found.counts(len(names))) for part, found in listed.items()},
-        # Patterns that match nothing are said, because they may be a slip.
+        # Patterns that match nothing are reported, because they may be a mistake.
         left_out=tally.left_out(*([Kind.IGNORED] if selection.ignore else [])),
     )
     return ImageIndex(class_names=names, **listed, account=account)

@@ -159,7 +159,7 @@ def _print_caution(result: StudyResult, found: Sequence[EvaluatedConfig], consol
     lead = Lead.of(first, second, maximize=result.maximize)
     if not lead.is_known:
         console.print(
-            "One training of a network cannot tell its lead from what another seed changes:"
+            "One training of a network cannot distinguish a lead from the effect of the seed:"
             " train each several times (`--seeds 3`).",
             soft_wrap=True,
         )

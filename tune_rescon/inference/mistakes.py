@@ -1,4 +1,4 @@
-"""Which images a network gets wrong: the confusion matrix, and the most confident mistakes, as one HTML page.
+"""The images that a network predicts wrongly, as one HTML page: confusion matrix and confident mistakes.
 
 Shape legend: N images, B images of a batch, K classes, H = W the stored side, C channels.
 """
@@ -127,10 +127,10 @@ def find_mistakes(
         NetworkError: The network gives nan instead of probabilities.
     """
     if about.dataset != dataset.digest:
-        rule = "a network must be judged by the images, in the splits, with which it was trained"
+        rule = "a network must be evaluated on the images, in the splits, with which it was trained"
         raise DataError(format_error(rule, got="images that have changed since", where="--errors"))
     if not len(split):
-        raise DataError(format_error("there must be images to judge by", got="none", where="--errors"))
+        raise DataError(format_error("there must be images to evaluate on", got="none", where="--errors"))
     count = len(about.class_names)
     confusion_KK = np.zeros((count, count), dtype=np.int64)
     wrong: list[tuple[float, int, int, int]] = []
@@ -206,10 +206,10 @@ def mistakes_lines(found: Mistakes, *, of: str) -> list[str]:
 
     Args:
         found: The predictions.
-        of: What the images are: "validation" or "test".
+        of: The name of the images: "validation" or "test".
     """
     right = found.images - found.wrong
-    left_out = f"; {found.left_out} others were not looked at" if found.left_out else ""
+    left_out = f"; {found.left_out} others were not evaluated" if found.left_out else ""
     lines = [f"{right} of {found.images} {of} images are right ({right / found.images:.2%}){left_out}"]
     lines += [
         f"{count} of {total} images of {label} are taken for {predicted}"
@@ -223,7 +223,7 @@ def mistakes_document(found: Mistakes, *, of: str) -> dict[str, Any]:
 
     Args:
         found: The predictions.
-        of: What the images are: "validation" or "test".
+        of: The name of the images: "validation" or "test".
     """
     small = len(found.class_names) <= LARGEST_MATRIX
     return {

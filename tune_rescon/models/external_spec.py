@@ -116,7 +116,7 @@ def describe_network(config: TrialConfig, *, classes: int, in_channels: int) -> 
 
 
 def _check_applicable(config: TrialConfig, spec: ExternalSpec) -> None:
-    """Check that no field is set that cannot change this network; a default cannot be told from an unset one.
+    """Check that no field is set that cannot change this network. A default counts as not set.
 
     Raises:
         NetworkError: one is.

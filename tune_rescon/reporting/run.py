@@ -176,7 +176,7 @@ class LiveReport(SearchCallback):
         try:
             result = self._snapshot()
         except Exception:
-            _LOGGER.exception("the search could not be looked at for %s", self._path)
+            _LOGGER.exception("the report of the running search could not be made for %s", self._path)
             return
         self._thread = threading.Thread(target=self._draw, args=(result,), name="report", daemon=True)
         self._thread.start()

@@ -1,4 +1,4 @@
-"""What each field of a configuration means, read from the string below the field in the code."""
+"""The meaning of each field of a configuration, read from the string below the field in the code."""
 
 from __future__ import annotations
 

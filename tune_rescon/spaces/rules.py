@@ -139,16 +139,16 @@ def _check_evaluation_images(draft: PartialSpace) -> Iterator[Problem]:
         return
     on_test_images = draft.metric.of_test_images
     if on_test_images == draft.dataset.hold_out:
-        rule = "`dataset.hold_out: false` goes with a metric of the test images, and with no other"
+        rule = "`dataset.hold_out: false` must be set with a metric of the test images, and with no other"
         held = str(draft.dataset.hold_out).lower()
         text = format_error(rule, got=f"hold_out {held} and {draft.metric.name}")
         yield Problem(path=("metric", "name"), text=text)
     elif on_test_images and draft.scheduler and draft.scheduler.stops_trials:
-        rule = "must be none where the test images judge: they are looked at once, after the last epoch"
+        rule = "must be none if the test images evaluate the trials, once, after the last epoch"
         yield Problem(path=("scheduler", "type"), text=format_error(rule, got=draft.scheduler.type))
     elif on_test_images and draft.budget and draft.budget.trials > len(draft.initial):
-        rule = f"must be at most the {len(draft.initial)} rows of `initial` where the test images judge"
-        hint = "A search chooses by validation images; `tune_rescon.train` judges what it chose."
+        rule = f"must be at most the {len(draft.initial)} rows of `initial` if the test images evaluate them"
+        hint = "A search chooses by validation images; `tune_rescon.train` evaluates the chosen trials."
         text = format_error(rule, got=str(draft.budget.trials), hint=hint)
         yield Problem(path=("budget", "trials"), text=text)
 
@@ -188,7 +188,7 @@ def _check_warmup(draft: PartialSpace) -> Iterator[Problem]:
         rule = f"must be at most `fidelity.max` ({draft.fidelity.max})"
         yield Problem(path=path, text=format_error(rule, got=shown(epochs)))
     elif draft.scheduler and draft.scheduler.stops_trials and epochs > draft.fidelity.min:
-        rule = f"must cover the warm-up (`{dotted(path)}`: {shown(epochs)}), within which a rung says nothing"
+        rule = f"must cover the warm-up (`{dotted(path)}`: {shown(epochs)}), when values rank no trials"
         hint = f"Write `min: {math.ceil(epochs)}`."
         text = format_error(rule, got=str(draft.fidelity.min), hint=hint)
         yield Problem(path=("fidelity", "min"), text=text)

@@ -171,7 +171,9 @@ class Metric(Section):
             else:
                 names.add(name)
         if self.log and self.of_test_images:
-            rule = "must be left out, because trials that are judged on test images have no validation images"
+            rule = (
+                "must be left out, because trials that are evaluated on test images have no validation images"
+            )
             yield Problem(path=("log",), text=format_error(rule, got=", ".join(self.log)))
 
 
@@ -322,7 +324,7 @@ class Latency(Limit):
 
 
 class Constraints(Section):
-    """What a network may cost. A network that breaks a constraint is never trained."""
+    """Limits of a network's cost. A network that breaks a constraint is never trained."""
 
     aliases: ClassVar[Mapping[str, str]] = {
         "params": "write `params_m`, in millions",

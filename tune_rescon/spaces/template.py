@@ -17,7 +17,7 @@ __all__ = ["space_template"]
 
 _WIDTH: Final = 100
 
-#: Where the template expects the images, if the space has none of its own.
+#: Where the template expects the images, if the space names no folder.
 _PHOTOS: Final = "photos/"
 
 _HEAD: Final = """\
@@ -31,7 +31,7 @@ _HEAD: Final = """\
 # Every other comment explains the line below it.
 """
 
-#: What a section holds, if its class does not say it.
+#: The content of each section whose class has no description.
 _SECTIONS: Final = {
     "dataset": "The images.",
     "fixed": "Hyperparameters that every trial shares.",

@@ -114,11 +114,11 @@ def quoting(key: object, value: object) -> str:
     """Return a hint if YAML has read a text as another type; empty if it was read as text.
 
     >>> quoting("path", 2024)
-    'A text that YAML takes for another kind goes in quotes: `path: "..."`.'
+    'Write a text that YAML reads as another type in quotes: `path: "..."`.'
     """
     if isinstance(value, str | None):
         return ""
-    return f'A text that YAML takes for another kind goes in quotes: `{key}: "..."`.'
+    return f'Write a text that YAML reads as another type in quotes: `{key}: "..."`.'
 
 
 def raise_problems(title: str, problems: Iterable[Problem], then: ValidationError | None = None) -> None:
@@ -306,7 +306,7 @@ class _Reader:
                 self._complain(key, path, format_error("a key must be a word", got=f"`{_source_of(key)}`"))
             elif key.value in values:
                 first = self._document.places[(*path, key.value)]
-                self._complain(key, (*path, key.value), f"is repeated; it stands at {first} already.")
+                self._complain(key, (*path, key.value), f"is repeated; {first} has it already.")
             else:
                 self._document.places[(*path, key.value)] = self._place(key)
                 values[key.value] = self.value(inner, (*path, key.value))

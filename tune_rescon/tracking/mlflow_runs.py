@@ -92,7 +92,7 @@ class _RunContent:
     params: set[str] = field(default_factory=set)
     epochs: set[int] = field(default_factory=set)
     epochs_known: bool = True
-    """True if ``epochs`` is valid; False if it must first be read from the server, for a run found there."""
+    """False if ``epochs`` must first be read from the server, because the run was found there."""
     tags: dict[str, str] = field(default_factory=dict)
     files: dict[Path, tuple[int, int]] = field(default_factory=dict)
 

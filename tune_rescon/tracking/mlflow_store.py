@@ -60,7 +60,7 @@ def fatal_error_hint(error: Exception, uri: str) -> str | None:
         versions = re.search(r"found version (\w+), but expected (\w+)", message)
         found = f" (its tables have version {versions[1]}, not {versions[2]})" if versions else ""
         return (
-            f"Another version of MLflow has made its database{found}. If that was an older one, take a copy"
+            f"Another version of MLflow created its database{found}. If that was an older one, make a copy"
             f" and run `mlflow db upgrade {hide_passwords(uri)}`; if a newer one, install it."
         )
     if isinstance(error, DBAPIError):

@@ -1,4 +1,4 @@
-"""The state of the MLflow runs of a search and its trials. A newer state contains all of an older one.
+"""The state of the MLflow runs of a search and its trials. A newer state includes the older ones.
 
 Therefore only the newest unsent state of a run must be kept, however long the server is unavailable. The
 study serves as the queue, on disk and in order: each state is read from it.

@@ -326,7 +326,7 @@ class MlflowWriter:
             The length of the pause after the next failure, in seconds.
         """
         self._last_error = error.message
-        _LOGGER.warning("MLflow does not take a call; next try in %.1f s: %s", seconds, error.message)
+        _LOGGER.warning("MLflow did not accept a call; next try in %.1f s: %s", seconds, error.message)
         # The end of the search cuts a pause short, for one attempt at once. After that, only the end of the
         # writer does.
         (self._give_up if was_ending else self._flushed).wait(seconds)
