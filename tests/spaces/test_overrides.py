@@ -76,7 +76,7 @@ def test_another_type_needs_no_other_keys_removed(bent: Bent) -> None:
         ("budget..trials=3", "--set takes KEY=VALUE"),
     ],
 )
-def test_a_bad_override_is_told_as_such(complaint: Complaint, override: str, words: str) -> None:
+def test_a_bad_override_is_reported_as_an_override(complaint: Complaint, override: str, words: str) -> None:
     assert any(line.startswith(words) or words in line for line in complaint({}, (override,)))
 
 
@@ -84,7 +84,7 @@ def test_an_override_mends_the_file(bent: Bent) -> None:
     assert bent({8: "budget: {trials: x}"}, ("budget.trials=5",)).budget.trials == 5
 
 
-def test_what_an_override_breaks_elsewhere_stands_at_its_own_line(complaint: Complaint) -> None:
+def test_a_rule_broken_by_an_override_names_the_line_of_the_broken_key(complaint: Complaint) -> None:
     told = complaint({}, ("parameters.depth.choices=[56]",))
     assert told == ["s.yaml:15: parameters.drop_path.when.in[0]: must be one of the choices 56, but got 92."]
 
@@ -106,11 +106,11 @@ FOLDER = "dataset={name: folder, path: x}"
         ('"photos"', "photos"),
     ],
 )
-def test_a_text_is_taken_as_it_is_typed(bent: Bent, typed: str, meant: str) -> None:
+def test_a_text_is_not_parsed_as_yaml(bent: Bent, typed: str, meant: str) -> None:
     assert bent({}, (FOLDER, f"dataset.path={typed}")).dataset.path == meant
 
 
-def test_null_is_null_where_a_text_may_be_none(bent: Bent) -> None:
+def test_null_is_none_where_a_text_may_be_none(bent: Bent) -> None:
     for null in ("null", ""):
         assert bent({}, (FOLDER, "dataset.ignore=*.gif", f"dataset.ignore={null}")).dataset.ignore is None
     assert bent({}, ("description=null",)).description == "null"
@@ -124,11 +124,11 @@ def test_other_sections_hold_texts_too(bent: Bent) -> None:
 @pytest.mark.parametrize("given", ["2024", "007", "true", "[old]"])
 def test_a_text_in_a_file_that_yaml_reads_as_another_kind(complaint: Complaint, given: str) -> None:
     told = complaint({3: f"dataset: {{name: folder, path: {given}}}"})
-    assert any('goes in quotes: `path: "..."`.' in line for line in told)
+    assert any('in quotes: `path: "..."`.' in line for line in told)
 
 
 def test_a_name_in_a_file_that_yaml_reads_as_a_number(complaint: Complaint) -> None:
-    assert any('goes in quotes: `name: "..."`.' in line for line in complaint({2: "name: 2024"}))
+    assert any('in quotes: `name: "..."`.' in line for line in complaint({2: "name: 2024"}))
 
 
 def test_only_a_folder_is_listed(complaint: Complaint) -> None:
@@ -186,11 +186,11 @@ def test_a_parameter_below_a_pinned_one_exists_always_or_never() -> None:
         ("depth.low=1", "--set depth.low: parameters.depth.low: unknown key 'low'"),
     ],
 )
-def test_what_a_field_cannot_be_is_told(complaint: Complaint, setting: str, words: str) -> None:
+def test_a_value_that_a_field_cannot_have_is_reported(complaint: Complaint, setting: str, words: str) -> None:
     assert any(line.startswith(words) for line in complaint({}, (setting,)))
 
 
-def test_a_shipped_row_that_no_longer_fits_is_left_out_and_said(progress: list[str]) -> None:
+def test_a_row_of_initial_that_no_longer_fits_is_left_out_and_reported(progress: list[str]) -> None:
     space = load_space("att92", ["learning_rate=0.05"])
     assert space.initial == ()
     (line,) = progress

@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +24,11 @@ from tune_rescon.reporting.formatting import (
     value_text,
 )
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
-from tune_rescon.tuning import SearchOverview, SearchState, StudyResult
+from tune_rescon.tuning import SearchState, StudyResult
+
+if TYPE_CHECKING:
+    # Its module imports SQLAlchemy, which only `report --list` needs.
+    from tune_rescon.tuning import SearchOverview
 
 __all__ = ["print_comparison", "print_left_over", "print_overviews", "print_result", "result_table"]
 
