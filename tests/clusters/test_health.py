@@ -28,18 +28,18 @@ def starts(policy: RestartPolicy, ended: float) -> float:
     raise AssertionError("it is never started")
 
 
-def test_it_is_started_at_once(policy: RestartPolicy) -> None:
+def test_the_server_is_started_at_once(policy: RestartPolicy) -> None:
     assert policy.seconds_to_next_check(0) == 0
     started(policy, 0)
     assert policy.seconds_to_next_check(0) == TIMING.interval
 
 
-def test_one_that_answers_is_left_alone(policy: RestartPolicy) -> None:
+def test_a_healthy_server_is_not_touched(policy: RestartPolicy) -> None:
     started(policy, 0)
     assert {policy.decide(Health.HEALTHY, now) for now in range(1, 100)} == {Action.WAIT}
 
 
-def test_one_that_is_silent_for_a_while_is_killed_and_comes_back(policy: RestartPolicy) -> None:
+def test_an_unresponsive_server_is_killed_and_restarted(policy: RestartPolicy) -> None:
     started(policy, 0)
     policy.decide(Health.HEALTHY, 1)
     assert [policy.decide(Health.UNRESPONSIVE, now) for now in (6, 11, 16)] == [
@@ -56,7 +56,7 @@ def test_failures_are_counted_in_a_row(policy: RestartPolicy) -> None:
     assert {policy.decide(seen, now) for now, seen in enumerate(found)} == {Action.WAIT}
 
 
-def test_one_that_comes_up_slowly_has_time(policy: RestartPolicy) -> None:
+def test_a_server_that_starts_slowly_is_not_killed(policy: RestartPolicy) -> None:
     started(policy, 0)
     assert {policy.decide(Health.UNRESPONSIVE, now) for now in range(60)} == {Action.WAIT}
     assert policy.decide(Health.UNRESPONSIVE, 60) is Action.KILL

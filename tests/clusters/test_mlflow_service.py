@@ -195,7 +195,7 @@ def test_the_command_has_one_worker_and_no_password() -> None:
     assert "--allowed-hosts" not in words
 
 
-def test_what_is_not_given_is_in_the_folder() -> None:
+def test_database_and_artifacts_default_to_the_folder() -> None:
     argv, env = server_command(MlflowSettings(folder=Path("/m"), allowed_hosts="head:5000"))
     assert env["MLFLOW_BACKEND_STORE_URI"] == "sqlite:////m/mlflow.db"
     assert argv[argv.index("--artifacts-destination") + 1] == "/m/artifacts"
@@ -209,7 +209,7 @@ def test_a_second_one_says_so_and_ends_well(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == "MLflow is kept running already (process 123)\n"
 
 
-def test_there_may_be_none_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ending_without_a_server_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "MLflow is not kept running\n"
 
@@ -219,7 +219,7 @@ def test_a_database_is_kept_where_it_is(capsys: pytest.CaptureFixture[str]) -> N
     assert "--keep is for the folder's SQLite" in capsys.readouterr().err
 
 
-def test_an_impossible_place_to_keep_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_keep_url_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mlflow", "--keep", "nope://b/m", "--folder", str(tmp_path)]) == 2
     assert "Error: --keep: must be a directory, or a URL" in capsys.readouterr().err
     assert not (tmp_path / "service.pid").exists()

@@ -153,7 +153,7 @@ def colour16(high: int, side: int = 16) -> bytes:
 
 
 @pytest.mark.parametrize(("high", "is_told"), [(4095, True), (65535, False)])
-def test_pictures_that_come_out_nearly_black_are_told(
+def test_nearly_black_pictures_are_reported(
     high: int, is_told: bool, tmp_path: Path, open_folder: OpenFolder
 ) -> None:
     """Twelve-bit colours: Pillow gives the upper 8 of 16 bits."""

@@ -124,7 +124,9 @@ def test_of_a_search_it_counts_as_the_validation_did(
         find_mistakes(network, about, dataset, dataset.val, placement=place("cpu", precision="fp32"))
 
 
-def test_it_is_no_form_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_excludes_the_other_forms_of_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["s", "--errors", str(tmp_path / "e.html"), "--json"]) == 2
     assert "--errors takes a NAME alone" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -165,7 +167,7 @@ def test_the_report_shows_those_of_the_best_network_and_of_no_other(
     assert not [name for name, page in pages.items() if "<figure>" in page and name != "own"]
 
 
-def test_a_search_that_finishes_judges_its_best_and_one_that_fails_does_not(
+def test_only_a_finished_search_writes_its_mistakes(
     searched: StudyResult, storage: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = SearchFolder(storage=storage, name="s")
@@ -188,7 +190,7 @@ def test_a_search_that_finishes_judges_its_best_and_one_that_fails_does_not(
 
 
 @pytest.mark.torch
-def test_what_there_is_no_time_for_is_left_out_and_said(searched: StudyResult, storage: Path) -> None:
+def test_images_without_time_are_left_out_and_counted(searched: StudyResult, storage: Path) -> None:
     network, about = load_trained(str(searched.kept_checkpoint(cast(TrialRecord, searched.best))))
     many = dataclasses.replace(searched.space.dataset, val_fraction=0.6)
     dataset = open_dataset(many, data_root=storage, cache_root=storage / "cache")

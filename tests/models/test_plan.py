@@ -74,13 +74,13 @@ def layer(name: str, module: nn.Module, output: Tensor) -> Layer:
 
 @pytest.mark.torch
 @pytest.mark.parametrize("preset", preset_parameters())
-def test_the_plan_of_a_preset_is_what_its_network_runs(preset: str) -> None:
+def test_the_spec_of_a_preset_lists_the_layers_that_run(preset: str) -> None:
     assert_the_plan_is_what_runs({"preset": preset})
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("values", VARIATIONS, ids=lambda values: "-".join(map(str, values.values())))
-def test_plan_is_what_the_network_runs(values: dict[str, Any]) -> None:
+def test_the_spec_lists_the_layers_that_run(values: dict[str, Any]) -> None:
     assert_the_plan_is_what_runs(values)
 
 

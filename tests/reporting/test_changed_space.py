@@ -178,7 +178,7 @@ def test_an_older_record_is_reported_as_before(copied: SearchFolder, place: Plac
     assert read_search(place, "base") == before
 
 
-def test_a_changed_search_is_learnt_from_by_what_its_trials_ran_with(begun: Begun, place: Place) -> None:
+def test_warm_start_uses_the_configurations_that_trials_ran_with(begun: Begun, place: Place) -> None:
     simulated, simulation, _ = begun
     simulated.change(space(*CHANGES["a parameter more"][0], trials=4))
     simulation.drive(simulated.policy())
@@ -188,7 +188,7 @@ def test_a_changed_search_is_learnt_from_by_what_its_trials_ran_with(begun: Begu
     assert [trial.number for trial in used] == [trial.number for trial in halves]
 
 
-def test_what_the_trials_contradict_is_refused_and_nothing_is_written(begun: Begun) -> None:
+def test_a_change_that_the_trials_contradict_is_refused_and_nothing_is_written(begun: Begun) -> None:
     simulated, _, folder = begun
     before = (folder.path / "study.db").read_bytes()
     with pytest.raises(SpaceError, match=r"fixed\.width would become 1.0"):

@@ -59,7 +59,7 @@ def terminal() -> Iterator[tuple[int, int]]:
         (61, 13, ("plain",), {}, f"{PIPE_WIDTH} ".encode()),
     ],
 )
-def test_a_terminal_is_as_large_as_it_says(
+def test_the_console_has_the_terminals_size(
     columns: int,
     lines: int,
     arguments: tuple[str, ...],
@@ -82,7 +82,7 @@ def test_a_pipe_has_long_lines_and_no_terminal() -> None:
     os.close(reading)
 
 
-def test_whoever_replaced_standard_output_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_replaced_standard_output_gets_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     with open_console(plain=True) as console:
         console.print("a line")
     assert capsys.readouterr().out == "a line\n"

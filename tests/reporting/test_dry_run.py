@@ -97,7 +97,7 @@ def test_every_shipped_space_is_shown_with_its_rungs_and_costs(
 
 
 @pytest.mark.torch
-def test_so_is_one_with_networks_from_elsewhere_which_are_built(images: Path, tmp_path: Path) -> None:
+def test_external_networks_are_shown_with_their_cost(images: Path, tmp_path: Path) -> None:
     dry_run = _shown([[EXTERNAL]], tmp_path)
     check_shown(EXTERNAL, dry_run, images)
     assert {"torch", "timm"} <= set(dry_run.modules)
@@ -141,11 +141,11 @@ def check_shown(name: str, dry_runs: DryRuns, images: Path) -> None:
         (["scheduler.type=none"], "none: every trial trains for 9 epochs"),
     ],
 )
-def test_what_ends_trials_is_said(settings: list[str], words: str) -> None:
+def test_the_scheduler_is_shown(settings: list[str], words: str) -> None:
     assert _stopping(load_space("digits", settings)).startswith(words)
 
 
-def test_what_is_shown_is_a_space_file(dry_runs: DryRuns, tmp_path: Path) -> None:
+def test_the_shown_space_is_a_space_file(dry_runs: DryRuns, tmp_path: Path) -> None:
     text, _, _ = dry_runs.text("digits").partition("rungs (epochs):")
     (tmp_path / "shown.yaml").write_text(text)
     assert load_space(str(tmp_path / "shown.yaml")) == load_space("digits")
@@ -157,12 +157,12 @@ def test_the_images_of_a_folder_are_accounted_for(dry_runs: DryRuns) -> None:
     assert "folder: left out, files that are no images: 1 (notes.txt)\n" in text
 
 
-def test_the_first_comes_soon(dry_runs: DryRuns) -> None:
+def test_first_dry_run_takes_under_five_seconds(dry_runs: DryRuns) -> None:
     assert float(str(dry_runs.shown["digits"]["seconds"])) < SECONDS
 
 
 @pytest.mark.parametrize("heavy", ["torch", "torchvision", "pytorch_lightning", "ray", "mlflow", "plotly"])
-def test_it_does_without(heavy: str, dry_runs: DryRuns) -> None:
+def test_dry_run_imports_no_heavy_library(heavy: str, dry_runs: DryRuns) -> None:
     assert heavy not in dry_runs.modules
 
 
@@ -217,7 +217,7 @@ def test_a_budget_that_fits_is_whole_trainings(
     assert fitted.scheduler.type == "auto"
 
 
-def test_quick_chooses_the_budget_by_measuring_and_what_is_set_counts(
+def test_quick_measures_the_budget_and_explicit_settings_win(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measure(_space: object, samples: list[object], *_: object, **__: object) -> list[float]:

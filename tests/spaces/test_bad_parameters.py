@@ -166,7 +166,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
 
 
 @pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
-def test_a_broken_rule_is_told_with_its_line(
+def test_a_broken_rule_is_reported_with_its_line(
     complaint: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
 ) -> None:
     told = complaint(lines)

@@ -168,7 +168,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
 
 
 @pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
-def test_a_broken_rule_is_told_with_its_line(
+def test_a_broken_rule_is_reported_with_its_line(
     complaint: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
 ) -> None:
     told = complaint(lines)
@@ -201,8 +201,6 @@ def test_a_grid_takes_two_objectives(bent: Callable[..., Space]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["median", "none"])
-def test_what_a_resolved_file_says_of_another_scheduler_is_no_mistake(
-    bent: Callable[..., Space], kind: str
-) -> None:
+def test_a_resolved_file_may_have_keys_of_another_scheduler(bent: Callable[..., Space], kind: str) -> None:
     line = f"scheduler: {{type: {kind}, reduction_factor: 3, variant: stop}}"
     assert bent({7: line}).scheduler.type == kind

@@ -12,7 +12,7 @@ from tune_rescon.spaces import dump_space, list_spaces, load_goal, load_space
 
 @pytest.mark.parametrize("name", list_spaces())
 @pytest.mark.parametrize("description", ["as it is", "metric: none\nbudget: {}\n" * 40])
-def test_it_is_the_whole_spaces(name: str, description: str, tmp_path: Path) -> None:
+def test_the_goal_applies_to_the_whole_space(name: str, description: str, tmp_path: Path) -> None:
     space = load_space(name, ["dataset.path=images"] if name == "folder" else [])
     if "budget" in description:
         # A description is free text, however it is folded.
@@ -39,7 +39,9 @@ def test_a_broken_neighbour_does_not_matter(sound: str, tmp_path: Path) -> None:
         ("trials: 12", "trials: 0", ":8: budget.trials: must be at least 1"),
     ],
 )
-def test_its_own_faults_are_told_by_line(old: str, new: str, told: str, sound: str, tmp_path: Path) -> None:
+def test_faults_of_the_goal_are_reported_by_line(
+    old: str, new: str, told: str, sound: str, tmp_path: Path
+) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(sound.replace(old, new))
     with pytest.raises(SpaceError) as caught:

@@ -114,7 +114,7 @@ _VALUES = st.recursive(
 @pytest.mark.timeout(30)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_is_put_anywhere_there_is_a_space_or_an_answer(sound: str, data: st.DataObject) -> None:
+def test_any_change_of_a_file_gives_a_space_or_an_error(sound: str, data: st.DataObject) -> None:
     document = YAML(typ="safe", pure=True).load(sound)
     section, key = data.draw(st.sampled_from(list(_places(document))))
     section[key] = data.draw(_VALUES)

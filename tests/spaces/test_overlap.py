@@ -105,7 +105,7 @@ def test_a_trial_that_could_have_been_drawn_here(
 
 
 @pytest.mark.parametrize(("ours", "theirs", "sampled", "reason"), NOT_USED)
-def test_one_that_could_not_says_why(
+def test_a_trial_that_does_not_fit_has_a_reason(
     bent: Bent, ours: tuple[str, ...], theirs: tuple[str, ...], sampled: dict[str, Any], reason: str
 ) -> None:
     placed = overlap(_space(bent, ours), _space(bent, theirs), sampled)

@@ -51,7 +51,7 @@ def test_true_is_not_one(bent: Bent) -> None:
     assert point_key(space.parameters, {"flip": True}) != point_key(space.parameters, {"flip": 1})
 
 
-def test_what_is_left_of_a_space(bent: Bent, finite: Space) -> None:
+def test_free_points_are_those_that_have_not_run(bent: Bent, finite: Space) -> None:
     every = free_points(finite.parameters, set(), most=100)
     assert len(every) == 8
     taken = {point_key(finite.parameters, point) for point in every[:5]}

@@ -165,7 +165,7 @@ def test_a_trial_holds_the_very_distributions_of_the_space(space: Space) -> None
 
 @settings(max_examples=40, deadline=None)
 @given(spaces())
-def test_what_optuna_holds_goes_back_and_forth(space: Space) -> None:
+def test_values_survive_optunas_form(space: Space) -> None:
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     sampled = preview(space, 1)[0]
     study.enqueue_trial(to_optuna(sampled))
@@ -196,7 +196,7 @@ def test_every_sample_of_a_space_is_a_trial_of_that_space(space: Space) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(spaces(), spaces())
-def test_a_trial_of_another_space_is_told_apart_or_is_the_very_same(space: Space, other: Space) -> None:
+def test_a_trial_of_another_space_differs_or_has_the_same_configuration(space: Space, other: Space) -> None:
     for sampled in preview(other, 4):
         placed = overlap(space, other, sampled)
         assert (placed.sampled is None) == bool(placed.reason)

@@ -81,7 +81,7 @@ def test_a_step_keeps_the_upper_bound(bent: Bent) -> None:
     assert Decimal(str(distribution.high)) == Decimal("0.7")
 
 
-def test_what_the_space_does_not_name_is_the_default(bent: Bent) -> None:
+def test_fields_that_the_space_does_not_name_have_their_default(bent: Bent) -> None:
     config = trial_config(bent({}), {"depth": 56})
     assert (config.layout, config.momentum, config.depth, config.optimizer) == ("cifar", 0.9, 56, "sgd")
 

@@ -63,7 +63,7 @@ def out_of_order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return failing
 
 
-def test_a_trial_goes_on_where_another_node_was(here: Node, there: Node) -> None:
+def test_a_trial_resumes_from_another_nodes_files(here: Node, there: Node) -> None:
     here.train(3)
     here.mirror.send()
     there.mirror.fetch(epochs)
@@ -89,7 +89,7 @@ def test_the_copy_that_is_further_is_taken(
     assert not here.notes
 
 
-def test_what_is_there_already_is_not_sent_again(here: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_not_sent_again(here: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
 
     def upload(self: RemoteFolder, source: Path, name: str) -> None:

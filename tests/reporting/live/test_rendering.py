@@ -117,6 +117,6 @@ def test_a_terminal_without_blocks_gets_letters(busy: Snapshot) -> None:
     assert any("_= #" in line or "_~ #" in line for line in lines), lines
 
 
-def test_what_looks_like_markup_is_text() -> None:
+def test_markup_in_names_is_text() -> None:
     seen = Snapshot(name="[red]s[/red]", metric="val_accuracy", total=1, last_epoch=9, ended={})
     assert draw(seen, 80, 24)[1].startswith("[red]s[/red]  ")

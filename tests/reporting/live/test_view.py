@@ -213,7 +213,7 @@ def test_the_redraws_are_bounded(
     assert 1 <= drawn <= 2 + 4 * (time.monotonic() - begun)
 
 
-def test_what_is_said_once_the_table_is_gone_is_printed_at_once(
+def test_text_after_the_table_has_ended_is_printed_at_once(
     console: Console, screen: Screen, space: Space
 ) -> None:
     with LiveView(console, space, name="s") as view:
