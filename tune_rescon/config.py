@@ -32,15 +32,6 @@ __all__ = [
 ]
 
 
-def trial_name(number: int) -> str:
-    """Return the name of a trial: of its folder, of its run in MLflow, and in every text.
-
-    >>> trial_name(7)
-    'trial_0007'
-    """
-    return f"trial_{number:04d}"
-
-
 class TrialState(StrEnum):
     """State of a trial, as written to the study's ``state`` and MLflow's ``tune_rescon.state``."""
 
@@ -61,6 +52,15 @@ class TrialState(StrEnum):
     def is_final(self) -> bool:
         """True if the trial will not change any more, not even when the search is resumed."""
         return self not in (TrialState.RUNNING, TrialState.INTERRUPTED, TrialState.PAUSED)
+
+
+def trial_name(number: int) -> str:
+    """Return the name of a trial in tables, in MLflow and on disk.
+
+    >>> trial_name(7)
+    'trial_0007'
+    """
+    return f"trial_{number:04d}"
 
 
 def plain_number(value: Any) -> Any:

@@ -263,5 +263,5 @@ def test_demands_are_parsed_from_either_autoscalers_text(text: str, demands: lis
 @pytest.mark.parametrize(
     "said", ["", "no JSON", '{"nodes": ', '{"nodes": []}', '{"nodes": [{"x": 1}], "jobs": []}']
 )
-def test_an_unusable_answer_of_the_dashboard(said: str) -> None:
+def test_output_without_a_state_is_none(said: str) -> None:
     assert HeadState.parse(said) is None

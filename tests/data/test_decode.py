@@ -216,7 +216,7 @@ def test_odd_exif_never_costs_a_whole_picture(odd: str, kind: str) -> None:
     assert found.shape == (16, 16, 3)
 
 
-def test_the_orientation_is_read_from_damaged_exif() -> None:
+def test_the_orientation_is_read_beside_damaged_exif_entries() -> None:
     """A negative rational, which Pillow cannot write again: turning must not need to."""
     resolution = struct.pack("<HHII", 0x011A, 5, 1, 38)
     block = exif_block(orientation_entry(3, b"\x03\0"), resolution) + struct.pack("<ii", -72, 1)

@@ -12,7 +12,7 @@ from tune_rescon.spaces import dump_space, list_spaces, load_goal, load_space
 
 @pytest.mark.parametrize("name", list_spaces())
 @pytest.mark.parametrize("description", ["as it is", "metric: none\nbudget: {}\n" * 40])
-def test_the_goal_applies_to_the_whole_space(name: str, description: str, tmp_path: Path) -> None:
+def test_a_goal_equals_that_of_the_whole_space(name: str, description: str, tmp_path: Path) -> None:
     space = load_space(name, ["dataset.path=images"] if name == "folder" else [])
     if "budget" in description:
         # A description is free text, however it is folded.

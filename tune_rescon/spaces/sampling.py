@@ -43,11 +43,11 @@ __all__ = [
     "pending_rows",
     "point_key",
     "preview",
-    "quiet_optuna",
     "random_points",
     "suggest",
     "to_optuna",
     "trial_config",
+    "without_study_logs",
 ]
 
 
@@ -100,7 +100,7 @@ def preview(space: Space, n: int) -> list[dict[str, Any]]:
 
 def random_points(space: Space, *, seed: int) -> Iterator[dict[str, Any]]:
     """Yield independent uniform draws from a space, without end."""
-    with quiet_optuna():
+    with without_study_logs():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     while True:
         yield suggest(space, study.ask())
@@ -153,7 +153,7 @@ def _in_order(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet_optuna() -> Iterator[None]:
+def without_study_logs() -> Iterator[None]:
     """Suppress Optuna's log line about each new study."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

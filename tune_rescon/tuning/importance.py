@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import create_trial
 
 from tune_rescon.spaces import Space, distributions, place_config, to_optuna
-from tune_rescon.spaces.sampling import quiet_optuna
+from tune_rescon.spaces.sampling import without_study_logs
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = ["parameter_importance"]
@@ -66,6 +66,5 @@ def _placed(space: Space, trial: TrialRecord) -> dict[str, Any] | None:
 
 
 def _study(space: Space) -> optuna.Study:
-    # This temporary study is not a search of the user.
-    with quiet_optuna():
+    with without_study_logs():
         return optuna.create_study(direction="maximize" if space.metric.mode == "max" else "minimize")

@@ -20,7 +20,7 @@ from tune_rescon.reporting.analysis import (
 )
 from tune_rescon.reporting.analysis.parameters import ABSENT
 from tune_rescon.reporting.formatting import MUTED, RANK_LOOKS, STATE_COLOUR, STATE_ORDER, format_number
-from tune_rescon.reporting.page.chart import Chart, axis, jitter, rounded
+from tune_rescon.reporting.page.chart import COLOURS, Chart, axis, dotted_line, jitter, rounded
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
@@ -61,7 +61,7 @@ def learning_curves(result: StudyResult) -> Chart:
         layout={
             "xaxis": axis("epoch", rangemode="tozero"),
             "yaxis": axis(watched_metric(result.metric)),
-            "shapes": [_rung(level) for level in result.levels[:-1]],
+            "shapes": [dotted_line(level) for level in result.levels[:-1]],
         },
         height=440,
     )
@@ -108,19 +108,6 @@ def _winner(trial: TrialRecord) -> dict[str, Any]:
         "y": rounded(trial.curve),
         "hoverinfo": "skip",
         "line": {"color": "ink", "width": 2.2},
-    }
-
-
-def _rung(level: int) -> dict[str, Any]:
-    return {
-        "type": "line",
-        "layer": "below",
-        "x0": level,
-        "x1": level,
-        "yref": "paper",
-        "y0": 0,
-        "y1": 1,
-        "line": {"color": "#8886", "width": 1, "dash": "dot"},
     }
 
 
@@ -377,9 +364,6 @@ def _points(
     }
 
 
-_COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", MUTED)
-
-
 def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
     """Return the best value so far of each search, by device-hours."""
     devices = " or ".join(sorted({result.device for result in results}))
@@ -387,7 +371,7 @@ def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
     return Chart(
         key="incumbents",
         label=f"best {metrics} so far, by {devices}-hours",
-        data=[_line(result, _COLOURS[index % len(_COLOURS)]) for index, result in enumerate(results)],
+        data=[_line(result, COLOURS[index % len(COLOURS)]) for index, result in enumerate(results)],
         layout={
             "xaxis": axis(f"{devices}-hours spent", rangemode="tozero"),
             "yaxis": axis(f"{metrics} of the leader"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from tune_rescon.errors import counted
 from tune_rescon.reporting.analysis import (
@@ -17,7 +16,7 @@ from tune_rescon.reporting.analysis import (
     values_at,
 )
 from tune_rescon.reporting.formatting import duration, format_device_hours, format_number
-from tune_rescon.reporting.page.chart import Chart
+from tune_rescon.reporting.page.chart import Panel
 from tune_rescon.reporting.page.charts import (
     costs,
     importance_bars,
@@ -30,19 +29,7 @@ from tune_rescon.reporting.page.charts import (
 from tune_rescon.reporting.page.time_charts import gantt, speed_steps, utilisation_steps
 from tune_rescon.tuning import StudyResult, parameter_importance
 
-__all__ = ["Panel", "comparison_panels", "panels"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One or more plots under a heading."""
-
-    heading: str
-    note: str
-    """Explanation of the plots, in a sentence or two."""
-    charts: Sequence[Chart]
-    half: bool = False
-    """True: two such panels share a row if there is room."""
+__all__ = ["comparison_panels", "panels"]
 
 
 def panels(result: StudyResult) -> Iterator[Panel]:
