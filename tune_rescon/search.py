@@ -43,6 +43,14 @@ __all__ = ["main"]
 #: The exit code of ``--resume-or-start`` if another driver has the search: EX_TEMPFAIL, for a later try.
 HELD: Final = 75
 
+#: The key of the space file that an option changes.
+_KEYS: Final = {
+    "trials": "budget.trials",
+    "hours": "budget.hours",
+    "concurrent": "budget.concurrent",
+    "seed": "sampler.seed",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
@@ -142,24 +150,13 @@ def search(
 
     root = parse_storage(storage) if storage else default_storage()
     _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
-    if measure and not dry_run:
-        raise click.UsageError("--measure goes with --dry-run.")
-    if resume_or_start is not None and space_name is None:
-        raise click.UsageError("Give --space NAME|FILE with --resume-or-start, which may have to start.")
+    _check_partners(space_name, resume_or_start, measure=measure, dry_run=dry_run)
     if resume is not None:
         _check_begun({"--warm-start": warm_start, "--init-from": init_from})
         if not dry_run:
             print_line(f"Resuming {resume} from {root}")
-    changes = _changes(
-        {
-            "budget.trials": trials,
-            "budget.hours": hours,
-            "budget.concurrent": concurrent,
-            "sampler.seed": seed,
-        },
-        settings,
-        init_from,
-    )
+    shortcuts = {"trials": trials, "hours": hours, "concurrent": concurrent, "seed": seed}
+    changes = _changes(shortcuts, settings, init_from)
     with progress_shown(print_line):
         space = _load(space_name, resume, root, changes)
     data = Path(data_root) if data_root else default_data_root()
@@ -197,8 +194,8 @@ def search(
 def _changes(
     shortcuts: Mapping[str, float | None], settings: Sequence[str], init_from: str | None
 ) -> list[str]:
-    """Return the changes to the space file: those of options with a key of their own, then ``--set``."""
-    changes = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
+    """Return the changes to the space file: those of the options in ``shortcuts``, then ``--set``."""
+    changes = [f"{_KEYS[name]}={value}" for name, value in shortcuts.items() if value is not None]
     changes += settings
     if init_from is not None:
         # Appended last, because `--set fixed={...}` would drop it; quoted, because a path may contain YAML
@@ -288,6 +285,16 @@ def _check_names(given: Mapping[str, str | None]) -> None:
     flags = [flag for flag, value in given.items() if value is not None]
     if len(flags) > 1:
         raise click.UsageError(f"Give one of {' and '.join(flags)}.")
+
+
+def _check_partners(
+    space_name: str | None, resume_or_start: str | None, *, measure: bool, dry_run: bool
+) -> None:
+    """Check that each option is given with the one that it needs."""
+    if measure and not dry_run:
+        raise click.UsageError("--measure goes with --dry-run.")
+    if resume_or_start is not None and space_name is None:
+        raise click.UsageError("Give --space NAME|FILE with --resume-or-start, which may have to start.")
 
 
 def _check_begun(given: Mapping[str, str | None]) -> None:
