@@ -173,7 +173,7 @@ def test_a_writer_closed_during_a_call_counts_its_update_as_unsent(
     make_writer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = threading.Event()
-    monkeypatch.setattr(MlflowRunSync, "show", lambda *_: hold.wait(5))
+    monkeypatch.setattr(MlflowRunSync, "send", lambda *_: hold.wait(5))
     made = make_writer()
     for _ in range(3):
         made.submit(SearchRunState(id="1a"))

@@ -173,7 +173,7 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
             format_error(rule, got=f"{output} ({error.strerror})", where="--output")
         ) from error
     except Exception as error:
-        # torch's exporters raise many kinds of errors at another's code, which ours never makes them raise.
+        # torch's exporters raise many kinds of errors for a user's own network, and none for our networks.
         if isinstance(error, UserError) or isinstance(about.spec, NetworkSpec):
             raise
         rule = f"torch must be able to export the network {about.spec.network} as {form}"

@@ -5,7 +5,7 @@
     analysis    the figures of a search, as plain values
     page        report.html
     formats     JSON, markdown, CSV
-    plots       the plots as PNG
+    png_plots   the plots as PNG
 
 Names are loaded on first use, so that a dry run does not import the plotting libraries.
 """

@@ -129,7 +129,7 @@ def _repeated(name: str, parameter: CategoricalParameter) -> Iterator[Problem]:
 
 
 def check_conditions(parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
-    """Check that each ``when`` names a categorical declared above it, and some of that one's choices."""
+    """Check that each ``when`` names a categorical declared above it, and some of its choices."""
     above: dict[str, Parameter] = {}
     for name, parameter in parameters.items():
         if parameter.when:
