@@ -16,7 +16,7 @@ _JUDGED = {
     4: "metric: {name: test_accuracy, mode: max}",
 }
 
-#: Lines of the sound space -> what they become, and what must be told.
+#: Lines of the valid space -> what they become, and a line of the error.
 #: Without the parameters that describe a Residual Attention Network.
 _ALONE = {12: "", 15: "", 16: "", 17: ""}
 
@@ -169,11 +169,11 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
 
 @pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
 def test_a_broken_rule_is_reported_with_its_line(
-    complaint: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
+    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
 ) -> None:
-    told = complaint(lines)
-    assert words in "\n".join(told)
-    assert len({line.split(": ")[0] for line in told}) == 1, told
+    errors = error_lines(lines)
+    assert words in "\n".join(errors)
+    assert len({line.split(": ")[0] for line in errors}) == 1, errors
 
 
 @pytest.mark.parametrize(
@@ -185,22 +185,24 @@ def test_a_broken_rule_is_reported_with_its_line(
         {10: "fixed: {warmup_epochs: 1}"},
     ],
 )
-def test_a_warmup_that_is_covered_is_sound(bent: Callable[..., Space], lines: dict[int, str]) -> None:
-    assert bent(lines)
+def test_a_warmup_that_is_covered_is_sound(load_changed: Callable[..., Space], lines: dict[int, str]) -> None:
+    assert load_changed(lines)
 
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga2", "random", "gp"])
-def test_these_samplers_take_two_objectives(bent: Callable[..., Space], kind: str) -> None:
+def test_these_samplers_take_two_objectives(load_changed: Callable[..., Space], kind: str) -> None:
     lines = {6: f"sampler: {{type: {kind}}}", 15: "", 16: "", 17: ""}
-    assert bent(lines, ("metric.against=compute_hours",)).metric.against == "compute_hours"
+    assert load_changed(lines, ("metric.against=compute_hours",)).metric.against == "compute_hours"
 
 
-def test_a_grid_takes_two_objectives(bent: Callable[..., Space]) -> None:
+def test_a_grid_takes_two_objectives(load_changed: Callable[..., Space]) -> None:
     lines = _GRID | {8: "budget: {trials: 8}", 13: "", 15: ""}
-    assert bent(lines, ("metric.against=gmacs",)).sampler.type == "grid"
+    assert load_changed(lines, ("metric.against=gmacs",)).sampler.type == "grid"
 
 
 @pytest.mark.parametrize("kind", ["median", "none"])
-def test_a_resolved_file_may_have_keys_of_another_scheduler(bent: Callable[..., Space], kind: str) -> None:
+def test_a_resolved_file_may_have_keys_of_another_scheduler(
+    load_changed: Callable[..., Space], kind: str
+) -> None:
     line = f"scheduler: {{type: {kind}, reduction_factor: 3, variant: stop}}"
-    assert bent({7: line}).scheduler.type == kind
+    assert load_changed({7: line}).scheduler.type == kind

@@ -24,14 +24,14 @@ def test_a_goal_equals_that_of_the_whole_space(name: str, description: str, tmp_
     assert load_space(path) == space
 
 
-def test_a_broken_neighbour_does_not_matter(sound: str, tmp_path: Path) -> None:
+def test_a_broken_neighbour_does_not_matter(valid_yaml: str, tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
-    path.write_text(sound.replace("fidelity:", "fidelity: [").replace("depth: 92", "depth: 1"))
+    path.write_text(valid_yaml.replace("fidelity:", "fidelity: [").replace("depth: 92", "depth: 1"))
     assert load_goal(path).budget.trials == 12
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "errors"),
     [
         ("metric: {name: val_accuracy,", "metric: {name: accuracy,", ":4: metric.name: unknown metric"),
         ("metric: {", "metric: [", ":4: is not YAML"),
@@ -40,13 +40,13 @@ def test_a_broken_neighbour_does_not_matter(sound: str, tmp_path: Path) -> None:
     ],
 )
 def test_faults_of_the_goal_are_reported_by_line(
-    old: str, new: str, told: str, sound: str, tmp_path: Path
+    old: str, new: str, errors: str, valid_yaml: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "space.yaml"
-    path.write_text(sound.replace(old, new))
+    path.write_text(valid_yaml.replace(old, new))
     with pytest.raises(SpaceError) as caught:
         load_goal(path)
-    assert f"{path}{told}" in str(caught.value)
+    assert f"{path}{errors}" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "- metric\n", "version: 1\nname: [", "just words\n"])

@@ -1,4 +1,4 @@
-"""What holds for any sound space: samples obey it, Optuna holds what it says, its file reads back equal."""
+"""What holds for any valid space: samples obey it, Optuna holds what it says, its file reads back equal."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _parameters(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
-    """Any sound space, without rows to run first."""
+    """Any valid space, without rows to run first."""
     metric = draw(st.sampled_from([name for name in METRICS if metric_mode(name)]))
     against = draw(st.sampled_from([None, "gmacs", "compute_hours"]))
     parameters, scheduler = draw(_parameters()), draw(st.sampled_from(_SCHEDULERS))

@@ -32,7 +32,7 @@ from tune_rescon.spaces.json_schema import schema_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: What a space needs to be told before it can run.
+#: What a space needs to be errors before it can run.
 NEEDS = {"folder": ("dataset.path=images",)}
 
 
