@@ -1,4 +1,4 @@
-"""The command's flags, as the contract has them, and what it answers."""
+"""The search's flags, as the contract has them, and its answers to bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands whose output is not taken: a reader that leaves, a full disk, a closed stream."""
+"""Commands whose output cannot be written: a reader that leaves, a full disk, a closed stream."""
 
 from __future__ import annotations
 

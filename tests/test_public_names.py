@@ -1,4 +1,4 @@
-"""What each package gives away: sorted, complete, and there when it is asked for."""
+"""The public names of each package: sorted, complete, and importable."""
 
 from __future__ import annotations
 

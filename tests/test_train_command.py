@@ -1,4 +1,4 @@
-"""`python -m tune_rescon.train` and `.reproduce`: their flags, and what they say to what cannot be done."""
+"""`python -m tune_rescon.train` and `.reproduce`: their flags, and their errors."""
 
 from __future__ import annotations
 

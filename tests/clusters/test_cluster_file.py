@@ -1,4 +1,4 @@
-"""What is read from a cluster file, and the errors for files that describe no cluster."""
+"""Reading a cluster file, and the errors for files that describe no cluster."""
 
 from __future__ import annotations
 

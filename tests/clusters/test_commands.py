@@ -1,4 +1,4 @@
-"""What is run on this machine and on the head, word by word; nothing is run."""
+"""The command lines for this machine and for the head, word by word; none is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done with a server, by how it is found; no process, no clock."""
+"""The action for each state of a server, without a process or a clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Submitting and following on a cluster that is played, and how it stands."""
+"""Submitting and following jobs on a simulated cluster, and its status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shipped cluster file with one thing broken is told so: its shape, its images, and who gets in."""
+"""A shipped cluster file with one part broken has a finding: keys, images, access."""
 
 from __future__ import annotations
 

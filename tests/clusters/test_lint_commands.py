@@ -1,4 +1,4 @@
-"""Commands, credentials and costs in a cluster file: what a regular expression, and Ray, take for safe."""
+"""Unsafe commands, credentials and costs in a cluster file that a plain search, or Ray, would accept."""
 
 from __future__ import annotations
 

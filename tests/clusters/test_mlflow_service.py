@@ -1,4 +1,4 @@
-"""A head's MLflow server: one, killed, frozen and back; its database kept, and there on a new machine."""
+"""A head's MLflow server: one process, restarted when it is killed or hangs, its database restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The setup commands of the shipped files, in a home of their own, with a pip that only counts."""
+"""The setup commands of the shipped files, in a temporary home, with a pip that only counts its calls."""
 
 from __future__ import annotations
 

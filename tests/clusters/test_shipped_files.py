@@ -1,4 +1,4 @@
-"""The shipped cluster files are sound: for `check`, for Ray, and for bash."""
+"""The shipped cluster files are valid: for `check`, for Ray, and for bash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tunnel with an ssh that is played: it opens its ports, or fails."""
+"""The tunnel with a simulated ssh: it opens its ports, or fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Up and down on a cluster that is played: what is run, and what is said."""
+"""`up` and `down` on a simulated cluster: the commands that run, and the text that is printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, epoch): nothing else moves them, and they move nothing else."""
+"""Batches are a function of (seed, epoch), and change no global random state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache on disk: damage is mended, builders do not disturb each other, failures leave nothing."""
+"""The cache on disk: damage is repaired, builders do not disturb each other, failures leave no files."""
 
 from __future__ import annotations
 

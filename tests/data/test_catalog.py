@@ -1,4 +1,4 @@
-"""What a dataset is said to be is what it then is, and every mistake gets its sentence."""
+"""A dataset's description equals the opened dataset, and every mistake has an error message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any picture becomes one upright RGB square; a broken one says so."""
+"""Any picture becomes one upright RGB square; a broken picture is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images on the device: a device is played by the CPU, which here has a memory of its own."""
+"""Images in a device's memory; the device is the CPU, which gets a simulated memory."""
 
 from __future__ import annotations
 

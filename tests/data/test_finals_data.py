@@ -1,4 +1,4 @@
-"""What finals train on: everything but the test images; and labels that are wrong on purpose."""
+"""The images of finals, which are all but the test images; and label noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read, left out and refused of folders and zips as people and other tools make them."""
+"""Files of folders and zips, as people and tools make them, that are read, left out or refused."""
 
 from __future__ import annotations
 

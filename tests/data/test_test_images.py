@@ -1,4 +1,4 @@
-"""Where test images come from: the source's own, some training images, or the validation images."""
+"""The source of the test images: their folder, a share of the training images, or the validation images."""
 
 from __future__ import annotations
 

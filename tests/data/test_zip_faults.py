@@ -1,4 +1,4 @@
-"""Zips of images as people and other tools make them, and members that inflate or that Python cannot read."""
+"""Zips of images, as people and tools make them, and members that inflate or that Python cannot read."""
 
 from __future__ import annotations
 

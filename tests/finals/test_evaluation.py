@@ -1,4 +1,4 @@
-"""What the test images said, over the seeds."""
+"""The results on the test images, over the seeds."""
 
 from __future__ import annotations
 

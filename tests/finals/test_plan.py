@@ -1,4 +1,4 @@
-"""From a search, a preset or a published row to a space the engine runs."""
+"""From a search, a preset or a published row to the space of its finals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""predict and export on a checkpoint: the network's own answers, in every form, and bad input in words."""
+"""predict and export on a checkpoint: equal answers in every format, and errors for bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks over photographs: where the network saw them, and what an interrupt leaves."""
+"""Masks over photographs: their place on the photograph, and the files after an interrupt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a network's mistakes: it counts as validation did, and shows what is confidently wrong."""
+"""The page of a network's mistakes: its counts equal validation's, and it shows confident mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: their description, what applies to them, their cost, and mistakes in words."""
+"""Networks from elsewhere: their description, the fields that apply to them, their cost, and errors."""
 
 from __future__ import annotations
 

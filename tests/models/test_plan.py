@@ -1,4 +1,4 @@
-"""The plan against the networks it prices, and against the authors' files, layer by layer."""
+"""A network's spec: its counts equal those of the network and of the authors' files, layer by layer."""
 
 from __future__ import annotations
 

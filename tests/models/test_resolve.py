@@ -1,4 +1,4 @@
-"""From a trial's configuration to numbers: what is chosen, and what is refused in which words."""
+"""From a trial's configuration to a spec: defaults, combinations, and the errors for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a search: by hand where the answer is short, on a simulated one where it is long."""
+"""The figures of a search: checked by hand on small results, and by recomputing on a simulated one."""
 
 from __future__ import annotations
 

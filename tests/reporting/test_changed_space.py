@@ -1,4 +1,4 @@
-"""A search whose space was changed by a resume: all that speaks of its trials says what they ran with."""
+"""A search whose space a resume changed: all reports show the configurations that the trials ran with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search says before anything slow is imported."""
+"""The first line of a command, which is printed before slow imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the commands print: a terminal of any size, a pipe, a test."""
+"""The console on a terminal of any size, on a pipe and in a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search cost by kind of device, and how fast its devices trained."""
+"""The cost of a search by kind of device, and the speed of its devices."""
 
 from __future__ import annotations
 

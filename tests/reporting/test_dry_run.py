@@ -1,4 +1,4 @@
-"""The dry run, in a process of its own: what it says, how soon, and what it does without."""
+"""The dry run in a separate process: its text, its duration, and the libraries that it does not import."""
 
 from __future__ import annotations
 

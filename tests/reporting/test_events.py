@@ -1,4 +1,4 @@
-"""The lines of a running search, to the letter."""
+"""The exact lines of a running search."""
 
 from __future__ import annotations
 

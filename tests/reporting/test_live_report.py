@@ -1,4 +1,4 @@
-"""The page of a running search: when it is written, and that nothing of it is the search's trouble."""
+"""The page of a running search: when it is written, and that its failures do not disturb the search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's file: whole, alone, and with everything in it said as it was given."""
+"""The report's page: complete, without other files, and with every text escaped."""
 
 from __future__ import annotations
 

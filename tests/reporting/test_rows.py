@@ -1,4 +1,4 @@
-"""The rows that table and report share."""
+"""The rows of a trial that the table and the page share."""
 
 from __future__ import annotations
 

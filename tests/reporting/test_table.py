@@ -1,4 +1,4 @@
-"""The table at a search's end, on terminals of any width."""
+"""The table at the end of a search, on terminals of any width."""
 
 from __future__ import annotations
 

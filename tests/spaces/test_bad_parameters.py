@@ -1,4 +1,4 @@
-"""What is fixed and searched, field by field, and its conditions: broken, with the line and words to come."""
+"""Broken rules of fields and conditions, each with its line and message."""
 
 from __future__ import annotations
 

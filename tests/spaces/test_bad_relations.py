@@ -1,4 +1,4 @@
-"""Rows to run first, samplers, networks: broken, with the line and the words that must come."""
+"""Broken rules between sections, rows and networks, each with its line and message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file and each of its sections: broken, with the line and the words that must come."""
+"""Broken rules of the file and of each section, each with its line and message."""
 
 from __future__ import annotations
 

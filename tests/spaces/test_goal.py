@@ -1,4 +1,4 @@
-"""A space file's goal, read without the rest: the same as the whole says, and as strictly judged."""
+"""A space file's goal, which is read without the rest: equal to the whole file's, and checked equally."""
 
 from __future__ import annotations
 

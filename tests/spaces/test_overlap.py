@@ -1,4 +1,4 @@
-"""Warm starts: which trials of another search are ones of this space, and what is said of the rest."""
+"""Warm starts: which trials of another search fit this space, and the message about the others."""
 
 from __future__ import annotations
 

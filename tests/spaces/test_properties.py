@@ -1,4 +1,4 @@
-"""What holds for any valid space: samples obey it, Optuna holds what it says, its file reads back equal."""
+"""Properties of any valid space: samples obey it, Optuna stores its values, its file reads back equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawing trials: what comes first, grids, and Optuna's traps."""
+"""Drawing trials: initial rows, grids, and special cases of Optuna."""
 
 from __future__ import annotations
 

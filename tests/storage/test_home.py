@@ -1,4 +1,4 @@
-"""A name at a URL: taken once, found again, given back."""
+"""A search's name at a URL: reserved once, found again, released."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mirror's thread: when it sends, how long it is waited for, and what it does about failures."""
+"""The mirror's thread: when it sends, how long callers wait, and how it handles failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A value that several processes may change: no change is lost, and none is made to an unread value."""
+"""A value that several processes may change: no change is lost, and no unread value is replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a folder at a URL promises, on every kind of file system."""
+"""The operations on a folder at a URL, on every kind of file system."""
 
 from __future__ import annotations
 

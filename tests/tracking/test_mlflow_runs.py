@@ -1,4 +1,4 @@
-"""Views against a real store: what MLflow shows afterwards."""
+"""States sent to a real store, and the runs that MLflow then shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A new SQLite store is there as a whole, or not at all."""
+"""A new SQLite store is created completely or not at all."""
 
 from __future__ import annotations
 

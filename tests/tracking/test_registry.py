@@ -1,4 +1,4 @@
-"""The winner as a registered model: what it says is what the network says."""
+"""The winner as a registered model: its predictions equal the network's."""
 
 from __future__ import annotations
 

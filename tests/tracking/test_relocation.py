@@ -1,4 +1,4 @@
-"""A storage that was moved or copied: MLflow's artifacts are its own, and the original's are left alone."""
+"""A storage that was moved or copied uses its own MLflow artifacts and does not change the original's."""
 
 from __future__ import annotations
 

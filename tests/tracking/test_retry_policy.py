@@ -1,4 +1,4 @@
-"""A store that can never take a call: reason and remedy are said at once, and nothing waits for it."""
+"""A store that can never accept a call: the error and a hint are reported at once, without waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose a run is: by the search's id, whatever the searches are called. Against a real store."""
+"""Which search owns a run: decided by the search's id, not by names. On a real store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real `mlflow server`, late, killed, frozen and shy: what it shows in the end is complete, and once."""
+"""A real `mlflow server` that starts late, is killed, hangs or refuses: all updates arrive once."""
 
 from __future__ import annotations
 

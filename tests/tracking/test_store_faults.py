@@ -1,4 +1,4 @@
-"""A local store that is locked, or on a disk that is full: the search continues, and all is sent later."""
+"""A local store that is locked or on a full disk: the search continues, and all updates arrive later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tracking URIs are taken, and that writers of one SQLite file take turns."""
+"""The accepted tracking URIs, and the lock of a SQLite file."""
 
 from __future__ import annotations
 

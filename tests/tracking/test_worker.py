@@ -1,4 +1,4 @@
-"""The process that talks to MLflow: what it does is there, and it never outlives the driver."""
+"""The process that calls MLflow: its calls take effect, and it ends with the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The thread between the search and MLflow: it never waits, never raises, and says what it could not send."""
+"""The thread between the search and MLflow: it never waits, never raises, and counts unsent updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table in terminals of many sizes: all lines have room, and what matters most is there longest."""
+"""The live table on terminals of many sizes: every line fits, and the most important lines stay longest."""
 
 from __future__ import annotations
 

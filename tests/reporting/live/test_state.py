@@ -1,4 +1,4 @@
-"""What a search's events add up to."""
+"""The totals that follow from the events of a search."""
 
 from __future__ import annotations
 

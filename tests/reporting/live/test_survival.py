@@ -1,4 +1,4 @@
-"""What is expected of trials to come, held against what simulated ones did."""
+"""The expected epochs of future trials, compared with simulated ones."""
 
 from __future__ import annotations
 

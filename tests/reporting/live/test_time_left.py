@@ -1,4 +1,4 @@
-"""The time left, as it was said while simulated searches ran, against the time it then took."""
+"""The time left, as shown while simulated searches ran, compared with the time that they then took."""
 
 from __future__ import annotations
 

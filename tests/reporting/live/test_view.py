@@ -1,4 +1,4 @@
-"""Who draws, and when; on a terminal that is a string."""
+"""Which thread draws the table, and when; the terminal is a string."""
 
 from __future__ import annotations
 
