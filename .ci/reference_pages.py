@@ -15,8 +15,7 @@ from typing import Any
 from tune_rescon.config import DatasetConfig, Rule, TrialConfig, field_names, field_rule
 from tune_rescon.models import count_params_and_macs, list_presets, resolve_network
 from tune_rescon.spaces import Space
-from tune_rescon.spaces.field_docs import field_descriptions
-from tune_rescon.spaces.json_schema import editor_schema
+from tune_rescon.spaces.json_schema import editor_schema, field_descriptions
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 

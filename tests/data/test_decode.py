@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tune_rescon.data.decode import BadImageError, SizesDifferError, decode_block, decode_image, probe_size
-from tune_rescon.data.formats import FORMATS
+from tune_rescon.data.opening import FORMATS
 
 RED = (200, 30, 40)
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tune_rescon.data.account import Account, Kind
-from tune_rescon.data.formats import SUFFIXES
 from tune_rescon.data.image_folder import fingerprint, index_images, list_folder
+from tune_rescon.data.opening import SUFFIXES
 from tune_rescon.data.selection import Selection
 from tune_rescon.errors import DataError
 from tune_rescon.inference import find_pictures

@@ -21,9 +21,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from tune_rescon.data.formats import FORMATS
 from tune_rescon.data.image_folder import read_bytes
-from tune_rescon.data.opening import open_picture, orientation_of, upright, upright_size, without_remarks
+from tune_rescon.data.opening import (
+    FORMATS,
+    open_picture,
+    orientation_of,
+    upright,
+    upright_size,
+    without_remarks,
+)
 from tune_rescon.errors import UserError
 
 __all__ = [
@@ -179,7 +185,7 @@ def decode_image(data: bytes, side: int, *, resize: str = "crop", levels: Levels
     decoded. Scaling is bilinear and antialiased, as on the device.
 
     Args:
-        data: Bytes of a file in one of the formats of :mod:`tune_rescon.data.formats`.
+        data: Bytes of a file in one of the formats of :mod:`tune_rescon.data.opening`.
         side: Side of the square, pixels.
         resize: How a picture becomes a square; see :func:`to_square`.
         levels: Range of a picture of more than 8 bits; see :func:`tune_rescon.data.decode.to_bytes`.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, field_names
-from tune_rescon.spaces.field_docs import field_descriptions
+from tune_rescon.spaces.json_schema import field_descriptions
 from tune_rescon.spaces.loading import load_space, parse_space, space_folder, yaml_text
 from tune_rescon.spaces.sections import AutoResources, Constraints, Section
 from tune_rescon.spaces.space import Space
