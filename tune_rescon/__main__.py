@@ -117,7 +117,7 @@ def spaces() -> None:
     default="folder",
     show_default=True,
     metavar="SPACE",
-    help="The shipped space that it begins with.",
+    help="The shipped space to begin with.",
 )
 def init(name: str, base: str) -> None:
     """Write NAME.yaml, a space file with a line for every field and its meaning."""

@@ -56,16 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a summary in markdown.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")
 @click.option("--html", "html_file", metavar="FILE", help="Write the page that a browser opens.")
-@click.option("--sync", is_flag=True, help="Send to MLflow what it does not show yet.")
+@click.option("--sync", is_flag=True, help="Send MLflow the updates that it lacks.")
 @click.option(
     "--errors",
     "errors_file",
     metavar="FILE",
-    help="Judge the best network, and write a page with its confusion matrix and most confident mistakes.",
+    help="Evaluate the best network, and write a page with its confusion matrix and most confident mistakes.",
 )
 @data_root_option
 @click.option("--list", "list_all", is_flag=True, help="List the searches of the storage.")
-@click.option("--compare", "others", multiple=True, metavar="OTHER", help="Beside this search, too.")
+@click.option(
+    "--compare", "others", multiple=True, metavar="OTHER", help="Another search to compare; may be repeated."
+)
 def report(
     name: str | None,
     storage: str | None,

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option(
     "--data-scale",
     type=click.FloatRange(0, 1, min_open=True),
-    help="The share of the images, if it is another [default: that of --scale].",
+    help="The share of the images, if it differs [default: that of --scale].",
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of each row.")
 @click.option(

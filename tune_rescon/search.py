@@ -87,18 +87,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     metavar="FILE",
     help="Initial weights of every trial: a best.ckpt, an exported .safetensors, a ResCon checkpoint.",
 )
-@click.option("--trials", type=int, metavar="N", help="Trials in all, also on resume.")
+@click.option("--trials", type=int, metavar="N", help="Total number of trials, also on resume.")
 @click.option(
-    "--hours", type=float, metavar="H", help="Hours in all, also on resume, after which no trial continues."
+    "--hours", type=float, metavar="H", help="Total hours, also on resume, after which no trial continues."
 )
 @click.option("--quick", is_flag=True, help="Choose epochs and trials for ten minutes of this machine.")
 @click.option(
     "--quality",
     type=click.Choice(["good", "best"]),
     metavar="good|best",
-    help="Choose them for one hour (good) or eight (best).",
+    help="Choose epochs and trials for one hour (good) or eight (best).",
 )
-@click.option("--concurrent", type=int, metavar="N", help="Trials at once at most.")
+@click.option("--concurrent", type=int, metavar="N", help="Maximum number of trials at once.")
 @click.option("--seed", type=int, metavar="S", help="Seed of the sampler and of the trials.")
 @storage_option
 @study_option("The study's database [default: SQLite in the storage].")
