@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tune_rescon.config import DatasetConfig, Rule, TrialConfig, field_names, field_rule
-from tune_rescon.models import count, list_presets, resolve_network
+from tune_rescon.models import count_params_and_macs, list_presets, resolve_network
 from tune_rescon.spaces import Space
-from tune_rescon.spaces.field_docs import field_descriptions
-from tune_rescon.spaces.json_schema import editor_schema
+from tune_rescon.spaces.json_schema import editor_schema, field_descriptions
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -155,7 +154,7 @@ def _accepted(field: Mapping[str, Any]) -> str:
 def _presets() -> Iterator[str]:
     for name in list_presets():
         spec = resolve_network(TrialConfig(preset=name), classes=10, in_channels=3)
-        cost = count(spec)
+        cost = count_params_and_macs(spec)
         yield f"| `{name}` | {spec.image_size} | {cost.parameters / 1e6:.2f} | {cost.macs / 1e9:.3f} |"
 
 

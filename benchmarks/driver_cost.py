@@ -71,7 +71,7 @@ def _costs(folder: Path, trials: int, window: int) -> Iterator[Cost]:
     )
     with ExitStack() as stack:
         writer = stack.enter_context(mlflow_writer(destination))
-        writer.show(SearchRunState(id="1a"))
+        writer.submit(SearchRunState(id="1a"))
         terminal = Console(file=io.StringIO(), force_terminal=True, width=120, height=40)
         view = stack.enter_context(LiveView(terminal, space, name="s"))
         search = Coordinator(

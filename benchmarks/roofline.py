@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tune_rescon.models import NetworkSpec, count, walk
+from tune_rescon.models import NetworkSpec, count_params_and_macs, iter_layers
 
 #: How often each figure is measured; the median counts.
 REPEATS = 20
@@ -76,7 +76,7 @@ def wait(device: str) -> None:
 
 def training_flops(spec: NetworkSpec) -> int:
     """Operations of one image's share of a training step."""
-    return 3 * 2 * count(spec).macs
+    return 3 * 2 * count_params_and_macs(spec).macs
 
 
 def training_bytes(spec: NetworkSpec, *, element: int) -> int:
@@ -90,7 +90,7 @@ def training_bytes(spec: NetworkSpec, *, element: int) -> int:
     ``element``: bytes of a number.
     """
     maps = 0
-    for layer in walk(spec):
+    for layer in iter_layers(spec):
         if layer.kind == "conv":
             entering = layer.in_channels * (layer.side * layer.stride) ** 2
             maps += 3 * (entering + layer.out_channels * layer.side**2)

@@ -1,4 +1,4 @@
-"""What every test shares: time limits by kind, the reference data beside the checkout, an S3 on loopback."""
+"""Shared by all tests: time limits by kind, the reference data beside the checkout, an S3 on loopback."""
 
 from __future__ import annotations
 

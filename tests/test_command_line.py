@@ -1,4 +1,4 @@
-"""The command's flags, as the contract has them, and what it answers."""
+"""The search's flags, as the contract has them, and its answers to bad input."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_help_names_every_flag_and_ends_well(capsys: pytest.CaptureFixture[str])
     assert all(flag in said.out for flag in SEARCH_FLAGS)
 
 
-def test_without_a_space_it_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_space_the_error_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     said = capsys.readouterr()
     assert "Give --space NAME|FILE, or --resume NAME" in said.err
@@ -242,7 +242,7 @@ def test_no_error_shows_a_password(
     assert "s3cret" not in said
 
 
-def test_a_search_with_tensorboards_files_goes_on_with_them() -> None:
+def test_a_resumed_search_continues_its_tensorboard_files() -> None:
     from tune_rescon.reporting import resume_command
 
     assert "--tensorboard" in resume_command(RunOptions(name="s", tensorboard=True)).split()

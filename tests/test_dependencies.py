@@ -1,4 +1,4 @@
-"""pyproject.toml: every module that the package imports is of a distribution that is named there."""
+"""pyproject.toml names the distribution of every module that the package imports."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ NEEDED = {
 
 @pytest.mark.timeout(60)  # an interpreter, some of them with torch
 @pytest.mark.parametrize("part", NEEDED)
-def test_nothing_imports_what_it_does_not_use(part: str) -> None:
+def test_no_command_imports_a_library_that_it_does_not_use(part: str) -> None:
     statement, needed = NEEDED[part]
     # torch's compiler: as long as torch itself once more.
     slow = {*SLOW, "torch._dynamo"}

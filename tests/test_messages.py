@@ -1,4 +1,4 @@
-"""No message holds the address of an object: not our own, and not those of libraries that ours quote."""
+"""No message contains the address of an object, also not in a quoted message of a library."""
 
 from __future__ import annotations
 

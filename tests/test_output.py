@@ -1,4 +1,4 @@
-"""Commands whose output is not taken: a reader that leaves, a full disk, a closed stream."""
+"""Commands whose output cannot be written: a reader that leaves, a full disk, a closed stream."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_command_whose_output_is_not_taken(
 
 
 @pytest.mark.parametrize("output", ["| head -1", ">&-", "> /dev/full"])
-def test_a_search_goes_on_whatever_becomes_of_its_output(output: str, tmp_path: Path) -> None:
+def test_a_search_continues_when_its_output_is_closed(output: str, tmp_path: Path) -> None:
     done = run(SEARCH, "", tmp_path, output)
     assert (done.returncode, done.stderr) == (0, b"the search ended by itself\n")
 

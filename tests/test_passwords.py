@@ -48,7 +48,7 @@ def test_a_password_is_hidden_wherever_it_stands(url: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("text", WITHOUT)
-def test_what_has_no_password_stays_as_it_is(text: str) -> None:
+def test_a_text_without_a_password_is_not_changed(text: str) -> None:
     assert hide_passwords(text) == text
     assert not has_password(text)
 

@@ -15,7 +15,7 @@ from tune_rescon.models import list_presets
 from tune_rescon.spaces import list_spaces
 
 
-def test_it_is_installed() -> None:
+def test_the_program_is_installed() -> None:
     (found,) = entry_points(group="console_scripts", name="tune-rescon")
     assert found.value == "tune_rescon.__main__:main"
 

@@ -1,4 +1,4 @@
-"""What each package gives away: sorted, complete, and there when it is asked for."""
+"""The public names of each package: sorted, complete, and importable."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_each_name_is_public_where_it_lives(package: ModuleType) -> None:
             assert name in importlib.import_module(home).__all__
 
 
-def test_a_name_that_is_none_is_an_attribute_error(package: ModuleType) -> None:
+def test_an_unknown_name_is_an_attribute_error(package: ModuleType) -> None:
     with pytest.raises(AttributeError, match="no_such_name"):
         operator.attrgetter("no_such_name")(package)
 
@@ -59,6 +59,6 @@ def module(request: pytest.FixtureRequest) -> ModuleType:
     return importlib.import_module(request.param)
 
 
-def test_every_module_says_what_is_public(module: ModuleType) -> None:
+def test_every_module_lists_its_public_names(module: ModuleType) -> None:
     assert all(hasattr(module, public) for public in module.__all__)
     assert len(set(module.__all__)) == len(module.__all__)

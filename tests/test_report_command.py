@@ -1,4 +1,4 @@
-"""The report's flags, as the contract has them, and what it answers."""
+"""The report's flags, as the contract has them, and its answers to bad input."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_classes_are_the_metadatas_unless_given() -> None:
         assert timm.create_model("tune_rescon_cifar_attention56", num_classes=0).num_classes == 0
 
 
-def test_a_pooling_that_is_none() -> None:
+def test_an_unknown_pooling() -> None:
     with torch.device("meta"):
         network = timm.create_model("tune_rescon_cifar_attention56")
     with pytest.raises(ConfigError, match='global_pool must be "avg", or "" with num_classes=0'):
@@ -82,7 +82,7 @@ def test_a_pooling_that_is_none() -> None:
         network.reset_classifier(3, "")
 
 
-def test_what_export_writes_is_a_checkpoint_of_timms(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_exported_file_is_a_checkpoint_of_timm(checkpoint: Path, tmp_path: Path) -> None:
     from tune_rescon.training import load_trained
 
     about = load_trained(checkpoint)[1]

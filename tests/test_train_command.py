@@ -1,4 +1,4 @@
-"""`python -m tune_rescon.train` and `.reproduce`: their flags, and what they say to what cannot be done."""
+"""`python -m tune_rescon.train` and `.reproduce`: their flags, and their errors."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def storage(tmp_path: Path) -> Path:
         (["--preset", "attention56", "--set", "budget.trials=9"], "must be at most the 3 rows of `initial`"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_an_unsupported_request_is_reported(
     storage: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--storage", str(storage), "--dry-run"]) == 2

@@ -117,7 +117,7 @@ def spaces() -> None:
     default="folder",
     show_default=True,
     metavar="SPACE",
-    help="The shipped space that it begins with.",
+    help="The shipped space to begin with.",
 )
 def init(name: str, base: str) -> None:
     """Write NAME.yaml, a space file with a line for every field and its meaning."""
@@ -148,12 +148,12 @@ def presets() -> None:
     from rich.table import Table
 
     from tune_rescon.config import TrialConfig
-    from tune_rescon.models import count, list_presets, resolve_network
+    from tune_rescon.models import count_params_and_macs, list_presets, resolve_network
 
     table = Table("preset", "image size", "params M", "GMACs")
     for name in list_presets():
         spec = resolve_network(TrialConfig(preset=name), classes=10, in_channels=3)
-        cost = count(spec)
+        cost = count_params_and_macs(spec)
         table.add_row(name, str(spec.image_size), f"{cost.parameters / 1e6:.2f}", f"{cost.macs / 1e9:.3f}")
     Console().print(table)
 

@@ -1,4 +1,4 @@
-"""Replace a file in one step, so that no reader sees a partial one."""
+"""Replace a file in one step, so that no reader sees a partial one, and detect that a file was replaced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_write", "sync"]
+__all__ = ["atomic_write", "file_version", "sync"]
 
 
 @contextmanager
@@ -50,3 +50,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_version(path: Path) -> tuple[int, int]:
+    """Return two numbers of which one changes when a file is written: its modification time and its size.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size

@@ -76,7 +76,12 @@ def configure(file: Path, stack: str, region: str | None) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask first.")
 @click.option("--restart", is_flag=True, help="Restart Ray if it runs; this ends running jobs.")
 @click.option(
-    "--wait", type=float, default=600.0, show_default=True, metavar="SECONDS", help="For the workers to come."
+    "--wait",
+    type=float,
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time to wait for the workers.",
 )
 def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
     """Start the cluster of FILE, or bring it up to date, and count the workers that came."""
@@ -90,7 +95,7 @@ def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
         click.echo(most)
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Give --yes where nobody can be asked.")
+            raise click.UsageError("Give --yes where no terminal can ask.")
         click.confirm(f"Start {read.name} ({read.provider})?", abort=True)
     bring_up(read, restart=restart, wait=wait)
     return 0
@@ -179,7 +184,7 @@ def tunnel(file: Path, mlflow_port: int, dashboard_port: int) -> int:
 @cluster.command()
 @_FILE
 def down(file: Path) -> int:
-    """End the cluster of FILE, and say what may be left."""
+    """End the cluster of FILE, and list what may remain."""
     from tune_rescon.clusters import read_cluster_file, take_down
 
     take_down(read_cluster_file(file))
@@ -196,16 +201,18 @@ def down(file: Path) -> int:
     metavar="URL",
     help="MLflow's database [default: SQLite in the folder].",
 )
-@click.option("--artifacts", metavar="URL", help="Where artifacts are kept [default: the folder].")
+@click.option("--artifacts", metavar="URL", help="Location of the artifacts [default: the folder].")
 @click.option("--keep", metavar="URL", help="Where the SQLite database is copied to, and fetched from.")
-@click.option("--allowed-hosts", metavar="HOSTS", help="Names it may be asked by [default: local ones].")
+@click.option(
+    "--allowed-hosts", metavar="HOSTS", help="Host names that requests may use [default: local ones]."
+)
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
     default=Path("~/.tune_rescon/mlflow"),
     show_default=True,
     metavar="DIR",
-    help="What it has on this machine.",
+    help="Folder of its files on this machine.",
 )
 @click.option("--end", is_flag=True, help="End the one of this folder, once its database is kept.")
 def mlflow(
@@ -244,7 +251,7 @@ def mlflow(
 @cluster.command(hidden=True)
 @click.option("--json", "as_json", is_flag=True, required=True, help="Print one line of JSON.")
 def inspect(as_json: bool) -> int:
-    """Say how things stand; to be run on the head."""
+    """Print the state of the cluster; to be run on the head."""
     from tune_rescon.clusters import inspect_head
 
     assert as_json

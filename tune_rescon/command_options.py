@@ -1,4 +1,4 @@
-"""What the commands' options have in common: groups in ``--help``, environment variables, log records.
+"""The shared parts of the commands' options: groups in ``--help``, environment variables, log records.
 
 An option that several commands have is defined here once. Imports nothing slow.
 """

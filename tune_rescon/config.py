@@ -103,18 +103,18 @@ class Rule:
         if type(value) is int and float in self.kinds:
             value = float(value)
         if type(value) not in self.kinds:
-            return f"must be {self._kind_words()}"
+            return f"must be {self._kind_text()}"
         if self.choices and value not in self.choices:
             return f"must be one of {', '.join(self.choices)}"
         if isinstance(value, tuple):
             return self._tuple_broken(value)
         if isinstance(value, int | float) and not isinstance(value, bool) and not self._inside(value):
-            return f"must be in {self._range_words()}"
+            return f"must be in {self._range_text()}"
         return None
 
     def _tuple_broken(self, value: tuple[Any, ...]) -> str | None:
         if any(type(item) is not int or not self._inside(item) for item in value):
-            return f"must hold whole numbers in {self._range_words()}"
+            return f"must hold whole numbers in {self._range_text()}"
         if self.increasing and any(a >= b for a, b in pairwise(value)):
             return "must increase"
         return None
@@ -124,7 +124,7 @@ class Rule:
         below = value < self.high if self.open_high else value <= self.high
         return above and below and math.isfinite(value)
 
-    def _kind_words(self) -> str:
+    def _kind_text(self) -> str:
         words = {
             int: "a whole number",
             float: "a number",
@@ -135,7 +135,7 @@ class Rule:
         named = " or ".join(words[kind] for kind in self.kinds if kind is not type(None))
         return f"{named} (or null)" if type(None) in self.kinds else named
 
-    def _range_words(self) -> str:
+    def _range_text(self) -> str:
         left = "(" if self.open_low or math.isinf(self.low) else "["
         right = ")" if self.open_high or math.isinf(self.high) else "]"
         return f"{left}{self.low:g}, {self.high:g}{right}"
@@ -231,7 +231,7 @@ class TrialConfig:
     preset: str | None = _field(None, str, _NONE)
     """A network by name (``tune-rescon presets`` lists them). None: ``layout`` and ``depth`` describe it."""
     layout: str = _word("auto", "auto", "cifar", "rescon", "imagenet", "port448")
-    """What surrounds the attention modules. ``auto``: ``cifar`` up to 64 pixels, ``imagenet`` above."""
+    """The layers around the attention modules. ``auto``: ``cifar`` up to 64 pixels, ``imagenet`` above."""
     depth: int = _field(56, int, low=1)
     """Layers along the trunk, without the masks: 2 mod 3, because every bottleneck unit has three."""
     width: float = _field(1.0, float, low=0, high=8, open_low=True)

@@ -37,6 +37,7 @@ __all__ = [
     "ClusterFileError",
     "ConfigError",
     "DataError",
+    "KeyPath",
     "LeaseError",
     "LeaseLostError",
     "NameTakenError",
@@ -50,6 +51,7 @@ __all__ = [
     "TuneResconError",
     "UserError",
     "counted",
+    "dotted",
     "format_error",
     "presentable",
     "unknown_name_message",
@@ -130,6 +132,22 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     ('1 trial', '12 trials', '2 classes')
     """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+#: Keys and list positions from the top of a file: ``("parameters", "depth", "choices", 1)``.
+KeyPath = tuple[str | int, ...]
+
+
+def dotted(path: KeyPath) -> str:
+    """Format a path in the usual notation.
+
+    >>> dotted(("parameters", "depth", "choices", 1))
+    'parameters.depth.choices[1]'
+    """
+    text = ""
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
 
 
 def format_error(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:

@@ -51,7 +51,7 @@ def export(model: str, form: str, output: Path, storage: str | None) -> int:
     """Write the network of MODEL (a search's name, models:/NAME@ALIAS, or a checkpoint) to FILE."""
     print_line(f"Loading {model}", err=True)
     # Imported after the first line of output, because these modules import torch and Optuna.
-    from tune_rescon.inference import export_model, load_model, timm_transform_words
+    from tune_rescon.inference import export_model, load_model, timm_transform_message
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import SearchLocation, default_storage
 
@@ -64,8 +64,8 @@ def export(model: str, form: str, output: Path, storage: str | None) -> int:
         f" pixels {channels} x {side} x {side}; loaded again, its probabilities differ by at most"
         f" {difference:.1g}"
     )
-    if form == "timm" and (words := timm_transform_words(about)) is not None:
-        click.echo(words)
+    if form == "timm" and (message := timm_transform_message(about)) is not None:
+        click.echo(message)
     return 0
 
 

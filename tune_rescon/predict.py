@@ -59,9 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.argument("model", metavar="MODEL")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @storage_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Classes of each picture.")
+@click.option(
+    "--top", type=click.IntRange(1), default=1, show_default=True, help="Number of classes per picture."
+)
 @click.option(
     "--tta",
     type=click.Choice(["none", "flip"]),
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--masks",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Then draw what each attention module attends to: panels, overlays on the picture, and index.html.",
+    help="Draw the attention of each module: panels, overlays on the picture, and index.html.",
 )
 def predict(
     model: str,

@@ -56,16 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a summary in markdown.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")
 @click.option("--html", "html_file", metavar="FILE", help="Write the page that a browser opens.")
-@click.option("--sync", is_flag=True, help="Send to MLflow what it does not show yet.")
+@click.option("--sync", is_flag=True, help="Send MLflow the updates that it lacks.")
 @click.option(
     "--errors",
     "errors_file",
     metavar="FILE",
-    help="Judge the best network, and write a page with its confusion matrix and most confident mistakes.",
+    help="Evaluate the best network, and write a page with its confusion matrix and most confident mistakes.",
 )
 @data_root_option
 @click.option("--list", "list_all", is_flag=True, help="List the searches of the storage.")
-@click.option("--compare", "others", multiple=True, metavar="OTHER", help="Beside this search, too.")
+@click.option(
+    "--compare", "others", multiple=True, metavar="OTHER", help="Another search to compare; may be repeated."
+)
 def report(
     name: str | None,
     storage: str | None,
@@ -137,7 +139,7 @@ def _sync(location: SearchLocation, name: str) -> int:
 def _judge(location: SearchLocation, name: str, path: Path, data_root: str | None) -> int:
     """Write the page of the mistakes of a search's best network."""
     from tune_rescon.atomic_write import atomic_write
-    from tune_rescon.inference import judge_network, load_model, mistakes_page, mistakes_words
+    from tune_rescon.inference import judge_network, load_model, mistakes_lines, mistakes_page
     from tune_rescon.tuning import default_cache_root, default_data_root, read_search
 
     result = read_search(location, name)
@@ -149,7 +151,7 @@ def _judge(location: SearchLocation, name: str, path: Path, data_root: str | Non
         data_root=Path(data_root) if data_root else default_data_root(),
         cache_root=default_cache_root(),
     )
-    for line in mistakes_words(found, of=of):
+    for line in mistakes_lines(found, of=of):
         print_line(line)
     page = mistakes_page(found, title=f"{name}: what its best network gets wrong", of=of)
     try:

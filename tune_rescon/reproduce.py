@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.option(
     "--data-scale",
     type=click.FloatRange(0, 1, min_open=True),
-    help="The share of the images, if it is another [default: that of --scale].",
+    help="The share of the images, if it differs [default: that of --scale].",
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of each row.")
 @click.option(
@@ -96,7 +96,7 @@ def reproduce(
 ) -> int:
     """Run rows of the published tables again, and print what was published beside what was measured.
 
-    Without a ROW or TABLE it lists them. What has been trained to its end before is not trained again.
+    Without a ROW or TABLE it lists them. A row that was trained to its end is not trained again.
     """
     from tune_rescon.finals import PUBLISHED, Shares, find_rows
     from tune_rescon.reporting import open_console
@@ -156,7 +156,7 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
     datasets = sorted({row.dataset for row in rows})
     if len(datasets) > 1:
         rule = "rows of one dataset can be given its images"
-        hint = "Run the rows of each dataset with a command of their own."
+        hint = "Run the rows of each dataset with a separate command."
         raise DataError(format_error(rule, got=f"rows of {', '.join(datasets)}", where="--images", hint=hint))
     return DatasetConfig(name="folder", path=str(Path(path).resolve()))
 

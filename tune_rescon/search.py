@@ -32,14 +32,24 @@ from tune_rescon.command_options import (
 from tune_rescon.errors import LeaseError, StorageError, format_error
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tune_rescon.spaces import Space
     from tune_rescon.storage import StorageUrl
-    from tune_rescon.tuning import SearchFolder
+    from tune_rescon.tuning import RunOptions, SearchFolder
 
 __all__ = ["main"]
 
 #: The exit code of ``--resume-or-start`` if another driver has the search: EX_TEMPFAIL, for a later try.
 HELD: Final = 75
+
+#: The key of the space file that an option changes.
+_KEYS: Final = {
+    "trials": "budget.trials",
+    "hours": "budget.hours",
+    "concurrent": "budget.concurrent",
+    "seed": "sampler.seed",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,18 +87,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     metavar="FILE",
     help="Initial weights of every trial: a best.ckpt, an exported .safetensors, a ResCon checkpoint.",
 )
-@click.option("--trials", type=int, metavar="N", help="Trials in all, also on resume.")
+@click.option("--trials", type=int, metavar="N", help="Total number of trials, also on resume.")
 @click.option(
-    "--hours", type=float, metavar="H", help="Hours in all, also on resume, after which no trial continues."
+    "--hours", type=float, metavar="H", help="Total hours, also on resume, after which no trial continues."
 )
 @click.option("--quick", is_flag=True, help="Choose epochs and trials for ten minutes of this machine.")
 @click.option(
     "--quality",
     type=click.Choice(["good", "best"]),
     metavar="good|best",
-    help="Choose them for one hour (good) or eight (best).",
+    help="Choose epochs and trials for one hour (good) or eight (best).",
 )
-@click.option("--concurrent", type=int, metavar="N", help="Trials at once at most.")
+@click.option("--concurrent", type=int, metavar="N", help="Maximum number of trials at once.")
 @click.option("--seed", type=int, metavar="S", help="Seed of the sampler and of the trials.")
 @storage_option
 @study_option("The study's database [default: SQLite in the storage].")
@@ -139,44 +149,26 @@ def search(
     from tune_rescon.tuning import RunOptions, check_this_machine, default_data_root, default_storage
 
     root = parse_storage(storage) if storage else default_storage()
-    shortcuts = {
-        "budget.trials": trials,
-        "budget.hours": hours,
-        "budget.concurrent": concurrent,
-        "sampler.seed": seed,
-    }
-    overrides = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
-    if init_from is not None:
-        # Appended last, because `--set fixed={...}` would drop it; quoted, because a path may contain YAML
-        # syntax.
-        settings = (*settings, f"fixed.init_from={json.dumps(init_from)}")
     _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
-    if measure and not dry_run:
-        raise click.UsageError("--measure goes with --dry-run.")
-    if resume_or_start is not None and space_name is None:
-        raise click.UsageError("Give --space NAME|FILE with --resume-or-start, which may have to start.")
+    _check_partners(space_name, resume_or_start, measure=measure, dry_run=dry_run)
     if resume is not None:
         _check_begun({"--warm-start": warm_start, "--init-from": init_from})
         if not dry_run:
             print_line(f"Resuming {resume} from {root}")
+    shortcuts = {"trials": trials, "hours": hours, "concurrent": concurrent, "seed": seed}
+    changes = _changes(shortcuts, settings, init_from)
     with progress_shown(print_line):
-        space = _load(space_name, resume, root, [*overrides, *settings])
+        space = _load(space_name, resume, root, changes)
     data = Path(data_root) if data_root else default_data_root()
     effort = _effort(quick, quality, resumes=resume or resume_or_start, address=address)
     if effort is not None:
         fitted = _fitted(space, effort, data_root=data)
-        space = _load(space_name, None, root, [*fitted, *overrides, *settings])
+        space = _load(space_name, None, root, [*fitted, *changes])
     with open_console(plain=plain) as console:
         if dry_run:
             if warm_start is not None:
                 _find(root, warm_start, where="--warm-start")
-            from tune_rescon.reporting import print_dry_run
-
-            print_dry_run(space, console, data_root=data, measure=measure)
-            if address is None:
-                from tune_rescon.tuning import machine_words
-
-                console.print(machine_words(space), markup=False, highlight=False, soft_wrap=True)
+            _print_dry_run(space, console, data_root=data, measure=measure, is_here=address is None)
             return 0
         live = console.is_terminal and not console.is_dumb_terminal and not plain
         options = RunOptions(
@@ -196,24 +188,52 @@ def search(
         if address is None:
             check_this_machine(space)
         print_opening(space, options, console)
-        # Imported after the first line of output, because it imports the driver's libraries.
-        from tune_rescon.inference import write_mistakes
-        from tune_rescon.reporting import SearchPresentation, resume_command, run_with_display
+        return _run(space, options, console, live=live)
 
-        try:
-            return run_with_display(
-                space,
-                options,
-                console,
-                live=live,
-                resume=resume_command(options),
-                presentation=SearchPresentation(partial(write_mistakes, options=options)),
-            )
-        except LeaseError as error:
-            if not options.resume_or_start:
-                raise
-            print_line(f"Error: {error}", err=True)
-            return HELD
+
+def _changes(
+    shortcuts: Mapping[str, float | None], settings: Sequence[str], init_from: str | None
+) -> list[str]:
+    """Return the changes to the space file: those of the options in ``shortcuts``, then ``--set``."""
+    changes = [f"{_KEYS[name]}={value}" for name, value in shortcuts.items() if value is not None]
+    changes += settings
+    if init_from is not None:
+        # Appended last, because `--set fixed={...}` would drop it; quoted, because a path may contain YAML
+        # syntax.
+        changes.append(f"fixed.init_from={json.dumps(init_from)}")
+    return changes
+
+
+def _print_dry_run(space: Space, console: Console, *, data_root: Path, measure: bool, is_here: bool) -> None:
+    """Print what the search would do and cost; ``is_here``: on this machine, whose resources are printed."""
+    from tune_rescon.reporting import print_dry_run
+    from tune_rescon.tuning import machine_words
+
+    print_dry_run(space, console, data_root=data_root, measure=measure)
+    if is_here:
+        console.print(machine_words(space), markup=False, highlight=False, soft_wrap=True)
+
+
+def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:
+    """Run the search and return the exit code."""
+    # Imported after the first line of output, because it imports the driver's libraries.
+    from tune_rescon.inference import write_mistakes
+    from tune_rescon.reporting import SearchPresentation, resume_command, run_with_display
+
+    try:
+        return run_with_display(
+            space,
+            options,
+            console,
+            live=live,
+            resume=resume_command(options),
+            presentation=SearchPresentation(partial(write_mistakes, options=options)),
+        )
+    except LeaseError as error:
+        if not options.resume_or_start:
+            raise
+        print_line(f"Error: {error}", err=True)
+        return HELD
 
 
 def _load(
@@ -250,8 +270,8 @@ def _fitted(space: Space, effort: str, *, data_root: Path) -> list[str]:
     """Return the settings of the effort's budget, after measuring; what the user sets comes after them."""
     from tune_rescon.reporting.measured_speed import EFFORTS, fit_to_hours
 
-    settings, words = fit_to_hours(space, EFFORTS[effort], data_root=data_root, progress=print_line)
-    print_line(words)
+    settings, message = fit_to_hours(space, EFFORTS[effort], data_root=data_root, progress=print_line)
+    print_line(message)
     return settings
 
 
@@ -265,6 +285,16 @@ def _check_names(given: Mapping[str, str | None]) -> None:
     flags = [flag for flag, value in given.items() if value is not None]
     if len(flags) > 1:
         raise click.UsageError(f"Give one of {' and '.join(flags)}.")
+
+
+def _check_partners(
+    space_name: str | None, resume_or_start: str | None, *, measure: bool, dry_run: bool
+) -> None:
+    """Check that each option is given with the one that it needs."""
+    if measure and not dry_run:
+        raise click.UsageError("--measure goes with --dry-run.")
+    if resume_or_start is not None and space_name is None:
+        raise click.UsageError("Give --space NAME|FILE with --resume-or-start, which may have to start.")
 
 
 def _check_begun(given: Mapping[str, str | None]) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from tune_rescon.config import TrialConfig
     from tune_rescon.spaces import Space
-    from tune_rescon.tuning import SearchLocation, StudyResult
+    from tune_rescon.tuning import RunOptions, SearchLocation, StudyResult
 
 __all__ = ["main"]
 
@@ -87,8 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--preset", metavar="NAME", help="A network by name, instead: attention56, cifar_attention92, ..."
 )
 @click.option("--resume", metavar="N", help="Resume the trainings of this name.")
-@click.option("--name", metavar="N", help="Their name [default: NAME-final, or PRESET-DATASET-RECIPE].")
-@click.option("--top", type=click.IntRange(1), help="How many of the best of --from [default: 3].")
+@click.option(
+    "--name", metavar="N", help="Name of the trainings [default: NAME-final, or PRESET-DATASET-RECIPE]."
+)
+@click.option(
+    "--top", type=click.IntRange(1), help="Number of the best trials of --from to train [default: 3]."
+)
 @click.option(
     "--trial",
     "numbers",
@@ -98,13 +102,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="A trial of --from, finished or not, instead of its best; may be repeated.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Trainings of each, by seed."
+    "--seeds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Trainings of each configuration, each with another seed.",
 )
 @click.option(
-    "--epochs", type=click.IntRange(1), help="Of each training [default: the search's or recipe's]."
+    "--epochs", type=click.IntRange(1), help="Epochs of each training [default: the search's or recipe's]."
 )
 @click.option("--budget", metavar="TIME", help="As many epochs as fit into 2h, 90m, ...; with --from.")
-@click.option("--image-size", type=click.IntRange(16), metavar="P", help="Pixels, instead of the searched.")
+@click.option(
+    "--image-size", type=click.IntRange(16), metavar="P", help="Image size in pixels, instead of the trial's."
+)
 @click.option("--init-from", metavar="FILE", help="Initial weights, as for a search.")
 @click.option("--dataset", default="cifar10", show_default=True, help="With --preset: a name, or a path.")
 @click.option("--recipe", default="modern", show_default=True, help="With --preset: paper, rescon, modern.")
@@ -113,8 +123,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 @tracking_uri_option
 @data_root_option
 @address_option
-@click.option("--concurrent", type=int, metavar="N", help="Trainings at once at most.")
-@click.option("--seed", type=int, metavar="S", default=0, show_default=True, help="Of all the seeds.")
+@click.option("--concurrent", type=int, metavar="N", help="Maximum number of trainings at once.")
+@click.option(
+    "--seed",
+    type=int,
+    metavar="S",
+    default=0,
+    show_default=True,
+    help="Seed from which all seeds are derived.",
+)
 @set_option("Change a key of the space.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, and its cost, and stop.")
 @plain_option
@@ -152,12 +169,7 @@ def train(
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, default_storage
 
-    if sum(one is not None for one in (source, preset, resume)) != 1:
-        raise click.UsageError(_ALTERNATIVES)
-    if budget is not None and (source is None or epochs is not None):
-        raise click.UsageError("--budget goes with --from, and instead of --epochs.")
-    if numbers and (source is None or top is not None):
-        raise click.UsageError("--trial goes with --from, and instead of --top.")
+    _check_options(source, preset, resume, budget=budget, epochs=epochs, numbers=numbers, top=top)
     if not dry_run:
         print_line(f"Preparing the training of {resume or source or preset}")
     data = Path(data_root) if data_root else default_data_root()
@@ -203,20 +215,44 @@ def train(
             divert_output=True,
         )
         print_opening(space, options, console)
-        # Imported after the first line of output, because these modules import the driver's libraries.
-        from tune_rescon.finals import FinalsPresentation
-        from tune_rescon.inference import write_mistakes
-        from tune_rescon.reporting import resume_command, run_with_display
+        return _run(space, options, console, live=live)
 
-        return run_with_display(
-            space,
-            options,
-            console,
-            live=live,
-            resume=resume_command(options, "tune_rescon.train"),
-            presentation=FinalsPresentation(partial(write_mistakes, options=options)),
-            tell=_print_finals,
-        )
+
+def _check_options(
+    source: str | None,
+    preset: str | None,
+    resume: str | None,
+    *,
+    budget: str | None,
+    epochs: int | None,
+    numbers: tuple[int, ...],
+    top: int | None,
+) -> None:
+    """Check which options are given together; raises click's UsageError."""
+    if sum(one is not None for one in (source, preset, resume)) != 1:
+        raise click.UsageError(_ALTERNATIVES)
+    if budget is not None and (source is None or epochs is not None):
+        raise click.UsageError("--budget goes with --from, and instead of --epochs.")
+    if numbers and (source is None or top is not None):
+        raise click.UsageError("--trial goes with --from, and instead of --top.")
+
+
+def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:
+    """Run the trainings and return the exit code."""
+    # Imported after the first line of output, because these modules import the driver's libraries.
+    from tune_rescon.finals import FinalsPresentation
+    from tune_rescon.inference import write_mistakes
+    from tune_rescon.reporting import resume_command, run_with_display
+
+    return run_with_display(
+        space,
+        options,
+        console,
+        live=live,
+        resume=resume_command(options, "tune_rescon.train"),
+        presentation=FinalsPresentation(partial(write_mistakes, options=options)),
+        tell=_print_finals,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""A user's own functions, named ``module:function`` in a space file."""
+"""Find code: a user's functions, named ``module:function``, and this package in a child process."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from tune_rescon.errors import ConfigError, format_error
 
-__all__ = ["import_function", "split_function"]
+__all__ = ["child_import_path", "import_function", "split_function"]
 
 
 def split_function(name: str) -> tuple[str, str] | None:
@@ -29,7 +30,7 @@ def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
     """Return a user's function.
 
     Args:
-        name: ``module:function``. The module is looked for on the path of imports, which has the working
+        name: ``module:function``. The module is imported from the path of imports, which has the working
             directory of the search.
         what: what the function computes, for the error message.
         where: the field that names the function, for the error message.
@@ -50,3 +51,9 @@ def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
         rule = f"the module {module} must have this function"
         raise ConfigError(format_error(rule, got=function, where=where))
     return found  # type: ignore[no-any-return]  # a user's function
+
+
+def child_import_path() -> str:
+    """Return PYTHONPATH for a child process, which imports this package from where this process does."""
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(filter(None, paths))

@@ -93,16 +93,16 @@ def _trainable(pace: float) -> Any:
 
 
 class Silent:
-    """Stands where the writer would: MLflow is told nothing."""
+    """A writer that sends nothing to MLflow."""
 
     uri = "none"
-    waiting = 0
+    pending_updates = 0
 
     def start(self) -> None:
         """Nothing to begin."""
 
-    def show(self, view: object) -> None:
-        """Nobody is shown anything."""
+    def submit(self, run_state: object) -> None:
+        """Ignore the state."""
 
     def opened_runs(self) -> list[tuple[int, str]]:
         """None."""

@@ -1,4 +1,4 @@
-"""The shipped cluster files, and what is told of one in which something is broken."""
+"""The shipped cluster files with one part broken, and the findings about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cluster that is played: its commands are written down, and answered as a test says. An AWS account."""
+"""A simulated cluster, whose commands are recorded and answered as a test wants; and an AWS account."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the template of `cluster/aws` makes, and what its roles may do: all that Ray does, and no more."""
+"""The stack of `cluster/aws`: what it creates, and that its roles allow what Ray does and no more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from a cluster file, and the errors for files that describe no cluster."""
+"""Reading a cluster file, and the errors for files that describe no cluster."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_list_of_hosts(file: Path, more: str, workers: int) -> None:
         ("provider: {type: aws}\navailable_node_types: {a: 3}", "FILE: available_node_types.a: must be a"),
     ],
 )
-def test_one_that_is_none_is_told_why_in_one_line(file: Path, text: str, said: str) -> None:
+def test_a_file_that_is_no_cluster_file_is_reported_in_one_line(file: Path, text: str, said: str) -> None:
     file.write_text(text)
     with pytest.raises(ClusterFileError) as caught:
         read_cluster_file(file)

@@ -1,4 +1,4 @@
-"""What is run on this machine and on the head, word by word; nothing is run."""
+"""The command lines for this machine and for the head, word by word; none is run."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_lines_for_the_heads_shell(line: str, words: str) -> None:
         (None, None, ["--set", "a=[1, 2]", "--set", "b=x y"], {"settings": ("a=[1, 2]", "b=x y")}),
     ],
 )
-def test_a_search_arrives_as_it_was_given(
+def test_the_arguments_of_a_search_arrive_unchanged(
     flag: str | None, name: str | None, arguments: list[str], expected: dict[str, object]
 ) -> None:
     words = shlex.split(search_job("j-1", arguments, flag=flag, name=name))
@@ -140,7 +140,7 @@ def test_keys_are_the_files_or_rays_own(tmp_path: Path) -> None:
     assert find_keys(LOCAL, tmp_path) == [Path("~/.ssh/id").expanduser()]
 
 
-def test_what_is_said_is_heard_without_carriage_returns() -> None:
+def test_captured_output_has_no_carriage_returns() -> None:
     script = "import os, sys; print(os.environ['A'], end='\\r\\n'); sys.exit(3)"
     done = run(Command(argv=(sys.executable, "-c", script), env={"A": "x"}), capture=True)
     assert done == Done(code=3, output="x\n")
@@ -166,7 +166,7 @@ def is_there(pid: int) -> bool:
         return False
 
 
-def test_what_cannot_be_run_or_does_not_end_is_said() -> None:
+def test_a_command_that_cannot_run_or_end_is_reported() -> None:
     with pytest.raises(ClusterError, match="`/no/such` cannot be run: No such file or directory"):
         run(Command(argv=("/no/such",)))
     with pytest.raises(ClusterError, match=r"`sleep 9` did not end within 0.1 s"):

@@ -66,7 +66,7 @@ def test_the_files_region_is_asked_where_none_is_configured(
 
 @pytest.mark.s3
 @pytest.mark.usefixtures("account")
-def test_an_account_without_the_spot_role_is_told_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_spot_role_the_command_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     deploy("one", REGION)
     assert configure() == 0
     (line,) = [one.strip() for one in capsys.readouterr().out.splitlines() if one.startswith("    aws ")]

@@ -1,4 +1,4 @@
-"""What a cluster costs at most, and that every machine of the shipped files has a price."""
+"""The highest cost of a cluster, and that every machine of the shipped files has a price."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done with a server, by how it is found; no process, no clock."""
+"""The action for each state of a server, without a process or a clock."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import pytest
 
 from tune_rescon.clusters.mlflow_service import Action, Health, RestartPolicy, RestartTiming, answers
 
-PACE = RestartTiming(interval=5, failures=3, patience=60, first_pause=1, longest_pause=4, calm=100)
+TIMING = RestartTiming(
+    interval=5, failures=3, startup_timeout=60, first_pause=1, longest_pause=4, healthy_reset=100
+)
 
 
 @pytest.fixture
 def policy() -> RestartPolicy:
-    return RestartPolicy(PACE)
+    return RestartPolicy(TIMING)
 
 
 def started(policy: RestartPolicy, now: float) -> None:
@@ -26,18 +28,18 @@ def starts(policy: RestartPolicy, ended: float) -> float:
     raise AssertionError("it is never started")
 
 
-def test_it_is_started_at_once(policy: RestartPolicy) -> None:
-    assert policy.rest(0) == 0
+def test_the_server_is_started_at_once(policy: RestartPolicy) -> None:
+    assert policy.seconds_to_next_check(0) == 0
     started(policy, 0)
-    assert policy.rest(0) == PACE.interval
+    assert policy.seconds_to_next_check(0) == TIMING.interval
 
 
-def test_one_that_answers_is_left_alone(policy: RestartPolicy) -> None:
+def test_a_healthy_server_is_not_touched(policy: RestartPolicy) -> None:
     started(policy, 0)
     assert {policy.decide(Health.HEALTHY, now) for now in range(1, 100)} == {Action.WAIT}
 
 
-def test_one_that_is_silent_for_a_while_is_killed_and_comes_back(policy: RestartPolicy) -> None:
+def test_an_unresponsive_server_is_killed_and_restarted(policy: RestartPolicy) -> None:
     started(policy, 0)
     policy.decide(Health.HEALTHY, 1)
     assert [policy.decide(Health.UNRESPONSIVE, now) for now in (6, 11, 16)] == [
@@ -54,7 +56,7 @@ def test_failures_are_counted_in_a_row(policy: RestartPolicy) -> None:
     assert {policy.decide(seen, now) for now, seen in enumerate(found)} == {Action.WAIT}
 
 
-def test_one_that_comes_up_slowly_has_time(policy: RestartPolicy) -> None:
+def test_a_server_that_starts_slowly_is_not_killed(policy: RestartPolicy) -> None:
     started(policy, 0)
     assert {policy.decide(Health.UNRESPONSIVE, now) for now in range(60)} == {Action.WAIT}
     assert policy.decide(Health.UNRESPONSIVE, 60) is Action.KILL
@@ -88,8 +90,8 @@ def test_after_a_calm_time_the_pause_is_the_first_again(policy: RestartPolicy) -
 def test_a_pause_is_waited_for_and_no_longer(policy: RestartPolicy) -> None:
     started(policy, 0)
     assert policy.decide(Health.ENDED, 10) is Action.WAIT
-    assert policy.rest(10) == 1
-    assert policy.rest(10.75) == 0.25
+    assert policy.seconds_to_next_check(10) == 1
+    assert policy.seconds_to_next_check(10.75) == 0.25
 
 
 def test_nothing_listens_so_nothing_answers() -> None:

@@ -73,7 +73,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_is_copied_is_there_and_nothing_else_is_sent(context: Path) -> None:
+def test_the_build_context_has_the_copied_files_only(context: Path) -> None:
     sources = copied()
     assert {"pyproject.toml", "constraints.txt", "tune_rescon", "search_spaces"} <= set(sources)
     assert sorted(path.name for path in context.iterdir()) == sorted(sources)
@@ -85,7 +85,7 @@ def test_what_is_copied_is_there_and_nothing_else_is_sent(context: Path) -> None
 @pytest.mark.parametrize(
     "name", [".git/config", ".venv/bin/python", "runs/a/study.db", "data/x", "tests/a.py"]
 )
-def test_what_is_large_or_private_is_not_sent(name: str) -> None:
+def test_large_and_private_files_are_not_in_the_build_context(name: str) -> None:
     assert not is_sent(name)
 
 

@@ -1,4 +1,4 @@
-"""Submitting and following on a cluster that is played, and how it stands."""
+"""Submitting and following jobs on a simulated cluster, and its status."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_a_search_is_submitted_followed_and_has_succeeded(
     assert capsys.readouterr().out == "Job j-1 runs on lab\n"
 
 
-def test_so_are_its_finals(played: Any, stands: Stands, file: Path) -> None:
+def test_finals_are_submitted_too(played: Any, stands: Stands, file: Path) -> None:
     played.answers = {"inspect": [stands(jobs=job("SUCCEEDED"))]}
     assert main(["submit", str(file), "--train", "--", "--from", "a", "--top", "2"]) == 0
     assert "-- python -m tune_rescon.train --address auto --plain" in played.ran[0]
     assert "--from a --top 2" in played.ran[0]
 
 
-def test_one_that_failed_is_a_failure(
+def test_a_failed_job_is_a_failure(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"inspect": [stands(jobs=job("FAILED", "It ended with code 2."))]}
@@ -52,7 +52,7 @@ def test_one_that_failed_is_a_failure(
     assert "job j-1 has ended as FAILED. It ended with code 2." in capsys.readouterr().err
 
 
-def test_it_is_not_followed_where_that_is_not_asked(
+def test_the_job_is_not_followed_with_no_follow(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", str(file), "--resume", "a", "--no-follow"]) == 0
@@ -69,7 +69,7 @@ def test_a_search_that_may_have_begun_is_submitted_with_its_space(played: Any, f
     assert "--resume-or-start a --space digits" in played.ran[0]
 
 
-def test_whoever_stops_following_is_told_how_to_follow_and_stop(
+def test_after_an_interrupt_the_commands_to_follow_and_stop_are_shown(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"job logs": [KeyboardInterrupt()]}
@@ -136,7 +136,7 @@ def test_a_log_whose_connection_broke_is_shown_again(
     assert "the job continues: its log again" in capsys.readouterr().out
 
 
-def test_a_head_that_is_gone_is_a_failure_that_says_how_to_go_on(
+def test_a_head_that_is_gone_is_a_failure_that_says_how_to_continue(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"inspect": [Done(code=1, output="ssh: no route\n")]}
@@ -170,7 +170,7 @@ def test_bad_names(flags: list[str], said: str, file: Path, capsys: pytest.Captu
     assert said in capsys.readouterr().err
 
 
-def test_status_shows_how_it_stands(
+def test_status_shows_nodes_jobs_and_mlflow(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"inspect": [stands(1, jobs=job("RUNNING"))]}
@@ -256,12 +256,12 @@ def test_jobs_are_those_that_were_submitted_the_newest_first() -> None:
         ("Demands:\n (no resource demands)\n", []),
     ],
 )
-def test_what_waits_in_either_autoscalers_words(text: str, demands: list[str]) -> None:
+def test_demands_are_parsed_from_either_autoscalers_text(text: str, demands: list[str]) -> None:
     assert parse_demands(text) == demands
 
 
 @pytest.mark.parametrize(
     "said", ["", "no JSON", '{"nodes": ', '{"nodes": []}', '{"nodes": [{"x": 1}], "jobs": []}']
 )
-def test_an_answer_that_is_none(said: str) -> None:
+def test_output_without_a_state_is_none(said: str) -> None:
     assert HeadState.parse(said) is None

@@ -1,4 +1,4 @@
-"""A shipped cluster file with one thing broken is told so: its shape, its images, and who gets in."""
+"""A shipped cluster file with one part broken has a finding: keys, images, access."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "image: rayproject/ray:2.60.0-py311-gpu",
         "image: rayproject/ray:2.60.0-gpu",
         "image",
-        "docker.image: an image's tag should say which Python is in it, but got rayproject/ray:2.60.0-gpu.",
+        "docker.image: an image's tag should have the version of its Python, but got rayproject/ray:2.60.0",
     ),
     (
         "cluster.yaml",
@@ -340,7 +340,7 @@ WARNINGS: list[tuple[str, str, str, str, str]] = [
         "CHANGE-registry/tune_rescon:2.60.0-py311-gpu ",
         "registry/mine:v7 ",
         "image",
-        "an image's tag should say which Ray is in it, but got registry/mine:v7.",
+        "an image's tag should have the version of its Ray, but got registry/mine:v7.",
     ),
     (
         "cluster/local.yaml",
@@ -360,7 +360,7 @@ def test_a_broken_rule_is_an_error(
 
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), WARNINGS)
-def test_what_its_owner_must_weigh_is_a_warning(
+def test_a_choice_of_the_owner_is_a_warning(
     broken: Broken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
     assert_warning_alone(broken(name, old, new), rule, text)
@@ -375,7 +375,7 @@ def test_the_sum_of_the_least_is_at_most_the_most(broken: Broken) -> None:
     )
 
 
-def test_a_finding_stands_on_its_line(broken: Broken) -> None:
+def test_a_finding_has_its_line(broken: Broken) -> None:
     text = (ROOT / "cluster.yaml").read_text()
     wanted = text[: text.index("MarketType")].count("\n") + 1
     found = broken("cluster.yaml", "MarketType: spot", "MarketTyp: spot")
@@ -404,9 +404,7 @@ def test_one_node_keeps_searches_where_it_likes(broken: Broken) -> None:
         ("apiVersion: ray.io/v1\nkind: RayCluster\n", "auth-mode", "spec.authOptions: must be {mode: token}"),
     ],
 )
-def test_what_is_no_cluster_is_told_and_nothing_breaks(
-    tmp_path: Path, text: str, rule: str, words: str
-) -> None:
+def test_a_file_of_another_kind_is_reported(tmp_path: Path, text: str, rule: str, words: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     assert told(check_file(path), rule, "error", words), check_file(path)

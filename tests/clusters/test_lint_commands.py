@@ -1,4 +1,4 @@
-"""Commands, credentials and costs in a cluster file: what a regular expression, and Ray, take for safe."""
+"""Unsafe commands, credentials and costs in a cluster file that a plain search, or Ray, would accept."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_broken_rule_is_an_error(
 
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), WARNINGS)
-def test_what_its_owner_must_weigh_is_a_warning(
+def test_a_choice_of_the_owner_is_a_warning(
     broken: Broken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
     assert_warning_alone(broken(name, old, new), rule, text)

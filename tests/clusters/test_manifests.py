@@ -1,4 +1,4 @@
-"""``cluster/kuberay.yaml`` and ``cluster/sky.yaml``, held against the definitions of those who read them."""
+"""``cluster/kuberay.yaml`` and ``cluster/sky.yaml``, checked against KubeRay's and SkyPilot's schemas."""
 
 from __future__ import annotations
 

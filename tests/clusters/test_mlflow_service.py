@@ -1,4 +1,4 @@
-"""A head's MLflow server: one, killed, frozen and back; its database kept, and there on a new machine."""
+"""A head's MLflow server: one process, restarted when it is killed or hangs, its database restored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tune_rescon.clusters.mlflow_service import (
 from tune_rescon.errors import StorageError
 from tune_rescon.storage import RemoteError, RemoteFolder
 
-#: Keeps a server running as the command does, with less patience.
+#: Keeps a server running as the command does, with shorter timeouts.
 SCRIPT = """
 import logging, sys
 from pathlib import Path
@@ -46,9 +46,9 @@ logging.basicConfig(level=logging.INFO)
 mlflow_service.KEEP_INTERVAL = 0.5
 folder, port, keep = sys.argv[1:]
 settings = mlflow_service.MlflowSettings(folder=Path(folder), port=int(port), keep=keep or None)
-pace = RestartTiming(interval=0.3, timeout=1.0, failures=2, patience=90, first_pause=0.2)
+timing = RestartTiming(interval=0.3, timeout=1.0, failures=2, startup_timeout=90, first_pause=0.2)
 with progress_shown(print):
-    mlflow_service.supervise_mlflow(settings, pace=pace)
+    mlflow_service.supervise_mlflow(settings, timing=timing)
 """
 
 
@@ -60,8 +60,8 @@ class Service:
         self.folder = folder
         self.process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(port), keep])
 
-    def has_answered(self, *, patience: float = 90.0) -> bool:
-        return within(patience, lambda: self.ask("/health", timeout=1) is not None)
+    def has_answered(self, *, timeout: float = 90.0) -> bool:
+        return within(timeout, lambda: self.ask("/health", timeout=1) is not None)
 
     def ask(self, path: str, data: dict[str, Any] | None = None, *, timeout: float = 20.0) -> bytes | None:
         body = None if data is None else json.dumps(data).encode()
@@ -195,7 +195,7 @@ def test_the_command_has_one_worker_and_no_password() -> None:
     assert "--allowed-hosts" not in words
 
 
-def test_what_is_not_given_is_in_the_folder() -> None:
+def test_database_and_artifacts_default_to_the_folder() -> None:
     argv, env = server_command(MlflowSettings(folder=Path("/m"), allowed_hosts="head:5000"))
     assert env["MLFLOW_BACKEND_STORE_URI"] == "sqlite:////m/mlflow.db"
     assert argv[argv.index("--artifacts-destination") + 1] == "/m/artifacts"
@@ -209,7 +209,7 @@ def test_a_second_one_says_so_and_ends_well(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == "MLflow is kept running already (process 123)\n"
 
 
-def test_there_may_be_none_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ending_without_a_server_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "MLflow is not kept running\n"
 
@@ -219,7 +219,7 @@ def test_a_database_is_kept_where_it_is(capsys: pytest.CaptureFixture[str]) -> N
     assert "--keep is for the folder's SQLite" in capsys.readouterr().err
 
 
-def test_an_impossible_place_to_keep_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_keep_url_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mlflow", "--keep", "nope://b/m", "--folder", str(tmp_path)]) == 2
     assert "Error: --keep: must be a directory, or a URL" in capsys.readouterr().err
     assert not (tmp_path / "service.pid").exists()

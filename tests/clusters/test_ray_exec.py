@@ -1,4 +1,4 @@
-"""Ray's own command line over an ssh that is played: what is meant for the head's shell arrives there."""
+"""Ray's own command line over a simulated ssh: the arguments arrive at the head's shell unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The setup commands of the shipped files, in a home of their own, with a pip that only counts."""
+"""The setup commands of the shipped files, in a temporary home, with a pip that only counts its calls."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_every_shell_has_the_mode_and_the_storage(node: Node, file: str) -> None
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_mlflow_keeps_what_it_has_beside_the_searches(node: Node, file: str) -> None:
+def test_mlflows_database_is_kept_beside_the_searches(node: Node, file: str) -> None:
     node.set_up(file)
     node.program(node.home / "tools" / "python", 'echo "$@"')
     node.run(YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"][-1] + "; sleep 0.2")

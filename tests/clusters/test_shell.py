@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.clusters.ray_commands import ray_starts
+from tune_rescon.clusters.lint import ray_starts
 from tune_rescon.clusters.shell import commands_in
 from tune_rescon.clusters.shell_words import ShellSyntaxError
 
@@ -108,12 +108,12 @@ def test_a_start_gets_the_variables_that_bash_gives_it(text: str, is_token: bool
 
 
 @pytest.mark.parametrize(("text", "is_token"), ELSEWHERE)
-def test_programs_that_run_another_one_pass_on_what_they_are_told(text: str, is_token: bool) -> None:
+def test_programs_that_run_another_one_pass_the_environment_on(text: str, is_token: bool) -> None:
     assert (mode(text) == "token") is is_token
 
 
 @pytest.mark.parametrize("text", ["echo 'a", 'echo "a', "echo `a", "echo ${a", "(ray start", "x=$(ray start"])
-def test_what_no_shell_reads_is_an_error(text: str) -> None:
+def test_a_text_that_no_shell_reads_is_an_error(text: str) -> None:
     with pytest.raises(ShellSyntaxError):
         commands_in(text)
 

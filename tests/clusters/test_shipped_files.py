@@ -1,4 +1,4 @@
-"""The shipped cluster files are sound: for `check`, for Ray, and for bash."""
+"""The shipped cluster files are valid: for `check`, for Ray, and for bash."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("python_of_the_images")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_file_wants_nothing_but_what_is_to_be_changed(name: str) -> None:
+def test_a_shipped_file_has_no_findings_but_its_placeholders(name: str) -> None:
     found = check_file(ROOT / name)
     assert [(finding.rule, finding.severity) for finding in found] == [("placeholder", "warning")]
     assert "CHANGE-bucket" in found[0].text
 
 
-def test_no_more_is_to_be_changed_than_is_said() -> None:
+def test_the_marked_lines_are_those_of_the_finding() -> None:
     marked = [line for line in (ROOT / "cluster.yaml").read_text().splitlines() if "# CHANGE" in line]
     assert len(marked) == 5
     (finding,) = check_file(ROOT / "cluster.yaml")

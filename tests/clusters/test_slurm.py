@@ -1,4 +1,4 @@
-"""``cluster/slurm.sh``, all of it, with a Slurm and a Ray that write down what they are asked."""
+"""The whole ``cluster/slurm.sh``, with a Slurm and a Ray that record their calls."""
 
 from __future__ import annotations
 

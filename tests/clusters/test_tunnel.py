@@ -1,4 +1,4 @@
-"""The tunnel with an ssh that is played: it opens its ports, or fails."""
+"""The tunnel with a simulated ssh: it opens its ports, or fails."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def arguments(file: Path) -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.timeout(20)  # a process
-def test_both_addresses_are_said_and_it_ends_well(
+def test_both_addresses_are_shown_and_the_tunnel_ends_cleanly(
     number: signal.Signals, ssh: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -87,7 +87,7 @@ def test_an_ssh_that_ends_is_a_failure(
     assert f"The command failed: ssh ended with code {code}; see above." in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_said(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_reported(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert (

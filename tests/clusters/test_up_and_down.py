@@ -1,4 +1,4 @@
-"""Up and down on a cluster that is played: what is run, and what is said."""
+"""`up` and `down` on a simulated cluster: the commands that run, and the text that is printed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_new_cluster_is_started_and_counted(
 
 
 @pytest.mark.parametrize(("runs", "remembered"), [("yes", True), ("no", False)])
-def test_machines_that_are_started_anew_are_set_up_anew(
+def test_restarted_machines_are_set_up_again(
     runs: str,
     remembered: bool,
     played: Any,
@@ -71,7 +71,7 @@ def test_machines_that_are_started_anew_are_set_up_anew(
     assert state.exists() == remembered
 
 
-def test_one_that_runs_is_not_started_anew(
+def test_a_running_cluster_is_not_restarted(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {
@@ -94,7 +94,7 @@ def test_a_head_without_ray_is_started(played: Any, stands: Stands, file: Path) 
     assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
 
 
-def test_a_head_that_does_not_say_is_left_alone(
+def test_a_head_without_a_status_is_not_touched(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The error quotes the command, which has both answers in it.
@@ -124,7 +124,7 @@ def test_a_head_that_never_answers_is_a_failure(
     played.answers = {"get-head-ip": [NO_HEAD], "inspect": [Done(code=1, output="ssh: no route\n")]}
     assert main(["up", str(file), "--yes", "--wait", "0.05"]) == 1
     said = capsys.readouterr().err
-    assert "The head of lab does not say how it stands: ssh: no route" in said
+    assert "The head of lab returned no status: ssh: no route" in said
 
 
 def test_a_start_that_fails_is_a_failure(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +153,7 @@ def test_the_token_is_made_once_and_for_its_owner(
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
-def test_a_cluster_that_makes_its_own_token_needs_none_here(
+def test_a_cluster_that_makes_its_token_needs_no_local_one(
     played: Any, stands: Stands, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
@@ -162,7 +162,7 @@ def test_a_cluster_that_makes_its_own_token_needs_none_here(
     assert not played.ran_with("get-auth-token")
 
 
-def test_what_it_may_cost_is_said_before_anything_is_started(
+def test_the_cost_is_shown_before_anything_is_started(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(
@@ -190,9 +190,9 @@ def test_a_file_with_errors_starts_nothing(
     assert played.ran == []
 
 
-def test_nobody_is_asked_where_nobody_is(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_question_without_a_terminal(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", str(file)]) == 2
-    assert "Give --yes where nobody can be asked." in capsys.readouterr().err
+    assert "Give --yes where no terminal can ask." in capsys.readouterr().err
     assert played.ran == []
 
 
@@ -204,7 +204,7 @@ def test_check_takes_several_and_warnings_are_no_error(
     assert capsys.readouterr().out == f"{file}:3: warning: may cost [w]\n" * 2
 
 
-def test_check_tells_of_a_file_that_is_none(
+def test_check_reports_a_missing_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "check_file", CHECK)
@@ -213,7 +213,7 @@ def test_check_tells_of_a_file_that_is_none(
 
 
 @pytest.mark.parametrize("command", ["up", "submit", "status", "tunnel", "down"])
-def test_a_file_that_is_none_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_cluster_file_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "nope.yaml"]) == 2
     said = capsys.readouterr().err
     assert said == "Error: FILE: must be a cluster's file, but got nope.yaml (No such file or directory).\n"
@@ -228,7 +228,7 @@ def test_down_keeps_mlflows_database_first(
     assert "ends by itself within a minute" in capsys.readouterr().out
 
 
-def test_down_goes_on_where_mlflow_cannot_be_ended(
+def test_down_continues_if_mlflow_cannot_be_ended(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=1, output="ssh: no route\n")]}
@@ -238,7 +238,9 @@ def test_down_goes_on_where_mlflow_cannot_be_ended(
     )
 
 
-def test_what_a_cloud_may_leave_is_said(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resources_that_a_cloud_may_leave_are_listed(
+    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file.write_text("cluster_name: c\nprovider: {type: aws, region: us-west-2}\n")
     played.answers = {"get-head-ip": [NO_HEAD]}
     assert main(["down", str(file)]) == 0

@@ -1,4 +1,4 @@
-"""Real image folders and zips, made on the spot."""
+"""Small image folders and zips."""
 
 from __future__ import annotations
 

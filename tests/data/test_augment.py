@@ -48,7 +48,7 @@ def test_crop_and_flip_gives_each_image_a_crop_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("padding", "flip"), [(0, False), (2, False), (0, True)])
-def test_only_what_is_asked_for(padding: int, flip: bool) -> None:
+def test_only_requested_transforms_are_applied(padding: int, flip: bool) -> None:
     images = noise(30, side=6).permute(0, 2, 3, 1)
     found = crop_and_flip(images, rng(), padding=padding, flip=flip)
     for image, result in zip(images, found, strict=True):

@@ -1,4 +1,4 @@
-"""Wherever the images come from, the batches are the same; what is made ahead is made by another thread."""
+"""All sources give the same batches; batches that are made ahead are made by another thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, epoch): nothing else moves them, and they move nothing else."""
+"""Batches are a function of (seed, epoch), and change no global random state."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]
 
 
 @pytest.mark.parametrize("settings", [EVERYTHING, RESIZED])
-def test_an_epoch_is_the_same_whatever_came_before(dataset: ImageDataset, settings: dict[str, Any]) -> None:
+def test_an_epoch_does_not_depend_on_earlier_ones(dataset: ImageDataset, settings: dict[str, Any]) -> None:
     module = module_of(dataset, **settings)
     expected = list(module.train_batches(epoch=3))
     torch.manual_seed(5)
@@ -170,7 +170,7 @@ def test_an_epoch_is_the_same_whatever_came_before(dataset: ImageDataset, settin
     "settings",
     [{"crop_padding": 1, "mixup": 0.2}, {"crop_padding": 1, "class_sampling": "balanced"}, RESIZED],
 )
-def test_an_epoch_goes_on_from_any_of_its_batches(dataset: ImageDataset, settings: dict[str, Any]) -> None:
+def test_an_epoch_resumes_from_any_batch(dataset: ImageDataset, settings: dict[str, Any]) -> None:
     whole = list(module_of(dataset, **settings).train_batches(epoch=3))
     rest = list(module_of(dataset, **settings).train_batches(epoch=3, first=1))
     assert len(rest) == len(whole) - 1 > 0
@@ -204,7 +204,7 @@ def test_global_random_states_are_left_alone(dataset: ImageDataset) -> None:
     assert before[2] == random.getstate()
 
 
-def test_nothing_is_done_that_is_not_asked_for(dataset: ImageDataset) -> None:
+def test_no_augmentation_without_request(dataset: ImageDataset) -> None:
     module = module_of(dataset, normalize=False)
     order = epoch_order(len(dataset.train), seed=0, epoch=0)
     stored, labels = dataset.train.gather(order)
@@ -268,7 +268,9 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(dataset: ImageDa
 
 @pytest.mark.parametrize("image_size", [8, 16, 33])
 @pytest.mark.parametrize("settings", [{}, EVERYTHING, RESIZED])
-def test_what_the_network_gets(dataset: ImageDataset, image_size: int, settings: dict[str, Any]) -> None:
+def test_the_batch_that_the_network_gets(
+    dataset: ImageDataset, image_size: int, settings: dict[str, Any]
+) -> None:
     images, targets = next(module_of(dataset, image_size=image_size, **settings).train_batches(epoch=0))
     assert images.shape == (8, 3, image_size, image_size)
     assert images.dtype == torch.float32

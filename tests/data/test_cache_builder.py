@@ -1,4 +1,4 @@
-"""The cache on disk: damage is mended, builders do not disturb each other, failures leave nothing."""
+"""The cache on disk: damage is repaired, builders do not disturb each other, failures leave no files."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_another_format_is_decoded_again(
         open_cache(folder, "any")
 
 
-def test_verify_all_reads_what_opening_does_not(
+def test_verify_all_reads_every_image(
     tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tune_rescon.data.cache.CHUNK_BYTES", 16 * 16 * 3)
@@ -220,9 +220,7 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch, *, chunk: int = 2) -> Me
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 45, 100])
-def test_what_was_stored_chunk_by_chunk_is_read_as_a_whole(
-    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_are_read_as_a_whole(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meta = made(tmp_path, monkeypatch, chunk=chunk)
     cache = open_cache(tmp_path, "the source")
     assert cache.meta == meta
@@ -236,7 +234,7 @@ def test_what_was_stored_chunk_by_chunk_is_read_as_a_whole(
     verify_all(cache)
 
 
-def test_chunks_follow_each_other_and_hold_what_fits() -> None:
+def test_chunks_are_consecutive_and_fit_their_size() -> None:
     assert list(chunks((7, CHUNK_BYTES // 6, 2, 1))) == [slice(0, 3), slice(3, 6), slice(6, 7)]
     assert list(chunks((2, CHUNK_BYTES, 2, 1))) == [slice(0, 1), slice(1, 2)], "one image at least"
     assert list(chunks((0, 4, 4, 3))) == []
@@ -429,7 +427,7 @@ def test_a_full_disk(
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
-def test_progress_is_told(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_progress_is_reported(make_folder: MakeFolder, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     config = DatasetConfig(name="folder", path=str(make_folder(COUNTS)))
     for _ in range(2):

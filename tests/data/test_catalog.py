@@ -1,4 +1,4 @@
-"""What a dataset is said to be is what it then is, and every mistake gets its sentence."""
+"""A dataset's description equals the opened dataset, and every mistake has an error message."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_digits(settings: dict[str, Any], tmp_path: Path) -> None:
         assert np.bincount(split.labels_N, minlength=10).min() > 0
 
 
-def test_digits_keep_one_test_part_whatever_the_seed(tmp_path: Path) -> None:
+def test_digits_test_part_does_not_depend_on_the_seed(tmp_path: Path) -> None:
     opened = [
         open_dataset(DatasetConfig(split_seed=seed), data_root=tmp_path, cache_root=tmp_path)
         for seed in (0, 1)

@@ -34,7 +34,7 @@ def cache_root(config: DatasetConfig, tmp_path_factory: pytest.TempPathFactory) 
     return root
 
 
-def test_it_is_cifar10(config: DatasetConfig, cache_root: Path) -> None:
+def test_the_zip_is_read_as_cifar10(config: DatasetConfig, cache_root: Path) -> None:
     info = describe(config, data_root=cache_root)
     dataset = open_dataset(config, data_root=cache_root, cache_root=cache_root)
     assert info.class_names == dataset.class_names == BUILTIN["cifar10"].class_names

@@ -1,4 +1,4 @@
-"""Any picture becomes one upright RGB square; a broken one says so."""
+"""Any picture becomes one upright RGB square; a broken picture is an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tune_rescon.data.decode import BadImageError, SizesDifferError, decode_block, decode_image, probe_size
-from tune_rescon.data.formats import FORMATS
+from tune_rescon.data.opening import FORMATS
 
 RED = (200, 30, 40)
 
@@ -216,7 +216,7 @@ def test_odd_exif_never_costs_a_whole_picture(odd: str, kind: str) -> None:
     assert found.shape == (16, 16, 3)
 
 
-def test_the_orientation_is_read_beside_what_cannot_be() -> None:
+def test_the_orientation_is_read_beside_damaged_exif_entries() -> None:
     """A negative rational, which Pillow cannot write again: turning must not need to."""
     resolution = struct.pack("<HHII", 0x011A, 5, 1, 38)
     block = exif_block(orientation_entry(3, b"\x03\0"), resolution) + struct.pack("<ii", -72, 1)

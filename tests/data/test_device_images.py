@@ -1,4 +1,4 @@
-"""Images on the device: a device is played by the CPU, which here has a memory of its own."""
+"""Images in a device's memory; the device is the CPU, which gets a simulated memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_cpu_reads_the_mapped_cache(dataset: ImageDataset, monkeypatch: pytest
     assert batch_sources._held == {}
 
 
-def test_a_device_holds_what_fits_and_is_copied_to_ahead_otherwise(
+def test_images_that_fit_are_on_the_device_and_others_are_prefetched(
     dataset: ImageDataset, device: dict[str, int]
 ) -> None:
     assert isinstance(choose_supply(dataset, "train", DEVICE), DeviceSource)
@@ -65,9 +65,7 @@ def test_the_rule_leaves_seven_eighths(needed: int) -> None:
     assert not fits(needed, 8 * needed - 1)
 
 
-def test_the_next_trial_finds_the_copy_whatever_is_free_by_then(
-    dataset: ImageDataset, device: dict[str, int]
-) -> None:
+def test_the_next_trial_reuses_the_copy_on_the_device(dataset: ImageDataset, device: dict[str, int]) -> None:
     first = choose_supply(dataset, "train", DEVICE)
     device["free"] = 0
     assert choose_supply(dataset, "train", DEVICE) is first
@@ -91,7 +89,7 @@ def test_another_dataset_takes_the_place(
     assert choose_supply(dataset, "train", DEVICE) is not first
 
 
-def test_what_was_released_stays_away_until_another_dataset_came(
+def test_released_images_stay_off_the_device_until_another_dataset(
     dataset: ImageDataset, open_folder: OpenFolder, tmp_path: Path
 ) -> None:
     assert release(DEVICE) is False

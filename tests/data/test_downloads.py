@@ -49,7 +49,7 @@ def test_an_archive_elsewhere_is_a_dataset(tmp_path: Path) -> None:
     assert [path.suffix for path in data.iterdir() if not path.name.startswith(".")] == [".zip"]
 
 
-def test_it_is_fetched_once_and_another_version_again(tmp_path: Path) -> None:
+def test_an_archive_is_fetched_once_per_version(tmp_path: Path) -> None:
     put(tmp_path, 10)
     first = fetched(URL, tmp_path / "data")
     stamp = first.stat().st_mtime_ns
@@ -76,7 +76,7 @@ def test_it_is_fetched_once_and_another_version_again(tmp_path: Path) -> None:
         ("memory://bucket/photos.tar", "must be that of a .zip of images"),
     ],
 )
-def test_what_is_no_archive_is_said(url: str, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_reported(url: str, said: str, tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe_file("/bucket/photos.tar", b"tar")
     with pytest.raises(DataError) as caught:
         fetched(url, tmp_path / "data")
@@ -110,7 +110,7 @@ SIGNED = "lender://host/photos.zip?X-Amz-Date={0}&X-Amz-Signature={0}abc&version
 @pytest.mark.parametrize(
     ("facts", "files"), [({"size": 3, "ETag": "e"}, 1), ({"size": 3}, 1), ({"size": None}, 2)]
 )
-def test_a_url_signed_anew_is_the_same_file(
+def test_a_url_with_a_new_signature_is_the_same_file(
     facts: dict[str, object], files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.register_implementation("lender", _Server, clobber=True)
@@ -131,7 +131,7 @@ def test_no_message_has_a_signature(tmp_path: Path) -> None:
         assert "s3cretabc" not in str(caught.value)
 
 
-def test_half_a_download_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_download_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, 10)
     memory = type(fsspec.filesystem("memory"))
 

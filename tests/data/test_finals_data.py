@@ -1,4 +1,4 @@
-"""What finals train on: everything but the test images; and labels that are wrong on purpose."""
+"""The images of finals, which are all but the test images; and label noise."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_folders_own_validation_images_train_too(make_folder: MakeFolder, open
     assert (info.train_images, info.val_images, info.test_images) == (14, 0, 2)
 
 
-def test_some_labels_are_wrong_and_the_others_right(tmp_path: Path) -> None:
+def test_label_noise_changes_the_given_share(tmp_path: Path) -> None:
     clean, noisy = digits(tmp_path), digits(tmp_path, label_noise=0.3)
     wrong = clean.train.labels_N != noisy.train.labels_N
     assert wrong.sum() == round(0.3 * len(wrong))

@@ -1,4 +1,4 @@
-"""Directories and zips: read alike, their changes noticed, their mistakes named."""
+"""Directories and zips: read equally, with changes detected and mistakes reported."""
 
 from __future__ import annotations
 

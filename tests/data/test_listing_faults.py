@@ -1,4 +1,4 @@
-"""What is read, left out and refused of folders and zips as people and other tools make them."""
+"""Files of folders and zips, as people and tools make them, that are read, left out or refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tune_rescon.data.account import Account, Kind
-from tune_rescon.data.formats import SUFFIXES
 from tune_rescon.data.image_folder import fingerprint, index_images, list_folder
+from tune_rescon.data.opening import SUFFIXES
 from tune_rescon.data.selection import Selection
 from tune_rescon.errors import DataError
 from tune_rescon.inference import find_pictures
@@ -93,7 +93,7 @@ READ = {
 
 @pytest.mark.parametrize("case", READ)
 @pytest.mark.parametrize("zipped", [False, True])
-def test_what_is_read_and_left_out(case: str, zipped: bool, tmp_path: Path) -> None:
+def test_which_files_are_read_and_left_out(case: str, zipped: bool, tmp_path: Path) -> None:
     paths, names, left = READ[case]
     if zipped:
         root = write_zip(tmp_path / "x.zip", paths)
@@ -110,7 +110,7 @@ def test_what_is_read_and_left_out(case: str, zipped: bool, tmp_path: Path) -> N
 SETTLED = {
     "Kaggle's layout": (
         ["train/1.png", "test/2.png"],
-        "images directly in test/ and train/, which do not say their class",
+        "images directly in test/ and train/, which are in no class's folder",
         {"train": "."},
         ["test/2.png", "train/1.png"],
     ),
@@ -190,7 +190,7 @@ SETTLED = {
 
 
 @pytest.mark.parametrize("case", SETTLED)
-def test_what_may_mean_two_things_is_refused_with_the_line_that_settles_it(case: str) -> None:
+def test_an_ambiguous_layout_is_refused_with_the_line_that_decides_it(case: str) -> None:
     paths, words, lines, names = SETTLED[case]
     with pytest.raises(DataError, match=words) as caught:
         index_images(paths, where="x")
@@ -250,14 +250,14 @@ def test_a_part_that_is_not_there(selection: Selection, words: str) -> None:
         index_images(["a/1.png", "b/1.png", "c/1.png"], where="x", selection=selection)
 
 
-def test_what_is_ignored_is_counted() -> None:
+def test_ignored_files_are_counted() -> None:
     paths = [*CLASSES, "a/1_mask.png", "b/1_mask.png", "raw/c/1.png"]
     found = index_images(paths, where="x", selection=Selection(ignore="*_mask.png, /raw"))
     assert sorted(found.names) == CLASSES
     assert left_out(found) == {Kind.IGNORED: (3, ("a/1_mask.png", "b/1_mask.png", "raw"))}
 
 
-def test_patterns_that_match_nothing_are_said() -> None:
+def test_patterns_that_match_nothing_are_reported() -> None:
     found = index_images(CLASSES, where="x", selection=Selection(ignore="*_msk.png"))
     assert found.account.lines()[1:] == ["left out, ignored by dataset.ignore: 0"]
     assert Account.from_json(found.account.to_json()) == found.account
@@ -301,7 +301,7 @@ def test_settings_are_compared_in_one_form_of_unicode(typed: Any, stored: Any) -
     assert found.train.names == tuple(paths[:2])
 
 
-def test_the_account_is_told_and_kept() -> None:
+def test_the_account_is_shown_and_stored() -> None:
     found = index_images([*PAIR, "train/a/2.png", "val/a/x.png", "notes.txt"], where="x").account
     assert found.lines() == [
         "found 2 classes; images: train 3 (a 2, b 1), val 1, test 0",
@@ -376,7 +376,7 @@ def test_a_change_of_equal_size_and_time_is_seen(change: str, tmp_path: Path) ->
     assert fingerprint(root) != before
 
 
-def test_what_is_no_image_does_not_change_the_fingerprint(tmp_path: Path) -> None:
+def test_other_files_do_not_change_the_fingerprint(tmp_path: Path) -> None:
     root = write(tmp_path / "x", CLASSES)
     before = fingerprint(root)
     write(root, [".DS_Store", "a/notes.txt", "a/@eaDir/1.png", "__MACOSX/a/._1.png"])

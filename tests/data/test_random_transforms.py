@@ -166,7 +166,7 @@ def test_a_crop_is_torchvisions_to_a_level(side: int, flip: bool) -> None:
         assert (result.int() - expected.int()).abs().max() <= 1
 
 
-def test_boxes_fit_and_one_that_never_fits_is_replaced() -> None:
+def test_boxes_fit_or_are_replaced() -> None:
     whole = draw_boxes(200, rng(), side=16, area=(0.9, 1), ratio=(0.01, 0.02), largest=16, otherwise=16)
     assert (whole == [0, 0, 16, 16]).all()
     boxes = draw_boxes(500, rng(), side=16, area=(0.05, 1), ratio=(0.25, 4), largest=16, otherwise=16)

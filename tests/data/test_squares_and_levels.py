@@ -15,7 +15,7 @@ from tests.data.conftest import OpenFolder
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.decode import (
     BadImageError,
-    darkness_words,
+    darkness_message,
     decode_image,
     levels_of,
     stored_size,
@@ -153,7 +153,7 @@ def colour16(high: int, side: int = 16) -> bytes:
 
 
 @pytest.mark.parametrize(("high", "is_told"), [(4095, True), (65535, False)])
-def test_pictures_that_come_out_nearly_black_are_told(
+def test_nearly_black_pictures_are_reported(
     high: int, is_told: bool, tmp_path: Path, open_folder: OpenFolder
 ) -> None:
     """Twelve-bit colours: Pillow gives the upper 8 of 16 bits."""
@@ -164,7 +164,7 @@ def test_pictures_that_come_out_nearly_black_are_told(
         path.write_bytes(colour16(high))
     found = open_folder(root)
     assert found.levels is None
-    words = darkness_words(found.mean, found.std)
+    words = darkness_message(found.mean, found.std)
     assert (words is not None) == is_told
     assert words is None or "nearly black: hardly a value is above 21 of 255" in words
 

@@ -1,4 +1,4 @@
-"""Where test images come from: the source's own, some training images, or the validation images."""
+"""The source of the test images: their folder, a share of the training images, or the validation images."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_rare_class_has_one_image_in_every_part(
         assert np.bincount(getattr(found, part).labels_N, minlength=2)[1] == 1
 
 
-def test_a_class_too_small_for_three_parts_is_told_why(
+def test_a_class_too_small_for_three_parts_is_reported(
     make_folder: MakeFolder, open_folder: OpenFolder
 ) -> None:
     root = make_folder({"a": 60, "b": 2})

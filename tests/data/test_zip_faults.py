@@ -1,4 +1,4 @@
-"""Zips of images as people and other tools make them, and members that inflate or that Python cannot read."""
+"""Zips of images, as people and tools make them, and members that inflate or that Python cannot read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_backslashes_in_zips(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_an_entry_that_is_there_twice_counts_once_and_the_last_one(tmp_path: Path) -> None:
+def test_the_last_of_two_equal_entries_counts(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as made:
         for name, data in (
             ("a/1.png", b"old"),
@@ -111,7 +111,7 @@ def test_a_listing_refuses_a_member_that_inflates(tmp_path: Path, monkeypatch: p
     assert "`--set dataset.ignore=a/1.png`" in str(caught.value)
 
 
-def test_a_member_that_inflates_as_no_picture_does_is_refused_whatever_the_memory(tmp_path: Path) -> None:
+def test_a_member_that_inflates_too_much_is_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {name: bytes(1000) for name in CLASSES}, zipfile.ZIP_DEFLATED)
     patched(path, "a/1.png", 24, (65 << 20).to_bytes(4, "little"))
     words = "inflates to 68 MB, more than 100 times its compressed size"
@@ -140,7 +140,7 @@ def test_a_member_that_says_it_is_small_is_not_inflated_whole(method: int, tmp_p
         tracemalloc.stop()
 
 
-def test_what_is_allowed_is_read_whole(tmp_path: Path) -> None:
+def test_an_allowed_member_is_read_completely(tmp_path: Path) -> None:
     data = os.urandom(1_500_000)
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         path = write_zip(tmp_path / f"{method}.zip", {"a/1.png": data}, method)

@@ -1,4 +1,4 @@
-"""What the test images said, over the seeds."""
+"""The results on the test images, over the seeds."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_the_best_mean_comes_first(result: StudyResult) -> None:
     assert result.best.number == 1
 
 
-def test_a_lead_that_a_seed_could_make_is_said_to_be_one(result: StudyResult) -> None:
+def test_a_lead_within_the_spread_of_seeds_is_reported(result: StudyResult) -> None:
     text = said(result)
     assert "0.81 ± 0.014" in text
     assert "The first of 2 was chosen by these very images" in text
@@ -132,7 +132,7 @@ def test_a_lead_that_a_seed_could_make_is_said_to_be_one(result: StudyResult) ->
         (0, None, "finalists on the validation images (there are no test images)"),
     ],
 )
-def test_what_judged_is_said(
+def test_the_evaluation_images_are_shown(
     result: StudyResult, test_images: int, fraction: float | None, words: str
 ) -> None:
     counts = {"train": (9, 9), "val": (2, 2), "test": (test_images, 0)}
@@ -148,7 +148,7 @@ def test_what_judged_is_said(
 def test_one_seed_each_says_nothing_of_the_seed(result: StudyResult) -> None:
     for trials in (result.trials[:2], result.trials[:3]):
         text = said(dataclasses.replace(result, trials=trials))
-        assert "One training of a network cannot tell its lead from what another seed changes" in text
+        assert "One training of a network cannot distinguish a lead from the effect of the seed" in text
         assert "`--seeds 3`" in text
         assert "within what the seed alone changes" not in text
     assert "over 1 to 2 trainings" in text
@@ -188,7 +188,7 @@ def test_the_note_begins_with_the_finalists(result: StudyResult) -> None:
     assert FinalsPresentation().note(result).startswith("| trials | accuracy |")
 
 
-def test_published_stands_beside_measured(result: StudyResult) -> None:
+def test_published_values_are_shown_beside_measured_ones(result: StudyResult) -> None:
     noise, rescon = find_rows(["attention92-noise30"])[0], find_rows(["rescon-cifar10-92-32"])[0]
     assert measured(noise, result)["test_error"].mean == pytest.approx(19.5)
     assert measured(rescon, result)["train_loss"].mean == 0.5

@@ -1,4 +1,4 @@
-"""From a search, a preset or a published row to a space the engine runs."""
+"""From a search, a preset or a published row to the space of its finals."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_network_of_the_finals_that_does_not_exist_is_refused_once() -> None:
     assert str(raised.value).count("does not apply") == 1
 
 
-def test_the_best_that_reached_the_end_are_taken_and_none_twice(searched: StudyResult) -> None:
+def test_the_best_finished_configurations_are_chosen_once_each(searched: StudyResult) -> None:
     ended = [t for t in searched.trials if t.state is TrialState.FINISHED]
     rates = sorted((t.parameters["learning_rate"] for t in ended), reverse=True)
     found = top_configs(searched, 2)
@@ -103,7 +103,7 @@ def test_the_best_that_reached_the_end_are_taken_and_none_twice(searched: StudyR
     assert top_configs(doubled, 2) == found
 
 
-def test_a_search_none_of_whose_trials_reached_the_end_has_no_finalists(searched: StudyResult) -> None:
+def test_a_search_without_a_finished_trial_has_no_finalists(searched: StudyResult) -> None:
     empty = dataclasses.replace(searched, trials=searched.trials[:0])
     with pytest.raises(StorageError, match=r"--from: a search must have a trial that reached its last epoch"):
         top_configs(empty, 3)
@@ -173,7 +173,7 @@ def test_finalists_of_several_datasets_keep_them() -> None:
     assert (alone[0].dataset, dataset.name) == (None, "cifar100")
 
 
-def test_what_is_set_is_set() -> None:
+def test_settings_apply_to_the_finals() -> None:
     configs = (TrialConfig(),)
     assert space_of(configs, overrides=["resources_per_trial.cpu=3"]).resources_per_trial.cpu == 3
     with pytest.raises(SpaceError, match=r"budget\.trials: must be at most the 1 rows"):
@@ -229,7 +229,7 @@ def test_the_rows_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "2", "h", "0s", "-1h", "1m2h", "two hours"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_an_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--budget: must be a time, such as 2h"):
         read_duration(text)
 

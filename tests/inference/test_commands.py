@@ -1,4 +1,4 @@
-"""predict and export on a checkpoint: the network's own answers, in every form, and bad input in words."""
+"""predict and export on a checkpoint: equal answers in every format, and errors for bad input."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_no_text_in_the_csv_is_a_formula(
     assert 0 < float(row["probability"]) <= 1
 
 
-def test_what_is_no_picture_is_told_and_the_others_are_classified(
+def test_unreadable_pictures_are_reported_and_the_others_classified(
     checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
@@ -154,7 +154,7 @@ def test_every_format_is_loaded_again_and_says_the_same(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_what_was_exported_as_safetensors_is_a_model(
+def test_an_exported_safetensors_file_is_a_model(
     checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "a.safetensors"
@@ -185,7 +185,7 @@ class Code:
         ("models:/nosuch", "must be models:/NAME@ALIAS or models:/NAME/VERSION"),
     ],
 )
-def test_a_model_that_is_none(
+def test_an_unknown_model(
     model: str, said: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict([model, str(pictures), "--storage", str(tmp_path / "runs")]) == 2
@@ -336,7 +336,9 @@ def test_a_format_whose_packages_are_not_there(
     assert not list(tmp_path.iterdir())
 
 
-def test_paths_that_are_none(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_that_do_not_exist(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert predict([str(checkpoint), str(tmp_path / "nowhere.png")]) == 2
     assert "a picture or a folder of them must exist" in capsys.readouterr().err
     assert predict([str(checkpoint), str(tmp_path)]) == 2

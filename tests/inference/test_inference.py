@@ -1,4 +1,4 @@
-"""What ``benchmarks/inference.py`` compares: every form of a network says the same of real images."""
+"""The comparison of ``benchmarks/inference.py``: every format gives the same answers on real images."""
 
 from __future__ import annotations
 

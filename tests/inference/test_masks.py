@@ -1,4 +1,4 @@
-"""Masks over photographs: where the network saw them, and what an interrupt leaves."""
+"""Masks over photographs: their place on the photograph, and the files after an interrupt."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int], No
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv", "--top=1"])
-def test_an_interrupt_keeps_what_was_predicted_and_drawn(
+def test_an_interrupt_keeps_predictions_and_drawings(
     form: str,
     checkpoint: Path,
     pictures: Path,

@@ -1,4 +1,4 @@
-"""The page of a network's mistakes: it counts as validation did, and shows what is confidently wrong."""
+"""The page of a network's mistakes: its counts equal validation's, and it shows confident mistakes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tune_rescon.errors import DataError, NetworkError
 from tune_rescon.inference import (
     Mistakes,
     find_mistakes,
+    mistakes_lines,
     mistakes_page,
-    mistakes_words,
     write_mistakes,
 )
 from tune_rescon.inference.mistakes import LARGEST_MATRIX, Mistake
@@ -46,7 +46,7 @@ def test_counts_and_pairs() -> None:
     found = mistakes([[8, 2, 0], [0, 9, 1], [4, 0, 6]], "ant", "bee", "cat")
     assert (found.images, found.wrong) == (30, 7)
     assert found.confused_pairs() == [("cat", "ant", 4, 10), ("ant", "bee", 2, 10), ("bee", "cat", 1, 10)]
-    assert mistakes_words(found, of="test") == [
+    assert mistakes_lines(found, of="test") == [
         "23 of 30 test images are right (76.67%)",
         "4 of 10 images of cat are taken for ant",
         "2 of 10 images of ant are taken for bee",
@@ -124,7 +124,9 @@ def test_of_a_search_it_counts_as_the_validation_did(
         find_mistakes(network, about, dataset, dataset.val, placement=resolve_device("cpu", precision="fp32"))
 
 
-def test_it_is_no_form_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_excludes_the_other_forms_of_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["s", "--errors", str(tmp_path / "e.html"), "--json"]) == 2
     assert "--errors takes a NAME alone" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -165,7 +167,7 @@ def test_the_report_shows_those_of_the_best_network_and_of_no_other(
     assert not [name for name, page in pages.items() if "<figure>" in page and name != "own"]
 
 
-def test_a_search_that_finishes_judges_its_best_and_one_that_fails_does_not(
+def test_only_a_finished_search_writes_its_mistakes(
     searched: StudyResult, storage: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = SearchFolder(storage=storage, name="s")
@@ -188,7 +190,7 @@ def test_a_search_that_finishes_judges_its_best_and_one_that_fails_does_not(
 
 
 @pytest.mark.torch
-def test_what_there_is_no_time_for_is_left_out_and_said(searched: StudyResult, storage: Path) -> None:
+def test_images_without_time_are_left_out_and_counted(searched: StudyResult, storage: Path) -> None:
     network, about = load_trained(str(searched.kept_checkpoint(cast(TrialRecord, searched.best))))
     many = dataclasses.replace(searched.space.dataset, val_fraction=0.6)
     dataset = open_dataset(many, data_root=storage, cache_root=storage / "cache")
@@ -203,4 +205,4 @@ def test_what_there_is_no_time_for_is_left_out_and_said(searched: StudyResult, s
     for one in part.worst:
         alike = [n for n, image_HWC in enumerate(images_NHWC) if np.array_equal(image_HWC, one.image_HWC)]
         assert about.class_names.index(one.label) in labels_N[alike]
-    assert mistakes_words(part, of="test")[0].endswith("%); 56 others were not looked at")
+    assert mistakes_lines(part, of="test")[0].endswith("%); 56 others were not evaluated")

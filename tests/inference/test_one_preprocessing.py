@@ -230,7 +230,7 @@ def test_timms_own_transform_is_validation_where_pictures_are_scaled_once(
     assert theirs.pretrained_cfg["label_names"] == ["ant", "bee"]
 
 
-def test_what_timms_own_transform_cannot_do_is_said(
+def test_a_transform_that_timm_cannot_do_is_reported(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
@@ -244,7 +244,7 @@ def test_what_timms_own_transform_cannot_do_is_said(
         " pictures of more than 8 bits; the pixels of validation are those of `network.preprocess(picture)`"
     )
     alike = dataclasses.replace(about, resize="squash", stored_side=about.spec.image_size)
-    assert export.timm_transform_words(alike) is None
+    assert export.timm_transform_message(alike) is None
 
 
 def _shown(network: nn.Module, files: list[Path], preprocess: Callable[[Image.Image], Tensor]) -> Tensor:

@@ -67,7 +67,7 @@ def test_every_kind_of_network(config: TrialConfig, checkpoint: Path, tmp_path: 
     np.testing.assert_allclose(classify(tmp_path / "a", pixels_BCHW), wanted_BK, rtol=1e-4)
 
 
-def test_the_command_writes_a_folder_and_what_belongs_to_it(
+def test_the_command_writes_the_model_folder_with_its_files(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "winner"

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: their description, what applies to them, their cost, and mistakes in words."""
+"""Networks from elsewhere: their description, the fields that apply to them, their cost, and errors."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_without_an_image_size_it_is_that_of_small_images() -> None:
         ),
     ],
 )
-def test_what_does_not_apply_is_refused(fields: dict[str, Any], words: str) -> None:
+def test_fields_that_do_not_apply_are_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(NetworkError) as raised:
         describe_network(TrialConfig(**fields), classes=10, in_channels=3)
     assert str(raised.value).startswith(words)
 
 
-def test_it_is_no_residual_attention_network() -> None:
+def test_an_external_network_is_no_residual_attention_network() -> None:
     with pytest.raises(NetworkError, match="network: a Residual Attention Network has no `network`"):
         resolve_network(TrialConfig(network="timm/resnet18"), classes=10, in_channels=3)
 
@@ -126,21 +126,21 @@ def test_counting_is_done_once_and_draws_no_random_numbers() -> None:
         (f"{OWN}:wrong_logits", {}, r"to logits \(2, 10\), but got \(2, 7, 32, 32\)"),
     ],
 )
-def test_a_mistake_is_told_in_one_paragraph(network: str, fields: dict[str, Any], words: str) -> None:
+def test_a_mistake_is_reported_in_one_paragraph(network: str, fields: dict[str, Any], words: str) -> None:
     with pytest.raises((NetworkError, ConfigError), match=words) as raised:
         check_external(spec_of(network, **fields))
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.torch
-def test_without_timm_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_timm_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(NetworkError, match=r"pip install 'tune_rescon\[timm\]'"):
         check_exists(spec_of("timm/resnet18"), pretrained=False)
 
 
 @pytest.mark.torch
-def test_weights_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_loaded_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NetworkError, match="must name a network for which timm has pretrained weights"):
         check_exists(spec_of("timm/nf_regnet_b0"), pretrained=True)
 

@@ -1,4 +1,4 @@
-"""The plan against the networks it prices, and against the authors' files, layer by layer."""
+"""A network's spec: its counts equal those of the network and of the authors' files, layer by layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.models.shipped import preset_parameters
 from tune_rescon.config import TrialConfig
-from tune_rescon.models import Layer, build_from_spec, count, resolve_network, walk
+from tune_rescon.models import Layer, build_from_spec, count_params_and_macs, iter_layers, resolve_network
 
 KINDS = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear"}
 
@@ -74,13 +74,13 @@ def layer(name: str, module: nn.Module, output: Tensor) -> Layer:
 
 @pytest.mark.torch
 @pytest.mark.parametrize("preset", preset_parameters())
-def test_the_plan_of_a_preset_is_what_its_network_runs(preset: str) -> None:
+def test_the_spec_of_a_preset_lists_the_layers_that_run(preset: str) -> None:
     assert_the_plan_is_what_runs({"preset": preset})
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("values", VARIATIONS, ids=lambda values: "-".join(map(str, values.values())))
-def test_plan_is_what_the_network_runs(values: dict[str, Any]) -> None:
+def test_the_spec_lists_the_layers_that_run(values: dict[str, Any]) -> None:
     assert_the_plan_is_what_runs(values)
 
 
@@ -89,8 +89,10 @@ def assert_the_plan_is_what_runs(values: dict[str, Any]) -> None:
     with torch.device("meta"):
         network = build_from_spec(spec)
         images_BCHW = torch.empty(2, 2, spec.image_size, spec.image_size)
-    assert list(walk(spec)) == met_in_order(network, images_BCHW)
-    assert count(spec).parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert list(iter_layers(spec)) == met_in_order(network, images_BCHW)
+    assert count_params_and_macs(spec).parameters == sum(
+        parameter.numel() for parameter in network.parameters()
+    )
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -104,7 +106,7 @@ def test_every_convolution_of_the_authors_file(preset: str, shared: Path) -> Non
     spec = resolve_network(TrialConfig(preset=preset), classes=1000, in_channels=3)
     ours = [
         (x.in_channels, x.out_channels, x.kernel, x.stride, x.groups, x.side, x.side, x.parameters, x.macs)
-        for x in walk(spec)
+        for x in iter_layers(spec)
         if x.kind == "conv"
     ]
     columns = ("cin", "cout", "kernel", "stride", "group", "h_out", "w_out", "params", "macs")
@@ -119,5 +121,5 @@ def test_every_convolution_of_the_authors_file(preset: str, shared: Path) -> Non
 @pytest.mark.parametrize("preset", ["attention56", "attention92", "attentionnext56"])
 def test_every_batch_norm_of_the_authors_file(preset: str, shared: Path) -> None:
     spec = resolve_network(TrialConfig(preset=preset), classes=1000, in_channels=3)
-    ours = [layer.out_channels for layer in walk(spec) if layer.kind == "norm"]
+    ours = [layer.out_channels for layer in iter_layers(spec) if layer.kind == "norm"]
     assert ours == [int(row["channels"]) for row in rows(shared / "facts" / f"{preset}_bns.csv")]

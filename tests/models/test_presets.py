@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.models import NetworkSpec, count, list_presets, minimum_image_size, resolve_network
+from tune_rescon.models import (
+    NetworkSpec,
+    count_params_and_macs,
+    list_presets,
+    minimum_image_size,
+    resolve_network,
+)
 from tune_rescon.models.presets import LAYOUTS, PRESETS
 
 
@@ -39,7 +45,7 @@ TABLE = [
 
 @pytest.mark.parametrize(("preset", "image_size", "classes", "parameters", "macs"), TABLE)
 def test_cost_is_exact(preset: str, image_size: int, classes: int, parameters: int, macs: int) -> None:
-    cost = count(spec_of(preset, classes), image_size)
+    cost = count_params_and_macs(spec_of(preset, classes), image_size)
     assert (cost.parameters, cost.macs) == (parameters, macs)
 
 
@@ -56,7 +62,7 @@ def test_nominal_size_is_the_default_and_enough(preset: str) -> None:
     spec = spec_of(preset)
     assert spec.image_size == LAYOUTS[PRESETS[preset].layout].image_size
     assert minimum_image_size(spec) <= spec.image_size
-    assert count(spec) == count(spec, spec.image_size)
+    assert count_params_and_macs(spec) == count_params_and_macs(spec, spec.image_size)
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_one_network_is_found_where_it_lies(holder: str, checkpoint: StateDi
         (torch.nn.ReLU(), "but got a ReLU, without tensors."),
     ],
 )
-def test_what_holds_no_network_is_said(value: Any, said: str) -> None:
+def test_a_file_without_a_network_is_reported(value: Any, said: str) -> None:
     with pytest.raises(NetworkError) as caught:
         load_rescon(value)
     assert said in str(caught.value)
@@ -204,7 +204,7 @@ def test_two_networks_are_refused_by_their_places(checkpoint: StateDict) -> None
         load_rescon({"a": {"w": torch.ones(1)}, "b": broken})
 
 
-def test_missing_and_unexpected_names_are_told(checkpoint: StateDict) -> None:
+def test_missing_and_unexpected_names_are_reported(checkpoint: StateDict) -> None:
     wrong = {**checkpoint, "fc2.weight": torch.ones(1)}
     del wrong["residual_block6.bn1.bias"]
     with pytest.raises(NetworkError) as caught:

@@ -1,4 +1,4 @@
-"""From a trial's configuration to numbers: what is chosen, and what is refused in which words."""
+"""From a trial's configuration to a spec: defaults, combinations, and the errors for the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 import tune_rescon.models
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError
-from tune_rescon.models import NetworkSpec, count, minimum_image_size, resolve_network, walk
+from tune_rescon.models import (
+    NetworkSpec,
+    count_params_and_macs,
+    iter_layers,
+    minimum_image_size,
+    resolve_network,
+)
 from tune_rescon.models.presets import LAYOUTS, PRESETS
 
 
@@ -113,14 +119,14 @@ def test_spec_round_trips_through_json(config: TrialConfig) -> None:
 @given(configs())
 def test_parameters_do_not_depend_on_the_image_size(config: TrialConfig) -> None:
     spec = resolve_network(config, classes=7, in_channels=2)
-    smaller, larger = count(spec, 64), count(spec, 65)
+    smaller, larger = count_params_and_macs(spec, 64), count_params_and_macs(spec, 65)
     assert smaller.parameters == larger.parameters
     assert smaller.macs <= larger.macs
 
 
 @given(configs())
 def test_channels_split_evenly(config: TrialConfig) -> None:
-    for layer in walk(resolve_network(config, classes=7, in_channels=2)):
+    for layer in iter_layers(resolve_network(config, classes=7, in_channels=2)):
         assert min(layer.in_channels, layer.out_channels, layer.side) >= 1
         assert layer.in_channels % layer.groups == 0
         assert layer.out_channels % layer.groups == 0
@@ -129,8 +135,8 @@ def test_channels_split_evenly(config: TrialConfig) -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_local_mask_has_the_same_parameters_and_no_pooling(preset: str) -> None:
     encoder_decoder, local = resolve(preset=preset), resolve(preset=preset, mask="local")
-    assert count(local).parameters == count(encoder_decoder).parameters
-    assert count(local).macs > count(encoder_decoder).macs
+    assert count_params_and_macs(local).parameters == count_params_and_macs(encoder_decoder).parameters
+    assert count_params_and_macs(local).macs > count_params_and_macs(encoder_decoder).macs
     assert minimum_image_size(local) == 16
 
 
@@ -162,7 +168,7 @@ def test_numbers_need_no_torch() -> None:
     code = (
         "import sys; from tune_rescon.config import TrialConfig; from tune_rescon import models;"
         "spec = models.resolve_network(TrialConfig(), classes=10, in_channels=3);"
-        "print(models.count(spec).parameters, 'torch' in sys.modules)"
+        "print(models.count_params_and_macs(spec).parameters, 'torch' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["1030362", "False"]

@@ -1,4 +1,4 @@
-"""Results made by hand: what a search could have ended as."""
+"""Trials and results that tests build, and one simulated search."""
 
 from __future__ import annotations
 

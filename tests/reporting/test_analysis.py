@@ -1,4 +1,4 @@
-"""What is said of a search: by hand where the answer is short, on a simulated one where it is long."""
+"""The figures of a search: checked by hand on small results, and by recomputing on a simulated one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_rung_counts_each_trial_once(simulated: StudyResult) -> None:
     assert (rungs[-1].continued, rungs[-1].stopped) == (finished, 0)
 
 
-def test_only_what_a_rule_stopped_was_saved(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_only_epochs_of_stopped_trials_are_saved(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [
         make_trial(0, values=(0.1, 0.2, 0.3)),
         make_trial(1, TrialState.STOPPED, (0.1,)),
@@ -148,7 +148,9 @@ def test_the_slots_and_their_use_are_the_simulations(workers: int) -> None:
     assert found.utilisation == pytest.approx(simulation.trace.utilisation, rel=1e-3)
 
 
-def test_failures_are_grouped_by_what_they_say_last(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_failures_are_grouped_by_the_last_line_of_their_error(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
     trials = [
         make_trial(0, TrialState.FAILED, (), error="Traceback ...\n  line 1\nValueError: bad\n"),
         make_trial(1, TrialState.FAILED, (), error="Traceback ...\n  line 2\nValueError: bad"),
@@ -171,7 +173,7 @@ def test_the_last_leader_is_the_winner(simulated: StudyResult) -> None:
     assert leaders[-1].hours <= savings(simulated).hours + 1e-9
 
 
-def test_a_cost_nobody_knows_is_left_out_and_the_winner_is_on_every_front(simulated: StudyResult) -> None:
+def test_an_unknown_cost_is_left_out_and_the_winner_is_on_every_front(simulated: StudyResult) -> None:
     fronts = cost_fronts(simulated)
     assert [front.title for front in fronts] == ["GMACs an image", "million parameters", "GPU-hours"]
     assert simulated.best is not None

@@ -1,4 +1,4 @@
-"""A search whose space was changed by a resume: all that speaks of its trials says what they ran with."""
+"""A search whose space a resume changed: all reports show the configurations that the trials ran with."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_an_older_record_is_reported_as_before(copied: SearchFolder, location: S
     assert read_search(location, "base") == before
 
 
-def test_a_changed_search_is_learnt_from_by_what_its_trials_ran_with(
+def test_warm_start_uses_the_configurations_that_trials_ran_with(
     begun: Begun, location: SearchLocation
 ) -> None:
     simulated, simulation, _ = begun
@@ -203,7 +203,7 @@ def test_a_changed_search_is_learnt_from_by_what_its_trials_ran_with(
     assert [trial.number for trial in used] == [trial.number for trial in halves]
 
 
-def test_what_the_trials_contradict_is_refused_and_nothing_is_written(begun: Begun) -> None:
+def test_a_change_that_the_trials_contradict_is_refused_and_nothing_is_written(begun: Begun) -> None:
     simulated, _, folder = begun
     before = (folder.path / "study.db").read_bytes()
     with pytest.raises(SpaceError, match=r"fixed\.width would become 1.0"):

@@ -1,4 +1,4 @@
-"""What a search says before anything slow is imported."""
+"""The first line of a command, which is printed before slow imports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tune_rescon.tuning import RunOptions
         ),
     ],
 )
-def test_the_first_line_says_what_is_started_and_where(
+def test_the_first_line_has_the_search_and_its_folder(
     overrides: list[str], options: RunOptions, expected: str
 ) -> None:
     assert opening_line(load_space("digits", overrides), options) == expected

@@ -1,4 +1,4 @@
-"""Where the commands print: a terminal of any size, a pipe, a test."""
+"""The console on a terminal of any size, on a pipe and in a test."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def terminal() -> Iterator[tuple[int, int]]:
         (61, 13, ("plain",), {}, f"{PIPE_WIDTH} ".encode()),
     ],
 )
-def test_a_terminal_is_as_large_as_it_says(
+def test_the_console_has_the_terminals_size(
     columns: int,
     lines: int,
     arguments: tuple[str, ...],
@@ -116,7 +116,7 @@ def test_a_closed_terminal_does_not_end_the_drawing() -> None:
     assert (process.returncode, errors) == (0, b"")
 
 
-def test_a_program_that_replaced_standard_output_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_replaced_standard_output_gets_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     with open_console(plain=True) as console:
         console.print("a line")
     assert capsys.readouterr().out == "a line\n"

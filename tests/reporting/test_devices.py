@@ -1,4 +1,4 @@
-"""What a search cost by kind of device, and how fast its devices trained."""
+"""The cost of a search by kind of device, and the speed of its devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tune_rescon.reporting.analysis import device_hours, devices_of, gpu_use, throughput
 from tune_rescon.reporting.formats import csv_text, json_text, markdown_text
-from tune_rescon.reporting.page.plots import panels
+from tune_rescon.reporting.page.panels import panels
 from tune_rescon.reporting.rows import headings, row
 from tune_rescon.tuning import StudyResult, TrialRecord
 
@@ -134,7 +134,7 @@ def on_one_gpu(make_result: MakeResult, make_trial: MakeTrial) -> StudyResult:
     return make_result(first, second, devices_per_trial=1, device="GPU")
 
 
-def test_a_gpus_time_is_told_by_cause(on_one_gpu: StudyResult) -> None:
+def test_a_gpus_time_is_shown_by_cause(on_one_gpu: StudyResult) -> None:
     found = gpu_use(on_one_gpu)
     assert found is not None
     assert found.shares == pytest.approx(
@@ -158,9 +158,7 @@ def test_the_page_and_the_document_tell_it(on_one_gpu: StudyResult) -> None:
     assert document["gpu_time_shares"]["validation"] == pytest.approx(3 / 40)
 
 
-def test_without_nvml_the_causes_are_told_all_the_same(
-    make_result: MakeResult, make_trial: MakeTrial
-) -> None:
+def test_without_nvml_the_causes_are_shown_too(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trial = on_gpu(timed(make_trial(0), (100.0, 110.0, 60.0)), validation_seconds=(1.0,))
     result = make_result(trial, devices_per_trial=1, device="GPU")
     found = gpu_use(result)

@@ -1,4 +1,4 @@
-"""The dry run, in a process of its own: what it says, how soon, and what it does without."""
+"""The dry run in a separate process: its text, its duration, and the libraries that it does not import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from tune_rescon.reporting.dry_run import _stopping, print_dry_run
-from tune_rescon.reporting.measured_speed import fitting_budget, speed_words
+from tune_rescon.reporting.measured_speed import fitting_budget, speed_message
 from tune_rescon.search import main
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import possible_rungs
@@ -97,7 +97,7 @@ def test_every_shipped_space_is_shown_with_its_rungs_and_costs(
 
 
 @pytest.mark.torch
-def test_so_is_one_with_networks_from_elsewhere_which_are_built(images: Path, tmp_path: Path) -> None:
+def test_external_networks_are_shown_with_their_cost(images: Path, tmp_path: Path) -> None:
     dry_run = _shown([[EXTERNAL]], tmp_path)
     check_shown(EXTERNAL, dry_run, images)
     assert {"torch", "timm"} <= set(dry_run.modules)
@@ -141,11 +141,11 @@ def check_shown(name: str, dry_runs: DryRuns, images: Path) -> None:
         (["scheduler.type=none"], "none: every trial trains for 9 epochs"),
     ],
 )
-def test_what_ends_trials_is_said(settings: list[str], words: str) -> None:
+def test_the_scheduler_is_shown(settings: list[str], words: str) -> None:
     assert _stopping(load_space("digits", settings)).startswith(words)
 
 
-def test_what_is_shown_is_a_space_file(dry_runs: DryRuns, tmp_path: Path) -> None:
+def test_the_shown_space_is_a_space_file(dry_runs: DryRuns, tmp_path: Path) -> None:
     text, _, _ = dry_runs.text("digits").partition("rungs (epochs):")
     (tmp_path / "shown.yaml").write_text(text)
     assert load_space(str(tmp_path / "shown.yaml")) == load_space("digits")
@@ -157,12 +157,12 @@ def test_the_images_of_a_folder_are_accounted_for(dry_runs: DryRuns) -> None:
     assert "folder: left out, files that are no images: 1 (notes.txt)\n" in text
 
 
-def test_the_first_comes_soon(dry_runs: DryRuns) -> None:
+def test_first_dry_run_takes_under_five_seconds(dry_runs: DryRuns) -> None:
     assert float(str(dry_runs.shown["digits"]["seconds"])) < SECONDS
 
 
 @pytest.mark.parametrize("heavy", ["torch", "torchvision", "pytorch_lightning", "ray", "mlflow", "plotly"])
-def test_it_does_without(heavy: str, dry_runs: DryRuns) -> None:
+def test_dry_run_imports_no_heavy_library(heavy: str, dry_runs: DryRuns) -> None:
     assert heavy not in dry_runs.modules
 
 
@@ -183,12 +183,12 @@ def test_measured_it_says_how_long_the_trials_take_here(tmp_path: Path) -> None:
 
 def test_the_time_of_a_search_follows_from_its_epochs_and_slots() -> None:
     space = load_space("digits", ["budget.trials=10", "fidelity.max=9"])
-    assert speed_words(space, [2.0, 4.0], slots=3) == (
+    assert speed_message(space, [2.0, 4.0], slots=3) == (
         "measured on this machine: an epoch takes 2.0 s to 4.0 s, 3.0 s in the mean of these samples;"
         " 90 epochs, 3 trials at once, take at most 1 min 30 s"
     )
     timed = load_space("digits", ["budget.hours=0.5"])
-    assert speed_words(timed, [9.0], slots=2) == (
+    assert speed_message(timed, [9.0], slots=2) == (
         "measured on this machine: an epoch takes 9.0 s; 0.5 hours, 2 trials at once, are about 400 epochs"
     )
 
@@ -217,7 +217,7 @@ def test_a_budget_that_fits_is_whole_trainings(
     assert fitted.scheduler.type == "auto"
 
 
-def test_quick_chooses_the_budget_by_measuring_and_what_is_set_counts(
+def test_quick_measures_the_budget_and_explicit_settings_win(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measure(_space: object, samples: list[object], *_: object, **__: object) -> list[float]:

@@ -1,4 +1,4 @@
-"""The lines of a running search, to the letter."""
+"""The exact lines of a running search."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_search_begins(lines: EventLines, out: io.StringIO) -> None:
     assert out.getvalue() == "12 trials of at most 9 epochs; the first workers start\n"
 
 
-def test_a_search_goes_on_and_counts_what_ended_before(
+def test_a_resumed_search_counts_the_trials_that_ended_before(
     lines: EventLines, out: io.StringIO, make_trial: MakeTrial
 ) -> None:
     lines.on_search_start([make_trial(0), make_trial(1, TrialState.INTERRUPTED)])
@@ -56,7 +56,7 @@ def test_a_trial_starts_again(lines: EventLines, out: io.StringIO, make_trial: M
     assert out.getvalue() == "trial_0003 starts again after epoch 2: depth=56 learning_rate=0.1\n"
 
 
-def test_a_promoted_trial_goes_on(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+def test_a_promoted_trial_continues(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     lines.on_trial_end(make_trial(3, TrialState.PAUSED, (0.1, 0.2)))
     lines.on_trial_start(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
     lines.on_trial_start(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
@@ -68,7 +68,7 @@ def test_a_promoted_trial_goes_on(lines: EventLines, out: io.StringIO, make_tria
     ]
 
 
-def test_a_trial_that_an_earlier_run_paused_goes_on(
+def test_a_trial_that_an_earlier_run_paused_continues(
     lines: EventLines, out: io.StringIO, make_trial: MakeTrial
 ) -> None:
     lines.on_search_start([make_trial(3, TrialState.PAUSED), make_trial(4, TrialState.INTERRUPTED)])
@@ -143,7 +143,9 @@ def test_every_state_has_a_look(
     assert f"trial_0000 {state.value} after epoch 2" in out.getvalue()
 
 
-def test_the_progress_of_a_long_epoch_is_said_once_a_minute(out: io.StringIO, make_trial: MakeTrial) -> None:
+def test_the_progress_of_a_long_epoch_is_printed_once_a_minute(
+    out: io.StringIO, make_trial: MakeTrial
+) -> None:
     now = 0.0
     lines = EventLines(Console(file=out, width=40, highlight=False), load_space("digits"), clock=lambda: now)
     trial = make_trial(3, TrialState.RUNNING, (0.1, 0.2))

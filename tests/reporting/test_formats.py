@@ -1,4 +1,4 @@
-"""The forms for other programs: all of a search is in them, and they can be read."""
+"""JSON, CSV and Markdown of a search: complete, and readable by other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a running search: when it is written, and that nothing of it is the search's trouble."""
+"""The page of a running search: when it is written, and that its failures do not disturb the search."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _settle(report: LiveReport) -> None:
         thread.join(30)
 
 
-def test_a_slow_disk_keeps_nobody_waiting_and_has_one_page_at_a_time(
+def test_a_slow_disk_delays_no_trial_and_gets_one_page_at_a_time(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     with watched(make_result, make_trial) as search:
@@ -107,7 +107,7 @@ def test_an_error_is_logged_and_the_next_page_is_tried(
     assert "No space left on device" in caplog.text
 
 
-def test_a_search_that_cannot_be_looked_at_goes_on(
+def test_a_search_whose_page_cannot_be_made_continues(
     make_result: MakeResult, make_trial: MakeTrial, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken() -> StudyResult:

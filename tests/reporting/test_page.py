@@ -1,4 +1,4 @@
-"""The report's file: whole, alone, and with everything in it said as it was given."""
+"""The report's page: complete, without other files, and with every text escaped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
 from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER
-from tune_rescon.reporting.page.plots import costs, learning_curves
+from tune_rescon.reporting.page.charts import costs, learning_curves
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -135,7 +135,7 @@ def test_epochs_are_counted_from_one_and_lines_do_not_touch(
 
 
 @pytest.mark.parametrize("state", SearchState)
-def test_only_the_page_of_a_running_search_is_loaded_anew(
+def test_only_the_page_of_a_running_search_is_reloaded(
     state: SearchState, make_result: MakeResult, tmp_path: Path
 ) -> None:
     text = report(make_result(state=state), tmp_path)
@@ -171,7 +171,7 @@ def test_compared_searches_are_side_by_side(simulated: StudyResult, tmp_path: Pa
     assert [cells[0] for cells in Cells(text).rows[1:3]] == ["att92", "other"]
 
 
-def test_what_went_wrong_is_said_with_its_trials(simulated: StudyResult, tmp_path: Path) -> None:
+def test_failures_are_shown_with_their_trials(simulated: StudyResult, tmp_path: Path) -> None:
     text = report(simulated, tmp_path)
     assert "<h2>What went wrong</h2>" in text
     assert "crashed on purpose" in text

@@ -1,4 +1,4 @@
-"""The rows that table and report share."""
+"""The rows of a trial that the table and the page share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_row_has_a_cell_under_every_heading(
         assert len(row(result, trial)) == len(headings(result))
 
 
-def test_cells(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_row_formats_each_column(make_result: MakeResult, make_trial: MakeTrial) -> None:
     result = make_result(make_trial(0, TrialState.STOPPED, (0.75, 0.123456)))
     cells = dict(zip(headings(result), row(result, result.trials[0]), strict=True))
     assert cells == {
@@ -51,7 +51,7 @@ def test_two_objectives_have_a_column_that_marks_the_front(
 
 
 @pytest.mark.parametrize("values", [(), (math.nan,)])
-def test_what_is_not_there_is_a_dash(
+def test_a_missing_value_is_a_dash(
     values: tuple[float, ...], make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     result = make_result(

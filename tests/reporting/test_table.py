@@ -1,4 +1,4 @@
-"""The table at a search's end, on terminals of any width."""
+"""The table at the end of a search, on terminals of any width."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_tensorboards_files_are_pointed_at_where_there_are_any(
     assert f"\nTensorBoard: tensorboard --logdir {result.folder / 'tensorboard'}\n" in printed(result)
 
 
-def test_the_front_is_told_the_cheapest_first(
+def test_the_front_is_shown_the_cheapest_first(
     make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts
 ) -> None:
     trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.7, 0.8))]
@@ -86,12 +86,12 @@ def test_the_front_is_told_the_cheapest_first(
     assert "Front" not in printed(make_result(*trials))
 
 
-def test_why_a_search_ended_early_is_said(make_result: MakeResult) -> None:
+def test_the_reason_of_an_early_end_is_shown(make_result: MakeResult) -> None:
     failure = "10 trials failed in a row; all of them in trial.py:12: [Errno 5] Input/output error"
     assert f"{failure}\n" in printed(make_result(failure=failure), width=40)
 
 
-def test_what_mlflow_missed_is_said(make_result: MakeResult) -> None:
+def test_updates_that_mlflow_missed_are_reported(make_result: MakeResult) -> None:
     out = io.StringIO()
     console = Console(file=out, width=200, highlight=False)
     print_left_over(make_result(), console, sync="python -m tune_rescon.report s --sync")
@@ -109,7 +109,7 @@ def test_a_local_store_is_shown_with_the_command_that_opens_it(make_result: Make
     assert "MLflow: mlflow ui --backend-store-uri sqlite:////r/mlflow.db" in text
 
 
-def test_more_than_the_table_holds_is_said_to_be_in_the_csv(
+def test_the_csv_is_named_when_the_table_leaves_trials_out(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     result = make_result(*(make_trial(n) for n in range(30)))

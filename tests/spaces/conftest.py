@@ -1,4 +1,4 @@
-"""A small sound space, and how tests bend it."""
+"""A small valid space file, and functions that load it with other lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, parse_space
 
 #: Line numbers matter: the tables of test_bad_*.py count them.
-SOUND = """\
+VALID_YAML = """\
 version: 1
 name: small
 dataset: {name: digits}
@@ -33,16 +33,16 @@ initial:
 
 
 @pytest.fixture
-def sound() -> str:
-    return SOUND
+def valid_yaml() -> str:
+    return VALID_YAML
 
 
 @pytest.fixture
-def bent(sound: str) -> Callable[..., Space]:
-    """Loads SOUND with lines replaced: ``bent({4: "metric: 3"})``."""
+def load_changed(valid_yaml: str) -> Callable[..., Space]:
+    """Loads VALID_YAML with lines replaced: ``load_changed({4: "metric: 3"})``."""
 
     def load(lines: dict[int, str], overrides: tuple[str, ...] = ()) -> Space:
-        text = sound.splitlines()
+        text = valid_yaml.splitlines()
         for number, line in lines.items():
             text[number - 1] = line
         return parse_space("\n".join(text), source="s.yaml", overrides=overrides)
@@ -51,12 +51,12 @@ def bent(sound: str) -> Callable[..., Space]:
 
 
 @pytest.fixture
-def complaint(bent: Callable[..., Space]) -> Callable[..., list[str]]:
-    """The lines of the error that SOUND bent this way ends in."""
+def error_lines(load_changed: Callable[..., Space]) -> Callable[..., list[str]]:
+    """Loads VALID_YAML with lines replaced, and returns the lines of the error that must be raised."""
 
     def complain(lines: dict[int, str], overrides: tuple[str, ...] = ()) -> list[str]:
         with pytest.raises(SpaceError) as caught:
-            bent(lines, overrides)
+            load_changed(lines, overrides)
         return str(caught.value).splitlines()
 
     return complain

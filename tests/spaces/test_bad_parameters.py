@@ -1,4 +1,4 @@
-"""What is fixed and searched, field by field, and its conditions: broken, with the line and words to come."""
+"""Broken rules of fields and conditions, each with its line and message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 _NO_ROWS = {16: "", 17: ""}
 
-#: Lines of the sound space -> what they become, and what must be told.
+#: Lines of the valid space -> what they become, and a line of the error.
 ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     # What is fixed.
     (
@@ -166,9 +166,9 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
 
 
 @pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
-def test_a_broken_rule_is_told_with_its_line(
-    complaint: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
+def test_a_broken_rule_is_reported_with_its_line(
+    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
 ) -> None:
-    told = complaint(lines)
-    assert words in "\n".join(told)
-    assert len({line.split(": ")[0] for line in told}) == 1, told
+    errors = error_lines(lines)
+    assert words in "\n".join(errors)
+    assert len({line.split(": ")[0] for line in errors}) == 1, errors

@@ -1,4 +1,4 @@
-"""Rows to run first, samplers, networks: broken, with the line and the words that must come."""
+"""Broken rules between sections, rows and networks, each with its line and message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _JUDGED = {
     4: "metric: {name: test_accuracy, mode: max}",
 }
 
-#: Lines of the sound space -> what they become, and what must be told.
+#: Lines of the valid space -> what they become, and a line of the error.
 #: Without the parameters that describe a Residual Attention Network.
 _ALONE = {12: "", 15: "", 16: "", 17: ""}
 
@@ -97,33 +97,33 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ),
     (
         {10: "fixed: {warmup_epochs: 2.5}"},
-        "(`fixed.warmup_epochs`: 2.5), within which a rung says nothing, but got 1. Write `min: 3`.",
+        "(`fixed.warmup_epochs`: 2.5), when values rank no trials, but got 1. Write `min: 3`.",
     ),
     (
         {7: "scheduler: {type: median}", 10: "fixed: {warmup_epochs: 2}"},
-        "s.yaml:5: fidelity.min: must cover the warm-up (`fixed.warmup_epochs`: 2), within which a rung",
+        "s.yaml:5: fidelity.min: must cover the warm-up (`fixed.warmup_epochs`: 2), when values rank",
     ),
     (
         {5: "fidelity: {max: 9}", 15: "  warmup_epochs: {type: float, low: 0, high: 3}", 16: "", 17: ""},
-        "s.yaml:5: fidelity.min: must cover the warm-up (`parameters.warmup_epochs.high`: 3.0), within",
+        "s.yaml:5: fidelity.min: must cover the warm-up (`parameters.warmup_epochs.high`: 3.0), when",
     ),
     (
         {15: "  warmup_epochs: {type: categorical, choices: [0, 4, 2]}", 16: "", 17: ""},
-        "(`parameters.warmup_epochs.choices`: 4), within which a rung says nothing, but got 1. Write `min: 4",
+        "(`parameters.warmup_epochs.choices`: 4), when values rank no trials, but got 1. Write `min: 4",
     ),
-    # The test images judge finals, and choose nothing.
+    # The test images evaluate finals, and choose nothing.
     (
         {4: "metric: {name: test_accuracy, mode: max}"},
-        "s.yaml:4: metric.name: `dataset.hold_out: false` goes with a metric of the test images, and with no",
+        "s.yaml:4: metric.name: `dataset.hold_out: false` must be set with a metric of the test images",
     ),
     (
         {3: "dataset: {name: digits, hold_out: false}"},
         "and with no other, but got hold_out false and val_accuracy.",
     ),
-    (_JUDGED, "s.yaml:7: scheduler.type: must be none where the test images judge: they are looked at once"),
+    (_JUDGED, "s.yaml:7: scheduler.type: must be none if the test images evaluate the trials, once"),
     (
         _JUDGED | {7: "scheduler: {type: none}"},
-        "s.yaml:8: budget.trials: must be at most the 1 rows of `initial` where the test images judge",
+        "s.yaml:8: budget.trials: must be at most the 1 rows of `initial` if the test images evaluate them",
     ),
     # Networks that do not exist.
     (
@@ -168,12 +168,12 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
 
 
 @pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
-def test_a_broken_rule_is_told_with_its_line(
-    complaint: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
+def test_a_broken_rule_is_reported_with_its_line(
+    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
 ) -> None:
-    told = complaint(lines)
-    assert words in "\n".join(told)
-    assert len({line.split(": ")[0] for line in told}) == 1, told
+    errors = error_lines(lines)
+    assert words in "\n".join(errors)
+    assert len({line.split(": ")[0] for line in errors}) == 1, errors
 
 
 @pytest.mark.parametrize(
@@ -185,24 +185,24 @@ def test_a_broken_rule_is_told_with_its_line(
         {10: "fixed: {warmup_epochs: 1}"},
     ],
 )
-def test_a_warmup_that_is_covered_is_sound(bent: Callable[..., Space], lines: dict[int, str]) -> None:
-    assert bent(lines)
+def test_a_warmup_that_is_covered_is_sound(load_changed: Callable[..., Space], lines: dict[int, str]) -> None:
+    assert load_changed(lines)
 
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga2", "random", "gp"])
-def test_these_samplers_take_two_objectives(bent: Callable[..., Space], kind: str) -> None:
+def test_these_samplers_take_two_objectives(load_changed: Callable[..., Space], kind: str) -> None:
     lines = {6: f"sampler: {{type: {kind}}}", 15: "", 16: "", 17: ""}
-    assert bent(lines, ("metric.against=compute_hours",)).metric.against == "compute_hours"
+    assert load_changed(lines, ("metric.against=compute_hours",)).metric.against == "compute_hours"
 
 
-def test_a_grid_takes_two_objectives(bent: Callable[..., Space]) -> None:
+def test_a_grid_takes_two_objectives(load_changed: Callable[..., Space]) -> None:
     lines = _GRID | {8: "budget: {trials: 8}", 13: "", 15: ""}
-    assert bent(lines, ("metric.against=gmacs",)).sampler.type == "grid"
+    assert load_changed(lines, ("metric.against=gmacs",)).sampler.type == "grid"
 
 
 @pytest.mark.parametrize("kind", ["median", "none"])
-def test_what_a_resolved_file_says_of_another_scheduler_is_no_mistake(
-    bent: Callable[..., Space], kind: str
+def test_a_resolved_file_may_have_keys_of_another_scheduler(
+    load_changed: Callable[..., Space], kind: str
 ) -> None:
     line = f"scheduler: {{type: {kind}, reduction_factor: 3, variant: stop}}"
-    assert bent({7: line}).scheduler.type == kind
+    assert load_changed({7: line}).scheduler.type == kind

@@ -1,4 +1,4 @@
-"""The file and each of its sections: broken, with the line and the words that must come."""
+"""Broken rules of the file and of each section, each with its line and message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-#: Lines of the sound space -> what they become, and what must be told.
+#: Lines of the valid space -> what they become, and a line of the error.
 ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     # The file itself.
     ({1: "version: 2"}, "s.yaml:1: version: must be 1, but got 2."),
@@ -14,7 +14,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ({2: "name: a/b"}, "s.yaml:2: name: must match ^[A-Za-z0-9][A-Za-z0-9._-]*$, but got 'a/b'."),
     ({2: "name: 2024"}, "s.yaml:2: name: must be a word, but got 2024."),
     ({2: f"name: {'x' * 101}"}, "s.yaml:2: name: must be at most 100 characters long, but got 'xxx"),
-    ({9: "name: twice"}, "s.yaml:9: name: is repeated; it stands at s.yaml:2 already."),
+    ({9: "name: twice"}, "s.yaml:9: name: is repeated; s.yaml:2 has it already."),
     ({9: "num_samples: 3"}, "s.yaml:9: num_samples: unknown key 'num_samples' (did you mean"),
     ({9: "num_samples: 3"}, "That is another tool's word: write `budget.trials`."),
     ({9: "3: 3"}, "s.yaml:9: a key must be a word, but got `3`."),
@@ -72,7 +72,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ),
     (
         {4: "metric: {name: test_accuracy, mode: max, log: [val_auroc]}"},
-        "s.yaml:4: metric.log: must be left out, because trials that are judged on test images have no",
+        "s.yaml:4: metric.log: must be left out, because trials that are evaluated on test images have no",
     ),
     (
         {4: "metric: {name: val_auroc, mode: min}"},
@@ -177,9 +177,9 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
 
 
 @pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
-def test_a_broken_rule_is_told_with_its_line(
-    complaint: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
+def test_a_broken_rule_is_reported_with_its_line(
+    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
 ) -> None:
-    told = complaint(lines)
-    assert words in "\n".join(told)
-    assert len({line.split(": ")[0] for line in told}) == 1, told
+    errors = error_lines(lines)
+    assert words in "\n".join(errors)
+    assert len({line.split(": ")[0] for line in errors}) == 1, errors

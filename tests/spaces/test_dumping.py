@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from tune_rescon.spaces import Space, dump_space, parse_space, yaml_text
 
-Bent = Callable[..., Space]
+LoadChanged = Callable[..., Space]
 
 #: PyYAML, which MLflow brings, reads YAML 1.1; it has no types.
 yaml: Any = importlib.import_module("yaml")
@@ -21,21 +21,21 @@ yaml: Any = importlib.import_module("yaml")
 @pytest.mark.parametrize(
     "text", ["on", "1e-4", "null", "~", "'#'", "{x: y}", "&a", "a: b", "", "%x", "'", "ü\t"]
 )
-def test_words_that_look_like_something_else(bent: Bent, text: str) -> None:
-    space = bent({}).model_copy(update={"description": text})
+def test_words_that_look_like_something_else(load_changed: LoadChanged, text: str) -> None:
+    space = load_changed({}).model_copy(update={"description": text})
     assert parse_space(dump_space(space), source="dumped.yaml") == space
 
 
-def test_defaults_are_written_out(bent: Bent) -> None:
-    text = dump_space(bent({}))
+def test_defaults_are_written_out(load_changed: LoadChanged) -> None:
+    text = dump_space(load_changed({}))
     assert "sampler: {type: tpe, seed: 3, n_startup_trials: 10, repeats: false}" in text
     assert "budget: {trials: 12, concurrent: null, hours: null, epochs: null}" in text
     assert "learning_rate: {type: float, low: 0.01, high: 0.3, log: true}" in text
 
 
-def test_initial_rows_and_lists_read_back(bent: Bent) -> None:
+def test_initial_rows_and_lists_read_back(load_changed: LoadChanged) -> None:
     rows = "  - {depth: 56, learning_rate: 0.1, step_fractions: [50]}"
-    space = bent({14: "  step_fractions: {type: categorical, choices: [[40, 60], [50]]}", 17: rows})
+    space = load_changed({14: "  step_fractions: {type: categorical, choices: [[40, 60], [50]]}", 17: rows})
     assert parse_space(dump_space(space), source="dumped.yaml") == space
 
 
@@ -56,7 +56,7 @@ def test_numbers_of_other_types_are_written_as_numbers() -> None:
     assert yaml.safe_load(yaml_text(values)) == {"a": 0.25, "b": 3, "c": [0.5]}
 
 
-def test_a_fixed_word_reads_back_in_yaml_1_1(bent: Bent) -> None:
-    text = dump_space(bent({10: "fixed: {layout: cifar, compile: off}"}))
+def test_a_fixed_word_reads_back_in_yaml_1_1(load_changed: LoadChanged) -> None:
+    text = dump_space(load_changed({10: "fixed: {layout: cifar, compile: off}"}))
     assert yaml.safe_load(text)["fixed"]["compile"] == "off"
     assert parse_space(text, source="dumped.yaml").fixed["compile"] == "off"

@@ -1,4 +1,4 @@
-"""A space file's goal, read without the rest: the same as the whole says, and as strictly judged."""
+"""A space file's goal, which is read without the rest: equal to the whole file's, and checked equally."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune_rescon.spaces import dump_space, list_spaces, load_goal, load_space
 
 @pytest.mark.parametrize("name", list_spaces())
 @pytest.mark.parametrize("description", ["as it is", "metric: none\nbudget: {}\n" * 40])
-def test_it_is_the_whole_spaces(name: str, description: str, tmp_path: Path) -> None:
+def test_a_goal_equals_that_of_the_whole_space(name: str, description: str, tmp_path: Path) -> None:
     space = load_space(name, ["dataset.path=images"] if name == "folder" else [])
     if "budget" in description:
         # A description is free text, however it is folded.
@@ -24,14 +24,14 @@ def test_it_is_the_whole_spaces(name: str, description: str, tmp_path: Path) -> 
     assert load_space(path) == space
 
 
-def test_a_broken_neighbour_does_not_matter(sound: str, tmp_path: Path) -> None:
+def test_a_broken_neighbour_does_not_matter(valid_yaml: str, tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
-    path.write_text(sound.replace("fidelity:", "fidelity: [").replace("depth: 92", "depth: 1"))
+    path.write_text(valid_yaml.replace("fidelity:", "fidelity: [").replace("depth: 92", "depth: 1"))
     assert load_goal(path).budget.trials == 12
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "errors"),
     [
         ("metric: {name: val_accuracy,", "metric: {name: accuracy,", ":4: metric.name: unknown metric"),
         ("metric: {", "metric: [", ":4: is not YAML"),
@@ -39,12 +39,14 @@ def test_a_broken_neighbour_does_not_matter(sound: str, tmp_path: Path) -> None:
         ("trials: 12", "trials: 0", ":8: budget.trials: must be at least 1"),
     ],
 )
-def test_its_own_faults_are_told_by_line(old: str, new: str, told: str, sound: str, tmp_path: Path) -> None:
+def test_faults_of_the_goal_are_reported_by_line(
+    old: str, new: str, errors: str, valid_yaml: str, tmp_path: Path
+) -> None:
     path = tmp_path / "space.yaml"
-    path.write_text(sound.replace(old, new))
+    path.write_text(valid_yaml.replace(old, new))
     with pytest.raises(SpaceError) as caught:
         load_goal(path)
-    assert f"{path}{told}" in str(caught.value)
+    assert f"{path}{errors}" in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "- metric\n", "version: 1\nname: [", "just words\n"])

@@ -15,17 +15,17 @@ from ruamel.yaml import YAML
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, load_space, parse_space, preview
 
-Complaint = Callable[..., list[str]]
-Bent = Callable[..., Space]
+ErrorLines = Callable[..., list[str]]
+LoadChanged = Callable[..., Space]
 
 
-def test_the_sound_space_is_sound(bent: Bent) -> None:
-    space = bent({})
+def test_the_sound_space_is_sound(load_changed: LoadChanged) -> None:
+    space = load_changed({})
     assert (space.sampler.n_startup_trials, space.scheduler.reduction_factor) == (10, 3)
 
 
-def test_all_errors_at_once_in_the_order_of_the_file(complaint: Complaint) -> None:
-    told = complaint(
+def test_all_errors_at_once_in_the_order_of_the_file(error_lines: ErrorLines) -> None:
+    errors = error_lines(
         {
             3: "dataset: {name: mnist, limit: 1}",
             5: "fidelity: {max: zero}",
@@ -34,7 +34,7 @@ def test_all_errors_at_once_in_the_order_of_the_file(complaint: Complaint) -> No
             14: "  batch_size: {type: int, min: 16, high: 64}",
         }
     )
-    assert [line.split(": ")[:2] for line in told] == [
+    assert [line.split(": ")[:2] for line in errors] == [
         ["s.yaml:3", "dataset.limit"],
         ["s.yaml:5", "fidelity.max"],
         ["s.yaml:9", "gpus"],
@@ -46,17 +46,17 @@ def test_all_errors_at_once_in_the_order_of_the_file(complaint: Complaint) -> No
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("1E-2", 0.01), (".5", 0.5), ("+3", 3.0)])
-def test_numbers_are_read_as_yaml_1_2(bent: Bent, text: str, value: float) -> None:
-    assert bent({8: f"budget: {{trials: 1, hours: {text}}}"}).budget.hours == value
+def test_numbers_are_read_as_yaml_1_2(load_changed: LoadChanged, text: str, value: float) -> None:
+    assert load_changed({8: f"budget: {{trials: 1, hours: {text}}}"}).budget.hours == value
 
 
 @pytest.mark.parametrize("text", ["on", "no", "12:30", "2024-01-01", "'3'", "~x"])
-def test_words_stay_words(bent: Bent, text: str) -> None:
-    assert bent({9: f"description: {text}"}).description == text.strip("'")
+def test_words_stay_words(load_changed: LoadChanged, text: str) -> None:
+    assert load_changed({9: f"description: {text}"}).description == text.strip("'")
 
 
-def test_a_leading_zero_is_no_octal(bent: Bent) -> None:
-    assert bent({8: "budget: {trials: 010}"}).budget.trials == 10
+def test_a_leading_zero_is_no_octal(load_changed: LoadChanged) -> None:
+    assert load_changed({8: "budget: {trials: 010}"}).budget.trials == 10
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "3", "- a"])
@@ -87,16 +87,16 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], objec
         load_space(path)
 
 
-def test_a_file_is_loaded_by_its_path(tmp_path: Path, sound: str) -> None:
+def test_a_file_is_loaded_by_its_path(tmp_path: Path, valid_yaml: str) -> None:
     path = tmp_path / "mine.yml"
-    path.write_text("\ufeff" + sound, encoding="utf-8")
+    path.write_text("\ufeff" + valid_yaml, encoding="utf-8")
     assert load_space(str(path)).name == "small"
 
 
 def test_errors_name_the_file_as_seen_from_here(
-    tmp_path: Path, sound: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, valid_yaml: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.yaml").write_text(sound.replace("trials: 12", "trials: x"))
+    (tmp_path / "mine.yaml").write_text(valid_yaml.replace("trials: 12", "trials: x"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SpaceError, match=r"^mine\.yaml:8: budget\.trials"):
         load_space(tmp_path / "mine.yaml")
@@ -114,8 +114,8 @@ _VALUES = st.recursive(
 @pytest.mark.timeout(30)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_is_put_anywhere_there_is_a_space_or_an_answer(sound: str, data: st.DataObject) -> None:
-    document = YAML(typ="safe", pure=True).load(sound)
+def test_any_change_of_a_file_gives_a_space_or_an_error(valid_yaml: str, data: st.DataObject) -> None:
+    document = YAML(typ="safe", pure=True).load(valid_yaml)
     section, key = data.draw(st.sampled_from(list(_places(document))))
     section[key] = data.draw(_VALUES)
     text = StringIO()

@@ -1,4 +1,4 @@
-"""Warm starts: which trials of another search are ones of this space, and what is said of the rest."""
+"""Warm starts: which trials of another search fit this space, and the message about the others."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tune_rescon.errors import ConfigError
-from tune_rescon.spaces import Overlap, Space, overlap, overlap_words
+from tune_rescon.spaces import Overlap, Space, overlap, overlap_message
 
-Bent = Callable[..., Space]
+LoadChanged = Callable[..., Space]
 
 DEEP = {"depth": 92, "learning_rate": 0.1, "batch_size": 32, "drop_path": 0.1}
 SHALLOW = {"depth": 56, "learning_rate": 0.1, "batch_size": 32}
@@ -20,7 +20,7 @@ _DATASETS = "parameters={dataset: {type: categorical, choices: [digits, cifar10]
 _STEPS = "parameters.step_fractions={type: categorical, choices: [[40, 60], [50]]}"
 _CLIP = "parameters.gradient_clip={type: int, low: 0, high: 2}"
 
-#: What this space changes of SOUND, the other one's changes, the trial there, and the trial here.
+#: What this space changes of VALID_YAML, the other one's changes, the trial there, and the trial here.
 USED: list[tuple[tuple[str, ...], tuple[str, ...], dict[str, Any], dict[str, Any]]] = [
     ((), (), DEEP, DEEP),
     ((), (), SHALLOW, SHALLOW),
@@ -85,19 +85,19 @@ NOT_USED: list[tuple[tuple[str, ...], tuple[str, ...], dict[str, Any], str]] = [
 ]
 
 
-def _space(bent: Bent, overrides: tuple[str, ...]) -> Space:
-    return bent({}, ("initial=[]", *overrides))
+def _space(load_changed: LoadChanged, overrides: tuple[str, ...]) -> Space:
+    return load_changed({}, ("initial=[]", *overrides))
 
 
 @pytest.mark.parametrize(("ours", "theirs", "sampled", "expected"), USED)
 def test_a_trial_that_could_have_been_drawn_here(
-    bent: Bent,
+    load_changed: LoadChanged,
     ours: tuple[str, ...],
     theirs: tuple[str, ...],
     sampled: dict[str, Any],
     expected: dict[str, Any],
 ) -> None:
-    placed = overlap(_space(bent, ours), _space(bent, theirs), sampled)
+    placed = overlap(_space(load_changed, ours), _space(load_changed, theirs), sampled)
     assert placed == Overlap(sampled=expected)
     assert placed.sampled is not None
     assert list(placed.sampled) == list(expected)
@@ -105,17 +105,21 @@ def test_a_trial_that_could_have_been_drawn_here(
 
 
 @pytest.mark.parametrize(("ours", "theirs", "sampled", "reason"), NOT_USED)
-def test_one_that_could_not_says_why(
-    bent: Bent, ours: tuple[str, ...], theirs: tuple[str, ...], sampled: dict[str, Any], reason: str
+def test_a_trial_that_does_not_fit_has_a_reason(
+    load_changed: LoadChanged,
+    ours: tuple[str, ...],
+    theirs: tuple[str, ...],
+    sampled: dict[str, Any],
+    reason: str,
 ) -> None:
-    placed = overlap(_space(bent, ours), _space(bent, theirs), sampled)
+    placed = overlap(_space(load_changed, ours), _space(load_changed, theirs), sampled)
     assert placed.sampled is None
     assert placed.reason == reason
 
 
-def test_a_trial_of_neither_space_is_refused(bent: Bent) -> None:
+def test_a_trial_of_neither_space_is_refused(load_changed: LoadChanged) -> None:
     with pytest.raises(ConfigError, match="unknown parameter 'dropout'"):
-        overlap(_space(bent, ()), _space(bent, ()), {"dropout": 0.1})
+        overlap(_space(load_changed, ()), _space(load_changed, ()), {"dropout": 0.1})
 
 
 def test_the_words_count_every_trial_once_the_commonest_reason_first() -> None:
@@ -123,8 +127,8 @@ def test_the_words_count_every_trial_once_the_commonest_reason_first() -> None:
     differs = Overlap(sampled=None, differs=("batch_size",))
     strange = Overlap(sampled=None, outside=("depth", "learning_rate"))
     both = Overlap(sampled=None, differs=("batch_size",), outside=("depth",))
-    assert overlap_words("first", [strange, used, differs, both]) == (
+    assert overlap_message("first", [strange, used, differs, both]) == (
         "used 1 of 4 trials of first: 2 differ in batch_size, 1 outside depth, learning_rate"
     )
-    assert overlap_words("first", [used]) == "used 1 of 1 trials of first"
-    assert overlap_words("first", []) == "used 0 of 0 trials of first"
+    assert overlap_message("first", [used]) == "used 1 of 1 trials of first"
+    assert overlap_message("first", []) == "used 0 of 0 trials of first"

@@ -10,42 +10,42 @@ from tune_rescon.errors import SpaceError
 from tune_rescon.search import main
 from tune_rescon.spaces import FloatParameter, Space, dump_space, load_space, parse_space
 
-Complaint = Callable[..., list[str]]
-Bent = Callable[..., Space]
+ErrorLines = Callable[..., list[str]]
+LoadChanged = Callable[..., Space]
 
 
-def test_values_are_yaml(bent: Bent) -> None:
+def test_values_are_yaml(load_changed: LoadChanged) -> None:
     overrides = (
         "budget.hours=1e-1",
         "fidelity.max=27",
         "fixed.flip=false",
         "dataset={name: cifar10, limit: 100}",
     )
-    space = bent({}, overrides)
+    space = load_changed({}, overrides)
     assert (space.budget.hours, space.fidelity.max, space.fixed["flip"]) == (0.1, 27, False)
     assert (space.dataset.name, space.dataset.limit) == ("cifar10", 100)
 
 
-def test_the_last_of_two_counts(bent: Bent) -> None:
-    assert bent({}, ("budget.trials=3", "budget.trials=4")).budget.trials == 4
+def test_the_last_of_two_counts(load_changed: LoadChanged) -> None:
+    assert load_changed({}, ("budget.trials=3", "budget.trials=4")).budget.trials == 4
 
 
-def test_a_deep_key(bent: Bent) -> None:
-    parameter = bent({}, ("parameters.learning_rate.low=0.02",)).parameters["learning_rate"]
+def test_a_deep_key(load_changed: LoadChanged) -> None:
+    parameter = load_changed({}, ("parameters.learning_rate.low=0.02",)).parameters["learning_rate"]
     assert isinstance(parameter, FloatParameter)
     assert parameter.low == 0.02
 
 
-def test_a_missing_section_is_made(bent: Bent) -> None:
-    assert bent({9: ""}, ("resources_per_trial.gpu=1",)).resources_per_trial.gpu == 1
+def test_a_missing_section_is_made(load_changed: LoadChanged) -> None:
+    assert load_changed({9: ""}, ("resources_per_trial.gpu=1",)).resources_per_trial.gpu == 1
 
 
-def test_a_section_left_empty_is_filled(bent: Bent) -> None:
-    assert bent({10: "fixed:"}, ("fixed.flip=false",)).fixed == {"flip": False}
+def test_a_section_left_empty_is_filled(load_changed: LoadChanged) -> None:
+    assert load_changed({10: "fixed:"}, ("fixed.flip=false",)).fixed == {"flip": False}
 
 
-def test_another_type_needs_no_other_keys_removed(bent: Bent) -> None:
-    space = bent({}, ("sampler.type=random", "scheduler.type=none"))
+def test_another_type_needs_no_other_keys_removed(load_changed: LoadChanged) -> None:
+    space = load_changed({}, ("sampler.type=random", "scheduler.type=none"))
     assert (space.sampler.type, space.sampler.seed, space.scheduler.type) == ("random", 3, "none")
 
 
@@ -76,17 +76,21 @@ def test_another_type_needs_no_other_keys_removed(bent: Bent) -> None:
         ("budget..trials=3", "--set takes KEY=VALUE"),
     ],
 )
-def test_a_bad_override_is_told_as_such(complaint: Complaint, override: str, words: str) -> None:
-    assert any(line.startswith(words) or words in line for line in complaint({}, (override,)))
+def test_a_bad_override_is_reported_as_an_override(
+    error_lines: ErrorLines, override: str, words: str
+) -> None:
+    assert any(line.startswith(words) or words in line for line in error_lines({}, (override,)))
 
 
-def test_an_override_mends_the_file(bent: Bent) -> None:
-    assert bent({8: "budget: {trials: x}"}, ("budget.trials=5",)).budget.trials == 5
+def test_an_override_mends_the_file(load_changed: LoadChanged) -> None:
+    assert load_changed({8: "budget: {trials: x}"}, ("budget.trials=5",)).budget.trials == 5
 
 
-def test_what_an_override_breaks_elsewhere_stands_at_its_own_line(complaint: Complaint) -> None:
-    told = complaint({}, ("parameters.depth.choices=[56]",))
-    assert told == ["s.yaml:15: parameters.drop_path.when.in[0]: must be one of the choices 56, but got 92."]
+def test_a_rule_broken_by_an_override_names_the_line_of_the_broken_key(error_lines: ErrorLines) -> None:
+    errors = error_lines({}, ("parameters.depth.choices=[56]",))
+    assert errors == [
+        "s.yaml:15: parameters.drop_path.when.in[0]: must be one of the choices 56, but got 92."
+    ]
 
 
 FOLDER = "dataset={name: folder, path: x}"
@@ -106,34 +110,37 @@ FOLDER = "dataset={name: folder, path: x}"
         ('"photos"', "photos"),
     ],
 )
-def test_a_text_is_taken_as_it_is_typed(bent: Bent, typed: str, meant: str) -> None:
-    assert bent({}, (FOLDER, f"dataset.path={typed}")).dataset.path == meant
+def test_a_text_is_not_parsed_as_yaml(load_changed: LoadChanged, typed: str, meant: str) -> None:
+    assert load_changed({}, (FOLDER, f"dataset.path={typed}")).dataset.path == meant
 
 
-def test_null_is_null_where_a_text_may_be_none(bent: Bent) -> None:
+def test_null_is_none_where_a_text_may_be_none(load_changed: LoadChanged) -> None:
     for null in ("null", ""):
-        assert bent({}, (FOLDER, "dataset.ignore=*.gif", f"dataset.ignore={null}")).dataset.ignore is None
-    assert bent({}, ("description=null",)).description == "null"
+        assert (
+            load_changed({}, (FOLDER, "dataset.ignore=*.gif", f"dataset.ignore={null}")).dataset.ignore
+            is None
+        )
+    assert load_changed({}, ("description=null",)).description == "null"
 
 
-def test_other_sections_hold_texts_too(bent: Bent) -> None:
-    space = bent({}, ("name=2024", "fixed.init_from=1.0"))
+def test_other_sections_hold_texts_too(load_changed: LoadChanged) -> None:
+    space = load_changed({}, ("name=2024", "fixed.init_from=1.0"))
     assert (space.name, space.fixed["init_from"]) == ("2024", "1.0")
 
 
 @pytest.mark.parametrize("given", ["2024", "007", "true", "[old]"])
-def test_a_text_in_a_file_that_yaml_reads_as_another_kind(complaint: Complaint, given: str) -> None:
-    told = complaint({3: f"dataset: {{name: folder, path: {given}}}"})
-    assert any('goes in quotes: `path: "..."`.' in line for line in told)
+def test_a_text_in_a_file_that_yaml_reads_as_another_kind(error_lines: ErrorLines, given: str) -> None:
+    errors = error_lines({3: f"dataset: {{name: folder, path: {given}}}"})
+    assert any('in quotes: `path: "..."`.' in line for line in errors)
 
 
-def test_a_name_in_a_file_that_yaml_reads_as_a_number(complaint: Complaint) -> None:
-    assert any('goes in quotes: `name: "..."`.' in line for line in complaint({2: "name: 2024"}))
+def test_a_name_in_a_file_that_yaml_reads_as_a_number(error_lines: ErrorLines) -> None:
+    assert any('in quotes: `name: "..."`.' in line for line in error_lines({2: "name: 2024"}))
 
 
-def test_only_a_folder_is_listed(complaint: Complaint) -> None:
-    told = complaint({}, ("dataset.ignore=*.gif",))
-    assert told == [
+def test_only_a_folder_is_listed(error_lines: ErrorLines) -> None:
+    errors = error_lines({}, ("dataset.ignore=*.gif",))
+    assert errors == [
         "--set dataset.ignore: dataset.ignore: only the dataset `folder` has `ignore`, but got '*.gif'."
     ]
 
@@ -150,20 +157,20 @@ def test_only_a_folder_is_listed(complaint: Complaint) -> None:
     ],
 )
 def test_a_field_is_named_without_its_section(
-    bent: Bent, setting: str, read: Callable[[Space], bool]
+    load_changed: LoadChanged, setting: str, read: Callable[[Space], bool]
 ) -> None:
-    assert read(bent({}, (setting,)))
+    assert read(load_changed({}, (setting,)))
 
 
-def test_a_value_pins_a_searched_field(bent: Bent) -> None:
-    before = bent({})
-    space = bent({}, ("learning_rate=0.1",))
+def test_a_value_pins_a_searched_field(load_changed: LoadChanged) -> None:
+    before = load_changed({})
+    space = load_changed({}, ("learning_rate=0.1",))
     assert space.fixed == {**before.fixed, "learning_rate": 0.1}
     assert list(space.parameters) == [name for name in before.parameters if name != "learning_rate"]
 
 
-def test_a_section_replaces_a_searched_fields_own(bent: Bent) -> None:
-    space = bent({}, ("learning_rate={type: float, low: 0.05, high: 0.2}",))
+def test_a_section_replaces_a_searched_fields_own(load_changed: LoadChanged) -> None:
+    space = load_changed({}, ("learning_rate={type: float, low: 0.05, high: 0.2}",))
     assert space.parameters["learning_rate"] == FloatParameter(type="float", low=0.05, high=0.2)
     assert "learning_rate" not in space.fixed
 
@@ -186,11 +193,13 @@ def test_a_parameter_below_a_pinned_one_exists_always_or_never() -> None:
         ("depth.low=1", "--set depth.low: parameters.depth.low: unknown key 'low'"),
     ],
 )
-def test_what_a_field_cannot_be_is_told(complaint: Complaint, setting: str, words: str) -> None:
-    assert any(line.startswith(words) for line in complaint({}, (setting,)))
+def test_a_value_that_a_field_cannot_have_is_reported(
+    error_lines: ErrorLines, setting: str, words: str
+) -> None:
+    assert any(line.startswith(words) for line in error_lines({}, (setting,)))
 
 
-def test_a_shipped_row_that_no_longer_fits_is_left_out_and_said(progress: list[str]) -> None:
+def test_a_row_of_initial_that_no_longer_fits_is_left_out_and_reported(progress: list[str]) -> None:
     space = load_space("att92", ["learning_rate=0.05"])
     assert space.initial == ()
     (line,) = progress

@@ -10,7 +10,7 @@ import pytest
 
 from tune_rescon.spaces import Space, count_points, free_points, pending_rows, point_key
 
-Bent = Callable[..., Space]
+LoadChanged = Callable[..., Space]
 
 FINITE = (
     "parameters={depth: {type: categorical, choices: [56, 92]},"
@@ -20,14 +20,14 @@ FINITE = (
 
 
 @pytest.fixture
-def finite(bent: Bent) -> Space:
-    return bent({}, (FINITE, "initial=[]"))
+def finite(load_changed: LoadChanged) -> Space:
+    return load_changed({}, (FINITE, "initial=[]"))
 
 
-def test_points_are_counted_as_far_as_that_matters(bent: Bent, finite: Space) -> None:
+def test_points_are_counted_as_far_as_that_matters(load_changed: LoadChanged, finite: Space) -> None:
     assert count_points(finite.parameters, most=100) == 2 * (1 + 3)
     assert count_points(finite.parameters, most=7) is None
-    assert count_points(bent({}).parameters, most=100) is None, "a float without step"
+    assert count_points(load_changed({}).parameters, most=100) is None, "a float without step"
 
 
 @pytest.mark.parametrize(
@@ -46,18 +46,18 @@ def test_a_point_is_the_same_however_it_is_written(
     assert (point_key(finite.parameters, one) == point_key(finite.parameters, other)) is same
 
 
-def test_true_is_not_one(bent: Bent) -> None:
-    space = bent({}, ("parameters.flip={type: categorical, choices: [true, false]}", "initial=[]"))
+def test_true_is_not_one(load_changed: LoadChanged) -> None:
+    space = load_changed({}, ("parameters.flip={type: categorical, choices: [true, false]}", "initial=[]"))
     assert point_key(space.parameters, {"flip": True}) != point_key(space.parameters, {"flip": 1})
 
 
-def test_what_is_left_of_a_space(bent: Bent, finite: Space) -> None:
+def test_free_points_are_those_that_have_not_run(load_changed: LoadChanged, finite: Space) -> None:
     every = free_points(finite.parameters, set(), most=100)
     assert len(every) == 8
     taken = {point_key(finite.parameters, point) for point in every[:5]}
     assert free_points(finite.parameters, taken, most=100) == every[5:]
     assert free_points(finite.parameters, taken, most=1) == every[5:6]
-    assert free_points(bent({}).parameters, set(), most=100) == []
+    assert free_points(load_changed({}).parameters, set(), most=100) == []
 
 
 def test_a_row_that_has_run_is_not_pending_and_one_that_is_there_twice_runs_twice(finite: Space) -> None:

@@ -1,4 +1,4 @@
-"""What holds for any sound space: samples obey it, Optuna holds what it says, its file reads back equal."""
+"""Properties of any valid space: samples obey it, Optuna stores its values, its file reads back equal."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _parameters(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
-    """Any sound space, without rows to run first."""
+    """Any valid space, without rows to run first."""
     metric = draw(st.sampled_from([name for name in METRICS if metric_mode(name)]))
     against = draw(st.sampled_from([None, "gmacs", "compute_hours"]))
     parameters, scheduler = draw(_parameters()), draw(st.sampled_from(_SCHEDULERS))
@@ -165,7 +165,7 @@ def test_a_trial_holds_the_very_distributions_of_the_space(space: Space) -> None
 
 @settings(max_examples=40, deadline=None)
 @given(spaces())
-def test_what_optuna_holds_goes_back_and_forth(space: Space) -> None:
+def test_values_survive_optunas_form(space: Space) -> None:
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     sampled = preview(space, 1)[0]
     study.enqueue_trial(to_optuna(sampled))
@@ -196,7 +196,7 @@ def test_every_sample_of_a_space_is_a_trial_of_that_space(space: Space) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(spaces(), spaces())
-def test_a_trial_of_another_space_is_told_apart_or_is_the_very_same(space: Space, other: Space) -> None:
+def test_a_trial_of_another_space_differs_or_has_the_same_configuration(space: Space, other: Space) -> None:
     for sampled in preview(other, 4):
         placed = overlap(space, other, sampled)
         assert (placed.sampled is None) == bool(placed.reason)

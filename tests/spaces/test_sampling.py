@@ -1,4 +1,4 @@
-"""Drawing trials: what comes first, grids, and Optuna's traps."""
+"""Drawing trials: initial rows, grids, and special cases of Optuna."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from tune_rescon.spaces import (
     trial_config,
 )
 
-Bent = Callable[..., Space]
+LoadChanged = Callable[..., Space]
 
 
-def test_the_same_seed_draws_the_same(bent: Bent) -> None:
-    assert preview(bent({}), 6) == preview(bent({}), 6)
-    assert preview(bent({}), 6)[1:] != preview(bent({}, ("sampler.seed=4",)), 6)[1:]
+def test_the_same_seed_draws_the_same(load_changed: LoadChanged) -> None:
+    assert preview(load_changed({}), 6) == preview(load_changed({}), 6)
+    assert preview(load_changed({}), 6)[1:] != preview(load_changed({}, ("sampler.seed=4",)), 6)[1:]
 
 
-def test_initial_rows_come_first_in_the_order_of_the_parameters(bent: Bent) -> None:
-    space = bent({17: "  - {drop_path: 0.0, batch_size: 32, learning_rate: 0.1, depth: 92}"})
+def test_initial_rows_come_first_in_the_order_of_the_parameters(load_changed: LoadChanged) -> None:
+    space = load_changed({17: "  - {drop_path: 0.0, batch_size: 32, learning_rate: 0.1, depth: 92}"})
     first = preview(space, 2)[0]
     assert list(first) == ["depth", "learning_rate", "batch_size", "drop_path"]
     assert preview(space, 0) == []
 
 
-def test_a_grid_is_every_combination_of_active_values_once(bent: Bent) -> None:
+def test_a_grid_is_every_combination_of_active_values_once(load_changed: LoadChanged) -> None:
     overrides = (
         "sampler.type=grid",
         "initial=[]",
@@ -51,7 +51,7 @@ def test_a_grid_is_every_combination_of_active_values_once(bent: Bent) -> None:
         "parameters.drop_path.step=0.1",
         "budget.trials=8",
     )
-    space = bent({}, overrides)
+    space = load_changed({}, overrides)
     points = grid_points(space)
     assert points == [
         *({"depth": 56, "learning_rate": 0.1, "batch_size": size} for size in (16, 32)),
@@ -64,8 +64,10 @@ def test_a_grid_is_every_combination_of_active_values_once(bent: Bent) -> None:
     assert preview(space, 3) == points[:3]
 
 
-def test_a_list_among_choices_survives_a_storage(bent: Bent) -> None:
-    space = bent({14: "  step_fractions: {type: categorical, choices: [[40, 60], [50]]}", 16: "", 17: ""})
+def test_a_list_among_choices_survives_a_storage(load_changed: LoadChanged) -> None:
+    space = load_changed(
+        {14: "  step_fractions: {type: categorical, choices: [[40, 60], [50]]}", 16: "", 17: ""}
+    )
     trial = optuna.create_study(sampler=RandomSampler(seed=0)).ask()
     sampled = suggest(space, trial)
     assert sampled["step_fractions"] in ((40, 60), (50,))
@@ -73,22 +75,24 @@ def test_a_list_among_choices_survives_a_storage(bent: Bent) -> None:
     assert trial_config(space, sampled).step_fractions == sampled["step_fractions"]
 
 
-def test_a_step_keeps_the_upper_bound(bent: Bent) -> None:
+def test_a_step_keeps_the_upper_bound(load_changed: LoadChanged) -> None:
     """Optuna lowers ``high`` where binary arithmetic says that a step does not divide the range."""
-    space = bent({13: "  learning_rate: {type: float, low: 0.1, high: 0.7, step: 0.2}", 16: "", 17: ""})
+    space = load_changed(
+        {13: "  learning_rate: {type: float, low: 0.1, high: 0.7, step: 0.2}", 16: "", 17: ""}
+    )
     distribution = distributions(space)["learning_rate"]
     assert isinstance(distribution, optuna.distributions.FloatDistribution)
     assert Decimal(str(distribution.high)) == Decimal("0.7")
 
 
-def test_what_the_space_does_not_name_is_the_default(bent: Bent) -> None:
-    config = trial_config(bent({}), {"depth": 56})
+def test_fields_that_the_space_does_not_name_have_their_default(load_changed: LoadChanged) -> None:
+    config = trial_config(load_changed({}), {"depth": 56})
     assert (config.layout, config.momentum, config.depth, config.optimizer) == ("cifar", 0.9, 56, "sgd")
 
 
-def test_values_of_another_space_are_refused(bent: Bent) -> None:
+def test_values_of_another_space_are_refused(load_changed: LoadChanged) -> None:
     with pytest.raises(ConfigError, match="unknown parameter 'dropout'"):
-        trial_config(bent({}), {"dropout": 0.1})
+        trial_config(load_changed({}), {"dropout": 0.1})
 
 
 @pytest.mark.parametrize(
@@ -109,8 +113,8 @@ def test_a_number_of_any_real_type_is_a_number(name: str, value: Any, plain: Any
     assert check_field(name, True) is not None
 
 
-def test_a_range_of_two_neighbouring_floats_can_be_drawn_from(bent: Bent) -> None:
-    space = bent({}, ("parameters.learning_rate={type: float, low: 0.1, high: 0.10000000000000002}",))
+def test_a_range_of_two_neighbouring_floats_can_be_drawn_from(load_changed: LoadChanged) -> None:
+    space = load_changed({}, ("parameters.learning_rate={type: float, low: 0.1, high: 0.10000000000000002}",))
     for sampled in preview(space, 8):
         assert type(sampled["learning_rate"]) is float
         trial_config(space, sampled)

@@ -32,7 +32,7 @@ from tune_rescon.spaces.json_schema import schema_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: What a space needs to be told before it can run.
+#: What a space needs to be errors before it can run.
 NEEDS = {"folder": ("dataset.path=images",)}
 
 
@@ -41,7 +41,7 @@ def _load(name: str) -> Space:
 
 
 @pytest.mark.parametrize("name", list_spaces())
-def test_it_samples_trials_whose_networks_exist(name: str) -> None:
+def test_a_shipped_space_samples_networks_that_exist(name: str) -> None:
     space = _load(name)
     for sampled in preview(space, 30):
         config = trial_config(space, sampled)
@@ -50,13 +50,13 @@ def test_it_samples_trials_whose_networks_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_spaces())
-def test_it_reads_back_equal(name: str) -> None:
+def test_a_shipped_space_reads_back_equal(name: str) -> None:
     space = _load(name)
     assert parse_space(dump_space(space), source="dumped.yaml") == space
 
 
 @pytest.mark.parametrize("name", list_spaces())
-def test_it_is_named_as_its_file_and_names_the_schema(name: str) -> None:
+def test_a_shipped_space_has_its_files_name_and_names_the_schema(name: str) -> None:
     assert _load(name).name == name
     first = (space_folder() / f"{name}.yaml").read_text().splitlines()[0]
     assert first == "# yaml-language-server: $schema=./schema.json"
@@ -91,12 +91,12 @@ def test_the_editor_sees_a_mistake(path: tuple[str, ...], value: object) -> None
         jsonschema.validate(document, json.loads(schema_text()))
 
 
-def test_the_schema_is_what_the_models_say() -> None:
+def test_the_schema_file_is_up_to_date() -> None:
     """Regenerate it with ``python -m tune_rescon.spaces.json_schema``."""
     assert (space_folder() / "schema.json").read_text() == schema_text()
 
 
-def test_folder_without_a_path_says_what_to_give() -> None:
+def test_a_folder_without_a_path_is_an_error_with_a_hint() -> None:
     with pytest.raises(SpaceError, match=r"Give it with --set dataset\.path=DIR"):
         load_space("folder")
 

@@ -38,7 +38,7 @@ def meaning(text: str) -> tuple[Space, TrialConfig]:
 
 
 @pytest.mark.parametrize("base", list_spaces())
-def test_it_is_the_space_that_it_begins_with(base: str) -> None:
+def test_a_template_without_changes_is_the_space(base: str) -> None:
     needs = ["dataset.path=photos/"] if base == "folder" else []
     written = parse_space(space_template("mine", base=base), source="mine.yaml")
     assert written == load_space(base, [*needs, "name=mine", "description="])
@@ -107,7 +107,7 @@ def test_an_unknown_base_is_answered_with_those_there_are() -> None:
         space_template("mine", base="att93")
 
 
-def test_a_folder_that_takes_no_file_is_said(
+def test_a_folder_that_cannot_be_written_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.yaml").symlink_to(tmp_path / "gone" / "mine.yaml")

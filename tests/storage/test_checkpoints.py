@@ -23,7 +23,7 @@ class Node:
     def __init__(self, path: Path, remote: RemoteFolder) -> None:
         self.notes: list[str] = []
         self.mirror = CheckpointMirror(
-            local=path, remote=remote, names=NAMES, note=self.notes.append, patience=0.05, pause=0.01
+            local=path, remote=remote, names=NAMES, note=self.notes.append, timeout=0.05, pause=0.01
         )
         self.path = path
 
@@ -63,7 +63,7 @@ def out_of_order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return failing
 
 
-def test_a_trial_goes_on_where_another_node_was(here: Node, there: Node) -> None:
+def test_a_trial_resumes_from_another_nodes_files(here: Node, there: Node) -> None:
     here.train(3)
     here.mirror.send()
     there.mirror.fetch(epochs)
@@ -89,7 +89,7 @@ def test_the_copy_that_is_further_is_taken(
     assert not here.notes
 
 
-def test_what_is_there_already_is_not_sent_again(here: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_not_sent_again(here: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
 
     def upload(self: RemoteFolder, source: Path, name: str) -> None:
@@ -155,7 +155,7 @@ def test_after_the_last_epoch_there_is_no_next_one_to_send_with(
     here.mirror.send(insist=True)
     assert here.notes == ["the storage does not answer: 503 Slow Down"]
 
-    monkeypatch.setattr(here.mirror, "patience", 60)
+    monkeypatch.setattr(here.mirror, "timeout", 60)
     monkeypatch.setattr("time.sleep", lambda _: out_of_order.clear())
     here.mirror.send(insist=True)
     assert here.mirror.remote.read("last.ckpt") == b"1"

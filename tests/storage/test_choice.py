@@ -75,7 +75,7 @@ RUNS = st.lists(
 
 
 @given(runs=RUNS)
-def test_no_epoch_that_was_sent_is_ever_lost_and_on_one_machine_none_at_all(runs: list[Run]) -> None:
+def test_no_sent_epoch_is_lost_and_no_epoch_at_all_on_one_machine(runs: list[Run]) -> None:
     url, machines = Place(), [Place() for _ in range(3)]
     last_sender = None
     for n, run in enumerate(runs):

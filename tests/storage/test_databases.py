@@ -14,7 +14,7 @@ import pytest
 
 from tune_rescon.errors import StorageError
 from tune_rescon.storage import Discard, RemoteError, RemoteFolder, Sender, SupersededError, fetch_databases
-from tune_rescon.storage.database import copy_database, is_whole, parse_term, read_term, write_term
+from tune_rescon.storage.sqlite import copy_database, is_whole, parse_term, read_term, write_term
 
 
 def make(path: Path, *, wal: bool = False) -> None:
@@ -88,7 +88,7 @@ def test_a_term_is_read_from_the_header(tmp_path: Path) -> None:
     assert parse_term(None) is None
 
 
-def test_another_machine_goes_on_from_what_was_sent(here: Machine, there: Machine) -> None:
+def test_another_machine_resumes_from_the_sent_copy(here: Machine, there: Machine) -> None:
     sender = here.begin()
     for n in (1, 2):
         add(here.study, n)
@@ -107,7 +107,7 @@ def test_the_same_machine_loses_nothing(here: Machine) -> None:
     assert epochs(here.study) == [1]
 
 
-def test_who_comes_back_takes_what_was_done_elsewhere_and_says_so(
+def test_a_returning_machine_takes_the_newer_copy_and_reports_it(
     here: Machine, there: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     here.begin()
@@ -121,7 +121,7 @@ def test_who_comes_back_takes_what_was_done_elsewhere_and_says_so(
     assert "study.db of this machine's run 1 gave way to run 2's at memory://" in caplog.text
 
 
-def test_what_sqlite_kept_beside_an_older_copy_goes_with_it(here: Machine, there: Machine) -> None:
+def test_files_beside_an_older_copy_are_removed_with_it(here: Machine, there: Machine) -> None:
     here.begin()
     there.begin()
     beside = here.study.with_name("study.db-journal")
@@ -130,7 +130,7 @@ def test_what_sqlite_kept_beside_an_older_copy_goes_with_it(here: Machine, there
     assert not beside.exists()
 
 
-def test_who_was_superseded_sends_nothing_more(here: Machine, there: Machine) -> None:
+def test_a_superseded_run_sends_nothing_more(here: Machine, there: Machine) -> None:
     sleeper = here.begin()
     add(here.study, 1)
     there.begin()
@@ -149,7 +149,7 @@ def test_a_damaged_copy_here_is_replaced(here: Machine) -> None:
     assert epochs(here.study) == [1]
 
 
-def test_a_damaged_copy_at_the_url_is_said_and_replaces_nothing(here: Machine, there: Machine) -> None:
+def test_a_damaged_copy_at_the_url_is_reported_and_replaces_nothing(here: Machine, there: Machine) -> None:
     here.begin()
     good = here.remote.read("study.db")
     assert good is not None
@@ -193,7 +193,7 @@ def test_a_database_that_follows_never_knows_more_than_the_first(
     assert next(counter) == 9
 
 
-def test_who_follows_a_study_from_the_url_comes_from_there_or_begins_anew(
+def test_a_database_beside_a_study_from_the_url_is_fetched_or_empty(
     memory: RemoteFolder, tmp_path: Path
 ) -> None:
     def machine(name: str, *databases: str) -> dict[str, Path]:
@@ -217,7 +217,7 @@ def test_who_follows_a_study_from_the_url_comes_from_there_or_begins_anew(
     assert not here["mlflow.db"].exists()
 
 
-def test_what_has_not_changed_is_not_sent_again(
+def test_an_unchanged_database_is_not_sent_again(
     here: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sent: list[str] = []
@@ -258,7 +258,7 @@ def test_a_failed_first_send_leaves_this_machine_free_to_begin_again(
     assert epochs(here.study) == [1]
 
 
-def test_discarding_leaves_one_file_or_none(here: Machine) -> None:
+def test_discarding_leaves_at_most_one_file(here: Machine) -> None:
     names = ["checkpoints/trial_0001/best.ckpt", "checkpoints/trial_0001/last.ckpt"]
     others = ["checkpoints/trial_0001/notes.txt", "checkpoints/trial_0011/best.ckpt", "space.yaml"]
     files = frozenset({"best.ckpt", "last.ckpt"})

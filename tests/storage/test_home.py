@@ -1,4 +1,4 @@
-"""A name at a URL: taken once, found again, given back."""
+"""A search's name at a URL: reserved once, found again, released."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def begin(storage: StorageUrl, name: str) -> SearchHome:
     return home
 
 
-def test_what_was_begun_is_found_with_its_identity(storage: StorageUrl) -> None:
+def test_a_search_is_found_with_its_identity(storage: StorageUrl) -> None:
     made = begin(storage, "a")
     found = SearchHome.find(storage, "a")
     assert found.identity == made.identity
@@ -51,7 +51,7 @@ def test_of_two_that_begin_at_once_one_has_the_name(storage: StorageUrl) -> None
     assert len(made) == 1
 
 
-def test_one_that_never_began_holds_no_search_until_its_name_is_given_back(storage: StorageUrl) -> None:
+def test_a_reserved_name_is_no_search_until_it_is_released(storage: StorageUrl) -> None:
     home = SearchHome.create(storage, "a")
     with pytest.raises(StorageError, match="It holds no search: remove it"):
         SearchHome.create(storage, "a")
@@ -70,7 +70,7 @@ def test_an_unknown_name_is_answered_with_those_there_are(storage: StorageUrl) -
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_bucket_that_is_not_there_is_said_in_one_paragraph() -> None:
+def test_a_missing_bucket_is_reported_in_one_paragraph() -> None:
     with pytest.raises(StorageError) as caught:
         SearchHome.create(StorageUrl(url="s3://no-such-bucket-here/runs"), "a")
     message = str(caught.value)
@@ -86,9 +86,7 @@ def test_only_the_storages_errors_are_the_users(storage: StorageUrl) -> None:
 
 
 @pytest.mark.parametrize("how", ["create", "find"])
-def test_credentials_that_are_missing_are_said(
-    how: str, monkeypatch: pytest.MonkeyPatch, s3: S3Server
-) -> None:
+def test_missing_credentials_are_reported(how: str, monkeypatch: pytest.MonkeyPatch, s3: S3Server) -> None:
     storage = StorageUrl(url=f"{s3.bucket()}/runs")
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)

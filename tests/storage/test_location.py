@@ -1,4 +1,4 @@
-"""What ``--storage`` may be."""
+"""The values that ``--storage`` accepts."""
 
 from __future__ import annotations
 

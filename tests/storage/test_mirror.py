@@ -1,4 +1,4 @@
-"""The mirror's thread: when it sends, how long it is waited for, and what it does about failures."""
+"""The mirror's thread: when it sends, how long callers wait, and how it handles failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tune_rescon.storage import Discard, Mirror, Pace, RemoteError, RemoteFolder, Sender, SupersededError
 
-FAST = Pace(interval=0.05, rest=0.0, patience=30.0, first_pause=0.01, longest_pause=0.02)
+FAST = Pace(interval=0.05, rest=0.0, flush_timeout=30.0, first_pause=0.01, longest_pause=0.02)
 
 
 class Recorded(Sender):
@@ -54,7 +54,7 @@ def running(sender: Recorded, pace: Pace = FAST) -> Mirror:
 
 
 def test_a_flush_is_there_when_it_returns(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, rest=0.0, patience=30.0))
+    mirror = running(sender, Pace(interval=60, rest=0.0, flush_timeout=30.0))
     assert mirror.flush()
     assert sender.events == ["sent"]
     assert mirror.flush()
@@ -75,8 +75,8 @@ def test_changes_between_are_sent_together_and_not_too_often(sender: Recorded) -
     assert mirror.close(30) == 0
 
 
-def test_a_url_that_hangs_is_waited_for_with_patience(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, patience=0.1))
+def test_a_url_that_hangs_is_waited_for_briefly(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60, flush_timeout=0.1))
     sender.free.clear()
     began = time.monotonic()
     assert not mirror.flush()
@@ -85,8 +85,8 @@ def test_a_url_that_hangs_is_waited_for_with_patience(sender: Recorded) -> None:
     assert mirror.close(30) == 0
 
 
-def test_nobody_waits_for_a_url_that_is_in_trouble(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, patience=60, first_pause=60))
+def test_flush_does_not_wait_for_a_failing_url(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60, flush_timeout=60, first_pause=60))
     sender.failing = RemoteError("down")
     began = time.monotonic()
     assert not mirror.flush()
@@ -96,7 +96,9 @@ def test_nobody_waits_for_a_url_that_is_in_trouble(sender: Recorded) -> None:
     assert mirror.close(0) == 3
 
 
-def test_what_failed_is_sent_when_the_url_is_back(sender: Recorded, caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_changes_are_sent_when_the_url_is_back(
+    sender: Recorded, caplog: pytest.LogCaptureFixture
+) -> None:
     mirror = running(sender)
     sender.failing = RemoteError("503 Slow Down")
     with caplog.at_level(logging.WARNING):
@@ -109,9 +111,9 @@ def test_what_failed_is_sent_when_the_url_is_back(sender: Recorded, caplog: pyte
     assert sender.events
 
 
-def test_copies_that_take_long_are_made_less_often_and_nobody_waits_for_the_next(sender: Recorded) -> None:
+def test_long_copies_are_made_less_often_and_flush_does_not_wait_for_the_next(sender: Recorded) -> None:
     sender.seconds = 0.1
-    mirror = running(sender, Pace(interval=0.01, rest=600, patience=30.0))
+    mirror = running(sender, Pace(interval=0.01, rest=600, flush_timeout=30.0))
     assert mirror.flush()
     began = time.monotonic()
     assert not mirror.flush()
@@ -123,7 +125,7 @@ def test_copies_that_take_long_are_made_less_often_and_nobody_waits_for_the_next
     assert sender.events == ["sent", "sent"]
 
 
-def test_what_is_missing_at_the_end_is_counted(sender: Recorded) -> None:
+def test_changes_missing_at_the_end_are_counted(sender: Recorded) -> None:
     mirror = running(sender)
     assert mirror.flush()
     sender.failing = OSError("no space left on device")
@@ -152,7 +154,7 @@ def test_files_are_deleted_after_the_copy_that_no_longer_needs_them(sender: Reco
     assert sender.events.count("discarded trial_0001") == 1
 
 
-def test_who_was_superseded_tries_no_more_and_says_so(
+def test_a_superseded_run_stops_trying_and_reports_it(
     sender: Recorded, caplog: pytest.LogCaptureFixture
 ) -> None:
     mirror = running(sender)
@@ -165,14 +167,14 @@ def test_who_was_superseded_tries_no_more_and_says_so(
 
 
 def test_closing_again_counts_nothing_twice(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, patience=30.0, first_pause=60))
+    mirror = running(sender, Pace(interval=60, flush_timeout=30.0, first_pause=60))
     sender.failing = RemoteError("down")
     assert not mirror.flush()
     assert mirror.close(0) == mirror.close(0) == 2
 
 
-def test_an_abandoned_url_is_left_as_it_is(sender: Recorded) -> None:
-    mirror = running(sender, Pace(interval=60, patience=30.0))
+def test_an_abandoned_url_is_not_changed(sender: Recorded) -> None:
+    mirror = running(sender, Pace(interval=60, flush_timeout=30.0))
     assert mirror.flush()
     mirror.changed()
     mirror.abandon()

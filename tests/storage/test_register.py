@@ -1,4 +1,4 @@
-"""A value that several processes may change: no change is lost, and none is made to an unread value."""
+"""A value that several processes may change: no change is lost, and no unread value is replaced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune_rescon.storage import Register, RegisterEntry, RemoteError, RemoteFold
 ON_S3 = pytest.mark.parametrize("remote", [pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
 
 
-def test_a_value_is_replaced_by_who_has_seen_it(remote: RemoteFolder) -> None:
+def test_a_value_is_replaced_only_by_a_process_that_has_seen_it(remote: RemoteFolder) -> None:
     register = Register(remote.folder("lease"))
     assert register.read() is None
     assert register.replace(0, b"a")
@@ -23,7 +23,7 @@ def test_a_value_is_replaced_by_who_has_seen_it(remote: RemoteFolder) -> None:
     assert remote.names() == ["lease/0000000002.json"]
 
 
-def test_one_who_slept_while_others_went_on_does_not_win(remote: RemoteFolder) -> None:
+def test_a_process_that_slept_does_not_win(remote: RemoteFolder) -> None:
     register = Register(remote)
     for version in range(4):
         assert register.replace(version, f"{version}".encode())
@@ -67,7 +67,7 @@ def test_a_shared_value_is_the_last_one_written(remote: RemoteFolder) -> None:
     assert two.read() == {"who": 1, "beat": 2}
 
 
-def test_a_shared_value_is_replaced_by_who_has_seen_it(remote: RemoteFolder) -> None:
+def test_a_shared_value_is_replaced_only_by_a_process_that_has_seen_it(remote: RemoteFolder) -> None:
     one, two = SharedValue(remote), SharedValue(remote)
     assert one.read() is None
     assert two.read() is None
@@ -78,7 +78,7 @@ def test_a_shared_value_is_replaced_by_who_has_seen_it(remote: RemoteFolder) -> 
     assert one.read() == {"who": 2}
 
 
-def test_a_value_that_is_being_written_is_none_yet(remote: RemoteFolder) -> None:
+def test_a_value_that_is_being_written_does_not_exist_yet(remote: RemoteFolder) -> None:
     remote.write("0000000001.json", b"")
     with pytest.raises(RemoteError, match="is being written"):
         SharedValue(remote).read()

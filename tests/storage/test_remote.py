@@ -1,4 +1,4 @@
-"""What a folder at a URL promises, on every kind of file system."""
+"""The operations on a folder at a URL, on every kind of file system."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
 HERE = Path(__file__)
 
 
-def test_what_is_written_is_read_back_and_replaced(remote: RemoteFolder) -> None:
+def test_a_file_is_read_back_and_replaced(remote: RemoteFolder) -> None:
     assert remote.read("a/x.txt") is None
     remote.write("a/x.txt", b"one")
     remote.write("a/x.txt", b"three")
@@ -50,7 +50,7 @@ def test_names_are_of_one_folder_and_fresh(remote: RemoteFolder) -> None:
     assert remote.names() == ["a/b/y", "ab/z"]
 
 
-def test_folders_are_found_by_what_they_hold(remote: RemoteFolder) -> None:
+def test_folders_are_found_by_a_file_in_them(remote: RemoteFolder) -> None:
     assert remote.folders_with("space.yaml") == []
     for name in ("b/space.yaml", "a/space.yaml", "c/other", "d/e/space.yaml"):
         remote.write(name, b"")
@@ -144,7 +144,7 @@ def test_a_download_is_whole_also_of_a_file_that_is_replaced_meanwhile(
 
 
 @pytest.mark.parametrize(("call", "arguments"), CALLS.items(), ids=CALLS)
-def test_whatever_a_file_system_raises_is_one_error(call: str, arguments: tuple[Any, ...]) -> None:
+def test_every_error_of_a_file_system_is_a_remote_error(call: str, arguments: tuple[Any, ...]) -> None:
     class Unhappy:
         """Raises what is no OSError, as botocore does."""
 
@@ -165,7 +165,9 @@ def test_whatever_a_file_system_raises_is_one_error(call: str, arguments: tuple[
         ("abfs://bucket/x", 'pip install "tune_rescon[azure]"'),
     ],
 )  # fmt: skip
-def test_a_url_nobody_can_open_is_said(url: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_that_cannot_be_opened_is_reported(
+    url: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in ("gcsfs", "adlfs"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(StorageError) as caught:

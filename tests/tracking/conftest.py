@@ -1,4 +1,7 @@
-"""A SQLite store that is made once and copied, for its migrations take MLflow seconds; and a small search."""
+"""Writers and run syncs on a SQLite store, and a small search that they send.
+
+The store is created once and copied, because its migrations take MLflow seconds.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,15 @@ def destination(uri: str, search: str, artifacts: Path | None) -> Destination:
 
 @pytest.fixture
 def store(empty_store: Path, tmp_path: Path) -> str:
-    """The URI of a store of the test's own."""
+    """The URI of a store that no other test uses."""
     return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
 
 
 @pytest.fixture
 def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
-    """Makes writers that have begun; each is one more run of the command.
+    """Makes started writers; each one is another run of the command.
 
-    They make their calls on their own thread, where a test can get between; the process is in test_worker.py.
+    They make their calls on their thread and not in a process, so that a test can replace a call.
     """
 
     def make(search: str = "s", uri: str = store) -> MlflowWriter:
@@ -51,20 +54,22 @@ def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
 
 
 @pytest.fixture
-def make_book(store: str, tmp_path: Path) -> Callable[[], MlflowRunSync]:
-    """Makes the books of a search, without a thread; each is one more run of the command."""
+def make_sync(store: str, tmp_path: Path) -> Callable[[], MlflowRunSync]:
+    """Makes run syncs without a thread; each one is another run of the command."""
 
     def make() -> MlflowRunSync:
-        book = MlflowRunSync(destination(store, "s", tmp_path / "artifacts"))
-        book.connect()
-        return book
+        sync = MlflowRunSync(destination(store, "s", tmp_path / "artifacts"))
+        sync.connect()
+        return sync
 
     return make
 
 
 @pytest.fixture
-def make_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], MlflowWriter]]:
-    """Makes writers that have begun, as a search has them, but that try again sooner."""
+def make_fast_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], MlflowWriter]]:
+    """Makes started writers that retry sooner than those of a search."""
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(writer, "LONGEST_PAUSE", 0.5)
     monkeypatch.setattr(writer, "DEBOUNCE_SECONDS", 0.05)
@@ -84,18 +89,18 @@ def make_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
 
 
 @pytest.fixture
-def play() -> Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]:
-    """Shows a small search, with something else that happens half way.
+def send_search() -> Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]:
+    """Submits the states of a small search to a writer, and calls a function half way.
 
-    Returns how many updates that were, and the seconds that the longest of them took.
+    Returns the number of updates, and the seconds that the longest submission took.
     """
 
-    def play(sender: MlflowWriter, halfway: Callable[[], object]) -> tuple[int, float]:
+    def send_search(target: MlflowWriter, halfway: Callable[[], object]) -> tuple[int, float]:
         seconds = []
 
-        def show(view: TrialRunState | SearchRunState) -> None:
+        def show(run_state: TrialRunState | SearchRunState) -> None:
             began = time.perf_counter()
-            sender.show(view)
+            target.submit(run_state)
             seconds.append(time.perf_counter() - began)
             time.sleep(0.02)
 
@@ -109,7 +114,7 @@ def play() -> Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]:
         show(SearchRunState(id="1a", state="finished"))
         return len(seconds), max(seconds)
 
-    return play
+    return send_search
 
 
 def trial(number: int, epochs: int, state: str = "running") -> TrialRunState:

@@ -1,4 +1,4 @@
-"""Views against a real store: what MLflow shows afterwards."""
+"""States sent to a real store, and the runs that MLflow then shows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from mlflow.entities import Run
 
 from tune_rescon.tracking import Images, MlflowWriter, SearchRunState, TrialRunState, mlflow_runs
-from tune_rescon.tracking.messages import View
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
+from tune_rescon.tracking.run_state import RunState
 
 Make = Callable[..., MlflowWriter]
-Books = Callable[[], MlflowRunSync]
+MakeSync = Callable[[], MlflowRunSync]
 
 TIMEOUT = 200.0
 PARAMS = {"depth": "56", "drop_path": "none"}
@@ -51,10 +51,10 @@ def seen(store: str) -> Store:
     return Store(store)
 
 
-def send(writer: MlflowWriter, *views: View) -> dict[int, str]:
-    """Have all views sent; the runs that were opened."""
-    for view in views:
-        writer.show(view)
+def send(writer: MlflowWriter, *views: RunState) -> dict[int, str]:
+    """Have all states sent; the runs that were opened."""
+    for run_state in views:
+        writer.submit(run_state)
     assert writer.close(TIMEOUT) == 0
     return dict(writer.opened_runs())
 
@@ -81,7 +81,7 @@ def trial(epochs: int = 0, state: str = "running", *, number: int = 0, **changes
 SERIES = list(enumerate(VALUES, 1))
 
 
-def test_children_hang_under_one_parent_and_carry_the_contracts_words(make_writer: Make, seen: Store) -> None:
+def test_child_runs_have_one_parent_and_the_tags_of_the_contract(make_writer: Make, seen: Store) -> None:
     opened = send(
         make_writer(),
         SearchRunState(id="1a", tags={"version.torch": "2.15"}),
@@ -111,18 +111,18 @@ def test_children_hang_under_one_parent_and_carry_the_contracts_words(make_write
         assert (child.info.start_time, child.info.end_time) == (500, 4000)
 
 
-def test_every_metric_is_there_once_whatever_came_together(make_book: Books, seen: Store) -> None:
-    book = make_book()
-    book.show(SearchRunState(id="1a"))
-    for view in (trial(), trial(1), trial(1), trial(3), trial(3, "stopped"), trial(3, "stopped")):
-        book.show(view)
+def test_every_metric_is_logged_once_however_epochs_are_batched(make_sync: MakeSync, seen: Store) -> None:
+    sync = make_sync()
+    sync.send(SearchRunState(id="1a"))
+    for run_state in (trial(), trial(1), trial(1), trial(3), trial(3, "stopped"), trial(3, "stopped")):
+        sync.send(run_state)
     assert seen.series(0, "val_accuracy") == SERIES
     assert seen.series(0, "train_loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
     assert seen.series(0, "best_epoch") == [(3, 2.0)]
 
 
-def test_more_epochs_than_a_request_holds_are_several(
-    make_book: Books, seen: Store, monkeypatch: pytest.MonkeyPatch
+def test_more_epochs_than_a_request_holds_are_sent_in_several_requests(
+    make_sync: MakeSync, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_runs, "METRICS_A_REQUEST", 4)
     sizes = []
@@ -133,29 +133,29 @@ def test_more_epochs_than_a_request_holds_are_several(
         log_batch(client, *args, **kwargs)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
-    book = make_book()
-    book.show(SearchRunState(id="1a"))
-    book.show(trial(3))
+    sync = make_sync()
+    sync.send(SearchRunState(id="1a"))
+    sync.send(trial(3))
     assert sizes == [4, 2]
     assert seen.series(0, "val_accuracy") == SERIES
     assert seen.child(0).data.params == PARAMS
 
 
-def test_a_trials_parameters_are_there_before_its_first_epoch(make_book: Books, seen: Store) -> None:
-    book = make_book()
-    book.show(SearchRunState(id="1a"))
-    book.show(trial(0))
+def test_parameters_are_logged_before_the_first_epoch(make_sync: MakeSync, seen: Store) -> None:
+    sync = make_sync()
+    sync.send(SearchRunState(id="1a"))
+    sync.send(trial(0))
     assert seen.child(0).data.params == PARAMS
 
 
-def test_a_run_says_that_it_is_over_in_its_last_request(
-    make_book: Books, seen: Store, monkeypatch: pytest.MonkeyPatch
+def test_the_last_request_of_a_run_has_its_final_state(
+    make_sync: MakeSync, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver that dies before leaves a run that the next one completes."""
     monkeypatch.setattr(mlflow_runs, "METRICS_A_REQUEST", 3)
     log_batch = mlflow.MlflowClient.log_batch
-    book = make_book()
-    book.show(SearchRunState(id="1a"))
+    sync = make_sync()
+    sync.send(SearchRunState(id="1a"))
     left = 1
 
     def dying(client: mlflow.MlflowClient, *args: Any, **kwargs: Any) -> None:
@@ -168,18 +168,18 @@ def test_a_run_says_that_it_is_over_in_its_last_request(
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_batch", dying)
         with pytest.raises(ConnectionError):
-            book.show(trial(3, "finished"))
+            sync.send(trial(3, "finished"))
     assert seen.series(0, "val_accuracy") == SERIES[:1]
     assert seen.child(0).data.tags["tune_rescon.state"] == "running"
-    again = make_book()
-    again.show(SearchRunState(id="1a"))
-    again.show(trial(3, "finished"))
+    again = make_sync()
+    again.send(SearchRunState(id="1a"))
+    again.send(trial(3, "finished"))
     assert seen.series(0, "val_accuracy") == SERIES
     assert seen.series(0, "best_epoch") == [(3, 2.0)]
     assert seen.child(0).info.status == "FINISHED"
 
 
-def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen: Store) -> None:
+def test_nan_is_logged_as_nan(make_writer: Make, seen: Store) -> None:
     diverged = TrialRunState(number=0, history={"val_accuracy": (math.nan,)}, times_ms=(1,))
     send(make_writer(), SearchRunState(id="1a"), diverged)
     ((step, value),) = seen.series(0, "val_accuracy")
@@ -200,7 +200,7 @@ def test_a_metric_that_is_not_a_number_is_shown_as_such(make_writer: Make, seen:
         ("failed", "FAILED"),
     ],
 )
-def test_each_state_has_its_status(state: str, status: str, make_writer: Make, seen: Store) -> None:
+def test_each_state_sets_the_runs_status(state: str, status: str, make_writer: Make, seen: Store) -> None:
     send(make_writer(), SearchRunState(id="1a"), trial(1, state))
     child = seen.child(0)
     assert child.info.status == status
@@ -208,7 +208,7 @@ def test_each_state_has_its_status(state: str, status: str, make_writer: Make, s
     assert "tune_rescon.error" not in child.data.tags
 
 
-def test_an_error_keeps_its_end(make_writer: Make, seen: Store) -> None:
+def test_a_long_error_is_cut_at_its_beginning(make_writer: Make, seen: Store) -> None:
     text = "x" * 9000 + "\nValueError: it was the last line"
     send(make_writer(), SearchRunState(id="1a"), trial(0, "failed", error=text, notes=("one", "two")))
     tags = seen.child(0).data.tags
@@ -218,16 +218,16 @@ def test_an_error_keeps_its_end(make_writer: Make, seen: Store) -> None:
     assert tags["tune_rescon.notes"] == "one\ntwo"
 
 
-def test_files_are_the_parents_artifacts_in_their_newest_version(
-    make_book: Books, seen: Store, tmp_path: Path
+def test_files_are_artifacts_of_the_parent_in_their_newest_version(
+    make_sync: MakeSync, seen: Store, tmp_path: Path
 ) -> None:
     space, best = tmp_path / "space.yaml", tmp_path / "best.yaml"
     space.write_text("version: 1\n")
-    book = make_book()
-    book.show(SearchRunState(id="1a", files=(space,)))
+    sync = make_sync()
+    sync.send(SearchRunState(id="1a", files=(space,)))
     space.write_text("version: 1, and more\n")
     best.write_text("trial: 0\n")
-    book.show(SearchRunState(id="1a", state="finished", files=(space, best)))
+    sync.send(SearchRunState(id="1a", state="finished", files=(space, best)))
     paths = {file.path for file in seen.client.list_artifacts(seen.parent().info.run_id)}
     assert paths == {"space.yaml", "best.yaml"}
     (kept,) = (tmp_path / "artifacts").rglob("space.yaml")
@@ -235,27 +235,27 @@ def test_files_are_the_parents_artifacts_in_their_newest_version(
 
 
 def test_a_file_that_has_not_changed_is_not_sent_again(
-    make_book: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_sync: MakeSync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
     monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", lambda *args: sent.append(Path(args[2]).name))
     space, best = tmp_path / "space.yaml", tmp_path / "best.yaml"
     for file in (space, best):
         file.write_text("a: 1\n")
-    book = make_book()
+    sync = make_sync()
     for _ in range(2):
-        book.show(SearchRunState(id="1a", files=(space, best)))
+        sync.send(SearchRunState(id="1a", files=(space, best)))
     best.write_text("a: 22\n")
-    book.show(SearchRunState(id="1a", files=(space, best)))
+    sync.send(SearchRunState(id="1a", files=(space, best)))
     assert sent == ["space.yaml", "best.yaml", "best.yaml"]
 
 
-def test_what_a_search_trains_on_is_its_input(make_book: Books, seen: Store) -> None:
+def test_the_datasets_of_a_search_are_inputs_of_its_run(make_sync: MakeSync, seen: Store) -> None:
     images = Images(name="digits", digest="0123", counts={"train": 30, "val": 15})
     for _ in range(2):
-        book = make_book()
+        sync = make_sync()
         for state in ("running", "finished"):
-            book.show(SearchRunState(id="1a", images=(images,), state=state))
+            sync.send(SearchRunState(id="1a", images=(images,), state=state))
     inputs = seen.parent().inputs
     assert inputs is not None
     (given,) = inputs.dataset_inputs
@@ -272,13 +272,13 @@ def test_the_experiment_names_its_primary_metric(make_writer: Make, seen: Store)
     assert experiment.tags["mlflow.experiment.primaryMetric.greaterIsBetter"] == "True"
 
 
-def test_a_promoted_trial_runs_again_in_its_run(make_book: Books, seen: Store) -> None:
-    book = make_book()
-    for view in (SearchRunState(id="1a"), trial(1, "paused"), trial(1)):
-        book.show(view)
+def test_a_promoted_trial_runs_again_in_its_run(make_sync: MakeSync, seen: Store) -> None:
+    sync = make_sync()
+    for run_state in (SearchRunState(id="1a"), trial(1, "paused"), trial(1)):
+        sync.send(run_state)
     assert seen.child(0).info.status == "RUNNING"
-    for view in (trial(2), trial(2, "stopped")):
-        book.show(view)
+    for run_state in (trial(2), trial(2, "stopped")):
+        sync.send(run_state)
     assert seen.child(0).info.status == "FINISHED"
     assert seen.series(0, "val_accuracy") == SERIES[:2]
     assert len(seen.runs()) == 2
@@ -291,7 +291,7 @@ LIFE = (trial(0), trial(1), trial(2), trial(3), trial(3, "stopped"))
 @pytest.mark.parametrize(
     "now", [trial(3), trial(3, "interrupted"), trial(3, "stopped")], ids=lambda v: v.state
 )
-def test_what_a_dead_driver_had_not_sent_is_sent_once(
+def test_updates_that_a_dead_driver_had_not_sent_are_sent_once(
     sent: int, now: TrialRunState, make_writer: Make, seen: Store
 ) -> None:
     send(make_writer(), SearchRunState(id="1a"), *LIFE[:sent])
@@ -306,21 +306,21 @@ def test_what_a_dead_driver_had_not_sent_is_sent_once(
     assert seen.child(0).data.tags["tune_rescon.state"] == now.state
 
 
-def test_a_run_that_says_it_is_over_and_still_runs_is_ended(
+def test_a_run_with_a_final_tag_and_status_running_is_terminated(
     make_writer: Make, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book = make_writer()
+    sync = make_writer()
     with monkeypatch.context() as patch:
         # Killed between the two requests of a run's end.
         patch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_, **__: None)
-        send(book, SearchRunState(id="1a"), trial(3, "finished"))
+        send(sync, SearchRunState(id="1a"), trial(3, "finished"))
     assert seen.child(0).info.status == "RUNNING"
     send(make_writer(), SearchRunState(id="1a"), trial(3, "finished"))
     assert seen.child(0).info.status == "FINISHED"
     assert seen.series(0, "best_epoch") == [(3, 2.0)]
 
 
-def test_a_resumed_search_opens_its_runs_again(make_writer: Make, seen: Store) -> None:
+def test_a_resumed_search_reopens_its_runs(make_writer: Make, seen: Store) -> None:
     opened = send(
         make_writer(),
         SearchRunState(id="1a"),
@@ -338,9 +338,7 @@ def test_a_resumed_search_opens_its_runs_again(make_writer: Make, seen: Store) -
     assert len(seen.runs()) == 2
 
 
-def test_a_parameter_that_a_resumed_search_has_changed_stays_as_it_was(
-    make_writer: Make, seen: Store
-) -> None:
+def test_a_changed_parameter_keeps_its_first_value(make_writer: Make, seen: Store) -> None:
     send(make_writer(), SearchRunState(id="1a"), trial(1, params={"batch_size": "64"}))
     changed = trial(2, "finished", params={"batch_size": "32", "depth": "56"})
     send(make_writer(), SearchRunState(id="1a"), changed)
@@ -348,7 +346,7 @@ def test_a_parameter_that_a_resumed_search_has_changed_stays_as_it_was(
     assert seen.series(0, "val_accuracy") == SERIES[:2]
 
 
-def test_a_run_that_was_deleted_is_made_anew(make_writer: Make, seen: Store) -> None:
+def test_a_deleted_run_is_created_again(make_writer: Make, seen: Store) -> None:
     opened = send(make_writer(), SearchRunState(id="1a"), trial())
     seen.client.delete_run(opened[0])
     again = send(make_writer(), SearchRunState(id="1a"), trial(2))
@@ -356,8 +354,8 @@ def test_a_run_that_was_deleted_is_made_anew(make_writer: Make, seen: Store) -> 
     assert seen.series(0, "val_accuracy") == SERIES[:2]
 
 
-def test_a_request_that_was_carried_out_and_not_answered_makes_no_second_run(
-    make_book: Books, seen: Store, monkeypatch: pytest.MonkeyPatch
+def test_a_request_without_a_response_creates_no_second_run(
+    make_sync: MakeSync, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_run = mlflow.MlflowClient.create_run
 
@@ -365,18 +363,18 @@ def test_a_request_that_was_carried_out_and_not_answered_makes_no_second_run(
         create_run(*args, **kwargs)
         raise ConnectionError("the answer got lost")
 
-    book = make_book()
-    for view in (SearchRunState(id="1a"), trial(2)):
+    sync = make_sync()
+    for run_state in (SearchRunState(id="1a"), trial(2)):
         with monkeypatch.context() as patch:
             patch.setattr(mlflow.MlflowClient, "create_run", unanswered)
             with pytest.raises(ConnectionError):
-                book.show(view)
-        book.show(view)
+                sync.send(run_state)
+        sync.send(run_state)
     assert len(seen.runs()) == 2
     assert seen.series(0, "val_accuracy") == SERIES[:2]
 
 
-def test_the_parent_is_found_behind_more_children_than_a_page_holds(
+def test_the_parent_run_is_found_on_a_later_page(
     make_writer: Make, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = [trial(number=number) for number in range(4)]

@@ -1,4 +1,4 @@
-"""A new SQLite store is there as a whole, or not at all."""
+"""A new SQLite store is created completely or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ make_local_store(sys.argv[1])
 
 
 @pytest.mark.timeout(60)
-def test_who_is_killed_amid_the_making_leaves_a_store_that_can_be_made(tmp_path: Path) -> None:
+def test_store_creation_survives_a_kill(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     half = tmp_path / ".mlflow.db.half"
     maker = subprocess.Popen([sys.executable, "-c", MAKE, f"sqlite:///{file}"])
@@ -39,14 +39,14 @@ def test_who_is_killed_amid_the_making_leaves_a_store_that_can_be_made(tmp_path:
     assert mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
 
 
-def test_a_store_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_store_is_not_changed(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     file.write_bytes(b"somebody's")
     make_local_store(f"sqlite:///{file}")
     assert file.read_bytes() == b"somebody's"
 
 
-def test_a_server_is_not_made() -> None:
+def test_no_file_is_created_for_a_server() -> None:
     make_local_store("http://localhost:5000")
 
 

@@ -1,4 +1,4 @@
-"""The winner as a registered model: what it says is what the network says."""
+"""The winner as a registered model: its predictions equal the network's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tune_rescon.training.weights import Classifier, TrainedNetwork, load_traine
 pytestmark = pytest.mark.torch
 
 
-def test_it_is_registered_once_and_predicts_as_the_network_does(
-    checkpoint: Path, make_book: Callable[[], MlflowRunSync], store: str
+def test_the_model_is_registered_once_and_predicts_as_the_network_does(
+    checkpoint: Path, make_sync: Callable[[], MlflowRunSync], store: str
 ) -> None:
     over = SearchRunState(
         id="1a",
@@ -28,14 +28,14 @@ def test_it_is_registered_once_and_predicts_as_the_network_does(
         champion=Champion(number=0, epoch=3, checkpoint=str(checkpoint)),
     )
     for _ in range(2):
-        book = make_book()
-        for view in (
+        sync = make_sync()
+        for run_state in (
             SearchRunState(id="1a"),
             TrialRunState(number=0, state="finished", started_ms=1),
             over,
             over,
         ):
-            book.show(view)
+            sync.send(run_state)
     client = mlflow.MlflowClient(store, store)
     (version,) = client.search_model_versions("name = 's'")
     assert client.get_model_version_by_alias("s", "champion").version == version.version
@@ -55,18 +55,18 @@ def test_it_is_registered_once_and_predicts_as_the_network_does(
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, 3, 16, 16)
 
 
-def test_what_registers_it_is_loaded_when_it_is_near(
-    make_book: Callable[[], MlflowRunSync], monkeypatch: pytest.MonkeyPatch
+def test_exporter_is_preloaded_before_the_search_ends(
+    make_sync: Callable[[], MlflowRunSync], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book, module = make_book(), "tune_rescon.tracking.registry"
+    sync, module = make_sync(), "tune_rescon.tracking.registry"
     monkeypatch.delitem(sys.modules, module)
-    book.show(SearchRunState(id="1a"))
+    sync.send(SearchRunState(id="1a"))
     assert module not in sys.modules
-    book.show(SearchRunState(id="1a", champion_is_near=True))
+    sync.send(SearchRunState(id="1a", preload_exporter=True))
     assert module in sys.modules
 
 
-def test_no_code_is_in_it(checkpoint: Path) -> None:
+def test_the_model_contains_no_code(checkpoint: Path) -> None:
     with exported(str(checkpoint)) as folder:
         assert not list(folder.rglob("*.py"))
         assert not list(folder.rglob("*.pkl"))

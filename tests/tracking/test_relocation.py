@@ -1,4 +1,4 @@
-"""A storage that was moved or copied: MLflow's artifacts are its own, and the original's are left alone."""
+"""A storage that was moved or copied uses its own MLflow artifacts and does not change the original's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tune_rescon.storage import sqlite_url
-from tune_rescon.tracking.relocation import follow_artifacts
+from tune_rescon.tracking.mlflow_store import follow_artifacts
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
 pytestmark = pytest.mark.timeout(60)  # an MLflow store is made once
@@ -66,18 +66,18 @@ def test_a_copy_has_its_own_artifacts(empty_store: Path, tmp_path: Path) -> None
     assert kept.read_text() == "version: 1"
 
 
-def test_a_store_that_cannot_be_looked_at_is_left_alone(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_read_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database")
     follow_artifacts(tmp_path / "mlflow.db", tmp_path / "mlartifacts")
     follow_artifacts(tmp_path / "none.db", tmp_path / "mlartifacts")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"no database"]
 
 
-def test_a_locked_store_is_tried_again_later(
+def test_a_locked_store_is_retried(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without this step the search would write artifacts to where the storage was before."""
-    monkeypatch.setattr("tune_rescon.tracking.relocation._BUSY_SECONDS", 0.0)
+    monkeypatch.setattr("tune_rescon.tracking.mlflow_store._BUSY_SECONDS", 0.0)
     file = Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")

@@ -1,4 +1,4 @@
-"""A store that can never take a call: reason and remedy are said at once, and nothing waits for it."""
+"""A store that can never accept a call: the error and a hint are reported at once, without waiting."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sqlalchemy.exc import OperationalError
 
 from tune_rescon.command import progress_shown
 from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState
-from tune_rescon.tracking.messages import View
 from tune_rescon.tracking.mlflow_store import fatal_error_hint
+from tune_rescon.tracking.run_state import RunState
 from tune_rescon.tracking.worker import MlflowWorker
 from tune_rescon.tracking.worker_client import CallResult
 
@@ -42,12 +42,12 @@ def start() -> StartWriter:
 
 
 def send(writer: MlflowWriter) -> None:
-    for view in (
+    for run_state in (
         SearchRunState(id="1a"),
         TrialRunState(number=0, started_ms=1),
         TrialRunState(number=1, started_ms=1),
     ):
-        writer.show(view)
+        writer.submit(run_state)
 
 
 def expect_no_wait(writer: MlflowWriter, progress: list[str], words: str) -> None:
@@ -69,7 +69,7 @@ def delete_experiment(uri: str, make: bool = True) -> str:
     return str(experiment.experiment_id)
 
 
-def test_a_deleted_experiment_is_said_and_takes_all_once_it_is_restored(
+def test_a_deleted_experiment_is_reported_and_accepts_all_updates_once_restored(
     store: str, start: StartWriter, progress: list[str]
 ) -> None:
     experiment_id = delete_experiment(store)
@@ -84,21 +84,21 @@ def test_a_deleted_experiment_is_said_and_takes_all_once_it_is_restored(
     assert len(client.search_runs([experiment_id])) == 3
 
 
-def test_an_experiment_deleted_while_the_search_runs_is_said(
+def test_an_experiment_deleted_while_the_search_runs_is_reported(
     store: str, start: StartWriter, progress: list[str]
 ) -> None:
     writer = start(store)
-    writer.show(SearchRunState(id="1a"))
-    writer.show(TrialRunState(number=0))
+    writer.submit(SearchRunState(id="1a"))
+    writer.submit(TrialRunState(number=0))
     while not writer.opened_runs():
         time.sleep(0.01)
     delete_experiment(store, make=False)
-    writer.show(TrialRunState(number=1))
-    writer.show(TrialRunState(number=2))
+    writer.submit(TrialRunState(number=1))
+    writer.submit(TrialRunState(number=2))
     expect_no_wait(writer, progress, "the experiment 'digits' is deleted")
 
 
-def test_a_database_of_another_mlflow_is_said(
+def test_a_database_of_another_mlflow_version_is_reported(
     store: str, tmp_path: Path, start: StartWriter, progress: list[str]
 ) -> None:
     with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as database:
@@ -109,7 +109,9 @@ def test_a_database_of_another_mlflow_is_said(
     assert "0123456789ab" in progress[0]
 
 
-def test_a_file_that_is_no_database_is_said(tmp_path: Path, start: StartWriter, progress: list[str]) -> None:
+def test_a_file_that_is_no_database_is_reported(
+    tmp_path: Path, start: StartWriter, progress: list[str]
+) -> None:
     (tmp_path / "mlflow.db").write_text("shopping list\n" * 100)
     writer = start(f"sqlite:///{tmp_path / 'mlflow.db'}")
     send(writer)
@@ -140,13 +142,13 @@ def test_the_hint_shows_no_password() -> None:
     assert "s3cret" not in found
 
 
-def test_a_refused_update_is_said_once_and_is_the_reason_at_the_end(
+def test_a_refused_update_is_reported_once_and_is_the_reason_at_the_end(
     store: str, start: StartWriter, progress: list[str]
 ) -> None:
     writer = start(store)
-    writer.show(SearchRunState(id="1a"))
+    writer.submit(SearchRunState(id="1a"))
     for number in range(3):
-        writer.show(TrialRunState(number=number, params={"a name; no": "1"}, state="finished"))
+        writer.submit(TrialRunState(number=number, params={"a name; no": "1"}, state="finished"))
     assert writer.close(TIMEOUT) == 3
     (line,) = progress
     assert line.startswith("MLflow refuses an update of trial_0000, which is left out: ")
@@ -160,7 +162,7 @@ class Talkative:
     def start(self) -> None:
         """It is ready."""
 
-    def show(self, _view: View) -> CallResult:
+    def send(self, _state: RunState) -> CallResult:
         return CallResult(run_id="a run", remarks=("the champion has changed",))
 
     def flush(self) -> None:
@@ -170,7 +172,7 @@ class Talkative:
         """There is nothing to end."""
 
 
-def test_remarks_are_said_and_a_terminal_that_is_gone_stops_nothing() -> None:
+def test_remarks_are_reported_and_a_closed_terminal_stops_nothing() -> None:
     said: list[str] = []
 
     def say(text: str) -> None:
@@ -181,7 +183,7 @@ def test_remarks_are_said_and_a_terminal_that_is_gone_stops_nothing() -> None:
     writer = MlflowWriter(destination, open_worker=lambda _: Talkative())
     with progress_shown(say):
         writer.start()
-        writer.show(SearchRunState(id="1a"))
-        writer.show(TrialRunState(number=0, state="finished"))
+        writer.submit(SearchRunState(id="1a"))
+        writer.submit(TrialRunState(number=0, state="finished"))
         assert writer.close(TIMEOUT) == 0
     assert said == ["the champion has changed"] * 2

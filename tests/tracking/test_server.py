@@ -1,4 +1,4 @@
-"""A real `mlflow server`, late, killed, frozen and shy: what it shows in the end is complete, and once."""
+"""A real `mlflow server` that starts late, is killed, hangs or refuses: all updates arrive once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlflow_server import MlflowServer
 
 from tune_rescon.tracking import MlflowWriter
 
-Play = Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]
+SendSearch = Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]
 Complete = Callable[[str], None]
 
 pytestmark = pytest.mark.server
@@ -27,23 +27,23 @@ def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowServer]:
 
 
 @pytest.fixture
-def sender(server: MlflowServer, make_sender: Callable[[str], MlflowWriter]) -> MlflowWriter:
-    return make_sender(server.uri)
+def writer(server: MlflowServer, make_fast_writer: Callable[[str], MlflowWriter]) -> MlflowWriter:
+    return make_fast_writer(server.uri)
 
 
-def test_one_that_comes_up_late_gets_it_all(
-    server: MlflowServer, sender: MlflowWriter, play: Play, assert_complete: Complete
+def test_all_updates_arrive_after_the_server_starts_late(
+    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
 ) -> None:
-    shown, slowest = play(sender, lambda: None)
+    shown, slowest = send_search(writer, lambda: None)
     assert slowest < 1
-    assert sender.waiting == shown
+    assert writer.pending_updates == shown
     server.start()
-    assert sender.close(200) == 0
+    assert writer.close(200) == 0
     assert_complete(server.uri)
 
 
-def test_one_that_is_killed_amid_the_search_gets_it_all(
-    server: MlflowServer, sender: MlflowWriter, play: Play, assert_complete: Complete
+def test_all_updates_arrive_after_the_server_was_killed(
+    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
 ) -> None:
     server.start()
 
@@ -51,41 +51,41 @@ def test_one_that_is_killed_amid_the_search_gets_it_all(
         time.sleep(0.5)  # Some of it has been sent, some is under way.
         server.kill()
 
-    _, slowest = play(sender, halfway)
+    _, slowest = send_search(writer, halfway)
     assert slowest < 1
-    assert sender.waiting > 0
+    assert writer.pending_updates > 0
     server.start()
-    assert sender.close(200) == 0
+    assert writer.close(200) == 0
     assert_complete(server.uri)
 
 
 @pytest.mark.nightly
-def test_one_that_hangs_for_a_while_gets_it_all(
-    server: MlflowServer, sender: MlflowWriter, play: Play, assert_complete: Complete
+def test_all_updates_arrive_after_the_server_hung(
+    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
 ) -> None:
     server.start()
-    _, slowest = play(sender, server.freeze)
+    _, slowest = send_search(writer, server.freeze)
     assert slowest < 1
     time.sleep(3)
-    assert sender.last_error
+    assert writer.last_error
     server.thaw()
-    assert sender.close(200) == 0
-    assert sender.last_error == ""
+    assert writer.close(200) == 0
+    assert writer.last_error == ""
     assert_complete(server.uri)
 
 
 @pytest.mark.nightly
-def test_one_that_does_not_know_this_host_gets_it_all_once_it_does(
-    server: MlflowServer, sender: MlflowWriter, play: Play, assert_complete: Complete
+def test_all_updates_arrive_after_the_server_allows_this_host(
+    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
 ) -> None:
     server.start("--allowed-hosts", "elsewhere.example", wait=False)
-    play(sender, lambda: None)
+    send_search(writer, lambda: None)
     for _ in range(600):
-        if "403" in sender.last_error:
+        if "403" in writer.last_error:
             break
         time.sleep(0.1)
-    assert "403" in sender.last_error
+    assert "403" in writer.last_error
     server.kill()
     server.start()
-    assert sender.close(200) == 0
+    assert writer.close(200) == 0
     assert_complete(server.uri)

@@ -1,4 +1,4 @@
-"""A local store that is locked, or on a disk that is full: the search continues, and all is sent later."""
+"""A local store that is locked or on a full disk: the search continues, and all updates arrive later."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import pytest
 
 from tune_rescon.tracking import MlflowWriter
 
-Play = Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]
+SendSearch = Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]
 Complete = Callable[[str], None]
-Sender = Callable[[str], MlflowWriter]
+MakeWriter = Callable[[str], MlflowWriter]
 
 # MLflow's process starts in seconds, and SQLite waits for five before it gives a lock up.
 pytestmark = pytest.mark.timeout(120)
@@ -46,40 +46,53 @@ def locked(database: Path) -> Iterator[None]:
         process.stdin.close()
 
 
-def wait_for_trouble(sender: MlflowWriter, words: str) -> None:
+def wait_for_error(writer: MlflowWriter, words: str) -> None:
     end = time.monotonic() + 200
-    while words not in sender.last_error:
-        assert time.monotonic() < end, f"waited for {words!r}, not {sender.last_error!r}"
+    while words not in writer.last_error:
+        assert time.monotonic() < end, f"waited for {words!r}, not {writer.last_error!r}"
         time.sleep(0.05)
 
 
-def wait_for_a_run(sender: MlflowWriter) -> None:
+def wait_for_a_run(writer: MlflowWriter) -> None:
     """Some of it has been sent: before that, the writer's process is only starting."""
     end = time.monotonic() + 200
-    while not sender.opened_runs():
+    while not writer.opened_runs():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
-def test_a_store_that_is_locked_at_first_gets_it_all_once_it_is_free(
-    store: str, tmp_path: Path, make_sender: Sender, play: Play, assert_complete: Complete
+def test_all_updates_arrive_after_a_lock_at_the_start(
+    store: str,
+    tmp_path: Path,
+    make_fast_writer: MakeWriter,
+    send_search: SendSearch,
+    assert_complete: Complete,
 ) -> None:
     with locked(tmp_path / "mlflow.db"):
-        sender = make_sender(store)
-        shown, slowest = play(sender, lambda: None)
+        writer = make_fast_writer(store)
+        shown, slowest = send_search(writer, lambda: None)
         assert slowest < 1
-        wait_for_trouble(sender, "database is locked")
-        assert sender.waiting == shown
-    assert sender.close(200) == 0
-    assert sender.last_error == ""
+        wait_for_error(writer, "database is locked")
+        assert writer.pending_updates == shown
+    assert writer.close(200) == 0
+    assert writer.last_error == ""
     assert_complete(store)
 
 
 @pytest.mark.nightly
-def test_a_store_that_is_locked_half_way_gets_it_all_once_it_is_free(
-    store: str, tmp_path: Path, make_sender: Sender, play: Play, assert_complete: Complete
+def test_all_updates_arrive_after_a_lock_half_way(
+    store: str,
+    tmp_path: Path,
+    make_fast_writer: MakeWriter,
+    send_search: SendSearch,
+    assert_complete: Complete,
 ) -> None:
-    survives(make_sender(store), play, lambda: locked(tmp_path / "mlflow.db"), "database is locked")
+    survives(
+        make_fast_writer(store),
+        send_search,
+        lambda: locked(tmp_path / "mlflow.db"),
+        "database is locked",
+    )
     assert_complete(store)
 
 
@@ -106,12 +119,16 @@ def full(folder: Path) -> Iterator[None]:
     ballast.unlink()
 
 
-def test_a_full_disk_gets_it_all_once_there_is_room(
-    empty_store: Path, small_disk: Path, make_sender: Sender, play: Play, assert_complete: Complete
+def test_all_updates_arrive_after_the_disk_was_full(
+    empty_store: Path,
+    small_disk: Path,
+    make_fast_writer: MakeWriter,
+    send_search: SendSearch,
+    assert_complete: Complete,
 ) -> None:
     shutil.copy(empty_store, small_disk / "mlflow.db")
     store = f"sqlite:///{small_disk / 'mlflow.db'}"
-    survives(make_sender(store), play, lambda: full(small_disk), "full")
+    survives(make_fast_writer(store), send_search, lambda: full(small_disk), "full")
     assert_complete(store)
 
 
@@ -132,29 +149,32 @@ def no_longer_file(others: set[psutil.Process]) -> Iterator[None]:
 
 
 @pytest.mark.nightly
-def test_a_disk_that_fails_gets_it_all_once_it_works(
-    store: str, make_sender: Sender, play: Play, assert_complete: Complete
+def test_all_updates_arrive_after_disk_errors(
+    store: str, make_fast_writer: MakeWriter, send_search: SendSearch, assert_complete: Complete
 ) -> None:
     # A Ray that other tests have started would die of it, and take this process with it a minute later.
     others = set(psutil.Process().children(recursive=True))
-    survives(make_sender(store), play, lambda: no_longer_file(others), "disk I/O error")
+    survives(make_fast_writer(store), send_search, lambda: no_longer_file(others), "disk I/O error")
     assert_complete(store)
 
 
 def survives(
-    sender: MlflowWriter, play: Play, fault: Callable[[], AbstractContextManager[None]], words: str
+    writer: MlflowWriter,
+    send_search: SendSearch,
+    fault: Callable[[], AbstractContextManager[None]],
+    words: str,
 ) -> None:
-    """A search with a ``fault`` from half way to its end, told by ``words``, is sent when that is over."""
+    """A search with a ``fault`` from half way to its end is sent after the fault; ``words`` is its error."""
     lasting = ExitStack()
 
     def halfway() -> None:
-        wait_for_a_run(sender)
+        wait_for_a_run(writer)
         lasting.enter_context(fault())
 
-    shown, slowest = play(sender, halfway)
+    shown, slowest = send_search(writer, halfway)
     assert slowest < 1
     with lasting:
-        wait_for_trouble(sender, words)
-        assert 0 < sender.waiting <= shown
-    assert sender.close(200) == 0
-    assert sender.last_error == ""
+        wait_for_error(writer, words)
+        assert 0 < writer.pending_updates <= shown
+    assert writer.close(200) == 0
+    assert writer.last_error == ""

@@ -1,4 +1,4 @@
-"""What waits to be sent: the newest of each, in turn, and counted by what it stands for."""
+"""The queue of states: the newest state of each run, in order, and the number of updates that it includes."""
 
 from __future__ import annotations
 
@@ -22,120 +22,120 @@ def trial(number: int, epochs: int = 0, state: str = "running") -> TrialRunState
     return TrialRunState(number=number, state=state, times_ms=tuple(range(epochs)))
 
 
-def test_only_the_newest_of_a_run_is_kept_and_it_stands_for_all() -> None:
-    backlog = UpdateQueue(debounce=0)
-    for view in (SearchRunState(id="1a"), trial(0), trial(1), trial(0, 1), trial(0, 2)):
-        backlog.put(view)
-    assert len(backlog) == 5
+def test_only_the_newest_state_of_a_run_is_kept_and_counts_for_all() -> None:
+    queue = UpdateQueue(debounce=0)
+    for run_state in (SearchRunState(id="1a"), trial(0), trial(1), trial(0, 1), trial(0, 2)):
+        queue.put(run_state)
+    assert len(queue) == 5
     seen = []
-    while len(backlog):
-        waiting = backlog.next()
+    while len(queue):
+        waiting = queue.next()
         assert waiting is not None
-        view, updates = waiting
-        seen.append((view.number if isinstance(view, TrialRunState) else None, updates))
-        backlog.done(view, updates)
+        run_state, updates = waiting
+        seen.append((run_state.number if isinstance(run_state, TrialRunState) else None, updates))
+        queue.done(run_state, updates)
     assert seen == [(None, 1), (0, 3), (1, 1)]
 
 
-def test_a_search_is_begun_before_its_trials_and_ended_after_them() -> None:
-    backlog = UpdateQueue(debounce=0)
+def test_a_search_is_sent_before_its_trials_and_its_end_after_them() -> None:
+    queue = UpdateQueue(debounce=0)
     note, end = SearchRunState(id="1a", note="1 of 2"), SearchRunState(id="1a", state="finished")
     other, ended = trial(1), trial(0, 1, "finished")
-    for view in (SearchRunState(id="1a"), trial(0), note, other, end, ended):
-        backlog.put(view)
+    for run_state in (SearchRunState(id="1a"), trial(0), note, other, end, ended):
+        queue.put(run_state)
     seen = []
-    while len(backlog):
-        waiting = backlog.next()
+    while len(queue):
+        waiting = queue.next()
         assert waiting is not None
         seen.append(waiting[0])
-        backlog.done(*waiting)
+        queue.done(*waiting)
     assert seen == [note, ended, other, end]
 
 
-def test_what_comes_while_it_is_sent_still_waits() -> None:
-    backlog = UpdateQueue(debounce=0)
-    backlog.put(trial(0))
-    first = backlog.next()
+def test_a_state_that_arrives_during_a_call_stays_queued() -> None:
+    queue = UpdateQueue(debounce=0)
+    queue.put(trial(0))
+    first = queue.next()
     assert first is not None
     newest = trial(0, 1)
-    backlog.put(newest)
-    assert len(backlog) == 2
-    backlog.done(*first)
-    assert len(backlog) == 1
-    assert backlog.next() == (newest, 1)
+    queue.put(newest)
+    assert len(queue) == 2
+    queue.done(*first)
+    assert len(queue) == 1
+    assert queue.next() == (newest, 1)
 
 
-def test_what_came_while_the_first_call_was_made_does_not_follow_the_end() -> None:
+def test_no_older_state_of_the_search_follows_its_end() -> None:
     # As when MLflow's store takes longer to make than the search's trials take to learn.
-    backlog = UpdateQueue(debounce=0)
-    backlog.put(SearchRunState(id="1a"))
-    first = backlog.next()
+    queue = UpdateQueue(debounce=0)
+    queue.put(SearchRunState(id="1a"))
+    first = queue.next()
     assert first is not None
     ended, end = trial(0, 1, "finished"), SearchRunState(id="1a", state="finished", note="2 of 2")
-    for view in (SearchRunState(id="1a", note="1 of 2"), ended, end):
-        backlog.put(view)
-    backlog.done(*first)
-    assert len(backlog) == 3
-    assert backlog.next() == (ended, 1)
-    backlog.done(ended, 1)
-    assert backlog.next() == (end, 2)
-    backlog.done(end, 2)
-    assert len(backlog) == 0
+    for run_state in (SearchRunState(id="1a", note="1 of 2"), ended, end):
+        queue.put(run_state)
+    queue.done(*first)
+    assert len(queue) == 3
+    assert queue.next() == (ended, 1)
+    queue.done(ended, 1)
+    assert queue.next() == (end, 2)
+    queue.done(end, 2)
+    assert len(queue) == 0
 
 
 def test_the_end_follows_a_trial_that_ended_while_it_was_sent() -> None:
-    backlog = UpdateQueue(debounce=0)
-    backlog.put(trial(0))
-    first = backlog.next()
+    queue = UpdateQueue(debounce=0)
+    queue.put(trial(0))
+    first = queue.next()
     assert first is not None
     ended, end = trial(0, 1, "finished"), SearchRunState(id="1a", state="finished")
-    backlog.put(ended)
-    backlog.put(end)
-    backlog.done(*first)
-    assert backlog.next() == (ended, 1)
-    backlog.done(ended, 1)
-    assert backlog.next() == (end, 1)
+    queue.put(ended)
+    queue.put(end)
+    queue.done(*first)
+    assert queue.next() == (ended, 1)
+    queue.done(ended, 1)
+    assert queue.next() == (end, 1)
 
 
-def test_a_run_that_goes_on_is_held_back_and_one_that_ended_is_not() -> None:
+def test_only_active_runs_are_held_back() -> None:
     clock = Clock()
-    backlog = UpdateQueue(debounce=10, clock=clock)
-    backlog.put(trial(0, 1, "finished"))
-    ended = backlog.next()
+    queue = UpdateQueue(debounce=10, clock=clock)
+    queue.put(trial(0, 1, "finished"))
+    ended = queue.next()
     assert ended is not None
-    backlog.done(*ended)
+    queue.done(*ended)
 
-    backlog.put(trial(1))
+    queue.put(trial(1))
     newest = trial(1, 1)
     got = []
-    taker = threading.Thread(target=lambda: got.append(backlog.next()))
+    taker = threading.Thread(target=lambda: got.append(queue.next()))
     taker.start()
     taker.join(0.05)
     assert got == []
     clock.now = 10
-    backlog.put(newest)  # Wakes the taker.
+    queue.put(newest)  # Wakes the taker.
     taker.join(30)
     assert got == [(newest, 2)]
 
 
-def test_a_closed_one_holds_nothing_back_and_ends() -> None:
-    backlog = UpdateQueue(debounce=1000)
-    backlog.put(trial(0))
-    backlog.close()
-    first = backlog.next()
+def test_a_closed_queue_holds_nothing_back_and_ends() -> None:
+    queue = UpdateQueue(debounce=1000)
+    queue.put(trial(0))
+    queue.close()
+    first = queue.next()
     assert first is not None
-    backlog.done(*first)
-    assert backlog.next() is None
+    queue.done(*first)
+    assert queue.next() is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=40))
 def test_every_update_is_counted_once(steps: list[tuple[int, bool]]) -> None:
-    backlog, sent = UpdateQueue(debounce=0), 0
+    queue, sent = UpdateQueue(debounce=0), 0
     for put, (number, sends) in enumerate(steps, 1):
-        backlog.put(trial(number, put))
+        queue.put(trial(number, put))
         if sends:
-            waiting = backlog.next()
+            waiting = queue.next()
             assert waiting is not None
-            backlog.done(*waiting)
+            queue.done(*waiting)
             sent += waiting[1]
-        assert len(backlog) == put - sent
+        assert len(queue) == put - sent

@@ -1,4 +1,4 @@
-"""Which tracking URIs are taken, and that writers of one SQLite file take turns."""
+"""The accepted tracking URIs, and the lock of a SQLite file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from tune_rescon.errors import StorageError
 from tune_rescon.tracking import check_tracking_uri
-from tune_rescon.tracking.messages import alone_at
+from tune_rescon.tracking.mlflow_store import alone_at
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from tune_rescon.tracking.messages import alone_at
         "databricks://profile",
     ],
 )
-def test_a_server_or_a_database_is_taken(uri: str) -> None:
+def test_a_server_or_a_database_is_accepted(uri: str) -> None:
     check_tracking_uri(uri)
 
 
@@ -42,7 +42,7 @@ def test_a_server_or_a_database_is_taken(uri: str) -> None:
         "ftp://x",
     ],
 )
-def test_anything_else_is_refused_with_what_there_is(uri: str) -> None:
+def test_any_other_uri_is_refused_with_the_schemes_that_exist(uri: str) -> None:
     with pytest.raises(StorageError) as caught:
         check_tracking_uri(uri)
     said = str(caught.value)
@@ -50,7 +50,7 @@ def test_anything_else_is_refused_with_what_there_is(uri: str) -> None:
     assert repr(uri) in said
 
 
-def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
+def test_writers_of_one_file_lock_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     with alone_at(uri), pytest.raises(Timeout):
         FileLock(tmp_path / "new" / ".mlflow.db.lock").acquire(timeout=0)
@@ -58,7 +58,7 @@ def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
         pass
 
 
-def test_a_server_needs_no_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with alone_at("http://localhost:5000"), alone_at("http://localhost:5000"):
         assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The process that talks to MLflow: what it does is there, and it never outlives the driver."""
+"""The process that calls MLflow: its calls take effect, and it ends with the driver."""
 
 from __future__ import annotations
 
@@ -59,32 +59,30 @@ def lowest_priority() -> int:
     return min(19, psutil.Process().nice() + 19)
 
 
-def test_one_that_is_killed_has_failed_a_call_and_the_next_goes_on(
+def test_the_call_of_a_killed_process_fails_and_the_next_succeeds(
     open_worker: Open, store: str, tmp_path: Path
 ) -> None:
     worker = open_worker(store)
     with pytest.raises(CallError) as refused:
         # Its run is there all the same.
-        worker.show(SearchRunState(id="1a", place="here", files=(tmp_path / "gone",)))
+        worker.send(SearchRunState(id="1a", place="here", files=(tmp_path / "gone",)))
     assert refused.value.policy is RetryPolicy.SKIP
-    shown = [worker.show(TrialRunState(number=number, started_ms=1)).run_id for number in range(2)]
+    shown = [worker.send(TrialRunState(number=number, started_ms=1)).run_id for number in range(2)]
     (process,) = worker_processes()
     process.kill()
     # What is sent next is a trial: nothing shows the search again until its next note.
     over = TrialRunState(number=0, state="finished", started_ms=1)
     with pytest.raises(CallError, match="died") as caught:
-        worker.show(over)
+        worker.send(over)
     assert caught.value.policy is RetryPolicy.RETRY
-    assert worker.show(over).run_id == shown[0]
-    assert worker.show(TrialRunState(number=2)).run_id not in shown
+    assert worker.send(over).run_id == shown[0]
+    assert worker.send(TrialRunState(number=2)).run_id not in shown
     client = mlflow.MlflowClient(store)
     assert client.get_run(shown[0]).info.status == "FINISHED"
     assert client.get_run(shown[1]).info.lifecycle_stage == "active"
 
 
-def test_a_process_that_could_not_be_started_is_started_later(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_cannot_start_is_started_later(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started, refusals = worker_client._started, iter([OSError("no memory"), OSError("no memory")])
 
     def start() -> object:
@@ -95,20 +93,20 @@ def test_a_process_that_could_not_be_started_is_started_later(
     monkeypatch.setattr(worker_client, "_started", start)
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
     destination = Destination(uri=store, experiment="e", search="s", metric="m", maximize=True)
-    with mlflow_writer(destination) as sender:
-        sender.show(SearchRunState(id="1a"))
-        assert sender.close(200) == 0
+    with mlflow_writer(destination) as mlflow:
+        mlflow.submit(SearchRunState(id="1a"))
+        assert mlflow.close(200) == 0
     assert next(refusals, None) is None
 
 
-def test_a_call_that_hangs_ends_when_it_is_closed(open_worker: Open) -> None:
+def test_closing_ends_a_call_that_hangs(open_worker: Open) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         worker = open_worker(f"http://127.0.0.1:{deaf.getsockname()[1]}")
         failed: list[CallError] = []
 
         def show() -> None:
             try:
-                worker.show(SearchRunState(id="1a"))
+                worker.send(SearchRunState(id="1a"))
             except CallError as error:
                 failed.append(error)
 
@@ -123,7 +121,7 @@ def test_a_call_that_hangs_ends_when_it_is_closed(open_worker: Open) -> None:
         assert failed
         assert worker_processes() == []
         with pytest.raises(CallError):
-            worker.show(SearchRunState(id="1a"))
+            worker.send(SearchRunState(id="1a"))
         assert worker_processes() == [], "what is closed stays closed"
 
 
@@ -133,13 +131,13 @@ from tune_rescon.tracking import Destination, SearchRunState
 from tune_rescon.tracking.worker_client import WorkerProcess
 
 worker = WorkerProcess(Destination(uri=sys.argv[1], experiment="e", search="s", metric="m", maximize=True))
-worker.show(SearchRunState(id="1a"))
+worker.send(SearchRunState(id="1a"))
 print("shown", flush=True)
 time.sleep(600)
 """
 
 
-def test_it_ends_with_its_driver(store: str) -> None:
+def test_the_process_ends_with_its_driver(store: str) -> None:
     command = [sys.executable, "-c", DRIVER, store]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as driver:
         assert driver.stdout is not None
@@ -152,42 +150,42 @@ def test_it_ends_with_its_driver(store: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(
+def shared_worker(
     empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[WorkerProcess, str, int]]:
     """One process for the last tests, which do not end it, its store, and its niceness when it began."""
-    store = f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('kept') / 'mlflow.db')}"
+    store = f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('shared') / 'mlflow.db')}"
     worker = WorkerProcess(
         Destination(uri=store, experiment="digits", search="s", metric="val_accuracy", maximize=True)
     )
-    worker.show(SearchRunState(id="0a"))
+    worker.send(SearchRunState(id="0a"))
     (process,) = worker_processes()
     yield worker, store, process.nice()
     worker.close()
 
 
-def test_what_it_is_shown_is_there_and_what_it_logs_is_logged_here(
-    kept: tuple[WorkerProcess, str, int], caplog: pytest.LogCaptureFixture
+def test_states_arrive_and_log_records_come_back(
+    shared_worker: tuple[WorkerProcess, str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker, store, _ = kept
+    worker, store, _ = shared_worker
     caplog.set_level(logging.DEBUG)
-    parent = worker.show(SearchRunState(id="1a", note="best so far: none")).run_id
+    parent = worker.send(SearchRunState(id="1a", note="best so far: none")).run_id
     over = TrialRunState(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,))
-    child = worker.show(over).run_id
+    child = worker.send(over).run_id
     run = mlflow.MlflowClient(store).get_run(child)
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.metrics == {"val_loss": 0.5}
     assert [record for record in caplog.records if record.name.startswith(("alembic", "mlflow"))] == []
     with pytest.raises(CallError, match="a name; no") as caught:
-        worker.show(TrialRunState(number=1, params={"a name; no": "1"}))
+        worker.send(TrialRunState(number=1, params={"a name; no": "1"}))
     assert caught.value.policy is RetryPolicy.SKIP
     assert "MLflow refuses a call" in caplog.text
     assert "Traceback" in caplog.text, "which call it was"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a process's priority")
-def test_at_the_end_it_has_the_drivers_priority(kept: tuple[WorkerProcess, str, int]) -> None:
-    worker, _, began = kept
+def test_flush_gives_the_process_the_drivers_priority(shared_worker: tuple[WorkerProcess, str, int]) -> None:
+    worker, _, began = shared_worker
     assert began == lowest_priority()
     worker.flush()
     (process,) = worker_processes()

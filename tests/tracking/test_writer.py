@@ -1,4 +1,4 @@
-"""The thread between the search and MLflow: it never waits, never raises, and says what it could not send."""
+"""The thread between the search and MLflow: it never waits, never raises, and counts unsent updates."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from requests import HTTPError, Response
 from sqlalchemy.exc import OperationalError
 
 from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState, writer
-from tune_rescon.tracking.messages import View
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
+from tune_rescon.tracking.run_state import RunState
 from tune_rescon.tracking.worker import is_final
 from tune_rescon.tracking.worker_client import CallError, CallResult, RetryPolicy
 
@@ -75,17 +75,17 @@ def test_a_dead_server_costs_the_search_nothing(
     slowest = 0.0
     for number in range(100):
         before = time.perf_counter()
-        made.show(TrialRunState(number=number))
+        made.submit(TrialRunState(number=number))
         slowest = max(slowest, time.perf_counter() - before)
     assert slowest < 1
     before = time.perf_counter()
     assert made.close(0.1) == 100
     assert time.perf_counter() - before < 1.0
     assert made.opened_runs() == []
-    assert made.waiting == 100
+    assert made.pending_updates == 100
 
 
-def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
+def test_updates_missed_by_a_dead_server_are_sent_later(
     make_writer: Make, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -99,9 +99,9 @@ def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", flaky)
     made = make_writer()
-    made.show(SearchRunState(id="1a", note="best so far: none"))
-    made.show(epochs(1))
-    made.show(epochs(2))
+    made.submit(SearchRunState(id="1a", note="best so far: none"))
+    made.submit(epochs(1))
+    made.submit(epochs(2))
     assert made.close(TIMEOUT) == 0
     assert len(calls) == 5, "of the search, and of both epochs together; three of them failed"
     (child,) = [run for run in runs(store) if "tune_rescon.trial" in run.data.tags]
@@ -111,21 +111,21 @@ def test_what_the_server_misses_at_first_is_sent_when_it_is_back(
     assert made.last_error == ""
 
 
-def test_a_server_that_comes_up_late_gets_it_all(
+def test_a_server_that_starts_late_gets_all_updates(
     make_writer: Make, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = threading.Event()
     connect = MlflowRunSync.connect
 
-    def late(book: MlflowRunSync) -> None:
+    def late(sync: MlflowRunSync) -> None:
         if not there.is_set():
             raise ConnectionError("nobody listens yet")
-        connect(book)
+        connect(sync)
 
     monkeypatch.setattr(MlflowRunSync, "connect", late)
     made = make_writer()
-    made.show(SearchRunState(id="1a"))
-    made.show(SearchRunState(id="1a", state="finished"))
+    made.submit(SearchRunState(id="1a"))
+    made.submit(SearchRunState(id="1a", state="finished"))
     time.sleep(0.05)
     there.set()
     assert made.close(TIMEOUT) == 0
@@ -137,13 +137,13 @@ def test_a_refused_call_is_left_out_and_the_next_are_sent(
     make_writer: Make, store: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = make_writer()
-    for view in (
+    for run_state in (
         SearchRunState(id="1a"),
         TrialRunState(number=0, params={"a name; no": "1"}),
         epochs(1, number=1),
     ):
-        made.show(view)
-    made.show(SearchRunState(id="1a", state="finished"))
+        made.submit(run_state)
+    made.submit(SearchRunState(id="1a", state="finished"))
     assert made.close(TIMEOUT) == 1
     assert "MLflow refuses a call" in caplog.text
     parent, refused, child = sorted(runs(store), key=lambda run: run.data.tags.get("tune_rescon.trial", ""))
@@ -152,44 +152,44 @@ def test_a_refused_call_is_left_out_and_the_next_are_sent(
     assert child.data.metrics == {"val_accuracy": 0.5}
 
 
-def test_a_file_that_is_not_there_leaves_no_run_open(make_writer: Make, store: str, tmp_path: Path) -> None:
+def test_a_missing_file_leaves_no_run_open(make_writer: Make, store: str, tmp_path: Path) -> None:
     made = make_writer()
-    made.show(SearchRunState(id="1a", state="finished", files=(tmp_path / "gone.html",)))
+    made.submit(SearchRunState(id="1a", state="finished", files=(tmp_path / "gone.html",)))
     assert made.close(TIMEOUT) == 1
     (parent,) = runs(store)
     assert parent.info.status == "FINISHED"
 
 
-def test_opened_runs_are_told_once(make_writer: Make) -> None:
+def test_opened_runs_are_returned_once(make_writer: Make) -> None:
     made = make_writer()
-    made.show(SearchRunState(id="1a"))
-    made.show(TrialRunState(number=3))
+    made.submit(SearchRunState(id="1a"))
+    made.submit(TrialRunState(number=3))
     assert made.close(TIMEOUT) == 0
     assert [number for number, _ in made.opened_runs()] == [3]
     assert made.opened_runs() == []
 
 
-def test_a_writer_closed_amid_a_call_counts_it_as_unsent(
+def test_a_writer_closed_during_a_call_counts_its_update_as_unsent(
     make_writer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = threading.Event()
-    monkeypatch.setattr(MlflowRunSync, "show", lambda *_: hold.wait(5))
+    monkeypatch.setattr(MlflowRunSync, "send", lambda *_: hold.wait(5))
     made = make_writer()
     for _ in range(3):
-        made.show(SearchRunState(id="1a"))
+        made.submit(SearchRunState(id="1a"))
     assert made.close(0.3) == 3
     hold.set()
 
 
-def test_two_searches_may_make_the_same_experiment_at_once(make_writer: Make, store: str) -> None:
+def test_two_searches_may_create_the_same_experiment_at_once(make_writer: Make, store: str) -> None:
     both = [make_writer("one"), make_writer("two")]
     for made, search_id in zip(both, ("1a", "2b"), strict=True):
-        made.show(SearchRunState(id=search_id))
+        made.submit(SearchRunState(id=search_id))
     assert [made.close(TIMEOUT) for made in both] == [0, 0]
     assert {run.info.run_name for run in runs(store)} == {"one", "two"}
 
 
-def test_an_experiment_made_meanwhile_by_another_is_used(
+def test_an_experiment_created_meanwhile_is_used(
     make_writer: Make, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_name = mlflow.MlflowClient.get_experiment_by_name
@@ -201,7 +201,7 @@ def test_an_experiment_made_meanwhile_by_another_is_used(
     theirs = mlflow.MlflowClient(store).create_experiment("digits")
     monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", get)
     made = make_writer()
-    made.show(SearchRunState(id="1a"))
+    made.submit(SearchRunState(id="1a"))
     assert made.close(TIMEOUT) == 0
     (parent,) = runs(store)
     assert parent.info.experiment_id == theirs
@@ -218,7 +218,7 @@ class Slow:
     def start(self) -> None:
         """It is ready."""
 
-    def show(self, _view: View) -> CallResult:
+    def send(self, _state: RunState) -> CallResult:
         self.calls.append(time.monotonic())
         time.sleep(self.seconds)
         if self.error is not None:
@@ -239,18 +239,18 @@ def writer_at(worker: Slow, uri: str) -> MlflowWriter:
     return made
 
 
-def test_a_server_has_a_rest_after_each_call_while_the_search_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_writer_pauses_after_each_call_while_the_search_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Slow(0.05)
     made = writer_at(worker, "http://there")
     for number in range(3):
-        made.show(TrialRunState(number=number, state="finished"))
+        made.submit(TrialRunState(number=number, state="finished"))
     while len(worker.calls) < 3:
         time.sleep(0.01)
     gaps = [after - before for before, after in itertools.pairwise(worker.calls)]
     assert min(gaps) > (1 + writer.REST) * worker.seconds
     monkeypatch.setattr(writer, "REST", 600 / worker.seconds)
     for number in range(10):
-        made.show(TrialRunState(number=number, state="finished"))
+        made.submit(TrialRunState(number=number, state="finished"))
     assert made.close(60) == 0, "at the end there is no rest"
 
 
@@ -258,7 +258,7 @@ def test_a_store_that_can_never_be_used_is_called_once() -> None:
     worker = Slow(error=CallError("no such place", RetryPolicy.ABORT))
     made = writer_at(worker, "http://there")
     for number in range(3):
-        made.show(TrialRunState(number=number))
+        made.submit(TrialRunState(number=number))
     assert made.close(60) == 3
     assert made.last_error == "no such place"
     assert len(worker.calls) == 1
@@ -268,7 +268,7 @@ def test_the_end_of_a_search_cuts_a_pause_short(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(writer, "FIRST_PAUSE", 60.0)
     worker = Slow(error=CallError("restarting", RetryPolicy.RETRY))
     made = writer_at(worker, "http://there")
-    made.show(SearchRunState(id="1a"))
+    made.submit(SearchRunState(id="1a"))
     while not made.last_error:
         time.sleep(0.01)
     worker.error = None
@@ -300,7 +300,7 @@ def answer(status: int) -> HTTPError:
     ],
     ids=repr,
 )
-def test_which_errors_are_worth_another_try(error: Exception, final: bool) -> None:
+def test_which_errors_are_retried(error: Exception, final: bool) -> None:
     assert is_final(error) is final
 
 
@@ -309,13 +309,13 @@ class FakeWorker:
 
     def __init__(self) -> None:
         self.started = threading.Event()
-        self.shown: list[View] = []
+        self.shown: list[RunState] = []
 
     def start(self) -> None:
         self.started.set()
 
-    def show(self, view: View) -> CallResult:
-        self.shown.append(view)
+    def send(self, run_state: RunState) -> CallResult:
+        self.shown.append(run_state)
         return CallResult(run_id="run")
 
     def flush(self) -> None:
@@ -330,28 +330,28 @@ def _delayed(delay: float) -> tuple[MlflowWriter, FakeWorker]:
     destination = Destination(uri="sqlite:////none", experiment="e", search="s", metric="m", maximize=True)
     made = MlflowWriter(destination, open_worker=lambda _: worker)
     made.start(delay)
-    made.show(SearchRunState(id="1a"))
+    made.submit(SearchRunState(id="1a"))
     return made, worker
 
 
 def test_a_delayed_writer_starts_its_process_when_it_is_woken() -> None:
     made, worker = _delayed(60.0)
     assert not worker.started.wait(0.05)
-    assert (made.waiting, worker.shown) == (0, [])
+    assert (made.pending_updates, worker.shown) == (0, [])
     made.wake()
     assert worker.started.wait(60)
     assert made.close(1.0) == 0
     assert len(worker.shown) == 1
 
 
-def test_a_delayed_writer_starts_by_itself_when_its_time_has_come() -> None:
+def test_a_delayed_writer_starts_when_its_delay_ends() -> None:
     made, worker = _delayed(0.01)
     assert worker.started.wait(60)
     assert made.close(1.0) == 0
 
 
-def test_a_writer_that_is_closed_before_it_was_woken_sends_all_the_same() -> None:
+def test_a_delayed_writer_that_is_closed_sends_everything() -> None:
     made, worker = _delayed(60.0)
     assert made.close(1.0) == 0
     assert len(worker.shown) == 1
-    assert not worker.started.is_set(), "the view itself starts the process"
+    assert not worker.started.is_set(), "the state itself starts the process"

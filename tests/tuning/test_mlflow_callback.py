@@ -34,8 +34,8 @@ def test_near_end_is_called_once_all_trials_have_started_and_one_has_a_network()
     )
     writer = mock.create_autospec(MlflowWriter, instance=True)
     writer.opened_runs.return_value = []
-    near_end = mock.Mock()
-    callback = MlflowCallback(writer, record, CostModel(space=space, datasets={}), near_end=near_end)
+    preload = mock.Mock()
+    callback = MlflowCallback(writer, record, CostModel(space=space, datasets={}), preload_exporter=preload)
 
     def begin() -> None:
         callback.on_trial_start(record.open(Proposal(params={}, distributions={}, sampler_state={})))
@@ -51,10 +51,10 @@ def test_near_end_is_called_once_all_trials_have_started_and_one_has_a_network()
     assert writer.wake.called
     begin()
     end_epoch(1, 1, None)
-    assert not near_end.called
+    assert not preload.called
     end_epoch(0, 2, "best.ckpt")
     end_epoch(1, 2, "best.ckpt")
-    near_end.assert_called_once_with()
+    preload.assert_called_once_with()
 
 
 @pytest.mark.parametrize(

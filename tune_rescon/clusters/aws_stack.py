@@ -17,8 +17,8 @@ from typing import Any, Final, NoReturn
 
 from tune_rescon.atomic_write import atomic_write
 from tune_rescon.clusters.cluster_file import read_cluster_file
-from tune_rescon.clusters.documents import Steps, at, dotted, texts_in
-from tune_rescon.errors import ClusterError, ClusterFileError, UserError, format_error
+from tune_rescon.clusters.documents import at, texts_in
+from tune_rescon.errors import ClusterError, ClusterFileError, KeyPath, UserError, dotted, format_error
 
 __all__ = ["Change", "StackOutputs", "configure_file", "fill_in", "has_spot_role", "read_stack"]
 
@@ -264,7 +264,7 @@ class _Span:
     start: int
     end: int
     value: str
-    steps: Steps
+    steps: KeyPath
 
 
 def _spans(text: str, root: Any, outputs: StackOutputs) -> Iterator[_Span]:
@@ -279,7 +279,7 @@ def _spans(text: str, root: Any, outputs: StackOutputs) -> Iterator[_Span]:
         if id(config) in done:
             continue
         done.add(id(config))
-        steps: Steps = ("available_node_types", key, "node_config")
+        steps: KeyPath = ("available_node_types", key, "node_config")
         groups = _child(config, _GROUPS)
         if groups is not None and isinstance(groups.value, list) and len(groups.value) == 1:
             yield _whole(groups.value[0], outputs.security_group, (*steps, _GROUPS))
@@ -293,7 +293,7 @@ def _spans(text: str, root: Any, outputs: StackOutputs) -> Iterator[_Span]:
             yield _Span(start=found.start(1), end=found.end(1), value=outputs.bucket, steps=steps)
 
 
-def _commands(node: Any, steps: Steps = ()) -> Iterator[tuple[Steps, Any]]:
+def _commands(node: Any, steps: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     for key, child in _items(node):
         below = (*steps, key)
         if isinstance(child.value, list):
@@ -302,7 +302,7 @@ def _commands(node: Any, steps: Steps = ()) -> Iterator[tuple[Steps, Any]]:
             yield below, child
 
 
-def _whole(node: Any, value: str, steps: Steps) -> _Span:
+def _whole(node: Any, value: str, steps: KeyPath) -> _Span:
     return _Span(start=node.start_mark.index, end=node.end_mark.index, value=value, steps=steps)
 
 
@@ -328,7 +328,7 @@ def _wrong_places(content: Any, outputs: StackOutputs) -> Iterator[str]:
     if at(content, "provider", "region") != outputs.region:
         yield "provider.region"
     for name in at(content, "available_node_types") or ():
-        steps: Steps = ("available_node_types", name, "node_config")
+        steps: KeyPath = ("available_node_types", name, "node_config")
         profile = outputs.head_profile if name == content.get("head_node_type") else outputs.worker_profile
         if at(content, *steps, _GROUPS) != [outputs.security_group]:
             yield dotted((*steps, _GROUPS))

@@ -13,15 +13,13 @@ from tune_rescon.clusters.documents import (
     Finding,
     Severity,
     at,
-    dotted,
     read_documents,
     texts_in,
 )
 from tune_rescon.clusters.kuberay import check_manifest
 from tune_rescon.clusters.launcher import check_launcher
-from tune_rescon.clusters.lint import check_storage
-from tune_rescon.clusters.ray_commands import check_commands
-from tune_rescon.errors import format_error
+from tune_rescon.clusters.lint import check_commands, check_storage
+from tune_rescon.errors import dotted, format_error
 
 __all__ = ["check_file"]
 

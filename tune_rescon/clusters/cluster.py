@@ -234,7 +234,7 @@ def _runs_already(cluster: ClusterFile) -> bool:
         if "ray: yes" in lines or "ray: no" in lines:
             return "ray: yes" in lines
     raise ClusterError(
-        f"The head of {cluster.name} is there and does not say whether Ray runs on it. Try again;"
+        f"The head of {cluster.name} exists, but did not report whether Ray runs on it. Try again;"
         " or give --restart, which restarts Ray and ends the running jobs."
     )
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.clusters.documents import Severity, Steps, at, dotted, read_documents
-from tune_rescon.errors import ClusterFileError, format_error, unknown_name_message
+from tune_rescon.clusters.documents import Severity, at, read_documents
+from tune_rescon.errors import ClusterFileError, KeyPath, dotted, format_error, unknown_name_message
 
 __all__ = [
     "TOKEN",
@@ -35,7 +35,7 @@ _SCALARS: Final[Mapping[str, tuple[type, ...]]] = {
 }
 
 
-def instance_problems(config: Any, steps: Steps) -> Iterator[tuple[Steps, str, Severity]]:
+def instance_problems(config: Any, steps: KeyPath) -> Iterator[tuple[KeyPath, str, Severity]]:
     """Yield what RunInstances would not accept: the place, the text and the severity.
 
     Args:
@@ -53,8 +53,8 @@ def instance_problems(config: Any, steps: Steps) -> Iterator[tuple[Steps, str, S
 
 
 def _walk(
-    value: Any, name: str, steps: Steps, shapes: Mapping[str, Any]
-) -> Iterator[tuple[Steps, str, Severity]]:
+    value: Any, name: str, steps: KeyPath, shapes: Mapping[str, Any]
+) -> Iterator[tuple[KeyPath, str, Severity]]:
     shape = shapes[name]
     kind = shape["type"]
     if kind == "structure":

@@ -99,7 +99,7 @@ class Done:
         """
         plain = [_COLOUR.sub("", line).rstrip() for line in self.output.splitlines()]
         lines = [line for line in plain if line and not line.startswith((" ", "\t", "Traceback "))]
-        return " / ".join(lines[-3:]) or "it said nothing"
+        return " / ".join(lines[-3:]) or "no output"
 
 
 def run(command: Command, *, capture: bool = False, timeout: float | None = None) -> Done:

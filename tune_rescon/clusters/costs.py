@@ -1,4 +1,4 @@
-"""What a cluster may cost: the most in an hour, and the settings of a file that bill without a use."""
+"""The highest cost of a cluster in an hour, and the settings of a file that cost money without a use."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tune_rescon.clusters.cluster_file import ClusterFile, NodeType
-from tune_rescon.clusters.documents import ClusterDocument, Steps, at, dotted
-from tune_rescon.errors import format_error
+from tune_rescon.clusters.documents import ClusterDocument, at
+from tune_rescon.errors import KeyPath, dotted, format_error
 
 __all__ = [
     "PRICES",
@@ -40,7 +40,7 @@ PRICES: Final[Mapping[str, Mapping[str, float]]] = {
     "gcp": {"e2-standard-2": 0.0670, "g2-standard-8": 0.8536},
 }
 
-#: The longest idle time-out, in minutes, of which nothing is said.
+#: The longest idle time-out, in minutes, that gives no finding.
 _LONGEST_IDLE: Final = 60.0
 
 #: Machine types with an accelerator, by provider.
@@ -100,7 +100,7 @@ def check_costs(document: ClusterDocument) -> None:
     _check_stopped_nodes(document, provider)
     _check_idle(document)
     head = document.value.get("head_node_type")
-    steps: Steps = ("available_node_types", str(head), "node_config")
+    steps: KeyPath = ("available_node_types", str(head), "node_config")
     config = at(document.value, *steps)
     machine = _machine(config)
     if _ACCELERATED[provider].match(machine) or at(config, "guestAccelerators"):
@@ -111,7 +111,7 @@ def check_costs(document: ClusterDocument) -> None:
 
 
 def _check_stopped_nodes(document: ClusterDocument, provider: str) -> None:
-    steps: Steps = ("provider", "cache_stopped_nodes")
+    steps: KeyPath = ("provider", "cache_stopped_nodes")
     # Without the key, Ray stops machines on AWS and Azure, and ends them on Google Cloud.
     given = at(document.value, *steps)
     if given is False or (given is None and provider == "gcp"):
@@ -126,7 +126,7 @@ def _check_stopped_nodes(document: ClusterDocument, provider: str) -> None:
 
 
 def _check_idle(document: ClusterDocument) -> None:
-    places: list[tuple[Steps, float]] = [(("idle_timeout_minutes",), 1.0)]
+    places: list[tuple[KeyPath, float]] = [(("idle_timeout_minutes",), 1.0)]
     types = document.value.get("available_node_types")
     names = list(types) if isinstance(types, Mapping) else []
     places += [(("available_node_types", name, "idle_timeout_s"), 1 / 60) for name in names]

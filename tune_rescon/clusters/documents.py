@@ -15,16 +15,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from tune_rescon.errors import format_error
+from tune_rescon.errors import KeyPath, format_error
 
 __all__ = [
     "ClusterDocument",
     "Complain",
     "Finding",
     "Severity",
-    "Steps",
     "at",
-    "dotted",
     "read_documents",
     "texts_in",
 ]
@@ -32,9 +30,6 @@ __all__ = [
 
 #: An error prevents a cluster from being started; a warning is for the cluster's owner to consider.
 Severity = Literal["error", "warning"]
-
-#: Keys and list positions from the top of the document.
-Steps = tuple[str | int, ...]
 
 #: Reports a finding, given a rule, a text and a severity.
 Complain = Callable[[str, str, Severity], None]
@@ -75,7 +70,7 @@ class ClusterDocument:
         self.value: Any = _plain(source)
         self.findings: list[Finding] = []
 
-    def line(self, steps: Steps) -> int:
+    def line(self, steps: KeyPath) -> int:
         """Return the line of ``steps``.
 
         For a key that is missing or comes from a merge key, this is the line of the nearest key above it.
@@ -93,7 +88,7 @@ class ClusterDocument:
                 break
         return line + 1
 
-    def complain(self, rule: str, steps: Steps, text: str, severity: Severity = "error") -> None:
+    def complain(self, rule: str, steps: KeyPath, text: str, severity: Severity = "error") -> None:
         """Add a finding at ``steps``.
 
         Args:
@@ -104,7 +99,7 @@ class ClusterDocument:
         """
         self.findings.append(Finding(rule=rule, text=text, line=self.line(steps), severity=severity))
 
-    def complain_at(self, steps: Steps) -> Complain:
+    def complain_at(self, steps: KeyPath) -> Complain:
         """Return a function that adds findings at ``steps``."""
 
         def complain(rule: str, text: str, severity: Severity) -> None:
@@ -197,7 +192,7 @@ def at(value: Any, *steps: str | int) -> Any:
     return value
 
 
-def texts_in(value: Any, steps: Steps = ()) -> Iterator[tuple[Steps, str]]:
+def texts_in(value: Any, steps: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Yield every text in ``value`` with its place; keys are not included."""
     if isinstance(value, str):
         yield steps, value
@@ -207,18 +202,6 @@ def texts_in(value: Any, steps: Steps = ()) -> Iterator[tuple[Steps, str]]:
     elif isinstance(value, Sequence):
         for index, inner in enumerate(value):
             yield from texts_in(inner, (*steps, index))
-
-
-def dotted(steps: Steps) -> str:
-    """Format a place in the usual notation.
-
-    >>> dotted(("setup_commands", 1))
-    'setup_commands[1]'
-    """
-    text = ""
-    for step in steps:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
-    return text
 
 
 def _plain(value: Any) -> Any:

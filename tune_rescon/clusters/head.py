@@ -170,7 +170,7 @@ def ask_head(cluster: ClusterFile) -> HeadState:
     done = run(ray_exec(cluster, inspect_command()), capture=True, timeout=HEAD_TIMEOUT)
     state = HeadState.parse(done.output)
     if state is None:
-        raise ClusterError(f"The head of {cluster.name} does not say how it stands: {done.last_words}")
+        raise ClusterError(f"The head of {cluster.name} returned no status: {done.last_words}")
     return state
 
 

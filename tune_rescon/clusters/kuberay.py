@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Final
 
-from tune_rescon.clusters.documents import ClusterDocument, Severity, Steps, at, dotted, texts_in
+from tune_rescon.clusters.documents import ClusterDocument, Severity, at, texts_in
 from tune_rescon.clusters.lint import check_image, check_storage
-from tune_rescon.errors import format_error
+from tune_rescon.errors import KeyPath, dotted, format_error
 
 __all__ = ["check_manifest"]
 
@@ -18,7 +18,7 @@ _CLUSTERS: Final = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec"
 
 def check_manifest(document: ClusterDocument) -> None:
     """Add every finding to ``document``, if it is a KubeRay cluster or job."""
-    steps: Steps | None = _CLUSTERS.get(str(document.value.get("kind")))
+    steps: KeyPath | None = _CLUSTERS.get(str(document.value.get("kind")))
     if steps is None:
         return
     cluster = at(document.value, *steps)
@@ -36,7 +36,7 @@ def check_manifest(document: ClusterDocument) -> None:
         where = (*steps, "headGroupSpec", "rayStartParams")
         text = format_error(rule, got=repr(count), where=dotted(where))
         document.complain("head-resources", where, text)
-    groups: list[Steps] = [(*steps, "headGroupSpec")]
+    groups: list[KeyPath] = [(*steps, "headGroupSpec")]
     workers = at(cluster, "workerGroupSpecs")
     for index, group in enumerate(workers if isinstance(workers, list) else ()):
         below = (*steps, "workerGroupSpecs", index)
@@ -51,7 +51,7 @@ def check_manifest(document: ClusterDocument) -> None:
     _check_storage(document)
 
 
-def _check_container(document: ClusterDocument, steps: Steps) -> None:
+def _check_container(document: ClusterDocument, steps: KeyPath) -> None:
     # The first container of a pod runs Ray; the other containers may run any image.
     where = (*steps, "template", "spec", "containers", 0, "image")
     image = at(document.value, *where)

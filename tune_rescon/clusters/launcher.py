@@ -9,11 +9,18 @@ from typing import Any, Final
 
 from tune_rescon.clusters.cluster_file import TOKEN, instance_problems
 from tune_rescon.clusters.costs import check_costs
-from tune_rescon.clusters.documents import ClusterDocument, Complain, Severity, Steps, at, dotted, texts_in
-from tune_rescon.clusters.lint import check_image, check_storage, schema_problems
-from tune_rescon.clusters.ray_commands import HEAD_METRICS_OFF, METRICS_OFF, check_commands, ray_starts
+from tune_rescon.clusters.documents import ClusterDocument, Complain, Severity, at, texts_in
+from tune_rescon.clusters.lint import (
+    HEAD_METRICS_OFF,
+    METRICS_OFF,
+    check_commands,
+    check_image,
+    check_storage,
+    ray_starts,
+    schema_problems,
+)
 from tune_rescon.clusters.shell import ShellCommand
-from tune_rescon.errors import format_error, unknown_name_message
+from tune_rescon.errors import KeyPath, dotted, format_error, unknown_name_message
 
 __all__ = ["check_launcher"]
 
@@ -52,7 +59,7 @@ def _provider(document: ClusterDocument) -> str:
     return str(at(document.value, "provider", "type"))
 
 
-def _node_types(document: ClusterDocument) -> Iterator[tuple[str, Mapping[str, Any], Steps]]:
+def _node_types(document: ClusterDocument) -> Iterator[tuple[str, Mapping[str, Any], KeyPath]]:
     """Yield the name, content and place of each node type that is a mapping."""
     types = document.value.get("available_node_types")
     for name, node_type in types.items() if isinstance(types, Mapping) else ():
@@ -60,7 +67,7 @@ def _node_types(document: ClusterDocument) -> Iterator[tuple[str, Mapping[str, A
             yield name, node_type, ("available_node_types", name)
 
 
-def _commands(document: ClusterDocument) -> Iterator[tuple[str, Steps]]:
+def _commands(document: ClusterDocument) -> Iterator[tuple[str, KeyPath]]:
     """Yield every command, and docker's options, with its place."""
     for steps, text in texts_in(document.value):
         if any(str(step).endswith(("_commands", "run_options")) for step in steps):
@@ -85,7 +92,7 @@ def _check_head_type(document: ClusterDocument) -> None:
 def _check_workers(document: ClusterDocument) -> None:
     most, sum_of_least = document.value.get("max_workers"), 0
     local = _provider(document) == "local"
-    sections: list[tuple[Mapping[str, Any], Steps]] = [(t, steps) for _, t, steps in _node_types(document)]
+    sections: list[tuple[Mapping[str, Any], KeyPath]] = [(t, steps) for _, t, steps in _node_types(document)]
     for section, steps in [(document.value, ())] if local else sections:
         low, high = section.get("min_workers", 0), section.get("max_workers", most)
         if not isinstance(low, int) or not isinstance(high, int):
@@ -152,7 +159,7 @@ def _check_starts(document: ClusterDocument) -> None:
 
 
 def _on_any_line(complain: Complain) -> Callable[[int], Complain]:
-    # The place of a command in the file says more than the line within the command.
+    # A finding names the command's place in the file, not the line within the command.
     return lambda _line: complain
 
 
@@ -194,7 +201,7 @@ def _check_token(document: ClusterDocument) -> None:
     if makes and any(target.rstrip("/").endswith("/.ray") for target in mounts):
         return
     source = next((source for target, source in mounts.items() if target.endswith("/.ray/auth_token")), None)
-    steps: Steps = ("file_mounts",)
+    steps: KeyPath = ("file_mounts",)
     if source is None:
         rule = "must hold `~/.ray: ./cluster/token`, and head_setup_commands `ray get-auth-token --generate`"
         hint = "Without the token no node may join. cluster.yaml shows both lines."
@@ -260,12 +267,12 @@ def _is_preemptible(config: Any) -> bool:
 
 
 def _check_images(document: ClusterDocument) -> None:
-    places: list[Steps] = [("docker", key) for key in ("image", "head_image", "worker_image")]
+    places: list[KeyPath] = [("docker", key) for key in ("image", "head_image", "worker_image")]
     places += [(*steps, "docker", "worker_image") for _, _, steps in _node_types(document)]
     for steps in places:
         if image := at(document.value, *steps):
 
-            def complain(text: str, severity: Severity, steps: Steps = steps) -> None:
+            def complain(text: str, severity: Severity, steps: KeyPath = steps) -> None:
                 document.complain("image", steps, text, severity)
 
             check_image(str(image), complain, where=dotted(steps))

@@ -27,6 +27,7 @@ from typing import Final
 import psutil
 from filelock import FileLock, Timeout
 
+from tune_rescon.atomic_write import file_version
 from tune_rescon.errors import ClusterError
 from tune_rescon.storage import (
     Mirror,
@@ -39,6 +40,7 @@ from tune_rescon.storage import (
     parse_storage,
     sqlite_url,
 )
+from tune_rescon.user_code import child_import_path
 
 __all__ = [
     "Action",
@@ -92,21 +94,21 @@ class RestartTiming:
     failures: int = 4
     """Consecutive failed checks before the server is killed. A machine that is busy for a moment must not
     lead to that."""
-    patience: float = 180.0
+    startup_timeout: float = 180.0
     """From the start of the server to its first answer: migrations of a large database take long."""
     first_pause: float = 1.0
     longest_pause: float = 60.0
     """The pause before a restart; it doubles from ``first_pause`` to ``longest_pause``."""
-    calm: float = 300.0
+    healthy_reset: float = 300.0
     """After answers for this long, the pause before the next restart is ``first_pause`` again."""
 
 
 class RestartPolicy:
     """Decides what to do with a server from its states, at times in seconds of one monotonic clock."""
 
-    def __init__(self, pace: RestartTiming) -> None:
+    def __init__(self, timing: RestartTiming) -> None:
         """Begin with a server that has not been started."""
-        self._pace = pace
+        self._timing = timing
         self._started: float | None = None
         self._first_answer: float | None = None
         self._last_answer: float | None = None
@@ -126,23 +128,27 @@ class RestartPolicy:
             return Action.WAIT
         assert self._started is not None, "it was never started"
         if self._first_answer is None:
-            return Action.KILL if now - self._started >= self._pace.patience else Action.WAIT
+            return Action.KILL if now - self._started >= self._timing.startup_timeout else Action.WAIT
         self._misses += 1
-        return Action.KILL if self._misses >= self._pace.failures else Action.WAIT
+        return Action.KILL if self._misses >= self._timing.failures else Action.WAIT
 
-    def rest(self, now: float) -> float:
+    def seconds_to_next_check(self, now: float) -> float:
         """Return the seconds until the next check."""
         if self._started is None:
-            return max(0.0, min(self._pace.interval, self._due - now))
-        return self._pace.interval
+            return max(0.0, min(self._timing.interval, self._due - now))
+        return self._timing.interval
 
     def _start_again(self, now: float) -> Action:
         if self._started is not None:
-            calm = 0.0
+            healthy = 0.0
             if self._first_answer is not None and self._last_answer is not None:
-                calm = self._last_answer - self._first_answer
-            doubled = min(2 * self._pause, self._pace.longest_pause)
-            self._pause = self._pace.first_pause if calm >= self._pace.calm or not self._pause else doubled
+                healthy = self._last_answer - self._first_answer
+            doubled = min(2 * self._pause, self._timing.longest_pause)
+            self._pause = (
+                self._timing.first_pause
+                if healthy >= self._timing.healthy_reset or not self._pause
+                else doubled
+            )
             self._started = self._first_answer = self._last_answer = None
             self._due = now + self._pause
         if now < self._due:
@@ -213,12 +219,12 @@ def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, st
     return argv, env
 
 
-def supervise_mlflow(settings: MlflowSettings, *, pace: RestartTiming | None = None) -> None:
+def supervise_mlflow(settings: MlflowSettings, *, timing: RestartTiming | None = None) -> None:
     """Keep the server running until SIGTERM or SIGINT; return at once if another process already does.
 
     Args:
         settings: the database, artifacts and address of the server.
-        pace: the intervals between checks and restarts; None: the defaults.
+        timing: the intervals between checks and restarts; None: the defaults.
 
     Raises:
         StorageError: ``settings.keep`` is no valid URL, or the database there is damaged.
@@ -237,7 +243,7 @@ def supervise_mlflow(settings: MlflowSettings, *, pace: RestartTiming | None = N
     try:
         process.write_text(f"{os.getpid()}\n")
         with _ending() as ending:
-            _keep(settings, ending, pace or RestartTiming())
+            _keep(settings, ending, timing or RestartTiming())
     finally:
         process.unlink(missing_ok=True)
         lock.release()
@@ -254,9 +260,9 @@ def end_mlflow(folder: Path) -> None:
         return
     with suppress(ProcessLookupError):
         os.kill(keeper, signal.SIGTERM)
-    patience = END_TIMEOUT + LAST_COPY_TIMEOUT + RestartTiming().timeout + 10
+    timeout = END_TIMEOUT + LAST_COPY_TIMEOUT + RestartTiming().timeout + 10
     try:
-        with FileLock(folder / _LOCK).acquire(timeout=patience):
+        with FileLock(folder / _LOCK).acquire(timeout=timeout):
             _PROGRESS.info(f"MLflow has ended (process {keeper})")
     except Timeout:
         raise ClusterError(f"process {keeper}, which keeps MLflow running, does not end.") from None
@@ -271,18 +277,18 @@ def _keeper(folder: Path) -> int | None:
     return None
 
 
-def _keep(settings: MlflowSettings, ending: threading.Event, pace: RestartTiming) -> None:
+def _keep(settings: MlflowSettings, ending: threading.Event, timing: RestartTiming) -> None:
     mirror = _open_mirror(settings, ending)
     if ending.is_set():
         return
     _PROGRESS.info(f"MLflow: http://{settings.host}:{settings.port}, kept running by process {os.getpid()}")
     server = _Server(settings)
-    policy = RestartPolicy(pace)
+    policy = RestartPolicy(timing)
     kept: object = None
     has_answered = False
     try:
         while not ending.is_set():
-            seen = server.look(pace.timeout)
+            seen = server.look(timing.timeout)
             action = policy.decide(seen, time.monotonic())
             if action is Action.START:
                 server.start()
@@ -293,7 +299,7 @@ def _keep(settings: MlflowSettings, ending: threading.Event, pace: RestartTiming
                 # Not before the server answers: a copy in the middle of its migrations would be useless.
                 has_answered, kept = True, found
                 mirror.changed()
-            ending.wait(policy.rest(time.monotonic()))
+            ending.wait(policy.seconds_to_next_check(time.monotonic()))
     finally:
         server.end(gently=True)
         if mirror is not None:
@@ -338,8 +344,7 @@ def _version(database: Path) -> object:
     found = []
     for path in (database, database.with_name(f"{database.name}-wal")):
         with suppress(FileNotFoundError):
-            stat = path.stat()
-            found.append((stat.st_mtime_ns, stat.st_size))
+            found.append(file_version(path))
     return found or None
 
 
@@ -359,7 +364,7 @@ class _Server:
         argv, env = server_command(self._settings)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tune_rescon.clusters.guard", *argv],
-            env={**os.environ, **env, "PYTHONPATH": _import_path()},
+            env={**os.environ, **env, "PYTHONPATH": child_import_path()},
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
@@ -406,11 +411,6 @@ def _end_leftovers(folder: Path) -> None:
             if process.environ().get(_MARK) == mark and process.pid != os.getpid():
                 process.kill()
                 process.wait(END_TIMEOUT)
-
-
-def _import_path() -> str:
-    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(filter(None, paths))
 
 
 @contextmanager

@@ -162,7 +162,7 @@ class _Reader:
         """Read commands up to a closing bracket or the end, and carry out what they do to ``scope``."""
         before = ";"
         while self._next < len(self._tokens) and self._peek() != ")":
-            # What a pipe or a background job sets is lost. What follows `||` may not happen.
+            # Variables set in a pipe or a background job are lost. A command after `||` may not run.
             trial = scope.copy()
             self._pipe_part(trial)
             after = self._peek() if self._next < len(self._tokens) else ";"

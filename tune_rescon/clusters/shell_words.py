@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,14 +55,10 @@ def shell_tokens(text: str) -> Iterator[Token]:
             awaits_heredoc = operator in ("<<", "<<-")
             place += len(operator)
             if char == "\n":
-                line += 1
-                while heredocs:
-                    end = re.compile(rf"^\t*{re.escape(heredocs.pop(0))}$\n?", re.MULTILINE).search(
-                        text, place
-                    )
-                    stop = end.end() if end else len(text)
-                    line += text.count("\n", place, stop)
-                    place = stop
+                stop = _end_of_heredocs(text, place, heredocs)
+                heredocs = []
+                line += 1 + text.count("\n", place, stop)
+                place = stop
         elif char == "#" and word is None:
             stop = text.find("\n", place)
             place = len(text) if stop < 0 else stop
@@ -75,7 +71,7 @@ def shell_tokens(text: str) -> Iterator[Token]:
             place, word = place + 2, None
         else:
             part, stop, inner = _part(text, place)
-            # What a word's commands print is not known, but they run.
+            # The output of a word's commands is not known, but the commands run.
             for command in inner:
                 yield Token("$(", line, is_operator=True)
                 yield from (Token(one.text, line, one.is_operator) for one in shell_tokens(command))
@@ -84,6 +80,14 @@ def shell_tokens(text: str) -> Iterator[Token]:
             place, word = stop, (word or "") + part
     if word is not None:
         yield Token(word, line)
+
+
+def _end_of_heredocs(text: str, place: int, words: Sequence[str]) -> int:
+    """Return the end of the heredocs that begin at ``place`` and that these words end, in order."""
+    for word in words:
+        end = re.compile(rf"^\t*{re.escape(word)}$\n?", re.MULTILINE).search(text, place)
+        place = end.end() if end else len(text)
+    return place
 
 
 def _part(text: str, place: int) -> tuple[str, int, list[str]]:

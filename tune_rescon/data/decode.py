@@ -21,9 +21,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from tune_rescon.data.formats import FORMATS
 from tune_rescon.data.image_folder import read_bytes
-from tune_rescon.data.opening import open_picture, orientation_of, upright, upright_size, without_remarks
+from tune_rescon.data.opening import (
+    FORMATS,
+    open_picture,
+    orientation_of,
+    upright,
+    upright_size,
+    without_remarks,
+)
 from tune_rescon.errors import UserError
 
 __all__ = [
@@ -35,12 +41,12 @@ __all__ = [
     "SizesDifferError",
     "blaming_the_image",
     "common_size",
-    "darkness_words",
+    "darkness_message",
     "decode_block",
     "decode_image",
     "is_deep",
     "levels_of",
-    "levels_words",
+    "levels_text",
     "probe_size",
     "square_of",
     "stored_size",
@@ -101,10 +107,10 @@ def to_bytes(image: Image.Image, levels: Levels | None) -> Image.Image:
     return Image.fromarray(scaled_HW.round().astype(np.uint8))
 
 
-def levels_words(levels: Levels) -> str:
+def levels_text(levels: Levels) -> str:
     """Return a line of text for the user.
 
-    >>> levels_words((0.0, 4095.0))
+    >>> levels_text((0.0, 4095.0))
     "pictures of more than 8 bits: values from 0 to 4095, the training pictures' range, become 0 to 255"
     """
     low, high = (f"{value:g}" for value in levels)
@@ -118,7 +124,7 @@ def levels_words(levels: Levels) -> str:
 _NEARLY_BLACK: Final = 0.1
 
 
-def darkness_words(mean: Sequence[float], std: Sequence[float]) -> str | None:
+def darkness_message(mean: Sequence[float], std: Sequence[float]) -> str | None:
     """Return a line of text for the user if pictures are nearly black, as bytes; None otherwise.
 
     Args:
@@ -179,7 +185,7 @@ def decode_image(data: bytes, side: int, *, resize: str = "crop", levels: Levels
     decoded. Scaling is bilinear and antialiased, as on the device.
 
     Args:
-        data: Bytes of a file in one of the formats of :mod:`tune_rescon.data.formats`.
+        data: Bytes of a file in one of the formats of :mod:`tune_rescon.data.opening`.
         side: Side of the square, pixels.
         resize: How a picture becomes a square; see :func:`to_square`.
         levels: Range of a picture of more than 8 bits; see :func:`tune_rescon.data.decode.to_bytes`.

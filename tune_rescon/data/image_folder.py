@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.data.account import Account, Kind, Tally, as_text
-from tune_rescon.data.formats import SUFFIXES, is_image_name
 from tune_rescon.data.image_tree import Tree, is_inside, join, plant, readable, walk
+from tune_rescon.data.opening import SUFFIXES, is_image_name
 from tune_rescon.data.parts import find_parts, is_usual_name
 from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, normalized, settling
 from tune_rescon.data.zip_archive import directory_bytes, open_zip, refuse_unreadable
@@ -107,7 +107,7 @@ def index_images(
     account = Account(
         class_names=names,
         per_class={part: tuple(found.counts(len(names))) for part, found in listed.items()},
-        # Patterns that match nothing are said, because they may be a slip.
+        # Patterns that match nothing are reported, because they may be a mistake.
         left_out=tally.left_out(*([Kind.IGNORED] if selection.ignore else [])),
     )
     return ImageIndex(class_names=names, **listed, account=account)

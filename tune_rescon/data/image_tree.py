@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tune_rescon.data.account import Kind, Tally
-from tune_rescon.data.formats import is_image_name
+from tune_rescon.data.opening import is_image_name
 from tune_rescon.data.selection import Selection, is_hidden, is_junk_folder
 from tune_rescon.errors import DataError, format_error
 

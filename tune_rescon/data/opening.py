@@ -1,4 +1,4 @@
-"""Open an encoded picture: restrict the formats, limit the size, and determine the orientation.
+"""Open an encoded picture: the supported formats, the largest size, and the orientation.
 
 The cache, ``predict`` and the drawings of masks all open a user's pictures with this module.
 """
@@ -9,16 +9,42 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final
 
 from PIL import Image
 
-from tune_rescon.data.formats import FORMATS
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "is_image_name",
+    "most_pixels",
+    "open_picture",
+    "orientation_of",
+    "upright",
+    "upright_size",
+    "without_remarks",
+]
 
-__all__ = ["most_pixels", "open_picture", "orientation_of", "upright", "upright_size", "without_remarks"]
+#: Pillow's name of each supported format, and the suffixes of its files in lower case. Other formats are
+#: never tried. Pillow can open more, but for one of them (EPS) it starts another program. It reads MPO files
+#: of phones, which end in .jpg, as JPEG.
+FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+}
+
+#: Every suffix, in the order of the formats.
+SUFFIXES: Final = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 _EXIF_ORIENTATION: Final = 0x0112
 _QUARTER_TURNS: Final = (5, 6, 7, 8)
@@ -44,10 +70,19 @@ _FORMATS: Final = tuple(FORMATS)
 _opening = threading.Lock()
 
 
+def is_image_name(name: str) -> bool:
+    """Return whether the name of a file has the suffix of an image. The content is not checked.
+
+    >>> is_image_name("photos/cat.JPG"), is_image_name("notes.txt")
+    (True, False)
+    """
+    return name.lower().endswith(SUFFIXES)
+
+
 def open_picture(data: bytes) -> Image.Image:
     """Open the picture in these bytes without decoding it.
 
-    Only the formats of :data:`~tune_rescon.data.formats.FORMATS` are tried, because Pillow starts another
+    Only the formats of :data:`FORMATS` are tried, because Pillow starts another
     program for EPS.
 
     Raises:

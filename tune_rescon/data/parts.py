@@ -231,7 +231,7 @@ class _Usual:
         training = [name for name in self._flat if _USUAL_NAMES[name.lower()] == "train"]
         self._refuse(
             "images must lie in class folders; an image folder needs 2 or more classes",
-            f"images directly in {_folders(self._flat)}, which do not say their class",
+            f"images directly in {_folders(self._flat)}, which are in no class's folder",
             f"Sort the images into {[*training, *self._flat][0]}/CLASS/.{classes}",
         )
 

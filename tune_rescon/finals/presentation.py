@@ -125,19 +125,19 @@ def print_reproduction(found: Mapping[PublishedRow, StudyResult], shares: Shares
         table.add_column(heading, overflow="fold")
     for row, result in found.items():
         figures = measured(row, result)
-        words = ", ".join(f"{_words(name)} {_spread(value)}" for name, value in figures.items())
+        values = ", ".join(f"{_metric_title(name)} {_spread(value)}" for name, value in figures.items())
         trainings = max((len(value.values) for value in figures.values()), default=0)
         table.add_row(
-            row.name, _published(row), words or "-", str(trainings), scaled(row, shares).words or "-"
+            row.name, _published(row), values or "-", str(trainings), scaled(row, shares).note or "-"
         )
     console.print(table)
 
 
 def _published(row: PublishedRow) -> str:
-    return ", ".join(f"{_words(name)} {format_number(value)}" for name, value in row.figures.items())
+    return ", ".join(f"{_metric_title(name)} {format_number(value)}" for name, value in row.figures.items())
 
 
-def _words(name: str) -> str:
+def _metric_title(name: str) -> str:
     return "test error %" if name == "test_error" else name.replace("_", " ")
 
 
@@ -159,7 +159,7 @@ def _print_caution(result: StudyResult, found: Sequence[EvaluatedConfig], consol
     lead = Lead.of(first, second, maximize=result.maximize)
     if not lead.is_known:
         console.print(
-            "One training of a network cannot tell its lead from what another seed changes:"
+            "One training of a network cannot distinguish a lead from the effect of the seed:"
             " train each several times (`--seeds 3`).",
             soft_wrap=True,
         )

@@ -170,12 +170,12 @@ class Scaled:
     of_test_images: int
 
     @property
-    def words(self) -> str:
-        """The scaled numbers in words; empty if nothing was scaled.
+    def note(self) -> str:
+        """The text on the scaled numbers; empty if nothing was scaled.
 
         >>> Scaled(
         ...     epochs=2, of_epochs=205, images=500, of_images=50_000, test_images=500, of_test_images=10_000
-        ... ).words
+        ... ).note
         '2 of 205 epochs, 500 of 50,000 images, 500 of 10,000 test images'
         """
         parts = (
@@ -207,7 +207,7 @@ def scaled(row: PublishedRow, shares: Shares) -> Scaled:
     """Return how much of a row is run: at least one epoch, on at least some images of each class.
 
     >>> from tune_rescon.finals.published import find_rows
-    >>> scaled(find_rows(["rescon-cifar10-92-32"])[0], Shares(schedule=0.1, images=0.1)).words
+    >>> scaled(find_rows(["rescon-cifar10-92-32"])[0], Shares(schedule=0.1, images=0.1)).note
     '1 of 10 epochs, 5,000 of 50,000 images, 5,000 of 10,000 test images'
     """
     of_epochs = find_recipe(row.recipe).epochs
@@ -258,7 +258,7 @@ def row_space(
         [TrialConfig.from_dict({**recipe.settings, **row.settings, "preset": row.preset})],
         TrainingPlan(epochs=part.epochs, seeds=seeds, resources=resources),
         dataset=dataset,
-        about=f"{row.name} of {row.table}: {recipe.about}. {part.words}".strip(),
+        about=f"{row.name} of {row.table}: {recipe.about}. {part.note}".strip(),
         overrides=overrides,
     )
 

@@ -21,7 +21,7 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.inference.best_mistakes import judge_network, write_mistakes
-    from tune_rescon.inference.export import FORMATS, export_model, timm_transform_words
+    from tune_rescon.inference.export import FORMATS, export_model, timm_transform_message
     from tune_rescon.inference.masks import (
         PAGE,
         ModuleMaps,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         draw_overlay,
         make_gallery,
     )
-    from tune_rescon.inference.mistakes import Mistakes, find_mistakes, mistakes_page, mistakes_words
+    from tune_rescon.inference.mistakes import Mistakes, find_mistakes, mistakes_lines, mistakes_page
     from tune_rescon.inference.pictures import Pictures, batches_of, find_pictures
     from tune_rescon.inference.predict import Prediction, pixels, predictions
     from tune_rescon.inference.resolve_model import load_model

@@ -1,4 +1,4 @@
-"""What the best network of a search gets wrong, judged on this machine's copy of the search's images."""
+"""The mistakes of a search's best network, found on this machine's copy of the search's images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["judge_network", "write_mistakes"]
 
-#: Seconds for which a search that has ended may look at its best network's mistakes.
+#: Seconds that a search may spend at its end on the mistakes of its best network.
 SECONDS: Final = 20.0
 
 
@@ -31,7 +31,7 @@ def judge_network(
     cache_root: Path,
     seconds: float = math.inf,
 ) -> tuple[Mistakes, str]:
-    """Compare a network's predictions with the labels of the images by which its search chose.
+    """Compare a network's predictions with the labels of the images that ranked the search's trials.
 
     A search chooses by the validation images. The test images are for ``train``, which reports on them.
 
@@ -44,7 +44,7 @@ def judge_network(
         seconds: See :func:`.find_mistakes`.
 
     Returns:
-        The mistakes, and what the images are: "validation" or "test".
+        The mistakes, and the name of the images: "validation" or "test".
 
     Raises:
         DataError: The images are not those of the training.

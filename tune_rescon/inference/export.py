@@ -31,7 +31,7 @@ from tune_rescon.training.weights import Classifier
 __all__ = [
     "FORMATS",
     "export_model",
-    "timm_transform_words",
+    "timm_transform_message",
     "write_timm_folder",
 ]
 
@@ -102,15 +102,15 @@ def _timm_architecture(about: TrainedNetwork) -> tuple[str, dict[str, Any]]:
     return spec.timm_name.partition(".")[0], timm_arguments(spec)
 
 
-def timm_transform_words(about: TrainedNetwork) -> str | None:
+def timm_transform_message(about: TrainedNetwork) -> str | None:
     """Return how timm's own transform differs from the preprocessing of a network, or None if it does not.
 
     timm's configuration can describe neither two steps of scaling, nor black borders, nor deep pictures.
     """
     how = about.preprocessing
     differences = [
-        words
-        for words, differs in (
+        name
+        for name, differs in (
             ("scales in one step", how.stored_side != how.image_size or how.resize != "squash"),
             ("pads with the mean colour instead of black", how.resize == "pad"),
             ("does not scale pictures of more than 8 bits", how.levels is not None),
@@ -173,7 +173,7 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
             format_error(rule, got=f"{output} ({error.strerror})", where="--output")
         ) from error
     except Exception as error:
-        # torch's exporters raise many kinds of errors at another's code, which ours never makes them raise.
+        # torch's exporters raise many kinds of errors for a user's own network, and none for our networks.
         if isinstance(error, UserError) or isinstance(about.spec, NetworkSpec):
             raise
         rule = f"torch must be able to export the network {about.spec.network} as {form}"

@@ -1,4 +1,4 @@
-"""Which images a network gets wrong: the confusion matrix, and the most confident mistakes, as one HTML page.
+"""The images that a network predicts wrongly, as one HTML page: confusion matrix and confident mistakes.
 
 Shape legend: N images, B images of a batch, K classes, H = W the stored side, C channels.
 """
@@ -32,8 +32,8 @@ __all__ = [
     "Mistakes",
     "find_mistakes",
     "mistakes_document",
+    "mistakes_lines",
     "mistakes_page",
-    "mistakes_words",
 ]
 
 #: Number of the most confident mistakes that are shown.
@@ -127,10 +127,10 @@ def find_mistakes(
         NetworkError: The network gives nan instead of probabilities.
     """
     if about.dataset != dataset.digest:
-        rule = "a network must be judged by the images, in the splits, with which it was trained"
+        rule = "a network must be evaluated on the images, in the splits, with which it was trained"
         raise DataError(format_error(rule, got="images that have changed since", where="--errors"))
     if not len(split):
-        raise DataError(format_error("there must be images to judge by", got="none", where="--errors"))
+        raise DataError(format_error("there must be images to evaluate on", got="none", where="--errors"))
     count = len(about.class_names)
     confusion_KK = np.zeros((count, count), dtype=np.int64)
     wrong: list[tuple[float, int, int, int]] = []
@@ -155,9 +155,20 @@ def find_mistakes(
         position += len(labels_B)
         if time.monotonic() - began > seconds:
             break
-    wrong.sort(key=lambda one: (-one[0], one[1]))
+    return Mistakes(
+        class_names=about.class_names,
+        confusion_KK=confusion_KK,
+        worst=_most_confident(wrong, about, split),
+        left_out=len(split) - position,
+    )
+
+
+def _most_confident(
+    wrong: list[tuple[float, int, int, int]], about: TrainedNetwork, split: Split
+) -> tuple[Mistake, ...]:
+    """Return the most confident of the mistakes: probability, position in ``split``, label, prediction."""
     worst = []
-    for probability, at, label, predicted in wrong[:SHOWN]:
+    for probability, at, label, predicted in sorted(wrong, key=lambda one: (-one[0], one[1]))[:SHOWN]:
         images_BHWC, _ = split.gather(np.array([at]))
         worst.append(
             Mistake(
@@ -167,12 +178,7 @@ def find_mistakes(
                 probability=probability,
             )
         )
-    return Mistakes(
-        class_names=about.class_names,
-        confusion_KK=confusion_KK,
-        worst=tuple(worst),
-        left_out=len(split) - position,
-    )
+    return tuple(worst)
 
 
 def _predicted(
@@ -195,15 +201,15 @@ def _predicted(
             yield probabilities_BK.cpu(), labels_B
 
 
-def mistakes_words(found: Mistakes, *, of: str) -> list[str]:
+def mistakes_lines(found: Mistakes, *, of: str) -> list[str]:
     """Return the lines that a terminal shows.
 
     Args:
         found: The predictions.
-        of: What the images are: "validation" or "test".
+        of: The name of the images: "validation" or "test".
     """
     right = found.images - found.wrong
-    left_out = f"; {found.left_out} others were not looked at" if found.left_out else ""
+    left_out = f"; {found.left_out} others were not evaluated" if found.left_out else ""
     lines = [f"{right} of {found.images} {of} images are right ({right / found.images:.2%}){left_out}"]
     lines += [
         f"{count} of {total} images of {label} are taken for {predicted}"
@@ -217,11 +223,11 @@ def mistakes_document(found: Mistakes, *, of: str) -> dict[str, Any]:
 
     Args:
         found: The predictions.
-        of: What the images are: "validation" or "test".
+        of: The name of the images: "validation" or "test".
     """
     small = len(found.class_names) <= LARGEST_MATRIX
     return {
-        "words": mistakes_words(found, of=of)[0],
+        "words": mistakes_lines(found, of=of)[0],
         "wrong": found.wrong,
         "class_names": list(found.class_names),
         "confusion": found.confusion_KK.tolist() if small else [],
@@ -239,14 +245,14 @@ def mistakes_document(found: Mistakes, *, of: str) -> dict[str, Any]:
 
 
 def mistakes_page(found: Mistakes, *, title: str, of: str) -> str:
-    """Return the HTML page of :func:`mistakes_words`, the confusion matrix and the worst mistakes."""
+    """Return the HTML page of :func:`mistakes_lines`, the confusion matrix and the worst mistakes."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     small = len(found.class_names) <= LARGEST_MATRIX
     return environment.from_string(_PAGE).render(
         title=title,
-        lines=mistakes_words(found, of=of)[:1],
+        lines=mistakes_lines(found, of=of)[:1],
         names=found.class_names,
         rows=list(_rows(found)) if small else [],
         pairs=found.confused_pairs(),

@@ -152,7 +152,9 @@ def _vector_norm(x: Any, order: float, axes: Sequence[int], keepdim: bool) -> An
     return tf.norm(x, ord=order, axis=_axes(x, axes)[0], keepdims=keepdim)
 
 
-def _slice(x: Any, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
+def _slice(x: Any, *rest: Any) -> Any:
+    # Torch leaves out trailing arguments that have their default value.
+    axis, start, end, step = [*rest, *(0, None, None, 1)[len(rest) :]][:4]
     index = [slice(None)] * len(x.shape)
     # Torch writes an open end as the largest integer, which TensorFlow's indexes cannot hold.
     is_open = end is None or end == sys.maxsize

@@ -1,7 +1,7 @@
 """Residual Attention Networks: their description in numbers, and the networks built from it.
 
-``resolve_network`` turns a trial's configuration into a :class:`NetworkSpec`. ``count`` returns its
-parameters and multiply-adds, and ``build_from_spec`` builds the network. ``describe_network``,
+``resolve_network`` turns a trial's configuration into a :class:`NetworkSpec`. ``count_params_and_macs``
+returns its parameters and multiply-adds, and ``build_from_spec`` builds the network. ``describe_network``,
 ``network_cost`` and ``build_described`` do the same for every network that a trial can train, also timm's and
 a user's own. Only the names that build or load networks need torch; they import it on first use.
 """
@@ -24,9 +24,9 @@ from tune_rescon.models.spec import (
     Cost,
     Layer,
     NetworkSpec,
-    count,
+    count_params_and_macs,
+    iter_layers,
     minimum_image_size,
-    walk,
 )
 
 if TYPE_CHECKING:

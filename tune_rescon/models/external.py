@@ -89,7 +89,7 @@ def timm_arguments(spec: ExternalSpec) -> dict[str, Any]:
 
 
 def timm_defaults(spec: ExternalSpec) -> dict[str, Any]:
-    """Return what timm's config of a network of timm says whatever its weights, for images of its size.
+    """Return the part of timm's config of a network that its weights do not change, for images of its size.
 
     Raises:
         NetworkError: timm is not installed, or has no such network.

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError, format_error
 from tune_rescon.models.presets import resolve_network
-from tune_rescon.models.spec import Cost, NetworkSpec, checked_fields, count
+from tune_rescon.models.spec import Cost, NetworkSpec, checked_fields, count_params_and_macs
 from tune_rescon.user_code import split_function
 
 __all__ = [
@@ -116,7 +116,7 @@ def describe_network(config: TrialConfig, *, classes: int, in_channels: int) -> 
 
 
 def _check_applicable(config: TrialConfig, spec: ExternalSpec) -> None:
-    """Check that no field is set that cannot change this network; a default cannot be told from an unset one.
+    """Check that no field is set that cannot change this network. A default counts as not set.
 
     Raises:
         NetworkError: one is.
@@ -146,7 +146,7 @@ def network_cost(spec: NetworkDescription) -> Cost:
         NetworkError: a network from elsewhere cannot be built.
     """
     if isinstance(spec, NetworkSpec):
-        return count(spec)
+        return count_params_and_macs(spec)
     # That module imports this one, and torch.
     external = importlib.import_module("tune_rescon.models.external")
     measured: Callable[[ExternalSpec], Cost] = external.measured_cost

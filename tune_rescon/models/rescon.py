@@ -18,7 +18,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError, format_error
 from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec
 from tune_rescon.models.presets import resolve_network
-from tune_rescon.models.spec import NetworkSpec, walk
+from tune_rescon.models.spec import NetworkSpec, iter_layers
 
 __all__ = [
     "StateDict",
@@ -240,7 +240,7 @@ def rescon_names(spec: NetworkSpec) -> dict[str, str]:
     """Return a mapping of their state-dict keys to ours, for a network that these repositories define."""
     return {
         f"{_their_name(layer.name, spec)}.{tensor}": f"{layer.name}.{tensor}"
-        for layer in walk(spec)
+        for layer in iter_layers(spec)
         for tensor in TENSORS[layer.kind]
     }
 

@@ -3,9 +3,10 @@
 This module does not import torch. Every variant of the family (Wang et al., CVPR 2017, and its successors) is
 a :class:`NetworkSpec`, so that one network class covers all of them.
 
-:func:`walk` lists every convolution, batch norm and linear layer in the order of the forward pass. This is
-also the topological order of the authors' Caffe files. The names of the layers are the module paths in the
-network that :func:`tune_rescon.models.network.build_from_spec` builds from the same :class:`NetworkSpec`.
+:func:`iter_layers` lists every convolution, batch norm and linear layer in the order of the forward pass.
+This is also the topological order of the authors' Caffe files. The names of the layers are the module paths
+in the network that :func:`tune_rescon.models.network.build_from_spec` builds from the same
+:class:`NetworkSpec`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ __all__ = [
     "StageSpec",
     "UnitSpec",
     "checked_fields",
-    "count",
+    "count_params_and_macs",
+    "iter_layers",
     "minimum_image_size",
-    "walk",
 ]
 
 
@@ -255,12 +256,12 @@ class Layer:
         return self.side**2 * self.out_channels * self.in_channels // self.groups * self.kernel**2
 
 
-def count(spec: NetworkSpec, image_size: int | None = None) -> Cost:
+def count_params_and_macs(spec: NetworkSpec, image_size: int | None = None) -> Cost:
     """Return the exact number of parameters, and of multiply-adds at ``image_size`` pixels.
 
     If ``image_size`` is None, the size is the spec's.
     """
-    layers = list(walk(spec, image_size))
+    layers = list(iter_layers(spec, image_size))
     return Cost(parameters=sum(x.parameters for x in layers), macs=sum(x.macs for x in layers))
 
 
@@ -274,7 +275,7 @@ def _pools_more_than_a_pixel(spec: NetworkSpec, image_size: int) -> bool:
     return all(before > 1 for stage, side in table for before in _mask_sides(side, stage.mask_poolings)[:-1])
 
 
-def walk(spec: NetworkSpec, image_size: int | None = None) -> Iterator[Layer]:
+def iter_layers(spec: NetworkSpec, image_size: int | None = None) -> Iterator[Layer]:
     """Yield every layer with parameters in forward order, for images of ``image_size`` pixels a side."""
     image_side = spec.image_size if image_size is None else image_size
     side = _strided(image_side, spec.stem_stride)

@@ -5,7 +5,7 @@
     analysis    the figures of a search, as plain values
     page        report.html
     formats     JSON, markdown, CSV
-    plots       the plots as PNG
+    png_plots   the plots as PNG
 
 Names are loaded on first use, so that a dry run does not import the plotting libraries.
 """
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
         overviews_json,
     )
     from tune_rescon.reporting.live.view import LiveView
-    from tune_rescon.reporting.overview import print_comparison, print_overviews
     from tune_rescon.reporting.page import render_page, write_report
-    from tune_rescon.reporting.plots import write_plots
+    from tune_rescon.reporting.png_plots import write_plots
     from tune_rescon.reporting.run import LiveReport, SearchPresentation, resume_command, run_with_display
-    from tune_rescon.reporting.table import print_result, result_table
+    from tune_rescon.reporting.table import print_comparison, print_overviews, print_result, result_table
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

@@ -18,7 +18,7 @@ from tune_rescon.errors import counted
 from tune_rescon.models import Cost, describe_network, network_cost
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.reporting.formatting import duration, format_number
-from tune_rescon.reporting.measured_speed import measure_epochs, speed_words
+from tune_rescon.reporting.measured_speed import measure_epochs, speed_message
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config
 from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, possible_rungs, with_store_size
 from tune_rescon.tuning.constraints import check_constraints, violation_of
@@ -72,8 +72,8 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     check_external_networks(space)
     check_external_networks(space, datasets)
     model = CostModel(space=space, datasets=datasets)
-    if (words := check_constraints(model)) is not None:
-        console.print(words, markup=False, highlight=False, soft_wrap=True)
+    if (message := check_constraints(model)) is not None:
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
     samples = _first_samples(model)
     if not measure:
         console.print(_samples(space, samples, datasets))
@@ -81,7 +81,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     here, slots = slots_here(space)
     seconds = measure_epochs(here, samples, datasets, progress=console.print)
     console.print(_samples(space, samples, datasets, epoch_seconds=seconds))
-    console.print(speed_words(here, seconds, slots=slots), markup=False, highlight=False, soft_wrap=True)
+    console.print(speed_message(here, seconds, slots=slots), markup=False, highlight=False, soft_wrap=True)
 
 
 def _stopping(space: Space) -> str:

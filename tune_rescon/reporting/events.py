@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from typing_extensions import override
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, trial_name
 from tune_rescon.errors import counted
 from tune_rescon.reporting.formatting import duration, format_number, pairs
 from tune_rescon.spaces import Space
@@ -142,11 +142,11 @@ def note_line(trial: TrialRecord, text: str) -> str:
 def end_line(trial: TrialRecord) -> str:
     """Return the line of a trial's state; if the trial has ended, with its best value."""
     style = STATE_STYLE[trial.state]
-    words = f"{_name(trial)} [{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
+    line = f"{_name(trial)} [{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
     if trial.state is TrialState.PAUSED or not trial.best_epoch:
-        return words
-    return f"{words}, best {format_number(trial.best_value)} at epoch {trial.best_epoch}"
+        return line
+    return f"{line}, best {format_number(trial.best_value)} at epoch {trial.best_epoch}"
 
 
 def _name(trial: TrialRecord) -> str:
-    return f"trial_{trial.number:04d}"
+    return trial_name(trial.number)

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from tune_rescon.config import trial_name
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted
 from tune_rescon.reporting.analysis import (
@@ -22,12 +23,12 @@ from tune_rescon.reporting.analysis import (
     timeline,
 )
 from tune_rescon.reporting.formatting import (
-    device_hours_words,
-    foreign_words,
+    foreign_message,
+    format_device_hours,
     format_number,
-    in_hand_words,
+    in_hand_message,
     pairs,
-    value_words,
+    value_text,
 )
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import SearchState, StudyResult
@@ -78,17 +79,17 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     saved = savings(result)
     summary = (
         f"{counted(len(result.trials), 'trial')}, {result.state.value}; {counted(saved.epochs, 'epoch')} in"
-        f" {device_hours_words(saved.hours, result.device)},"
+        f" {format_device_hours(saved.hours, result.device)},"
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%}) saved by early stopping."
     )
     lines = [f"# {result.name}", "", summary]
     lines += ["", _by_device(result)] if len(device_hours(result)) > 1 else []
     lines += ["", result.failure] if result.failure else []
-    lines += ["", foreign_words(result.foreign)] if result.foreign else []
+    lines += ["", foreign_message(result.foreign)] if result.foreign else []
     if result.best is not None:
         best = result.best
-        lines += ["", f"Best: trial {best.number}, {value_words(best)}: {pairs(best.parameters)}"]
-    in_hand = in_hand_words(result)
+        lines += ["", f"Best: trial {best.number}, {value_text(best)}: {pairs(best.parameters)}"]
+    in_hand = in_hand_message(result)
     lines += ["", in_hand] if in_hand else []
     lines += ["", *markdown_table(headings(result), (row(result, trial) for trial in ranked(result)[:BEST]))]
     if compared:
@@ -243,15 +244,15 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     saved = savings(result)
     yield (
         f"**{result.state.value}**: {counted(len(result.trials), 'trial')}, {counted(saved.epochs, 'epoch')},"
-        f" {device_hours_words(saved.hours, result.device)}; early stopping saved"
+        f" {format_device_hours(saved.hours, result.device)}; early stopping saved"
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%})."
     )
     if result.failure:
         yield result.failure
     if result.best is not None:
         best = result.best
-        yield f"Best: trial_{best.number:04d}, {value_words(best)}: {pairs(best.parameters)}"
-        in_hand = in_hand_words(result)
+        yield f"Best: {trial_name(best.number)}, {value_text(best)}: {pairs(best.parameters)}"
+        in_hand = in_hand_message(result)
         if in_hand is not None:
             yield in_hand
         yield "\n".join(markdown_table(headings(result), (row(result, t) for t in ranked(result)[:BEST])))

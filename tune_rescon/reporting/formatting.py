@@ -7,22 +7,24 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, trial_name
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
+    "MUTED",
+    "RANK_LOOKS",
     "STATE_COLOUR",
     "STATE_ORDER",
-    "device_hours_words",
     "duration",
-    "foreign_words",
+    "foreign_message",
+    "format_device_hours",
     "format_number",
-    "in_hand_words",
+    "in_hand_message",
     "pairs",
     "roughly",
-    "value_words",
+    "value_text",
 ]
 
 
@@ -47,13 +49,13 @@ def pairs(parameters: Mapping[str, object]) -> str:
     return " ".join(f"{name}={format_number(value)}" for name, value in parameters.items())
 
 
-def value_words(trial: TrialRecord) -> str:
+def value_text(trial: TrialRecord) -> str:
     """Return a trial's value, its epoch, and the rule that chose the epoch, whose network is kept."""
     shown = f"{trial.metric} {format_number(trial.value)} at epoch {trial.value_epoch} of {trial.epochs}"
     return f"{shown} (metric.at: {trial.at})"
 
 
-def in_hand_words(result: StudyResult) -> str | None:
+def in_hand_message(result: StudyResult) -> str | None:
     """Return a line about a trial that is better than the winner but has not finished; None without one.
 
     The line ends with the command that trains it, unless the search is running and may still do so.
@@ -63,9 +65,9 @@ def in_hand_words(result: StudyResult) -> str | None:
         return None
     is_running = result.state.value == "running"
     line = (
-        f"Best in hand: trial_{trial.number:04d} has {trial.metric} {format_number(trial.value)} after"
+        f"Best in hand: {trial_name(trial.number)} has {trial.metric} {format_number(trial.value)} after"
         f" {trial.epochs} of {result.levels[-1]} epochs; the winner{' so far' if is_running else ''},"
-        f" trial_{winner.number:04d}, has"
+        f" {trial_name(winner.number)}, has"
         f" {format_number(winner.value)}."
     )
     if is_running:
@@ -92,10 +94,10 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:.0f} h"
 
 
-def device_hours_words(hours: float, device: str) -> str:
+def format_device_hours(hours: float, device: str) -> str:
     """Format the time for which trials held devices; of a CPU these are its cores.
 
-    >>> device_hours_words(12.3456, "GPU"), device_hours_words(0.02, "CPU")
+    >>> format_device_hours(12.3456, "GPU"), format_device_hours(0.02, "CPU")
     ('12.3 GPU-hours', '0.02 core-hours')
     """
     return f"{hours:.3g} {'core' if device == 'CPU' else device}-hours"
@@ -116,15 +118,18 @@ def roughly(seconds: float) -> str:
     return f"about {hours} h {rest} min" if hours < 48 else f"about {round(hours / 24)} days"
 
 
-def foreign_words(numbers: Sequence[int]) -> str:
+def foreign_message(numbers: Sequence[int]) -> str:
     """Return a line about the trials of a study that the search did not create.
 
-    >>> foreign_words((3, 7))
+    >>> foreign_message((3, 7))
     'Foreign trials in the study, which another program created and this search has not run: 3, 7'
     """
     names = ", ".join(map(str, numbers))
     return f"Foreign trials in the study, which another program created and this search has not run: {names}"
 
+
+#: Colour of what is in the background, readable on white and on black.
+MUTED: Final = "#8a94a0"
 
 STATE_COLOUR: Final = {
     TrialState.RUNNING: "#56b4e9",
@@ -134,7 +139,7 @@ STATE_COLOUR: Final = {
     TrialState.OUT_OF_MEMORY: "#d55e00",
     TrialState.FAILED: "#d55e00",
     TrialState.INTERRUPTED: "#0072b2",
-    TrialState.PAUSED: "#8a94a0",
+    TrialState.PAUSED: MUTED,
 }
 
 #: Drawing order of the states. The first are at the bottom, so the many stopped trials do not hide the few
@@ -149,3 +154,11 @@ STATE_ORDER: Final = (
     TrialState.RUNNING,
     TrialState.FINISHED,
 )
+
+#: Colour, opacity and line width of each class of trials by rank (:func:`.rank_classes`), the best first.
+RANK_LOOKS: Final = {
+    "best tenth": ("#e69f00", 0.95, 1.8),
+    "best quarter": ("#009e73", 0.7, 1.3),
+    "better half": ("#56b4e9", 0.45, 1.0),
+    "the rest": (MUTED, 0.25, 0.8),
+}

@@ -20,7 +20,7 @@ from tune_rescon.tuning import datasets_of
 from tune_rescon.tuning.resources import memory_signature, slots_here
 from tune_rescon.tuning.stopping.auto_words import planned_epochs
 
-__all__ = ["EFFORTS", "fit_to_hours", "fitting_budget", "measure_epochs", "speed_words"]
+__all__ = ["EFFORTS", "fit_to_hours", "fitting_budget", "measure_epochs", "speed_message"]
 
 #: Hours of a search on this machine, by the name of the effort.
 EFFORTS: Final[Mapping[str, float]] = {"quick": 1 / 6, "good": 1.0, "best": 8.0}
@@ -116,11 +116,11 @@ def fit_to_hours(
     seconds = measure_epochs(here, samples, datasets, progress=progress)
     mean = sum(seconds) / len(seconds)
     settings = fitting_budget(space, hours, epoch_seconds=mean, slots=slots)
-    words = (
+    message = (
         f"An epoch takes {duration(mean)} on this machine in the mean of {len(seconds)} trials, and {slots}"
         f" run at once: {', '.join(settings)}"
     )
-    return settings, words
+    return settings, message
 
 
 def fitting_budget(space: Space, hours: float, *, epoch_seconds: float, slots: int) -> list[str]:
@@ -155,7 +155,7 @@ def _longest_warmup(space: Space) -> float:
     return float(most)
 
 
-def speed_words(space: Space, epoch_seconds: Sequence[float], *, slots: int) -> str:
+def speed_message(space: Space, epoch_seconds: Sequence[float], *, slots: int) -> str:
     """Return a sentence about how long the search takes at the measured speed.
 
     Args:

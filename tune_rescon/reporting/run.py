@@ -46,21 +46,21 @@ __all__ = [
 ]
 
 
-#: Writes what the best network of a search gets wrong to a file. It may raise any exception.
-Judge = Callable[[StudyResult, Path], None]
+#: Writes the mistakes of a search's best network to a file. It may raise any exception.
+WriteMistakes = Callable[[StudyResult, Path], None]
 
 
 class SearchPresentation:
     """Draws the documents of a search: see :class:`tune_rescon.tuning.Presentation`."""
 
-    def __init__(self, judge: Judge | None = None) -> None:
+    def __init__(self, write_mistakes: WriteMistakes | None = None) -> None:
         """Create the presentation.
 
         Args:
-            judge: called when a search has finished; writes the file from which the report shows what its
-                best network gets wrong. None: the report does not show it.
+            write_mistakes: called when a search has finished; writes the file from which the report takes the
+                mistakes of its best network. None: the report does not show them.
         """
-        self._judge = judge
+        self._write_mistakes = write_mistakes
 
     def note(self, result: StudyResult) -> str:
         """Return the text of :func:`.note_text`."""
@@ -77,15 +77,15 @@ class SearchPresentation:
 
     def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
         """Write ``report.html`` and the plots as images beside it; return their paths."""
-        from tune_rescon.reporting.plots import write_plots
+        from tune_rescon.reporting.png_plots import write_plots
 
         _write_page(result, folder.report_html)
-        if self._judge is not None and result.state is SearchState.FINISHED:
+        if self._write_mistakes is not None and result.state is SearchState.FINISHED:
             try:
-                self._judge(result, folder.mistakes_json)
+                self._write_mistakes(result, folder.mistakes_json)
                 _write_page(result, folder.report_html)
             except Exception:
-                # `report --errors` tells the user what is missing.
+                # `report --errors` shows the user the error.
                 _LOGGER.exception("the best network's mistakes could not be added to the report")
         return [folder.report_html, *write_plots(result, folder.plots)]
 
@@ -153,15 +153,15 @@ class LiveReport(SearchCallback):
         """Write a page if one is due."""
         self._tick()
 
-    def close(self, patience: float = INTERVAL) -> bool:
-        """Write no more pages; return whether the current page was finished within ``patience`` seconds.
+    def close(self, timeout: float = INTERVAL) -> bool:
+        """Write no more pages; return whether the current page was finished within ``timeout`` seconds.
 
         An unfinished page may still replace the last page. The caller must then write the last page again, or
         accept the older one.
         """
         self._due = float("inf")
         if self._thread is not None:
-            self._thread.join(patience)
+            self._thread.join(timeout)
         return not self._is_writing
 
     @property
@@ -176,7 +176,7 @@ class LiveReport(SearchCallback):
         try:
             result = self._snapshot()
         except Exception:
-            _LOGGER.exception("the search could not be looked at for %s", self._path)
+            _LOGGER.exception("the report of the running search could not be made for %s", self._path)
             return
         self._thread = threading.Thread(target=self._draw, args=(result,), name="report", daemon=True)
         self._thread.start()
@@ -306,6 +306,6 @@ def _shown(
 
 def _nothing_finished(result: StudyResult) -> int:
     errors = [trial.error for trial in result.trials if trial.error]
-    last = f" The last one said:\n{errors[-1]}" if errors else ""
+    last = f" The last error:\n{errors[-1]}" if errors else ""
     click.echo(f"The search failed: no trial reported a finite {result.metric}.{last}", err=True)
     return 1

@@ -1,29 +1,36 @@
-"""The table at the end of a search, and the paths of its files."""
+"""The tables on a terminal: the trials of a search, several searches side by side, and a list of all."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tune_rescon.config import trial_name
 from tune_rescon.errors import counted
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.formatting import (
-    device_hours_words,
-    foreign_words,
+    duration,
+    foreign_message,
+    format_device_hours,
     format_number,
-    in_hand_words,
-    value_words,
+    in_hand_message,
+    value_text,
 )
-from tune_rescon.reporting.rows import headings, ranked, row
-from tune_rescon.tuning import StudyResult
+from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
+from tune_rescon.tuning import SearchState, StudyResult
 
-__all__ = ["print_left_over", "print_result", "result_table"]
+if TYPE_CHECKING:
+    # Its module imports SQLAlchemy, which only `report --list` needs.
+    from tune_rescon.tuning import SearchOverview
+
+__all__ = ["print_comparison", "print_left_over", "print_overviews", "print_result", "result_table"]
 
 #: Maximum number of rows; trials.csv has every trial.
 ROWS: Final = 20
@@ -79,22 +86,22 @@ def print_result(result: StudyResult, console: Console) -> None:
     counts = Counter(trial.state.value for trial in result.trials)
     spent = sum(result.compute_hours(trial) for trial in result.trials)
     console.print(", ".join(f"{count} {state}" for state, count in counts.most_common()), end="; ")
-    console.print(f"{device_hours_words(spent, result.device)} reserved")
+    console.print(f"{format_device_hours(spent, result.device)} reserved")
     if result.failure is not None:
         console.print(result.failure, style="red", markup=False, soft_wrap=True)
     if result.best is not None:
         best = result.best
         console.print(
-            f"Best: trial_{best.number:04d}, {value_words(best)}",
+            f"Best: {trial_name(best.number)}, {value_text(best)}",
             soft_wrap=True,
         )
-    in_hand = in_hand_words(result)
+    in_hand = in_hand_message(result)
     if in_hand is not None:
         console.print(in_hand, markup=False, soft_wrap=True)
     if result.front:
         console.print(_front(result), soft_wrap=True)
     if result.foreign:
-        console.print(foreign_words(result.foreign), soft_wrap=True)
+        console.print(foreign_message(result.foreign), soft_wrap=True)
     files = f"{result.url} (here: {result.folder})" if result.url else result.folder
     console.print(f"Files:  {files}", markup=False, soft_wrap=True)
     console.print(f"Report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
@@ -130,7 +137,7 @@ def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None
 def _front(result: StudyResult) -> str:
     """Return the Pareto front in words, the cheapest trial first."""
     points = (
-        f"trial_{trial.number:04d} {format_number(trial.value)} at {format_number(result.cost(trial))}"
+        f"{trial_name(trial.number)} {format_number(trial.value)} at {format_number(result.cost(trial))}"
         for trial in result.front
     )
     return f"Front of {result.metric} against {result.against}: {', '.join(points)}"
@@ -139,3 +146,67 @@ def _front(result: StudyResult) -> str:
 def _view(uri: str) -> str:
     """Return how to view the runs: a server's URL can be opened, while a database needs a command."""
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+
+_STATE_STYLE: Final = {
+    SearchState.RUNNING: "cyan",
+    SearchState.FINISHED: "green",
+    SearchState.INTERRUPTED: "blue",
+    SearchState.FAILED: "red",
+}
+
+#: Columns that are never shortened; in a narrow terminal all other columns may be.
+_KEPT: Final = ("search", "state")
+
+
+def print_overviews(found: Sequence[SearchOverview], console: Console, *, now: datetime) -> None:
+    """Print a line for each search, the last changed first, and then the problems of the searches.
+
+    Args:
+        found: the searches, in the order of the lines.
+        console: the console to print to.
+        now: the time from which a change is counted back.
+    """
+    table = Table(title="Searches", title_justify="left")
+    for name in ("search", "state", "trials", "metric", "best", "changed"):
+        right = name in ("trials", "best", "changed")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name in _KEPT)
+    for one in found:
+        table.add_row(
+            one.name,
+            Text(one.state.value, style=_STATE_STYLE[one.state])
+            if one.state
+            else Text("unreadable", style="red"),
+            f"{one.ended}/{one.total}" if one.state else "-",
+            one.metric,
+            format_number(one.best),
+            _ago(one.changed, now),
+        )
+    console.print(table)
+    for one in found:
+        if one.problem:
+            console.print(f"{one.name}: {one.problem}", style="red", markup=False, soft_wrap=True)
+
+
+def print_comparison(results: Sequence[StudyResult], console: Console) -> None:
+    """Print the searches side by side."""
+    table = Table(title="Compared", title_justify="left")
+    for name in comparison_headings():
+        table.add_column(name, justify="left" if name in _KEPT else "right", no_wrap=name in _KEPT)
+    for result in results:
+        table.add_row(*map(Text, comparison_row(result)))
+    console.print(table)
+
+
+def _ago(moment: datetime | None, now: datetime) -> str:
+    """Return how long ago a moment was, or its date if it was more than a day ago.
+
+    >>> _ago(datetime(2026, 1, 1, 12, tzinfo=UTC), datetime(2026, 1, 1, 12, 5, tzinfo=UTC))
+    '5 min 0 s ago'
+    """
+    if moment is None:
+        return "-"
+    seconds = (now - moment).total_seconds()
+    if seconds > 86_400:
+        return f"{moment.astimezone(UTC):%Y-%m-%d}"
+    return f"{duration(max(seconds, 0.0))} ago"

@@ -25,7 +25,7 @@ from tune_rescon.spaces.loading import (
     yaml_text,
 )
 from tune_rescon.spaces.networks import corners
-from tune_rescon.spaces.overlap import Overlap, overlap, overlap_words, place_config
+from tune_rescon.spaces.overlap import Overlap, overlap, overlap_message, place_config
 from tune_rescon.spaces.parameters import (
     CategoricalParameter,
     FloatParameter,
@@ -95,7 +95,7 @@ __all__ = [
     "load_goal",
     "load_space",
     "overlap",
-    "overlap_words",
+    "overlap_message",
     "parse_space",
     "pending_rows",
     "place_config",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, check_field, field_names, field_rule
-from tune_rescon.errors import format_error, unknown_name_message
+from tune_rescon.errors import KeyPath, format_error, unknown_name_message
 from tune_rescon.spaces.parameters import (
     CategoricalParameter,
     IntParameter,
@@ -17,7 +17,7 @@ from tune_rescon.spaces.parameters import (
     is_active,
     is_among,
 )
-from tune_rescon.spaces.yaml_document import KeyPath, Problem, quoting, shown
+from tune_rescon.spaces.yaml_document import Problem, quoting, shown
 
 __all__ = [
     "check_conditions",
@@ -129,7 +129,7 @@ def _repeated(name: str, parameter: CategoricalParameter) -> Iterator[Problem]:
 
 
 def check_conditions(parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
-    """Check that each ``when`` names a categorical declared above it, and some of that one's choices."""
+    """Check that each ``when`` names a categorical declared above it, and some of its choices."""
     above: dict[str, Parameter] = {}
     for name, parameter in parameters.items():
         if parameter.when:

@@ -1,24 +1,30 @@
-"""The JSON schema by which an editor completes and checks a space file; it is generated from the models.
+"""The JSON schema by which an editor completes and checks a space file, and the meaning of each field.
+
+Both are generated from the models: the meaning of a field is the string below it in the code.
 
 ``python -m tune_rescon.spaces.json_schema`` writes it beside the space files, whose first lines refer to it.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import math
+import re
+import textwrap
 from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, Rule, TrialConfig, field_names, field_rule
 from tune_rescon.data import list_datasets
 from tune_rescon.metric_names import EXTRA_METRICS, objective_names
 from tune_rescon.models import list_presets
-from tune_rescon.spaces.field_docs import field_descriptions
 from tune_rescon.spaces.loading import space_folder
 from tune_rescon.spaces.space import Space
 
 __all__ = [
     "editor_schema",
+    "field_descriptions",
     "main",
     "schema_text",
 ]
@@ -60,6 +66,37 @@ def editor_schema() -> dict[str, Any]:
         "additionalProperties": False,
     }
     return schema
+
+
+#: A cross-reference of Sphinx, whose target is all that a reader of plain text needs.
+_ROLE: Final = re.compile(r":\w+:`~?\.?([^`]*)`")
+
+
+def field_descriptions(kind: type) -> dict[str, str]:
+    """Return the description of each field of a class, as plain text with `code` in single backquotes.
+
+    A space file writes ``null`` for None, so the descriptions do as well.
+
+    >>> from tune_rescon.config import TrialConfig
+    >>> field_descriptions(TrialConfig)["ema_decay"]
+    'Decay per step of the averaged weights, which are the ones validated; 0: no averaging.'
+    """
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(node, ast.ClassDef)
+    return {
+        field.target.id: _plain(text.value.value)
+        for field, text in zip(node.body, node.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def _plain(text: str) -> str:
+    plain = _ROLE.sub(r"`\1`", " ".join(text.split())).replace("``", "`")
+    return re.sub(r"\bNone\b", "null", plain)
 
 
 def schema_text() -> str:

@@ -16,7 +16,7 @@ from ruamel.yaml.resolver import VersionedResolver
 
 import tune_rescon
 from tune_rescon.config import plain_number
-from tune_rescon.errors import SpaceError, format_error, unknown_name_message
+from tune_rescon.errors import SpaceError, dotted, format_error, unknown_name_message
 from tune_rescon.spaces.field_rules import check_rows
 from tune_rescon.spaces.overrides import apply_overrides
 from tune_rescon.spaces.parameters import Parameter
@@ -33,15 +33,7 @@ from tune_rescon.spaces.sections import (
     Value,
 )
 from tune_rescon.spaces.space import Space, read_dataset
-from tune_rescon.spaces.yaml_document import (
-    Document,
-    Place,
-    Problem,
-    dotted,
-    problems_in,
-    read_document,
-    shown,
-)
+from tune_rescon.spaces.yaml_document import Document, Problem, SourceLine, problems_in, read_document, shown
 
 __all__ = [
     "chosen_values",
@@ -268,7 +260,7 @@ def _only(text: str, sections: Collection[str]) -> str:
 
 
 def _read(text: str, source: str) -> Document:
-    document = read_document(text, Place(1, source))
+    document = read_document(text, SourceLine(1, source))
     if not isinstance(document.value, dict):
         if not document.problems:
             document.complain(document.top, (), format_error("must hold sections", got=shown(document.value)))
@@ -340,10 +332,10 @@ def chosen_values(space: Space, settings: Sequence[str]) -> dict[str, Any]:
         SpaceError: A key is not a parameter, or a parameter cannot have the value. Every problem is named.
     """
     values: dict[str, Any] = {}
-    found: list[tuple[Place, Problem]] = []
+    found: list[tuple[SourceLine, Problem]] = []
     for setting in settings:
         key, equals, text = setting.partition("=")
-        place = Place(0, f"--set {key}")
+        place = SourceLine(0, f"--set {key}")
         if not equals:
             rule = format_error("--set takes KEY=VALUE", got=shown(setting))
             found.append((place, Problem(path=(), text=rule)))
@@ -354,7 +346,7 @@ def chosen_values(space: Space, settings: Sequence[str]) -> dict[str, Any]:
     for problem in check_rows([values], space.parameters):
         name = str(problem.path[-1])
         if name in values:
-            found.append((Place(0, f"--set {name}"), Problem(path=(), text=problem.text)))
+            found.append((SourceLine(0, f"--set {name}"), Problem(path=(), text=problem.text)))
     if found:
         raise _space_error(found)
     return values
@@ -386,18 +378,18 @@ def _try(read: Callable[[Any], Any], raw: Any) -> Any:
         return None
 
 
-def _placed(document: Document, problem: Problem) -> tuple[Place, Problem]:
+def _placed(document: Document, problem: Problem) -> tuple[SourceLine, Problem]:
     path = problem.path
     if path[:1] == ("parameters",) and len(path) > 2 and path[2] in _PARAMETER_TYPES:
         problem = Problem(path=path[:2] + path[3:], text=problem.text)
     return document.place(problem.path), problem
 
 
-def _space_error(found: Iterable[tuple[Place, Problem]]) -> SpaceError:
+def _space_error(found: Iterable[tuple[SourceLine, Problem]]) -> SpaceError:
     return SpaceError("\n".join(_lines(found)))
 
 
-def _lines(found: Iterable[tuple[Place, Problem]]) -> Iterator[str]:
+def _lines(found: Iterable[tuple[SourceLine, Problem]]) -> Iterator[str]:
     for place, problem in sorted(dict.fromkeys(found), key=lambda pair: pair[0]):
         where = f"{place}: {dotted(problem.path)}" if problem.path else str(place)
         yield f"{where}: {problem.text}"

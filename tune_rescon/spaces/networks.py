@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, check_field
-from tune_rescon.errors import NetworkError
+from tune_rescon.errors import KeyPath, NetworkError
 from tune_rescon.models import describe_network
 from tune_rescon.spaces.parameters import (
     CategoricalParameter,
@@ -21,7 +21,7 @@ from tune_rescon.spaces.parameters import (
     combinations,
     values_of,
 )
-from tune_rescon.spaces.yaml_document import KeyPath, Problem
+from tune_rescon.spaces.yaml_document import Problem
 
 if TYPE_CHECKING:
     from tune_rescon.spaces.space import Space

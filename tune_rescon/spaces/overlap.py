@@ -18,7 +18,7 @@ from tune_rescon.spaces.parameters import CategoricalParameter, IntParameter, Pa
 from tune_rescon.spaces.sampling import trial_config
 from tune_rescon.spaces.space import Space
 
-__all__ = ["Overlap", "overlap", "overlap_words", "place_config"]
+__all__ = ["Overlap", "overlap", "overlap_message", "place_config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +96,11 @@ def _placed(space: Space, config: dict[str, Any], other: Space) -> Overlap:
     return Overlap(sampled=taken if fits else None, differs=differs, outside=tuple(strange))
 
 
-def overlap_words(name: str, placed: Sequence[Overlap]) -> str:
+def overlap_message(name: str, placed: Sequence[Overlap]) -> str:
     """Report how many trials of search ``name`` are used, and why the others are not, by frequency.
 
     >>> placed = [Overlap(sampled={"depth": 56}), Overlap(sampled=None, outside=("learning_rate",))]
-    >>> overlap_words("first", placed)
+    >>> overlap_message("first", placed)
     'used 1 of 2 trials of first: 1 outside learning_rate'
     """
     used = sum(one.sampled is not None for one in placed)

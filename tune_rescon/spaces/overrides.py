@@ -11,7 +11,7 @@ from tune_rescon.errors import format_error
 from tune_rescon.spaces.parameters import is_among
 from tune_rescon.spaces.sections import Section
 from tune_rescon.spaces.space import Space
-from tune_rescon.spaces.yaml_document import Document, Place, read_document, shown
+from tune_rescon.spaces.yaml_document import Document, SourceLine, read_document, shown
 
 __all__ = ["apply_overrides", "full_keys", "typed_text"]
 
@@ -45,9 +45,9 @@ def _override(document: Document, override: str) -> None:
     if not equals or not all(given.split(".")):
         hint = "An example: --set fidelity.max=27."
         text = format_error("--set takes KEY=VALUE, with a dotted key", got=shown(override), hint=hint)
-        document.complain(Place(0, f"--set {override}"), (), text)
+        document.complain(SourceLine(0, f"--set {override}"), (), text)
         return
-    place = Place(0, f"--set {given}")
+    place = SourceLine(0, f"--set {given}")
     keys = full_keys(given, _searched(document))
     if len(keys) > 1:
         text = format_error(f"{given!r} must be given by its full key", got=" or ".join(keys))
@@ -71,7 +71,7 @@ def _override(document: Document, override: str) -> None:
     _set(document, key, value, place)
 
 
-def _set(document: Document, key: str, value: str, place: Place) -> None:
+def _set(document: Document, key: str, value: str, place: SourceLine) -> None:
     try:
         document.override_text(key, typed_text(key, value), place)
     except LookupError:
@@ -117,7 +117,7 @@ def _searched(document: Document) -> Mapping[str, Any]:
     return parameters if isinstance(parameters, dict) else {}
 
 
-def _pin(document: Document, name: str, value: str, place: Place) -> None:
+def _pin(document: Document, name: str, value: str, place: SourceLine) -> None:
     """Fix a field that was searched.
 
     A parameter that exists only for some values of the pinned one exists always, or not at all. A row of

@@ -36,7 +36,7 @@ ExactInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
 class When(Section):
     """The parameter exists only in trials where another, declared above it, has one of these values."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "name": "write `parameter`",
         "value": "write `in`",
         "values": "write `in`",
@@ -49,7 +49,7 @@ class When(Section):
     """The values of the other parameter for which this one exists."""
 
 
-_RANGE_WORDS: Final[Mapping[str, str]] = {
+_RANGE_ALIASES: Final[Mapping[str, str]] = {
     "min": "write `low`",
     "max": "write `high`",
     "lower": "write `low`",
@@ -66,7 +66,7 @@ _RANGE_WORDS: Final[Mapping[str, str]] = {
 
 
 class _NumberParameter(Section):
-    foreign: ClassVar[Mapping[str, str]] = _RANGE_WORDS
+    aliases: ClassVar[Mapping[str, str]] = _RANGE_ALIASES
 
     def check_rules(self) -> Iterator[Problem]:
         """Check that ``low < high``, ``log`` has positive bounds and no step, and ``step`` fits the range."""
@@ -132,7 +132,7 @@ class FloatParameter(_NumberParameter):
 class CategoricalParameter(Section):
     """One of some values."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "values": "write `choices`",
         "categories": "write `choices`",
         "options": "write `choices`",

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import list_datasets
-from tune_rescon.errors import format_error, unknown_name_message
+from tune_rescon.errors import KeyPath, dotted, format_error, unknown_name_message
 from tune_rescon.spaces.field_rules import (
     check_conditions,
     check_fields,
@@ -32,7 +32,7 @@ from tune_rescon.spaces.parameters import (
     is_finite,
 )
 from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Resources, Sampler, Scheduler
-from tune_rescon.spaces.yaml_document import KeyPath, Problem, dotted, shown
+from tune_rescon.spaces.yaml_document import Problem, shown
 
 __all__ = [
     "FOLDER_ONLY",
@@ -80,7 +80,7 @@ def check_rules(draft: PartialSpace) -> Iterator[Problem]:
     yield from fields
     yield from unknown_fields(draft.unread)
     yield from _check_dataset(draft)
-    yield from _check_judging(draft)
+    yield from _check_evaluation_images(draft)
     if draft.unread or not draft.parameters:
         return
     conditions = list(check_conditions(draft.parameters))
@@ -130,25 +130,25 @@ def _check_dataset(draft: PartialSpace) -> Iterator[Problem]:
             yield Problem(path=("dataset", key), text=format_error(rule, got=shown(given)))
 
 
-def _check_judging(draft: PartialSpace) -> Iterator[Problem]:
+def _check_evaluation_images(draft: PartialSpace) -> Iterator[Problem]:
     """Check which images evaluate the trials: the held-out images or the test images.
 
     No choice may be made by the test images.
     """
     if draft.metric is None or draft.dataset is None:
         return
-    last = draft.metric.of_test_images
-    if last == draft.dataset.hold_out:
-        rule = "`dataset.hold_out: false` goes with a metric of the test images, and with no other"
+    on_test_images = draft.metric.of_test_images
+    if on_test_images == draft.dataset.hold_out:
+        rule = "`dataset.hold_out: false` must be set with a metric of the test images, and with no other"
         held = str(draft.dataset.hold_out).lower()
         text = format_error(rule, got=f"hold_out {held} and {draft.metric.name}")
         yield Problem(path=("metric", "name"), text=text)
-    elif last and draft.scheduler and draft.scheduler.stops_trials:
-        rule = "must be none where the test images judge: they are looked at once, after the last epoch"
+    elif on_test_images and draft.scheduler and draft.scheduler.stops_trials:
+        rule = "must be none if the test images evaluate the trials, once, after the last epoch"
         yield Problem(path=("scheduler", "type"), text=format_error(rule, got=draft.scheduler.type))
-    elif last and draft.budget and draft.budget.trials > len(draft.initial):
-        rule = f"must be at most the {len(draft.initial)} rows of `initial` where the test images judge"
-        hint = "A search chooses by validation images; `tune_rescon.train` judges what it chose."
+    elif on_test_images and draft.budget and draft.budget.trials > len(draft.initial):
+        rule = f"must be at most the {len(draft.initial)} rows of `initial` if the test images evaluate them"
+        hint = "A search chooses by validation images; `tune_rescon.train` evaluates the chosen trials."
         text = format_error(rule, got=str(draft.budget.trials), hint=hint)
         yield Problem(path=("budget", "trials"), text=text)
 
@@ -188,7 +188,7 @@ def _check_warmup(draft: PartialSpace) -> Iterator[Problem]:
         rule = f"must be at most `fidelity.max` ({draft.fidelity.max})"
         yield Problem(path=path, text=format_error(rule, got=shown(epochs)))
     elif draft.scheduler and draft.scheduler.stops_trials and epochs > draft.fidelity.min:
-        rule = f"must cover the warm-up (`{dotted(path)}`: {shown(epochs)}), within which a rung says nothing"
+        rule = f"must cover the warm-up (`{dotted(path)}`: {shown(epochs)}), when values rank no trials"
         hint = f"Write `min: {math.ceil(epochs)}`."
         text = format_error(rule, got=str(draft.fidelity.min), hint=hint)
         yield Problem(path=("fidelity", "min"), text=text)

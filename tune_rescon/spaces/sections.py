@@ -66,7 +66,7 @@ class Section(BaseModel):
     )
 
     #: Another tool's word -> the key to write instead.
-    foreign: ClassVar[Mapping[str, str]] = {}
+    aliases: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def keys(cls) -> tuple[str, ...]:
@@ -75,12 +75,12 @@ class Section(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _judge(cls, data: Any, handler: ModelWrapValidatorHandler[Section]) -> Section:
+    def _validate(cls, data: Any, handler: ModelWrapValidatorHandler[Section]) -> Section:
         known = cls.keys()
-        strangers = [key for key in data if key not in known] if isinstance(data, dict) else []
-        problems = [Problem(path=(key,), text=cls._answer(key)) for key in strangers]
+        unknown = [key for key in data if key not in known] if isinstance(data, dict) else []
+        problems = [Problem(path=(key,), text=cls._answer(key)) for key in unknown]
         try:
-            section = handler({key: data[key] for key in data if key in known} if strangers else data)
+            section = handler({key: data[key] for key in data if key in known} if unknown else data)
         except ValidationError as error:
             raise_problems(cls.__name__, problems, error)
             raise
@@ -90,7 +90,7 @@ class Section(BaseModel):
     @classmethod
     def _answer(cls, key: str) -> str:
         answer = unknown_name_message("key", key, cls.keys())
-        return f"{answer} That is another tool's word: {cls.foreign[key]}." if key in cls.foreign else answer
+        return f"{answer} That is another tool's word: {cls.aliases[key]}." if key in cls.aliases else answer
 
     def check_rules(self) -> Iterator[Problem]:
         """Yield the rules between this section's values that the values break."""
@@ -108,7 +108,7 @@ _ASHA_ONLY: Final = "must be left out unless `scheduler.type` is asha"
 class Metric(Section):
     """The objective of the search."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "goal": "write `mode`",
         "direction": "write `mode`",
         "objective": "write `name`",
@@ -171,14 +171,16 @@ class Metric(Section):
             else:
                 names.add(name)
         if self.log and self.of_test_images:
-            rule = "must be left out, because trials that are judged on test images have no validation images"
+            rule = (
+                "must be left out, because trials that are evaluated on test images have no validation images"
+            )
             yield Problem(path=("log",), text=format_error(rule, got=", ".join(self.log)))
 
 
 class Fidelity(Section):
     """How long a trial trains: ASHA's first rung, the number of epochs and the schedule's length."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "grace_period": "write `min`",
         "min_iter": "write `min`",
         "max_t": "write `max`",
@@ -207,7 +209,7 @@ class Fidelity(Section):
 class Sampler(Section):
     """How the next trial's values are chosen."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "method": "write `type`",
         "name": "write `type`",
         "random_state": "write `seed`",
@@ -230,7 +232,7 @@ class Sampler(Section):
 class Scheduler(Section):
     """Which trials are stopped early."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "grace_period": "write `fidelity.min`",
         "min_iter": "write `fidelity.min`",
         "n_warmup_steps": "write `fidelity.min`",
@@ -280,7 +282,7 @@ class Scheduler(Section):
 class Budget(Section):
     """When the search ends, and how many trials run at once."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "num_samples": "write `trials`",
         "n_trials": "write `trials`",
         "run_cap": "write `trials`",
@@ -304,7 +306,7 @@ class Budget(Section):
 class Limit(Section):
     """The values that a constraint allows."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "high": "write `max`",
         "upper": "write `max`",
         "le": "write `max`",
@@ -322,9 +324,9 @@ class Latency(Limit):
 
 
 class Constraints(Section):
-    """What a network may cost. A network that breaks a constraint is never trained."""
+    """Limits of a network's cost. A network that breaks a constraint is never trained."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "params": "write `params_m`, in millions",
         "parameters": "write `params_m`, in millions",
         "macs": "write `gmacs`, in billions",
@@ -364,7 +366,7 @@ def _number_or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 class Resources(Section):
     """The resources of one trial."""
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "CPU": "write `cpu`",
         "GPU": "write `gpu`",
         "cpus": "write `cpu`",

@@ -75,10 +75,10 @@ class Space(Section):
     """A search space: what is searched, how, on which images and for how long.
 
     Raises:
-        pydantic.ValidationError: a rule is broken; every one is named. :func:`load_space` tells them by line.
+        pydantic.ValidationError: rules are broken; it lists all. :func:`load_space` adds their lines.
     """
 
-    foreign: ClassVar[Mapping[str, str]] = {
+    aliases: ClassVar[Mapping[str, str]] = {
         "program": "a space names no program",
         "method": "write `sampler.type`",
         "search_alg": "write `sampler`",
@@ -111,7 +111,7 @@ class Space(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """The search's name unless it is given another: letters, digits, ``.``, ``_``, ``-``."""
     description: str = ""
-    """What the search is for, in a sentence."""
+    """The purpose of the search, in a sentence."""
     dataset: Annotated[
         DatasetConfig,
         PlainValidator(read_dataset),

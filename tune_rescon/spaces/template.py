@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, field_names
-from tune_rescon.spaces.field_docs import field_descriptions
+from tune_rescon.spaces.json_schema import field_descriptions
 from tune_rescon.spaces.loading import load_space, parse_space, space_folder, yaml_text
 from tune_rescon.spaces.sections import AutoResources, Constraints, Section
 from tune_rescon.spaces.space import Space
@@ -17,7 +17,7 @@ __all__ = ["space_template"]
 
 _WIDTH: Final = 100
 
-#: Where the template expects the images, if the space has none of its own.
+#: Where the template expects the images, if the space names no folder.
 _PHOTOS: Final = "photos/"
 
 _HEAD: Final = """\
@@ -31,7 +31,7 @@ _HEAD: Final = """\
 # Every other comment explains the line below it.
 """
 
-#: What a section holds, if its class does not say it.
+#: The content of each section whose class has no description.
 _SECTIONS: Final = {
     "dataset": "The images.",
     "fixed": "Hyperparameters that every trial shares.",

@@ -17,15 +17,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from tune_rescon.errors import format_error
+from tune_rescon.errors import KeyPath, format_error
 
 __all__ = [
     "A_SECTION",
     "Document",
-    "KeyPath",
-    "Place",
     "Problem",
-    "dotted",
+    "SourceLine",
     "problems_in",
     "quoting",
     "raise_problems",
@@ -34,9 +32,6 @@ __all__ = [
 ]
 
 
-#: Keys and list positions from the top of the file: ``("parameters", "depth", "choices", 1)``.
-KeyPath = tuple[str | int, ...]
-
 #: The rule that a value breaks if it should be a mapping of keys.
 A_SECTION: Final = "must be a section (`key: value` lines)"
 
@@ -44,7 +39,7 @@ _OURS: Final = "space_rule"
 _LONGEST_SHOWN: Final = 80
 
 #: Other tools' words for our values.
-_FOREIGN_VALUES: Final[Mapping[str, str]] = {
+_VALUE_ALIASES: Final[Mapping[str, str]] = {
     "maximize": "write `max`",
     "minimize": "write `min`",
     "uniform": "write `type: float`",
@@ -109,18 +104,6 @@ class Problem:
     text: str
 
 
-def dotted(path: KeyPath) -> str:
-    """Format a path in the usual notation.
-
-    >>> dotted(("parameters", "depth", "choices", 1))
-    'parameters.depth.choices[1]'
-    """
-    text = ""
-    for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
-    return text
-
-
 def shown(value: object) -> str:
     """Format a value for an error message: its repr, shortened if it is long."""
     text = repr(value)
@@ -131,11 +114,11 @@ def quoting(key: object, value: object) -> str:
     """Return a hint if YAML has read a text as another type; empty if it was read as text.
 
     >>> quoting("path", 2024)
-    'A text that YAML takes for another kind goes in quotes: `path: "..."`.'
+    'Write a text that YAML reads as another type in quotes: `path: "..."`.'
     """
     if isinstance(value, str | None):
         return ""
-    return f'A text that YAML takes for another kind goes in quotes: `{key}: "..."`.'
+    return f'Write a text that YAML reads as another type in quotes: `{key}: "..."`.'
 
 
 def raise_problems(title: str, problems: Iterable[Problem], then: ValidationError | None = None) -> None:
@@ -175,8 +158,8 @@ def _in_our_words(kind: str, context: Mapping[str, Any], value: Any, fallback: s
     if kind in ("missing", "union_tag_not_found"):
         return format_error(rule)
     got = context["tag"] if kind == "union_tag_invalid" else value
-    foreign = _FOREIGN_VALUES.get(got) if isinstance(got, str) else None
-    hint = f"That is another tool's word: {foreign}." if foreign else ""
+    ours = _VALUE_ALIASES.get(got) if isinstance(got, str) else None
+    hint = f"That is another tool's word: {ours}." if ours else ""
     return format_error(rule, got=shown(got), hint=hint)
 
 
@@ -187,7 +170,7 @@ _SCALARS: Final = ("null", "bool", "int", "float")
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class SourceLine:
     """The place of a value: a line of a file, counted from 1, or a command-line override (line 0)."""
 
     line: int
@@ -202,18 +185,18 @@ class Place:
 class Document:
     """Plain values, the place of every path in them, and the problems found when they were read."""
 
-    top: Place
+    top: SourceLine
     value: Any = None
-    places: dict[KeyPath, Place] = field(default_factory=dict)
-    problems: list[tuple[Place, Problem]] = field(default_factory=list)
+    places: dict[KeyPath, SourceLine] = field(default_factory=dict)
+    problems: list[tuple[SourceLine, Problem]] = field(default_factory=list)
 
-    def place(self, path: KeyPath) -> Place:
+    def place(self, path: KeyPath) -> SourceLine:
         """Return the place of ``path``; if the path is missing, the place of the nearest path above it."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, self.top)
 
-    def complain(self, place: Place, path: KeyPath, text: str) -> None:
+    def complain(self, place: SourceLine, path: KeyPath, text: str) -> None:
         """Add a problem at ``place``.
 
         Args:
@@ -223,11 +206,11 @@ class Document:
         """
         self.problems.append((place, Problem(path=path, text=text)))
 
-    def override(self, key: str, text: str, place: Place) -> None:
+    def override(self, key: str, text: str, place: SourceLine) -> None:
         """Set the dotted ``key`` to the YAML ``text``, as ``--set KEY=VALUE`` does at ``place``."""
         self._put(key, read_document(text, place))
 
-    def override_text(self, key: str, value: str | None, place: Place) -> None:
+    def override_text(self, key: str, value: str | None, place: SourceLine) -> None:
         """Set the dotted ``key`` to the text ``value``, which YAML might read as another type."""
         self._put(key, Document(top=place, value=value, places={(): place}))
 
@@ -246,7 +229,7 @@ class Document:
     def _forget(self, path: KeyPath) -> None:
         self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}
 
-    def _section(self, path: tuple[str, ...], place: Place) -> dict[str, Any] | None:
+    def _section(self, path: tuple[str, ...], place: SourceLine) -> dict[str, Any] | None:
         """Return the mapping at ``path``, created if missing; add a problem and return None for a value."""
         section: dict[str, Any] = self.value
         for depth, step in enumerate(path, start=1):
@@ -261,7 +244,7 @@ class Document:
         return section
 
 
-def read_document(text: str, place: Place) -> Document:
+def read_document(text: str, place: SourceLine) -> Document:
     """Read ``text``; problems are kept in the document's ``problems``.
 
     Args:
@@ -280,7 +263,7 @@ def read_document(text: str, place: Place) -> Document:
         node = yaml.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = Place(mark.line + 1, place.source) if place.line and mark else place
+        where = SourceLine(mark.line + 1, place.source) if place.line and mark else place
         document.complain(where, (), f"is not YAML: {error.problem}.")
     except YAMLError as error:
         document.complain(place, (), f"is not YAML: {str(error).splitlines()[0]}.")
@@ -323,15 +306,15 @@ class _Reader:
                 self._complain(key, path, format_error("a key must be a word", got=f"`{_source_of(key)}`"))
             elif key.value in values:
                 first = self._document.places[(*path, key.value)]
-                self._complain(key, (*path, key.value), f"is repeated; it stands at {first} already.")
+                self._complain(key, (*path, key.value), f"is repeated; {first} has it already.")
             else:
                 self._document.places[(*path, key.value)] = self._place(key)
                 values[key.value] = self.value(inner, (*path, key.value))
         return values
 
-    def _place(self, node: Node) -> Place:
+    def _place(self, node: Node) -> SourceLine:
         top = self._document.top
-        return Place(node.start_mark.line + 1, top.source) if top.line else top
+        return SourceLine(node.start_mark.line + 1, top.source) if top.line else top
 
     def _complain(self, node: Node, path: KeyPath, text: str) -> None:
         self._document.complain(self._place(node), path, text)

@@ -24,7 +24,6 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.storage.checkpoints import CheckpointMirror
-    from tune_rescon.storage.database import copy_database
     from tune_rescon.storage.home import (
         SearchHome,
         check_name,
@@ -46,6 +45,6 @@ if TYPE_CHECKING:
     )
     from tune_rescon.storage.register import Register, RegisterEntry, SharedValue
     from tune_rescon.storage.remote import RemoteError, RemoteFolder, StorageUrl, local_file, parse_storage
-    from tune_rescon.storage.sqlite import sqlite_file, sqlite_url
+    from tune_rescon.storage.sqlite import copy_database, sqlite_file, sqlite_url
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tune_rescon.atomic_write import file_version
 from tune_rescon.storage.remote import RemoteError, RemoteFolder
 
 __all__ = ["CheckpointMirror"]
@@ -37,7 +38,7 @@ class CheckpointMirror:
     """The files to mirror, in the order of sending."""
     note: Callable[[str], None]
     """Called with a description of each failure; the trial continues."""
-    patience: float = TIMEOUT
+    timeout: float = TIMEOUT
     pause: float = PAUSE
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
     _behind: bool = False
@@ -58,7 +59,7 @@ class CheckpointMirror:
             if self._insist(lambda: self._download(arrived)) and progress(arrived) > progress(self.local):
                 for path in arrived.iterdir():
                     path.replace(self.local / path.name)
-                    self._sent[path.name] = _version(self.local / path.name)
+                    self._sent[path.name] = file_version(self.local / path.name)
         finally:
             shutil.rmtree(arrived, ignore_errors=True)
 
@@ -68,7 +69,7 @@ class CheckpointMirror:
         A failure is noted once until all files are at the URL. The files are sent again after the next epoch.
 
         Args:
-            insist: retry for ``patience`` seconds, because no epoch follows.
+            insist: retry for ``timeout`` seconds, because no epoch follows.
         """
         if insist:
             self._insist(self._upload)
@@ -104,14 +105,14 @@ class CheckpointMirror:
     def _upload(self) -> None:
         for name in self.names:
             path = self.local / name
-            if path.is_file() and self._sent.get(name) != (version := _version(path)):
+            if path.is_file() and self._sent.get(name) != (version := file_version(path)):
                 self.remote.upload(path, name)
                 self._sent[name] = version
         self._behind = False
 
     def _insist(self, action: Callable[[], None]) -> bool:
-        """Retry ``action`` for at most ``patience`` seconds; return whether it succeeded."""
-        deadline = time.monotonic() + self.patience
+        """Retry ``action`` for at most ``timeout`` seconds; return whether it succeeded."""
+        deadline = time.monotonic() + self.timeout
         while True:
             try:
                 action()
@@ -122,8 +123,3 @@ class CheckpointMirror:
                 time.sleep(self.pause)
             else:
                 return True
-
-
-def _version(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size

@@ -186,7 +186,7 @@ class SearchHome:
         return cache_root / "searches" / self.identity
 
     def clear(self) -> None:
-        """Delete what a driver that died left of a search that never began; the name stays taken.
+        """Delete the files that a dead driver left of a search that never began; the name stays taken.
 
         Raises:
             RemoteError: the URL cannot be changed now.

@@ -20,8 +20,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from tune_rescon.atomic_write import file_version
 from tune_rescon.errors import StorageError, format_error
-from tune_rescon.storage.database import (
+from tune_rescon.storage.remote import RemoteFolder
+from tune_rescon.storage.sqlite import (
     TERM_BYTES,
     copy_database,
     is_whole,
@@ -29,7 +31,6 @@ from tune_rescon.storage.database import (
     read_term,
     write_term,
 )
-from tune_rescon.storage.remote import RemoteFolder
 
 __all__ = [
     "Copy",
@@ -192,8 +193,7 @@ class Sender:
             write_term(live, self.term)
 
     def _send_file(self, name: str, path: Path, copy: Path) -> None:
-        found = path.stat()
-        version = f"{found.st_mtime_ns}:{found.st_size}"
+        version = str(file_version(path))
         if self._sent.get(name) != version:
             # A log grows while it is sent.
             shutil.copyfile(path, copy)
@@ -273,7 +273,7 @@ class Pace:
     rest: float = 9.0
     """Factor: the pause after a copy is this many times its duration. Copying a study of 10,000 trials needs
     seconds, and must not happen all the time."""
-    patience: float = 0.4
+    flush_timeout: float = 0.4
     """The longest wait of a search for a copy; Ray Tune warns of callbacks that last half a second."""
     first_pause: float = 0.5
     longest_pause: float = 15.0
@@ -320,22 +320,22 @@ class Mirror:
         with self._condition:
             goal = self._urge()
             rests = time.monotonic() < self._rests_until
-            patience = 0.0 if self._trouble or rests else self._pace.patience
-            self._condition.wait_for(lambda: self._sent >= goal or self._trouble, patience)
+            timeout = 0.0 if self._trouble or rests else self._pace.flush_timeout
+            self._condition.wait_for(lambda: self._sent >= goal or self._trouble, timeout)
             return self._sent >= goal
 
-    def close(self, patience: float) -> int:
-        """Send the remaining changes within ``patience`` seconds; return the number that are not at the URL.
+    def close(self, timeout: float) -> int:
+        """Send the remaining changes within ``timeout`` seconds; return the number that are not at the URL.
 
-        It may be called again with less patience, for example after a signal.
+        It may be called again with a shorter timeout, for example after a signal.
         """
         with self._condition:
-            self._deadline = time.monotonic() + patience
+            self._deadline = time.monotonic() + timeout
             if not self._closing.is_set():
                 self._closing.set()
                 self._urge()
         # A call that hangs longer is left to the daemon thread, and its changes count as missing.
-        self._thread.join(patience + LAST_CALL)
+        self._thread.join(timeout + LAST_CALL)
         with self._condition:
             return self._changes - self._sent
 

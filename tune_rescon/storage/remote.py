@@ -73,7 +73,7 @@ def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
     """
     if "::" in text and "://" in text:
         rule = "must be a directory, or the URL of one file system"
-        hint = "Leave out what stands before the last `::`."
+        hint = "Leave out the part before the last `::`."
         raise StorageError(format_error(rule, got=repr(text), where=where, hint=hint))
     if not _SCHEME.match(text):
         return _expanded(text, where)

@@ -1,6 +1,6 @@
 """Track a search in MLflow: the calls, the process that makes them, and the thread that submits them."""
 
-from tune_rescon.tracking.messages import (
+from tune_rescon.tracking.run_state import (
     Champion,
     Destination,
     Images,

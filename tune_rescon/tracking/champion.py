@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from tune_rescon.config import trial_name
 from tune_rescon.errors import UserError
-from tune_rescon.tracking.messages import Champion
+from tune_rescon.tracking.run_state import Champion
 from tune_rescon.training.lean import import_lean_torchmetrics
 
 __all__ = ["CHAMPION", "ID_TAG", "champion_label", "load_exporter", "register_champion"]

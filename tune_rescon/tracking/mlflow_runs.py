@@ -12,7 +12,6 @@ these holds:
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,18 +32,19 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
+from tune_rescon.atomic_write import file_version
 from tune_rescon.config import trial_name
 from tune_rescon.tracking.champion import ID_TAG, champion_label, load_exporter, register_champion
-from tune_rescon.tracking.messages import (
+from tune_rescon.tracking.mlflow_store import deleted_experiment
+from tune_rescon.tracking.run_state import (
     ACTIVE,
     Champion,
     Destination,
     Images,
+    RunState,
     SearchRunState,
     TrialRunState,
-    View,
 )
-from tune_rescon.tracking.mlflow_store import deleted_experiment
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
 __all__ = ["MlflowRunSync"]
@@ -82,9 +82,6 @@ _STATUS: Final = {
 }
 
 
-_LOGGER = logging.getLogger(__name__)
-
-
 @dataclass
 class _RunContent:
     """The content of one run on the server."""
@@ -95,7 +92,7 @@ class _RunContent:
     params: set[str] = field(default_factory=set)
     epochs: set[int] = field(default_factory=set)
     epochs_known: bool = True
-    """True if ``epochs`` is valid; False if it must first be read from the server, for a run found there."""
+    """False if ``epochs`` must first be read from the server, because the run was found there."""
     tags: dict[str, str] = field(default_factory=dict)
     files: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
@@ -103,7 +100,7 @@ class _RunContent:
 class MlflowRunSync:
     """The MLflow runs of one search. Every method may raise MLflow's exceptions, and can then be retried.
 
-    The content of each run on the server is stored here, so only the additions of a view are sent. For a run
+    The content of each run on the server is stored here, so only the additions of a state are sent. For a run
     that an earlier driver has opened, or that a request without a response may have opened, the content is
     read from the server.
     """
@@ -152,73 +149,75 @@ class MlflowRunSync:
 
     def _check(self, experiment: Experiment) -> None:
         if experiment.lifecycle_stage == LifecycleStage.DELETED:
-            words = deleted_experiment(experiment.name, experiment.experiment_id)
-            raise CallError(words, RetryPolicy.ABORT)
+            message = deleted_experiment(experiment.name, experiment.experiment_id)
+            raise CallError(message, RetryPolicy.ABORT)
 
-    def show(self, view: View) -> str:
-        """Send the additions of ``view`` to the server, and return the id of the view's run."""
-        return self._show_search(view) if isinstance(view, SearchRunState) else self._show_run(view)
+    def send(self, run_state: RunState) -> str:
+        """Send the additions of ``run_state`` to the server, and return the id of its run."""
+        if isinstance(run_state, SearchRunState):
+            return self._send_search(run_state)
+        return self._send_run(run_state)
 
     def take_remarks(self) -> tuple[str, ...]:
         """Return the messages to the user since the last call."""
         taken, self._remarks = tuple(self._remarks), []
         return taken
 
-    def _show_search(self, view: SearchRunState) -> str:
-        parent = self._parent or self._open_parent(view)
-        if self._parent is None and view.images:
+    def _send_search(self, search: SearchRunState) -> str:
+        parent = self._parent or self._open_parent(search)
+        if self._parent is None and search.images:
             # Each run of the search logs the same input; MLflow stores it once.
-            self._client.log_inputs(parent.run_id, datasets=[_input(images) for images in view.images])
+            self._client.log_inputs(parent.run_id, datasets=[_input(images) for images in search.images])
         self._parent = parent
-        words = {**view.tags, **({NOTE_TAG: view.note} if view.note else {})}
-        tags = {key: text for key, text in words.items() if parent.tags.get(key) != text}
+        texts = {**search.tags, **({NOTE_TAG: search.note} if search.note else {})}
+        tags = {key: text for key, text in texts.items() if parent.tags.get(key) != text}
         if tags:
             self._log(parent.run_id, tags=tags)
             parent.tags |= tags
-        if view.state != parent.state:
-            points = _single_points(view.closing, 0, view.ended_ms)
-            self._log(parent.run_id, metrics=points, tags={STATE_TAG: view.state})
-            self._change(parent, view.state, view.ended_ms)
+        if search.state != parent.state:
+            points = _single_points(search.closing, 0, search.ended_ms)
+            self._log(parent.run_id, metrics=points, tags={STATE_TAG: search.state})
+            self._change(parent, search.state, search.ended_ms)
         # Files are last, so that a file that the server rejects (a proxy's size limit) leaves no run open.
-        for file in view.files:
+        for file in search.files:
             self._upload(parent, file)
-        if view.champion_is_near:
+        if search.preload_exporter:
             load_exporter()
-        if view.champion is not None:
-            self._register_champion(parent, view.champion)
+        if search.champion is not None:
+            self._register_champion(parent, search.champion)
         return parent.run_id
 
-    def _show_run(self, view: TrialRunState) -> str:
-        run = self._runs.get(view.number) or self._open_run(view)
-        self._runs[view.number] = run
+    def _send_run(self, trial: TrialRunState) -> str:
+        run = self._runs.get(trial.number) or self._open_run(trial)
+        self._runs[trial.number] = run
         if not run.epochs_known:
-            run.epochs = self._epochs(run, view)
+            run.epochs = self._epochs(run, trial)
             run.epochs_known = True
-        changes = view.state != run.state
-        for params, points, last in _batches(view, run, closes=changes):
-            tags = _closing_tags(view) if last and changes else {}
+        changes = trial.state != run.state
+        for params, points, last in _batches(trial, run, closes=changes):
+            tags = _closing_tags(trial) if last and changes else {}
             self._log(run.run_id, metrics=points, params=params, tags=tags)
             run.params |= params.keys()
             run.epochs.update(point.step for point in points)
         if changes:
-            self._change(run, view.state, view.ended_ms)
+            self._change(run, trial.state, trial.ended_ms)
         return run.run_id
 
-    def _open_parent(self, view: SearchRunState) -> _RunContent:
-        self._id, self._place = view.id, view.place
+    def _open_parent(self, search: SearchRunState) -> _RunContent:
+        self._id, self._place = search.id, search.place
         parents: list[Run] = []
         self._found = {}
         for run in self._search_runs():
             number = run.data.tags.get(TRIAL_TAG)
             (parents if number is None else self._found.setdefault(int(number), [])).append(run)
-        found = min(parents, key=_start) if parents else self._earlier_parent(view.known_runs)
+        found = min(parents, key=_start) if parents else self._earlier_parent(search.known_runs)
         if found is not None:
             return self._adopt(found)
-        tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE}
+        tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE, **search.tags}
         run = self._client.create_run(
-            self._experiment_id, start_time=view.started_ms, tags={**tags, **view.tags}, run_name=self._search
+            self._experiment_id, start_time=search.started_ms, tags=tags, run_name=self._search
         )
-        return _RunContent(run_id=run.info.run_id, tags=dict(view.tags))
+        return _RunContent(run_id=run.info.run_id, tags=dict(search.tags))
 
     def _earlier_parent(self, known_runs: Sequence[str]) -> Run | None:
         """Find the parent run of a search that began without an id.
@@ -252,29 +251,29 @@ class MlflowRunSync:
             self._log(run.info.run_id, tags=missing)
         return _content_of(run)
 
-    def _open_run(self, view: TrialRunState) -> _RunContent:
-        assert self._parent is not None, "the search is shown before its trials"
-        number = view.number
+    def _open_run(self, trial: TrialRunState) -> _RunContent:
+        assert self._parent is not None, "the search is sent before its trials"
+        number = trial.number
         known = self._found.get(number, [])
-        found = self._recorded_run(view, known) or _same_trial(view, known)
+        found = self._recorded_run(trial, known) or _same_trial(trial, known)
         if found is None and number in self._unsure:
             # A request without a response may have created the run; a trial must have one run only.
-            found = _same_trial(view, self._search_runs(number))
+            found = _same_trial(trial, self._search_runs(number))
         if found is not None:
             run = self._adopt(found, parent=self._parent)
         else:
             self._delete_superseded(known)
             self._unsure.add(number)
-            run = _RunContent(run_id=self._create_run(view, self._parent))
+            run = _RunContent(run_id=self._create_run(trial, self._parent))
         self._unsure.discard(number)
         return run
 
-    def _recorded_run(self, view: TrialRunState, known: Iterable[Run]) -> Run | None:
+    def _recorded_run(self, trial: TrialRunState, known: Iterable[Run]) -> Run | None:
         """Return the run that the record names if it is active and belongs to this search, else None."""
-        if view.run_id is None:
+        if trial.run_id is None:
             return None
-        named = (run for run in known if run.info.run_id == view.run_id)
-        return next(named, None) or self._run_without_id(view.run_id)
+        named = (run for run in known if run.info.run_id == trial.run_id)
+        return next(named, None) or self._run_without_id(trial.run_id)
 
     def _delete_superseded(self, known: Iterable[Run]) -> None:
         """Delete the earlier runs of a trial number that is used again.
@@ -286,31 +285,32 @@ class MlflowRunSync:
             if self._place and run.data.tags.get(PLACE_TAG) == self._place:
                 self._client.delete_run(run.info.run_id)
 
-    def _create_run(self, view: TrialRunState, parent: _RunContent) -> str:
+    def _create_run(self, trial: TrialRunState, parent: _RunContent) -> str:
         tags = {
             MLFLOW_PARENT_RUN_ID: parent.run_id,
             ID_TAG: self._id,
             PLACE_TAG: self._place,
             SEARCH_TAG: self._search,
-            TRIAL_TAG: str(view.number),
+            TRIAL_TAG: str(trial.number),
             STATE_TAG: ACTIVE,
         }
+        name = trial_name(trial.number)
         run = self._client.create_run(
-            self._experiment_id, start_time=view.started_ms, tags=tags, run_name=trial_name(view.number)
+            self._experiment_id, start_time=trial.started_ms, tags=tags, run_name=name
         )
         return str(run.info.run_id)
 
-    def _epochs(self, run: _RunContent, view: TrialRunState) -> set[int]:
+    def _epochs(self, run: _RunContent, trial: TrialRunState) -> set[int]:
         """Return the epochs of a run on the server.
 
         One metric is enough to find them, because all metrics of an epoch are sent in one request.
         """
-        if run.state == view.state and view.state != ACTIVE:
+        if run.state == trial.state and trial.state != ACTIVE:
             # The state is sent last, so all epochs are there.
-            return set(range(1, view.epochs + 1))
-        if not view.history:
+            return set(range(1, trial.epochs + 1))
+        if not trial.history:
             return set()
-        history = self._client.get_metric_history(run.run_id, next(iter(view.history)))
+        history = self._client.get_metric_history(run.run_id, next(iter(trial.history)))
         return {point.step for point in history}
 
     def _search_runs(self, number: int | None = None) -> Iterator[Run]:
@@ -366,8 +366,7 @@ class MlflowRunSync:
             parent.tags[CHAMPION_TAG] = label
 
     def _upload(self, run: _RunContent, file: Path) -> None:
-        stat = file.stat()
-        version = (stat.st_mtime_ns, stat.st_size)
+        version = file_version(file)
         if run.files.get(file) != version:
             self._client.log_artifact(run.run_id, str(file))
             run.files[file] = version
@@ -389,12 +388,12 @@ def _start(run: Run) -> int:
     return int(run.info.start_time)
 
 
-def _same_trial(view: TrialRunState, runs: Iterable[Run]) -> Run | None:
-    """Return the run of ``view``'s trial among the runs of its number, by start time.
+def _same_trial(trial: TrialRunState, runs: Iterable[Run]) -> Run | None:
+    """Return the run of ``trial``'s trial among the runs of its number, by start time.
 
     It is needed for a run that the record does not name.
     """
-    return next((run for run in runs if abs(_start(run) - view.started_ms) <= SAME_START_MS), None)
+    return next((run for run in runs if abs(_start(run) - trial.started_ms) <= SAME_START_MS), None)
 
 
 def _content_of(run: Run) -> _RunContent:
@@ -409,42 +408,43 @@ def _content_of(run: Run) -> _RunContent:
 
 
 def _batches(
-    view: TrialRunState, run: _RunContent, *, closes: bool
+    trial: TrialRunState, run: _RunContent, *, closes: bool
 ) -> Iterator[tuple[dict[str, str], list[Metric], bool]]:
-    """Yield the additions of ``view`` as requests: parameters, metrics, and whether the request is the last.
+    """Yield the additions of ``trial`` as requests: parameters, metrics, and whether the request is the last.
 
     Each request holds as many epochs as MLflow allows. The first one has the parameters. The last one has the
     closing figures if the run's state changes. A short trial is therefore one request, followed by a status.
 
     Args:
-        view: The trial.
+        trial: The trial.
         run: The content of the run on the server.
         closes: True if the run's state changes.
     """
     # MLflow does not change a parameter that is set. One that a resumed search has changed keeps its first
     # value.
-    params = {key: value for key, value in view.params.items() if key not in run.params}
-    fresh = [epoch for epoch in range(1, view.epochs + 1) if epoch not in run.epochs]
-    closing = _single_points(view.closing, view.epochs, view.ended_ms) if closes else []
-    room = max(1, (METRICS_A_REQUEST - len(closing)) // max(1, len(view.history)))
+    params = {key: value for key, value in trial.params.items() if key not in run.params}
+    fresh = [epoch for epoch in range(1, trial.epochs + 1) if epoch not in run.epochs]
+    closing = _single_points(trial.closing, trial.epochs, trial.ended_ms) if closes else []
+    room = max(1, (METRICS_A_REQUEST - len(closing)) // max(1, len(trial.history)))
     while len(fresh) > room:
-        yield params, [point for epoch in fresh[:room] for point in _points(view, epoch)], False
+        yield params, [point for epoch in fresh[:room] for point in _points(trial, epoch)], False
         params, fresh = {}, fresh[room:]
-    points = [point for epoch in fresh for point in _points(view, epoch)] + closing
+    points = [point for epoch in fresh for point in _points(trial, epoch)] + closing
     if params or points or closes:
         yield params, points, True
 
 
-def _points(view: TrialRunState, epoch: int) -> Iterator[Metric]:
-    for name, series in view.history.items():
-        yield Metric(name, series[epoch - 1], view.times_ms[epoch - 1], epoch)
+def _points(trial: TrialRunState, epoch: int) -> Iterator[Metric]:
+    for name, series in trial.history.items():
+        yield Metric(name, series[epoch - 1], trial.times_ms[epoch - 1], epoch)
 
 
 def _single_points(figures: Mapping[str, float], step: int, time_ms: int) -> list[Metric]:
     return [Metric(key, value, time_ms, step) for key, value in figures.items()]
 
 
-def _closing_tags(view: TrialRunState) -> dict[str, str]:
+def _closing_tags(trial: TrialRunState) -> dict[str, str]:
     """Return the tags of a run whose state changes. MLflow writes a request's tags after its metrics."""
-    texts = {"tune_rescon.error": view.error, "tune_rescon.notes": "\n".join(view.notes)}
-    return {**{key: text[-TAG_CHARACTERS:] for key, text in texts.items() if text}, STATE_TAG: view.state}
+    texts = {"tune_rescon.error": trial.error, "tune_rescon.notes": "\n".join(trial.notes)}
+    tags = {key: text[-TAG_CHARACTERS:] for key, text in texts.items() if text}
+    return {**tags, STATE_TAG: trial.state}

@@ -8,7 +8,7 @@ The process receives states of runs. For each, it sends the log records of the c
 :class:`.CallResult`, or a :class:`.CallError` if a call failed.
 
 :class:`.worker_client.WorkerProcess` runs ``python -m tune_rescon.tracking.worker DESCRIPTOR``. The process
-reads a :class:`.Destination` and then views from that descriptor, and ends when the other end is closed.
+reads a :class:`.Destination` and then states from that descriptor, and ends when the other end is closed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from requests import HTTPError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from tune_rescon.storage import sqlite_file
-from tune_rescon.tracking.messages import Destination, View, alone_at
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
-from tune_rescon.tracking.mlflow_store import fatal_error_hint, make_local_store
-from tune_rescon.tracking.relocation import follow_artifacts
+from tune_rescon.tracking.mlflow_store import alone_at, fatal_error_hint, follow_artifacts, make_local_store
+from tune_rescon.tracking.run_state import Destination, RunState
 from tune_rescon.tracking.worker_client import CallError, CallResult, RetryPolicy
 
 __all__ = [
@@ -66,15 +65,15 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class MlflowWorker:
-    """Sends one search's views to MLflow. Connects to the store with the first view."""
+    """Sends one search's states to MLflow. Connects to the store with the first state."""
 
     def __init__(self, destination: Destination) -> None:
         """Store ``destination``; nothing is sent yet."""
         self._destination = destination
         self._runs: MlflowRunSync | None = None
 
-    def show(self, view: View) -> CallResult:
-        """Send ``view`` to MLflow, and return the id of its run and the messages to the user.
+    def send(self, run_state: RunState) -> CallResult:
+        """Send ``run_state`` to MLflow, and return the id of its run and the messages to the user.
 
         Raises:
             CallError: If a call fails. The calls before it have taken effect, and a retry does not repeat
@@ -85,7 +84,7 @@ class MlflowWorker:
             runs = self._runs = self._runs or self._connect()
         try:
             with _errors_converted(uri, if_final=RetryPolicy.SKIP):
-                return CallResult(run_id=runs.show(view), remarks=runs.take_remarks())
+                return CallResult(run_id=runs.send(run_state), remarks=runs.take_remarks())
         except CallError as error:
             if error.policy is RetryPolicy.SKIP:
                 # If the experiment was deleted meanwhile, every other call will be refused too.
@@ -175,7 +174,7 @@ class _Forwarder(QueueHandler):
 
 
 def _serve(connection: Connection) -> None:
-    """Process views and send the results until the other end is closed."""
+    """Process states and send the results until the other end is closed."""
     os.nice(_NICENESS)
     forwarder = _Forwarder(connection)
     logging.getLogger().addHandler(forwarder)
@@ -184,7 +183,7 @@ def _serve(connection: Connection) -> None:
     worker = MlflowWorker(arrived.get())
     while True:
         try:
-            forwarder.send(worker.show(arrived.get()))
+            forwarder.send(worker.send(arrived.get()))
         except CallError as error:
             forwarder.send(error)
 

@@ -12,10 +12,10 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
 from typing import Final, Protocol
 
-from tune_rescon.tracking.messages import Destination, SearchRunState, View
+from tune_rescon.tracking.run_state import Destination, RunState, SearchRunState
+from tune_rescon.user_code import child_import_path
 
 __all__ = [
     "CallError",
@@ -40,10 +40,10 @@ class RetryPolicy(enum.Enum):
 class CallError(Exception):
     """A call to MLflow failed."""
 
-    def __init__(self, words: str, policy: RetryPolicy) -> None:
-        """Create an error with the message ``words``, which is one line, and the retry policy ``policy``."""
-        super().__init__(words, policy)
-        self.words = words
+    def __init__(self, message: str, policy: RetryPolicy) -> None:
+        """Create an error with a message of one line and a retry policy."""
+        super().__init__(message, policy)
+        self.message = message
         self.policy = policy
 
 
@@ -69,18 +69,15 @@ _ENVIRONMENT: Final = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
-#: The directory from which this package is imported.
-_PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
-
 
 class Sink(Protocol):
-    """Sends views to MLflow: an :class:`.MlflowWorker`, or a process that contains one."""
+    """Sends states to MLflow: an :class:`.MlflowWorker`, or a process that contains one."""
 
     def start(self) -> None:
-        """Prepare for views without creating anything in the store."""
+        """Prepare for states without creating anything in the store."""
 
-    def show(self, view: View) -> CallResult:
-        """Send ``view`` to MLflow. May take long.
+    def send(self, run_state: RunState) -> CallResult:
+        """Send ``run_state`` to MLflow. May take long.
 
         Raises:
             CallError: If a call fails.
@@ -90,13 +87,13 @@ class Sink(Protocol):
         """Use the CPU at normal priority, because the search has ended and no trial needs it."""
 
     def close(self) -> None:
-        """Accept no more views. A call for which another thread waits ends with an error."""
+        """Accept no more states. A call for which another thread waits ends with an error."""
 
 
 class WorkerProcess:
     """A :class:`.worker.MlflowWorker` in a separate process, which is started when it is needed.
 
-    If the process dies, its present call fails. The next process gets the view of the search first, because
+    If the process dies, its present call fails. The next process gets the state of the search first, because
     runs are found by the search's id. The process does not outlive the driver, because it ends when the
     connection is closed.
     """
@@ -119,8 +116,8 @@ class WorkerProcess:
                 self._connection.send(self._destination)
                 self._knows_search = False
 
-    def show(self, view: View) -> CallResult:
-        """Send ``view`` to MLflow.
+    def send(self, run_state: RunState) -> CallResult:
+        """Send ``run_state`` to MLflow.
 
         Raises:
             CallError: If a call fails, or the process dies during it.
@@ -129,18 +126,18 @@ class WorkerProcess:
             self.start()
             if self._connection is None:
                 raise EOFError
-            if isinstance(view, SearchRunState):
-                self._search, self._knows_search = view, True
+            if isinstance(run_state, SearchRunState):
+                self._search, self._knows_search = run_state, True
             elif self._search is not None and not self._knows_search:
                 # The new process needs the search's id to find the runs. The champion and the files, which a
-                # server may refuse, wait for the search's next view.
+                # server may refuse, wait for the search's next state.
                 self._call(self._connection, dataclasses.replace(self._search, champion=None, files=()))
                 self._knows_search = True
-            return self._call(self._connection, view)
+            return self._call(self._connection, run_state)
         except (EOFError, OSError) as error:
             self._end()
-            words = "no answer until the end" if self._closed else "the process that talks to MLflow died"
-            raise CallError(words, RetryPolicy.RETRY) from error
+            message = "no answer until the end" if self._closed else "the process that talks to MLflow died"
+            raise CallError(message, RetryPolicy.RETRY) from error
 
     def flush(self) -> None:
         """Give the process the driver's priority, if that is permitted (usually for root only)."""
@@ -154,8 +151,8 @@ class WorkerProcess:
         self._end()
 
     @staticmethod
-    def _call(connection: Connection[object, object], view: View) -> CallResult:
-        connection.send(view)
+    def _call(connection: Connection[object, object], run_state: RunState) -> CallResult:
+        connection.send(run_state)
         while True:
             message = connection.recv()
             if isinstance(message, logging.LogRecord):
@@ -178,7 +175,7 @@ def _started() -> tuple[subprocess.Popen[bytes], Connection[object, object]]:
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tune_rescon.tracking.worker", str(theirs.fileno())],
-            env=_environment(),
+            env={**_ENVIRONMENT, **os.environ, "PYTHONPATH": child_import_path()},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             # In a separate process group, because only the driver handles Ctrl-C. Not in a separate session:
@@ -186,8 +183,3 @@ def _started() -> tuple[subprocess.Popen[bytes], Connection[object, object]]:
             process_group=0,
         )
     return process, ours
-
-
-def _environment() -> dict[str, str]:
-    paths = [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
-    return {**_ENVIRONMENT, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

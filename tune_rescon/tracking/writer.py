@@ -1,6 +1,6 @@
 """Log a search to MLflow from a background thread, which makes the calls in a separate process.
 
-The search only stores the newest view of a run here. It never waits for the tracking server and never gets
+The search only stores the newest state of a run here. It never waits for the tracking server and never gets
 the server's errors. A call that fails is retried with increasing pauses until it succeeds or
 :meth:`MlflowWriter.close` runs out of time. The updates that are still unsent then are counted and reported.
 The record contains all of them, and a later run of the search or ``report --sync`` sends them.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tune_rescon.config import trial_name
-from tune_rescon.tracking.messages import ACTIVE, Destination, TrialRunState, View
+from tune_rescon.tracking.run_state import ACTIVE, Destination, RunState, TrialRunState
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy, Sink, WorkerProcess
 
 __all__ = [
@@ -35,16 +35,16 @@ _SEARCH_END: Final = "its end"
 
 @dataclass(frozen=True)
 class _Waiting:
-    view: View
+    run_state: RunState
     updates: int
-    """Number of views of this run since the run was last sent."""
+    """Number of states of this run since the run was last sent."""
     due: float
 
 
 class UpdateQueue:
-    """A queue of views between two threads, with at most one view per run.
+    """A queue of states between two threads, with at most one state per run.
 
-    Its size therefore depends on the number of runs, not on the number of updates. The view of an active run
+    Its size therefore depends on the number of runs, not on the number of updates. The state of an active run
     is held back for a moment, so that a trial with short epochs needs one request and not ten.
     """
 
@@ -52,7 +52,7 @@ class UpdateQueue:
         """Create an empty queue.
 
         Args:
-            debounce: Seconds for which the view of an active run is held back.
+            debounce: Seconds for which the state of an active run is held back.
             clock: Returns the time in seconds.
         """
         self._debounce = debounce
@@ -66,26 +66,26 @@ class UpdateQueue:
         """Return the number of waiting updates."""
         return self._updates
 
-    def put(self, view: View) -> None:
-        """Add a view, and replace the waiting view of the same run."""
+    def put(self, run_state: RunState) -> None:
+        """Add a state, and replace the waiting state of the same run."""
         with self._changed:
-            key = _key(view)
+            key = _key(run_state)
             known = self._waiting.get(key)
-            due = self._due(view) if known is None else known.due
-            self._waiting[key] = _Waiting(view, 1 + (known.updates if known else 0), due)
+            due = self._due(run_state) if known is None else known.due
+            self._waiting[key] = _Waiting(run_state, 1 + (known.updates if known else 0), due)
             self._updates += 1
             self._changed.notify()
 
     def close(self) -> None:
-        """Close the queue: no more views follow, and waiting views are no longer held back."""
+        """Close the queue: no more states follow, and waiting states are no longer held back."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
-    def next(self) -> tuple[View, int] | None:
-        """Wait for the first view that is due; return it and the number of updates that it includes.
+    def next(self) -> tuple[RunState, int] | None:
+        """Wait for the first state that is due; return it and the number of updates that it includes.
 
-        Returns None if the queue is closed and empty. The view stays in the queue until :meth:`done`.
+        Returns None if the queue is closed and empty. The state stays in the queue until :meth:`done`.
         """
         with self._changed:
             while True:
@@ -94,42 +94,42 @@ class UpdateQueue:
                     return None
                 left = None if first is None else first.due - self._clock()
                 if first is not None and (self._closed or (left or 0.0) <= 0):
-                    return first.view, first.updates
+                    return first.run_state, first.updates
                 self._changed.wait(left)
 
-    def done(self, view: View, updates: int) -> None:
-        """Remove ``view``, which was sent or refused; a newer view of the same run keeps waiting.
+    def done(self, run_state: RunState, updates: int) -> None:
+        """Remove ``run_state``, which was sent or refused; a newer state of the same run keeps waiting.
 
         Args:
-            view: The view from :meth:`next`.
+            run_state: The state from :meth:`next`.
             updates: The number of updates from :meth:`next`.
         """
         with self._changed:
-            key = _key(view)
+            key = _key(run_state)
             known = self._waiting.pop(key)
             self._updates -= updates
-            if known.view is view:
+            if known.run_state is run_state:
                 return
-            newer = _Waiting(known.view, known.updates - updates, self._due(known.view))
+            newer = _Waiting(known.run_state, known.updates - updates, self._due(known.run_state))
             end = self._waiting.pop(_SEARCH_END, None)
             if end is None:
                 self._waiting[key] = newer
             elif key == _SEARCH:
-                # Sent after the search's end, this view would mark the search as running again. The end view
-                # contains all of its content.
+                # Sent after the search's end, this state would mark the search as running again. The end's
+                # state contains all of its content.
                 self._waiting[_SEARCH_END] = dataclasses.replace(end, updates=end.updates + newer.updates)
             else:
                 self._waiting |= {key: newer, _SEARCH_END: end}
 
-    def _due(self, view: View) -> float:
-        return self._clock() + (self._debounce if view.state == ACTIVE else 0.0)
+    def _due(self, run_state: RunState) -> float:
+        return self._clock() + (self._debounce if run_state.state == ACTIVE else 0.0)
 
 
-def _key(view: View) -> Hashable:
-    if isinstance(view, TrialRunState):
-        return view.number
+def _key(run_state: RunState) -> Hashable:
+    if isinstance(run_state, TrialRunState):
+        return run_state.number
     # A search is sent before its trials, and its end after them.
-    return _SEARCH if view.state == ACTIVE else _SEARCH_END
+    return _SEARCH if run_state.state == ACTIVE else _SEARCH_END
 
 
 _LOGGER = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ LONGEST_PAUSE: Final = 15.0
 #: Seconds that :meth:`MlflowWriter.close` waits for a call in progress after its own time limit.
 LAST_CALL: Final = 5.0
 
-#: Seconds for which the view of an active run is held back. All updates in that time are one request.
+#: Seconds for which the state of an active run is held back. All updates in that time are one request.
 DEBOUNCE_SECONDS: Final = 0.5
 
 #: Pause after a call while the search runs, as a multiple of the call's duration. A server may share its
@@ -170,7 +170,7 @@ def mlflow_writer(destination: Destination, *, delay: float = 0.0) -> Iterator[M
 
 
 class MlflowWriter:
-    """Accepts views on the search's thread and sends them from a separate thread."""
+    """Accepts states on the search's thread and sends them from a separate thread."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class MlflowWriter:
         self._known: set[int] = set()
         self._delay = 0.0
         self._awake = threading.Event()
-        self._hurry = threading.Event()
+        self._flushed = threading.Event()
         self._give_up = threading.Event()
         self._refused = 0
         self._refusal = ""
@@ -204,7 +204,7 @@ class MlflowWriter:
         return self._uri
 
     @property
-    def waiting(self) -> int:
+    def pending_updates(self) -> int:
         """The number of updates that are not sent yet; 0 during the delay of :meth:`start`."""
         return len(self._queue) if self._awake.is_set() else 0
 
@@ -231,9 +231,9 @@ class MlflowWriter:
         """End the delay of :meth:`start`."""
         self._awake.set()
 
-    def show(self, view: View) -> None:
-        """Queue ``view`` for MLflow. Always returns at once. The search must be shown before its trials."""
-        self._queue.put(view)
+    def submit(self, run_state: RunState) -> None:
+        """Queue ``run_state`` for MLflow. Always returns at once. Submit the search before its trials."""
+        self._queue.put(run_state)
 
     def opened_runs(self) -> list[tuple[int, str]]:
         """Return the trial numbers and run ids of the child runs opened since the last call."""
@@ -245,9 +245,9 @@ class MlflowWriter:
                 return opened
 
     def flush(self) -> None:
-        """Send all views without delay from now on, because only the last views of the search follow."""
+        """Send all states without delay from now on, because only the last states of the search follow."""
         self._queue.close()
-        self._hurry.set()
+        self._flushed.set()
         self._awake.set()
         self._worker.flush()
 
@@ -264,46 +264,48 @@ class MlflowWriter:
         # A call that hangs longer ends with its process, and its updates count as unsent.
         self._worker.close()
         self._thread.join(LAST_CALL)
-        return self.waiting + self._refused
+        return self.pending_updates + self._refused
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
         self._awake.wait(self._delay)
         self._awake.set()
-        # After the search has ended, the process is needed only to send a view; the first view starts it.
-        if not self._hurry.is_set():
-            with suppress(OSError):  # the process cannot start now: the first view reports that and retries
+        # After the search has ended, the process is needed only to send a state; the first state starts it.
+        if not self._flushed.is_set():
+            with suppress(OSError):  # the process cannot start now: the first state reports that and retries
                 self._worker.start()
         while not self._give_up.is_set():
-            waiting = self._queue.next()
-            if waiting is None:
+            due = self._queue.next()
+            if due is None:
                 return
-            view, updates = waiting
-            began, was_ending = time.monotonic(), self._hurry.is_set()
+            run_state, updates = due
+            began, was_ending = time.monotonic(), self._flushed.is_set()
             try:
-                self._send(view)
+                self._send(run_state)
             except CallError as error:
                 if error.policy is RetryPolicy.RETRY:
                     pause = self._pause(pause, error, was_ending=was_ending)
                     continue
                 if error.policy is RetryPolicy.ABORT:
-                    self._last_error = error.words
-                    self._report(f"MLflow cannot be used: {error.words}")
+                    self._last_error = error.message
+                    self._report(f"MLflow cannot be used: {error.message}")
                     return
-                self._refuse(view, updates, error.words)
-            self._queue.done(view, updates)
+                self._refuse(run_state, updates, error.message)
+            self._queue.done(run_state, updates)
             self._last_error, pause = "", FIRST_PAUSE
-            self._hurry.wait(REST * (time.monotonic() - began))
+            self._flushed.wait(REST * (time.monotonic() - began))
 
-    def _refuse(self, view: View, updates: int, words: str) -> None:
+    def _refuse(self, run_state: RunState, updates: int, message: str) -> None:
         self._refused += updates
-        if words != self._refusal:
-            self._refusal = words
-            what = trial_name(view.number) if isinstance(view, TrialRunState) else "the search itself"
-            self._report(f"MLflow refuses an update of {what}, which is left out: {words}")
+        if message != self._refusal:
+            self._refusal = message
+            what = (
+                trial_name(run_state.number) if isinstance(run_state, TrialRunState) else "the search itself"
+            )
+            self._report(f"MLflow refuses an update of {what}, which is left out: {message}")
 
     def _report(self, text: str) -> None:
-        """Tell the user about an action that was taken or can never succeed."""
+        """Log a message to the user: an action that was taken, or one that can never succeed."""
         _LOGGER.warning("%s", text)
         try:
             _PROGRESS.info(text)
@@ -323,17 +325,17 @@ class MlflowWriter:
         Returns:
             The length of the pause after the next failure, in seconds.
         """
-        self._last_error = error.words
-        _LOGGER.warning("MLflow does not take a call; next try in %.1f s: %s", seconds, error.words)
+        self._last_error = error.message
+        _LOGGER.warning("MLflow did not accept a call; next try in %.1f s: %s", seconds, error.message)
         # The end of the search cuts a pause short, for one attempt at once. After that, only the end of the
         # writer does.
-        (self._give_up if was_ending else self._hurry).wait(seconds)
+        (self._give_up if was_ending else self._flushed).wait(seconds)
         return min(2 * seconds, LONGEST_PAUSE)
 
-    def _send(self, view: View) -> None:
-        answer = self._worker.show(view)
+    def _send(self, run_state: RunState) -> None:
+        answer = self._worker.send(run_state)
         for remark in answer.remarks:
             self._report(remark)
-        if isinstance(view, TrialRunState) and view.number not in self._known:
-            self._known.add(view.number)
-            self._opened.put((view.number, answer.run_id))
+        if isinstance(run_state, TrialRunState) and run_state.number not in self._known:
+            self._known.add(run_state.number)
+            self._opened.put((run_state.number, answer.run_id))

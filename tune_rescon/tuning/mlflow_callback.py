@@ -118,7 +118,7 @@ def closing_words(champion: Champion | None, options: RunOptions) -> str:
 
 
 class ParentRun:
-    """Passes the newest view of the search's own MLflow run to the writer."""
+    """Passes the newest state of the search's own MLflow run to the writer."""
 
     def __init__(
         self,
@@ -131,10 +131,10 @@ class ParentRun:
         files: Sequence[Path],
         uploads: bool,
     ) -> None:
-        """Prepare the first view; :meth:`start` sends it.
+        """Prepare the first state; :meth:`start` sends it.
 
         Args:
-            writer: the writer that receives the views.
+            writer: the writer that receives the states.
             identity: the search's identity, by which its runs are found.
             known_runs: ids of the trials' runs that the record contains.
             tags: tags of the search's run.
@@ -146,7 +146,7 @@ class ParentRun:
         self._writer = writer
         self._identity = identity
         self._uploads = uploads
-        self._view = SearchRunState(
+        self._state = SearchRunState(
             id=identity.id,
             place=identity.location,
             known_runs=tuple(known_runs),
@@ -164,10 +164,10 @@ class ParentRun:
         """Replace the note of the search's run."""
         self._show(note=_with_identity(self._identity, text))
 
-    def expect_champion(self) -> None:
+    def preload_exporter(self) -> None:
         """Tell the writer that :meth:`end` will soon register a network."""
         if self._uploads:
-            self._show(champion_is_near=True)
+            self._show(preload_exporter=True)
 
     def end(self, result: StudyResult, files: Sequence[Path], note: str) -> None:
         """Show how the search ended, and have its :meth:`champion` registered.
@@ -187,8 +187,8 @@ class ParentRun:
         )
 
     def _show(self, **changes: Any) -> None:
-        self._view = dataclasses.replace(self._view, **changes)
-        self._writer.show(self._view)
+        self._state = dataclasses.replace(self._state, **changes)
+        self._writer.submit(self._state)
 
     def champion(self, result: StudyResult) -> Champion | None:
         """Return the trial whose network is registered at the end; None if no network is registered."""
@@ -233,7 +233,7 @@ SHOWN_FIXED: Final = frozenset(
 
 
 class MlflowCallback(SearchCallback):
-    """Passes each trial's newest view to the writer."""
+    """Passes each trial's newest state to the writer."""
 
     def __init__(
         self,
@@ -241,28 +241,28 @@ class MlflowCallback(SearchCallback):
         record: StudyRecord,
         costs: CostModel,
         *,
-        near_end: Callable[[], object] | None = None,
+        preload_exporter: Callable[[], object] | None = None,
     ) -> None:
         """Connect ``writer`` and ``record``.
 
         Args:
-            writer: the writer that receives the views.
+            writer: the writer that receives the states.
             record: the search's record.
             costs: the space and the cost model of its networks.
-            near_end: called once, when all trials have begun and one of them has a checkpoint.
+            preload_exporter: called once, when all trials have begun and one of them has a checkpoint.
         """
         self._writer = writer
         self._record = record
         self._space = costs.space
         self._fixed = {name: value for name, value in self._space.fixed.items() if name in SHOWN_FIXED}
         self._pricing = costs
-        self._near_end = near_end
+        self._preload_exporter = preload_exporter
 
     @override
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Send every trial of the record again, because a driver that died may not have sent all of it."""
         for trial in trials:
-            self._writer.show(self.view(trial))
+            self._writer.submit(self.run_state(trial))
 
     @override
     def on_trial_start(self, trial: TrialRecord) -> None:
@@ -277,9 +277,9 @@ class MlflowCallback(SearchCallback):
         # epochs.
         self._writer.wake()
         self._show(trial)
-        if self._near_end and trial.checkpoint and len(self._record) >= self._space.budget.trials:
-            self._near_end()
-            self._near_end = None
+        if self._preload_exporter and trial.checkpoint and len(self._record) >= self._space.budget.trials:
+            self._preload_exporter()
+            self._preload_exporter = None
 
     @override
     def on_trial_end(self, trial: TrialRecord) -> None:
@@ -295,7 +295,7 @@ class MlflowCallback(SearchCallback):
             if self._record.trial(number).mlflow_run_id != run_id:
                 self._record.set_run_id(number, run_id)
 
-    def view(self, trial: TrialRecord) -> TrialRunState:
+    def run_state(self, trial: TrialRecord) -> TrialRunState:
         """Return the state that MLflow shows of a trial."""
         names = (*self._space.parameters, *trial.parameters)
         chosen = {name: trial.setting(name, INACTIVE) for name in names}
@@ -316,7 +316,7 @@ class MlflowCallback(SearchCallback):
         )
 
     def _show(self, trial: TrialRecord) -> None:
-        self._writer.show(self.view(trial))
+        self._writer.submit(self.run_state(trial))
         self.note_runs()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import USUAL_STORE_SIZE, DatasetInfo, describe, is_url, local_path, open_dataset
-from tune_rescon.data.decode import darkness_words, levels_words
+from tune_rescon.data.decode import darkness_message, levels_text
 from tune_rescon.errors import DataError, NetworkError, format_error
 from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
@@ -301,8 +301,8 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             progress=options.show_progress,
         )
         if images.levels is not None:
-            _PROGRESS.info(f"{dataset.name}: {levels_words(images.levels)}")
-        if info.account and (words := darkness_words(images.mean, images.std)) is not None:
+            _PROGRESS.info(f"{dataset.name}: {levels_text(images.levels)}")
+        if info.account and (words := darkness_message(images.mean, images.std)) is not None:
             _PROGRESS.warning(f"{dataset.name}: {words}")
         if space.metric.of_test_images and not info.test_images:
             rule = "there must be test images for a network to be judged by"

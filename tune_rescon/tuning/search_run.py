@@ -156,7 +156,7 @@ class SearchRun:
             drawing = self._presentation.watching(self._snapshot, self._folder)
             callbacks = [*callbacks, self._drawing.enter_context(drawing)]
         self._tracking = MlflowCallback(
-            self._writer, record, self._costs, near_end=self._parent.expect_champion
+            self._writer, record, self._costs, preload_exporter=self._parent.preload_exporter
         )
         self._coordinator = make_coordinator(
             self._plan,
@@ -177,7 +177,7 @@ class SearchRun:
         return Gauges(
             slots=slots,
             deadline=self._plan.deadline,
-            waiting=lambda: self._writer.waiting,
+            waiting=lambda: self._writer.pending_updates,
             cluster=cluster,
         )
 

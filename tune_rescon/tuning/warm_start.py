@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
-from tune_rescon.spaces import Overlap, Space, overlap_words, place_config, to_optuna
+from tune_rescon.spaces import Overlap, Space, overlap_message, place_config, to_optuna
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.sampler import most_informative
 from tune_rescon.tuning.search_storage import find_search
@@ -60,7 +60,7 @@ def overlapping_trials(space: Space, options: RunOptions) -> list[TrialRecord]:
         for trial, overlap in zip(ended, placed, strict=True)
         if overlap.sampled is not None
     ]
-    _PROGRESS.info(overlap_words(other.name, placed))
+    _PROGRESS.info(overlap_message(other.name, placed))
     kept = most_informative(usable)
     return [trial for trial in usable if trial.number in kept]
 

@@ -1,4 +1,4 @@
-"""Searches that have come so far, without anybody running them."""
+"""Trials of running searches, without a search."""
 
 from __future__ import annotations
 

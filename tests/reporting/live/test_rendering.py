@@ -1,4 +1,4 @@
-"""The table in terminals of many sizes: all lines have room, and what matters most is there longest."""
+"""The live table on terminals of many sizes: every line fits, and the most important lines stay longest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def busy(make_trial: MakeTrial) -> Snapshot:
         seconds_left=7900.0,
         compute_hours=12.5,
         device="GPU",
-        waiting=214,
+        pending_updates=214,
         cluster=ClusterSize(nodes=8, gpus=64, cpus=512),
     )
 
@@ -117,6 +117,6 @@ def test_a_terminal_without_blocks_gets_letters(busy: Snapshot) -> None:
     assert any("_= #" in line or "_~ #" in line for line in lines), lines
 
 
-def test_what_looks_like_markup_is_text() -> None:
+def test_markup_in_names_is_text() -> None:
     seen = Snapshot(name="[red]s[/red]", metric="val_accuracy", total=1, last_epoch=9, ended={})
     assert draw(seen, 80, 24)[1].startswith("[red]s[/red]  ")

@@ -1,4 +1,4 @@
-"""What a search's events add up to."""
+"""The totals that follow from the events of a search."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_paused_trial_leaves_its_slot_and_comes_back(
     assert seen.rungs == (RungCount(epoch=1, reached=1, continued=1),)
 
 
-def test_a_paused_trial_that_nobody_promotes_is_stopped_at_its_rung(
+def test_a_paused_trial_that_is_not_promoted_is_stopped_at_its_rung(
     state: LiveTotals, make_trial: MakeTrial, train: Callable[..., TrialRecord]
 ) -> None:
     train(0, 0.5, ends=TrialState.PAUSED)
@@ -130,9 +130,7 @@ def test_a_trial_whose_worker_died_is_the_same_trial(
     assert seen.rungs == (RungCount(epoch=1, reached=1, continued=1),)
 
 
-def test_a_search_that_goes_on_begins_with_what_its_record_holds(
-    state: LiveTotals, make_trial: MakeTrial
-) -> None:
+def test_a_resumed_search_begins_with_its_record(state: LiveTotals, make_trial: MakeTrial) -> None:
     state.on_search_start(
         [
             make_trial(0, *[0.5] * 9, state=TrialState.FINISHED),
@@ -150,7 +148,7 @@ def test_a_search_that_goes_on_begins_with_what_its_record_holds(
     assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "no worker process died"
 
 
-def test_the_time_left_is_said_once_each_slot_has_reported_twice(
+def test_the_time_left_is_shown_after_two_reports_of_each_slot(
     state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     train(0, 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""What is expected of trials to come, held against what simulated ones did."""
+"""The expected epochs of future trials, compared with simulated ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def observe(survival: Survival, epochs: int, *, ended: bool) -> None:
         survival.ended(epochs)
 
 
-def test_where_nobody_is_stopped_all_epochs_lie_ahead() -> None:
+def test_without_stopping_all_epochs_lie_ahead() -> None:
     assert Survival((5,), reduction_factor=3).epochs_ahead() == [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
 
 
@@ -31,7 +31,7 @@ def test_trials_that_still_run_count_as_far_as_they_came() -> None:
     assert survival.epochs_ahead()[0] == pytest.approx(1 + 0.5 * 8)
 
 
-def test_a_rung_forgets_what_was_believed_of_it() -> None:
+def test_observed_counts_replace_the_prior() -> None:
     survival = Survival((1, 9), reduction_factor=3)
     assert survival.epochs_ahead()[0] == pytest.approx(1 + 8 / 3)
     for _ in range(1000):

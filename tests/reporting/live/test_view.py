@@ -1,4 +1,4 @@
-"""Who draws, and when; on a terminal that is a string."""
+"""Which thread draws the table, and when; the terminal is a string."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_the_redraws_are_bounded(
     assert 1 <= drawn <= 2 + 4 * (time.monotonic() - begun)
 
 
-def test_what_is_said_once_the_table_is_gone_is_printed_at_once(
+def test_text_after_the_table_has_ended_is_printed_at_once(
     console: Console, screen: Screen, space: Space
 ) -> None:
     with LiveView(console, space, name="s") as view:

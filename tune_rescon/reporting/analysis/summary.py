@@ -305,7 +305,7 @@ def _continued(trial: TrialRecord, level: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Incumbent:
-    """The best trial from some moment on, with the most epochs and then the best value, as the winner is."""
+    """The best trial from some moment on: the trial with the most epochs, and of these the best value."""
 
     hours: float
     """Device-hours that all trials had spent by then."""

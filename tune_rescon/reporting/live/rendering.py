@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialState, trial_name
 from tune_rescon.reporting.events import STATE_STYLE
-from tune_rescon.reporting.formatting import device_hours_words, format_number, pairs, roughly
+from tune_rescon.reporting.formatting import format_device_hours, format_number, pairs, roughly
 from tune_rescon.reporting.live.state import Snapshot
 from tune_rescon.tuning import ClusterSize, TrialRecord
 
@@ -187,20 +187,22 @@ def _value_wide(seen: Snapshot) -> int:
 
 
 def _title(seen: Snapshot, width: int) -> RenderableType:
-    words = f"{seen.done} of {seen.total} trials ended"
+    progress_text = f"{seen.done} of {seen.total} trials ended"
     if seen.seconds_left is not None and seen.done < seen.total:
-        words += f", {roughly(seen.seconds_left)} left"
+        progress_text += f", {roughly(seen.seconds_left)} left"
     name = min(cell_len(seen.name), width // 3)
     bar = width // 4 if width >= BAR_FROM else 0
     if not bar:
-        return _line([(Text(seen.name, style="bold"), name, False), (Text(words), width - name - GAP, False)])
+        return _line(
+            [(Text(seen.name, style="bold"), name, False), (Text(progress_text), width - name - GAP, False)]
+        )
     grid = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
     for characters in (name, bar, width - name - bar - 2 * GAP):
         grid.add_column(width=characters, no_wrap=True, overflow="ellipsis")
     progress = ProgressBar(
         total=seen.total, completed=seen.done, complete_style="cyan", finished_style="green"
     )
-    grid.add_row(Text(seen.name, style="bold"), progress, Text(words))
+    grid.add_row(Text(seen.name, style="bold"), progress, Text(progress_text))
     return grid
 
 
@@ -260,19 +262,19 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
     """Yield the lines below the table, the most important first."""
     if seen.best is not None:
         yield "Best", _best(seen.best)
-    if seen.waiting:
-        yield "MLflow", Text(f"{seen.waiting} waiting", style="yellow")
+    if seen.pending_updates:
+        yield "MLflow", Text(f"{seen.pending_updates} waiting", style="yellow")
     if seen.rungs:
         counts = ", ".join(f"{rung.continued} of {rung.reached} after {rung.epoch}" for rung in seen.rungs)
         yield "Promoted", Text(f"{counts} epochs" if seen.rungs[-1].epoch > 1 else f"{counts} epoch")
-    yield "Used", Text(f"{device_hours_words(seen.compute_hours, seen.device)} reserved{_pace(seen)}")
+    yield "Used", Text(f"{format_device_hours(seen.compute_hours, seen.device)} reserved{_pace(seen)}")
     if seen.ended:
         yield "Completed", _ended_states(seen)
 
 
 def _best(best: TrialRecord) -> Text:
     return Text.assemble(
-        (f"trial_{best.number:04d}", "bold"),
+        (trial_name(best.number), "bold"),
         f": {best.metric} ",
         (format_number(best.value), "bold"),
         f" after epoch {best.value_epoch}, ",
@@ -282,8 +284,8 @@ def _best(best: TrialRecord) -> Text:
 
 def _pace(seen: Snapshot) -> str:
     speeds = [value for value in seen.speeds.values() if math.isfinite(value)]
-    words = f"; now {math.fsum(speeds):,.0f} images/s" if speeds else ""
-    return f"{words} on {_cluster(seen.cluster)}" if seen.cluster else words
+    text = f"; now {math.fsum(speeds):,.0f} images/s" if speeds else ""
+    return f"{text} on {_cluster(seen.cluster)}" if seen.cluster else text
 
 
 def _cluster(size: ClusterSize) -> str:

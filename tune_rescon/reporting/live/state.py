@@ -117,7 +117,7 @@ class Reading:
     """Number of trials that run at once."""
     seconds: float = math.inf
     """Seconds until all trials are stopped."""
-    waiting: int = 0
+    pending_updates: int = 0
     """Number of updates that wait for MLflow."""
     cluster: ClusterSize | None = None
 
@@ -157,7 +157,7 @@ class Snapshot:
     compute_hours: float = 0.0
     device: str = "CPU"
     """The device of these hours: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
-    waiting: int = 0
+    pending_updates: int = 0
     cluster: ClusterSize | None = None
 
     @property
@@ -275,7 +275,7 @@ class LiveTotals:
             seconds_left=self._seconds_left(reading),
             compute_hours=self._trained / 3600 * self._devices,
             device=self._space.resources_per_trial.device,
-            waiting=reading.waiting,
+            pending_updates=reading.pending_updates,
             cluster=reading.cluster,
         )
 

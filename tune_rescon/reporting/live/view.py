@@ -193,12 +193,12 @@ class LiveView(SearchCallback):
         gauges, now = self._gauges, self._clock()
         if gauges is None:
             return Reading()
-        waiting = gauges.waiting()
-        if not waiting:
+        pending = gauges.waiting()
+        if not pending:
             self._queue_empty_at = now
         return Reading(
             slots=gauges.slots,
             seconds=math.inf if gauges.deadline is None else gauges.deadline - now,
-            waiting=waiting if now - self._queue_empty_at >= TIMEOUT else 0,
+            pending_updates=pending if now - self._queue_empty_at >= TIMEOUT else 0,
             cluster=gauges.cluster(),
         )

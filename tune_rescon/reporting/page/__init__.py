@@ -1,6 +1,6 @@
 """report.html: one file that a browser opens without a network, in a light or dark theme, also on a phone.
 
-The plots are plain dictionaries that plotly.js draws (:mod:`.plots`). The other parts are a Jinja template,
+The plots are plain dictionaries that plotly.js draws (:mod:`.charts`). The other parts are a Jinja template,
 which escapes all text. :mod:`.document` joins them with the library, a style sheet and a small script
 (``assets/``).
 """

@@ -18,15 +18,15 @@ from plotly.offline import get_plotlyjs
 from tune_rescon.reporting.analysis import best_command, device_hours, failures, savings, timeline
 from tune_rescon.reporting.formatting import (
     STATE_COLOUR,
-    device_hours_words,
     duration,
+    format_device_hours,
     format_number,
-    in_hand_words,
+    in_hand_message,
     pairs,
-    value_words,
+    value_text,
 )
-from tune_rescon.reporting.page.chart_parts import Chart
-from tune_rescon.reporting.page.plots import comparison_panels, panels
+from tune_rescon.reporting.page.chart import Chart
+from tune_rescon.reporting.page.panels import comparison_panels, panels
 from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
 from tune_rescon.tuning import SearchFolder, SearchState, StudyResult, write_atomically
 
@@ -83,8 +83,8 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         refresh=REFRESH if result.state is SearchState.RUNNING else None,
         cards=_cards(result),
         winner=None if command is None else result.best,
-        winner_words=_winner_words(result),
-        in_hand=in_hand_words(result),
+        winner_note=_winner_note(result),
+        in_hand=in_hand_message(result),
         command=command,
         compared=results,
         beside=beside,
@@ -120,7 +120,7 @@ def _template() -> Template:
 
 
 def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
-    """Yield the most important figures, each with the words below it."""
+    """Yield the most important figures, each with the text below it."""
     best, saved, found = result.best, savings(result), timeline(result)
     ended = sum(trial.state.is_final for trial in result.trials)
     if best is not None:
@@ -128,9 +128,9 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
     yield f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended"
     yield f"{saved.epochs}", "epochs run"
     if saved.epochs_saved:
-        hours = device_hours_words(saved.hours_saved, result.device)
+        hours = format_device_hours(saved.hours_saved, result.device)
         yield f"{saved.share:.0%}", f"epochs saved, about {hours}"
-    yield device_hours_words(saved.hours, result.device), "reserved"
+    yield format_device_hours(saved.hours, result.device), "reserved"
     spent = device_hours(result)
     if len(spent) > 1:
         yield from ((duration(hours * 3600), f"on {kind}") for kind, hours in spent.items())
@@ -155,12 +155,12 @@ def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
     return found if judged == (result.best.number, result.best.value_epoch) else None
 
 
-def _winner_words(result: StudyResult) -> str:
-    words = f"{value_words(result.best)}." if result.best else ""
+def _winner_note(result: StudyResult) -> str:
+    note = f"{value_text(result.best)}." if result.best else ""
     if not result.front:
-        return words
+        return note
     numbers = ", ".join(str(trial.number) for trial in result.front)
-    return f"{words} Pareto front of {result.metric} against {result.against}, the cheapest first: {numbers}."
+    return f"{note} Pareto front of {result.metric} against {result.against}, the cheapest first: {numbers}."
 
 
 def _named(numbers: Sequence[int]) -> str:

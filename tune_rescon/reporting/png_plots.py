@@ -20,22 +20,12 @@ from tune_rescon.reporting.analysis import (
     shared_epoch,
     values_at,
 )
-from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER
+from tune_rescon.reporting.formatting import MUTED, RANK_LOOKS, STATE_COLOUR, STATE_ORDER
 from tune_rescon.tuning import StudyResult, parameter_importance
 
 __all__ = ["write_plots"]
 
 DPI: Final = 110
-
-_GREY: Final = "#8a94a0"
-
-#: Colour, opacity and line width of each class of trials.
-_LOOKS: Final = {
-    "best tenth": ("#e69f00", 0.95, 1.8),
-    "best quarter": ("#009e73", 0.7, 1.2),
-    "better half": ("#56b4e9", 0.45, 0.9),
-    "the rest": (_GREY, 0.25, 0.7),
-}
 
 
 def write_plots(result: StudyResult, folder: Path) -> list[Path]:
@@ -101,7 +91,7 @@ def _curves(result: StudyResult, axes: Axes) -> None:
         x, y = [trial.epochs for trial in trials], [trial.curve[-1] for trial in trials]
         axes.scatter(x, y, s=9, color=STATE_COLOUR[state], label=f"{state.value} ({len(trials)})")
     for level in result.levels[:-1]:
-        axes.axvline(level, color=_GREY, linewidth=0.6, linestyle=":", zorder=0)
+        axes.axvline(level, color=MUTED, linewidth=0.6, linestyle=":", zorder=0)
     axes.autoscale_view()
     axes.set(title=result.name, xlabel="epoch", ylabel=watched_metric(result.metric))
     axes.legend(frameon=False, fontsize=8)
@@ -118,7 +108,7 @@ def _costs(result: StudyResult, fronts: tuple[CostFront, ...]) -> Figure:
             axes.plot(
                 [cost for _, cost in front.front],
                 [trial.value for trial, _ in front.front],
-                color=_GREY,
+                color=MUTED,
                 drawstyle="steps-post",
                 linestyle=":",
                 marker="o",
@@ -137,7 +127,7 @@ def _coordinates(result: StudyResult, values: dict[int, float], epoch: int, axes
     scales = parameter_axes(result)
     low, high = min(values.values()), max(values.values())
     for one in reversed(rank_classes(values, maximize=result.maximize)):
-        colour, opacity, width = _LOOKS[one.name]
+        colour, opacity, width = RANK_LOOKS[one.name]
         lines = [
             list(enumerate([*(s.positions[n] for s in scales), (values[n] - low) / ((high - low) or 1.0)]))
             for n in one.numbers
@@ -148,7 +138,7 @@ def _coordinates(result: StudyResult, values: dict[int, float], epoch: int, axes
         )
     ticks = [*(s.ticks for s in scales), ((0.0, f"{low:.4g}"), (1.0, f"{high:.4g}"))]
     for place, labels in enumerate(ticks):
-        axes.axvline(place, color=_GREY, linewidth=0.8, zorder=0)
+        axes.axvline(place, color=MUTED, linewidth=0.8, zorder=0)
         for at, text in labels:
             axes.annotate(
                 text, (place, at), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"

@@ -1,4 +1,4 @@
-"""The state of the MLflow runs of a search and its trials. A newer state contains all of an older one.
+"""The state of the MLflow runs of a search and its trials. A newer state includes the older ones.
 
 Therefore only the newest unsent state of a run must be kept, however long the server is unavailable. The
 study serves as the queue, on disk and in order: each state is read from it.
@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from filelock import FileLock
-
 from tune_rescon.errors import StorageError, format_error
-from tune_rescon.storage import sqlite_file
 
 __all__ = [
     "ACTIVE",
     "Champion",
     "Destination",
     "Images",
+    "RunState",
     "SearchRunState",
     "TrialRunState",
-    "View",
-    "alone_at",
     "check_tracking_uri",
     "now_ms",
 ]
@@ -117,7 +112,7 @@ class SearchRunState:
     """The text on the run's page in MLflow, in Markdown."""
     closing: Mapping[str, float] = field(default_factory=dict)
     images: tuple[Images, ...] = ()
-    champion_is_near: bool = False
+    preload_exporter: bool = False
     """True if the search will soon have a champion: the code that registers it can be imported now."""
     champion: Champion | None = None
     """The champion, which is registered after the search has ended and all other content is sent."""
@@ -127,7 +122,7 @@ class SearchRunState:
     ended_ms: int = field(default_factory=now_ms)
 
 
-View: TypeAlias = TrialRunState | SearchRunState
+RunState: TypeAlias = TrialRunState | SearchRunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,15 +158,3 @@ def check_tracking_uri(uri: str) -> None:
     rule = f"must begin with one of {', '.join(f'{s}://' for s in _SCHEMES)}"
     hint = "For a local store give sqlite:///PATH/mlflow.db."
     raise StorageError(format_error(rule, got=repr(uri), where="--tracking-uri", hint=hint))
-
-
-def alone_at(uri: str) -> AbstractContextManager[object]:
-    """Lock a SQLite store against other writers on this machine, with a lock file beside the store.
-
-    For other stores, the returned context manager does nothing.
-    """
-    file = sqlite_file(uri)
-    if file is None:
-        return nullcontext()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(file.with_name(f".{file.name}.lock"))

@@ -1,4 +1,4 @@
-"""The plots as files."""
+"""The plots as PNG files."""
 
 from __future__ import annotations
 
