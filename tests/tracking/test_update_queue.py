@@ -7,14 +7,17 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import wait_until
 from tune_rescon.tracking import SearchRunState, TrialRunState
 from tune_rescon.tracking.writer import UpdateQueue
 
 
 class Clock:
     now = 0.0
+    looks = 0
 
     def __call__(self) -> float:
+        self.looks += 1
         return self.now
 
 
@@ -107,10 +110,11 @@ def test_a_run_that_goes_on_is_held_back_and_one_that_ended_is_not() -> None:
 
     backlog.put(trial(1))
     newest = trial(1, 1)
-    got = []
+    got, looks = [], clock.looks
     taker = threading.Thread(target=lambda: got.append(backlog.next()))
     taker.start()
-    taker.join(0.05)
+    # It has seen that the update is not due, and holds the queue until it waits.
+    wait_until(lambda: clock.looks > looks)
     assert got == []
     clock.now = 10
     backlog.put(newest)  # Wakes the taker.
