@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import weakref
 from pathlib import Path
 
 __all__ = ["MlflowServer"]
@@ -22,8 +23,12 @@ class MlflowServer:
 
     def __init__(self, folder: Path) -> None:
         """``folder`` holds the store, ``mlflow.db``, which is made if it is missing, and its artifacts."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
+        # Held as long as this object is, so that no other program is given the port while no server runs.
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        weakref.finalize(self, held.close)
+        self._port = held.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self._port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None

@@ -26,9 +26,9 @@ def test_who_is_killed_takes_everything_along() -> None:
     mounts = Path("/proc/self/mounts").read_text()
     inside = f"sleep {SECONDS} & ip link add br7 type bridge; exec sleep {SECONDS}"
     lab = subprocess.Popen(enclosing(["bash", "-c", inside]))
-    wait_for("processes", sleeping, 20)
+    wait_for("processes", sleeping, 60)
     lab.kill()
     lab.wait()
-    wait_for("end of all processes", lambda: not sleeping(), 20)
+    wait_for("end of all processes", lambda: not sleeping(), 60)
     assert Path("/proc/self/mounts").read_text() == mounts
     assert "br7" not in subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout

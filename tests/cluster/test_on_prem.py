@@ -89,27 +89,28 @@ def test_a_search_runs_on_the_workers(
 ) -> None:
     began = time.monotonic()
     story["job"] = JobLog(hosts["head"], submitted(file, "--name", "a", "--", *SEARCH))
-    story["job"].wait_for_words("trial_0000 starts", 90)
+    story["job"].wait_for_words("trial_0000 starts", 300)
     clock.note("submit: to the first trial's start", began)
-    story["job"].wait_for_words(" epoch 1/", 120)
+    story["job"].wait_for_words(" epoch 1/", 300)
     clock.note("submit: to the first epoch's report", began)
+    story["job"].wait_for_epochs({(0, 1), (1, 1)}, 300)
     running = "pgrep -fc '^ray::(run_trial|ImplicitFunc)' || true"
     assert [int(hosts[name].run(running).stdout) for name in ("head", "first", "second")] == [0, 1, 1]
 
 
 def test_a_trial_outlives_its_worker(hosts: dict[str, Host], clock: Clock, story: dict[str, Any]) -> None:
     job: JobLog = story["job"]
-    job.wait_for_epochs({(0, 2), (1, 2)}, 120)
+    job.wait_for_epochs({(0, 2), (1, 2)}, 300)
     before = {trial: max(e for t, e in job.epochs() if t == trial) for trial in (0, 1)}
     cut = time.monotonic()
     hosts["second"].cut_power()
     hosts["second"].start()
-    job.wait_for_words("starts again after epoch", 120)
+    job.wait_for_words("starts again after epoch", 300)
     clock.note("cut of a worker: to its trial handed out again", cut)
     (line,) = [line for line in job.text().splitlines() if "starts again after epoch" in line]
     trial, recorded = int(line[6:10]), int(line.split("after epoch ")[1].split(":")[0])
     assert recorded >= before[trial] - 1
-    job.wait_for_epochs({(trial, recorded + 1)}, 180)
+    job.wait_for_epochs({(trial, recorded + 1)}, 300)
     clock.note("cut of a worker: to the trial's next epoch", cut)
     # From its checkpoint: no epoch was trained twice for the record.
     assert len(job.epochs()) == len(set(job.epochs()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.waiting import wait_until
 from tune_rescon.clusters.cluster import find_keys
 from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import (
@@ -148,15 +148,17 @@ def test_captured_output_has_no_carriage_returns() -> None:
 
 
 def test_nothing_that_a_command_has_started_stays(tmp_path: Path) -> None:
-    script = "sleep 9 & echo $! > pid; wait"
+    script = "sleep 99 & echo $! > pid; wait"
     command = Command(argv=("sh", "-c", f"cd {shlex.quote(str(tmp_path))}; {script}"))
-    with pytest.raises(ClusterError, match=r"did not end within 0\.3 s"):
-        run(command, capture=True, timeout=0.3)
-    pid = int((tmp_path / "pid").read_text())
-    end = time.monotonic() + 1
-    while is_there(pid):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    file = tmp_path / "pid"
+    # On a busy machine the shell has not come so far within the first limit.
+    for seconds in (0.3, 3, 30):
+        with pytest.raises(ClusterError, match=rf"did not end within {seconds} s"):
+            run(command, capture=True, timeout=seconds)
+        if file.exists() and file.read_text():
+            break
+    pid = int(file.read_text())
+    wait_until(lambda: not is_there(pid))
 
 
 def is_there(pid: int) -> bool:
@@ -169,5 +171,5 @@ def is_there(pid: int) -> bool:
 def test_a_command_that_cannot_run_or_end_is_reported() -> None:
     with pytest.raises(ClusterError, match="`/no/such` cannot be run: No such file or directory"):
         run(Command(argv=("/no/such",)))
-    with pytest.raises(ClusterError, match=r"`sleep 9` did not end within 0.1 s"):
-        run(Command(argv=("sleep", "9")), timeout=0.1)
+    with pytest.raises(ClusterError, match=r"`sleep 99` did not end within 0.1 s"):
+        run(Command(argv=("sleep", "99")), timeout=0.1)

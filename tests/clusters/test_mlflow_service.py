@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
+from tests.waiting import LONGEST_WAIT, reserved_port, wait_until
 from tune_rescon.cluster import main
 from tune_rescon.clusters import mlflow_service
 from tune_rescon.clusters.mlflow_service import (
@@ -60,8 +60,8 @@ class Service:
         self.folder = folder
         self.process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(port), keep])
 
-    def has_answered(self, *, timeout: float = 90.0) -> bool:
-        return within(timeout, lambda: self.ask("/health", timeout=1) is not None)
+    def wait_for_answer(self) -> None:
+        wait_until(lambda: self.ask("/health", timeout=5) is not None, every=0.1)
 
     def ask(self, path: str, data: dict[str, Any] | None = None, *, timeout: float = 20.0) -> bytes | None:
         body = None if data is None else json.dumps(data).encode()
@@ -86,40 +86,28 @@ class Service:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(90)
-
-
-def within(seconds: float, holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+        return self.process.wait(LONGEST_WAIT)
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     made: list[Service] = []
+    with ExitStack() as ports:
 
-    def start(folder: str = "head", port: int | None = None, keep: str = "") -> Service:
-        made.append(Service(tmp_path / folder, port or free_port(), keep))
-        return made[-1]
+        def start(folder: str = "head", port: int | None = None, keep: str = "") -> Service:
+            made.append(Service(tmp_path / folder, port or ports.enter_context(reserved_port()), keep))
+            return made[-1]
 
-    yield start
-    for one in made:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
-        stays = not within(10, one.has_no_servers)
-        for process in one.servers():
-            process.kill()
-        assert not stays, "an orphan stays"
+        yield start
+        for one in made:
+            if one.process.poll() is None:
+                one.process.kill()
+                one.process.wait()
+            try:
+                wait_until(one.has_no_servers, every=0.1)
+            finally:
+                for process in one.servers():
+                    process.kill()
 
 
 @pytest.mark.server
@@ -128,13 +116,13 @@ def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
     start: Callable[..., Service],
 ) -> None:
     service = start()
-    assert service.has_answered()
+    service.wait_for_answer()
     first = {process.pid for process in service.servers()}
 
     for pid in first:  # All but the keeper, at once.
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    assert service.has_answered()
+    service.wait_for_answer()
     second = {process.pid for process in service.servers()}
     assert not first & second
 
@@ -142,14 +130,14 @@ def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
     for process in service.servers():
         if "tune_rescon.clusters.guard" not in process.cmdline():
             process.suspend()
-    assert within(30, lambda: not second & {process.pid for process in service.servers()})
-    assert service.has_answered()
+    wait_until(lambda: not second & {process.pid for process in service.servers()}, every=0.1)
+    service.wait_for_answer()
 
     # Its keeper gone without a word: nothing stays, and the port is free for the next.
     service.end(signal.SIGKILL)
-    assert within(10, service.has_no_servers)
+    wait_until(service.has_no_servers, every=0.1)
     again = start(port=int(service.uri.rpartition(":")[2]))
-    assert again.has_answered()
+    again.wait_for_answer()
     assert again.end() == 0
     assert not again.servers()
 
@@ -159,17 +147,17 @@ def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
 def test_a_new_machine_has_the_kept_database(start: Callable[..., Service], tmp_path: Path) -> None:
     keep = f"file://{tmp_path / 'bucket'}"
     first = start("first", keep=keep)
-    assert first.has_answered()
+    first.wait_for_answer()
     assert first.ask("/api/2.0/mlflow/experiments/create", {"name": "before"}) is not None
     copy = tmp_path / "bucket" / "mlflow.db"
     # While it runs, for a head may be lost without notice.
-    assert within(20, lambda: "before" in experiments(copy))
+    wait_until(lambda: "before" in experiments(copy), every=0.1)
     assert first.ask("/api/2.0/mlflow/experiments/create", {"name": "last"}) is not None
     end_mlflow(first.folder)
-    assert first.process.wait(60) == 0
+    assert first.process.wait(LONGEST_WAIT) == 0
 
     second = start("second", keep=keep)
-    assert second.has_answered()
+    second.wait_for_answer()
     found = second.ask("/api/2.0/mlflow/experiments/search", {"max_results": 10})
     assert found is not None
     assert {entry["name"] for entry in json.loads(found)["experiments"]} >= {"before", "last"}

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tests.waiting import wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["cluster.yaml", "cluster/gcp.yaml", "cluster/local.yaml"]
 
@@ -36,7 +38,7 @@ class Node:
 
     def run(self, command: str) -> str:
         environment = {"HOME": str(self.home), "PATH": f"{self.home}/tools:{os.environ['PATH']}"}
-        command = f"touch ~/.bashrc; . ~/.bashrc; ({command})"
+        command = f"touch ~/.bashrc; . ~/.bashrc; ( {command} )"
         done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -93,11 +95,14 @@ def test_every_shell_has_the_mode_and_the_storage(node: Node, file: str) -> None
 def test_mlflows_database_is_kept_beside_the_searches(node: Node, file: str) -> None:
     node.set_up(file)
     node.program(node.home / "tools" / "python", 'echo "$@"')
-    node.run(YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"][-1] + "; sleep 0.2")
+    node.run(YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"][-1])
     scheme = "gs" if "gcp" in file else "s3"
     bucket = f"{scheme}://CHANGE-bucket/mlflow"
     wanted = f"-m tune_rescon.cluster mlflow --artifacts {bucket}/artifacts --keep {bucket}/database\n"
-    assert (node.home / "mlflow.log").read_text() == wanted
+    log = node.home / "mlflow.log"
+    # The command does not wait for what it starts.
+    wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+    assert log.read_text() == wanted
 
 
 @pytest.mark.parametrize("file", FILES)

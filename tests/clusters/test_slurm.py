@@ -7,10 +7,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import LONGEST_WAIT, wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "cluster" / "slurm.sh"
 
@@ -76,7 +77,7 @@ class Job:
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
         process = self.start(*arguments, **environment)
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=LONGEST_WAIT)
         return process.returncode, said
 
     def calls(self, program: str) -> list[list[str]]:
@@ -158,11 +159,14 @@ def test_a_search_that_is_stopped_is_queued_again_only_if_its_time_was_up(
 ) -> None:
     """A preempted job is queued again by Slurm, and a cancelled one is not."""
     process = job.start(ENDLESS="1")
-    while not (job.calls_folder / "running").exists():
+
+    def runs() -> bool:
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
+        return (job.calls_folder / "running").exists()
+
+    wait_until(runs)
     process.send_signal(sent)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=LONGEST_WAIT)
     assert process.returncode == 130, said
     assert job.requeued() == ([["requeue", "4711"]] if again else [])
     assert list((job.folder / "home").iterdir()) == []

@@ -7,11 +7,13 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import reserved_port
 from tune_rescon.cluster import main
 from tune_rescon.clusters.commands import Done
 
@@ -28,9 +30,11 @@ time.sleep(1 if os.environ["PLAY"] == "ends" else 60)
 """
 
 
-def free_ports() -> list[str]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return [str(one.getsockname()[1]), str(other.getsockname()[1])]
+@pytest.fixture
+def ports() -> Iterator[tuple[str, str]]:
+    """Of MLflow and of the dashboard."""
+    with reserved_port() as mlflow, reserved_port() as dashboard:
+        yield str(mlflow), str(dashboard)
 
 
 @pytest.fixture
@@ -45,15 +49,15 @@ def ssh(played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def arguments(file: Path) -> list[str]:
-    mlflow, dashboard = free_ports()
+def arguments(file: Path, ports: tuple[str, str]) -> list[str]:
+    mlflow, dashboard = ports
     return ["tunnel", str(file), "--mlflow-port", mlflow, "--dashboard-port", dashboard]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.timeout(20)  # a process
 def test_both_addresses_are_shown_and_the_tunnel_ends_cleanly(
-    number: signal.Signals, ssh: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, ssh: Path, file: Path, ports: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
 
@@ -62,7 +66,7 @@ def test_both_addresses_are_shown_and_the_tunnel_ends_cleanly(
         threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
 
     monkeypatch.setattr("click.echo", say)
-    words = arguments(file)
+    words = arguments(file, ports)
     assert main(words) == 0
     addresses = f"MLflow:    http://127.0.0.1:{words[3]}\nDashboard: http://127.0.0.1:{words[5]}\n"
     token = f"It asks for the token: ray exec {file} 'cat ~/.ray/auth_token'\n"
@@ -78,21 +82,22 @@ def test_an_ssh_that_ends_is_a_failure(
     code: int,
     ssh: Path,
     file: Path,
+    ports: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert ssh.is_file()
     monkeypatch.setenv("PLAY", play)
-    assert main(arguments(file)) == 1
+    assert main(arguments(file, ports)) == 1
     assert f"The command failed: ssh ended with code {code}; see above." in capsys.readouterr().err
 
 
-def test_a_port_in_use_is_reported(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_reported(
+    played: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert (
-            main(["tunnel", str(file), "--dashboard-port", str(port), "--mlflow-port", free_ports()[0]]) == 2
-        )
+        assert main(["tunnel", str(file), "--dashboard-port", str(port), "--mlflow-port", ports[0]]) == 2
     said = capsys.readouterr().err
     assert f"--dashboard-port: must be a port that is free here, but got {port} (" in said
     assert main(["tunnel", str(file), "--mlflow-port", "8265"]) == 2
@@ -100,10 +105,10 @@ def test_a_port_in_use_is_reported(played: Any, file: Path, capsys: pytest.Captu
 
 
 def test_without_a_head_there_is_nowhere_to_go(
-    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    played: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"get-head-ip": [Done(code=1, output="Head node of cluster (lab) not found!\n")]}
-    assert main(arguments(file)) == 1
+    assert main(arguments(file, ports)) == 1
     assert "lab has no head that runs: start it by `up`." in capsys.readouterr().err
 
 
@@ -115,9 +120,9 @@ def test_without_a_head_there_is_nowhere_to_go(
     ],
 )
 def test_a_file_that_says_too_little(
-    auth: str, said: str, played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    auth: str, said: str, played: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(f"cluster_name: c\nprovider: {{type: aws}}\nauth: {auth}\n")
-    assert main(arguments(file)) == 2
+    assert main(arguments(file, ports)) == 2
     assert said in capsys.readouterr().err
     assert played.ran == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,13 @@ import pytest
 from storm.check_ours import check_ours
 from storm.ours import NAME
 from storm.trainables import LEDGER
+
+from tests.waiting import LONGEST_WAIT, wait_until
+from tests.without_ray import search_without_ray
+from tune_rescon.command import progress_shown
+from tune_rescon.spaces import load_space
+from tune_rescon.testing import learn_nothing
+from tune_rescon.tuning import RunOptions, run_search
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -49,12 +55,13 @@ class CheapSearch:
         return driver
 
     def wait_for(self, true: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
-        for _ in range(1200):
+        def there() -> bool:
             if true():
-                return
+                return True
             assert driver.poll() is None, driver.communicate()[0]
-            time.sleep(0.05)
-        raise AssertionError("the search did not get that far in a minute")
+            return False
+
+        wait_until(there, every=0.05)
 
     def kill_once(self, true: Callable[[], bool]) -> None:
         """Start a driver, and SIGKILL it as soon as ``true``."""
@@ -68,7 +75,7 @@ class CheapSearch:
         self.ends_well(self.start())
 
     def ends_well(self, driver: subprocess.Popen[str]) -> None:
-        output, _ = driver.communicate(timeout=120)
+        output, _ = driver.communicate(timeout=LONGEST_WAIT)
         assert driver.returncode == 0, output
         assert check_ours(self.storage, self.trials).notes == []
 
@@ -141,20 +148,32 @@ class SlowSearches:
         self.started.append(driver)
         return driver
 
+    def resume_here(self) -> list[str]:
+        """Resume the search ``s`` in this process, without Ray; what it says."""
+        said: list[str] = []
+        space = load_space("digits", ["budget.trials=6", "scheduler.type=none"])
+        options = RunOptions(name="s", storage=self.storage, cache_root=self._cache, resume=True)
+        with search_without_ray(), progress_shown(said.append):
+            result = run_search(space, options, trainable=learn_nothing)
+        assert result.failure is None, said
+        return said
+
     def study(self, name: str = "s") -> optuna.Study:
         return optuna.load_study(study_name=name, storage=f"sqlite:///{self.storage / name / 'study.db'}")
 
     def start_and_wait(self, *settings: str, epochs: int = 2, grace: float = 15) -> subprocess.Popen[str]:
         """A new search, once two trials run and have reported the given number of epochs."""
         driver = self.start("new", *settings, grace=grace)
-        for _ in range(900):
-            if (self.storage / "s" / "space.yaml").exists():
-                running = self.study().get_trials(states=(optuna.trial.TrialState.RUNNING,))
-                if len(running) == 2 and all(len(t.intermediate_values) >= epochs for t in running):
-                    return driver
+
+        def there() -> bool:
             assert driver.poll() is None, driver.communicate()[0]
-            time.sleep(0.1)
-        raise AssertionError("the search did not get that far in 90 seconds")
+            if not (self.storage / "s" / "space.yaml").exists():
+                return False
+            running = self.study().get_trials(states=(optuna.trial.TrialState.RUNNING,))
+            return len(running) == 2 and all(len(t.intermediate_values) >= epochs for t in running)
+
+        wait_until(there, every=0.1)
+        return driver
 
     def values(self) -> dict[int, dict[int, float]]:
         """Every recorded epoch's value, by trial."""

@@ -18,6 +18,8 @@ import optuna
 import psutil
 import pytest
 
+from tests.waiting import LONGEST_WAIT, wait_until
+
 if TYPE_CHECKING:
     from tests.faults.conftest import SlowSearches
 
@@ -28,7 +30,8 @@ INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGK
 #: Ray's agents outlive a killed driver until they miss its control store for 60 s (of no use to anybody).
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 
-#: Seconds a driver has to end. Far less than the 60 after which Ray's client ends a process by itself.
+#: Seconds a driver has to end, and then all that it started. Less than the 60 after which Ray's client ends a
+#: process by itself.
 TIMEOUT = 45
 
 
@@ -41,8 +44,8 @@ def end(driver: subprocess.Popen[str]) -> str:
     return output
 
 
-def assert_gone(processes: list[psutil.Process], *, seconds: float = 10) -> None:
-    _, left = psutil.wait_procs(processes, timeout=seconds)
+def assert_gone(processes: list[psutil.Process]) -> None:
+    _, left = psutil.wait_procs(processes, timeout=TIMEOUT)
     assert [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
@@ -65,14 +68,13 @@ def test_a_search_that_is_struck_down_goes_on_where_it_was(
         assert "Interrupted: finishing the running epochs; Ctrl-C again to stop now" in output
         assert states(slow_searches.study()) == {"interrupted"}
 
-    driver = slow_searches.start("resume", "pace=0.05")
-    output, _ = driver.communicate(timeout=180)
-    assert driver.returncode == 0, output
-    assert "to see whether it still runs" not in output, "the lease of a dead driver is taken at once"
+    said = slow_searches.resume_here()
+    assert not [line for line in said if "seeing for" in line], "the lease of a dead driver is taken at once"
     slow_searches.assert_complete(before)
 
 
-@pytest.mark.parametrize("blow", [pytest.param(TERM, marks=pytest.mark.nightly), INT])
+@pytest.mark.nightly  # Ctrl-C in a terminal goes to the group, too: tests/integration/test_terminal.py
+@pytest.mark.parametrize("blow", [TERM, INT])
 def test_a_signal_to_the_whole_group_leaves_ray_to_finish_its_epochs(
     blow: signal.Signals, slow_searches: SlowSearches
 ) -> None:
@@ -94,7 +96,7 @@ def test_a_signal_to_the_whole_group_leaves_ray_to_finish_its_epochs(
 @pytest.mark.nightly
 def test_a_ray_that_dies_is_said_and_left_behind(slow_searches: SlowSearches) -> None:
     """By its control store's death; tests/integration/test_terminal.py kills its node manager."""
-    driver = slow_searches.start_and_wait()
+    driver = slow_searches.start_and_wait("pace=2", epochs=1)
     family = descendants(driver)
     (store,) = [process for process in family if process.name() == "gcs_server"]
     store.kill()
@@ -110,7 +112,7 @@ def test_a_ray_that_dies_is_said_and_left_behind(slow_searches: SlowSearches) ->
 @pytest.mark.nightly
 def test_sigterm_to_everything_at_once_is_an_interruption(slow_searches: SlowSearches) -> None:
     # The workers are gone too, so all of the grace is waited for epochs that will not come.
-    driver = slow_searches.start_and_wait(grace=2)
+    driver = slow_searches.start_and_wait("pace=2", epochs=1, grace=2)
     family = descendants(driver)
     for pid in [driver.pid, *(process.pid for process in family)]:
         os.kill(pid, TERM)
@@ -144,7 +146,7 @@ def test_a_second_ctrl_c_ends_at_once_and_is_as_resumable(slow_searches: SlowSea
     assert driver.returncode == 130, output
     before = slow_searches.values()
     driver = slow_searches.start("resume", "pace=0.05")
-    output, _ = driver.communicate(timeout=180)
+    output, _ = driver.communicate(timeout=LONGEST_WAIT)
     assert driver.returncode == 0, output
     slow_searches.assert_complete(before)
 
@@ -168,9 +170,12 @@ def test_a_search_that_is_ended_before_its_first_trial_leaves_nothing(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    while not any(process.name() == "gcs_server" for process in descendants(driver)):
+
+    def ray_starts() -> bool:
         assert driver.poll() is None, driver.communicate()[0]
-        time.sleep(0.02)
+        return any(process.name() == "gcs_server" for process in descendants(driver))
+
+    wait_until(ray_starts)
     family = descendants(driver)
     driver.send_signal(HUP)
     output = end(driver)

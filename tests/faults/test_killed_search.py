@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -16,6 +17,9 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from tests.conftest import ROOT
+from tests.waiting import LONGEST_WAIT, wait_until
+from tests.without_ray import search_without_ray
+from tune_rescon.search import main
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -52,6 +56,7 @@ class Command:
 
     def __init__(self, storage: Path, ray_tmp: Path, *, on_ray: bool) -> None:
         self.storage = storage
+        self._on_ray = on_ray
         self._python = [sys.executable, *(["-m", "tune_rescon.search"] if on_ray else ["-c", WITHOUT_RAY])]
         self._env = {**os.environ, "RAY_TMPDIR": str(ray_tmp), "TUNE_RESCON_STORAGE": str(storage)}
         self._env["PYTHONPATH"] = str(ROOT)
@@ -63,9 +68,24 @@ class Command:
         )
 
     def finish(self, *arguments: str) -> None:
+        """Run the command to its end: without Ray in this process, which has imported torch and MLflow."""
+        if not self._on_ray:
+            with search_without_ray():
+                assert main([*arguments, "--storage", str(self.storage)]) == 0
+            return
         process = self.start(*arguments)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
+
+    @staticmethod
+    def wait_for(true: Callable[[], bool], driver: subprocess.Popen[str], *, every: float = 0.05) -> None:
+        """Wait until ``true``, while ``driver`` runs."""
+
+        def there() -> bool:
+            assert driver.poll() is None, driver.stdout and driver.stdout.read()
+            return true()
+
+        wait_until(there, every=every)
 
     def trials(self, name: str) -> list[FrozenTrial]:
         path = self.storage / name / "study.db"
@@ -75,6 +95,9 @@ class Command:
         if not (self.storage / name / "space.yaml").exists():
             return 0
         return sum(len(trial.intermediate_values) for trial in self.trials(name))
+
+    def has_epochs(self, name: str, epochs: int) -> bool:
+        return self.epochs(name) >= epochs
 
     def children(self, name: str) -> list[str]:
         """MLflow's numbers of the trials under the search's one run."""
@@ -109,20 +132,21 @@ def test_a_search_killed_twice_is_to_the_last_bit_the_one_that_was_not(
 ) -> None:
     """Also, the two are side by side on one storage, and do not touch each other."""
     command = Command(tmp_path, short_tmp, on_ray=on_ray)
-    undisturbed = command.start("--space=digits", "--name=whole", *SEARCH)
 
-    arguments = ["--space=digits", "--name=killed", *SEARCH]
-    for epochs in (2, 5):
-        driver = command.start(*arguments)
-        while command.epochs("killed") < epochs:
-            assert driver.poll() is None, driver.stdout and driver.stdout.read()
-            time.sleep(0.05)
-        driver.send_signal(signal.SIGKILL)
-        driver.communicate(timeout=60)
-        arguments = ["--resume=killed", "--plain"]
-    command.finish(*arguments)
-    output, _ = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, output
+    def kill_twice() -> None:
+        arguments = ["--space=digits", "--name=killed", *SEARCH]
+        for epochs in (2, 5):
+            driver = command.start(*arguments)
+            command.wait_for(partial(command.has_epochs, "killed", epochs), driver)
+            driver.send_signal(signal.SIGKILL)
+            driver.communicate(timeout=LONGEST_WAIT)
+            arguments = ["--resume=killed", "--plain"]
+
+    with ThreadPoolExecutor(1) as beside:
+        killed_by_now = beside.submit(kill_twice)
+        command.finish("--space=digits", "--name=whole", *SEARCH)
+        killed_by_now.result()
+    command.finish("--resume=killed", "--plain")
 
     whole, killed = command.trials("whole"), command.trials("killed")
     assert [trial.params for trial in killed] == [trial.params for trial in whole]
@@ -152,20 +176,18 @@ def test_one_command_again_and_again_finishes_a_search_whose_driver_is_killed_at
     """The trials are in the driver's process, which SIGKILL takes with them. Its lease has not expired."""
     command = Command(tmp_path, short_tmp, on_ray=False)
     arguments = ["--space=digits", "--resume-or-start=again", *SEARCH]
-    for moment, has_come in MOMENTS:
+    for _, has_come in MOMENTS:
         driver = command.start(*arguments)
-        while not has_come(command):
-            assert driver.poll() is None, (moment, driver.stdout and driver.stdout.read())
-            time.sleep(0.002)
+        command.wait_for(partial(has_come, command), driver, every=0.002)
         driver.send_signal(signal.SIGKILL)
-        driver.communicate(timeout=60)
+        driver.communicate(timeout=LONGEST_WAIT)
     command.finish(*arguments)
     trials = command.trials("again")
     assert [trial.number for trial in trials] == [0, 1, 2]
     assert command.children("again") == ["0", "1", "2"]
 
     driver = command.start(*arguments)
-    output, _ = driver.communicate(timeout=60)
+    output, _ = driver.communicate(timeout=LONGEST_WAIT)
     assert driver.returncode == 0, output
     assert "again is finished: 3 of 3 trials have run, and nothing is left to do" in output
     assert command.trials("again") == trials

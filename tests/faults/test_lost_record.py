@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.waiting import LONGEST_WAIT
+
 if TYPE_CHECKING:
     from tests.faults.conftest import SlowSearches
 
@@ -17,7 +19,7 @@ def test_a_record_that_is_deleted_ends_the_search_in_one_paragraph(slow_searches
     record = slow_searches.storage / "s" / "study.db"
     kept = record.read_bytes()
     record.unlink()
-    output, _ = driver.communicate(timeout=120)
+    output, _ = driver.communicate(timeout=LONGEST_WAIT)
     assert driver.returncode == 1, output
     assert f"but got {record}, which is gone" in output
     assert "Traceback" not in output
@@ -27,6 +29,6 @@ def test_a_record_that_is_deleted_ends_the_search_in_one_paragraph(slow_searches
     record.write_bytes(kept)
     before = slow_searches.values()
     driver = slow_searches.start("resume", "pace=0.05", "lease=5")
-    output, _ = driver.communicate(timeout=180)
+    output, _ = driver.communicate(timeout=LONGEST_WAIT)
     assert driver.returncode == 0, output
     slow_searches.assert_complete(before)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.waiting import LONGEST_WAIT
+
 if TYPE_CHECKING:
     from tests.faults.conftest import SlowSearches
 
@@ -35,7 +37,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(slow_searches: SlowSea
         ("new", "", "--resume s"),
     ):
         second = slow_searches.start(how, *filter(None, (LEASE, place)))
-        output, _ = second.communicate(timeout=90)
+        output, _ = second.communicate(timeout=LONGEST_WAIT)
         assert second.returncode == 2, output
         assert words in output
     assert first.poll() is None
@@ -48,13 +50,13 @@ def test_a_driver_that_was_frozen_and_overtaken_ends_and_writes_nothing(slow_sea
     freeze(first, slow_searches.storage / "s" / "study.db")
     before = slow_searches.values()
     second = slow_searches.start("resume", LEASE, "pace=0.05", "place=another machine")
-    output, _ = second.communicate(timeout=180)
+    output, _ = second.communicate(timeout=LONGEST_WAIT)
     assert second.returncode == 0, output
     assert f"s was last driven by process {first.pid} on " in output
     slow_searches.assert_complete(before)
     ended = slow_searches.values()
     first.send_signal(signal.SIGCONT)
-    output, _ = first.communicate(timeout=60)
+    output, _ = first.communicate(timeout=LONGEST_WAIT)
     assert first.returncode == 1, output
     assert "this driver has lost the search s" in output
     assert slow_searches.values() == ended

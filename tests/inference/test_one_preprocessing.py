@@ -156,7 +156,13 @@ def test_a_checkpoint_of_an_earlier_version_decodes_to_the_networks_own_size(
     assert known.preprocessing.stored_side == known.preprocessing.image_size == 32
 
 
-@pytest.mark.parametrize("form", ["safetensors", "torch-export", "onnx", "timm", "tensorflow"])
+# The slow ones are nightly: an export compares the file with the network, whose preprocessing is shown above.
+SLOW_FORMS = [
+    pytest.param(form, marks=pytest.mark.nightly) for form in ("torch-export", "onnx", "tensorflow")
+]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "timm", *SLOW_FORMS])
 def test_an_exported_form_is_validation(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path],
     form: str,

@@ -75,9 +75,10 @@ def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathF
     storage = tmp_path_factory.mktemp("contract") / "runs"
     command = [sys.executable, "-m", "tune_rescon.search", "--space", "digits", "--trials", str(TRIALS)]
     command += ["--name", "a", "--storage", str(storage), "--plain"]
-    # Three epochs instead of nine, and a narrow network: what is checked does not depend on the length.
-    command += ["--set", "fidelity.max=3", "--set", "fixed.width=0.25"]
-    command += ["--set", "dataset.limit=600"]
+    # Three epochs instead of nine, a narrow network, few images, and one process that imports torch: what is
+    # checked does not depend on them.
+    command += ["--set", "fidelity.max=3", "--set", "fixed.width=0.125", "--concurrent", "1"]
+    command += ["--set", "dataset.limit=300"]
     env = {**os.environ, "RAY_TMPDIR": str(short_tmp), "TUNE_RESCON_CACHE": str(cache_root)}
     done = subprocess.run(command, env=env, cwd=storage.parent, capture_output=True, text=True, check=False)
     return Finished(code=done.returncode, output=done.stdout + done.stderr, storage=storage)
@@ -87,7 +88,7 @@ def test_it_ends_well_and_says_where_everything_is(search: Finished) -> None:
     assert search.code == 0, search.output
     store = search.storage / "mlflow.db"
     assert search.output.startswith(
-        f"a: preparing the data, then starting Ray on this machine, 2 workers; MLflow at {store}\n"
+        f"a: preparing the data, then starting Ray on this machine, 1 worker; MLflow at {store}\n"
     )
     assert search.output.index("\nBest: ") < search.output.index("\nWriting the report and registering")
     for name in ("space.yaml", "study.db", "trials.csv", "best.yaml", "report.html"):
@@ -106,7 +107,7 @@ def test_plain_output_is_one_line_an_event(search: Finished) -> None:
 
 def test_the_written_space_is_the_one_that_was_searched(search: Finished) -> None:
     space = load_space(str(search.folder / "space.yaml"))
-    assert (space.budget.trials, space.fidelity.max, space.fixed["width"]) == (TRIALS, 3, 0.25)
+    assert (space.budget.trials, space.fidelity.max, space.fixed["width"]) == (TRIALS, 3, 0.125)
 
 
 def test_optuna_holds_every_trial_in_the_contracts_state(search: Finished) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from tests.conftest import ROOT, S3Server
+from tests.waiting import wait_until
 from tune_rescon.search import main
 from tune_rescon.storage import RemoteFolder, StorageUrl
 
@@ -32,15 +32,16 @@ from pathlib import Path
 from tests.without_ray import search_without_ray
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import parse_storage
-from tune_rescon.testing import learn_slowly
+from tune_rescon.testing import learn_nothing, learn_slowly
 from tune_rescon.tuning import RunOptions, run_search
 
 storage, cache, resume = parse_storage(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
+learn = learn_nothing if resume else learn_slowly
 trials = nullcontext() if sys.argv[4] == "ray" else search_without_ray()
 space = load_space("digits", ["budget.trials={TRIALS}", "scheduler.type=none", "budget.concurrent=2"])
 options = RunOptions(name="s", storage=storage, cache_root=cache, resume=resume)
 with trials:
-    result = run_search(space, options, trainable=learn_slowly)
+    result = run_search(space, options, trainable=learn)
 sys.exit(result.pending_uploads)
 """
 
@@ -74,15 +75,15 @@ class Machines:
         return optuna.load_study(study_name="s", storage=f"sqlite:///{copy}")
 
     def wait_for_the_middle(self, driver: subprocess.Popen[str]) -> None:
-        for _ in range(600):
+        def there() -> bool:
             assert driver.poll() is None, driver.communicate()[0]
-            if self.remote.read("space.yaml") is not None:
-                # The copy lags some seconds behind trials of three: by now the driver is further.
-                trials = self.study().get_trials()
-                if 3 <= len(trials) < TRIALS and any(t.state is OptunaState.RUNNING for t in trials):
-                    return
-            time.sleep(0.1)
-        raise AssertionError("the search did not get that far in a minute")
+            if self.remote.read("space.yaml") is None:
+                return False
+            # The copy lags some seconds behind trials of three: by now the driver is further.
+            trials = self.study().get_trials()
+            return 3 <= len(trials) < TRIALS and any(t.state is OptunaState.RUNNING for t in trials)
+
+        wait_until(there, every=0.1)
 
 
 @pytest.fixture

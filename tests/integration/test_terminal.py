@@ -21,6 +21,8 @@ import pyte
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.waiting import LONGEST_WAIT
+
 pytestmark = pytest.mark.ray
 
 #: The command, but with trials that learn nothing, slowly. A terminal that the head of a session opens is its
@@ -29,17 +31,19 @@ DRIVER = """
 import functools, os, sys
 os.close(os.open(os.ttyname(0), os.O_RDWR))
 from tune_rescon import tuning
-from tune_rescon.testing import learn_slowly
-tuning.run_search = functools.partial(tuning.run_search, trainable=learn_slowly)
+
+def learn(config):
+    from tune_rescon.testing import trainables
+    trainables.SLOW_EPOCH = 1.0
+    trainables.learn_slowly(config)
+
+tuning.run_search = functools.partial(tuning.run_search, trainable=learn)
 from tune_rescon.search import main
 sys.exit(main(sys.argv[1:]))
 """
 
 #: What Ray writes: a file of its C++ with a line, a level, a Python traceback.
 RAYS_OWN = r"\.cc:\d+|WARNING|ERROR|Traceback"
-
-#: Seconds the table has to come to what is waited for; Ray takes ten to start.
-TIMEOUT = 90
 
 
 class Terminal:
@@ -69,7 +73,7 @@ class Terminal:
 
     def wait_for(self, true: Callable[[str], bool]) -> str:
         """What is on the screen once that is ``true``."""
-        until = time.monotonic() + TIMEOUT
+        until = time.monotonic() + LONGEST_WAIT
         while time.monotonic() < until:
             self._read(0.1)
             if true(self.screen):
@@ -79,7 +83,7 @@ class Terminal:
 
     def end(self) -> int:
         """Its exit code, once all it printed is read."""
-        until = time.monotonic() + TIMEOUT
+        until = time.monotonic() + LONGEST_WAIT
         while self.process.poll() is None and time.monotonic() < until:
             self._read(0.1)
         self._read(0.1)
@@ -132,9 +136,15 @@ def terminal(tmp_path: Path, short_tmp: Path) -> Iterator[Terminal]:
 
 
 def test_the_table_is_drawn_and_the_terminal_given_back(terminal: Terminal, tmp_path: Path) -> None:
-    drawn = terminal.wait_for(lambda screen: screen.count("/9  ") == 2 and "Promoted" in screen)
-    assert re.search(r"^s  +━+ +\d+ of 12 trials ended", drawn, re.MULTILINE), drawn
-    assert re.search(r"Best +trial_", drawn)
+    # All at once: what is read may be the half of a redraw, and the best trial is known after an epoch.
+    terminal.wait_for(
+        lambda screen: (
+            screen.count("/9  ") == 2
+            and "Promoted" in screen
+            and re.search(r"^s  +━+ +\d+ of 12 trials ended", screen, re.MULTILINE) is not None
+            and re.search(r"Best +trial_", screen) is not None
+        )
+    )
     assert terminal.cursor_is_hidden
 
     terminal.resize(60, 12)
@@ -147,10 +157,21 @@ def test_the_table_is_drawn_and_the_terminal_given_back(terminal: Terminal, tmp_
         )
     )
 
+    family = psutil.Process(terminal.process.pid).children(recursive=True)
+    before = {trial.number: len(trial.intermediate_values) for trial in running(tmp_path)}
+    # It goes to the whole group of processes, and Ray is left to finish its epochs.
     terminal.type(b"\x03")
     terminal.wait_for(lambda screen: "finishing the running epochs" in screen.replace("\n", ""))
     assert terminal.end() == 130, terminal.everything
+    assert "stopping now" not in terminal.everything
     assert "Interrupted. Resume with: python -m" in terminal.everything
+    _, left = psutil.wait_procs(family, timeout=45)
+    assert [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
+    trials = study(tmp_path).trials
+    assert len(before) == 2
+    for number, epochs in before.items():
+        assert len(trials[number].intermediate_values) > epochs
+        assert trials[number].user_attrs["state"] in ("interrupted", "stopped")
     assert "Used" not in terminal.screen
     assert not terminal.cursor_is_hidden
     assert terminal.settings_now == terminal.settings
@@ -159,9 +180,16 @@ def test_the_table_is_drawn_and_the_terminal_given_back(terminal: Terminal, tmp_
         files = EventAccumulator(
             str(tmp_path / "runs" / "s" / "tensorboard" / f"trial_{number:04d}")
         ).Reload()
-        study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path}/runs/s/study.db")
         points = {point.step: point.value for point in files.Scalars("val_accuracy")}
-        assert points == pytest.approx(study.trials[number].intermediate_values)
+        assert points == pytest.approx(trials[number].intermediate_values)
+
+
+def study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="s", storage=f"sqlite:///{folder}/runs/s/study.db")
+
+
+def running(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    return study(folder).get_trials(states=(optuna.trial.TrialState.RUNNING,))
 
 
 @pytest.mark.nightly
@@ -177,8 +205,7 @@ def test_what_ray_says_when_it_dies_goes_to_the_log(terminal: Terminal, tmp_path
     folder = tmp_path / "runs" / "s"
     assert re.search(RAYS_OWN, (folder / "search.log").read_text())
     assert not terminal.cursor_is_hidden
-    study = optuna.load_study(study_name="s", storage=f"sqlite:///{folder / 'study.db'}")
-    assert {trial.user_attrs["state"] for trial in study.trials} == {"interrupted"}
+    assert {trial.user_attrs["state"] for trial in study(tmp_path).trials} == {"interrupted"}
     assert (folder / "trials.csv").is_file()
-    _, left = psutil.wait_procs(children, timeout=10)
+    _, left = psutil.wait_procs(children, timeout=45)
     assert [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE] == []

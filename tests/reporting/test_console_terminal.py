@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.waiting import LONGEST_WAIT
 from tune_rescon.reporting import open_console
 from tune_rescon.reporting.console import PIPE_WIDTH
 
@@ -37,7 +38,7 @@ def run(*arguments: str, stdout: int, **environment: str) -> None:
         stdout=stdout,
         env={**CLEAN, "TERM": "xterm", **environment},
         check=True,
-        timeout=25,
+        timeout=LONGEST_WAIT,
     )
 
 
@@ -70,7 +71,8 @@ def test_the_console_has_the_terminals_size(
     ours, its = terminal
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     run(*arguments, stdout=its, **environment)
-    assert os.read(ours, 1000).startswith(said)
+    with open(ours, "rb", closefd=False) as screen:
+        assert screen.readline().startswith(said)
 
 
 @pytest.mark.timeout(30)

@@ -61,7 +61,7 @@ def watched(
     )
     yield Watched(report, disk, now, make_trial(0))
     disk.ready.set()
-    assert report.close(5)
+    assert report.close(30)
 
 
 def test_a_page_a_minute(make_result: MakeResult, make_trial: MakeTrial) -> None:

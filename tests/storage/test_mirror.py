@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_until
 from tune_rescon.storage import Discard, Mirror, Pace, RemoteError, RemoteFolder, Sender, SupersededError
 
 FAST = Pace(interval=0.05, rest=0.0, flush_timeout=30.0, first_pause=0.01, longest_pause=0.02)
@@ -69,6 +70,7 @@ def test_changes_between_are_sent_together_and_not_too_often(sender: Recorded) -
     for _ in range(20):
         mirror.changed()
         time.sleep(0.01)
+    wait_until(lambda: len(sender.times) > 1)
     pauses = [later - sooner for sooner, later in itertools.pairwise(sender.times)]
     assert 1 <= len(pauses) <= 1 + (time.monotonic() - began) / FAST.interval
     assert min(pauses) >= FAST.interval
@@ -103,8 +105,7 @@ def test_failed_changes_are_sent_when_the_url_is_back(
     sender.failing = RemoteError("503 Slow Down")
     with caplog.at_level(logging.WARNING):
         assert not mirror.flush()
-        while len(sender.times) < 4:
-            time.sleep(0.005)
+        wait_until(lambda: len(sender.times) >= 4)
     assert "the storage is behind; next try in 0.0 s: 503 Slow Down" in caplog.text
     sender.failing = None
     assert mirror.close(30) == 0
@@ -141,8 +142,7 @@ def test_files_are_deleted_after_the_copy_that_no_longer_needs_them(sender: Reco
     mirror = running(sender)
     mirror.forget(Discard(folder="trial_0001", names=frozenset({"last.ckpt"})))
     mirror.changed()
-    while not sender.events:
-        time.sleep(0.001)
+    wait_until(lambda: sender.events != [])
     # That copy may be older than the trial's end.
     assert sender.events == ["sent"]
     sender.failing = RemoteError("down")

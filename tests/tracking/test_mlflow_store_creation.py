@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -16,9 +12,21 @@ import pytest
 
 from tune_rescon.tracking.mlflow_store import make_local_store
 
-MAKE = """
-import sys
+#: Makes a store, and is killed when it has made some of its tables.
+MAKE_HALF = """
+import os, signal, sys
+import sqlalchemy
 from tune_rescon.tracking.mlflow_store import make_local_store
+
+made = []
+
+@sqlalchemy.event.listens_for(sqlalchemy.Engine, "after_cursor_execute")
+def after(_connection, _cursor, statement, *_):
+    if "CREATE TABLE" in statement:
+        made.append(statement)
+        if len(made) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
 make_local_store(sys.argv[1])
 """
 
@@ -27,12 +35,9 @@ make_local_store(sys.argv[1])
 def test_store_creation_survives_a_kill(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     half = tmp_path / ".mlflow.db.half"
-    maker = subprocess.Popen([sys.executable, "-c", MAKE, f"sqlite:///{file}"])
-    while not (half.exists() and tables(half) > 2):
-        assert maker.poll() is None
-        time.sleep(0.01)
-    os.kill(maker.pid, signal.SIGKILL)
-    maker.wait()
+    maker = subprocess.run([sys.executable, "-c", MAKE_HALF, f"sqlite:///{file}"], check=False)
+    assert maker.returncode == -signal.SIGKILL
+    assert half.stat().st_size > 0
     assert not file.exists()
     make_local_store(f"sqlite:///{file}")
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
@@ -48,8 +53,3 @@ def test_an_existing_store_is_not_changed(tmp_path: Path) -> None:
 
 def test_no_file_is_created_for_a_server() -> None:
     make_local_store("http://localhost:5000")
-
-
-def tables(file: Path) -> int:
-    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
-        return int(database.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0])

@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE, UNAUTHENTICATED
 from sqlalchemy.exc import OperationalError
 
+from tests.waiting import wait_until
 from tune_rescon.command import progress_shown
 from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState
 from tune_rescon.tracking.mlflow_store import fatal_error_hint
@@ -90,8 +91,7 @@ def test_an_experiment_deleted_while_the_search_runs_is_reported(
     writer = start(store)
     writer.submit(SearchRunState(id="1a"))
     writer.submit(TrialRunState(number=0))
-    while not writer.opened_runs():
-        time.sleep(0.01)
+    wait_until(lambda: writer.opened_runs() != [])
     delete_experiment(store, make=False)
     writer.submit(TrialRunState(number=1))
     writer.submit(TrialRunState(number=2))

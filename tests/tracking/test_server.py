@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow_server import MlflowServer
 
+from tests.waiting import wait_until
 from tune_rescon.tracking import MlflowWriter
 
-SendSearch = Callable[[MlflowWriter, Callable[[], object]], tuple[int, float]]
+SendSearch = Callable[[MlflowWriter, Callable[[], object]], int]
 Complete = Callable[[str], None]
 
 pytestmark = pytest.mark.server
@@ -34,8 +34,7 @@ def writer(server: MlflowServer, make_fast_writer: Callable[[str], MlflowWriter]
 def test_all_updates_arrive_after_the_server_starts_late(
     server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
 ) -> None:
-    shown, slowest = send_search(writer, lambda: None)
-    assert slowest < 1
+    shown = send_search(writer, lambda: None)
     assert writer.pending_updates == shown
     server.start()
     assert writer.close(200) == 0
@@ -48,11 +47,10 @@ def test_all_updates_arrive_after_the_server_was_killed(
     server.start()
 
     def halfway() -> None:
-        time.sleep(0.5)  # Some of it has been sent, some is under way.
+        wait_until(lambda: writer.opened_runs() != [])  # Some of it has been sent, some is under way.
         server.kill()
 
-    _, slowest = send_search(writer, halfway)
-    assert slowest < 1
+    send_search(writer, halfway)
     assert writer.pending_updates > 0
     server.start()
     assert writer.close(200) == 0
@@ -64,10 +62,8 @@ def test_all_updates_arrive_after_the_server_hung(
     server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
 ) -> None:
     server.start()
-    _, slowest = send_search(writer, server.freeze)
-    assert slowest < 1
-    time.sleep(3)
-    assert writer.last_error
+    send_search(writer, server.freeze)
+    wait_until(lambda: writer.last_error != "")
     server.thaw()
     assert writer.close(200) == 0
     assert writer.last_error == ""
@@ -80,11 +76,7 @@ def test_all_updates_arrive_after_the_server_allows_this_host(
 ) -> None:
     server.start("--allowed-hosts", "elsewhere.example", wait=False)
     send_search(writer, lambda: None)
-    for _ in range(600):
-        if "403" in writer.last_error:
-            break
-        time.sleep(0.1)
-    assert "403" in writer.last_error
+    wait_until(lambda: "403" in writer.last_error)
     server.kill()
     server.start()
     assert writer.close(200) == 0

@@ -7,14 +7,17 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import wait_until
 from tune_rescon.tracking import SearchRunState, TrialRunState
 from tune_rescon.tracking.writer import UpdateQueue
 
 
 class Clock:
     now = 0.0
+    looks = 0
 
     def __call__(self) -> float:
+        self.looks += 1
         return self.now
 
 
@@ -107,10 +110,11 @@ def test_only_active_runs_are_held_back() -> None:
 
     queue.put(trial(1))
     newest = trial(1, 1)
-    got = []
+    got, looks = [], clock.looks
     taker = threading.Thread(target=lambda: got.append(queue.next()))
     taker.start()
-    taker.join(0.05)
+    # It has seen that the update is not due, and holds the queue until it waits.
+    wait_until(lambda: clock.looks > looks)
     assert got == []
     clock.now = 10
     queue.put(newest)  # Wakes the taker.

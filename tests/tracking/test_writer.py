@@ -18,6 +18,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from requests import HTTPError, Response
 from sqlalchemy.exc import OperationalError
 
+from tests.waiting import LONGEST_WAIT, reserved_port, wait_until
 from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState, writer
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 from tune_rescon.tracking.run_state import RunState
@@ -33,10 +34,10 @@ TIMEOUT = 200.0
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(writer, "LAST_CALL", 0.3)
-    # Found there, it is kept: one try a call, and a time-out that a test can await.
+    # Found there, it is kept: one try a call, which no show must wait for.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     monkeypatch.setenv("MLFLOW_CONFIGURE_LOGGING", "false")
 
 
@@ -48,9 +49,9 @@ def deaf_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def closed_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
+def closed_port() -> Iterator[str]:
+    with reserved_port() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def epochs(count: int, *, number: int = 0) -> TrialRunState:
@@ -77,10 +78,10 @@ def test_a_dead_server_costs_the_search_nothing(
         before = time.perf_counter()
         made.submit(TrialRunState(number=number))
         slowest = max(slowest, time.perf_counter() - before)
-    assert slowest < 1
+    assert slowest < 20
     before = time.perf_counter()
     assert made.close(0.1) == 100
-    assert time.perf_counter() - before < 1.0
+    assert time.perf_counter() - before < 20
     assert made.opened_runs() == []
     assert made.pending_updates == 100
 
@@ -98,6 +99,8 @@ def test_updates_missed_by_a_dead_server_are_sent_later(
         log_batch(*args, **kwargs)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", flaky)
+    # Held back until the end, so that both epochs are there before the first one is sent.
+    monkeypatch.setattr(writer, "DEBOUNCE_SECONDS", 600.0)
     made = make_writer()
     made.submit(SearchRunState(id="1a", note="best so far: none"))
     made.submit(epochs(1))
@@ -173,7 +176,7 @@ def test_a_writer_closed_during_a_call_counts_its_update_as_unsent(
     make_writer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = threading.Event()
-    monkeypatch.setattr(MlflowRunSync, "send", lambda *_: hold.wait(5))
+    monkeypatch.setattr(MlflowRunSync, "send", lambda *_: hold.wait(LONGEST_WAIT))
     made = make_writer()
     for _ in range(3):
         made.submit(SearchRunState(id="1a"))
@@ -244,8 +247,7 @@ def test_the_writer_pauses_after_each_call_while_the_search_runs(monkeypatch: py
     made = writer_at(worker, "http://there")
     for number in range(3):
         made.submit(TrialRunState(number=number, state="finished"))
-    while len(worker.calls) < 3:
-        time.sleep(0.01)
+    wait_until(lambda: len(worker.calls) >= 3)
     gaps = [after - before for before, after in itertools.pairwise(worker.calls)]
     assert min(gaps) > (1 + writer.REST) * worker.seconds
     monkeypatch.setattr(writer, "REST", 600 / worker.seconds)
@@ -269,8 +271,7 @@ def test_the_end_of_a_search_cuts_a_pause_short(monkeypatch: pytest.MonkeyPatch)
     worker = Slow(error=CallError("restarting", RetryPolicy.RETRY))
     made = writer_at(worker, "http://there")
     made.submit(SearchRunState(id="1a"))
-    while not made.last_error:
-        time.sleep(0.01)
+    wait_until(lambda: made.last_error != "")
     worker.error = None
     assert made.close(60) == 0
 
@@ -340,18 +341,18 @@ def test_a_delayed_writer_starts_its_process_when_it_is_woken() -> None:
     assert (made.pending_updates, worker.shown) == (0, [])
     made.wake()
     assert worker.started.wait(60)
-    assert made.close(1.0) == 0
+    assert made.close(TIMEOUT) == 0
     assert len(worker.shown) == 1
 
 
 def test_a_delayed_writer_starts_when_its_delay_ends() -> None:
     made, worker = _delayed(0.01)
     assert worker.started.wait(60)
-    assert made.close(1.0) == 0
+    assert made.close(TIMEOUT) == 0
 
 
 def test_a_delayed_writer_that_is_closed_sends_everything() -> None:
     made, worker = _delayed(60.0)
-    assert made.close(1.0) == 0
+    assert made.close(TIMEOUT) == 0
     assert len(worker.shown) == 1
     assert not worker.started.is_set(), "the state itself starts the process"

@@ -28,7 +28,7 @@ def together(meeting: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
     """Meet at a file."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]  # documented, but not exported
-    patience = datetime.timedelta(seconds=60)
+    patience = datetime.timedelta(seconds=200)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=patience)
     try:
         yield ProcessGroup(share=Shard(rank=rank, count=count))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.waiting import LONGEST_WAIT
 from tune_rescon.metric_names import GPU_METRICS, GPU_UTILISATION
 from tune_rescon.training import gpu_utilisation
 from tune_rescon.training.gpu_utilisation import UtilisationSampler, nvml_reading, sampled
@@ -42,7 +43,7 @@ def test_a_thread_reads_until_the_block_ends() -> None:
 
     sampler = UtilisationSampler(read)
     with sampler.running(period=0.001):
-        assert third.wait(10)
+        assert third.wait(LONGEST_WAIT)
     read_by_then = next(count)
     assert sampler.mean() == 0.5
     assert next(count) == read_by_then + 1, "it still reads"
@@ -57,7 +58,7 @@ def test_a_reading_that_fails_ends_the_thread_alone(caplog: pytest.LogCaptureFix
 
     sampler = UtilisationSampler(read)
     with sampler.running(period=0.001):
-        assert failed.wait(10)
+        assert failed.wait(LONGEST_WAIT)
     assert math.isnan(sampler.mean())
     assert "no longer recorded: GPU is lost" in caplog.text
 

@@ -107,12 +107,13 @@ NEARLY = {
 }
 
 
-#: Rows that also run with files that a thread writes.
+#: Rows that also run with files that a thread writes. Nightly: test_background_writes.py shows what the
+#: thread writes, and when.
 BACKGROUND = ("killed after every epoch", "preempted six times", "the disk full for two epochs")
 
 
 def _rows() -> list[Any]:
-    rows = [(name, False, name in NEARLY) for name in FAULTS] + [(name, True, False) for name in BACKGROUND]
+    rows = [(name, False, name in NEARLY) for name in FAULTS] + [(name, True, True) for name in BACKGROUND]
     return [pytest.param(*row, marks=[pytest.mark.nightly] if nightly else []) for *row, nightly in rows]
 
 
@@ -189,15 +190,13 @@ STEPS = ("training_step", "backward", "average", "statistics", "validation_step"
 #: What it does with files then: its process is killed before, or half-way through, each one of these.
 WRITES = ("save", "torn save", "fsync", "replace")
 
-SEEDS = (0, 1)
-
 #: By optimiser: the deeds before which a trial is killed, and the seeds of those killed at random moments.
 #: The files are the same for every optimiser. In the background a thread writes them, while steps run whose
 #: number before the report differs from trial to trial, so that only the thread's deeds are counted.
 DEATHS = {
-    "sgd": ((*STEPS, *WRITES), SEEDS),
+    "sgd": ((*STEPS, *WRITES), (0,)),
     "adamw": (("backward", "replace"), ()),
-    "sgd, in the background": (("report", *WRITES), SEEDS),
+    "sgd, in the background": (("report", *WRITES), (0, 1)),
 }
 
 
@@ -252,17 +251,19 @@ def _lives(folder: Path, lines: Iterable[list[Any]]) -> dict[str, Life]:
     return dict(lives)
 
 
-#: Nightly: test_background_writes.py shows what the thread writes, and when.
-BY_THREAD = "sgd, in the background"
+#: Nightly: test_background_writes.py shows what the thread writes, and when; rows above have AdamW's state.
+OTHERS = ("sgd, in the background", "adamw")
+
+
+def _deaths(name: str, values: Iterable[Any]) -> list[Any]:
+    """Rows of a key of ``DEATHS``."""
+    marks = [pytest.mark.nightly] if name in OTHERS else []
+    return [pytest.param(name, value, marks=marks) for value in values]
 
 
 @pytest.mark.parametrize(
     ("optimizer", "deed"),
-    [
-        pytest.param(name, deed, marks=[pytest.mark.nightly] if name == BY_THREAD else [])
-        for name, (deeds, _) in DEATHS.items()
-        for deed in deeds
-    ],
+    [row for name, (deeds, _) in DEATHS.items() for row in _deaths(name, deeds)],
 )
 def test_a_trial_killed_before_a_deed_and_resumed_equals_an_uninterrupted_one(
     lives: Callable[[str], dict[str, Life]], optimizer: str, deed: str
@@ -274,8 +275,9 @@ def test_a_trial_killed_before_a_deed_and_resumed_equals_an_uninterrupted_one(
         _assert_equal(life, lives(optimizer)["whole"])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", ["sgd", pytest.param(BY_THREAD, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    ("name", "seed"), [row for name, (_, seeds) in DEATHS.items() for row in _deaths(name, seeds)]
+)
 def test_so_does_a_trial_killed_again_and_again_at_random_moments(
     lives: Callable[[str], dict[str, Life]], name: str, seed: int
 ) -> None:

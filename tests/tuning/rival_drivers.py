@@ -12,6 +12,7 @@ import optuna
 import pytest
 import sqlalchemy
 
+from tests.waiting import LONGEST_WAIT
 from tune_rescon.errors import LeaseError, LeaseLostError
 from tune_rescon.tuning.database import find_study, open_database
 from tune_rescon.tuning.lease import Driver, Lease, LeaseKeeper, this_driver
@@ -32,7 +33,7 @@ def rival(url: str, meeting: threading.Barrier) -> StudyLeaseStore:
 
     def wait(_connection: object, _cursor: object, statement: str, *_: object) -> None:
         if not statement.startswith("SELECT"):
-            meeting.wait(30)
+            meeting.wait(LONGEST_WAIT)
 
     sqlalchemy.event.listen(storage.engine, "before_cursor_execute", wait)
     return store

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tuning.rival_drivers import assert_old_leases_are_respected, assert_one_wins
+from tests.waiting import LONGEST_WAIT
 from tune_rescon.errors import LeaseError, LeaseLostError, StorageError
 from tune_rescon.tuning.lease import (
     Driver,
@@ -384,12 +385,13 @@ def test_a_held_lease_beats_and_is_given_back(url: str) -> None:
             return replaced
 
     store = Store.open(url, "t")
-    with hold_lease(store, name="t", seconds=2) as keeper:
-        assert beaten.wait(30)
+    # It beats four times in its length. A thread that gets no turn for all of it would lose the lease.
+    with hold_lease(store, name="t", seconds=4) as keeper:
+        assert beaten.wait(LONGEST_WAIT)
         keeper.ensure_held()
         held = Lease.from_dict(store.read() or {})
         assert held.driver == this_driver()
-        with pytest.raises(LeaseError), hold_lease(store, name="t", seconds=2):
+        with pytest.raises(LeaseError), hold_lease(store, name="t", seconds=4):
             pass
     assert Lease.from_dict(store.read() or {}).driver is None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
+from tests.waiting import LONGEST_WAIT, reserved_port
 from tune_rescon.errors import LeaseError
 from tune_rescon.tracking import writer
 from tune_rescon.tuning import SearchFolder, SearchLocation, StudyRecord, sync_tracking
@@ -34,7 +34,7 @@ def store(location: SearchLocation, empty_store: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_store, location.storage / 'mlflow.db')}"
 
 
-def sync(location: SearchLocation, *, timeout: float = 60) -> Synced:
+def sync(location: SearchLocation, *, timeout: float = LONGEST_WAIT) -> Synced:
     return sync_tracking(location, "a", timeout=timeout, note=lambda _: "**best**")
 
 
@@ -91,10 +91,10 @@ def test_an_unreachable_server_is_reported(
     monkeypatch.setattr(writer, "LAST_CALL", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     folder = make_search("a")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"http://127.0.0.1:{server.getsockname()[1]}"
-    record_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, address)
-    done = sync(location, timeout=0.3)
+    with reserved_port() as port:
+        address = f"http://127.0.0.1:{port}"
+        record_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, address)
+        done = sync(location, timeout=0.3)
     assert done.uri == address
     assert done.pending_updates > 6
     assert done.last_error

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import reserved_port, wait_until
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, Simulation, SyntheticCurve
@@ -48,27 +48,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> SearchFolder:
 @pytest.fixture(scope="module")
 def dashboard(folder: SearchFolder) -> Iterator[str]:
     """Its URL; the process is the command that a person types."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("optuna-dashboard")), folder.study_url, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + 60
-    while not _answers(url):
-        assert process.poll() is None, f"it ended with code {process.returncode}"
-        assert time.monotonic() < end, "it does not answer"
-        time.sleep(0.1)
-    yield url
-    process.kill()
-    process.wait()
+    with reserved_port() as port:
+        program = str(Path(sys.executable).with_name("optuna-dashboard"))
+        command = [program, folder.study_url, "--port", str(port)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        url = f"http://127.0.0.1:{port}"
 
+        def answers() -> bool:
+            assert process.poll() is None, f"it ended with code {process.returncode}"
+            with suppress(OSError), urllib.request.urlopen(f"{url}/api/meta", timeout=5):
+                return True
+            return False
 
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(f"{url}/api/meta", timeout=5).close()
-    except OSError:
-        return False
-    return True
+        try:
+            wait_until(answers, every=0.1)
+            yield url
+        finally:
+            process.kill()
+            process.wait()
 
 
 def read(url: str) -> Any:

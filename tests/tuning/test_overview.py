@@ -84,10 +84,10 @@ def test_fifty_searches_are_listed_soon(make_search: MakeSearch, location: Searc
         copy = shutil.copytree(folder.path, location.storage / f"s{number}")
         with closing(sqlite3.connect(copy / "study.db", isolation_level=None)) as database:
             database.execute("UPDATE studies SET study_name = ?", [copy.name])
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = list_searches(location)
-    # 1 s where nothing else runs.
-    assert time.perf_counter() - begun < 10
+    # It takes 1 s.
+    assert time.process_time() - begun < 4
     assert [line.state for line in found] == [SearchState.FINISHED] * 50
 
 

@@ -7,13 +7,14 @@ import dataclasses
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import wait_until
 from tune_rescon.config import TrialState
 from tune_rescon.errors import LeaseError, LeaseLostError, NameTakenError
 from tune_rescon.spaces import Space, dump_space, load_space
@@ -140,15 +141,25 @@ def test_files_of_another_kind_are_refused_at_once(options: RunOptions) -> None:
         pass
 
 
+def waits_for(progress: list[str]) -> bool:
+    """Whether the command has said that it waits for another driver."""
+    return any("Waiting for up to 20 s." in line for line in progress)
+
+
 @contextlib.contextmanager
-def ended_after(seconds: float, held: contextlib.ExitStack) -> Iterator[None]:
-    """Another driver, which ends in a while."""
-    timer = threading.Timer(seconds, held.close)
-    timer.start()
+def ended_once(true: Callable[[], bool], held: contextlib.ExitStack) -> Iterator[None]:
+    """Another driver, which ends at a moment."""
+
+    def end() -> None:
+        wait_until(true)
+        held.close()
+
+    thread = threading.Thread(target=end)
+    thread.start()
     try:
         yield
     finally:
-        timer.join()
+        thread.join()
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -161,9 +172,10 @@ def test_a_driver_that_is_about_to_begin_is_waited_for(
     held.enter_context(reserved(folder))
     if begun:
         held.callback(folder.space_yaml.touch)
-    with ended_after(0.1, held), open_store(dataclasses.replace(options, takeover_seconds=20)) as store:
+    patient = dataclasses.replace(options, takeover_seconds=20)
+    with ended_once(lambda: waits_for(progress), held), open_store(patient) as store:
         assert store.resumed is begun
-    assert any("another driver is about to begin s" in line and "up to 20 s" in line for line in progress)
+    assert "another driver is about to begin s" in progress[0]
 
 
 def test_a_driver_that_does_not_end_is_not_waited_for_without_end(options: RunOptions) -> None:
@@ -242,13 +254,16 @@ def test_a_search_that_has_begun_is_not_a_new_one(at_url: RunOptions) -> None:
 
 
 @pytest.mark.parametrize("then", ["ends", "begins"])
-def test_a_driver_that_is_about_to_begin_at_a_url_is_waited_for(then: str, at_url: RunOptions) -> None:
+def test_a_driver_that_is_about_to_begin_at_a_url_is_waited_for(
+    then: str, at_url: RunOptions, progress: list[str]
+) -> None:
     held = contextlib.ExitStack()
     with as_process(ALIVE):
         store = held.enter_context(open_store(at_url))
     if then == "begins":
         held.callback(begin, store)
-    with ended_after(0.6, held), open_store(dataclasses.replace(at_url, takeover_seconds=20)) as mine:
+    patient = dataclasses.replace(at_url, takeover_seconds=20)
+    with ended_once(lambda: waits_for(progress), held), open_store(patient) as mine:
         assert mine.resumed is (then == "begins")
 
 
@@ -339,9 +354,13 @@ def test_the_driver_of_a_search_is_waited_for(begun: RunOptions, progress: list[
     with as_process(ALIVE):
         held.enter_context(search_lease(begun, held.enter_context(open_store(begun))))
     patient = dataclasses.replace(begun, takeover_seconds=20)
-    with ended_after(0.5, held), open_store(patient) as store, search_lease(patient, store) as keeper:
+    with (
+        ended_once(lambda: waits_for(progress), held),
+        open_store(patient) as store,
+        search_lease(patient, store) as keeper,
+    ):
         keeper.ensure_held()
-    assert any("one driver at a time, and s has one" in line and "Waiting" in line for line in progress)
+    assert "one driver at a time, and s has one" in progress[0]
 
 
 @pytest.mark.parametrize("way", ["resume", "resume_or_start"])

@@ -156,6 +156,9 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
     classifier = Classifier(network, about).eval()
     scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
+        # Before the export, which can take a minute.
+        scratch.touch()
+        scratch.unlink()
         loaded = FORMATS[form](classifier, about, scratch)
         difference = _difference(classifier, loaded, about)
         # With `difference > TOLERANCE`, a NaN would pass the check.

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         EpochRun,
         Incumbent,
         Trace,
-        die_once,
         die_variously,
         end_together,
         fail_second,

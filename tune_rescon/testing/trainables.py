@@ -24,7 +24,6 @@ __all__ = [
     "EpochRun",
     "Incumbent",
     "Trace",
-    "die_once",
     "die_variously",
     "end_together",
     "fail_second",
@@ -123,19 +122,12 @@ def learn_slowly(config: dict[str, Any]) -> None:
     _report(TrialTask.from_dict(config), seconds=SLOW_EPOCH)
 
 
-def die_once(config: dict[str, Any]) -> None:
-    """Report as :func:`learn_nothing`, but kill the process of trial 0 once, after its second epoch."""
-    task = TrialTask.from_dict(config)
-    death = _Death(epoch=2, blow=_kill, reported=True)
-    _report(task, seconds=0.0, death=death if task.number == 0 else None)
-
-
 def die_variously(config: dict[str, Any]) -> None:
-    """Report as :func:`learn_nothing`, but end the processes of trials 0 to 4, each in a different way.
+    """Report as :func:`learn_nothing`, but end the processes of trials 0 to 5, each in a different way.
 
-    A process ends before anything was written, after the first checkpoint, or in the middle of the trial. It
-    is killed, or it exits without an exception that ``except Exception`` catches. Trial 4 loses every
-    process.
+    A process ends before anything was written, after the first checkpoint, in the middle of the trial, or
+    after a report. It is killed, or it exits without an exception that ``except Exception`` catches. Trial 4
+    loses every process.
     """
     task = TrialTask.from_dict(config)
     _report(task, seconds=0.0, death=_DEATHS.get(task.number))
@@ -181,6 +173,7 @@ _DEATHS: Final[Mapping[int, _Death]] = {
     2: _Death(epoch=4, blow=lambda: sys.exit(1)),
     3: _Death(epoch=5, blow=lambda: os._exit(1)),
     4: _Death(epoch=2, blow=lambda: os._exit(1), always=True),
+    5: _Death(epoch=2, blow=_kill, reported=True),
 }
 
 

@@ -58,9 +58,6 @@ _REFUSALS: Final = frozenset(
 #: name.
 _PASSING_STATUS: Final = frozenset({403, 408, 429})
 
-#: The lowest priority. Ray runs its workers at niceness 15, so a trial gets the larger share of a CPU core.
-_NICENESS: Final = 19
-
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -175,7 +172,6 @@ class _Forwarder(QueueHandler):
 
 def _serve(connection: Connection) -> None:
     """Process states and send the results until the other end is closed."""
-    os.nice(_NICENESS)
     forwarder = _Forwarder(connection)
     logging.getLogger().addHandler(forwarder)
     arrived: queue.Queue[Any] = queue.Queue()

@@ -69,6 +69,9 @@ _ENVIRONMENT: Final = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
+#: The lowest priority. Ray runs its workers at niceness 15, so a trial gets the larger share of a CPU core.
+NICENESS: Final = 19
+
 
 class Sink(Protocol):
     """Sends states to MLflow: an :class:`.MlflowWorker`, or a process that contains one."""
@@ -103,6 +106,7 @@ class WorkerProcess:
         self._destination = destination
         self._lock = threading.Lock()
         self._closed = False
+        self._flushed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[object, object] | None = None
         self._search: SearchRunState | None = None
@@ -113,6 +117,8 @@ class WorkerProcess:
         with self._lock:
             if self._process is None and not self._closed:
                 self._process, self._connection = _started()
+                if not self._flushed:
+                    os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
                 self._connection.send(self._destination)
                 self._knows_search = False
 
@@ -140,8 +146,12 @@ class WorkerProcess:
             raise CallError(message, RetryPolicy.RETRY) from error
 
     def flush(self) -> None:
-        """Give the process the driver's priority, if that is permitted (usually for root only)."""
+        """Give the process the driver's priority.
+
+        A process that runs already keeps its own unless that is permitted (usually for root only).
+        """
         with self._lock, suppress(OSError):
+            self._flushed = True
             if self._process is not None:
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0))
 

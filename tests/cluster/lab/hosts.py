@@ -29,7 +29,7 @@ KEY: Final = LAB / "operator" / "home" / ".ssh" / "id"
 #: Every host's home has the same path, as in machines of one image.
 _HOME: Final = LAB / "home"
 
-TIMEOUT: Final = 20.0
+TIMEOUT: Final = 90.0
 
 #: The first process of a host. It waits for its cable before it listens.
 _INIT: Final = """

@@ -178,7 +178,7 @@ def test_an_event_costs_the_same_after_a_thousand_trials(
     state.on_trial_start(make_trial(1000), 0.0)
     taken = []
     for now, trial in enumerate(trials):
-        begun = time.perf_counter()
+        begun = time.thread_time()
         state.on_epoch(trial, metrics, float(now))
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.thread_time() - begun)
     assert min(taken) < 0.0002

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from tests.waiting import wait_until
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import LiveView
 from tune_rescon.reporting.live import view as view_module
@@ -28,10 +29,7 @@ class Screen(io.StringIO):
     """What was written, and a wait for it."""
 
     def wait_for(self, text: str) -> None:
-        until = time.monotonic() + 1.5
-        while text not in self.getvalue():
-            assert time.monotonic() < until, self.getvalue()
-            time.sleep(0.005)
+        wait_until(lambda: text in self.getvalue())
 
     @property
     def words(self) -> str:
@@ -187,7 +185,7 @@ def test_a_terminal_that_is_gone_is_no_fault_of_the_search(
     console = Console(file=Gone(), force_terminal=True, color_system=None, width=100, height=24)
     with LiveView(console, space, name="s") as view:
         view.on_search_start([])
-        time.sleep(0.1)
+        wait_until(lambda: "the terminal takes nothing any more" in caplog.text)
         view.on_trial_start(make_trial(0))
     assert "the terminal takes nothing any more" in caplog.text
 
@@ -208,7 +206,7 @@ def test_the_redraws_are_bounded(
             view.on_trial_start(make_trial(number))
             view.on_epoch(make_trial(number, 0.5), metrics, GOES_ON)
             view.on_trial_end(make_trial(number, 0.5, state=TrialState.STOPPED))
-        time.sleep(0.3)
+        screen.wait_for("trials ended")
     drawn = screen.getvalue().count("trials ended")
     assert 1 <= drawn <= 2 + 4 * (time.monotonic() - begun)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from itertools import chain, repeat
 
 import pytest
 
+from tests.waiting import wait_until
 from tune_rescon.tuning import ClusterSize
 from tune_rescon.tuning.ray import cluster_size
 from tune_rescon.tuning.ray.cluster_size import sampled_cluster
@@ -19,17 +20,10 @@ def alive() -> str:
     return ""
 
 
-def soon(true: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 1.5
-    while not true() and time.monotonic() < until:
-        time.sleep(0.005)
-    return true()
-
-
 def test_it_says_what_was_answered_last() -> None:
-    answers = iter([SIZE, *[ClusterSize(nodes=3, gpus=12, cpus=96)] * 1000])
+    answers = chain([SIZE], repeat(ClusterSize(nodes=3, gpus=12, cpus=96)))
     with sampled_cluster(alive, ask=lambda: next(answers), every=0.01) as size:
-        assert soon(lambda: size() == ClusterSize(nodes=3, gpus=12, cpus=96))
+        wait_until(lambda: size() == ClusterSize(nodes=3, gpus=12, cpus=96))
 
 
 def test_nobody_is_asked_before_somebody_wants_to_know() -> None:
@@ -67,7 +61,7 @@ def test_a_ray_that_raises_is_asked_again() -> None:
         return SIZE
 
     with sampled_cluster(alive, ask=ask, every=0.01) as size:
-        assert soon(lambda: size() == SIZE)
+        wait_until(lambda: size() == SIZE)
 
 
 def test_a_ray_that_is_gone_is_not_asked() -> None:
@@ -80,9 +74,9 @@ def test_a_ray_that_is_gone_is_not_asked() -> None:
         return SIZE
 
     with sampled_cluster(lambda: gone, ask=ask, every=0.01) as size:
-        assert soon(lambda: size() == SIZE)
+        wait_until(lambda: size() == SIZE)
         gone = "its node manager (raylet)"
-        assert soon(lambda: size() is None)
+        wait_until(lambda: size() is None)
         before = asked
         time.sleep(0.05)
         assert asked == before

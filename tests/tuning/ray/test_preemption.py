@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.waiting import wait_until
 from tune_rescon.tuning.ray.preemption import PreemptionSignal, SignalHandlerMixin, node_is_drained
 
 
@@ -98,15 +99,7 @@ def test_a_drained_node_is_seen_by_looking(notice: PreemptionSignal) -> None:
 
     with notice.installed(is_drained=look, look_every=0.001) as told:
         assert seen.wait(30)
-        wait_for(told)
-
-
-def wait_for(true: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if true():
-            return
-        threading.Event().wait(0.001)
-    raise AssertionError
+        wait_until(told)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.waiting import LONGEST_WAIT, reserved_port
 from tune_rescon.tuning.ray.preemption import CLOUDS, Cloud, MetadataAnswer, PollingState, SpotNotice
 
 
@@ -81,7 +82,7 @@ class Respond(BaseHTTPRequestHandler):
 
     def _say(self, text: str | None) -> None:
         self.server.asked.append(self.path)
-        self.server.quick.wait(30)
+        self.server.quick.wait(LONGEST_WAIT)
         self.send_response(self.server.status or (404 if text is None else 200))
         if self.server.cloud == "GCP":
             self.send_header("Metadata-Flavor", "Google")
@@ -99,7 +100,7 @@ class Respond(BaseHTTPRequestHandler):
 class Looks:
     """A machine's looks for its notice, under a simulated clock."""
 
-    def __init__(self, url: str, timeouts: tuple[float, ...] = (5.0,)) -> None:
+    def __init__(self, url: str, timeouts: tuple[float, ...] = (LONGEST_WAIT,)) -> None:
         self.now = 0.0
         self.spot = SpotNotice(url, timeouts=timeouts, clock=lambda: self.now)
 
@@ -142,7 +143,7 @@ def test_each_clouds_notice_is_seen_when_it_comes(service: Service) -> None:
 
 @pytest.mark.parametrize("service", list(SAYS), indirect=True)
 def test_a_slow_answer_does_not_switch_the_notice_off(service: Service) -> None:
-    looks = Looks(service.url, timeouts=(0.05, 5.0))
+    looks = Looks(service.url, timeouts=(0.05, LONGEST_WAIT))
     service.quick.clear()
     service.announce()
     assert looks.look() is None
@@ -208,15 +209,14 @@ def test_a_service_that_speaks_no_http_is_none() -> None:
 
 
 def test_where_nobody_answers_nothing_waits_and_a_later_answer_counts() -> None:
-    with Service("EC2") as closed:
-        port = closed.server_port
-    looks = Looks(f"http://127.0.0.1:{port}")
-    assert looks.look() is None
-    with serving("EC2", port) as service:
-        service.announce()
-        assert looks.look(after=0.0) is None
-        assert service.asked == [], "too soon"
-        assert [looks.look() for _ in range(2)][-1] == "EC2"
+    with reserved_port() as port:
+        looks = Looks(f"http://127.0.0.1:{port}")
+        assert looks.look() is None
+        with serving("EC2", port) as service:
+            service.announce()
+            assert looks.look(after=0.0) is None
+            assert service.asked == [], "too soon"
+            assert [looks.look() for _ in range(2)][-1] == "EC2"
 
 
 def test_outside_a_cloud_requests_become_rare() -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from tests.waiting import reserved_port
 from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, started_apart
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray's processes stay in the group")
@@ -19,7 +20,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray's proc
 #: A child that has a child of its own, says its number, and waits.
 PARENT = """
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
 child.wait()
 """
@@ -116,12 +117,13 @@ def test_when_a_control_store_is_given_up(
 
 
 def test_a_control_store_is_looked_for_on_its_port() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with reserved_port() as port:
+        address = f"127.0.0.1:{port}"
         now = 0.0
         probe = ControlStoreProbe(address, clock=lambda: now)
-        assert probe.gone() == ""
-    for second in range(60):
-        now = float(second)
-        last = probe.gone()
+        with socket.create_server(("127.0.0.1", port)):
+            assert probe.gone() == ""
+        for second in range(60):
+            now = float(second)
+            last = probe.gone()
     assert last == f"the control store (GCS) at {address}"

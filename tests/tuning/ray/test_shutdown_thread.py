@@ -75,7 +75,7 @@ def test_work_that_hangs_is_left_behind() -> None:
         except SearchIsOver:
             late.append("kept out")
 
-    run_in_thread(work, should_abort=lambda: True, lock=lock)
+    run_in_thread(work, should_abort=lambda: bool(threads), lock=lock)
     hang.set()
     threads[0].join(30)
     assert late == ["kept out"]

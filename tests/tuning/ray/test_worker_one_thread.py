@@ -10,6 +10,7 @@ import weakref
 
 import pytest
 
+from tests.waiting import LONGEST_WAIT
 from tune_rescon.tuning.ray.worker import on_one_thread
 
 
@@ -26,7 +27,7 @@ def test_it_is_the_same_thread_whoever_asks() -> None:
         "[thread] = {one.result() for one in asked}\n"
         "assert thread != threading.get_ident()\n"
     )
-    subprocess.run([sys.executable, "-c", program], timeout=20, check=True)
+    subprocess.run([sys.executable, "-c", program], timeout=LONGEST_WAIT, check=True)
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(0)])
@@ -63,8 +64,8 @@ def test_a_process_ends_whatever_it_is_at() -> None:
         "import threading, time\n"
         "from tune_rescon.tuning.ray.worker import on_one_thread\n"
         "begun = threading.Event()\n"
-        "def work(): begun.set(); time.sleep(60)\n"
+        "def work(): begun.set(); time.sleep(600)\n"
         "threading.Thread(target=on_one_thread, args=(work,), daemon=True).start()\n"
         "begun.wait()\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], timeout=20, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=LONGEST_WAIT, check=False).returncode == 0
