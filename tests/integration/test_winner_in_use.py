@@ -21,7 +21,7 @@ from tests.without_ray import search_without_ray
 
 #: The search only has to have two trials to choose from; what they are learns enough in its finals.
 SMALL = (
-    "dataset.limit=1200",
+    "dataset.limit=700",
     "fidelity.max=1",
     "fixed.width=0.25",
     "parameters={learning_rate: {type: float, low: 0.05, high: 0.2, log: true}}",
