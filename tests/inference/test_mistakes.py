@@ -24,11 +24,13 @@ from tune_rescon.inference import (
     write_mistakes,
 )
 from tune_rescon.inference.mistakes import CLASSES, LARGEST_MATRIX, Mistake, mistakes_document
+from tune_rescon.inference.pictures import Pictures
+from tune_rescon.inference.predict import predictions
 from tune_rescon.report import main
 from tune_rescon.reporting import SearchPresentation, write_report
 from tune_rescon.spaces import load_space
 from tune_rescon.training import load_trained
-from tune_rescon.training.device import place
+from tune_rescon.training.device import DeviceConfig, place
 from tune_rescon.tuning import (
     RunOptions,
     SearchFolder,
@@ -147,6 +149,29 @@ def test_of_a_search_it_counts_as_the_validation_did(
     dataset = open_dataset(searched.space.dataset, data_root=tmp_path, cache_root=storage / "cache")
     with pytest.raises(NetworkError, match="must give probabilities, but got nan"):
         find_mistakes(network, about, dataset, dataset.val, placement=place("cpu", precision="fp32"))
+
+
+@pytest.mark.torch
+def test_activations_beyond_the_range_of_fp16_are_computed_in_fp32(
+    searched: StudyResult, storage: Path
+) -> None:
+    """Here and in predict."""
+    network, about = load_trained(str(searched.kept_checkpoint(cast(TrialRecord, searched.best))))
+    first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    first.weight.data *= 1e6
+    dataset = open_dataset(searched.space.dataset, data_root=storage, cache_root=storage / "cache")
+    half, plain = (DeviceConfig(device=torch.device("cpu"), precision=name) for name in ("fp16", "fp32"))
+    found, expected = (
+        find_mistakes(network, about, dataset, dataset.val, placement=one) for one in (half, plain)
+    )
+    assert (found.confusion_KK == expected.confusion_KK).all()
+    images_BHWC, _ = dataset.val.gather(np.arange(8))
+    pictures = Pictures(paths=tuple(Path(str(n)) for n in range(8)), images_BHWC=images_BHWC)
+    classes = [
+        [one.best for one in predictions(network, about, [pictures], placement, top=1, mirrored=True)]
+        for placement in (half, plain)
+    ]
+    assert classes[0] == classes[1]
 
 
 def test_it_is_no_form_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

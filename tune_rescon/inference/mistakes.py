@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -229,9 +230,9 @@ def _predicted(
         for first in range(0, len(order_N), _BATCH):
             images_BHWC, labels_B = split.gather(order_N[first : first + _BATCH])
             images_BCHW = torch.from_numpy(images_BHWC).to(placement.device).permute(0, 3, 1, 2)
-            with placement.active(), placement.autocast():
+            with placement.active():
                 pixels_BCHW = placement.images(to_unit(images_BCHW, about.preprocessing))
-                probabilities_BK = classifier(pixels_BCHW).float()
+                probabilities_BK = placement.within_range(partial(classifier, pixels_BCHW))
             yield probabilities_BK.cpu(), labels_B
 
 
