@@ -1,4 +1,4 @@
-"""The class of a plot, and the parts that all plots share.
+"""The classes of a plot and of a panel of plots, and the parts that all plots share.
 
 The dictionaries are built without plotly's Python classes, which check each of a hundred thousand numbers.
 The dictionaries do not set the colours of text and grid: the page's script sets them for its light or dark
@@ -29,10 +29,13 @@ from tune_rescon.tuning import StudyResult
 
 __all__ = [
     "ACCENT",
+    "COLOURS",
     "MUTED",
     "Chart",
+    "Panel",
     "axis",
     "clock",
+    "dotted_line",
     "gantt",
     "importance_bars",
     "jitter",
@@ -45,6 +48,9 @@ __all__ = [
 #: Colours of the emphasised and the muted elements, readable on white and on black.
 ACCENT: Final = "#e69f00"
 MUTED: Final = "#8a94a0"
+
+#: Colours of lines that are compared.
+COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a94a0")
 
 #: Significant digits of the drawn numbers: a pixel is a thousandth of a plot.
 DIGITS: Final = 5
@@ -78,9 +84,38 @@ class Chart:
         return {"data": list(self.data), "layout": layout, "minWidth": self.min_width}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One or more plots under a heading."""
+
+    heading: str
+    note: str
+    """Explanation of the plots, in a sentence or two."""
+    charts: Sequence[Chart]
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    """A table above the plots."""
+    half: bool = False
+    """True: two such panels share a row if there is room."""
+
+
 def axis(title: str, **more: Any) -> dict[str, Any]:
     """Return a numeric axis; ``more`` are further keys of plotly's axis."""
     return {"title": {"text": title}, "automargin": True, "zeroline": False, **more}
+
+
+def dotted_line(x: float) -> dict[str, Any]:
+    """Return a vertical line over the whole height, which marks a place of the x axis."""
+    return {
+        "type": "line",
+        "layer": "below",
+        "x0": x,
+        "x1": x,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": "#8886", "width": 1, "dash": "dot"},
+    }
 
 
 def rounded(values: Iterable[float | None]) -> list[float | None]:

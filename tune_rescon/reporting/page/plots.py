@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
 
@@ -35,9 +34,12 @@ from tune_rescon.reporting.formatting import (
     format_number,
 )
 from tune_rescon.reporting.page.chart_parts import (
+    COLOURS,
     Chart,
+    Panel,
     axis,
     clock,
+    dotted_line,
     gantt,
     importance_bars,
     jitter,
@@ -45,10 +47,10 @@ from tune_rescon.reporting.page.chart_parts import (
     rounded,
     survival_bars,
 )
+from tune_rescon.reporting.page.group_panel import by_group
 from tune_rescon.tuning import StudyResult, TrialRecord, parameter_importance
 
 __all__ = [
-    "Panel",
     "comparison_panels",
     "costs",
     "incumbent_curves",
@@ -86,7 +88,7 @@ def learning_curves(result: StudyResult) -> Chart:
         layout={
             "xaxis": axis("epoch", rangemode="tozero"),
             "yaxis": axis(watched_metric(result.metric)),
-            "shapes": [_rung(level) for level in result.levels[:-1]],
+            "shapes": [dotted_line(level) for level in result.levels[:-1]],
         },
         height=440,
     )
@@ -133,19 +135,6 @@ def _winner(trial: TrialRecord) -> dict[str, Any]:
         "y": rounded(trial.curve),
         "hoverinfo": "skip",
         "line": {"color": "ink", "width": 2.2},
-    }
-
-
-def _rung(level: int) -> dict[str, Any]:
-    return {
-        "type": "line",
-        "layer": "below",
-        "x0": level,
-        "x1": level,
-        "yref": "paper",
-        "y0": 0,
-        "y1": 1,
-        "line": {"color": "#8886", "width": 1, "dash": "dot"},
     }
 
 
@@ -246,9 +235,6 @@ def _points(x: list[float], y: list[float], colours: list[str], words: list[list
     }
 
 
-_COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a94a0")
-
-
 def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
     """Return the best value so far of each search, by device-hours."""
     devices = " or ".join(sorted({result.device for result in results}))
@@ -256,7 +242,7 @@ def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
     return Chart(
         key="incumbents",
         label=f"best {metrics} so far, by {devices}-hours",
-        data=[_line(result, _COLOURS[index % len(_COLOURS)]) for index, result in enumerate(results)],
+        data=[_line(result, COLOURS[index % len(COLOURS)]) for index, result in enumerate(results)],
         layout={
             "xaxis": axis(f"{devices}-hours spent", rangemode="tozero"),
             "yaxis": axis(f"{metrics} of the leader"),
@@ -328,18 +314,6 @@ def _over_time(found: Timeline, yaxis: Mapping[str, Any]) -> dict[str, Any]:
     return {"xaxis": xaxis, "yaxis": yaxis, "showlegend": False}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One or more plots under a heading."""
-
-    heading: str
-    note: str
-    """Explanation of the plots, in a sentence or two."""
-    charts: Sequence[Chart]
-    half: bool = False
-    """True: two such panels share a row if there is room."""
-
-
 def panels(result: StudyResult) -> Iterator[Panel]:
     """Yield the panels that have data; none before the first epoch."""
     if not any(trial.epochs for trial in result.trials):
@@ -350,6 +324,7 @@ def panels(result: StudyResult) -> Iterator[Panel]:
         " Click a legend entry to hide it, a double click shows it alone.",
         charts=[learning_curves(result)],
     )
+    yield from by_group(result)
     yield from _by_parameter(result)
     yield Panel(heading="Rungs", note=_rung_words(result), charts=[survival_bars(result)], half=True)
     yield Panel(
