@@ -17,7 +17,7 @@ MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 
 #: Two devices a trial, half an hour an epoch: an epoch is a device-hour (conftest).
-OURS, RESNET = "Residual Attention", "timm/resnet18"
+OURS, RESNET = "attention", "timm/resnet18"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_page_compares_them_where_all_have_spent_as_much(result: StudyResult
     page = (tmp_path / "report.html").read_text()
     assert "<h2>By network</h2>" in page
     assert "at the dotted line, 3 core-hours, which is the least" in page
-    row = "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>"
+    row = '<tr><td class="name">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>'
     best = "0.5 (trial 0, epoch 2)"
     assert row.format(OURS, 1, 3, "3 core-hours", best, best) in page
     whole, within = "0.75 (trial 2, epoch 2)", "0.375 (trial 1, epoch 2)"

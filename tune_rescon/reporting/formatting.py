@@ -22,6 +22,7 @@ __all__ = [
     "in_hand_words",
     "pairs",
     "roughly",
+    "setting_words",
     "value_words",
 ]
 
@@ -36,6 +37,15 @@ def format_number(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def setting_words(name: str, value: object) -> str:
+    """Format the value of a parameter for a table or an axis; a ``network`` of null is one of the family.
+
+    >>> setting_words("network", None), setting_words("depth", None), setting_words("depth", 56)
+    ('attention', '-', '56')
+    """
+    return "attention" if name == "network" and value in (None, "None") else format_number(value)
 
 
 def pairs(parameters: Mapping[str, object]) -> str:

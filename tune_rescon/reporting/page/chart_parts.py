@@ -114,7 +114,7 @@ def dotted_line(x: float) -> dict[str, Any]:
         "yref": "paper",
         "y0": 0,
         "y1": 1,
-        "line": {"color": "#8886", "width": 1, "dash": "dot"},
+        "line": {"color": "#888a", "width": 1, "dash": "dot"},
     }
 
 

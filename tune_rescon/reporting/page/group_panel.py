@@ -6,29 +6,28 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tune_rescon.reporting.analysis import Group, Incumbent, grouping, groups
-from tune_rescon.reporting.formatting import device_hours_words, format_number
+from tune_rescon.reporting.formatting import device_hours_words, format_number, setting_words
 from tune_rescon.reporting.page.chart_parts import COLOURS, Chart, Panel, axis, dotted_line, rounded
 from tune_rescon.tuning import StudyResult
-from tune_rescon.tuning.trial import INACTIVE
 
 __all__ = ["by_group"]
 
 
 def by_group(result: StudyResult) -> Iterator[Panel]:
     """Yield the panel that compares networks, or other groups of trials, at equal cost."""
-    found = groups(result)
-    if not found:
+    found, name = groups(result), grouping(result)
+    if not found or name is None:
         return
     shared = min(one.hours for one in found)
     within = device_hours_words(shared, result.device)
     yield Panel(
-        heading=f"By {str(grouping(result)).replace('_', ' ')}",
+        heading=f"By {name.replace('_', ' ')}",
         note=f"Compare them at equal cost: at the dotted line, {within}, which is the least that was spent on"
         " one of them. A value counts whatever the epochs of its trial.",
-        headings=("", "trials", "epochs", "spent", "best", f"best within {within}"),
+        headings=(name, "trials", "epochs", "spent", "best", f"best within {within}"),
         rows=[
             (
-                _name(one),
+                setting_words(name, one.value),
                 str(one.trials),
                 str(one.epochs),
                 device_hours_words(one.hours, result.device),
@@ -37,7 +36,7 @@ def by_group(result: StudyResult) -> Iterator[Panel]:
             )
             for one in found
         ],
-        charts=[_curves(result, found, shared)],
+        charts=[_curves(result, name, found, shared)],
     )
 
 
@@ -45,19 +44,20 @@ def _reached(one: Incumbent | None) -> str:
     return "-" if one is None else f"{format_number(one.value)} (trial {one.number}, epoch {one.epoch})"
 
 
-def _curves(result: StudyResult, found: Sequence[Group], shared: float) -> Chart:
+def _curves(result: StudyResult, name: str, found: Sequence[Group], shared: float) -> Chart:
     """Return the best value so far of each group, by the device-hours that the group had spent.
 
     Args:
         result: the search.
+        name: the parameter whose values the groups have.
         found: the groups, the best first.
         shared: the device-hours that all groups have spent.
     """
     spent = device_hours_words(shared, result.device).partition(" ")[2]
     return Chart(
         key="groups",
-        label=f"best {result.metric} so far of each {grouping(result)}, by its {spent}",
-        data=[_line(one, COLOURS[index % len(COLOURS)]) for index, one in enumerate(found)],
+        label=f"best {result.metric} so far of each {name}, by its {spent}",
+        data=[_line(name, one, COLOURS[index % len(COLOURS)]) for index, one in enumerate(found)],
         layout={
             "xaxis": axis(f"{spent} spent on it", rangemode="tozero"),
             "yaxis": axis(f"best {result.metric}"),
@@ -68,20 +68,15 @@ def _curves(result: StudyResult, found: Sequence[Group], shared: float) -> Chart
     )
 
 
-def _line(one: Group, colour: str) -> dict[str, Any]:
+def _line(name: str, one: Group, colour: str) -> dict[str, Any]:
     ends = one.best[-1:]
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": _name(one),
+        "name": setting_words(name, one.value),
         "x": rounded([*(better.hours for better in one.best), *(one.hours for _ in ends)]),
         "y": rounded(better.value for better in (*one.best, *ends)),
         "customdata": [[better.number, better.epoch] for better in (*one.best, *ends)],
         "hovertemplate": "trial %{customdata[0]} at epoch %{customdata[1]}: %{y}",
         "line": {"shape": "hv", "width": 2, "color": colour},
     }
-
-
-def _name(one: Group) -> str:
-    """Return the name of a group; without a ``network`` the trials have one of the family."""
-    return "Residual Attention" if one.value in (None, INACTIVE) else format_number(one.value)
