@@ -111,9 +111,11 @@ def _trained(visit: Visit, recipe: str, *, seeds: tuple[int, ...]) -> Found:
             process=TrialProcess(device=visit.device, on_note=print, stalls=visit.folder / "stalled"),
         )
         spent = time.perf_counter() - started
+        if not reports:
+            continue  # it had ended before the part was cut off, and has its line
         last = reports[-1].metrics
         measured = {name: last[name] for name in ("train_loss", "test_loss", "test_accuracy")}
-        # A part that was cut off goes on from its checkpoint: earlier epochs have lines of their own.
+        # A part that was cut off continues from its checkpoint: earlier epochs have lines already.
         yield {
             "epochs_of_this_run": len(reports),
             "row": published.name,
