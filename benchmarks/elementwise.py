@@ -1,8 +1,9 @@
-"""A training step with compiled elementwise parts: batch norm with ReLU, and (1 + M) * T with M's sigmoid.
+"""A training step with fused elementwise parts: batch norm with ReLU, and (1 + M) * T with M's sigmoid.
 
-The convolutions stay cuDNN's own calls, between the compiled parts. On a GPU the whole step is recorded as
-a CUDA graph, as the package's own is. An attempt for the visit to a GPU (benchmarks/gpu_parts.py): nothing of
-it is in the package.
+Both are fused by torch.compile, or batch norm with ReLU by Triton kernels (benchmarks/norm_kernels.py). The
+convolutions stay cuDNN's own calls, between the fused parts. On a GPU the whole step is recorded as a CUDA
+graph, as the package's own is. An attempt for the visit to a GPU (benchmarks/gpu_parts.py): nothing of it is
+in the package.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,16 @@ from tune_rescon.training.cuda_graphs import choose_recorder
 from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.training.module import StepExecution, TrialModule
 
+#: What is fused, and by what.
+Fused = Literal["no", "compiled", "triton"]
+
 #: Batches that a loss curve repeats.
 BATCHES = 8
 
 CLASSES = 10
 
 
-def make_step(case: Case, device: str, *, fused: bool) -> Callable[[], Tensor]:
+def make_step(case: Case, device: str, *, fused: Fused) -> Callable[[], Tensor]:
     """A training step on one batch, as ``build_step`` of the package makes it."""
     module, placement, side = _trainee(case, device, fused=fused)
     optimizer, scheduler = module.optimizer_and_scheduler()
@@ -49,7 +53,7 @@ def make_step(case: Case, device: str, *, fused: bool) -> Callable[[], Tensor]:
     return step
 
 
-def loss_curve(case: Case, device: str, *, steps: int, fused: bool) -> list[float]:
+def loss_curve(case: Case, device: str, *, steps: int, fused: Fused) -> list[float]:
     """The losses of the first steps, from the same weights and on the same batches for each call."""
     module, placement, side = _trainee(case, device, fused=fused)
     optimizer, _ = module.optimizer_and_scheduler()
@@ -65,16 +69,18 @@ def loss_curve(case: Case, device: str, *, steps: int, fused: bool) -> list[floa
     return [float(loss) for loss in losses]
 
 
-def _trainee(case: Case, device: str, *, fused: bool) -> tuple[TrialModule, DeviceConfig, int]:
+def _trainee(case: Case, device: str, *, fused: Fused) -> tuple[TrialModule, DeviceConfig, int]:
     config = TrialConfig(preset=case.preset, batch_size=case.batch_size)
     placement = resolve_device(device, precision=config.precision)
     spec = describe_network(config, classes=CLASSES, in_channels=3)
     torch.manual_seed(0)
     network = build_described(spec)
-    if fused:
+    if fused == "compiled":
         fuse_elementwise(network)
+    elif fused == "triton":
+        fuse_norms(network)
     # The recorder runs what is compiled once on the ordinary stream first.
-    recorded = replace(config, compile="on" if fused else "off")
+    recorded = replace(config, compile="on" if fused != "no" else "off")
     module = TrialModule(
         network,
         config,
@@ -105,27 +111,40 @@ def fuse_elementwise(network: nn.Module) -> int:
     # Every shape of a map is a version of the compiled functions; torch's default limit is 8.
     torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 2048
-    count = 0
+    count = _replace_norms(network, _norm_relu)
     for module in network.modules():
-        if isinstance(module, PreActivationUnit):
-            for norm in (module.norm1, module.norm2, module.norm3):
-                _replace_forward(norm, functools.partial(_normalised, norm))
-            _replace_forward(module.relu, _unchanged)
-            count += 3
-        elif isinstance(module, Mask):
-            for name, part in module.head.named_children():
-                if isinstance(part, nn.BatchNorm2d):
-                    _replace_forward(part, functools.partial(_normalised, part))
-                    count += 1
-                elif isinstance(part, nn.ReLU):
-                    assert name.startswith("relu")
-                    _replace_forward(part, _unchanged)
-        elif isinstance(module, AttentionModule) and module.residual:
+        if isinstance(module, AttentionModule) and module.residual:
             assert module.mask.activation is torch.sigmoid
             mask: Any = module.mask
             mask.activation = _unchanged
             _replace_forward(module, functools.partial(_attended, module))
             count += 1
+    return count
+
+
+def fuse_norms(network: nn.Module) -> int:
+    """Have Triton kernels compute batch norms that a ReLU follows, together with it; how many these are."""
+    from norm_kernels import batch_norm_relu
+
+    return _replace_norms(network, batch_norm_relu)
+
+
+def _replace_norms(network: nn.Module, fused: Callable[[nn.BatchNorm2d, Tensor], Tensor | None]) -> int:
+    count = 0
+    for module in network.modules():
+        if isinstance(module, PreActivationUnit):
+            for norm in (module.norm1, module.norm2, module.norm3):
+                _replace_forward(norm, functools.partial(_normalised, norm, fused))
+            _replace_forward(module.relu, _unchanged)
+            count += 3
+        elif isinstance(module, Mask):
+            for name, part in module.head.named_children():
+                if isinstance(part, nn.BatchNorm2d):
+                    _replace_forward(part, functools.partial(_normalised, part, fused))
+                    count += 1
+                elif isinstance(part, nn.ReLU):
+                    assert name.startswith("relu")
+                    _replace_forward(part, _unchanged)
     return count
 
 
@@ -138,13 +157,18 @@ def _unchanged(x_BCHW: Tensor) -> Tensor:
     return x_BCHW
 
 
-def _normalised(norm: nn.BatchNorm2d, x_BCHW: Tensor) -> Tensor:
-    """Batch norm and ReLU; in eval mode as torch computes them."""
-    if not norm.training:
-        return F.relu(nn.BatchNorm2d.forward(norm, x_BCHW))
+def _normalised(
+    norm: nn.BatchNorm2d, fused: Callable[[nn.BatchNorm2d, Tensor], Tensor | None], x_BCHW: Tensor
+) -> Tensor:
+    """Batch norm and ReLU; in eval mode, and where ``fused`` returns None, as torch computes them."""
+    y_BCHW = fused(norm, x_BCHW) if norm.training else None
+    return F.relu(nn.BatchNorm2d.forward(norm, x_BCHW)) if y_BCHW is None else y_BCHW
+
+
+def _norm_relu(norm: nn.BatchNorm2d, x_BCHW: Tensor) -> Tensor:
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    normalised: Tensor = _norm_relu(
+    normalised: Tensor = _compiled_norm_relu(
         x_BCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.momentum, norm.eps
     )
     return normalised
@@ -159,7 +183,7 @@ def _attended(module: AttentionModule, x_BCHW: Tensor) -> Tensor:
 
 
 @functools.partial(torch.compile, dynamic=False)
-def _norm_relu(
+def _compiled_norm_relu(
     x_BCHW: Tensor,
     mean_C: Tensor,
     var_C: Tensor,

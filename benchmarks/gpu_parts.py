@@ -8,7 +8,6 @@ cold starts another one.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import multiprocessing
 import os
@@ -16,44 +15,24 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from elementwise import loss_curve, make_step
+from elementwise import Fused, loss_curve, make_step
 from roofline import measure_peaks, training_bytes, wait
 from step import alternate, plain_step
+from visit import Found, Visit, append, images_of
 from waiting import Case
+from watched_search import search
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import EpochReport, Objective, TrialProcess, build_step, train_trial
-
-Found = Iterator[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Visit:
-    """Where a visit takes place."""
-
-    device: str
-    tiny: bool
-    """True: everything as small as it can be, to try the programs on a CPU."""
-    folder: Path
-    images: Path | None
-
-    @property
-    def cases(self) -> tuple[Case, ...]:
-        """The networks and their batches."""
-        if self.tiny:
-            return (Case(preset="cifar_attention56", batch_size=2),)
-        texts = ("rescon_attention92_32:128", "attention56:64", "attention92:64")
-        return tuple(Case.parse(text) for text in texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +92,13 @@ def _trained(visit: Visit, recipe: str, *, seeds: tuple[int, ...]) -> Found:
         shares=Shares(schedule=0.1 if visit.tiny else 1.0, images=share),
         seeds=1,
         resources=Resources(cpu=1, gpu=0 if visit.device == "cpu" else 1),
-        images=_folder(visit),
+        images=images_of(visit),
     )
     asked = space.dataset_config(None)
     dataset = open_dataset(asked, data_root=visit.folder, cache_root=visit.folder / "cache")
     for seed in seeds:
         reports: list[EpochReport] = []
+        tell = functools.partial(_tell_epoch, visit, reports, recipe, seed)
         started = time.perf_counter()
         train_trial(
             TrialConfig.from_dict(settings),
@@ -126,14 +106,18 @@ def _trained(visit: Visit, recipe: str, *, seeds: tuple[int, ...]) -> Found:
             epochs=space.fidelity.max,
             seed=seed,
             checkpoint_dir=visit.folder / f"{recipe}-{seed}",
-            on_epoch=reports.append,
+            on_epoch=tell,
             objective=Objective(metric="test_accuracy"),
             process=TrialProcess(device=visit.device, on_note=print, stalls=visit.folder / "stalled"),
         )
         spent = time.perf_counter() - started
+        if not reports:
+            continue  # it had ended before the part was cut off, and has its line
         last = reports[-1].metrics
         measured = {name: last[name] for name in ("train_loss", "test_loss", "test_accuracy")}
+        # A part that was cut off continues from its checkpoint: earlier epochs have lines already.
         yield {
+            "epochs_of_this_run": len(reports),
             "row": published.name,
             "recipe": recipe,
             "seed": seed,
@@ -145,118 +129,14 @@ def _trained(visit: Visit, recipe: str, *, seeds: tuple[int, ...]) -> Found:
         }
 
 
-def _folder(visit: Visit) -> Any:
-    from tune_rescon.config import DatasetConfig
-
-    if visit.images is None:
-        raise SystemExit("this part needs --images: CIFAR-10, train/CLASS/* and test/CLASS/*")
-    return DatasetConfig(name="folder", path=str(visit.images))
-
-
-# ---- a search that is watched ---------------------------------------------------------------------------
-
-
-def search(visit: Visit, seconds: float) -> Found:
-    """``--space att92`` for the time there is: utilisation, idle time by cause, the best by the clock."""
-    runs = visit.folder / "runs"
-    budget = max(0.9 * seconds - 45.0, 20.0)
-    images = _folder(visit).path
-    command = [sys.executable, "-m", "tune_rescon.search", "--space", "att92", "--name", "visit", "--plain"]
-    command += ["--storage", str(runs), "--data-root", str(visit.folder), "--hours", f"{budget / 3600:.4f}"]
-    command += ["--set", "dataset.name=folder", "--set", f"dataset.path={images}"]
-    command += ["--set", f"resources_per_trial={{cpu: 4, gpu: {'auto' if visit.device == 'cuda' else 0}}}"]
-    if visit.tiny:
-        command += ["--trials", "2", *_sets(TINY_SEARCH)]
-    watched = Watched()
-    started = time.time()
-    environment = {**os.environ, "TUNE_RESCON_CACHE": str(visit.folder / "cache"), **_ray_folder(visit)}
-    with watched.running():
-        done = subprocess.run(command, check=False, env=environment)
-    yield {"exit": done.returncode, "seconds": round(time.time() - started, 1), **watched.summary()}
-    yield from _search_figures(runs, visit)
-
-
-#: The search of a dry run: two small trials of one epoch.
-TINY_SEARCH: Mapping[str, str] = {
-    "dataset.limit": "100",
-    "fidelity.max": "1",
-    "scheduler": "{type: none}",
-    "fixed.width": "0.25",
-    "fixed.batch_size": "16",
-    "parameters.depth.choices": "[56, 92]",
-    "parameters.drop_path.when.in": "[92]",
-    "parameters.image_size.choices": "[32]",
-    "resources_per_trial": "{cpu: 1, gpu: 0}",
-}
-
-
-def _sets(settings: Mapping[str, str]) -> list[str]:
-    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-
-
-def _ray_folder(visit: Visit) -> dict[str, str]:
-    """Ray's own temporary folder: below the visit's, if the path is short enough for its sockets."""
-    short = len(str(visit.folder)) < 30
-    return {"RAY_TMPDIR": str(visit.folder / "ray")} if short else {}
-
-
-def _search_figures(runs: Path, visit: Visit) -> Found:
-    from tune_rescon.reporting.analysis import gpu_use, incumbents, timeline
-    from tune_rescon.tuning import SearchLocation, read_search
-
-    result = read_search(SearchLocation(storage=runs, data_root=visit.folder), "visit")
-    use, found = gpu_use(result), timeline(result)
-    yield {
-        "trials": len(result.trials),
-        "epochs": sum(trial.epochs for trial in result.trials),
-        "slots": found.slots,
-        "slots_in_epochs": round(found.utilisation, 4),
-        "gpu_utilisation_by_nvml": use.utilisation if use else None,
-        "shares_of_time": {name: round(share, 4) for name, share in use.shares.items()} if use else None,
-        "best": [
-            {"hours": round(one.hours, 4), "trial": one.number, "epoch": one.epoch, "value": one.value}
-            for one in incumbents(result)
-        ],
-    }
-
-
-class Watched:
-    """The GPU's utilisation by ``nvidia-smi``, once a second, for a machine without nvidia-ml-py."""
-
-    def __init__(self) -> None:
-        self._readings: list[float] = []
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        program = shutil.which("nvidia-smi")
-        if program is None:
-            yield
-            return
-        ended = threading.Event()
-        thread = threading.Thread(target=self._read, args=(program, ended), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-    def _read(self, program: str, ended: threading.Event) -> None:
-        query = [program, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-        while not ended.wait(1.0):
-            told = subprocess.run(query, check=False, capture_output=True, text=True).stdout
-            self._readings += [float(line) / 100 for line in told.splitlines() if line.strip().isdigit()]
-
-    def summary(self) -> dict[str, Any]:
-        """The mean, and the share of seconds in which it was idle or nearly so; nothing without readings."""
-        if not self._readings:
-            return {"nvidia_smi": None}
-        idle = sum(reading < 0.05 for reading in self._readings) / len(self._readings)
-        return {
-            "nvidia_smi": round(statistics.fmean(self._readings), 4),
-            "seconds_below_5_percent": round(idle, 4),
-            "readings": len(self._readings),
-        }
+def _tell_epoch(
+    visit: Visit, reports: list[EpochReport], recipe: str, seed: int, report: EpochReport
+) -> None:
+    """Append an epoch's line as it comes: a part that is cut off has trained all the same."""
+    reports.append(report)
+    names = ("train_loss", "train_accuracy", "epoch_seconds", "images_per_second")
+    measured = {name: round(report.metrics[name], 4) for name in names}
+    append(visit.results, {"recipe": recipe, "seed": seed, "epoch": report.epoch, **measured})
 
 
 # ---- the first step -------------------------------------------------------------------------------------
@@ -270,6 +150,10 @@ FIRST_STEPS: dict[str, dict[str, Any]] = {
     "all": {"benchmark_limit": 0},
     "warmed": {},
 }
+
+#: What an arm must reach on a GPU: seconds of the first step, and share of today's speed after it.
+FIRST_STEP_TARGET = 3.0
+SPEED_TARGET = 0.97
 
 #: The arms of every network; the first network alone has all of them.
 EVERYWHERE = ("today", "limit 1", "heuristic")
@@ -285,7 +169,9 @@ def first_step(visit: Visit, seconds: float) -> Found:
             with processes.Pool(1) as pool:
                 found = pool.apply(_first_step, (case, visit, arm))
             speeds[arm] = found["images_per_second"]
-            yield {**found, "of_todays_speed": round(found["images_per_second"] / speeds["today"], 4)}
+            kept = found["images_per_second"] / speeds["today"]
+            met = found["first_step_seconds"] <= FIRST_STEP_TARGET and kept >= SPEED_TARGET
+            yield {**found, "of_todays_speed": round(kept, 4), "met": met if visit.device == "cuda" else None}
 
 
 def _first_step(case: Case, visit: Visit, arm: str) -> dict[str, Any]:
@@ -340,6 +226,7 @@ def _seconds_of_first(
 def elementwise(visit: Visit, seconds: float) -> Found:
     """Ways to fuse what moves bytes, in turn with today's step and the plain one; share of the bandwidth."""
     del seconds
+    _interpret_on_cpu(visit)
     size = int((0.01 if visit.tiny else 2) * 2**30)
     bandwidth = measure_peaks(visit.device, side=64, copy_bytes=size).bandwidth
     for case in visit.cases:
@@ -347,8 +234,9 @@ def elementwise(visit: Visit, seconds: float) -> Found:
         steps: dict[str, Callable[[], object]] = {}
         first: dict[str, float] = {}
         arms: dict[str, Callable[[], Callable[[], object]]] = {
-            "today": functools.partial(make_step, case, visit.device, fused=False),
-            "elementwise compiled": functools.partial(make_step, case, visit.device, fused=True),
+            "today": functools.partial(make_step, case, visit.device, fused="no"),
+            "elementwise compiled": functools.partial(make_step, case, visit.device, fused="compiled"),
+            "norms by Triton": functools.partial(make_step, case, visit.device, fused="triton"),
             "units compiled": functools.partial(build, case.preset, compiling="on"),
             "plain fp32": functools.partial(_strict_plain, case, visit.device),
         }
@@ -383,6 +271,12 @@ def elementwise(visit: Visit, seconds: float) -> Found:
             }
 
 
+def _interpret_on_cpu(visit: Visit) -> None:
+    """Have Triton's kernels interpreted where there is no GPU; before Triton is imported."""
+    if visit.device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 def _strict_plain(case: Case, device: str) -> Callable[[], object]:
     return _strict(plain_step(case.preset, batch_size=case.batch_size, device=device))
 
@@ -398,11 +292,17 @@ def _strict(step: Callable[[], object]) -> Callable[[], object]:
 def equality(visit: Visit, seconds: float) -> Found:
     """The losses of 200 steps from one initialisation: today's twice, and with what is fused."""
     del seconds
-    steps = 4 if visit.tiny else 200
+    _interpret_on_cpu(visit)
+    steps = 2 if visit.tiny else 200
     case = visit.cases[0]
-    today = loss_curve(case, visit.device, steps=steps, fused=False)
-    # How far two runs of the same step are apart says what the other figure is worth.
-    for arm, fused in (("today again", False), ("elementwise compiled", True)):
+    today = loss_curve(case, visit.device, steps=steps, fused="no")
+    # How far two runs of the same step are apart says what the other figures are worth.
+    arms: dict[str, Fused] = {
+        "today again": "no",
+        "elementwise compiled": "compiled",
+        "norms by Triton": "triton",
+    }
+    for arm, fused in arms.items():
         losses = loss_curve(case, visit.device, steps=steps, fused=fused)
         apart = [abs(one - other) for one, other in zip(today, losses, strict=True)]
         tail = len(apart) // 4 or 1

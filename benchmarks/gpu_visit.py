@@ -25,13 +25,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from gpu_parts import PARTS, Visit
+from gpu_parts import PARTS
 from table import hardware
+from visit import Visit, append
 
 #: Seconds that a child gets to end by itself after a SIGTERM.
 GRACE = 10.0
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tiny=options.dry_run,
         folder=options.folder.resolve(),
         images=options.images.resolve() if options.images else None,
+        results=options.results.resolve(),
     )
     if options.part is not None:
         run_part(options.part, visit, options.results, options.seconds)
@@ -153,16 +154,6 @@ def ended_with(child: subprocess.Popen[bytes]) -> Iterator[None]:
 def signal_group(leader: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader, number)
-
-
-def append(results: Path, line: Mapping[str, Any]) -> None:
-    """Append a line, which is on the disk when this returns, and print it."""
-    text = json.dumps({"time": round(time.time(), 1), **line})
-    with results.open("a") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

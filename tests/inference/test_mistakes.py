@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from tests.without_ray import search_without_ray
 from tune_rescon.data import open_dataset
@@ -22,12 +23,14 @@ from tune_rescon.inference import (
     mistakes_page,
     write_mistakes,
 )
-from tune_rescon.inference.mistakes import LARGEST_MATRIX, Mistake
+from tune_rescon.inference.mistakes import CLASSES, LARGEST_MATRIX, Mistake, mistakes_document
+from tune_rescon.inference.pictures import Pictures
+from tune_rescon.inference.predict import predictions
 from tune_rescon.report import main
 from tune_rescon.reporting import SearchPresentation, write_report
 from tune_rescon.spaces import load_space
 from tune_rescon.training import load_trained
-from tune_rescon.training.device import resolve_device
+from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.tuning import (
     RunOptions,
     SearchFolder,
@@ -54,6 +57,30 @@ def test_counts_and_pairs() -> None:
     ]
 
 
+def test_classes_are_listed_the_worst_first_and_those_without_images_are_not() -> None:
+    found = mistakes([[8, 2, 0, 0], [0, 9, 1, 0], [4, 0, 6, 0], [0, 0, 0, 0]], "ant", "bee", "cat", "dog")
+    assert [(one.name, one.images, one.right) for one in found.by_class()] == [
+        ("cat", 10, 6),
+        ("ant", 10, 8),
+        ("bee", 10, 9),
+    ]
+    labels, predicted = zip(
+        *((i, j) for i in range(3) for j in range(3) for _ in range(found.confusion_KK[i, j])), strict=True
+    )
+    expected = f1_score(labels, predicted, average=None)
+    assert [one.f1 for one in found.by_class()] == pytest.approx([expected[k] for k in (2, 0, 1)])
+    page = mistakes_page(found, title="t", of="test")
+    assert "<tr><td>cat</td><td>10</td><td>6</td><td>60.0%</td><td>0.706</td></tr>" in page
+
+
+def test_of_many_classes_the_worst_are_listed() -> None:
+    confusion_KK = np.eye(1000, dtype=int)
+    confusion_KK[700, 0] = 3
+    document = mistakes_document(mistakes(confusion_KK.tolist(), *map(str, range(1000))), of="test")
+    assert len(document["classes"]) == CLASSES
+    assert document["classes"][0] == ["700", "4", "1", "25.0%", "0.400"]
+
+
 def test_names_are_text_in_the_page() -> None:
     image = np.zeros((8, 8, 1), dtype=np.uint8)
     worst = Mistake(image_HWC=image, label="<script>", predicted="a&b", probability=0.987)
@@ -61,7 +88,7 @@ def test_names_are_text_in_the_page() -> None:
         mistakes([[1, 1], [0, 2]], "<script>", "a&b", worst=(worst,)), title="<b>", of="validation"
     )
     assert "<script>" not in page
-    assert page.count("&lt;script&gt;") == 6
+    assert page.count("&lt;script&gt;") == 7
     assert "taken for <b>a&amp;b</b>\n(98.7 %)" in page
     assert page.count('src="data:image/png;base64,') == 1
 
@@ -124,6 +151,29 @@ def test_of_a_search_it_counts_as_the_validation_did(
         find_mistakes(network, about, dataset, dataset.val, placement=resolve_device("cpu", precision="fp32"))
 
 
+@pytest.mark.torch
+def test_activations_beyond_the_range_of_fp16_are_computed_in_fp32(
+    searched: StudyResult, storage: Path
+) -> None:
+    """Here and in predict."""
+    network, about = load_trained(str(searched.kept_checkpoint(cast(TrialRecord, searched.best))))
+    first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    first.weight.data *= 1e6
+    dataset = open_dataset(searched.space.dataset, data_root=storage, cache_root=storage / "cache")
+    half, plain = (DeviceConfig(device=torch.device("cpu"), precision=name) for name in ("fp16", "fp32"))
+    found, expected = (
+        find_mistakes(network, about, dataset, dataset.val, placement=one) for one in (half, plain)
+    )
+    assert (found.confusion_KK == expected.confusion_KK).all()
+    images_BHWC, _ = dataset.val.gather(np.arange(8))
+    pictures = Pictures(paths=tuple(Path(str(n)) for n in range(8)), images_BHWC=images_BHWC)
+    classes = [
+        [one.best for one in predictions(network, about, [pictures], placement, top=1, mirrored=True)]
+        for placement in (half, plain)
+    ]
+    assert classes[0] == classes[1]
+
+
 def test_errors_excludes_the_other_forms_of_the_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +204,7 @@ def test_the_report_shows_those_of_the_best_network_and_of_no_other(
         "another trial's": json.dumps(document | {"trial": 7}),
         "damaged": "{",
         "another file": "[]",
+        "an earlier version's": json.dumps({key: document[key] for key in document if key != "classes"}),
     }.items():
         file.unlink(missing_ok=True)
         if text is not None:
@@ -164,7 +215,10 @@ def test_the_report_shows_those_of_the_best_network_and_of_no_other(
     assert "Mistakes of the best network" in pages["own"]
     assert pages["own"].count("<figure>") == shown
     assert document["words"] in pages["own"]
-    assert not [name for name, page in pages.items() if "<figure>" in page and name != "own"]
+    name, images, *_ = document["classes"][0]
+    assert f'<td class="name">{name}</td><td>{images}</td>' in pages["own"]
+    shown_by = [name for name, page in pages.items() if "<figure>" in page]
+    assert shown_by == ["own", "an earlier version's"]
 
 
 def test_only_a_finished_search_writes_its_mistakes(

@@ -7,20 +7,27 @@ simulated in tests/testing/test_searches_in_folders.py.
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
+from PIL import Image
+from rich.console import Console
 from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import ConfigError, NetworkError, SpaceError
+from tune_rescon.inference import write_mistakes
 from tune_rescon.models import NetworkSpec, network_cost
 from tune_rescon.reporting import SearchPresentation
+from tune_rescon.reporting.dry_run import print_dry_run
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import fail_second, learn_nothing
 from tune_rescon.tuning import RunOptions, SearchFolder, SearchLocation, StudyResult, read_search, run_search
@@ -191,6 +198,45 @@ def test_further_metrics_are_recorded_and_shown_in_mlflow(
     assert run.data.metrics["val_macro_f1"] == trial.history["val_macro_f1"][-1]
 
 
+def test_metrics_by_class_are_recorded_and_shown_in_mlflow_and_in_the_report(
+    options: RunOptions, tmp_path: Path
+) -> None:
+    drawn = np.random.default_rng(0)
+    for shade, name in enumerate(("a&b", "a+b", "c")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for count in range(10):
+            pixels = drawn.integers(80 * shade, 80 * shade + 80, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{count}.png")
+    settings = [
+        f"path={tmp_path / 'images'}",
+        "budget.trials=1",
+        "fidelity.max=2",
+        "width=0.125",
+        "initial=[]",
+    ]
+    settings += [
+        "dataset.val_fraction=0.3",
+        "metric={name: val_f1/a+b, mode: max, log: [val_accuracy_by_class]}",
+    ]
+    space = load_space("digits", ["dataset.name=folder", *settings])
+    result = run_search(
+        space, options, presentation=SearchPresentation(partial(write_mistakes, options=options))
+    )
+    (trial,) = result.trials
+    assert trial.state is TrialState.FINISHED, trial.error
+    assert trial.values == trial.history["val_f1/a+b"]
+    by_class = [trial.history[f"val_accuracy/{name}"] for name in ("a&b", "a+b", "c")]
+    assert np.mean(by_class, axis=0) == pytest.approx(trial.history["val_accuracy"]), "three images of each"
+    assert trial.mlflow_run_id is not None
+    client = mlflow.MlflowClient(f"sqlite:///{options.storage}/mlflow.db")
+    logged = client.get_run(trial.mlflow_run_id).data.metrics
+    assert [logged[f"val_accuracy/{name}"] for name in ("a_b", "a_b 2", "c")] == [one[-1] for one in by_class]
+    assert (logged["val_f1/a_b"], logged["best_val_f1/a_b"]) == (trial.values[-1], max(trial.values))
+    worst, *_ = json.loads((result.folder / "mistakes.json").read_text())["classes"]
+    page = (result.folder / "report.html").read_text()
+    assert f'<td class="name">{html.escape(worst[0])}</td><td>3</td>' in page
+
+
 def test_networks_of_ones_own_are_searched_beside_the_family(
     options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +298,25 @@ def test_a_metric_that_cannot_be_imported_is_refused_before_anything_is_made(opt
         run_search(space, options)
     assert isinstance(options.storage, Path)
     assert not (options.storage / options.name).exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("{name: val_f1/11, mode: max}", r"metric\.name: unknown class '11' \(did you mean '1'"),
+        ("{name: val_loss, mode: min, log: [val_auroc/x]}", r"metric\.log: unknown class 'x'; known: 0, 1, "),
+    ],
+)
+def test_a_class_that_does_not_exist_is_refused_before_images_are_decoded(
+    options: RunOptions, tmp_path: Path, metric: str, words: str
+) -> None:
+    options = dataclasses.replace(options, cache_root=tmp_path / "cache")
+    space = load_space("digits", [f"metric={metric}"])
+    with pytest.raises(ConfigError, match=words):
+        run_search(space, options)
+    assert not options.cache_root.exists()
+    with pytest.raises(ConfigError, match=words):
+        print_dry_run(space, Console(), data_root=tmp_path)
 
 
 def test_a_resumed_search_trusts_the_latencies_that_were_measured_before(

@@ -59,8 +59,24 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         "s.yaml:4: metric.name: unknown metric 'epoch_seconds'; known: ",
     ),
     (
-        {4: "metric: {name: val_accuracy, mode: max, log: [val_f1]}"},
-        "s.yaml:4: metric.log[0]: unknown metric 'val_f1' (did you mean 'val_macro_f1'?); known: ",
+        {4: "metric: {name: val_accuracy, mode: max, log: [val_auc]}"},
+        "s.yaml:4: metric.log[0]: unknown metric 'val_auc' (did you mean 'val_auroc'?); known: METRIC/",
+    ),
+    (
+        {4: "metric: {name: val_kappa/cat, mode: max}"},
+        "s.yaml:4: metric.name: unknown metric 'val_kappa/cat'",
+    ),
+    (
+        {4: "metric: {name: val_f1/cat, mode: min}"},
+        "s.yaml:4: metric.mode: val_f1/cat goes with mode max, but got min.",
+    ),
+    (
+        {4: "metric: {name: val_accuracy_by_class, mode: max}"},
+        "s.yaml:4: metric.name: unknown metric 'val_accuracy_by_class'",
+    ),
+    (
+        {4: "metric: {name: val_accuracy, mode: max, log: [val_loss_by_class]}"},
+        "s.yaml:4: metric.log[0]: unknown metric 'val_loss_by_class'",
     ),
     (
         {4: "metric: {name: val_accuracy, mode: max, log: [a.b:c, other:c]}"},

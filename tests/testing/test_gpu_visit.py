@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import gpu_visit
 import pytest
 import torch
 from elementwise import loss_curve
@@ -96,5 +101,29 @@ def test_what_is_fused_computes_what_is_not() -> None:
     """Uncompiled: that torch compiles it rightly is torch's affair, and on a GPU the visit's."""
     case = Case(preset="cifar_attention56", batch_size=2)
     with torch.compiler.set_stance("force_eager"):
-        plain, fused = (loss_curve(case, "cpu", steps=2, fused=fused) for fused in (False, True))
+        plain, fused = (loss_curve(case, "cpu", steps=2, fused=fused) for fused in ("no", "compiled"))
     assert fused == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.nightly
+@pytest.mark.torch
+def test_the_kernels_compute_what_torch_does() -> None:
+    """In Triton's interpreter, for which another process sets the variable before it imports Triton."""
+    pytest.importorskip("triton", reason="Triton is not made for this system")
+    program = (
+        "import torch; from elementwise import loss_curve; from waiting import Case\n"
+        "case = Case(preset='cifar_attention56', batch_size=2)\n"
+        "print([loss_curve(case, 'cpu', steps=2, fused=fused) for fused in ('no', 'triton')])"
+    )
+    benchmarks = Path(gpu_visit.__file__).parent
+    paths = os.pathsep.join([str(benchmarks), str(benchmarks.parent)])
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    plain, fused = ast.literal_eval(run.stdout.splitlines()[-1])
+    assert fused == pytest.approx(plain, rel=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,18 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
     cohen_kappa_score,
     f1_score,
+    recall_score,
     roc_auc_score,
 )
 from torch import Tensor
 
+from tests.training.conftest import SMALL
+from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError
-from tune_rescon.metric_names import EXTRA_METRICS, METRICS
-from tune_rescon.training import EpochReport
+from tune_rescon.metric_names import BY_CLASS, EXTRA_METRICS, METRICS
+from tune_rescon.training import EpochReport, load_trained
 from tune_rescon.training.metrics import EpochMetrics
 
 pytestmark = pytest.mark.torch
@@ -28,6 +34,8 @@ pytestmark = pytest.mark.torch
 Run = Callable[..., list[EpochReport]]
 
 CLASSES = 4
+SHORT = dataclasses.replace(SMALL, width=0.0625, precise_bn_batches=1)
+NAMES = ("ant", "bee", "cat", "dog")
 
 
 def images(count: int = 200, *, classes: tuple[int, ...] = (0, 1, 2, 3)) -> tuple[Tensor, Tensor]:
@@ -40,7 +48,7 @@ def images(count: int = 200, *, classes: tuple[int, ...] = (0, 1, 2, 3)) -> tupl
 
 
 def measured(logits_NK: Tensor, labels_N: Tensor, *names: str) -> dict[str, float]:
-    metrics = EpochMetrics(CLASSES, extra=names)
+    metrics = EpochMetrics(CLASSES, extra=names, class_names=NAMES)
     for logits_BK, labels_B in zip(torch.split(logits_NK, 64), torch.split(labels_N, 64), strict=True):
         metrics.update(torch.tensor(1.0), logits_BK, labels_B)
     return metrics.compute()
@@ -70,6 +78,39 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     members = [(bins == b) for b in sorted(set(bins))]
     gaps = [abs(right[of].mean() - confidence[of].mean()) * of.sum() for of in members]
     return float(sum(gaps) / len(labels))
+
+
+def test_those_of_each_class_are_scikit_learns() -> None:
+    logits_NK, labels_N = images()
+    found = measured(logits_NK, labels_N, *BY_CLASS)
+    probabilities, labels = logits_NK.softmax(dim=1).numpy(), labels_N.numpy()
+    chosen = probabilities.argmax(axis=1)
+    accuracies, f1s = (score(labels, chosen, average=None) for score in (recall_score, f1_score))
+    for k, name in enumerate(NAMES):
+        expected = {
+            f"accuracy/{name}": accuracies[k],
+            f"f1/{name}": f1s[k],
+            f"auroc/{name}": roc_auc_score(labels == k, probabilities[:, k]),
+            f"average_precision/{name}": average_precision_score(labels == k, probabilities[:, k]),
+        }
+        assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert len([key for key in found if "/" in key]) == 4 * CLASSES
+
+
+def test_a_class_without_images_has_no_metrics_and_no_part_in_the_mean_accuracy() -> None:
+    logits_NK, labels_N = images(classes=(0, 1, 3))
+    assert (logits_NK.argmax(dim=1) == 2).any()
+    found = measured(logits_NK, labels_N, *BY_CLASS, "val_macro_accuracy")
+    assert {key.partition("/")[2] for key in found if "/" in key} == {"ant", "bee", "dog"}
+    accuracies = [found[f"accuracy/{name}"] for name in ("ant", "bee", "dog")]
+    assert found["macro_accuracy"] == pytest.approx(np.mean(accuracies))
+
+
+def test_a_single_class_is_named_and_must_exist() -> None:
+    found = measured(*images(), "val_f1/bee", "val_accuracy/bee", "val_accuracy/dog")
+    assert {key for key in found if "/" in key} == {"f1/bee", "accuracy/bee", "accuracy/dog"}
+    with pytest.raises(ConfigError, match=r"unknown class 'bea' \(did you mean 'bee'"):
+        measured(*images(), "val_f1/bea")
 
 
 def test_a_class_without_images_is_left_out_of_the_mean() -> None:
@@ -113,6 +154,29 @@ def test_a_trial_reports_what_it_is_asked_for_and_is_judged_by_it(
 def test_an_objective_of_this_kind_need_not_be_asked_for_twice(train: Run) -> None:
     (report,) = train(metric="val_auroc", mode="max", epochs=1)
     assert 0 < report.metrics["val_auroc"] < 1
+
+
+def test_a_trial_may_be_judged_by_a_class_and_its_network_is_kept_by_it(
+    train: Run, digits: ImageDataset, tmp_path: Path
+) -> None:
+    reports = train(folder=tmp_path, metric="val_f1/3", mode="max", log=("val_accuracy_by_class",), epochs=3)
+    counts = np.bincount(digits.val.labels_N, minlength=10)
+    for report in reports:
+        accuracies = [report.metrics[f"val_accuracy/{name}"] for name in digits.class_names]
+        assert np.average(accuracies, weights=counts) == pytest.approx(report.metrics["val_accuracy"])
+    scores = [report.metrics["val_f1/3"] for report in reports]
+    _, about = load_trained(tmp_path / "best.ckpt")
+    assert about.epoch == 1 + scores.index(max(scores))
+
+
+@settings(max_examples=8, derandomize=True, deadline=None)
+@given(log=st.lists(st.sampled_from([*EXTRA_METRICS, *BY_CLASS, "val_f1/7"]), unique=True))
+def test_any_of_them_together_are_reported(train: Run, log: list[str]) -> None:
+    (report,) = train(SHORT, epochs=1, log=tuple(log))
+    names = {name.removesuffix("_by_class").partition("/")[0] for name in log}
+    found = {name.partition("/")[0] for name in report.metrics.keys() - METRICS.keys()}
+    assert found == names, "a metric of each that was asked for, and no other"
+    assert all(math.isfinite(report.metrics[name]) for name in report.metrics if "/" in name)
 
 
 @pytest.mark.parametrize(

@@ -119,3 +119,14 @@ def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
     assert (found["accuracy/cat"], found["accuracy/dog"]) == (1.0, 0.0)
     metrics.reset()
     assert math.isnan(metrics.compute()["loss"])
+
+
+def test_a_class_without_images_has_no_accuracy() -> None:
+    metrics = FinalMetrics(["ant", "bee", "cat"])
+    logits_BK, labels_B = torch.eye(3), torch.tensor([0, 1, 1])
+    metrics.update(F.cross_entropy(logits_BK, labels_B), logits_BK, labels_B)
+    found = metrics.compute()
+    assert {name: value for name, value in found.items() if "/" in name} == {
+        "accuracy/ant": 1.0,
+        "accuracy/bee": 0.5,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +20,7 @@ from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.module import StepExecution, TrialModule
+from tune_rescon.training.optim import batch_norm_statistics
 
 if TYPE_CHECKING:
     from tests.training.conftest import Run
@@ -136,3 +138,51 @@ def test_on_a_cpu_fp16_is_fp32_and_said(train: Run, small: TrialConfig) -> None:
     assert told == ["precision fp16 is for GPUs; this trial trains in fp32 on its CPU"]
     expected = train(dataclasses.replace(small, precision="fp32"), epochs=1)
     assert metrics_of(reports[0]) == metrics_of(expected[0])
+
+
+def _with_a_large_image() -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch with one image whose activations are beyond fp16's range, and far within fp32's."""
+    images_BCHW, labels_B = _batch()
+    return images_BCHW * torch.tensor([1e6, *[1.0] * 7]).view(8, 1, 1, 1), labels_B
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_an_image_that_overflows_in_validation_is_evaluated_in_fp32(micro_batches: int) -> None:
+    half = _module(FP16, micro_batches=micro_batches).eval()
+    plain = _module(DeviceConfig(device=CPU, precision="fp32"), micro_batches=micro_batches).eval()
+    large, usual = _with_a_large_image(), _batch()
+    with torch.inference_mode():
+        with FP16.autocast():
+            assert not half.judged(large[0]).isfinite().all()
+        for module in (half, plain):
+            module.validation_step(large)
+            module.validation_step(usual)
+    found, expected = (module.val_metrics.compute() for module in (half, plain))
+    assert expected["loss"] < 1e7
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_what_does_not_overflow_is_evaluated_once_and_in_fp16() -> None:
+    module, calls = _module(FP16).eval(), []
+    module.network.register_forward_hook(lambda *_: calls.append(torch.is_autocast_enabled("cpu")))
+    with torch.inference_mode():
+        module.validation_step(_batch())
+        assert calls == [True]
+        module.validation_step(_with_a_large_image())
+    assert calls == [True, True, False]
+
+
+def test_a_network_without_an_answer_in_fp32_has_none() -> None:
+    module = _module(FP16).eval()
+    with torch.inference_mode():
+        module.validation_step((_batch()[0] * torch.nan, _batch()[1]))
+    assert all(math.isnan(value) for value in module.val_metrics.compute().values())
+
+
+def test_statistics_of_batch_norm_are_estimated_in_fp32_if_an_image_overflows() -> None:
+    half, plain = _module(FP16), _module(DeviceConfig(device=CPU, precision="fp32"))
+    for module in (half, plain):
+        module.reestimate_batch_norm([_batch()[0], _with_a_large_image()[0]])
+    found, expected = (batch_norm_statistics(module.judged) for module in (half, plain))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

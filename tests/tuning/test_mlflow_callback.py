@@ -9,19 +9,22 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 
+from tune_rescon.config import TrialState
+from tune_rescon.metric_names import LARGEST_BY_CLASS, TEST_METRICS
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import MlflowWriter
-from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.tuning.cost_model import CostModel, TrialCost
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.mlflow_callback import (
     MlflowCallback,
+    closing_metrics,
     destination,
     experiment_name,
     note_experiment,
 )
 from tune_rescon.tuning.stopping.rule import Decision, Verdict
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import Proposal
+from tune_rescon.tuning.trial import Proposal, TrialRecord
 
 GOES_ON = Verdict(decision=Decision.CONTINUE)
 
@@ -55,6 +58,24 @@ def test_near_end_is_called_once_all_trials_have_started_and_one_has_a_network()
     end_epoch(0, 2, "best.ckpt")
     end_epoch(1, 2, "best.ckpt")
     preload.assert_called_once_with()
+
+
+@pytest.mark.parametrize("classes", [LARGEST_BY_CLASS, LARGEST_BY_CLASS + 1])
+def test_a_final_shows_its_accuracy_on_each_class_if_these_are_not_too_many(classes: int) -> None:
+    by_class = {f"test_accuracy/{number}": (0.5,) for number in range(classes)}
+    trial = TrialRecord(
+        number=0,
+        state=TrialState.FINISHED,
+        parameters={},
+        metric="test_accuracy",
+        maximize=True,
+        values=(0.5,),
+        history={**dict.fromkeys(TEST_METRICS, (0.5,)), **by_class},
+    )
+    found = closing_metrics(trial, TrialCost(params_m=1.0, gmacs=1.0), devices=1.0)
+    assert set(TEST_METRICS) <= found.keys()
+    shown = [name for name in found if "/" in name]
+    assert shown == (list(by_class) if classes == LARGEST_BY_CLASS else [])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The images that a network predicts wrongly, as one HTML page: confusion matrix and confident mistakes.
+"""Which images a network gets wrong: confusion matrix, classes, and the most confident mistakes, as a page.
 
 Shape legend: N images, B images of a batch, K classes, H = W the stored side, C channels.
 """
@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +29,7 @@ from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.weights import Classifier
 
 __all__ = [
+    "ClassScore",
     "Mistake",
     "Mistakes",
     "find_mistakes",
@@ -49,6 +51,12 @@ LARGEST_MATRIX: Final = 40
 #: Number of pairs of classes that are named as the most confused ones.
 PAIRS: Final = 10
 
+#: Number of classes, the worst ones, whose scores are shown.
+CLASSES: Final = 40
+
+#: The table of these scores: F1 also counts the images of other classes that are taken for this one.
+CLASS_HEADINGS: Final = ("class", "images", "right", "accuracy", "F1")
+
 #: Images of a batch.
 _BATCH: Final = 64
 
@@ -67,6 +75,28 @@ class Mistake:
     """The class that the network predicts."""
     probability: float
     """The probability that the network gives to its prediction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """How well the network knows a class."""
+
+    name: str
+    images: int
+    right: int
+    """Images of the class that are classified correctly."""
+    taken_for_it: int
+    """Images of other classes that are taken for this one."""
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the class's images that are classified correctly."""
+        return self.right / self.images
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of that share and of the share of correct ones among the predictions."""
+        return 2 * self.right / (self.images + self.right + self.taken_for_it)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +120,17 @@ class Mistakes:
     def wrong(self) -> int:
         """Number of images that the network gets wrong."""
         return self.images - int(np.trace(self.confusion_KK))
+
+    def by_class(self) -> list[ClassScore]:
+        """Return the scores of the classes that have images, the worst accuracy first."""
+        rights, totals = np.diag(self.confusion_KK).tolist(), self.confusion_KK.sum(axis=1).tolist()
+        predicted = self.confusion_KK.sum(axis=0).tolist()
+        scores = [
+            ClassScore(name=name, images=images, right=right, taken_for_it=count - right)
+            for name, images, right, count in zip(self.class_names, totals, rights, predicted, strict=True)
+            if images
+        ]
+        return sorted(scores, key=lambda one: (one.accuracy, one.f1))
 
     def confused_pairs(self) -> list[tuple[str, str, int, int]]:
         """Return the most confused pairs: class, prediction, number of images, and images of the class."""
@@ -195,9 +236,9 @@ def _predicted(
         for first in range(0, len(order_N), _BATCH):
             images_BHWC, labels_B = split.gather(order_N[first : first + _BATCH])
             images_BCHW = torch.from_numpy(images_BHWC).to(placement.device).permute(0, 3, 1, 2)
-            with placement.active(), placement.autocast():
+            with placement.active():
                 pixels_BCHW = placement.images(to_unit(images_BCHW, about.preprocessing))
-                probabilities_BK = classifier(pixels_BCHW).float()
+                probabilities_BK = placement.within_range(partial(classifier, pixels_BCHW))
             yield probabilities_BK.cpu(), labels_B
 
 
@@ -232,6 +273,7 @@ def mistakes_document(found: Mistakes, *, of: str) -> dict[str, Any]:
         "class_names": list(found.class_names),
         "confusion": found.confusion_KK.tolist() if small else [],
         "pairs": [list(pair) for pair in found.confused_pairs()],
+        "classes": _class_rows(found),
         "worst": [
             {
                 "label": one.label,
@@ -256,9 +298,19 @@ def mistakes_page(found: Mistakes, *, title: str, of: str) -> str:
         names=found.class_names,
         rows=list(_rows(found)) if small else [],
         pairs=found.confused_pairs(),
+        headings=CLASS_HEADINGS,
+        classes=_class_rows(found),
         worst=[(one, _data_uri(one.image_HWC)) for one in found.worst],
         wrong=found.wrong,
     )
+
+
+def _class_rows(found: Mistakes) -> list[list[str]]:
+    """Return the cells of :data:`CLASS_HEADINGS` for the worst classes."""
+    return [
+        [one.name, str(one.images), str(one.right), f"{one.accuracy:.1%}", f"{one.f1:.3f}"]
+        for one in found.by_class()[:CLASSES]
+    ]
 
 
 def _rows(found: Mistakes) -> Iterator[tuple[str, list[tuple[int, float, bool]]]]:
@@ -322,6 +374,16 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere }
 <tr><th>class</th><th>taken for</th><th>images</th><th>of</th></tr>
 {% for label, predicted, count, total in pairs %}
 <tr><td>{{ label }}</td><td>{{ predicted }}</td><td>{{ count }}</td><td>{{ total }}</td></tr>
+{% endfor %}
+</table>
+{% endif %}
+{% if classes %}
+<h2>By class</h2>
+<p>{{ classes | length }} of {{ names | length }} classes, the worst accuracy first.</p>
+<table>
+<tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
+{% for cells in classes %}
+<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </table>
 {% endif %}

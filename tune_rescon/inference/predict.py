@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,11 +84,12 @@ def predictions(
     top = min(top, len(about.class_names))
     with torch.inference_mode():
         for batch in batches:
-            with placement.active(), placement.autocast():
+            with placement.active():
                 pixels_BCHW = placement.images(pixels(batch, about, placement.device))
-                probabilities_BK = classifier(pixels_BCHW).float()
+                probabilities_BK = placement.within_range(partial(classifier, pixels_BCHW))
                 if mirrored:
-                    flipped_BK = classifier(placement.images(pixels_BCHW.flip(-1))).float()
+                    flipped_BCHW = placement.images(pixels_BCHW.flip(-1))
+                    flipped_BK = placement.within_range(partial(classifier, flipped_BCHW))
                     probabilities_BK = (probabilities_BK + flipped_BK) / 2
             values_BT, places_BT = probabilities_BK.topk(top, dim=1)
             for path, values, places in zip(batch.paths, values_BT.tolist(), places_BT.tolist(), strict=True):

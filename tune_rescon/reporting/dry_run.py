@@ -23,7 +23,7 @@ from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_c
 from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, possible_rungs, with_store_size
 from tune_rescon.tuning.constraints import check_constraints, violation_of
 from tune_rescon.tuning.cost_model import CostModel
-from tune_rescon.tuning.prepare import check_external_networks
+from tune_rescon.tuning.prepare import check_external_networks, check_metric_classes
 from tune_rescon.tuning.resources import slots_here
 from tune_rescon.tuning.stopping.auto_words import plan_words
 
@@ -65,6 +65,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
         )
     datasets = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
     for name, known in datasets.items():
+        check_metric_classes(space, known)
         account = known.account.lines() if known.account else []
         judging = [] if known.account is None else evaluation_words(space, known)
         for line in (*account, *cache_words(space, known), *judging):

@@ -24,6 +24,7 @@ __all__ = [
     "in_hand_message",
     "pairs",
     "roughly",
+    "setting_text",
     "value_text",
 ]
 
@@ -38,6 +39,15 @@ def format_number(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def setting_text(name: str, value: object) -> str:
+    """Format the value of a parameter for a table or an axis; a ``network`` of null is one of the family.
+
+    >>> setting_text("network", None), setting_text("depth", None), setting_text("depth", 56)
+    ('attention', '-', '56')
+    """
+    return "attention" if name == "network" and value in (None, "None") else format_number(value)
 
 
 def pairs(parameters: Mapping[str, object]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tune_rescon.reporting.analysis import devices_of, savings, timeline
-from tune_rescon.reporting.formatting import format_number
+from tune_rescon.reporting.formatting import format_number, setting_text
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = ["comparison_headings", "comparison_row", "headings", "ranked", "row"]
@@ -54,7 +54,7 @@ def row(result: StudyResult, trial: TrialRecord) -> tuple[str, ...]:
         f"{cost.gmacs:.3f}",
         f"{result.compute_hours(trial):.3f}",
         *([devices_of(trial) or "-"] if _is_mixed(result) else []),
-        *(format_number(trial.setting(name)) for name in _sampled(result)),
+        *(setting_text(name, trial.setting(name)) for name in _sampled(result)),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, Rule, TrialConfig, field_names, field_rule
 from tune_rescon.data import list_datasets
-from tune_rescon.metric_names import EXTRA_METRICS, objective_names
+from tune_rescon.metric_names import BY_CLASS, CLASS_METRICS, EXTRA_METRICS, objective_names
 from tune_rescon.models import list_presets
 from tune_rescon.spaces.loading import space_folder
 from tune_rescon.spaces.space import Space
@@ -50,11 +50,12 @@ def editor_schema() -> dict[str, Any]:
     properties["dataset"]["properties"]["name"]["enum"] = list(list_datasets())
     metric = schema["$defs"]["Metric"]
     own = {"pattern": "^[A-Za-z_0-9.]+:[A-Za-z_0-9]+$"}
-    metric["properties"]["log"]["items"] = {"anyOf": [{"enum": list(EXTRA_METRICS)}, own]}
+    of_class = {"pattern": f"^({'|'.join(CLASS_METRICS)})/.+$"}
+    metric["properties"]["log"]["items"] = {"anyOf": [{"enum": [*EXTRA_METRICS, *BY_CLASS]}, of_class, own]}
     metric["properties"]["name"]["examples"] = objective_names()
     # A function in `log` is an objective too.
     metric["if"] = {"properties": {"log": {"contains": own}}, "required": ["log"]}
-    metric["else"] = {"properties": {"name": {"enum": objective_names()}}}
+    metric["else"] = {"properties": {"name": {"anyOf": [{"enum": objective_names()}, of_class]}}}
     values = _section(TrialConfig)
     values["properties"]["dataset"]["enum"] = list(list_datasets())
     values["properties"]["preset"]["enum"] = [None, *list_presets()]

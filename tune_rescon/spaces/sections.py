@@ -20,10 +20,13 @@ from pydantic import (
 
 from tune_rescon.errors import format_error, unknown_name_message
 from tune_rescon.metric_names import (
+    BY_CLASS,
     EXTRA_METRICS,
     METRICS,
     MetricAt,
+    class_metric,
     custom_metric_name,
+    is_extra_metric,
     is_test_metric,
     metric_mode,
     objective_names,
@@ -123,7 +126,9 @@ class Metric(Section):
     }
 
     name: str
-    """The metric of every epoch by which trials are compared, or the name of a function in ``log``."""
+    """The metric of every epoch by which trials are compared: one of these, ``val_accuracy/CLASS``,
+    ``val_f1/CLASS``, ``val_auroc/CLASS`` or ``val_average_precision/CLASS`` of a single class, or the name of
+    a function in ``log``."""
     mode: Literal["max", "min"]
     """Whether a larger (``max``) or a smaller (``min``) value is better."""
     at: MetricAt = "best"
@@ -136,9 +141,10 @@ class Metric(Section):
     ``scheduler.group_by`` keeps it among equals."""
 
     log: Annotated[tuple[str, ...], FROM_LIST] = ()
-    """Further metrics that every epoch reports, by their names or as ``module:function`` of your own. The
-    function gets the class scores (N, K) and labels (N) of all validation images as tensors, and returns a
-    number, which is logged as ``val_function``."""
+    """Further metrics that every epoch reports, by their names, ``val_f1_by_class`` or ``val_f1/CLASS`` (so
+    too of ``val_accuracy``, ``val_auroc`` and ``val_average_precision``), or as ``module:function`` of your
+    own. The function gets the class scores (N, K) and labels (N) of all validation images as tensors, and
+    returns a number, which is logged as ``val_function``."""
 
     @property
     def of_test_images(self) -> bool:
@@ -152,7 +158,7 @@ class Metric(Section):
         objectives = [*objective_names(), *own]
         if self.name in own:
             return
-        if self.name not in objectives:
+        if self.name not in objectives and class_metric(self.name) is None:
             yield Problem(path=("name",), text=unknown_name_message("metric", self.name, objectives))
         elif self.mode != metric_mode(self.name):
             rule = f"{self.name} goes with mode {metric_mode(self.name)}"
@@ -161,9 +167,10 @@ class Metric(Section):
     def _check_log(self) -> Iterator[Problem]:
         names: set[str] = set()
         for index, entry in enumerate(self.log):
-            name = entry if entry in EXTRA_METRICS else custom_metric_name(entry)
+            name = entry if is_extra_metric(entry) else custom_metric_name(entry)
             if name is None:
-                text = unknown_name_message("metric", entry, [*EXTRA_METRICS, "module:function"])
+                known = [*EXTRA_METRICS, *BY_CLASS, "METRIC/CLASS", "module:function"]
+                text = unknown_name_message("metric", entry, known)
                 yield Problem(path=("log", index), text=text)
             elif name in names or (name in {*METRICS, *EXTRA_METRICS} and name != entry):
                 rule = "each metric must have a name that no other metric has"

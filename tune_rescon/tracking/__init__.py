@@ -7,6 +7,7 @@ from tune_rescon.tracking.run_state import (
     SearchRunState,
     TrialRunState,
     check_tracking_uri,
+    mlflow_names,
     now_ms,
 )
 from tune_rescon.tracking.writer import MlflowWriter, mlflow_writer
@@ -19,6 +20,7 @@ __all__ = [
     "SearchRunState",
     "TrialRunState",
     "check_tracking_uri",
+    "mlflow_names",
     "mlflow_writer",
     "now_ms",
 ]

@@ -9,8 +9,9 @@ the writer finds or creates the run that shows the trial.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -26,6 +27,7 @@ __all__ = [
     "SearchRunState",
     "TrialRunState",
     "check_tracking_uri",
+    "mlflow_names",
     "now_ms",
 ]
 
@@ -37,6 +39,33 @@ ACTIVE: Final = "running"
 def now_ms() -> int:
     """Return the milliseconds since the Unix epoch."""
     return time.time_ns() // 1_000_000
+
+
+#: What a metric's name must not have in MLflow, on any system; a name may be 250 characters long.
+_REFUSED: Final = re.compile(r"[^\w.\- ]")
+_NAME_CHARACTERS: Final = 240
+
+
+def mlflow_names(metrics: Iterable[str]) -> dict[str, str]:
+    """Return for each metric the name that MLflow shows, which differs for classes of any other characters.
+
+    A number tells names apart that would be the same.
+
+    >>> mlflow_names(["val_loss", "val_f1/a&b", "val_f1/a+b"])
+    {'val_loss': 'val_loss', 'val_f1/a&b': 'val_f1/a_b', 'val_f1/a+b': 'val_f1/a_b 2'}
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for metric in metrics:
+        first, slash, of = metric.partition("/")
+        name = shown = f"{first}{slash}{_REFUSED.sub('_', of)}"[:_NAME_CHARACTERS]
+        number = 1
+        while shown in taken:
+            number += 1
+            shown = f"{name} {number}"
+        taken.add(shown)
+        names[metric] = shown
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -237,6 +238,22 @@ class DeviceConfig:
             enabled=dtype is not None,
             cache_enabled=not dtype,
         )
+
+    def within_range(self, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the result of a forward pass, in fp32, computed in this precision if its range suffices.
+
+        fp16 ends at 65,504. A single image with a larger activation would make the metrics of a whole epoch
+        nan, so the batch is computed again in fp32. To find out makes a GPU wait, so only fp16 is checked.
+
+        Args:
+            compute: runs the forward pass; called a second time if the first result is not finite.
+        """
+        with self.autocast():
+            values = compute().float()
+        if self.precision == "fp16" and not values.isfinite().all():
+            with dataclasses.replace(self, precision="fp32").autocast():
+                return compute().float()
+        return values
 
     def network(self, network: _Module) -> _Module:
         """Return ``network`` on the device, channels-last: CPUs and tensor cores then convolve faster."""

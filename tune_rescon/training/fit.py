@@ -319,7 +319,13 @@ class FitAttempt:
     def _eval_metrics(self) -> EpochMetrics:
         if self._once:
             return FinalMetrics(self.dataset.class_names, peers=self.peers)
-        return EpochMetrics(self.dataset.classes, top5=True, extra=self.objective.extra, peers=self.peers)
+        return EpochMetrics(
+            self.dataset.classes,
+            top5=True,
+            extra=self.objective.extra,
+            class_names=self.dataset.class_names,
+            peers=self.peers,
+        )
 
     def _keeper(self) -> CheckpointWriter | None:
         if self.folder is None or not self.peers.first:

@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassStatScores,
+)
 from typing_extensions import override
 
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
-from tune_rescon.training.extra_metrics import Predictions
+from tune_rescon.training.extra_metrics import Predictions, accuracy_by_class
 
 __all__ = ["EpochMetrics", "FinalMetrics"]
 
@@ -34,6 +38,7 @@ class EpochMetrics(nn.Module):
         *,
         top5: bool = False,
         extra: Sequence[str] = (),
+        class_names: Sequence[str] = (),
         peers: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         """Create empty metrics.
@@ -43,6 +48,7 @@ class EpochMetrics(nn.Module):
             top5: True to measure top-5 accuracy. With fewer than five classes it is top-``classes``, always
                 1.
             extra: names of metrics for :class:`.Predictions`.
+            class_names: in the order of the labels; needed if ``extra`` has metrics by class.
             peers: the processes that train the trial together.
         """
         super().__init__()
@@ -56,7 +62,7 @@ class EpochMetrics(nn.Module):
             if top5
             else None
         )
-        self.predictions = Predictions(extra) if extra else None
+        self.predictions = Predictions(extra, class_names=class_names) if extra else None
 
     def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
         """Add a batch.
@@ -141,7 +147,7 @@ class FinalMetrics(EpochMetrics):
         """
         classes = len(class_names)
         super().__init__(classes, top5=True, peers=peers)
-        self.by_class = MulticlassAccuracy(classes, average=None, validate_args=False)
+        self.by_class = MulticlassStatScores(classes, average=None, validate_args=False)
         # Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017, section 2).
         self.calibration = MulticlassCalibrationError(classes, n_bins=15, norm="l1", validate_args=False)
         self._names = tuple(class_names)
@@ -156,14 +162,15 @@ class FinalMetrics(EpochMetrics):
     def compute(self) -> dict[str, float]:
         """Return the base class's metrics and, after the first batch, those of this class.
 
-        These are ``calibration_error`` and, for each class, ``accuracy/CLASS``.
+        These are ``calibration_error`` and, for each class that has images, ``accuracy/CLASS``.
         """
         known = super().compute()
         if not self.by_class.update_called:
             return known
         with self._peers.collective():
-            by_class, error = self.by_class.compute().tolist(), float(self.calibration.compute())
-        named = {f"accuracy/{name}": value for name, value in zip(self._names, by_class, strict=True)}
+            scores_K5, error = self.by_class.compute(), float(self.calibration.compute())
+        by_class = zip(self._names, accuracy_by_class(scores_K5).tolist(), strict=True)
+        named = {f"accuracy/{name}": value for name, value in by_class if not math.isnan(value)}
         return _unknown_if_lost({**known, "calibration_error": error, **named})
 
     @override

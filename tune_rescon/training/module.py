@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,10 +140,16 @@ class TrialModule(pl.LightningModule):
         return self.network if self.averaged is None else self.averaged.network
 
     def logits(self, network: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
-        """Return the class scores (B, K) of ``network``, in fp32, computed in the placement's precision."""
+        """Return the class scores (B, K) of ``network``, in fp32, computed in the placement's precision.
+
+        In a validation (without gradients) they are computed in fp32 if fp16's range does not suffice. In
+        training the scaler skips the step, and the loss says so.
+        """
+        images_BCHW = self._placement.images(images_BCHW)
+        if not torch.is_grad_enabled():
+            return self._placement.within_range(lambda: network(images_BCHW))
         with self._placement.autocast():
-            logits_BK = network(self._placement.images(images_BCHW))
-        return logits_BK.float()
+            return network(images_BCHW).float()
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the training loss: cross entropy with the configured label smoothing and class weights.
@@ -247,7 +253,7 @@ class TrialModule(pl.LightningModule):
         self._judged_pieces = 2 * len(pieces)
         return self._judge(batch)
 
-    def reestimate_batch_norm(self, batches_BCHW: Iterable[Tensor]) -> None:
+    def reestimate_batch_norm(self, batches_BCHW: Sequence[Tensor]) -> None:
         """Re-estimate the evaluated network's batch-norm statistics on ``batches_BCHW``.
 
         Without batches the statistics stay unchanged. Without an averaged network the estimate overwrites the
@@ -257,15 +263,21 @@ class TrialModule(pl.LightningModule):
         Each peer has seen its own batches; afterwards all of them have the average of their statistics.
 
         Every micro-batch counts once: all batches are cut alike, so that the sizes differ by one image at
-        most.
+        most. In fp16 the estimate is repeated in fp32 if an activation was too large.
         """
-        pieces_BCHW = (
-            self._placement.images(piece_BCHW)
-            for images_BCHW in batches_BCHW
-            for piece_BCHW in images_BCHW.tensor_split(self._micro_batches)
-        )
-        with self._eagerly(), self._placement.autocast():
+
+        def estimate() -> Tensor:
+            pieces_BCHW = (
+                self._placement.images(piece_BCHW)
+                for images_BCHW in batches_BCHW
+                for piece_BCHW in images_BCHW.tensor_split(self._micro_batches)
+            )
             reestimate_batch_norm(self.judged, pieces_BCHW)
+            statistics = batch_norm_statistics(self.judged)
+            return torch.stack([one.sum() for one in statistics]) if statistics else torch.zeros(1)
+
+        with self._eagerly():
+            self._placement.within_range(estimate)
         self._peers.average(batch_norm_statistics(self.judged))
 
     def on_train_epoch_start(self) -> None:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
-from tune_rescon.metric_names import EXTRA_METRICS, MetricAt, custom_metric_name, objective_names
+from tune_rescon.metric_names import (
+    MetricAt,
+    class_metric,
+    custom_metric_name,
+    is_extra_metric,
+    objective_names,
+)
 from tune_rescon.models import NetworkDescription, description_from_dict
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import (
@@ -148,18 +154,21 @@ class Objective:
     """``"best"`` keeps the network of the epoch with the best metric, ``"last"`` that of the last epoch with
     a finite one."""
     log: tuple[str, ...] = ()
-    """Further metrics of the validation images: keys of ``metric_names.EXTRA_METRICS``, and functions as
-    ``module:function``. See :mod:`tune_rescon.training.extra_metrics`."""
+    """Further metrics of the validation images: keys of ``metric_names.EXTRA_METRICS``, names of
+    ``metric_names.BY_CLASS``, ``METRIC/CLASS``, and functions as ``module:function``. See
+    :mod:`tune_rescon.training.extra_metrics`."""
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """The metrics of :attr:`log`, and the objective if it is a key of ``metric_names.EXTRA_METRICS``."""
-        return tuple(dict.fromkeys((*self.log, *({self.metric} & set(EXTRA_METRICS)))))
+        """The metrics of :attr:`log`, and the objective if it needs the class scores of all images."""
+        own = [self.metric] if is_extra_metric(self.metric) else []
+        return tuple(dict.fromkeys((*self.log, *own)))
 
     def __post_init__(self) -> None:
         """Check the names."""
         objectives = objective_names()
-        if self.metric not in (*objectives, *map(custom_metric_name, self.log)):
+        known = (*objectives, *map(custom_metric_name, self.log))
+        if self.metric not in known and class_metric(self.metric) is None:
             raise ConfigError(unknown_name_message("metric", self.metric, objectives))
         if self.mode not in ("max", "min"):
             raise ConfigError(format_error("a metric's mode must be max or min", got=repr(self.mode)))

@@ -18,6 +18,7 @@ from tune_rescon.data import is_url
 from tune_rescon.metric_names import (
     GPU_METRICS,
     GPU_UTILISATION,
+    LARGEST_BY_CLASS,
     PEAK_MEMORY,
     TEST_METRICS,
     is_test_metric,
@@ -30,6 +31,7 @@ from tune_rescon.tracking import (
     MlflowWriter,
     SearchRunState,
     TrialRunState,
+    mlflow_names,
     now_ms,
 )
 from tune_rescon.tuning.callbacks import SearchCallback
@@ -101,7 +103,7 @@ def destination(
         uri=tracking_uri or folder.mlflow_uri,
         experiment=experiment,
         search=folder.name,
-        metric=space.metric.name,
+        metric=_shown(space.metric.name),
         maximize=space.metric.mode == "max",
         artifacts=None if tracking_uri else folder.mlflow_artifacts,
     )
@@ -180,7 +182,7 @@ class ParentRun:
         self._show(
             state=result.state.value,
             note=_with_identity(self._identity, note),
-            closing={f"best_{result.metric}": result.best.value} if result.best else {},
+            closing={f"best_{_shown(result.metric)}": result.best.value} if result.best else {},
             champion=self.champion(result),
             files=tuple(files) if self._uploads else (),
             ended_ms=now_ms(),
@@ -302,12 +304,13 @@ class MlflowCallback(SearchCallback):
         # A field that is fixed now may have been searched when the trial was sampled.
         fixed = {name: trial.setting(name, value) for name, value in self._fixed.items()}
         final = trial.state.is_final
+        logged = mlflow_names(name for name in trial.history if _is_logged_by_epoch(name))
         return TrialRunState(
             number=trial.number,
             run_id=trial.mlflow_run_id,
             state=trial.state.value,
             params={name: _param_text(value) for name, value in {**fixed, **chosen}.items()},
-            history={name: series for name, series in trial.history.items() if _is_logged_by_epoch(name)},
+            history={shown: trial.history[name] for name, shown in logged.items()},
             times_ms=trial.times_ms,
             closing=closing_metrics(trial, self._pricing.cost(trial), self._pricing.devices) if final else {},
             error=trial.error,
@@ -355,16 +358,23 @@ def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict
         # The harmonic mean is all images divided by all seconds, because each epoch trains on the same number
         # of images.
         metrics["mean_images_per_second"] = statistics.harmonic_mean(rates)
-    for name in TEST_METRICS:
+    tested = [name for name in trial.history if is_test_metric(name)]
+    if len(tested) > LARGEST_BY_CLASS + len(TEST_METRICS):
+        tested = [name for name in tested if name in TEST_METRICS]
+    for name, shown in mlflow_names(tested).items():
         if seen := _finite(trial, name):
-            metrics[name] = seen[-1]
+            metrics[shown] = seen[-1]
     if trial.best_epoch:
         accuracy = _finite(trial, "val_accuracy")
         metrics["best_epoch"] = float(trial.best_epoch)
         if accuracy:
             metrics["best_val_accuracy"] = max(accuracy)
-        metrics[f"best_{trial.metric}"] = trial.best_value
+        metrics[f"best_{_shown(trial.metric)}"] = trial.best_value
     return metrics
+
+
+def _shown(metric: str) -> str:
+    return mlflow_names([metric])[metric]
 
 
 def _finite(trial: TrialRecord, name: str) -> list[float]:

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import USUAL_STORE_SIZE, DatasetInfo, describe, is_url, local_path, open_dataset
 from tune_rescon.data.decode import darkness_message, levels_text
-from tune_rescon.errors import DataError, NetworkError, format_error
-from tune_rescon.metric_names import custom_metric_name
+from tune_rescon.errors import ConfigError, DataError, NetworkError, format_error, unknown_name_message
+from tune_rescon.metric_names import BY_CLASS, LARGEST_BY_CLASS, class_metric, custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
 from tune_rescon.spaces import CategoricalParameter, Space, corners
 from tune_rescon.tuning.cost_model import datasets_of
@@ -27,6 +30,7 @@ __all__ = [
     "PreparedDataset",
     "cache_words",
     "check_external_networks",
+    "check_metric_classes",
     "check_metric_functions",
     "check_same_images",
     "check_weights",
@@ -150,6 +154,42 @@ def check_metric_functions(space: Space) -> None:
 
         for name in functions:
             load_metric(name)
+
+
+def check_metric_classes(
+    space: Space, info: DatasetInfo, *, val_labels_N: npt.NDArray[np.int64] | None = None
+) -> None:
+    """Check that the metrics of single classes that ``space`` names exist for a dataset.
+
+    Args:
+        space: The space to search.
+        info: The description of the dataset.
+        val_labels_N: The labels of the validation images; None before the images are prepared.
+
+    Raises:
+        ConfigError: If a class does not exist, or the dataset has too many classes for a metric of each.
+        DataError: If the class of ``metric.name`` has no validation images.
+    """
+    asked = dict.fromkeys(space.metric.log, "metric.log") | {space.metric.name: "metric.name"}
+    for name, where in asked.items():
+        if name in BY_CLASS and info.classes > LARGEST_BY_CLASS:
+            rule = f"a metric of each class is recorded of at most {LARGEST_BY_CLASS} classes"
+            hint = (
+                f"Name the classes that matter, as {name.removesuffix('_by_class')}/CLASS. The"
+                " report has the best network's accuracy on all classes."
+            )
+            got = f"{info.classes} in {info.name}"
+            raise ConfigError(format_error(rule, got=got, where=where, hint=hint))
+        found = class_metric(name)
+        if found is not None and found[1] not in info.class_names:
+            raise ConfigError(unknown_name_message("class", found[1], info.class_names, where=where))
+    found = class_metric(space.metric.name)
+    if found is None or val_labels_N is None:
+        return
+    if info.class_names.index(found[1]) not in val_labels_N:
+        rule = "the class by which trials are compared must have validation images"
+        hint = "Set dataset.val_fraction higher, or put some into val/CLASS."
+        raise DataError(format_error(rule, got=f"none of {found[1]}", where="metric.name", hint=hint))
 
 
 #: Fields that determine a network from elsewhere, and the weights that it begins with.
@@ -290,6 +330,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
     prepared = {}
     for dataset in datasets_of(space):
         info = describe(dataset, data_root=options.data_root)
+        check_metric_classes(space, info)
         account = info.account.lines() if info.account else []
         judging = [] if info.account is None else evaluation_words(space, info)
         for line in (*account, *cache_words(space, info), *judging):
@@ -304,6 +345,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             _PROGRESS.info(f"{dataset.name}: {levels_text(images.levels)}")
         if info.account and (words := darkness_message(images.mean, images.std)) is not None:
             _PROGRESS.warning(f"{dataset.name}: {words}")
+        check_metric_classes(space, info, val_labels_N=images.val.labels_N)
         if space.metric.of_test_images and not info.test_images:
             rule = "there must be test images for a network to be judged by"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."

@@ -9,6 +9,7 @@
     gpu_use                   how busy the GPUs were, and what else than training steps took their time
     throughput                images trained per second, by all trials at once and by each device
     failures                  the trials that failed, by cause
+    groups                    what each network reached for what it cost
     incumbents                the best value so far, by the device-hours spent
     cost_fronts               accuracy against each cost, and the trials that no other dominates
     device_hours, devices_of  the hours spent on each kind of device, and the kinds of a trial
@@ -21,6 +22,7 @@ from tune_rescon.reporting.analysis.parameters import Axis, parameter_axes
 from tune_rescon.reporting.analysis.summary import (
     CostFront,
     Failure,
+    Group,
     Incumbent,
     RankClass,
     RungSurvival,
@@ -30,6 +32,8 @@ from tune_rescon.reporting.analysis.summary import (
     device_hours,
     devices_of,
     failures,
+    grouping,
+    groups,
     incumbents,
     rank_classes,
     rung_survival,
@@ -52,6 +56,7 @@ __all__ = [
     "CostFront",
     "Failure",
     "GpuUse",
+    "Group",
     "Incumbent",
     "RankClass",
     "RungSurvival",
@@ -65,6 +70,8 @@ __all__ = [
     "devices_of",
     "failures",
     "gpu_use",
+    "grouping",
+    "groups",
     "incumbents",
     "parameter_axes",
     "rank_classes",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tune_rescon.reporting.formatting import format_number
+from tune_rescon.reporting.formatting import format_number, setting_text
 from tune_rescon.spaces import CategoricalParameter, Space
 from tune_rescon.tuning import StudyResult
 
@@ -56,7 +56,7 @@ def _axis(result: StudyResult, name: str) -> Axis:
     if _is_categorical(result.space, name, values.values()):
         choices = _choices(result.space, name, list(values.values()))
         places = {str(choice): _place(index, len(choices)) for index, choice in enumerate(choices)}
-        ticks = [(place, _short(choice)) for choice, place in places.items()]
+        ticks = [(place, _short(setting_text(name, choice))) for choice, place in places.items()]
         positions = {number: places[str(value)] for number, value in values.items()}
         return _with_absent(result, name, positions, ticks, absent=absent, log=False, is_categorical=True)
     low, high = _range(result.space, name, values)

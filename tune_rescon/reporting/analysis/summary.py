@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ __all__ = [
     "UNKNOWN",
     "CostFront",
     "Failure",
+    "Group",
     "Incumbent",
     "RankClass",
     "RungSurvival",
@@ -29,6 +30,8 @@ __all__ = [
     "device_hours",
     "devices_of",
     "failures",
+    "grouping",
+    "groups",
     "incumbents",
     "rank_classes",
     "rung_survival",
@@ -322,7 +325,7 @@ def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
     found: list[Incumbent] = []
     best = (0, -math.inf)
     spent = 0.0
-    for _, number, epoch, value, seconds in sorted(_epochs(result)):
+    for _, number, epoch, value, seconds in sorted(_epochs(result.trials)):
         spent += seconds / 3600 * result.devices_per_trial
         score = value if result.maximize else -value
         if math.isfinite(value) and (epoch, score) > best:
@@ -331,11 +334,74 @@ def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
     return tuple(found)
 
 
-def _epochs(result: StudyResult) -> list[tuple[int, int, int, float, float]]:
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The trials of one value of a parameter, such as a network, and what they reached for what they cost."""
+
+    value: object
+    """The value of the parameter, as Optuna stores it."""
+    trials: int
+    epochs: int
+    hours: float
+    """Device-hours of the group's trials."""
+    best: tuple[Incumbent, ...]
+    """Each better value, with the device-hours that the group had spent by then."""
+
+    def best_within(self, hours: float) -> Incumbent | None:
+        """Return the best value of the first ``hours`` device-hours of the group; None if it had none."""
+        # A sum of the same numbers in another order may differ in its last digit.
+        return next((one for one in reversed(self.best) if one.hours <= hours * (1 + 1e-9)), None)
+
+
+def grouping(result: StudyResult) -> str | None:
+    """Return the parameter whose values are compared as groups; None without one.
+
+    It is ``scheduler.group_by``, and else the network.
+    """
+    name = result.space.scheduler.group_by or "network"
+    return name if name in result.space.parameters else None
+
+
+def groups(result: StudyResult) -> tuple[Group, ...]:
+    """Return the groups of :func:`grouping` that have an epoch, the best first; none of fewer than two.
+
+    Groups may have spent differently: compare them at the device-hours that all of them have spent.
+    """
+    name = grouping(result)
+    if name is None:
+        return ()
+    members: defaultdict[object, list[TrialRecord]] = defaultdict(list)
+    for trial in result.trials:
+        if trial.epochs:
+            members[trial.setting(name)].append(trial)
+    found = [_group(result, value, trials) for value, trials in members.items()]
+    sign = 1 if result.maximize else -1
+    order = sorted(found, key=lambda one: -sign * one.best[-1].value if one.best else math.inf)
+    return tuple(order) if len(order) > 1 else ()
+
+
+def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) -> Group:
+    best: list[Incumbent] = []
+    spent = 0.0
+    for _, number, epoch, reached, seconds in sorted(_epochs(trials)):
+        spent += seconds / 3600 * result.devices_per_trial
+        lead = reached - best[-1].value if best else math.inf
+        if math.isfinite(reached) and (lead if result.maximize or not best else -lead) > 0:
+            best.append(Incumbent(hours=spent, number=number, epoch=epoch, value=reached))
+    return Group(
+        value=value,
+        trials=len(trials),
+        epochs=sum(trial.epochs for trial in trials),
+        hours=math.fsum(result.compute_hours(trial) for trial in trials),
+        best=tuple(best),
+    )
+
+
+def _epochs(trials: Iterable[TrialRecord]) -> list[tuple[int, int, int, float, float]]:
     """Return each epoch's end time, trial and epoch number, the trial's value by then, and its seconds."""
     return [
         (when, trial.number, epoch, value, seconds if math.isfinite(seconds) else 0.0)
-        for trial in result.trials
+        for trial in trials
         for epoch, (when, value, seconds) in enumerate(
             zip(
                 trial.times_ms,

@@ -58,6 +58,9 @@ class Panel:
     note: str
     """Explanation of the plots, in a sentence or two."""
     charts: Sequence[Chart]
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    """A table above the plots."""
     half: bool = False
     """True: two such panels share a row if there is room."""
 

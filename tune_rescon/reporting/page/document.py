@@ -152,6 +152,7 @@ def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         _LOGGER.warning("%s cannot be read: %s", path, error)
         return None
+    found.setdefault("classes", [])  # an earlier version wrote none
     return found if judged == (result.best.number, result.best.value_epoch) else None
 
 

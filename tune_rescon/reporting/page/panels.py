@@ -26,6 +26,7 @@ from tune_rescon.reporting.page.charts import (
     slices,
     survival_bars,
 )
+from tune_rescon.reporting.page.group_panel import by_group
 from tune_rescon.reporting.page.time_charts import gantt, speed_steps, utilisation_steps
 from tune_rescon.tuning import StudyResult, parameter_importance
 
@@ -42,6 +43,7 @@ def panels(result: StudyResult) -> Iterator[Panel]:
         " Click a legend entry to hide it, a double click shows it alone.",
         charts=[learning_curves(result)],
     )
+    yield from by_group(result)
     yield from _by_parameter(result)
     yield Panel(heading="Rungs", note=_rung_note(result), charts=[survival_bars(result)], half=True)
     yield Panel(

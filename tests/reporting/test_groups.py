@@ -1,0 +1,84 @@
+"""Networks, or other groups of trials, are compared at equal cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tune_rescon.reporting import write_report
+from tune_rescon.reporting.analysis import groups
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import StudyResult, TrialRecord
+
+MakeTrial = Callable[..., TrialRecord]
+MakeResult = Callable[..., StudyResult]
+
+#: Two devices a trial, half an hour an epoch: an epoch is a device-hour (conftest).
+OURS, RESNET = "attention", "timm/resnet18"
+
+
+@pytest.fixture
+def result(make_result: MakeResult, make_trial: MakeTrial) -> StudyResult:
+    """Ours has three epochs of one trial, the ResNet five of two, which are reported in turn."""
+
+    def trial(number: int, network: str | None, values: tuple[float, ...], first_ms: int) -> TrialRecord:
+        made = make_trial(number, values=values, parameters={"network": network})
+        times_ms = tuple(range(first_ms, first_ms + len(values)))
+        return dataclasses.replace(made, times_ms=times_ms, at="best")
+
+    return make_result(
+        trial(0, None, (0.25, 0.5, 0.375), 100),
+        trial(1, "timm/resnet18", (0.125, 0.375, 0.375), 200),
+        trial(2, "timm/resnet18", (0.25, 0.75), 300),
+        trial(3, "timm/resnet14t", (), 400),
+        space=load_space("attention_vs_resnet"),
+    )
+
+
+def test_each_has_its_cost_and_its_best_value_by_cost(result: StudyResult) -> None:
+    resnet, ours = groups(result)
+    assert (ours.value, ours.trials, ours.epochs, ours.hours) == (None, 1, 3, 3.0)
+    assert (resnet.value, resnet.trials, resnet.epochs, resnet.hours) == ("timm/resnet18", 2, 5, 5.0)
+    assert [(one.hours, one.value) for one in ours.best] == [(1.0, 0.25), (2.0, 0.5)]
+    assert [(one.hours, one.value) for one in resnet.best] == [(1.0, 0.125), (2.0, 0.375), (5.0, 0.75)]
+    assert resnet.best_within(3.0) == resnet.best[1]
+    assert resnet.best_within(0.5) is None
+
+
+def test_a_loss_is_better_if_it_is_smaller(result: StudyResult) -> None:
+    losses = tuple(dataclasses.replace(trial, maximize=False) for trial in result.trials)
+    first, second = groups(dataclasses.replace(result, trials=losses, maximize=False))
+    assert (first.value, first.best[-1].value) == ("timm/resnet18", 0.125)
+    assert [one.value for one in second.best] == [0.25]
+
+
+def test_the_page_compares_them_where_all_have_spent_as_much(result: StudyResult, tmp_path: Path) -> None:
+    write_report(result, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>By network</h2>" in page
+    assert "at the dotted line, 3 core-hours, which is the least" in page
+    row = '<tr><td class="name">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>'
+    best = "0.5 (trial 0, epoch 2)"
+    assert row.format(OURS, 1, 3, "3 core-hours", best, best) in page
+    whole, within = "0.75 (trial 2, epoch 2)", "0.375 (trial 1, epoch 2)"
+    assert row.format(RESNET, 2, 5, "5 core-hours", whole, within) in page
+
+
+def test_one_network_is_not_compared(result: StudyResult, tmp_path: Path) -> None:
+    alone = dataclasses.replace(result, trials=result.trials[1:])
+    assert groups(alone) == ()
+    write_report(alone, tmp_path / "report.html")
+    assert "By network" not in (tmp_path / "report.html").read_text()
+
+
+def test_the_groups_of_the_scheduler_come_first(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    trials = [make_trial(n, parameters={"depth": depth}) for n, depth in enumerate((56, 92, 92))]
+    result = make_result(*(dataclasses.replace(trial, times_ms=(1, 2)) for trial in trials))
+    assert groups(result) == (), "neither a group nor a network is in this space"
+    grouped = dataclasses.replace(
+        result, space=load_space("digits", ["scheduler={type: asha, group_by: depth}"])
+    )
+    assert [(one.value, one.trials) for one in groups(grouped)] == [(56, 1), (92, 2)]
