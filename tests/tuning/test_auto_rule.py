@@ -264,6 +264,20 @@ def order_of_promotion(*, seconds: float) -> list[int]:
     return order
 
 
+@pytest.mark.parametrize(("left", "promotes"), [(600.0, False), (400.0, True)])
+def test_a_running_trial_counts_for_no_more_than_the_time_left(left: float, promotes: bool) -> None:
+    """A slow trial has 27 epochs of 20 s to go: in 600 s that is a full final stage, in 400 s it is not."""
+    of = rule(low=9, last=36, epochs=None, seconds=1000)
+    for number in range(18):
+        seconds = 20.0 if number == 0 else 1.0 if number < PILOTS else 1.6
+        for epoch in range(1, 10):
+            of.replay(seen(number, epoch, -float(number), seconds=seconds))
+        of.pause_again(number)
+    of.started(0)
+    of.advance(1000 - left)
+    assert (of.promote(), of.may_start()) == ((1, False) if promotes else (None, True))
+
+
 def test_a_trial_that_cannot_get_far_in_the_time_left_comes_after_those_that_can() -> None:
     fast, slow = order_of_promotion(seconds=1.0), order_of_promotion(seconds=100.0)
     assert 19 in slow
@@ -449,8 +463,8 @@ def test_a_small_budget_says_that_it_learns_no_rung() -> None:
 def test_the_report_and_the_plan_say_that_slots_stay_idle() -> None:
     short = space("budget={trials: 100, epochs: 54, concurrent: 8}", "fidelity={min: 1, max: 27}")
     _, lines = rungs_and_reasons(short, (), slots=8)
-    assert lines[-1].startswith("After the first trials, at most 2 run at once: ")
-    assert any("at most 2 run at once" in line for line in plan_words(short))
+    assert lines[-1].startswith("After the first trials, at most 2 trials at once: ")
+    assert any("at most 2 trials at once" in line for line in plan_words(short))
 
 
 def test_the_report_says_how_many_epochs_fit_into_the_hours() -> None:
@@ -459,7 +473,7 @@ def test_the_report_says_how_many_epochs_fit_into_the_hours() -> None:
     search = SimulatedSearch(searched, clock=simulation.clock, slots=4)
     simulation.drive(search.policy())
     _, lines = rungs_and_reasons(searched, search.trials(), slots=4)
-    assert lines[-1].startswith("The hours are about 7 epochs of 27 on each slot, ")
+    assert lines[-1].startswith("The hours are about 7 of 27 epochs on each slot, ")
 
 
 def test_other_schedulers_explain_nothing() -> None:
@@ -470,10 +484,20 @@ def test_other_schedulers_explain_nothing() -> None:
 def test_the_plan_counts_what_starts_and_finishes() -> None:
     first, tells, nothing = plan_words(space("budget={trials: 60}", "fidelity={min: 1, max: 27}"))
     assert "45% of the budget goes to new trials" in first
-    assert tells.startswith("auto, if the first epoch tells: 60 trials start, ")
-    assert nothing.startswith("auto, if early ranks are reversed: 60 trials start, ")
+    assert tells.startswith("auto, if the first epoch tells: 60 trials, ")
+    assert nothing.startswith("auto, if early ranks are reversed: 60 trials, ")
     first, hours = plan_words(space("budget={trials: 60, hours: 2}"))
     assert hours.startswith("auto: 2 hours on each slot")
+
+
+def test_one_trial_and_one_epoch_are_in_the_singular() -> None:
+    one = space("budget={trials: 1, epochs: 1, concurrent: 4}", "fidelity={min: 1, max: 1}")
+    words = "\n".join(plan_words(one))
+    assert "at most 1 trial at once: the budget of epochs is 1 full training," in words
+    assert words.endswith("auto, if the first epoch tells: 1 trial, 1 finished and 0 paused, 1 epoch in all")
+    assert list(plan_words(space("budget={trials: 9, hours: 1}")))[-1].startswith("auto: 1 hour on each slot")
+    _, lines = rungs_and_reasons(one, (), slots=4)
+    assert lines[0] == "Rung: 1. The budget is too small to learn another first rung."
 
 
 @pytest.mark.parametrize("budget", [{"epochs": None}, {"epochs": 200 * 9}])

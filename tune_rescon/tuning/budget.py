@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from tune_rescon.errors import counted
+
 __all__ = [
     "BudgetPlan",
     "deadline",
@@ -103,12 +105,12 @@ def spent_words(hours: float | None, *, driven: float, name: str, trials: int, t
         The message, or None if hours remain or all trials have begun.
 
     >>> spent_words(2.0, driven=7300.0, name="a", trials=12, total=128)
-    'The 2 hours of a are spent, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
+    'a has used its 2 hours, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
     """
     if hours is None or driven < hours * 3600 or trials >= total:
         return None
     return (
-        f"The {hours:g} hours of {name} are spent, with {trials} of {total} trials begun."
+        f"{name} has used its {counted(float(hours), 'hour')}, with {trials} of {total} trials begun."
         f" More time: --resume {name} --hours H, with H over {hours:g}."
     )
 
