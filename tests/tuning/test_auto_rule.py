@@ -11,13 +11,10 @@ import pytest
 
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import Assignment, SimulatedSearch, Simulation, SyntheticCurve
-from tune_rescon.tuning.auto_rule import (
-    CLOSING,
-    PILOTS,
-    AutoRule,
-)
+from tune_rescon.tuning.auto_rule import CLOSING, AutoRule
 from tune_rescon.tuning.auto_words import plan_words, rungs_and_reasons
 from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
+from tune_rescon.tuning.first_rung import PILOTS
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 from tune_rescon.tuning.trial_table import TrialTable
 
@@ -105,6 +102,48 @@ def test_where_early_ranks_are_reversed_no_early_rung_judges() -> None:
     assert of.agreement is not None
     assert of.agreement.correlations[2] == pytest.approx(-1.0)
     assert of.levels[0] == 3
+
+
+def slow_and_noisy(number: int, epoch: int) -> float:
+    """The ranks after two epochs are reversed, and later ones agree by about 0.6."""
+    merit = (number * 7919 % 1009 - 504) / 290
+    noise = float(np.random.default_rng((number, epoch)).normal())
+    return -merit if epoch <= 2 else merit + 0.8 * noise
+
+
+def test_where_no_later_ranks_confirm_the_first_rung_more_trials_finish() -> None:
+    def steady(number: int, epoch: int) -> float:
+        return number * 7919 % 1009 + epoch / 1000
+
+    finished: dict[Values, int] = {}
+    for values in (slow_and_noisy, steady):
+        of = rule(epochs=1500)
+        ran = list(steps(of, values))
+        assert of.is_unconfirmed == (values is slow_and_noisy)
+        finished[values] = sum(epoch == 50 for _, epoch in ran)
+    assert finished[slow_and_noisy] >= 25
+    assert finished[steady] < 20
+
+
+def test_with_a_budget_of_trials_unconfirmed_ranks_do_not_change_the_shares() -> None:
+    of = rule(trials=120, epochs=None)
+    ran = list(steps(of, slow_and_noisy))
+    assert of.agreement is not None
+    assert not of.agreement.is_confirmed
+    assert not of.is_unconfirmed
+    assert {number for number, _ in ran} == set(range(120))
+
+
+@pytest.mark.parametrize(("rank", "continues"), [(1, True), (2, True), (3, False), (6, False)])
+def test_a_later_stage_waits_for_a_trial_that_is_good_at_its_rung(rank: int, continues: bool) -> None:
+    of = rule(low=4)
+    assert of.levels == (4, 14, 50)
+    for number in range(12):
+        for epoch in range(1, 15 if number < 8 else 5):
+            of.replay(seen(number, epoch, -float(number)))
+        of.ended(number)
+    of.pause_again(rank - 1)
+    assert (of.promote(), of.may_start()) == ((rank - 1, False) if continues else (None, True))
 
 
 def test_where_early_values_are_noise_every_trial_trains_to_the_end() -> None:
@@ -451,6 +490,27 @@ def test_the_report_says_what_judges_and_why() -> None:
     assert lines[0].endswith("Rungs: 1, 5, 27.")
     assert lines[1] == "Ranks at epoch 1 agree with those at epoch 2 by 1.00: it judges."
     assert levels == (1, 5, 27)
+
+
+class SlowAndNoisy(SyntheticCurve):
+    """A curve of the trial that is its noise's key."""
+
+    def at(self, epoch: int) -> float:
+        return slow_and_noisy(self.noise_key[0], epoch)
+
+
+def test_the_report_and_the_plan_say_that_an_unconfirmed_rung_gets_less_screening() -> None:
+    searched = space("budget={trials: 1000, epochs: 1500}", "fidelity={min: 1, max: 50}")
+    search = SimulatedSearch(searched, slots=4)
+    simulation = Simulation(lambda trial: SlowAndNoisy(limit=1, noise_key=(trial.number,)), workers=4)
+    simulation.drive(search.policy(), reports=400)
+    _, lines = rungs_and_reasons(searched, search.trials(), slots=4)
+    assert lines[-1] == (
+        "No later ranks confirm those at epoch 9: new trials get 20% of the budget instead of 45%,"
+        " and more trials finish."
+    )
+    assert "if only the latest of them can judge, new trials get 20%" in next(plan_words(searched))
+    assert "can judge" not in next(plan_words(space("budget={trials: 60}")))
 
 
 def test_a_small_budget_says_that_it_learns_no_rung() -> None:

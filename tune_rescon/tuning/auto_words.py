@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tune_rescon.errors import counted
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.auto_rule import AutoRule
-from tune_rescon.tuning.budget import SCREENING
+from tune_rescon.tuning.budget import SCREENING, UNCONFIRMED_SCREENING
 from tune_rescon.tuning.schedulers import make_rule, rung_levels
 from tune_rescon.tuning.stopping_rule import Decision, Observation
 from tune_rescon.tuning.trial import TrialRecord
@@ -84,6 +84,11 @@ def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
         role = "judges" if epoch in rule.levels else "judges no trial"
         agreement = f"agree with those at epoch {found.latest} by {correlation:.2f}"
         lines.append(f"Ranks at epoch {epoch} {agreement}: it {role}.")
+    if rule.is_unconfirmed:
+        lines.append(
+            f"No later ranks confirm those at epoch {found.first}: new trials get {UNCONFIRMED_SCREENING:.0%}"
+            f" of the budget instead of {SCREENING:.0%}, and more trials finish."
+        )
     return tuple(lines)
 
 
@@ -120,9 +125,12 @@ def plan_words(space: Space) -> Iterator[str]:
     early ranks are the reverse of the later ones. A budget in hours cannot be counted before an epoch has
     been timed.
     """
+    unconfirmed = ""
+    if space.budget.hours is not None or space.budget.epochs is not None:
+        unconfirmed = f"; if only the latest of them can judge, new trials get {UNCONFIRMED_SCREENING:.0%}"
     yield (
         f"auto: {SCREENING:.0%} of the budget goes to new trials, the rest to the best paused ones;"
-        " the first rung is one of these, chosen by how well early ranks agree with later ones"
+        f" the first rung is one of these, chosen by how well early ranks agree with later ones{unconfirmed}"
     )
     if space.budget.hours is not None:
         hours = f"{counted(space.budget.hours, 'hour')} on each slot"

@@ -22,6 +22,8 @@ __all__ = [
 
 #: Share of the budget that is spent on new trials.
 SCREENING: Final = 0.45
+#: The same if no later rank confirms those by which new trials are judged. More trials are then finished.
+UNCONFIRMED_SCREENING: Final = 0.2
 #: Share of the rest that the middle stages get.
 MIDDLE: Final = 0.3
 
@@ -57,8 +59,12 @@ class BudgetPlan:
         return max(1, math.ceil(self.epochs / last))
 
 
-def stage_shares(stages: int) -> tuple[float, ...]:
+def stage_shares(stages: int, screening: float = SCREENING) -> tuple[float, ...]:
     """Return the share of the budget of each stage: screening, the middle stages and the final stage.
+
+    Args:
+        stages: Number of stages.
+        screening: The share of the first stage. It is all of the budget if there is no other stage.
 
     >>> [round(share, 3) for share in stage_shares(3)]
     [0.45, 0.165, 0.385]
@@ -67,9 +73,9 @@ def stage_shares(stages: int) -> tuple[float, ...]:
     """
     if stages == 1:
         return (1.0,)
-    rest, middle = 1 - SCREENING, stages - 2
+    rest, middle = 1 - screening, stages - 2
     between = rest * MIDDLE / middle if middle else 0.0
-    return (SCREENING, *[between] * middle, rest - between * middle)
+    return (screening, *[between] * middle, rest - between * middle)
 
 
 def deadline(hours: float | None, *, driven: float, now: float) -> float | None:
