@@ -172,6 +172,7 @@ def speed_message(space: Space, epoch_seconds: Sequence[float], *, slots: int) -
     at_once = f"{counted(slots, 'trial')} at once"
     if space.budget.hours is not None:
         epochs = int(space.budget.hours * 3600 / mean * slots)
-        return f"{speed}; {space.budget.hours:g} hours, {at_once}, are about {counted(epochs, 'epoch')}"
+        hours = counted(space.budget.hours, "hour")
+        return f"{speed}; {hours}, {at_once}, are about {counted(epochs, 'epoch')}"
     count, kind = (whole, "at most") if planned is None else (planned, "about")
     return f"{speed}; {counted(count, 'epoch')}, {at_once}, take {kind} {duration(count * mean / slots)}"

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from tune_rescon.errors import counted
+
 __all__ = [
     "BudgetPlan",
     "deadline",
@@ -20,6 +22,8 @@ __all__ = [
 
 #: Share of the budget that is spent on new trials.
 SCREENING: Final = 0.45
+#: The same if no later rank confirms those by which new trials are judged. More trials are then finished.
+UNCONFIRMED_SCREENING: Final = 0.2
 #: Share of the rest that the middle stages get.
 MIDDLE: Final = 0.3
 
@@ -55,8 +59,12 @@ class BudgetPlan:
         return max(1, math.ceil(self.epochs / last))
 
 
-def stage_shares(stages: int) -> tuple[float, ...]:
+def stage_shares(stages: int, screening: float = SCREENING) -> tuple[float, ...]:
     """Return the share of the budget of each stage: screening, the middle stages and the final stage.
+
+    Args:
+        stages: Number of stages.
+        screening: The share of the first stage. It is all of the budget if there is no other stage.
 
     >>> [round(share, 3) for share in stage_shares(3)]
     [0.45, 0.165, 0.385]
@@ -65,9 +73,9 @@ def stage_shares(stages: int) -> tuple[float, ...]:
     """
     if stages == 1:
         return (1.0,)
-    rest, middle = 1 - SCREENING, stages - 2
+    rest, middle = 1 - screening, stages - 2
     between = rest * MIDDLE / middle if middle else 0.0
-    return (SCREENING, *[between] * middle, rest - between * middle)
+    return (screening, *[between] * middle, rest - between * middle)
 
 
 def deadline(hours: float | None, *, elapsed_seconds: float, now: float) -> float | None:
@@ -105,12 +113,12 @@ def spent_words(
         The message, or None if hours remain or all trials have begun.
 
     >>> spent_words(2.0, elapsed_seconds=7300.0, name="a", trials=12, total=128)
-    'The 2 hours of a are spent, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
+    'a has used its 2 hours, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
     """
     if hours is None or elapsed_seconds < hours * 3600 or trials >= total:
         return None
     return (
-        f"The {hours:g} hours of {name} are spent, with {trials} of {total} trials begun."
+        f"{name} has used its {counted(float(hours), 'hour')}, with {trials} of {total} trials begun."
         f" More time: --resume {name} --hours H, with H over {hours:g}."
     )
 

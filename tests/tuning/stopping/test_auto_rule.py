@@ -12,12 +12,9 @@ import pytest
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import Assignment, SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
-from tune_rescon.tuning.stopping.auto_rule import (
-    CLOSING,
-    PILOTS,
-    AutoRule,
-)
+from tune_rescon.tuning.stopping.auto_rule import CLOSING, AutoRule
 from tune_rescon.tuning.stopping.auto_words import plan_words, rungs_and_reasons
+from tune_rescon.tuning.stopping.first_rung import PILOTS
 from tune_rescon.tuning.stopping.rule import Decision, Observation
 from tune_rescon.tuning.stopping.trial_table import TrialTable
 
@@ -105,6 +102,48 @@ def test_where_early_ranks_are_reversed_no_early_rung_judges() -> None:
     assert of.agreement is not None
     assert of.agreement.correlations[2] == pytest.approx(-1.0)
     assert of.levels[0] == 3
+
+
+def slow_and_noisy(number: int, epoch: int) -> float:
+    """The ranks after two epochs are reversed, and later ones agree by about 0.6."""
+    merit = (number * 7919 % 1009 - 504) / 290
+    noise = float(np.random.default_rng((number, epoch)).normal())
+    return -merit if epoch <= 2 else merit + 0.8 * noise
+
+
+def test_where_no_later_ranks_confirm_the_first_rung_more_trials_finish() -> None:
+    def steady(number: int, epoch: int) -> float:
+        return number * 7919 % 1009 + epoch / 1000
+
+    finished: dict[Values, int] = {}
+    for values in (slow_and_noisy, steady):
+        of = rule(epochs=1500)
+        ran = list(steps(of, values))
+        assert of.is_unconfirmed == (values is slow_and_noisy)
+        finished[values] = sum(epoch == 50 for _, epoch in ran)
+    assert finished[slow_and_noisy] >= 25
+    assert finished[steady] < 20
+
+
+def test_with_a_budget_of_trials_unconfirmed_ranks_do_not_change_the_shares() -> None:
+    of = rule(trials=120, epochs=None)
+    ran = list(steps(of, slow_and_noisy))
+    assert of.agreement is not None
+    assert not of.agreement.is_confirmed
+    assert not of.is_unconfirmed
+    assert {number for number, _ in ran} == set(range(120))
+
+
+@pytest.mark.parametrize(("rank", "continues"), [(1, True), (2, True), (3, False), (6, False)])
+def test_a_later_stage_waits_for_a_trial_that_is_good_at_its_rung(rank: int, continues: bool) -> None:
+    of = rule(low=4)
+    assert of.levels == (4, 14, 50)
+    for number in range(12):
+        for epoch in range(1, 15 if number < 8 else 5):
+            of.replay(seen(number, epoch, -float(number)))
+        of.ended(number)
+    of.pause_again(rank - 1)
+    assert (of.promote(), of.may_start()) == ((rank - 1, False) if continues else (None, True))
 
 
 def test_where_early_values_are_noise_every_trial_trains_to_the_end() -> None:
@@ -262,6 +301,20 @@ def order_of_promotion(*, seconds: float) -> list[int]:
         order.append(promoted)
         of.ended(promoted)
     return order
+
+
+@pytest.mark.parametrize(("left", "promotes"), [(600.0, False), (400.0, True)])
+def test_a_running_trial_counts_for_no_more_than_the_time_left(left: float, promotes: bool) -> None:
+    """A slow trial has 27 epochs of 20 s to go: in 600 s that is a full final stage, in 400 s it is not."""
+    of = rule(low=9, last=36, epochs=None, seconds=1000)
+    for number in range(18):
+        seconds = 20.0 if number == 0 else 1.0 if number < PILOTS else 1.6
+        for epoch in range(1, 10):
+            of.replay(seen(number, epoch, -float(number), seconds=seconds))
+        of.pause_again(number)
+    of.started(0)
+    of.advance(1000 - left)
+    assert (of.promote(), of.may_start()) == ((1, False) if promotes else (None, True))
 
 
 def test_a_trial_that_cannot_get_far_in_the_time_left_comes_after_those_that_can() -> None:
@@ -439,6 +492,27 @@ def test_the_report_says_what_judges_and_why() -> None:
     assert levels == (1, 5, 27)
 
 
+class SlowAndNoisy(SyntheticCurve):
+    """A curve of the trial that is its noise's key."""
+
+    def at(self, epoch: int) -> float:
+        return slow_and_noisy(self.noise_key[0], epoch)
+
+
+def test_the_report_and_the_plan_say_that_an_unconfirmed_rung_gets_less_screening() -> None:
+    searched = space("budget={trials: 1000, epochs: 1500}", "fidelity={min: 1, max: 50}")
+    search = SimulatedSearch(searched, slots=4)
+    simulation = Simulation(lambda trial: SlowAndNoisy(limit=1, noise_key=(trial.number,)), workers=4)
+    simulation.drive(search.policy(), reports=400)
+    _, lines = rungs_and_reasons(searched, search.trials(), slots=4)
+    assert lines[-1] == (
+        "No later ranks confirm those at epoch 9: new trials get 20% of the budget instead of 45%,"
+        " and more trials finish."
+    )
+    assert "if only the latest of them can judge, new trials get 20%" in next(plan_words(searched))
+    assert "can judge" not in next(plan_words(space("budget={trials: 60}")))
+
+
 def test_a_small_budget_says_that_it_learns_no_rung() -> None:
     small = space("budget={trials: 6}", "fidelity={min: 1, max: 9}")
     levels, lines = rungs_and_reasons(small, (), slots=2)
@@ -449,8 +523,8 @@ def test_a_small_budget_says_that_it_learns_no_rung() -> None:
 def test_the_report_and_the_plan_say_that_slots_stay_idle() -> None:
     short = space("budget={trials: 100, epochs: 54, concurrent: 8}", "fidelity={min: 1, max: 27}")
     _, lines = rungs_and_reasons(short, (), slots=8)
-    assert lines[-1].startswith("After the first trials, at most 2 run at once: ")
-    assert any("at most 2 run at once" in line for line in plan_words(short))
+    assert lines[-1].startswith("After the first trials, at most 2 trials at once: ")
+    assert any("at most 2 trials at once" in line for line in plan_words(short))
 
 
 def test_the_report_says_how_many_epochs_fit_into_the_hours() -> None:
@@ -459,7 +533,7 @@ def test_the_report_says_how_many_epochs_fit_into_the_hours() -> None:
     search = SimulatedSearch(searched, clock=simulation.clock, slots=4)
     simulation.drive(search.policy())
     _, lines = rungs_and_reasons(searched, search.trials(), slots=4)
-    assert lines[-1].startswith("The hours are about 7 epochs of 27 on each slot, ")
+    assert lines[-1].startswith("The hours are about 7 of 27 epochs on each slot, ")
 
 
 def test_other_schedulers_explain_nothing() -> None:
@@ -470,10 +544,20 @@ def test_other_schedulers_explain_nothing() -> None:
 def test_the_plan_counts_what_starts_and_finishes() -> None:
     first, tells, nothing = plan_words(space("budget={trials: 60}", "fidelity={min: 1, max: 27}"))
     assert "45% of the budget goes to new trials" in first
-    assert tells.startswith("auto, if the first epoch tells: 60 trials start, ")
-    assert nothing.startswith("auto, if early ranks are reversed: 60 trials start, ")
+    assert tells.startswith("auto, if the first epoch tells: 60 trials, ")
+    assert nothing.startswith("auto, if early ranks are reversed: 60 trials, ")
     first, hours = plan_words(space("budget={trials: 60, hours: 2}"))
     assert hours.startswith("auto: 2 hours on each slot")
+
+
+def test_one_trial_and_one_epoch_are_in_the_singular() -> None:
+    one = space("budget={trials: 1, epochs: 1, concurrent: 4}", "fidelity={min: 1, max: 1}")
+    words = "\n".join(plan_words(one))
+    assert "at most 1 trial at once: the budget of epochs is 1 full training," in words
+    assert words.endswith("auto, if the first epoch tells: 1 trial, 1 finished and 0 paused, 1 epoch in all")
+    assert list(plan_words(space("budget={trials: 9, hours: 1}")))[-1].startswith("auto: 1 hour on each slot")
+    _, lines = rungs_and_reasons(one, (), slots=4)
+    assert lines[0] == "Rung: 1. The budget is too small to learn another first rung."
 
 
 @pytest.mark.parametrize("budget", [{"epochs": None}, {"epochs": 200 * 9}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -48,13 +48,13 @@ def test_the_expected_score_is_bloms() -> None:
 
 def test_where_epoch_1_tells_it_judges() -> None:
     found = choose_first_rung(curves(early=1), CANDIDATES, epochs=300)
-    assert (found.first, found.latest, found.trials) == (1, 9, 12)
+    assert (found.first, found.latest, found.trials, found.is_confirmed) == (1, 9, 12, True)
     assert found.correlations == pytest.approx({1: 1.0, 3: 1.0})
 
 
 def test_where_epoch_1_ranks_backwards_it_does_not_judge() -> None:
     found = choose_first_rung(curves(early=-1), CANDIDATES, epochs=300)
-    assert found.first == 9
+    assert (found.first, found.is_confirmed) == (9, False)
     assert found.correlations[1] == pytest.approx(-1.0)
 
 
@@ -76,6 +76,27 @@ def test_where_neighbouring_epochs_disagree_no_rung_judges() -> None:
     found = choose_first_rung(noise, (1, 2, 3, 5, 7, 9), epochs=300)
     assert found.tells_nothing
     assert not choose_first_rung(curves(early=1), (1, 2, 3, 5, 7, 9), epochs=300).tells_nothing
+
+
+def test_a_few_epochs_that_agree_by_chance_do_not_make_a_rung_judge() -> None:
+    noise = np.random.default_rng(1).normal(size=(8, 9))
+    noise[:, [4, 6]] = noise[:, [8]]
+    found = choose_first_rung(noise.tolist(), (1, 2, 3, 5, 7, 9), epochs=300)
+    assert (found.correlations[5], found.correlations[7]) == (1.0, 1.0)
+    pairs = [spearmanr(noise[:, a], noise[:, b]).statistic for a, b in combinations(range(4, 9), 2)]
+    assert found.steadiness == pytest.approx(np.mean(pairs))
+    assert found.tells_nothing
+
+
+def test_epochs_at_which_all_values_are_equal_agree_with_no_other() -> None:
+    tied = [[0.1] * 8 + [float(n)] for n in range(8)]
+    assert choose_first_rung(tied, (1, 2, 3, 5, 7, 9), epochs=300).steadiness == 0.0
+
+
+def test_a_single_epoch_is_not_unsteady() -> None:
+    found = choose_first_rung([[float(n)] for n in range(8)], (1,), epochs=300)
+    assert math.isnan(found.steadiness)
+    assert not found.tells_nothing
 
 
 def test_candidates_are_dense_and_end_at_a_quarter() -> None:

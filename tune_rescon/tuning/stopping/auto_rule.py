@@ -20,9 +20,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
+from tune_rescon.tuning.budget import SCREENING, UNCONFIRMED_SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping.first_rung import (
+    PILOTS,
+    PROBE_SHARE,
     Agreement,
+    Unjudged,
     choose_first_rung,
     first_rungs,
     latest_candidate,
@@ -31,19 +34,16 @@ from tune_rescon.tuning.stopping.first_rung import (
 from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
 from tune_rescon.tuning.stopping.trial_table import DEAD, ENDED, PAUSED, RUNNING, UNKNOWN, TrialTable
 
-__all__ = [
-    "AutoRule",
-]
+__all__ = ["AutoRule"]
 
 #: No final stage begins before this share of the budget is used.
 FINAL_DELAY: Final = 0.05
-#: Number of first trials that reach the latest candidate for the first rung without being judged.
-PILOTS: Final = 8
-#: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
-PROBE_EVERY: Final = 6
-PROBE_SHARE: Final = 0.03
-#: A trial is promoted from the first rung only if it is among the best 1 in PROMOTED_FROM there.
+#: A trial is promoted from the first rung only if it is among the best 1 in PROMOTED_FROM there. A later
+#: stage that is behind its share waits for such a trial, until no new trial begins any more. Otherwise the
+#: first trials at a rung would be finished for being early.
 PROMOTED_FROM: Final = 4
+#: The same for the first rung if no later ranks confirm those there.
+UNCONFIRMED_PROMOTED_FROM: Final = 2
 #: Number of values at the first rung before a trial is promoted.
 FEWEST_VALUES: Final = 6
 #: A trial that leads at its rung continues as long as its next stage has used less than this, as a multiple
@@ -111,7 +111,7 @@ class AutoRule:
         if seen.epoch >= self.last:
             self._table.set_state(seen.number, ENDED)
             return Verdict(decision=Decision.FINISH)
-        if self._is_unjudged(seen.number) and seen.epoch < (self._latest or self.last):
+        if seen.number in self._unjudged and seen.epoch < (self._latest or self.last):
             return Verdict(decision=Decision.CONTINUE)
         if seen.epoch not in self._levels and seen.epoch != self._latest:
             return Verdict(decision=Decision.CONTINUE)
@@ -185,6 +185,14 @@ class AutoRule:
         return self._reach
 
     @property
+    def is_unconfirmed(self) -> bool:
+        """True if no later ranks confirm those at the first rung. Fewer trials then start, and more finish.
+
+        With a budget of trials it is never true, because the number of trials determines the screening.
+        """
+        return self._is_limited and self._agreement is not None and not self._agreement.is_confirmed
+
+    @property
     def agreement(self) -> Agreement | None:
         """The evidence for the first rung. None as long as the first trials have not shown any."""
         return self._agreement
@@ -195,7 +203,7 @@ class AutoRule:
         self._table.add(seen, maximize=self.maximize, timed=self.budget.seconds is not None)
         if self._latest is None:
             self._find_latest()
-        if self._latest is not None and self._is_unjudged(seen.number):
+        if self._latest is not None and seen.number in self._unjudged:
             self._choose_first()
 
     def _find_latest(self) -> None:
@@ -233,7 +241,7 @@ class AutoRule:
             return
         curves = [
             table.curve(n, latest)
-            for n in map(int, np.flatnonzero(self._unjudged()))
+            for n in map(int, np.flatnonzero(self._unjudged.marks(len(table))))
             if table.epochs_of(n) >= latest or table.state(n) == DEAD
         ]
         candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
@@ -256,23 +264,13 @@ class AutoRule:
     def _pilots(self) -> int:
         return max(1, min(PILOTS, self.budget.trials // 2))
 
-    def _is_unjudged(self, number: int) -> bool:
-        """Return whether a trial reaches the latest candidate without being judged.
-
-        This depends on the number alone, so that it can be told after a resume.
-        """
-        if number < self._pilots:
-            return True
-        if self._latest is None or self._latest == self.low:
-            return False
-        index, remainder = divmod(number - self._pilots, PROBE_EVERY)
-        return remainder == PROBE_EVERY - 1 and index < self._probes
-
     @property
-    def _probes(self) -> int:
-        """The number of probes after the first trials."""
-        assert self._latest is not None
-        return math.ceil(PROBE_SHARE * self._planned_epochs / self._latest)
+    def _unjudged(self) -> Unjudged:
+        """The trials that reach the latest candidate without being judged."""
+        if self._latest is None or self._latest == self.low:
+            return Unjudged(pilots=self._pilots, probes=0)
+        probes = math.ceil(PROBE_SHARE * self._planned_epochs / self._latest)
+        return Unjudged(pilots=self._pilots, probes=probes)
 
     # The budget.
 
@@ -296,6 +294,9 @@ class AutoRule:
         finals = FEWEST_FINISHED * (self.last - first)
         return screening + max(screening * (1 - SCREENING) / SCREENING, finals)
 
+    def _shares(self) -> tuple[float, ...]:
+        return stage_shares(len(self._levels), UNCONFIRMED_SCREENING if self.is_unconfirmed else SCREENING)
+
     def _used_share(self, left: float) -> float:
         total = self.budget.seconds if self.budget.seconds is not None else self._total()
         return min(max(1 - left / total, 0.0), 1.0)
@@ -311,22 +312,13 @@ class AutoRule:
         following = np.minimum(self._rungs(), len(self._levels) - 1)
         goals: NDArray[np.float64] = self._levels[following].astype(float)
         if self._latest is not None:
-            unjudged = self._unjudged() & (table.epochs < self._latest)
+            unjudged = self._unjudged.marks(len(table)) & (table.epochs < self._latest)
             goals[unjudged] = self._latest
         return np.maximum(goals, table.epochs)
 
     def _rungs(self) -> NDArray[np.int64]:
         """Return for each trial the number of rungs that it has reached."""
         return np.searchsorted(self._levels, self._table.epochs, side="right")
-
-    def _unjudged(self) -> NDArray[np.bool_]:
-        """Return for each trial whether it is unjudged."""
-        marks = np.zeros(len(self._table), bool)
-        marks[: self._pilots] = True
-        if self._latest is not None and self._latest != self.low:
-            first = self._pilots + PROBE_EVERY - 1
-            marks[first : first + PROBE_EVERY * self._probes : PROBE_EVERY] = True
-        return marks
 
     # The choice for a free slot.
 
@@ -341,7 +333,7 @@ class AutoRule:
         best = dict(self._best_paused(left))
         closing = self._is_closing(left)
         used = self._used_share(left)
-        loads, shares = self._loads(), list(stage_shares(len(self._levels)))
+        loads, shares = self._loads(), list(self._shares())
         if not self._is_limited and not can_start and sum(loads) >= self._total():
             return None
         if len(shares) > 1:
@@ -355,9 +347,16 @@ class AutoRule:
                     return best[0]
                 if can_start and not (closing and best):
                     return _NEW
-            elif stage in best and self._table.count(int(self._levels[0])) >= FEWEST_VALUES:
+            elif stage in best and self._may_continue(best[stage], stage):
                 return best[stage]
         return self._otherwise(best, can_start=can_start)
+
+    def _may_continue(self, number: int, stage: int) -> bool:
+        """Return whether a trial is good enough to begin a stage that is behind its share."""
+        if self._table.count(int(self._levels[0])) < FEWEST_VALUES:
+            return False
+        rank, of = self._table.rank(number, int(self._levels[stage - 1]))
+        return stage == 1 or rank <= max(1, of // PROMOTED_FROM)
 
     def _leads(self, seen: Observation, rank: int, of: int) -> bool:
         """Return whether a trial is the best of enough trials at its rung, and is to continue at once.
@@ -375,7 +374,7 @@ class AutoRule:
         stage = int(np.searchsorted(self._levels, seen.epoch, side="right"))
         seconds, slots = self.budget.seconds, self.budget.slots
         total = self._total() if seconds is None else seconds * slots
-        return self._loads()[stage] < LEADERS * stage_shares(len(self._levels))[stage] * total
+        return self._loads()[stage] < LEADERS * self._shares()[stage] * total
 
     def _is_full(self) -> bool:
         """Return whether as many trials run as the budget should have at once."""
@@ -395,7 +394,8 @@ class AutoRule:
         """Yield for each stage the best paused trial that it could continue."""
         table, rungs = self._table, self._rungs()
         first = int(self._levels[0])
-        bar, merits = table.bar(first, PROMOTED_FROM), table.merits(first)
+        among = UNCONFIRMED_PROMOTED_FROM if self.is_unconfirmed else PROMOTED_FROM
+        bar, merits = table.bar(first, among), table.merits(first)
         for stage in range(len(self._levels)):
             waiting = np.flatnonzero((table.states == PAUSED) & (rungs == stage))
             if stage == 0:
@@ -440,7 +440,7 @@ class AutoRule:
             # A trial cannot use more than the time left.
             ends = np.minimum(ends, table.epochs + max(self._left(), 0.0) / np.maximum(costs, 1e-9))
         first = float(self._levels[0])
-        unjudged = self._unjudged()
+        unjudged = self._unjudged.marks(len(table))
         begins = np.where(unjudged, max(float(self._latest or 0), first), 0.0)
         loads = [float(first * costs[unjudged].sum())]
         for stage, level in enumerate(self._levels):

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tune_rescon.errors import counted
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.budget import SCREENING
+from tune_rescon.tuning.budget import SCREENING, UNCONFIRMED_SCREENING
 from tune_rescon.tuning.stopping.auto_rule import AutoRule
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule, possible_rungs
 from tune_rescon.tuning.stopping.rule import Decision, Observation
@@ -51,7 +52,7 @@ def _limit_reasons(rule: AutoRule) -> Iterator[str]:
     """Yield what the slots and the budget limit beside the rungs."""
     if rule.reach < rule.last:
         yield (
-            f"The hours are about {rule.reach} epochs of {rule.last} on each slot,"
+            f"The hours are about {rule.reach} of {counted(rule.last, 'epoch')} on each slot,"
             " so that the rungs before the last one are earlier."
         )
     most = rule.budget.most_at_once(rule.last)
@@ -61,30 +62,36 @@ def _limit_reasons(rule: AutoRule) -> Iterator[str]:
 
 def _at_once(most: int) -> str:
     return (
-        f"After the first trials, at most {most} run at once: the budget of epochs is {most} full trainings,"
+        f"After the first trials, at most {counted(most, 'trial')} at once:"
+        f" the budget of epochs is {counted(most, 'full training')},"
         " and values decide better than more trials in flight. A budget of hours uses every slot."
     )
 
 
 def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
-    rungs = ", ".join(map(str, rule.levels))
+    rungs = f"Rung{'s' if len(rule.levels) > 1 else ''}: {', '.join(map(str, rule.levels))}."
     if not rule.learns:
-        return (f"Rungs: {rungs}. The budget is too small to learn another first rung.",)
+        return (f"{rungs} The budget is too small to learn another first rung.",)
     if rule.agreement is None:
-        return (f"Rungs: {rungs}. Too few trials have shown how well early ranks agree with later ones.",)
+        return (f"{rungs} Too few trials have shown how well early ranks agree with later ones.",)
     found = rule.agreement
-    evidence = f"{found.trials} trials that no rung had selected"
+    evidence = f"{counted(found.trials, 'trial')} that no rung had selected"
     if found.tells_nothing:
         why = f"up to epoch {found.latest}, the ranks of {evidence} change from epoch to epoch"
         if rule.levels[0] == rule.last:
             return (f"No rung judges, and every trial trains to the end: {why}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
-        return (f"Rungs: {rungs}. They may say little: {why}. {advice}.",)
-    lines = [f"First rung: epoch {found.first}, chosen by {evidence}. Rungs: {rungs}."]
+        return (f"{rungs} They may say little: {why}. {advice}.",)
+    lines = [f"First rung: epoch {found.first}, chosen by {evidence}. {rungs}"]
     for epoch, correlation in sorted(found.correlations.items()):
         role = "judges" if epoch in rule.levels else "judges no trial"
         agreement = f"agree with those at epoch {found.latest} by {correlation:.2f}"
         lines.append(f"Ranks at epoch {epoch} {agreement}: it {role}.")
+    if rule.is_unconfirmed:
+        lines.append(
+            f"No later ranks confirm those at epoch {found.first}: new trials get {UNCONFIRMED_SCREENING:.0%}"
+            f" of the budget instead of {SCREENING:.0%}, and more trials finish."
+        )
     return tuple(lines)
 
 
@@ -110,10 +117,8 @@ class _Expected:
 
     def __str__(self) -> str:
         paused = self.started - self.finished
-        return (
-            f"{self.started} trials start, {self.finished} finish and {paused} stay paused,"
-            f" {self.epochs} epochs in all"
-        )
+        trials = f"{counted(self.started, 'trial')}, {self.finished} finished and {paused} paused"
+        return f"{trials}, {counted(self.epochs, 'epoch')} in all"
 
 
 def plan_words(space: Space) -> Iterator[str]:
@@ -123,12 +128,15 @@ def plan_words(space: Space) -> Iterator[str]:
     early ranks are the reverse of the later ones. A budget in hours cannot be counted before an epoch has
     been timed.
     """
+    unconfirmed = ""
+    if space.budget.hours is not None or space.budget.epochs is not None:
+        unconfirmed = f"; if only the latest of them can judge, new trials get {UNCONFIRMED_SCREENING:.0%}"
     yield (
         f"auto: {SCREENING:.0%} of the budget goes to new trials, the rest to the best paused ones;"
-        " the first rung is one of these, chosen by how well early ranks agree with later ones"
+        f" the first rung is one of these, chosen by how well early ranks agree with later ones{unconfirmed}"
     )
     if space.budget.hours is not None:
-        hours = f"{space.budget.hours:g} hours on each slot"
+        hours = f"{counted(space.budget.hours, 'hour')} on each slot"
         yield f"auto: {hours}; how many trials they are follows from the first epochs"
         return
     slots = space.budget.concurrent or PLANNED_SLOTS

@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "PILOTS",
     "Agreement",
+    "Unjudged",
     "choose_first_rung",
     "first_rungs",
     "latest_candidate",
@@ -35,8 +37,13 @@ PRIOR_TRIALS: Final = 3
 TRUST: Final = 0.85
 #: Number of trials that must be compared before they can show that no rung is to judge.
 FEWEST_COMPARED: Final = 5
-#: The latest candidate judges only if its ranks agree by this much with those shortly before it.
-LEAST_AGREEMENT: Final = 0.25
+#: The latest candidate judges only if the ranks of the epochs before it agree by this much.
+LEAST_AGREEMENT: Final = 0.45
+#: Number of first trials that reach the latest candidate for the first rung without being judged.
+PILOTS: Final = 8
+#: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
+PROBE_EVERY: Final = 6
+PROBE_SHARE: Final = 0.03
 #: Number of trials that a screening is to find. It is scored by their mean.
 FOUND: Final = 4
 #: Ratio of neighbouring candidates, and the largest candidate as a share of the last epoch.
@@ -68,17 +75,46 @@ class Agreement:
     """Number of trials that were compared. 0: there was no evidence."""
     correlations: Mapping[int, float]
     """Spearman's rank correlation with the values at ``latest``, for each earlier candidate."""
+    steadiness: float
+    """The mean rank correlation of every two epochs from half of ``latest`` on. Nan if it is one epoch."""
 
     @property
     def tells_nothing(self) -> bool:
-        """True if even neighbouring epochs rank the trials differently, as if none had learned anything yet.
+        """True if the ranks change from epoch to epoch, as if no trial had learned anything yet.
 
         Then no candidate may judge.
         """
-        if self.trials < FEWEST_COMPARED:
-            return False
-        near = [found for epoch, found in self.correlations.items() if epoch >= self.latest / 2]
-        return bool(near) and sum(near) / len(near) < LEAST_AGREEMENT
+        return self.trials >= FEWEST_COMPARED and self.steadiness < LEAST_AGREEMENT
+
+    @property
+    def is_confirmed(self) -> bool:
+        """True if later ranks agree with those at the first rung. Of the latest candidate, none are known."""
+        return self.first < self.latest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unjudged:
+    """The trials that reach the latest candidate without being judged: the first ones, and probes later.
+
+    The number of a trial alone tells whether it is one of them, so that a resumed search knows it.
+    """
+
+    pilots: int
+    """Number of first trials."""
+    probes: int
+    """Number of trials after them."""
+
+    def __contains__(self, number: int) -> bool:
+        """Return whether a trial is one of them."""
+        return bool(self.marks(number + 1)[number])
+
+    def marks(self, trials: int) -> NDArray[np.bool_]:
+        """Return for each of a number of trials whether it is one of them."""
+        marks = np.zeros(trials, bool)
+        marks[: self.pilots] = True
+        first = self.pilots + PROBE_EVERY - 1
+        marks[first : first + PROBE_EVERY * self.probes : PROBE_EVERY] = True
+        return marks
 
 
 def first_rungs(low: int, last: int) -> tuple[int, ...]:
@@ -164,7 +200,29 @@ def choose_first_rung(
         lowest = min(lowest, shrunk)
         worth[rung] = lowest * expected_score(epochs / rung)
     first = max(worth, key=lambda rung: (worth[rung], rung))
-    return Agreement(first=first, latest=latest, trials=len(curves), correlations=correlations)
+    return Agreement(
+        first=first,
+        latest=latest,
+        trials=len(curves),
+        correlations=correlations,
+        steadiness=_steadiness([curve[math.ceil(latest / 2) - 1 : latest] for curve in curves]),
+    )
+
+
+def _steadiness(curves: Sequence[Sequence[float]]) -> float:
+    """Return the mean rank correlation of every two epochs; nan if there are fewer than two.
+
+    With eight trials, one correlation has a standard error of 0.35. The mean over many pairs of epochs tells
+    far better whether the ranks last.
+    """
+    epochs = len(curves[0]) if curves else 0
+    if epochs < 2:
+        return math.nan
+    ranks = np.array([_ranks([curve[epoch] for curve in curves]) for epoch in range(epochs)])
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    norms = np.sqrt((ranks**2).sum(axis=1, keepdims=True))
+    units = np.divide(ranks, norms, out=np.zeros_like(ranks), where=norms > 0)
+    return float(((units.sum(axis=0) ** 2).sum() - (units**2).sum()) / (epochs * (epochs - 1)))
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
