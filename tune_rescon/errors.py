@@ -123,13 +123,14 @@ class RecordBusyError(RecordError):
     """A write to the record does not end, and it blocks every other write."""
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def counted(number: float, noun: str, plural: str = "") -> str:
     """Return a number with its noun, in the plural unless the number is 1.
 
-    >>> counted(1, "trial"), counted(12, "trial"), counted(2, "class", "classes")
-    ('1 trial', '12 trials', '2 classes')
+    >>> counted(1, "trial"), counted(12, "trial"), counted(2, "class", "classes"), counted(1.0, "hour")
+    ('1 trial', '12 trials', '2 classes', '1 hour')
     """
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+    shown = number if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun if number == 1 else plural or noun + 's'}"
 
 
 def format_error(rule: str, *, got: object = None, where: str = "", hint: str = "") -> str:

@@ -33,7 +33,7 @@ from tune_rescon.clusters.commands import (
 )
 from tune_rescon.clusters.head import ask_head
 from tune_rescon.clusters.machines import check_can_end
-from tune_rescon.errors import ClusterError, ClusterFileError, UserError, format_error
+from tune_rescon.errors import ClusterError, ClusterFileError, UserError, counted, format_error
 
 __all__ = [
     "bring_up",
@@ -203,7 +203,8 @@ def bring_up(
         _end_after_idle(cluster, end_after_idle)
     came = _wait_for_workers(cluster, wait)
     _PROGRESS.info(
-        f"{cluster.name} is up: its head, and {came} workers (at least {cluster.workers} were to come)"
+        f"{cluster.name} is up: its head, and {counted(came, 'worker')}"
+        f" (at least {cluster.workers} were to come)"
     )
 
 
@@ -286,7 +287,10 @@ def _wait_for_workers(cluster: ClusterFile, wait: float) -> int:
             trouble = str(error)
         else:
             if found != came:
-                _PROGRESS.info(f"{found} of {cluster.workers} workers are there")
+                _PROGRESS.info(
+                    f"{found} of {counted(cluster.workers, 'worker')}"
+                    f" {'is' if cluster.workers == 1 else 'are'} there"
+                )
             came = found
             if found >= cluster.workers:
                 return found
@@ -296,7 +300,8 @@ def _wait_for_workers(cluster: ClusterFile, wait: float) -> int:
     if came is None:
         raise ClusterError(trouble)
     raise ClusterError(
-        f"{came} of {cluster.workers} workers came within {wait:g} s. Why the others did not, the head knows:"
+        f"{came} of {counted(cluster.workers, 'worker')} came within {wait:g} s."
+        " Why the others did not, the head knows:"
         f" ray exec {cluster.path} 'tail -n 100 /tmp/ray/session_latest/logs/monitor*'"
     )
 

@@ -117,8 +117,8 @@ def fit_to_hours(
     mean = sum(seconds) / len(seconds)
     settings = fitting_budget(space, hours, epoch_seconds=mean, slots=slots)
     words = (
-        f"An epoch takes {duration(mean)} on this machine in the mean of {len(seconds)} trials, and {slots}"
-        f" run at once: {', '.join(settings)}"
+        f"An epoch takes {duration(mean)} on this machine in the mean of {counted(len(seconds), 'trial')},"
+        f" and {slots} run at once: {', '.join(settings)}"
     )
     return settings, words
 
@@ -172,6 +172,8 @@ def speed_words(space: Space, epoch_seconds: Sequence[float], *, slots: int) -> 
     at_once = f"{counted(slots, 'trial')} at once"
     if space.budget.hours is not None:
         epochs = int(space.budget.hours * 3600 / mean * slots)
-        return f"{speed}; {space.budget.hours:g} hours, {at_once}, are about {counted(epochs, 'epoch')}"
+        return (
+            f"{speed}; {counted(space.budget.hours, 'hour')}, {at_once}, are about {counted(epochs, 'epoch')}"
+        )
     count, kind = (whole, "at most") if planned is None else (planned, "about")
     return f"{speed}; {counted(count, 'epoch')}, {at_once}, take {kind} {duration(count * mean / slots)}"

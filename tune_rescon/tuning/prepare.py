@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import USUAL_STORE_SIZE, DatasetInfo, describe, is_url, local_path, open_dataset
 from tune_rescon.data.decode import darkness_words, levels_words
-from tune_rescon.errors import DataError, NetworkError, format_error
+from tune_rescon.errors import DataError, NetworkError, counted, format_error
 from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
 from tune_rescon.spaces import CategoricalParameter, Space, corners
@@ -74,7 +74,7 @@ def cache_words(space: Space, info: DatasetInfo) -> list[str]:
     """Return messages about a folder's cache: its size, and whether images will be enlarged."""
     if info.cache_bytes is None:
         return []
-    squares = f"{info.stored_images} squares of {info.stored_side} pixels"
+    squares = f"{counted(info.stored_images, 'square')} of {info.stored_side} pixels"
     lines = [f"the cache keeps {squares}: {_size(info.cache_bytes)} of disk on each node, mapped into memory"]
     kept = space.dataset.store_size or USUAL_STORE_SIZE
     largest = largest_image_size(space)

@@ -427,7 +427,7 @@ def _rung_words(result: StudyResult) -> str:
     if not saved.epochs_saved:
         return f"Trials that reached each rung; no trial was stopped early.{scheduling}"
     return (
-        f"Early stopping saved {saved.epochs_saved} of {saved.epochs + saved.epochs_saved} epochs"
+        f"Early stopping saved {saved.epochs_saved} of {counted(saved.epochs + saved.epochs_saved, 'epoch')}"
         f" ({saved.share:.0%}), about {device_hours_words(saved.hours_saved, result.device)}."
         f"{scheduling}"
     )
