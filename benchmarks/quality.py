@@ -34,6 +34,8 @@ from contest.contestant import Contest
 from contest.peers import CONTESTANTS
 from contest.recorded import RecordedCurve, Table, load_table
 
+from tune_rescon.errors import StorageError
+from tune_rescon.output_paths import check_output_file
 from tune_rescon.spaces import Space
 from tune_rescon.testing import Assignment, Simulation
 from tune_rescon.tuning import sampler
@@ -193,6 +195,11 @@ def main() -> None:
         table = load_table(arguments.table)
     except (ValueError, OSError) as error:
         parser.error(f"--table {arguments.table}: {error}")
+    if arguments.json is not None:
+        try:
+            check_output_file(arguments.json, where="--json")
+        except StorageError as error:
+            parser.error(str(error))
     names = arguments.contestants or [name for name, entry in CONTESTANTS.items() if entry.is_there]
     for name in names:
         needed = CONTESTANTS[name].needs

@@ -83,11 +83,19 @@ def configure(file: Path, stack: str, region: str | None) -> int:
     metavar="SECONDS",
     help="Time to wait for the workers.",
 )
-def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
+@click.option(
+    "--end-after-idle",
+    type=click.FloatRange(min=0, max=24 * 365),
+    metavar="HOURS",
+    help="Have the cluster end itself after HOURS without use; 0: never [default: as it was].",
+)
+def up(file: Path, yes: bool, restart: bool, wait: float, end_after_idle: float | None) -> int:
     """Start the cluster of FILE, or bring it up to date, and count the workers that came."""
-    from tune_rescon.clusters import bring_up, most_per_hour, read_cluster_file
+    from tune_rescon.clusters import bring_up, check_can_end, most_per_hour, read_cluster_file
 
     read = read_cluster_file(file)
+    if end_after_idle:
+        check_can_end(read)
     if _check(file) != 0:
         click.echo(f"Nothing was started: {file} has errors.", err=True)
         return 2
@@ -97,7 +105,7 @@ def up(file: Path, yes: bool, restart: bool, wait: float) -> int:
         if not sys.stdin.isatty():
             raise click.UsageError("Give --yes where no terminal can ask.")
         click.confirm(f"Start {read.name} ({read.provider})?", abort=True)
-    bring_up(read, restart=restart, wait=wait)
+    bring_up(read, restart=restart, wait=wait, end_after_idle=end_after_idle)
     return 0
 
 
@@ -245,6 +253,26 @@ def mlflow(
         allowed_hosts=allowed_hosts,
     )
     supervise_mlflow(settings)
+    return 0
+
+
+@cluster.command("end-when-idle", hidden=True)
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, max=24 * 365),
+    metavar="HOURS",
+    help="Set the hours without use, 0 for never, and watch in a process of the background.",
+)
+def end_when_idle(hours: float | None) -> int:
+    """Watch this head, and end its cluster after hours without use; to be run on the head."""
+    from tune_rescon.clusters import IdleFiles, head_actions, keep_watched, watch
+
+    files = IdleFiles.of_head()
+    if hours is not None:
+        keep_watched(files, hours, log=Path.home() / "idle.log")
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    watch(files, head_actions())
     return 0
 
 

@@ -25,6 +25,7 @@ from tune_rescon.command_options import (
 )
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted
+from tune_rescon.output_paths import check_output_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,6 +102,8 @@ def predict(
     if as_json and as_csv:
         raise click.UsageError("Give one of --json and --csv.")
     files = find_pictures(paths)
+    if masks is not None:
+        check_output_folder(masks, where="--masks")
     print_line(f"Loading {model}", err=True)
     # Imported after the first line of output, because these modules import torch and Optuna.
     from tune_rescon.inference import check_has_masks, load_model, make_gallery, predictions

@@ -22,6 +22,7 @@ from tune_rescon.command_options import (
     study_option,
 )
 from tune_rescon.errors import StorageError, counted, format_error
+from tune_rescon.output_paths import check_output_file
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import SearchLocation, StudyResult
@@ -89,6 +90,9 @@ def report(
         raise click.UsageError(f"Give one of {' and '.join(forms)}.")
     if name is None and not list_all:
         raise click.UsageError("Give the NAME of a search, or --list to see their names.")
+    for flag, file in (("--html", html_file), ("--errors", errors_file)):
+        if file is not None:
+            check_output_file(Path(file), where=flag)
     if sync:
         print_line(f"Reading {name}, to send MLflow what it lacks", err=True)
     elif sys.stderr.isatty():

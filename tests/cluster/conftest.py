@@ -9,11 +9,13 @@ import pytest
 
 from tests.cluster.lab.cloud import CREDENTIALS, Cloud, make_bucket
 from tests.cluster.lab.hosts import Network
-from tests.cluster.lab.operator import Clock
+from tests.cluster.lab.operator import ROOT, Clock
 
 #: What an image brings for machines as small as these: little shared memory, and quick looks at what is gone.
 IMAGE = {
     **CREDENTIALS,
+    # The package of this checkout, whichever one the environment has installed.
+    "PYTHONPATH": str(ROOT),
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "150000000",
     "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "10",

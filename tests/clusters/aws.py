@@ -12,6 +12,7 @@ from typing import Any
 import boto3
 from botocore import xform_name
 from botocore.loaders import Loader
+from botocore.session import get_session
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "cluster" / "aws" / "stack.yaml"
@@ -25,9 +26,15 @@ ANOTHER_REGION = "us-west-2"
 UNKNOWN_TO_MOTO = "ignore:Tried to parse AWS..(Budgets..Budget|IAM..ServiceLinkedRole):UserWarning"
 
 
+#: What botocore has read of AWS's descriptions, which takes seconds for EC2's.
+DESCRIPTIONS = Loader()
+
+
 def client(service: str, region: str = "us-east-1") -> Any:
     """A client of AWS; by a session of its own, because boto3's keeps the variables it began with."""
-    return boto3.Session().client(service, region_name=region)
+    session = get_session()
+    session.register_component("data_loader", DESCRIPTIONS)
+    return boto3.Session(botocore_session=session).client(service, region_name=region)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from tune_rescon.cluster import cluster, main
 FLAGS = {
     "check": {},
     "configure": {"--stack": "NAME", "--region": "REGION"},
-    "up": {"--yes": "", "--restart": "", "--wait": "SECONDS"},
+    "up": {"--yes": "", "--restart": "", "--wait": "SECONDS", "--end-after-idle": "HOURS"},
     "submit": {
         "--name": "N",
         "--resume": "N",
@@ -37,6 +37,7 @@ FLAGS = {
         "--folder": "DIR",
         "--end": "",
     },
+    "end-when-idle": {"--hours": "HOURS"},
     "inspect": {"--json": ""},
 }
 

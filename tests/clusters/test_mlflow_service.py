@@ -29,6 +29,7 @@ from tune_rescon.clusters.mlflow_service import (
     MlflowSettings,
     RestartTiming,
     end_mlflow,
+    mlflow_command,
     server_command,
     supervise_mlflow,
 )
@@ -236,3 +237,43 @@ def test_while_the_kept_one_cannot_be_read_nothing_is_begun(
     with caplog.at_level(logging.WARNING):
         mlflow_service._keep(settings, ending, RestartTiming())
     assert "the kept database cannot be read; next try in 1 s: 503" in caplog.text
+
+
+#: Holds the folder as a keeper does, until it is asked to end; its last copy fails.
+KEEPER = """
+import os, signal, sys
+from pathlib import Path
+from filelock import FileLock
+folder = Path(sys.argv[1])
+lock = FileLock(folder / "service.lock")
+lock.acquire()
+(folder / "service.pid").write_text(str(os.getpid()))
+print(flush=True)
+signal.sigwait([signal.SIGTERM])
+(folder / "not_kept").touch()
+"""
+
+
+def test_a_last_copy_that_is_not_complete_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+    argv = [sys.executable, "-c", block + KEEPER, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdout is not None
+        keeper.stdout.readline()
+        assert mlflow_command(tmp_path) == argv
+        assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 1
+    assert "the last changes of MLflow's database are not kept yet" in capsys.readouterr().err
+    assert mlflow_command(tmp_path) == []
+
+
+def test_a_process_that_has_the_number_of_a_killed_keeper_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        (tmp_path / "service.lock").touch()
+        (tmp_path / "service.pid").write_text(f"{other.pid}\n")
+        assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 0
+        assert "MLflow is not kept running" in capsys.readouterr().out
+        assert other.poll() is None
+        other.communicate(b"\n")
+        assert other.returncode == 0

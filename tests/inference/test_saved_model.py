@@ -76,7 +76,7 @@ def test_the_command_writes_the_model_folder_with_its_files(
         said = capsys.readouterr()
         if code:
             break
-    assert "--output: must be a file that can be written" in said.err, "a folder that is there stays"
+    assert "--output: must be a folder that can be made, or an empty one" in said.err, "what is there stays"
     assert [path.name for path in tmp_path.iterdir()] == ["winner"]
     facts = json.loads((output / "assets.extra" / "tune_rescon.json").read_text())
     assert json.loads(facts["class_names"]) == ["ant", "bee", "cat"]

@@ -130,5 +130,5 @@ def test_the_words_count_every_trial_once_the_commonest_reason_first() -> None:
     assert overlap_message("first", [strange, used, differs, both]) == (
         "used 1 of 4 trials of first: 2 differ in batch_size, 1 outside depth, learning_rate"
     )
-    assert overlap_message("first", [used]) == "used 1 of 1 trials of first"
+    assert overlap_message("first", [used]) == "used 1 of 1 trial of first"
     assert overlap_message("first", []) == "used 0 of 0 trials of first"

@@ -15,7 +15,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from tune_rescon.spaces import load_space
 from tune_rescon.storage import SearchHome, StorageUrl
+from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning import SearchFolder, SearchLocation, SearchState, list_searches, read_search
 
 MakeSearch = Callable[..., SearchFolder]
@@ -53,6 +55,41 @@ def test_a_lines_value_is_that_of_the_epoch_that_counts(
     assert best.value_epoch == (1 if at == "best" else best.epochs)
     (line,) = list_searches(location)
     assert line.best == pytest.approx(best.value)
+
+
+def test_a_line_of_final_trainings_has_the_value_of_the_winner_by_the_mean(
+    tmp_path: Path, location: SearchLocation
+) -> None:
+    row = "depth: 92, image_size: 32, weight_decay: 1e-4, drop_path: 0.0"
+    rows = [f"{{{row}, learning_rate: {rate}}}" for rate in (0.1, 0.1, 0.05, 0.05)]
+    settings = (
+        "metric.name=test_accuracy",
+        "dataset.hold_out=false",
+        f"initial=[{', '.join(rows)}]",
+        "budget.trials=4",
+        "fidelity.max=2",
+        "scheduler.type=none",
+        "sampler.repeats=true",
+    )
+    search = SimulatedSearch(
+        load_space("att92", settings), folder=SearchFolder(storage=tmp_path / "runs", name="a")
+    )
+    Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
+    # The simulation knows no test images. The luckiest seed is of the parameters that are worse in the mean.
+    with closing(sqlite3.connect(tmp_path / "runs" / "a" / "study.db", isolation_level=None)) as database:
+        for number, value in enumerate((0.9, 0.5, 0.8, 0.75)):
+            database.execute(
+                "UPDATE trial_intermediate_values SET intermediate_value_type = 'FINITE',"
+                " intermediate_value = ? WHERE step = 2 AND trial_id ="
+                " (SELECT trial_id FROM trials WHERE number = ?)",
+                [value, number],
+            )
+    result = read_search(location, "a")
+    assert result.best is not None
+    assert result.best.number == 2
+    assert max(result.trials, key=lambda trial: trial.value).number == 0
+    (line,) = list_searches(location)
+    assert (line.problem, line.best) == ("", result.best.value)
 
 
 def test_the_last_to_change_comes_first_and_a_broken_one_says_why(

@@ -11,6 +11,7 @@
     send_search      submit: runs the search as a Ray job and waits for its end
     HeadState        status: nodes, jobs and MLflow, as the head reports them
     hold_tunnel      tunnel: MLflow and the dashboard, by ssh
+    watch            up --end-after-idle: the head ends the cluster after hours without use
     supervise_mlflow      mlflow: one server, checked for health, restarted, with its database copied
 
 The package runs Ray and MLflow as programs, and imports neither.
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     from tune_rescon.clusters.costs import most_per_hour
     from tune_rescon.clusters.documents import Finding
     from tune_rescon.clusters.head import HeadState, ask_head, inspect_head, print_state
+    from tune_rescon.clusters.idle import IdleFiles, keep_watched, watch
     from tune_rescon.clusters.jobs import send_search
+    from tune_rescon.clusters.machines import check_can_end
     from tune_rescon.clusters.mlflow_service import MlflowSettings, end_mlflow, supervise_mlflow
+    from tune_rescon.clusters.this_head import head_actions
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

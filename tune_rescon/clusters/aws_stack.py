@@ -20,7 +20,15 @@ from tune_rescon.clusters.cluster_file import read_cluster_file
 from tune_rescon.clusters.documents import at, texts_in
 from tune_rescon.errors import ClusterError, ClusterFileError, KeyPath, UserError, dotted, format_error
 
-__all__ = ["Change", "StackOutputs", "configure_file", "fill_in", "has_spot_role", "read_stack"]
+__all__ = [
+    "Change",
+    "StackOutputs",
+    "aws_session",
+    "configure_file",
+    "fill_in",
+    "has_spot_role",
+    "read_stack",
+]
 
 #: The role that EC2 itself needs for spot machines, one for an account.
 SPOT_ROLE: Final = "AWSServiceRoleForEC2Spot"
@@ -128,7 +136,7 @@ def read_stack(name: str, region: str) -> StackOutputs:
         UserError: there are no valid credentials, no such stack, or not all of the outputs.
         ClusterError: the stack is not complete, or AWS did not answer.
     """
-    with _aws(f"the stack {name} in {region}") as session:
+    with aws_session(f"the stack {name} in {region}") as session:
         client = session.client("cloudformation", region_name=region)
         try:
             (found,) = client.describe_stacks(StackName=name)["Stacks"]
@@ -151,7 +159,7 @@ def read_stack(name: str, region: str) -> StackOutputs:
 def has_spot_role(region: str) -> bool:
     """Return whether the account has EC2's role for spot machines; True if that cannot be found out."""
     try:
-        with _aws(f"the role {SPOT_ROLE}") as session:
+        with aws_session(f"the role {SPOT_ROLE}") as session:
             client = session.client("iam", region_name=region)
             try:
                 client.get_role(RoleName=SPOT_ROLE)
@@ -172,13 +180,13 @@ def _check_complete(name: str, region: str, status: str) -> None:
 
 
 def _configured_region() -> str | None:
-    with _aws("the configuration") as session:
+    with aws_session("the configuration") as session:
         region: str | None = session.region_name
         return region
 
 
 @contextmanager
-def _aws(what: str) -> Iterator[Any]:
+def aws_session(what: str) -> Iterator[Any]:
     """Yield a session of boto3, and raise boto3's errors as ours; ``what`` is what AWS is asked for."""
     try:
         # Imported here, because only the extra `cluster` installs it.

@@ -22,6 +22,7 @@ from tune_rescon.clusters.commands import (
     MLFLOW_PORT,
     RAY_IS_HERE,
     end_mlflow_command,
+    end_when_idle_command,
     make_token,
     ray_down,
     ray_exec,
@@ -31,7 +32,8 @@ from tune_rescon.clusters.commands import (
     where_is_head,
 )
 from tune_rescon.clusters.head import ask_head
-from tune_rescon.errors import ClusterError, ClusterFileError, UserError, format_error
+from tune_rescon.clusters.machines import check_can_end
+from tune_rescon.errors import ClusterError, ClusterFileError, UserError, counted, format_error
 
 __all__ = [
     "bring_up",
@@ -166,17 +168,24 @@ PAUSE: Final = 5.0
 _ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
-def bring_up(cluster: ClusterFile, *, restart: bool, wait: float) -> None:
+def bring_up(
+    cluster: ClusterFile, *, restart: bool, wait: float, end_after_idle: float | None = None
+) -> None:
     """Start a cluster, or update a running one, and wait for its workers.
 
     Args:
         cluster: the cluster.
         restart: restart Ray on a head on which it already runs, which ends its jobs.
         wait: seconds to wait for the workers.
+        end_after_idle: hours without use after which the cluster ends itself; 0: never; None: as before.
 
     Raises:
-        ClusterError: the cluster did not start, or some workers did not join within ``wait`` seconds.
+        ClusterError: the cluster did not start, cannot end itself, or some workers did not join within
+            ``wait`` seconds.
+        UserError: a cluster with this provider cannot end itself. Nothing was started.
     """
+    if end_after_idle:
+        check_can_end(cluster)
     if cluster.mounts_token:
         _have_token(cluster)
     is_up = not restart and _runs_already(cluster)
@@ -189,9 +198,27 @@ def bring_up(cluster: ClusterFile, *, restart: bool, wait: float) -> None:
     done = run(ray_up(cluster, restart=not is_up))
     if done.code != 0:
         raise ClusterError(f"`ray up` of {cluster.path} ended with code {done.code}; see above.")
+    if end_after_idle is not None:
+        # Before the workers come: the cluster ends itself also if they do not.
+        _end_after_idle(cluster, end_after_idle)
     came = _wait_for_workers(cluster, wait)
     _PROGRESS.info(
-        f"{cluster.name} is up: its head, and {came} workers (at least {cluster.workers} were to come)"
+        f"{cluster.name} is up: its head, and {counted(came, 'worker')}"
+        f" (at least {cluster.workers} were to come)"
+    )
+
+
+def _end_after_idle(cluster: ClusterFile, hours: float) -> None:
+    done = run(ray_exec(cluster, end_when_idle_command(hours)), capture=True, timeout=HEAD_TIMEOUT)
+    if done.code != 0:
+        raise ClusterError(
+            f"{cluster.name} runs, and will NOT end itself: {done.last_words}. End it by"
+            f" `tune-rescon cluster down {cluster.path}`."
+        )
+    _PROGRESS.info(
+        f"{cluster.name} ends itself after {hours:g} h without use"
+        if hours
+        else f"{cluster.name} does not end itself"
     )
 
 
@@ -260,7 +287,10 @@ def _wait_for_workers(cluster: ClusterFile, wait: float) -> int:
             trouble = str(error)
         else:
             if found != came:
-                _PROGRESS.info(f"{found} of {cluster.workers} workers are there")
+                _PROGRESS.info(
+                    f"{found} of {counted(cluster.workers, 'worker')}"
+                    f" {'is' if cluster.workers == 1 else 'are'} there"
+                )
             came = found
             if found >= cluster.workers:
                 return found
@@ -270,7 +300,8 @@ def _wait_for_workers(cluster: ClusterFile, wait: float) -> int:
     if came is None:
         raise ClusterError(trouble)
     raise ClusterError(
-        f"{came} of {cluster.workers} workers came within {wait:g} s. Why the others did not, the head knows:"
+        f"{came} of {counted(cluster.workers, 'worker')} came within {wait:g} s."
+        " Why the others did not, the head knows:"
         f" ray exec {cluster.path} 'tail -n 100 /tmp/ray/session_latest/logs/monitor*'"
     )
 

@@ -31,12 +31,14 @@ __all__ = [
     "Command",
     "Done",
     "end_mlflow_command",
+    "end_when_idle_command",
     "follow_command",
     "inspect_command",
     "make_token",
     "ray_down",
     "ray_exec",
     "ray_status",
+    "ray_stop",
     "ray_up",
     "run",
     "search_job",
@@ -184,6 +186,11 @@ def ray_status() -> Command:
     return Command(argv=(*_RAY, "status"), env={"RAY_AUTH_MODE": "token"})
 
 
+def ray_stop() -> Command:
+    """Return the command that ends Ray on this machine."""
+    return Command(argv=(*_RAY, "stop"))
+
+
 def make_token(cluster: ClusterFile) -> Command:
     """Return the command that creates the token, unless a token exists already, and prints it."""
     return _ray(cluster, "get-auth-token", "--generate")
@@ -250,6 +257,11 @@ def inspect_command() -> str:
 def end_mlflow_command() -> str:
     """Return the line for the head's shell that ends the MLflow server after its database was copied."""
     return "python -m tune_rescon.cluster mlflow --end"
+
+
+def end_when_idle_command(hours: float) -> str:
+    """Return the line for the head's shell that has the cluster end itself after hours without use."""
+    return f"python -m tune_rescon.cluster end-when-idle --hours {hours:g}"
 
 
 def submission_id(name: str | None, now: datetime) -> str:

@@ -28,6 +28,7 @@ from tune_rescon.clusters.commands import (
     ray_status,
     run,
 )
+from tune_rescon.clusters.idle import IdleFiles, IdleState
 from tune_rescon.clusters.mlflow_service import answers
 from tune_rescon.errors import ClusterError, format_error
 
@@ -40,7 +41,9 @@ __all__ = [
     "parse_demands",
     "parse_jobs",
     "parse_nodes",
+    "parse_running",
     "print_state",
+    "running_jobs",
 ]
 
 
@@ -64,6 +67,8 @@ def print_state(state: HeadState, console: Console) -> None:
     for demand in state.demands:
         console.print(f"Waits for resources: {demand}", markup=False)
     console.print(f"MLflow {'answers' if state.mlflow_answers else 'does not answer'}.")
+    if state.idle is not None:
+        console.print(state.idle.describe(), markup=False)
 
 
 def _resources(resources: Mapping[str, float]) -> str:
@@ -122,6 +127,8 @@ class HeadState:
     demands: Sequence[str]
     """Requests that wait for resources, one line each, in Ray's terms."""
     mlflow_answers: bool
+    idle: IdleState | None = None
+    """When the cluster ends itself; None if it does not."""
 
     @property
     def workers(self) -> int:
@@ -155,6 +162,7 @@ class HeadState:
                     jobs=[Job(**job) for job in found["jobs"]],
                     demands=found["demands"],
                     mlflow_answers=found["mlflow_answers"],
+                    idle=IdleState(**found["idle"]) if found.get("idle") else None,
                 )
             except (ValueError, KeyError, TypeError):
                 continue
@@ -186,7 +194,27 @@ def inspect_head(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> HeadS
         jobs=parse_jobs(_request_json(f"{dashboard}/api/jobs/")),
         demands=parse_demands(status.output),
         mlflow_answers=answers(f"http://127.0.0.1:{MLFLOW_PORT}/health", timeout=5.0),
+        idle=IdleFiles.of_head().read_state(),
     )
+
+
+def running_jobs(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> list[str]:
+    """Return the jobs that run or wait, in words; also drivers that were not submitted. Call it on the head.
+
+    Raises:
+        ClusterError: Ray's dashboard does not answer on this machine.
+    """
+    return parse_running(_request_json(f"{dashboard}/api/jobs/"))
+
+
+def parse_running(answer: Any) -> list[str]:
+    """Return the jobs that have not ended in an answer of the jobs API, in words.
+
+    >>> parse_running([{"submission_id": None, "job_id": "01000000", "status": "RUNNING"}])
+    ['job 01000000']
+    """
+    going = [entry for entry in answer if entry["status"] in _NOT_ENDED]
+    return [f"job {entry.get('submission_id') or entry.get('job_id')}" for entry in going]
 
 
 def parse_nodes(answer: Any) -> list[Node]:

@@ -50,6 +50,7 @@ __all__ = [
     "RestartTiming",
     "answers",
     "end_mlflow",
+    "mlflow_command",
     "server_command",
     "supervise_mlflow",
 ]
@@ -176,6 +177,9 @@ _DATABASE: Final = "mlflow.db"
 _LOCK: Final = "service.lock"
 _PROCESS: Final = "service.pid"
 
+#: A file that is there while the last copy of the database is not complete.
+_NOT_KEPT: Final = "not_kept"
+
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
@@ -253,9 +257,9 @@ def end_mlflow(folder: Path) -> None:
     """End the process that keeps MLflow running in ``folder``, and wait until its database is copied.
 
     Raises:
-        ClusterError: the process does not end.
+        ClusterError: the process does not end, or its last copy of the database is not complete.
     """
-    if not (folder / _LOCK).is_file() or not (keeper := _keeper(folder)):
+    if not (keeper := _keeper(folder)):
         _PROGRESS.info("MLflow is not kept running")
         return
     with suppress(ProcessLookupError):
@@ -266,10 +270,22 @@ def end_mlflow(folder: Path) -> None:
             _PROGRESS.info(f"MLflow has ended (process {keeper})")
     except Timeout:
         raise ClusterError(f"process {keeper}, which keeps MLflow running, does not end.") from None
+    if (folder / _NOT_KEPT).exists():
+        raise ClusterError(f"the last changes of MLflow's database are not kept yet, but in {folder} alone.")
+
+
+def mlflow_command(folder: Path) -> list[str]:
+    """Return the command line of the process that keeps MLflow running in ``folder``; empty if none does."""
+    keeper = _keeper(folder)
+    return psutil.Process(keeper).cmdline() if keeper else []
 
 
 def _keeper(folder: Path) -> int | None:
-    """Return the ID of the process that holds the lock. It writes the ID right after it acquires the lock."""
+    """Return the ID of the process that holds the lock, and wrote its ID right after it acquired it."""
+    if not (folder / _LOCK).is_file():
+        return None
+    with suppress(Timeout), FileLock(folder / _LOCK).acquire(timeout=0):
+        return None  # A killed process left its ID, which another process may have by now.
     for _ in range(10):
         with suppress(OSError, ValueError):
             return int((folder / _PROCESS).read_text())
@@ -305,8 +321,11 @@ def _keep(settings: MlflowSettings, ending: threading.Event, timing: RestartTimi
         if mirror is not None:
             if has_answered:
                 mirror.changed()
+            (settings.folder / _NOT_KEPT).touch()
             if mirror.close(LAST_COPY_TIMEOUT):
                 _log.error("the database's last changes are not at %s", settings.keep)
+            else:
+                (settings.folder / _NOT_KEPT).unlink()
 
 
 def _open_mirror(settings: MlflowSettings, ending: threading.Event) -> Mirror | None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from tune_rescon.errors import counted
+
 __all__ = ["Account", "Kind", "LeftOut", "Tally", "as_text", "left_out_lines"]
 
 #: Maximum number of names that the account lists for each kind.
@@ -84,7 +86,7 @@ class Account:
             f"{part} {count}" + (f" ({self._spread(part)})" if part == "train" else "")
             for part, count in self.images.items()
         ]
-        found = f"found {len(self.class_names)} classes; images: {', '.join(parts)}"
+        found = f"found {counted(len(self.class_names), 'class', 'classes')}; images: {', '.join(parts)}"
         hidden = [name for name in self.class_names if name.startswith(".")]
         as_classes = (
             [f"hidden folders read as classes: {_first(hidden[:_NAMED], len(hidden))}"] if hidden else []

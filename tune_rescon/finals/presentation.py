@@ -11,6 +11,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from tune_rescon.errors import counted
 from tune_rescon.finals.evaluation import (
     CONFIDENCE,
     Estimate,
@@ -88,7 +89,7 @@ def print_evaluation(result: StudyResult, console: Console) -> None:
     found = evaluated_configs(result)
     if not found:
         return
-    title = f"{result.name}: {len(found)} finalists on the {_evaluation_images(result)}"
+    title = f"{result.name}: {counted(len(found), 'finalist')} on the {_evaluation_images(result)}"
     table = Table(title=title, title_justify="left")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right")

@@ -21,7 +21,7 @@ from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tune_rescon.inference.best_mistakes import judge_network, write_mistakes
-    from tune_rescon.inference.export import FORMATS, export_model, timm_transform_message
+    from tune_rescon.inference.export import FORMATS, check_export, export_model, timm_transform_message
     from tune_rescon.inference.masks import (
         PAGE,
         ModuleMaps,

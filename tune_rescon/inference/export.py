@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from tune_rescon.errors import ConfigError, StorageError, UserError, format_error, unknown_name_message
 from tune_rescon.models import NetworkSpec
+from tune_rescon.output_paths import check_output_file, check_output_folder
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.weights import Classifier
 
 __all__ = [
     "FORMATS",
+    "check_export",
     "export_model",
     "timm_transform_message",
     "write_timm_folder",
@@ -130,7 +132,33 @@ TOLERANCE: Final = 1e-4
 #: Numbers of images for tracing and for checking. They differ, because the file must accept any batch size.
 _TRACED, _CHECKED = 2, 5
 
+#: The suffix of a file in each format. A file may have another one, or none, but not that of another format.
+SUFFIXES: Final[Mapping[str, str]] = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
+
+#: The formats that are folders.
+FOLDERS: Final = ("tensorflow", "timm")
+
 Writer = Callable[[nn.Module, TrainedNetwork, Path], Callable[[Tensor], Tensor]]
+
+
+def check_export(form: str, output: Path) -> None:
+    """Check the format and the path of a file, before a network is loaded.
+
+    Raises:
+        ConfigError: The format does not exist, or the path has the suffix of another format.
+        StorageError: The file or folder cannot be written.
+    """
+    if form not in FORMATS:
+        raise ConfigError(unknown_name_message("format", form, sorted(FORMATS), where="--format"))
+    if form in FOLDERS:
+        check_output_folder(output, where="--output", is_new=True)
+    else:
+        check_output_file(output, where="--output")
+    owner = next((name for name, suffix in SUFFIXES.items() if suffix == output.suffix.lower()), form)
+    if owner != form:
+        rule = f"must be a path for the format {form}"
+        hint = f"{output.suffix} is the suffix of the format {owner}."
+        raise ConfigError(format_error(rule, got=output, where="--output", hint=hint))
 
 
 def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output: Path) -> float:
@@ -146,13 +174,12 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
         The largest relative difference of a probability.
 
     Raises:
-        ConfigError: The format does not exist, its packages are not installed, or it cannot hold a network
-            from elsewhere.
+        ConfigError: The format does not exist, its packages are not installed, it cannot hold a network from
+            elsewhere, or the path has the suffix of another format.
         StorageError: The file cannot be written, or its probabilities differ from the network's by more than
             ``TOLERANCE``.
     """
-    if form not in FORMATS:
-        raise ConfigError(unknown_name_message("format", form, sorted(FORMATS), where="--format"))
+    check_export(form, output)
     classifier = Classifier(network, about).eval()
     scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:

@@ -23,7 +23,7 @@ from torch import nn
 
 from tune_rescon.data.dataset import ImageDataset, Split
 from tune_rescon.data.pixels import to_unit
-from tune_rescon.errors import DataError, NetworkError, format_error
+from tune_rescon.errors import DataError, NetworkError, counted, format_error
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.weights import Classifier
@@ -250,7 +250,11 @@ def mistakes_lines(found: Mistakes, *, of: str) -> list[str]:
         of: The name of the images: "validation" or "test".
     """
     right = found.images - found.wrong
-    left_out = f"; {found.left_out} others were not evaluated" if found.left_out else ""
+    left_out = (
+        f"; {counted(found.left_out, 'other')} {'was' if found.left_out == 1 else 'were'} not evaluated"
+        if found.left_out
+        else ""
+    )
     lines = [f"{right} of {found.images} {of} images are right ({right / found.images:.2%}){left_out}"]
     lines += [
         f"{count} of {total} images of {label} are taken for {predicted}"

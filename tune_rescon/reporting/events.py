@@ -115,7 +115,7 @@ class EventLines(SearchCallback):
             self._print(f"{end_line(trial)}: waits to be promoted")
             return
         self._ended += trial.state.is_final
-        self._print(f"{end_line(trial)}; {self._ended} of {self._total} trials ended")
+        self._print(f"{end_line(trial)}; {self._ended} of {counted(self._total, 'trial')} ended")
         if trial.error:
             self._console.print(trial.error.strip(), style="red", markup=False, soft_wrap=True)
 

@@ -108,7 +108,10 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
 
 def _by_device(result: StudyResult) -> str:
     spent = device_hours(result)
-    parts = (f"{format_number(round(hours, 3))} hours on {kind}" for kind, hours in spent.items())
+    parts = (
+        f"{format_number(round(hours, 3))} hour{'' if round(hours, 3) == 1 else 's'} on {kind}"
+        for kind, hours in spent.items()
+    )
     return f"By kind of device: {', '.join(parts)}."
 
 

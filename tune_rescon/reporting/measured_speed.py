@@ -117,8 +117,8 @@ def fit_to_hours(
     mean = sum(seconds) / len(seconds)
     settings = fitting_budget(space, hours, epoch_seconds=mean, slots=slots)
     message = (
-        f"An epoch takes {duration(mean)} on this machine in the mean of {len(seconds)} trials, and {slots}"
-        f" run at once: {', '.join(settings)}"
+        f"An epoch takes {duration(mean)} on this machine in the mean of {counted(len(seconds), 'trial')},"
+        f" and {slots} run at once: {', '.join(settings)}"
     )
     return settings, message
 

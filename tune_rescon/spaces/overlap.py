@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.errors import counted
 from tune_rescon.spaces.field_rules import why_outside
 from tune_rescon.spaces.parameters import CategoricalParameter, IntParameter, Parameter, is_active, is_among
 from tune_rescon.spaces.sampling import trial_config
@@ -106,7 +107,7 @@ def overlap_message(name: str, placed: Sequence[Overlap]) -> str:
     used = sum(one.sampled is not None for one in placed)
     reasons = Counter(one.reason for one in placed if one.reason)
     why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    return f"used {used} of {len(placed)} trials of {name}" + (f": {why}" if why else "")
+    return f"used {used} of {counted(len(placed), 'trial')} of {name}" + (f": {why}" if why else "")
 
 
 def _unlike(space: Space, other: Space, dataset: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import list_datasets
-from tune_rescon.errors import KeyPath, dotted, format_error, unknown_name_message
+from tune_rescon.errors import KeyPath, counted, dotted, format_error, unknown_name_message
 from tune_rescon.spaces.field_rules import (
     check_conditions,
     check_fields,
@@ -147,7 +147,8 @@ def _check_evaluation_images(draft: PartialSpace) -> Iterator[Problem]:
         rule = "must be none if the test images evaluate the trials, once, after the last epoch"
         yield Problem(path=("scheduler", "type"), text=format_error(rule, got=draft.scheduler.type))
     elif on_test_images and draft.budget and draft.budget.trials > len(draft.initial):
-        rule = f"must be at most the {len(draft.initial)} rows of `initial` if the test images evaluate them"
+        rows = counted(len(draft.initial), "row")
+        rule = f"must be at most the {rows} of `initial` if the test images evaluate them"
         hint = "A search chooses by validation images; `tune_rescon.train` evaluates the chosen trials."
         text = format_error(rule, got=str(draft.budget.trials), hint=hint)
         yield Problem(path=("budget", "trials"), text=text)
@@ -238,7 +239,7 @@ def _check_grid(draft: PartialSpace) -> Iterator[Problem]:
     """Check that the grid's points can be listed, and that ``initial`` is empty."""
     if draft.initial:
         text = format_error(
-            "a grid runs every combination; `initial` must be empty", got=f"{len(draft.initial)} rows"
+            "a grid runs every combination; `initial` must be empty", got=counted(len(draft.initial), "row")
         )
         yield Problem(path=("initial",), text=text)
     endless = [name for name, parameter in draft.parameters.items() if not is_finite(parameter)]

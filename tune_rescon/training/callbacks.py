@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from tune_rescon.data import ImageDataModule
+from tune_rescon.errors import counted
 from tune_rescon.training.device import generator_states, restore_generators, seed_epoch
 from tune_rescon.training.messages import OnMessage
 from tune_rescon.training.module import TrialModule
@@ -43,7 +44,7 @@ class Preempted(Exception):  # noqa: N818 - a message to the caller that request
             epoch: the interrupted epoch, counted from 1.
             batches: batches of that epoch that were trained.
         """
-        super().__init__(f"preempted after {batches} batches of epoch {epoch}")
+        super().__init__(f"preempted after {counted(batches, 'batch', 'batches')} of epoch {epoch}")
         self.epoch = epoch
         self.batches = batches
 

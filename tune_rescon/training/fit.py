@@ -13,6 +13,7 @@ import torch
 from tune_rescon.data import ImageDataModule, ImageDataset
 from tune_rescon.data.batch_sources import Part, release
 from tune_rescon.data.splits import balanced_class_weights
+from tune_rescon.errors import counted
 from tune_rescon.metric_names import is_test_metric
 from tune_rescon.models import ExternalSpec, build_described
 from tune_rescon.training import messages
@@ -282,7 +283,7 @@ class FitAttempt:
         if self.peers.all_reduce_max(release(self.placement.device)):
             note = messages.without_images(images, pieces=count)
             return Retry(micro_batches=count, recomputes=recomputes, note=note)
-        tried = f"a batch of {images} images" + (f" in {count} micro-batches" if count > 1 else "")
+        tried = f"a batch of {counted(images, 'image')}" + (f" in {count} micro-batches" if count > 1 else "")
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
     def _module(self, steps_per_epoch: int, *, compiling: bool) -> TrialModule:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tune_rescon.errors import counted
 from tune_rescon.metric_names import GPU_METRICS, METRICS, TEST_METRICS
 
 __all__ = [
@@ -126,8 +127,9 @@ def smaller(images: int, *, before: int, after: int) -> str:
     >>> smaller(100, before=4, after=8)
     'ran out of memory at 25 images; going on in 8 micro-batches of 12 to 13'
     """
-    return f"ran out of memory at {_each(images, before)} images; going on in {after} micro-batches of " + (
-        _each(images, after)
+    return (
+        f"ran out of memory at {_images_each(images, before)}; going on in {after} micro-batches of"
+        f" {_each(images, after)}"
     )
 
 
@@ -136,9 +138,11 @@ def without_images(images: int, *, pieces: int) -> str:
 
     >>> without_images(128, pieces=16)
     'ran out of memory at 8 images; going on with the dataset no longer on the device'
+    >>> without_images(16, pieces=16)
+    'ran out of memory at 1 image; going on with the dataset no longer on the device'
     """
     return (
-        f"ran out of memory at {_each(images, pieces)} images; "
+        f"ran out of memory at {_images_each(images, pieces)}; "
         "going on with the dataset no longer on the device"
     )
 
@@ -159,7 +163,7 @@ def recomputing(images: int, *, pieces: int) -> str:
     'ran out of memory at 128 images; going on with their activations computed twice'
     """
     return (
-        f"ran out of memory at {_each(images, pieces)} images; going on with their activations computed twice"
+        f"ran out of memory at {_images_each(images, pieces)}; going on with their activations computed twice"
     )
 
 
@@ -170,7 +174,7 @@ def known_to_recompute(images: int) -> str:
     'batches of 128 images are too large for the memory, as was found before; activations are computed twice'
     """
     return (
-        f"batches of {images} images are too large for the memory, as was found before; "
+        f"batches of {counted(images, 'image')} are too large for the memory, as was found before; "
         "activations are computed twice"
     )
 
@@ -182,9 +186,13 @@ def known_too_large(images: int, *, pieces: int) -> str:
     'batches of 128 images are too large for the memory, as was found before; 2 micro-batches of 64'
     """
     return (
-        f"batches of {images} images are too large for the memory, as was found before; "
-        f"{pieces} micro-batches of {_each(images, pieces)}"
+        f"batches of {counted(images, 'image')} are too large for the memory, as was found before; "
+        f"{counted(pieces, 'micro-batch', 'micro-batches')} of {_each(images, pieces)}"
     )
+
+
+def _images_each(images: int, pieces: int) -> str:
+    return f"{_each(images, pieces)} image{'' if images == pieces else 's'}"
 
 
 def _each(images: int, pieces: int) -> str:
@@ -203,7 +211,8 @@ def mid_epoch_unwritten(epoch: int, batches: int, error: OSError) -> str:
     >>> mid_epoch_unwritten(3, 117, OSError(28, "No space left on device"))
     'the checkpoint after 117 batches of epoch 3 could not be written (No space left on device)'
     """
-    return f"the checkpoint after {batches} batches of epoch {epoch} could not be written ({_cause(error)})"
+    trained = counted(batches, "batch", "batches")
+    return f"the checkpoint after {trained} of epoch {epoch} could not be written ({_cause(error)})"
 
 
 def preempted(epoch: int, batches: int) -> str:
@@ -214,7 +223,7 @@ def preempted(epoch: int, batches: int) -> str:
     >>> preempted(3, 0)
     'its process was asked to end, after epoch 2; another process continues'
     """
-    place = f"{batches} batches of epoch {epoch}" if batches else f"epoch {epoch - 1}"
+    place = f"{counted(batches, 'batch', 'batches')} of epoch {epoch}" if batches else f"epoch {epoch - 1}"
     return f"its process was asked to end, after {place}; another process continues"
 
 
@@ -289,7 +298,8 @@ def too_large_to_record(images: int) -> str:
     >>> too_large_to_record(128)
     'a CUDA graph of a batch of 128 images leaves too little memory; training continues without'
     """
-    return f"a CUDA graph of a batch of {images} images leaves too little memory; training continues without"
+    batch = counted(images, "image")
+    return f"a CUDA graph of a batch of {batch} leaves too little memory; training continues without"
 
 
 def stalled(evidence: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.preprocessing import Preprocessing
-from tune_rescon.errors import ConfigError, NetworkError, StorageError, format_error
+from tune_rescon.errors import ConfigError, NetworkError, StorageError, counted, format_error
 from tune_rescon.models import NetworkDescription, build_described, description_from_dict
 from tune_rescon.training.checkpoint import is_intact, read_checkpoint, write_durably
 from tune_rescon.training.device import own_generator
@@ -245,7 +245,7 @@ class Safetensors:
         """The content, summarised for a message."""
         names = ", ".join(list(self.tensors)[:_SHOWN_TENSORS])
         metadata = ", ".join(self.metadata) or "none"
-        return f"{self.path} ({len(self.tensors)} tensors: {names}, ...; metadata: {metadata})"
+        return f"{self.path} ({counted(len(self.tensors), 'tensor')}: {names}, ...; metadata: {metadata})"
 
 
 def read_safetensors(path: Path, *, where: str) -> Safetensors:

@@ -117,8 +117,9 @@ def spent_words(
     """
     if hours is None or elapsed_seconds < hours * 3600 or trials >= total:
         return None
+    begun = f"{trials} of {counted(total, 'trial')} begun"
     return (
-        f"{name} has used its {counted(float(hours), 'hour')}, with {trials} of {total} trials begun."
+        f"{name} has used its {counted(float(hours), 'hour')}, with {begun}."
         f" More time: --resume {name} --hours H, with H over {hours:g}."
     )
 
@@ -137,13 +138,13 @@ def epochs_spent_words(epochs: int, *, used: int, name: str, trials: int, total:
         The message, or None if all trials have begun.
 
     >>> print(epochs_spent_words(500, used=498, name="a", trials=61, total=128))
-    a has run 498 epochs of its 500, with 61 of 128 trials begun. More: --resume a --set budget.epochs=E.
+    a has run 498 of its 500 epochs, with 61 of 128 trials begun. More: --resume a --set budget.epochs=E.
     """
     if trials >= total:
         return None
     return (
-        f"{name} has run {used} epochs of its {epochs}, with {trials} of {total} trials begun."
-        f" More: --resume {name} --set budget.epochs=E."
+        f"{name} has run {used} of its {counted(epochs, 'epoch')}, with {trials} of {counted(total, 'trial')}"
+        f" begun. More: --resume {name} --set budget.epochs=E."
     )
 
 
@@ -154,6 +155,7 @@ def exhausted_words(trials: int, total: int) -> str:
     'The space is exhausted: all of its configurations have run, in 6 of 24 trials'
     """
     return (
-        f"The space is exhausted: all of its configurations have run, in {trials} of {total} trials."
+        f"The space is exhausted: all of its configurations have run, in {trials} of"
+        f" {counted(total, 'trial')}."
         " To run them again with other training seeds: --set sampler.repeats=true."
     )

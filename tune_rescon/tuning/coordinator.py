@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from tune_rescon.config import TrialState
+from tune_rescon.errors import counted
 from tune_rescon.tuning.callbacks import CallbackList, SearchCallback
 from tune_rescon.tuning.failures import FailureStreak, MemoryFailures
 from tune_rescon.tuning.retention import CHECKPOINTS_KEPT, CheckpointRetention
@@ -266,7 +267,7 @@ class Coordinator:
         deaths[number] += 1
         if deaths[number] > most:
             what = "node was lost" if node_is_gone else "worker process died"
-            self._close(number, TrialState.FAILED, error=f"its {what}, as {most} times before")
+            self._close(number, TrialState.FAILED, error=f"its {what}, as {counted(most, 'time')} before")
         else:
             # It counts as running until it is retried, so that an interruption includes it.
             self._unfinished.append(number)

@@ -28,9 +28,10 @@ from tune_rescon.metric_names import MetricAt, metric_mode
 from tune_rescon.spaces import Goal, load_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file, usable
 from tune_rescon.tuning.folder import SearchFolder
-from tune_rescon.tuning.reader import SearchLocation, lives_by_file, lives_by_url, search_state
-from tune_rescon.tuning.result import SearchState
+from tune_rescon.tuning.reader import SearchLocation, lives_by_file, lives_by_url, search_state, snapshot
+from tune_rescon.tuning.result import SearchState, best_trial
 from tune_rescon.tuning.search_storage import find_search
+from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import EPOCH_KEY_PREFIX, METRIC, METRIC_AT
 
 __all__ = [
@@ -101,10 +102,7 @@ class SearchOverview:
     state: SearchState | None = None
     """None if the search cannot be read; see :attr:`problem`."""
     best: float = math.nan
-    """The best value among the trials with the most epochs; nan if no trial has one.
-
-    Of final trainings it is not the winner's value: a report chooses the winner by the mean over the seeds.
-    """
+    """The best value among the trials with the most epochs; of final trainings the winner's. May be nan."""
     ended: int = 0
     """Number of trials in a final state."""
     total: int = 0
@@ -193,7 +191,10 @@ def _read(
         # The file may have been edited after the search began; the record names the metric of its values.
         metric, at = attributes.get(METRIC, goal.metric.name), attributes.get(METRIC_AT, "best")
         maximize = metric_mode(metric) == "max"
-        best = _best(_values(connection, study, at=at, maximize=maximize), maximize=maximize)
+        if goal.metric.of_test_images:
+            best = _winner_value(folder, url)
+        else:
+            best = _best(_values(connection, study, at=at, maximize=maximize), maximize=maximize)
         changed = _changed(connection, study)
     alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), sqlite_file(url))
     ended = sum(state.is_final for state in states)
@@ -265,6 +266,17 @@ def _best(values: Iterator[tuple[int, float]], *, maximize: bool) -> float:
     furthest = max((epoch for epoch, _ in found), default=0)
     finalists = [value for epoch, value in found if epoch == furthest]
     return (max if maximize else min)(finalists, default=math.nan)
+
+
+def _winner_value(folder: SearchFolder, url: str) -> float:
+    """Return the value of the trial that a report of final trainings names as the winner; may be nan.
+
+    The trials are read completely, because the winner is chosen by the mean over the seeds. They are few.
+    """
+    with snapshot(url) as readable:
+        record, _ = open_recorded(readable, folder, any_name=url == folder.study_url)
+        winner = best_trial(tuple(record.trials()), by_mean=True)
+    return winner.value if winner else math.nan
 
 
 def _changed(connection: Connection, study: int) -> datetime | None:

@@ -15,7 +15,14 @@ import numpy.typing as npt
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import USUAL_STORE_SIZE, DatasetInfo, describe, is_url, local_path, open_dataset
 from tune_rescon.data.decode import darkness_message, levels_text
-from tune_rescon.errors import ConfigError, DataError, NetworkError, format_error, unknown_name_message
+from tune_rescon.errors import (
+    ConfigError,
+    DataError,
+    NetworkError,
+    counted,
+    format_error,
+    unknown_name_message,
+)
 from tune_rescon.metric_names import BY_CLASS, LARGEST_BY_CLASS, class_metric, custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
 from tune_rescon.spaces import CategoricalParameter, Space, corners
@@ -76,9 +83,9 @@ def largest_image_size(space: Space) -> int:
 
 def cache_words(space: Space, info: DatasetInfo) -> list[str]:
     """Return messages about a folder's cache: its size, and whether images will be enlarged."""
-    if info.cache_bytes is None:
+    if info.cache_bytes is None or info.stored_images is None:
         return []
-    squares = f"{info.stored_images} squares of {info.stored_side} pixels"
+    squares = f"{counted(info.stored_images, 'square')} of {info.stored_side} pixels"
     lines = [f"the cache keeps {squares}: {_size(info.cache_bytes)} of disk on each node, mapped into memory"]
     kept = space.dataset.store_size or USUAL_STORE_SIZE
     largest = largest_image_size(space)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
+from tune_rescon.errors import counted
 from tune_rescon.home import ensure_home
 from tune_rescon.spaces import AutoResources, Space
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
@@ -258,7 +259,9 @@ def _finished(
         alive=False,
     )
     run, total = len(result.trials), result.space.budget.trials
-    _PROGRESS.info(f"{options.name} is finished: {run} of {total} trials have run, and nothing is left to do")
+    _PROGRESS.info(
+        f"{options.name} is finished: {run} of {counted(total, 'trial')} have run, and nothing is left to do"
+    )
     store.begin(trial.number for trial in result.trials)
     if on_result is not None:
         on_result(result)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tune_rescon.config import TrialState, trial_name
+from tune_rescon.errors import counted
 from tune_rescon.reporting.events import STATE_STYLE
 from tune_rescon.reporting.formatting import format_device_hours, format_number, pairs, roughly
 from tune_rescon.reporting.live.state import Snapshot
@@ -187,7 +188,7 @@ def _value_wide(seen: Snapshot) -> int:
 
 
 def _title(seen: Snapshot, width: int) -> RenderableType:
-    progress_text = f"{seen.done} of {seen.total} trials ended"
+    progress_text = f"{seen.done} of {counted(seen.total, 'trial')} ended"
     if seen.seconds_left is not None and seen.done < seen.total:
         progress_text += f", {roughly(seen.seconds_left)} left"
     name = min(cell_len(seen.name), width // 3)

@@ -121,7 +121,7 @@ def _rung_note(result: StudyResult) -> str:
     if not saved.epochs_saved:
         return f"Trials that reached each rung; no trial was stopped early.{scheduling}"
     return (
-        f"Early stopping saved {saved.epochs_saved} of {saved.epochs + saved.epochs_saved} epochs"
+        f"Early stopping saved {saved.epochs_saved} of {counted(saved.epochs + saved.epochs_saved, 'epoch')}"
         f" ({saved.share:.0%}), about {format_device_hours(saved.hours_saved, result.device)}."
         f"{scheduling}"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import DatasetInfo
-from tune_rescon.errors import DataError
+from tune_rescon.errors import DataError, counted
 from tune_rescon.spaces import AutoResources, Space
 from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
@@ -128,7 +128,8 @@ def stage_data(
     while waiting:
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=_MESSAGE_EVERY)
         if not done:
-            _PROGRESS.info(f"Still preparing the data on {', '.join(waiting.values())}")
+            machines = counted(len(waiting), "machine")
+            _PROGRESS.info(f"Still preparing the data on {machines}: {', '.join(waiting.values())}")
         for reference in done:
             address = waiting.pop(reference)
             try:

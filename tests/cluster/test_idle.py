@@ -1,0 +1,88 @@
+"""cluster.yaml on a cloud of moto's: a cluster that nothing uses ends itself, and not while a job runs.
+
+One story: each test continues where the one before it ended.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.lab.cloud import Cloud, client, tags
+from tests.cluster.lab.hosts import KEY, Host
+from tests.cluster.lab.operator import Clock, command, overlaid, wait_for
+
+pytestmark = [pytest.mark.hosts, pytest.mark.nightly, pytest.mark.timeout(600)]
+
+#: The hours without use, and the same in seconds.
+HOURS = 0.01
+IDLE = HOURS * 3600
+
+
+def smaller(cluster: dict[str, Any]) -> None:
+    """As in the story of the cloud, but with one worker that never leaves by itself."""
+    del cluster["docker"], cluster["initialization_commands"]
+    cluster["provider"]["use_internal_ips"] = True
+    cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(KEY)}
+    types = cluster["available_node_types"]
+    for kind in types.values():
+        kind["node_config"]["KeyName"] = "operator"
+    types["a10g"] |= {"resources": {"CPU": 1, "GPU": 0}, "min_workers": 1, "max_workers": 1}
+
+
+@pytest.fixture(scope="module")
+def file(cloud: Cloud) -> Path:
+    del cloud
+    (vpc,) = client("ec2").describe_vpcs()["Vpcs"]
+    made = client("ec2").create_security_group(GroupName="mine", Description="mine", VpcId=vpc["VpcId"])
+    names = {
+        "sg-CHANGE": str(made["GroupId"]),
+        "CHANGE-head": "tune-rescon-head",
+        "CHANGE-worker": "tune-rescon-worker",
+        "CHANGE-bucket": "lab",
+    }
+    return overlaid("cluster.yaml", names, smaller)
+
+
+def head(cloud: Cloud) -> Host:
+    (instance,) = [one for one in cloud.running() if tags(one)["ray-node-type"] == "head"]
+    return cloud.machines[instance["InstanceId"]].host
+
+
+def test_up_says_that_the_cluster_ends_itself(cloud: Cloud, file: Path, clock: Clock) -> None:
+    began = time.monotonic()
+    said = command("tune_rescon.cluster", "up", file, "--yes", "--end-after-idle", str(HOURS))
+    clock.note("up: to the head and its worker", began)
+    assert f"ends itself after {HOURS:g} h without use" in said
+    assert len(cloud.running()) == 2
+
+
+def test_status_says_when_and_a_job_keeps_the_cluster(cloud: Cloud, file: Path) -> None:
+    machine = head(cloud)
+    # A job that uses no worker; this returns at once.
+    machine.run(f"ray job submit --address http://127.0.0.1:8265 --no-wait -- sleep {2 * IDLE:g}")
+    submitted = time.monotonic()
+    said = command("tune_rescon.cluster", "status", file)
+    assert f"{HOURS:g} h without use" in said
+    time.sleep(max(0.0, submitted + 2 * IDLE - 5 - time.monotonic()))
+    assert len(cloud.running()) == 2, (machine.folder / "home" / "idle.log").read_text()
+
+
+def test_afterwards_the_worker_ends_first_and_then_the_head(cloud: Cloud, clock: Clock) -> None:
+    machine = head(cloud)
+    began = time.monotonic()
+    (worker,) = (one["InstanceId"] for one in cloud.running("a10g"))
+    wait_for("end of the worker", lambda: not cloud.running("a10g"), 240)
+    wait_for("end of the head", lambda: not cloud.running(), 60)
+    clock.note(f"a job's last seconds: to no machine, {IDLE:g} s of them idle", began)
+    log = (machine.folder / "home" / "idle.log").read_text()
+    assert log.index(f"{worker}: ended before the head") < log.index("the head, i-")
+    assert {one["State"]["Name"] for one in cloud.instances()} <= {"terminated", "shutting-down"}
+
+
+def test_mlflows_database_is_in_the_bucket() -> None:
+    kept = {one["Key"] for one in client("s3").list_objects_v2(Bucket="lab")["Contents"]}
+    assert any(key.startswith("mlflow/database/") for key in kept), kept

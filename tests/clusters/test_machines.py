@@ -1,0 +1,230 @@
+"""The head ends its cluster's machines on moto's EC2: its own and no others, with the rights of the stack."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from moto import mock_aws
+
+from tests.clusters.aws import ROOT, Request, Stack, allows, client, deploy, requests_of
+from tune_rescon.cluster import main
+from tune_rescon.clusters import machines
+from tune_rescon.clusters.machines import Ec2Machines, open_machines
+from tune_rescon.errors import ClusterError, UserError
+
+pytestmark = pytest.mark.timeout(60)  # boto3 reads the descriptions of whole services
+
+REGION = "us-west-2"
+NAME = "tune-rescon"
+
+
+@pytest.fixture(scope="module")
+def deployed() -> Iterator[Stack]:
+    """An AWS of moto's in this process, with the stack."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", REGION)
+        with mock_aws():
+            yield deploy(NAME, REGION)
+
+
+@pytest.fixture
+def stack(deployed: Stack) -> Iterator[Stack]:
+    """The stack, and no machine yet."""
+    yield deployed
+    if left := sorted(billed()):
+        client("ec2", REGION).terminate_instances(InstanceIds=left)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, list[Request]]]:
+    """Each call of EC2 by the machines: its name, whether it only asks, and what IAM is asked for."""
+    calls: list[tuple[str, bool, list[Request]]] = []
+
+    class Recorded:
+        def client(self, service: str, region_name: str) -> Any:
+            made = client(service, region_name)
+            made.meta.events.register("provide-client-params.ec2", record)
+            return made
+
+    def record(params: Mapping[str, Any], model: Any, **_: object) -> None:
+        calls.append((model.name, bool(params.get("DryRun")), list(requests_of(model.name, params, REGION))))
+
+    monkeypatch.setattr(machines, "aws_session", lambda _what: nullcontext(Recorded()))
+    return calls
+
+
+def start(kind: str, cluster: str | None = NAME) -> str:
+    """Start an instance as Ray does; its name."""
+    tags = {"ray-cluster-name": cluster, "ray-node-type": kind} if cluster else {}
+    made = client("ec2", REGION).run_instances(
+        ImageId="ami-12c6146b",
+        InstanceType="m7i.large",
+        MinCount=1,
+        MaxCount=1,
+        TagSpecifications=[
+            {
+                "ResourceType": "instance",
+                "Tags": [{"Key": key, "Value": value} for key, value in tags.items()],
+            }
+        ]
+        if tags
+        else [],
+    )
+    return str(made["Instances"][0]["InstanceId"])
+
+
+def described() -> dict[str, dict[str, Any]]:
+    pages = client("ec2", REGION).describe_instances()["Reservations"]
+    return {one["InstanceId"]: one for page in pages for one in page["Instances"]}
+
+
+def billed() -> set[str]:
+    gone = ("shutting-down", "terminated")
+    return {name for name, one in described().items() if one["State"]["Name"] not in gone}
+
+
+def on(head: str) -> Ec2Machines:
+    return Ec2Machines(NAME, REGION, [described()[head]["PrivateIpAddress"]])
+
+
+def wait_no_longer(_seconds: float) -> None:
+    """Time passes at once."""
+
+
+def test_the_workers_end_first_and_the_head_last(
+    stack: Stack, calls: list[tuple[str, bool, list[Request]]]
+) -> None:
+    head, *workers = start("head"), start("worker"), start("worker")
+    others = {start("head", "theirs"), start("worker", "theirs"), start("worker", None)}
+    ended = on(head)
+    ended.check()
+    assert billed() == {head, *workers, *others}, "to ask is not to end"
+    calls.clear()
+    ended.end(wait_no_longer)
+    assert billed() == others
+    named = [
+        [request.resource.rpartition("/")[2] for request in requests]
+        for name, _, requests in calls
+        if name == "TerminateInstances"
+    ]
+    assert [set(one) for one in named] == [set(workers), {head}]
+    del stack
+
+
+def test_the_stack_gives_the_head_each_right_that_it_needs_and_the_workers_none(
+    stack: Stack, calls: list[tuple[str, bool, list[Request]]]
+) -> None:
+    head = start("head")
+    start("worker")
+    ended = on(head)
+    ended.check()
+    ended.end(wait_no_longer)
+    assert {name for name, _, _ in calls} == {"DescribeInstances", "TerminateInstances"}
+    assert [only_asks for name, only_asks, _ in calls if name == "TerminateInstances"] == [True, False, False]
+    for _, _, requests in calls:
+        for request in requests:
+            assert allows(stack.head, request), request
+            assert not allows(stack.worker, request), request
+
+
+def test_a_worker_that_comes_meanwhile_ends_too(stack: Stack) -> None:
+    head = start("head")
+    start("worker")
+    late = iter([lambda: start("worker")])
+    on(head).end(lambda _seconds: next(late, lambda: None)())
+    assert billed() == set()
+    del stack
+
+
+def test_workers_that_do_not_end_keep_the_head(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "TRIES", 3)
+    head = start("head")
+    start("worker")
+    with pytest.raises(ClusterError, match=f"EC2 does not end the workers of {NAME}"):
+        on(head).end(lambda _seconds: start("worker") and None)
+    assert head in billed()
+    del stack
+
+
+@pytest.mark.parametrize("heads", [0, 1, 2])
+def test_a_machine_that_is_not_the_one_head_ends_nothing(stack: Stack, heads: int) -> None:
+    started = [*(start("head") for _ in range(heads)), start("worker")]
+    address = "192.0.2.1" if heads == 1 else described()[started[0]]["PrivateIpAddress"]
+    elsewhere = Ec2Machines(NAME, REGION, [address])
+    for act in (elsewhere.check, elsewhere.end):
+        with pytest.raises(ClusterError, match="must be the head of tune-rescon, and the only one"):
+            act()
+    assert billed() == set(started)
+    del stack
+
+
+def test_a_head_without_the_right_is_told_so(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    import botocore.client
+
+    head = start("head")
+    ready = on(head)
+    real = botocore.client.BaseClient._make_api_call
+
+    def refuse(self: Any, operation: str, params: Any) -> Any:
+        if operation == "TerminateInstances":
+            raise ClientError({"Error": {"Code": "UnauthorizedOperation", "Message": "no"}}, operation)
+        return real(self, operation, params)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", refuse)
+    with pytest.raises(
+        ClusterError, match="must have the right to end the machines of tune-rescon"
+    ) as raised:
+        ready.check()
+    assert "cluster/aws/stack.yaml gives that right" in str(raised.value)
+    del stack
+
+
+def test_the_cluster_is_that_of_the_file_that_ray_wrote_to_the_head(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = start("head")
+    address = described()[head]["PrivateIpAddress"]
+    monkeypatch.setattr(machines, "local_addresses", lambda: frozenset({address}))
+    written = tmp_path / "ray_bootstrap_config.yaml"
+    written.write_text((ROOT / "cluster.yaml").read_text())
+    open_machines(written).end(wait_no_longer)
+    assert billed() == set()
+    written.write_text((ROOT / "cluster" / "local.yaml").read_text())
+    with pytest.raises(UserError, match="a cluster can end itself where its provider is aws, but got local"):
+        open_machines(written)
+    del stack
+
+
+def test_the_hours_are_kept_only_where_the_head_may_end_the_cluster(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda argv, **_: started.append(argv))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "cluster.yaml").read_text())
+    setting = tmp_path / ".ray" / "end_after_idle"
+    assert main(["end-when-idle", "--hours", "4"]) == 1
+    assert "must be the head of tune-rescon" in capsys.readouterr().err
+    assert (setting.exists(), started) == (False, [])
+    head = start("head")
+    address = described()[head]["PrivateIpAddress"]
+    monkeypatch.setattr(machines, "local_addresses", lambda: frozenset({address}))
+    assert main(["end-when-idle", "--hours", "4"]) == 0
+    assert setting.read_text() == "4\n"
+    assert [argv[-2:] for argv in started] == [["tune_rescon.cluster", "end-when-idle"]]
+    assert main(["end-when-idle", "--hours", "0"]) == 0
+    assert not setting.exists()
+    assert main(["end-when-idle"]) == 0
+    assert "The cluster does not end itself: no hours are set" in capsys.readouterr().out
+    del stack

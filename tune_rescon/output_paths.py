@@ -1,0 +1,69 @@
+"""Check where a command writes, before it does what takes long."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+from tune_rescon.errors import StorageError, format_error
+
+__all__ = ["check_output_file", "check_output_folder"]
+
+
+def check_output_file(path: Path, *, where: str) -> None:
+    """Check that a file can be written. A file that is there will be replaced.
+
+    Args:
+        path: the file.
+        where: the flag that names it.
+
+    Raises:
+        StorageError: it cannot be written: its folder is missing or takes no file, or the path is a folder.
+    """
+    try:
+        if path.is_dir():
+            _refuse(errno.EISDIR)
+        _write_in(path.parent)
+    except OSError as error:
+        rule = "must be a file that can be written"
+        raise StorageError(format_error(rule, got=f"{path} ({error.strerror})", where=where)) from None
+
+
+def check_output_folder(path: Path, *, where: str, is_new: bool = False) -> None:
+    """Check that files can be written to a folder.
+
+    Args:
+        path: the folder. It and the folders above it need not exist.
+        where: the flag that names it.
+        is_new: the folder must be empty or missing, and the folder above it must exist.
+
+    Raises:
+        StorageError: the folder cannot be made, takes no file, or is not new.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            _refuse(errno.ENOTDIR)
+        if is_new and path.is_dir() and any(path.iterdir()):
+            _refuse(errno.ENOTEMPTY)
+        place = path.absolute().parent if is_new else path.absolute()
+        while not (is_new or place.exists()):
+            place = place.parent
+        _write_in(place)
+    except OSError as error:
+        rule = "must be a folder that can be written"
+        if is_new:
+            rule = "must be a folder that can be made, or an empty one"
+        raise StorageError(format_error(rule, got=f"{path} ({error.strerror})", where=where)) from None
+
+
+def _write_in(folder: Path) -> None:
+    """Raise the OSError of a file in ``folder``; permissions alone would not show a read-only disk."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _refuse(number: int) -> NoReturn:
+    raise OSError(number, os.strerror(number))
