@@ -124,7 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 @data_root_option
 @address_option
 @click.option("--concurrent", type=int, metavar="N", help="Maximum number of trainings at once.")
-@click.option("--seed", type=int, metavar="S", default=0, show_default=True, help="Seed of all the seeds.")
+@click.option(
+    "--seed",
+    type=int,
+    metavar="S",
+    default=0,
+    show_default=True,
+    help="Seed from which all seeds are derived.",
+)
 @set_option("Change a key of the space.")
 @click.option("--dry-run", is_flag=True, help="Show what would be trained, and its cost, and stop.")
 @plain_option
