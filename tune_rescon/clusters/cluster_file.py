@@ -2,103 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.clusters.documents import Severity, at, read_documents
-from tune_rescon.errors import ClusterFileError, KeyPath, dotted, format_error, unknown_name_message
+from tune_rescon.clusters.documents import at, read_documents
+from tune_rescon.errors import ClusterFileError, format_error, unknown_name_message
 
 __all__ = [
     "TOKEN",
     "ClusterFile",
     "NodeType",
-    "instance_problems",
     "parse_cluster",
     "read_cluster_file",
 ]
-
-
-#: Not an argument of RunInstances: Ray chooses a SubnetId from it.
-_RAY_ONLY_KEYS: Final = ("SubnetIds",)
-
-_SCALARS: Final[Mapping[str, tuple[type, ...]]] = {
-    "string": (str,),
-    "boolean": (bool,),
-    "integer": (int,),
-    "long": (int,),
-    "double": (int, float),
-    "float": (int, float),
-}
-
-
-def instance_problems(config: Any, steps: KeyPath) -> Iterator[tuple[KeyPath, str, Severity]]:
-    """Yield what RunInstances would not accept: the place, the text and the severity.
-
-    Args:
-        config: the ``node_config``.
-        steps: the place of ``config`` in the file.
-    """
-    shapes = _shapes()
-    if shapes is None:
-        rule = "node_config is checked against botocore's description of EC2, which is not installed"
-        yield steps, format_error(rule, hint="pip install 'tune_rescon[cluster]'"), "warning"
-        return
-    if isinstance(config, Mapping):
-        config = {key: value for key, value in config.items() if key not in _RAY_ONLY_KEYS}
-    yield from _walk(config, "RunInstancesRequest", steps, shapes)
-
-
-def _walk(
-    value: Any, name: str, steps: KeyPath, shapes: Mapping[str, Any]
-) -> Iterator[tuple[KeyPath, str, Severity]]:
-    shape = shapes[name]
-    kind = shape["type"]
-    if kind == "structure":
-        if not isinstance(value, Mapping):
-            yield steps, format_error("must be a mapping", got=repr(value), where=dotted(steps)), "error"
-            return
-        members = shape["members"]
-        for key, inner in value.items():
-            below = (*steps, key)
-            if key in members:
-                yield from _walk(inner, members[key]["shape"], below, shapes)
-            else:
-                yield below, unknown_name_message("key", key, members, where=dotted(below)), "error"
-    elif kind == "list":
-        if not isinstance(value, list):
-            yield steps, format_error("must be a list", got=repr(value), where=dotted(steps)), "error"
-            return
-        for index, inner in enumerate(value):
-            yield from _walk(inner, shape["member"]["shape"], (*steps, index), shapes)
-    elif kind in _SCALARS:
-        if not isinstance(value, _SCALARS[kind]) or (isinstance(value, bool) and kind != "boolean"):
-            yield (
-                steps,
-                format_error(f"must be of type {kind}", got=repr(value), where=dotted(steps)),
-                "error",
-            )
-        elif "enum" in shape and value not in shape["enum"]:
-            # EC2 may have newer values than the installed botocore.
-            close = difflib.get_close_matches(str(value), shape["enum"], n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else ""
-            rule = "should be a value that botocore knows"
-            yield steps, format_error(rule, got=repr(value), where=dotted(steps), hint=hint), "warning"
-
-
-@functools.cache
-def _shapes() -> Mapping[str, Any] | None:
-    try:
-        # Imported here, because only the extra `cluster` installs it.
-        from botocore.loaders import Loader
-    except ImportError:
-        return None
-    model: Mapping[str, Any] = Loader().load_service_model("ec2", "service-2")
-    shapes: Mapping[str, Any] = model["shapes"]
-    return shapes
 
 
 #: The path of Ray's token in a home directory.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.clusters.cluster_file import TOKEN, instance_problems
+from tune_rescon.clusters.cluster_file import TOKEN
 from tune_rescon.clusters.costs import check_costs
 from tune_rescon.clusters.documents import ClusterDocument, Complain, Severity, at, texts_in
 from tune_rescon.clusters.lint import (
@@ -306,7 +308,7 @@ def _check_node_config(document: ClusterDocument) -> None:
     reported: set[tuple[int, str]] = set()
     for _, node_type, steps in _node_types(document):
         where = (*steps, "node_config")
-        for below, text, severity in instance_problems(node_type.get("node_config"), where):
+        for below, text, severity in _instance_problems(node_type.get("node_config"), where):
             # A merge key repeats the same finding on the same line, so it is reported once.
             key = (document.line(below), str(below[len(where) :]))
             if key not in reported:
@@ -334,3 +336,77 @@ def _check_metadata(document: ClusterDocument) -> None:
             got = str(at(config, "MetadataOptions"))
             text = format_error(rule, got=got, where=dotted(where), hint=hint)
             document.complain("metadata", where, text)
+
+
+#: Not an argument of RunInstances: Ray chooses a SubnetId from it.
+_RAY_ONLY_KEYS: Final = ("SubnetIds",)
+
+_SCALARS: Final[Mapping[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "long": (int,),
+    "double": (int, float),
+    "float": (int, float),
+}
+
+
+def _instance_problems(config: Any, steps: KeyPath) -> Iterator[tuple[KeyPath, str, Severity]]:
+    """Yield what RunInstances refuses of a ``node_config`` at ``steps``: place, text and severity."""
+    shapes = _shapes()
+    if shapes is None:
+        rule = "node_config is checked against botocore's description of EC2, which is not installed"
+        yield steps, format_error(rule, hint="pip install 'tune_rescon[cluster]'"), "warning"
+        return
+    if isinstance(config, Mapping):
+        config = {key: value for key, value in config.items() if key not in _RAY_ONLY_KEYS}
+    yield from _shape_problems(config, "RunInstancesRequest", steps, shapes)
+
+
+def _shape_problems(
+    value: Any, name: str, steps: KeyPath, shapes: Mapping[str, Any]
+) -> Iterator[tuple[KeyPath, str, Severity]]:
+    shape = shapes[name]
+    kind = shape["type"]
+    if kind == "structure":
+        if not isinstance(value, Mapping):
+            yield steps, format_error("must be a mapping", got=repr(value), where=dotted(steps)), "error"
+            return
+        members = shape["members"]
+        for key, inner in value.items():
+            below = (*steps, key)
+            if key in members:
+                yield from _shape_problems(inner, members[key]["shape"], below, shapes)
+            else:
+                yield below, unknown_name_message("key", key, members, where=dotted(below)), "error"
+    elif kind == "list":
+        if not isinstance(value, list):
+            yield steps, format_error("must be a list", got=repr(value), where=dotted(steps)), "error"
+            return
+        for index, inner in enumerate(value):
+            yield from _shape_problems(inner, shape["member"]["shape"], (*steps, index), shapes)
+    elif kind in _SCALARS:
+        if not isinstance(value, _SCALARS[kind]) or (isinstance(value, bool) and kind != "boolean"):
+            yield (
+                steps,
+                format_error(f"must be of type {kind}", got=repr(value), where=dotted(steps)),
+                "error",
+            )
+        elif "enum" in shape and value not in shape["enum"]:
+            # EC2 may have newer values than the installed botocore.
+            close = difflib.get_close_matches(str(value), shape["enum"], n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else ""
+            rule = "should be a value that botocore knows"
+            yield steps, format_error(rule, got=repr(value), where=dotted(steps), hint=hint), "warning"
+
+
+@functools.cache
+def _shapes() -> Mapping[str, Any] | None:
+    try:
+        # Imported here, because only the extra `cluster` installs it.
+        from botocore.loaders import Loader
+    except ImportError:
+        return None
+    model: Mapping[str, Any] = Loader().load_service_model("ec2", "service-2")
+    shapes: Mapping[str, Any] = model["shapes"]
+    return shapes
