@@ -56,7 +56,7 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
             seed=0,
             checkpoint_dir=None,
             on_epoch=report,
-            process=TrialProcess(on_note=print, device=device, stalls=stalls),
+            process=TrialProcess(on_message=print, device=device, stalls=stalls),
         )
     except TimeUp:
         print("\nslower than was estimated: ended before the schedule")

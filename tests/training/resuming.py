@@ -78,7 +78,7 @@ class Lives:
     def live(self, **more: Any) -> None:
         """Train from what is there to the end, or to what ``more`` options end it by."""
         given: dict[str, Any] = {"epochs": EPOCHS, "on_epoch": self.reports.append}
-        given |= {"folder": self.folder, "on_note": self.notes.append, **self._options}
+        given |= {"folder": self.folder, "on_message": self.notes.append, **self._options}
         self._train(**given | more)
 
 

@@ -114,7 +114,7 @@ def test_a_trial_that_recomputes_is_not_compiled(
 ) -> None:
     told: list[str] = []
     config = TrialConfig.from_dict(small.to_dict() | {"checkpoint_activations": "on", "compile": "on"})
-    train(config, on_note=told.append, epochs=1)
+    train(config, on_message=told.append, epochs=1)
     assert told == [
         "torch.compile cannot be used here (it recomputes its activations); training continues without it"
     ]

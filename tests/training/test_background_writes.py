@@ -191,7 +191,7 @@ def test_a_full_disk_is_an_error_of_its_epoch(
             folder=tmp_path,
             epochs=2,
             on_epoch=lambda report: told.append(f"epoch {report.epoch}: {report.checkpoint}"),
-            on_note=told.append,
+            on_message=told.append,
             background_writes=True,
             **STEADY,
         )

@@ -54,7 +54,7 @@ def _loss(module: TrialModule, value: float) -> None:
 def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochReporter:
     spec = resolve_network(CONFIG, classes=3, in_channels=1)
     record = CheckpointMetadata(config=CONFIG, spec=spec, dataset="digest", seed=0, epochs=1)
-    return EpochReporter(record, reports.append, ignore, keeper=None, clock=lambda: next(seconds))
+    return EpochReporter(record, reports.append, ignore, writer=None, clock=lambda: next(seconds))
 
 
 def test_speed_is_of_training_alone_and_time_is_of_the_whole_epoch(module: TrialModule) -> None:

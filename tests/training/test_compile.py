@@ -193,7 +193,7 @@ def test_the_next_process_of_a_node_finds_compiled_code(cache: Path) -> None:
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_a_trial_says_so_and_trains(train: Callable[..., list[EpochReport]]) -> None:
     told: list[str] = []
-    reports = train(TrialConfig(**(FIELDS | {"compile": "on"})), on_note=told.append)
+    reports = train(TrialConfig(**(FIELDS | {"compile": "on"})), on_message=told.append)
     expected = train(TrialConfig(**FIELDS))
     assert [report.metrics["train_loss"] for report in reports] == [
         report.metrics["train_loss"] for report in expected

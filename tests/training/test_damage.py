@@ -25,7 +25,7 @@ def test_the_loss_of_a_finished_trials_network_is_told(train: Run, tmp_path: Pat
     path = tmp_path / "best.ckpt"
     path.write_bytes(path.read_bytes()[:-100])
     told: list[str] = []
-    assert train(folder=tmp_path, epochs=1, on_note=told.append) == []
+    assert train(folder=tmp_path, epochs=1, on_message=told.append) == []
     assert told == ["best.ckpt was damaged; the networks of the epochs before are lost"]
 
 

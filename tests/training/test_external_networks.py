@@ -241,7 +241,7 @@ def test_pretrained_weights_and_their_images(
 def test_it_says_that_it_keeps_its_activations(train: Run) -> None:
     notes: list[str] = []
     config = dataclasses.replace(CONFIGS["own"], checkpoint_activations="on")
-    train(config, epochs=1, on_note=notes.append)
+    train(config, epochs=1, on_message=notes.append)
     assert notes == [messages.cannot_recompute()]
 
 
@@ -260,7 +260,7 @@ def test_too_little_memory_leads_to_micro_batches_at_once(
     tried: list[int] = []
     notes: list[str] = []
     monkeypatch.setattr(TrialModule, "training_step", step)
-    train(CONFIGS["own"], epochs=1, on_note=notes.append)
+    train(CONFIGS["own"], epochs=1, on_message=notes.append)
     assert notes == [messages.smaller(32, before=1, after=2)]
 
 

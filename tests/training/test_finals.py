@@ -58,7 +58,7 @@ def trained(
 
 def accuracies(network: nn.Module, dataset: ImageDataset) -> tuple[float, float]:
     """Accuracy and loss on the test images, computed plainly."""
-    data = ImageDataModule(dataset, PLAIN, image_size=16, seed=0, judged="test")
+    data = ImageDataModule(dataset, PLAIN, image_size=16, seed=0, eval_split="test")
     right, loss, count = 0, 0.0, 0
     with torch.no_grad():
         for raw in data.val_dataloader():

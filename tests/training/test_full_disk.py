@@ -44,7 +44,7 @@ class Watched:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"on_epoch": self.report, "on_note": self.notes.append, **STEADY}
+        return {"on_epoch": self.report, "on_message": self.notes.append, **STEADY}
 
 
 def test_a_full_disk_costs_checkpoints_and_not_the_trial(
@@ -111,7 +111,7 @@ def test_on_notes_exception_comes_out(
 
     reports: list[EpochReport] = []
     with largest_file(100_000), pytest.raises(kind, match="could not be written"):
-        train(folder=tmp_path, on_epoch=reports.append, on_note=fail)
+        train(folder=tmp_path, on_epoch=reports.append, on_message=fail)
     assert reports == []
 
 
@@ -139,7 +139,7 @@ def note(text):
 
 dataset = open_dataset(DatasetConfig(name="digits", limit=160), data_root=cache, cache_root=cache)
 objective = Objective(metric="train_loss", mode="min")
-process = TrialProcess(device="cpu", threads=1, on_note=note)
+process = TrialProcess(device="cpu", threads=1, on_message=note)
 trial = {"epochs": 3, "seed": 0, "objective": objective, "process": process}
 train_trial(config, dataset, checkpoint_dir=disk / "trial", on_epoch=report, **trial)
 print(json.dumps(told))

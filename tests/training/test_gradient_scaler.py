@@ -134,7 +134,7 @@ def test_skipped_first_steps_and_clipping_cost_the_user_no_warning(train: Run, s
 def test_on_a_cpu_fp16_is_fp32_and_said(train: Run, small: TrialConfig) -> None:
     told: list[str] = []
     config = dataclasses.replace(small, precision="fp16")
-    reports = train(config, epochs=1, on_note=told.append)
+    reports = train(config, epochs=1, on_message=told.append)
     assert told == ["precision fp16 is for GPUs; this trial trains in fp32 on its CPU"]
     expected = train(dataclasses.replace(small, precision="fp32"), epochs=1)
     assert metrics_of(reports[0]) == metrics_of(expected[0])
@@ -153,7 +153,7 @@ def test_an_image_that_overflows_in_validation_is_evaluated_in_fp32(micro_batche
     large, usual = _with_a_large_image(), _batch()
     with torch.inference_mode():
         with FP16.autocast():
-            assert not half.judged(large[0]).isfinite().all()
+            assert not half.eval_network(large[0]).isfinite().all()
         for module in (half, plain):
             module.validation_step(large)
             module.validation_step(usual)
@@ -183,6 +183,6 @@ def test_statistics_of_batch_norm_are_estimated_in_fp32_if_an_image_overflows() 
     half, plain = _module(FP16), _module(DeviceConfig(device=CPU, precision="fp32"))
     for module in (half, plain):
         module.reestimate_batch_norm([_batch()[0], _with_a_large_image()[0]])
-    found, expected = (batch_norm_statistics(module.judged) for module in (half, plain))
+    found, expected = (batch_norm_statistics(module.eval_network) for module in (half, plain))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)

@@ -289,7 +289,7 @@ def test_a_trial_on_a_gpu_trains_as_an_unrecorded_one(digits: ImageDataset, smal
             seed=0,
             checkpoint_dir=None,
             on_epoch=kept.append,
-            process=TrialProcess(on_note=told.append, device="cuda"),
+            process=TrialProcess(on_message=told.append, device="cuda"),
         )
     assert told == []
     for name in ("train_loss", "val_loss"):
@@ -324,7 +324,7 @@ def test_a_trial_that_cannot_be_recorded_trains_without(
     expected = [_lasting(report) for report in train()]
     monkeypatch.setattr(fit, "choose_recorder", lambda *_, **__: Refuses(error))
     told: list[str] = []
-    assert [_lasting(report) for report in train(on_note=told.append)] == expected
+    assert [_lasting(report) for report in train(on_message=told.append)] == expected
     assert told == [note]
 
 
@@ -332,14 +332,14 @@ def test_a_trial_whose_recording_never_came_back_here_trains_without(
     train: Callable[..., list[EpochReport]], recorded_on_cpu: PlayedOnCpu, tmp_path: Path, small: TrialConfig
 ) -> None:
     told: list[str] = []
-    train(stalls=tmp_path, on_note=told.append, epochs=1)
+    train(stalls=tmp_path, on_message=told.append, epochs=1)
     assert (told, recorded_on_cpu.recorded) == ([], 1)
     placement = DeviceConfig(device=CPU, precision="fp32")
     key = shape_key(resolve_network(small, classes=10, in_channels=1), placement, small.compile)
     with HangWatchdog(folder=tmp_path, key=key).watching(60):
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout (0:10:00)!")
-        train(stalls=tmp_path, on_note=told.append, epochs=1)
+        train(stalls=tmp_path, on_message=told.append, epochs=1)
     assert told == [messages.stalled(evidence)]
     assert recorded_on_cpu.recorded == 1
 

@@ -74,7 +74,7 @@ def test_validation_does_not_weigh_the_classes() -> None:
 
 def test_validation_is_plain_cross_entropy_of_the_judged_network() -> None:
     module = _module(label_smoothing=0.5, ema_decay=0.9)
-    averaged = module.judged
+    averaged = module.eval_network
     assert averaged is not module.network
     with torch.no_grad():
         module.network.get_parameter("layer.weight").add_(1.0)
@@ -85,7 +85,7 @@ def test_validation_is_plain_cross_entropy_of_the_judged_network() -> None:
 
 def test_without_an_average_the_trained_network_is_judged() -> None:
     module = _module()
-    assert module.judged is module.network
+    assert module.eval_network is module.network
     assert module.averaged is None
 
 

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.torch
 
 Run = Callable[..., list[EpochReport]]
 TIMES = ("images_per_second", "epoch_seconds")
-TWO = "ran out of memory at 32 images; going on in 2 micro-batches of 16"
-FOUR = "ran out of memory at 16 images; going on in 4 micro-batches of 8"
+TWO = "ran out of memory at 32 images; continuing in 2 micro-batches of 16"
+FOUR = "ran out of memory at 16 images; continuing in 4 micro-batches of 8"
 KNOWN = "batches of 32 images are too large for the memory, as was found before; 4 micro-batches of 8"
 
 
@@ -60,7 +60,7 @@ def memory(
 def test_batches_are_halved_until_they_fit(train: Run) -> None:
     notes: list[str] = []
     with memory(8) as sizes:
-        reports = train(on_note=notes.append)
+        reports = train(on_message=notes.append)
     assert notes == [TWO, FOUR]
     assert [report.epoch for report in reports] == [1, 2]
     assert all(math.isfinite(value) for report in reports for value in report.metrics.values())
@@ -75,14 +75,14 @@ def test_a_whole_batch_is_computed_twice_before_it_is_cut(
     config = dataclasses.replace(small, checkpoint_activations="auto")
     notes: list[str] = []
     with memory(16, during=lambda: not notes):
-        reports = train(config, tmp_path / "trial", overruns=tmp_path / "found", on_note=notes.append)
-        assert notes == ["ran out of memory at 32 images; going on with their activations computed twice"]
+        reports = train(config, tmp_path / "trial", overruns=tmp_path / "found", on_message=notes.append)
+        assert notes == ["ran out of memory at 32 images; continuing with activation checkpointing"]
     assert values(reports) == values(train(config))
     record = read_checkpoint(tmp_path / "trial" / "last.ckpt")["trial"]
     assert (record["micro_batches"], record["recomputes"]) == (1, True)
-    train(config, overruns=tmp_path / "found", on_note=notes.append, epochs=1)
+    train(config, overruns=tmp_path / "found", on_message=notes.append, epochs=1)
     [known] = notes[1:]
-    assert known.endswith("as was found before; activations are computed twice")
+    assert known.endswith("as was found before; activation checkpointing is on")
 
 
 def test_what_is_too_large_twice_is_cut(train: Run, small: TrialConfig, tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_what_is_too_large_twice_is_cut(train: Run, small: TrialConfig, tmp_path
     notes: list[str] = []
     with memory(16):
         for _ in range(2):
-            train(config, overruns=tmp_path / "found", on_note=notes.append, epochs=1)
+            train(config, overruns=tmp_path / "found", on_message=notes.append, epochs=1)
     assert notes == [
-        "ran out of memory at 32 images; going on with their activations computed twice",
+        "ran out of memory at 32 images; continuing with activation checkpointing",
         TWO,
         "batches of 32 images are too large for the memory, as was found before; 2 micro-batches of 16",
     ]
@@ -102,9 +102,9 @@ def test_the_next_trial_of_the_shape_starts_with_what_fits(train: Run, tmp_path:
     notes: list[str] = []
     found = tmp_path / "node" / "out_of_memory.json"
     with memory(8) as sizes:
-        train(on_note=notes.append, overruns=found, epochs=1)
+        train(on_message=notes.append, overruns=found, epochs=1)
         sizes.clear()
-        whole = train(on_note=notes.append, overruns=found, folder=tmp_path / "trial", seed=1)
+        whole = train(on_message=notes.append, overruns=found, folder=tmp_path / "trial", seed=1)
     assert notes == [TWO, FOUR, KNOWN]
     assert max(sizes) == 8
     assert read_checkpoint(tmp_path / "trial" / "last.ckpt")["trial"]["micro_batches"] == 4
@@ -121,7 +121,7 @@ def test_another_shape_or_a_batch_that_fits_starts_whole(
     with memory(8):
         train(overruns=tmp_path / "found", epochs=1)
     other = TrialConfig.from_dict(small.to_dict() | change)
-    train(other, on_note=notes.append, overruns=tmp_path / "found", epochs=1)
+    train(other, on_message=notes.append, overruns=tmp_path / "found", epochs=1)
     assert notes == []
 
 
@@ -139,7 +139,7 @@ def test_a_trial_that_began_whole_goes_on_whole(train: Run, tmp_path: Path) -> N
 
     with pytest.raises(Killed):
         train(folder=tmp_path / "cut", epochs=2, on_epoch=stop)
-    rest = train(folder=tmp_path / "cut", epochs=2, overruns=tmp_path / "found", on_note=notes.append)
+    rest = train(folder=tmp_path / "cut", epochs=2, overruns=tmp_path / "found", on_message=notes.append)
     assert notes == []
     assert values(rest) == values(whole)[1:]
 
@@ -151,7 +151,7 @@ def test_more_memory_than_it_failed_with_is_tried(
     for available in (1000, 2000):
         monkeypatch.setattr("tune_rescon.training.memory.available_memory", lambda _, a=available: a)
         with memory(16 * available // 1000):
-            train(on_note=notes.append, overruns=tmp_path / "found", epochs=1)
+            train(on_message=notes.append, overruns=tmp_path / "found", epochs=1)
     assert notes == [TWO]
 
 
@@ -167,8 +167,8 @@ def test_the_datasets_images_leave_the_device_before_a_trial_fails(
     monkeypatch.setattr("tune_rescon.training.fit.release", release)
     notes: list[str] = []
     with memory(7, during=lambda: not released):
-        assert len(train(on_note=notes.append, epochs=1)) == 1
-    last = "ran out of memory at 8 images; going on with the dataset no longer on the device"
+        assert len(train(on_message=notes.append, epochs=1)) == 1
+    last = "ran out of memory at 8 images; continuing with the dataset no longer on the device"
     assert notes == [TWO, FOUR, last]
     with memory(7), pytest.raises(torch.OutOfMemoryError, match="in 4 micro-batches"):
         train(epochs=1)
@@ -187,7 +187,7 @@ def test_the_datasets_images_leave_the_device_before_a_trial_fails(
 def test_what_a_library_says_of_memory_is_understood(train: Run, words: str) -> None:
     notes: list[str] = []
     with memory(16, error=RuntimeError(words)):
-        train(on_note=notes.append, epochs=1)
+        train(on_message=notes.append, epochs=1)
     assert notes == [TWO]
 
 
@@ -201,7 +201,7 @@ def test_below_the_floor_the_error_comes_out(
     told: list[str] = []
     config = dataclasses.replace(small, batch_size=batch_size)
     with memory(7), pytest.raises(torch.OutOfMemoryError, match=f"too small for {tried}: CUDA out of memory"):
-        train(config, on_note=told.append)
+        train(config, on_message=told.append)
     assert told == notes
 
 
@@ -211,7 +211,7 @@ def test_another_error_is_no_lack_of_memory(train: Run) -> None:
         memory(16, error=RuntimeError("illegal memory access")),
         pytest.raises(RuntimeError, match="illegal"),
     ):
-        train(on_note=notes.append)
+        train(on_message=notes.append)
     assert notes == []
 
 
@@ -234,7 +234,7 @@ def test_the_retry_goes_on_from_the_last_checkpoint_and_reports_no_epoch_twice(
     reports: list[EpochReport] = []
     notes: list[str] = []
     with memory(16, during=lambda: len(reports) == 2) as sizes:
-        train(folder=tmp_path if kept else None, epochs=3, on_epoch=reports.append, on_note=notes.append)
+        train(folder=tmp_path if kept else None, epochs=3, on_epoch=reports.append, on_message=notes.append)
     assert [report.epoch for report in reports] == [1, 2, 3]
     assert notes == [TWO]
     failed = len(sizes) - 1 - sizes[::-1].index(32)
@@ -247,7 +247,7 @@ def test_a_validation_that_does_not_fit_is_halved_and_nothing_else(train: Run) -
     plain = values(train())
     notes: list[str] = []
     with memory(10, during=lambda: not torch.is_grad_enabled()) as sizes:
-        reports = train(on_note=notes.append)
+        reports = train(on_message=notes.append)
     assert notes == []
     judged = [size for size in sizes if size != 32]
     assert judged == [16, 8, 8, 8, 8], "16 validation images, in two epochs: what fits is remembered"
@@ -269,7 +269,7 @@ def test_statistics_that_do_not_fit_are_halved_too(train: Run, monkeypatch: pyte
     original = TrialModule.reestimate_batch_norm
 
     def reestimate(self: TrialModule, batches_BCHW: Any) -> None:
-        handle = self.judged.register_forward_pre_hook(refuse)
+        handle = self.eval_network.register_forward_pre_hook(refuse)
         original(self, batches_BCHW)
         handle.remove()
 
@@ -278,7 +278,7 @@ def test_statistics_that_do_not_fit_are_halved_too(train: Run, monkeypatch: pyte
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(TrialModule, "reestimate_batch_norm", reestimate)
-    assert len(train(on_note=notes.append, epochs=1)) == 1
+    assert len(train(on_message=notes.append, epochs=1)) == 1
     assert notes == [TWO]
 
 
@@ -332,7 +332,7 @@ def test_a_trial_in_pieces_goes_on_in_pieces_to_the_last_bit(train: Run, tmp_pat
         with pytest.raises(Killed):
             train(folder=tmp_path / "cut", epochs=4, on_epoch=stop)
         sizes.clear()
-        rest = train(folder=tmp_path / "cut", epochs=4, on_note=notes.append)
+        rest = train(folder=tmp_path / "cut", epochs=4, on_message=notes.append)
     assert notes == []
     assert max(sizes) == 16
     assert values(first + rest) == values(whole)
@@ -361,7 +361,7 @@ def test_without_batch_norm_pieces_train_as_the_whole_batch_does(
     notes: list[str] = []
     whole = train(config, folder=tmp_path / "whole", epochs=4)
     with memory(8):
-        cut = train(config, folder=tmp_path / "cut", epochs=4, on_note=notes.append)
+        cut = train(config, folder=tmp_path / "cut", epochs=4, on_message=notes.append)
     assert notes == [TWO, FOUR]
     unclipped = train(dataclasses.replace(config, gradient_clip=0.0), epochs=4)
     assert values(unclipped) != values(whole)

@@ -67,7 +67,7 @@ def test_a_full_disk_is_said(
 ) -> None:
     notes: list[str] = []
     with largest_file(10_000):
-        place = left(train, tmp_path, 2, on_note=notes.append)
+        place = left(train, tmp_path, 2, on_message=notes.append)
     assert (place.epoch, place.batches) == (1, 2)
     (note,) = notes
     assert note.startswith("the checkpoint after 2 batches of epoch 1 could not be written (")

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]  # the killed trials are lived in one fixture
 
 LAST, BOTH, BEST = (
-    "the last checkpoint was damaged; going on from epoch 1",
-    "both checkpoints were damaged; beginning again",
+    "the last checkpoint was damaged; resuming from epoch 1",
+    "both checkpoints were damaged; starting over",
     "best.ckpt was damaged; the networks of the epochs before are lost",
 )
 

@@ -62,7 +62,7 @@ class ImageDataModule(LightningDataModule):
         *,
         image_size: int,
         seed: int,
-        judged: Part = "val",
+        eval_split: Part = "val",
         share: Shard = WHOLE,
         done: tuple[int, int] = (0, 0),
     ) -> None:
@@ -73,14 +73,14 @@ class ImageDataModule(LightningDataModule):
             config: The trial's configuration; augmentation, normalisation and batch size are used.
             image_size: Side of the network's input, pixels.
             seed: Seed of order and augmentation.
-            judged: The split on which Lightning validates; ``"test"`` for the single evaluation of a
+            eval_split: The split on which Lightning validates; ``"test"`` for the single evaluation of a
                 finished network.
             share: This process's shard of every batch, if several processes train one trial.
             done: An epoch (counted from 0), and the number of its first batches that are done and that
                 Lightning does not receive again.
         """
         super().__init__()
-        self._judged: Part = judged
+        self._eval_split: Part = eval_split
         self.dataset = dataset
         self.config = config
         self.image_size = image_size
@@ -98,7 +98,7 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> Batches:
         """Return all raw batches of the split on which the network is evaluated; none is dropped."""
-        return self._in_order(self._judged, self._device())
+        return self._in_order(self._eval_split, self._device())
 
     def transfer_batch_to_device(
         self, batch: RawBatch, device: torch.device, dataloader_idx: int

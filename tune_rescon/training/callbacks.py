@@ -59,8 +59,8 @@ class StopOnPreemption(Callback):
     def __init__(
         self,
         is_preempted: Callable[[], bool],
-        keeper: CheckpointWriter | None,
-        on_note: OnMessage,
+        writer: CheckpointWriter | None,
+        on_message: OnMessage,
         *,
         report_due: Callable[[], None],
     ) -> None:
@@ -68,14 +68,14 @@ class StopOnPreemption(Callback):
 
         Args:
             is_preempted: returns True when the training is to stop; called often.
-            keeper: writes the checkpoint; None writes none.
-            on_note: called with each message to the user.
+            writer: writes the checkpoint; None writes none.
+            on_message: called with each message to the user.
             report_due: reports the last epoch, if its files were still being written
                 (:meth:`.EpochReporter.report_due`).
         """
         self._is_preempted = is_preempted
-        self._keeper = keeper
-        self._on_note = on_note
+        self._writer = writer
+        self._on_message = on_message
         self._report_due = report_due
 
     @override
@@ -94,9 +94,9 @@ class StopOnPreemption(Callback):
         if batches == trainer.num_training_batches or not self._is_preempted():
             return
         self._report_due()
-        if self._keeper is not None:
-            for note in self._keeper.save_mid_epoch(trainer, epoch, batches):
-                self._on_note(note)
+        if self._writer is not None:
+            for note in self._writer.save_mid_epoch(trainer, epoch, batches):
+                self._on_message(note)
         raise Preempted(epoch, batches)
 
     @override

@@ -49,10 +49,10 @@ class EpochReporter(Callback):
         self,
         metadata: CheckpointMetadata,
         on_epoch: Callable[[EpochReport], None],
-        on_note: OnMessage,
+        on_message: OnMessage,
         *,
-        keeper: CheckpointWriter | None,
-        judged: str = "val",
+        writer: CheckpointWriter | None,
+        eval_split: str = "val",
         peers: ProcessGroup = SINGLE_PROCESS,
         utilisation: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -62,9 +62,9 @@ class EpochReporter(Callback):
         Args:
             metadata: the trial and its epochs so far.
             on_epoch: called with the report of each epoch.
-            on_note: called with each message to the user.
-            keeper: writes the files; None writes none.
-            judged: the split that validations evaluate: ``"val"``, or ``"test"``, which is evaluated only
+            on_message: called with each message to the user.
+            writer: writes the files; None writes none.
+            eval_split: the split that validations evaluate: ``"val"``, or ``"test"``, which is evaluated only
                 once.
             peers: the processes of the trial, each of which has a reporter. If the first one's report ends
                 the trial, the trial ends in all of them.
@@ -74,17 +74,17 @@ class EpochReporter(Callback):
         """
         self.metadata = metadata
         self.stopped_by: BaseException | None = None
-        self._background = keeper is not None and keeper.background
+        self._background = writer is not None and writer.background
         self._due: dict[str, float] | None = None
         self._utilisation = utilisation
-        self._on_epoch, self._on_note = on_epoch, on_note
-        self._keeper = keeper
-        self._judged = judged
+        self._on_epoch, self._on_message = on_epoch, on_message
+        self._writer = writer
+        self._eval_split = eval_split
         self._peers = peers
         self._clock = clock
         self._started = self._trained = self._entered = clock()
-        self._judging = self._judged_in = self._reporting = 0.0
-        self._images = self._images_judged = 0
+        self._eval_started = self._eval_seconds = self._reporting = 0.0
+        self._images = self._eval_images = 0
         self._learning_rate = math.nan
         self._first_step: float | None = None
 
@@ -147,7 +147,7 @@ class EpochReporter(Callback):
         Raises:
             StoppedByReport: the last epoch's report ended the trial.
         """
-        if self._due is not None and self._keeper is not None and self._keeper.is_written:
+        if self._due is not None and self._writer is not None and self._writer.is_written:
             begun = self._clock()
             self.report_due()
             self._reporting = self._clock() - begun  # not a part of this epoch's training
@@ -160,7 +160,7 @@ class EpochReporter(Callback):
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; by now batch norm's statistics have been re-estimated for the validation."""
-        self._judging, self._images_judged = self._clock(), 0
+        self._eval_started, self._eval_images = self._clock(), 0
 
     @override
     def on_validation_batch_end(
@@ -173,14 +173,14 @@ class EpochReporter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the images."""
-        self._images_judged += len(batch[0])
+        self._eval_images += len(batch[0])
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock, after a GPU has finished the test images."""
-        if self._judged == "test" and pl_module.device.type == "cuda":
+        if self._eval_split == "test" and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        self._judged_in = self._clock() - self._judging
+        self._eval_seconds = self._clock() - self._eval_started
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -193,10 +193,10 @@ class EpochReporter(Callback):
         metrics = self._measure(pl_module)
         self.metadata = self.metadata.extended(metrics)
         more = trainer.current_epoch + 1 != trainer.max_epochs
-        if self._keeper is not None:
+        if self._writer is not None:
             assert isinstance(pl_module, TrialModule)
             epoch = len(self.metadata.history)
-            self._keeper.keep(trainer, pl_module, epoch, metrics, background=self._background and more)
+            self._writer.save(trainer, pl_module, epoch, metrics, background=self._background and more)
         seconds = self._clock() - self._started
         self._due = metrics | {"epoch_seconds": seconds} | self._gpu_use(metrics["epoch_seconds"], seconds)
         if not (self._background and more):
@@ -225,10 +225,10 @@ class EpochReporter(Callback):
             return
         try:
             # Do not raise inside Lightning, which replaces some exceptions; FitAttempt.run raises this one.
-            unwritten = self._keeper.finish() if self._keeper is not None else ()
+            unwritten = self._writer.finish() if self._writer is not None else ()
             if report:
                 for note in unwritten:
-                    self._on_note(note)
+                    self._on_message(note)
                 self._report(metrics)
         except BaseException as error:
             self.stopped_by = error
@@ -254,27 +254,27 @@ class EpochReporter(Callback):
 
     def _evaluation(self, module: TrialModule) -> dict[str, float]:
         """Return the validation's metrics; nothing for the test images until they are evaluated."""
-        once = self._judged == "test"
-        if once and not self._images_judged:
+        once = self._eval_split == "test"
+        if once and not self._eval_images:
             return {}
         measured = module.val_metrics.compute()
         if once:
-            measured["images_per_second"] = self._peers.all_reduce_sum(self._images_judged) / self._judged_in
-        return {f"{self._judged}_{name}": value for name, value in measured.items()}
+            measured["images_per_second"] = self._peers.all_reduce_sum(self._eval_images) / self._eval_seconds
+        return {f"{self._eval_split}_{name}": value for name, value in measured.items()}
 
-    def _gpu_use(self, judged: float, closed: float) -> dict[str, float]:
+    def _gpu_use(self, evaluated: float, closed: float) -> dict[str, float]:
         """Return how busy the GPU was in this epoch, and the seconds of what may have left it idle.
 
         Args:
-            judged: seconds from the epoch's start to the end of its validation.
+            evaluated: seconds from the epoch's start to the end of its validation.
             closed: seconds to the moment at which the next epoch may begin.
         """
         if self._utilisation is None:
             return {}
         spent = {
             GPU_UTILISATION: self._utilisation(),
-            VALIDATION_SECONDS: judged - (self._trained - self._started),
-            CHECKPOINT_SECONDS: closed - judged,
+            VALIDATION_SECONDS: evaluated - (self._trained - self._started),
+            CHECKPOINT_SECONDS: closed - evaluated,
         }
         if self._first_step is not None and self._first_step < math.inf:
             spent[FIRST_STEP_SECONDS] = self._first_step
@@ -293,12 +293,12 @@ class EpochReporter(Callback):
         return {PEAK_MEMORY: max([self._peers.all_reduce_max(peak), *before])}
 
     def _report(self, metrics: dict[str, float]) -> None:
-        keeper = self._keeper
+        writer = self._writer
         self._on_epoch(
             EpochReport(
                 epoch=len(self.metadata.history),
                 metrics=metrics,
-                checkpoint=keeper.checkpoint if keeper else None,
-                best_checkpoint=keeper.best_checkpoint if keeper else None,
+                checkpoint=writer.checkpoint if writer else None,
+                best_checkpoint=writer.best_checkpoint if writer else None,
             )
         )

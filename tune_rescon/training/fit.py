@@ -59,7 +59,7 @@ class TrialProcess:
     """``"auto"`` (CUDA if available), ``"cpu"`` or ``"cuda"``."""
     threads: int | None = None
     """CPU threads that torch may use during the training; None leaves the number unchanged."""
-    on_note: OnMessage = messages.ignore
+    on_message: OnMessage = messages.ignore
     """Called in the training's thread with one sentence for the user."""
     on_progress: Callable[[float], None] = messages.ignore_progress
     """Called in the training's thread, every 15 seconds of an epoch, with the share of it that is trained."""
@@ -156,17 +156,17 @@ class FitAttempt:
         count_peak(self.placement.device)
         data = self._data()
         module = self._module(len(data.train_dataloader()), compiling=self._compiling())
-        keeper = self._keeper()
+        writer = self._writer()
         reporter = EpochReporter(
             self.start.metadata,
             on_epoch,
-            self.process.on_note,
-            keeper=keeper,
-            judged=self._judged,
+            self.process.on_message,
+            writer=writer,
+            eval_split=self._eval_split,
             peers=self.peers,
             utilisation=utilisation,
         )
-        trainer = self._trainer(module, reporter, keeper)
+        trainer = self._trainer(module, reporter, writer)
         try:
             with _reported(reporter), self.peers.propagate_errors(Diverged):
                 fit(trainer, module, data, self.start.checkpoint)
@@ -189,13 +189,13 @@ class FitAttempt:
             metadata.config,
             image_size=metadata.spec.image_size,
             seed=metadata.seed,
-            judged=self._judged,
+            eval_split=self._eval_split,
             share=self.peers.share,
             done=(len(metadata.history), metadata.batches),
         )
 
     def _trainer(
-        self, module: TrialModule, reporter: EpochReporter, keeper: CheckpointWriter | None
+        self, module: TrialModule, reporter: EpochReporter, writer: CheckpointWriter | None
     ) -> pl.Trainer:
         metadata, process = self.start.metadata, self.process
         config, frozen = metadata.config, metadata.config.freeze_epochs
@@ -214,7 +214,7 @@ class FitAttempt:
                 EpochProgress(process.on_progress),
                 reporter,
                 StopOnPreemption(
-                    process.is_preempted, keeper, process.on_note, report_due=reporter.report_due
+                    process.is_preempted, writer, process.on_message, report_due=reporter.report_due
                 ),
             ],
         )
@@ -239,7 +239,7 @@ class FitAttempt:
         return is_test_metric(self.objective.metric)
 
     @property
-    def _judged(self) -> Part:
+    def _eval_split(self) -> Part:
         """The split that validations evaluate."""
         return "test" if self._once else "val"
 
@@ -255,7 +255,7 @@ class FitAttempt:
             metadata.config.compile, self.placement.device, recomputes=metadata.recomputes
         )
         if less is not None:
-            self.process.on_note(less)
+            self.process.on_message(less)
         return compiling
 
     def _retry(self, error: RuntimeError) -> Retry:
@@ -274,14 +274,14 @@ class FitAttempt:
             note = messages.too_large_to_record(images)
             return Retry(micro_batches=count, recomputes=recomputes, note=note, overrun=True)
         if not recomputes and recomputation(metadata.config, metadata.spec) == "auto":
-            note = messages.recomputing(images, pieces=count)
+            note = messages.recomputing(images, micro_batches=count)
             return Retry(micro_batches=count, recomputes=True, note=note, overrun=True)
         more = twice_as_many(count, images=images)
         if more is not None:
             note = messages.smaller(images, before=count, after=more)
             return Retry(micro_batches=more, recomputes=recomputes, note=note, overrun=True)
         if self.peers.all_reduce_max(release(self.placement.device)):
-            note = messages.without_images(images, pieces=count)
+            note = messages.without_images(images, micro_batches=count)
             return Retry(micro_batches=count, recomputes=recomputes, note=note)
         tried = f"a batch of {counted(images, 'image')}" + (f" in {count} micro-batches" if count > 1 else "")
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
@@ -328,7 +328,7 @@ class FitAttempt:
             peers=self.peers,
         )
 
-    def _keeper(self) -> CheckpointWriter | None:
+    def _writer(self) -> CheckpointWriter | None:
         if self.folder is None or not self.peers.first:
             return None
         return CheckpointWriter(

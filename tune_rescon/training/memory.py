@@ -276,14 +276,14 @@ class Shape:
         ways = [way for way, taken in (("recorded", recorded), ("recomputes", recomputes)) if taken]
         return dataclasses.replace(self, key=" ".join((self.key, *ways)))
 
-    def pieces(self, images: int) -> int:
+    def micro_batches(self, images: int) -> int:
         """Return the number of micro-batches to start with for a batch of ``images``."""
         return initial_micro_batches(images, self.available, self.file.known(self.key) if self.file else ())
 
-    def ran_out(self, images: int, pieces: int) -> None:
-        """Record that a batch of ``images`` did not fit in ``pieces`` micro-batches."""
+    def record_oom(self, images: int, micro_batches: int) -> None:
+        """Record that a batch of ``images`` did not fit in ``micro_batches`` micro-batches."""
         if self.file is not None:
-            self.file.add(self.key, OomRecord(images=-(-images // pieces), available=self.available))
+            self.file.add(self.key, OomRecord(images=-(-images // micro_batches), available=self.available))
 
 
 #: torch's allocator raises OutOfMemoryError. Other allocations (by the driver, by cuBLAS, by cuDNN, whose

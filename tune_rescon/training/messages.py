@@ -123,27 +123,27 @@ def smaller(images: int, *, before: int, after: int) -> str:
         after: micro-batches to try next.
 
     >>> smaller(128, before=1, after=2)
-    'ran out of memory at 128 images; going on in 2 micro-batches of 64'
+    'ran out of memory at 128 images; continuing in 2 micro-batches of 64'
     >>> smaller(100, before=4, after=8)
-    'ran out of memory at 25 images; going on in 8 micro-batches of 12 to 13'
+    'ran out of memory at 25 images; continuing in 8 micro-batches of 12 to 13'
     """
     return (
-        f"ran out of memory at {_images_each(images, before)}; going on in {after} micro-batches of"
+        f"ran out of memory at {_images_each(images, before)}; continuing in {after} micro-batches of"
         f" {_each(images, after)}"
     )
 
 
-def without_images(images: int, *, pieces: int) -> str:
+def without_images(images: int, *, micro_batches: int) -> str:
     """Return the message that the dataset's images are freed, because the smallest micro-batches did not fit.
 
-    >>> without_images(128, pieces=16)
-    'ran out of memory at 8 images; going on with the dataset no longer on the device'
-    >>> without_images(16, pieces=16)
-    'ran out of memory at 1 image; going on with the dataset no longer on the device'
+    >>> without_images(128, micro_batches=16)
+    'ran out of memory at 8 images; continuing with the dataset no longer on the device'
+    >>> without_images(16, micro_batches=16)
+    'ran out of memory at 1 image; continuing with the dataset no longer on the device'
     """
     return (
-        f"ran out of memory at {_images_each(images, pieces)}; "
-        "going on with the dataset no longer on the device"
+        f"ran out of memory at {_images_each(images, micro_batches)}; "
+        "continuing with the dataset no longer on the device"
     )
 
 
@@ -156,47 +156,46 @@ def cannot_recompute() -> str:
     return "keeps all activations, because checkpoint_activations works with Residual Attention Networks only"
 
 
-def recomputing(images: int, *, pieces: int) -> str:
-    """Return the message that activations are recomputed, because ``pieces`` micro-batches were too large.
+def recomputing(images: int, *, micro_batches: int) -> str:
+    """Return the message that activations are recomputed, because the micro-batches were too large.
 
-    >>> recomputing(128, pieces=1)
-    'ran out of memory at 128 images; going on with their activations computed twice'
+    >>> recomputing(128, micro_batches=1)
+    'ran out of memory at 128 images; continuing with activation checkpointing'
     """
-    return (
-        f"ran out of memory at {_images_each(images, pieces)}; going on with their activations computed twice"
-    )
+    size = _images_each(images, micro_batches)
+    return f"ran out of memory at {size}; continuing with activation checkpointing"
 
 
 def known_to_recompute(images: int) -> str:
     """Return the message that activations are recomputed, because another trial needed that to fit the batch.
 
     >>> known_to_recompute(128)
-    'batches of 128 images are too large for the memory, as was found before; activations are computed twice'
+    'batches of 128 images are too large for the memory, as was found before; activation checkpointing is on'
     """
     return (
         f"batches of {counted(images, 'image')} are too large for the memory, as was found before; "
-        "activations are computed twice"
+        "activation checkpointing is on"
     )
 
 
-def known_too_large(images: int, *, pieces: int) -> str:
+def known_too_large(images: int, *, micro_batches: int) -> str:
     """Return the message that larger micro-batches of this network ran out of this device's memory before.
 
-    >>> known_too_large(128, pieces=2)
+    >>> known_too_large(128, micro_batches=2)
     'batches of 128 images are too large for the memory, as was found before; 2 micro-batches of 64'
     """
     return (
         f"batches of {counted(images, 'image')} are too large for the memory, as was found before; "
-        f"{counted(pieces, 'micro-batch', 'micro-batches')} of {_each(images, pieces)}"
+        f"{counted(micro_batches, 'micro-batch', 'micro-batches')} of {_each(images, micro_batches)}"
     )
 
 
-def _images_each(images: int, pieces: int) -> str:
-    return f"{_each(images, pieces)} image{'' if images == pieces else 's'}"
+def _images_each(images: int, micro_batches: int) -> str:
+    return f"{_each(images, micro_batches)} image{'' if images == micro_batches else 's'}"
 
 
-def _each(images: int, pieces: int) -> str:
-    least, rest = divmod(images, pieces)
+def _each(images: int, micro_batches: int) -> str:
+    least, rest = divmod(images, micro_batches)
     return f"{least} to {least + 1}" if rest else str(least)
 
 
@@ -261,12 +260,12 @@ def damaged(files: int, *, epoch: int) -> str:
     ``epoch`` is the last epoch that is kept; 0 starts from the beginning.
 
     >>> damaged(1, epoch=4)
-    'the last checkpoint was damaged; going on from epoch 4'
+    'the last checkpoint was damaged; resuming from epoch 4'
     >>> damaged(2, epoch=0)
-    'both checkpoints were damaged; beginning again'
+    'both checkpoints were damaged; starting over'
     """
     what = "the last checkpoint was damaged" if files == 1 else "both checkpoints were damaged"
-    return f"{what}; {f'going on from epoch {epoch}' if epoch else 'beginning again'}"
+    return f"{what}; {f'resuming from epoch {epoch}' if epoch else 'starting over'}"
 
 
 def best_damaged() -> str:

@@ -102,7 +102,7 @@ class TrialModule(pl.LightningModule):
         self.val_metrics = eval_metrics or EpochMetrics(classes, top5=True, peers=peers)
         self._peers = peers
         self._config = config
-        self._micro_batches = self._judged_pieces = execution.micro_batches
+        self._micro_batches = self._eval_micro_batches = execution.micro_batches
         weights = execution.class_weights
         self._class_weights_K = (
             None if weights is None else torch.tensor(weights, device=self._placement.device)
@@ -135,7 +135,7 @@ class TrialModule(pl.LightningModule):
         )
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_network(self) -> nn.Module:
         """The network that is validated and saved: the averaged one if there is one, else ``network``."""
         return self.network if self.averaged is None else self.averaged.network
 
@@ -237,21 +237,21 @@ class TrialModule(pl.LightningModule):
         If a batch does not fit in the memory, this batch and all later ones are evaluated in smaller pieces.
         That changes only the time.
         """
-        for piece, logits_BK in self._judge(batch):
+        for piece, logits_BK in self._evaluate(batch):
             self.val_metrics.update(F.cross_entropy(logits_BK, piece.targets), logits_BK, piece.targets)
 
-    def _judge(self, batch: tuple[Tensor, Tensor]) -> list[tuple[MicroBatch, Tensor]]:
+    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> list[tuple[MicroBatch, Tensor]]:
         """Return the batch's pieces, each with the class scores of its images."""
-        pieces = split_batch(*batch, self._judged_pieces)
+        pieces = split_batch(*batch, self._eval_micro_batches)
         try:
             with self._eagerly():
-                return [(piece, self.logits(self.judged, piece.images_BCHW)) for piece in pieces]
+                return [(piece, self.logits(self.eval_network, piece.images_BCHW)) for piece in pieces]
         except RuntimeError as error:
             if len(pieces) == len(batch[0]) or not ran_out_of_memory(error):
                 raise
         # Outside the handler, because the exception holds the tensors that did not fit.
-        self._judged_pieces = 2 * len(pieces)
-        return self._judge(batch)
+        self._eval_micro_batches = 2 * len(pieces)
+        return self._evaluate(batch)
 
     def reestimate_batch_norm(self, batches_BCHW: Sequence[Tensor]) -> None:
         """Re-estimate the evaluated network's batch-norm statistics on ``batches_BCHW``.
@@ -272,13 +272,13 @@ class TrialModule(pl.LightningModule):
                 for images_BCHW in batches_BCHW
                 for piece_BCHW in images_BCHW.tensor_split(self._micro_batches)
             )
-            reestimate_batch_norm(self.judged, pieces_BCHW)
-            statistics = batch_norm_statistics(self.judged)
+            reestimate_batch_norm(self.eval_network, pieces_BCHW)
+            statistics = batch_norm_statistics(self.eval_network)
             return torch.stack([one.sum() for one in statistics]) if statistics else torch.zeros(1)
 
         with self._eagerly():
             self._placement.within_range(estimate)
-        self._peers.average(batch_norm_statistics(self.judged))
+        self._peers.average(batch_norm_statistics(self.eval_network))
 
     def on_train_epoch_start(self) -> None:
         """Reset the metrics of the previous epoch."""

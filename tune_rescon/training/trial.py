@@ -50,14 +50,14 @@ def check_shares(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset
     if batch < _MIN_IMAGES * count:
         rule = f"a batch must have {_MIN_IMAGES} images for each of {count} workers"
         raise ConfigError(format_error(rule, got=str(batch)))
-    judged = dataset.val if len(dataset.val) else dataset.test
-    if len(judged) < count:
-        rule = f"there must be an image to judge by for each of {count} workers"
-        raise ConfigError(format_error(rule, got=str(len(judged))))
+    evaluated = dataset.val if len(dataset.val) else dataset.test
+    if len(evaluated) < count:
+        rule = f"there must be an image to evaluate for each of {count} workers"
+        raise ConfigError(format_error(rule, got=str(len(evaluated))))
 
 
 def find_start_together(
-    metadata: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage, peers: ProcessGroup
+    metadata: CheckpointMetadata, folder: CheckpointFolder | None, on_message: OnMessage, peers: ProcessGroup
 ) -> ResumePoint:
     """Run :func:`.find_resume_point` in the first process and send the others the checkpoint it finds.
 
@@ -67,7 +67,7 @@ def find_start_together(
     Args:
         metadata: the trial, before its first epoch.
         folder: this process's checkpoint folder; None keeps no checkpoints.
-        on_note: called with each message to the user.
+        on_message: called with each message to the user.
         peers: the processes that train the trial together.
 
     Returns:
@@ -77,12 +77,12 @@ def find_start_together(
         StorageError: as :func:`.find_resume_point`.
     """
     if peers.alone or folder is None:
-        return find_resume_point(metadata, folder, on_note)
+        return find_resume_point(metadata, folder, on_message)
     if not peers.first:
         folder.create()
         peers.share_file(folder.last)
-        return find_resume_point(metadata, folder, on_note)
-    start = find_resume_point(metadata, folder, on_note)
+        return find_resume_point(metadata, folder, on_message)
+    start = find_resume_point(metadata, folder, on_message)
     peers.share_file(folder.last)
     return start
 
@@ -112,7 +112,7 @@ def train_trial(
     ``epochs_in_checkpoint`` returns the epochs reported before. If the training loss is not finite, the
     trial ends after one report with nan.
 
-    The trial survives the following faults and reports each to ``process.on_note``:
+    The trial survives the following faults and reports each to ``process.on_message``:
 
     - The device's memory is too small for a step. The trial resumes from its last checkpoint without CUDA
       graphs, which have their own memory; then with activations recomputed
@@ -141,16 +141,16 @@ def train_trial(
         StorageError: ``checkpoint_dir`` cannot be created, or holds another trial's checkpoint.
         torch.OutOfMemoryError: the memory is too small for the smallest micro-batch too.
     """
-    peers, on_note = process.peers, process.on_note
+    peers, on_message = process.peers, process.on_message
     spec = describe_network(config, classes=dataset.classes, in_channels=dataset.channels)
     dataset = _as_pretrained(dataset, config, spec)
     metadata = CheckpointMetadata(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
     placement = resolve_device(process.device, precision=config.precision)
     if config.precision == "fp16" and not placement.scales_gradients:
-        on_note(messages.no_fp16())
+        on_message(messages.no_fp16())
     folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
     check_shares(peers, config, dataset)
-    start = find_start_together(metadata, folder, on_note, peers)
+    start = find_start_together(metadata, folder, on_message, peers)
     report = _each_once(on_epoch)
     release_memory()  # held by this process's earlier trials; it would count as this trial's need
     images = peers.largest_share(min(config.batch_size, len(dataset.train)))
@@ -180,10 +180,10 @@ def train_trial(
         if retry.overrun:
             recorded, recomputes = attempt.recorder is not None, start.metadata.recomputes
             tried = shape.when(recorded=recorded, recomputes=recomputes)
-            tried.ran_out(images, start.metadata.micro_batches)
-        on_note(retry.note)
+            tried.record_oom(images, start.metadata.micro_batches)
+        on_message(retry.note)
         record_steps = False
-        start = find_start_together(metadata, folder, on_note, peers)
+        start = find_start_together(metadata, folder, on_message, peers)
         start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
 
 
@@ -204,28 +204,28 @@ def _may_record_steps(
     """Return False if a recording of this shape has hung or run out of memory on a node of the trial."""
     stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
     if stalled is not None:
-        process.on_note(messages.stalled(stalled))
-    too_large = shape.when(recorded=True).pieces(images) > 1
+        process.on_message(messages.stalled(stalled))
+    too_large = shape.when(recorded=True).micro_batches(images) > 1
     return not process.peers.all_reduce_max(stalled is not None or too_large)
 
 
 def _apply_known_limits(start: ResumePoint, shape: Shape, images: int, process: TrialProcess) -> ResumePoint:
     """Return ``start`` with the settings that earlier trials on this node needed to fit the memory."""
-    peers, on_note = process.peers, process.on_note
+    peers, on_message = process.peers, process.on_message
     config, spec = start.metadata.config, start.metadata.spec
     asked = recomputation(config, spec)
     if asked == "off" and config.checkpoint_activations == "on":
-        on_note(messages.cannot_recompute())
+        on_message(messages.cannot_recompute())
     recomputes = asked == "on"
-    pieces = int(peers.all_reduce_max(shape.when(recomputes=recomputes).pieces(images)))
-    if pieces > 1 and asked == "auto":
+    micro_batches = int(peers.all_reduce_max(shape.when(recomputes=recomputes).micro_batches(images)))
+    if micro_batches > 1 and asked == "auto":
         recomputes = True
-        pieces = int(peers.all_reduce_max(shape.when(recomputes=True).pieces(images)))
-        if pieces == 1:
-            on_note(messages.known_to_recompute(images))
-    if pieces > 1:
-        on_note(messages.known_too_large(images, pieces=pieces))
-    return _with(start, micro_batches=pieces, recomputes=recomputes)
+        micro_batches = int(peers.all_reduce_max(shape.when(recomputes=True).micro_batches(images)))
+        if micro_batches == 1:
+            on_message(messages.known_to_recompute(images))
+    if micro_batches > 1:
+        on_message(messages.known_too_large(images, micro_batches=micro_batches))
+    return _with(start, micro_batches=micro_batches, recomputes=recomputes)
 
 
 def _with(start: ResumePoint, *, micro_batches: int, recomputes: bool) -> ResumePoint:

@@ -219,7 +219,7 @@ class CheckpointWriter:
         """The file of the best network; None if the trial has none."""
         return self._folder.best if self._best else None
 
-    def keep(
+    def save(
         self,
         trainer: pl.Trainer,
         module: TrialModule,
@@ -240,7 +240,7 @@ class CheckpointWriter:
                 to free pinned memory is a call of CUDA.
         """
         about = self._about(epoch, metrics) if self._is_kept(metrics) else None
-        best = None if about is None else trained_values(module.judged, about)
+        best = None if about is None else trained_values(module.eval_network, about)
         last: list[Mapping[str, Any]] = []
         trainer.save_checkpoint(self._folder.last, storage_options=last.append)
         self._values = best, last[0]
@@ -259,7 +259,7 @@ class CheckpointWriter:
         return self._outcome.done()
 
     def finish(self) -> tuple[str, ...]:
-        """Wait until the files of :meth:`keep` are durable, or could not be written.
+        """Wait until the files of :meth:`save` are durable, or could not be written.
 
         Returns:
             A message for each file that could not be written.
@@ -328,14 +328,14 @@ class ResumePoint:
 
 
 def find_resume_point(
-    metadata: CheckpointMetadata, folder: CheckpointFolder | None, on_note: OnMessage
+    metadata: CheckpointMetadata, folder: CheckpointFolder | None, on_message: OnMessage
 ) -> ResumePoint:
     """Return the point at which the trial of ``metadata`` resumes from its folder.
 
     Args:
         metadata: the trial, before its first epoch.
         folder: its checkpoint folder, created if absent; None: the trial starts from the beginning.
-        on_note: called with each message to the user, such as that a file was damaged.
+        on_message: called with each message to the user, such as that a file was damaged.
 
     Raises:
         StorageError: the folder cannot be created, or holds another trial's files.
@@ -347,12 +347,12 @@ def find_resume_point(
     if found.path is not None:
         metadata = metadata.continued(_read_metadata(found.path))
     if found.damaged:
-        on_note(messages.damaged(found.damaged, epoch=len(metadata.history)))
+        on_message(messages.damaged(found.damaged, epoch=len(metadata.history)))
     best = kept_best(folder)
     if best is not None:
         metadata.check_own(best)
     elif folder.best.exists():
-        on_note(messages.best_damaged())
+        on_message(messages.best_damaged())
     return ResumePoint(metadata=metadata, checkpoint=found.path, best=best)
 
 

@@ -117,9 +117,9 @@ def test_messages_for_the_user_are_reported_as_notes(
     twice, cut, *epochs = run(dataclasses.replace(task, epochs=1))
     assert twice == {
         "number": 7,
-        "note": "ran out of memory at 32 images; going on with their activations computed twice",
+        "note": "ran out of memory at 32 images; continuing with activation checkpointing",
     }
-    assert cut == {"number": 7, "note": "ran out of memory at 32 images; going on in 2 micro-batches of 16"}
+    assert cut == {"number": 7, "note": "ran out of memory at 32 images; continuing in 2 micro-batches of 16"}
     assert _epochs(epochs) == [1]
 
 

@@ -142,7 +142,7 @@ class RankActor:
             tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as folder,
             join(rendezvous, rank, address=address, device=task.device) as peers,
         ):
-            train_task(task, Path(folder), peers, on_epoch=_discard, on_note=_discard)
+            train_task(task, Path(folder), peers, on_epoch=_discard, on_message=_discard)
 
 
 def _discard(report: EpochReport | str) -> None:

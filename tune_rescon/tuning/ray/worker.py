@@ -184,7 +184,7 @@ def train_task(
     peers: ProcessGroup,
     *,
     on_epoch: Callable[[EpochReport], None],
-    on_note: Callable[[str], None],
+    on_message: Callable[[str], None],
     on_progress: Callable[[float], None] = messages.ignore_progress,
     is_preempted: Callable[[], bool] = messages.never,
 ) -> None:
@@ -195,7 +195,7 @@ def train_task(
         folder: The folder of the trial's checkpoints.
         peers: The processes that train the trial together.
         on_epoch: Called with the report of each epoch.
-        on_note: Called with each message about the trial.
+        on_message: Called with each message about the trial.
         on_progress: Called in a long epoch with the share of it that is trained.
         is_preempted: Polled during training; returns True if this process must end.
 
@@ -219,7 +219,7 @@ def train_task(
         process=TrialProcess(
             device=task.device,
             threads=task.threads,
-            on_note=on_note,
+            on_message=on_message,
             on_progress=on_progress,
             peers=peers,
             is_preempted=is_preempted,
@@ -384,7 +384,7 @@ def _train(task: TrialTask) -> Preempted | None:
                     folder,
                     peers,
                     on_epoch=report,
-                    on_note=note,
+                    on_message=note,
                     on_progress=progress,
                     is_preempted=is_preempted,
                 )
