@@ -176,7 +176,7 @@ def test_finalists_of_several_datasets_keep_them() -> None:
 def test_settings_apply_to_the_finals() -> None:
     configs = (TrialConfig(),)
     assert space_of(configs, overrides=["resources_per_trial.cpu=3"]).resources_per_trial.cpu == 3
-    with pytest.raises(SpaceError, match=r"budget\.trials: must be at most the 1 rows"):
+    with pytest.raises(SpaceError, match=r"budget\.trials: must be at most the 1 row"):
         space_of(configs, overrides=["budget.trials=2"])
 
 

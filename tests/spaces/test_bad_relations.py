@@ -74,7 +74,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
             8: "budget: {trials: 8}",
             17: "  - {depth: 56, batch_size: 16}",
         },
-        "s.yaml:16: initial: a grid runs every combination; `initial` must be empty, but got 1 rows.",
+        "s.yaml:16: initial: a grid runs every combination; `initial` must be empty, but got 1 row.",
     ),
     (
         {6: "sampler: {type: cmaes}", 15: "", 17: "  - {depth: 56, learning_rate: 0.1, batch_size: 32}"},
@@ -123,7 +123,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     (_JUDGED, "s.yaml:7: scheduler.type: must be none if the test images evaluate the trials, once"),
     (
         _JUDGED | {7: "scheduler: {type: none}"},
-        "s.yaml:8: budget.trials: must be at most the 1 rows of `initial` if the test images evaluate them",
+        "s.yaml:8: budget.trials: must be at most the 1 row of `initial` if the test images evaluate them",
     ),
     # Networks that do not exist.
     (
