@@ -93,11 +93,23 @@ def test_every_shell_has_the_mode_and_the_storage(node: Node, file: str) -> None
 def test_mlflow_keeps_what_it_has_beside_the_searches(node: Node, file: str) -> None:
     node.set_up(file)
     node.program(node.home / "tools" / "python", 'echo "$@"')
-    node.run(YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"][-1] + "; sleep 0.2")
+    starts = YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"]
+    (start,) = [line for line in starts if "tune_rescon.cluster mlflow" in line]
+    node.run(f"{start}; sleep 0.2")
     scheme = "gs" if "gcp" in file else "s3"
     bucket = f"{scheme}://CHANGE-bucket/mlflow"
     wanted = f"-m tune_rescon.cluster mlflow --artifacts {bucket}/artifacts --keep {bucket}/database\n"
     assert (node.home / "mlflow.log").read_text() == wanted
+
+
+def test_a_head_that_can_end_its_cluster_watches_from_its_start(node: Node) -> None:
+    """Also in a new container, which gets the hours from the folder of the token."""
+    node.set_up("cluster.yaml")
+    node.program(node.home / "tools" / "python", 'echo "$@"')
+    content = YAML(typ="safe").load(ROOT / "cluster.yaml")
+    node.run(content["head_start_ray_commands"][-1] + "; sleep 0.2")
+    assert (node.home / "idle.log").read_text() == "-m tune_rescon.cluster end-when-idle\n"
+    assert "~/.ray" in content["file_mounts"]
 
 
 @pytest.mark.parametrize("file", FILES)
