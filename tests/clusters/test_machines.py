@@ -14,7 +14,7 @@ from moto import mock_aws
 
 from tests.clusters.aws import ROOT, Request, Stack, allows, client, deploy, requests_of
 from tune_rescon.cluster import main
-from tune_rescon.clusters import idle, machines
+from tune_rescon.clusters import machines
 from tune_rescon.clusters.machines import Ec2Machines, open_machines
 from tune_rescon.errors import ClusterError, UserError
 
@@ -209,7 +209,7 @@ def test_the_hours_are_kept_only_where_the_head_may_end_the_cluster(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr(idle.subprocess, "Popen", lambda argv, **_: started.append(argv))
+    monkeypatch.setattr("tune_rescon.clusters.idle.subprocess.Popen", lambda argv, **_: started.append(argv))
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "ray_bootstrap_config.yaml").write_text((ROOT / "cluster.yaml").read_text())
     setting = tmp_path / ".ray" / "end_after_idle"

@@ -220,6 +220,8 @@ def left(epoch: int, batches: int) -> str:
 
     >>> left(3, 117)
     'its process was asked to end, after 117 batches of epoch 3; another process continues'
+    >>> left(3, 1)
+    'its process was asked to end, after 1 batch of epoch 3; another process continues'
     >>> left(3, 0)
     'its process was asked to end, after epoch 2; another process continues'
     """

@@ -106,6 +106,8 @@ def spent_words(hours: float | None, *, driven: float, name: str, trials: int, t
 
     >>> spent_words(2.0, driven=7300.0, name="a", trials=12, total=128)
     'The 2 hours of a are spent, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
+    >>> spent_words(1.0, driven=3700.0, name="a", trials=0, total=1).partition(".")[0]
+    'The 1 hour of a is spent, with 0 of 1 trial begun'
     """
     if hours is None or driven < hours * 3600 or trials >= total:
         return None
