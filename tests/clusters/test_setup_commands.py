@@ -95,7 +95,9 @@ def test_every_shell_has_the_mode_and_the_storage(node: Node, file: str) -> None
 def test_mlflows_database_is_kept_beside_the_searches(node: Node, file: str) -> None:
     node.set_up(file)
     node.program(node.home / "tools" / "python", 'echo "$@"')
-    node.run(YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"][-1])
+    starts = YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"]
+    (start,) = [line for line in starts if "tune_rescon.cluster mlflow" in line]
+    node.run(start)
     scheme = "gs" if "gcp" in file else "s3"
     bucket = f"{scheme}://CHANGE-bucket/mlflow"
     wanted = f"-m tune_rescon.cluster mlflow --artifacts {bucket}/artifacts --keep {bucket}/database\n"
@@ -103,6 +105,18 @@ def test_mlflows_database_is_kept_beside_the_searches(node: Node, file: str) -> 
     # The command does not wait for what it starts.
     wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
     assert log.read_text() == wanted
+
+
+def test_a_head_that_can_end_its_cluster_watches_from_its_start(node: Node) -> None:
+    """Also in a new container, which gets the hours from the folder of the token."""
+    node.set_up("cluster.yaml")
+    node.program(node.home / "tools" / "python", 'echo "$@"')
+    content = YAML(typ="safe").load(ROOT / "cluster.yaml")
+    node.run(content["head_start_ray_commands"][-1])
+    log = node.home / "idle.log"
+    wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+    assert log.read_text() == "-m tune_rescon.cluster end-when-idle\n"
+    assert "~/.ray" in content["file_mounts"]
 
 
 @pytest.mark.parametrize("file", FILES)

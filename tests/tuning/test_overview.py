@@ -72,7 +72,8 @@ def test_a_line_of_final_trainings_has_the_value_of_the_winner_by_the_mean(
         "sampler.repeats=true",
     )
     search = SimulatedSearch(
-        load_space("att92", settings), folder=SearchFolder(storage=tmp_path / "runs", name="a")
+        load_space("att92", settings),
+        folder=SearchFolder(storage=tmp_path / "runs", name="a"),
     )
     Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
     # The simulation knows no test images. The luckiest seed is of the parameters that are worse in the mean.

@@ -219,6 +219,8 @@ def preempted(epoch: int, batches: int) -> str:
 
     >>> preempted(3, 117)
     'its process was asked to end, after 117 batches of epoch 3; another process continues'
+    >>> preempted(3, 1)
+    'its process was asked to end, after 1 batch of epoch 3; another process continues'
     >>> preempted(3, 0)
     'its process was asked to end, after epoch 2; another process continues'
     """

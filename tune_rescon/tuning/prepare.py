@@ -85,7 +85,7 @@ def cache_words(space: Space, info: DatasetInfo) -> list[str]:
     """Return messages about a folder's cache: its size, and whether images will be enlarged."""
     if info.cache_bytes is None or info.stored_images is None:
         return []
-    squares = f"{counted(info.stored_images, 'square')} of {info.stored_side} pixels"
+    squares = f"{counted(info.stored_images or 0, 'square')} of {info.stored_side} pixels"
     lines = [f"the cache keeps {squares}: {_size(info.cache_bytes)} of disk on each node, mapped into memory"]
     kept = space.dataset.store_size or USUAL_STORE_SIZE
     largest = largest_image_size(space)
