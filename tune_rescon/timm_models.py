@@ -50,9 +50,9 @@ from tune_rescon.models import (
     NetworkDescription,
     NetworkSpec,
     ResidualAttentionNetwork,
+    iter_layers,
     list_presets,
     resolve_network,
-    walk,
 )
 from tune_rescon.models.external import timm_defaults
 from tune_rescon.models.network import check_sides
@@ -357,7 +357,7 @@ def _spec(preset: str) -> NetworkSpec:
 def _default(spec: NetworkSpec) -> dict[str, Any]:
     """Return timm's default config of a network."""
     side, small = spec.image_size, spec.image_size == _SMALL_SIDE
-    *_, last, _classifier = walk(spec)
+    *_, last, _classifier = iter_layers(spec)
     return {
         "num_classes": _SMALL_CLASSES if small else _CLASSES,
         "input_size": (spec.in_channels, side, side),
