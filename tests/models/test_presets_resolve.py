@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tune_rescon.models
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError
 from tune_rescon.models import (
@@ -154,14 +153,6 @@ def test_a_foreign_spec_is_named(change: dict[str, Any], word: str) -> None:
     values = {name: value for name, value in values.items() if value is not None}
     with pytest.raises(NetworkError, match=word):
         NetworkSpec.from_dict(values)
-
-
-def test_public_names_are_sorted_and_exist() -> None:
-    names = tune_rescon.models.__all__
-    assert names == sorted(names, key=lambda name: (not name.isupper(), name.islower(), name))
-    assert all(getattr(tune_rescon.models, name) is not None for name in names)
-    with pytest.raises(AttributeError, match="no attribute 'Attention'"):
-        _ = tune_rescon.models.Attention
 
 
 def test_numbers_need_no_torch() -> None:
