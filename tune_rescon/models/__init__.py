@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from tune_rescon.models.external import build_described
     from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec, build_network
     from tune_rescon.models.rescon import load_rescon
-else:
-    # Names whose modules import torch. They are loaded on first use, so that a dry run can compute the cost
-    # of networks without the second that importing torch takes. A type checker must not see __getattr__,
-    # because it would accept any name.
+else:  # hidden from the type checker, which would accept any name
+    # A dry run computes the cost of networks without the second that importing torch takes.
     __getattr__, __all__ = lazy_names(__name__)
