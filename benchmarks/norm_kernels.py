@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]  # triton has no types
+import triton.language as tl  # type: ignore[import-untyped]  # as above
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -263,7 +263,7 @@ class _BatchNormReLU(torch.autograd.Function):
         y_BCHW = torch.empty_like(x_BCHW)
         sums = torch.empty((3, cut.spans, k), device=x_BCHW.device)
         known = torch.empty((2, k), device=x_BCHW.device)
-        with torch.cuda.device_of(x_BCHW):
+        with torch.cuda.device_of(x_BCHW):  # type: ignore[no-untyped-call]  # torch leaves it untyped
             _sum_map[cut.grid](x_BCHW, *sums, n, k, cut.span, **cut.sizes)
             _normalise[cut.grid](
                 *(x_BCHW, y_BCHW, *sums, weight_C, bias_C, *known),
@@ -285,7 +285,7 @@ class _BatchNormReLU(torch.autograd.Function):
         dy_BCHW = dy_BCHW.contiguous(memory_format=torch.channels_last)
         dx_BCHW, dweight_C, dbias_C = map(torch.empty_like, (x_BCHW, weight_C, bias_C))
         sums = torch.empty((2, cut.spans, k), device=x_BCHW.device)
-        with torch.cuda.device_of(x_BCHW):
+        with torch.cuda.device_of(x_BCHW):  # type: ignore[no-untyped-call]  # torch leaves it untyped
             _sum_gradients[cut.grid](
                 x_BCHW, dy_BCHW, weight_C, bias_C, *known, *sums, n, k, cut.span, **cut.sizes
             )
