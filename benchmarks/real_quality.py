@@ -30,6 +30,7 @@ import tune_rescon as tr
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import open_dataset
 from tune_rescon.data.pixels import Normalization
+from tune_rescon.tuning import SearchLocation
 
 SCHEDULERS = {
     "auto": ["scheduler={type: auto}"],
