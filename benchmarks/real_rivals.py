@@ -25,7 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from tune_rescon.data import ImageDataset, open_dataset
 from tune_rescon.spaces import Space, load_space, random_points, suggest, trial_config
-from tune_rescon.training import Objective, TrialProcess, recorded_epochs, train_trial
+from tune_rescon.training import Objective, TrialProcess, epochs_in_checkpoint, train_trial
 from tune_rescon.training.messages import EpochReport
 from tune_rescon.tuning.resources import slots_here
 
@@ -106,7 +106,7 @@ class Training:
     def trained(self) -> Iterator[Trained]:
         """Yield what each trial has trained, if it has saved an epoch."""
         for folder in sorted(self.trials.iterdir()):
-            reports = recorded_epochs(folder)
+            reports = epochs_in_checkpoint(folder)
             if reports and reports[-1].best_checkpoint is not None:
                 yield Trained(
                     epochs=len(reports),
