@@ -190,6 +190,12 @@ class IdleFiles:
             return hours if math.isfinite(hours) and hours > 0 else 0.0
         return 0.0
 
+    def written(self) -> int:
+        """Return when the hours were last written, in nanoseconds since 1970; 0 if they are missing."""
+        with suppress(OSError):
+            return self.setting.stat().st_mtime_ns
+        return 0
+
     def write_hours(self, hours: float) -> None:
         """Store the hours; 0 removes them."""
         if not hours:
@@ -251,11 +257,15 @@ def watch(
         lock.acquire(timeout=LOCK_TIMEOUT)
     except Timeout:
         _PROGRESS.info("Another process watches already")
+        # The head was started again, which counts as use there.
+        files.setting.touch()
         return
     with lock:
-        rule, problem = IdleRule(clock()), ""
+        rule, problem, written = IdleRule(clock()), "", files.written()
         while hours := files.read_hours():
             rule.see(head.look(), clock())
+            if written != (written := files.written()):
+                rule.hear(0.0, "`cluster up`", clock())
             problem = "" if rule.in_use else problem
             if rule.is_due(hours, clock()):
                 try:
