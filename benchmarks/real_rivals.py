@@ -115,6 +115,17 @@ class Training:
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Defined:
+    """A space as a function that draws an Optuna trial's values. Ray Tune pickles it with each checkpoint."""
+
+    space: Space
+
+    def __call__(self, trial: Any) -> None:
+        """Draw the values."""
+        suggest(self.space, trial)
+
+
 def ray_asha(training: Training, *, slots: int, seconds: float) -> None:
     """Search with Ray Tune's ASHAScheduler and OptunaSearch, set up as its documentation shows."""
     space = training.space
@@ -126,9 +137,6 @@ def ray_asha(training: Training, *, slots: int, seconds: float) -> None:
 
         training.train(tune.get_context().get_trial_id(), config, on_epoch=report)
 
-    def define(trial: Any) -> None:
-        suggest(space, trial)
-
     scheduler = ASHAScheduler(
         time_attr="epoch", max_t=space.fidelity.max, grace_period=space.fidelity.min, reduction_factor=3
     )
@@ -138,7 +146,7 @@ def ray_asha(training: Training, *, slots: int, seconds: float) -> None:
             metric=metric,
             mode=mode,
             scheduler=scheduler,
-            search_alg=OptunaSearch(define, metric=metric, mode=mode, seed=space.sampler.seed),
+            search_alg=OptunaSearch(Defined(space=space), metric=metric, mode=mode, seed=space.sampler.seed),
             num_samples=-1,
             max_concurrent_trials=slots,
             time_budget_s=seconds,
