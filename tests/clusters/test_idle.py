@@ -193,7 +193,8 @@ def test_new_hours_are_seen_and_none_end_the_watch(files: IdleFiles) -> None:
 def test_another_up_counts_as_use(files: IdleFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that starts the head again, whose process finds that another one watches."""
     monkeypatch.setattr("tune_rescon.clusters.idle.LOCK_TIMEOUT", 0.01)
-    again = iter([lambda: files.write_hours(4), lambda: watch(files, Day().head())])
+    ups: list[Callable[[], None]] = [lambda: files.write_hours(4), lambda: watch(files, Day().head())]
+    again = iter(ups)
 
     def looks(hour: float) -> Look:
         if 1.95 < hour < 2.05 or 2.95 < hour < 3.05:
