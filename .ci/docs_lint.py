@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 #: An expression, and what to write instead.
 HABITS = {
-    r"\bgo(?:es)? on\b(?! to\b)": "continue",
+    r"\bgo(?:es|ing)? on\b(?! to\b)": "continue",
     r"\bwent on\b": "continued",
     r"\bwhoever\b": "the user, the caller, the process that",
     r"\banew\b": "again",

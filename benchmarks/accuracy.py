@@ -34,9 +34,9 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
     print(
         f"SGD 0.1, one cosine over {epochs} epochs, crop and flip; judged by {len(dataset.val)} test images\n"
     )
-    stalls = folder / "stalled"
+    hang_folder = folder / "stalled"
     if device == "cuda":
-        print(f"(a recording that never comes back ends this program; {stalls} then says where it stood)\n")
+        print(f"(a recording that never comes back ends this program; {hang_folder} then has its stack)\n")
     print("| seconds | epoch | test accuracy | images/s |\n|---|---|---|---|", flush=True)
     started = time.perf_counter()
 
@@ -56,7 +56,7 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
             seed=0,
             checkpoint_dir=None,
             on_epoch=report,
-            process=TrialProcess(on_message=print, device=device, stalls=stalls),
+            process=TrialProcess(on_message=print, device=device, hang_folder=hang_folder),
         )
     except TimeUp:
         print("\nslower than was estimated: ended before the schedule")

@@ -36,7 +36,7 @@ from waiting import Case, show_images
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import build_step
-from tune_rescon.training.compile import compiler_trouble
+from tune_rescon.training.compile import compiler_problem
 from tune_rescon.training.device import resolve_device
 from tune_rescon.training.memory import ran_out_of_memory
 
@@ -182,10 +182,10 @@ def ways(case: Case, options: argparse.Namespace) -> dict[str, Callable[..., Cal
     asked = options.ways
     if asked is None:
         asked = [] if options.device == "cpu" else list(WAYS) if case == options.cases[0] else ["launched"]
-    trouble = compiler_trouble(torch.device(options.device)) if "compiled" in asked else None
-    if trouble is not None:
+    problem = compiler_problem(torch.device(options.device)) if "compiled" in asked else None
+    if problem is not None:
         # The step would run uncompiled, under a name that says it did not.
-        print(f"\nnothing can be compiled here: {trouble}")
+        print(f"\nnothing can be compiled here: {problem}")
         asked.remove("compiled")
     return {name: functools.partial(build_step, **WAYS[name]) for name in asked}
 

@@ -108,7 +108,7 @@ def _trained(visit: Visit, recipe: str, *, seeds: tuple[int, ...]) -> Found:
             checkpoint_dir=visit.folder / f"{recipe}-{seed}",
             on_epoch=tell,
             objective=Objective(metric="test_accuracy"),
-            process=TrialProcess(device=visit.device, on_message=print, stalls=visit.folder / "stalled"),
+            process=TrialProcess(device=visit.device, on_message=print, hang_folder=visit.folder / "stalled"),
         )
         spent = time.perf_counter() - started
         if not reports:

@@ -34,7 +34,7 @@ BUSY = Look(uses=("job a-1",))
 def rule_after(*looks: tuple[float, Look]) -> IdleRule:
     rule = IdleRule(0.0)
     for now, look in looks:
-        rule.see(look, now)
+        rule.observe(look, now)
     return rule
 
 
@@ -67,16 +67,16 @@ def test_a_connection_that_lasts_is_use_and_a_short_one_only_delays_the_end() ->
     short = rule_after((5 * HOUR, connected("a")), (5.1 * HOUR, connected("b")))
     assert short.used == 0.0
     assert not short.is_due(4, 5.1 * HOUR), "a job may be about to be submitted"
-    short.see(AT_REST, 5.2 * HOUR)
+    short.observe(AT_REST, 5.2 * HOUR)
     assert short.is_due(4, 5.2 * HOUR)
 
 
 def test_what_was_written_and_heard_counts_from_its_own_time() -> None:
     rule = rule_after((5 * HOUR, Look(unwritten=2 * HOUR)))
     assert (rule.used, rule.by) == (3 * HOUR, "a change of MLflow's database")
-    rule.hear(4 * HOUR, "a search's heartbeat", 5 * HOUR)
+    rule.record_use(4 * HOUR, "a search's heartbeat", 5 * HOUR)
     assert rule.used == 3 * HOUR, "an older use"
-    rule.hear(-60.0, "a search's heartbeat", 5 * HOUR)
+    rule.record_use(-60.0, "a search's heartbeat", 5 * HOUR)
     assert (rule.used, rule.by) == (5 * HOUR, "a search's heartbeat"), "no clock is ahead of this one"
 
 

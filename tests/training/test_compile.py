@@ -24,7 +24,7 @@ from tune_rescon.training import EpochReport
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.compile import (
     compile_units,
-    compiler_trouble,
+    compiler_problem,
     doubled,
     many_shapes,
     uncompiled,
@@ -86,9 +86,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[nn.Module]:
     """A network that has run compiled."""
-    trouble = compiler_trouble(CPU)
-    if trouble is not None:
-        pytest.skip(f"torch.compile needs a C++ compiler: {trouble}")
+    problem = compiler_problem(CPU)
+    if problem is not None:
+        pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
     network = _network()
     compile_units(network)
     # Code is compiled for the process's switches, so they are a trial's. Torch's own limit is 8 versions,
@@ -146,12 +146,12 @@ def test_an_epochs_end_compiles_nothing(compiled: nn.Module) -> None:
 
 @pytest.fixture
 def no_compiler() -> Iterator[None]:
-    compiler_trouble.cache_clear()
+    compiler_problem.cache_clear()
     reset_code(doubled.__code__)  # what was compiled in this process needs no compiler
     inductor: Any = torch._inductor.config
     with inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
         yield
-    compiler_trouble.cache_clear()
+    compiler_problem.cache_clear()
 
 
 #: A process that compiles a unit and prints how many of its graphs the cache had.
@@ -176,8 +176,8 @@ print(counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["
 
 @nightly
 def test_the_next_process_of_a_node_finds_compiled_code(cache: Path) -> None:
-    if (trouble := compiler_trouble(CPU)) is not None:
-        pytest.skip(f"torch.compile needs a C++ compiler: {trouble}")
+    if (problem := compiler_problem(CPU)) is not None:
+        pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     command = [sys.executable, "-c", COMPILES, str(cache)]
     files = set(cache.rglob("*"))
@@ -220,7 +220,7 @@ def test_a_compiled_trial_learns_what_an_uncompiled_one_does(
         weights = [value.flatten() for key, value in state.items() if key.endswith(("weight", "bias"))]
         return report.metrics, torch.cat(weights)
 
-    assert compiler_trouble(CPU) is None, "asked here, for asking compiles too"
+    assert compiler_problem(CPU) is None, "asked here, for asking compiles too"
     graphs = _graphs()
     compiled, after = trained("compiled", compile="on")
     assert _graphs() == graphs, "its shapes were compiled already, and its validations must not be"

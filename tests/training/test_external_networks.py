@@ -24,7 +24,7 @@ from tune_rescon.inference import batches_of, export_model, predictions
 from tune_rescon.models import build_described, describe_network
 from tune_rescon.predict import main as predict
 from tune_rescon.training import load_trained, messages
-from tune_rescon.training.compile import compiler_trouble
+from tune_rescon.training.compile import compiler_problem
 from tune_rescon.training.cuda_graphs import Outputs
 from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.training.initial_weights import read_initial
@@ -328,9 +328,9 @@ def test_a_weight_that_is_computed_is_trained_in_bfloat16_from_a_recording() -> 
 def test_it_is_compiled_whole(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
-    trouble = compiler_trouble(torch.device("cpu"))
-    if trouble is not None:
-        pytest.skip(f"torch.compile needs a C++ compiler: {trouble}")
+    problem = compiler_problem(torch.device("cpu"))
+    if problem is not None:
+        pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     config = dataclasses.replace(CONFIGS["own"], ema_decay=0.0)
     plain = train(config, epochs=1)

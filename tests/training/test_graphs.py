@@ -332,14 +332,14 @@ def test_a_trial_whose_recording_never_came_back_here_trains_without(
     train: Callable[..., list[EpochReport]], recorded_on_cpu: PlayedOnCpu, tmp_path: Path, small: TrialConfig
 ) -> None:
     told: list[str] = []
-    train(stalls=tmp_path, on_message=told.append, epochs=1)
+    train(hang_folder=tmp_path, on_message=told.append, epochs=1)
     assert (told, recorded_on_cpu.recorded) == ([], 1)
     placement = DeviceConfig(device=CPU, precision="fp32")
     key = shape_key(resolve_network(small, classes=10, in_channels=1), placement, small.compile)
     with HangWatchdog(folder=tmp_path, key=key).watching(60):
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout (0:10:00)!")
-        train(stalls=tmp_path, on_message=told.append, epochs=1)
+        train(hang_folder=tmp_path, on_message=told.append, epochs=1)
     assert told == [messages.stalled(evidence)]
     assert recorded_on_cpu.recorded == 1
 

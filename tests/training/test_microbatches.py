@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.device import DeviceConfig
-from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, split_batch, twice_as_many
+from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, next_micro_batches, split_batch
 from tune_rescon.training.module import StepExecution, TrialModule
 
 CLASSES = 4
@@ -49,7 +49,7 @@ def test_halving_ends_before_a_piece_is_too_small(images: int) -> None:
     tried = []
     while count is not None:
         tried.append(count)
-        count = twice_as_many(count, images=images)
+        count = next_micro_batches(count, images=images)
     assert tried == [2**power for power in range(len(tried))]
     assert all(images // count >= SMALLEST_MICRO_BATCH for count in tried[1:])
     assert images // (2 * tried[-1]) < SMALLEST_MICRO_BATCH

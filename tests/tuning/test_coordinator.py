@@ -195,11 +195,11 @@ def test_nothing_is_written_if_the_guard_raises() -> None:
     study = Study()
     allowed = [True]
 
-    def guard() -> None:
+    def check_lease() -> None:
         if not allowed[0]:
             raise GuardError
 
-    search = coordinator(study, guard=guard)
+    search = coordinator(study, check_lease=check_lease)
     number = next_number(search)
     allowed[0] = False
     calls: list[Callable[[], object]] = [

@@ -75,14 +75,14 @@ def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -
         show_progress=False,
     )
     prepare_data(space, options)
-    *account, judging, dark = progress
+    *account, evaluated_by, dark = progress
     assert account == [
         "folder: found 2 classes; images: train 8 (a 4, b 4), val 0, test 0",
         "folder: left out, images without a class folder: 1 (stray.png)",
         "folder: the cache keeps 8 squares of 16 pixels: 6.1 kB of disk on each node, mapped into memory",
     ]
-    assert "will judge the winners by the 2 validation images" in judging
-    assert "dataset.test_fraction" in judging
+    assert "will judge the winners by the 2 validation images" in evaluated_by
+    assert "dataset.test_fraction" in evaluated_by
     assert dark.startswith("folder: the training pictures are nearly black")
 
 

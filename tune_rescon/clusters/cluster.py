@@ -279,12 +279,12 @@ def _forget(cluster: ClusterFile) -> None:
 def _wait_for_workers(cluster: ClusterFile, wait: float) -> int:
     deadline = time.monotonic() + wait
     came: int | None = None
-    trouble = ""
+    last_error = ""
     while True:
         try:
             found = ask_head(cluster).workers
         except ClusterError as error:
-            trouble = str(error)
+            last_error = str(error)
         else:
             if found != came:
                 _PROGRESS.info(
@@ -298,7 +298,7 @@ def _wait_for_workers(cluster: ClusterFile, wait: float) -> int:
             break
         time.sleep(PAUSE)
     if came is None:
-        raise ClusterError(trouble)
+        raise ClusterError(last_error)
     raise ClusterError(
         f"{came} of {counted(cluster.workers, 'worker')} came within {wait:g} s."
         " Why the others did not, the head knows:"

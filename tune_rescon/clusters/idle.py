@@ -78,7 +78,7 @@ class IdleRule:
         self.in_use = False
         self._sessions: frozenset[str] = frozenset()
 
-    def see(self, look: Look, now: float) -> None:
+    def observe(self, look: Look, now: float) -> None:
         """Take a look into account."""
         lasting = look.sessions & self._sessions
         self._sessions = look.sessions
@@ -88,15 +88,15 @@ class IdleRule:
         elif lasting:
             self._use(now, "an ssh connection")
         else:
-            self.hear(look.unwritten, "a change of MLflow's database", now)
+            self.record_use(look.unwritten, "a change of MLflow's database", now)
 
-    def hear(self, age: float, what: str, now: float) -> None:
+    def record_use(self, age: float, what: str, now: float) -> None:
         """Take a use into account that was ``age`` seconds ago."""
         if now - max(0.0, age) > self.used:
             self._use(now - max(0.0, age), what)
 
     def is_due(self, hours: float, now: float) -> bool:
-        """Return whether the cluster is to end: it was not used for the hours, and nobody is connected."""
+        """Return whether the cluster is to end: it was not used for the hours, and no one is connected."""
         return not (self.in_use or self._sessions) and now - self.used >= hours * 3600
 
     def _use(self, when: float, what: str) -> None:
@@ -263,9 +263,9 @@ def watch(
     with lock:
         rule, problem, written = IdleRule(clock()), "", files.written()
         while hours := files.read_hours():
-            rule.see(head.look(), clock())
+            rule.observe(head.look(), clock())
             if written != (written := files.written()):
-                rule.hear(0.0, "`cluster up`", clock())
+                rule.record_use(0.0, "`cluster up`", clock())
             problem = "" if rule.in_use else problem
             if rule.is_due(hours, clock()):
                 try:
@@ -295,7 +295,7 @@ def _prepare_end(rule: IdleRule, head: Head, hours: float, clock: Callable[[], f
         OSError: the storage of the searches cannot be read.
         TuneResconError: the copy of MLflow's database is not complete. MLflow was started again.
     """
-    rule.hear(head.beat_age(), "a search's heartbeat", clock())
+    rule.record_use(head.beat_age(), "a search's heartbeat", clock())
     if not rule.is_due(hours, clock()):
         return False
     _log.warning("the cluster was not used for %g hours: last by %s", hours, rule.by)
@@ -304,7 +304,7 @@ def _prepare_end(rule: IdleRule, head: Head, hours: float, clock: Callable[[], f
     except TuneResconError:
         head.start_mlflow()
         raise
-    rule.see(head.look(), clock())
+    rule.observe(head.look(), clock())
     if rule.is_due(hours, clock()):
         return True
     head.start_mlflow()

@@ -168,14 +168,14 @@ def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where
     images: dict[int, list[str]] = {label: [] for label in labels.values()}
     for folder in folders:
         found = _images_by_name(tree, folder)
-        strangers = sorted(name for name in found if normalized(name) not in labels)
-        if strangers:
+        unknown = sorted(name for name in found if normalized(name) not in labels)
+        if unknown:
             raise DataError(
                 format_error(
                     "every class must also be in the training part",
-                    got=", ".join(map(repr, strangers)),
+                    got=", ".join(map(repr, unknown)),
                     where=join(where, folder),
-                    hint=f"To leave it out: {settling('ignore', as_pattern(join(folder, strangers[0])))}.",
+                    hint=f"To leave it out: {settling('ignore', as_pattern(join(folder, unknown[0])))}.",
                 )
             )
         for name, inside in found.items():

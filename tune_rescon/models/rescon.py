@@ -169,10 +169,10 @@ def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
         raise NetworkError(
             format_error(rule, got=f"{describe_value(value)}, without tensors", where="state_dict")
         )
-    judged = [(part, _nearest(part.tensors)) for part in parts or [StateDict(place="", tensors={})]]
-    fitting = [(part, found) for part, found in judged if not found.distance(part.tensors.keys())]
+    matched = [(part, _nearest(part.tensors)) for part in parts or [StateDict(place="", tensors={})]]
+    fitting = [(part, found) for part, found in matched if not found.distance(part.tensors.keys())]
     if not fitting:
-        raise NetworkError(_mismatch_message(*min(judged, key=_mismatches), parts))
+        raise NetworkError(_mismatch_message(*min(matched, key=_mismatches), parts))
     if len(fitting) > 1:
         places = [part.place or "the outermost dict" for part, _ in fitting]
         got = f"{len(places)}, in {_listed(places)}"
@@ -207,8 +207,8 @@ def _nearest(weights: Mapping[str, Tensor]) -> _Candidate:
     return min(candidates, key=lambda candidate: candidate.distance(weights.keys()))
 
 
-def _mismatches(judged: tuple[StateDict, _Candidate]) -> int:
-    part, nearest = judged
+def _mismatches(matched: tuple[StateDict, _Candidate]) -> int:
+    part, nearest = matched
     return nearest.distance(part.tensors.keys())
 
 

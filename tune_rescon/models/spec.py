@@ -394,13 +394,20 @@ def _unit(path: str, unit: UnitSpec, side: int) -> Iterator[Layer]:
 
 
 def _conv(
-    name: str, cin: int, cout: int, side: int, *, kernel: int = 1, stride: int = 1, groups: int = 1
+    name: str,
+    in_channels: int,
+    out_channels: int,
+    side: int,
+    *,
+    kernel: int = 1,
+    stride: int = 1,
+    groups: int = 1,
 ) -> Layer:
     return Layer(
         name=name,
         kind="conv",
-        in_channels=cin,
-        out_channels=cout,
+        in_channels=in_channels,
+        out_channels=out_channels,
         side=side,
         kernel=kernel,
         stride=stride,

@@ -49,18 +49,20 @@ class _SubsampledConv2d(nn.Conv2d):
         return F.conv2d(input[:, :, ::rows, ::columns], self.weight, None, 1, 0, 1, self.groups)
 
 
-def conv(cin: int, cout: int, kernel: int = 1, stride: int = 1, *, groups: int = 1) -> nn.Conv2d:
+def conv(
+    in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, *, groups: int = 1
+) -> nn.Conv2d:
     """Return a convolution without bias whose padding is half its kernel, so that a stride rounds sizes up.
 
     Args:
-        cin: Number of input channels.
-        cout: Number of output channels.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
         kernel: Side of the kernel, pixels.
         stride: Stride along both axes.
         groups: Number of groups.
     """
-    kind = _SubsampledConv2d if kernel == 1 and stride > 1 and cin % _VECTOR else nn.Conv2d
-    return kind(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    kind = _SubsampledConv2d if kernel == 1 and stride > 1 and in_channels % _VECTOR else nn.Conv2d
+    return kind(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class PreActivationUnit(nn.Module):

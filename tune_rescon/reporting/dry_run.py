@@ -67,8 +67,8 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     for name, known in datasets.items():
         check_metric_classes(space, known)
         account = known.account.lines() if known.account else []
-        judging = [] if known.account is None else evaluation_words(space, known)
-        for line in (*account, *cache_words(space, known), *judging):
+        evaluated_by = [] if known.account is None else evaluation_words(space, known)
+        for line in (*account, *cache_words(space, known), *evaluated_by):
             console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
     check_external_networks(space)
     check_external_networks(space, datasets)

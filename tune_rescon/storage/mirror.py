@@ -292,7 +292,7 @@ class Mirror:
         # The condition guards all attributes below.
         self._condition = threading.Condition()
         self._changes = self._urgent = self._sent = 0
-        self._trouble = False
+        self._is_failing = False
         self._rests_until = 0.0
         self._forgotten: list[Discard] = []
         self._discards: list[Discard] = []
@@ -320,8 +320,8 @@ class Mirror:
         with self._condition:
             goal = self._urge()
             rests = time.monotonic() < self._rests_until
-            timeout = 0.0 if self._trouble or rests else self._pace.flush_timeout
-            self._condition.wait_for(lambda: self._sent >= goal or self._trouble, timeout)
+            timeout = 0.0 if self._is_failing or rests else self._pace.flush_timeout
+            self._condition.wait_for(lambda: self._sent >= goal or self._is_failing, timeout)
             return self._sent >= goal
 
     def close(self, timeout: float) -> int:
@@ -396,7 +396,7 @@ class Mirror:
             now = time.monotonic()
             self._rests_until = now + self._pace.rest * (now - began)
             self._sent = goal
-            self._trouble = False
+            self._is_failing = False
             self._condition.notify_all()
         self._sender.discard(discards)
         with self._condition:
@@ -404,7 +404,7 @@ class Mirror:
 
     def _set_trouble(self) -> None:
         with self._condition:
-            self._trouble = True
+            self._is_failing = True
             self._condition.notify_all()
 
     def _rest(self, pause: float) -> bool:

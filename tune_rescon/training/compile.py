@@ -25,7 +25,7 @@ from tune_rescon.training import messages
 __all__ = [
     "choose_compiling",
     "compile_units",
-    "compiler_trouble",
+    "compiler_problem",
     "keep_compiled_code",
     "many_shapes",
     "uncompiled",
@@ -52,8 +52,8 @@ def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) 
     """
     if requested == "off":
         return False, None
-    trouble = "it recomputes its activations" if recomputes else compiler_trouble(device)
-    return trouble is None, None if trouble is None else messages.uncompiled(trouble)
+    problem = "it recomputes its activations" if recomputes else compiler_problem(device)
+    return problem is None, None if problem is None else messages.uncompiled(problem)
 
 
 def compile_units(network: nn.Module) -> None:
@@ -109,7 +109,7 @@ def keep_compiled_code(folder: Path) -> None:
 
 
 @functools.cache
-def compiler_trouble(device: torch.device) -> str | None:
+def compiler_problem(device: torch.device) -> str | None:
     """Return why nothing can be compiled for ``device`` here, as the compiler's first line; None if it can.
 
     A CPU needs a C++ compiler; a GPU needs Triton and a C compiler. The result is cached for the process,

@@ -62,7 +62,7 @@ class FusedWeightCast:
         pairs = zip(self._weights.items(), copies, strict=True)
         return {name: copy.requires_grad_(weight.requires_grad) for (name, weight), copy in pairs}
 
-    def hand_over(self, copies: Mapping[str, Tensor]) -> None:
+    def backward_to_fp32(self, copies: Mapping[str, Tensor]) -> None:
         """Set the weights' gradients to those of their ``copies``."""
         pairs = [(self._weights[name], copy.grad) for name, copy in copies.items() if copy.grad is not None]
         gradients = [torch.empty_like(weight) for weight, _ in pairs]

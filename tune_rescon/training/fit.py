@@ -37,7 +37,7 @@ from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
 from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
-from tune_rescon.training.microbatches import twice_as_many
+from tune_rescon.training.microbatches import next_micro_batches
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.progress import EpochProgress
 from tune_rescon.training.trainer import fit, make_trainer
@@ -84,7 +84,7 @@ class TrialProcess:
     overruns: Path | None = None
     """A file, created if absent, in which the trials of this node record steps that ran out of memory; None
     records nothing."""
-    stalls: Path | None = None
+    hang_folder: Path | None = None
     """A folder, created if absent, that the trials of this node share; None: a recording may hang for ever.
 
     If the recording of a CUDA graph does not return within minutes, this process saves its stack traces in
@@ -276,7 +276,7 @@ class FitAttempt:
         if not recomputes and recomputation(metadata.config, metadata.spec) == "auto":
             note = messages.recomputing(images, micro_batches=count)
             return Retry(micro_batches=count, recomputes=True, note=note, overrun=True)
-        more = twice_as_many(count, images=images)
+        more = next_micro_batches(count, images=images)
         if more is not None:
             note = messages.smaller(images, before=count, after=more)
             return Retry(micro_batches=more, recomputes=recomputes, note=note, overrun=True)

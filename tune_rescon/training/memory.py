@@ -29,7 +29,7 @@ from tune_rescon.models import NetworkDescription, NetworkSpec
 from tune_rescon.models.network import Mask
 from tune_rescon.models.units import PreActivationUnit, ResNeXtUnit
 from tune_rescon.training.device import DeviceConfig
-from tune_rescon.training.microbatches import twice_as_many
+from tune_rescon.training.microbatches import next_micro_batches
 
 __all__ = [
     "OomRecord",
@@ -163,7 +163,7 @@ def initial_micro_batches(images: int, available: int, known: Iterable[OomRecord
     known = list(known)
     count: int = 1
     while any(_is_too_large(-(-images // count), available, overrun) for overrun in known):
-        finer = twice_as_many(count, images=images)
+        finer = next_micro_batches(count, images=images)
         if finer is None:
             break
         count = finer

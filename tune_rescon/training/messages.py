@@ -284,13 +284,13 @@ def no_fp16() -> str:
     return "precision fp16 is for GPUs; this trial trains in fp32 on its CPU"
 
 
-def uncompiled(trouble: str) -> str:
-    """Return the message that ``trouble`` prevents torch.compile from being used.
+def uncompiled(reason: str) -> str:
+    """Return the message that ``reason`` prevents torch.compile from being used.
 
     >>> uncompiled("No working C++ compiler found")
     'torch.compile cannot be used here (No working C++ compiler found); training continues without it'
     """
-    return f"torch.compile cannot be used here ({trouble}); training continues without it"
+    return f"torch.compile cannot be used here ({reason}); training continues without it"
 
 
 def too_large_to_record(images: int) -> str:
@@ -312,10 +312,10 @@ def stalled(evidence: Path) -> str:
     return f"no CUDA graph: one of this network never came back here ({evidence}; remove it to try again)"
 
 
-def unrecorded(trouble: str) -> str:
+def unrecorded(reason: str) -> str:
     """Return the message that a step cannot be recorded as a CUDA graph.
 
     >>> unrecorded("operation not permitted when stream is capturing")
     'no CUDA graph here (operation not permitted when stream is capturing); training continues without'
     """
-    return f"no CUDA graph here ({trouble}); training continues without"
+    return f"no CUDA graph here ({reason}); training continues without"

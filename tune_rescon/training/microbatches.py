@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SMALLEST_MICRO_BATCH", "MicroBatch", "smallest_piece", "split_batch", "twice_as_many"]
+__all__ = ["SMALLEST_MICRO_BATCH", "MicroBatch", "next_micro_batches", "smallest_piece", "split_batch"]
 
 #: Images. The batch-norm statistics of fewer than 8 are too rough to train with (Wu & He 2018, figure 1).
 SMALLEST_MICRO_BATCH: Final = 8
@@ -51,7 +51,7 @@ def split_batch(images_BCHW: Tensor, targets: Tensor, count: int) -> list[MicroB
     return [MicroBatch(images_BCHW=cut, targets=aims, share=len(cut) / images) for cut, aims in cuts]
 
 
-def twice_as_many(count: int, *, images: int) -> int | None:
+def next_micro_batches(count: int, *, images: int) -> int | None:
     """Return the number of micro-batches to try after ``count`` were too large for the memory.
 
     Args:
@@ -61,7 +61,7 @@ def twice_as_many(count: int, *, images: int) -> int | None:
     Returns:
         Twice ``count``; None if the micro-batches would then be too small.
 
-    >>> twice_as_many(1, images=32), twice_as_many(2, images=32), twice_as_many(4, images=32)
+    >>> next_micro_batches(1, images=32), next_micro_batches(2, images=32), next_micro_batches(4, images=32)
     (2, 4, None)
     """
     return 2 * count if images // (2 * count) >= SMALLEST_MICRO_BATCH else None
@@ -74,6 +74,6 @@ def smallest_piece(images: int) -> int:
     (8, 15, 8, 12)
     """
     count = 1
-    while (finer := twice_as_many(count, images=images)) is not None:
+    while (finer := next_micro_batches(count, images=images)) is not None:
         count = finer
     return images // count

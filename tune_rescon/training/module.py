@@ -224,7 +224,7 @@ class TrialModule(pl.LightningModule):
         # torch.autograd.grad would return a gradient in a layout that the fused optimiser would misread.
         torch.autograd.backward(self.scaler.scale(loss))
         if self._cast:
-            self._cast.hand_over(copies)
+            self._cast.backward_to_fp32(copies)
         # A network from elsewhere may have parameters that are frozen, or that its logits do not use.
         self._learning = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
         gradients = (parameter.grad for parameter in self._learning)

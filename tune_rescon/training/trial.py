@@ -155,7 +155,7 @@ def train_trial(
     release_memory()  # held by this process's earlier trials; it would count as this trial's need
     images = peers.largest_share(min(config.batch_size, len(dataset.train)))
     shape = Shape.of(config, spec, placement, process.overruns)
-    watch = HangWatchdog(folder=process.stalls, key=shape.key) if process.stalls else None
+    watch = HangWatchdog(folder=process.hang_folder, key=shape.key) if process.hang_folder else None
     record_steps = _may_record_steps(config, shape, images=images, watch=watch, process=process)
     if start.checkpoint is None:
         # A resumed trial keeps its micro-batches, because another number would change batch norm's

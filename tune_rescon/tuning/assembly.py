@@ -33,7 +33,7 @@ def make_plan(
     *,
     elapsed_seconds: float,
     now: float,
-    guard: Callable[[], None] = lambda: None,
+    check_lease: Callable[[], None] = lambda: None,
 ) -> SearchPlan:
     """Return the plan of one run of a search.
 
@@ -42,7 +42,7 @@ def make_plan(
         record: The durable record, which keeps what the constraints have measured.
         elapsed_seconds: Seconds of the budget that are used, including earlier runs.
         now: The current time in seconds, on the clock of the coordinator.
-        guard: Called before the record is written. It raises if the record belongs to another driver.
+        check_lease: Called before the record is written. It raises if the record belongs to another driver.
     """
     space = costs.space
     return SearchPlan(
@@ -54,7 +54,7 @@ def make_plan(
         keep=None if space.metric.of_test_images else CHECKPOINTS_KEPT,
         violation=violation_of(costs, record),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
-        guard=guard,
+        check_lease=check_lease,
     )
 
 

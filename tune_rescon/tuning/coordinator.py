@@ -62,7 +62,7 @@ class SearchPlan:
     """Return why a configuration (plain values) must not be trained, or None. None without constraints."""
     keep: int | None = CHECKPOINTS_KEPT
     """See :func:`.top_k_checkpoints`. None if every trial keeps its checkpoint."""
-    guard: Callable[[], None] = lambda: None
+    check_lease: Callable[[], None] = lambda: None
     """Called before the record is written. It raises if the record belongs to another driver."""
 
 
@@ -144,7 +144,7 @@ class Coordinator:
         """
         if self._ending:
             return None
-        self._plan.guard()
+        self._plan.check_lease()
         self._advance()
         while self._unfinished:
             number = self._unfinished.pop(0)
@@ -201,7 +201,7 @@ class Coordinator:
             return Decision.STOP
         if epoch <= known.epochs:
             return Decision.CONTINUE
-        self._plan.guard()
+        self._plan.check_lease()
         self._advance()
         requested = self._record.stop_requested(number)
         verdict, note = self._judge(known.extended(metrics), requested=requested)
@@ -225,7 +225,7 @@ class Coordinator:
         """Record a note about a running trial for the user, and pass it to the callbacks."""
         if number not in self._running:
             return
-        self._plan.guard()
+        self._plan.check_lease()
         trial = self._record.note(number, text)
         self._callbacks.on_trial_note(trial, text)
 
@@ -426,7 +426,7 @@ class Coordinator:
     def _close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        self._plan.guard()
+        self._plan.check_lease()
         self._running.discard(number)
         kept = self._retention.trial_ends(number, state, checkpoint)
         ending = self._record.trial(number)
@@ -441,7 +441,7 @@ class Coordinator:
 
     def _interrupt_trial(self, number: int) -> None:
         """Interrupt a running trial, so that a resume can continue it."""
-        self._plan.guard()
+        self._plan.check_lease()
         self._running.discard(number)
         trial = self._record.interrupt(number)
         self._callbacks.on_trial_end(trial)

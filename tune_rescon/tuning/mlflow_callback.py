@@ -257,7 +257,7 @@ class MlflowCallback(SearchCallback):
         self._record = record
         self._space = costs.space
         self._fixed = {name: value for name, value in self._space.fixed.items() if name in SHOWN_FIXED}
-        self._pricing = costs
+        self._costs = costs
         self._preload_exporter = preload_exporter
 
     @override
@@ -312,7 +312,7 @@ class MlflowCallback(SearchCallback):
             params={name: _param_text(value) for name, value in {**fixed, **chosen}.items()},
             history={shown: trial.history[name] for name, shown in logged.items()},
             times_ms=trial.times_ms,
-            closing=closing_metrics(trial, self._pricing.cost(trial), self._pricing.devices) if final else {},
+            closing=closing_metrics(trial, self._costs.cost(trial), self._costs.devices) if final else {},
             error=trial.error,
             notes=trial.notes,
             **_times(started_ms=trial.started, ended_ms=trial.ended),

@@ -339,8 +339,8 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
         info = describe(dataset, data_root=options.data_root)
         check_metric_classes(space, info)
         account = info.account.lines() if info.account else []
-        judging = [] if info.account is None else evaluation_words(space, info)
-        for line in (*account, *cache_words(space, info), *judging):
+        evaluated_by = [] if info.account is None else evaluation_words(space, info)
+        for line in (*account, *cache_words(space, info), *evaluated_by):
             _PROGRESS.info(f"{dataset.name}: {line}")
         images = open_dataset(
             dataset,

@@ -204,9 +204,9 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
     """
     if by_mean and (groups := repeated(trials)):
         return (max if groups[0][0].maximize else min)(groups, key=_mean_value)[0]
-    judged = [trial for trial in trials if trial.best_epoch]
-    finished = [trial for trial in judged if trial.state is TrialState.FINISHED]
-    return min(finished or judged, key=TrialRecord.rank_key, default=None)
+    evaluated = [trial for trial in trials if trial.best_epoch]
+    finished = [trial for trial in evaluated if trial.state is TrialState.FINISHED]
+    return min(finished or evaluated, key=TrialRecord.rank_key, default=None)
 
 
 def best_in_hand(trials: Iterable[TrialRecord], winner: TrialRecord | None) -> TrialRecord | None:

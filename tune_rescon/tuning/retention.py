@@ -24,9 +24,9 @@ def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = CHECKP
 
     If ``keep`` is None, return the numbers of all trials that ended with a finite value.
     """
-    judged = [trial for trial in ended if trial.best_epoch]
-    kept = sorted(judged, key=TrialRecord.rank_key)[:keep]
-    best = best_by_value(judged)
+    evaluated = [trial for trial in ended if trial.best_epoch]
+    kept = sorted(evaluated, key=TrialRecord.rank_key)[:keep]
+    best = best_by_value(evaluated)
     return frozenset(trial.number for trial in (*kept, *([] if best is None else [best])))
 
 

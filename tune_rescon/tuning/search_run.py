@@ -124,7 +124,7 @@ class SearchRun:
             self._record,
             elapsed_seconds=self._lease.elapsed_seconds,
             now=time.monotonic(),
-            guard=self._lease.ensure_held,
+            check_lease=self._lease.ensure_held,
         )
 
     def start(

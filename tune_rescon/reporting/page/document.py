@@ -148,12 +148,12 @@ def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        judged = (found["trial"], found["epoch"])
+        shown = (found["trial"], found["epoch"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         _LOGGER.warning("%s cannot be read: %s", path, error)
         return None
     found.setdefault("classes", [])  # an earlier version wrote none
-    return found if judged == (result.best.number, result.best.value_epoch) else None
+    return found if shown == (result.best.number, result.best.value_epoch) else None
 
 
 def _winner_note(result: StudyResult) -> str:

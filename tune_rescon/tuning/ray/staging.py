@@ -180,7 +180,7 @@ def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path)
     return found
 
 
-def _measure(config: TrialConfig, info: DatasetInfo, stalls: Path) -> Occupancy | None:
+def _measure(config: TrialConfig, info: DatasetInfo, hang_folder: Path) -> Occupancy | None:
     from tune_rescon.models import describe_network
     from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
     from tune_rescon.training.device import resolve_device
@@ -190,14 +190,14 @@ def _measure(config: TrialConfig, info: DatasetInfo, stalls: Path) -> Occupancy 
     placement = resolve_device("cuda", precision=config.precision)
     images = {"classes": info.classes, "in_channels": info.channels}
     shape = Shape.of(config, describe_network(config, **images), placement, None)
-    watch = HangWatchdog(folder=stalls, key=shape.key)  # a trial's
+    watch = HangWatchdog(folder=hang_folder, key=shape.key)  # a trial's
     if watch.found():
         config = dataclasses.replace(config, cuda_graphs="off")
     try:
         step = step_of(config, placement, **images, watch=watch)
         return measure_occupancy(step, placement)
     except RecordingError:
-        return _measure(dataclasses.replace(config, cuda_graphs="off"), info, stalls)
+        return _measure(dataclasses.replace(config, cuda_graphs="off"), info, hang_folder)
     except RuntimeError as error:
         if ran_out_of_memory(error):
             return None

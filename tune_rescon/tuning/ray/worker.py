@@ -224,7 +224,7 @@ def train_task(
             peers=peers,
             is_preempted=is_preempted,
             overruns=Path(task.cache_root) / _OVERRUNS,
-            stalls=Path(task.cache_root) / STALLS,
+            hang_folder=Path(task.cache_root) / STALLS,
         ),
     )
 
