@@ -17,6 +17,7 @@ __all__ = [
     "RANK_LOOKS",
     "STATE_COLOUR",
     "STATE_ORDER",
+    "device_hours_unit",
     "duration",
     "foreign_message",
     "format_device_hours",
@@ -53,10 +54,10 @@ def setting_text(name: str, value: object) -> str:
 def pairs(parameters: Mapping[str, object]) -> str:
     """Return ``name=value`` of each parameter, in order.
 
-    >>> pairs({"depth": 92, "learning_rate": 0.1})
-    'depth=92 learning_rate=0.1'
+    >>> pairs({"network": None, "depth": 92, "learning_rate": 0.1})
+    'network=attention depth=92 learning_rate=0.1'
     """
-    return " ".join(f"{name}={format_number(value)}" for name, value in parameters.items())
+    return " ".join(f"{name}={setting_text(name, value)}" for name, value in parameters.items())
 
 
 def value_text(trial: TrialRecord) -> str:
@@ -110,7 +111,16 @@ def format_device_hours(hours: float, device: str) -> str:
     >>> format_device_hours(12.3456, "GPU"), format_device_hours(0.02, "CPU")
     ('12.3 GPU-hours', '0.02 core-hours')
     """
-    return f"{hours:.3g} {'core' if device == 'CPU' else device}-hours"
+    return f"{hours:.3g} {device_hours_unit(device)}"
+
+
+def device_hours_unit(device: str) -> str:
+    """Return the unit of the time for which trials held devices.
+
+    >>> device_hours_unit("GPU"), device_hours_unit("CPU")
+    ('GPU-hours', 'core-hours')
+    """
+    return f"{'core' if device == 'CPU' else device}-hours"
 
 
 def roughly(seconds: float) -> str:

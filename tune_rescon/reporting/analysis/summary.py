@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, TrialState
+from tune_rescon.reporting.formatting import device_hours_unit
 from tune_rescon.spaces import place_config
 from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front
 from tune_rescon.tuning.trial import FAILED_STATES
@@ -134,7 +135,7 @@ def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
     costs: list[tuple[str, Callable[[TrialRecord], float]]] = [
         ("GMACs an image", lambda trial: result.costs[trial.number].gmacs),
         ("million parameters", lambda trial: result.costs[trial.number].params_m),
-        (f"{result.device}-hours", result.compute_hours),
+        (device_hours_unit(result.device), result.compute_hours),
     ]
     fronts = (_front(result, title, cost) for title, cost in costs)
     return tuple(front for front in fronts if front.points)

@@ -19,7 +19,14 @@ from tune_rescon.reporting.analysis import (
     rung_survival,
 )
 from tune_rescon.reporting.analysis.parameters import ABSENT
-from tune_rescon.reporting.formatting import MUTED, RANK_LOOKS, STATE_COLOUR, STATE_ORDER, format_number
+from tune_rescon.reporting.formatting import (
+    MUTED,
+    RANK_LOOKS,
+    STATE_COLOUR,
+    STATE_ORDER,
+    device_hours_unit,
+    format_number,
+)
 from tune_rescon.reporting.page.chart import COLOURS, Chart, axis, dotted_line, jitter, rounded
 from tune_rescon.tuning import StudyResult, TrialRecord
 
@@ -366,14 +373,14 @@ def _points(
 
 def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
     """Return the best value so far of each search, by device-hours."""
-    devices = " or ".join(sorted({result.device for result in results}))
+    hours = " or ".join(sorted({device_hours_unit(result.device) for result in results}))
     metrics = ", ".join(sorted({result.metric for result in results}))
     return Chart(
         key="incumbents",
-        label=f"best {metrics} so far, by {devices}-hours",
+        label=f"best {metrics} so far, by {hours}",
         data=[_line(result, COLOURS[index % len(COLOURS)]) for index, result in enumerate(results)],
         layout={
-            "xaxis": axis(f"{devices}-hours spent", rangemode="tozero"),
+            "xaxis": axis(f"{hours} spent", rangemode="tozero"),
             "yaxis": axis(f"{metrics} of the leader"),
             "showlegend": True,
         },

@@ -6,7 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tune_rescon.reporting.analysis import Group, Incumbent, grouping, groups
-from tune_rescon.reporting.formatting import format_device_hours, format_number, setting_text
+from tune_rescon.reporting.formatting import (
+    device_hours_unit,
+    format_device_hours,
+    format_number,
+    setting_text,
+)
 from tune_rescon.reporting.page.chart import COLOURS, Chart, Panel, axis, dotted_line, rounded
 from tune_rescon.tuning import StudyResult
 
@@ -53,7 +58,7 @@ def _curves(result: StudyResult, name: str, found: Sequence[Group], shared: floa
         found: the groups, the best first.
         shared: the device-hours that all groups have spent.
     """
-    spent = format_device_hours(shared, result.device).partition(" ")[2]
+    spent = device_hours_unit(result.device)
     return Chart(
         key="groups",
         label=f"best {result.metric} so far of each {name}, by its {spent}",
