@@ -64,7 +64,6 @@ def test_paused_trials_are_promoted_and_no_process_is_asked_for_and_then_not_use
         assert trial.epochs in (1, 3, 9)
         rises = "the curve rises: no epoch is missing or there twice"
         assert list(trial.values) == sorted(trial.values), rises
-    assert sum(trial.epochs >= 3 for trial in result.trials) <= 4
     assert {trial.state for trial in study(result).trials} == {OptunaState.COMPLETE, OptunaState.PRUNED}
 
 

@@ -17,7 +17,7 @@ import mlflow
 import psutil
 import pytest
 
-from tests.waiting import LONGEST_WAIT
+from tests.waiting import LONGEST_WAIT, wait_until
 from tune_rescon.tracking import (
     Destination,
     SearchRunState,
@@ -162,6 +162,8 @@ def shared_worker(
         Destination(uri=store, experiment="digits", search="s", metric="val_accuracy", maximize=True)
     )
     worker.start()
+    # For a moment after its start a process has no command line.
+    wait_until(lambda: worker_processes() != [])
     (process,) = worker_processes()
     began = process.nice()
     worker.flush()

@@ -38,7 +38,7 @@ TOO_LARGE: dict[str, Any] = {"init_scale": 2.0**20, "growth_interval": 2}
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in fp16 on the CPU, with a scaler that skips steps and changes its scale."""
-    monkeypatch.setattr("tune_rescon.training.trial.place", lambda *_, **__: FP16)
+    monkeypatch.setattr("tune_rescon.training.trial.resolve_device", lambda *_, **__: FP16)
     scaler = functools.partial(GradScaler, **TOO_LARGE)
     monkeypatch.setattr("tune_rescon.training.module.GradScaler", scaler)
 

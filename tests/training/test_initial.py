@@ -193,7 +193,7 @@ def test_safetensors_of_other_programs(
         save_file({"a.weight": torch.ones(1)}, file, metadata=metadata)
         with pytest.raises(NetworkError, match=r"^init_from: must hold .*unexpected a\.weight"):
             read_initial(str(file))
-        with pytest.raises(StorageError, match=r"MODEL: a .*1 tensors: a\.weight, .*metadata: "):
+        with pytest.raises(StorageError, match=r"MODEL: a .*1 tensor: a\.weight, .*metadata: "):
             load_exported(file, where="MODEL")
     for ours in ("[]", "{}", "null", "{", '{"spec": 3, "config": {}}', '{"spec": {}, "config": {}}'):
         save_file({"a.weight": torch.ones(1)}, file, metadata={"tune_rescon": ours})

@@ -54,7 +54,7 @@ def test_a_full_disk_is_reported_and_earlier_epochs_are_recorded(
         write_until_full(record)
     said = str(caught.value)
     assert f"but got {folder.study_db}: database or disk is full." in said
-    assert "Every epoch before this one is recorded" in said
+    assert "Every earlier epoch is recorded" in said
     again = StudyRecord.load(folder.study_url, "s", metric="val_accuracy")
     assert again.trial(0).epochs == record.trial(0).epochs
 
