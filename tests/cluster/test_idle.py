@@ -76,10 +76,11 @@ def test_afterwards_the_worker_ends_first_and_then_the_head(cloud: Cloud, clock:
     began = time.monotonic()
     (worker,) = (one["InstanceId"] for one in cloud.running("a10g"))
     wait_for("end of the worker", lambda: not cloud.running("a10g"), 240)
-    wait_for("end of the head", lambda: not cloud.running(), 60)
+    log = machine.folder / "home" / "idle.log"
+    wait_for("end of the head", lambda: not cloud.running(), 240, log=log)
     clock.note(f"a job's last seconds: to no machine, {IDLE:g} s of them idle", began)
-    log = (machine.folder / "home" / "idle.log").read_text()
-    assert log.index(f"{worker}: ended before the head") < log.index("the head, i-")
+    lines = log.read_text()
+    assert lines.index(f"{worker}: ended before the head") < lines.index("the head, i-")
     assert {one["State"]["Name"] for one in cloud.instances()} <= {"terminated", "shutting-down"}
 
 

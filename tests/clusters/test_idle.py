@@ -174,8 +174,8 @@ def test_a_database_that_is_not_kept_keeps_the_cluster(files: IdleFiles) -> None
 
 
 def test_machines_that_are_not_ended_are_ended_again(files: IdleFiles) -> None:
-    done = Day(refused_until=4.25).watch(files)
-    assert done == [*ENDED, "refused", "refused", "refused", "end machines at 4.3"]
+    done = Day(refused_until=4.0 + 25 / 3600).watch(files)
+    assert done == [*ENDED, "refused", "refused", "refused", "end machines at 4.0"]
 
 
 def test_new_hours_are_seen_and_none_end_the_watch(files: IdleFiles) -> None:

@@ -44,6 +44,9 @@ __all__ = [
 #: Seconds between two looks.
 INTERVAL: Final = 60.0
 
+#: Seconds before machines that were not ended are ended again. Ray has stopped by then, and they are paid.
+RETRY_SECONDS: Final = 10.0
+
 #: Seconds to wait for the lock, before another process is taken to watch already.
 LOCK_TIMEOUT: Final = 2.0
 
@@ -273,7 +276,7 @@ def watch(
                 except (TuneResconError, OSError) as error:
                     is_ready, problem = False, str(error)
                 if is_ready:
-                    _end(head, interval, wait)
+                    _end(head, wait)
                     return
             age = clock() - rule.used
             state = IdleState(
@@ -311,7 +314,7 @@ def _prepare_end(rule: IdleRule, head: Head, hours: float, clock: Callable[[], f
     return False
 
 
-def _end(head: Head, interval: float, wait: Callable[[float], object]) -> None:
+def _end(head: Head, wait: Callable[[float], object]) -> None:
     # Without Ray, no job can begin, and the autoscaler replaces no worker.
     head.stop_ray()
     while True:
@@ -319,7 +322,7 @@ def _end(head: Head, interval: float, wait: Callable[[float], object]) -> None:
             head.end_machines()
         except TuneResconError as error:
             _log.error("the machines are not ended yet: %s", error)
-            wait(interval)
+            wait(RETRY_SECONDS)
         else:
             return
 

@@ -98,14 +98,17 @@ def status(file: Path) -> dict[str, Any]:
     return found
 
 
-def wait_for(what: str, look: Callable[[], _T], seconds: float, pause: float = 0.25) -> _T:
-    """The first answer that is not false."""
+def wait_for(
+    what: str, look: Callable[[], _T], seconds: float, pause: float = 0.25, *, log: Path | None = None
+) -> _T:
+    """The first answer that is not false. ``log`` is a file that a failure shows."""
     end = time.monotonic() + seconds
     while True:
         found = look()
         if found:
             return found
-        assert time.monotonic() < end, f"no {what} within {seconds:g} s"
+        shown = log.read_text() if log is not None else ""
+        assert time.monotonic() < end, f"no {what} within {seconds:g} s\n{shown}"
         time.sleep(pause)
 
 
