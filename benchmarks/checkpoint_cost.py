@@ -161,7 +161,7 @@ def timed() -> Iterator[Spent]:
     """Time what the training's thread spends in :class:`CheckpointWriter`."""
     spent = Spent()
     with ExitStack() as patches:
-        for name, into in (("keep", spent.keeps), ("finish", spent.finishes)):
+        for name, into in (("save", spent.keeps), ("finish", spent.finishes)):
             timer = clocked(getattr(CheckpointWriter, name), into)
             patches.enter_context(mock.patch.object(CheckpointWriter, name, timer))
         yield spent
