@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
-import os
 import shutil
 import statistics
 import subprocess
@@ -226,7 +225,6 @@ def _seconds_of_first(
 def elementwise(visit: Visit, seconds: float) -> Found:
     """Ways to fuse what moves bytes, in turn with today's step and the plain one; share of the bandwidth."""
     del seconds
-    _interpret_on_cpu(visit)
     size = int((0.01 if visit.tiny else 2) * 2**30)
     bandwidth = measure_peaks(visit.device, side=64, copy_bytes=size).bandwidth
     for case in visit.cases:
@@ -271,12 +269,6 @@ def elementwise(visit: Visit, seconds: float) -> Found:
             }
 
 
-def _interpret_on_cpu(visit: Visit) -> None:
-    """Have Triton's kernels interpreted where there is no GPU; before Triton is imported."""
-    if visit.device == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"
-
-
 def _strict_plain(case: Case, device: str) -> Callable[[], object]:
     return _strict(plain_step(case.preset, batch_size=case.batch_size, device=device))
 
@@ -292,7 +284,6 @@ def _strict(step: Callable[[], object]) -> Callable[[], object]:
 def equality(visit: Visit, seconds: float) -> Found:
     """The losses of 200 steps from one initialisation: today's twice, and with what is fused."""
     del seconds
-    _interpret_on_cpu(visit)
     steps = 2 if visit.tiny else 200
     case = visit.cases[0]
     today = loss_curve(case, visit.device, steps=steps, fused="no")

@@ -125,8 +125,10 @@ def in_a_child(name: str, limit: float, options: argparse.Namespace) -> None:
     command += ["--dry-run"] if options.dry_run else []
     print(f"\n{name}: {PARTS[name].about}; at most {limit:.0f} s", flush=True)
     started = time.monotonic()
+    # Without a GPU Triton's kernels are interpreted. Triton reads the variable when it is imported.
+    more = {"TRITON_INTERPRET": "1"} if options.dry_run else {}
     # In a session of its own, so that what the part has started ends with it.
-    child = subprocess.Popen(command, start_new_session=True)
+    child = subprocess.Popen(command, start_new_session=True, env={**os.environ, **more})
     with ended_with(child):
         try:
             code = child.wait(limit)
