@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import torch
 import triton  # type: ignore[import-untyped]  # triton has no types
-import triton.language as tl  # type: ignore[import-untyped]  # as above
+import triton.language as tl  # type: ignore[import-untyped]  # triton has no types
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 

@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cluster.lab.cloud import Cloud, client, tags
-from tests.cluster.lab.hosts import KEY, Host
-from tests.cluster.lab.operator import Clock, command, open_ports_that_answer, overlaid, wait_for
+from tests.cluster.lab.cloud import Cloud, tags
+from tests.cluster.lab.cloud_file import one_worker_file
+from tests.cluster.lab.hosts import Host
+from tests.cluster.lab.operator import Clock, command, open_ports_that_answer, wait_for
 
 pytestmark = [pytest.mark.hosts, pytest.mark.nightly, pytest.mark.timeout(300)]
 
 RAY = "ray.scripts.scripts"
 
 
-def smaller(cluster: dict[str, Any]) -> None:
-    """As in the story of the cloud, but with one worker from the start."""
-    del cluster["docker"], cluster["initialization_commands"]
-    cluster["provider"]["use_internal_ips"] = True
-    cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(KEY)}
-    types = cluster["available_node_types"]
-    for kind in types.values():
-        kind["node_config"]["KeyName"] = "operator"
-    types["a10g"] |= {"resources": {"CPU": 1, "GPU": 0}, "min_workers": 1, "max_workers": 1}
-
-
 @pytest.fixture(scope="module")
 def file(cloud: Cloud) -> Path:
     del cloud
-    (vpc,) = client("ec2").describe_vpcs()["Vpcs"]
-    made = client("ec2").create_security_group(GroupName="mine", Description="mine", VpcId=vpc["VpcId"])
-    names = {
-        "sg-CHANGE": str(made["GroupId"]),
-        "CHANGE-head": "tune-rescon-head",
-        "CHANGE-worker": "tune-rescon-worker",
-        "CHANGE-bucket": "lab",
-    }
-    return overlaid("cluster.yaml", names, smaller)
+    return one_worker_file()
 
 
 def machine(cloud: Cloud, kind: str) -> Host | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import boto3
+import pytest
 from botocore import xform_name
 from botocore.loaders import Loader
 from botocore.session import get_session
+from moto import mock_aws
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "cluster" / "aws" / "stack.yaml"
@@ -35,6 +39,19 @@ def client(service: str, region: str = "us-east-1") -> Any:
     session = get_session()
     session.register_component("data_loader", DESCRIPTIONS)
     return boto3.Session(botocore_session=session).client(service, region_name=region)
+
+
+@contextmanager
+def aws_in_this_process(region: str) -> Iterator[None]:
+    """An AWS of moto's within the block, and no variables of another one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", region)
+        with mock_aws():
+            yield
 
 
 @dataclass(frozen=True, kw_only=True)

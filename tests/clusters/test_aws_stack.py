@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto import mock_aws
 from ruamel.yaml import YAML
 
 from tests.clusters.aws import (
@@ -22,6 +20,7 @@ from tests.clusters.aws import (
     Request,
     Stack,
     allows,
+    aws_in_this_process,
     client,
     deploy,
     ec2_arn,
@@ -39,14 +38,8 @@ OURS = "ray-cluster-name"
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[None]:
     """An AWS of moto's in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", REGION)
-        with mock_aws():
-            yield
+    with aws_in_this_process(REGION):
+        yield
 
 
 @pytest.fixture(scope="module")

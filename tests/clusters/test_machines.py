@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -11,9 +10,8 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
 
-from tests.clusters.aws import ROOT, Request, Stack, allows, client, deploy, requests_of
+from tests.clusters.aws import ROOT, Request, Stack, allows, aws_in_this_process, client, deploy, requests_of
 from tune_rescon.cluster import main
 from tune_rescon.clusters import machines
 from tune_rescon.clusters.machines import Ec2Machines, open_machines
@@ -28,14 +26,8 @@ NAME = "tune-rescon"
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[Stack]:
     """An AWS of moto's in this process, with the stack."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", REGION)
-        with mock_aws():
-            yield deploy(NAME, REGION)
+    with aws_in_this_process(REGION):
+        yield deploy(NAME, REGION)
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ class FinalMetrics(EpochMetrics):
     def compute(self) -> dict[str, float]:
         """Return the base class's metrics and, after the first batch, those of this class.
 
-        These are ``calibration_error`` and, for each class that has images, ``accuracy/CLASS``.
+        These are ``calibration_error``, and ``accuracy/CLASS`` of each class that has images.
         """
         known = super().compute()
         if not self.by_class.update_called:

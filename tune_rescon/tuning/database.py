@@ -7,7 +7,7 @@ import sqlite3
 import warnings
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import optuna
 
@@ -59,14 +59,17 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
         raise _other_schema(url, str(error)) from None
 
 
+#: The version of Optuna that made the tables.
+_WRITER: Final = "SELECT library_version FROM version_info"
+
+
 def _other_schema(url: str, message: str) -> StorageError:
     """Return the error for tables of another version of Optuna; ``message`` is Optuna's."""
     import sqlalchemy
-    from optuna.storages._rdb.models import VersionInfoModel
 
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
-        writer = connection.execute(sqlalchemy.select(VersionInfoModel.library_version)).scalar()
+        writer = connection.execute(sqlalchemy.text(_WRITER)).scalar()
     if "storage upgrade" in message:
         # The hint omits the actual URL, because a report reads a copy of the database.
         hint = (

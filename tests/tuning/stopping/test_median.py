@@ -36,7 +36,7 @@ def others(rule: MedianRule) -> None:
         ((0.1, 0.51), [C, C]),
         ((0.1, 0.5), [C, S]),  # of equals, the later one ranks lower
         ((0.6, 0.1), [C, C]),  # its best so far counts, not its last
-        ((0.1,), [C]),  # before the first epoch nobody is stopped
+        ((0.1,), [C]),  # before the first epoch no trial is stopped
         ((0.9, 0.9, 0.1, 0.1, 0.1), [C, C, C, C, F]),
         ((0.9, math.nan), [C, D]),
     ],

@@ -283,7 +283,7 @@ def importance_bars(shares: Mapping[str, float]) -> Chart:
 
 
 def survival_bars(result: StudyResult) -> Chart:
-    """Return, for each rung, the trials that reached it, by their state after it."""
+    """Return the number of trials that reached each rung, by their state after it."""
     rungs = rung_survival(result)
     parts = (
         ("continued or finished", STATE_COLOUR[TrialState.FINISHED], [rung.continued for rung in rungs]),
