@@ -43,11 +43,11 @@ from tune_rescon.training.memory import ran_out_of_memory
 #: Preset and batch size: the 32-pixel network and the 224-pixel ones, at batches that keep a GPU busy.
 CASES = ("rescon_attention92_32:128", "attention56:64", "attention92:64")
 
-#: Ways to run our step that are not the default.
-WAYS: dict[str, dict[str, object]] = {
-    "launched": {"cuda_graphs": "off"},
-    "compiled": {"compiling": "on"},
-    "checkpointed": {"checkpoint_activations": "on"},
+#: Makers of our step by the ways that are not the default.
+WAYS: dict[str, Callable[..., Callable[[], object]]] = {
+    "launched": functools.partial(build_step, cuda_graphs="off"),
+    "compiled": functools.partial(build_step, compiling="on"),
+    "checkpointed": functools.partial(build_step, checkpoint_activations="on"),
 }
 
 #: What the ratio should be.
@@ -187,7 +187,7 @@ def ways(case: Case, options: argparse.Namespace) -> dict[str, Callable[..., Cal
         # The step would run uncompiled, under a name that says it did not.
         print(f"\nnothing can be compiled here: {problem}")
         asked.remove("compiled")
-    return {name: functools.partial(build_step, **WAYS[name]) for name in asked}
+    return {name: WAYS[name] for name in asked}
 
 
 def strict_step(preset: str, *, batch_size: int, device: str) -> Callable[[], object]:

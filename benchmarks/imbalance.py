@@ -14,6 +14,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -31,10 +32,23 @@ VALIDATION: Final = 40
 #: The share of the images that a rare class keeps.
 RARE: Final = 0.1
 
+NEITHER: Final = TrialConfig(
+    layout="cifar",
+    depth=56,
+    width=0.25,
+    image_size=16,
+    batch_size=32,
+    learning_rate=0.1,
+    schedule="cosine",
+    flip=False,
+    crop_padding=0,
+    precise_bn_batches=8,
+)
+
 SETTINGS: Final = {
-    "neither": {},
-    "class_weights: balanced": {"class_weights": "balanced"},
-    "class_sampling: balanced": {"class_sampling": "balanced"},
+    "neither": NEITHER,
+    "class_weights: balanced": replace(NEITHER, class_weights="balanced"),
+    "class_sampling: balanced": replace(NEITHER, class_sampling="balanced"),
 }
 
 
@@ -54,21 +68,8 @@ def write_images(root: Path) -> None:
                 Image.fromarray(pixels).save(folder / f"{row}.png")
 
 
-def macro_f1(dataset: ImageDataset, settings: dict[str, str], *, seed: int, epochs: int) -> float:
+def macro_f1(dataset: ImageDataset, config: TrialConfig, *, seed: int, epochs: int) -> float:
     """Return the validation macro F1 after the last epoch of one training."""
-    config = TrialConfig(
-        layout="cifar",
-        depth=56,
-        width=0.25,
-        image_size=16,
-        batch_size=32,
-        learning_rate=0.1,
-        schedule="cosine",
-        flip=False,
-        crop_padding=0,
-        precise_bn_batches=8,
-        **settings,
-    )
     reports: list[EpochReport] = []
     train_trial(
         config,
@@ -102,8 +103,8 @@ def main() -> None:
         dataset = open_dataset(chosen, data_root=root, cache_root=root / "cache")
         found: dict[str, list[float]] = {name: [] for name in SETTINGS}
         for seed in range(options.seeds):
-            for name, settings in SETTINGS.items():
-                found[name].append(macro_f1(dataset, settings, seed=seed, epochs=options.epochs))
+            for name, config in SETTINGS.items():
+                found[name].append(macro_f1(dataset, config, seed=seed, epochs=options.epochs))
                 print(f"seed {seed}, {name}: {found[name][-1]:.3f}", flush=True)
     print(f"\n| setting | macro F1, n = {options.seeds} | minus neither, paired |\n|---|---|---|")
     for name, values in found.items():

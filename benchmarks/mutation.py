@@ -32,6 +32,7 @@ from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from unittest.mock import patch
 
 OPERATORS = (
     "Lt LtE Gt, LtE Lt Gt, Gt GtE Lt, GtE Gt Lt, Eq NotEq, NotEq Eq, Is IsNot, IsNot Is, In NotIn, NotIn In,"
@@ -40,6 +41,8 @@ OPERATORS = (
 )
 OTHERS = {first: rest for first, *rest in map(str.split, OPERATORS.split(","))}
 CALLS = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list"}
+#: Conditions that get mutants as expressions; the statement they are in is not negated as well.
+CHANGED_ITSELF = (ast.Compare, ast.UnaryOp)
 SAYING = {"explain", "getLogger", "debug", "info", "warning", "bindparam"}
 KINDS = "not nightly and not hosts and not ray and not server and not browser and not s3"
 #: The exit code of a process in which pytest did not come to an end.
@@ -66,9 +69,10 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:
             yield from (ast.BinOp(left, other, right) for other in others(operator))
         case ast.AugAssign(target, operator, value):
             yield from (ast.Pass(), *(ast.AugAssign(target, other, value) for other in others(operator)))
-        case ast.If(test, body, orelse) | ast.IfExp(test, body, orelse):
-            if not isinstance(test, ast.Compare | ast.UnaryOp):
-                yield type(node)(ast.UnaryOp(ast.Not(), test), body, orelse)
+        case ast.If(test, body, orelse) if not isinstance(test, CHANGED_ITSELF):
+            yield ast.If(ast.UnaryOp(ast.Not(), test), body, orelse)
+        case ast.IfExp(test, then, otherwise) if not isinstance(test, CHANGED_ITSELF):
+            yield ast.IfExp(ast.UnaryOp(ast.Not(), test), then, otherwise)
         case ast.comprehension(target, values, [_, *_] as tests, is_async):
             for i in range(len(tests)):
                 yield ast.comprehension(target, values, tests[:i] + tests[i + 1 :], is_async)
@@ -137,8 +141,10 @@ class Tracer:
 
         def trace(frame: FrameType, *_: Any) -> Any:
             path = self._names.get(frame.f_code.co_filename)
+            if path is None:
+                return None
             executed.add((path, frame.f_lineno))
-            return trace if path else None
+            return trace
 
         threading.settrace(trace)
         sys.settrace(trace)
@@ -236,10 +242,12 @@ def main() -> None:
 
             def judge(out: Path, path: Path = path, code: CodeType = code, tests: list[str] = tests) -> int:
                 whole = SourceFileLoader.get_code
-                SourceFileLoader.get_code = (  # type: ignore[method-assign]  # in this fork only
-                    lambda self, name: code if self.path == str(path.resolve()) else whole(self, name)
-                )
-                return run_tests(tests, out)
+
+                def get_code(self: SourceFileLoader, fullname: str) -> CodeType | None:
+                    return code if self.path == str(path.resolve()) else whole(self, fullname)
+
+                with patch.object(SourceFileLoader, "get_code", get_code):
+                    return run_tests(tests, out)
 
             result = forked(judge, 20 + 5 * sum(seconds[test] for test in tests)) if tests else 0
             if result == NO_ANSWER or (result and not words):

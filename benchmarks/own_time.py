@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +113,11 @@ class Run:
     looks: list[tuple[float, dict[int, tuple[str, float]]]] = field(default_factory=list)
     """At each look, of each process its kind and its processor seconds so far."""
 
+    def read_all(self, lines: Iterable[str]) -> None:
+        """Take in each line as the command prints it."""
+        for line in lines:
+            self.read(line)
+
     def read(self, line: str) -> None:
         """Take in a line that the command has just printed."""
         now = time.monotonic() - self.began
@@ -154,9 +159,7 @@ def _watched(command: Sequence[str], folder: Path) -> Run:
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None, "a pipe was asked for"
-        reading = threading.Thread(
-            target=lambda lines: [run.read(line) for line in lines], args=[process.stdout]
-        )
+        reading = threading.Thread(target=run.read_all, args=[process.stdout])
         reading.start()
         parent = psutil.Process(process.pid)
         while process.poll() is None:

@@ -168,7 +168,6 @@ def best_eight(training: Training, *, slots: int, seconds: float) -> None:
     rows = random_points(space, seed=space.sampler.seed)
     last, metric = space.fidelity.max, space.metric.name
 
-    @ray.remote(num_cpus=1)
     class Worker:
         def train(self, name: str, row: Mapping[str, Any], until: int | None) -> tuple[float, float]:
             """Return the value of the last epoch of this call, and the seconds that it took."""
@@ -176,7 +175,8 @@ def best_eight(training: Training, *, slots: int, seconds: float) -> None:
             training.train(name, row, until=until, on_epoch=lambda r: values.append(r.metrics[metric]))
             return values[-1], time.monotonic() - begins
 
-    idle = [Worker.remote() for _ in range(slots)]
+    actor = ray.remote(num_cpus=1)(Worker)
+    idle = [actor.remote() for _ in range(slots)]
     running: dict[Any, tuple[Any, str]] = {}
     drawn: dict[str, Mapping[str, Any]] = {}
     firsts: dict[str, tuple[float, float]] = {}

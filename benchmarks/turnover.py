@@ -92,6 +92,7 @@ def _searched(folder: Path, trials: int, device: str) -> Iterator[list[dict[str,
         import json
         import os
         import time
+        from unittest.mock import patch
 
         import psutil
         import torch
@@ -117,16 +118,18 @@ def _searched(folder: Path, trials: int, device: str) -> Iterator[list[dict[str,
 
         @functools.wraps(step)  # Lightning looks at its arguments' names
         def stepped(*args: Any, **kwargs: Any) -> Any:
-            TrialModule.training_step = step
+            first_step.stop()
             write("step")
             return step(*args, **kwargs)
 
+        first_step = patch.object(TrialModule, "training_step", stepped)
         write("called")
-        tune.report, TrialModule.training_step = reported, stepped
+        first_step.start()
         try:
-            run_trial(config)
+            with patch.object(tune, "report", reported):
+                run_trial(config)
         finally:
-            tune.report, TrialModule.training_step = report, step
+            first_step.stop()
 
     settings = [f"budget.trials={trials}", f"budget.concurrent={SLOTS}", "fidelity.max=1"]
     settings += ["fixed.warmup_epochs=0", "parameters.depth.choices=[56, 92]"]
@@ -149,7 +152,7 @@ def _gaps(process: Sequence[dict[str, Any]]) -> Iterator[float]:
 
 
 def _growth(process: Sequence[dict[str, Any]], key: str) -> float:
-    steps = [event[key] for event in process if event["what"] == "step"]
+    steps: list[float] = [event[key] for event in process if event["what"] == "step"]
     settled = steps[min(SETTLING, len(steps) - 1) :]
     # Medians of the first and the last few: what a trial of another size takes comes and goes.
     return statistics.median(settled[-SETTLING:]) - statistics.median(settled[:SETTLING])

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ray
 from typing_extensions import override
@@ -16,7 +17,6 @@ from tune_rescon.metric_names import METRICS
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tracking import Destination, MlflowWriter
 from tune_rescon.tuning import RunOptions, SearchCallback, TrialRecord, run_search
-from tune_rescon.tuning import search as runner
 from tune_rescon.tuning.ray.session import LOCAL_OBJECT_STORE, prepare_environment
 
 __all__ = ["run"]
@@ -45,7 +45,6 @@ def run(load: Load, folder: Path) -> Figures:
         finally:
             made.close(0)
 
-    runner.mlflow_writer = writer
     clock = Clock()
     options = RunOptions(
         name="s",
@@ -61,7 +60,8 @@ def run(load: Load, folder: Path) -> Figures:
             log_to_driver=False,
             object_store_memory=LOCAL_OBJECT_STORE,
         )
-    result = run_search(_space(load), options, callbacks=[clock], trainable=_trainable(load.pace))
+    with patch("tune_rescon.tuning.search.mlflow_writer", writer):
+        result = run_search(_space(load), options, callbacks=[clock], trainable=_trainable(load.pace))
     assert clock.began is not None
     assert {trial.state.value for trial in result.trials} == {"finished"}
     return Figures(seconds=clock.ended - clock.began, lag=lag, trials=len(result.trials))
