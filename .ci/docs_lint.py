@@ -36,9 +36,9 @@ HABITS = {
     r"\bof its own accord\b": "by itself",
 }
 
-#: Where prose is checked. benchmarks/NOTES.md and CHANGELOG.md are records of what was written then.
+#: Where prose is checked. CHANGELOG.md is a record of what was written then.
 PYTHON = ("tune_rescon", "benchmarks", "tests", "examples")
-MARKDOWN = ("README.md", "CONTRIBUTING.md", "docs")
+MARKDOWN = ("README.md", "CONTRIBUTING.md", "docs", "benchmarks/notes")
 
 #: A link to a file: its target, without the anchor.
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -79,7 +79,8 @@ def main() -> int:
                     print(f"{where}: `{match.group()}`: write: {instead}")
     if found:
         print(f"{found} habits of prose to mend")
-    dead = [line for path in ROOT.glob("*.md") for line in dead_links(path)]
+    beside_docs = [*ROOT.glob("*.md"), *sorted((ROOT / "benchmarks").rglob("*.md"))]
+    dead = [line for path in beside_docs for line in dead_links(path)]
     print(*dead, sep="\n", end="\n" if dead else "")
     return 1 if found or dead else 0
 

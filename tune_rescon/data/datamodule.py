@@ -37,7 +37,7 @@ __all__ = [
 
 
 #: Validation stores no activations for a backward pass, so its batches can be larger. On a GPU they are so
-#: large that the device limits the speed, not the host that launches its kernels (benchmarks/NOTES.md).
+#: large that the device limits the speed, not the host that launches its kernels (benchmarks/notes/gpu.md).
 _VALIDATION_BATCH_FACTOR: Final = 2
 _VALIDATION_BATCH_FACTOR_ON_GPU: Final = 8
 

@@ -3,8 +3,8 @@
 The compiled region is the residual unit. Units of one shape share their code, also with the next trial of
 this process, and inductor's cache on the node's disk (:func:`keep_compiled_code`) keeps it for the next
 process. A whole network took more than twice the time to compile, and ran no faster on a CPU
-(benchmarks/NOTES.md). A network from elsewhere has no such units and is compiled whole. Modules keep their
-names. Copies of a network, such as averages, run uncompiled.
+(benchmarks/notes/training_step.md). A network from elsewhere has no such units and is compiled whole. Modules
+keep their names. Copies of a network, such as averages, run uncompiled.
 """
 
 from __future__ import annotations

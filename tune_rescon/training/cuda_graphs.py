@@ -1,9 +1,9 @@
 """CUDA graphs: the forward and backward pass of a step in one launch by the host instead of thousands.
 
 These networks have many small layers. On a fast GPU the host needs several times as long to launch a step's
-kernels as the device needs to run them (benchmarks/NOTES.md). A recorded step is replayed by a single call. A
-recording has fixed shapes and fixed addresses: batches are copied into its inputs, and each replay overwrites
-the outputs of the one before.
+kernels as the device needs to run them (benchmarks/notes/gpu.md). A recorded step is replayed by a single
+call. A recording has fixed shapes and fixed addresses: batches are copied into its inputs, and each replay
+overwrites the outputs of the one before.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ _WATCHED_REPLAYS: Final = 5
 
 #: Timeouts in seconds: one for the runs before a recording, one for the recording or a replay. On the slowest
 #: machine measured, the libraries' first runs took 13 and those of compiled units 70; the recording or a
-#: replay took one or less (benchmarks/NOTES.md).
+#: replay took one or less (benchmarks/notes/gpu.md).
 _WARMUP_TIMEOUT: Final = 600.0
 _REPLAY_TIMEOUT: Final = 120.0
 

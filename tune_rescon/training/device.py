@@ -180,8 +180,9 @@ def choose_precision(
     "auto" is bf16 autocast on a CUDA device that computes bf16 in hardware, fp16 autocast on one that has
     matrix units for fp16 only, TF32 on other CUDA devices (which themselves fall back to fp32 before Ampere),
     and fp32 on a CPU. Many CPUs have no bf16 and emulate it, many times slower. A CPU with bf16 hardware
-    (AVX512-BF16, AMX) is faster if bf16 is requested: 1.8 times here (benchmarks/NOTES.md). TF32 is a format
-    of CUDA's matrix units; on other devices it is fp32. So is fp16, which CPUs compute more slowly than fp32.
+    (AVX512-BF16, AMX) is faster if bf16 is requested: 1.8 times in benchmarks/notes/training_step.md. TF32
+    is a format of CUDA's matrix units; on other devices it is fp32. So is fp16, which CPUs compute more
+    slowly than fp32.
 
     Args:
         requested: "auto", "fp32", "tf32", "bf16" or "fp16".

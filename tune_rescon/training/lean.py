@@ -2,8 +2,8 @@
 
 Lightning imports torchmetrics. torchmetrics imports matplotlib, torchvision and SciPy if they are installed,
 and training uses none of them. These imports cost 1.8 s of processor time in each process, out of 5.4 s for
-all of torch and Lightning (benchmarks/NOTES.md). torchmetrics has no switch for this, but it finds out
-through a single class which packages are installed.
+all of torch and Lightning (benchmarks/notes/driver_and_turnover.md). torchmetrics has no switch for this, but
+it finds out through a single class which packages are installed.
 """
 
 from __future__ import annotations
