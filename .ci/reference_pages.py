@@ -59,7 +59,8 @@ ELSEWHERE = {
     "dataset": "[Hyperparameters](hyperparameters.md#of-the-images-dataset) lists its fields.",
     "fixed": "[Hyperparameters](hyperparameters.md#of-a-trial) lists the fields.",
     "parameters": (
-        "Each is an `IntParameter`, a `FloatParameter` or a `CategoricalParameter`, by its `type`."
+        "Each is an [IntParameter](#intparameter), a [FloatParameter](#floatparameter) or a"
+        " [CategoricalParameter](#categoricalparameter), by its `type`."
         " [Hyperparameters](hyperparameters.md#of-a-trial) lists the names."
     ),
     "initial": "A list of rows, `{depth: 56, learning_rate: 0.1}` for example.",
@@ -139,7 +140,8 @@ def _accepted(field: Mapping[str, Any]) -> str:
     if "anyOf" in field:
         return ", ".join(_accepted(one) for one in field["anyOf"])
     if "$ref" in field:
-        return f"a `{_definition(field)}`"
+        kind = _definition(field)
+        return f"[{kind}](#{kind.lower()})"
     if "enum" in field or "const" in field:
         return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     kinds = {"integer": "whole number", "string": "text", "array": "list", "null": "`null`"}

@@ -161,7 +161,8 @@ class DatasetConfig:
     """
 
     name: str = _field("digits", str)
-    """A dataset known by name, or ``folder`` for your own images."""
+    """digits (of scikit-learn), cifar10, cifar100, svhn, fashion_mnist or stl10, which are downloaded; or
+    ``folder``: your own images."""
     path: str | None = _field(None, str, _NONE)
     """``folder`` only: a directory or a .zip."""
     val_fraction: float = _field(0.1, float, low=0, high=1, open_low=True, open_high=True)
@@ -193,8 +194,8 @@ class DatasetConfig:
     picture, with black borders; ``squash``: use the whole picture, and scale each side separately."""
     train: str | None = _field(None, str, _NONE)
     """``folder`` only: the subfolder that contains the class folders of the training split, or a glob that
-    matches such folders; ``.``: the folder itself. None: find it by the usual names. docs/howto/images.md has
-    the rules."""
+    matches such folders; ``.``: the folder itself. None: find it by the usual names
+    (docs/howto/images.md)."""
     val: str | None = _field(None, str, _NONE)
     """``folder`` only: the same for the validation split."""
     test: str | None = _field(None, str, _NONE)
@@ -231,9 +232,11 @@ class TrialConfig:
     preset: str | None = _field(None, str, _NONE)
     """A network by name (``tune-rescon presets`` lists them). None: ``layout`` and ``depth`` describe it."""
     layout: str = _word("auto", "auto", "cifar", "rescon", "imagenet", "port448")
-    """The layers around the attention modules. ``auto``: ``cifar`` up to 64 pixels, ``imagenet`` above."""
+    """The layers around the attention modules, made for 32 pixels (``cifar`` of the paper, ``rescon`` of
+    ResCon), 224 (``imagenet``) or 448 (``port448``). ``auto``: ``cifar`` up to 64 pixels, then
+    ``imagenet``."""
     depth: int = _field(56, int, low=1)
-    """Layers along the trunk, without the masks: 2 mod 3, because every bottleneck unit has three."""
+    """Layers along the trunk, without the masks. Bottleneck units have three: 56, 92, 128 and so on."""
     width: float = _field(1.0, float, low=0, high=8, open_low=True)
     """Multiplier of the channels of every stage."""
     image_size: int | None = _field(None, int, _NONE, low=16, high=1024)
@@ -252,8 +255,7 @@ class TrialConfig:
     ``timm/NAME``: its ``drop_path_rate``."""
     init_from: str | None = _field(None, str, _NONE)
     """File or URL of the initial weights: a best.ckpt, an exported .safetensors, a ResCon or port checkpoint,
-    or a state dict of ``network``. None: draw the weights at random. See
-    :mod:`tune_rescon.training.initial_weights`."""
+    or a state dict of ``network``. Classes and image size may differ. None: draw the weights at random."""
 
     # Optimisation.
     batch_size: int = _field(128, int, low=2)
@@ -271,8 +273,8 @@ class TrialConfig:
     """Weight decay of convolutions and the classifier."""
     layer_decay: float = _field(1.0, float, low=0, high=1, open_low=True)
     """Factor of the learning rate from each layer to the one before it; the classifier has the whole rate. A
-    layer is the stem, the opening of a stage, an attention module or a final unit. 1: off. Of use with
-    ``init_from``."""
+    layer is the stem, the units before a stage's attention modules, such a module or a final unit. 1: off. Of
+    use with ``init_from`` or ``pretrained``."""
     classifier_lr_mult: float = _field(1.0, float, low=0, high=1000, open_low=True)
     """Factor of the classifier's learning rate. The classifier is the network's last layer. Above 1 it learns
     faster than the rest, which begins with trained weights. Of use with ``init_from`` or ``pretrained``."""
@@ -324,8 +326,9 @@ class TrialConfig:
     """``on``: use torch.compile, which suits long trials. The first trial of a shape on a node waits for the
     compilation (a minute)."""
     checkpoint_activations: str = _word("auto", "auto", "off", "on")
-    """Keep fewer activations of a step and compute them again. The results are the same; training is about a
-    third slower. ``auto``: only if a whole batch does not fit in memory otherwise."""
+    """Keep fewer activations of a step and compute them again. The results are the same. A step takes a third
+    longer on a CPU. On a GPU it may take several times as long, because it is not recorded as a CUDA graph.
+    ``auto``: only if a whole batch does not fit in memory otherwise."""
 
     # Augmentation.
     normalize: bool = _field(True, bool)
@@ -352,10 +355,10 @@ class TrialConfig:
     """Probability that a random box of a training image, 2 to 33 % of its area, is set to the mean colour (to
     black without ``normalize``)."""
     mixup: float = _field(0.0, float, low=0)
-    """Alpha of the beta distribution; 0: off."""
+    """Blend two images: alpha of the beta distribution of their shares; 0: off."""
     cutmix: float = _field(0.0, float, low=0)
-    """Alpha of the beta distribution; 0: off. If mixup is on too, each batch uses one of the two at even
-    odds."""
+    """Paste a box of one image into another: alpha of the beta distribution of its area; 0: off. If mixup is
+    on too, each batch uses one of the two at even odds."""
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -107,9 +107,9 @@ class Space(Section):
     }
 
     version: Literal[1]
-    """Of this file format."""
+    """Version of the file format."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    """The search's name unless it is given another: letters, digits, ``.``, ``_``, ``-``."""
+    """Name of the search if ``--name`` gives none: letters, digits, ``.``, ``_``, ``-``."""
     description: str = ""
     """The purpose of the search, in a sentence."""
     dataset: Annotated[
@@ -131,9 +131,9 @@ class Space(Section):
     numbers."""
     constraints: Constraints = Constraints()
     fixed: dict[str, Value] = Field(default_factory=dict)
-    """TrialConfig's fields that every trial shares."""
+    """Hyperparameters that every trial shares."""
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
-    """TrialConfig's fields that are searched."""
+    """Hyperparameters that are searched."""
     initial: Annotated[tuple[dict[str, Value], ...], FROM_LIST] = ()
     """Trials to run first, each a value for every active parameter."""
 
