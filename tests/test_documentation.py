@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,3 +104,11 @@ def test_every_public_name_is_in_the_reference() -> None:
     commands = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
     every = group.list_commands(click.Context(group))
     assert [name for name in every if f":command: {name}\n" not in commands] == []
+
+
+def test_the_page_of_space_files_shows_the_shipped_spaces() -> None:
+    page = (ROOT / "docs/howto/space-files.md").read_text(encoding="utf-8")
+    _, *space = (ROOT / "search_spaces/att92.yaml").read_text(encoding="utf-8").splitlines()
+    assert textwrap.indent("\n".join(space), "    ") in page
+    spaces = {path.stem for path in (ROOT / "search_spaces").glob("*.yaml")}
+    assert set(re.findall(r"^\| `(\w+)` \|", page.partition("## A whole one")[0], re.MULTILINE)) == spaces

@@ -230,7 +230,7 @@ class Sampler(Section):
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
     """Seed of the draws and of each trial's training."""
     n_startup_trials: PositiveInt = 10
-    """Trials drawn at random before the model is used; for tpe, gp and cmaes."""
+    """Trials that tpe, gp and cmaes draw at random before they use a model; nsga2: trials of a generation."""
     repeats: bool = False
     """Whether a point of the space may run again, with another training seed. False: each runs once, and the
     search ends when all have run."""
