@@ -137,8 +137,8 @@ class Metric(Section):
     against: Literal["gmacs", "compute_hours"] | None = None
     """A second objective, minimised: the search looks for a Pareto front. ``gmacs``: multiply-adds of one
     image's forward pass, billions; ``compute_hours``: what the trial has cost so far, device-hours; null:
-    one objective. A rung compares trials by ``name`` alone, which ends small networks first:
-    ``scheduler.group_by`` keeps it among equals."""
+    one objective. At a rung of asha or auto a trial is behind those that are as good and as cheap, and better
+    in one of the two. median compares by ``name`` alone."""
 
     log: Annotated[tuple[str, ...], FROM_LIST] = ()
     """Further metrics that every epoch reports, by their names, ``val_f1_by_class`` or ``val_f1/CLASS`` (so
