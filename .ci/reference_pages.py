@@ -25,7 +25,19 @@ Every parameter of a trial may be fixed (`fixed` in the space file, or `--set fi
 (`parameters`). `null` leaves a value unset. This page is generated from `tune_rescon/config.py`.
 
 ## Of a trial
-"""
+
+The groups: [network](#network), [optimisation](#optimisation),
+[loss, classes and averages](#loss-classes-and-averages), [speed and memory](#speed-and-memory),
+[images](#images)."""
+
+#: Heading of each group of a trial's hyperparameters, by the first of its fields.
+GROUPS = {
+    "dataset": "Network",
+    "batch_size": "Optimisation",
+    "label_smoothing": "Loss, classes and averages",
+    "precision": "Speed and memory",
+    "normalize": "Images",
+}
 
 IMAGES = """
 ## Of the images (`dataset`)
@@ -69,7 +81,13 @@ ELSEWHERE = {
 
 def pages() -> dict[str, str]:
     """Return the text of each page, by file name."""
-    hyperparameters = [HYPERPARAMETERS, *_fields(TrialConfig), IMAGES, *_fields(DatasetConfig), ""]
+    hyperparameters = [
+        HYPERPARAMETERS,
+        *_fields(TrialConfig, GROUPS),
+        IMAGES,
+        *_fields(DatasetConfig, {}),
+        "",
+    ]
     return {
         "hyperparameters.md": "\n".join(hyperparameters),
         "space-file.md": "\n".join([SPACE_FILE, *_sections(), ""]),
@@ -77,11 +95,18 @@ def pages() -> dict[str, str]:
     }
 
 
-def _fields(kind: type) -> Iterator[str]:
-    yield from _head()
+def _fields(kind: type, groups: Mapping[str, str]) -> Iterator[str]:
+    """Yield a table of the fields, or one for each group under its heading."""
     described = field_descriptions(kind)
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    for name in field_names(kind):
+    names = field_names(kind)
+    assert groups.keys() <= set(names), "a group begins with a field that does not exist"
+    if not groups:
+        yield from _head()
+    for name in names:
+        if name in groups:
+            yield f"\n### {groups[name]}\n"
+            yield from _head()
         yield _row(name, _values(field_rule(name, kind)), _shown(defaults[name]), described[name])
 
 
