@@ -36,7 +36,6 @@ OFF_PATH = (
     "training.gpu_probe",
     "tuning.importance",
     "tuning.overview",
-    "tuning.ray.cluster_size",
     "tuning.ray.multi_process",
     "tuning.ray.staging",
     "tuning.resume",

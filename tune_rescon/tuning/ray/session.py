@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from tune_rescon.errors import ClusterError, ConfigError, format_error
+from tune_rescon.tuning.callbacks import ClusterSize
 from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, started_apart
 from tune_rescon.tuning.resources import Nodes, autoscaler_limits, nodes_of
 
@@ -25,6 +26,7 @@ __all__ = [
     "is_running",
     "prepare_environment",
     "ray_session",
+    "sampled_cluster",
     "start_or_retry",
 ]
 
@@ -301,3 +303,77 @@ def prepare_environment(*, own_ray: bool) -> None:
     if own_ray and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+#: Seconds between two polls of a cluster's size. An autoscaled node takes minutes to start.
+SAMPLE_EVERY: Final = 5.0
+
+#: Seconds to wait for a running poll at the end, because Ray must not be shut down during a poll.
+POLL_TIMEOUT: Final = 2.0
+
+
+@contextmanager
+def sampled_cluster(
+    gone: Callable[[], str], *, ask: Callable[[], ClusterSize] | None = None, every: float = SAMPLE_EVERY
+) -> Iterator[Callable[[], ClusterSize | None]]:
+    """Provide a function that returns the last known size of the cluster at once.
+
+    A separate thread polls it, because Ray's client can hang, and the search's display must not. The function
+    returns None before the first result and after Ray has died. Polling starts with the function's first
+    call, which may come from any thread, but all calls must come from the same one.
+
+    Args:
+        gone: Returns a description of the part of Ray that has died, or "" while Ray is alive. A dead Ray is
+            not polled.
+        ask: Returns the size of the cluster; by default, from Ray.
+        every: Seconds between two polls.
+    """
+    sampler = _Sampler(gone, ask or _poll_ray, every)
+    try:
+        yield sampler.latest
+    finally:
+        sampler.stop()
+
+
+class _Sampler:
+    def __init__(self, gone: Callable[[], str], ask: Callable[[], ClusterSize], every: float) -> None:
+        self._gone, self._ask, self._every = gone, ask, every
+        self._size: ClusterSize | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cluster-size", daemon=True)
+
+    def latest(self) -> ClusterSize | None:
+        if self._thread.ident is None and not self._done.is_set():
+            self._thread.start()
+        return self._size
+
+    def stop(self) -> None:
+        self._done.set()
+        if self._thread.ident is not None:
+            self._thread.join(POLL_TIMEOUT)
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            self._size = self._sample()
+            self._done.wait(self._every)
+
+    def _sample(self) -> ClusterSize | None:
+        if self._gone():
+            return None
+        try:
+            return self._ask()
+        except Exception as error:
+            # Ray may raise any exception while it shuts down. The search's Watch decides what follows.
+            _LOGGER.warning("Ray did not say how large it is: %s", error)
+            return None
+
+
+def _poll_ray() -> ClusterSize:
+    import ray
+
+    resources = ray.cluster_resources()
+    return ClusterSize(
+        nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        gpus=resources.get("GPU", 0.0),
+        cpus=resources.get("CPU", 0.0),
+    )
