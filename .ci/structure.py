@@ -33,7 +33,7 @@ OFF_PATH = (
     "timm_models",
     "training.compile",
     "training.cuda_graphs",
-    "training.gpu_probe",
+    "training.probe",
     "tuning.importance",
     "tuning.overview",
     "tuning.ray.multi_process",

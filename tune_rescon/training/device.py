@@ -337,13 +337,7 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
 
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
-    """Seed torch, on every device, for an epoch.
-
-    Args:
-        seed: the trial's seed.
-        epoch: from 1; 0 is the network's initialisation.
-        rank: of this process among those that train the trial.
-    """
+    """Seed torch, on every device, with :func:`epoch_seed`."""
     torch.manual_seed(epoch_seed(seed, epoch, rank))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from tune_rescon.training import messages
 from tune_rescon.training.callbacks import (
     AverageWeights,
     Diverged,
+    EpochProgress,
     FiniteLoss,
+    FreezeTrunk,
     PreciseBatchNorm,
     SeedEpochs,
     StopOnPreemption,
@@ -31,7 +34,6 @@ from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, Recordi
 from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.training.epoch_reporter import EpochReporter, StoppedByReport
-from tune_rescon.training.freezing import FreezeTrunk
 from tune_rescon.training.gpu_utilisation import sampled
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
@@ -39,16 +41,11 @@ from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
 from tune_rescon.training.microbatches import next_micro_batches
 from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.progress import EpochProgress
 from tune_rescon.training.trainer import fit, make_trainer
 from tune_rescon.training.trial_files import CheckpointWriter, Objective, ResumePoint
 from tune_rescon.training.weights import TrainedNetwork
 
-__all__ = [
-    "FitAttempt",
-    "Retry",
-    "TrialProcess",
-]
+__all__ = ["FitAttempt", "Retry", "TrialProcess"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,20 +115,17 @@ class FitAttempt:
     folder: CheckpointFolder | None
     objective: Objective
     process: TrialProcess
-    record_steps: bool = True
+    batch_images: int
+    """Images in the largest share of a training batch, for which one process must find memory."""
+    record_steps: bool
     """True if training steps may be recorded."""
-    watch: HangWatchdog | None = None
+    watch: HangWatchdog | None
     """The watchdog that ends this process if a recording hangs; None watches nothing."""
 
     @property
     def peers(self) -> ProcessGroup:
         """The processes that train the trial together."""
         return self.process.peers
-
-    @property
-    def batch_images(self) -> int:
-        """Images in the largest share of a training batch, for which one process must find memory."""
-        return self.peers.largest_share(min(self.start.metadata.config.batch_size, len(self.dataset.train)))
 
     def run(self, on_epoch: Callable[[EpochReport], None]) -> Retry | None:
         """Train from ``start`` to the last epoch.
@@ -154,8 +148,9 @@ class FitAttempt:
     ) -> Retry | None:
         # Reset the peak: the memory that a failed attempt used does not count as the trial's.
         count_peak(self.placement.device)
-        data = self._data()
-        module = self._module(len(data.train_dataloader()), compiling=self._compiling())
+        with self.peers.propagate_errors():
+            data = self._data()
+            module = self._module(len(data.train_dataloader()), compiling=self._compiling())
         writer = self._writer()
         reporter = EpochReporter(
             self.start.metadata,
@@ -264,26 +259,28 @@ class FitAttempt:
         First drop CUDA graphs, which only save time. Then recompute activations, which only costs time. Then
         compute less at once: halve the micro-batches. Last, free the dataset's images on the device.
         """
-        metadata, images = self.start.metadata, self.batch_images
-        count, recomputes = metadata.micro_batches, metadata.recomputes
+        metadata, images, count = self.start.metadata, self.batch_images, self.start.metadata.micro_batches
+        retry = functools.partial(Retry, micro_batches=count, recomputes=metadata.recomputes)
+        batch = f"a batch of {counted(images, 'image')}"
         if isinstance(error, RecordingError):
-            return Retry(micro_batches=count, recomputes=recomputes, note=messages.unrecorded(str(error)))
+            return retry(note=f"no CUDA graph here ({error}); training continues without")
         if not ran_out_of_memory(error):
             raise error
         if self.recorder is not None:
-            note = messages.too_large_to_record(images)
-            return Retry(micro_batches=count, recomputes=recomputes, note=note, overrun=True)
-        if not recomputes and recomputation(metadata.config, metadata.spec) == "auto":
-            note = messages.recomputing(images, micro_batches=count)
-            return Retry(micro_batches=count, recomputes=True, note=note, overrun=True)
+            note = f"a CUDA graph of {batch} leaves too little memory; training continues without"
+            return retry(note=note, overrun=True)
+        if not metadata.recomputes and recomputation(metadata.config, metadata.spec) == "auto":
+            note = messages.ran_out(images, count, then="with activation checkpointing")
+            return retry(recomputes=True, note=note, overrun=True)
         more = next_micro_batches(count, images=images)
         if more is not None:
-            note = messages.smaller(images, before=count, after=more)
-            return Retry(micro_batches=more, recomputes=recomputes, note=note, overrun=True)
+            pieces = f"in {more} micro-batches of {messages.sizes(images, more)}"
+            note = messages.ran_out(images, count, then=pieces)
+            return retry(micro_batches=more, note=note, overrun=True)
         if self.peers.all_reduce_max(release(self.placement.device)):
-            note = messages.without_images(images, micro_batches=count)
-            return Retry(micro_batches=count, recomputes=recomputes, note=note)
-        tried = f"a batch of {counted(images, 'image')}" + (f" in {count} micro-batches" if count > 1 else "")
+            note = messages.ran_out(images, count, then="with the dataset no longer on the device")
+            return retry(note=note)
+        tried = batch + (f" in {count} micro-batches" if count > 1 else "")
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
     def _module(self, steps_per_epoch: int, *, compiling: bool) -> TrialModule:

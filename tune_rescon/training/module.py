@@ -33,7 +33,6 @@ from tune_rescon.training.optim import (
     AveragedNetwork,
     batch_norm_statistics,
     make_optimizer,
-    make_scheduler,
     reestimate_batch_norm,
     schedule_of,
 )
@@ -290,7 +289,7 @@ class TrialModule(pl.LightningModule):
         optimizer = make_optimizer(
             self.network, self._config, device=self._placement.device, scaled=self.scaler.is_enabled()
         )
-        return optimizer, make_scheduler(optimizer, self._multiplier)
+        return optimizer, LambdaLR(optimizer, self._multiplier)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return :meth:`optimizer_and_scheduler` in Lightning's format."""

@@ -14,10 +14,7 @@ from typing_extensions import override
 
 from tune_rescon.passwords import hide_passwords
 
-__all__ = [
-    "library_log",
-    "redirected_output",
-]
+__all__ = ["library_log", "redirected_output"]
 
 
 #: Loggers that have their own handler for the terminal.

@@ -35,13 +35,7 @@ if TYPE_CHECKING:
     from tune_rescon.training import EpochReport
     from tune_rescon.tuning.ray.worker import TrialTask
 
-__all__ = [
-    "RankActor",
-    "Rendezvous",
-    "create_rendezvous",
-    "join",
-    "process_group",
-]
+__all__ = ["RankActor", "Rendezvous", "create_rendezvous", "join", "process_group"]
 
 
 #: Time for which one process waits for another live process in a collective operation, because rank 0 may be

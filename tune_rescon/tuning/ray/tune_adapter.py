@@ -173,10 +173,7 @@ class CoordinatorSearcher(Searcher):
     ) -> None:
         """Close a trial whose function ended before its last epoch.
 
-        Args:
-            trial_id: Tune's ID of the trial.
-            result: Unused.
-            error: True if the trial's worker process died; the scheduler handles that.
+        ``error`` is True if the trial's worker process died; the scheduler handles that.
         """
         del result
         with self._lock.hold():
@@ -271,16 +268,7 @@ class CoordinatorScheduler(FIFOScheduler):
                 self._coordinator.worker_failed(number, node_is_gone=is_gone)
 
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
-        """Pass one report of :func:`.run_trial` to the coordinator.
-
-        Args:
-            tune_controller: Unused.
-            trial: Unused.
-            result: The report, which Tune has flattened.
-
-        Returns:
-            Tune's constant for continuing or stopping the trial.
-        """
+        """Pass one report of :func:`.run_trial`, which Tune has flattened, to the coordinator."""
         del tune_controller, trial
         with self._lock.hold():
             continues = self._reported(result["number"], result)
@@ -374,12 +362,9 @@ class ActorReuse:
         self._kept = 0
 
     def keep(self, controller: Any) -> None:
-        """Set how many processes Tune keeps; called before each step of Tune's loop.
+        """Set how many processes Tune keeps; called before each step of the loop of Tune's ``controller``.
 
         Once no more trials follow, the processes are released, so that their machines can be released too.
-
-        Args:
-            controller: The controller that Tune passes to its scheduler.
         """
         wanted = 0 if self._coordinator.exhausted else self._slots
         if wanted != self._kept:

@@ -383,8 +383,7 @@ def _exit_preempted(task: TrialTask, preemption: Preempted) -> None:
     deadline = threading.Timer(_LAST_REPORT_SECONDS, os._exit, [1])
     deadline.daemon = True
     deadline.start()
-    note = messages.preempted(preemption.epoch, preemption.batches)
-    tune.report({"number": task.number, "note": note, "preempted": True})
+    tune.report({"number": task.number, "note": str(preemption), "preempted": True})
     os._exit(1)
 
 
