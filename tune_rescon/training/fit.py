@@ -38,7 +38,7 @@ from tune_rescon.training.gpu_utilisation import sampled
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
 from tune_rescon.training.messages import EpochReport, OnMessage
-from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
+from tune_rescon.training.metrics import FINAL_METRICS, EpochMetrics
 from tune_rescon.training.microbatches import next_micro_batches
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.trainer import fit, make_trainer
@@ -238,12 +238,6 @@ class FitAttempt:
         """The split that validations evaluate."""
         return "test" if self._once else "val"
 
-    @property
-    def _background(self) -> bool:
-        """True if a thread writes an epoch's files while the next epoch begins."""
-        asked = self.process.background_writes
-        return self.peers.alone and (self.placement.device.type == "cuda" if asked is None else asked)
-
     def _compiling(self) -> bool:
         metadata = self.start.metadata
         compiling, less = choose_compiling(
@@ -284,23 +278,26 @@ class FitAttempt:
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
     def _module(self, steps_per_epoch: int, *, compiling: bool) -> TrialModule:
-        metadata = self.start.metadata
+        metadata, config = self.start.metadata, self.start.metadata.config
         seed_epoch(metadata.seed, 0)
         fresh = self.start.checkpoint is None
-        network = build_described(metadata.spec, pretrained=fresh and metadata.config.pretrained)
-        if fresh and metadata.config.init_from is not None:
+        network = build_described(metadata.spec, pretrained=fresh and config.pretrained)
+        if fresh and config.init_from is not None:
             external = isinstance(metadata.spec, ExternalSpec)
-            read_initial(metadata.config.init_from, external=external).load_into(network)
+            read_initial(config.init_from, external=external).load_into(network)
+        weights = None
+        if config.class_weights != "none":
+            weights = balanced_class_weights(self.dataset.train.labels_N, self.dataset.classes)
         return TrialModule(
             network,
-            metadata.config,
+            config,
             StepExecution(
                 placement=self.placement,
                 micro_batches=metadata.micro_batches,
                 compiling=compiling,
                 recomputes=metadata.recomputes,
                 recorder=self.recorder,
-                class_weights=self._class_weights(),
+                class_weights=weights,
             ),
             classes=self.dataset.classes,
             epochs=metadata.epochs,
@@ -309,18 +306,11 @@ class FitAttempt:
             peers=self.peers,
         )
 
-    def _class_weights(self) -> tuple[float, ...] | None:
-        if self.start.metadata.config.class_weights == "none":
-            return None
-        return balanced_class_weights(self.dataset.train.labels_N, self.dataset.classes)
-
     def _eval_metrics(self) -> EpochMetrics:
-        if self._once:
-            return FinalMetrics(self.dataset.class_names, peers=self.peers)
         return EpochMetrics(
             self.dataset.classes,
             top5=True,
-            extra=self.objective.extra,
+            extra=FINAL_METRICS if self._once else self.objective.extra,
             class_names=self.dataset.class_names,
             peers=self.peers,
         )
@@ -328,12 +318,14 @@ class FitAttempt:
     def _writer(self) -> CheckpointWriter | None:
         if self.folder is None or not self.peers.first:
             return None
+        asked = self.process.background_writes
+        background = self.placement.device.type == "cuda" if asked is None else asked
         return CheckpointWriter(
             self.folder,
             self.objective,
             best=self.start.best,
             about=self._about,
-            background=self._background,
+            background=background and self.peers.alone,
         )
 
     def _about(self, epoch: int, metrics: Mapping[str, float]) -> TrainedNetwork:

@@ -17,11 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassStatScores,
-)
+from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import (
     multiclass_auroc,
     multiclass_average_precision,
@@ -38,12 +34,15 @@ from tune_rescon.metric_names import BY_CLASS, CLASS_METRICS, class_metric, cust
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.user_code import import_function
 
-__all__ = ["EpochMetrics", "FinalMetrics", "Predictions", "load_metric"]
+__all__ = ["FINAL_METRICS", "EpochMetrics", "Predictions", "load_metric"]
 
 MetricFunction = Callable[[Tensor, Tensor], Any]
 
 #: ImageNet's second metric: the label is among the five highest scores.
 TOP_K = 5
+
+#: The further metrics of a finished network, which is evaluated on the test images.
+FINAL_METRICS: Final = ("val_calibration_error", "val_accuracy_by_class")
 
 
 class EpochMetrics(nn.Module):
@@ -154,46 +153,6 @@ class EpochMetrics(nn.Module):
             return float(metric.compute()) if metric.update_called else math.nan
 
 
-class FinalMetrics(EpochMetrics):
-    """The metrics of a finished network: also the accuracy of each class, and the calibration error."""
-
-    def __init__(self, class_names: Sequence[str], *, peers: ProcessGroup = SINGLE_PROCESS) -> None:
-        """Create empty metrics of classes with ``class_names``, in the order of the labels."""
-        classes = len(class_names)
-        super().__init__(classes, top5=True, peers=peers)
-        self.by_class = MulticlassStatScores(classes, average=None, validate_args=False)
-        # Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017, section 2).
-        self.calibration = MulticlassCalibrationError(classes, n_bins=15, norm="l1", validate_args=False)
-        self._names = tuple(class_names)
-
-    @override
-    def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
-        super().update(loss, logits_BK, labels_B)
-        self.by_class.update(logits_BK.detach(), labels_B)
-        self.calibration.update(logits_BK.detach().softmax(dim=1), labels_B)
-
-    @override
-    def compute(self) -> dict[str, float]:
-        """Return the base class's metrics and, after the first batch, those of this class.
-
-        These are ``calibration_error``, and ``accuracy/CLASS`` of each class that has images.
-        """
-        known = super().compute()
-        if not self.by_class.update_called:
-            return known
-        with self._peers.collective():
-            scores_K5, error = self.by_class.compute(), float(self.calibration.compute())
-        by_class = zip(self._names, _accuracy_by_class(scores_K5).tolist(), strict=True)
-        named = {f"accuracy/{name}": value for name, value in by_class if not math.isnan(value)}
-        return _unknown_if_lost({**known, "calibration_error": error, **named})
-
-    @override
-    def reset(self) -> None:
-        super().reset()
-        self.by_class.reset()
-        self.calibration.reset()
-
-
 def _unknown_if_lost(values: dict[str, float]) -> dict[str, float]:
     """Return ``values``, or nan for each of them if the loss is nan."""
     return dict.fromkeys(values, math.nan) if math.isnan(values["loss"]) else values
@@ -299,21 +258,14 @@ def load_metric(name: str) -> MetricFunction:
     return import_function(name, what="a metric", where="metric.log")
 
 
-def _accuracy_by_class(scores_K5: Tensor) -> Tensor:
-    """Return the share of each class's images that are classified correctly (K), nan without images.
-
-    Args:
-        scores_K5: true positives, false positives, true negatives, false negatives, and images.
-    """
-    return scores_K5[:, 0] / scores_K5[:, 4]
-
-
 def _scores(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Return true positives, false positives, true and false negatives, and images of each class (K, 5)."""
     return multiclass_stat_scores(logits_NK, labels_N, num_classes=logits_NK.shape[1], average=None)
 
 
 def _accuracy_K(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    return _accuracy_by_class(_scores(logits_NK, labels_N))
+    hits_K, *_, images_K = _scores(logits_NK, labels_N).unbind(dim=1)
+    return hits_K / images_K
 
 
 def _f1_K(logits_NK: Tensor, labels_N: Tensor) -> Tensor:

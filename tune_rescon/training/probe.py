@@ -215,7 +215,6 @@ def measure_latency(spec: NetworkDescription, device: str) -> float:
         got = "cuda, and torch finds no GPU here"
         raise ResourceError(format_error(rule, got=got, where="constraints.latency_ms.device"))
     placement = resolve_device(device, precision="fp32")
-    wait = functools.partial(torch.cuda.synchronize, placement.device) if device == "cuda" else lambda: None
     with own_generator(placement.device), placement.active(threads=1), torch.inference_mode():
         network = placement.network(build_described(spec)).eval()
         images_BCHW = placement.images(torch.rand(1, spec.in_channels, spec.image_size, spec.image_size))
@@ -223,9 +222,15 @@ def measure_latency(spec: NetworkDescription, device: str) -> float:
             network(images_BCHW)
         passes: list[float] = []
         while len(passes) < _LEAST_PASSES or sum(passes) < _PASSES_SECONDS:
-            wait()
+            _wait(placement.device)
             began = time.perf_counter()
             network(images_BCHW)
-            wait()
+            _wait(placement.device)
             passes.append(time.perf_counter() - began)
     return 1e3 * min(passes)
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for a GPU's queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

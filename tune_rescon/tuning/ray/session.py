@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from tune_rescon.errors import ClusterError, ConfigError, format_error
 from tune_rescon.tuning.callbacks import ClusterSize
@@ -44,8 +44,6 @@ _SOCKET: Final = "/ray/session_2026-01-01_00-00-00_000000_{}/sockets/plasma_stor
 #: has a limit of 30 s at both attempts (ray 2.60); at the second one, Ray's files are already in memory.
 LONGER_START: Final = {"RAY_gcs_server_port_wait_time_s": "120"}
 
-_Started = TypeVar("_Started")
-
 
 def check_temp_dir(environment: Mapping[str, str], *, pid: int) -> None:
     """Check that the paths of Ray's sockets in its temporary directory are short enough.
@@ -69,21 +67,19 @@ def check_temp_dir(environment: Mapping[str, str], *, pid: int) -> None:
         raise ConfigError(format_error(rule, got=f"{got}: {environment[name]}", where=name, hint=hint))
 
 
-def start_or_retry(start: Callable[[], _Started], clean_up: Callable[[], object]) -> _Started:
+def start_or_retry(start: Callable[[], object], clean_up: Callable[[], object]) -> None:
     """Start Ray, and retry once with a longer time limit (:data:`LONGER_START`) if the start fails.
 
     Args:
         start: Starts Ray.
         clean_up: Ends the processes that a failed start has left.
 
-    Returns:
-        The value that ``start`` returns.
-
     Raises:
         ClusterError: If both attempts fail.
     """
     try:
-        return start()
+        start()
+        return
     # Ray raises a bare Exception if its node manager does not start in time.
     except Exception as error:
         _LOGGER.exception("Ray did not start")
@@ -91,7 +87,7 @@ def start_or_retry(start: Callable[[], _Started], clean_up: Callable[[], object]
         _PROGRESS.info(f"Ray did not start ({first_line(error)}); trying once more")
     try:
         with _set_in_environment(LONGER_START):
-            return start()
+            start()
     except Exception as error:
         _LOGGER.exception("Ray did not start, also at the second try")
         clean_up()

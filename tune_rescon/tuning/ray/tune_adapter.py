@@ -134,7 +134,14 @@ def _directory(trial: Any) -> str:
     return f"{trial_name(trial.config['number'])}_{trial.trial_id}"
 
 
-class CoordinatorSearcher(Searcher):
+class _Stateless:
+    """Has no state to pickle, because Tune pickles its parts for a restore that this package does not use."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+
+class CoordinatorSearcher(_Stateless, Searcher):
     """Tune's searcher: passes the coordinator's trials to Tune.
 
     The scheduler handles all results and worker deaths, because Tune passes a searcher neither the result
@@ -151,10 +158,6 @@ class CoordinatorSearcher(Searcher):
         self._make_task = make_task
         self._lock = lock
         self._numbers: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        """Return no state, because Tune pickles its parts for a restore that this package does not use."""
-        return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return Tune's config of the next trial.
@@ -198,7 +201,7 @@ def node_is_gone(address: str) -> bool:
     return not any(node["Alive"] and node["NodeManagerAddress"] == address for node in ray.nodes())
 
 
-class CoordinatorScheduler(FIFOScheduler):
+class CoordinatorScheduler(_Stateless, FIFOScheduler):
     """Tune's scheduler: stops trials by the coordinator's decisions, and assigns free worker processes.
 
     :class:`.PendingTrials` decides which trial gets a free process.
@@ -233,10 +236,6 @@ class CoordinatorScheduler(FIFOScheduler):
         self._preempted: set[int] = set()
         self._lost_worker: set[int] = set()
         self._waiting = PendingTrials()
-
-    def __getstate__(self) -> dict[str, object]:
-        """Return no state, because Tune pickles its parts for a restore that this package does not use."""
-        return {}
 
     def on_trial_add(self, tune_controller: object, trial: Trial) -> None:
         """Add the trial to those that wait for a process."""
@@ -374,16 +373,12 @@ class ActorReuse:
             self._kept = wanted
 
 
-class AbortCallback(tune.Callback):
+class AbortCallback(_Stateless, tune.Callback):
     """Ends Tune's loop once :class:`.DriverLock` is closed, even if an epoch takes an hour."""
 
     def __init__(self, lock: DriverLock) -> None:
         """Store ``lock``, which each step of Tune's loop checks."""
         self._lock = lock
-
-    def __getstate__(self) -> dict[str, object]:
-        """Return no state, because Tune pickles its parts for a restore that this package does not use."""
-        return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Check the lock; Tune calls this about ten times per second."""
