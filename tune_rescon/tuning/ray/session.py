@@ -197,8 +197,7 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
                 _join(address)
             else:
                 check_temp_dir(os.environ, pid=os.getpid())
-                start_or_retry(_start, lambda: _shut_down(own))
-        own.find()
+                start_or_retry(lambda: _start(own), lambda: _shut_down(own))
         probe = ControlStoreProbe(ray.get_runtime_context().gcs_address)
         yield _session(probe.gone if address else own.gone, grows=address is not None)
     finally:
@@ -246,12 +245,16 @@ def _join(address: str) -> None:
         raise ClusterError(format_error(rule, got=got, where="--address", hint=hint)) from error
 
 
-def _start() -> None:
+def _start(own: RayProcesses) -> None:
     import ray
 
     memory = LOCAL_OBJECT_STORE
-    with started_apart():
-        ray.init(address="local", include_dashboard=False, object_store_memory=memory, **_settings())
+    try:
+        with started_apart():
+            ray.init(address="local", include_dashboard=False, object_store_memory=memory, **_settings())
+    finally:
+        # Not later, because a program that runs a search may start processes of its own in the meantime.
+        own.find()
 
 
 @contextmanager
@@ -273,7 +276,6 @@ def _shut_down(own: RayProcesses) -> None:
     """Disconnect from Ray and end the processes that were started for it, in bounded time."""
     import ray
 
-    own.find()
     if own.gone():
         # Otherwise ray.shutdown waits for the processes that are left.
         own.end()
