@@ -162,8 +162,7 @@ class FiniteLoss(Callback):
     def __init__(self, every: int = 20) -> None:
         """Create the callback.
 
-        Args:
-            every: steps between two readings; a reading makes the host wait for a GPU's queue.
+        A reading makes the host wait for a GPU's queue, so that there is one in ``every`` steps.
         """
         self._every = every
 

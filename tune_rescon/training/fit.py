@@ -130,9 +130,6 @@ class FitAttempt:
     def run(self, on_epoch: Callable[[EpochReport], None]) -> Retry | None:
         """Train from ``start`` to the last epoch.
 
-        Args:
-            on_epoch: called with the report of each epoch.
-
         Returns:
             None if the trial ended; else the settings to retry with. By then only reference cycles, which a
             garbage collection frees, refer to the network and its optimiser.

@@ -94,9 +94,7 @@ def sampled(device: torch.device, read: Reading | None) -> Iterator[Callable[[],
     Without a GPU yield None and start no thread. On a GPU whose utilisation cannot be read the function that
     is yielded returns nan.
 
-    Args:
-        device: the trial's device.
-        read: returns the present reading; None asks NVML.
+    ``read`` returns the present reading; None asks NVML.
     """
     if read is None and device.type != "cuda":
         yield None

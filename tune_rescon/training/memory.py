@@ -195,11 +195,6 @@ def shape_key(spec: NetworkDescription, placement: DeviceConfig, *ways: object) 
 
     That is the network, its image size, the precision, the device, the versions, and how the network is
     trained. The optimiser and the averaged weights are left out: they are small beside a batch's activations.
-
-    Args:
-        spec: the network and its image size.
-        placement: the device and the precision.
-        ways: how the network is trained, as far as it affects the memory.
     """
     name = torch.cuda.get_device_name(placement.device) if placement.device.type == "cuda" else "cpu"
     versions = [torch.__version__, __version__]

@@ -170,11 +170,6 @@ class TrialModule(pl.LightningModule):
 
         They are scaled by :attr:`scaler`. A gradient that is not finite in one process is not finite in the
         sum, so all processes skip the same steps.
-
-        Args:
-            loss: the loss that :meth:`training_step` returned.
-            args: passed on to Lightning.
-            kwargs: passed on to Lightning.
         """
         if self._gradients:
             # Set here, because the optimiser clears the gradients between training_step and this call.

@@ -127,10 +127,6 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
     With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier has such
     groups too if its rate differs, or if it is trained before the others; they are the first ones. With Muon,
     ``matrix`` tells its groups from AdamW's, which are the 1-d parameters and the classifier.
-
-    Args:
-        network: the network to train.
-        config: the optimiser and its parameters.
     """
     trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     layers = layer_names(trained)
@@ -191,11 +187,7 @@ def make_optimizer(
 
     The fused kernels are used if ``device`` has them: one launch instead of one for each tensor or list.
 
-    Args:
-        network: the network to train.
-        config: the optimiser and its parameters.
-        device: the device of ``network``.
-        scaled: True if a gradient scaler steps the optimiser.
+    ``scaled`` is True if a gradient scaler steps the optimiser.
     """
     groups, rate, momentum = parameter_groups(network, config), config.learning_rate, config.momentum
     # A fused step is not left out by the scaler, but by the kernel itself. Then SGD's momentum begins with

@@ -202,10 +202,6 @@ def measure_latency(spec: NetworkDescription, device: str) -> float:
     shortest of several passes counts, because other work on the machine delays it least. A network is
     measured once in a process.
 
-    Args:
-        spec: the network and its image size.
-        device: "cpu" or "cuda".
-
     Raises:
         NetworkError: the network cannot be built.
         ResourceError: this machine does not have the device.

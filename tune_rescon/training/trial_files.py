@@ -213,14 +213,9 @@ class CheckpointWriter:
     ) -> None:
         """Write the network, if it is to be kept, then the checkpoint; :meth:`finish` returns what failed.
 
-        Args:
-            trainer: holds the state that the checkpoint saves.
-            module: holds the network.
-            epoch: the epoch just trained, counted from 1.
-            metrics: that epoch's.
-            background: copy the state and let a thread write it, so that training can continue. The thread
-                only reads the copies and writes files. The caller of :meth:`finish` frees the copies, because
-                to free pinned memory is a call of CUDA.
+        ``epoch`` was just trained and counts from 1. In the background, the state is copied and a thread
+        writes it, so that training can continue. The thread only reads the copies and writes files. The
+        caller of :meth:`finish` frees the copies, because to free pinned memory is a call of CUDA.
         """
         about = self._about(epoch, metrics) if self._is_kept(metrics) else None
         best = None if about is None else trained_values(module.eval_network, about)

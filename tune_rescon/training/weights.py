@@ -237,10 +237,6 @@ class Safetensors:
 def read_safetensors(path: Path, *, where: str) -> Safetensors:
     """Read any .safetensors file.
 
-    Args:
-        path: the file.
-        where: the setting or option that names the file, for the error message.
-
     Raises:
         StorageError: the file is damaged or of another kind.
     """
@@ -257,9 +253,7 @@ def read_safetensors(path: Path, *, where: str) -> Safetensors:
 def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
     """Return the network of an exported file, on the CPU and in eval mode, and its description.
 
-    Args:
-        file: the content of the file.
-        where: the setting or option that names the file, for the error message.
+    ``where`` is the setting or option that names the file, for the error message.
 
     Raises:
         StorageError: another program or another version wrote the metadata, or the tensors do not match it.

@@ -80,12 +80,8 @@ def join(
 ) -> Iterator[ProcessGroup]:
     """Join the process group at a store as process ``rank`` for the block.
 
-    Args:
-        rendezvous: The address of the trial's store.
-        rank: The rank of this process. Rank 0 has created the store.
-        address: This machine's address, at which the other processes reach it.
-        device: "cpu" or "cuda".
-        store: The store of :func:`create_rendezvous`, in the process that called it; else None.
+    ``address`` is this machine's, at which the other processes reach it. Rank 0 gives the ``store`` that it
+    has created.
     """
     _name_interface(address)
     if store is None:
@@ -124,13 +120,7 @@ class RankActor:
     """A Ray actor that trains together with rank 0. Its process is kept for the next trial."""
 
     def train(self, task: TrialTask, rendezvous: Rendezvous, rank: int) -> None:
-        """Train a trial until it ends.
-
-        Args:
-            task: The trial.
-            rendezvous: The address of the trial's store.
-            rank: The rank of this process.
-        """
+        """Train a trial until it ends."""
         from tune_rescon.training.lean import import_lean_torchmetrics
 
         # First, because Lightning would otherwise import all of torchmetrics.
@@ -230,10 +220,6 @@ def _peer_error(error: Exception, work: Sequence[Any]) -> Exception:
     """Return the exception of another process if it caused ``error``, else ``error``.
 
     Ends this process if another one has died.
-
-    Args:
-        error: The exception raised in this process.
-        work: The Ray references of the other processes' work.
     """
     if isinstance(error, PeerLostError):
         # A process or its machine has died. Ray detects a machine's death only half a minute later.

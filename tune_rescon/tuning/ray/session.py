@@ -70,9 +70,7 @@ def check_temp_dir(environment: Mapping[str, str], *, pid: int) -> None:
 def start_or_retry(start: Callable[[], object], clean_up: Callable[[], object]) -> None:
     """Start Ray, and retry once with a longer time limit (:data:`LONGER_START`) if the start fails.
 
-    Args:
-        start: Starts Ray.
-        clean_up: Ends the processes that a failed start has left.
+    ``clean_up`` ends the processes that a failed start has left.
 
     Raises:
         ClusterError: If both attempts fail.

@@ -87,11 +87,7 @@ def stage_data(
     A machine that joins later prepares the datasets when its first trial begins. A machine that is lost
     during the preparation is skipped.
 
-    Args:
-        datasets: The datasets of the search.
-        data_root: The folder of the original data on each machine.
-        cache_root: The folder of the cache on each machine.
-        need: The resources of a trial, by Ray's names; machines without room for them are skipped.
+    ``need`` has the resources of a trial by Ray's names; machines without room for them are skipped.
 
     Raises:
         DataError: If the datasets cannot be prepared on a machine; the message names the machine.

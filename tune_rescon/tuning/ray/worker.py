@@ -289,9 +289,6 @@ def run_trial(config: dict[str, Any]) -> None:
     fault of the configuration would occur every time. Only a trial whose worker process died is retried.
     A preempted worker therefore writes a checkpoint and ends its process. A ResourceError (the trial was
     promised a GPU, and torch has none) ends the whole search.
-
-    Args:
-        config: :meth:`TrialTask.to_dict` of the trial.
     """
     on_one_thread(functools.partial(_run, TrialTask.from_dict(config)))
 
