@@ -1,6 +1,6 @@
 """Callbacks of Lightning's training loop, one for each concern, in the order in which a training runs them.
 
-:class:`.EpochReporter` has a file of its own; it runs before :class:`StopOnPreemption`.
+:class:`.EpochReporter`, which runs before :class:`StopOnPreemption`, is in another file.
 """
 
 from __future__ import annotations

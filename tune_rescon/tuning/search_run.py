@@ -206,21 +206,25 @@ class SearchRun:
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
-        # Imported here because it imports Ray; a search imports this module before it checks its options.
-        from tune_rescon.tuning.ray.tune_adapter import execute, trial_task
-
         lock = DriverLock(self._lease.ensure_held)
-        make_task = functools.partial(trial_task, space=self._space, options=self._options, store=self._store)
-        work = functools.partial(
-            execute,
-            self._coordinator,
-            make_task=make_task,
-            trainable=trainable,
-            resources=self._space.resources_per_trial.by_name(),
-            workers=self._space.resources_per_trial.workers,
-            concurrent=slots,
-            lock=lock,
-        )
+
+        def work() -> None:
+            # Imported here because it imports Ray; a search imports this module before it checks its options.
+            from tune_rescon.tuning.ray.tune_adapter import execute, trial_task
+
+            resources = self._space.resources_per_trial
+            execute(
+                self._coordinator,
+                make_task=functools.partial(
+                    trial_task, space=self._space, options=self._options, store=self._store
+                ),
+                trainable=trainable,
+                resources=resources.by_name(),
+                workers=resources.workers,
+                concurrent=slots,
+                lock=lock,
+            )
+
         try:
             run_in_thread(work, should_abort=watch.should_abort, lock=lock)
         except (LeaseLostError, RecordError):

@@ -251,7 +251,7 @@ def _start(own: RayProcesses) -> None:
         with started_apart():
             ray.init(address="local", include_dashboard=False, object_store_memory=memory, **_settings())
     finally:
-        # Not later, because a program that runs a search may start processes of its own in the meantime.
+        # Not later, because a program that runs a search may start other processes in the meantime.
         own.find()
 
 
