@@ -22,7 +22,6 @@ __all__ = [
     "LONGER_START",
     "RaySession",
     "check_temp_dir",
-    "first_line",
     "is_running",
     "prepare_environment",
     "ray_session",
@@ -82,7 +81,7 @@ def start_or_retry(start: Callable[[], object], clean_up: Callable[[], object]) 
     except Exception as error:
         _LOGGER.exception("Ray did not start")
         clean_up()
-        _PROGRESS.info(f"Ray did not start ({first_line(error)}); trying once more")
+        _PROGRESS.info(f"Ray did not start ({_first_line(error)}); trying once more")
     try:
         with _set_in_environment(LONGER_START):
             start()
@@ -95,11 +94,11 @@ def start_or_retry(start: Callable[[], object], clean_up: Callable[[], object]) 
         )
         rule = "Ray must start on this machine"
         raise ClusterError(
-            format_error(rule, got=f"two failures ({first_line(error)})", hint=hint)
+            format_error(rule, got=f"two failures ({_first_line(error)})", hint=hint)
         ) from error
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the error's type if the message is empty."""
     return str(error).strip().partition("\n")[0].strip(" .") or type(error).__name__
 
@@ -239,7 +238,7 @@ def _join(address: str) -> None:
         _LOGGER.exception("Ray cannot be reached")
         rule = "must be the address of a Ray cluster that can be reached"
         hint = "See whether it runs (`ray status` there), and whether its Ray has this one's version."
-        got = f"{address} ({first_line(error)})"
+        got = f"{address} ({_first_line(error)})"
         raise ClusterError(format_error(rule, got=got, where="--address", hint=hint)) from error
 
 
