@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from tune_rescon.config import TrialConfig
     from tune_rescon.spaces import Space
-    from tune_rescon.tuning import SearchLocation, StudyResult
+    from tune_rescon.tuning import RunOptions, SearchLocation, StudyResult
 
 __all__ = ["main"]
 
@@ -215,20 +215,7 @@ def train(
             divert_output=True,
         )
         print_opening(space, options, console)
-        # Imported after the first line of output, because these modules import the driver's libraries.
-        from tune_rescon.finals import FinalsPresentation
-        from tune_rescon.inference import write_mistakes
-        from tune_rescon.reporting import resume_command, run_with_display
-
-        return run_with_display(
-            space,
-            options,
-            console,
-            live=live,
-            resume=resume_command(options, "tune_rescon.train"),
-            presentation=FinalsPresentation(partial(write_mistakes, options=options)),
-            tell=_print_finals,
-        )
+        return _run(space, options, console, live=live)
 
 
 def _check_options(
@@ -248,6 +235,24 @@ def _check_options(
         raise click.UsageError("--budget goes with --from, and instead of --epochs.")
     if numbers and (source is None or top is not None):
         raise click.UsageError("--trial goes with --from, and instead of --top.")
+
+
+def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:
+    """Run the trainings and return the exit code."""
+    # Imported after the first line of output, because these modules import the driver's libraries.
+    from tune_rescon.finals import FinalsPresentation
+    from tune_rescon.inference import write_mistakes
+    from tune_rescon.reporting import resume_command, run_with_display
+
+    return run_with_display(
+        space,
+        options,
+        console,
+        live=live,
+        resume=resume_command(options, "tune_rescon.train"),
+        presentation=FinalsPresentation(partial(write_mistakes, options=options)),
+        tell=_print_finals,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

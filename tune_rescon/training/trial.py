@@ -15,7 +15,7 @@ from tune_rescon.models import ExternalSpec, NetworkDescription, describe_networ
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.cuda_graphs import HangWatchdog
-from tune_rescon.training.device import own_generator, resolve_device
+from tune_rescon.training.device import DeviceConfig, own_generator, resolve_device
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.fit import FitAttempt, TrialProcess
 from tune_rescon.training.memory import Shape, recomputation, release_memory
@@ -131,9 +131,7 @@ def train_trial(
         metadata = CheckpointMetadata(
             config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs
         )
-        placement = resolve_device(process.device, precision=config.precision)
-        if config.precision == "fp16" and not placement.scales_gradients:
-            on_message("precision fp16 is for GPUs; this trial trains in fp32 on its CPU")
+        placement = _placement(process, config)
         folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
         check_shares(peers, config, dataset)
         start = find_start_together(metadata, folder, on_message, peers)
@@ -143,35 +141,40 @@ def train_trial(
         watch = HangWatchdog(folder=process.hang_folder, key=shape.key) if process.hang_folder else None
         record_steps = _may_record_steps(config, shape, images=images, watch=watch, process=process)
         if start.checkpoint is None:
-            # A resumed trial keeps its micro-batches, because another number would change batch norm's
-            # statistics.
+            # A resumed trial keeps its micro-batches: another number would change batch norm's statistics.
             start = _apply_known_limits(start, shape, images, process)
+    attempt = FitAttempt(
+        start=start,
+        dataset=dataset,
+        placement=placement,
+        folder=folder,
+        objective=objective,
+        process=process,
+        batch_images=images,
+        record_steps=record_steps,
+        watch=watch,
+    )
     while len(start.metadata.history) < epochs:
-        attempt = FitAttempt(
-            start=start,
-            dataset=dataset,
-            placement=placement,
-            folder=folder,
-            objective=objective,
-            process=process,
-            batch_images=images,
-            record_steps=record_steps,
-            watch=watch,
-        )
         with placement.active(process.threads), own_generator(placement.device):
             retry = attempt.run(report)
         if retry is None:
             return
         release_memory()  # the attempt's network and optimiser
         if retry.overrun:
-            recorded, recomputes = attempt.recorder is not None, start.metadata.recomputes
-            tried = shape.when(recorded=recorded, recomputes=recomputes)
+            tried = shape.when(recorded=attempt.recorder is not None, recomputes=start.metadata.recomputes)
             tried.record_oom(images, start.metadata.micro_batches)
-        record_steps = False
         with peers.propagate_errors():
             on_message(retry.note)
             start = find_start_together(metadata, folder, on_message, peers)
         start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
+        attempt = dataclasses.replace(attempt, start=start, record_steps=False)
+
+
+def _placement(process: TrialProcess, config: TrialConfig) -> DeviceConfig:
+    placement = resolve_device(process.device, precision=config.precision)
+    if config.precision == "fp16" and not placement.scales_gradients:
+        process.on_message("precision fp16 is for GPUs; this trial trains in fp32 on its CPU")
+    return placement
 
 
 def _as_pretrained(dataset: ImageDataset, config: TrialConfig, spec: NetworkDescription) -> ImageDataset:
