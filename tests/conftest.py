@@ -162,7 +162,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from tune_rescon.config import TrialConfig
     from tune_rescon.models import build_from_spec, resolve_network
-    from tune_rescon.training.weights import TrainedNetwork, save_trained
+    from tune_rescon.training.weights import TrainedNetwork, trained_values
 
     config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=16)
     spec = resolve_network(config, classes=3, in_channels=3)
@@ -184,7 +184,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(40):
             network((torch.rand(32, 3, 16, 16) - 0.5) / 0.3)
     path = tmp_path_factory.mktemp("winner") / "best.ckpt"
-    save_trained(network, about, path)
+    torch.save(trained_values(network, about), path)
     return path
 
 

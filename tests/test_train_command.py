@@ -94,6 +94,8 @@ def storage(tmp_path: Path) -> Path:
         (["--preset", "attention56", "--trial", "0"], "--trial goes with --from, and instead of --top"),
         (["--resume", "first", "--trial", "0"], "--trial goes with --from, and instead of --top"),
         (["--from", "first", "--trial", "-1"], "Invalid value for '--trial': -1"),
+        (["--from", "first", "--concurrent", "0"], "Invalid value for '--concurrent': 0"),
+        (["--from", "first", "--seed", "-1"], "Invalid value for '--seed': -1"),
         (["--from", "frist"], "--from: no search named 'frist'"),
         (["--from", "frist"], "Did you mean first?"),
         (["--resume", "first"], "--resume: must name trainings that `tune_rescon.train` has begun"),

@@ -24,7 +24,7 @@ from tune_rescon.tracking.worker import MlflowWorker
 from tune_rescon.tuning import Coordinator, TrialRecord, TrialTask
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock
-from tune_rescon.tuning.ray.tune_adapter import CoordinatorScheduler, CoordinatorSearcher
+from tune_rescon.tuning.ray.tune_adapter import ActorReuse, CoordinatorScheduler, CoordinatorSearcher
 from tune_rescon.tuning.resources import Nodes
 
 __all__ = ["search_without_ray"]
@@ -38,7 +38,7 @@ def search_without_ray() -> Iterator[None]:
     """Within it ``run_search``, and the commands that call it, run their trials in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tune_rescon.tuning.search.ray_session", _one_machine)
-        patch.setattr("tune_rescon.tuning.search_run.execute", _execute_here)
+        patch.setattr("tune_rescon.tuning.ray.tune_adapter.execute", _execute_here)
         patch.setattr("tune_rescon.tuning.search.mlflow_writer", _writer_in_this_process)
         yield
 
@@ -70,15 +70,15 @@ def _execute_here(
     **_resources: object,
 ) -> None:
     """Tune's part: ask for trials until there are no more, run each, hand its reports on."""
-    searcher = CoordinatorSearcher(coordinator, make_task)
-    scheduler = CoordinatorScheduler(coordinator, node_is_gone=lambda _: False)
+    searcher = CoordinatorSearcher(coordinator, make_task, lock)
+    processes = ActorReuse(coordinator, resources=None, slots=0)
+    scheduler = CoordinatorScheduler(coordinator, lock, processes, node_is_gone=lambda _: False)
     for identity in map(str, itertools.count()):
-        with lock.hold():
-            config = searcher.suggest(identity)
+        config = searcher.suggest(identity)
         if config == Searcher.FINISHED:
             return
         assert isinstance(config, dict), "no trial runs, so there is nothing to wait for"
-        _run_trial(identity, config, trainable, searcher, scheduler, lock)
+        _run_trial(identity, config, trainable, searcher, scheduler)
 
 
 def _run_trial(
@@ -87,13 +87,11 @@ def _run_trial(
     trainable: Callable[[dict[str, Any]], None],
     searcher: CoordinatorSearcher,
     scheduler: CoordinatorScheduler,
-    lock: DriverLock,
 ) -> None:
     trial = SimpleNamespace(config=config, node_ip=None)
 
     def report(metrics: dict[str, Any]) -> None:
-        with lock.hold():
-            decision = scheduler.on_trial_result(None, trial, flatten_dict(metrics, delimiter="/"))
+        decision = scheduler.on_trial_result(None, trial, flatten_dict(metrics, delimiter="/"))
         if decision == TrialScheduler.STOP:
             raise SystemExit
 
@@ -104,8 +102,6 @@ def _run_trial(
         except SystemExit:
             return
         except Exception:
-            with lock.hold():
-                scheduler.on_trial_error(None, trial)
+            scheduler.on_trial_error(None, trial)
         else:
-            with lock.hold():
-                searcher.on_trial_complete(identity)
+            searcher.on_trial_complete(identity)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, TextIO, TypeVar
 import click
 from typing_extensions import override
 
-from tune_rescon.passwords import hide_passwords
+from tune_rescon.passwords import HidingFormatter
 
 __all__ = [
     "HELP_SETTINGS",
@@ -160,12 +160,6 @@ def _log_level(*, verbose: int, quiet: bool, log_level: str | None) -> int | Non
     return logging.ERROR if quiet else {0: None, 1: logging.INFO}.get(verbose, logging.DEBUG)
 
 
-class _Formatter(logging.Formatter):
-    @override
-    def format(self, record: logging.LogRecord) -> str:
-        return hide_passwords(super().format(record))
-
-
 @contextmanager
 def _records_on_stderr(level: int | None) -> Iterator[None]:
     """Print this package's log records of at least ``level`` to standard error within the block.
@@ -184,7 +178,7 @@ def _records_on_stderr(level: int | None) -> Iterator[None]:
     handler = logging.StreamHandler(stream)
     handler.setLevel(level)
     handler.addFilter(logging.Filter("tune_rescon"))
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(HidingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("tune_rescon")
     before = package.level
     # A search's own log has the records from INFO on, whatever is printed.

@@ -6,12 +6,15 @@ their error messages. Therefore the whole text is searched, and a URL is found e
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["has_password", "hide_passwords", "shell_command", "without_password"]
+from typing_extensions import override
+
+__all__ = ["HidingFormatter", "has_password", "hide_passwords", "shell_command", "without_password"]
 
 #: ``SCHEME://USER:PASSWORD@``. A password may contain any character except a space, including ``@`` and
 #: ``/`` that should have been quoted. After ``http://HOST:PORT/`` an ``@`` is part of a path.
@@ -46,6 +49,14 @@ def hide_passwords(text: str) -> str:
     'https://host/a.zip?X-Amz-Date=20260101&X-Amz-Signature=***'
     """
     return _QUERY.sub(rf"\g<before>{_SHOWN}", _USER.sub(rf"\g<before>{_SHOWN}@", text))
+
+
+class HidingFormatter(logging.Formatter):
+    """Hide the passwords of log records, also in their tracebacks."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_passwords(super().format(record))
 
 
 def has_password(url: str) -> bool:

@@ -49,8 +49,6 @@ SUFFIX: Final = "-final"
 #: Number of configurations to train if neither --top nor --trial is given.
 TOP: Final = 3
 
-_ALTERNATIVES: Final = "Give one of --from NAME, --preset NAME and --resume NAME."
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit code."""
@@ -123,10 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 @tracking_uri_option
 @data_root_option
 @address_option
-@click.option("--concurrent", type=int, metavar="N", help="Maximum number of trainings at once.")
+@click.option(
+    "--concurrent", type=click.IntRange(1), metavar="N", help="Maximum number of trainings at once."
+)
 @click.option(
     "--seed",
-    type=int,
+    type=click.IntRange(0),
     metavar="S",
     default=0,
     show_default=True,
@@ -230,7 +230,7 @@ def _check_options(
 ) -> None:
     """Check which options are given together; raises click's UsageError."""
     if sum(one is not None for one in (source, preset, resume)) != 1:
-        raise click.UsageError(_ALTERNATIVES)
+        raise click.UsageError("Give one of --from NAME, --preset NAME and --resume NAME.")
     if budget is not None and (source is None or epochs is not None):
         raise click.UsageError("--budget goes with --from, and instead of --epochs.")
     if numbers and (source is None or top is not None):
@@ -301,8 +301,7 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         about = f"The best of the search {source}"
         if len(found) < flags.top:
             console.print(f"{source} has {len(found)} different configurations that reached its last epoch.")
-    epochs = flags.epochs or _epochs(result, found, flags)
-    _print_estimate(result, found, flags, epochs=epochs, console=console)
+    epochs = _planned_epochs(result, found, flags, console)
     configs, dataset = of_dataset(found, result.space)
     if flags.image_size is not None:
         # The search's stored side may be too small for the larger images.
@@ -324,39 +323,32 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
     )
 
 
-def _epochs(result: StudyResult, found: Sequence[TrialConfig], flags: _Flags) -> int:
-    from tune_rescon.finals import epochs_within, read_duration
-
-    if flags.budget is None:
-        return result.space.fidelity.max
-    return epochs_within(
-        read_duration(flags.budget),
-        _epoch_seconds(result, found, flags),
-        found,
-        trainings=flags.seeds * len(found),
-        slots=_slots(result, flags),
-    )
-
-
-def _print_estimate(
-    result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, *, epochs: int, console: Console
-) -> None:
-    """Print an estimate of the time that the trainings take, before they start."""
-    from tune_rescon.finals import finals_seconds
+def _planned_epochs(
+    result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, console: Console
+) -> int:
+    """Return the epochs of each training, and print an estimate of the time that all of them take."""
+    from tune_rescon.finals import epochs_within, finals_seconds, read_duration
+    from tune_rescon.reporting.analysis import timeline
     from tune_rescon.reporting.formatting import roughly
 
-    trainings, slots = flags.seeds * len(found), _slots(result, flags)
-    seconds = finals_seconds(
-        _epoch_seconds(result, found, flags), epochs=epochs, trainings=trainings, slots=slots
-    )
+    seconds, trainings = _epoch_seconds(result, found, flags.image_size), flags.seeds * len(found)
+    slots = max(1, timeline(result).slots)
+    if flags.concurrent is not None:
+        slots = min(slots, flags.concurrent)
+    epochs = flags.epochs or result.space.fidelity.max
+    if flags.budget is not None:
+        within = read_duration(flags.budget)
+        epochs = epochs_within(within, seconds, found, trainings=trainings, slots=slots)
+    total = finals_seconds(seconds, epochs=epochs, trainings=trainings, slots=slots)
     console.print(
-        f"{counted(trainings, 'training')} of {counted(epochs, 'epoch')}, {roughly(seconds)} if an epoch"
+        f"{counted(trainings, 'training')} of {counted(epochs, 'epoch')}, {roughly(total)} if an epoch"
         f" takes as long as in {result.name} and {slots} run at once as there",
         soft_wrap=True,
     )
+    return epochs
 
 
-def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], flags: _Flags) -> float:
+def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], image_size: int | None) -> float:
     """Estimate the seconds of a final's epoch from the search's epochs.
 
     The search trained on fewer images, and perhaps on smaller ones.
@@ -365,16 +357,9 @@ def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], flags: _Fl
 
     seconds = seconds_per_epoch(result, found) / (1 - result.space.dataset.val_fraction)
     sizes = [config.image_size for config in found if config.image_size is not None]
-    if flags.image_size is None or not sizes:
+    if image_size is None or not sizes:
         return seconds
-    return seconds * flags.image_size**2 * len(sizes) / sum(size**2 for size in sizes)
-
-
-def _slots(result: StudyResult, flags: _Flags) -> int:
-    from tune_rescon.reporting.analysis import timeline
-
-    had = max(1, timeline(result).slots)
-    return had if flags.concurrent is None else min(had, flags.concurrent)
+    return seconds * image_size**2 * len(sizes) / sum(size**2 for size in sizes)
 
 
 def _from_preset(preset: str, dataset: str, recipe: str, flags: _Flags) -> Space:

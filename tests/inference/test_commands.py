@@ -33,7 +33,7 @@ from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.predict import main as predict
 from tune_rescon.training import load_trained
 from tune_rescon.training.initial_weights import read_initial
-from tune_rescon.training.weights import Classifier, save_trained
+from tune_rescon.training.weights import Classifier, trained_values
 
 pytestmark = pytest.mark.torch
 
@@ -94,7 +94,7 @@ def test_no_text_in_the_csv_is_a_formula(
     Path("0.png").rename("=1+1.png")
     network, about = load_trained(checkpoint)
     named = dataclasses.replace(about, class_names=tuple(f"-{name}" for name in about.class_names))
-    save_trained(network, named, pictures / "named.ckpt")
+    torch.save(trained_values(network, named), pictures / "named.ckpt")
     assert predict(["named.ckpt", "=1+1.png", "--csv"]) == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert row["path"] == "'=1+1.png"
@@ -132,7 +132,7 @@ def test_a_network_that_gives_nan_predicts_nothing(
     network, about = load_trained(checkpoint)
     for parameter in network.parameters():
         parameter.data.fill_(torch.nan)
-    save_trained(network, about, tmp_path / "lost.ckpt")
+    torch.save(trained_values(network, about), tmp_path / "lost.ckpt")
     masks = tmp_path / "masks"
     assert predict([str(tmp_path / "lost.ckpt"), str(pictures), form, "--masks", str(masks)]) == 2
     said = capsys.readouterr()

@@ -23,7 +23,7 @@ from tune_rescon.export import main as export_command
 from tune_rescon.inference import Pictures, batches_of, export, export_model, pixels, predictions
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.device import resolve_device
-from tune_rescon.training.weights import TrainedNetwork, load_trained, save_trained
+from tune_rescon.training.weights import TrainedNetwork, load_trained, trained_values
 
 pytestmark = pytest.mark.torch
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_keeps_the_preprocessing(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path
 ) -> None:
     network, about, validated_BK, path = winner
-    save_trained(network, about, tmp_path / "best.ckpt")
+    torch.save(trained_values(network, about), tmp_path / "best.ckpt")
     loaded, known = load_trained(tmp_path / "best.ckpt")
     assert known.preprocessing == about.preprocessing
     close(predicted(loaded, known, path)[0], validated_BK)
@@ -195,7 +195,7 @@ def test_the_champion_is_validation(
     from tune_rescon.tracking.registry import exported
 
     network, about, validated_BK, path = winner
-    save_trained(network, about, tmp_path / "best.ckpt")
+    torch.save(trained_values(network, about), tmp_path / "best.ckpt")
     _, pixels_BCHW = predicted(network, about, path)
     with exported(str(tmp_path / "best.ckpt")) as folder:
         found_BK = mlflow.pyfunc.load_model(str(folder)).predict(pixels_BCHW.numpy())
@@ -242,7 +242,7 @@ def test_a_transform_that_timm_cannot_do_is_reported(
     pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
     network, about, _, _ = winner
     deep = dataclasses.replace(about, resize="pad", levels=(0.0, 4095.0))
-    save_trained(network, deep, tmp_path / "best.ckpt")
+    torch.save(trained_values(network, deep), tmp_path / "best.ckpt")
     arguments = [str(tmp_path / "best.ckpt"), "--format", "timm", "--output", str(tmp_path / "winner")]
     assert export_command(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (

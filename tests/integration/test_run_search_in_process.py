@@ -329,9 +329,9 @@ def test_a_resumed_search_trusts_the_latencies_that_were_measured_before(
         del device
         return 14.0 if network_cost(spec).parameters > 300_000 else 4.0
 
-    monkeypatch.setattr("tune_rescon.training.latency.measure_latency", measure)
+    monkeypatch.setattr("tune_rescon.training.probe.measure_latency", measure)
     first = search(options, "budget.trials=4", *limit)
-    monkeypatch.setattr("tune_rescon.training.latency.measure_latency", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("tune_rescon.training.probe.measure_latency", lambda *_: pytest.fail("measured"))
     resumed = search(dataclasses.replace(options, resume=True), *limit)
     assert (len(first.trials), len(resumed.trials)) == (4, 9)
     assert {trial.parameters["depth"] for trial in resumed.trials} == {56}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,13 @@ from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import LANDSCAPES, Assignment, SimulatedSearch, SyntheticCurve, TunePolicy, simulate
 from tune_rescon.tuning import Coordinator, Decision, RunOptions, SearchFolder, TrialTask
 from tune_rescon.tuning.coordinator import NODE_RETRIES, WORKER_RETRIES
-from tune_rescon.tuning.ray.execute import TrialTaskFactory
-from tune_rescon.tuning.ray.tune_adapter import CoordinatorScheduler, CoordinatorSearcher
+from tune_rescon.tuning.ray.shutdown import DriverLock
+from tune_rescon.tuning.ray.tune_adapter import (
+    ActorReuse,
+    CoordinatorScheduler,
+    CoordinatorSearcher,
+    trial_task,
+)
 from tune_rescon.tuning.search_storage import LocalStore
 
 SMALL = ("initial=[]", "budget.trials=20", "fidelity={min: 1, max: 9}", "sampler={type: random, seed: 3}")
@@ -65,7 +70,8 @@ def adapted(of: Space) -> Adapted:
     search = SimulatedSearch(of)
     coordinator = search.policy()
     store = LocalStore(folder=SearchFolder(storage=Path("runs"), name="adapted"))
-    maker = TrialTaskFactory(space=of, options=RunOptions(name="adapted"), store=store)
+    make_task = partial(trial_task, space=of, options=RunOptions(name="adapted"), store=store)
+    lock, processes = DriverLock(lambda: None), ActorReuse(coordinator, resources=None, slots=3)
     seeds: dict[int, int] = {}
 
     def read(made: int, config: Mapping[str, Any]) -> Task:
@@ -75,8 +81,8 @@ def adapted(of: Space) -> Adapted:
         return Task(number=task.number, parameters=task.config.to_dict())
 
     policy = TunePolicy(
-        CoordinatorSearcher(coordinator, maker.task),
-        CoordinatorScheduler(coordinator, node_is_gone=GONE.__contains__),
+        CoordinatorSearcher(coordinator, make_task, lock),
+        CoordinatorScheduler(coordinator, lock, processes, node_is_gone=GONE.__contains__),
         read=read,
         write=write,
     )

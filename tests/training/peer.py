@@ -18,7 +18,8 @@ import torch.distributed as dist
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
 from tune_rescon.data.loader import Shard
-from tune_rescon.training import EpochReport, TrialProcess, train_trial
+from tune_rescon.models import build_described
+from tune_rescon.training import EpochReport, TrialProcess, fit, train_trial
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.module import TrialModule
 
@@ -42,7 +43,7 @@ def train_share(
     """Train ``config`` on 160 digits as one of ``count``; the reports, or what ended it."""
     reports: list[EpochReport] = []
     stop_after, memory = options.pop("stop_after", None), options.pop("memory", None)
-    broken = options.pop("broken", None)
+    broken, unbuilt = options.pop("broken", None), options.pop("unbuilt", None)
 
     def on_epoch(report: EpochReport) -> None:
         reports.append(report)
@@ -58,10 +59,19 @@ def train_share(
             raise ValueError("broken on purpose")
         return original(self, network, images_BCHW)
 
+    def build(spec: Any, *, pretrained: bool) -> torch.nn.Module:
+        if unbuilt == rank:
+            raise ValueError("never built")
+        return build_described(spec, pretrained=pretrained)
+
     digits = open_dataset(DatasetConfig(name="digits", limit=160), data_root=root, cache_root=root)
     arguments: dict[str, Any] = {"epochs": 2, "seed": 0} | options
     try:
-        with together(meeting, rank, count) as peers, patch.object(TrialModule, "logits", logits):
+        with (
+            together(meeting, rank, count) as peers,
+            patch.object(TrialModule, "logits", logits),
+            patch.object(fit, "build_described", build),
+        ):
             train_trial(
                 config,
                 digits,

@@ -14,12 +14,11 @@ from torch import nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import EpochReport
-from tune_rescon.training.callbacks import Diverged, FiniteLoss, PreciseBatchNorm
+from tune_rescon.training.callbacks import Diverged, EpochProgress, FiniteLoss, PreciseBatchNorm
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.epoch_reporter import EpochReporter
 from tune_rescon.training.messages import ignore
 from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.progress import EpochProgress
 from tune_rescon.training.trial_files import CheckpointMetadata
 
 CONFIG = TrialConfig(image_size=16)

@@ -106,6 +106,14 @@ def test_what_one_has_no_memory_for_all_cut_into_pieces(together: Together, rank
 
 def test_a_fault_of_one_ends_all(together: Together) -> None:
     assert together(broken=1) == ["PeerFailedError after 0", "ValueError after 0"]
+    assert together(unbuilt=1) == ["PeerFailedError after 0", "ValueError after 0"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_folder_that_cannot_be_created_ends_all(together: Together, tmp_path: Path, rank: int) -> None:
+    (tmp_path / f"d-of-{rank}").write_text("not a folder")
+    ended = together(meeting="d")
+    assert (ended[rank], ended[1 - rank]) == ("StorageError after 0", "PeerFailedError after 0")
 
 
 def test_a_loss_that_is_not_finite_ends_all(together: Together) -> None:

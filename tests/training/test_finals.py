@@ -16,7 +16,7 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
 from tune_rescon.metric_names import METRICS, TEST_METRICS
 from tune_rescon.training import EpochReport, Objective, TrialProcess, load_trained, train_trial
-from tune_rescon.training.metrics import FinalMetrics
+from tune_rescon.training.metrics import FINAL_METRICS, EpochMetrics
 
 pytestmark = pytest.mark.torch
 
@@ -108,8 +108,8 @@ def test_one_that_was_interrupted_is_judged_alike(whole: ImageDataset, tmp_path:
 
 
 def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
-    metrics = FinalMetrics(["cat", "dog"])
-    assert set(metrics.compute()) == {"loss", "accuracy", "top5"}
+    metrics = EpochMetrics(2, extra=FINAL_METRICS, class_names=["cat", "dog"])
+    assert set(metrics.compute()) == {"loss", "accuracy", "calibration_error"}
     # Three of four right, at a confidence of 0.9 each.
     logits_BK = torch.tensor([0.9, 0.1]).log().expand(4, 2)
     labels_B = torch.tensor([0, 0, 0, 1])
@@ -122,7 +122,7 @@ def test_calibration_is_the_gap_between_confidence_and_accuracy() -> None:
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
-    metrics = FinalMetrics(["ant", "bee", "cat"])
+    metrics = EpochMetrics(3, extra=FINAL_METRICS, class_names=["ant", "bee", "cat"])
     logits_BK, labels_B = torch.eye(3), torch.tensor([0, 1, 1])
     metrics.update(F.cross_entropy(logits_BK, labels_B), logits_BK, labels_B)
     found = metrics.compute()

@@ -16,10 +16,10 @@ from tests.training.test_graphs import PlayedOnCpu
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import EpochReport, fit
+from tune_rescon.training.callbacks import Trunk
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.cuda_graphs import GraphCapture
 from tune_rescon.training.device import DeviceConfig, Precision, seed_epoch
-from tune_rescon.training.freezing import Trunk
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.optim import parameter_groups
 

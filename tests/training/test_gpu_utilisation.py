@@ -33,7 +33,8 @@ def test_the_mean_is_of_the_readings_since_the_last_one() -> None:
     assert sampler.mean() == 0.25
 
 
-def test_a_thread_reads_until_the_block_ends() -> None:
+def test_a_thread_reads_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.001)
     third, count = threading.Event(), itertools.count(1)
 
     def read() -> float:
@@ -42,14 +43,17 @@ def test_a_thread_reads_until_the_block_ends() -> None:
         return 0.5
 
     sampler = UtilisationSampler(read)
-    with sampler.running(period=0.001):
+    with sampler.running():
         assert third.wait(LONGEST_WAIT)
     read_by_then = next(count)
     assert sampler.mean() == 0.5
     assert next(count) == read_by_then + 1, "it still reads"
 
 
-def test_a_reading_that_fails_ends_the_thread_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reading_that_fails_ends_the_thread_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.001)
     failed = threading.Event()
 
     def read() -> float:
@@ -57,7 +61,7 @@ def test_a_reading_that_fails_ends_the_thread_alone(caplog: pytest.LogCaptureFix
         raise RuntimeError("GPU is lost")
 
     sampler = UtilisationSampler(read)
-    with sampler.running(period=0.001):
+    with sampler.running():
         assert failed.wait(LONGEST_WAIT)
     assert math.isnan(sampler.mean())
     assert "no longer recorded: GPU is lost" in caplog.text

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training import EpochReport, TrialProcess, fit, messages, train_trial
+from tune_rescon.training import EpochReport, TrialProcess, fit, train_trial
 from tune_rescon.training.cuda_graphs import (
     CapturedStep,
     CudaGraphs,
@@ -340,7 +340,9 @@ def test_a_trial_whose_recording_never_came_back_here_trains_without(
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout (0:10:00)!")
         train(hang_folder=tmp_path, on_message=told.append, epochs=1)
-    assert told == [messages.stalled(evidence)]
+    assert told == [
+        f"no CUDA graph: one of this network never came back here ({evidence}; remove it to try again)"
+    ]
     assert recorded_on_cpu.recorded == 1
 
 

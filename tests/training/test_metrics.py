@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
+from tune_rescon.training.metrics import FINAL_METRICS, EpochMetrics
 
 
 def test_means_are_over_images_not_batches() -> None:
@@ -51,10 +51,10 @@ def test_one_non_finite_loss_shows_for_the_rest_of_the_epoch(broken: float) -> N
     assert not math.isfinite(metrics.mean_loss)
 
 
-@pytest.mark.parametrize("final", [False, True])
-def test_a_network_without_an_answer_has_no_accuracy(final: bool) -> None:
+@pytest.mark.parametrize("extra", [(), FINAL_METRICS])
+def test_a_network_without_an_answer_has_no_accuracy(extra: tuple[str, ...]) -> None:
     """Not the share of the first class, by which it would win a search of unequal classes."""
-    metrics = FinalMetrics(["a", "b", "c"]) if final else EpochMetrics(3, top5=True)
+    metrics = EpochMetrics(3, top5=True, extra=extra, class_names=["a", "b", "c"])
     labels_B = torch.tensor([0, 0, 0, 1])
     for scores in (0.0, math.nan):
         logits_BK = torch.full((4, 3), scores)

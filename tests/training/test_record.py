@@ -39,8 +39,7 @@ def test_a_record_without_micro_batches_had_one() -> None:
 
 
 def test_a_trial_goes_on_with_its_own_history() -> None:
-    found = RECORD.extended(_metrics())
-    assert RECORD.continued(found) is found
+    RECORD.check_own(RECORD.extended(_metrics()))
 
 
 @pytest.mark.parametrize(
@@ -51,4 +50,4 @@ def test_a_trial_goes_on_with_its_own_history() -> None:
 def test_another_trials_checkpoint_is_refused_by_what_differs(change: dict[str, Any]) -> None:
     found = dataclasses.replace(RECORD, **change)
     with pytest.raises(StorageError, match=f"another {next(iter(change))}"):
-        RECORD.continued(found)
+        RECORD.check_own(found)

@@ -7,13 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.training.optim import (
     constant,
     cosine,
-    cosine_restarts,
-    make_scheduler,
     multistep,
     schedule_of,
     warmup_stable_decay,
@@ -87,8 +86,11 @@ def test_a_restarted_cosine_is_a_cosine_in_each_cycle(length: tuple[int, int, in
 
 
 def test_one_cycle_is_the_cosine() -> None:
-    values = [cosine_restarts(step, 50, 7, cycles=1) for step in range(60)]
-    assert values == [cosine(step, 50, 7) for step in range(60)]
+    restarts, once = (
+        schedule_of(TrialConfig(schedule=name, warmup_epochs=1, cycles=1), total_steps=50, steps_per_epoch=7)
+        for name in ("cosine_restarts", "cosine")
+    )
+    assert [restarts(step) for step in range(60)] == [once(step) for step in range(60)]
 
 
 def test_the_papers_recipe_drops_at_64k_and_96k_of_160k() -> None:
@@ -102,7 +104,7 @@ def test_torch_steps_at_the_schedules_rates() -> None:
     config = TrialConfig(schedule="cosine", warmup_epochs=1, learning_rate=0.3)
     multiplier = schedule_of(config, total_steps=12, steps_per_epoch=3)
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
-    scheduler = make_scheduler(optimizer, multiplier)
+    scheduler = LambdaLR(optimizer, multiplier)
     rates = []
     for _ in range(12):
         rates.append(optimizer.param_groups[0]["lr"])

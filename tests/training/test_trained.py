@@ -11,7 +11,7 @@ from tune_rescon.metric_names import METRICS
 from tune_rescon.models import build_described, resolve_network
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.checkpoint import write_durably
-from tune_rescon.training.weights import save_trained
+from tune_rescon.training.weights import trained_values
 
 CONFIG = TrialConfig(width=0.25, image_size=16, step_fractions=(30, 70))
 ABOUT = TrainedNetwork(
@@ -32,7 +32,7 @@ def test_a_loaded_network_is_the_saved_one(tmp_path: Path) -> None:
     network = build_described(ABOUT.spec)
     images_BCHW = torch.randn(4, 1, 16, 16)
     network(images_BCHW)  # moves batch norm's statistics
-    save_trained(network, ABOUT, tmp_path / "best.ckpt")
+    torch.save(trained_values(network, ABOUT), tmp_path / "best.ckpt")
     before = torch.get_rng_state()
     loaded, about = load_trained(tmp_path / "best.ckpt")
     assert torch.equal(torch.get_rng_state(), before)
@@ -45,7 +45,7 @@ def test_a_loaded_network_is_the_saved_one(tmp_path: Path) -> None:
 def test_a_damaged_file_is_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     network = build_described(ABOUT.spec)
-    save_trained(network, ABOUT, path)
+    torch.save(trained_values(network, ABOUT), path)
     data = bytearray(path.read_bytes())
     weights = network.state_dict()["classifier.weight"].numpy().tobytes()
     data[data.index(weights) + 5] ^= 1

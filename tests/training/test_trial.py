@@ -362,7 +362,7 @@ def test_another_trials_folder_is_refused(train: Run, tmp_path: Path) -> None:
 
 
 def test_the_progress_of_each_epoch_is_passed_on(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune_rescon.training.progress.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("tune_rescon.training.callbacks.PROGRESS_SECONDS", 0.0)
     shares: list[float] = []
     train(epochs=2, on_progress=shares.append)
     half = len(shares) // 2

@@ -16,7 +16,7 @@ from tune_rescon.errors import ConfigError, ResourceError
 from tune_rescon.models import NetworkDescription, describe_network, network_cost
 from tune_rescon.spaces import Space, first_rows, load_space, preview, to_optuna, trial_config
 from tune_rescon.testing import simulate
-from tune_rescon.training.latency import measure_latency
+from tune_rescon.training.probe import measure_latency
 from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyRecord, SuccessiveHalving
 from tune_rescon.tuning.constraints import check_constraints, violation_of
 from tune_rescon.tuning.cost_model import CostModel
@@ -150,7 +150,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
         asked.append((92 if deep else 56, device))
         return 14.0 if deep else 4.0
 
-    monkeypatch.setattr("tune_rescon.training.latency.measure_latency", measure)
+    monkeypatch.setattr("tune_rescon.training.probe.measure_latency", measure)
     return asked
 
 
@@ -185,7 +185,7 @@ def test_a_resumed_search_decides_as_before_whatever_it_would_measure(
         "its network takes 14 ms for an image on cpu, and constraints.latency_ms allows 10"
     }
     assert None in before
-    monkeypatch.setattr("tune_rescon.training.latency.measure_latency", lambda *_: 99.0)
+    monkeypatch.setattr("tune_rescon.training.probe.measure_latency", lambda *_: 99.0)
     again = violation_of(costs, record)
     assert again is not None
     assert [again(config) for config in configs] == before

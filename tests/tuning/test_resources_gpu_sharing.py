@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
 from tune_rescon.spaces import dump_space, load_space, parse_space
-from tune_rescon.training.gpu_probe import Occupancy, busy_seconds
+from tune_rescon.training.probe import Occupancy, busy_seconds
 from tune_rescon.tuning.resources import MAX_TRIALS_PER_GPU, largest_trial, trials_per_gpu, with_gpu_share
 
 FACTS = {

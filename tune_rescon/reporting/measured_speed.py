@@ -81,7 +81,7 @@ def measure_epochs(
 def _step_seconds(space: Space, config: TrialConfig, images: DatasetInfo) -> float:
     # Imported here because it imports torch, which a dry run does without.
     from tune_rescon.training.device import resolve_device
-    from tune_rescon.training.gpu_probe import step_of
+    from tune_rescon.training.probe import step_of
 
     resources = space.resources_per_trial
     placement = resolve_device("cuda" if resources.gpus else "cpu", precision=config.precision)

@@ -19,7 +19,7 @@ from tune_rescon.training.messages import EpochReport
 
 if TYPE_CHECKING:
     from tune_rescon.training.fit import TrialProcess
-    from tune_rescon.training.gpu_probe import build_step
+    from tune_rescon.training.probe import build_step
     from tune_rescon.training.trial import train_trial
     from tune_rescon.training.trial_files import Objective, epochs_in_checkpoint
     from tune_rescon.training.weights import TrainedNetwork, load_trained

@@ -1,19 +1,19 @@
-"""Callbacks of Lightning's training loop, one for each concern.
+"""Callbacks of Lightning's training loop, one for each concern, in the order in which a training runs them.
 
-Their order in the Trainer matters: :meth:`tune_rescon.training.fit.FitAttempt.run` lists them in the order in
-which they must run.
+:class:`.EpochReporter`, which runs before :class:`StopOnPreemption`, is in another file.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from tune_rescon.data import ImageDataModule
@@ -21,112 +21,29 @@ from tune_rescon.errors import counted
 from tune_rescon.training.device import generator_states, restore_generators, seed_epoch
 from tune_rescon.training.messages import OnMessage
 from tune_rescon.training.module import TrialModule
+from tune_rescon.training.optim import layer_names
 from tune_rescon.training.trial_files import CheckpointWriter
 
 __all__ = [
+    "PROGRESS_SECONDS",
     "AverageWeights",
     "Diverged",
+    "EpochProgress",
     "FiniteLoss",
+    "FreezeTrunk",
     "PreciseBatchNorm",
     "Preempted",
     "SeedEpochs",
     "StopOnPreemption",
+    "Trunk",
 ]
-
-
-class Preempted(Exception):  # noqa: N818 - a message to the caller that requested it, not an error
-    """A preempted trial stopped after some batches of an epoch, where another process resumes."""
-
-    def __init__(self, epoch: int, batches: int) -> None:
-        """Create the exception.
-
-        Args:
-            epoch: the interrupted epoch, counted from 1.
-            batches: batches of that epoch that were trained.
-        """
-        super().__init__(f"preempted after {counted(batches, 'batch', 'batches')} of epoch {epoch}")
-        self.epoch = epoch
-        self.batches = batches
-
-
-class StopOnPreemption(Callback):
-    """Stop the training between two steps and save its state when a preemption is requested.
-
-    It must be the last of the callbacks, so that an epoch is reported first. It does not stop between an
-    epoch's last step and the report: the validation runs to its end.
-    """
-
-    def __init__(
-        self,
-        is_preempted: Callable[[], bool],
-        writer: CheckpointWriter | None,
-        on_message: OnMessage,
-        *,
-        report_due: Callable[[], None],
-    ) -> None:
-        """Create the callback.
-
-        Args:
-            is_preempted: returns True when the training is to stop; called often.
-            writer: writes the checkpoint; None writes none.
-            on_message: called with each message to the user.
-            report_due: reports the last epoch, if its files were still being written
-                (:meth:`.EpochReporter.report_due`).
-        """
-        self._is_preempted = is_preempted
-        self._writer = writer
-        self._on_message = on_message
-        self._report_due = report_due
-
-    @override
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop after this batch, if requested, unless it is the epoch's last.
-
-        From a checkpoint written in this hook, Lightning resumes with the batch after this one.
-
-        Raises:
-            Preempted: a preemption was requested.
-            StoppedByReport: the last epoch's report, which was still due, ended the trial.
-        """
-        batches, epoch = batch_idx + 1, trainer.current_epoch + 1
-        if batches == trainer.num_training_batches or not self._is_preempted():
-            return
-        self._report_due()
-        if self._writer is not None:
-            for note in self._writer.save_mid_epoch(trainer, epoch, batches):
-                self._on_message(note)
-        raise Preempted(epoch, batches)
-
-    @override
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop after this epoch, if requested.
-
-        Raises:
-            Preempted: a preemption was requested, and there are epochs left.
-            StoppedByReport: this epoch's report, which was still due, ended the trial.
-        """
-        epoch = trainer.current_epoch + 1
-        if epoch != trainer.max_epochs and not trainer.should_stop and self._is_preempted():
-            self._report_due()
-            raise Preempted(epoch + 1, 0)
-
-
-class Diverged(Exception):  # noqa: N818 - a message to FitAttempt.run, not an error
-    """The training loss is no longer finite, so the trial ends."""
 
 
 class SeedEpochs(Callback):
     """Seed torch at the start of each epoch, independently of random numbers drawn before."""
 
     def __init__(self, seed: int, rank: int = 0) -> None:
-        """Create the callback.
-
-        Args:
-            seed: the trial's seed.
-            rank: of this process. Each process of a trial drops its own paths.
-        """
+        """Create the callback; each process of a trial, by its ``rank``, drops its own paths."""
         self._seed, self._rank = seed, rank
         self._drawn: Mapping[str, Tensor] = {}
 
@@ -159,6 +76,69 @@ class SeedEpochs(Callback):
         seed_epoch(self._seed, trainer.current_epoch + 1, self._rank)
 
 
+class Trunk:
+    """All of a network but its classifier, which is its last layer."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Find the trunk of ``network``. Parameters that are not trained anyway do not belong to it."""
+        trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        layers = layer_names(trained)
+        classifier = next(reversed(layers.values()), "")
+        self._weights = [weight for name, weight in trained.items() if layers[name] != classifier]
+        self._modules = list(_without(network, classifier))
+
+    def freeze(self, frozen: bool) -> None:
+        """Freeze the trunk, or train it again.
+
+        A frozen one is in eval mode: it normalises by the statistics that it has, and drops no paths.
+        """
+        for weight in self._weights:
+            weight.requires_grad_(not frozen)
+        for module in self._modules:
+            module.train(not frozen)
+
+
+def _without(module: nn.Module, name: str) -> Iterator[nn.Module]:
+    """Yield the largest parts of ``module`` that do not contain its part ``name``."""
+    first, _, rest = name.partition(".")
+    for child_name, child in module.named_children():
+        if child_name != first:
+            yield child
+        elif rest:
+            yield from _without(child, rest)
+
+
+class FreezeTrunk(Callback):
+    """In the first epochs of a training, train the classifier only.
+
+    A classifier that is drawn at random sends useless gradients to the layers before it, whose weights were
+    trained elsewhere. So they stay as they are until the classifier has learned, and so do the statistics of
+    their batch norms, by which a frozen network normalises.
+
+    Lightning restores the modes of a network's parts after a validation. A recorded step is recorded again
+    when the trunk is trained, because other weights have gradients then.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        """Create the callback; 0 ``epochs`` freeze nothing."""
+        self._epochs = epochs
+        self._trunk: Trunk | None = None
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Freeze the trunk. Lightning does not call ``on_train_epoch_start`` for a resumed epoch."""
+        if self._epochs:
+            assert isinstance(pl_module, TrialModule)
+            self._trunk = Trunk(pl_module.network)
+            self._trunk.freeze(trainer.current_epoch < self._epochs)
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Train the trunk from this epoch on, if it is the first one after the frozen ones."""
+        if self._trunk is not None and trainer.current_epoch == self._epochs:
+            self._trunk.freeze(False)
+
+
 class AverageWeights(Callback):
     """Update the averaged network after each step, if the trial has one."""
 
@@ -172,15 +152,17 @@ class AverageWeights(Callback):
             pl_module.averaged.update(pl_module.network, trainer.global_step - 1)
 
 
+class Diverged(Exception):  # noqa: N818 - a message to FitAttempt.run, not an error
+    """The training loss is no longer finite, so the trial ends."""
+
+
 class FiniteLoss(Callback):
     """Stop a training whose loss is nan or infinite, within ``every`` steps and before the validation."""
 
     def __init__(self, every: int = 20) -> None:
         """Create the callback.
 
-        Args:
-            every: steps between two readings. Each reading makes the host wait for a GPU's queue, so the loss
-                is not read after each step.
+        A reading makes the host wait for a GPU's queue, so that there is one in ``every`` steps.
         """
         self._every = every
 
@@ -257,3 +239,116 @@ class PreciseBatchNorm(Callback):
         if trainer.current_epoch >= self._frozen:
             pl_module.reestimate_batch_norm(self._kept)
         self._kept = []
+
+
+#: Seconds between two reports. A shorter epoch reports no progress, because its end is a report itself.
+PROGRESS_SECONDS: Final = 15.0
+
+
+class EpochProgress(Callback):
+    """Call a function with the share of the epoch's batches that are trained, in long epochs."""
+
+    def __init__(
+        self, on_progress: Callable[[float], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Create the callback; ``on_progress`` is called with a share of 0..1, ``clock`` returns seconds."""
+        self._on_progress = on_progress
+        self._clock = clock
+        self._last = clock()
+
+    @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = self._clock()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = self._clock()
+        if now - self._last >= PROGRESS_SECONDS:
+            self._last = now
+            self._on_progress((batch_idx + 1) / trainer.num_training_batches)
+
+
+class Preempted(Exception):  # noqa: N818 - a message to the caller that requested it, not an error
+    """A preempted trial stopped after some batches of an epoch, where another process resumes.
+
+    >>> print(Preempted(3, 117))
+    its process was asked to end, after 117 batches of epoch 3; another process continues
+    >>> print(Preempted(3, 1))
+    its process was asked to end, after 1 batch of epoch 3; another process continues
+    >>> print(Preempted(3, 0))
+    its process was asked to end, after epoch 2; another process continues
+    """
+
+    def __init__(self, epoch: int, batches: int) -> None:
+        """Create the exception: ``epoch`` is counted from 1, and ``batches`` of it were trained."""
+        trained = (
+            f"{counted(batches, 'batch', 'batches')} of epoch {epoch}" if batches else f"epoch {epoch - 1}"
+        )
+        super().__init__(f"its process was asked to end, after {trained}; another process continues")
+        self.epoch = epoch
+        self.batches = batches
+
+
+class StopOnPreemption(Callback):
+    """Stop the training between two steps and save its state when a preemption is requested.
+
+    It must be the last of the callbacks, so that an epoch is reported first. It does not stop between an
+    epoch's last step and the report: the validation runs to its end.
+    """
+
+    def __init__(
+        self,
+        is_preempted: Callable[[], bool],
+        writer: CheckpointWriter | None,
+        on_message: OnMessage,
+        *,
+        report_due: Callable[[], None],
+    ) -> None:
+        """Create the callback.
+
+        Args:
+            is_preempted: returns True when the training is to stop; called often.
+            writer: writes the checkpoint; None writes none.
+            on_message: called with each message to the user.
+            report_due: :meth:`.EpochReporter.report_due`.
+        """
+        self._is_preempted = is_preempted
+        self._writer = writer
+        self._on_message = on_message
+        self._report_due = report_due
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop after this batch, if requested, unless it is the epoch's last.
+
+        From a checkpoint written in this hook, Lightning resumes with the batch after this one.
+
+        Raises:
+            Preempted: a preemption was requested.
+            StoppedByReport: the last epoch's report, which was still due, ended the trial.
+        """
+        batches, epoch = batch_idx + 1, trainer.current_epoch + 1
+        if batches == trainer.num_training_batches or not self._is_preempted():
+            return
+        self._report_due()
+        if self._writer is not None:
+            for note in self._writer.save_mid_epoch(trainer, epoch, batches):
+                self._on_message(note)
+        raise Preempted(epoch, batches)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop after this epoch, if requested.
+
+        Raises:
+            Preempted: a preemption was requested, and there are epochs left.
+            StoppedByReport: this epoch's report, which was still due, ended the trial.
+        """
+        epoch = trainer.current_epoch + 1
+        if epoch != trainer.max_epochs and not trainer.should_stop and self._is_preempted():
+            self._report_due()
+            raise Preempted(epoch + 1, 0)

@@ -278,10 +278,6 @@ def _has_member(path: Path, name: str) -> bool:
 def read_checkpoint(path: Path, *, hint: str = "") -> dict[str, Any]:
     """Return the values that :func:`write_durably` wrote, as :func:`load_values` does.
 
-    Args:
-        path: the file.
-        hint: what the user can do, for the error message.
-
     Raises:
         StorageError: as :func:`load_values`, or the file does not hold values by name.
     """

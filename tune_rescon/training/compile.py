@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from tune_rescon.models.units import PreActivationUnit, ResNeXtUnit
-from tune_rescon.training import messages
 
 __all__ = [
     "choose_compiling",
@@ -38,22 +37,21 @@ _CACHE: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) -> tuple[bool, str | None]:
-    """Return whether to compile, and a message if the ``requested`` compilation is not possible.
+    """Return whether to compile, and a message if what is ``requested`` ("on", "off") is not possible.
 
     With ``recomputes`` nothing is compiled, because a compiled unit cannot handle activation checkpointing.
 
-    Args:
-        requested: "off" or "on".
-        device: the device to compile for.
-        recomputes: True if activations are recomputed.
-
     >>> choose_compiling("off", torch.device("cpu"), recomputes=False)
     (False, None)
+    >>> choose_compiling("on", torch.device("cpu"), recomputes=True)[1]
+    'torch.compile cannot be used here (it recomputes its activations); training continues without it'
     """
     if requested == "off":
         return False, None
     problem = "it recomputes its activations" if recomputes else compiler_problem(device)
-    return problem is None, None if problem is None else messages.uncompiled(problem)
+    if problem is None:
+        return True, None
+    return False, f"torch.compile cannot be used here ({problem}); training continues without it"
 
 
 def compile_units(network: nn.Module) -> None:

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.device import DeviceConfig, own_generator
 from tune_rescon.training.memory import ran_out_of_memory
 
 __all__ = [
@@ -107,7 +107,7 @@ class HangWatchdog:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = evidence.open("w")
         except OSError as error:
-            _log.warning("nobody watches whether a recording comes back: %s", error)
+            _log.warning("a recording that hangs is not ended: %s", error)
             yield
             return
         with file:
@@ -146,16 +146,9 @@ class RecordingError(RuntimeError):
     """A step cannot be recorded on this device; it may still run without a recording."""
 
 
-class GraphCapture(Protocol):
-    """A recorder of functions that run on a device."""
-
-    def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
-        """Record ``run``.
-
-        Returns:
-            A function that replays all of ``run`` on the same memory, and the outputs that each replay
-            overwrites.
-        """
+#: A recorder of functions that run on a device. It returns a function that replays all of the recorded one on
+#: the same memory, and the outputs that each replay overwrites.
+GraphCapture = Callable[[Callable[[], Outputs]], tuple[Callable[[], object], Outputs]]
 
 
 class CudaGraphs:
@@ -168,18 +161,17 @@ class CudaGraphs:
         compiles: bool = False,
         watching: Watching = contextlib.nullcontext,
     ) -> None:
-        """Create a recorder.
+        """Create a recorder for a CUDA device.
 
         Args:
-            device: a CUDA device.
+            device: the device.
             compiles: True if the first run of a function compiles it.
-            watching: the context that ends the process if a recording hangs; called with a timeout in
-                seconds.
+            watching: the context that ends the process if a recording hangs.
         """
         self._device, self._compiles, self._watching = device, compiles, watching
 
     def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
-        """Record ``run`` as :meth:`GraphCapture.__call__`; it must not make the host wait for the device.
+        """Record ``run`` (:data:`GraphCapture`); it must not make the host wait for the device.
 
         Raises:
             RecordingError: ``run`` cannot be recorded, or fails even without a recording.
@@ -269,12 +261,9 @@ class CapturedStep:
     """
 
     def __init__(self, function: Callable[..., Outputs], network: nn.Module, recorder: GraphCapture) -> None:
-        """Wrap ``function``; the first call records it.
+        """Wrap ``function``, which trains ``network``; the first call records it.
 
-        Args:
-            function: accepts tensors on ``network``'s device, and must not make the host wait for the device.
-            network: the network that ``function`` trains.
-            recorder: records the function.
+        It accepts tensors on ``network``'s device, and must not make the host wait for the device.
         """
         self._function, self._network, self._recorder = function, network, recorder
         self._weights = list(network.parameters())  # kept, because traversing a network takes milliseconds
@@ -332,14 +321,7 @@ def choose_recorder(
 
     A batch in several micro-batches is not recorded: it is large for its device, and its kernels hide their
     launches. Nor are steps with activation checkpointing, which reads the state of the random numbers; a
-    recording cannot stop to read it.
-
-    Args:
-        config: the trial's configuration.
-        placement: the device.
-        micro_batches: micro-batches of a training batch.
-        recomputes: True if activations are recomputed.
-        watch: the watchdog that ends this process if a recording hangs; None watches nothing.
+    recording cannot stop to read it. ``watch`` ends this process if a recording hangs.
     """
     possible = placement.device.type == "cuda" and micro_batches == 1 and not recomputes
     if not possible or config.cuda_graphs == "off":
@@ -352,7 +334,7 @@ def choose_recorder(
 def _state_restored(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Restore ``network``'s statistics and the random numbers after the block, which records a function."""
     kept = [buffer.clone() for buffer in network.buffers()]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with own_generator(device):
         try:
             yield
         finally:

@@ -294,9 +294,7 @@ class DeviceConfig:
 def resolve_device(device: str, *, precision: str) -> DeviceConfig:
     """Return the device and precision that ``device`` and ``precision`` select.
 
-    Args:
-        device: "auto" (CUDA if available), "cpu" or "cuda".
-        precision: see :func:`choose_precision`.
+    "auto" is CUDA if available. For ``precision`` see :func:`choose_precision`.
 
     Raises:
         ResourceError: the device is unknown, or it is "cuda" and torch cannot use a GPU.
@@ -322,10 +320,7 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
     Neighbouring seeds and epochs give unrelated results; ``seed + epoch`` would collide.
 
-    Args:
-        seed: the trial's seed.
-        epoch: from 1; 0 is the network's initialisation.
-        rank: of this process among those that train the trial.
+    ``epoch`` counts from 1; 0 is the network's initialisation. ``rank`` is that of this process in its trial.
 
     >>> len({epoch_seed(seed, epoch) for seed in range(10) for epoch in range(10)})
     100
@@ -338,13 +333,7 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
 
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
-    """Seed torch, on every device, for an epoch.
-
-    Args:
-        seed: the trial's seed.
-        epoch: from 1; 0 is the network's initialisation.
-        rank: of this process among those that train the trial.
-    """
+    """Seed torch, on every device, with :func:`epoch_seed`."""
     torch.manual_seed(epoch_seed(seed, epoch, rank))
 
 

@@ -31,13 +31,7 @@ from torch import Tensor, nn
 from tune_rescon.data.loader import WHOLE, Shard
 from tune_rescon.training.memory import ran_out_of_memory
 
-__all__ = [
-    "SINGLE_PROCESS",
-    "PeerFailedError",
-    "PeerLostError",
-    "PeerOutOfMemoryError",
-    "ProcessGroup",
-]
+__all__ = ["SINGLE_PROCESS", "PeerFailedError", "PeerLostError", "PeerOutOfMemoryError", "ProcessGroup"]
 
 
 #: Bytes of a file that are sent at a time.

@@ -64,12 +64,11 @@ class EpochReporter(Callback):
             on_epoch: called with the report of each epoch.
             on_message: called with each message to the user.
             writer: writes the files; None writes none.
-            eval_split: the split that validations evaluate: ``"val"``, or ``"test"``, which is evaluated only
-                once.
+            eval_split: the split that is evaluated: ``"val"``, or ``"test"``, which is evaluated only once.
             peers: the processes of the trial, each of which has a reporter. If the first one's report ends
                 the trial, the trial ends in all of them.
-            utilisation: returns how busy the GPU was since the last call, 0..1, or nan; None: the trial has
-                no GPU, and reports no metric of ``GPU_METRICS`` but its memory.
+            utilisation: returns how busy the GPU was since the last call, 0..1, or nan; None without a GPU,
+                whose trial reports no metric of ``GPU_METRICS``.
             clock: returns seconds.
         """
         self.metadata = metadata
@@ -120,7 +119,6 @@ class EpochReporter(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clocks."""
         self._started = self._trained = self._entered = self._clock()
         self._reporting = 0.0
         self._images = 0
@@ -172,7 +170,6 @@ class EpochReporter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the images."""
         self._eval_images += len(batch[0])
 
     @override

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from tune_rescon.training import messages
 from tune_rescon.training.callbacks import (
     AverageWeights,
     Diverged,
+    EpochProgress,
     FiniteLoss,
+    FreezeTrunk,
     PreciseBatchNorm,
     SeedEpochs,
     StopOnPreemption,
@@ -31,24 +34,18 @@ from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, Recordi
 from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.training.epoch_reporter import EpochReporter, StoppedByReport
-from tune_rescon.training.freezing import FreezeTrunk
 from tune_rescon.training.gpu_utilisation import sampled
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
 from tune_rescon.training.messages import EpochReport, OnMessage
-from tune_rescon.training.metrics import EpochMetrics, FinalMetrics
+from tune_rescon.training.metrics import FINAL_METRICS, EpochMetrics
 from tune_rescon.training.microbatches import next_micro_batches
 from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.progress import EpochProgress
 from tune_rescon.training.trainer import fit, make_trainer
 from tune_rescon.training.trial_files import CheckpointWriter, Objective, ResumePoint
 from tune_rescon.training.weights import TrainedNetwork
 
-__all__ = [
-    "FitAttempt",
-    "Retry",
-    "TrialProcess",
-]
+__all__ = ["FitAttempt", "Retry", "TrialProcess"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +115,11 @@ class FitAttempt:
     folder: CheckpointFolder | None
     objective: Objective
     process: TrialProcess
-    record_steps: bool = True
+    batch_images: int
+    """Images in the largest share of a training batch, for which one process must find memory."""
+    record_steps: bool
     """True if training steps may be recorded."""
-    watch: HangWatchdog | None = None
+    watch: HangWatchdog | None
     """The watchdog that ends this process if a recording hangs; None watches nothing."""
 
     @property
@@ -128,16 +127,8 @@ class FitAttempt:
         """The processes that train the trial together."""
         return self.process.peers
 
-    @property
-    def batch_images(self) -> int:
-        """Images in the largest share of a training batch, for which one process must find memory."""
-        return self.peers.largest_share(min(self.start.metadata.config.batch_size, len(self.dataset.train)))
-
     def run(self, on_epoch: Callable[[EpochReport], None]) -> Retry | None:
         """Train from ``start`` to the last epoch.
-
-        Args:
-            on_epoch: called with the report of each epoch.
 
         Returns:
             None if the trial ended; else the settings to retry with. By then only reference cycles, which a
@@ -154,8 +145,9 @@ class FitAttempt:
     ) -> Retry | None:
         # Reset the peak: the memory that a failed attempt used does not count as the trial's.
         count_peak(self.placement.device)
-        data = self._data()
-        module = self._module(len(data.train_dataloader()), compiling=self._compiling())
+        with self.peers.propagate_errors():
+            data = self._data()
+            module = self._module(len(data.train_dataloader()), compiling=self._compiling())
         writer = self._writer()
         reporter = EpochReporter(
             self.start.metadata,
@@ -243,12 +235,6 @@ class FitAttempt:
         """The split that validations evaluate."""
         return "test" if self._once else "val"
 
-    @property
-    def _background(self) -> bool:
-        """True if a thread writes an epoch's files while the next epoch begins."""
-        asked = self.process.background_writes
-        return self.peers.alone and (self.placement.device.type == "cuda" if asked is None else asked)
-
     def _compiling(self) -> bool:
         metadata = self.start.metadata
         compiling, less = choose_compiling(
@@ -264,46 +250,51 @@ class FitAttempt:
         First drop CUDA graphs, which only save time. Then recompute activations, which only costs time. Then
         compute less at once: halve the micro-batches. Last, free the dataset's images on the device.
         """
-        metadata, images = self.start.metadata, self.batch_images
-        count, recomputes = metadata.micro_batches, metadata.recomputes
+        metadata, images, count = self.start.metadata, self.batch_images, self.start.metadata.micro_batches
+        retry = functools.partial(Retry, micro_batches=count, recomputes=metadata.recomputes)
+        batch = f"a batch of {counted(images, 'image')}"
         if isinstance(error, RecordingError):
-            return Retry(micro_batches=count, recomputes=recomputes, note=messages.unrecorded(str(error)))
+            return retry(note=f"no CUDA graph here ({error}); training continues without")
         if not ran_out_of_memory(error):
             raise error
         if self.recorder is not None:
-            note = messages.too_large_to_record(images)
-            return Retry(micro_batches=count, recomputes=recomputes, note=note, overrun=True)
-        if not recomputes and recomputation(metadata.config, metadata.spec) == "auto":
-            note = messages.recomputing(images, micro_batches=count)
-            return Retry(micro_batches=count, recomputes=True, note=note, overrun=True)
+            note = f"a CUDA graph of {batch} leaves too little memory; training continues without"
+            return retry(note=note, overrun=True)
+        if not metadata.recomputes and recomputation(metadata.config, metadata.spec) == "auto":
+            note = messages.ran_out(images, count, then="with activation checkpointing")
+            return retry(recomputes=True, note=note, overrun=True)
         more = next_micro_batches(count, images=images)
         if more is not None:
-            note = messages.smaller(images, before=count, after=more)
-            return Retry(micro_batches=more, recomputes=recomputes, note=note, overrun=True)
+            pieces = f"in {more} micro-batches of {messages.sizes(images, more)}"
+            note = messages.ran_out(images, count, then=pieces)
+            return retry(micro_batches=more, note=note, overrun=True)
         if self.peers.all_reduce_max(release(self.placement.device)):
-            note = messages.without_images(images, micro_batches=count)
-            return Retry(micro_batches=count, recomputes=recomputes, note=note)
-        tried = f"a batch of {counted(images, 'image')}" + (f" in {count} micro-batches" if count > 1 else "")
+            note = messages.ran_out(images, count, then="with the dataset no longer on the device")
+            return retry(note=note)
+        tried = batch + (f" in {count} micro-batches" if count > 1 else "")
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
     def _module(self, steps_per_epoch: int, *, compiling: bool) -> TrialModule:
-        metadata = self.start.metadata
+        metadata, config = self.start.metadata, self.start.metadata.config
         seed_epoch(metadata.seed, 0)
         fresh = self.start.checkpoint is None
-        network = build_described(metadata.spec, pretrained=fresh and metadata.config.pretrained)
-        if fresh and metadata.config.init_from is not None:
+        network = build_described(metadata.spec, pretrained=fresh and config.pretrained)
+        if fresh and config.init_from is not None:
             external = isinstance(metadata.spec, ExternalSpec)
-            read_initial(metadata.config.init_from, external=external).load_into(network)
+            read_initial(config.init_from, external=external).load_into(network)
+        weights = None
+        if config.class_weights != "none":
+            weights = balanced_class_weights(self.dataset.train.labels_N, self.dataset.classes)
         return TrialModule(
             network,
-            metadata.config,
+            config,
             StepExecution(
                 placement=self.placement,
                 micro_batches=metadata.micro_batches,
                 compiling=compiling,
                 recomputes=metadata.recomputes,
                 recorder=self.recorder,
-                class_weights=self._class_weights(),
+                class_weights=weights,
             ),
             classes=self.dataset.classes,
             epochs=metadata.epochs,
@@ -312,18 +303,11 @@ class FitAttempt:
             peers=self.peers,
         )
 
-    def _class_weights(self) -> tuple[float, ...] | None:
-        if self.start.metadata.config.class_weights == "none":
-            return None
-        return balanced_class_weights(self.dataset.train.labels_N, self.dataset.classes)
-
     def _eval_metrics(self) -> EpochMetrics:
-        if self._once:
-            return FinalMetrics(self.dataset.class_names, peers=self.peers)
         return EpochMetrics(
             self.dataset.classes,
             top5=True,
-            extra=self.objective.extra,
+            extra=FINAL_METRICS if self._once else self.objective.extra,
             class_names=self.dataset.class_names,
             peers=self.peers,
         )
@@ -331,12 +315,14 @@ class FitAttempt:
     def _writer(self) -> CheckpointWriter | None:
         if self.folder is None or not self.peers.first:
             return None
+        asked = self.process.background_writes
+        background = self.placement.device.type == "cuda" if asked is None else asked
         return CheckpointWriter(
             self.folder,
             self.objective,
             best=self.start.best,
             about=self._about,
-            background=self._background,
+            background=background and self.peers.alone,
         )
 
     def _about(self, epoch: int, metrics: Mapping[str, float]) -> TrainedNetwork:

@@ -45,11 +45,7 @@ class UtilisationSampler:
     """The readings since the last epoch, and their mean."""
 
     def __init__(self, read: Reading) -> None:
-        """Create the sampler, which reads nothing yet.
-
-        Args:
-            read: returns the present reading.
-        """
+        """Create the sampler; ``read`` returns the present reading."""
         self._read = read
         self._readings: list[float] = []
         self._lock = threading.Lock()
@@ -67,8 +63,8 @@ class UtilisationSampler:
         return math.fsum(readings) / len(readings) if readings else math.nan
 
     @contextlib.contextmanager
-    def running(self, period: float | None = None) -> Iterator[None]:
-        """Take a reading every ``period`` seconds (by default every second) within the block, on a thread.
+    def running(self) -> Iterator[None]:
+        """Take a reading every :data:`PERIOD` seconds within the block, on a thread.
 
         If a reading fails, the thread ends and the block is not disturbed.
         """
@@ -76,7 +72,7 @@ class UtilisationSampler:
 
         def serve() -> None:
             try:
-                while not ended.wait(PERIOD if period is None else period):
+                while not ended.wait(PERIOD):
                     self.sample()
             except Exception as error:
                 # As in nvml_reading: NVML's errors have no common class without the package.
@@ -98,9 +94,7 @@ def sampled(device: torch.device, read: Reading | None) -> Iterator[Callable[[],
     Without a GPU yield None and start no thread. On a GPU whose utilisation cannot be read the function that
     is yielded returns nan.
 
-    Args:
-        device: the trial's device.
-        read: returns the present reading; None asks NVML.
+    ``read`` returns the present reading; None asks NVML.
     """
     if read is None and device.type != "cuda":
         yield None

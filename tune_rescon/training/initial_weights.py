@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -63,13 +63,13 @@ class FamilyWeights:
         other = [name for name in mine if mine[name] != theirs[name]]
         if not other:
             return
-        words = [f"{name} {theirs[name]} and not {mine[name]}" for name in other[:_SHOWN_DIFFERENCES]]
-        more = f" and {len(other) - _SHOWN_DIFFERENCES} more" if len(other) > _SHOWN_DIFFERENCES else ""
+        words = [f"{name} {theirs[name]} and not {mine[name]}" for name in other]
+        got = _first(_SHOWN_DIFFERENCES, words)
         rule = f"a trial's network must be that of {self.source}"
         hint = "They were trained on images of other channels."
         if other != ["in_channels"]:
             hint = f"Choose {_fields(self.choice)}."
-        raise NetworkError(format_error(rule, got=", ".join(words) + more, where=where, hint=hint))
+        raise NetworkError(format_error(rule, got=got, where=where, hint=hint))
 
     def load_into(self, network: nn.Module) -> None:
         """Replace ``network``'s weights and statistics.
@@ -142,7 +142,7 @@ class ExternalWeights:
             other = set()
         unexpected = found.keys() - shapes.keys()
         wrong = [("missing", missing), ("unexpected", unexpected), ("of another shape", other)]
-        words = [f"{_listed(names)} {word}" for word, names in wrong if names]
+        words = [f"{_first(_SHOWN_TENSORS, sorted(names))} {word}" for word, names in wrong if names]
         if words:
             rule = f"a trial's network must have the tensors of {self.source}"
             raise NetworkError(format_error(rule, got="; ".join(words), where=where))
@@ -219,10 +219,9 @@ def _other_network(source: str, spec: NetworkDescription, *, where: str, hint: s
     return format_error(rule, got=got, where=where, hint=hint)
 
 
-def _listed(names: Any) -> str:
-    shown = sorted(names)
-    more = len(shown) - _SHOWN_TENSORS
-    return ", ".join(shown[:_SHOWN_TENSORS]) + (f" and {more} more" if more > 0 else "")
+def _first(most: int, words: Sequence[str]) -> str:
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def _rescon(values: Any, source: str) -> nn.Module:

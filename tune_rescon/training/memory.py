@@ -195,11 +195,6 @@ def shape_key(spec: NetworkDescription, placement: DeviceConfig, *ways: object) 
 
     That is the network, its image size, the precision, the device, the versions, and how the network is
     trained. The optimiser and the averaged weights are left out: they are small beside a batch's activations.
-
-    Args:
-        spec: the network and its image size.
-        placement: the device and the precision.
-        ways: how the network is trained, as far as it affects the memory.
     """
     name = torch.cuda.get_device_name(placement.device) if placement.device.type == "cuda" else "cpu"
     versions = [torch.__version__, __version__]
@@ -257,14 +252,7 @@ class Shape:
     def of(
         cls, config: TrialConfig, spec: NetworkDescription, placement: DeviceConfig, path: Path | None
     ) -> Shape:
-        """Return the shape of a trial before it starts, trained as configured.
-
-        Args:
-            config: the trial's configuration.
-            spec: its network.
-            placement: its device and precision.
-            path: the node's file of records; None keeps nothing.
-        """
+        """Return the shape of a trial before it starts; ``path`` is the node's file of records, if any."""
         return cls(
             key=shape_key(spec, placement, config.compile),
             available=available_memory(placement.device),

@@ -1,29 +1,48 @@
 """The metrics of an epoch, accumulated on the device until they are read.
 
-Shapes: B images of a batch, K classes.
+Loss and accuracy are sums over the batches. Further metrics of the validation, by class and a user's own, are
+computed from the scores of all its images (:class:`Predictions`).
+
+Shapes: B images of a batch, N validation images, K classes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassStatScores,
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import (
+    multiclass_auroc,
+    multiclass_average_precision,
+    multiclass_calibration_error,
+    multiclass_cohen_kappa,
+    multiclass_f1_score,
+    multiclass_stat_scores,
 )
+from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
+from tune_rescon.errors import ConfigError, unknown_name_message
+from tune_rescon.metric_names import BY_CLASS, CLASS_METRICS, class_metric, custom_metric_name
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
-from tune_rescon.training.extra_metrics import Predictions, accuracy_by_class
+from tune_rescon.user_code import import_function
 
-__all__ = ["EpochMetrics", "FinalMetrics"]
+__all__ = ["FINAL_METRICS", "EpochMetrics", "Predictions", "load_metric"]
+
+MetricFunction = Callable[[Tensor, Tensor], Any]
 
 #: ImageNet's second metric: the label is among the five highest scores.
 TOP_K = 5
+
+#: The further metrics of a finished network, which is evaluated on the test images.
+FINAL_METRICS: Final = ("val_calibration_error", "val_accuracy_by_class")
 
 
 class EpochMetrics(nn.Module):
@@ -45,9 +64,8 @@ class EpochMetrics(nn.Module):
 
         Args:
             classes: number of classes.
-            top5: True to measure top-5 accuracy. With fewer than five classes it is top-``classes``, always
-                1.
-            extra: names of metrics for :class:`.Predictions`.
+            top5: True to measure top-5 accuracy; top-``classes``, always 1, with fewer than five classes.
+            extra: names of metrics for :class:`Predictions`.
             class_names: in the order of the labels; needed if ``extra`` has metrics by class.
             peers: the processes that train the trial together.
         """
@@ -65,13 +83,7 @@ class EpochMetrics(nn.Module):
         self.predictions = Predictions(extra, class_names=class_names) if extra else None
 
     def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            loss: mean loss over the batch.
-            logits_BK: the class scores.
-            labels_B: the true classes.
-        """
+        """Add a batch; ``loss`` is the mean over its images."""
         loss, logits_BK = loss.detach(), logits_BK.detach()
         # Repeat the loss for each image, because torchmetrics 1.9 ignores `weight` under
         # nan_strategy="disable".
@@ -135,51 +147,177 @@ class EpochMetrics(nn.Module):
             return float(metric.compute()) if metric.update_called else math.nan
 
 
-class FinalMetrics(EpochMetrics):
-    """The metrics of a finished network: also the accuracy of each class, and the calibration error."""
-
-    def __init__(self, class_names: Sequence[str], *, peers: ProcessGroup = SINGLE_PROCESS) -> None:
-        """Create empty metrics.
-
-        Args:
-            class_names: in the order of the labels.
-            peers: the processes that train the trial together.
-        """
-        classes = len(class_names)
-        super().__init__(classes, top5=True, peers=peers)
-        self.by_class = MulticlassStatScores(classes, average=None, validate_args=False)
-        # Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017, section 2).
-        self.calibration = MulticlassCalibrationError(classes, n_bins=15, norm="l1", validate_args=False)
-        self._names = tuple(class_names)
-
-    @override
-    def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
-        super().update(loss, logits_BK, labels_B)
-        self.by_class.update(logits_BK.detach(), labels_B)
-        self.calibration.update(logits_BK.detach().softmax(dim=1), labels_B)
-
-    @override
-    def compute(self) -> dict[str, float]:
-        """Return the base class's metrics and, after the first batch, those of this class.
-
-        These are ``calibration_error``, and ``accuracy/CLASS`` of each class that has images.
-        """
-        known = super().compute()
-        if not self.by_class.update_called:
-            return known
-        with self._peers.collective():
-            scores_K5, error = self.by_class.compute(), float(self.calibration.compute())
-        by_class = zip(self._names, accuracy_by_class(scores_K5).tolist(), strict=True)
-        named = {f"accuracy/{name}": value for name, value in by_class if not math.isnan(value)}
-        return _unknown_if_lost({**known, "calibration_error": error, **named})
-
-    @override
-    def reset(self) -> None:
-        super().reset()
-        self.by_class.reset()
-        self.calibration.reset()
-
-
 def _unknown_if_lost(values: dict[str, float]) -> dict[str, float]:
     """Return ``values``, or nan for each of them if the loss is nan."""
     return dict.fromkeys(values, math.nan) if math.isnan(values["loss"]) else values
+
+
+class Predictions(Metric):
+    """The class scores and labels of an epoch, from which any number of metrics are computed at its end.
+
+    The scores are kept on the device in fp32: 4 x N x K bytes, 200 MB for ImageNet's 50,000 validation
+    images. If several processes train the trial, :meth:`compute` gathers the scores of all of them.
+    """
+
+    full_state_update = False
+
+    logits: list[Tensor] | Tensor
+    labels: list[Tensor] | Tensor
+
+    def __init__(self, names: Sequence[str], *, class_names: Sequence[str] = ()) -> None:
+        """Create it without images.
+
+        Args:
+            names: keys of ``metric_names.EXTRA_METRICS``, names of ``metric_names.BY_CLASS``,
+                ``METRIC/CLASS``, and functions as ``module:function``.
+            class_names: in the order of the labels; needed for metrics by class.
+
+        Raises:
+            ConfigError: a function cannot be imported, or a class does not exist.
+        """
+        super().__init__()
+        self._class_names = tuple(class_names)
+        self._functions: dict[str, MetricFunction] = {}
+        self._classes: dict[str, set[str]] = {}
+        for name in names:
+            self._add(name)
+        self.add_state("logits", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def _add(self, name: str) -> None:
+        if name in BY_CLASS:
+            metric = CLASS_METRICS[BY_CLASS.index(name)]
+            self._classes.setdefault(metric, set()).update(self._class_names)
+        elif (found := class_metric(name)) is not None:
+            metric, of = found
+            if of not in self._class_names:
+                raise ConfigError(unknown_name_message("class", of, self._class_names))
+            self._classes.setdefault(metric, set()).add(of)
+        else:
+            self._functions[_metric_key(name)] = load_metric(name)
+
+    @override
+    def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
+        """Add a batch."""
+        assert isinstance(self.logits, list)
+        assert isinstance(self.labels, list)
+        self.logits.append(logits_BK)
+        self.labels.append(labels_B)
+
+    def read(self) -> dict[str, float]:
+        """Return :meth:`compute`, or nan before the first batch, when classes have no metrics."""
+        if not self.update_called:
+            return dict.fromkeys(self._functions, math.nan)
+        return dict(self.compute())
+
+    @override
+    def compute(self) -> dict[str, float]:
+        """Return the metrics by name without ``val_``.
+
+        A class that has no images has no metrics, so its name is left out.
+        """
+        logits_NK, labels_N = dim_zero_cat(self.logits), dim_zero_cat(self.labels)
+        values = {name: float(function(logits_NK, labels_N)) for name, function in self._functions.items()}
+        for metric, chosen in self._classes.items():
+            values_K = _OF_CLASSES[metric](logits_NK, labels_N).tolist()
+            values |= {
+                f"{_metric_key(metric)}/{name}": value
+                for name, value in zip(self._class_names, values_K, strict=True)
+                if name in chosen and not math.isnan(value)
+            }
+        return values
+
+
+def _metric_key(name: str) -> str:
+    """Return the name of a metric of the validation images without its ``val_``.
+
+    >>> _metric_key("val_macro_f1"), _metric_key("hospital.metrics:sensitivity")
+    ('macro_f1', 'sensitivity')
+    """
+    return (custom_metric_name(name) or name).removeprefix("val_")
+
+
+def load_metric(name: str) -> MetricFunction:
+    """Return the function that computes a metric from class scores (N, K) and labels (N).
+
+    Args:
+        name: a key of ``metric_names.EXTRA_METRICS``, or ``module:function``. The module is looked for on the
+            path of imports, which has the working directory of the search.
+
+    Raises:
+        ConfigError: the module or function does not exist, or importing the module raises.
+    """
+    if name in _KNOWN:
+        return _KNOWN[name]
+    return import_function(name, what="a metric", where="metric.log")
+
+
+def _scores(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Return true positives, false positives, true and false negatives, and images of each class (K, 5)."""
+    return multiclass_stat_scores(logits_NK, labels_N, num_classes=logits_NK.shape[1], average=None)
+
+
+def _accuracy_K(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    hits_K, *_, images_K = _scores(logits_NK, labels_N).unbind(dim=1)
+    return hits_K / images_K
+
+
+def _f1_K(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    hits_K, wrong_K, _, missed_K, images_K = _scores(logits_NK, labels_N).unbind(dim=1)
+    f1_K = 2 * hits_K / (2 * hits_K + wrong_K + missed_K)
+    return f1_K.where(images_K > 0, math.nan)
+
+
+def _against_the_rest(by_class: Callable[..., Tensor], logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Return a metric of each class against the rest (K), nan where it is not defined.
+
+    A class without images, or with all of them, has no curve: torchmetrics would count it as 0.
+    """
+    classes = logits_NK.shape[1]
+    images_K = torch.bincount(labels_N, minlength=classes)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(positive|negative) samples in targets.*")
+        warnings.filterwarnings("ignore", message=".*scores for one or more classes was `nan`.*")
+        values_K = by_class(logits_NK.softmax(dim=1), labels_N, num_classes=classes, average=None)
+    return values_K.where((images_K > 0) & (images_K < len(labels_N)), math.nan)
+
+
+def _mean_of_classes(by_class: Callable[[Tensor, Tensor], Tensor]) -> MetricFunction:
+    """Return the function of the mean over the classes for which a metric is defined; nan without any."""
+    return lambda logits_NK, labels_N: by_class(logits_NK, labels_N).nanmean()
+
+
+def _with_classes(function: Callable[..., Tensor], **settings: Any) -> MetricFunction:
+    """Return ``function`` as a function of the class scores and labels alone."""
+    return lambda logits_NK, labels_N: function(
+        logits_NK, labels_N, num_classes=logits_NK.shape[1], **settings
+    )
+
+
+def _calibration_error(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    # 15 bins of equal width (Guo et al., ICML 2017, section 2).
+    probabilities_NK = logits_NK.softmax(dim=1)
+    return multiclass_calibration_error(
+        probabilities_NK, labels_N, num_classes=logits_NK.shape[1], n_bins=15, norm="l1"
+    )
+
+
+_auroc_K: Final = functools.partial(_against_the_rest, multiclass_auroc)
+_average_precision_K: Final = functools.partial(_against_the_rest, multiclass_average_precision)
+
+#: The metrics of ``metric_names.CLASS_METRICS``: class scores (N, K) and labels (N) to values (K).
+_OF_CLASSES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "val_accuracy": _accuracy_K,
+    "val_f1": _f1_K,
+    "val_auroc": _auroc_K,
+    "val_average_precision": _average_precision_K,
+}
+
+_KNOWN: Final[Mapping[str, MetricFunction]] = {
+    "val_macro_accuracy": _mean_of_classes(_accuracy_K),
+    "val_macro_f1": _with_classes(multiclass_f1_score, average="macro"),
+    "val_auroc": _mean_of_classes(_auroc_K),
+    "val_average_precision": _mean_of_classes(_average_precision_K),
+    "val_cohen_kappa": _with_classes(multiclass_cohen_kappa),
+    "val_calibration_error": _calibration_error,
+}

@@ -35,15 +35,9 @@ class MicroBatch:
 
 
 def split_batch(images_BCHW: Tensor, targets: Tensor, count: int) -> list[MicroBatch]:
-    """Split a batch into micro-batches whose sizes differ by one image at most; none of them is empty.
+    """Split a batch into ``count`` micro-batches, whose sizes differ by one image at most; none is empty.
 
-    Args:
-        images_BCHW: the batch's images.
-        targets: the batch's targets.
-        count: number of micro-batches; at most one for each image is made.
-
-    Returns:
-        The micro-batches, as views of the batch.
+    They are views of the batch. A batch of fewer images than ``count`` has one for each image.
     """
     images = len(images_BCHW)
     count = min(count, images)
@@ -52,14 +46,9 @@ def split_batch(images_BCHW: Tensor, targets: Tensor, count: int) -> list[MicroB
 
 
 def next_micro_batches(count: int, *, images: int) -> int | None:
-    """Return the number of micro-batches to try after ``count`` were too large for the memory.
+    """Return the number to try after ``count`` micro-batches of ``images`` were too large for the memory.
 
-    Args:
-        count: the number that was too large.
-        images: images of a whole training batch.
-
-    Returns:
-        Twice ``count``; None if the micro-batches would then be too small.
+    It is twice ``count``; None if the micro-batches would then be too small.
 
     >>> next_micro_batches(1, images=32), next_micro_batches(2, images=32), next_micro_batches(4, images=32)
     (2, 4, None)

@@ -33,7 +33,6 @@ from tune_rescon.training.optim import (
     AveragedNetwork,
     batch_norm_statistics,
     make_optimizer,
-    make_scheduler,
     reestimate_batch_norm,
     schedule_of,
 )
@@ -171,11 +170,6 @@ class TrialModule(pl.LightningModule):
 
         They are scaled by :attr:`scaler`. A gradient that is not finite in one process is not finite in the
         sum, so all processes skip the same steps.
-
-        Args:
-            loss: the loss that :meth:`training_step` returned.
-            args: passed on to Lightning.
-            kwargs: passed on to Lightning.
         """
         if self._gradients:
             # Set here, because the optimiser clears the gradients between training_step and this call.
@@ -290,7 +284,7 @@ class TrialModule(pl.LightningModule):
         optimizer = make_optimizer(
             self.network, self._config, device=self._placement.device, scaled=self.scaler.is_enabled()
         )
-        return optimizer, make_scheduler(optimizer, self._multiplier)
+        return optimizer, LambdaLR(optimizer, self._multiplier)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return :meth:`optimizer_and_scheduler` in Lightning's format."""

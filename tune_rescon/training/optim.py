@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tune_rescon.config import TrialConfig
@@ -23,11 +22,9 @@ __all__ = [
     "batch_norm_statistics",
     "constant",
     "cosine",
-    "cosine_restarts",
     "ema_decay_at",
     "layer_names",
     "make_optimizer",
-    "make_scheduler",
     "multistep",
     "parameter_groups",
     "reestimate_batch_norm",
@@ -39,10 +36,8 @@ __all__ = [
 def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Return the learning-rate multiplier that ``config`` chooses, as a function of the step alone.
 
-    Args:
-        config: the schedule and its parameters.
-        total_steps: training steps of the whole training.
-        steps_per_epoch: training steps of an epoch.
+    Steps are counted from 0. ``total_steps`` are those of the whole training, and its first ``warmup_steps``
+    rise linearly to 1.
 
     >>> rate = schedule_of(TrialConfig(schedule="cosine", warmup_epochs=1), total_steps=9, steps_per_epoch=1)
     >>> [rate(step) for step in (0, 1, 5, 9)]
@@ -55,7 +50,7 @@ def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) 
         case "cosine":
             return lambda step: cosine(step, total_steps, warmup_steps)
         case "cosine_restarts":
-            return lambda step: cosine_restarts(step, total_steps, warmup_steps, cycles=config.cycles)
+            return lambda step: cosine(step, total_steps, warmup_steps, cycles=config.cycles)
         case "warmup_stable_decay":
             return lambda step: warmup_stable_decay(
                 step, total_steps, warmup_steps, decay_fraction=config.decay_fraction
@@ -65,66 +60,38 @@ def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) 
 
 
 def constant(step: int, warmup_steps: int = 0) -> float:
-    """Return 1 after the warm-up.
+    """Return 1 after a linear warm-up.
 
     >>> [constant(step, 4) for step in (0, 3, 4, 100)]
     [0.25, 1.0, 1.0, 1.0]
     """
-    return _warmup(step, warmup_steps)
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
 def multistep(step: int, total_steps: int, warmup_steps: int = 0, *, fractions: Sequence[int]) -> float:
-    """Return a multiplier that is divided by 10 at each of ``fractions``.
+    """Return a multiplier that is divided by 10 at each of ``fractions``, per cent of ``total_steps``.
 
     Wang et al. 2017, section 4.1: 160k iterations, divided at 64k and 96k.
-
-    Args:
-        step: counted from 0.
-        total_steps: training steps of the whole training.
-        warmup_steps: training steps of the warm-up.
-        fractions: per cent of ``total_steps``.
 
     >>> [multistep(step, 160_000, fractions=(40, 60)) for step in (0, 63_999, 64_000, 95_999, 96_000)]
     [1.0, 1.0, 0.1, 0.1, 0.01]
     """
     drops = sum(100 * step >= fraction * total_steps for fraction in fractions)
-    return float(_warmup(step, warmup_steps) / 10**drops)
+    return float(constant(step, warmup_steps) / 10**drops)
 
 
-def cosine(step: int, total_steps: int, warmup_steps: int = 0) -> float:
-    """Return half a cosine: 1 after the warm-up, 0 at ``total_steps``.
-
-    Loshchilov & Hutter 2017, eq. 5.
-
-    Args:
-        step: counted from 0.
-        total_steps: training steps of the whole training.
-        warmup_steps: training steps of the warm-up.
-
-    >>> [round(cosine(step, 110, 10), 3) for step in (0, 9, 10, 35, 60, 110)]
-    [0.1, 1.0, 1.0, 0.854, 0.5, 0.0]
-    """
-    if step < warmup_steps:
-        return _warmup(step, warmup_steps)
-    return 0.5 * (1.0 + math.cos(math.pi * _progress(step, warmup_steps, total_steps)))
-
-
-def cosine_restarts(step: int, total_steps: int, warmup_steps: int = 0, *, cycles: int) -> float:
-    """Return half a cosine for each of ``cycles`` equal parts of the training after the warm-up.
+def cosine(step: int, total_steps: int, warmup_steps: int = 0, *, cycles: int = 1) -> float:
+    """Return half a cosine, from 1 to 0, for each of ``cycles`` equal parts of the steps after the warm-up.
 
     Loshchilov & Hutter 2017, eq. 5, with T_mult = 1.
 
-    Args:
-        step: counted from 0.
-        total_steps: training steps of the whole training.
-        warmup_steps: training steps of the warm-up.
-        cycles: number of parts; 1 is :func:`cosine`.
-
-    >>> [round(cosine_restarts(step, 210, 10, cycles=2), 3) for step in (0, 10, 60, 109, 110, 160, 210)]
+    >>> [round(cosine(step, 110, 10), 3) for step in (0, 9, 10, 35, 60, 110)]
+    [0.1, 1.0, 1.0, 0.854, 0.5, 0.0]
+    >>> [round(cosine(step, 210, 10, cycles=2), 3) for step in (0, 10, 60, 109, 110, 160, 210)]
     [0.1, 1.0, 0.5, 0.0, 1.0, 0.5, 0.0]
     """
     if step < warmup_steps:
-        return _warmup(step, warmup_steps)
+        return constant(step, warmup_steps)
     done = cycles * _progress(step, warmup_steps, total_steps)
     within = done - math.floor(done) if done < cycles else 1.0
     return 0.5 * (1.0 + math.cos(math.pi * within))
@@ -137,21 +104,11 @@ def warmup_stable_decay(
 
     Hu et al. 2024, section 4. If warm-up and decay overlap, the lower of the two applies.
 
-    Args:
-        step: counted from 0.
-        total_steps: training steps of the whole training.
-        warmup_steps: training steps of the warm-up.
-        decay_fraction: share of ``total_steps``.
-
     >>> [warmup_stable_decay(step, 100, 10, decay_fraction=0.2) for step in (0, 9, 80, 90, 100)]
     [0.1, 1.0, 1.0, 0.5, 0.0]
     """
     decay_start = (1.0 - decay_fraction) * total_steps
-    return min(_warmup(step, warmup_steps), 1.0 - _progress(step, decay_start, total_steps))
-
-
-def _warmup(step: int, warmup_steps: int) -> float:
-    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    return min(constant(step, warmup_steps), 1.0 - _progress(step, decay_start, total_steps))
 
 
 def _progress(step: float, start: float, end: float) -> float:
@@ -170,10 +127,6 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
     With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier has such
     groups too if its rate differs, or if it is trained before the others; they are the first ones. With Muon,
     ``matrix`` tells its groups from AdamW's, which are the 1-d parameters and the classifier.
-
-    Args:
-        network: the network to train.
-        config: the optimiser and its parameters.
     """
     trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     layers = layer_names(trained)
@@ -234,11 +187,7 @@ def make_optimizer(
 
     The fused kernels are used if ``device`` has them: one launch instead of one for each tensor or list.
 
-    Args:
-        network: the network to train.
-        config: the optimiser and its parameters.
-        device: the device of ``network``.
-        scaled: True if a gradient scaler steps the optimiser.
+    ``scaled`` is True if a gradient scaler steps the optimiser.
     """
     groups, rate, momentum = parameter_groups(network, config), config.learning_rate, config.momentum
     # A fused step is not left out by the scaler, but by the kernel itself. Then SGD's momentum begins with
@@ -258,14 +207,6 @@ def make_optimizer(
             # Nesterov's look-ahead follows the momentum, so torch rejects it without momentum.
             nesterov = config.nesterov and momentum > 0
             return SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, fused=fused)
-
-
-def make_scheduler(optimizer: Optimizer, multiplier: Callable[[int], float]) -> LambdaLR:
-    """Return a scheduler that multiplies the learning rate by ``multiplier(step)``.
-
-    It must step once per training step.
-    """
-    return LambdaLR(optimizer, multiplier)
 
 
 def ema_decay_at(step: int, decay: float) -> float:

@@ -10,13 +10,46 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 __all__ = ["Lion", "Muon"]
 
 
-class Lion(Optimizer):
+class _MomentumOptimizer(Optimizer):
+    """The step of optimizers with decoupled weight decay and a momentum for each weight."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make a step, after calling ``closure`` if there is one; return its result."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                momenta = [self._kept(weight, "momentum") for weight in weights]
+                self._update(group, weights, [weight.grad for weight in weights], momenta)
+        return loss
+
+    def _kept(self, weight: Tensor, name: str) -> Tensor:
+        """Return a tensor of the optimizer's state; it starts with zeros."""
+        state: dict[str, Tensor] = self.state[weight]
+        if name not in state:
+            state[name] = torch.zeros_like(weight)
+        return state[name]
+
+    def _update(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]
+    ) -> None:
+        """Update the momenta and the weights, which have decayed."""
+        raise NotImplementedError
+
+
+class Lion(_MomentumOptimizer):
     """Lion: the sign of a momentum, with decoupled weight decay (Chen et al., 2023, algorithm 2).
 
     Every weight moves by the learning rate in each step, so a third to a tenth of AdamW's rate suits it.
@@ -25,31 +58,21 @@ class Lion(Optimizer):
     def __init__(
         self, params: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.99)
     ) -> None:
-        """Create the optimizer.
+        """Create the optimizer for groups of parameters, each with its ``weight_decay``.
 
-        Args:
-            params: groups of parameters, each with its ``weight_decay``.
-            lr: the learning rate of groups that have none.
-            betas: share of the momentum in an update, and decay of the momentum.
+        ``betas``: share of the momentum in an update, and decay of the momentum.
         """
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make a step, after calling ``closure`` if there is one; return its result."""
-        loss = _called(closure)
-        for group in self.param_groups:
-            weights, gradients = _with_gradients(group)
-            if not weights:
-                continue
-            momenta = [_state(self, weight, "momentum") for weight in weights]
-            share, decay = group["betas"]
-            updates = torch._foreach_lerp(gradients, momenta, share)
-            torch._foreach_sign_(updates)
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, updates, alpha=-group["lr"])
-            torch._foreach_lerp_(momenta, gradients, 1 - decay)
-        return loss
+    @override
+    def _update(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]
+    ) -> None:
+        share, decay = group["betas"]
+        updates = torch._foreach_lerp(gradients, momenta, share)
+        torch._foreach_sign_(updates)
+        torch._foreach_add_(weights, updates, alpha=-group["lr"])
+        torch._foreach_lerp_(momenta, gradients, 1 - decay)
 
 
 #: Coefficients and steps of Muon's Newton-Schulz iteration (Jordan et al., 2024).
@@ -59,7 +82,7 @@ _ITERATIONS: Final = 5
 _EPS: Final = 1e-8
 
 
-class Muon(Optimizer):
+class Muon(_MomentumOptimizer):
     """Muon for the groups with ``matrix: True``, AdamW for the others (Jordan et al., 2024).
 
     A momentum is replaced by the nearest matrix with orthogonal rows or columns. The weights of a convolution
@@ -77,30 +100,21 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.95, 0.999),
         nesterov: bool = True,
     ) -> None:
-        """Create the optimizer.
+        """Create the optimizer for groups of parameters, each with its ``weight_decay`` and ``matrix``.
 
-        Args:
-            params: groups of parameters, each with its ``weight_decay`` and ``matrix``.
-            lr: the learning rate of groups that have none.
-            betas: decay of the momentum, and of the mean squared gradients of AdamW.
-            nesterov: let Muon look ahead along the momentum.
+        ``betas``: decay of the momentum, and of AdamW's mean squared gradients. ``nesterov`` lets Muon look
+        ahead along the momentum.
         """
         defaults = {"lr": lr, "betas": betas, "nesterov": nesterov, "weight_decay": 0.0, "matrix": False}
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Make a step, after calling ``closure`` if there is one; return its result."""
-        loss = _called(closure)
-        for group in self.param_groups:
-            weights, gradients = _with_gradients(group)
-            if weights:
-                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-                momenta = [_state(self, weight, "momentum") for weight in weights]
-                torch._foreach_lerp_(momenta, gradients, 1 - group["betas"][0])
-                update = self._orthogonal_step if group["matrix"] else self._adamw_step
-                update(group, weights, gradients, momenta)
-        return loss
+    @override
+    def _update(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]
+    ) -> None:
+        torch._foreach_lerp_(momenta, gradients, 1 - group["betas"][0])
+        step = self._orthogonal_step if group["matrix"] else self._adamw_step
+        step(group, weights, gradients, momenta)
 
     def _orthogonal_step(
         self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]
@@ -116,33 +130,13 @@ class Muon(Optimizer):
     ) -> None:
         beta1, beta2 = group["betas"]
         group["steps"] = steps = group.get("steps", 0) + 1
-        squares = [_state(self, weight, "squares") for weight in weights]
+        squares = [self._kept(weight, "squares") for weight in weights]
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
         spreads = torch._foreach_sqrt(squares)
         torch._foreach_div_(spreads, math.sqrt(1 - beta2**steps))
         torch._foreach_add_(spreads, _EPS)
         torch._foreach_addcdiv_(weights, momenta, spreads, value=-group["lr"] / (1 - beta1**steps))
-
-
-def _called(closure: Callable[[], Any] | None) -> Any:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()
-
-
-def _with_gradients(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-    weights = [weight for weight in group["params"] if weight.grad is not None]
-    return weights, [weight.grad for weight in weights]
-
-
-def _state(optimizer: Optimizer, weight: nn.Parameter | Tensor, name: str) -> Tensor:
-    """Return a tensor of the optimizer's state; it starts with zeros."""
-    state: dict[str, Tensor] = optimizer.state[weight]
-    if name not in state:
-        state[name] = torch.zeros_like(weight)
-    return state[name]
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:

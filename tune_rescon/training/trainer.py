@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.amp import GradScaler
 from typing_extensions import override
 
-from tune_rescon.training.checkpoint import write_durably
 from tune_rescon.training.device import DeviceConfig
 
 __all__ = ["fit", "make_trainer"]
@@ -45,7 +44,7 @@ def make_trainer(
         scaler: steps the optimiser, if it is enabled, and is saved in the checkpoints. The module scales its
             gradients with it.
     """
-    plugins: list[Any] = [LightningEnvironment(), DurableCheckpointIO()]
+    plugins: list[Any] = [LightningEnvironment(), CollectedCheckpoint()]
     if scaler is not None and scaler.is_enabled():
         plugins.append(ScaledPrecision("16-mixed", placement.device.type, scaler))
     with _quiet():
@@ -71,16 +70,10 @@ def make_trainer(
 def fit(
     trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
 ) -> None:
-    """Run ``trainer.fit`` and let Ctrl-C raise KeyboardInterrupt, as in plain Python.
+    """Run ``trainer.fit`` from a ``checkpoint``, or from the start, and let Ctrl-C raise KeyboardInterrupt.
 
     Lightning turns KeyboardInterrupt into ``SystemExit(1)`` and leaves SIGINT ignored. A command must be able
     to handle Ctrl-C itself.
-
-    Args:
-        trainer: runs the training.
-        module: the network to train.
-        data: its batches.
-        checkpoint: the checkpoint to resume from; None starts from the beginning.
 
     Raises:
         KeyboardInterrupt: the user pressed Ctrl-C.
@@ -131,21 +124,10 @@ class ScaledPrecision(MixedPrecision):
         return Precision.pre_backward(self, tensor, module)
 
 
-class DurableCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints with :func:`.write_durably` and keep the previous one."""
+class CollectedCheckpoint(TorchCheckpointIO):
+    """Pass Lightning's state to the caller instead of writing it, which has no public way to collect it."""
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``; an existing file is renamed to the suffix ``.previous.ckpt``.
-
-        Args:
-            checkpoint: Lightning's whole state.
-            path: the file to write.
-            storage_options: what :class:`.CheckpointWriter` gives to write the state itself: a function that
-                is called with ``checkpoint`` instead. Lightning has no public way to collect the state.
-        """
-        if storage_options is not None:
-            storage_options(checkpoint)
-            return
-        path = Path(path)
-        write_durably(checkpoint, path, previous=path.with_suffix(".previous.ckpt"))
+        """Call ``storage_options``, a function, with ``checkpoint``; :class:`.CheckpointWriter` gives it."""
+        storage_options(checkpoint)

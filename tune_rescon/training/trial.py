@@ -15,18 +15,14 @@ from tune_rescon.models import ExternalSpec, NetworkDescription, describe_networ
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.cuda_graphs import HangWatchdog
-from tune_rescon.training.device import own_generator, resolve_device
+from tune_rescon.training.device import DeviceConfig, own_generator, resolve_device
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.fit import FitAttempt, TrialProcess
 from tune_rescon.training.memory import Shape, recomputation, release_memory
 from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.trial_files import CheckpointMetadata, Objective, ResumePoint, find_resume_point
 
-__all__ = [
-    "check_shares",
-    "find_start_together",
-    "train_trial",
-]
+__all__ = ["check_shares", "find_start_together", "train_trial"]
 
 
 #: Images of a training batch that each process must have: one image has no variance for batch norm.
@@ -34,12 +30,7 @@ _MIN_IMAGES: Final = 2
 
 
 def check_shares(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset) -> None:
-    """Check that every process gets its share of each batch.
-
-    Args:
-        peers: the processes that train the trial together.
-        config: has the batch size.
-        dataset: has the training images, and the images on which the network is evaluated.
+    """Check that every process gets its share of each training batch, and of the images to evaluate.
 
     Raises:
         ConfigError: a batch is too small, or the evaluated images are too few, for the number of processes.
@@ -64,27 +55,18 @@ def find_start_together(
     The folders of the other processes need not be on the first one's machine. A ``last.ckpt`` in such a
     folder is replaced, or deleted if the first process found no checkpoint.
 
-    Args:
-        metadata: the trial, before its first epoch.
-        folder: this process's checkpoint folder; None keeps no checkpoints.
-        on_message: called with each message to the user.
-        peers: the processes that train the trial together.
-
-    Returns:
-        The point from which this process starts or resumes.
-
     Raises:
         StorageError: as :func:`.find_resume_point`.
     """
     if peers.alone or folder is None:
         return find_resume_point(metadata, folder, on_message)
-    if not peers.first:
-        folder.create()
+    if peers.first:
+        start = find_resume_point(metadata, folder, on_message)
         peers.share_file(folder.last)
-        return find_resume_point(metadata, folder, on_message)
-    start = find_resume_point(metadata, folder, on_message)
+        return start
+    folder.create()
     peers.share_file(folder.last)
-    return start
+    return find_resume_point(metadata, folder, on_message)
 
 
 OnEpoch = Callable[[EpochReport], None]
@@ -142,49 +124,57 @@ def train_trial(
         torch.OutOfMemoryError: the memory is too small for the smallest micro-batch too.
     """
     peers, on_message = process.peers, process.on_message
-    spec = describe_network(config, classes=dataset.classes, in_channels=dataset.channels)
-    dataset = _as_pretrained(dataset, config, spec)
-    metadata = CheckpointMetadata(config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs)
-    placement = resolve_device(process.device, precision=config.precision)
-    if config.precision == "fp16" and not placement.scales_gradients:
-        on_message(messages.no_fp16())
-    folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
-    check_shares(peers, config, dataset)
-    start = find_start_together(metadata, folder, on_message, peers)
     report = _each_once(on_epoch)
-    release_memory()  # held by this process's earlier trials; it would count as this trial's need
-    images = peers.largest_share(min(config.batch_size, len(dataset.train)))
-    shape = Shape.of(config, spec, placement, process.overruns)
-    watch = HangWatchdog(folder=process.hang_folder, key=shape.key) if process.hang_folder else None
-    record_steps = _may_record_steps(config, shape, images=images, watch=watch, process=process)
-    if start.checkpoint is None:
-        # A resumed trial keeps its micro-batches, because another number would change batch norm's
-        # statistics.
-        start = _apply_known_limits(start, shape, images, process)
-    while len(start.metadata.history) < epochs:
-        attempt = FitAttempt(
-            start=start,
-            dataset=dataset,
-            placement=placement,
-            folder=folder,
-            objective=objective,
-            process=process,
-            record_steps=record_steps,
-            watch=watch,
+    with peers.propagate_errors():
+        spec = describe_network(config, classes=dataset.classes, in_channels=dataset.channels)
+        dataset = _as_pretrained(dataset, config, spec)
+        metadata = CheckpointMetadata(
+            config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs
         )
+        placement = _placement(process, config)
+        folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
+        check_shares(peers, config, dataset)
+        start = find_start_together(metadata, folder, on_message, peers)
+        release_memory()  # held by this process's earlier trials; it would count as this trial's need
+        images = peers.largest_share(min(config.batch_size, len(dataset.train)))
+        shape = Shape.of(config, spec, placement, process.overruns)
+        watch = HangWatchdog(folder=process.hang_folder, key=shape.key) if process.hang_folder else None
+        record_steps = _may_record_steps(config, shape, images=images, watch=watch, process=process)
+        if start.checkpoint is None:
+            # A resumed trial keeps its micro-batches: another number would change batch norm's statistics.
+            start = _apply_known_limits(start, shape, images, process)
+    attempt = FitAttempt(
+        start=start,
+        dataset=dataset,
+        placement=placement,
+        folder=folder,
+        objective=objective,
+        process=process,
+        batch_images=images,
+        record_steps=record_steps,
+        watch=watch,
+    )
+    while len(start.metadata.history) < epochs:
         with placement.active(process.threads), own_generator(placement.device):
             retry = attempt.run(report)
         if retry is None:
             return
         release_memory()  # the attempt's network and optimiser
         if retry.overrun:
-            recorded, recomputes = attempt.recorder is not None, start.metadata.recomputes
-            tried = shape.when(recorded=recorded, recomputes=recomputes)
+            tried = shape.when(recorded=attempt.recorder is not None, recomputes=start.metadata.recomputes)
             tried.record_oom(images, start.metadata.micro_batches)
-        on_message(retry.note)
-        record_steps = False
-        start = find_start_together(metadata, folder, on_message, peers)
+        with peers.propagate_errors():
+            on_message(retry.note)
+            start = find_start_together(metadata, folder, on_message, peers)
         start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
+        attempt = dataclasses.replace(attempt, start=start, record_steps=False)
+
+
+def _placement(process: TrialProcess, config: TrialConfig) -> DeviceConfig:
+    placement = resolve_device(process.device, precision=config.precision)
+    if config.precision == "fp16" and not placement.scales_gradients:
+        process.on_message("precision fp16 is for GPUs; this trial trains in fp32 on its CPU")
+    return placement
 
 
 def _as_pretrained(dataset: ImageDataset, config: TrialConfig, spec: NetworkDescription) -> ImageDataset:
@@ -204,7 +194,9 @@ def _may_record_steps(
     """Return False if a recording of this shape has hung or run out of memory on a node of the trial."""
     stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
     if stalled is not None:
-        process.on_message(messages.stalled(stalled))
+        process.on_message(
+            f"no CUDA graph: one of this network never came back here ({stalled}; remove it to try again)"
+        )
     too_large = shape.when(recorded=True).micro_batches(images) > 1
     return not process.peers.all_reduce_max(stalled is not None or too_large)
 
@@ -215,16 +207,18 @@ def _apply_known_limits(start: ResumePoint, shape: Shape, images: int, process: 
     config, spec = start.metadata.config, start.metadata.spec
     asked = recomputation(config, spec)
     if asked == "off" and config.checkpoint_activations == "on":
-        on_message(messages.cannot_recompute())
+        networks = "Residual Attention Networks"
+        on_message(f"keeps all activations, because checkpoint_activations works with {networks} only")
     recomputes = asked == "on"
     micro_batches = int(peers.all_reduce_max(shape.when(recomputes=recomputes).micro_batches(images)))
     if micro_batches > 1 and asked == "auto":
         recomputes = True
         micro_batches = int(peers.all_reduce_max(shape.when(recomputes=True).micro_batches(images)))
         if micro_batches == 1:
-            on_message(messages.known_to_recompute(images))
+            on_message(messages.known_too_large(images, then="activation checkpointing is on"))
     if micro_batches > 1:
-        on_message(messages.known_too_large(images, micro_batches=micro_batches))
+        pieces = f"{micro_batches} micro-batches of {messages.sizes(images, micro_batches)}"
+        on_message(messages.known_too_large(images, then=pieces))
     return _with(start, micro_batches=micro_batches, recomputes=recomputes)
 
 

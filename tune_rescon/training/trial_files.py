@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
+from tune_rescon.errors import ConfigError, StorageError, counted, format_error, unknown_name_message
 from tune_rescon.metric_names import (
     MetricAt,
     class_metric,
@@ -20,7 +20,6 @@ from tune_rescon.metric_names import (
     objective_names,
 )
 from tune_rescon.models import NetworkDescription, description_from_dict
-from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import (
     CheckpointFolder,
     copy_to_host,
@@ -75,24 +74,13 @@ class CheckpointMetadata:
         """Return the metadata with one more epoch."""
         return dataclasses.replace(self, history=(*self.history, dict(metrics)), batches=0)
 
-    def continued(self, found: CheckpointMetadata) -> CheckpointMetadata:
-        """Return ``found``, which a checkpoint holds, if it belongs to this trial.
+    def check_own(self, found: CheckpointMetadata | TrainedNetwork) -> None:
+        """Check that the metadata of a checkpoint, or a trained network, belong to this trial.
 
         Raises:
             StorageError: ``found`` has another configuration, network, dataset, seed or length.
         """
-        self._require_same(found, (*_IDENTITY, "epochs"))
-        return found
-
-    def check_own(self, network: TrainedNetwork) -> None:
-        """Check that a trained network belongs to this trial.
-
-        Raises:
-            StorageError: the network has another configuration, network, dataset or seed.
-        """
-        self._require_same(network, _IDENTITY)
-
-    def _require_same(self, found: CheckpointMetadata | TrainedNetwork, names: tuple[str, ...]) -> None:
+        names = (*_IDENTITY, "epochs") if isinstance(found, CheckpointMetadata) else _IDENTITY
         other = [name for name in names if getattr(self, name) != getattr(found, name)]
         if other:
             rule = "a trial can only resume from its own checkpoint"
@@ -102,15 +90,10 @@ class CheckpointMetadata:
     def to_dict(self) -> dict[str, Any]:
         """Return the metadata as plain values."""
         return {
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "config": self.config.to_dict(),
             "spec": self.spec.to_dict(),
-            "dataset": self.dataset,
-            "seed": self.seed,
-            "epochs": self.epochs,
             "history": [dict(metrics) for metrics in self.history],
-            "batches": self.batches,
-            "micro_batches": self.micro_batches,
-            "recomputes": self.recomputes,
         }
 
     @classmethod
@@ -156,7 +139,7 @@ class Objective:
     log: tuple[str, ...] = ()
     """Further metrics of the validation images: keys of ``metric_names.EXTRA_METRICS``, names of
     ``metric_names.BY_CLASS``, ``METRIC/CLASS``, and functions as ``module:function``. See
-    :mod:`tune_rescon.training.extra_metrics`."""
+    :mod:`tune_rescon.training.metrics`."""
 
     @property
     def extra(self) -> tuple[str, ...]:
@@ -230,20 +213,13 @@ class CheckpointWriter:
     ) -> None:
         """Write the network, if it is to be kept, then the checkpoint; :meth:`finish` returns what failed.
 
-        Args:
-            trainer: holds the state that the checkpoint saves.
-            module: holds the network.
-            epoch: the epoch just trained, counted from 1.
-            metrics: that epoch's.
-            background: copy the state and let a thread write it, so that training can continue. The thread
-                only reads the copies and writes files. The caller of :meth:`finish` frees the copies, because
-                to free pinned memory is a call of CUDA.
+        ``epoch`` was just trained and counts from 1. In the background, the state is copied and a thread
+        writes it, so that training can continue. The thread only reads the copies and writes files. The
+        caller of :meth:`finish` frees the copies, because to free pinned memory is a call of CUDA.
         """
         about = self._about(epoch, metrics) if self._is_kept(metrics) else None
         best = None if about is None else trained_values(module.eval_network, about)
-        last: list[Mapping[str, Any]] = []
-        trainer.save_checkpoint(self._folder.last, storage_options=last.append)
-        self._values = best, last[0]
+        self._values = best, self._state(trainer)
         if not background:
             self._outcome = Future()
             self._outcome.set_result(self._write(epoch, about))
@@ -270,21 +246,23 @@ class CheckpointWriter:
             self._values = None, {}
 
     def save_mid_epoch(self, trainer: pl.Trainer, epoch: int, batches: int) -> tuple[str, ...]:
-        """Write the checkpoint within an epoch.
-
-        Args:
-            trainer: holds the state that the checkpoint saves.
-            epoch: the epoch, counted from 1.
-            batches: batches of the epoch that were trained.
+        """Write the checkpoint after ``batches`` of ``epoch``, which is counted from 1.
 
         Returns:
             A message for each file that could not be written.
         """
         try:
-            trainer.save_checkpoint(self._folder.last)
+            write_durably(self._state(trainer), self._folder.last, previous=self._folder.previous)
         except OSError as error:
-            return (messages.mid_epoch_unwritten(epoch, batches, error),)
+            place = f"{counted(batches, 'batch', 'batches')} of epoch {epoch}"
+            return (f"the checkpoint after {place} could not be written ({_cause(error)})",)
         return ()
+
+    def _state(self, trainer: pl.Trainer) -> Mapping[str, Any]:
+        """Return the state that Lightning's checkpoint holds (:class:`.CollectedCheckpoint`)."""
+        collected: list[Mapping[str, Any]] = []
+        trainer.save_checkpoint(self._folder.last, storage_options=collected.append)
+        return collected[0]
 
     def _is_kept(self, metrics: Mapping[str, float]) -> bool:
         """Return whether ``best.ckpt`` is to hold the network that has ``metrics``."""
@@ -307,13 +285,22 @@ class CheckpointWriter:
             except OSError as error:
                 # Read the file itself, because the write may have failed after its rename.
                 self._best = kept_best(self._folder)
-                kept = self._best.epoch if self._best else None
-                notes.append(messages.best_unwritten(epoch, error, kept=kept))
+                kept = (
+                    f"best.ckpt is still epoch {self._best.epoch}'s"
+                    if self._best
+                    else "there is no best.ckpt yet"
+                )
+                notes.append(f"epoch {epoch}'s network could not be written ({_cause(error)}); {kept}")
         try:
             write_durably(last, self._folder.last, previous=self._folder.previous)
         except OSError as error:
-            notes.append(messages.checkpoint_unwritten(epoch, error))
+            place = f"the checkpoint after epoch {epoch}"
+            notes.append(f"{place} could not be written ({_cause(error)}); training continues")
         return tuple(notes)
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,14 +332,18 @@ def find_resume_point(
     folder.create()
     found = folder.recover()
     if found.path is not None:
-        metadata = metadata.continued(_read_metadata(found.path))
+        in_checkpoint = _read_metadata(found.path)
+        metadata.check_own(in_checkpoint)
+        metadata = in_checkpoint
     if found.damaged:
-        on_message(messages.damaged(found.damaged, epoch=len(metadata.history)))
+        files = "the last checkpoint was" if found.damaged == 1 else "both checkpoints were"
+        epochs = len(metadata.history)
+        on_message(f"{files} damaged; {f'resuming from epoch {epochs}' if epochs else 'starting over'}")
     best = kept_best(folder)
     if best is not None:
         metadata.check_own(best)
     elif folder.best.exists():
-        on_message(messages.best_damaged())
+        on_message("best.ckpt was damaged; the networks of the epochs before are lost")
     return ResumePoint(metadata=metadata, checkpoint=found.path, best=best)
 
 

@@ -20,7 +20,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.errors import ConfigError, NetworkError, StorageError, counted, format_error
 from tune_rescon.models import NetworkDescription, build_described, description_from_dict
-from tune_rescon.training.checkpoint import is_intact, read_checkpoint, write_durably
+from tune_rescon.training.checkpoint import is_intact, read_checkpoint
 from tune_rescon.training.device import own_generator
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "load_exported",
     "load_trained",
     "read_safetensors",
-    "save_trained",
     "trained_values",
 ]
 
@@ -124,24 +123,8 @@ class TrainedNetwork:
 
 
 def trained_values(network: nn.Module, about: TrainedNetwork) -> dict[str, Any]:
-    """Return the values of a ``best.ckpt``: ``network``'s weights and statistics, and its description.
-
-    Args:
-        network: the trained network; the values share its memory.
-        about: its description.
-    """
+    """Return the values of a ``best.ckpt``; its weights share ``network``'s memory."""
     return {"format": FORMAT, "about": about.to_dict(), "weights": network.state_dict()}
-
-
-def save_trained(network: nn.Module, about: TrainedNetwork, path: Path) -> None:
-    """Write ``network``'s weights and statistics durably.
-
-    Args:
-        network: the trained network.
-        about: its description.
-        path: the file to write.
-    """
-    write_durably(trained_values(network, about), path)
 
 
 def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
@@ -153,10 +136,13 @@ def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
     """
     with _described_by(path):
         values = _read(Path(path))
-        about = TrainedNetwork.from_dict(values["about"])
-        with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
-            network = build_described(about.spec)
-        network.load_state_dict(values["weights"])
+        return _built(TrainedNetwork.from_dict(values["about"]), values["weights"])
+
+
+def _built(about: TrainedNetwork, weights: Mapping[str, Tensor]) -> tuple[nn.Module, TrainedNetwork]:
+    with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
+        network = build_described(about.spec)
+    network.load_state_dict(weights)
     return network.eval(), about
 
 
@@ -251,10 +237,6 @@ class Safetensors:
 def read_safetensors(path: Path, *, where: str) -> Safetensors:
     """Read any .safetensors file.
 
-    Args:
-        path: the file.
-        where: the setting or option that names the file, for the error message.
-
     Raises:
         StorageError: the file is damaged or of another kind.
     """
@@ -271,9 +253,7 @@ def read_safetensors(path: Path, *, where: str) -> Safetensors:
 def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
     """Return the network of an exported file, on the CPU and in eval mode, and its description.
 
-    Args:
-        file: the content of the file.
-        where: the setting or option that names the file, for the error message.
+    ``where`` is the setting or option that names the file, for the error message.
 
     Raises:
         StorageError: another program or another version wrote the metadata, or the tensors do not match it.
@@ -283,21 +263,14 @@ def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, Trained
         raise StorageError(format_error(_RULE, got=file.words, where=where, hint=hint))
     try:
         about = TrainedNetwork.from_dict(_plain(json.loads(file.metadata["tune_rescon"])))
-        with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
-            network = build_described(about.spec)
-        network.load_state_dict(dict(file.tensors))
+        return _built(about, dict(file.tensors))
     except _FOREIGN_VALUES as error:
         got = f"{file.words}, whose `tune_rescon` does not describe these tensors: {_first_words(error)}"
         raise StorageError(format_error(_RULE, got=got, where=where)) from error
-    return network.eval(), about
 
 
 def load_exported(path: Path, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
-    """Read an exported file and build its network.
-
-    Args:
-        path: the file.
-        where: the setting or option that names the file, for the error message.
+    """Return the network of an exported file and its description: :func:`read_safetensors`, then build.
 
     Raises:
         StorageError: as :func:`read_safetensors` and :func:`build_exported`.

@@ -65,9 +65,9 @@ class Latencies:
         name = f"{self._prefix}{blake2b(plain.encode(), digest_size=12).hexdigest()}"
         if name not in self._known:
             # Imported here because it imports torch, which the driver of most searches does not need.
-            from tune_rescon.training import latency
+            from tune_rescon.training import probe
 
-            self._known[name] = latency.measure_latency(same, self._device)
+            self._known[name] = probe.measure_latency(same, self._device)
             if self._record is not None:
                 self._record.set_attribute(name, self._known[name])
         return self._known[name]

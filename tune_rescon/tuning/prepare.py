@@ -157,7 +157,7 @@ def check_metric_functions(space: Space) -> None:
     functions = [name for name in space.metric.log if custom_metric_name(name) is not None]
     if functions:
         # Imported here because it imports torch, which the driver of most searches does not need.
-        from tune_rescon.training.extra_metrics import load_metric
+        from tune_rescon.training.metrics import load_metric
 
         for name in functions:
             load_metric(name)

@@ -18,7 +18,7 @@ from tune_rescon.spaces import AutoResources, Resources, Space, corners
 from tune_rescon.training.microbatches import smallest_piece
 
 if TYPE_CHECKING:
-    from tune_rescon.training.gpu_probe import Occupancy
+    from tune_rescon.training.probe import Occupancy
 
 __all__ = [
     "Measure",

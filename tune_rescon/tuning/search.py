@@ -36,9 +36,8 @@ from tune_rescon.tuning.prepare import (
     with_absolute_paths,
     with_store_size,
 )
-from tune_rescon.tuning.ray.cluster_size import sampled_cluster
 from tune_rescon.tuning.ray.log_redirect import library_log, redirected_output
-from tune_rescon.tuning.ray.session import is_running, ray_session
+from tune_rescon.tuning.ray.session import is_running, ray_session, sampled_cluster
 from tune_rescon.tuning.ray.shutdown import SignalState, signal_handlers
 from tune_rescon.tuning.ray.staging import fit_to_cluster
 from tune_rescon.tuning.ray.worker import run_trial

@@ -34,7 +34,6 @@ from tune_rescon.tuning.prepare import (
     PreparedDataset,
     record_images,
 )
-from tune_rescon.tuning.ray.execute import TrialTaskFactory, execute
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
@@ -208,16 +207,24 @@ class SearchRun:
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
         lock = DriverLock(self._lease.ensure_held)
-        work = functools.partial(
-            execute,
-            self._coordinator,
-            make_task=TrialTaskFactory(space=self._space, options=self._options, store=self._store).task,
-            trainable=trainable,
-            resources=self._space.resources_per_trial.by_name(),
-            workers=self._space.resources_per_trial.workers,
-            concurrent=slots,
-            lock=lock,
-        )
+
+        def work() -> None:
+            # Imported here because it imports Ray; a search imports this module before it checks its options.
+            from tune_rescon.tuning.ray.tune_adapter import execute, trial_task
+
+            resources = self._space.resources_per_trial
+            execute(
+                self._coordinator,
+                make_task=functools.partial(
+                    trial_task, space=self._space, options=self._options, store=self._store
+                ),
+                trainable=trainable,
+                resources=resources.by_name(),
+                workers=resources.workers,
+                concurrent=slots,
+                lock=lock,
+            )
+
         try:
             run_in_thread(work, should_abort=watch.should_abort, lock=lock)
         except (LeaseLostError, RecordError):

@@ -10,8 +10,8 @@ import pytest
 
 from tests.waiting import wait_until
 from tune_rescon.tuning import ClusterSize
-from tune_rescon.tuning.ray import cluster_size
-from tune_rescon.tuning.ray.cluster_size import sampled_cluster
+from tune_rescon.tuning.ray import session
+from tune_rescon.tuning.ray.session import sampled_cluster
 
 SIZE = ClusterSize(nodes=2, gpus=8, cpus=64)
 
@@ -38,7 +38,7 @@ def test_nobody_is_asked_before_somebody_wants_to_know() -> None:
 
 
 def test_a_question_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_size, "JOIN_SECONDS", 0.05)
+    monkeypatch.setattr(session, "POLL_TIMEOUT", 0.05)
     release = threading.Event()
 
     def hang() -> ClusterSize:

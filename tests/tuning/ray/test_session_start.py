@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tune_rescon.errors import ClusterError, ConfigError
-from tune_rescon.tuning.ray.session import LONGER_START, _join, check_temp_dir, start_or_retry
+from tune_rescon.tuning.ray import session
+from tune_rescon.tuning.ray.session import (
+    LONGER_START,
+    _join,
+    check_temp_dir,
+    ray_session,
+    start_or_retry,
+)
 
 (SETTING,) = LONGER_START
 
@@ -40,12 +49,11 @@ class Ray:
         self.failures = failures
         self.events = events
 
-    def start(self) -> str:
+    def start(self) -> None:
         self.events.append(f"start {os.environ.get(SETTING)}")
         if self.failures:
             self.failures -= 1
             raise Exception("The current node timed out during startup.\nThis could happen because")
-        return "Ray"
 
     def clean_up(self) -> None:
         self.events.append("clean up")
@@ -61,13 +69,13 @@ AGAIN = "Ray did not start (The current node timed out during startup); trying o
 
 def test_a_ray_that_starts_is_started_once(progress: list[str]) -> None:
     ray = Ray(progress, failures=0)
-    assert start_or_retry(ray.start, ray.clean_up) == "Ray"
+    start_or_retry(ray.start, ray.clean_up)
     assert ray.events == ["start None"]
 
 
 def test_a_failed_start_is_retried_with_a_longer_limit(progress: list[str]) -> None:
     ray = Ray(progress, failures=1)
-    assert start_or_retry(ray.start, ray.clean_up) == "Ray"
+    start_or_retry(ray.start, ray.clean_up)
     assert ray.events == ["start None", "clean up", AGAIN, "start 120"]
     assert SETTING not in os.environ
 
@@ -99,6 +107,53 @@ def test_an_interruption_is_no_failure(progress: list[str], error: type[BaseExce
     with pytest.raises(error):
         start_or_retry(start, ray.clean_up)
     assert ray.events == []
+
+
+class RayThatStarts:
+    """A Ray whose start is a process in a session of its own."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, address: str, **_: object) -> None:
+        if address == "local":
+            self.processes.append(sleeping())
+
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(gcs_address="10.0.0.1:6379")
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return []
+
+    def shutdown(self) -> None:
+        pass
+
+
+def sleeping() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sleep", "60"], start_new_session=True)
+
+
+@pytest.mark.parametrize(("address", "started"), [(None, 1), ("head:6379", 0)])
+def test_rays_processes_are_ended_and_no_others(
+    address: str | None, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = RayThatStarts()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(session, "autoscaler_limits", lambda: None)
+    with ray_session(address):
+        other = sleeping()
+    try:
+        assert [process.poll() is None for process in ray.processes] == [False] * started
+        assert other.poll() is None, "it is the program's own"
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_cluster_that_cannot_be_reached_is_one_paragraph(monkeypatch: pytest.MonkeyPatch) -> None:

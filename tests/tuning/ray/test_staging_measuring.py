@@ -36,8 +36,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, HangWatchdog]]:
 
     on_cpu = DeviceConfig(device=torch.device("cpu"), precision="fp32")
     monkeypatch.setattr("tune_rescon.training.device.resolve_device", lambda *_, **__: on_cpu)
-    monkeypatch.setattr("tune_rescon.training.gpu_probe.step_of", step_of)
-    monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", lambda step, _: step)
+    monkeypatch.setattr("tune_rescon.training.probe.step_of", step_of)
+    monkeypatch.setattr("tune_rescon.training.probe.measure_occupancy", lambda step, _: step)
     return seen
 
 
@@ -65,7 +65,7 @@ def test_a_step_that_cannot_be_recorded_is_measured_without_cuda_graphs(
             raise RecordingError("not permitted")
         return step
 
-    monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", occupancy)
+    monkeypatch.setattr("tune_rescon.training.probe.measure_occupancy", occupancy)
     found: Any = _measure(CONFIG, info, tmp_path)
     assert found == "off"
     assert [word for word, _ in measured] == ["auto", "off"]
@@ -80,6 +80,6 @@ def test_a_batch_that_does_not_fit_has_no_occupancy(
     def occupancy(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("tune_rescon.training.gpu_probe.measure_occupancy", occupancy)
+    monkeypatch.setattr("tune_rescon.training.probe.measure_occupancy", occupancy)
     assert _measure(CONFIG, info, tmp_path) is None
     assert len(measured) == 1

@@ -12,12 +12,9 @@ from typing import Final
 
 from typing_extensions import override
 
-from tune_rescon.passwords import hide_passwords
+from tune_rescon.passwords import HidingFormatter
 
-__all__ = [
-    "library_log",
-    "redirected_output",
-]
+__all__ = ["library_log", "redirected_output"]
 
 
 #: Loggers that have their own handler for the terminal.
@@ -35,14 +32,6 @@ _TERMINAL_LOGGERS: Final = (
 _STREAMS: Final = (1, 2)
 
 
-class _Formatter(logging.Formatter):
-    """Hides passwords, also in tracebacks, because the log is sent to the storage and shown to others."""
-
-    @override
-    def format(self, record: logging.LogRecord) -> str:
-        return hide_passwords(super().format(record))
-
-
 @contextmanager
 def library_log(path: Path) -> Iterator[None]:
     """Write the libraries' log records and Python's warnings to ``path`` within the block."""
@@ -50,7 +39,8 @@ def library_log(path: Path) -> Iterator[None]:
 
     optuna.logging.disable_default_handler()
     file = _LogFile(path, encoding="utf-8")
-    file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # The log is sent to the storage and shown to others.
+    file.setFormatter(HidingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     level, before = root.level, {name: _without_handlers(name) for name in _TERMINAL_LOGGERS}
     root.addHandler(file)

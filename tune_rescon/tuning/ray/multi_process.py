@@ -26,22 +26,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
+import ray
 import torch.distributed as dist
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tune_rescon.data.loader import Shard
-from tune_rescon.training.distributed import ProcessGroup
+from tune_rescon.training.distributed import (
+    SINGLE_PROCESS,
+    PeerFailedError,
+    PeerLostError,
+    ProcessGroup,
+)
+from tune_rescon.training.messages import ignore
 
 if TYPE_CHECKING:
-    from tune_rescon.training import EpochReport
     from tune_rescon.tuning.ray.worker import TrialTask
 
-__all__ = [
-    "RankActor",
-    "Rendezvous",
-    "create_rendezvous",
-    "join",
-    "process_group",
-]
+__all__ = ["RankActor", "Rendezvous", "create_rendezvous", "join", "process_group"]
 
 
 #: Time for which one process waits for another live process in a collective operation, because rank 0 may be
@@ -78,12 +80,8 @@ def join(
 ) -> Iterator[ProcessGroup]:
     """Join the process group at a store as process ``rank`` for the block.
 
-    Args:
-        rendezvous: The address of the trial's store.
-        rank: The rank of this process. Rank 0 has created the store.
-        address: This machine's address, at which the other processes reach it.
-        device: "cpu" or "cuda".
-        store: The store of :func:`create_rendezvous`, in the process that called it; else None.
+    ``address`` is this machine's, at which the other processes reach it. Rank 0 gives the ``store`` that it
+    has created.
     """
     _name_interface(address)
     if store is None:
@@ -122,15 +120,7 @@ class RankActor:
     """A Ray actor that trains together with rank 0. Its process is kept for the next trial."""
 
     def train(self, task: TrialTask, rendezvous: Rendezvous, rank: int) -> None:
-        """Train a trial until it ends.
-
-        Args:
-            task: The trial.
-            rendezvous: The address of the trial's store.
-            rank: The rank of this process.
-        """
-        import ray
-
+        """Train a trial until it ends."""
         from tune_rescon.training.lean import import_lean_torchmetrics
 
         # First, because Lightning would otherwise import all of torchmetrics.
@@ -142,11 +132,7 @@ class RankActor:
             tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as folder,
             join(rendezvous, rank, address=address, device=task.device) as peers,
         ):
-            train_task(task, Path(folder), peers, on_epoch=_discard, on_message=_discard)
-
-
-def _discard(report: EpochReport | str) -> None:
-    del report
+            train_task(task, Path(folder), peers, on_epoch=lambda _: None, on_message=ignore)
 
 
 @contextmanager
@@ -155,13 +141,9 @@ def process_group(task: TrialTask) -> Iterator[ProcessGroup]:
 
     Ends this process if another process dies.
     """
-    from tune_rescon.training.distributed import SINGLE_PROCESS
-
     if task.workers == 1:
         yield SINGLE_PROCESS
         return
-    import ray
-
     address = ray.util.get_node_ip_address()
     rendezvous, store = create_rendezvous(address, task.workers)
     members = _rank_actors(task.workers - 1)
@@ -179,9 +161,6 @@ def process_group(task: TrialTask) -> Iterator[ProcessGroup]:
 @functools.cache
 def _rank_actors(count: int) -> Sequence[Any]:
     """Return the other processes, started in the bundles that Tune has reserved for them; cached."""
-    import ray
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
     places = ray.util.get_current_placement_group()
     assert places is not None, "Tune gives each trial a placement group"
     assert places.bundle_count == count + 1, "a bundle for each process"
@@ -213,8 +192,6 @@ def _watched(work: Sequence[Any]) -> Iterator[None]:
 
 
 def _watch(work: Sequence[Any], over: threading.Event) -> None:
-    import ray
-
     left = list(work)
     while left and not over.wait(_TICK):
         done, left = ray.wait(left, num_returns=len(left), timeout=0)
@@ -227,9 +204,6 @@ def _peer_exception(work: Any) -> Exception | None:
 
     Ends this process if the other process has died.
     """
-    import ray
-    from ray.exceptions import RayActorError, RayTaskError
-
     try:
         ray.get(work)
     except RayActorError:
@@ -246,15 +220,7 @@ def _peer_error(error: Exception, work: Sequence[Any]) -> Exception:
     """Return the exception of another process if it caused ``error``, else ``error``.
 
     Ends this process if another one has died.
-
-    Args:
-        error: The exception raised in this process.
-        work: The Ray references of the other processes' work.
     """
-    import ray
-
-    from tune_rescon.training.distributed import PeerFailedError, PeerLostError
-
     if isinstance(error, PeerLostError):
         # A process or its machine has died. Ray detects a machine's death only half a minute later.
         os._exit(1)
@@ -270,8 +236,6 @@ def _end_peers(work: Sequence[Any]) -> None:
 
     The next trial then starts new processes.
     """
-    import ray
-
     done, left = ray.wait(list(work), num_returns=len(work), timeout=_JOIN_SECONDS)
     for one in done:
         _peer_exception(one)

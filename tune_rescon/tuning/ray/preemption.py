@@ -47,9 +47,6 @@ __all__ = [
     "PreemptionSignal",
     "SignalHandlerMixin",
     "SpotNotice",
-    "azure_preempted",
-    "ec2_notice",
-    "gcp_notice",
     "node_is_drained",
 ]
 
@@ -99,31 +96,13 @@ class Cloud:
     service answers, and another OSError or an HTTPException if none does."""
 
 
-def ec2_notice(text: str) -> bool:
-    """Return whether the content of EC2's ``spot/instance-action`` is a notice.
-
-    >>> ec2_notice('{"action": "terminate", "time": "2026-11-26T08:22:00Z"}')
-    True
-    """
-    return bool(json.loads(text)["action"] in _ACTIONS)
-
-
-def gcp_notice(text: str) -> bool:
-    """Return whether the content of GCP's ``instance/preempted`` is a notice.
-
-    >>> gcp_notice("TRUE"), gcp_notice("FALSE")
-    (True, False)
-    """
-    return {"TRUE": True, "FALSE": False}[text.strip()]
-
-
-def azure_preempted(text: str) -> frozenset[str]:
+def _azure_preempted(text: str) -> frozenset[str]:
     """Return the names of the machines that Azure's scheduled events announce to take away, in lower case.
 
     The events of a scale set are sent to all of its machines.
 
     >>> preempt, reboot = ({"EventType": kind, "Resources": ["Spot_0"]} for kind in ("Preempt", "Reboot"))
-    >>> azure_preempted(json.dumps({"Events": [reboot, preempt]}))
+    >>> _azure_preempted(json.dumps({"Events": [reboot, preempt]}))
     frozenset({'spot_0'})
     """
     preemptions = [event for event in json.loads(text)["Events"] if event["EventType"] == "Preempt"]
@@ -138,17 +117,18 @@ def _ask_ec2(request: Request) -> bool:
         if error.code == HTTPStatus.NOT_FOUND:
             return False
         raise
-    return ec2_notice(notice)
+    return bool(json.loads(notice)["action"] in _ACTIONS)
 
 
 def _ask_gcp(request: Request) -> bool:
     headers = {"Metadata-Flavor": "Google"}
-    return gcp_notice(request("computeMetadata/v1/instance/preempted", headers, flavor="Google"))
+    text = request("computeMetadata/v1/instance/preempted", headers, flavor="Google")
+    return {"TRUE": True, "FALSE": False}[text.strip()]
 
 
 def _ask_azure(request: Request) -> bool:
     headers = {"Metadata": "true"}
-    preempted = azure_preempted(request("metadata/scheduledevents?api-version=2020-07-01", headers))
+    preempted = _azure_preempted(request("metadata/scheduledevents?api-version=2020-07-01", headers))
     if not preempted:
         return False
     name = request("metadata/instance/compute/name?api-version=2021-02-01&format=text", headers)

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from tune_rescon.errors import ClusterError, ConfigError, format_error
+from tune_rescon.tuning.callbacks import ClusterSize
 from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, started_apart
 from tune_rescon.tuning.resources import Nodes, autoscaler_limits, nodes_of
 
@@ -21,10 +22,10 @@ __all__ = [
     "LONGER_START",
     "RaySession",
     "check_temp_dir",
-    "first_line",
     "is_running",
     "prepare_environment",
     "ray_session",
+    "sampled_cluster",
     "start_or_retry",
 ]
 
@@ -41,8 +42,6 @@ _SOCKET: Final = "/ray/session_2026-01-01_00-00-00_000000_{}/sockets/plasma_stor
 #: Ray's time limit for the start of its control store, in seconds, at the second attempt. Its node manager
 #: has a limit of 30 s at both attempts (ray 2.60); at the second one, Ray's files are already in memory.
 LONGER_START: Final = {"RAY_gcs_server_port_wait_time_s": "120"}
-
-_Started = TypeVar("_Started")
 
 
 def check_temp_dir(environment: Mapping[str, str], *, pid: int) -> None:
@@ -67,29 +66,25 @@ def check_temp_dir(environment: Mapping[str, str], *, pid: int) -> None:
         raise ConfigError(format_error(rule, got=f"{got}: {environment[name]}", where=name, hint=hint))
 
 
-def start_or_retry(start: Callable[[], _Started], clean_up: Callable[[], object]) -> _Started:
+def start_or_retry(start: Callable[[], object], clean_up: Callable[[], object]) -> None:
     """Start Ray, and retry once with a longer time limit (:data:`LONGER_START`) if the start fails.
 
-    Args:
-        start: Starts Ray.
-        clean_up: Ends the processes that a failed start has left.
-
-    Returns:
-        The value that ``start`` returns.
+    ``clean_up`` ends the processes that a failed start has left.
 
     Raises:
         ClusterError: If both attempts fail.
     """
     try:
-        return start()
+        start()
+        return
     # Ray raises a bare Exception if its node manager does not start in time.
     except Exception as error:
         _LOGGER.exception("Ray did not start")
         clean_up()
-        _PROGRESS.info(f"Ray did not start ({first_line(error)}); trying once more")
+        _PROGRESS.info(f"Ray did not start ({_first_line(error)}); trying once more")
     try:
         with _set_in_environment(LONGER_START):
-            return start()
+            start()
     except Exception as error:
         _LOGGER.exception("Ray did not start, also at the second try")
         clean_up()
@@ -99,11 +94,11 @@ def start_or_retry(start: Callable[[], _Started], clean_up: Callable[[], object]
         )
         rule = "Ray must start on this machine"
         raise ClusterError(
-            format_error(rule, got=f"two failures ({first_line(error)})", hint=hint)
+            format_error(rule, got=f"two failures ({_first_line(error)})", hint=hint)
         ) from error
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the error's type if the message is empty."""
     return str(error).strip().partition("\n")[0].strip(" .") or type(error).__name__
 
@@ -199,8 +194,7 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
                 _join(address)
             else:
                 check_temp_dir(os.environ, pid=os.getpid())
-                start_or_retry(_start, lambda: _shut_down(own))
-        own.find()
+                start_or_retry(lambda: _start(own), lambda: _shut_down(own))
         probe = ControlStoreProbe(ray.get_runtime_context().gcs_address)
         yield _session(probe.gone if address else own.gone, grows=address is not None)
     finally:
@@ -244,16 +238,20 @@ def _join(address: str) -> None:
         _LOGGER.exception("Ray cannot be reached")
         rule = "must be the address of a Ray cluster that can be reached"
         hint = "See whether it runs (`ray status` there), and whether its Ray has this one's version."
-        got = f"{address} ({first_line(error)})"
+        got = f"{address} ({_first_line(error)})"
         raise ClusterError(format_error(rule, got=got, where="--address", hint=hint)) from error
 
 
-def _start() -> None:
+def _start(own: RayProcesses) -> None:
     import ray
 
     memory = LOCAL_OBJECT_STORE
-    with started_apart():
-        ray.init(address="local", include_dashboard=False, object_store_memory=memory, **_settings())
+    try:
+        with started_apart():
+            ray.init(address="local", include_dashboard=False, object_store_memory=memory, **_settings())
+    finally:
+        # Not later, because a program that runs a search may start other processes in the meantime.
+        own.find()
 
 
 @contextmanager
@@ -275,7 +273,6 @@ def _shut_down(own: RayProcesses) -> None:
     """Disconnect from Ray and end the processes that were started for it, in bounded time."""
     import ray
 
-    own.find()
     if own.gone():
         # Otherwise ray.shutdown waits for the processes that are left.
         own.end()
@@ -301,3 +298,77 @@ def prepare_environment(*, own_ray: bool) -> None:
     if own_ray and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+#: Seconds between two polls of a cluster's size. An autoscaled node takes minutes to start.
+SAMPLE_EVERY: Final = 5.0
+
+#: Seconds to wait for a running poll at the end, because Ray must not be shut down during a poll.
+POLL_TIMEOUT: Final = 2.0
+
+
+@contextmanager
+def sampled_cluster(
+    gone: Callable[[], str], *, ask: Callable[[], ClusterSize] | None = None, every: float = SAMPLE_EVERY
+) -> Iterator[Callable[[], ClusterSize | None]]:
+    """Provide a function that returns the last known size of the cluster at once.
+
+    A separate thread polls it, because Ray's client can hang, and the search's display must not. The function
+    returns None before the first result and after Ray has died. Polling starts with the function's first
+    call, which may come from any thread, but all calls must come from the same one.
+
+    Args:
+        gone: Returns a description of the part of Ray that has died, or "" while Ray is alive. A dead Ray is
+            not polled.
+        ask: Returns the size of the cluster; by default, from Ray.
+        every: Seconds between two polls.
+    """
+    sampler = _Sampler(gone, ask or _poll_ray, every)
+    try:
+        yield sampler.latest
+    finally:
+        sampler.stop()
+
+
+class _Sampler:
+    def __init__(self, gone: Callable[[], str], ask: Callable[[], ClusterSize], every: float) -> None:
+        self._gone, self._ask, self._every = gone, ask, every
+        self._size: ClusterSize | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cluster-size", daemon=True)
+
+    def latest(self) -> ClusterSize | None:
+        if self._thread.ident is None and not self._done.is_set():
+            self._thread.start()
+        return self._size
+
+    def stop(self) -> None:
+        self._done.set()
+        if self._thread.ident is not None:
+            self._thread.join(POLL_TIMEOUT)
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            self._size = self._sample()
+            self._done.wait(self._every)
+
+    def _sample(self) -> ClusterSize | None:
+        if self._gone():
+            return None
+        try:
+            return self._ask()
+        except Exception as error:
+            # Ray may raise any exception while it shuts down. The search's Watch decides what follows.
+            _LOGGER.warning("Ray did not say how large it is: %s", error)
+            return None
+
+
+def _poll_ray() -> ClusterSize:
+    import ray
+
+    resources = ray.cluster_resources()
+    return ClusterSize(
+        nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        gpus=resources.get("GPU", 0.0),
+        cpus=resources.get("CPU", 0.0),
+    )

@@ -20,13 +20,9 @@ from tune_rescon.tuning.ray.worker import STALLS
 from tune_rescon.tuning.resources import choose_resources, concurrent_trials, nodes_of, with_gpu_share
 
 if TYPE_CHECKING:
-    from tune_rescon.training.gpu_probe import Occupancy
+    from tune_rescon.training.probe import Occupancy
 
-__all__ = [
-    "fit_to_cluster",
-    "measured_on_gpu",
-    "stage_data",
-]
+__all__ = ["fit_to_cluster", "measured_on_gpu", "stage_data"]
 
 
 #: Seconds between two messages that the preparation is still running.
@@ -43,13 +39,7 @@ def fit_to_cluster(
 
     The resources are chosen if the space has ``resources_per_trial: auto``, the data is prepared on the other
     machines if the search runs on a cluster (``options.address``), and the GPU is measured if the space has
-    ``resources_per_trial.gpu: auto``.
-
-    Args:
-        space: The space of the search.
-        options: The options of this run of the search.
-        datasets: The description of each dataset, by name.
-        ray: The running Ray.
+    ``resources_per_trial.gpu: auto``. ``datasets`` has the description of each dataset by name.
 
     Returns:
         The space with a trial's resources, and the number of trials that run at once.
@@ -97,11 +87,7 @@ def stage_data(
     A machine that joins later prepares the datasets when its first trial begins. A machine that is lost
     during the preparation is skipped.
 
-    Args:
-        datasets: The datasets of the search.
-        data_root: The folder of the original data on each machine.
-        cache_root: The folder of the cache on each machine.
-        need: The resources of a trial, by Ray's names; machines without room for them are skipped.
+    ``need`` has the resources of a trial by Ray's names; machines without room for them are skipped.
 
     Raises:
         DataError: If the datasets cannot be prepared on a machine; the message names the machine.
@@ -156,11 +142,6 @@ def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path)
     If the recording of a CUDA graph hangs, the trial is measured without CUDA graphs, because trials on that
     node then train without them.
 
-    Args:
-        config: The configuration of the trial.
-        info: The dataset's number of classes and channels.
-        cache_root: The folder of the cache on the GPU's node.
-
     Returns:
         The occupancy; None if the batch does not fit into the GPU's memory.
 
@@ -184,8 +165,8 @@ def _measure(config: TrialConfig, info: DatasetInfo, hang_folder: Path) -> Occup
     from tune_rescon.models import describe_network
     from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
     from tune_rescon.training.device import resolve_device
-    from tune_rescon.training.gpu_probe import measure_occupancy, step_of
     from tune_rescon.training.memory import Shape, ran_out_of_memory
+    from tune_rescon.training.probe import measure_occupancy, step_of
 
     placement = resolve_device("cuda", precision=config.precision)
     images = {"classes": info.classes, "in_channels": info.channels}

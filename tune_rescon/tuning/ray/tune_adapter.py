@@ -1,38 +1,300 @@
-"""Tune's searcher and scheduler, which call the coordinator.
+"""Run trials with Ray Tune: its searcher and its scheduler call the coordinator.
 
-Tune runs on a thread, which may hang in Ray. Each of its calls therefore holds :class:`.DriverLock`. The main
-thread can close that lock, and so takes the coordinator and the record away from the thread.
+Tune places the trials, keeps their worker processes and reports dead ones. It runs on a thread, which may
+hang in Ray. Each of its calls therefore holds :class:`.DriverLock`. The main thread can close that lock, and
+so takes the coordinator and the record away from the thread.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialConfig, TrialState, trial_name
+from tune_rescon.spaces import Space
 from tune_rescon.tuning.coordinator import Coordinator
+from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.ray.preemption import SignalHandlerMixin
 from tune_rescon.tuning.ray.shutdown import DriverLock
 from tune_rescon.tuning.ray.worker import TrialTask
+from tune_rescon.tuning.search_storage import SearchStore
 from tune_rescon.tuning.stopping.rule import Decision
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "RETRY_WAIT_SECONDS",
     "TIMEOUT",
-    "AbortCallback",
     "ActorReuse",
     "CoordinatorScheduler",
     "CoordinatorSearcher",
-    "LockedScheduler",
-    "LockedSearcher",
     "PendingTrials",
+    "execute",
+    "trial_task",
 ]
+
+
+def trial_task(trial: TrialRecord, *, space: Space, options: RunOptions, store: SearchStore) -> TrialTask:
+    """Return a worker's description of a trial of a search."""
+    origin = trial.origin
+    assert origin is not None, "a resume is refused while an unfinished trial has no configuration"
+    config = TrialConfig.from_dict(origin.config)
+    resources = space.resources_per_trial
+    return TrialTask(
+        number=trial.number,
+        config=config,
+        dataset=space.dataset_config(config.dataset),
+        epochs=space.fidelity.max,
+        seed=origin.seed,
+        metric=space.metric.name,
+        mode=space.metric.mode,
+        keep=space.metric.at,
+        log=space.metric.log,
+        epochs_in_study=trial.epochs,
+        checkpoint_dir=str(store.checkpoint_dir(trial.number)),
+        checkpoint_url=store.checkpoint_url(trial.number),
+        data_root=str(options.data_root.resolve()),
+        cache_root=str(options.cache_root.resolve()),
+        threads=resources.cpu,
+        workers=resources.workers,
+        device="cuda" if resources.gpus else "cpu",
+    )
+
+
+def execute(
+    coordinator: Coordinator,
+    *,
+    make_task: Callable[[TrialRecord], TrialTask],
+    trainable: Callable[[dict[str, Any]], None],
+    resources: dict[str, float],
+    workers: int,
+    concurrent: int,
+    lock: DriverLock,
+) -> None:
+    """Run the coordinator's trials on the connected Ray until no trials are left or the ``lock`` is closed.
+
+    A trial gets the resources of all its processes at once, so no trial waits while it holds half of them.
+
+    Args:
+        coordinator: The source of the trials, which also decides when each trial stops.
+        make_task: Creates a worker's description of a trial (:func:`trial_task`).
+        trainable: The function that a worker runs.
+        resources: The resources of each process of a trial, by Ray's names.
+        workers: World size: the number of processes that train one trial.
+        concurrent: Number of trials that run at once.
+        lock: The lock on the coordinator and the record.
+    """
+    # The first bundle is for the trial's own process, the others are for its peers (:mod:`.multi_process`).
+    placement_group = tune.PlacementGroupFactory([_positive(resources)] * workers)
+    processes = ActorReuse(coordinator, resources=placement_group, slots=concurrent)
+    # Tune's own files are temporary: the state of the search is in the record and the checkpoints.
+    with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
+        # Tune adds these mixins to the class that it creates from a function.
+        trainable.__mixins__ = (SignalHandlerMixin,)  # type: ignore[attr-defined]
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, placement_group),
+            tune_config=tune.TuneConfig(
+                search_alg=CoordinatorSearcher(coordinator, make_task, lock),
+                scheduler=CoordinatorScheduler(coordinator, lock, processes),
+                num_samples=-1,
+                # Without this limit, Tune requests one trial at a time (ray's _get_max_pending_trials).
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+                trial_dirname_creator=_directory,
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=scratch,
+                # Without its JSON files, Tune reports at the end that it cannot fetch the metrics.
+                callbacks=[JsonLoggerCallback(), AbortCallback(lock)],
+                # The coordinator retries trials. Tune would retry only a running trial, not one whose process
+                # dies while it is being set up (TuneController._process_trial_failure).
+                failure_config=tune.FailureConfig(max_failures=0),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+def _positive(resources: dict[str, float]) -> dict[str, float]:
+    """Return the nonzero resources, because Ray does not accept zeros."""
+    return {name: amount for name, amount in resources.items() if amount}
+
+
+def _directory(trial: Any) -> str:
+    # Tune's own names contain every value of the config and are cut at 130 characters. The name has Tune's
+    # trial id because a paused trial is a new Tune trial when it continues.
+    return f"{trial_name(trial.config['number'])}_{trial.trial_id}"
+
+
+class _Stateless:
+    """Has no state to pickle, because Tune pickles its parts for a restore that this package does not use."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+
+class CoordinatorSearcher(_Stateless, Searcher):
+    """Tune's searcher: passes the coordinator's trials to Tune.
+
+    The scheduler handles all results and worker deaths, because Tune passes a searcher neither the result
+    that stops a trial nor the node on which the trial ran. The methods that save the searcher's state are
+    empty, because the record is the state.
+    """
+
+    def __init__(
+        self, coordinator: Coordinator, make_task: Callable[[TrialRecord], TrialTask], lock: DriverLock
+    ) -> None:
+        """Wrap ``coordinator``; ``make_task`` creates a worker's description of a trial."""
+        super().__init__()
+        self._coordinator = coordinator
+        self._make_task = make_task
+        self._lock = lock
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return Tune's config of the next trial.
+
+        Returns None if Tune is to ask again later, and ``Searcher.FINISHED`` if no more trials follow.
+        """
+        with self._lock.hold():
+            trial = self._coordinator.next_trial()
+            if trial is None:
+                return str(Searcher.FINISHED) if self._coordinator.exhausted else None
+            self._numbers[trial_id] = trial.number
+            return self._make_task(trial).to_dict()
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Close a trial whose function ended before its last epoch.
+
+        ``error`` is True if the trial's worker process died; the scheduler handles that.
+        """
+        del result
+        with self._lock.hold():
+            if not error:
+                number = self._numbers[trial_id]
+                self._coordinator.close(number, TrialState.FAILED, error="training ended early")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing, because the record is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing, because a search resumes from the record."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Do nothing, because the record is the state."""
+
+
+def node_is_gone(address: str) -> bool:
+    """Return whether Ray has no living node at ``address``."""
+    import ray
+
+    return not any(node["Alive"] and node["NodeManagerAddress"] == address for node in ray.nodes())
+
+
+class CoordinatorScheduler(_Stateless, FIFOScheduler):
+    """Tune's scheduler: stops trials by the coordinator's decisions, and assigns free worker processes.
+
+    :class:`.PendingTrials` decides which trial gets a free process.
+    """
+
+    # Buffered results would be evaluated late and in bulk.
+    _supports_buffered_results = False
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        lock: DriverLock,
+        processes: ActorReuse,
+        *,
+        node_is_gone: Callable[[str], bool] = node_is_gone,
+    ) -> None:
+        """Wrap ``coordinator``.
+
+        Args:
+            coordinator: Decides which trials run and when each one stops.
+            lock: The lock that each call of the coordinator acquires.
+            processes: Updated in each step of Tune's loop, which begins with a call of
+                :meth:`choose_trial_to_run`.
+            node_is_gone: Called with the address of a node on which a trial died; returns True if Ray has no
+                living node there.
+        """
+        super().__init__()
+        self._coordinator = coordinator
+        self._lock = lock
+        self._processes = processes
+        self._node_is_gone = node_is_gone
+        self._preempted: set[int] = set()
+        self._lost_worker: set[int] = set()
+        self._waiting = PendingTrials()
+
+    def on_trial_add(self, tune_controller: object, trial: Trial) -> None:
+        """Add the trial to those that wait for a process."""
+        del tune_controller
+        number = trial.config["number"]
+        self._waiting.add(trial, again=number in self._lost_worker)
+        self._lost_worker.discard(number)
+
+    def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
+        """Return the trial that gets the next free process although another was requested for it."""
+        with self._lock.hold():
+            self._processes.keep(tune_controller)
+        return self._waiting.overdue()
+
+    def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
+        """Tell the coordinator whether a trial's worker was preempted or died, and whether its node was lost.
+
+        Tune calls its searcher as well, but does not pass it the node.
+        """
+        del tune_controller
+        number, address = trial.config["number"], trial.node_ip
+        with self._lock.hold():
+            self._lost_worker.add(number)
+            if number in self._preempted:
+                self._preempted.discard(number)
+                self._coordinator.worker_preempted(number)
+            else:
+                is_gone = address is not None and self._node_is_gone(address)
+                self._coordinator.worker_failed(number, node_is_gone=is_gone)
+
+    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
+        """Pass one report of :func:`.run_trial`, which Tune has flattened, to the coordinator."""
+        del tune_controller, trial
+        with self._lock.hold():
+            continues = self._reported(result["number"], result)
+        return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
+
+    def _reported(self, number: int, report: dict[str, Any]) -> bool:
+        """Pass a report to the coordinator; return whether the trial continues."""
+        if "unusable" in report:
+            self._coordinator.abort(number, report["unusable"])
+            return False
+        if "error" in report:
+            self._coordinator.close(number, TrialState(report["state"]), error=report["error"])
+            return False
+        if "progress" in report:
+            self._coordinator.progress(number, report["progress"])
+            return True
+        if "note" in report:
+            self._coordinator.note(number, report["note"])
+            if report.get("preempted"):
+                self._preempted.add(number)
+            return True
+        prefix = "metrics/"
+        metrics = {k.removeprefix(prefix): v for k, v in report.items() if k.startswith(prefix)}
+        decision = self._coordinator.epoch_done(
+            number, report["epoch"], metrics, report["checkpoint"], device=report.get("device")
+        )
+        return decision is Decision.CONTINUE
 
 
 #: Seconds a trial waits for the worker process requested for it before it may get another trial's. A process
@@ -75,160 +337,6 @@ class PendingTrials:
         return next((trial for until, trial in self._waiting if now > until), None)
 
 
-def node_is_gone(address: str) -> bool:
-    """Return whether Ray has no living node at ``address``."""
-    import ray
-
-    return not any(node["Alive"] and node["NodeManagerAddress"] == address for node in ray.nodes())
-
-
-class CoordinatorScheduler(FIFOScheduler):
-    """Tune's scheduler: stops trials by the coordinator's decisions, and assigns free worker processes.
-
-    :class:`.PendingTrials` decides which trial gets a free process.
-    """
-
-    # Buffered results would be evaluated late and in bulk.
-    _supports_buffered_results = False
-
-    def __init__(
-        self, coordinator: Coordinator, *, node_is_gone: Callable[[str], bool] = node_is_gone
-    ) -> None:
-        """Wrap ``coordinator``.
-
-        Args:
-            coordinator: Decides which trials run and when each one stops.
-            node_is_gone: Called with the address of a node on which a trial died; returns True if Ray has no
-                living node there.
-        """
-        super().__init__()
-        self._coordinator = coordinator
-        self._node_is_gone = node_is_gone
-        self._preempted: set[int] = set()
-        self._lost_worker: set[int] = set()
-        self._waiting = PendingTrials()
-
-    def __getstate__(self) -> dict[str, object]:
-        """Return no state, because Tune pickles its parts for a restore that this package does not use."""
-        return {}
-
-    def on_trial_add(self, tune_controller: object, trial: Trial) -> None:
-        """Add the trial to those that wait for a process."""
-        del tune_controller
-        number = trial.config["number"]
-        self._waiting.add(trial, again=number in self._lost_worker)
-        self._lost_worker.discard(number)
-
-    def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
-        """Return the trial that gets the next free process although another was requested for it."""
-        del tune_controller
-        return self._waiting.overdue()
-
-    def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
-        """Tell the coordinator whether a trial's worker was preempted or died, and whether its node was lost.
-
-        Tune calls its searcher as well, but does not pass it the node.
-        """
-        del tune_controller
-        number, address = trial.config["number"], trial.node_ip
-        self._lost_worker.add(number)
-        if number in self._preempted:
-            self._preempted.discard(number)
-            self._coordinator.worker_preempted(number)
-            return
-        self._coordinator.worker_failed(
-            number, node_is_gone=address is not None and self._node_is_gone(address)
-        )
-
-    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
-        """Pass one report of :func:`.run_trial` to the coordinator.
-
-        Args:
-            tune_controller: Unused.
-            trial: Unused.
-            result: The report, which Tune has flattened.
-
-        Returns:
-            Tune's constant for continuing or stopping the trial.
-        """
-        del tune_controller, trial
-        number = result["number"]
-        if "unusable" in result:
-            self._coordinator.abort(number, result["unusable"])
-            return str(TrialScheduler.STOP)
-        if "error" in result:
-            self._coordinator.close(number, TrialState(result["state"]), error=result["error"])
-            return str(TrialScheduler.STOP)
-        if "progress" in result:
-            self._coordinator.progress(number, result["progress"])
-            return str(TrialScheduler.CONTINUE)
-        if "note" in result:
-            self._coordinator.note(number, result["note"])
-            if result.get("preempted"):
-                self._preempted.add(number)
-            return str(TrialScheduler.CONTINUE)
-        prefix = "metrics/"
-        metrics = {k.removeprefix(prefix): v for k, v in result.items() if k.startswith(prefix)}
-        decision = self._coordinator.epoch_done(
-            number, result["epoch"], metrics, result["checkpoint"], device=result.get("device")
-        )
-        return str(TrialScheduler.CONTINUE if decision is Decision.CONTINUE else TrialScheduler.STOP)
-
-
-class CoordinatorSearcher(Searcher):
-    """Tune's searcher: passes the coordinator's trials to Tune.
-
-    The scheduler handles all results and worker deaths, because Tune passes a searcher neither the result
-    that stops a trial nor the node on which the trial ran. The methods that save the searcher's state are
-    empty, because the record is the state.
-    """
-
-    def __init__(self, coordinator: Coordinator, make_task: Callable[[TrialRecord], TrialTask]) -> None:
-        """Wrap ``coordinator``; ``make_task`` creates a worker's description of a trial."""
-        super().__init__()
-        self._coordinator = coordinator
-        self._make_task = make_task
-        self._numbers: dict[str, int] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        """Return no state, because Tune pickles its parts for a restore that this package does not use."""
-        return {}
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return Tune's config of the next trial.
-
-        Returns None if Tune is to ask again later, and ``Searcher.FINISHED`` if no more trials follow.
-        """
-        trial = self._coordinator.next_trial()
-        if trial is None:
-            return str(Searcher.FINISHED) if self._coordinator.exhausted else None
-        self._numbers[trial_id] = trial.number
-        return self._make_task(trial).to_dict()
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Close a trial whose function ended before its last epoch.
-
-        Args:
-            trial_id: Tune's ID of the trial.
-            result: Unused.
-            error: True if the trial's worker process died; the scheduler handles that.
-        """
-        del result
-        if not error:
-            self._coordinator.close(self._numbers[trial_id], TrialState.FAILED, error="training ended early")
-
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing, because the record is the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing, because a search resumes from the record."""
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        """Do nothing, because the record is the state."""
-
-
 class ActorReuse:
     """Makes Tune keep the worker process of every slot while more trials follow.
 
@@ -253,12 +361,9 @@ class ActorReuse:
         self._kept = 0
 
     def keep(self, controller: Any) -> None:
-        """Set how many processes Tune keeps; called before each step of Tune's loop.
+        """Set how many processes Tune keeps; called before each step of the loop of Tune's ``controller``.
 
         Once no more trials follow, the processes are released, so that their machines can be released too.
-
-        Args:
-            controller: The controller that Tune passes to its scheduler.
         """
         wanted = 0 if self._coordinator.exhausted else self._slots
         if wanted != self._kept:
@@ -268,78 +373,12 @@ class ActorReuse:
             self._kept = wanted
 
 
-class LockedSearcher(CoordinatorSearcher):
-    """A :class:`CoordinatorSearcher` that holds the lock for each call."""
-
-    def __init__(
-        self, coordinator: Coordinator, make_task: Callable[[TrialRecord], TrialTask], lock: DriverLock
-    ) -> None:
-        """Wrap ``coordinator``.
-
-        Args:
-            coordinator: Provides the trials.
-            make_task: Creates a worker's description of a trial.
-            lock: The lock that each call acquires.
-        """
-        super().__init__(coordinator, make_task)
-        self._lock = lock
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """See :meth:`.CoordinatorSearcher.suggest`."""
-        with self._lock.hold():
-            return super().suggest(trial_id)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """See :meth:`.CoordinatorSearcher.on_trial_complete`."""
-        with self._lock.hold():
-            super().on_trial_complete(trial_id, result, error)
-
-
-class LockedScheduler(CoordinatorScheduler):
-    """A :class:`CoordinatorScheduler` that holds the lock for each call."""
-
-    def __init__(self, coordinator: Coordinator, lock: DriverLock, processes: ActorReuse) -> None:
-        """Wrap ``coordinator``.
-
-        Args:
-            coordinator: Decides which trials run and when each one stops.
-            lock: The lock that each call acquires.
-            processes: Updated in each step of Tune's loop, which begins with a call of
-                :meth:`choose_trial_to_run`.
-        """
-        super().__init__(coordinator)
-        self._lock = lock
-        self._processes = processes
-
-    def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
-        """See :meth:`.CoordinatorScheduler.choose_trial_to_run`."""
-        with self._lock.hold():
-            self._processes.keep(tune_controller)
-        return super().choose_trial_to_run(tune_controller)
-
-    def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
-        """See :meth:`.CoordinatorScheduler.on_trial_error`."""
-        with self._lock.hold():
-            super().on_trial_error(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
-        """See :meth:`.CoordinatorScheduler.on_trial_result`."""
-        with self._lock.hold():
-            return super().on_trial_result(tune_controller, trial, result)
-
-
-class AbortCallback(tune.Callback):
+class AbortCallback(_Stateless, tune.Callback):
     """Ends Tune's loop once :class:`.DriverLock` is closed, even if an epoch takes an hour."""
 
     def __init__(self, lock: DriverLock) -> None:
         """Store ``lock``, which each step of Tune's loop checks."""
         self._lock = lock
-
-    def __getstate__(self) -> dict[str, object]:
-        """Return no state, because Tune pickles its parts for a restore that this package does not use."""
-        return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Check the lock; Tune calls this about ten times per second."""

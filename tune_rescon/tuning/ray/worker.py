@@ -6,7 +6,6 @@ function. Therefore the module imports no heavy library before a trial runs.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import gc
@@ -20,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.errors import ResourceError
@@ -85,43 +84,24 @@ def _do(work: Callable[[], object], done: Future[object]) -> None:
         done.set_exception(error)
 
 
-class CheckpointSync(Protocol):
+@dataclass(frozen=True)
+class CheckpointSync:
     """Copies a trial's checkpoints to the storage. No method raises: a late copy must not end the trial."""
+
+    mirror: CheckpointMirror | None
+    """Copies files to a URL; None: the trial's folder is in the storage itself."""
 
     def send(self, *, last: bool) -> None:
         """Copy the files written since the last call. ``last`` is True if no epoch follows this one."""
+        if self.mirror is not None:
+            self.mirror.send(insist=last)
 
     def kept(self, path: Path) -> str | None:
         """Return where any machine finds a file of the folder; None if the file is on this node only."""
+        return str(path) if self.mirror is None else self.mirror.url(path.name)
 
 
-class _InPlace:
-    """The trial's folder is in the storage itself."""
-
-    def send(self, *, last: bool) -> None:
-        """Do nothing."""
-
-    def kept(self, path: Path) -> str | None:
-        """Return the file's path."""
-        return str(path)
-
-
-class _AtUrl:
-    """The trial's folder is local to this node, and its files are copied to a URL."""
-
-    def __init__(self, mirror: CheckpointMirror) -> None:
-        self._mirror = mirror
-
-    def send(self, *, last: bool) -> None:
-        """Send the new files."""
-        self._mirror.send(insist=last)
-
-    def kept(self, path: Path) -> str | None:
-        """Return the file's URL; None if the file is not sent yet."""
-        return self._mirror.url(path.name)
-
-
-@contextlib.contextmanager
+@contextmanager
 def synchronised(
     folder: Path,
     url: str | None,
@@ -146,7 +126,7 @@ def synchronised(
         StorageError: If this node cannot use the URL at all, because a package is missing.
     """
     if url is None:
-        yield _InPlace()
+        yield CheckpointSync(None)
         return
     from tune_rescon.storage import CheckpointMirror, RemoteFolder, StorageUrl
 
@@ -155,7 +135,7 @@ def synchronised(
     mirror = CheckpointMirror(local=folder, remote=remote, names=names, note=note)
     mirror.fetch(progress)
     try:
-        yield _AtUrl(mirror)
+        yield CheckpointSync(mirror)
     finally:
         mirror.release()
 
@@ -309,9 +289,6 @@ def run_trial(config: dict[str, Any]) -> None:
     fault of the configuration would occur every time. Only a trial whose worker process died is retried.
     A preempted worker therefore writes a checkpoint and ends its process. A ResourceError (the trial was
     promised a GPU, and torch has none) ends the whole search.
-
-    Args:
-        config: :meth:`TrialTask.to_dict` of the trial.
     """
     on_one_thread(functools.partial(_run, TrialTask.from_dict(config)))
 
@@ -349,16 +326,8 @@ def _train(task: TrialTask) -> Preempted | None:
     def report(epoch: EpochReport) -> None:
         sync.send(last=epoch.epoch == task.epochs)
         best = sync.kept(epoch.best_checkpoint) if epoch.best_checkpoint else None
-        metrics = dict(epoch.metrics)
-        tune.report(
-            {
-                "number": task.number,
-                "epoch": epoch.epoch,
-                "metrics": metrics,
-                "checkpoint": best,
-                "device": name,
-            }
-        )
+        values = {"epoch": epoch.epoch, "metrics": dict(epoch.metrics), "checkpoint": best, "device": name}
+        tune.report({"number": task.number, **values})
 
     def note(text: str) -> None:
         tune.report({"number": task.number, "note": text})
@@ -366,13 +335,8 @@ def _train(task: TrialTask) -> Preempted | None:
     def progress(share: float) -> None:
         tune.report({"number": task.number, "progress": share})
 
-    with synchronised(
-        folder,
-        task.checkpoint_url,
-        names=_COPIED_FILES,
-        progress=global_step,
-        note=note,
-    ) as sync:
+    url = task.checkpoint_url
+    with synchronised(folder, url, names=_COPIED_FILES, progress=global_step, note=note) as sync:
         # Report the epochs that the checkpoint has and the study has not: a worker or the driver died between
         # the two writes.
         for epoch in epochs_in_checkpoint(folder)[task.epochs_in_study :]:
@@ -416,8 +380,7 @@ def _exit_preempted(task: TrialTask, preemption: Preempted) -> None:
     deadline = threading.Timer(_LAST_REPORT_SECONDS, os._exit, [1])
     deadline.daemon = True
     deadline.start()
-    note = messages.preempted(preemption.epoch, preemption.batches)
-    tune.report({"number": task.number, "note": note, "preempted": True})
+    tune.report({"number": task.number, "note": str(preemption), "preempted": True})
     os._exit(1)
 
 

@@ -1,7 +1,8 @@
-"""Measure how busy the training of a network keeps a GPU, and how much of the GPU's memory it uses."""
+"""Measure a network on a device: its training step, the load of training on a GPU, and its latency."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,20 +13,15 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.models import build_described, describe_network
+from tune_rescon.errors import ResourceError, format_error
+from tune_rescon.models import NetworkDescription, build_described, describe_network
 from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import HangWatchdog, choose_recorder
-from tune_rescon.training.device import DeviceConfig, resolve_device
+from tune_rescon.training.device import DeviceConfig, own_generator, resolve_device
 from tune_rescon.training.memory import recomputation
 from tune_rescon.training.module import StepExecution, TrialModule
 
-__all__ = [
-    "Occupancy",
-    "build_step",
-    "busy_seconds",
-    "measure_occupancy",
-    "step_of",
-]
+__all__ = ["Occupancy", "build_step", "busy_seconds", "measure_latency", "measure_occupancy", "step_of"]
 
 
 #: The classes of CIFAR-10, for which the tables of these networks at 32 pixels were published.
@@ -54,10 +50,10 @@ def build_step(
         preset: the network.
         batch_size: images of a step.
         device: "auto", "cpu" or "cuda".
-        precision: as in ``train_trial``'s configuration.
-        compiling: that configuration's ``compile``.
-        checkpoint_activations: as in that configuration.
-        cuda_graphs: as in that configuration.
+        precision: this and all below as in TrialConfig.
+        compiling: TrialConfig's ``compile``.
+        checkpoint_activations: as there.
+        cuda_graphs: as there.
 
     Raises:
         ConfigError: the precision or ``compiling`` is unknown.
@@ -85,12 +81,7 @@ def step_of(
 ) -> Callable[[], Tensor]:
     """Return a callable that runs one full training step of a trial, as :func:`build_step` for a preset.
 
-    Args:
-        config: the trial's configuration.
-        placement: the device and the precision.
-        classes: number of classes.
-        in_channels: channels of the images.
-        watch: the watchdog that ends this process if the recording hangs; None watches nothing.
+    ``watch`` ends this process if the recording of a CUDA graph hangs; None watches nothing.
 
     Raises:
         NetworkError: the network does not exist.
@@ -193,3 +184,49 @@ def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
         covered += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return covered
+
+
+#: Passes before the measurement, in which libraries choose algorithms and allocate memory.
+_WARMUP_PASSES: Final = 3
+
+#: Passes that are timed at least, and seconds of passes after which no further one begins.
+_LEAST_PASSES: Final = 5
+_PASSES_SECONDS: Final = 0.2
+
+
+@functools.lru_cache(maxsize=1024)
+def measure_latency(spec: NetworkDescription, device: str) -> float:
+    """Return the milliseconds of a network's forward pass for one image of its size.
+
+    The network has random weights, is in eval mode and computes in fp32, on a CPU with one thread. The
+    shortest of several passes counts, because other work on the machine delays it least. A network is
+    measured once in a process.
+
+    Raises:
+        NetworkError: the network cannot be built.
+        ResourceError: this machine does not have the device.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        rule = "must be a device of the machine on which the search is started"
+        got = "cuda, and torch finds no GPU here"
+        raise ResourceError(format_error(rule, got=got, where="constraints.latency_ms.device"))
+    placement = resolve_device(device, precision="fp32")
+    with own_generator(placement.device), placement.active(threads=1), torch.inference_mode():
+        network = placement.network(build_described(spec)).eval()
+        images_BCHW = placement.images(torch.rand(1, spec.in_channels, spec.image_size, spec.image_size))
+        for _ in range(_WARMUP_PASSES):
+            network(images_BCHW)
+        passes: list[float] = []
+        while len(passes) < _LEAST_PASSES or sum(passes) < _PASSES_SECONDS:
+            _wait(placement.device)
+            began = time.perf_counter()
+            network(images_BCHW)
+            _wait(placement.device)
+            passes.append(time.perf_counter() - began)
+    return 1e3 * min(passes)
+
+
+def _wait(device: torch.device) -> None:
+    """Wait for a GPU's queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
