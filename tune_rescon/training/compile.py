@@ -37,9 +37,14 @@ _CACHE: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) -> tuple[bool, str | None]:
-    """Return whether to compile, and a message if what is ``requested`` ("on", "off") is not possible.
+    """Return whether to compile, and a message if the ``requested`` compilation is not possible.
 
     With ``recomputes`` nothing is compiled, because a compiled unit cannot handle activation checkpointing.
+
+    Args:
+        requested: "off" or "on".
+        device: the device to compile for.
+        recomputes: True if activations are recomputed.
 
     >>> choose_compiling("off", torch.device("cpu"), recomputes=False)
     (False, None)

@@ -261,9 +261,12 @@ class CapturedStep:
     """
 
     def __init__(self, function: Callable[..., Outputs], network: nn.Module, recorder: GraphCapture) -> None:
-        """Wrap ``function``, which trains ``network``; the first call records it.
+        """Wrap ``function``; the first call records it.
 
-        It accepts tensors on ``network``'s device, and must not make the host wait for the device.
+        Args:
+            function: accepts tensors on ``network``'s device, and must not make the host wait for the device.
+            network: the network that ``function`` trains.
+            recorder: records the function.
         """
         self._function, self._network, self._recorder = function, network, recorder
         self._weights = list(network.parameters())  # kept, because traversing a network takes milliseconds
@@ -321,7 +324,14 @@ def choose_recorder(
 
     A batch in several micro-batches is not recorded: it is large for its device, and its kernels hide their
     launches. Nor are steps with activation checkpointing, which reads the state of the random numbers; a
-    recording cannot stop to read it. ``watch`` ends this process if a recording hangs.
+    recording cannot stop to read it.
+
+    Args:
+        config: the trial's configuration.
+        placement: the device.
+        micro_batches: micro-batches of a training batch.
+        recomputes: True if activations are recomputed.
+        watch: the watchdog that ends this process if a recording hangs; None watches nothing.
     """
     possible = placement.device.type == "cuda" and micro_batches == 1 and not recomputes
     if not possible or config.cuda_graphs == "off":

@@ -320,7 +320,10 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
     Neighbouring seeds and epochs give unrelated results; ``seed + epoch`` would collide.
 
-    ``epoch`` counts from 1; 0 is the network's initialisation. ``rank`` is that of this process in its trial.
+    Args:
+        seed: the trial's seed.
+        epoch: from 1; 0 is the network's initialisation.
+        rank: of this process among those that train the trial.
 
     >>> len({epoch_seed(seed, epoch) for seed in range(10) for epoch in range(10)})
     100
@@ -333,7 +336,13 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
 
 def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
-    """Seed torch, on every device, with :func:`epoch_seed`."""
+    """Seed torch, on every device, for an epoch.
+
+    Args:
+        seed: the trial's seed.
+        epoch: from 1; 0 is the network's initialisation.
+        rank: of this process among those that train the trial.
+    """
     torch.manual_seed(epoch_seed(seed, epoch, rank))
 
 

@@ -252,7 +252,14 @@ class Shape:
     def of(
         cls, config: TrialConfig, spec: NetworkDescription, placement: DeviceConfig, path: Path | None
     ) -> Shape:
-        """Return the shape of a trial before it starts; ``path`` is the node's file of records, if any."""
+        """Return the shape of a trial before it starts, trained as configured.
+
+        Args:
+            config: the trial's configuration.
+            spec: its network.
+            placement: its device and precision.
+            path: the node's file of records; None keeps nothing.
+        """
         return cls(
             key=shape_key(spec, placement, config.compile),
             available=available_memory(placement.device),

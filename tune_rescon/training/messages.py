@@ -64,9 +64,14 @@ class EpochReport:
 
 
 def is_better(value: float, best: float | None, mode: str) -> bool:
-    """Return whether ``value`` is better than ``best``, the best one so far, by ``mode`` ("max", "min").
+    """Return whether ``value`` is better than ``best``.
 
-    The first finite value is better than None. A non-finite value never is better, and neither is a tie.
+    The first finite value is better. A non-finite value never is, and neither is a tie.
+
+    Args:
+        value: the new value.
+        best: the best value so far; None if there has been no finite one.
+        mode: "max" or "min".
 
     >>> is_better(0.9, None, "max"), is_better(0.9, 0.8, "min"), is_better(0.8, 0.8, "max")
     (True, False, False)

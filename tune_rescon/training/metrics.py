@@ -83,7 +83,13 @@ class EpochMetrics(nn.Module):
         self.predictions = Predictions(extra, class_names=class_names) if extra else None
 
     def update(self, loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> None:
-        """Add a batch; ``loss`` is the mean over its images."""
+        """Add a batch.
+
+        Args:
+            loss: mean loss over the batch.
+            logits_BK: the class scores.
+            labels_B: the true classes.
+        """
         loss, logits_BK = loss.detach(), logits_BK.detach()
         # Repeat the loss for each image, because torchmetrics 1.9 ignores `weight` under
         # nan_strategy="disable".

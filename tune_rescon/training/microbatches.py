@@ -35,9 +35,15 @@ class MicroBatch:
 
 
 def split_batch(images_BCHW: Tensor, targets: Tensor, count: int) -> list[MicroBatch]:
-    """Split a batch into ``count`` micro-batches, whose sizes differ by one image at most; none is empty.
+    """Split a batch into micro-batches whose sizes differ by one image at most; none of them is empty.
 
-    They are views of the batch. A batch of fewer images than ``count`` has one for each image.
+    Args:
+        images_BCHW: the batch's images.
+        targets: the batch's targets.
+        count: number of micro-batches; at most one for each image is made.
+
+    Returns:
+        The micro-batches, as views of the batch.
     """
     images = len(images_BCHW)
     count = min(count, images)

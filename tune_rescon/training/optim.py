@@ -36,8 +36,10 @@ __all__ = [
 def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Return the learning-rate multiplier that ``config`` chooses, as a function of the step alone.
 
-    Steps are counted from 0. ``total_steps`` are those of the whole training, and its first ``warmup_steps``
-    rise linearly to 1.
+    Args:
+        config: the schedule and its parameters.
+        total_steps: training steps of the whole training.
+        steps_per_epoch: training steps of an epoch.
 
     >>> rate = schedule_of(TrialConfig(schedule="cosine", warmup_epochs=1), total_steps=9, steps_per_epoch=1)
     >>> [rate(step) for step in (0, 1, 5, 9)]
@@ -69,9 +71,15 @@ def constant(step: int, warmup_steps: int = 0) -> float:
 
 
 def multistep(step: int, total_steps: int, warmup_steps: int = 0, *, fractions: Sequence[int]) -> float:
-    """Return a multiplier that is divided by 10 at each of ``fractions``, per cent of ``total_steps``.
+    """Return a multiplier that is divided by 10 at each of ``fractions``.
 
     Wang et al. 2017, section 4.1: 160k iterations, divided at 64k and 96k.
+
+    Args:
+        step: counted from 0.
+        total_steps: training steps of the whole training.
+        warmup_steps: training steps of the warm-up.
+        fractions: per cent of ``total_steps``.
 
     >>> [multistep(step, 160_000, fractions=(40, 60)) for step in (0, 63_999, 64_000, 95_999, 96_000)]
     [1.0, 1.0, 0.1, 0.1, 0.01]
@@ -84,6 +92,12 @@ def cosine(step: int, total_steps: int, warmup_steps: int = 0, *, cycles: int = 
     """Return half a cosine, from 1 to 0, for each of ``cycles`` equal parts of the steps after the warm-up.
 
     Loshchilov & Hutter 2017, eq. 5, with T_mult = 1.
+
+    Args:
+        step: counted from 0.
+        total_steps: training steps of the whole training.
+        warmup_steps: training steps of the warm-up.
+        cycles: number of cosines.
 
     >>> [round(cosine(step, 110, 10), 3) for step in (0, 9, 10, 35, 60, 110)]
     [0.1, 1.0, 1.0, 0.854, 0.5, 0.0]
@@ -103,6 +117,12 @@ def warmup_stable_decay(
     """Return 1 after the warm-up, decaying linearly to 0 over the last ``decay_fraction`` of ``total_steps``.
 
     Hu et al. 2024, section 4. If warm-up and decay overlap, the lower of the two applies.
+
+    Args:
+        step: counted from 0.
+        total_steps: training steps of the whole training.
+        warmup_steps: training steps of the warm-up.
+        decay_fraction: share of ``total_steps``.
 
     >>> [warmup_stable_decay(step, 100, 10, decay_fraction=0.2) for step in (0, 9, 80, 90, 100)]
     [0.1, 1.0, 1.0, 0.5, 0.0]
@@ -187,7 +207,11 @@ def make_optimizer(
 
     The fused kernels are used if ``device`` has them: one launch instead of one for each tensor or list.
 
-    ``scaled`` is True if a gradient scaler steps the optimiser.
+    Args:
+        network: the network to train.
+        config: the optimiser and its parameters.
+        device: the device of ``network``.
+        scaled: True if a gradient scaler steps the optimiser.
     """
     groups, rate, momentum = parameter_groups(network, config), config.learning_rate, config.momentum
     # A fused step is not left out by the scaler, but by the kernel itself. Then SGD's momentum begins with

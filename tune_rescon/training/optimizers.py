@@ -58,9 +58,12 @@ class Lion(_MomentumOptimizer):
     def __init__(
         self, params: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float] = (0.9, 0.99)
     ) -> None:
-        """Create the optimizer for groups of parameters, each with its ``weight_decay``.
+        """Create the optimizer.
 
-        ``betas``: share of the momentum in an update, and decay of the momentum.
+        Args:
+            params: groups of parameters, each with its ``weight_decay``.
+            lr: the learning rate of groups that have none.
+            betas: share of the momentum in an update, and decay of the momentum.
         """
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
@@ -100,10 +103,13 @@ class Muon(_MomentumOptimizer):
         betas: tuple[float, float] = (0.95, 0.999),
         nesterov: bool = True,
     ) -> None:
-        """Create the optimizer for groups of parameters, each with its ``weight_decay`` and ``matrix``.
+        """Create the optimizer.
 
-        ``betas``: decay of the momentum, and of AdamW's mean squared gradients. ``nesterov`` lets Muon look
-        ahead along the momentum.
+        Args:
+            params: groups of parameters, each with its ``weight_decay`` and ``matrix``.
+            lr: the learning rate of groups that have none.
+            betas: decay of the momentum, and of the mean squared gradients of AdamW.
+            nesterov: let Muon look ahead along the momentum.
         """
         defaults = {"lr": lr, "betas": betas, "nesterov": nesterov, "weight_decay": 0.0, "matrix": False}
         super().__init__(params, defaults)

@@ -81,7 +81,12 @@ def step_of(
 ) -> Callable[[], Tensor]:
     """Return a callable that runs one full training step of a trial, as :func:`build_step` for a preset.
 
-    ``watch`` ends this process if the recording of a CUDA graph hangs; None watches nothing.
+    Args:
+        config: the trial's configuration.
+        placement: the device and the precision.
+        classes: number of classes.
+        in_channels: channels of the images.
+        watch: the watchdog that ends this process if the recording hangs; None watches nothing.
 
     Raises:
         NetworkError: the network does not exist.

@@ -55,6 +55,15 @@ def find_start_together(
     The folders of the other processes need not be on the first one's machine. A ``last.ckpt`` in such a
     folder is replaced, or deleted if the first process found no checkpoint.
 
+    Args:
+        metadata: the trial, before its first epoch.
+        folder: this process's checkpoint folder; None keeps no checkpoints.
+        on_message: called with each message to the user.
+        peers: the processes that train the trial together.
+
+    Returns:
+        The point from which this process starts or resumes.
+
     Raises:
         StorageError: as :func:`.find_resume_point`.
     """

@@ -213,9 +213,14 @@ class CheckpointWriter:
     ) -> None:
         """Write the network, if it is to be kept, then the checkpoint; :meth:`finish` returns what failed.
 
-        ``epoch`` was just trained and counts from 1. In the background, the state is copied and a thread
-        writes it, so that training can continue. The thread only reads the copies and writes files. The
-        caller of :meth:`finish` frees the copies, because to free pinned memory is a call of CUDA.
+        Args:
+            trainer: holds the state that the checkpoint saves.
+            module: holds the network.
+            epoch: the epoch just trained, counted from 1.
+            metrics: that epoch's.
+            background: copy the state and let a thread write it, so that training can continue. The thread
+                only reads the copies and writes files. The caller of :meth:`finish` frees the copies, because
+                to free pinned memory is a call of CUDA.
         """
         about = self._about(epoch, metrics) if self._is_kept(metrics) else None
         best = None if about is None else trained_values(module.eval_network, about)
@@ -246,7 +251,12 @@ class CheckpointWriter:
             self._values = None, {}
 
     def save_mid_epoch(self, trainer: pl.Trainer, epoch: int, batches: int) -> tuple[str, ...]:
-        """Write the checkpoint after ``batches`` of ``epoch``, which is counted from 1.
+        """Write the checkpoint within an epoch.
+
+        Args:
+            trainer: holds the state that the checkpoint saves.
+            epoch: the epoch, counted from 1.
+            batches: batches of the epoch that were trained.
 
         Returns:
             A message for each file that could not be written.

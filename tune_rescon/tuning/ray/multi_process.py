@@ -120,7 +120,13 @@ class RankActor:
     """A Ray actor that trains together with rank 0. Its process is kept for the next trial."""
 
     def train(self, task: TrialTask, rendezvous: Rendezvous, rank: int) -> None:
-        """Train a trial until it ends."""
+        """Train a trial until it ends.
+
+        Args:
+            task: The trial.
+            rendezvous: The address of the trial's store.
+            rank: The rank of this process.
+        """
         from tune_rescon.training.lean import import_lean_torchmetrics
 
         # First, because Lightning would otherwise import all of torchmetrics.

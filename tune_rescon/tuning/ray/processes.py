@@ -108,7 +108,10 @@ class ControlStoreProbe:
     ) -> None:
         """Store the address; nothing is checked yet.
 
-        ``reach`` returns True if the address can be reached; by default it connects to it.
+        Args:
+            address: HOST:PORT of the control store.
+            reach: Returns True if the address can be reached; by default, connects to it.
+            clock: Returns the time in seconds.
         """
         self._address = address
         self._reach = reach or _can_connect

@@ -39,7 +39,13 @@ def fit_to_cluster(
 
     The resources are chosen if the space has ``resources_per_trial: auto``, the data is prepared on the other
     machines if the search runs on a cluster (``options.address``), and the GPU is measured if the space has
-    ``resources_per_trial.gpu: auto``. ``datasets`` has the description of each dataset by name.
+    ``resources_per_trial.gpu: auto``.
+
+    Args:
+        space: The space of the search.
+        options: The options of this run of the search.
+        datasets: The description of each dataset, by name.
+        ray: The running Ray.
 
     Returns:
         The space with a trial's resources, and the number of trials that run at once.
@@ -87,7 +93,11 @@ def stage_data(
     A machine that joins later prepares the datasets when its first trial begins. A machine that is lost
     during the preparation is skipped.
 
-    ``need`` has the resources of a trial by Ray's names; machines without room for them are skipped.
+    Args:
+        datasets: The datasets of the search.
+        data_root: The folder of the original data on each machine.
+        cache_root: The folder of the cache on each machine.
+        need: The resources of a trial, by Ray's names; machines without room for them are skipped.
 
     Raises:
         DataError: If the datasets cannot be prepared on a machine; the message names the machine.
@@ -141,6 +151,11 @@ def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path)
 
     If the recording of a CUDA graph hangs, the trial is measured without CUDA graphs, because trials on that
     node then train without them.
+
+    Args:
+        config: The configuration of the trial.
+        info: The dataset's number of classes and channels.
+        cache_root: The folder of the cache on the GPU's node.
 
     Returns:
         The occupancy; None if the batch does not fit into the GPU's memory.

@@ -176,7 +176,10 @@ class CoordinatorSearcher(_Stateless, Searcher):
     ) -> None:
         """Close a trial whose function ended before its last epoch.
 
-        ``error`` is True if the trial's worker process died; the scheduler handles that.
+        Args:
+            trial_id: Tune's ID of the trial.
+            result: Unused.
+            error: True if the trial's worker process died; the scheduler handles that.
         """
         del result
         with self._lock.hold():
@@ -267,7 +270,16 @@ class CoordinatorScheduler(_Stateless, FIFOScheduler):
                 self._coordinator.worker_failed(number, node_is_gone=is_gone)
 
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
-        """Pass one report of :func:`.run_trial`, which Tune has flattened, to the coordinator."""
+        """Pass one report of :func:`.run_trial` to the coordinator.
+
+        Args:
+            tune_controller: Unused.
+            trial: Unused.
+            result: The report, which Tune has flattened.
+
+        Returns:
+            Tune's constant for continuing or stopping the trial.
+        """
         del tune_controller, trial
         with self._lock.hold():
             continues = self._reported(result["number"], result)
