@@ -42,7 +42,6 @@ __all__ = [
     "Progress",
     "fill",
     "open_or_build_cache",
-    "reporting",
 ]
 
 
@@ -52,43 +51,18 @@ Progress = bool | Callable[[int, int], None]
 
 
 @contextmanager
-def reporting(progress: Progress, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that the caller calls with the number of newly finished images.
-
-    Args:
-        progress: How to report progress.
-        title: Label of the bar.
-        total: Total number of images.
-    """
-    if callable(progress):
-        yield _counting(progress, total)
-    elif progress:
-        with _bar(title, total) as advance:
-            yield advance
-    else:
-        yield lambda _: None
-
-
-def _counting(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(done, total)
-
-    return advance
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _shown(progress: Progress, title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows (images done, total images); ``title`` is the label of the bar."""
+    if progress is not True:
+        yield progress or (lambda _done, _total: None)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda more: bar.advance(task, more)
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 #: Fewer images than this are decoded in the calling process, because starting others takes longer.
@@ -103,7 +77,7 @@ def fill(
     folder: Path,
     *,
     fingerprint: str,
-    advance: Callable[[int], None],
+    show: Callable[[int, int], None],
     on_bad: Callable[[BadImage], None],
 ) -> Levels | None:
     """Write the images, labels and metadata of a cache into an empty folder.
@@ -112,7 +86,7 @@ def fill(
         plan: The layout of all rows.
         folder: The folder to write into.
         fingerprint: Fingerprint of the source, for the metadata.
-        advance: Called with the number of newly finished images.
+        show: Called with (images done, total images) after each chunk.
         on_bad: Called with each image that cannot be decoded; may raise to stop the build.
 
     Returns:
@@ -126,11 +100,13 @@ def fill(
     """
     path = create_images(folder, plan.shape)
     done: dict[int, _Chunk] = {}
+    images = 0
     for chunk in _stored(plan, path):
         for bad in chunk.bad:
             on_bad(bad)
         done[chunk.start] = chunk
-        advance(chunk.images)
+        images += chunk.images
+        show(images, plan.shape[0])
     ordered = [done[start] for start in sorted(done)]
     mean, std = _mean_std(ordered)
     levels = widest([chunk.levels for chunk in ordered if chunk.levels])
@@ -338,9 +314,8 @@ def _decode(order: _Order, scratch: Path, *, alike: bool, levels: Levels | None 
             raise _bad_image(order.source, bad.name, bad.reason)
 
     plan = order.source.plan(alike=alike, levels=levels)
-    title = f"decoding {Path(order.source.title).name}"
-    with reporting(order.progress, title, plan.shape[0]) as advance:
-        return fill(plan, scratch, fingerprint=order.fingerprint, advance=advance, on_bad=on_bad)
+    with _shown(order.progress, f"decoding {Path(order.source.title).name}") as show:
+        return fill(plan, scratch, fingerprint=order.fingerprint, show=show, on_bad=on_bad)
 
 
 def _publish(scratch: Path, folder: Path) -> None:

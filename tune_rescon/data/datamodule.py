@@ -76,8 +76,8 @@ class ImageDataModule(LightningDataModule):
             eval_split: The split on which Lightning validates; ``"test"`` for the single evaluation of a
                 finished network.
             share: This process's shard of every batch, if several processes train one trial.
-            done: An epoch (counted from 0), and the number of its first batches that are done and that
-                Lightning does not receive again.
+            done: An epoch (counted from 0), and the number of its first batches that Lightning does not
+                receive again.
         """
         super().__init__()
         self._eval_split: Part = eval_split
@@ -91,10 +91,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ShuffledBatches:
         """Return the raw training batches of the Trainer's current epoch; Lightning calls :meth:`prepare`."""
-        begun, batches = self._done
-        return self._shuffled(
-            self._current_epoch, self._device(), lambda epoch: batches if epoch == begun else 0
-        )
+        return self._shuffled(self._current_epoch, self._device(), self._done)
 
     def val_dataloader(self) -> Batches:
         """Return all raw batches of the split on which the network is evaluated; none is dropped."""
@@ -126,7 +123,7 @@ class ImageDataModule(LightningDataModule):
             first: Number of the first batch to yield.
         """
         device = torch.device(device)
-        batches = self._shuffled(lambda: epoch, device, lambda _: first)
+        batches = self._shuffled(lambda: epoch, device, (epoch, first))
         return (self.prepare(batch.to(device)) for batch in batches)
 
     def val_batches(self, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
@@ -185,16 +182,15 @@ class ImageDataModule(LightningDataModule):
         return mix(images_BCHW, one_hot(labels_B, self.dataset.classes), rng, alpha=alpha)
 
     def _shuffled(
-        self, epoch: Callable[[], int], device: torch.device, first: Callable[[int], int]
+        self, epoch: Callable[[], int], device: torch.device, done: tuple[int, int]
     ) -> ShuffledBatches:
-        images = choose_supply(self.dataset, "train", device)
         return ShuffledBatches(
-            images=images,
+            images=choose_supply(self.dataset, "train", device),
             batch_size=self.config.batch_size,
             share=self.share,
             seed=self.seed,
             epoch=epoch,
-            first=first,
+            done=done,
             balanced_N=self.dataset.train.labels_N if self.config.class_sampling == "balanced" else None,
         )
 

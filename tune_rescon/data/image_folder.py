@@ -238,8 +238,8 @@ def list_folder(path: Path, selection: Selection = _EVERYTHING) -> ImageIndex:
             :func:`index_images` raises, for example for a source without images or an ambiguous layout.
     """
     tally = Tally()
-    if path.is_dir():
-        with readable(path):
+    with readable(path):
+        if path.is_dir():
             paths = (entry.path for entry in walk(path, selection, tally))
             return index_images(paths, where=str(path), selection=selection, tally=tally)
     archive = open_zip(path)
@@ -259,7 +259,11 @@ def fingerprint(path: Path, selection: Selection = _EVERYTHING) -> str:
         DataError: The path does not exist, or is not a zip.
     """
     with readable(path):
-        stamps = _folder_stamps(path, selection) if path.is_dir() else _zip_stamps(path)
+        stamps = (
+            "\n".join(sorted(_stamps(path, selection))).encode(errors="surrogateescape")
+            if path.is_dir()
+            else _zip_stamps(path)
+        )
     return blake2b(stamps + selection.key.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
@@ -270,10 +274,6 @@ def read_bytes(source: Path, name: str) -> bytes:
         ValueError: The member of a zip inflates to more than this machine's memory allows.
     """
     return (source / name).read_bytes() if source.is_dir() else open_zip(source).read(name)
-
-
-def _folder_stamps(root: Path, selection: Selection) -> bytes:
-    return "\n".join(sorted(_stamps(root, selection))).encode(errors="surrogateescape")
 
 
 def _stamps(root: Path, selection: Selection) -> Iterator[str]:

@@ -265,7 +265,8 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not path.exists():
+        # `path.exists()` would raise, too, if the name is too long or a folder above may not be entered.
+        if not (os.path.exists(path) or isinstance(error, PermissionError)):  # noqa: PTH110
             rule = "dataset.path must be an existing directory or .zip"
             raise DataError(format_error(rule, got=str(path), where="dataset")) from error
         rule = "every file and folder must be readable"

@@ -182,14 +182,14 @@ class ShuffledBatches(Batches):
     Attributes:
         seed: Seed of the order.
         epoch: Called at the start of each pass; returns the epoch, counted from 0.
-        first: Returns, for an epoch, the number of the first batch of its pass.
+        done: An epoch, and the number of its first batches that are done and not yielded again.
         balanced_N: Classes of the images, if each class is to be shown equally often; None: each image is
             shown once.
     """
 
     seed: int
     epoch: Callable[[], int]
-    first: Callable[[int], int] = lambda _: 0
+    done: tuple[int, int] = (0, 0)
     balanced_N: IntArray | None = None
 
     def __len__(self) -> int:
@@ -200,7 +200,7 @@ class ShuffledBatches(Batches):
     def __iter__(self) -> Iterator[RawBatch]:
         """Yield the batches of one pass."""
         epoch, rank = self.epoch(), self.share.rank
-        first = self.first(epoch)
+        first = self.done[1] if epoch == self.done[0] else 0
         order = self._order(epoch)[: len(self) * self.batch_size]
         order, size = self.share.cut(order[first * self.batch_size :], self.batch_size)
         for number, (images_BHWC, labels_B) in enumerate(self.images.walk(order, size), start=first):
