@@ -11,6 +11,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +39,7 @@ from tune_rescon.data.decode import BadImage, Block, Levels, SizesDifferError, w
 from tune_rescon.data.sources import Plan, Source
 from tune_rescon.errors import DataError, StorageError, format_error
 
-__all__ = [
-    "Progress",
-    "fill",
-    "open_or_build_cache",
-]
+__all__ = ["Progress", "fill", "open_or_build_cache"]
 
 
 #: True: draw a progress bar. A callable: call it with (images done, total images) from time to time. False:
@@ -95,7 +92,7 @@ def fill(
 
     Raises:
         SizesDifferError: The plan assumes one size, but the images differ in size.
-        DataError: No training image can be decoded.
+        DataError: No training image can be decoded, or the system killed a decoding process.
         OSError: The folder cannot be written.
     """
     path = create_images(folder, plan.shape)
@@ -163,7 +160,13 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
         return_as="generator_unordered",
         idle_worker_timeout=_IDLE_SECONDS,
     )
-    yield from parallel(joblib.delayed(_store)(*task, train_images=training) for task in tasks)
+    try:
+        yield from parallel(joblib.delayed(_store)(*task, train_images=training) for task in tasks)
+    except BrokenProcessPool as error:
+        rule = "the images that are decoded at once must fit in this machine's memory"
+        hint = "Free memory, or scale the largest images down."
+        got = "a decoding process that was killed"
+        raise DataError(format_error(rule, got=got, where="dataset", hint=hint)) from error
 
 
 def _joblib() -> Any:
@@ -228,7 +231,7 @@ def open_or_build_cache(source: Source, root: Path, *, skip_bad: bool, progress:
         source: The images to decode.
         root: Folder that contains the caches of this node.
         skip_bad: Leave out images that cannot be decoded, instead of raising.
-        progress: True draws a progress bar; a callable is called with (images done, total images).
+        progress: See :data:`Progress`.
 
     Raises:
         DataError: The source is invalid, or contains a broken image and ``skip_bad`` is False.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
+from torch.nn import functional as F
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.augment import (
@@ -21,7 +22,6 @@ from tune_rescon.data.augment import (
     erase,
     jitter_colors,
     mixup,
-    one_hot,
     resized_crop_and_flip,
     rotate,
 )
@@ -31,9 +31,7 @@ from tune_rescon.data.loader import WHOLE, Batches, RawBatch, Shard, ShuffledBat
 from tune_rescon.data.pixels import Normalization
 from tune_rescon.data.policies import POLICIES, augment
 
-__all__ = [
-    "ImageDataModule",
-]
+__all__ = ["ImageDataModule"]
 
 
 #: Validation stores no activations for a backward pass, so its batches can be larger. On a GPU they are so
@@ -117,10 +115,7 @@ class ImageDataModule(LightningDataModule):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the prepared training batches of an epoch.
 
-        Args:
-            epoch: The epoch, counted from 0.
-            device: Device of the batches.
-            first: Number of the first batch to yield.
+        The epoch is counted from 0; ``first`` is the number of the first batch to yield.
         """
         device = torch.device(device)
         batches = self._shuffled(lambda: epoch, device, (epoch, first))
@@ -179,7 +174,8 @@ class ImageDataModule(LightningDataModule):
         if not mixes:
             return images_BCHW, labels_B
         mix, alpha = mixes[int(rng.integers(len(mixes)))]
-        return mix(images_BCHW, one_hot(labels_B, self.dataset.classes), rng, alpha=alpha)
+        targets_BK = F.one_hot(labels_B, self.dataset.classes).float()
+        return mix(images_BCHW, targets_BK, rng, alpha=alpha)
 
     def _shuffled(
         self, epoch: Callable[[], int], device: torch.device, done: tuple[int, int]

@@ -23,7 +23,7 @@ from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, 
 from tune_rescon.data.zip_archive import directory_bytes, open_zip, refuse_unreadable
 from tune_rescon.errors import DataError, format_error
 
-__all__ = ["PARTS", "ImageIndex", "Part", "fingerprint", "index_images", "list_folder", "read_bytes"]
+__all__ = ["ImageIndex", "Part", "fingerprint", "index_images", "list_folder", "read_bytes"]
 
 
 _EVERYTHING: Final = Selection()
@@ -61,11 +61,7 @@ class ImageIndex:
 
 
 def index_images(
-    entries: Iterable[str],
-    *,
-    where: str,
-    selection: Selection = _EVERYTHING,
-    tally: Tally | None = None,
+    entries: Iterable[str], *, where: str, selection: Selection = _EVERYTHING, tally: Tally | None = None
 ) -> ImageIndex:
     """Find classes and parts among the paths of a source.
 
@@ -228,10 +224,6 @@ def _tally_rest(
 
 def list_folder(path: Path, selection: Selection = _EVERYTHING) -> ImageIndex:
     """List a directory or .zip.
-
-    Args:
-        path: Path of the directory or archive.
-        selection: The dataset's settings ``train``, ``val``, ``test`` and ``ignore``.
 
     Raises:
         DataError: The path does not exist, is not a zip, contains a member that Python cannot read, or

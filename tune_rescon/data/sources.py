@@ -23,8 +23,8 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data.cache import FORMAT, Shape
 from tune_rescon.data.catalog import BUILTIN, dataset_path
 from tune_rescon.data.decode import Block, Levels, common_size, decode_block, stored_size
-from tune_rescon.data.image_folder import PARTS, fingerprint, list_folder
-from tune_rescon.data.selection import Selection
+from tune_rescon.data.image_folder import fingerprint, list_folder
+from tune_rescon.data.selection import PARTS, Selection
 from tune_rescon.data.splits import SplitRule, stratified_split
 from tune_rescon.errors import DataError, format_error
 
@@ -91,10 +91,7 @@ def find_source(dataset: DatasetConfig, data_root: Path) -> Source:
     if path is None:
         return _BuiltInSource(name=dataset.name, data_root=data_root)
     return _FolderSource(
-        path=path,
-        store_size=dataset.store_size,
-        resize=dataset.resize,
-        selection=Selection.of(dataset),
+        path=path, store_size=dataset.store_size, resize=dataset.resize, selection=Selection.of(dataset)
     )
 
 

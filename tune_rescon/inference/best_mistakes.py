@@ -67,11 +67,6 @@ def write_mistakes(result: StudyResult, path: Path, *, options: RunOptions) -> N
     Nothing is written if the best network is not kept. The images for which :data:`SECONDS` are too short are
     left out.
 
-    Args:
-        result: A search that has ended.
-        path: The file to write.
-        options: The options of the search, which have the directories of the images.
-
     Raises:
         UserError: The images or the network cannot be read.
         OSError: The file cannot be written.
@@ -85,12 +80,7 @@ def write_mistakes(result: StudyResult, path: Path, *, options: RunOptions) -> N
     with local_file(kept) as file:
         network, about = load_trained(file)
     found, of = judge_network(
-        result,
-        network,
-        about,
-        data_root=options.data_root,
-        cache_root=options.cache_root,
-        seconds=SECONDS,
+        result, network, about, data_root=options.data_root, cache_root=options.cache_root, seconds=SECONDS
     )
     identity = {"trial": result.best.number, "epoch": about.epoch}
     write_atomically(path, json.dumps(identity | mistakes_document(found, of=of)) + "\n")

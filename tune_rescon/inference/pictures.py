@@ -27,11 +27,7 @@ from tune_rescon.errors import DataError, format_error
 if TYPE_CHECKING:
     from tune_rescon.training import TrainedNetwork
 
-__all__ = [
-    "Pictures",
-    "batches_of",
-    "find_pictures",
-]
+__all__ = ["Pictures", "batches_of", "find_pictures"]
 
 
 ByteArray = npt.NDArray[np.uint8]
@@ -77,11 +73,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 
 def batches_of(
-    files: Sequence[Path],
-    about: TrainedNetwork,
-    *,
-    batch_size: int,
-    on_bad: Callable[[Path, str], object],
+    files: Sequence[Path], about: TrainedNetwork, *, batch_size: int, on_bad: Callable[[Path, str], object]
 ) -> Iterator[Pictures]:
     """Decode pictures to the stored squares that validation uses: the first step of the preprocessing.
 

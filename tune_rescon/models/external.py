@@ -56,11 +56,7 @@ def build_described(spec: NetworkDescription, *, pretrained: bool = False) -> nn
 
 def _own(spec: ExternalSpec) -> nn.Module:
     function = import_function(spec.network, what="a network", where="network")
-    arguments = {
-        "num_classes": spec.classes,
-        "in_channels": spec.in_channels,
-        "image_size": spec.image_size,
-    }
+    arguments = {"num_classes": spec.classes, "in_channels": spec.in_channels, "image_size": spec.image_size}
     try:
         network = function(**arguments)
     except Exception as error:  # a user's function can raise any error
