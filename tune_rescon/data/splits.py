@@ -121,11 +121,7 @@ def check_counts(
 ) -> None:
     """Check that every class has an image for each side.
 
-    Args:
-        counts: Number of training images of each class.
-        names: Names of the classes.
-        rule: The rule of the split.
-        tested: True if test images were held out before, which the counts leave out.
+    ``tested``: test images were held out before, which the counts leave out.
 
     Raises:
         DataError: A class has no training image, or only one although validation images are drawn from them.

@@ -250,11 +250,7 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
 def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int | None) -> TrialConfig:
     """Return the configuration of a preset that is trained by a recipe for ``epochs`` epochs.
 
-    Args:
-        preset: the name of the network.
-        recipe: the recipe of the training.
-        epochs: number of epochs; the warm-up keeps its fraction of them.
-        image_size: side of the images in pixels; None: the preset's.
+    The warm-up keeps its fraction of the epochs. Without ``image_size`` the images have the preset's size.
 
     Raises:
         ConfigError: a value breaks its field's rule.

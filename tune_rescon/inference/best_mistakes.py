@@ -33,15 +33,9 @@ def judge_network(
 ) -> tuple[Mistakes, str]:
     """Compare a network's predictions with the labels of the images that ranked the search's trials.
 
-    A search chooses by the validation images. The test images are for ``train``, which reports on them.
+    ``seconds`` limits the time; see :func:`.find_mistakes`.
 
-    Args:
-        result: The search.
-        network: A trained network of the search.
-        about: Metadata of the network.
-        data_root: The directory of the datasets.
-        cache_root: The directory of the decoded images.
-        seconds: See :func:`.find_mistakes`.
+    A search chooses by the validation images. The test images are for ``train``, which reports on them.
 
     Returns:
         The mistakes, and the name of the images: "validation" or "test".

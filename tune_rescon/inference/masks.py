@@ -144,11 +144,7 @@ def _mean(maps_BCHW: Tensor) -> FloatArray:
 def draw_maps(path: Path, image_HWC: npt.NDArray[np.uint8], maps: Sequence[ModuleMaps], row: int) -> None:
     """Write a PNG of one picture with a row of panels for each module: the input and the three maps.
 
-    Args:
-        path: The PNG file.
-        image_HWC: The network's input, as bytes.
-        maps: The maps of each module, for the whole batch.
-        row: Index of the picture in the batch.
+    ``image_HWC`` is the network's input, as bytes; ``row`` is the picture's index in the batch of the maps.
     """
     figure = Figure(figsize=(8, 2 * len(maps)), layout="constrained")
     FigureCanvasAgg(figure)

@@ -112,9 +112,7 @@ class MlflowWorker:
 def _errors_converted(uri: str, *, if_final: RetryPolicy) -> Iterator[None]:
     """Convert errors within the block to :class:`.CallError` with a retry policy.
 
-    Args:
-        uri: The tracking URI.
-        if_final: The policy if a retry of the call cannot succeed.
+    ``if_final`` is the policy if a retry of the call cannot succeed.
     """
     try:
         yield
