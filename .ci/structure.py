@@ -23,7 +23,6 @@ POSITIONAL = 4
 ENTRIES = ("search", "tuning.ray.worker", "tracking.worker")
 #: ... and passes none of these, although a module on it imports them.
 OFF_PATH = (
-    "data.downloads",
     "data.image_folder",
     "data.image_tree",
     "data.zip_archive",

@@ -20,8 +20,7 @@ from waiting import Case
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_described, describe_network
-from tune_rescon.models.network import AttentionModule, Mask
-from tune_rescon.models.units import PreActivationUnit
+from tune_rescon.models.network import AttentionModule, Mask, PreActivationUnit
 from tune_rescon.training.cuda_graphs import choose_recorder
 from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.training.module import StepExecution, TrialModule

@@ -98,7 +98,7 @@ def test_the_first_line_waits_for_nothing_slow(command: str, says: str, picture:
 NEEDED = {
     "search, before Ray": ("from tune_rescon.reporting import run_with_display", set()),
     "the digits": (
-        "import pathlib, tune_rescon.data.catalog as b; b.load_arrays('digits', pathlib.Path('data'))",
+        "import pathlib, tune_rescon.data.sources as b; b.load_arrays('digits', pathlib.Path('data'))",
         set(),
     ),
     "a checkpoint's reader": ("from tune_rescon.training import load_trained", {"torch"}),

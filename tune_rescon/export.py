@@ -12,10 +12,7 @@ from pathlib import Path
 import click
 
 from tune_rescon.command import print_line, run_command
-from tune_rescon.command_options import (
-    OptionsCommand,
-    storage_option,
-)
+from tune_rescon.command_options import OptionsCommand, storage_option
 from tune_rescon.errors import counted
 
 __all__ = ["main"]

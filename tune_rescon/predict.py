@@ -19,10 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tune_rescon.command import print_line, run_command
-from tune_rescon.command_options import (
-    OptionsCommand,
-    storage_option,
-)
+from tune_rescon.command_options import OptionsCommand, storage_option
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted
 from tune_rescon.output_paths import check_output_folder
@@ -106,7 +103,7 @@ def predict(
         check_output_folder(masks, where="--masks")
     print_line(f"Loading {model}", err=True)
     # Imported after the first line of output, because these modules import torch and Optuna.
-    from tune_rescon.inference import check_has_masks, load_model, make_gallery, predictions
+    from tune_rescon.inference import check_has_masks, load_model, predictions
     from tune_rescon.training.device import resolve_device
     from tune_rescon.tuning import SearchLocation, default_storage
 
@@ -114,7 +111,7 @@ def predict(
     network, about = load_model(model, where)
     if masks is not None:
         check_has_masks(about)
-        make_gallery(masks)
+        masks.mkdir(parents=True, exist_ok=True)
     if about.stored_side is None:
         side = about.spec.image_size
         click.echo(

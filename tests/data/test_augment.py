@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
-from tune_rescon.data.augment import crop_and_flip, cutmix, mixup, one_hot
+from tune_rescon.data.augment import crop_and_flip, cutmix, mixup
 from tune_rescon.data.pixels import resized
 from tune_rescon.data.policies import OPERATIONS, POLICIES, augment, strengths
 
@@ -65,7 +66,7 @@ def test_half_are_mirrored() -> None:
 
 
 def test_mixup_blends_images_and_targets_alike() -> None:
-    images, targets = noise().float(), one_hot(torch.tensor([0, 1, 2, 0, 1, 2]), 3)
+    images, targets = noise().float(), F.one_hot(torch.tensor([0, 1, 2, 0, 1, 2]), 3).float()
     weight = float(rng().beta(0.4, 0.4))
     mixed, soft = mixup(images, targets, rng(), alpha=0.4)
     torch.testing.assert_close(mixed, weight * images + (1 - weight) * images.roll(1, 0))
@@ -75,7 +76,7 @@ def test_mixup_blends_images_and_targets_alike() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_cutmix_targets_tell_the_pasted_area(seed: int) -> None:
     images = torch.arange(4.0)[:, None, None, None].expand(4, 1, 20, 20)
-    targets = one_hot(torch.arange(4), 4)
+    targets = F.one_hot(torch.arange(4), 4).float()
     mixed, soft = cutmix(images, targets, rng(seed), alpha=1.0)
     for image in range(4):
         shares = [(mixed[image] == value).float().mean() for value in range(4)]

@@ -10,8 +10,11 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
+import joblib
 import numpy as np
 import pytest
 
@@ -32,6 +35,8 @@ from tune_rescon.data.cache import (
     write_labels,
     write_meta,
 )
+from tune_rescon.data.cache_builder import fill
+from tune_rescon.data.sources import Plan
 from tune_rescon.errors import DataError, StorageError
 
 MakeFolder = Callable[..., Path]
@@ -425,6 +430,22 @@ def test_a_full_disk(
     with pytest.raises(StorageError, match="have room, but got No space left"):
         open_folder(make_folder(COUNTS))
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(joblib.cpu_count() == 1, reason="a single core decodes in the test's process")
+def test_a_decoding_process_that_the_system_kills_is_told(tmp_path: Path) -> None:
+    plan = Plan(
+        shape=(300, 8, 8, 3),
+        counts={"train": 300, "val": 0, "test": 0},
+        class_names=("cat", "dog"),
+        labels_N=np.zeros(300, dtype=np.int64),
+        # `Any`, because it returns no block.
+        reader=cast(Any, lambda _rows: partial(signal.raise_signal, signal.SIGKILL)),
+        decodes=True,
+    )
+    with pytest.raises(DataError, match="must fit in this machine's memory, but got a decoding process that"):
+        fill(plan, tmp_path, fingerprint="", show=lambda *_: None, on_bad=lambda _: None)
 
 
 def test_progress_is_reported(make_folder: MakeFolder, tmp_path: Path) -> None:

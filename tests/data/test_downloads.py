@@ -14,8 +14,8 @@ from PIL import Image
 
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import describe, open_dataset
-from tune_rescon.data.downloads import fetched
-from tune_rescon.errors import DataError
+from tune_rescon.data.catalog import fetched
+from tune_rescon.errors import DataError, StorageError
 
 URL = "memory://bucket/photos.zip"
 
@@ -145,3 +145,10 @@ def test_a_partial_download_is_not_used(tmp_path: Path, monkeypatch: pytest.Monk
     assert not [path for path in (tmp_path / "data").iterdir() if path.suffix in (".zip", ".partial")]
     monkeypatch.undo()
     assert zipfile.is_zipfile(fetched(URL, tmp_path / "data"))
+
+
+def test_a_data_root_that_takes_no_archive_is_named(tmp_path: Path) -> None:
+    put(tmp_path, 10)
+    (tmp_path / "data").touch()
+    with pytest.raises(StorageError, match=r"data: the folder for the archives .* but got File exists"):
+        fetched(URL, tmp_path / "data")

@@ -400,15 +400,23 @@ def test_entries_of_a_large_zip_moved_to_another_class_are_seen(tmp_path: Path) 
     assert after != before
 
 
-def test_predict_and_training_see_the_same(tmp_path: Path) -> None:
+def test_predict_and_training_see_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [*CLASSES, "a/@eaDir/1.png", "b/.ipynb_checkpoints/1.png", "__MACOSX/a/1.png", "a/._1.png"]
     root = write(tmp_path / "x", [*paths, ".net/1.png", "a/.thumbs/1.png", "a/1.txt"])
-    said: list[str] = []
-    found = find_pictures([root], say=said.append)
+    found = find_pictures([root])
     assert [str(path.relative_to(root)) for path in found] == sorted(list_folder(root).names)
-    assert said == [
+    assert capsys.readouterr().err.splitlines() == [
         "left out, images in hidden folders beside images: 1 (a/.thumbs/1.png)",
         "left out, hidden files: 1 (a/._1.png)",
         "left out, files that are no images: 1 (a/1.txt)",
         "left out, folders of other programs: 3 (__MACOSX, a/@eaDir, b/.ipynb_checkpoints)",
     ]
+
+
+def test_a_name_that_is_too_long_for_a_file_is_none(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300)
+    for read in (list_folder, fingerprint):
+        with pytest.raises(DataError, match=r"existing directory or .zip, but got .*xxx"):
+            read(path)
+    with pytest.raises(DataError, match="a picture or a folder of them must exist"):
+        find_pictures([path])

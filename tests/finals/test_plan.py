@@ -103,6 +103,26 @@ def test_the_best_finished_configurations_are_chosen_once_each(searched: StudyRe
     assert top_configs(doubled, 2) == found
 
 
+def test_only_the_best_trials_need_a_known_configuration(searched: StudyResult) -> None:
+    def with_unknown(number: int) -> StudyResult:
+        trials = tuple(
+            dataclasses.replace(trial, origin=None, parameters={"unknown": 1})
+            if trial.number == number
+            else trial
+            for trial in searched.trials
+        )
+        return dataclasses.replace(searched, trials=trials)
+
+    finished = [trial for trial in searched.trials if trial.state is TrialState.FINISHED]
+    first, *_, last = sorted(finished, key=lambda trial: trial.rank_key())
+    best = top_configs(searched, 1)
+    edited = with_unknown(last.number)
+    assert top_configs(edited, 1) == best
+    assert seconds_per_epoch(edited, best) == seconds_per_epoch(searched, best)
+    with pytest.raises(StorageError, match=f"trial {first.number} of digits, recorded before"):
+        top_configs(with_unknown(first.number), 1)
+
+
 def test_a_search_without_a_finished_trial_has_no_finalists(searched: StudyResult) -> None:
     empty = dataclasses.replace(searched, trials=searched.trials[:0])
     with pytest.raises(StorageError, match=r"--from: a search must have a trial that reached its last epoch"):

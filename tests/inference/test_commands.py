@@ -14,7 +14,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -31,6 +31,7 @@ from tune_rescon.errors import UserError
 from tune_rescon.export import main as export
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.predict import main as predict
+from tune_rescon.storage import RemoteError
 from tune_rescon.training import load_trained
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.weights import Classifier, trained_values
@@ -152,6 +153,21 @@ def test_every_format_is_loaded_again_and_says_the_same(
     said = capsys.readouterr().out
     assert "3 classes, pixels 3 x 16 x 16; loaded again, its probabilities differ by at most" in said
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch-export", "timm"])
+def test_a_full_disk_ends_an_export_with_a_paragraph(
+    form: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    largest_file: Callable[[int], AbstractContextManager[None]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "a"
+    with largest_file(16_384):
+        assert export([str(checkpoint), "--format", form, "--output", str(output)]) == 2
+    assert f"must be a file that can be written, but got {output} (File too large)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_exported_safetensors_file_is_a_model(
@@ -344,3 +360,17 @@ def test_paths_that_do_not_exist(
     assert "a picture or a folder of them must exist" in capsys.readouterr().err
     assert predict([str(checkpoint), str(tmp_path)]) == 2
     assert "there must be pictures" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_read_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def denied(_self: object, name: str, _target: Path) -> bool:
+        raise RemoteError(f"reading {name}: Access Denied")
+
+    monkeypatch.setattr("tune_rescon.storage.RemoteFolder.download", denied)
+    searched = MagicMock()
+    searched.checkpoint.return_value = "memory://bucket/s/best.ckpt"
+    monkeypatch.setattr("tune_rescon.inference.resolve_model.read_search", lambda *_args, **_where: searched)
+    assert export(["s", "--format", "onnx", "--output", str(tmp_path / "a.onnx")]) == 2
+    assert "checkpoint must be readable, but got reading best.ckpt: Access Denied" in capsys.readouterr().err

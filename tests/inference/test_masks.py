@@ -56,6 +56,18 @@ def test_a_picture_whose_name_is_no_utf8(
     assert r"caf\xe9.png</figcaption>" in page
 
 
+def test_a_picture_whose_name_has_as_many_bytes_as_a_name_can(
+    checkpoint: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder, name = tmp_path / "masks", f"{'ü' * 125}.png"
+    (pictures / "0.png").rename(pictures / name)
+    assert predict([str(checkpoint), str(pictures / name), "--masks", str(folder)]) == 0
+    assert sorted(path.name for path in folder.iterdir())[:2] == [
+        f"0000-{'ü' * 50}-stages.0.attention.0.jpg",
+        f"0000-{'ü' * 50}-stages.1.attention.0.jpg",
+    ]
+
+
 def test_rows_have_columns_of_one_width(
     checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,9 +19,8 @@ from tune_rescon.models import (
     build_network,
     resolve_network,
 )
-from tune_rescon.models.network import drop_path_rates
+from tune_rescon.models.network import DropPath
 from tune_rescon.models.presets import LAYOUTS, PRESETS
-from tune_rescon.models.units import DropPath
 
 
 def build(in_channels: int = 3, **values: Any) -> ResidualAttentionNetwork:
@@ -166,7 +165,7 @@ def test_drop_path_grows_along_the_trunk_and_spares_the_masks() -> None:
     with torch.device("meta"):
         network = build(preset="attention56", drop_path=0.3)
     drops = {name: m.probability for name, m in network.named_modules() if isinstance(m, DropPath)}
-    assert tuple(drops.values()) == drop_path_rates(network.spec)
+    assert tuple(drops.values()) == network.spec.drop_path_rates
     assert not [name for name in drops if "mask" in name]
     assert len(drops) == (network.spec.depth - 2) // 3
     steps = torch.tensor(list(drops.values())).diff()

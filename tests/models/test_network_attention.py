@@ -12,8 +12,7 @@ from torch import Tensor
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
-from tune_rescon.models.network import ATTENTIONS, AttentionModule, Mask, enlarged
-from tune_rescon.models.units import NEVER_DROPPED
+from tune_rescon.models.network import ATTENTIONS, NEVER_DROPPED, AttentionModule, Mask, enlarged
 
 CHANNELS = 64
 

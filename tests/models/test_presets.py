@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tune_rescon.config import TrialConfig
@@ -45,7 +47,7 @@ TABLE = [
 
 @pytest.mark.parametrize(("preset", "image_size", "classes", "parameters", "macs"), TABLE)
 def test_cost_is_exact(preset: str, image_size: int, classes: int, parameters: int, macs: int) -> None:
-    cost = count_params_and_macs(spec_of(preset, classes), image_size)
+    cost = count_params_and_macs(dataclasses.replace(spec_of(preset, classes), image_size=image_size))
     assert (cost.parameters, cost.macs) == (parameters, macs)
 
 
@@ -62,7 +64,6 @@ def test_nominal_size_is_the_default_and_enough(preset: str) -> None:
     spec = spec_of(preset)
     assert spec.image_size == LAYOUTS[PRESETS[preset].layout].image_size
     assert minimum_image_size(spec) <= spec.image_size
-    assert count_params_and_macs(spec) == count_params_and_macs(spec, spec.image_size)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,39 @@ def test_a_trial_resumes_from_another_nodes_files(here: Node, there: Node) -> No
     assert sorted(path.name for path in there.path.parent.iterdir()) == ["here", "there"]
 
 
+@pytest.mark.parametrize("names", [NAMES, NAMES[::-1]])
+def test_a_process_that_is_killed_while_it_takes_a_copy_takes_it_again(
+    names: tuple[str, ...], here: Node, there: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def progress(folder: Path) -> int:
+        last = folder / names[-1]
+        return int(last.read_text().removeprefix("network ")) if last.exists() else 0
+
+    here.mirror.names = there.mirror.names = names
+    here.train(3)
+    here.mirror.send()
+    there.train(2)
+    replace = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        replace(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+
+    def download(_remote: RemoteFolder, name: str, target: Path) -> bool:
+        return bool(target.write_bytes((here.path / name).read_bytes()))
+
+    # A real download replaces its target.
+    monkeypatch.setattr(RemoteFolder, "download", download)
+    with pytest.raises(KeyboardInterrupt):
+        there.mirror.fetch(progress)
+    there.mirror.fetch(progress)
+    assert (there.path / "best.ckpt").read_text() == "network 3"
+    assert (there.path / "last.ckpt").read_text() == "3"
+
+
 @pytest.mark.parametrize(
     ("local", "at_url", "expected"), [(0, 0, 0), (2, 0, 2), (0, 2, 2), (3, 2, 3), (2, 3, 3), (2, 2, 2)]
 )

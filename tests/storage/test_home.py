@@ -69,6 +69,14 @@ def test_an_unknown_name_is_answered_with_those_there_are(storage: StorageUrl) -
     assert str(caught.value) == f"--resume: no search named 'c' in {storage}. Searches there: a, b."
 
 
+def test_a_name_that_is_being_reserved_is_no_search_yet(storage: StorageUrl) -> None:
+    """On a file system, the file is there before its content."""
+    begin(storage, "a").remote.write("search.json", b"")
+    for look in (SearchHome.look, SearchHome.find):
+        with pytest.raises(StorageError, match=r"a/search\.json is being written"):
+            look(storage, "a")
+
+
 @pytest.mark.usefixtures("s3")
 def test_a_missing_bucket_is_reported_in_one_paragraph() -> None:
     with pytest.raises(StorageError) as caught:

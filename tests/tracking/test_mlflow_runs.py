@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
+from tests.tracking.conftest import destination
 from tune_rescon.tracking import Images, MlflowWriter, SearchRunState, TrialRunState, mlflow_runs
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 from tune_rescon.tracking.run_state import RunState
+from tune_rescon.tracking.worker import MlflowWorker
 
 Make = Callable[..., MlflowWriter]
 MakeSync = Callable[[], MlflowRunSync]
@@ -76,6 +80,22 @@ def trial(epochs: int = 0, state: str = "running", *, number: int = 0, **changes
         ended_ms=4000,
         **changes,
     )
+
+
+def test_names_of_files_that_are_no_utf8_are_shown_escaped(store: str, seen: Store, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    there = dataclasses.replace(destination(store, "s", tmp_path / "artifacts"), experiment=name)
+    writer = MlflowWriter(there, open_worker=MlflowWorker)
+    writer.start()
+    images = Images(name=name, digest="d", counts={"train": 1})
+    search = SearchRunState(id="1a", place=name, tags={"path": name}, note=name, images=(images,))
+    send(writer, search, trial(1, "failed", params={"init_from": name}, error=name, notes=(name,)))
+    assert seen.client.get_experiment_by_name("caf\\xe9") is not None
+    parent, child = seen.parent(), seen.child(0)
+    shown = [parent.data.tags["path"], child.data.params["init_from"], child.data.tags["tune_rescon.error"]]
+    assert shown == ["caf\\xe9"] * 3
+    assert parent.inputs is not None
+    assert parent.inputs.dataset_inputs[0].dataset.name == "caf\\xe9"
 
 
 SERIES = list(enumerate(VALUES, 1))

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from tune_rescon.errors import StorageError
 from tune_rescon.tracking import Champion, SearchRunState, TrialRunState
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
-from tune_rescon.tracking.registry import exported
+from tune_rescon.tracking.registry import exported, registered_checkpoint
 from tune_rescon.training.weights import Classifier, TrainedNetwork, load_trained
 
 pytestmark = pytest.mark.torch
@@ -83,6 +84,27 @@ def test_pixels_are_normalised_only_if_they_were_in_training(checkpoint: Path) -
         expected_BK = network(images_BCHW).softmax(1)
         torch.testing.assert_close(Classifier(network, raw)(images_BCHW), expected_BK)
         assert not torch.allclose(Classifier(network, about)(images_BCHW), expected_BK)
+
+
+def test_a_model_that_cannot_be_downloaded_is_told_and_the_errors_of_the_block_are_not(
+    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = mlflow.MlflowClient(store, store)
+    client.create_registered_model("s")
+    client.create_model_version("s", tmp_path.as_uri())
+
+    def denied(*_args: object, **_options: object) -> str:
+        raise RuntimeError("Unable to locate credentials")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", denied)
+    with (
+        pytest.raises(StorageError, match=r"models:/s/1 \(Unable to locate credentials\)"),
+        registered_checkpoint("models:/s/1", tracking_uri=store),
+    ):
+        pass
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", lambda *_args, **_options: str(tmp_path))
+    with pytest.raises(OSError, match="no space"), registered_checkpoint("models:/s/1", tracking_uri=store):
+        raise OSError("no space")
 
 
 def _runs(client: mlflow.MlflowClient) -> list[mlflow.entities.Run]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +83,3 @@ def train(digits: ImageDataset) -> Run:
         return reports
 
     return run
-
-
-@pytest.fixture
-def largest_file() -> Callable[[int], AbstractContextManager[None]]:
-    """Limit the size of files that this process writes within the block: like a full disk, without root."""
-
-    @contextmanager
-    def limited(size: int) -> Iterator[None]:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limited

@@ -161,7 +161,7 @@ from pathlib import Path
 import torch
 from torch._dynamo.utils import counters
 from tune_rescon.training.compile import compile_units, keep_compiled_code
-from tune_rescon.models.units import PreActivationUnit
+from tune_rescon.models.network import PreActivationUnit
 from tune_rescon.models.spec import UnitSpec
 
 keep_compiled_code(Path(sys.argv[1]))

@@ -27,7 +27,6 @@ __all__ = [
     "erase",
     "jitter_colors",
     "mixup",
-    "one_hot",
     "resized_crop_and_flip",
     "rotate",
 ]
@@ -38,16 +37,9 @@ IntArray = npt.NDArray[np.int64]
 def crop_and_flip(images_BHWC: Tensor, rng: np.random.Generator, *, padding: int, flip: bool) -> Tensor:
     """Pad with zeros, crop each image at a random position, and mirror it with probability one half.
 
+    The images may be of any dtype. ``padding`` is in pixels on each side; 0: do not crop.
+
     One gather does both.
-
-    Args:
-        images_BHWC: Images of any dtype.
-        rng: Source of all random draws.
-        padding: Pixels on each side; 0: do not crop.
-        flip: Mirror left to right.
-
-    Returns:
-        Images of the same shape.
     """
     batch, height, width, _ = images_BHWC.shape
     if not padding and not flip:
@@ -188,10 +180,7 @@ def jitter_colors(images_BCHW: Tensor, rng: np.random.Generator, *, strength: fl
     order_B3 = rng.permuted(np.tile(np.arange(len(_COLOURS)), (batch, 1)), axis=1)
     for chosen_B in order_B3.T:
         images_BCHW = apply_each(
-            images_BCHW,
-            chosen_B,
-            _COLOURS,
-            lambda name, group: factors_B3[group, _COLOURS.index(name)],
+            images_BCHW, chosen_B, _COLOURS, lambda name, group: factors_B3[group, _COLOURS.index(name)]
         )
     return images_BCHW
 
@@ -199,25 +188,13 @@ def jitter_colors(images_BCHW: Tensor, rng: np.random.Generator, *, strength: fl
 def erase(images_BCHW: Tensor, rng: np.random.Generator, *, probability: float) -> Tensor:
     """Set a random box of each image to 0, with this probability.
 
+    The images are normalised, so that 0 is the mean colour.
+
     As torchvision's ``RandomErasing``, of which every default is used.
-
-    Args:
-        images_BCHW: Square normalised images, in which 0 is the mean colour.
-        rng: Source of all random draws.
-        probability: Share of the images in which a box is erased.
-
-    Returns:
-        New images of the same shape.
     """
     batch, side = len(images_BCHW), images_BCHW.shape[-1]
     boxes_B4 = draw_boxes(
-        batch,
-        rng,
-        side=side,
-        area=_ERASED_AREA,
-        ratio=_ERASED_RATIO,
-        largest=side - 1,
-        otherwise=0,
+        batch, rng, side=side, area=_ERASED_AREA, ratio=_ERASED_RATIO, largest=side - 1, otherwise=0
     )
     boxes_B4[rng.random(batch) >= probability, 2:] = 0
     boxes_B41 = torch.from_numpy(boxes_B4)[..., None].to(images_BCHW.device, non_blocking=True)
@@ -230,32 +207,15 @@ def erase(images_BCHW: Tensor, rng: np.random.Generator, *, probability: float) 
     return images_BCHW.clone().masked_fill_(erased_BHW[:, None], 0)
 
 
-def one_hot(labels_B: Tensor, classes: int) -> Tensor:
-    """Return the labels as float32 targets, B x K."""
-    return F.one_hot(labels_B, classes).float()
-
-
 def mixup(
     images_BCHW: Tensor, targets_BK: Tensor, rng: np.random.Generator, *, alpha: float
 ) -> tuple[Tensor, Tensor]:
     """Blend each image with its neighbour in the batch, and the targets likewise (Zhang et al., 2018).
 
     ``lambda ~ Beta(alpha, alpha)`` is drawn once per batch, as in the authors' code.
-
-    Args:
-        images_BCHW: Normalised images.
-        targets_BK: Targets as class probabilities.
-        rng: Source of the draw.
-        alpha: Parameter of the beta distribution.
-
-    Returns:
-        Images and targets of the same shapes.
     """
     weight = float(rng.beta(alpha, alpha))
-    return (
-        images_BCHW.roll(1, 0).lerp(images_BCHW, weight),
-        targets_BK.roll(1, 0).lerp(targets_BK, weight),
-    )
+    return (images_BCHW.roll(1, 0).lerp(images_BCHW, weight), targets_BK.roll(1, 0).lerp(targets_BK, weight))
 
 
 def cutmix(
@@ -263,14 +223,7 @@ def cutmix(
 ) -> tuple[Tensor, Tensor]:
     """Paste a box of its neighbour into each image, and mix the targets by area (Yun et al., 2019).
 
-    Args:
-        images_BCHW: Normalised images.
-        targets_BK: Targets as class probabilities.
-        rng: Source of all random draws.
-        alpha: Parameter of the beta distribution of the box's area.
-
-    Returns:
-        Images and targets of the same shapes.
+    ``alpha`` is the parameter of the beta distribution of the box's area, as in :func:`mixup`.
     """
     height, width = images_BCHW.shape[-2:]
     centre = (int(rng.integers(height)), int(rng.integers(width)))
@@ -288,11 +241,7 @@ def cutmix_box(
 ) -> tuple[int, int, int, int]:
     """Return (top, bottom, left, right) of a box, clipped at the edges of the image, pixels.
 
-    Args:
-        height: Height of the image, pixels.
-        width: Width of the image, pixels.
-        share: Area of the unclipped box as a share of the image's area.
-        centre: Row and column of the box's centre, pixels.
+    ``share`` is the area of the unclipped box as a share of the image's area, ``centre`` its row and column.
 
     >>> cutmix_box(32, 32, share=0.25, centre=(16, 16)), cutmix_box(32, 32, share=0.25, centre=(0, 31))
     ((8, 24, 8, 24), (0, 8, 23, 32))

@@ -144,13 +144,7 @@ def create_images(folder: Path, shape: Shape) -> Path:
 
 
 def map_chunk(path: Path, shape: Shape, rows: slice) -> ByteArray:
-    """Map some rows of an unfinished image file for writing.
-
-    Args:
-        path: The image file.
-        shape: Shape of all images, N x H x W x C.
-        rows: The rows to map.
-    """
+    """Map some rows of an unfinished image file for writing."""
     offset = len(_npy_header(shape)) + rows.start * math.prod(shape[1:])
     part = (rows.stop - rows.start, *shape[1:])
     return np.memmap(path, mode="r+", dtype=np.uint8, offset=offset, shape=part)
@@ -171,11 +165,7 @@ def write_meta(folder: Path, meta: Meta) -> None:
 
 
 def open_cache(folder: Path, source: str) -> Cache:
-    """Map a cache and check it; the module docstring lists the checks.
-
-    Args:
-        folder: Folder of the cache.
-        source: Fingerprint that the cache's source must have.
+    """Map the cache of the source with this fingerprint, and check it; the module docstring lists the checks.
 
     Raises:
         CacheError: The cache is absent, incomplete, damaged, of another format or of another source.

@@ -11,6 +11,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +39,7 @@ from tune_rescon.data.decode import BadImage, Block, Levels, SizesDifferError, w
 from tune_rescon.data.sources import Plan, Source
 from tune_rescon.errors import DataError, StorageError, format_error
 
-__all__ = [
-    "Progress",
-    "fill",
-    "open_or_build_cache",
-    "reporting",
-]
+__all__ = ["Progress", "fill", "open_or_build_cache"]
 
 
 #: True: draw a progress bar. A callable: call it with (images done, total images) from time to time. False:
@@ -52,43 +48,18 @@ Progress = bool | Callable[[int, int], None]
 
 
 @contextmanager
-def reporting(progress: Progress, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that the caller calls with the number of newly finished images.
-
-    Args:
-        progress: How to report progress.
-        title: Label of the bar.
-        total: Total number of images.
-    """
-    if callable(progress):
-        yield _counting(progress, total)
-    elif progress:
-        with _bar(title, total) as advance:
-            yield advance
-    else:
-        yield lambda _: None
-
-
-def _counting(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(done, total)
-
-    return advance
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _shown(progress: Progress, title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows (images done, total images); ``title`` is the label of the bar."""
+    if progress is not True:
+        yield progress or (lambda _done, _total: None)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda more: bar.advance(task, more)
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 #: Fewer images than this are decoded in the calling process, because starting others takes longer.
@@ -103,7 +74,7 @@ def fill(
     folder: Path,
     *,
     fingerprint: str,
-    advance: Callable[[int], None],
+    show: Callable[[int, int], None],
     on_bad: Callable[[BadImage], None],
 ) -> Levels | None:
     """Write the images, labels and metadata of a cache into an empty folder.
@@ -112,7 +83,7 @@ def fill(
         plan: The layout of all rows.
         folder: The folder to write into.
         fingerprint: Fingerprint of the source, for the metadata.
-        advance: Called with the number of newly finished images.
+        show: Called with (images done, total images) after each chunk.
         on_bad: Called with each image that cannot be decoded; may raise to stop the build.
 
     Returns:
@@ -121,16 +92,18 @@ def fill(
 
     Raises:
         SizesDifferError: The plan assumes one size, but the images differ in size.
-        DataError: No training image can be decoded.
+        DataError: No training image can be decoded, or the system killed a decoding process.
         OSError: The folder cannot be written.
     """
     path = create_images(folder, plan.shape)
     done: dict[int, _Chunk] = {}
+    images = 0
     for chunk in _stored(plan, path):
         for bad in chunk.bad:
             on_bad(bad)
         done[chunk.start] = chunk
-        advance(chunk.images)
+        images += chunk.images
+        show(images, plan.shape[0])
     ordered = [done[start] for start in sorted(done)]
     mean, std = _mean_std(ordered)
     levels = widest([chunk.levels for chunk in ordered if chunk.levels])
@@ -187,7 +160,13 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
         return_as="generator_unordered",
         idle_worker_timeout=_IDLE_SECONDS,
     )
-    yield from parallel(joblib.delayed(_store)(*task, train_images=training) for task in tasks)
+    try:
+        yield from parallel(joblib.delayed(_store)(*task, train_images=training) for task in tasks)
+    except BrokenProcessPool as error:
+        rule = "the images that are decoded at once must fit in this machine's memory"
+        hint = "Free memory, or scale the largest images down."
+        got = "a decoding process that was killed"
+        raise DataError(format_error(rule, got=got, where="dataset", hint=hint)) from error
 
 
 def _joblib() -> Any:
@@ -248,11 +227,7 @@ _SCRATCH = ".building-"
 def open_or_build_cache(source: Source, root: Path, *, skip_bad: bool, progress: Progress) -> Cache:
     """Map the source's cache. If the cache is absent, incomplete or outdated, build it first.
 
-    Args:
-        source: The images to decode.
-        root: Folder that contains the caches of this node.
-        skip_bad: Leave out images that cannot be decoded, instead of raising.
-        progress: True draws a progress bar; a callable is called with (images done, total images).
+    ``root`` contains the caches of this node. With ``skip_bad``, images that cannot be decoded are left out.
 
     Raises:
         DataError: The source is invalid, or contains a broken image and ``skip_bad`` is False.
@@ -338,9 +313,8 @@ def _decode(order: _Order, scratch: Path, *, alike: bool, levels: Levels | None 
             raise _bad_image(order.source, bad.name, bad.reason)
 
     plan = order.source.plan(alike=alike, levels=levels)
-    title = f"decoding {Path(order.source.title).name}"
-    with reporting(order.progress, title, plan.shape[0]) as advance:
-        return fill(plan, scratch, fingerprint=order.fingerprint, advance=advance, on_bad=on_bad)
+    with _shown(order.progress, f"decoding {Path(order.source.title).name}") as show:
+        return fill(plan, scratch, fingerprint=order.fingerprint, show=show, on_bad=on_bad)
 
 
 def _publish(scratch: Path, folder: Path) -> None:

@@ -1,29 +1,30 @@
-"""The available datasets and their descriptions: classes, channels, sizes.
+"""The available datasets: where they are, and their descriptions (classes, channels, sizes).
 
-A description needs no decoding and no download, except that an archive at a URL is fetched first. It is quick
-and does not import torch, so that ``--dry-run`` and the driver can describe a dataset before any worker
-process starts.
+A description needs no decoding and no download, except that an archive at a URL is fetched first, once for
+each node. It is quick and does not import torch, so that ``--dry-run`` and the driver can describe a dataset
+before any worker process starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
+from hashlib import blake2b
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-import numpy as np
-import numpy.typing as npt
+from filelock import FileLock
 
+from tune_rescon.atomic_write import atomic_write
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data.account import Account
 from tune_rescon.data.decode import common_size, stored_size
-from tune_rescon.data.downloads import fetched, is_url
 from tune_rescon.data.image_folder import list_folder
 from tune_rescon.data.selection import Selection
-from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes, held_out_counts, stratified_split
-from tune_rescon.errors import DataError, format_error, unknown_name_message
+from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes, held_out_counts
+from tune_rescon.errors import DataError, StorageError, format_error, unknown_name_message
 
 __all__ = [
     "BUILTIN",
@@ -31,10 +32,13 @@ __all__ = [
     "DatasetInfo",
     "dataset_path",
     "describe",
+    "fetched",
+    "held_out_test_rule",
+    "is_url",
     "list_datasets",
-    "load_arrays",
     "local_path",
     "split_rule",
+    "validation_tests",
 ]
 
 
@@ -94,10 +98,12 @@ class BuiltIn:
     folder: str = ""
 
 
-_DIGITS = tuple("0123456789")
-
 # fmt: off
-_CIFAR100 = (
+_DIGITS: Final = tuple("0123456789")
+_CIFAR10: Final = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)
+_CIFAR100: Final = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle",
     "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle",
     "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile", "cup",
@@ -110,33 +116,20 @@ _CIFAR100 = (
     "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor", "train", "trout",
     "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
 )
+_FASHION_MNIST: Final = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)
+_STL10: Final = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 # fmt: on
 
 BUILTIN: Final[Mapping[str, BuiltIn]] = {
-    "digits": BuiltIn(
-        channels=1,
-        image_size=8,
-        train_images=1438,
-        test_images=359,
-        class_names=_DIGITS,
-    ),
+    "digits": BuiltIn(channels=1, image_size=8, train_images=1438, test_images=359, class_names=_DIGITS),
     "cifar10": BuiltIn(
         channels=3,
         image_size=32,
         train_images=50_000,
         test_images=10_000,
-        class_names=(
-            "airplane",
-            "automobile",
-            "bird",
-            "cat",
-            "deer",
-            "dog",
-            "frog",
-            "horse",
-            "ship",
-            "truck",
-        ),
+        class_names=_CIFAR10,
         archives=("cifar-10-python.tar.gz",),
     ),
     "cifar100": BuiltIn(
@@ -161,23 +154,9 @@ BUILTIN: Final[Mapping[str, BuiltIn]] = {
         image_size=28,
         train_images=60_000,
         test_images=10_000,
-        class_names=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-        archives=(
-            "train-images-idx3-ubyte.gz",
-            "train-labels-idx1-ubyte.gz",
-            "t10k-images-idx3-ubyte.gz",
-            "t10k-labels-idx1-ubyte.gz",
+        class_names=_FASHION_MNIST,
+        archives=tuple(
+            f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
         ),
         folder="FashionMNIST/raw",
     ),
@@ -186,7 +165,7 @@ BUILTIN: Final[Mapping[str, BuiltIn]] = {
         image_size=96,
         train_images=5_000,
         test_images=8_000,
-        class_names=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
+        class_names=_STL10,
         archives=("stl10_binary.tar.gz",),
     ),
 }
@@ -222,23 +201,14 @@ def dataset_path(dataset: DatasetConfig, data_root: Path) -> Path | None:
     if dataset.name not in list_datasets():
         raise DataError(unknown_name_message("dataset", dataset.name, list_datasets(), where="dataset.name"))
     if dataset.name != "folder":
-        if dataset.path is not None:
-            raise DataError(
-                format_error(
-                    "only the dataset `folder` takes a path",
-                    got=f"name={dataset.name}, path={dataset.path}",
-                    where="dataset.path",
-                )
-            )
-        return None
+        if dataset.path is None:
+            return None
+        rule, got = "only the dataset `folder` takes a path", f"name={dataset.name}, path={dataset.path}"
+        raise DataError(format_error(rule, got=got, where="dataset.path"))
     if dataset.path is None:
-        raise DataError(
-            format_error(
-                "the dataset `folder` needs a path: a directory of images, or a .zip of one",
-                where="dataset.path",
-                hint="For example --set dataset.path=photos.zip",
-            )
-        )
+        rule = "the dataset `folder` needs a path: a directory of images, or a .zip of one"
+        hint = "For example --set dataset.path=photos.zip"
+        raise DataError(format_error(rule, where="dataset.path", hint=hint))
     if is_url(dataset.path):
         return fetched(dataset.path, data_root.resolve())
     return local_path(dataset.path)
@@ -258,13 +228,115 @@ def local_path(path: str) -> Path:
         raise DataError(format_error(rule, got=path, where="dataset.path", hint=hint)) from error
 
 
+#: Keys under which file systems report the version of a file, the most specific first.
+_VERSIONS: Final = (
+    *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "LastModified", "Last-Modified"),
+    *("mtime", "last_modified"),
+)
+
+
+def is_url(path: str) -> bool:
+    """Return whether a dataset's path is a URL.
+
+    >>> is_url("s3://bucket/photos.zip"), is_url("photos.zip")
+    (True, False)
+    """
+    return "://" in path
+
+
+#: Keys in the query of a signed URL: CloudFront's, the earlier ones of S3 and Google, Azure's, and tokens.
+_SIGNATURES: Final = frozenset(
+    {
+        *("expires", "signature", "policy", "key-pair-id", "awsaccesskeyid", "googleaccessid"),
+        *("sig", "se", "sp", "st", "sv", "sr", "spr", "skoid", "sktid", "skt", "ske", "sks", "skv"),
+        *("token", "access_token"),
+    }
+)
+
+
+@functools.cache
+def fetched(url: str, folder: Path) -> Path:
+    """Fetch the archive at ``url`` into ``folder`` of this node and return its path.
+
+    The version at the URL is requested once per process. Each version is a separate file, so that a process
+    that reads an old version can continue.
+
+    Raises:
+        DataError: The archive does not exist or cannot be read, or no file system supports the URL's scheme.
+        StorageError: ``folder`` cannot be written.
+    """
+    # Imported here because most datasets do not need fsspec.
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, path = url_to_fs(url)
+        info = filesystem.info(path)
+    except Exception as error:  # each file system has its own exceptions, so the set is open
+        raise _unreadable(url, error) from error
+    # On a web server, the text after a `?` is not part of a file's name. Elsewhere it may be.
+    name = PurePosixPath(urlsplit(path).path if is_url(path) else path)
+    if info.get("type") == "directory" or name.suffix.lower() != ".zip":
+        rule = "a dataset.path that is a URL must be that of a .zip of images"
+        raise DataError(format_error(rule, got=url, where="dataset.path"))
+    target = folder / f"{name.stem}-{_version(url, info)}{name.suffix}"
+    if target.exists():
+        return target
+    lock = FileLock(folder / f".{target.name}.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        rule = "the folder for the archives of datasets must be writable"
+        raise StorageError(format_error(rule, got=f"{error.strerror or error}", where=str(folder))) from error
+    try:
+        if not target.exists():
+            with atomic_write(target) as scratch:
+                filesystem.get_file(path, str(scratch))
+    except Exception as error:
+        raise _unreadable(url, error) from error
+    finally:
+        lock.release()
+    return target
+
+
+def _version(url: str, facts: dict[str, Any]) -> str:
+    version = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
+    size = facts.get("size")
+    # A URL with a new signature is the same file. The signature is ignored only if the server reports a
+    # version or a size by which the file can be identified.
+    known = _unsigned(url) if version or size is not None else url
+    return blake2b(f"{known}\0{size}\0{version}".encode(), digest_size=8).hexdigest()
+
+
+def _unsigned(url: str) -> str:
+    """Return the URL without the part of its query that grants access and limits its duration.
+
+    >>> _unsigned("https://host/a.zip?id=3&X-Amz-Date=20260101&X-Amz-Signature=5e1f")
+    'https://host/a.zip?id=3'
+    """
+    address, _, query = url.partition("?")
+    kept = [part for part in query.split("&") if part and not _is_signature(part.partition("=")[0].lower())]
+    return f"{address}?{'&'.join(kept)}" if kept else address
+
+
+def _is_signature(key: str) -> bool:
+    return key in _SIGNATURES or key.startswith(("x-amz-", "x-goog-"))
+
+
+def _unreadable(url: str, error: Exception) -> DataError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    hint = (
+        "Every node must reach it, with the credentials found there (the machine's role, as usual for s3://);"
+        " `pip install 'tune_rescon[s3]'` brings that file system, likewise gcs and azure."
+    )
+    rule = "dataset.path must be an archive that can be read"
+    return DataError(format_error(rule, got=f"{url} ({reason})", where="dataset.path", hint=hint))
+
+
 def split_rule(dataset: DatasetConfig, *, own_validation: bool, has_test: bool) -> SplitRule:
     """Return the rule that splits the dataset's training images.
 
-    Args:
-        dataset: The dataset's configuration.
-        own_validation: True if the source has a validation part, which is then used as it is.
-        has_test: True if the dataset has test images.
+    ``own_validation``: the source has a validation part, which is then used as it is.
     """
     holds_out = dataset.hold_out or validation_tests(dataset, has_test=has_test)
     return SplitRule(
@@ -341,85 +413,3 @@ def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetInfo:
 
 def _at_most(limit: int | None, images: int) -> int:
     return images if limit is None else min(limit, images)
-
-
-ByteArray = npt.NDArray[np.uint8]
-IntArray = npt.NDArray[np.int64]
-Arrays = tuple[ByteArray, IntArray]
-
-#: scikit-learn's digits have no official test part. This package defines one; it ignores the split seed.
-_DIGITS_TEST: Final = SplitRule(limit=None, val_fraction=0.2, seed=0)
-_DIGITS_LEVELS: Final = 16
-_DIGITS_SIDE: Final = 8
-
-
-def load_arrays(name: str, data_root: Path) -> tuple[Arrays, Arrays]:
-    """Return (images_NHWC, labels_N) of the training part and of the test part.
-
-    Raises:
-        DataError: The dataset is absent and the download failed. The message names the missing file and its
-            folder.
-    """
-    if name == "digits":
-        return _digits()
-    try:
-        return _torchvision(name, data_root, train=True), _torchvision(name, data_root, train=False)
-    except (OSError, RuntimeError, EOFError) as error:
-        # torchvision reports a failed download or a file that does not match its checksum in these ways.
-        known = BUILTIN[name]
-        raise DataError(
-            format_error(
-                f"{name} is not in the data root and could not be downloaded ({_first_line(error)})",
-                where="dataset",
-                hint=f"Put {' and '.join(known.archives)} into {(data_root / known.folder).resolve()}",
-            )
-            + " and start again."
-        ) from error
-
-
-def _digits() -> tuple[Arrays, Arrays]:
-    # Each line holds the 64 pixels of an image and its label.
-    values_NV = np.loadtxt(_digits_file(), delimiter=",")
-    pixels_NHW = values_NV[:, :-1].reshape(-1, _DIGITS_SIDE, _DIGITS_SIDE)
-    images_NHWC = np.rint(pixels_NHW * (255 / _DIGITS_LEVELS)).astype(np.uint8)[..., None]
-    labels_N = values_NV[:, -1].astype(np.int64)
-    cut = stratified_split(labels_N, 10, _DIGITS_TEST)
-    return (images_NHWC[cut.train_N], labels_N[cut.train_N]), (images_NHWC[cut.val_N], labels_N[cut.val_N])
-
-
-def _digits_file() -> Path:
-    """Return the file that ``sklearn.datasets.load_digits`` reads.
-
-    The package reads this file itself, because importing scikit-learn takes seconds.
-    """
-    package = find_spec("sklearn")
-    assert package is not None, "scikit-learn is a dependency"
-    assert package.origin is not None, "scikit-learn is an ordinary package"
-    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-
-
-def _torchvision(name: str, data_root: Path, *, train: bool) -> Arrays:
-    # Importing torch takes seconds. Only building the cache needs it.
-    from torchvision import datasets
-
-    part = "train" if train else "test"
-    opened: Mapping[str, Callable[[], Any]] = {
-        "cifar10": lambda: datasets.CIFAR10(data_root, train=train, download=True),
-        "cifar100": lambda: datasets.CIFAR100(data_root, train=train, download=True),
-        "fashion_mnist": lambda: datasets.FashionMNIST(data_root, train=train, download=True),
-        "svhn": lambda: datasets.SVHN(data_root / "svhn", split=part, download=True),
-        "stl10": lambda: datasets.STL10(data_root, split=part, download=True),
-    }
-    source = opened[name]()
-    labels = source.labels if name in ("svhn", "stl10") else source.targets
-    return _channels_last(np.asarray(source.data), BUILTIN[name].channels), np.asarray(labels, dtype=np.int64)
-
-
-def _channels_last(images: ByteArray, channels: int) -> ByteArray:
-    if images.ndim == 3:
-        return images[..., None]
-    return images if images.shape[-1] == channels else images.transpose(0, 2, 3, 1)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
+from torch.nn import functional as F
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.augment import (
@@ -21,7 +22,6 @@ from tune_rescon.data.augment import (
     erase,
     jitter_colors,
     mixup,
-    one_hot,
     resized_crop_and_flip,
     rotate,
 )
@@ -31,9 +31,7 @@ from tune_rescon.data.loader import WHOLE, Batches, RawBatch, Shard, ShuffledBat
 from tune_rescon.data.pixels import Normalization
 from tune_rescon.data.policies import POLICIES, augment
 
-__all__ = [
-    "ImageDataModule",
-]
+__all__ = ["ImageDataModule"]
 
 
 #: Validation stores no activations for a backward pass, so its batches can be larger. On a GPU they are so
@@ -76,8 +74,8 @@ class ImageDataModule(LightningDataModule):
             eval_split: The split on which Lightning validates; ``"test"`` for the single evaluation of a
                 finished network.
             share: This process's shard of every batch, if several processes train one trial.
-            done: An epoch (counted from 0), and the number of its first batches that are done and that
-                Lightning does not receive again.
+            done: An epoch (counted from 0), and the number of its first batches that Lightning does not
+                receive again.
         """
         super().__init__()
         self._eval_split: Part = eval_split
@@ -91,10 +89,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ShuffledBatches:
         """Return the raw training batches of the Trainer's current epoch; Lightning calls :meth:`prepare`."""
-        begun, batches = self._done
-        return self._shuffled(
-            self._current_epoch, self._device(), lambda epoch: batches if epoch == begun else 0
-        )
+        return self._shuffled(self._current_epoch, self._device(), self._done)
 
     def val_dataloader(self) -> Batches:
         """Return all raw batches of the split on which the network is evaluated; none is dropped."""
@@ -120,13 +115,10 @@ class ImageDataModule(LightningDataModule):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the prepared training batches of an epoch.
 
-        Args:
-            epoch: The epoch, counted from 0.
-            device: Device of the batches.
-            first: Number of the first batch to yield.
+        The epoch is counted from 0; ``first`` is the number of the first batch to yield.
         """
         device = torch.device(device)
-        batches = self._shuffled(lambda: epoch, device, lambda _: first)
+        batches = self._shuffled(lambda: epoch, device, (epoch, first))
         return (self.prepare(batch.to(device)) for batch in batches)
 
     def val_batches(self, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
@@ -182,19 +174,19 @@ class ImageDataModule(LightningDataModule):
         if not mixes:
             return images_BCHW, labels_B
         mix, alpha = mixes[int(rng.integers(len(mixes)))]
-        return mix(images_BCHW, one_hot(labels_B, self.dataset.classes), rng, alpha=alpha)
+        targets_BK = F.one_hot(labels_B, self.dataset.classes).float()
+        return mix(images_BCHW, targets_BK, rng, alpha=alpha)
 
     def _shuffled(
-        self, epoch: Callable[[], int], device: torch.device, first: Callable[[int], int]
+        self, epoch: Callable[[], int], device: torch.device, done: tuple[int, int]
     ) -> ShuffledBatches:
-        images = choose_supply(self.dataset, "train", device)
         return ShuffledBatches(
-            images=images,
+            images=choose_supply(self.dataset, "train", device),
             batch_size=self.config.batch_size,
             share=self.share,
             seed=self.seed,
             epoch=epoch,
-            first=first,
+            done=done,
             balanced_N=self.dataset.train.labels_N if self.config.class_sampling == "balanced" else None,
         )
 

@@ -17,8 +17,8 @@ from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data.cache import Cache
 from tune_rescon.data.cache_builder import Progress, open_or_build_cache
 from tune_rescon.data.catalog import held_out_test_rule, split_rule, validation_tests
-from tune_rescon.data.image_folder import PARTS
 from tune_rescon.data.preprocessing import Preprocessing
+from tune_rescon.data.selection import PARTS
 from tune_rescon.data.sources import find_source
 from tune_rescon.data.splits import check_counts, draw_subset, stratified_split, with_label_noise
 
@@ -109,8 +109,7 @@ def open_dataset(
         dataset: Name of the dataset and settings of its splits.
         data_root: Folder with the archives of built-in datasets, and the target of downloads.
         cache_root: Folder on a local disk for this node's decoded images.
-        progress: True draws a progress bar while decoding; a callable is called with (images done, total
-            images).
+        progress: See :data:`tune_rescon.data.cache_builder.Progress`.
 
     Raises:
         DataError: The dataset is unknown, missing or broken, cannot be downloaded, or has too few images for

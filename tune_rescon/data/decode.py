@@ -127,9 +127,7 @@ _NEARLY_BLACK: Final = 0.1
 def darkness_message(mean: Sequence[float], std: Sequence[float]) -> str | None:
     """Return a line of text for the user if pictures are nearly black, as bytes; None otherwise.
 
-    Args:
-        mean: Mean of each channel over the training pictures, in 0..1.
-        std: Standard deviation of each channel over the training pictures, in 0..1.
+    ``mean`` and ``std`` are those of each channel over the training pictures, in 0..1.
     """
     brightest = max(center + 3 * spread for center, spread in zip(mean, std, strict=True))
     if brightest >= _NEARLY_BLACK:
@@ -274,14 +272,7 @@ def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
 def square_of(
     image: Image.Image, side: int, *, resize: str = "crop", levels: Levels | None = None
 ) -> Image.Image:
-    """Return the upright RGB square of a picture that is open but not decoded yet.
-
-    Args:
-        image: The open picture.
-        side: Side of the square, pixels.
-        resize: See :func:`decode_image`.
-        levels: See :func:`decode_image`.
-    """
+    """Return the upright RGB square of a picture that is open but not decoded yet."""
     # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, so most of a large photograph is never decoded. A
     # picture that 1/2 would make smaller than requested is not scaled.
     if min(image.size) >= 4 * side:
@@ -292,11 +283,7 @@ def square_of(
 def to_square(image: Image.Image, side: int, resize: str) -> Image.Image:
     """Scale a picture to a square, bilinear and antialiased.
 
-    Args:
-        image: A picture of any size.
-        side: Side of the square, pixels.
-        resize: ``crop`` keeps the centre square of the picture. ``pad`` keeps the whole picture and adds
-            black bars. ``squash`` keeps the whole picture and scales its two sides independently.
+    ``resize`` is explained at :class:`tune_rescon.data.preprocessing.Preprocessing`.
     """
     width, height = image.size
     if (width, height) == (side, side):

@@ -23,7 +23,7 @@ from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, 
 from tune_rescon.data.zip_archive import directory_bytes, open_zip, refuse_unreadable
 from tune_rescon.errors import DataError, format_error
 
-__all__ = ["PARTS", "ImageIndex", "Part", "fingerprint", "index_images", "list_folder", "read_bytes"]
+__all__ = ["ImageIndex", "Part", "fingerprint", "index_images", "list_folder", "read_bytes"]
 
 
 _EVERYTHING: Final = Selection()
@@ -61,11 +61,7 @@ class ImageIndex:
 
 
 def index_images(
-    entries: Iterable[str],
-    *,
-    where: str,
-    selection: Selection = _EVERYTHING,
-    tally: Tally | None = None,
+    entries: Iterable[str], *, where: str, selection: Selection = _EVERYTHING, tally: Tally | None = None
 ) -> ImageIndex:
     """Find classes and parts among the paths of a source.
 
@@ -229,17 +225,13 @@ def _tally_rest(
 def list_folder(path: Path, selection: Selection = _EVERYTHING) -> ImageIndex:
     """List a directory or .zip.
 
-    Args:
-        path: Path of the directory or archive.
-        selection: The dataset's settings ``train``, ``val``, ``test`` and ``ignore``.
-
     Raises:
         DataError: The path does not exist, is not a zip, contains a member that Python cannot read, or
             :func:`index_images` raises, for example for a source without images or an ambiguous layout.
     """
     tally = Tally()
-    if path.is_dir():
-        with readable(path):
+    with readable(path):
+        if path.is_dir():
             paths = (entry.path for entry in walk(path, selection, tally))
             return index_images(paths, where=str(path), selection=selection, tally=tally)
     archive = open_zip(path)
@@ -259,7 +251,11 @@ def fingerprint(path: Path, selection: Selection = _EVERYTHING) -> str:
         DataError: The path does not exist, or is not a zip.
     """
     with readable(path):
-        stamps = _folder_stamps(path, selection) if path.is_dir() else _zip_stamps(path)
+        stamps = (
+            "\n".join(sorted(_stamps(path, selection))).encode(errors="surrogateescape")
+            if path.is_dir()
+            else _zip_stamps(path)
+        )
     return blake2b(stamps + selection.key.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
@@ -270,10 +266,6 @@ def read_bytes(source: Path, name: str) -> bytes:
         ValueError: The member of a zip inflates to more than this machine's memory allows.
     """
     return (source / name).read_bytes() if source.is_dir() else open_zip(source).read(name)
-
-
-def _folder_stamps(root: Path, selection: Selection) -> bytes:
-    return "\n".join(sorted(_stamps(root, selection))).encode(errors="surrogateescape")
 
 
 def _stamps(root: Path, selection: Selection) -> Iterator[str]:

@@ -17,17 +17,7 @@ from tune_rescon.data.opening import is_image_name
 from tune_rescon.data.selection import Selection, is_hidden, is_junk_folder
 from tune_rescon.errors import DataError, format_error
 
-__all__ = [
-    "Entry",
-    "Tree",
-    "find_images",
-    "is_inside",
-    "join",
-    "plant",
-    "readable",
-    "sort_file",
-    "walk",
-]
+__all__ = ["Entry", "Tree", "find_images", "is_inside", "join", "plant", "readable", "sort_file", "walk"]
 
 
 #: Image formats that are not supported. Their files are counted separately from text and tables.
@@ -131,10 +121,7 @@ class Tree:
 def plant(entries: Iterable[str], selection: Selection, tally: Tally) -> Tree:
     """Build the tree of the images among the paths of a source.
 
-    Args:
-        entries: The paths; the paths of folders end in ``/``.
-        selection: The rules for ignored folders and files.
-        tally: Receives the files and folders that are left out.
+    The files and folders that are left out are added to ``tally``. The paths of folders end in ``/``.
     """
     tree = Tree()
     known: dict[str, bool] = {"": True}
@@ -202,14 +189,11 @@ class Entry(NamedTuple):
 def walk(root: Path, selection: Selection, tally: Tally) -> Iterator[Entry]:
     """Yield every file and folder below a directory; follow links.
 
+    Loops of links and the left-out entries are added to ``tally``.
+
     Entries named as images that cannot be read as files are left out. Skipped folders are yielded but not
     entered. ``os.walk`` is unsuitable, because it silently omits folders that cannot be read and does not
     give the size and time of a file.
-
-    Args:
-        root: The directory.
-        selection: The rules for skipped folders.
-        tally: Receives loops of links and the left-out entries.
 
     Raises:
         OSError: A folder cannot be read.
@@ -265,7 +249,8 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not path.exists():
+        # `path.exists()` would raise, too, if the name is too long or a folder above may not be entered.
+        if not (os.path.exists(path) or isinstance(error, PermissionError)):  # noqa: PTH110
             rule = "dataset.path must be an existing directory or .zip"
             raise DataError(format_error(rule, got=str(path), where="dataset")) from error
         rule = "every file and folder must be readable"

@@ -103,13 +103,7 @@ class RawBatch:
 
 
 def epoch_order(images: int, *, seed: int, epoch: int) -> IntArray:
-    """Return the order of the images in an epoch.
-
-    Args:
-        images: Number of images.
-        seed: Seed of the trial.
-        epoch: The epoch, counted from 0.
-    """
+    """Return the order of the images in an epoch, which is counted from 0."""
     return np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(images)
 
 
@@ -118,11 +112,6 @@ def balanced_order(labels_N: IntArray, *, seed: int, epoch: int) -> IntArray:
 
     The classes' numbers of images differ by one at most; chance decides which classes have one more. Within a
     class, no image is shown twice more often than another one. The order has as many images as the split.
-
-    Args:
-        labels_N: Classes of the images.
-        seed: Seed of the trial.
-        epoch: The epoch, counted from 0.
     """
     rng = np.random.default_rng((_ORDER_STREAM, seed, epoch))
     present = np.unique(labels_N)
@@ -182,14 +171,14 @@ class ShuffledBatches(Batches):
     Attributes:
         seed: Seed of the order.
         epoch: Called at the start of each pass; returns the epoch, counted from 0.
-        first: Returns, for an epoch, the number of the first batch of its pass.
+        done: An epoch, and the number of its first batches that are done and not yielded again.
         balanced_N: Classes of the images, if each class is to be shown equally often; None: each image is
             shown once.
     """
 
     seed: int
     epoch: Callable[[], int]
-    first: Callable[[int], int] = lambda _: 0
+    done: tuple[int, int] = (0, 0)
     balanced_N: IntArray | None = None
 
     def __len__(self) -> int:
@@ -200,7 +189,7 @@ class ShuffledBatches(Batches):
     def __iter__(self) -> Iterator[RawBatch]:
         """Yield the batches of one pass."""
         epoch, rank = self.epoch(), self.share.rank
-        first = self.first(epoch)
+        first = self.done[1] if epoch == self.done[0] else 0
         order = self._order(epoch)[: len(self) * self.batch_size]
         order, size = self.share.cut(order[first * self.batch_size :], self.batch_size)
         for number, (images_BHWC, labels_B) in enumerate(self.images.walk(order, size), start=first):

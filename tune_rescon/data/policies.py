@@ -18,14 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "OPERATIONS",
-    "POLICIES",
-    "Policy",
-    "apply_each",
-    "augment",
-    "strengths",
-]
+__all__ = ["OPERATIONS", "POLICIES", "Policy", "apply_each", "augment", "strengths"]
 
 
 FloatArray = npt.NDArray[np.float64]
@@ -88,13 +81,7 @@ POLICIES: Final[Mapping[str, Policy]] = {
 def augment(images_BCHW: Tensor, rng: np.random.Generator, policy: Policy) -> Tensor:
     """Apply a policy to a batch.
 
-    Args:
-        images_BCHW: Square uint8 images of 1 or 3 channels.
-        rng: Source of all random draws.
-        policy: The policy to apply.
-
-    Returns:
-        New images of the same shape and dtype.
+    The images are square, uint8, and have 1 or 3 channels.
     """
     if policy.chains:
         return _mix_chains(images_BCHW, rng, policy)

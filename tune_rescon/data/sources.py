@@ -12,20 +12,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data.cache import FORMAT, Shape
-from tune_rescon.data.catalog import BUILTIN, dataset_path, load_arrays
+from tune_rescon.data.catalog import BUILTIN, dataset_path
 from tune_rescon.data.decode import Block, Levels, common_size, decode_block, stored_size
-from tune_rescon.data.image_folder import PARTS, fingerprint, list_folder
-from tune_rescon.data.selection import Selection
+from tune_rescon.data.image_folder import fingerprint, list_folder
+from tune_rescon.data.selection import PARTS, Selection
+from tune_rescon.data.splits import SplitRule, stratified_split
+from tune_rescon.errors import DataError, format_error
 
-__all__ = ["Plan", "Source", "find_source"]
+__all__ = ["Plan", "Source", "find_source", "load_arrays"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +91,7 @@ def find_source(dataset: DatasetConfig, data_root: Path) -> Source:
     if path is None:
         return _BuiltInSource(name=dataset.name, data_root=data_root)
     return _FolderSource(
-        path=path,
-        store_size=dataset.store_size,
-        resize=dataset.resize,
-        selection=Selection.of(dataset),
+        path=path, store_size=dataset.store_size, resize=dataset.resize, selection=Selection.of(dataset)
     )
 
 
@@ -170,3 +170,84 @@ class _BuiltInSource:
             reader=lambda rows: partial(Block, images_BHWC=images_NHWC[rows], bad=()),
             decodes=False,
         )
+
+
+ByteArray = npt.NDArray[np.uint8]
+Arrays = tuple[ByteArray, npt.NDArray[np.int64]]
+
+#: scikit-learn's digits have no official test part. This package defines one; it ignores the split seed.
+_DIGITS_TEST: Final = SplitRule(limit=None, val_fraction=0.2, seed=0)
+_DIGITS_LEVELS: Final = 16
+_DIGITS_SIDE: Final = 8
+
+
+def load_arrays(name: str, data_root: Path) -> tuple[Arrays, Arrays]:
+    """Return (images_NHWC, labels_N) of the training part and of the test part.
+
+    Raises:
+        DataError: The dataset is absent and the download failed. The message names the missing file and its
+            folder.
+    """
+    if name == "digits":
+        return _digits()
+    try:
+        return _torchvision(name, data_root, train=True), _torchvision(name, data_root, train=False)
+    except (OSError, RuntimeError, EOFError) as error:
+        # torchvision reports a failed download or a file that does not match its checksum in these ways.
+        known = BUILTIN[name]
+        raise DataError(
+            format_error(
+                f"{name} is not in the data root and could not be downloaded ({_first_line(error)})",
+                where="dataset",
+                hint=f"Put {' and '.join(known.archives)} into {(data_root / known.folder).resolve()}",
+            )
+            + " and start again."
+        ) from error
+
+
+def _digits() -> tuple[Arrays, Arrays]:
+    # Each line holds the 64 pixels of an image and its label.
+    values_NV = np.loadtxt(_digits_file(), delimiter=",")
+    pixels_NHW = values_NV[:, :-1].reshape(-1, _DIGITS_SIDE, _DIGITS_SIDE)
+    images_NHWC = np.rint(pixels_NHW * (255 / _DIGITS_LEVELS)).astype(np.uint8)[..., None]
+    labels_N = values_NV[:, -1].astype(np.int64)
+    cut = stratified_split(labels_N, 10, _DIGITS_TEST)
+    return (images_NHWC[cut.train_N], labels_N[cut.train_N]), (images_NHWC[cut.val_N], labels_N[cut.val_N])
+
+
+def _digits_file() -> Path:
+    """Return the file that ``sklearn.datasets.load_digits`` reads.
+
+    The package reads this file itself, because importing scikit-learn takes seconds.
+    """
+    package = find_spec("sklearn")
+    assert package is not None, "scikit-learn is a dependency"
+    assert package.origin is not None, "scikit-learn is an ordinary package"
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+
+
+def _torchvision(name: str, data_root: Path, *, train: bool) -> Arrays:
+    # Importing torch takes seconds. Only building the cache needs it.
+    from torchvision import datasets
+
+    part = "train" if train else "test"
+    opened: Mapping[str, Callable[[], Any]] = {
+        "cifar10": lambda: datasets.CIFAR10(data_root, train=train, download=True),
+        "cifar100": lambda: datasets.CIFAR100(data_root, train=train, download=True),
+        "fashion_mnist": lambda: datasets.FashionMNIST(data_root, train=train, download=True),
+        "svhn": lambda: datasets.SVHN(data_root / "svhn", split=part, download=True),
+        "stl10": lambda: datasets.STL10(data_root, split=part, download=True),
+    }
+    source = opened[name]()
+    labels = source.labels if name in ("svhn", "stl10") else source.targets
+    return _channels_last(np.asarray(source.data), BUILTIN[name].channels), np.asarray(labels, dtype=np.int64)
+
+
+def _channels_last(images: ByteArray, channels: int) -> ByteArray:
+    if images.ndim == 3:
+        return images[..., None]
+    return images if images.shape[-1] == channels else images.transpose(0, 2, 3, 1)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

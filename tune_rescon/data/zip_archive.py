@@ -25,14 +25,7 @@ from tune_rescon.data.image_tree import readable
 from tune_rescon.data.selection import as_pattern, settling
 from tune_rescon.errors import DataError, format_error
 
-__all__ = [
-    "Archive",
-    "directory_bytes",
-    "inflated",
-    "largest_member",
-    "open_zip",
-    "refuse_unreadable",
-]
+__all__ = ["Archive", "directory_bytes", "inflated", "largest_member", "open_zip", "refuse_unreadable"]
 
 
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")

@@ -65,12 +65,6 @@ def read_duration(text: str) -> float:
 def finals_seconds(epoch_seconds: float, *, epochs: int, trainings: int, slots: int) -> float:
     """Return the wall time in seconds of ``trainings`` trainings, of which ``slots`` run at once.
 
-    Args:
-        epoch_seconds: seconds of an epoch.
-        epochs: epochs of each training.
-        trainings: number of trainings.
-        slots: number of trainings that run at once.
-
     >>> finals_seconds(10, epochs=3, trainings=5, slots=2)
     90
     """
@@ -82,12 +76,7 @@ def epochs_within(
 ) -> int:
     """Return the maximum number of epochs for which :func:`finals_seconds` is at most ``seconds``.
 
-    Args:
-        seconds: the time budget.
-        epoch_seconds: seconds of an epoch.
-        configs: the configurations to train, which have the number of warm-up epochs.
-        trainings: number of trainings.
-        slots: number of trainings that run at once.
+    The configurations have the number of warm-up epochs, for which the time must be enough too.
 
     Raises:
         ConfigError: ``seconds`` are not enough for one epoch, or for the warm-up epochs.
@@ -197,17 +186,19 @@ def top_configs(result: StudyResult, top: int) -> tuple[TrialConfig, ...]:
     """Return the distinct configurations of the finished trials, the best first, at most ``top``.
 
     Raises:
-        StorageError: no trial has finished.
+        StorageError: no trial has finished, or the configuration of one of the best is not known.
     """
     found: dict[TrialConfig, None] = {}
     for trial in sorted(result.trials, key=lambda trial: trial.rank_key()):
+        if len(found) == top:
+            break
         if trial.state is TrialState.FINISHED and math.isfinite(trial.value):
             found.setdefault(_config(result, trial))
     if not found:
         rule = "a search must have a trial that reached its last epoch"
         got = f"{result.name}, which has none" + (" yet" if result.state.value == "running" else "")
         raise StorageError(format_error(rule, got=got, where="--from"))
-    return tuple(found)[:top]
+    return tuple(found)
 
 
 def trial_configs(result: StudyResult, numbers: Sequence[int]) -> tuple[TrialConfig, ...]:
@@ -239,7 +230,7 @@ def _listed(numbers: Sequence[int]) -> str:
 def seconds_per_epoch(result: StudyResult, configs: Sequence[TrialConfig]) -> float:
     """Return the mean seconds of an epoch, over all epochs of the trials with these configurations."""
     wanted = set(configs)
-    trials = [trial for trial in result.trials if _config(result, trial) in wanted]
+    trials = [trial for trial in result.trials if trial.config(result.space) in wanted]
     return sum(trial.seconds for trial in trials) / sum(trial.epochs for trial in trials)
 
 
@@ -249,25 +240,17 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
     If all configurations have the same dataset, it becomes the dataset of the finals, and the configurations
     do not name it.
     """
-    names = list(dict.fromkeys(config.dataset or space.dataset.name for config in configs))
-    if len(names) > 1:
-        named = tuple(
-            dataclasses.replace(config, dataset=config.dataset or space.dataset.name) for config in configs
-        )
-        return named, space.dataset_config(names[0])
-    return tuple(dataclasses.replace(config, dataset=None) for config in configs), space.dataset_config(
-        names[0]
-    )
+    named = [dataclasses.replace(config, dataset=config.dataset or space.dataset.name) for config in configs]
+    names = list(dict.fromkeys(config.dataset for config in named))
+    if len(names) == 1:
+        named = [dataclasses.replace(config, dataset=None) for config in named]
+    return tuple(named), space.dataset_config(names[0])
 
 
 def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int | None) -> TrialConfig:
     """Return the configuration of a preset that is trained by a recipe for ``epochs`` epochs.
 
-    Args:
-        preset: the name of the network.
-        recipe: the recipe of the training.
-        epochs: number of epochs; the warm-up keeps its fraction of them.
-        image_size: side of the images in pixels; None: the preset's.
+    The warm-up keeps its fraction of the epochs. Without ``image_size`` the images have the preset's size.
 
     Raises:
         ConfigError: a value breaks its field's rule.

@@ -114,13 +114,7 @@ def print_published(console: Console) -> None:
 
 
 def print_reproduction(found: Mapping[PublishedRow, StudyResult], shares: Shares, console: Console) -> None:
-    """Print the published values beside the measured ones, and how far each training was scaled down.
-
-    Args:
-        found: the search of each row.
-        shares: the fractions of the schedule and of the images that were used.
-        console: the console to print to.
-    """
+    """Print the published values beside the measured ones, and how far each training was scaled down."""
     table = Table(title="Published and measured", title_justify="left")
     for heading in ("row", "published", "measured", "trainings", "scaled to"):
         table.add_column(heading, overflow="fold")
@@ -167,8 +161,7 @@ def _print_caution(result: StudyResult, found: Sequence[EvaluatedConfig], consol
     elif not lead.is_beyond_seeds:
         interval = f"{format_number(lead.difference)} ± {lead.margin:.2g} ({CONFIDENCE:.0%} interval)"
         console.print(
-            f"Its lead on the second, {interval}, is within what the seed alone changes.",
-            soft_wrap=True,
+            f"Its lead on the second, {interval}, is within what the seed alone changes.", soft_wrap=True
         )
 
 

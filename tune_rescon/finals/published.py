@@ -21,16 +21,7 @@ from tune_rescon.finals.plan import TrainingPlan, finals_space, find_recipe
 from tune_rescon.spaces import Resources, Space
 from tune_rescon.tuning import StudyResult, repeated
 
-__all__ = [
-    "PUBLISHED",
-    "PublishedRow",
-    "Scaled",
-    "Shares",
-    "find_rows",
-    "measured",
-    "row_space",
-    "scaled",
-]
+__all__ = ["PUBLISHED", "PublishedRow", "Scaled", "Shares", "find_rows", "measured", "row_space", "scaled"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,14 +60,7 @@ def find_rows(names: Sequence[str]) -> tuple[PublishedRow, ...]:
 
 
 def _paper(table: int, name: str, error: float, **changes: Any) -> PublishedRow:
-    """Return a row on CIFAR-10 by the paper's recipe, changed by ``changes``.
-
-    Args:
-        table: number of the paper's table.
-        name: name of the row.
-        error: published test error, per cent.
-        changes: further fields of the row.
-    """
+    """Return a row on CIFAR-10 by the paper's recipe, changed by ``changes``."""
     given = {"dataset": "cifar10", "recipe": "paper", **changes}
     return PublishedRow(name=name, table=f"paper-{table}", figures={"test_error": error}, **given)
 
@@ -163,27 +147,10 @@ class Scaled:
     """How much of a published training is run."""
 
     epochs: int
-    of_epochs: int
-    images: int
-    of_images: int
-    test_images: int
-    of_test_images: int
-
-    @property
-    def note(self) -> str:
-        """The text on the scaled numbers; empty if nothing was scaled.
-
-        >>> Scaled(
-        ...     epochs=2, of_epochs=205, images=500, of_images=50_000, test_images=500, of_test_images=10_000
-        ... ).note
-        '2 of 205 epochs, 500 of 50,000 images, 500 of 10,000 test images'
-        """
-        parts = (
-            (self.epochs, self.of_epochs, "epochs"),
-            (self.images, self.of_images, "images"),
-            (self.test_images, self.of_test_images, "test images"),
-        )
-        return ", ".join(f"{some:,} of {every:,} {what}" for some, every, what in parts if some != every)
+    limit: int | None
+    """``dataset.limit``: the number of training images, and of test images if there are more; None: all."""
+    note: str
+    """The text on the scaled numbers; empty if nothing was scaled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,17 +178,19 @@ def scaled(row: PublishedRow, shares: Shares) -> Scaled:
     '1 of 10 epochs, 5,000 of 50,000 images, 5,000 of 10,000 test images'
     """
     of_epochs = find_recipe(row.recipe).epochs
+    epochs = max(1, round(shares.schedule * of_epochs))
     known = describe(DatasetConfig(name=row.dataset, hold_out=False), data_root=Path())
     least = LEAST_OF_A_CLASS * known.classes
     images = min(max(least, round(shares.images * known.train_images)), known.train_images)
+    parts = (
+        (epochs, of_epochs, "epochs"),
+        (images, known.train_images, "images"),
+        (min(images, known.test_images), known.test_images, "test images"),
+    )
     return Scaled(
-        epochs=max(1, round(shares.schedule * of_epochs)),
-        of_epochs=of_epochs,
-        images=images,
-        of_images=known.train_images,
-        # `dataset.limit` applies to both.
-        test_images=min(images, known.test_images),
-        of_test_images=known.test_images,
+        epochs=epochs,
+        limit=images if images < known.train_images else None,
+        note=", ".join(f"{some:,} of {every:,} {what}" for some, every, what in parts if some != every),
     )
 
 
@@ -251,7 +220,7 @@ def row_space(
     dataset = dataclasses.replace(
         images or DatasetConfig(name=row.dataset),
         label_noise=row.label_noise,
-        limit=part.images if part.images != part.of_images else None,
+        limit=part.limit,
     )
     return finals_space(
         name,

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         draw_gallery,
         draw_maps,
         draw_overlay,
-        make_gallery,
     )
     from tune_rescon.inference.mistakes import Mistakes, find_mistakes, mistakes_lines, mistakes_page
     from tune_rescon.inference.pictures import Pictures, batches_of, find_pictures

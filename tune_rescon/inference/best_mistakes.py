@@ -33,15 +33,9 @@ def judge_network(
 ) -> tuple[Mistakes, str]:
     """Compare a network's predictions with the labels of the images that ranked the search's trials.
 
-    A search chooses by the validation images. The test images are for ``train``, which reports on them.
+    ``seconds`` limits the time; see :func:`.find_mistakes`.
 
-    Args:
-        result: The search.
-        network: A trained network of the search.
-        about: Metadata of the network.
-        data_root: The directory of the datasets.
-        cache_root: The directory of the decoded images.
-        seconds: See :func:`.find_mistakes`.
+    A search chooses by the validation images. The test images are for ``train``, which reports on them.
 
     Returns:
         The mistakes, and the name of the images: "validation" or "test".
@@ -67,11 +61,6 @@ def write_mistakes(result: StudyResult, path: Path, *, options: RunOptions) -> N
     Nothing is written if the best network is not kept. The images for which :data:`SECONDS` are too short are
     left out.
 
-    Args:
-        result: A search that has ended.
-        path: The file to write.
-        options: The options of the search, which have the directories of the images.
-
     Raises:
         UserError: The images or the network cannot be read.
         OSError: The file cannot be written.
@@ -85,12 +74,7 @@ def write_mistakes(result: StudyResult, path: Path, *, options: RunOptions) -> N
     with local_file(kept) as file:
         network, about = load_trained(file)
     found, of = judge_network(
-        result,
-        network,
-        about,
-        data_root=options.data_root,
-        cache_root=options.cache_root,
-        seconds=SECONDS,
+        result, network, about, data_root=options.data_root, cache_root=options.cache_root, seconds=SECONDS
     )
     identity = {"trial": result.best.number, "epoch": about.epoch}
     write_atomically(path, json.dumps(identity | mistakes_document(found, of=of)) + "\n")

@@ -13,6 +13,7 @@ Shape legend: B images of a batch, C channels, H = W the image size, K classes.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -29,100 +30,7 @@ from tune_rescon.output_paths import check_output_file, check_output_folder
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.weights import Classifier
 
-__all__ = [
-    "FORMATS",
-    "check_export",
-    "export_model",
-    "timm_transform_message",
-    "write_timm_folder",
-]
-
-
-def write_timm_folder(network: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write a folder for timm, and load it with timm.
-
-    Args:
-        network: The network whose weights are written.
-        about: Metadata of the network.
-        path: The folder; it must not exist.
-
-    Returns:
-        A function from pixels in 0..1, B x C x H x W, to probabilities, B x K, which uses the network and the
-        configuration that timm has loaded.
-
-    Raises:
-        ImportError: timm is not installed.
-        OSError: The folder cannot be written.
-    """
-    import timm
-    from safetensors.torch import save_file
-
-    from tune_rescon.timm_models import data_config
-
-    architecture, arguments = _timm_architecture(about)
-    config = {
-        "architecture": architecture,
-        "num_classes": about.spec.classes,
-        "model_args": arguments,
-        "pretrained_cfg": data_config(about.preprocessing, about.spec, about.class_names),
-    }
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    loaded: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
-    mean_C11, std_C11 = (torch.tensor(loaded.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
-
-    def run(pixels_BCHW: Tensor) -> Tensor:
-        probabilities_BK: Tensor = loaded((pixels_BCHW - mean_C11) / std_C11).softmax(1)
-        return probabilities_BK
-
-    return run
-
-
-def _timm_architecture(about: TrainedNetwork) -> tuple[str, dict[str, Any]]:
-    """Return the name in timm's registry of a network, and the arguments that build it.
-
-    Raises:
-        ConfigError: the network is a user's own, which timm cannot build.
-    """
-    from tune_rescon.models.external import timm_arguments
-    from tune_rescon.timm_models import EXPORTED
-
-    spec = about.spec
-    if isinstance(spec, NetworkSpec):
-        return EXPORTED, {
-            "spec": spec.to_dict(),
-            "preprocessing": about.preprocessing.to_dict(),
-            "num_classes": spec.classes,
-            "in_chans": spec.in_channels,
-        }
-    if spec.timm_name is None:
-        rule = "the format timm is for networks that timm can build"
-        hint = "Every other format can hold it."
-        raise ConfigError(format_error(rule, got=spec.network, where="--format", hint=hint))
-    return spec.timm_name.partition(".")[0], timm_arguments(spec)
-
-
-def timm_transform_message(about: TrainedNetwork) -> str | None:
-    """Return how timm's own transform differs from the preprocessing of a network, or None if it does not.
-
-    timm's configuration can describe neither two steps of scaling, nor black borders, nor deep pictures.
-    """
-    how = about.preprocessing
-    differences = [
-        name
-        for name, differs in (
-            ("scales in one step", how.stored_side != how.image_size or how.resize != "squash"),
-            ("pads with the mean colour instead of black", how.resize == "pad"),
-            ("does not scale pictures of more than 8 bits", how.levels is not None),
-        )
-        if differs
-    ]
-    if not differences:
-        return None
-    own = "`network.preprocess(picture)`" if isinstance(about.spec, NetworkSpec) else "`tune_rescon.predict`"
-    return f"timm's own transform {', '.join(differences)}; the pixels of validation are those of {own}"
+__all__ = ["FORMATS", "check_export", "export_model", "timm_transform_message"]
 
 
 #: Maximum relative difference between the probabilities of a file and of the network (the largest over its
@@ -164,12 +72,6 @@ def check_export(form: str, output: Path) -> None:
 def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output: Path) -> float:
     """Write the network to a scratch file, load and compare it, and rename it to ``output``.
 
-    Args:
-        network: The trained network.
-        about: Metadata of the network.
-        form: Name of the format, a key of ``FORMATS``.
-        output: Path of the file or folder.
-
     Returns:
         The largest relative difference of a probability.
 
@@ -200,7 +102,7 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
     except OSError as error:
         rule = "must be a file that can be written"
         raise StorageError(
-            format_error(rule, got=f"{output} ({error.strerror})", where="--output")
+            format_error(rule, got=f"{output} ({error.strerror or error})", where="--output")
         ) from error
     except Exception as error:
         # torch's exporters raise many kinds of errors for a user's own network, and none for our networks.
@@ -239,23 +141,32 @@ def _facts(about: TrainedNetwork) -> dict[str, str]:
 
 
 def _safetensors(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     from tune_rescon.models import build_described
 
-    network: Any = classifier.network
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, path, metadata=_facts(about))
+    _write_weights(classifier, path, _facts(about))
     again = build_described(about.spec)
     again.load_state_dict(load_file(path))
     return Classifier(again.eval(), about).eval()
 
 
+def _write_weights(classifier: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    from safetensors.torch import save
+
+    network: Any = classifier.network
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    # Written here, because a full disk is no OSError of safetensors.
+    path.write_bytes(save(weights, metadata=dict(metadata)))
+
+
 def _torch_export(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
     program = _program(classifier, about)
     extra: dict[str, Any] = {f"{name}.json": text for name, text in _facts(about).items()}
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files=extra)
+    data = io.BytesIO()
+    torch.export.save(program, data, extra_files=extra)
+    # Written here, because a full disk ends the process if torch writes the file.
+    path.write_bytes(data.getvalue())
     with path.open("rb") as file:
         loaded: Callable[[Tensor], Tensor] = torch.export.load(file).module()
     return loaded
@@ -304,8 +215,53 @@ def _onnx(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[
 
 
 def _timm(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
-    network: Any = classifier.network
-    return write_timm_folder(network, about, path)
+    """Write a folder for timm, and return the network and the configuration that timm has loaded from it."""
+    import timm
+
+    from tune_rescon.timm_models import data_config
+
+    architecture, arguments = _timm_architecture(about)
+    config = {
+        "architecture": architecture,
+        "num_classes": about.spec.classes,
+        "model_args": arguments,
+        "pretrained_cfg": data_config(about.preprocessing, about.spec, about.class_names),
+    }
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_weights(classifier, path / "model.safetensors", {"format": "pt"})
+    loaded: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    mean_C11, std_C11 = (torch.tensor(loaded.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+
+    def run(pixels_BCHW: Tensor) -> Tensor:
+        probabilities_BK: Tensor = loaded((pixels_BCHW - mean_C11) / std_C11).softmax(1)
+        return probabilities_BK
+
+    return run
+
+
+def _timm_architecture(about: TrainedNetwork) -> tuple[str, dict[str, Any]]:
+    """Return the name in timm's registry of a network, and the arguments that build it.
+
+    Raises:
+        ConfigError: the network is a user's own, which timm cannot build.
+    """
+    from tune_rescon.models.external import timm_arguments
+    from tune_rescon.timm_models import EXPORTED
+
+    spec = about.spec
+    if isinstance(spec, NetworkSpec):
+        return EXPORTED, {
+            "spec": spec.to_dict(),
+            "preprocessing": about.preprocessing.to_dict(),
+            "num_classes": spec.classes,
+            "in_chans": spec.in_channels,
+        }
+    if spec.timm_name is None:
+        rule = "the format timm is for networks that timm can build"
+        hint = "Every other format can hold it."
+        raise ConfigError(format_error(rule, got=spec.network, where="--format", hint=hint))
+    return spec.timm_name.partition(".")[0], timm_arguments(spec)
 
 
 FORMATS: Final[Mapping[str, Writer]] = {
@@ -315,3 +271,24 @@ FORMATS: Final[Mapping[str, Writer]] = {
     "tensorflow": _saved_model,
     "timm": _timm,
 }
+
+
+def timm_transform_message(about: TrainedNetwork) -> str | None:
+    """Return how timm's own transform differs from the preprocessing of a network, or None if it does not.
+
+    timm's configuration can describe neither two steps of scaling, nor black borders, nor deep pictures.
+    """
+    how = about.preprocessing
+    differences = [
+        name
+        for name, differs in (
+            ("scales in one step", how.stored_side != how.image_size or how.resize != "squash"),
+            ("pads with the mean colour instead of black", how.resize == "pad"),
+            ("does not scale pictures of more than 8 bits", how.levels is not None),
+        )
+        if differs
+    ]
+    if not differences:
+        return None
+    own = "`network.preprocess(picture)`" if isinstance(about.spec, NetworkSpec) else "`tune_rescon.predict`"
+    return f"timm's own transform {', '.join(differences)}; the pixels of validation are those of {own}"

@@ -30,7 +30,7 @@ from tune_rescon.atomic_write import atomic_write
 from tune_rescon.data.account import as_text
 from tune_rescon.data.decode import Levels, blaming_the_image, to_rgb
 from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
-from tune_rescon.errors import ConfigError, StorageError, format_error, unknown_name_message
+from tune_rescon.errors import ConfigError, format_error, unknown_name_message
 from tune_rescon.inference.pictures import Pictures
 from tune_rescon.inference.predict import pixels
 from tune_rescon.models import ExternalSpec
@@ -50,7 +50,6 @@ __all__ = [
     "draw_overlay",
     "index_page",
     "load_photograph",
-    "make_gallery",
     "seen_box",
 ]
 
@@ -145,11 +144,7 @@ def _mean(maps_BCHW: Tensor) -> FloatArray:
 def draw_maps(path: Path, image_HWC: npt.NDArray[np.uint8], maps: Sequence[ModuleMaps], row: int) -> None:
     """Write a PNG of one picture with a row of panels for each module: the input and the three maps.
 
-    Args:
-        path: The PNG file.
-        image_HWC: The network's input, as bytes.
-        maps: The maps of each module, for the whole batch.
-        row: Index of the picture in the batch.
+    ``image_HWC`` is the network's input, as bytes; ``row`` is the picture's index in the batch of the maps.
     """
     figure = Figure(figsize=(8, 2 * len(maps)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -285,22 +280,8 @@ def _image(file: str) -> str:
 #: File name of the page.
 PAGE: Final = "index.html"
 
-#: Maximum number of characters of a picture's name in the names of its drawings, because the length of file
-#: names is limited.
+#: Maximum number of bytes of a picture's name in the names of its drawings; file systems allow 255 in all.
 _LONGEST_STEM: Final = 100
-
-
-def make_gallery(folder: Path) -> None:
-    """Create the folder, before any picture is classified.
-
-    Raises:
-        StorageError: The folder cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        rule = "must be a folder that can be written"
-        raise StorageError(format_error(rule, got=f"{folder} ({error.strerror})", where="--masks")) from error
 
 
 def draw_gallery(
@@ -308,14 +289,10 @@ def draw_gallery(
 ) -> Generator[Path, None, None]:
     """Draw every picture of the batches, and yield its path once its files are written.
 
+    The network may be on any device, and is in eval mode. The folder must exist.
+
     The page is written after each batch, and when the iterator is closed or interrupted. It lists all files
     that are written by then.
-
-    Args:
-        network: The network, on any device and in eval mode.
-        about: Metadata of the network.
-        batches: The pictures.
-        folder: An existing folder.
     """
     classifier = Classifier(network, about).eval()
     drawn: list[DrawnPicture] = []
@@ -332,22 +309,21 @@ def draw_gallery(
 
 
 def _draw(
-    folder: Path,
-    batch: Pictures,
-    maps: list[ModuleMaps],
-    *,
-    row: int,
-    number: int,
-    about: TrainedNetwork,
+    folder: Path, batch: Pictures, maps: list[ModuleMaps], *, row: int, number: int, about: TrainedNetwork
 ) -> DrawnPicture:
     path = batch.paths[row]
-    name = f"{number:04d}-{path.stem[:_LONGEST_STEM]}"
+    name = f"{number:04d}-{_shortened(path.stem)}"
     draw_maps(folder / f"{name}.png", batch.images_BHWC[row], maps, row)
     photograph = load_photograph(path, about.levels)
     overlays = tuple(f"{name}-{module.name}.jpg" for module in maps)
     for file, module in zip(overlays, maps, strict=True):
         draw_overlay(folder / file, photograph, module.mask_BHW[row], seen_box(photograph.size, about.resize))
     return DrawnPicture(panels=f"{name}.png", overlays=overlays, caption=as_text(str(path)))
+
+
+def _shortened(stem: str) -> str:
+    encoded = os.fsencode(stem)
+    return stem if len(encoded) <= _LONGEST_STEM else encoded[:_LONGEST_STEM].decode(errors="ignore")
 
 
 def _write_page(folder: Path, drawn: list[DrawnPicture]) -> None:

@@ -245,9 +245,7 @@ def _predicted(
 def mistakes_lines(found: Mistakes, *, of: str) -> list[str]:
     """Return the lines that a terminal shows.
 
-    Args:
-        found: The predictions.
-        of: The name of the images: "validation" or "test".
+    ``of`` names the images: "validation" or "test".
     """
     right = found.images - found.wrong
     left_out = (
@@ -266,9 +264,7 @@ def mistakes_lines(found: Mistakes, *, of: str) -> list[str]:
 def mistakes_document(found: Mistakes, *, of: str) -> dict[str, Any]:
     """Return what a report shows of the mistakes, as plain values.
 
-    Args:
-        found: The predictions.
-        of: The name of the images: "validation" or "test".
+    ``of`` names the images: "validation" or "test".
     """
     small = len(found.class_names) <= LARGEST_MATRIX
     return {

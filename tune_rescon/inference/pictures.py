@@ -5,10 +5,10 @@ Shape legend: B images of a batch, H = W the stored side, C the network's channe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,19 +27,13 @@ from tune_rescon.errors import DataError, format_error
 if TYPE_CHECKING:
     from tune_rescon.training import TrainedNetwork
 
-__all__ = [
-    "Pictures",
-    "batches_of",
-    "find_pictures",
-]
+__all__ = ["Pictures", "batches_of", "find_pictures"]
 
 
 ByteArray = npt.NDArray[np.uint8]
 
 #: Number of decoding threads; Pillow releases Python's global interpreter lock while it decodes.
 _THREADS: Final = 4
-
-_PRINT: Final = partial(print_line, err=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +44,11 @@ class Pictures:
     images_BHWC: ByteArray
 
 
-def find_pictures(paths: Sequence[Path], *, say: Callable[[str], object] = _PRINT) -> list[Path]:
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """Return the given files and the pictures in the given folders, in order and without duplicates.
 
-    Folders are searched by the rules of a dataset's listing, which follows links.
-
-    Args:
-        paths: Folders, and files, which are returned whatever their names are.
-        say: Called with a line for each kind of left-out files in the folders; by default prints to standard
-            error.
+    Folders are searched by the rules of a dataset's listing, which follows links. A line for each kind of
+    left-out files in them is printed to standard error. Files are returned whatever their names are.
 
     Raises:
         DataError: A path does not exist, a folder cannot be read, or no picture is found.
@@ -66,16 +56,16 @@ def find_pictures(paths: Sequence[Path], *, say: Callable[[str], object] = _PRIN
     found: dict[Path, None] = {}
     tally = Tally()
     for path in paths:
-        if path.is_dir():
+        # The methods of Path would raise an error if a name is too long.
+        if os.path.isdir(path):  # noqa: PTH112
             found |= dict.fromkeys(find_images(path, tally))
-        elif path.exists():
+        elif os.path.exists(path):  # noqa: PTH110
             found[path] = None
         else:
-            raise DataError(
-                format_error("a picture or a folder of them must exist", got=str(path), where="PATH")
-            )
+            rule = "a picture or a folder of them must exist"
+            raise DataError(format_error(rule, got=str(path), where="PATH"))
     for line in left_out_lines(tally.left_out()):
-        say(line)
+        print_line(line, err=True)
     if not found:
         rule = f"there must be pictures ({', '.join(SUFFIXES)})"
         raise DataError(format_error(rule, got="none", where=" ".join(map(str, paths))))
@@ -83,11 +73,7 @@ def find_pictures(paths: Sequence[Path], *, say: Callable[[str], object] = _PRIN
 
 
 def batches_of(
-    files: Sequence[Path],
-    about: TrainedNetwork,
-    *,
-    batch_size: int,
-    on_bad: Callable[[Path, str], object],
+    files: Sequence[Path], about: TrainedNetwork, *, batch_size: int, on_bad: Callable[[Path, str], object]
 ) -> Iterator[Pictures]:
     """Decode pictures to the stored squares that validation uses: the first step of the preprocessing.
 

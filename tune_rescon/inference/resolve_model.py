@@ -8,14 +8,12 @@ from pathlib import Path
 from torch import nn
 
 from tune_rescon.errors import StorageError, format_error
-from tune_rescon.storage import StorageUrl, local_file
+from tune_rescon.storage import RemoteError, StorageUrl, local_file
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.weights import load_exported
 from tune_rescon.tuning import SearchFolder, SearchLocation, StudyResult, read_search
 
-__all__ = [
-    "load_model",
-]
+__all__ = ["load_model"]
 
 
 def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, TrainedNetwork]:
@@ -27,7 +25,7 @@ def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, Trained
         location: Location of the searches.
 
     Raises:
-        StorageError: The model does not exist, or its file is damaged or of another kind.
+        StorageError: The model does not exist, or its file is damaged, of another kind, or not readable now.
     """
     if model.startswith("models:/"):
         # Imported here because it imports MLflow, which no other kind of model needs.
@@ -43,8 +41,13 @@ def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, Trained
     if path.suffix or len(path.parts) > 1:
         rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
         raise StorageError(format_error(rule, got=model))
-    with local_file(_best_checkpoint(read_search(location, model, where="MODEL"))) as file:
-        return load_trained(file)
+    checkpoint = _best_checkpoint(read_search(location, model, where="MODEL"))
+    try:
+        with local_file(checkpoint) as file:
+            return load_trained(file)
+    except RemoteError as error:
+        rule = "the best trial's checkpoint must be readable"
+        raise StorageError(format_error(rule, got=str(error), where="MODEL")) from error
 
 
 def _best_checkpoint(result: StudyResult) -> str:

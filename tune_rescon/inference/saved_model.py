@@ -36,14 +36,14 @@ _AXES: Final = (0, 3, 1, 2)
 
 
 def write_saved_model(
-    program: ExportedProgram, pixels_BCHW: Tensor, datasets: Mapping[str, str], folder: Path
+    program: ExportedProgram, pixels_BCHW: Tensor, facts: Mapping[str, str], folder: Path
 ) -> None:
     """Write a SavedModel of the network in ``program``.
 
     Args:
         program: The exported network.
         pixels_BCHW: Example images, which give the shape of the input; the batch size is free.
-        datasets: Metadata to store in the folder.
+        facts: Metadata to store in the folder.
         folder: The folder to write.
     """
     module = tf.Module()
@@ -61,7 +61,7 @@ def write_saved_model(
     module.classify = tf.function(classify, input_signature=[signature])
     tf.saved_model.save(module, str(folder), signatures=module.classify)
     (folder / _FACTS).parent.mkdir()
-    (folder / _FACTS).write_text(json.dumps(dict(datasets)), encoding="utf-8")
+    (folder / _FACTS).write_text(json.dumps(dict(facts)), encoding="utf-8")
 
 
 def load_saved_model(folder: Path) -> Callable[[Tensor], Tensor]:

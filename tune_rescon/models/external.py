@@ -41,9 +41,7 @@ _IMAGES: Final = 2
 def build_described(spec: NetworkDescription, *, pretrained: bool = False) -> nn.Module:
     """Return a newly initialised network in training mode; its weights are drawn from torch's generator.
 
-    Args:
-        spec: the network.
-        pretrained: True for timm's pretrained weights, which timm downloads or finds in its cache.
+    ``pretrained``: with timm's pretrained weights, which timm downloads or finds in its cache.
 
     Raises:
         NetworkError: the network does not exist or cannot be built, or has no pretrained weights here.
@@ -56,11 +54,7 @@ def build_described(spec: NetworkDescription, *, pretrained: bool = False) -> nn
 
 def _own(spec: ExternalSpec) -> nn.Module:
     function = import_function(spec.network, what="a network", where="network")
-    arguments = {
-        "num_classes": spec.classes,
-        "in_channels": spec.in_channels,
-        "image_size": spec.image_size,
-    }
+    arguments = {"num_classes": spec.classes, "in_channels": spec.in_channels, "image_size": spec.image_size}
     try:
         network = function(**arguments)
     except Exception as error:  # a user's function can raise any error

@@ -144,37 +144,24 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
         ),
     ),
     # ResCon's network for 32x32 images (its Attention-92); the other depths extend it.
-    "rescon": Layout(
+    "rescon": replace(
+        _IMAGENET,
         image_size=32,
         mask_floor=8,
         stem_channels=32,
         stem_kernel=3,
         stem_stride=1,
-        stem_norm=True,
         stem_pool=False,
         channels=(128, 256, 512),
-        strides=(1, 2, 2),
-        openings=1,
-        final_units=3,
         final_channels=1024,
         final_stride=1,
-        variants=_THREE_STAGES,
     ),
     # The port ResCon follows, for 448x448 images.
-    "port448": Layout(
+    "port448": replace(
+        _IMAGENET,
         image_size=448,
-        mask_floor=7,
-        stem_channels=64,
-        stem_kernel=7,
-        stem_stride=2,
-        stem_norm=True,
-        stem_pool=True,
         channels=(128, 256, 512, 1024),
         strides=(1, 2, 2, 2),
-        openings=1,
-        final_units=3,
-        final_channels=2048,
-        final_stride=2,
         variants=(Variant(modules=(1, 1, 2, 3)),),
     ),
 }
@@ -231,11 +218,6 @@ def resolve_network(config: TrialConfig, *, classes: int, in_channels: int) -> N
     parameters and a network trained at 224 must load at 320. The ``local`` mask (paper, section 4.1) runs the
     units of that stage's encoder-decoder in sequence at full resolution, so that the two masks differ only in
     sampling.
-
-    Args:
-        config: The trial's configuration.
-        classes: Number of classes.
-        in_channels: Number of image channels.
 
     Raises:
         NetworkError: ``network`` is set, the preset is unknown or contradicts the layout or depth, the layout

@@ -20,13 +20,7 @@ from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec
 from tune_rescon.models.presets import resolve_network
 from tune_rescon.models.spec import NetworkSpec, iter_layers
 
-__all__ = [
-    "StateDict",
-    "describe_value",
-    "find_state_dicts",
-    "load_rescon",
-    "rescon_names",
-]
+__all__ = ["StateDict", "describe_value", "find_state_dicts", "load_rescon", "rescon_names"]
 
 
 #: Maximum depth at which nested dicts are searched.

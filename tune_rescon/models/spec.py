@@ -132,6 +132,15 @@ class NetworkSpec:
         return in_stages + self.final_units
 
     @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """Drop probability of each unit along the trunk path (Huang et al. 2016, equation 4).
+
+        It is linear in depth: ``drop_path`` x l / L for the l-th of L units. Masks are never dropped.
+        """
+        units = self.trunk_path
+        return tuple(self.drop_path * index / units for index in range(1, units + 1))
+
+    @property
     def depth(self) -> int:
         """Number of layers along the trunk, as in the networks' names: stem, three per unit, classifier."""
         return 2 + 3 * self.trunk_path
@@ -142,13 +151,7 @@ class NetworkSpec:
         return self.final_channels if self.final_units else self.stages[-1].channels
 
     def unit(self, in_channels: int, channels: int, stride: int = 1) -> UnitSpec:
-        """Return a residual unit of this network's kind.
-
-        Args:
-            in_channels: Channels of the map that enters the unit.
-            channels: Channels of the map that leaves it.
-            stride: Stride of its 3x3 convolution.
-        """
+        """Return a residual unit of this network's kind."""
         return UnitSpec(
             in_channels=in_channels,
             channels=channels,
@@ -161,11 +164,7 @@ class NetworkSpec:
     def chain(self, in_channels: int, channels: int, *, units: int, stride: int = 1) -> tuple[UnitSpec, ...]:
         """Return ``units`` residual units in sequence; the first changes the width and applies the stride.
 
-        Args:
-            in_channels: Channels of the map that enters the first unit.
-            channels: Channels of the map that leaves each unit.
-            units: Number of units; 0 returns an empty tuple.
-            stride: Stride of the first unit.
+        Without units the tuple is empty.
         """
         first = self.unit(in_channels, channels, stride)
         return (first, *[self.unit(channels, channels)] * (units - 1)) if units else ()
@@ -256,12 +255,9 @@ class Layer:
         return self.side**2 * self.out_channels * self.in_channels // self.groups * self.kernel**2
 
 
-def count_params_and_macs(spec: NetworkSpec, image_size: int | None = None) -> Cost:
-    """Return the exact number of parameters, and of multiply-adds at ``image_size`` pixels.
-
-    If ``image_size`` is None, the size is the spec's.
-    """
-    layers = list(iter_layers(spec, image_size))
+def count_params_and_macs(spec: NetworkSpec) -> Cost:
+    """Return the exact number of parameters, and of multiply-adds at the spec's image size."""
+    layers = list(iter_layers(spec))
     return Cost(parameters=sum(x.parameters for x in layers), macs=sum(x.macs for x in layers))
 
 
@@ -275,10 +271,9 @@ def _pools_more_than_a_pixel(spec: NetworkSpec, image_size: int) -> bool:
     return all(before > 1 for stage, side in table for before in _mask_sides(side, stage.mask_poolings)[:-1])
 
 
-def iter_layers(spec: NetworkSpec, image_size: int | None = None) -> Iterator[Layer]:
-    """Yield every layer with parameters in forward order, for images of ``image_size`` pixels a side."""
-    image_side = spec.image_size if image_size is None else image_size
-    side = _strided(image_side, spec.stem_stride)
+def iter_layers(spec: NetworkSpec) -> Iterator[Layer]:
+    """Yield every layer with parameters in forward order, for images of the spec's size."""
+    side = _strided(spec.image_size, spec.stem_stride)
     yield _conv(
         "stem.conv",
         spec.in_channels,
@@ -289,7 +284,7 @@ def iter_layers(spec: NetworkSpec, image_size: int | None = None) -> Iterator[La
     )
     if spec.stem_norm:
         yield _norm("stem.norm", spec.stem_channels, side)
-    sides = _map_sides(spec, image_side)
+    sides = _map_sides(spec, spec.image_size)
     for index, (stage, entering) in enumerate(zip(spec.stages, spec.stage_inputs(), strict=True)):
         yield from _stage(spec, stage, f"stages.{index}", sides[index], entering=entering)
     yield from _chain("final", spec.final_chain(), sides[-1])

@@ -10,7 +10,7 @@
     CheckpointMirror the checkpoints of one trial, on its node and at the URL
     local_file       the file at a path or a URL, as a local file
     sqlite_url       the URL of a SQLite file, quoted; sqlite_file is the inverse
-    Register         a value that several machines may change; SharedValue reads and writes it as JSON
+    SharedValue      a JSON value that several machines may change
 
 The package depends on fsspec and SQLite files, but not on Ray or Optuna. Names are loaded on first use,
 because a search in a directory needs none of them.
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         choose_copy,
         fetch_databases,
     )
-    from tune_rescon.storage.register import Register, RegisterEntry, SharedValue
+    from tune_rescon.storage.register import SharedValue
     from tune_rescon.storage.remote import RemoteError, RemoteFolder, StorageUrl, local_file, parse_storage
     from tune_rescon.storage.sqlite import copy_database, sqlite_file, sqlite_url
 else:  # hidden from the type checker, which would accept any name

@@ -57,9 +57,12 @@ class CheckpointMirror:
         shutil.rmtree(arrived, ignore_errors=True)
         try:
             if self._insist(lambda: self._download(arrived)) and progress(arrived) > progress(self.local):
-                for path in arrived.iterdir():
-                    path.replace(self.local / path.name)
-                    self._sent[path.name] = file_version(self.local / path.name)
+                # In this order, because the last file tells the progress: a process that is killed between
+                # two files must not leave a folder that seems to be complete.
+                for name in self.names:
+                    if (arrived / name).exists():
+                        (arrived / name).replace(self.local / name)
+                        self._sent[name] = file_version(self.local / name)
         finally:
             shutil.rmtree(arrived, ignore_errors=True)
 

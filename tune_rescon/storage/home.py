@@ -15,14 +15,7 @@ from typing import Final
 from tune_rescon.errors import NameTakenError, StorageError, format_error
 from tune_rescon.storage.remote import RemoteError, RemoteFolder, StorageUrl
 
-__all__ = [
-    "SearchHome",
-    "check_name",
-    "check_new_name",
-    "name_taken",
-    "no_such_search",
-    "usable",
-]
+__all__ = ["SearchHome", "check_name", "check_new_name", "name_taken", "no_such_search", "usable"]
 
 
 #: The name of a search is also a directory, a study and an MLflow run, and part of MLflow's queries.
@@ -62,13 +55,7 @@ def check_new_name(name: str) -> None:
 
 
 def name_taken(name: str, place: object, *, begun: bool) -> NameTakenError:
-    """Return the error for a name that exists at ``place``, as a search (``begun``) or as another file.
-
-    Args:
-        name: the name.
-        place: the existing path or URL.
-        begun: True if there is a search that can be resumed.
-    """
+    """Return the error for a name that exists at ``place``, as a search (``begun``) or as another file."""
     way = f"Resume it with --resume {name}" if begun else "It holds no search: remove it"
     rule = f"the name of a new search must be free, but {place} exists"
     return NameTakenError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
@@ -77,11 +64,7 @@ def name_taken(name: str, place: object, *, begun: bool) -> NameTakenError:
 def no_such_search(name: str, storage: object, found: Sequence[str], *, where: str) -> StorageError:
     """Return the error for a name that no search has.
 
-    Args:
-        name: the name.
-        storage: the storage that was searched.
-        found: the searches in it, which the error lists.
-        where: the flag that gave the name.
+    The error lists ``found``, the searches in the storage.
     """
     near = difflib.get_close_matches(name, found, n=1)
     guess = f"Did you mean {near[0]}? " if near else ""
@@ -118,22 +101,16 @@ class SearchHome:
             StorageError: the name is not valid, or the URL cannot be written.
         """
         check_new_name(name)
-        root = RemoteFolder.connect(storage)
-        home = cls(storage=storage, name=name, remote=root.folder(name), identity=uuid.uuid4().hex)
+        remote = RemoteFolder.connect(storage).folder(name)
+        home = cls(storage=storage, name=name, remote=remote, identity=uuid.uuid4().hex)
         with usable(storage):
-            if home.remote.create(_IDENTITY, json.dumps({"search": name, "id": home.identity}).encode()):
+            if remote.create(_IDENTITY, json.dumps({"search": name, "id": home.identity}).encode()):
                 return home
-            begun = home.remote.read(_BEGUN) is not None
-        raise name_taken(name, home.remote.url, begun=begun)
+        raise name_taken(name, remote.url, begun=home.begun)
 
     @classmethod
     def look(cls, storage: StorageUrl, name: str, *, where: str = "--name") -> SearchHome | None:
         """Return the home that has this name, whether or not its search has begun; None if the name is free.
-
-        Args:
-            storage: the storage that may contain the search.
-            name: the search's name.
-            where: the flag that gave the name.
 
         Raises:
             StorageError: the name is not valid, or the URL cannot be read.
@@ -142,9 +119,14 @@ class SearchHome:
         remote = RemoteFolder.connect(storage).folder(name)
         with usable(storage):
             found = remote.read(_IDENTITY)
-        if found is None:
-            return None
-        return cls(storage=storage, name=name, remote=remote, identity=json.loads(found)["id"])
+            if found is None:
+                return None
+            try:
+                identity = json.loads(found)["id"]
+            except ValueError:
+                # On a file system, a writer may have created the file without filling it yet.
+                raise RemoteError(f"{remote.url}/{_IDENTITY} is being written") from None
+        return cls(storage=storage, name=name, remote=remote, identity=identity)
 
     @property
     def begun(self) -> bool:
@@ -161,24 +143,15 @@ class SearchHome:
     def find(cls, storage: StorageUrl, name: str, *, where: str = "--resume") -> SearchHome:
         """Return the home of a search that has begun.
 
-        Args:
-            storage: the storage that contains the search.
-            name: the search's name.
-            where: the flag that gave the name.
-
         Raises:
             StorageError: no search has this name (the error lists those that exist), or the URL cannot be
             read.
         """
-        check_name(name, where=where)
-        root = RemoteFolder.connect(storage)
-        remote = root.folder(name)
+        home = cls.look(storage, name, where=where)
+        if home is not None and home.begun:
+            return home
         with usable(storage):
-            identity = remote.read(_IDENTITY)
-            if identity is not None and remote.read(_BEGUN) is not None:
-                identity = json.loads(identity)["id"]
-                return cls(storage=storage, name=name, remote=remote, identity=identity)
-            found = root.folders_with(_BEGUN)
+            found = RemoteFolder.connect(storage).folders_with(_BEGUN)
         raise no_such_search(name, storage, found, where=where)
 
     def scratch(self, cache_root: Path) -> Path:

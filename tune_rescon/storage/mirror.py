@@ -23,14 +23,7 @@ from typing import Final
 from tune_rescon.atomic_write import file_version
 from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage.remote import RemoteFolder
-from tune_rescon.storage.sqlite import (
-    TERM_BYTES,
-    copy_database,
-    is_whole,
-    parse_term,
-    read_term,
-    write_term,
-)
+from tune_rescon.storage.sqlite import TERM_BYTES, copy_database, is_whole, parse_term, read_term, write_term
 
 __all__ = [
     "Copy",
@@ -56,14 +49,12 @@ class Copy(Enum):
 def choose_copy(*, here: int | None, at_url: int | None) -> Copy:
     """Return the place of the newest copy of a database.
 
+    A term is None if there is no such copy.
+
     A run uses the highest term plus one, and stamps its live database only after a copy with that term is at
     the URL. Two copies with the same term therefore come from the same live database, and the local one can
     only be newer. A run with a higher term at the URL began from the copy there, perhaps on another machine;
     that run has repeated the work that this machine had not sent by then.
-
-    Args:
-        here: the term of the copy on this machine; None if there is no such copy.
-        at_url: the term of the copy at the URL; None if there is no such copy.
 
     >>> choose_copy(here=3, at_url=3)
     <Copy.HERE: 'here'>
@@ -210,13 +201,10 @@ _BESIDE: Final = ("-journal", "-wal", "-shm")
 def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path], *, where: str = "--storage") -> int:
     """Replace each local database by the newest copy, and return the term of the run that begins.
 
+    ``databases`` are local SQLite files by their names at the URL; ``where`` is the flag that named the URL.
+
     Only one run may call this at a time, and before it opens any of the databases. The first database leads
     and the others follow it: see :func:`.choose_copies`.
-
-    Args:
-        remote: the folder at the URL.
-        databases: local SQLite files by their names at the URL.
-        where: the flag that named the URL, for error messages.
 
     Raises:
         RemoteError: the URL cannot be read now.

@@ -22,13 +22,7 @@ from typing import Any, Final
 from tune_rescon.atomic_write import atomic_write
 from tune_rescon.errors import StorageError, format_error, presentable
 
-__all__ = [
-    "RemoteError",
-    "RemoteFolder",
-    "StorageUrl",
-    "local_file",
-    "parse_storage",
-]
+__all__ = ["RemoteError", "RemoteFolder", "StorageUrl", "local_file", "parse_storage"]
 
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -120,13 +114,7 @@ class RemoteFolder:
     """A folder at a URL. Names are relative to it, with ``/``; a folder exists only while it has files."""
 
     def __init__(self, url: str, filesystem: Any, root: str) -> None:
-        """Wrap an fsspec file system; see :meth:`connect`.
-
-        Args:
-            url: the folder's URL.
-            filesystem: the fsspec file system.
-            root: the folder's path in the file system.
-        """
+        """Wrap an fsspec file system; see :meth:`connect`."""
         self._url = url
         self._fs = filesystem
         self._root = root.rstrip("/")

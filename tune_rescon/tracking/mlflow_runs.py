@@ -414,11 +414,6 @@ def _batches(
 
     Each request holds as many epochs as MLflow allows. The first one has the parameters. The last one has the
     closing figures if the run's state changes. A short trial is therefore one request, followed by a status.
-
-    Args:
-        trial: The trial.
-        run: The content of the run on the server.
-        closes: True if the run's state changes.
     """
     # MLflow does not change a parameter that is set. One that a resumed search has changed keeps its first
     # value.

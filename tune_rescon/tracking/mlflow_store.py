@@ -22,13 +22,7 @@ from tune_rescon.passwords import hide_passwords
 from tune_rescon.storage import sqlite_file, sqlite_url
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
-__all__ = [
-    "alone_at",
-    "deleted_experiment",
-    "fatal_error_hint",
-    "follow_artifacts",
-    "make_local_store",
-]
+__all__ = ["alone_at", "deleted_experiment", "fatal_error_hint", "follow_artifacts", "make_local_store"]
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -47,12 +41,7 @@ _DATABASE: Final = {
 
 
 def fatal_error_hint(error: Exception, uri: str) -> str | None:
-    """Return how to fix an error that every later call would raise too; None if a retry may succeed.
-
-    Args:
-        error: The exception that a call to MLflow has raised.
-        uri: The tracking URI.
-    """
+    """Return how to fix an error that every later call would raise too; None if a retry may succeed."""
     message = str(error)
     if isinstance(error, MlflowException) and error.error_code in _UNKNOWN_USER:
         return "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
@@ -130,10 +119,6 @@ def follow_artifacts(file: Path, artifacts: Path) -> None:
 
     Only experiments that a search has created in a storage's own directory are changed. A store with other
     tables is left unchanged, and a warning is logged.
-
-    Args:
-        file: The SQLite file.
-        artifacts: The directory of the artifacts, beside ``file``.
 
     Raises:
         CallError: If another process has locked the store. Without the change, artifacts would be written to

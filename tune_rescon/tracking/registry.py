@@ -13,7 +13,6 @@ import mlflow.artifacts
 import mlflow.pytorch
 import numpy as np
 import torch
-from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import nn
@@ -24,10 +23,7 @@ from tune_rescon.storage import local_file
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.weights import Classifier
 
-__all__ = [
-    "exported",
-    "registered_checkpoint",
-]
+__all__ = ["exported", "registered_checkpoint"]
 
 
 #: The path of the checkpoint within a model: MLflow's folder for extra files, and the file in it.
@@ -102,7 +98,7 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
         tracking_uri: The URI of the MLflow store.
 
     Raises:
-        StorageError: If the model does not exist, or was not registered by a search.
+        StorageError: If the model does not exist, was not registered by a search, or cannot be downloaded.
     """
     found = _URI.fullmatch(uri)
     if found is None:
@@ -110,21 +106,19 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
         raise StorageError(format_error(rule, got=uri, where="MODEL"))
     name, alias, version = found["name"], found["alias"], found["version"]
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
-    try:
-        version = version or client.get_model_version_by_alias(name, alias).version
-        place = client.get_model_version_download_uri(name, version)
-        with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
-            yield Path(
-                mlflow.artifacts.download_artifacts(
-                    f"{place.rstrip('/')}/{_CHECKPOINT_PATH}", dst_path=folder, tracking_uri=tracking_uri
-                )
+    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
+        try:
+            version = version or client.get_model_version_by_alias(name, alias).version
+            place = client.get_model_version_download_uri(name, version)
+            file = mlflow.artifacts.download_artifacts(
+                f"{place.rstrip('/')}/{_CHECKPOINT_PATH}", dst_path=folder, tracking_uri=tracking_uri
             )
-    except (MlflowException, OSError) as error:
-        rule = "MODEL must be registered by a search"
-        reason = str(error).strip().splitlines()[0]
-        raise StorageError(
-            format_error(rule, got=f"{uri} ({reason})", where=f"MLflow at {tracking_uri}")
-        ) from error
+        except Exception as error:  # each store of artifacts has its own exceptions
+            rule = "MODEL must be registered by a search"
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            got, where = f"{uri} ({reason})", f"MLflow at {tracking_uri}"
+            raise StorageError(format_error(rule, got=got, where=where)) from error
+        yield Path(file)
 
 
 def _signature(channels: int, side: int, classes: int) -> ModelSignature:

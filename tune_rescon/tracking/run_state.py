@@ -9,13 +9,15 @@ the writer finds or creates the run that shows the trial.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from tune_rescon.data.account import as_text
 from tune_rescon.errors import StorageError, format_error
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "check_tracking_uri",
     "mlflow_names",
     "now_ms",
+    "storable",
 ]
 
 
@@ -169,6 +172,23 @@ class Destination:
     """True if a larger ``metric`` is better."""
     artifacts: Path | None = None
     """The folder for the artifacts of a new experiment; None for the server's default."""
+
+
+def storable(value: Any) -> Any:
+    """Return a state or a destination whose texts every store can hold.
+
+    The names of files may have bytes that are no UTF-8 (:func:`.as_text`). Paths stay as they are.
+    """
+    if isinstance(value, str):
+        return as_text(value)
+    if isinstance(value, tuple):
+        return tuple(map(storable, value))
+    if isinstance(value, Mapping):
+        return {key: storable(inner) for key, inner in value.items()}
+    if isinstance(value, TrialRunState | SearchRunState | Images | Destination):
+        fields = {field.name: storable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
 
 
 _SCHEMES: Final = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")

@@ -31,12 +31,10 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tune_rescon.storage import sqlite_file
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 from tune_rescon.tracking.mlflow_store import alone_at, fatal_error_hint, follow_artifacts, make_local_store
-from tune_rescon.tracking.run_state import Destination, RunState
+from tune_rescon.tracking.run_state import Destination, RunState, storable
 from tune_rescon.tracking.worker_client import CallError, CallResult, RetryPolicy
 
-__all__ = [
-    "MlflowWorker",
-]
+__all__ = ["MlflowWorker"]
 
 
 #: MLflow's error codes for a wrong call. All other codes may be temporary failures of the server.
@@ -66,7 +64,7 @@ class MlflowWorker:
 
     def __init__(self, destination: Destination) -> None:
         """Store ``destination``; nothing is sent yet."""
-        self._destination = destination
+        self._destination: Destination = storable(destination)
         self._runs: MlflowRunSync | None = None
 
     def send(self, run_state: RunState) -> CallResult:
@@ -81,7 +79,7 @@ class MlflowWorker:
             runs = self._runs = self._runs or self._connect()
         try:
             with _errors_converted(uri, if_final=RetryPolicy.SKIP):
-                return CallResult(run_id=runs.send(run_state), remarks=runs.take_remarks())
+                return CallResult(run_id=runs.send(storable(run_state)), remarks=runs.take_remarks())
         except CallError as error:
             if error.policy is RetryPolicy.SKIP:
                 # If the experiment was deleted meanwhile, every other call will be refused too.
@@ -114,9 +112,7 @@ class MlflowWorker:
 def _errors_converted(uri: str, *, if_final: RetryPolicy) -> Iterator[None]:
     """Convert errors within the block to :class:`.CallError` with a retry policy.
 
-    Args:
-        uri: The tracking URI.
-        if_final: The policy if a retry of the call cannot succeed.
+    ``if_final`` is the policy if a retry of the call cannot succeed.
     """
     try:
         yield

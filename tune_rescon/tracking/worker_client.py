@@ -17,13 +17,7 @@ from typing import Final, Protocol
 from tune_rescon.tracking.run_state import Destination, RunState, SearchRunState
 from tune_rescon.user_code import child_import_path
 
-__all__ = [
-    "CallError",
-    "CallResult",
-    "RetryPolicy",
-    "Sink",
-    "WorkerProcess",
-]
+__all__ = ["CallError", "CallResult", "RetryPolicy", "Sink", "WorkerProcess"]
 
 
 class RetryPolicy(enum.Enum):

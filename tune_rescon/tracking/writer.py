@@ -22,11 +22,7 @@ from tune_rescon.config import trial_name
 from tune_rescon.tracking.run_state import ACTIVE, Destination, RunState, TrialRunState
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy, Sink, WorkerProcess
 
-__all__ = [
-    "MlflowWriter",
-    "UpdateQueue",
-    "mlflow_writer",
-]
+__all__ = ["MlflowWriter", "UpdateQueue", "mlflow_writer"]
 
 
 _SEARCH: Final = "search"
@@ -98,12 +94,7 @@ class UpdateQueue:
                 self._changed.wait(left)
 
     def done(self, run_state: RunState, updates: int) -> None:
-        """Remove ``run_state``, which was sent or refused; a newer state of the same run keeps waiting.
-
-        Args:
-            run_state: The state from :meth:`next`.
-            updates: The number of updates from :meth:`next`.
-        """
+        """Remove ``run_state``, which was sent or refused; a newer state of the same run keeps waiting."""
         with self._changed:
             key = _key(run_state)
             known = self._waiting.pop(key)
@@ -173,17 +164,9 @@ class MlflowWriter:
     """Accepts states on the search's thread and sends them from a separate thread."""
 
     def __init__(
-        self,
-        destination: Destination,
-        *,
-        open_worker: Callable[[Destination], Sink] = WorkerProcess,
+        self, destination: Destination, *, open_worker: Callable[[Destination], Sink] = WorkerProcess
     ) -> None:
-        """Create the writer without starting it; see :meth:`start`.
-
-        Args:
-            destination: The MLflow store.
-            open_worker: Creates the object that makes the calls to MLflow.
-        """
+        """Create the writer without starting it; see :meth:`start`."""
         self._uri = destination.uri
         self._worker = open_worker(destination)
         self._queue = UpdateQueue(debounce=DEBOUNCE_SECONDS)

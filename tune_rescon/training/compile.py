@@ -19,7 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from tune_rescon.models.units import PreActivationUnit, ResNeXtUnit
+from tune_rescon.models.network import PreActivationUnit, ResNeXtUnit
 
 __all__ = [
     "choose_compiling",

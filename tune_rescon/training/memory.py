@@ -26,8 +26,7 @@ from tune_rescon import __version__
 from tune_rescon.atomic_write import atomic_write
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkDescription, NetworkSpec
-from tune_rescon.models.network import Mask
-from tune_rescon.models.units import PreActivationUnit, ResNeXtUnit
+from tune_rescon.models.network import Mask, PreActivationUnit, ResNeXtUnit
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.microbatches import next_micro_batches
 

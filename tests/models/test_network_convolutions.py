@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from tune_rescon.models.units import conv
+from tune_rescon.models.network import conv
 
 pytestmark = pytest.mark.torch
 
 #: In a process of its own: the library's kernel writes beyond its memory, which ends the process or not.
 BACKWARD = """
 import sys, torch
-from tune_rescon.models.units import conv
+from tune_rescon.models.network import conv
 torch.set_num_threads(1)
 channels, side, batch = map(int, sys.argv[1:])
 layer = conv(channels, 2 * channels, 1, 2).to(memory_format=torch.channels_last)
