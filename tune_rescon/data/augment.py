@@ -37,9 +37,16 @@ IntArray = npt.NDArray[np.int64]
 def crop_and_flip(images_BHWC: Tensor, rng: np.random.Generator, *, padding: int, flip: bool) -> Tensor:
     """Pad with zeros, crop each image at a random position, and mirror it with probability one half.
 
-    The images may be of any dtype. ``padding`` is in pixels on each side; 0: do not crop.
-
     One gather does both.
+
+    Args:
+        images_BHWC: Images of any dtype.
+        rng: Source of all random draws.
+        padding: Pixels on each side; 0: do not crop.
+        flip: Mirror left to right.
+
+    Returns:
+        Images of the same shape.
     """
     batch, height, width, _ = images_BHWC.shape
     if not padding and not flip:
@@ -188,9 +195,15 @@ def jitter_colors(images_BCHW: Tensor, rng: np.random.Generator, *, strength: fl
 def erase(images_BCHW: Tensor, rng: np.random.Generator, *, probability: float) -> Tensor:
     """Set a random box of each image to 0, with this probability.
 
-    The images are normalised, so that 0 is the mean colour.
-
     As torchvision's ``RandomErasing``, of which every default is used.
+
+    Args:
+        images_BCHW: Square normalised images, in which 0 is the mean colour.
+        rng: Source of all random draws.
+        probability: Share of the images in which a box is erased.
+
+    Returns:
+        New images of the same shape.
     """
     batch, side = len(images_BCHW), images_BCHW.shape[-1]
     boxes_B4 = draw_boxes(
@@ -213,6 +226,15 @@ def mixup(
     """Blend each image with its neighbour in the batch, and the targets likewise (Zhang et al., 2018).
 
     ``lambda ~ Beta(alpha, alpha)`` is drawn once per batch, as in the authors' code.
+
+    Args:
+        images_BCHW: Normalised images.
+        targets_BK: Targets as class probabilities.
+        rng: Source of the draw.
+        alpha: Parameter of the beta distribution.
+
+    Returns:
+        Images and targets of the same shapes.
     """
     weight = float(rng.beta(alpha, alpha))
     return (images_BCHW.roll(1, 0).lerp(images_BCHW, weight), targets_BK.roll(1, 0).lerp(targets_BK, weight))
@@ -223,7 +245,14 @@ def cutmix(
 ) -> tuple[Tensor, Tensor]:
     """Paste a box of its neighbour into each image, and mix the targets by area (Yun et al., 2019).
 
-    ``alpha`` is the parameter of the beta distribution of the box's area, as in :func:`mixup`.
+    Args:
+        images_BCHW: Normalised images.
+        targets_BK: Targets as class probabilities.
+        rng: Source of all random draws.
+        alpha: Parameter of the beta distribution of the box's area.
+
+    Returns:
+        Images and targets of the same shapes.
     """
     height, width = images_BCHW.shape[-2:]
     centre = (int(rng.integers(height)), int(rng.integers(width)))
@@ -241,7 +270,11 @@ def cutmix_box(
 ) -> tuple[int, int, int, int]:
     """Return (top, bottom, left, right) of a box, clipped at the edges of the image, pixels.
 
-    ``share`` is the area of the unclipped box as a share of the image's area, ``centre`` its row and column.
+    Args:
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        share: Area of the unclipped box as a share of the image's area.
+        centre: Row and column of the box's centre, pixels.
 
     >>> cutmix_box(32, 32, share=0.25, centre=(16, 16)), cutmix_box(32, 32, share=0.25, centre=(0, 31))
     ((8, 24, 8, 24), (0, 8, 23, 32))

@@ -76,6 +76,11 @@ def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> Ba
 
     On a CPU the mapped cache is already in the right memory. On a GPU the split is uploaded, unless it is
     there already. If the split does not fit, batches are prefetched.
+
+    Args:
+        dataset: The open dataset.
+        part: The split to read.
+        device: The device of the trial.
     """
     split: Split = getattr(dataset, part)
     if not has_own_memory(device):

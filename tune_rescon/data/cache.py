@@ -144,7 +144,13 @@ def create_images(folder: Path, shape: Shape) -> Path:
 
 
 def map_chunk(path: Path, shape: Shape, rows: slice) -> ByteArray:
-    """Map some rows of an unfinished image file for writing."""
+    """Map some rows of an unfinished image file for writing.
+
+    Args:
+        path: The image file.
+        shape: Shape of all images, N x H x W x C.
+        rows: The rows to map.
+    """
     offset = len(_npy_header(shape)) + rows.start * math.prod(shape[1:])
     part = (rows.stop - rows.start, *shape[1:])
     return np.memmap(path, mode="r+", dtype=np.uint8, offset=offset, shape=part)

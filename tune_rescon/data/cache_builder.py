@@ -227,7 +227,11 @@ _SCRATCH = ".building-"
 def open_or_build_cache(source: Source, root: Path, *, skip_bad: bool, progress: Progress) -> Cache:
     """Map the source's cache. If the cache is absent, incomplete or outdated, build it first.
 
-    ``root`` contains the caches of this node. With ``skip_bad``, images that cannot be decoded are left out.
+    Args:
+        source: The images to decode.
+        root: Folder that contains the caches of this node.
+        skip_bad: Leave out images that cannot be decoded, instead of raising.
+        progress: True draws a progress bar; a callable is called with (images done, total images).
 
     Raises:
         DataError: The source is invalid, or contains a broken image and ``skip_bad`` is False.

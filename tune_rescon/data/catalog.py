@@ -336,7 +336,10 @@ def _unreadable(url: str, error: Exception) -> DataError:
 def split_rule(dataset: DatasetConfig, *, own_validation: bool, has_test: bool) -> SplitRule:
     """Return the rule that splits the dataset's training images.
 
-    ``own_validation``: the source has a validation part, which is then used as it is.
+    Args:
+        dataset: The dataset's configuration.
+        own_validation: True if the source has a validation part, which is then used as it is.
+        has_test: True if the dataset has test images.
     """
     holds_out = dataset.hold_out or validation_tests(dataset, has_test=has_test)
     return SplitRule(

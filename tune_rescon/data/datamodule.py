@@ -115,7 +115,10 @@ class ImageDataModule(LightningDataModule):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the prepared training batches of an epoch.
 
-        The epoch is counted from 0; ``first`` is the number of the first batch to yield.
+        Args:
+            epoch: The epoch, counted from 0.
+            device: Device of the batches.
+            first: Number of the first batch to yield.
         """
         device = torch.device(device)
         batches = self._shuffled(lambda: epoch, device, (epoch, first))

@@ -272,7 +272,14 @@ def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
 def square_of(
     image: Image.Image, side: int, *, resize: str = "crop", levels: Levels | None = None
 ) -> Image.Image:
-    """Return the upright RGB square of a picture that is open but not decoded yet."""
+    """Return the upright RGB square of a picture that is open but not decoded yet.
+
+    Args:
+        image: The open picture.
+        side: Side of the square, pixels.
+        resize: See :func:`decode_image`.
+        levels: See :func:`decode_image`.
+    """
     # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes, so most of a large photograph is never decoded. A
     # picture that 1/2 would make smaller than requested is not scaled.
     if min(image.size) >= 4 * side:
@@ -283,7 +290,11 @@ def square_of(
 def to_square(image: Image.Image, side: int, resize: str) -> Image.Image:
     """Scale a picture to a square, bilinear and antialiased.
 
-    ``resize`` is explained at :class:`tune_rescon.data.preprocessing.Preprocessing`.
+    Args:
+        image: A picture of any size.
+        side: Side of the square, pixels.
+        resize: ``crop`` keeps the centre square of the picture. ``pad`` keeps the whole picture and adds
+            black bars. ``squash`` keeps the whole picture and scales its two sides independently.
     """
     width, height = image.size
     if (width, height) == (side, side):

@@ -121,7 +121,10 @@ class Tree:
 def plant(entries: Iterable[str], selection: Selection, tally: Tally) -> Tree:
     """Build the tree of the images among the paths of a source.
 
-    The files and folders that are left out are added to ``tally``. The paths of folders end in ``/``.
+    Args:
+        entries: The paths; the paths of folders end in ``/``.
+        selection: The rules for ignored folders and files.
+        tally: Receives the files and folders that are left out.
     """
     tree = Tree()
     known: dict[str, bool] = {"": True}
@@ -189,11 +192,14 @@ class Entry(NamedTuple):
 def walk(root: Path, selection: Selection, tally: Tally) -> Iterator[Entry]:
     """Yield every file and folder below a directory; follow links.
 
-    Loops of links and the left-out entries are added to ``tally``.
-
     Entries named as images that cannot be read as files are left out. Skipped folders are yielded but not
     entered. ``os.walk`` is unsuitable, because it silently omits folders that cannot be read and does not
     give the size and time of a file.
+
+    Args:
+        root: The directory.
+        selection: The rules for skipped folders.
+        tally: Receives loops of links and the left-out entries.
 
     Raises:
         OSError: A folder cannot be read.

@@ -103,7 +103,13 @@ class RawBatch:
 
 
 def epoch_order(images: int, *, seed: int, epoch: int) -> IntArray:
-    """Return the order of the images in an epoch, which is counted from 0."""
+    """Return the order of the images in an epoch.
+
+    Args:
+        images: Number of images.
+        seed: Seed of the trial.
+        epoch: The epoch, counted from 0.
+    """
     return np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(images)
 
 
@@ -112,6 +118,11 @@ def balanced_order(labels_N: IntArray, *, seed: int, epoch: int) -> IntArray:
 
     The classes' numbers of images differ by one at most; chance decides which classes have one more. Within a
     class, no image is shown twice more often than another one. The order has as many images as the split.
+
+    Args:
+        labels_N: Classes of the images.
+        seed: Seed of the trial.
+        epoch: The epoch, counted from 0.
     """
     rng = np.random.default_rng((_ORDER_STREAM, seed, epoch))
     present = np.unique(labels_N)

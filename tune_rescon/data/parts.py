@@ -43,6 +43,11 @@ def find_parts(tree: Tree, selection: Selection, where: str) -> Parts:
     A part that ``selection`` names consists of the selected folders. If ``selection`` names ``train``, the
     source has only the selected parts. Otherwise usual names determine the parts in the rest of the source.
 
+    Args:
+        tree: The folders and images of the source.
+        selection: The folders that the dataset configures for each part.
+        where: Name of the source in error messages.
+
     Raises:
         DataError: A selected folder does not exist, or the usual names are ambiguous.
     """

@@ -81,7 +81,13 @@ POLICIES: Final[Mapping[str, Policy]] = {
 def augment(images_BCHW: Tensor, rng: np.random.Generator, policy: Policy) -> Tensor:
     """Apply a policy to a batch.
 
-    The images are square, uint8, and have 1 or 3 channels.
+    Args:
+        images_BCHW: Square uint8 images of 1 or 3 channels.
+        rng: Source of all random draws.
+        policy: The policy to apply.
+
+    Returns:
+        New images of the same shape and dtype.
     """
     if policy.chains:
         return _mix_chains(images_BCHW, rng, policy)

@@ -58,10 +58,18 @@ class Preprocessing:
         levels: tuple[float, float] | None = None,
         interpolation: str = "bilinear",
     ) -> Preprocessing:
-        """Create the preprocessing from a dataset's statistics; the arguments are the class's attributes.
+        """Create the preprocessing from a dataset's statistics.
 
-        ``mean`` and ``std`` count only if ``normalize`` is true. A constant channel, whose standard deviation
-        is 0, is only shifted.
+        Args:
+            stored_side: Side of the dataset's squares, pixels.
+            image_size: Side of the network's input, pixels.
+            mean: Mean of each channel over the training images, in 0..1.
+            std: Standard deviation of each channel over the training images, in 0..1. A constant channel has
+                0 and is only shifted.
+            normalize: True if images are normalised.
+            resize: The method by which pictures become squares.
+            levels: Values that become 0 and 255 in pictures of more than 8 bits.
+            interpolation: ``bilinear`` or ``bicubic``.
         """
         channels = len(mean)
         return cls(

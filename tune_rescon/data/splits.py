@@ -63,6 +63,12 @@ def stratified_counts(counts: Sequence[int], total: int, *, least: int = 1, leav
     A class gives at least ``least`` images (or all of its images) and at most ``count - leave``. An empty
     class gives none.
 
+    Args:
+        counts: Number of images of each class.
+        total: Number of images to draw from all classes.
+        least: Minimum number of images from each class.
+        leave: Number of images to leave in each class.
+
     >>> stratified_counts([50, 30, 20], 10)
     [5, 3, 2]
     >>> stratified_counts([98, 1, 1], 10)
@@ -90,6 +96,11 @@ def stratified_counts(counts: Sequence[int], total: int, *, least: int = 1, leav
 
 def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
     """Return the numbers of training and validation images of :func:`stratified_split`, from totals alone.
+
+    Args:
+        images: Number of training images of the source.
+        classes: Number of classes.
+        rule: The rule of the split.
 
     >>> cut_sizes(50_000, 10, SplitRule(limit=None, val_fraction=0.1, seed=0))
     (45000, 5000)
@@ -121,7 +132,11 @@ def check_counts(
 ) -> None:
     """Check that every class has an image for each side.
 
-    ``tested``: test images were held out before, which the counts leave out.
+    Args:
+        counts: Number of training images of each class.
+        names: Names of the classes.
+        rule: The rule of the split.
+        tested: True if test images were held out before, which the counts leave out.
 
     Raises:
         DataError: A class has no training image, or only one although validation images are drawn from them.
@@ -177,7 +192,14 @@ def held_out_counts(counts: Sequence[int], rule: SplitRule) -> list[int]:
 
 
 def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) -> IntArray:
-    """Return the positions of at most ``limit`` images, stratified and ascending. A class may be absent."""
+    """Return the positions of at most ``limit`` images, stratified and ascending. A class may be absent.
+
+    Args:
+        labels_N: Classes of the images.
+        classes: Number of classes.
+        limit: Maximum number of images; None: all.
+        seed: Seed of the draw.
+    """
     if limit is None or limit >= len(labels_N):
         return np.arange(len(labels_N), dtype=np.int64)
     orders = _class_orders(labels_N, classes, seed)
@@ -188,10 +210,14 @@ def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) 
 def with_label_noise(labels_N: IntArray, classes: int, share: float, seed: int) -> IntArray:
     """Return a copy of ``labels_N`` with some labels replaced by another class at random.
 
-    ``share`` of the labels is rounded to whole images.
-
     In the paper's table 5, an image keeps its true label with probability ``1 - share``, and all other
     classes are equally probable.
+
+    Args:
+        labels_N: Classes of the images.
+        classes: Number of classes.
+        share: Share of the labels to replace, rounded to whole images.
+        seed: Seed of the draw.
 
     >>> with_label_noise(np.zeros(10, dtype=np.int64), 2, 0.3, seed=0).sum()
     np.int64(3)

@@ -66,6 +66,11 @@ class Lead:
 
         With only two or three trainings each, the interval is several standard errors wide.
 
+        Args:
+            first: the estimate of the first configuration.
+            second: the estimate of the second configuration.
+            maximize: True if a higher value is better.
+
         >>> Lead.of(Estimate.of([0.8, 0.82]), Estimate.of([0.7, 0.71]), maximize=True).margin > 0.03
         True
         >>> Lead.of(Estimate.of([0.8]), Estimate.of([0.7, 0.71]), maximize=True).margin

@@ -65,6 +65,12 @@ def read_duration(text: str) -> float:
 def finals_seconds(epoch_seconds: float, *, epochs: int, trainings: int, slots: int) -> float:
     """Return the wall time in seconds of ``trainings`` trainings, of which ``slots`` run at once.
 
+    Args:
+        epoch_seconds: seconds of an epoch.
+        epochs: epochs of each training.
+        trainings: number of trainings.
+        slots: number of trainings that run at once.
+
     >>> finals_seconds(10, epochs=3, trainings=5, slots=2)
     90
     """
@@ -76,7 +82,12 @@ def epochs_within(
 ) -> int:
     """Return the maximum number of epochs for which :func:`finals_seconds` is at most ``seconds``.
 
-    The configurations have the number of warm-up epochs, for which the time must be enough too.
+    Args:
+        seconds: the time budget.
+        epoch_seconds: seconds of an epoch.
+        configs: the configurations to train, which have the number of warm-up epochs.
+        trainings: number of trainings.
+        slots: number of trainings that run at once.
 
     Raises:
         ConfigError: ``seconds`` are not enough for one epoch, or for the warm-up epochs.
@@ -250,7 +261,11 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
 def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int | None) -> TrialConfig:
     """Return the configuration of a preset that is trained by a recipe for ``epochs`` epochs.
 
-    The warm-up keeps its fraction of the epochs. Without ``image_size`` the images have the preset's size.
+    Args:
+        preset: the name of the network.
+        recipe: the recipe of the training.
+        epochs: number of epochs; the warm-up keeps its fraction of them.
+        image_size: side of the images in pixels; None: the preset's.
 
     Raises:
         ConfigError: a value breaks its field's rule.

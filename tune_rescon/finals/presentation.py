@@ -114,7 +114,13 @@ def print_published(console: Console) -> None:
 
 
 def print_reproduction(found: Mapping[PublishedRow, StudyResult], shares: Shares, console: Console) -> None:
-    """Print the published values beside the measured ones, and how far each training was scaled down."""
+    """Print the published values beside the measured ones, and how far each training was scaled down.
+
+    Args:
+        found: the search of each row.
+        shares: the fractions of the schedule and of the images that were used.
+        console: the console to print to.
+    """
     table = Table(title="Published and measured", title_justify="left")
     for heading in ("row", "published", "measured", "trainings", "scaled to"):
         table.add_column(heading, overflow="fold")

@@ -33,9 +33,15 @@ def judge_network(
 ) -> tuple[Mistakes, str]:
     """Compare a network's predictions with the labels of the images that ranked the search's trials.
 
-    ``seconds`` limits the time; see :func:`.find_mistakes`.
-
     A search chooses by the validation images. The test images are for ``train``, which reports on them.
+
+    Args:
+        result: The search.
+        network: A trained network of the search.
+        about: Metadata of the network.
+        data_root: The directory of the datasets.
+        cache_root: The directory of the decoded images.
+        seconds: See :func:`.find_mistakes`.
 
     Returns:
         The mistakes, and the name of the images: "validation" or "test".
@@ -60,6 +66,11 @@ def write_mistakes(result: StudyResult, path: Path, *, options: RunOptions) -> N
 
     Nothing is written if the best network is not kept. The images for which :data:`SECONDS` are too short are
     left out.
+
+    Args:
+        result: A search that has ended.
+        path: The file to write.
+        options: The options of the search, which have the directories of the images.
 
     Raises:
         UserError: The images or the network cannot be read.

@@ -72,6 +72,12 @@ def check_export(form: str, output: Path) -> None:
 def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output: Path) -> float:
     """Write the network to a scratch file, load and compare it, and rename it to ``output``.
 
+    Args:
+        network: The trained network.
+        about: Metadata of the network.
+        form: Name of the format, a key of ``FORMATS``.
+        output: Path of the file or folder.
+
     Returns:
         The largest relative difference of a probability.
 

@@ -144,7 +144,11 @@ def _mean(maps_BCHW: Tensor) -> FloatArray:
 def draw_maps(path: Path, image_HWC: npt.NDArray[np.uint8], maps: Sequence[ModuleMaps], row: int) -> None:
     """Write a PNG of one picture with a row of panels for each module: the input and the three maps.
 
-    ``image_HWC`` is the network's input, as bytes; ``row`` is the picture's index in the batch of the maps.
+    Args:
+        path: The PNG file.
+        image_HWC: The network's input, as bytes.
+        maps: The maps of each module, for the whole batch.
+        row: Index of the picture in the batch.
     """
     figure = Figure(figsize=(8, 2 * len(maps)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -289,10 +293,14 @@ def draw_gallery(
 ) -> Generator[Path, None, None]:
     """Draw every picture of the batches, and yield its path once its files are written.
 
-    The network may be on any device, and is in eval mode. The folder must exist.
-
     The page is written after each batch, and when the iterator is closed or interrupted. It lists all files
     that are written by then.
+
+    Args:
+        network: The network, on any device and in eval mode.
+        about: Metadata of the network.
+        batches: The pictures.
+        folder: An existing folder.
     """
     classifier = Classifier(network, about).eval()
     drawn: list[DrawnPicture] = []

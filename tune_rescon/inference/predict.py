@@ -41,6 +41,11 @@ def pixels(batch: Pictures, about: TrainedNetwork, device: torch.device | str = 
     """Return the network's input before normalisation: B x C x H x W, in 0..1, on ``device``.
 
     The pictures are copied to the device as bytes and resized there, as in validation.
+
+    Args:
+        batch: The decoded pictures.
+        about: Metadata of the network, with its preprocessing.
+        device: Device of the result.
     """
     images_BCHW = torch.from_numpy(batch.images_BHWC).to(device).permute(0, 3, 1, 2)
     return to_unit(images_BCHW, about.preprocessing)

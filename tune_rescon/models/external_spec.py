@@ -86,6 +86,11 @@ def describe_network(config: TrialConfig, *, classes: int, in_channels: int) -> 
 
     Whether timm or the user's module has a network of this name is found out when it is built.
 
+    Args:
+        config: the trial's configuration.
+        classes: number of classes.
+        in_channels: number of image channels.
+
     Raises:
         NetworkError: ``network`` has another form, a field does not apply to it, or the network of this
             family does not exist (see :func:`.resolve_network`).

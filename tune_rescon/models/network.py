@@ -58,7 +58,15 @@ class _SubsampledConv2d(nn.Conv2d):
 def conv(
     in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, *, groups: int = 1
 ) -> nn.Conv2d:
-    """Return a convolution without bias, padded by half its kernel, so that a stride rounds sizes up."""
+    """Return a convolution without bias whose padding is half its kernel, so that a stride rounds sizes up.
+
+    Args:
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        kernel: Side of the kernel, pixels.
+        stride: Stride along both axes.
+        groups: Number of groups.
+    """
     kind = _SubsampledConv2d if kernel == 1 and stride > 1 and in_channels % _VECTOR else nn.Conv2d
     return kind(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
@@ -250,7 +258,10 @@ class AttentionModule(nn.Module):
     def __init__(self, spec: NetworkSpec, stage: StageSpec, drop_paths: Iterator[float]) -> None:
         """Build one attention module.
 
-        The module consumes 2p + t of the drop probabilities along the trunk path.
+        Args:
+            spec: The whole network.
+            stage: The stage that contains this module.
+            drop_paths: Drop probabilities along the trunk path; this module consumes 2p + t of them.
         """
         super().__init__()
         outer = spec.plain(stage.channels, units=spec.outer_units)
@@ -308,7 +319,12 @@ class Stage(nn.Module):
     ) -> None:
         """Build one stage.
 
-        The stage consumes a drop probability for each unit of its trunk path.
+        Args:
+            spec: The whole network.
+            stage: This stage.
+            in_channels: Channels of the map that enters the stage.
+            drop_paths: Drop probabilities along the trunk path; this stage consumes one per unit of its trunk
+                path.
         """
         super().__init__()
         opening = spec.chain(in_channels, stage.channels, units=stage.openings, stride=stage.stride)

@@ -219,6 +219,11 @@ def resolve_network(config: TrialConfig, *, classes: int, in_channels: int) -> N
     units of that stage's encoder-decoder in sequence at full resolution, so that the two masks differ only in
     sampling.
 
+    Args:
+        config: The trial's configuration.
+        classes: Number of classes.
+        in_channels: Number of image channels.
+
     Raises:
         NetworkError: ``network`` is set, the preset is unknown or contradicts the layout or depth, the layout
             does not have the depth, the image is too small for the layout, or there is less than one class or

@@ -151,7 +151,13 @@ class NetworkSpec:
         return self.final_channels if self.final_units else self.stages[-1].channels
 
     def unit(self, in_channels: int, channels: int, stride: int = 1) -> UnitSpec:
-        """Return a residual unit of this network's kind."""
+        """Return a residual unit of this network's kind.
+
+        Args:
+            in_channels: Channels of the map that enters the unit.
+            channels: Channels of the map that leaves it.
+            stride: Stride of its 3x3 convolution.
+        """
         return UnitSpec(
             in_channels=in_channels,
             channels=channels,
@@ -164,7 +170,11 @@ class NetworkSpec:
     def chain(self, in_channels: int, channels: int, *, units: int, stride: int = 1) -> tuple[UnitSpec, ...]:
         """Return ``units`` residual units in sequence; the first changes the width and applies the stride.
 
-        Without units the tuple is empty.
+        Args:
+            in_channels: Channels of the map that enters the first unit.
+            channels: Channels of the map that leaves each unit.
+            units: Number of units; 0 returns an empty tuple.
+            stride: Stride of the first unit.
         """
         first = self.unit(in_channels, channels, stride)
         return (first, *[self.unit(channels, channels)] * (units - 1)) if units else ()

@@ -55,7 +55,13 @@ def check_new_name(name: str) -> None:
 
 
 def name_taken(name: str, place: object, *, begun: bool) -> NameTakenError:
-    """Return the error for a name that exists at ``place``, as a search (``begun``) or as another file."""
+    """Return the error for a name that exists at ``place``, as a search (``begun``) or as another file.
+
+    Args:
+        name: the name.
+        place: the existing path or URL.
+        begun: True if there is a search that can be resumed.
+    """
     way = f"Resume it with --resume {name}" if begun else "It holds no search: remove it"
     rule = f"the name of a new search must be free, but {place} exists"
     return NameTakenError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
@@ -64,7 +70,11 @@ def name_taken(name: str, place: object, *, begun: bool) -> NameTakenError:
 def no_such_search(name: str, storage: object, found: Sequence[str], *, where: str) -> StorageError:
     """Return the error for a name that no search has.
 
-    The error lists ``found``, the searches in the storage.
+    Args:
+        name: the name.
+        storage: the storage that was searched.
+        found: the searches in it, which the error lists.
+        where: the flag that gave the name.
     """
     near = difflib.get_close_matches(name, found, n=1)
     guess = f"Did you mean {near[0]}? " if near else ""
@@ -112,6 +122,11 @@ class SearchHome:
     def look(cls, storage: StorageUrl, name: str, *, where: str = "--name") -> SearchHome | None:
         """Return the home that has this name, whether or not its search has begun; None if the name is free.
 
+        Args:
+            storage: the storage that may contain the search.
+            name: the search's name.
+            where: the flag that gave the name.
+
         Raises:
             StorageError: the name is not valid, or the URL cannot be read.
         """
@@ -142,6 +157,11 @@ class SearchHome:
     @classmethod
     def find(cls, storage: StorageUrl, name: str, *, where: str = "--resume") -> SearchHome:
         """Return the home of a search that has begun.
+
+        Args:
+            storage: the storage that contains the search.
+            name: the search's name.
+            where: the flag that gave the name.
 
         Raises:
             StorageError: no search has this name (the error lists those that exist), or the URL cannot be

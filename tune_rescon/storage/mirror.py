@@ -201,10 +201,13 @@ _BESIDE: Final = ("-journal", "-wal", "-shm")
 def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path], *, where: str = "--storage") -> int:
     """Replace each local database by the newest copy, and return the term of the run that begins.
 
-    ``databases`` are local SQLite files by their names at the URL; ``where`` is the flag that named the URL.
-
     Only one run may call this at a time, and before it opens any of the databases. The first database leads
     and the others follow it: see :func:`.choose_copies`.
+
+    Args:
+        remote: the folder at the URL.
+        databases: local SQLite files by their names at the URL.
+        where: the flag that named the URL, for error messages.
 
     Raises:
         RemoteError: the URL cannot be read now.

@@ -114,7 +114,13 @@ class RemoteFolder:
     """A folder at a URL. Names are relative to it, with ``/``; a folder exists only while it has files."""
 
     def __init__(self, url: str, filesystem: Any, root: str) -> None:
-        """Wrap an fsspec file system; see :meth:`connect`."""
+        """Wrap an fsspec file system; see :meth:`connect`.
+
+        Args:
+            url: the folder's URL.
+            filesystem: the fsspec file system.
+            root: the folder's path in the file system.
+        """
         self._url = url
         self._fs = filesystem
         self._root = root.rstrip("/")

@@ -69,6 +69,11 @@ BUSY_SECONDS: Final = 60.0
 def copy_database(source: Path, target: Path, *, term: int) -> None:
     """Copy ``source`` to ``target`` as of one moment, even while others write to it, and stamp the copy.
 
+    Args:
+        source: the live database.
+        target: the file to create or replace.
+        term: the term to stamp the copy with.
+
     Raises:
         sqlite3.Error: the source is no database, or stays locked for too long.
     """

@@ -45,7 +45,12 @@ def register_champion(
 ) -> tuple[bool, str | None]:
     """Register the winner's network as the newest version of the model ``name``.
 
-    ``owner`` is the id of the search, and ``run_id`` the run of the winner's trial.
+    Args:
+        client: MLflow.
+        champion: the winner.
+        name: the search's name.
+        run_id: the run of the winner's trial.
+        owner: the search's id.
 
     Returns:
         Whether the network is registered, and a message to the user, or None.
