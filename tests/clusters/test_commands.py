@@ -31,7 +31,7 @@ from tune_rescon.clusters.commands import (
     submission_id,
     where_is_head,
 )
-from tune_rescon.errors import ClusterError, ClusterFileError
+from tune_rescon.errors import ClusterError, ClusterFileError, ConfigError
 from tune_rescon.search import search
 
 AWS = ClusterFile(
@@ -138,6 +138,8 @@ def test_keys_are_the_files_or_rays_own(tmp_path: Path) -> None:
     assert find_keys(AWS, tmp_path) == [tmp_path / "ray-autoscaler_us-west-2.pem"]
     assert find_keys(replace(AWS, region="us-east-1"), tmp_path) == []
     assert find_keys(LOCAL, tmp_path) == [Path("~/.ssh/id").expanduser()]
+    with pytest.raises(ConfigError, match=r"auth.ssh_private_key: must begin with a home directory that"):
+        find_keys(replace(LOCAL, ssh_key="~no-such-user/id"), tmp_path)
 
 
 def test_captured_output_has_no_carriage_returns() -> None:

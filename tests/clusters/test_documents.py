@@ -1,4 +1,4 @@
-"""Aliases in a cluster file: expanded, within bounds."""
+"""Values and aliases in a cluster file: read, within bounds."""
 
 from __future__ import annotations
 
@@ -27,9 +27,13 @@ def aliases(levels: int) -> str:
         ("a: &a [1, *a]\n", "the anchor `&a` must not contain itself, but got an alias `*a` within it."),
         ("a: &a {b: {c: *a}}\n", "the anchor `&a` must not contain itself"),
         ("a: " + "[" * 500 + "]" * 500, "is not YAML: "),
+        ("a: 2026-13-01\n", "is not YAML: a value cannot be read: month must be in 1..12"),
+        ("a: [!!int many]\n", "is not YAML: a value cannot be read: "),
+        ("a: !!bool maybe\n", "is not YAML: a value cannot be read: "),
+        (f"a: {'9' * 5000}\n", "is not YAML: a value cannot be read: "),
     ],
 )
-def test_aliases_that_stand_for_too_much_are_a_finding_at_once(tmp_path: Path, text: str, words: str) -> None:
+def test_what_cannot_be_read_is_a_finding_at_once(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     (finding,) = check_file(path)

@@ -67,8 +67,11 @@ def _document_findings(document: ClusterDocument) -> list[Finding]:
 
 def _check_sky_task(document: ClusterDocument) -> None:
     """Add the findings in a task of SkyPilot, which has its own check of keys and machines."""
-    variables = at(document.value, "envs") or {}
-    given = [(f"envs.{name}", f"{name}={value}") for name, value in variables.items()]
+    variables = at(document.value, "envs")
+    given = [
+        (f"envs.{name}", f"{name}={value}")
+        for name, value in (variables.items() if isinstance(variables, dict) else ())
+    ]
     given += [(dotted(steps), text) for steps, text in texts_in(document.value)]
     check_storage(given, lambda _where, text: document.complain("storage", ("envs",), text))
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from typing_extensions import override
 
 from tune_rescon.errors import KeyPath, format_error
 
@@ -84,7 +86,7 @@ class ClusterDocument:
                 line = place[0]
             try:
                 node = node[step]
-            except (KeyError, IndexError):
+            except (KeyError, IndexError, TypeError):
                 break
         return line + 1
 
@@ -125,8 +127,22 @@ def read_documents(text: str) -> tuple[list[ClusterDocument], list[Finding]]:
         return [], [Finding(rule="yaml", text=f"is not YAML: {str(error).splitlines()[0]}.", line=1)]
 
 
+class _Constructor(RoundTripConstructor):
+    """Raises errors with a line for a value that its type cannot have, such as the date 2026-13-01."""
+
+    @override
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError) as error:
+            raise ConstructorError(
+                problem=f"a value cannot be read: {error}", problem_mark=node.start_mark
+            ) from None
+
+
 def _reader() -> YAML:
     yaml = YAML()
+    yaml.Constructor = _Constructor
     yaml.allow_duplicate_keys = False
     yaml.max_depth = DEEPEST
     return yaml

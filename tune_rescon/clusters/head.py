@@ -6,6 +6,7 @@ reached without a tunnel only there.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
@@ -294,7 +295,7 @@ def _request_json(url: str) -> Any:
         raise ClusterError(
             format_error(rule, got=f"{error.code} {error.reason}", where=url, hint=hint)
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         why = getattr(error, "reason", None) or error
         raise ClusterError(format_error("Ray's dashboard must answer", got=why, where=url)) from None
 

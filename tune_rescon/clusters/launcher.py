@@ -208,7 +208,7 @@ def _check_token(document: ClusterDocument) -> None:
         rule = "must hold `~/.ray: ./cluster/token`, and head_setup_commands `ray get-auth-token --generate`"
         hint = "Without the token no node may join. cluster.yaml shows both lines."
         document.complain("auth-token", steps, format_error(rule, where="file_mounts", hint=hint))
-    elif not Path(source).expanduser().exists():
+    elif not _exists(source):
         rule = "names a file that is not there: plain `ray up` starts the head, and then fails"
         hint = (
             "`tune-rescon cluster up` makes it, as does `ray get-auth-token --generate`."
@@ -217,6 +217,13 @@ def _check_token(document: ClusterDocument) -> None:
         )
         text = format_error(rule, got=source, where="file_mounts", hint=hint)
         document.complain("auth-token", steps, text, severity="warning")
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).expanduser().exists()
+    except RuntimeError:  # no such user
+        return False
 
 
 def _check_head_resources(document: ClusterDocument) -> None:

@@ -193,7 +193,8 @@ def schema_problems(value: Any) -> Iterator[tuple[str, KeyPath, str]]:
                     below = (*steps, key)
                     yield "unknown-key", below, unknown_name_message("key", key, known, where=dotted(below))
         elif error.validator == "required":
-            missing = next(key for key in error.validator_value if key not in error.instance)
+            # The schema's validator has an error for each key, which only its message names.
+            (missing,) = (key for key in error.validator_value if error.message.startswith(repr(key)))
             yield "ray-schema", steps, format_error("is missing", where=dotted((*steps, missing)))
         elif error.validator == "type":
             rule = f"must be of type {error.validator_value}"

@@ -7,6 +7,7 @@ the mirror that also copies a search's databases.
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import signal
@@ -62,7 +63,7 @@ def answers(url: str, *, timeout: float) -> bool:
         urllib.request.urlopen(url, timeout=timeout).close()
     except urllib.error.HTTPError as error:
         return error.code < 500
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
 
@@ -277,7 +278,9 @@ def end_mlflow(folder: Path) -> None:
 def mlflow_command(folder: Path) -> list[str]:
     """Return the command line of the process that keeps MLflow running in ``folder``; empty if none does."""
     keeper = _keeper(folder)
-    return psutil.Process(keeper).cmdline() if keeper else []
+    with suppress(psutil.NoSuchProcess):  # it has ended since
+        return psutil.Process(keeper).cmdline() if keeper else []
+    return []
 
 
 def _keeper(folder: Path) -> int | None:

@@ -136,9 +136,12 @@ def commands_in(text: str) -> list[ShellCommand]:
     """Return the simple commands of a text, in the order in which they are written.
 
     Raises:
-        ShellSyntaxError: a quote or a bracket is not closed.
+        ShellSyntaxError: a quote or a bracket is not closed, or brackets are nested too deeply.
     """
-    return _Reader(0).read(text, _Scope())
+    try:
+        return _Reader(0).read(text, _Scope())
+    except RecursionError:
+        raise ShellSyntaxError("brackets within brackets without end") from None
 
 
 class _Reader:
