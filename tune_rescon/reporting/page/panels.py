@@ -7,18 +7,22 @@ from collections.abc import Iterator, Sequence
 from tune_rescon.errors import counted
 from tune_rescon.reporting.analysis import (
     GpuUse,
+    Incumbent,
     Throughput,
     gpu_use,
+    grouping,
+    groups,
     savings,
     shared_epoch,
     throughput,
     timeline,
     values_at,
 )
-from tune_rescon.reporting.formatting import duration, format_device_hours, format_number
+from tune_rescon.reporting.formatting import duration, format_device_hours, format_number, setting_text
 from tune_rescon.reporting.page.chart import Panel
 from tune_rescon.reporting.page.charts import (
     costs,
+    group_curves,
     importance_bars,
     incumbent_curves,
     learning_curves,
@@ -26,7 +30,6 @@ from tune_rescon.reporting.page.charts import (
     slices,
     survival_bars,
 )
-from tune_rescon.reporting.page.group_panel import by_group
 from tune_rescon.reporting.page.time_charts import gantt, speed_steps, utilisation_steps
 from tune_rescon.tuning import StudyResult, parameter_importance
 
@@ -43,7 +46,7 @@ def panels(result: StudyResult) -> Iterator[Panel]:
         " Click a legend entry to hide it, a double click shows it alone.",
         charts=[learning_curves(result)],
     )
-    yield from by_group(result)
+    yield from _by_group(result)
     yield from _by_parameter(result)
     yield Panel(heading="Rungs", note=_rung_note(result), charts=[survival_bars(result)], half=True)
     yield Panel(
@@ -74,6 +77,37 @@ def comparison_panels(results: Sequence[StudyResult]) -> Iterator[Panel]:
         note="The best trial so far of each search: most epochs first, then best value.",
         charts=[incumbent_curves(results)],
     )
+
+
+def _by_group(result: StudyResult) -> Iterator[Panel]:
+    """Yield the panel that compares networks, or other groups of trials, at equal cost."""
+    found, name = groups(result), grouping(result)
+    if not found or name is None:
+        return
+    shared = min(one.hours for one in found)
+    within = format_device_hours(shared, result.device)
+    yield Panel(
+        heading=f"By {name.replace('_', ' ')}",
+        note=f"Compare them at equal cost: at the dotted line, {within}, which is the least that was spent on"
+        " one of them. A value counts whatever the epochs of its trial.",
+        headings=(name, "trials", "epochs", "spent", "best", f"best within {within}"),
+        rows=[
+            (
+                setting_text(name, one.value),
+                str(one.trials),
+                str(one.epochs),
+                format_device_hours(one.hours, result.device),
+                _reached(one.best[-1] if one.best else None),
+                _reached(one.best_within(shared)),
+            )
+            for one in found
+        ],
+        charts=[group_curves(result, name, found, shared)],
+    )
+
+
+def _reached(one: Incumbent | None) -> str:
+    return "-" if one is None else f"{format_number(one.value)} (trial {one.number}, epoch {one.epoch})"
 
 
 def _by_parameter(result: StudyResult) -> Iterator[Panel]:
