@@ -294,7 +294,7 @@ def _check(path: Path) -> int:
 
     found = check_file(path)
     for finding in found:
-        click.echo(f"{path}:{finding.line}: {finding.severity}: {finding.text} [{finding.rule}]")
+        click.echo(f"{path}:{finding}")
     return 2 if any(finding.severity == "error" for finding in found) else 0
 
 

@@ -113,7 +113,7 @@ class RestartPolicy:
         self._timing = timing
         self._started: float | None = None
         self._first_answer: float | None = None
-        self._last_answer: float | None = None
+        self._healthy_seconds = 0.0
         self._misses = 0
         self._pause = 0.0
         self._due = float("-inf")
@@ -124,9 +124,9 @@ class RestartPolicy:
             return self._start_again(now)
         if seen is Health.HEALTHY:
             self._misses = 0
-            self._last_answer = now
             if self._first_answer is None:
                 self._first_answer = now
+            self._healthy_seconds = now - self._first_answer
             return Action.WAIT
         assert self._started is not None, "it was never started"
         if self._first_answer is None:
@@ -142,16 +142,12 @@ class RestartPolicy:
 
     def _start_again(self, now: float) -> Action:
         if self._started is not None:
-            healthy = 0.0
-            if self._first_answer is not None and self._last_answer is not None:
-                healthy = self._last_answer - self._first_answer
-            doubled = min(2 * self._pause, self._timing.longest_pause)
-            self._pause = (
-                self._timing.first_pause
-                if healthy >= self._timing.healthy_reset or not self._pause
-                else doubled
-            )
-            self._started = self._first_answer = self._last_answer = None
+            if self._healthy_seconds >= self._timing.healthy_reset or not self._pause:
+                self._pause = self._timing.first_pause
+            else:
+                self._pause = min(2 * self._pause, self._timing.longest_pause)
+            self._started = self._first_answer = None
+            self._healthy_seconds = 0.0
             self._due = now + self._pause
         if now < self._due:
             return Action.WAIT
