@@ -173,6 +173,20 @@ def test_a_database_that_is_not_kept_keeps_the_cluster(files: IdleFiles) -> None
     assert done == ["end MLflow", "start MLflow"] * 3 + [*ENDED, "end machines at 4.3"]
 
 
+def test_an_mlflow_that_has_ended_by_itself_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    commands, started = iter([["first"], []]), []
+    monkeypatch.setattr(this_head, "mlflow_command", lambda _: next(commands))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    head = this_head.head_actions()
+    head.end_mlflow()
+    head.end_mlflow()
+    head.start_mlflow()
+    assert started == [["first"]]
+
+
 def test_machines_that_are_not_ended_are_ended_again(files: IdleFiles) -> None:
     done = Day(refused_until=4.0 + 25 / 3600).watch(files)
     assert done == [*ENDED, "refused", "refused", "refused", "end machines at 4.0"]

@@ -81,6 +81,9 @@ def _resources(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{number:g} {name}" for name, number in sorted(resources.items())) or "none for trials"
 
 
+#: Ray's dashboard, as the head reaches it.
+DASHBOARD: Final = f"http://127.0.0.1:{DASHBOARD_PORT}"
+
 #: Seconds that the dashboard has to answer.
 DASHBOARD_TIMEOUT: Final = 20.0
 
@@ -183,7 +186,7 @@ def ask_head(cluster: ClusterFile) -> HeadState:
     return state
 
 
-def inspect_head(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> HeadState:
+def inspect_head() -> HeadState:
     """Return the state of the cluster; call it on the head itself.
 
     Raises:
@@ -191,15 +194,15 @@ def inspect_head(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> HeadS
     """
     status = run(ray_status(), capture=True, timeout=HEAD_TIMEOUT)
     return HeadState(
-        nodes=parse_nodes(_request_json(f"{dashboard}/api/v0/nodes?limit=10000")),
-        jobs=parse_jobs(_request_json(f"{dashboard}/api/jobs/")),
+        nodes=parse_nodes(_request_json(f"{DASHBOARD}/api/v0/nodes?limit=10000")),
+        jobs=parse_jobs(_request_json(f"{DASHBOARD}/api/jobs/")),
         demands=parse_demands(status.output),
         mlflow_answers=answers(f"http://127.0.0.1:{MLFLOW_PORT}/health", timeout=5.0),
         idle=IdleFiles.of_head().read_state(),
     )
 
 
-def running_jobs(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> list[str]:
+def running_jobs(dashboard: str = DASHBOARD) -> list[str]:
     """Return the jobs that run or wait, in words; also drivers that were not submitted. Call it on the head.
 
     Raises:

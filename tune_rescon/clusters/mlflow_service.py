@@ -254,19 +254,20 @@ def end_mlflow(folder: Path) -> None:
     """End the process that keeps MLflow running in ``folder``, and wait until its database is copied.
 
     Raises:
-        ClusterError: the process does not end, or its last copy of the database is not complete.
+        ClusterError: the process does not end, or the last copy of the database is not complete, also that of
+            a process that has ended before.
     """
-    if not (keeper := _keeper(folder)):
+    if keeper := _keeper(folder):
+        with suppress(ProcessLookupError):
+            os.kill(keeper, signal.SIGTERM)
+        timeout = END_TIMEOUT + LAST_COPY_TIMEOUT + RestartTiming().timeout + 10
+        try:
+            with FileLock(folder / _LOCK).acquire(timeout=timeout):
+                _PROGRESS.info(f"MLflow has ended (process {keeper})")
+        except Timeout:
+            raise ClusterError(f"process {keeper}, which keeps MLflow running, does not end.") from None
+    else:
         _PROGRESS.info("MLflow is not kept running")
-        return
-    with suppress(ProcessLookupError):
-        os.kill(keeper, signal.SIGTERM)
-    timeout = END_TIMEOUT + LAST_COPY_TIMEOUT + RestartTiming().timeout + 10
-    try:
-        with FileLock(folder / _LOCK).acquire(timeout=timeout):
-            _PROGRESS.info(f"MLflow has ended (process {keeper})")
-    except Timeout:
-        raise ClusterError(f"process {keeper}, which keeps MLflow running, does not end.") from None
     if (folder / _NOT_KEPT).exists():
         raise ClusterError(f"the last changes of MLflow's database are not kept yet, but in {folder} alone.")
 

@@ -22,8 +22,9 @@ ABSENT: Final = -0.12
 
 _ABSENT: Final = object()
 
-#: Number of labels on a numeric axis.
+#: Number of labels on a numeric axis, and the most characters of a label.
 LABELS: Final = 4
+LONGEST_LABEL: Final = 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +122,10 @@ def _value_at(share: float, low: float, high: float, *, log: bool) -> str:
     return format_number(float(f"{value:.2g}")) if log else format_number(round(value, 6))
 
 
-def _short(label: str, most: int = 14) -> str:
+def _short(label: str) -> str:
     """Shorten a label so that it leaves room for its neighbours.
 
     >>> _short("a very long name of a choice")
     'a very long n…'
     """
-    return label if len(label) <= most else f"{label[: most - 1]}…"
+    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
