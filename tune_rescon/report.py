@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Width of a line, in characters, where the output is not a terminal.
-PIPE_WIDTH: Final = 250
-
 #: Seconds within which MLflow must accept the updates that it lacks.
 SYNC_TIMEOUT: Final = 120.0
 
@@ -236,6 +233,8 @@ def _list(location: SearchLocation, *, as_json: bool) -> None:
 
 
 def _console() -> Console:
+    from tune_rescon.reporting.console import PIPE_WIDTH
+
     # A file or a pipe has no width, so its tables are as wide as they need to be.
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 

@@ -15,11 +15,11 @@ from tests.waiting import wait_until
 from tune_rescon.clusters.cluster import find_keys
 from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import (
+    END_MLFLOW,
+    INSPECT,
     Command,
     Done,
-    end_mlflow_command,
     follow_command,
-    inspect_command,
     make_token,
     ray_down,
     ray_exec,
@@ -72,8 +72,8 @@ def test_a_list_of_hosts_has_the_first_autoscaler(command: Command) -> None:
     [
         (follow_command("j-1"), f"ray job logs {JOBS} --follow j-1"),
         (stop_command("j-1"), f"ray job stop {JOBS} j-1"),
-        (inspect_command(), "python -m tune_rescon.cluster inspect --json"),
-        (end_mlflow_command(), "python -m tune_rescon.cluster mlflow --end"),
+        (INSPECT, "python -m tune_rescon.cluster inspect --json"),
+        (END_MLFLOW, "python -m tune_rescon.cluster mlflow --end"),
     ],
 )
 def test_lines_for_the_heads_shell(line: str, words: str) -> None:

@@ -18,10 +18,10 @@ from typing import Final, NoReturn
 from tune_rescon.clusters.cluster_file import TOKEN, ClusterFile
 from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
+    END_MLFLOW,
     HEAD_TIMEOUT,
     MLFLOW_PORT,
     RAY_IS_HERE,
-    end_mlflow_command,
     end_when_idle_command,
     make_token,
     ray_down,
@@ -245,7 +245,7 @@ def _end_mlflow(cluster: ClusterFile) -> str | None:
     try:
         if find_head(cluster) is None:
             return None
-        done = run(ray_exec(cluster, end_mlflow_command()), capture=True, timeout=HEAD_TIMEOUT)
+        done = run(ray_exec(cluster, END_MLFLOW), capture=True, timeout=HEAD_TIMEOUT)
     except ClusterError as error:
         return str(error)
     return done.last_words if done.code != 0 else None

@@ -23,8 +23,8 @@ from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
     HEAD_TIMEOUT,
+    INSPECT,
     MLFLOW_PORT,
-    inspect_command,
     ray_exec,
     ray_status,
     run,
@@ -179,7 +179,7 @@ def ask_head(cluster: ClusterFile) -> HeadState:
     Raises:
         ClusterError: the head returned no report.
     """
-    done = run(ray_exec(cluster, inspect_command()), capture=True, timeout=HEAD_TIMEOUT)
+    done = run(ray_exec(cluster, INSPECT), capture=True, timeout=HEAD_TIMEOUT)
     state = HeadState.parse(done.output)
     if state is None:
         raise ClusterError(f"The head of {cluster.name} returned no status: {done.last_words}")
