@@ -114,6 +114,10 @@ def test_an_empty_storage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--list", "a"], "--list takes no NAME"),
         (["--list", "--csv"], "--list takes no NAME"),
         (["a", "--json", "--csv"], "Give one of --json and --csv."),
+        (["--list", "--sync"], "Error: Give one of --list and --sync."),
+        (["--list", "--errors", "a.html"], "Give one of --list and --errors."),
+        (["a", "--sync", "--errors", "a.html"], "Give one of --sync and --errors."),
+        (["a", "--sync", "--json"], "--sync takes a NAME alone."),
         (["nope"], "NAME: no search named 'nope'"),
         (["a", "--compare", "nope"], "--compare: no search named 'nope'"),
         (["a", "--html", "/no/such/folder/a.html"], "must be a file that can be written"),
@@ -127,3 +131,4 @@ def test_bad_usage_is_one_paragraph(
     heard = capsys.readouterr()
     assert said in heard.err
     assert "Traceback" not in heard.err
+    assert "Reading None" not in heard.err

@@ -15,6 +15,7 @@ import click
 
 from tune_rescon.command import progress_shown, run_command
 from tune_rescon.command_options import HELP_SETTINGS, OptionsCommand
+from tune_rescon.home import expanded_path
 
 __all__ = ["main"]
 
@@ -236,7 +237,7 @@ def mlflow(
     """Keep an MLflow server running on this machine: the head's."""
     from tune_rescon.clusters import MlflowSettings, end_mlflow, supervise_mlflow
 
-    folder = folder.expanduser()
+    folder = expanded_path(folder, where="--folder")
     if end:
         end_mlflow(folder)
         return 0
@@ -293,7 +294,7 @@ def _check(path: Path) -> int:
 
     found = check_file(path)
     for finding in found:
-        click.echo(f"{path}:{finding.line}: {finding.severity}: {finding.text} [{finding.rule}]")
+        click.echo(f"{path}:{finding}")
     return 2 if any(finding.severity == "error" for finding in found) else 0
 
 

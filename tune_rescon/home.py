@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tune_rescon.errors import ConfigError, format_error
 
-__all__ = ["ensure_home", "home_directory"]
+__all__ = ["ensure_home", "expanded_path", "home_directory"]
 
 
 def ensure_home() -> None:
@@ -39,3 +39,20 @@ def home_directory(variable: str) -> Path:
     except RuntimeError as error:
         rule = "must be set where the user has no home directory"
         raise ConfigError(format_error(rule, where=variable, hint=f"Set {variable} to a path.")) from error
+
+
+def expanded_path(path: str | Path, *, where: str) -> Path:
+    """Return ``path`` with the home directory in place of ``~`` or ``~NAME``.
+
+    Args:
+        path: the path.
+        where: the flag or field that has the path, for the error message.
+
+    Raises:
+        ConfigError: this machine has no such home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        rule = "must begin with a home directory that this machine has"
+        raise ConfigError(format_error(rule, got=path, where=where, hint="Give its whole path.")) from None

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Width of a line, in characters, where the output is not a terminal.
-PIPE_WIDTH: Final = 250
-
 #: Seconds within which MLflow must accept the updates that it lacks.
 SYNC_TIMEOUT: Final = 120.0
 
@@ -86,10 +83,8 @@ def report(
     """Report on the search NAME, while it runs or after."""
     chosen = {"--json": as_json, "--markdown": as_markdown, "--csv": as_csv, "--html": html_file is not None}
     forms = [flag for flag, is_given in chosen.items() if is_given]
-    if len(forms) > 1:
-        raise click.UsageError(f"Give one of {' and '.join(forms)}.")
-    if name is None and not list_all:
-        raise click.UsageError("Give the NAME of a search, or --list to see their names.")
+    kinds = {"--list": list_all, "--sync": sync, "--errors": errors_file is not None}
+    _check_flags(name, forms, [kind for kind, is_given in kinds.items() if is_given], others)
     for flag, file in (("--html", html_file), ("--errors", errors_file)):
         if file is not None:
             check_output_file(Path(file), where=flag)
@@ -99,18 +94,12 @@ def report(
         print_line("Reading the storage" if list_all else f"Reading {name}", err=True)
     location = _location(storage, study)
     if list_all:
-        if name is not None or others or sync or set(forms) - {"--json"}:
-            raise click.UsageError("--list takes no NAME, and of the forms only --json.")
         _list(location, as_json=as_json)
         return 0
     assert name is not None, "checked above"
     if sync:
-        if forms or others:
-            raise click.UsageError("--sync takes a NAME alone.")
         return _sync(location, name)
     if errors_file is not None:
-        if forms or others:
-            raise click.UsageError("--errors takes a NAME alone.")
         return _judge(location, name, Path(errors_file), data_root)
     results = _read(location, name, others)
     if html_file is not None:
@@ -120,6 +109,20 @@ def report(
     else:
         _show(results)
     return 0
+
+
+def _check_flags(name: str | None, forms: Sequence[str], kinds: Sequence[str], others: Sequence[str]) -> None:
+    """Check which flags go together; ``kinds`` are those that do something else than show a search."""
+    for some in (forms, kinds):
+        if len(some) > 1:
+            raise click.UsageError(f"Give one of {' and '.join(some)}.")
+    if kinds == ["--list"]:
+        if name is not None or others or set(forms) - {"--json"}:
+            raise click.UsageError("--list takes no NAME, and of the forms only --json.")
+    elif name is None:
+        raise click.UsageError("Give the NAME of a search, or --list to see their names.")
+    elif kinds and (forms or others):
+        raise click.UsageError(f"{kinds[0]} takes a NAME alone.")
 
 
 def _sync(location: SearchLocation, name: str) -> int:
@@ -230,6 +233,8 @@ def _list(location: SearchLocation, *, as_json: bool) -> None:
 
 
 def _console() -> Console:
+    from tune_rescon.reporting.console import PIPE_WIDTH
+
     # A file or a pipe has no width, so its tables are as wide as they need to be.
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 

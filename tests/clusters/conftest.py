@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +27,23 @@ cluster_name: lab
 provider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}
 auth: {ssh_user: root, ssh_private_key: ~/.ssh/id}
 """
+
+
+@contextmanager
+def served_once(answer: bytes) -> Iterator[str]:
+    """Yield the URL of a server that answers one connection with these bytes, and closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
 
 
 @dataclass

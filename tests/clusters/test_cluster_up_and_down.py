@@ -13,6 +13,7 @@ from tune_rescon.cluster import main
 from tune_rescon.clusters import Finding, check
 from tune_rescon.clusters.check import check_file
 from tune_rescon.clusters.commands import Done
+from tune_rescon.errors import ClusterError
 
 Stands = Callable[..., Done]
 
@@ -236,6 +237,16 @@ def test_down_continues_if_mlflow_cannot_be_ended(
     assert "MLflow was not ended first, so its last changes may not be kept: ssh: no route" in (
         capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("hangs", ["get-head-ip", "mlflow --end"])
+def test_down_ends_a_cluster_whose_head_hangs(
+    hangs: str, played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    played.answers = {"get-head-ip": [HEAD], hangs: [ClusterError("`ray` did not end within 180 s.")]}
+    assert main(["down", str(file)]) == 0
+    assert played.ran[-1].startswith("down ")
+    assert "its last changes may not be kept: `ray` did not end" in capsys.readouterr().out
 
 
 def test_resources_that_a_cloud_may_leave_are_listed(

@@ -15,11 +15,11 @@ from tests.waiting import wait_until
 from tune_rescon.clusters.cluster import find_keys
 from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import (
+    END_MLFLOW,
+    INSPECT,
     Command,
     Done,
-    end_mlflow_command,
     follow_command,
-    inspect_command,
     make_token,
     ray_down,
     ray_exec,
@@ -31,7 +31,7 @@ from tune_rescon.clusters.commands import (
     submission_id,
     where_is_head,
 )
-from tune_rescon.errors import ClusterError, ClusterFileError
+from tune_rescon.errors import ClusterError, ClusterFileError, ConfigError
 from tune_rescon.search import search
 
 AWS = ClusterFile(
@@ -72,8 +72,8 @@ def test_a_list_of_hosts_has_the_first_autoscaler(command: Command) -> None:
     [
         (follow_command("j-1"), f"ray job logs {JOBS} --follow j-1"),
         (stop_command("j-1"), f"ray job stop {JOBS} j-1"),
-        (inspect_command(), "python -m tune_rescon.cluster inspect --json"),
-        (end_mlflow_command(), "python -m tune_rescon.cluster mlflow --end"),
+        (INSPECT, "python -m tune_rescon.cluster inspect --json"),
+        (END_MLFLOW, "python -m tune_rescon.cluster mlflow --end"),
     ],
 )
 def test_lines_for_the_heads_shell(line: str, words: str) -> None:
@@ -138,6 +138,8 @@ def test_keys_are_the_files_or_rays_own(tmp_path: Path) -> None:
     assert find_keys(AWS, tmp_path) == [tmp_path / "ray-autoscaler_us-west-2.pem"]
     assert find_keys(replace(AWS, region="us-east-1"), tmp_path) == []
     assert find_keys(LOCAL, tmp_path) == [Path("~/.ssh/id").expanduser()]
+    with pytest.raises(ConfigError, match=r"auth.ssh_private_key: must begin with a home directory that"):
+        find_keys(replace(LOCAL, ssh_key="~no-such-user/id"), tmp_path)
 
 
 def test_captured_output_has_no_carriage_returns() -> None:

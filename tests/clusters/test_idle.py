@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.clusters.conftest import CLUSTER_YAML
+from tests.clusters.conftest import CLUSTER_YAML, served_once
 from tests.conftest import S3Server
 from tune_rescon.cluster import main
 from tune_rescon.clusters import this_head
 from tune_rescon.clusters.commands import Done
-from tune_rescon.clusters.head import HeadState, parse_running
+from tune_rescon.clusters.head import HeadState, parse_running, running_jobs
 from tune_rescon.clusters.idle import Head, IdleFiles, IdleRule, IdleState, Look, watch
 from tune_rescon.clusters.this_head import beat_age, look_at_head
 from tune_rescon.errors import ClusterError
@@ -173,6 +173,20 @@ def test_a_database_that_is_not_kept_keeps_the_cluster(files: IdleFiles) -> None
     assert done == ["end MLflow", "start MLflow"] * 3 + [*ENDED, "end machines at 4.3"]
 
 
+def test_an_mlflow_that_has_ended_by_itself_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    commands, started = iter([["first"], []]), []
+    monkeypatch.setattr(this_head, "mlflow_command", lambda _: next(commands))
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    head = this_head.head_actions()
+    head.end_mlflow()
+    head.end_mlflow()
+    head.start_mlflow()
+    assert started == [["first"]]
+
+
 def test_machines_that_are_not_ended_are_ended_again(files: IdleFiles) -> None:
     done = Day(refused_until=4.0 + 25 / 3600).watch(files)
     assert done == [*ENDED, "refused", "refused", "refused", "end machines at 4.0"]
@@ -217,6 +231,19 @@ def test_only_one_process_watches(files: IdleFiles, monkeypatch: pytest.MonkeyPa
     assert "will not: the process that watches does not run" in state.describe()
 
 
+def test_a_disk_that_takes_nothing_does_not_keep_the_cluster(files: IdleFiles) -> None:
+    (files.folder / "state.json").mkdir(parents=True)  # a write to it fails
+    assert Day().watch(files) == [*ENDED, "end machines at 4.0"]
+
+
+def test_a_state_of_another_version_is_not_read(files: IdleFiles) -> None:
+    files.folder.mkdir()
+    (files.folder / "state.json").write_text('{"hours": 9, "used": 0, "by": "job a", "new": 1}')
+    state = files.read_state()
+    assert state is not None
+    assert (state.hours, state.by) == (4, "its start")
+
+
 def test_a_new_container_has_the_hours(files: IdleFiles, tmp_path: Path) -> None:
     """The setting is in the folder of the token, which Ray mounts from the machine; the state is not."""
     head = IdleFiles.of_head()
@@ -247,6 +274,13 @@ def test_the_jobs_that_run_or_wait_are_uses() -> None:
         {"submission_id": None, "job_id": "02000000", "type": "DRIVER", "status": "RUNNING"},
     ]
     assert parse_running(answer) == ["job a-1", "job a-2", "job 02000000"]
+
+
+def test_a_dashboard_that_ends_during_its_answer_is_an_error_of_the_cluster() -> None:
+    """Any other exception would end the process that watches, and the cluster would be billed for ever."""
+    answer = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[{"status"'
+    with served_once(answer) as url, pytest.raises(ClusterError, match="Ray's dashboard must answer"):
+        running_jobs(url)
 
 
 @pytest.mark.parametrize(("ray_runs", "uses"), [(True, 1), (False, 0)])

@@ -402,12 +402,21 @@ def test_one_node_keeps_searches_where_it_likes(broken: Broken) -> None:
             "file_mounts",
         ),
         ("apiVersion: ray.io/v1\nkind: RayCluster\n", "auth-mode", "spec.authOptions: must be {mode: token}"),
+        ("apiVersion: ray.io/v1\nkind: RayCluster\nspec: [1]\n", "auth-mode", "must be {mode: token}"),
+        ("run: x\nenvs: [a]\n", "storage", "TUNE_RESCON_STORAGE must be set on every node"),
+        ("{x: 1}\n", "ray-schema", "cluster_name: is missing."),
+        ("{x: 1}\n", "ray-schema", "provider: is missing."),
     ],
 )
 def test_a_file_of_another_kind_is_reported(tmp_path: Path, text: str, rule: str, words: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     assert told(check_file(path), rule, "error", words), check_file(path)
+
+
+def test_a_token_of_a_user_who_does_not_exist_is_missing(broken: Broken) -> None:
+    found = broken("cluster.yaml", "~/.ray: ./cluster/token", "~/.ray/auth_token: ~no-such-user/token")
+    assert told(found, "auth-token", "warning", "names a file that is not there")
 
 
 def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:

@@ -264,6 +264,16 @@ def test_a_last_copy_that_is_not_complete_is_said(tmp_path: Path, capsys: pytest
         assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 1
     assert "the last changes of MLflow's database are not kept yet" in capsys.readouterr().err
     assert mlflow_command(tmp_path) == []
+    # Nor are they kept because the process has ended.
+    assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 1
+
+
+def test_a_keeper_that_ends_while_it_is_looked_at_has_no_command(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    with FileLock(tmp_path / "service.lock"):
+        (tmp_path / "service.pid").write_text(f"{ended.pid}\n")
+        assert mlflow_command(tmp_path) == []
 
 
 def test_a_process_that_has_the_number_of_a_killed_keeper_is_left_alone(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.clusters.conftest import served_once
 from tune_rescon.clusters.mlflow_service import Action, Health, RestartPolicy, RestartTiming, answers
 
 TIMING = RestartTiming(
@@ -96,3 +97,8 @@ def test_a_pause_is_waited_for_and_no_longer(policy: RestartPolicy) -> None:
 
 def test_nothing_listens_so_nothing_answers() -> None:
     assert not answers("http://127.0.0.1:9/health", timeout=1)
+
+
+def test_a_server_of_another_protocol_is_no_answer() -> None:
+    with served_once(b"220 mail.example ESMTP\r\n") as url:
+        assert not answers(f"{url}/health", timeout=10)

@@ -118,6 +118,12 @@ def test_a_text_that_no_shell_reads_is_an_error(text: str) -> None:
         commands_in(text)
 
 
+@pytest.mark.parametrize("opening", ["(", "$(", '"$('])
+def test_brackets_within_brackets_have_an_end(opening: str) -> None:
+    with pytest.raises(ShellSyntaxError, match="without end"):
+        commands_in(opening * 3000)
+
+
 def test_shells_within_shells_have_an_end() -> None:
     text = "ray start"
     for _ in range(12):

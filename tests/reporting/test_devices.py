@@ -14,7 +14,7 @@ import pytest
 
 from tune_rescon.reporting.analysis import device_hours, devices_of, gpu_use, throughput
 from tune_rescon.reporting.formats import csv_text, json_text, markdown_text
-from tune_rescon.reporting.page.panels import panels
+from tune_rescon.reporting.page.document import panels
 from tune_rescon.reporting.rows import headings, row
 from tune_rescon.tuning import StudyResult, TrialRecord
 

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tune_rescon.reporting.dry_run import _stopping, print_dry_run
+from tune_rescon.errors import UserError
+from tune_rescon.reporting.dry_run import print_dry_run, stopping_line
 from tune_rescon.reporting.measured_speed import fitting_budget, speed_message
 from tune_rescon.search import main
 from tune_rescon.spaces import list_spaces, load_space
@@ -142,7 +143,7 @@ def check_shown(name: str, dry_runs: DryRuns, images: Path) -> None:
     ],
 )
 def test_the_scheduler_is_shown(settings: list[str], words: str) -> None:
-    assert _stopping(load_space("digits", settings)).startswith(words)
+    assert stopping_line(load_space("digits", settings)).startswith(words)
 
 
 def test_the_shown_space_is_a_space_file(dry_runs: DryRuns, tmp_path: Path) -> None:
@@ -181,6 +182,14 @@ def test_measured_it_says_how_long_the_trials_take_here(tmp_path: Path) -> None:
     assert re.search(r"an epoch takes \d+\.\d s; 36 epochs, [12] trials at once, take at most ", shown)
 
 
+def test_the_name_of_a_class_is_no_markup(tmp_path: Path) -> None:
+    out = io.StringIO()
+    space = load_space("digits", ["metric={name: 'val_f1/[/b]', mode: max, against: gmacs}"])
+    with pytest.raises(UserError, match="unknown class"):
+        print_dry_run(space, Console(file=out), data_root=tmp_path)
+    assert "a Pareto front: val_f1/[/b] against gmacs" in out.getvalue()
+
+
 def test_the_time_of_a_search_follows_from_its_epochs_and_slots() -> None:
     space = load_space("digits", ["budget.trials=10", "fidelity.max=9"])
     assert speed_message(space, [2.0, 4.0], slots=3) == (
@@ -207,7 +216,7 @@ def test_the_time_of_a_search_follows_from_its_epochs_and_slots() -> None:
 def test_a_budget_that_fits_is_whole_trainings(
     hours: float, seconds: float, longest: int, trials: int
 ) -> None:
-    given = ["budget.trials=20", "fixed.warmup_epochs=3", "fidelity.min=3"]
+    given = ["budget.trials=20", "fixed.warmup_epochs=3", "fidelity.min=3", "scheduler.group_by=depth"]
     space = load_space("att92", given)
     assert space.fidelity.max == 81
     settings = fitting_budget(space, hours, epoch_seconds=seconds, slots=2)
@@ -215,6 +224,7 @@ def test_a_budget_that_fits_is_whole_trainings(
     assert (fitted.fidelity.max, fitted.budget.trials) == (longest, trials)
     assert fitted.budget.hours == pytest.approx(hours, rel=1e-3)
     assert fitted.scheduler.type == "auto"
+    assert fitted.scheduler.group_by == "depth"
 
 
 def test_quick_measures_the_budget_and_explicit_settings_win(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -44,6 +45,13 @@ def test_a_resumed_search_counts_the_trials_that_ended_before(
     begun, ended = out.getvalue().splitlines()
     assert begun == "12 trials of at most 9 epochs, 1 of them ended before; the first workers start"
     assert ended.endswith("; 2 of 12 trials ended")
+
+
+def test_the_name_of_a_class_is_no_markup(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+    metric = "val_f1/[/b]cat"
+    trial = replace(make_trial(3), metric=metric)
+    lines.on_epoch(trial, {**METRICS_OF_AN_EPOCH, metric: 0.5}, Verdict(decision=Decision.CONTINUE))
+    assert f"epoch 2/9: {metric} 0.5, train_loss" in out.getvalue()
 
 
 def test_a_trial_starts(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:

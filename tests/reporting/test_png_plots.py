@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ def test_every_plot_is_an_image_that_is_not_blank(simulated: StudyResult, tmp_pa
         with Image.open(path) as image:
             assert image.width > 500
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_dollar_signs_in_the_name_of_a_class_are_no_formula(
+    make_result: MakeResult, one_of_each: list[TrialRecord], tmp_path: Path
+) -> None:
+    metric = "val_f1/a$_$b"
+    trials = [
+        replace(trial, metric=metric, parameters={"init_from": f"$_{trial.number}$", "depth": trial.number})
+        for trial in one_of_each[:2]
+    ]
+    assert len(write_plots(make_result(*trials, metric=metric), tmp_path)) >= 2
 
 
 def test_every_state_can_be_drawn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,12 @@ def test_brackets_are_no_markup(make_result: MakeResult, make_trial: MakeTrial) 
     assert "[40, 60]" in text
     assert "[bold]x[/bold]" in text
     assert "Files:  /tmp/[old]/s\n" in text
+
+
+def test_the_name_of_a_class_is_no_markup(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    metric = "val_f1/[/b]cat"
+    trial = replace(make_trial(0), metric=metric)
+    text = printed(make_result(trial, metric=metric, against="gmacs"))
+    assert f"Best: trial_0000, {metric} 0.5 at" in text
+    assert f"Front of {metric} against gmacs: " in text
+    assert any("[/b]cat" in line for line in text.splitlines() if line.startswith("┃"))

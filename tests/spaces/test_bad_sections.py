@@ -19,6 +19,22 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     ({9: "num_samples: 3"}, "That is another tool's word: write `budget.trials`."),
     ({9: "3: 3"}, "s.yaml:9: a key must be a word, but got `3`."),
     ({9: "[a]: 3"}, "s.yaml:9: a key must be a word, but got `a list or section`."),
+    (
+        {8: "budget: {trials: !!int many}"},
+        "s.yaml:8: budget.trials: must be a value of YAML's type int, but got 'many'.",
+    ),
+    (
+        {8: "budget: {trials: !!bool many}"},
+        "s.yaml:8: budget.trials: must be a value of YAML's type bool, but got 'many'.",
+    ),
+    (
+        {8: f"budget: {{trials: {'9' * 5000}}}"},
+        f"s.yaml:8: budget.trials: must be a value of YAML's type int, but got '{'9' * 79}...",
+    ),
+    (
+        {8: f"budget: {{trials: 0x{'f' * 5000}}}"},
+        f"s.yaml:8: budget.trials: must be a number below 1e308, but got '0x{'f' * 77}...",
+    ),
     ({9: "description: &a x"}, "s.yaml:9: description: must be written out, but got the anchor `&a`."),
     (
         {9: "description: !!binary aGk="},

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.clusters.documents import (
-    ClusterDocument,
-    Complain,
-    Finding,
-    Severity,
-    at,
-    read_documents,
-    texts_in,
-)
-from tune_rescon.clusters.kuberay import check_manifest
+from tune_rescon.clusters.documents import ClusterDocument, Finding, at, read_documents, texts_in
 from tune_rescon.clusters.launcher import check_launcher
-from tune_rescon.clusters.lint import check_commands, check_storage
-from tune_rescon.errors import dotted, format_error
+from tune_rescon.clusters.lint import command_findings, image_problems, storage_problems
+from tune_rescon.errors import KeyPath, dotted, format_error
 
 __all__ = ["check_file"]
 
 
 _SCRIPTS: Final = (".sh", ".sbatch", ".slurm")
 _PLACEHOLDER: Final = re.compile(r"[\w-]*\bCHANGE\b[\w-]*")
+
+#: The path of the cluster in a manifest of KubeRay, by the manifest's kind.
+_CLUSTERS: Final = {"RayCluster": ("spec",), "RayJob": ("spec", "rayClusterSpec")}
 
 
 def check_file(path: Path) -> list[Finding]:
@@ -39,59 +34,91 @@ def check_file(path: Path) -> list[Finding]:
     except (OSError, UnicodeDecodeError) as error:
         return [Finding(rule="readable", text=format_error("cannot be read", got=str(error)), line=1)]
     if path.suffix in _SCRIPTS:
-        found = _script_findings(text)
+        found = list(_script_findings(text))
     else:
         documents, found = read_documents(text)
         for document in documents:
             found += _document_findings(document)
         if not documents and not found:
-            found.append(
-                Finding(rule="yaml", text=format_error("must describe a cluster", got="nothing"), line=1)
-            )
+            text = format_error("must describe a cluster", got="nothing")
+            found.append(Finding(rule="yaml", text=text, line=1))
     return sorted(found, key=lambda finding: (finding.line, finding.rule))
 
 
 def _document_findings(document: ClusterDocument) -> list[Finding]:
     value = document.value
-    if isinstance(value, dict) and str(value.get("apiVersion", "")).startswith("ray.io/"):
-        check_manifest(document)
-    elif isinstance(value, dict) and "run" in value:
+    if not isinstance(value, dict):
+        document.complain("yaml", (), "must be keys and values", got=repr(value))
+    elif str(value.get("apiVersion", "")).startswith("ray.io/"):
+        _check_manifest(document)
+    elif "run" in value:
         _check_sky_task(document)
-    elif isinstance(value, dict) and "apiVersion" not in value:
+    elif "apiVersion" not in value:
         check_launcher(document)
-    elif not isinstance(value, dict):
-        document.complain("yaml", (), format_error("must be keys and values", got=repr(value)))
     left = [(document.line(steps), name) for steps, text in texts_in(value) for name in _placeholders(text)]
     return [*document.findings, *_placeholder_finding(left)]
 
 
+def _check_manifest(document: ClusterDocument) -> None:
+    """Add every finding in a KubeRay manifest, if it is a cluster or a job."""
+    steps: KeyPath | None = _CLUSTERS.get(str(document.value.get("kind")))
+    if steps is None:
+        return
+    cluster = at(document.value, *steps)
+    if at(cluster, "authOptions", "mode") != "token":
+        got = str(at(cluster, "authOptions"))
+        document.complain("auth-mode", (*steps, "authOptions"), "must be {mode: token}", got=got)
+    if (ray := at(cluster, "rayVersion")) is not None and str(ray) != version("ray"):
+        rule = f"must be the Ray of this environment, {version('ray')}"
+        document.complain("image", (*steps, "rayVersion"), rule, got=ray)
+    if (count := at(cluster, "headGroupSpec", "rayStartParams", "num-cpus")) != "0":
+        rule = 'the head must be started with num-cpus: "0"'
+        where = (*steps, "headGroupSpec", "rayStartParams")
+        document.complain("head-resources", where, rule, got=repr(count))
+    groups: list[KeyPath] = [(*steps, "headGroupSpec")]
+    workers = at(cluster, "workerGroupSpecs")
+    for index, group in enumerate(workers if isinstance(workers, list) else ()):
+        below = (*steps, "workerGroupSpecs", index)
+        groups.append(below)
+        low, high = at(group, "minReplicas") or 0, at(group, "maxReplicas")
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            rule = "`minReplicas <= maxReplicas` must hold"
+            document.complain("workers", below, rule, got=f"{low} and {high}")
+    for below in groups:
+        # The first container of a pod runs Ray; the other containers may run any image.
+        where = (*below, "template", "spec", "containers", 0, "image")
+        for text, severity in image_problems(str(at(document.value, *where)), where=dotted(where)):
+            document.add("image", where, text, severity)
+    given = [(dotted(steps), text) for steps, text in texts_in(document.value) if "--storage" in text]
+    for steps, text in texts_in(document.value):
+        if text == "TUNE_RESCON_STORAGE" and steps[-1] == "name":
+            value = at(document.value, *steps[:-1], "value")
+            given.append((dotted(steps[:-1]), f"TUNE_RESCON_STORAGE={value}"))
+    for _, text in storage_problems(given):
+        document.add("storage", (), text)
+
+
 def _check_sky_task(document: ClusterDocument) -> None:
     """Add the findings in a task of SkyPilot, which has its own check of keys and machines."""
-    variables = at(document.value, "envs") or {}
-    given = [(f"envs.{name}", f"{name}={value}") for name, value in variables.items()]
+    variables = at(document.value, "envs")
+    given = [
+        (f"envs.{name}", f"{name}={value}")
+        for name, value in (variables.items() if isinstance(variables, dict) else ())
+    ]
     given += [(dotted(steps), text) for steps, text in texts_in(document.value)]
-    check_storage(given, lambda _where, text: document.complain("storage", ("envs",), text))
+    for _, text in storage_problems(given):
+        document.add("storage", ("envs",), text)
 
 
-def _script_findings(text: str) -> list[Finding]:
-    found: list[Finding] = []
-    commands = list(_script_commands(text))
-    left = [(line, name) for line, command in commands for name in _placeholders(command)]
-
-    def complain_on(line: int) -> Complain:
-        def complain(rule: str, text: str, severity: Severity) -> None:
-            found.append(Finding(rule=rule, text=text, line=line, severity=severity))
-
-        return complain
-
+def _script_findings(text: str) -> Iterator[Finding]:
     # The whole script, because a variable that one line exports is in the environment of later ones.
-    check_commands(text, complain_on, where="")
-
-    def unsafe(where: str, text: str) -> None:
-        found.append(Finding(rule="storage", text=text, line=int(where or 1)))
-
-    check_storage([(str(line), command) for line, command in commands], unsafe)
-    return [*found, *_placeholder_finding(left)]
+    yield from command_findings(text, where="")
+    commands = list(_script_commands(text))
+    for where, problem in storage_problems([(str(line), command) for line, command in commands]):
+        yield Finding(rule="storage", text=problem, line=int(where or 1))
+    yield from _placeholder_finding(
+        [(line, name) for line, command in commands for name in _placeholders(command)]
+    )
 
 
 def _script_commands(text: str) -> Iterator[tuple[int, str]]:

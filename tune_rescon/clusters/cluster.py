@@ -18,10 +18,10 @@ from typing import Final, NoReturn
 from tune_rescon.clusters.cluster_file import TOKEN, ClusterFile
 from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
+    END_MLFLOW,
     HEAD_TIMEOUT,
     MLFLOW_PORT,
     RAY_IS_HERE,
-    end_mlflow_command,
     end_when_idle_command,
     make_token,
     ray_down,
@@ -34,6 +34,7 @@ from tune_rescon.clusters.commands import (
 from tune_rescon.clusters.head import ask_head
 from tune_rescon.clusters.machines import check_can_end
 from tune_rescon.errors import ClusterError, ClusterFileError, UserError, counted, format_error
+from tune_rescon.home import expanded_path
 
 __all__ = [
     "bring_up",
@@ -89,7 +90,7 @@ def find_keys(cluster: ClusterFile, ssh_folder: Path) -> list[Path]:
     If the list is empty, ssh chooses the key.
     """
     if cluster.ssh_key is not None:
-        return [Path(cluster.ssh_key).expanduser()]
+        return [expanded_path(cluster.ssh_key, where=f"{cluster.path}: auth.ssh_private_key")]
     if cluster.region is None or not ssh_folder.is_dir():
         return []
     return [path for path in sorted(ssh_folder.glob("ray-autoscaler_*.pem")) if cluster.region in path.name]
@@ -228,16 +229,26 @@ def take_down(cluster: ClusterFile) -> None:
     Raises:
         ClusterError: the cluster did not end.
     """
-    if find_head(cluster) is not None:
-        ended = run(ray_exec(cluster, end_mlflow_command()), capture=True, timeout=HEAD_TIMEOUT)
-        if ended.code != 0:
-            _PROGRESS.info(
-                f"MLflow was not ended first, so its last changes may not be kept: {ended.last_words}"
-            )
+    if (why := _end_mlflow(cluster)) is not None:
+        _PROGRESS.info(f"MLflow was not ended first, so its last changes may not be kept: {why}")
     done = run(ray_down(cluster))
     if done.code != 0:
         raise ClusterError(f"`ray down` of {cluster.path} ended with code {done.code}; see above.")
     _PROGRESS.info(_what_is_left(cluster))
+
+
+def _end_mlflow(cluster: ClusterFile) -> str | None:
+    """Have the head copy MLflow's database and end MLflow; return why it did not, in words.
+
+    A head that hangs must not prevent the end of its cluster.
+    """
+    try:
+        if find_head(cluster) is None:
+            return None
+        done = run(ray_exec(cluster, END_MLFLOW), capture=True, timeout=HEAD_TIMEOUT)
+    except ClusterError as error:
+        return str(error)
+    return done.last_words if done.code != 0 else None
 
 
 def find_head(cluster: ClusterFile) -> str | None:

@@ -25,15 +25,15 @@ from tune_rescon.passwords import has_password
 
 __all__ = [
     "DASHBOARD_PORT",
+    "END_MLFLOW",
     "HEAD_TIMEOUT",
+    "INSPECT",
     "MLFLOW_PORT",
     "RAY_IS_HERE",
     "Command",
     "Done",
-    "end_mlflow_command",
     "end_when_idle_command",
     "follow_command",
-    "inspect_command",
     "make_token",
     "ray_down",
     "ray_exec",
@@ -65,6 +65,10 @@ RAY_IS_HERE: Final = (
     "if ray status >/dev/null 2>&1 || pgrep -x gcs_server >/dev/null;"
     " then echo ray: yes; else echo ray: no; fi"
 )
+
+#: Shell commands for the head: print its state as JSON; end its MLflow after a copy of the database.
+INSPECT: Final = "python -m tune_rescon.cluster inspect --json"
+END_MLFLOW: Final = "python -m tune_rescon.cluster mlflow --end"
 
 #: Terminal colour codes in the output.
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -247,16 +251,6 @@ def follow_command(identity: str) -> str:
 def stop_command(identity: str) -> str:
     """Return the line for the head's shell that stops a job."""
     return shlex.join(["ray", "job", "stop", *_jobs_address(), identity])
-
-
-def inspect_command() -> str:
-    """Return the line for the head's shell that prints the head's state as JSON."""
-    return "python -m tune_rescon.cluster inspect --json"
-
-
-def end_mlflow_command() -> str:
-    """Return the line for the head's shell that ends the MLflow server after its database was copied."""
-    return "python -m tune_rescon.cluster mlflow --end"
 
 
 def end_when_idle_command(hours: float) -> str:

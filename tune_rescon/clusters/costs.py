@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tune_rescon.clusters.cluster_file import ClusterFile, NodeType
 from tune_rescon.clusters.documents import ClusterDocument, at
-from tune_rescon.errors import KeyPath, dotted, format_error
+from tune_rescon.errors import KeyPath
 
 __all__ = [
     "PRICES",
@@ -106,8 +106,7 @@ def check_costs(document: ClusterDocument) -> None:
     if _ACCELERATED[provider].match(machine) or at(config, "guestAccelerators"):
         rule = "the head should be a machine without a GPU"
         hint = "It is billed all the time, and no trial runs on it."
-        text = format_error(rule, got=machine, where=dotted(steps), hint=hint)
-        document.complain("cost", steps, text, severity="warning")
+        document.complain("cost", steps, rule, got=machine, hint=hint, severity="warning")
 
 
 def _check_stopped_nodes(document: ClusterDocument, provider: str) -> None:
@@ -116,13 +115,11 @@ def _check_stopped_nodes(document: ClusterDocument, provider: str) -> None:
     given = at(document.value, *steps)
     if given is False or (given is None and provider == "gcp"):
         return
-    rule = "should be false"
     hint = (
         "Ray stops machines instead of ending them otherwise, and their disks are billed until you find them."
     )
     got = "nothing, which is true for Ray" if given is None else str(given).lower()
-    text = format_error(rule, got=got, where=dotted(steps), hint=hint)
-    document.complain("cost", steps, text, severity="warning")
+    document.complain("cost", steps, "should be false", got=got, hint=hint, severity="warning")
 
 
 def _check_idle(document: ClusterDocument) -> None:
@@ -135,8 +132,8 @@ def _check_idle(document: ClusterDocument) -> None:
         if isinstance(value, int | float) and value * minutes > _LONGEST_IDLE:
             rule = f"should be at most {_LONGEST_IDLE:g} minutes"
             hint = "So long a worker with nothing to do is billed."
-            text = format_error(rule, got=f"{value * minutes:g}", where=dotted(steps), hint=hint)
-            document.complain("cost", steps, text, severity="warning")
+            got = f"{value * minutes:g}"
+            document.complain("cost", steps, rule, got=got, hint=hint, severity="warning")
 
 
 def _machine(config: Any) -> str:

@@ -7,19 +7,20 @@ keys, as Ray's documentation does. Their expansion is bounded before any value i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from typing_extensions import override
 
-from tune_rescon.errors import KeyPath, format_error
+from tune_rescon.errors import KeyPath, dotted, format_error
 
 __all__ = [
     "ClusterDocument",
-    "Complain",
     "Finding",
     "Severity",
     "at",
@@ -30,9 +31,6 @@ __all__ = [
 
 #: An error prevents a cluster from being started; a warning is for the cluster's owner to consider.
 Severity = Literal["error", "warning"]
-
-#: Reports a finding, given a rule, a text and a severity.
-Complain = Callable[[str, str, Severity], None]
 
 #: The largest number of values in a file, after its aliases are expanded. The shipped files have 200.
 MOST_VALUES: Final = 50_000
@@ -84,28 +82,38 @@ class ClusterDocument:
                 line = place[0]
             try:
                 node = node[step]
-            except (KeyError, IndexError):
+            except (KeyError, IndexError, TypeError):
                 break
         return line + 1
 
-    def complain(self, rule: str, steps: KeyPath, text: str, severity: Severity = "error") -> None:
-        """Add a finding at ``steps``.
+    def add(self, name: str, steps: KeyPath, text: str, severity: Severity = "error") -> None:
+        """Add a finding at ``steps``; ``text`` is complete, with its place."""
+        self.findings.append(Finding(rule=name, text=text, line=self.line(steps), severity=severity))
+
+    def complain(
+        self,
+        name: str,
+        steps: KeyPath,
+        rule: str,
+        *,
+        got: object = None,
+        where: str | None = None,
+        hint: str = "",
+        severity: Severity = "error",
+    ) -> None:
+        """Add a finding: the value at ``steps`` breaks a rule.
 
         Args:
-            rule: the name of the rule.
+            name: the name of the rule.
             steps: the place of the finding.
-            text: the complete text of the finding, including its place.
+            rule: the rule in words.
+            got: the value; None: not shown.
+            where: the place in words; None: the keys of ``steps``.
+            hint: what the user can do.
             severity: whether the finding is an error or a warning.
         """
-        self.findings.append(Finding(rule=rule, text=text, line=self.line(steps), severity=severity))
-
-    def complain_at(self, steps: KeyPath) -> Complain:
-        """Return a function that adds findings at ``steps``."""
-
-        def complain(rule: str, text: str, severity: Severity) -> None:
-            self.complain(rule, steps, text, severity)
-
-        return complain
+        place = dotted(steps) if where is None else where
+        self.add(name, steps, format_error(rule, got=got, where=place, hint=hint), severity)
 
 
 def read_documents(text: str) -> tuple[list[ClusterDocument], list[Finding]]:
@@ -125,8 +133,22 @@ def read_documents(text: str) -> tuple[list[ClusterDocument], list[Finding]]:
         return [], [Finding(rule="yaml", text=f"is not YAML: {str(error).splitlines()[0]}.", line=1)]
 
 
+class _Constructor(RoundTripConstructor):
+    """Raises errors with a line for a value that its type cannot have, such as the date 2026-13-01."""
+
+    @override
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError) as error:
+            raise ConstructorError(
+                problem=f"a value cannot be read: {error}", problem_mark=node.start_mark
+            ) from None
+
+
 def _reader() -> YAML:
     yaml = YAML()
+    yaml.Constructor = _Constructor
     yaml.allow_duplicate_keys = False
     yaml.max_depth = DEEPEST
     return yaml

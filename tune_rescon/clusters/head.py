@@ -6,6 +6,7 @@ reached without a tunnel only there.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
@@ -22,8 +23,8 @@ from tune_rescon.clusters.cluster_file import ClusterFile
 from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
     HEAD_TIMEOUT,
+    INSPECT,
     MLFLOW_PORT,
-    inspect_command,
     ray_exec,
     ray_status,
     run,
@@ -79,6 +80,9 @@ def _resources(resources: Mapping[str, float]) -> str:
     """
     return ", ".join(f"{number:g} {name}" for name, number in sorted(resources.items())) or "none for trials"
 
+
+#: Ray's dashboard, as the head reaches it.
+DASHBOARD: Final = f"http://127.0.0.1:{DASHBOARD_PORT}"
 
 #: Seconds that the dashboard has to answer.
 DASHBOARD_TIMEOUT: Final = 20.0
@@ -175,14 +179,14 @@ def ask_head(cluster: ClusterFile) -> HeadState:
     Raises:
         ClusterError: the head returned no report.
     """
-    done = run(ray_exec(cluster, inspect_command()), capture=True, timeout=HEAD_TIMEOUT)
+    done = run(ray_exec(cluster, INSPECT), capture=True, timeout=HEAD_TIMEOUT)
     state = HeadState.parse(done.output)
     if state is None:
         raise ClusterError(f"The head of {cluster.name} returned no status: {done.last_words}")
     return state
 
 
-def inspect_head(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> HeadState:
+def inspect_head() -> HeadState:
     """Return the state of the cluster; call it on the head itself.
 
     Raises:
@@ -190,15 +194,15 @@ def inspect_head(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> HeadS
     """
     status = run(ray_status(), capture=True, timeout=HEAD_TIMEOUT)
     return HeadState(
-        nodes=parse_nodes(_request_json(f"{dashboard}/api/v0/nodes?limit=10000")),
-        jobs=parse_jobs(_request_json(f"{dashboard}/api/jobs/")),
+        nodes=parse_nodes(_request_json(f"{DASHBOARD}/api/v0/nodes?limit=10000")),
+        jobs=parse_jobs(_request_json(f"{DASHBOARD}/api/jobs/")),
         demands=parse_demands(status.output),
         mlflow_answers=answers(f"http://127.0.0.1:{MLFLOW_PORT}/health", timeout=5.0),
         idle=IdleFiles.of_head().read_state(),
     )
 
 
-def running_jobs(dashboard: str = f"http://127.0.0.1:{DASHBOARD_PORT}") -> list[str]:
+def running_jobs(dashboard: str = DASHBOARD) -> list[str]:
     """Return the jobs that run or wait, in words; also drivers that were not submitted. Call it on the head.
 
     Raises:
@@ -294,7 +298,7 @@ def _request_json(url: str) -> Any:
         raise ClusterError(
             format_error(rule, got=f"{error.code} {error.reason}", where=url, hint=hint)
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         why = getattr(error, "reason", None) or error
         raise ClusterError(format_error("Ray's dashboard must answer", got=why, where=url)) from None
 

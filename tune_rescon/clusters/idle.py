@@ -20,10 +20,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from filelock import FileLock, Timeout
 
@@ -218,10 +218,10 @@ class IdleFiles:
         hours = self.read_hours()
         if not hours:
             return None
-        found: dict[str, Any] = {"hours": hours, "used": time.time(), "by": "its start"}
+        state = IdleState(hours=hours, used=time.time(), by="its start")
         with suppress(OSError, ValueError, TypeError):
-            found = {**found, **json.loads(self._state.read_text()), "hours": hours}
-        return IdleState(**{**found, "is_watched": self._is_locked()})
+            state = IdleState(**json.loads(self._state.read_text()))
+        return replace(state, hours=hours, is_watched=self._is_locked())
 
     def _is_locked(self) -> bool:
         try:
@@ -282,7 +282,11 @@ def watch(
             state = IdleState(
                 hours=hours, used=time.time() - age, by=rule.by, in_use=rule.in_use, problem=problem
             )
-            files.write_state(state)
+            try:
+                files.write_state(state)
+            except OSError as error:
+                # A full disk must not keep the cluster from ending.
+                _log.warning("the state for `cluster status` cannot be written: %s", error)
             wait(min(interval, max(1.0, hours * 3600 / 10)))
 
 

@@ -11,15 +11,15 @@ from typing import Any, Final
 
 from tune_rescon.clusters.cluster_file import TOKEN
 from tune_rescon.clusters.costs import check_costs
-from tune_rescon.clusters.documents import ClusterDocument, Complain, Severity, at, texts_in
+from tune_rescon.clusters.documents import ClusterDocument, Severity, at, texts_in
 from tune_rescon.clusters.lint import (
     HEAD_METRICS_OFF,
     METRICS_OFF,
-    check_commands,
-    check_image,
-    check_storage,
+    command_findings,
+    image_problems,
     ray_starts,
     schema_problems,
+    storage_problems,
 )
 from tune_rescon.clusters.shell import ShellCommand
 from tune_rescon.errors import KeyPath, dotted, format_error, unknown_name_message
@@ -36,8 +36,8 @@ def check_launcher(document: ClusterDocument) -> None:
     if _provider(document) == "local":
         # Ray removes this key before it validates against its schema.
         shaped.pop("min_workers", None)
-    for rule, steps, text in schema_problems(shaped):
-        document.complain(rule, steps, text)
+    for name, steps, text in schema_problems(shaped):
+        document.add(name, steps, text)
     for check in (
         _check_head_type,
         _check_workers,
@@ -80,15 +80,13 @@ def _check_head_type(document: ClusterDocument) -> None:
     if _provider(document) == "local":
         for key in ("head_ip", "worker_ips"):
             if at(document.value, "provider", key) is None:
-                document.complain(
-                    "head-type", ("provider",), format_error("is missing", where=f"provider.{key}")
-                )
+                document.complain("head-type", ("provider",), "is missing", where=f"provider.{key}")
         return
     names = [name for name, _, _ in _node_types(document)]
     head = document.value.get("head_node_type")
     if head not in names:
         text = unknown_name_message("node type", head, names, where="head_node_type")
-        document.complain("head-type", ("head_node_type",), text)
+        document.add("head-type", ("head_node_type",), text)
 
 
 def _check_workers(document: ClusterDocument) -> None:
@@ -102,11 +100,11 @@ def _check_workers(document: ClusterDocument) -> None:
         sum_of_least += low
         if not 0 <= low <= high:
             rule, got = "`0 <= min_workers <= max_workers` must hold", f"{low} and {high}"
-            where = (*steps, "min_workers") if "min_workers" in section else steps
-            document.complain("workers", where, format_error(rule, got=got, where=dotted(steps)))
+            place = (*steps, "min_workers") if "min_workers" in section else steps
+            document.complain("workers", place, rule, got=got, where=dotted(steps))
     if not local and isinstance(most, int) and sum_of_least > most:
         rule = "the sum of all `min_workers` must be at most `max_workers`"
-        document.complain("workers", ("max_workers",), format_error(rule, got=f"{sum_of_least} and {most}"))
+        document.complain("workers", ("max_workers",), rule, got=f"{sum_of_least} and {most}", where="")
 
 
 def _check_addresses(document: ClusterDocument) -> None:
@@ -116,10 +114,7 @@ def _check_addresses(document: ClusterDocument) -> None:
             if everywhere in text:
                 rule = "nothing may be open to the whole internet"
                 hint = "Name the addresses you come from."
-                where = dotted(steps)
-                document.complain(
-                    "ingress", steps, format_error(rule, got=everywhere, where=where, hint=hint)
-                )
+                document.complain("ingress", steps, rule, got=everywhere, hint=hint)
     if _provider(document) != "aws":
         return
     for _, node_type, steps in _node_types(document):
@@ -127,16 +122,16 @@ def _check_addresses(document: ClusterDocument) -> None:
         if not at(config, "SecurityGroupIds") and not at(config, "NetworkInterfaces"):
             rule = "every node type must name your own SecurityGroupIds"
             hint = "A group that Ray makes lets the whole internet in to port 22."
-            steps = (*steps, "node_config")
-            document.complain("ingress", steps, format_error(rule, where=dotted(steps), hint=hint))
+            document.complain("ingress", (*steps, "node_config"), rule, hint=hint)
 
 
 def _check_starts(document: ClusterDocument) -> None:
     """Check every command: those that start Ray, and the servers that others start."""
     for command, steps in _commands(document):
-        complain = document.complain_at(steps)
         head = True if steps[0] == _HEAD_STARTS else None
-        check_commands(command, _on_any_line(complain), where=dotted(steps), head=head)
+        for found in command_findings(command, where=dotted(steps), head=head):
+            # The finding has the command's line in the file, not its line within the command.
+            document.add(found.rule, steps, found.text, found.severity)
         for start in ray_starts(command):
             wanted = HEAD_METRICS_OFF if start.is_head else METRICS_OFF
             missing = [
@@ -145,36 +140,24 @@ def _check_starts(document: ClusterDocument) -> None:
             if missing:
                 rule = f"a `ray start` should have `{' '.join(missing)}` in its environment"
                 hint = "Otherwise the node answers for its metrics without the token."
-                complain("metrics", format_error(rule, where=dotted(steps), hint=hint), "warning")
+                document.complain("metrics", steps, rule, hint=hint, severity="warning")
     for key in (_HEAD_STARTS, _WORKER_STARTS):
         commands = document.value.get(key)
         if not any(ray_starts(str(command)) for command in (commands if isinstance(commands, list) else ())):
-            rule = "must start Ray"
             hint = "Ray's defaults take no token, and on a cloud show the dashboard to everybody."
-            text = format_error(rule, got="no `ray start`", where=key, hint=hint)
-            document.complain("auth-mode", (key,), text)
-    for address in _head_addresses(document):
-        if (head := at(document.value, "provider", "head_ip")) and address != head:
-            rule, where = "--node-ip-address must be provider.head_ip", _HEAD_STARTS
-            text = format_error(rule, got=f"{address} and {head}", where=where)
-            document.complain("head-address", (_HEAD_STARTS,), text)
-
-
-def _on_any_line(complain: Complain) -> Callable[[int], Complain]:
-    # A finding names the command's place in the file, not the line within the command.
-    return lambda _line: complain
+            document.complain("auth-mode", (key,), "must start Ray", got="no `ray start`", hint=hint)
+    head_ip = at(document.value, "provider", "head_ip")
+    for start in _head_starts(document):
+        address = start.option("node-ip-address")
+        if head_ip and address is not None and address != head_ip:
+            rule = "--node-ip-address must be provider.head_ip"
+            document.complain("head-address", (_HEAD_STARTS,), rule, got=f"{address} and {head_ip}")
 
 
 def _head_starts(document: ClusterDocument) -> Iterator[ShellCommand]:
     commands = document.value.get(_HEAD_STARTS)
     for command in commands if isinstance(commands, list) else ():
         yield from ray_starts(str(command))
-
-
-def _head_addresses(document: ClusterDocument) -> Iterator[str]:
-    for start in _head_starts(document):
-        if (address := start.option("node-ip-address")) is not None:
-            yield address
 
 
 def _check_shells(document: ClusterDocument) -> None:
@@ -187,9 +170,7 @@ def _check_shells(document: ClusterDocument) -> None:
         if pattern.search(command) and any(str(step) in shells for step in steps):
             return
     rule = f"the shells of the head should have {setting}, or `ray exec ... 'ray status'` is refused"
-    document.complain(
-        "auth-shells", ("setup_commands",), format_error(rule, where="setup_commands"), severity="warning"
-    )
+    document.complain("auth-shells", ("setup_commands",), rule, severity="warning")
 
 
 def _check_token(document: ClusterDocument) -> None:
@@ -198,25 +179,30 @@ def _check_token(document: ClusterDocument) -> None:
     mounts = (
         {str(target): str(source) for target, source in mounts.items()} if isinstance(mounts, Mapping) else {}
     )
-    makes = any("get-auth-token --generate" in command for command, steps in _commands(document))
+    makes = any("get-auth-token --generate" in command for command, _ in _commands(document))
     # A worker's mounts come from the head, with what the head's commands have put there.
     if makes and any(target.rstrip("/").endswith("/.ray") for target in mounts):
         return
     source = next((source for target, source in mounts.items() if target.endswith("/.ray/auth_token")), None)
-    steps: KeyPath = ("file_mounts",)
     if source is None:
         rule = "must hold `~/.ray: ./cluster/token`, and head_setup_commands `ray get-auth-token --generate`"
         hint = "Without the token no node may join. cluster.yaml shows both lines."
-        document.complain("auth-token", steps, format_error(rule, where="file_mounts", hint=hint))
-    elif not Path(source).expanduser().exists():
+        document.complain("auth-token", ("file_mounts",), rule, hint=hint)
+    elif not _exists(source):
         rule = "names a file that is not there: plain `ray up` starts the head, and then fails"
         hint = (
             "`tune-rescon cluster up` makes it, as does `ray get-auth-token --generate`."
             if source == TOKEN
             else ""
         )
-        text = format_error(rule, got=source, where="file_mounts", hint=hint)
-        document.complain("auth-token", steps, text, severity="warning")
+        document.complain("auth-token", ("file_mounts",), rule, got=source, hint=hint, severity="warning")
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).expanduser().exists()
+    except RuntimeError:  # no such user
+        return False
 
 
 def _check_head_resources(document: ClusterDocument) -> None:
@@ -226,17 +212,15 @@ def _check_head_resources(document: ClusterDocument) -> None:
             for what in ("num-cpus", "num-gpus"):
                 if (count := start.option(what)) != "0":
                     rule = f"the head must be started with `--{what}=0`"
-                    text = format_error(rule, got=count or "none", where=_HEAD_STARTS, hint=hint)
-                    document.complain("head-resources", (_HEAD_STARTS,), text)
+                    got = count or "none"
+                    document.complain("head-resources", (_HEAD_STARTS,), rule, got=got, hint=hint)
         return
     head = document.value.get("head_node_type")
     for name, node_type, steps in _node_types(document):
         resources = node_type.get("resources")
         if name == head and (at(resources, "CPU") != 0 or at(resources, "GPU") != 0):
-            where = (*steps, "resources")
-            rule = "the head's must be {CPU: 0, GPU: 0}"
-            text = format_error(rule, got=str(resources), where=dotted(where), hint=hint)
-            document.complain("head-resources", where, text)
+            where, rule = (*steps, "resources"), "the head's must be {CPU: 0, GPU: 0}"
+            document.complain("head-resources", where, rule, got=str(resources), hint=hint)
 
 
 def _check_spot(document: ClusterDocument) -> None:
@@ -248,12 +232,11 @@ def _check_spot(document: ClusterDocument) -> None:
         where = (*steps, "node_config")
         if name == head:
             rule, hint = "the head must not be a spot instance", "Its loss ends the driver of every search."
-            document.complain("spot", where, format_error(rule, where=dotted(where), hint=hint))
+            document.complain("spot", where, rule, hint=hint)
         else:
             rule = "workers should be spot instances, which cost less"
             hint = "A trial continues elsewhere from its checkpoint."
-            text = format_error(rule, where=dotted(where), hint=hint)
-            document.complain("spot", where, text, severity="warning")
+            document.complain("spot", where, rule, hint=hint, severity="warning")
 
 
 def _is_spot(config: Any) -> bool:
@@ -273,22 +256,17 @@ def _check_images(document: ClusterDocument) -> None:
     places += [(*steps, "docker", "worker_image") for _, _, steps in _node_types(document)]
     for steps in places:
         if image := at(document.value, *steps):
-
-            def complain(text: str, severity: Severity, steps: KeyPath = steps) -> None:
-                document.complain("image", steps, text, severity)
-
-            check_image(str(image), complain, where=dotted(steps))
+            for text, severity in image_problems(str(image), where=dotted(steps)):
+                document.add("image", steps, text, severity)
 
 
 def _check_storage(document: ClusterDocument) -> None:
     if document.value.get("max_workers") == 0:
         return
+    commands = [(dotted(steps), command) for command, steps in _commands(document)]
     places = {dotted(steps): steps for _, steps in _commands(document)}
-
-    def complain(where: str, text: str) -> None:
-        document.complain("storage", places.get(where, ("setup_commands",)), text)
-
-    check_storage([(dotted(steps), command) for command, steps in _commands(document)], complain)
+    for where, text in storage_problems(commands):
+        document.add("storage", places.get(where, ("setup_commands",)), text)
 
 
 def _check_mounts(document: ClusterDocument) -> None:
@@ -296,10 +274,8 @@ def _check_mounts(document: ClusterDocument) -> None:
     for target, source in mounts.items() if isinstance(mounts, Mapping) else ():
         if str(source).rstrip("/") in (".", "..", "~", "$PWD"):
             rule = "a whole checkout must not be mounted: Ray reads all of it each time, .venv/ too"
-            where = ("file_mounts", target)
             hint = "Name the paths that the nodes need."
-            text = format_error(rule, got=source, where=dotted(where), hint=hint)
-            document.complain("mounts", where, text)
+            document.complain("mounts", ("file_mounts", target), rule, got=source, hint=hint)
 
 
 def _check_node_config(document: ClusterDocument) -> None:
@@ -313,7 +289,7 @@ def _check_node_config(document: ClusterDocument) -> None:
             key = (document.line(below), str(below[len(where) :]))
             if key not in reported:
                 reported.add(key)
-                document.complain("node-config", below, text, severity)
+                document.add("node-config", below, text, severity)
 
 
 def _check_metadata(document: ClusterDocument) -> None:
@@ -333,9 +309,7 @@ def _check_metadata(document: ClusterDocument) -> None:
             hint = (
                 "The first version of the metadata service gives the machine's credentials without a token."
             )
-            got = str(at(config, "MetadataOptions"))
-            text = format_error(rule, got=got, where=dotted(where), hint=hint)
-            document.complain("metadata", where, text)
+            document.complain("metadata", where, rule, got=str(at(config, "MetadataOptions")), hint=hint)
 
 
 #: Not an argument of RunInstances: Ray chooses a SubnetId from it.

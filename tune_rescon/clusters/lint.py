@@ -6,14 +6,14 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from jsonschema import Draft7Validator
 
-from tune_rescon.clusters.documents import Complain, Severity
+from tune_rescon.clusters.documents import Finding, Severity
 from tune_rescon.clusters.shell import ShellCommand, commands_in, is_text_program
 from tune_rescon.clusters.shell_words import ShellSyntaxError
 from tune_rescon.errors import KeyPath, StorageError, dotted, format_error, unknown_name_message
@@ -22,24 +22,26 @@ from tune_rescon.storage import parse_storage
 __all__ = [
     "HEAD_METRICS_OFF",
     "METRICS_OFF",
-    "check_commands",
-    "check_image",
-    "check_storage",
+    "command_findings",
+    "image_problems",
     "our_python",
     "ray_starts",
     "schema_problems",
+    "storage_problems",
 ]
 
 
 _STORAGE: Final = re.compile(r"(?:\bTUNE_RESCON_STORAGE=|--storage[= ])([\"']?)([^\s\"';&|]+)\1")
 
 
-def check_storage(commands: Iterable[tuple[str, str]], complain: Callable[[str, str], None]) -> None:
-    """Check that searches are stored where every node can write.
+def storage_problems(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the storage of searches, which every node must be able to write.
 
     Args:
         commands: the place and the text of each command.
-        complain: called for each finding with its place (empty if it has none) and its text.
+
+    Yields:
+        The place of the problem (empty if it has none) and its text.
     """
     hint = "A node's disk goes with the node: give a URL, such as s3://bucket/searches."
     given = False
@@ -52,9 +54,9 @@ def check_storage(commands: Iterable[tuple[str, str]], complain: Callable[[str, 
                 local = True
             if local:
                 rule = "the storage of a search on several nodes must be a URL"
-                complain(where, format_error(rule, got=found[2], where=where, hint=hint))
+                yield where, format_error(rule, got=found[2], where=where, hint=hint)
     if not given:
-        complain("", format_error("TUNE_RESCON_STORAGE must be set on every node", got="nothing", hint=hint))
+        yield "", format_error("TUNE_RESCON_STORAGE must be set on every node", got="nothing", hint=hint)
 
 
 _OFFICIAL: Final = "rayproject/"
@@ -65,12 +67,11 @@ def our_python() -> str:
     return f"py{sys.version_info.major}{sys.version_info.minor}"
 
 
-def check_image(image: str, complain: Callable[[str, Severity], None], *, where: str) -> None:
-    """Check an image's name without pulling the image.
+def image_problems(image: str, *, where: str) -> Iterator[tuple[str, Severity]]:
+    """Yield what is wrong with an image's name, without pulling the image: each text and its severity.
 
     Args:
         image: the name.
-        complain: called for each finding with its text and severity.
         where: the name's place in the file.
     """
     _, _, last = image.partition("@")[0].rpartition("/")
@@ -78,7 +79,7 @@ def check_image(image: str, complain: Callable[[str, Severity], None], *, where:
     ours, ray = our_python(), version("ray")
     if re.match(r"(latest|nightly)?(-|$)", tag):
         rule = "an image must be pinned to a version, the one of the Ray that is installed here"
-        complain(format_error(rule, got=image, where=where, hint=f"That is {ray}-{ours}."), "error")
+        yield format_error(rule, got=image, where=where, hint=f"That is {ray}-{ours}."), "error"
         return
     # A user may name their own image freely, so a missing version is only a warning there.
     doubt: Severity = "error" if image.startswith(_OFFICIAL) else "warning"
@@ -88,10 +89,10 @@ def check_image(image: str, complain: Callable[[str, Severity], None], *, where:
     ):
         if found is None:
             rule = f"an image's tag should have the version of its {what}"
-            complain(format_error(rule, got=image, where=where, hint=f"It must be {wanted}."), doubt)
+            yield format_error(rule, got=image, where=where, hint=f"It must be {wanted}."), doubt
         elif found[0] != wanted:
             rule = f"the {what} of an image must be that of this environment, {wanted}"
-            complain(format_error(rule, got=found[0], where=where), "error")
+            yield format_error(rule, got=found[0], where=where), "error"
 
 
 #: The variables, and their values, with which Ray opens no port for metrics: those of every node, and those
@@ -122,46 +123,46 @@ def ray_starts(text: str) -> list[ShellCommand]:
         return []
 
 
-def check_commands(
-    text: str, complain_on: Callable[[int], Complain], *, where: str, head: bool | None = None
-) -> None:
+def command_findings(text: str, *, where: str, head: bool | None = None) -> Iterator[Finding]:
     """Check each ``ray start`` of a text, and that no other server listens on all interfaces.
 
     Args:
         text: a command of a cluster file, or a whole script.
-        complain_on: returns the function that adds a finding on a line of the text, counted from 1.
         where: the place of the text in the file.
         head: True if the text starts the head; None to look for ``--head``.
+
+    Yields:
+        Findings with their line in the text.
     """
     try:
         commands = commands_in(text)
     except ShellSyntaxError as error:
         rule = "must be a command that a shell can read"
-        complain_on(1)("shell", format_error(rule, got=str(error), where=where), "error")
+        yield Finding(rule="shell", text=format_error(rule, got=str(error), where=where), line=1)
         return
     for command in commands:
         start = command.ray_start
         if start is None:
-            _check_listening(command, complain_on(command.line), where=where)
+            found = _listening_problems(command, where=where)
         else:
-            is_head = start.is_head if head is None else head
-            _check_start(start, complain_on(command.line), where=where, head=is_head)
+            found = _start_problems(start, where=where, head=start.is_head if head is None else head)
+        yield from (Finding(rule=name, text=problem, line=command.line) for name, problem in found)
 
 
-def _check_start(start: ShellCommand, complain: Complain, *, where: str, head: bool) -> None:
+def _start_problems(start: ShellCommand, *, where: str, head: bool) -> Iterator[tuple[str, str]]:
     mode = start.environment.get("RAY_AUTH_MODE")
     if mode != "token":
         rule = "every `ray start` must have `RAY_AUTH_MODE=token` before it"
         hint = "Without it anyone who reaches the node's ports can run code there."
-        complain("auth-mode", format_error(rule, got=mode, where=where, hint=hint), "error")
+        yield "auth-mode", format_error(rule, got=mode, where=where, hint=hint)
     host = start.option("dashboard-host")
     if head and host not in _LOOPBACK:
         rule = "the head must be started with `--dashboard-host=127.0.0.1`"
         hint = "`python -m tune_rescon.cluster tunnel` shows it to you alone."
-        complain("dashboard", format_error(rule, got=host or "none", where=where, hint=hint), "error")
+        yield "dashboard", format_error(rule, got=host or "none", where=where, hint=hint)
 
 
-def _check_listening(command: ShellCommand, complain: Complain, *, where: str) -> None:
+def _listening_problems(command: ShellCommand, *, where: str) -> Iterator[tuple[str, str]]:
     if is_text_program(command):
         return
     for index, word in enumerate(command.words):
@@ -173,7 +174,7 @@ def _check_listening(command: ShellCommand, complain: Complain, *, where: str) -
         if _EVERYWHERE.fullmatch(value):
             rule = "a server must listen on 127.0.0.1, to be reached by a tunnel"
             got = f"`{key}{'=' if equals else ' '}{value}`"
-            complain("listens", format_error(rule, got=got, where=where), "error")
+            yield "listens", format_error(rule, got=got, where=where)
 
 
 def schema_problems(value: Any) -> Iterator[tuple[str, KeyPath, str]]:
@@ -193,7 +194,8 @@ def schema_problems(value: Any) -> Iterator[tuple[str, KeyPath, str]]:
                     below = (*steps, key)
                     yield "unknown-key", below, unknown_name_message("key", key, known, where=dotted(below))
         elif error.validator == "required":
-            missing = next(key for key in error.validator_value if key not in error.instance)
+            # The schema's validator has an error for each key, which only its message names.
+            (missing,) = (key for key in error.validator_value if error.message.startswith(repr(key)))
             yield "ray-schema", steps, format_error("is missing", where=dotted((*steps, missing)))
         elif error.validator == "type":
             rule = f"must be of type {error.validator_value}"

@@ -7,6 +7,7 @@ the mirror that also copies a search's databases.
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import signal
@@ -62,7 +63,7 @@ def answers(url: str, *, timeout: float) -> bool:
         urllib.request.urlopen(url, timeout=timeout).close()
     except urllib.error.HTTPError as error:
         return error.code < 500
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
 
@@ -112,7 +113,7 @@ class RestartPolicy:
         self._timing = timing
         self._started: float | None = None
         self._first_answer: float | None = None
-        self._last_answer: float | None = None
+        self._healthy_seconds = 0.0
         self._misses = 0
         self._pause = 0.0
         self._due = float("-inf")
@@ -123,9 +124,9 @@ class RestartPolicy:
             return self._start_again(now)
         if seen is Health.HEALTHY:
             self._misses = 0
-            self._last_answer = now
             if self._first_answer is None:
                 self._first_answer = now
+            self._healthy_seconds = now - self._first_answer
             return Action.WAIT
         assert self._started is not None, "it was never started"
         if self._first_answer is None:
@@ -141,16 +142,12 @@ class RestartPolicy:
 
     def _start_again(self, now: float) -> Action:
         if self._started is not None:
-            healthy = 0.0
-            if self._first_answer is not None and self._last_answer is not None:
-                healthy = self._last_answer - self._first_answer
-            doubled = min(2 * self._pause, self._timing.longest_pause)
-            self._pause = (
-                self._timing.first_pause
-                if healthy >= self._timing.healthy_reset or not self._pause
-                else doubled
-            )
-            self._started = self._first_answer = self._last_answer = None
+            if self._healthy_seconds >= self._timing.healthy_reset or not self._pause:
+                self._pause = self._timing.first_pause
+            else:
+                self._pause = min(2 * self._pause, self._timing.longest_pause)
+            self._started = self._first_answer = None
+            self._healthy_seconds = 0.0
             self._due = now + self._pause
         if now < self._due:
             return Action.WAIT
@@ -257,19 +254,20 @@ def end_mlflow(folder: Path) -> None:
     """End the process that keeps MLflow running in ``folder``, and wait until its database is copied.
 
     Raises:
-        ClusterError: the process does not end, or its last copy of the database is not complete.
+        ClusterError: the process does not end, or the last copy of the database is not complete, also that of
+            a process that has ended before.
     """
-    if not (keeper := _keeper(folder)):
+    if keeper := _keeper(folder):
+        with suppress(ProcessLookupError):
+            os.kill(keeper, signal.SIGTERM)
+        timeout = END_TIMEOUT + LAST_COPY_TIMEOUT + RestartTiming().timeout + 10
+        try:
+            with FileLock(folder / _LOCK).acquire(timeout=timeout):
+                _PROGRESS.info(f"MLflow has ended (process {keeper})")
+        except Timeout:
+            raise ClusterError(f"process {keeper}, which keeps MLflow running, does not end.") from None
+    else:
         _PROGRESS.info("MLflow is not kept running")
-        return
-    with suppress(ProcessLookupError):
-        os.kill(keeper, signal.SIGTERM)
-    timeout = END_TIMEOUT + LAST_COPY_TIMEOUT + RestartTiming().timeout + 10
-    try:
-        with FileLock(folder / _LOCK).acquire(timeout=timeout):
-            _PROGRESS.info(f"MLflow has ended (process {keeper})")
-    except Timeout:
-        raise ClusterError(f"process {keeper}, which keeps MLflow running, does not end.") from None
     if (folder / _NOT_KEPT).exists():
         raise ClusterError(f"the last changes of MLflow's database are not kept yet, but in {folder} alone.")
 
@@ -277,7 +275,9 @@ def end_mlflow(folder: Path) -> None:
 def mlflow_command(folder: Path) -> list[str]:
     """Return the command line of the process that keeps MLflow running in ``folder``; empty if none does."""
     keeper = _keeper(folder)
-    return psutil.Process(keeper).cmdline() if keeper else []
+    with suppress(psutil.NoSuchProcess):  # it has ended since
+        return psutil.Process(keeper).cmdline() if keeper else []
+    return []
 
 
 def _keeper(folder: Path) -> int | None:

@@ -12,7 +12,7 @@ Where the text does not decide it, the stricter reading is used: an assignment t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -136,9 +136,12 @@ def commands_in(text: str) -> list[ShellCommand]:
     """Return the simple commands of a text, in the order in which they are written.
 
     Raises:
-        ShellSyntaxError: a quote or a bracket is not closed.
+        ShellSyntaxError: a quote or a bracket is not closed, or brackets are nested too deeply.
     """
-    return _Reader(0).read(text, _Scope())
+    try:
+        return _Reader(0).read(text, _Scope())
+    except RecursionError:
+        raise ShellSyntaxError("brackets within brackets without end") from None
 
 
 class _Reader:
@@ -170,11 +173,7 @@ class _Reader:
                 self._next += 1
             lost = before in ("||", "|", "|&") or after in ("&", "|", "|&")
             if not lost:
-                scope.exported, scope.others, scope.all_exported = (
-                    trial.exported,
-                    trial.others,
-                    trial.all_exported,
-                )
+                vars(scope).update(vars(trial))
             before = after
 
     def _peek(self) -> str:
@@ -225,12 +224,9 @@ class _Reader:
             scope.all_exported = rest[0] == "-a"
         elif program == "eval":
             self._text(" ".join(rest), line, own)
-        elif program == "env":
-            self._command(*_env(rest, line, own))
-        elif program == "sudo":
-            self._command(*_sudo(rest, line, own))
-        elif program == "docker" and rest[:1] and rest[0] in ("run", "exec"):
-            self._command(*_docker(rest[1:], line, own))
+        elif program in _RUNNERS and (program != "docker" or rest[:1] in (["run"], ["exec"])):
+            left, inner = _RUNNERS[program](rest, own)
+            self._command(left, line, inner)
         elif program in _PREFIXES:
             self._command(_without_options(rest, numbers=program in ("timeout", "nice", "ionice")), line, own)
         else:
@@ -279,7 +275,7 @@ def _without_options(words: Sequence[str], *, numbers: bool) -> list[str]:
     return left
 
 
-def _env(words: Sequence[str], line: int, scope: _Scope) -> tuple[list[str], int, _Scope]:
+def _env(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
     left = list(words)
     while left and left[0].startswith("-"):
         option = left.pop(0)
@@ -290,10 +286,10 @@ def _env(words: Sequence[str], line: int, scope: _Scope) -> tuple[list[str], int
             scope.unset([name] if option in ("-u", "--unset") else [])
         elif option.startswith("--unset="):
             scope.unset([option.partition("=")[2]])
-    return left, line, scope
+    return left, scope
 
 
-def _sudo(words: Sequence[str], line: int, scope: _Scope) -> tuple[list[str], int, _Scope]:
+def _sudo(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
     """Without ``-E``, the command gets an environment with the named variables only."""
     left, kept = list(words), {}
     while left and left[0].startswith("-"):
@@ -305,10 +301,10 @@ def _sudo(words: Sequence[str], line: int, scope: _Scope) -> tuple[list[str], in
             kept = {name: value for name, value in scope.exported.items() if name in names}
         elif option in ("-u", "-g", "-h", "-p", "-C", "-U", "--user", "--group") and left:
             left.pop(0)
-    return left, line, _Scope(dict(kept))
+    return left, _Scope(dict(kept))
 
 
-def _docker(words: Sequence[str], line: int, scope: _Scope) -> tuple[list[str], int, _Scope]:
+def _docker(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
     """The command gets only the variables of ``-e NAME=VALUE``, or ``-e NAME`` from here.
 
     The image's name and options with a separate value stay in front, as words of a program that runs another.
@@ -327,4 +323,12 @@ def _docker(words: Sequence[str], line: int, scope: _Scope) -> tuple[list[str], 
             given[found[1]] = found[3]
         elif text in scope.exported:
             given[text] = scope.exported[text]
-    return ["container", *words], line, _Scope(given)
+    return ["container", *words[1:]], _Scope(given)
+
+
+#: The programs that run another one, and what each makes of its words and of the variables.
+_RUNNERS: Final[Mapping[str, Callable[[Sequence[str], _Scope], tuple[list[str], _Scope]]]] = {
+    "env": _env,
+    "sudo": _sudo,
+    "docker": _docker,
+}

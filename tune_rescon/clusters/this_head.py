@@ -121,7 +121,8 @@ class _Mlflow:
         self._command: list[str] = []
 
     def end(self) -> None:
-        self._command = mlflow_command(self.folder)
+        # If it has ended by itself since its last start, the earlier command starts it again.
+        self._command = mlflow_command(self.folder) or self._command
         end_mlflow(self.folder)
 
     def start(self) -> None:

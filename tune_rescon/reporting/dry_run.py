@@ -27,7 +27,7 @@ from tune_rescon.tuning.prepare import check_external_networks, check_metric_cla
 from tune_rescon.tuning.resources import slots_here
 from tune_rescon.tuning.stopping.auto_words import plan_words
 
-__all__ = ["print_dry_run"]
+__all__ = ["print_dry_run", "stopping_line"]
 
 #: Maximum number of samples shown.
 SAMPLES: Final = 8
@@ -52,29 +52,27 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     """
     space = with_store_size(space, None)
     # The URL of an archive may contain a signature.
-    console.print(hide_passwords(dump_space(space)), markup=False, soft_wrap=True)
-    console.print(f"rungs (epochs): {', '.join(map(str, possible_rungs(space)))}")
-    for line in plan_words(space) if space.scheduler.type == "auto" else [_stopping(space)]:
-        console.print(line, soft_wrap=True)
+    _print_line(console, hide_passwords(dump_space(space)))
+    _print_line(console, f"rungs (epochs): {', '.join(map(str, possible_rungs(space)))}")
+    for line in plan_words(space) if space.scheduler.type == "auto" else [stopping_line(space)]:
+        _print_line(console, line)
     if space.metric.against:
-        console.print(f"a Pareto front: {space.metric.name} against {space.metric.against}", soft_wrap=True)
+        _print_line(console, f"a Pareto front: {space.metric.name} against {space.metric.against}")
     points = count_points(space.parameters, most=space.budget.trials)
     if points is not None and points < space.budget.trials and not space.sampler.repeats:
-        console.print(
-            f"the space has {counted(points, 'point')}: the search ends when all have run", soft_wrap=True
-        )
+        _print_line(console, f"the space has {counted(points, 'point')}: the search ends when all have run")
     datasets = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
     for name, known in datasets.items():
         check_metric_classes(space, known)
         account = known.account.lines() if known.account else []
         evaluated_by = [] if known.account is None else evaluation_words(space, known)
         for line in (*account, *cache_words(space, known), *evaluated_by):
-            console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+            _print_line(console, f"{name}: {line}")
     check_external_networks(space)
     check_external_networks(space, datasets)
     model = CostModel(space=space, datasets=datasets)
     if (message := check_constraints(model)) is not None:
-        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        _print_line(console, message)
     samples = _first_samples(model)
     if not measure:
         console.print(_samples(space, samples, datasets))
@@ -82,10 +80,14 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     here, slots = slots_here(space)
     seconds = measure_epochs(here, samples, datasets, progress=console.print)
     console.print(_samples(space, samples, datasets, epoch_seconds=seconds))
-    console.print(speed_message(here, seconds, slots=slots), markup=False, highlight=False, soft_wrap=True)
+    _print_line(console, speed_message(here, seconds, slots=slots))
 
 
-def _stopping(space: Space) -> str:
+def _print_line(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def stopping_line(space: Space) -> str:
     """Return in words which scheduler stops trials, where and why."""
     scheduler, fidelity = space.scheduler, space.fidelity
     group = f" of its {scheduler.group_by}" if scheduler.group_by else ""

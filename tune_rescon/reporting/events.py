@@ -103,7 +103,8 @@ class EventLines(SearchCallback):
         # The test images are evaluated after the last epoch only.
         value = f"{trial.metric} {format_number(trial.last_value)}, " if trial.metric in metrics else ""
         self._print(
-            f"{_name(trial)} epoch {trial.epochs}/{self._last_epoch}: {value}"
+            # The name of a class in a metric's name may look like markup.
+            f"{_name(trial)} epoch {trial.epochs}/{self._last_epoch}: {escape(value)}"
             f"train_loss {format_number(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}"
         )
 

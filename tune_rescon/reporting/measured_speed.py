@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -15,7 +16,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.errors import counted
 from tune_rescon.reporting.formatting import duration
-from tune_rescon.spaces import CategoricalParameter, Space, preview, trial_config
+from tune_rescon.spaces import Space, longest_warmup, preview, trial_config
 from tune_rescon.tuning import datasets_of
 from tune_rescon.tuning.resources import memory_signature, slots_here
 from tune_rescon.tuning.stopping.auto_words import planned_epochs
@@ -136,23 +137,16 @@ def fitting_budget(space: Space, hours: float, *, epoch_seconds: float, slots: i
         slots: The number of trials that run at once.
     """
     epochs = hours * 3600 * slots / epoch_seconds
-    longest = min(space.fidelity.max, max(math.ceil(_longest_warmup(space)), int(epochs / _TRAININGS), 1))
+    _, warmup = longest_warmup(space.fixed, space.parameters)
+    longest = min(space.fidelity.max, max(math.ceil(warmup), int(epochs / _TRAININGS), 1))
     trials = max(space.budget.trials, int(_TRIALS * epochs / longest))
     return [
-        "scheduler={type: auto}",
+        f"scheduler={json.dumps({'type': 'auto', 'group_by': space.scheduler.group_by})}",
         f"budget.hours={hours:.4g}",
         f"budget.trials={trials}",
         f"fidelity.min={min(space.fidelity.min, longest)}",
         f"fidelity.max={longest}",
     ]
-
-
-def _longest_warmup(space: Space) -> float:
-    searched = space.parameters.get("warmup_epochs")
-    if searched is None:
-        return float(space.fixed.get("warmup_epochs", 0))
-    most = max(searched.choices) if isinstance(searched, CategoricalParameter) else searched.high
-    return float(most)
 
 
 def speed_message(space: Space, epoch_seconds: Sequence[float], *, slots: int) -> str:

@@ -81,6 +81,11 @@ def _plain(axes: Axes) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
+def _text(text: str) -> str:
+    """Return a user's text so that matplotlib shows it, where two dollar signs would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def _curves(result: StudyResult, axes: Axes) -> None:
     for state in STATE_ORDER:
         trials = [trial for trial in result.trials if trial.state is state and trial.epochs]
@@ -93,7 +98,7 @@ def _curves(result: StudyResult, axes: Axes) -> None:
     for level in result.levels[:-1]:
         axes.axvline(level, color=MUTED, linewidth=0.6, linestyle=":", zorder=0)
     axes.autoscale_view()
-    axes.set(title=result.name, xlabel="epoch", ylabel=watched_metric(result.metric))
+    axes.set(title=result.name, xlabel="epoch", ylabel=_text(watched_metric(result.metric)))
     axes.legend(frameon=False, fontsize=8)
     _plain(axes)
 
@@ -117,7 +122,7 @@ def _costs(result: StudyResult, fronts: tuple[CostFront, ...]) -> Figure:
                 label="Pareto front",
             )
             axes.legend(frameon=False, fontsize=8)
-        axes.set(xlabel=front.title, ylabel=result.metric if place == 1 else "")
+        axes.set(xlabel=front.title, ylabel=_text(result.metric) if place == 1 else "")
         axes.set_xlim(left=0)
         _plain(axes)
     return figure
@@ -141,9 +146,9 @@ def _coordinates(result: StudyResult, values: dict[int, float], epoch: int, axes
         axes.axvline(place, color=MUTED, linewidth=0.8, zorder=0)
         for at, text in labels:
             axes.annotate(
-                text, (place, at), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
+                _text(text), (place, at), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
             )
-    names = [*(s.name.replace("_", " ") for s in scales), f"{result.metric}\nat epoch {epoch}"]
+    names = [*(s.name.replace("_", " ") for s in scales), f"{_text(result.metric)}\nat epoch {epoch}"]
     axes.set(xlim=(-0.1, len(names) - 0.6), ylim=(-0.2, 1.05), yticks=[])
     axes.set_xticks(range(len(names)), names)
     axes.spines[:].set_visible(False)

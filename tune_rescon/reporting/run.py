@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 from rich.console import Console
@@ -17,7 +17,9 @@ from typing_extensions import override
 from tune_rescon.command import INTERRUPTED, progress_shown
 from tune_rescon.errors import ClusterError, SearchError, presentable
 from tune_rescon.passwords import shell_command
+from tune_rescon.reporting.events import EventLines
 from tune_rescon.reporting.formats import note_text
+from tune_rescon.reporting.live.view import LiveView
 from tune_rescon.reporting.table import print_left_over, print_result
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import (
@@ -33,10 +35,6 @@ from tune_rescon.tuning import (
     run_search,
     sync_command,
 )
-
-if TYPE_CHECKING:
-    from tune_rescon.reporting.events import EventLines
-    from tune_rescon.reporting.live.view import LiveView
 
 __all__ = [
     "LiveReport",
@@ -225,7 +223,9 @@ def run_with_display(
     begun = options.resume
     try:
         with ExitStack() as drawn:
-            view = drawn.enter_context(_shown(space, options, console, live=live))
+            view: LiveView | EventLines = EventLines(console, space)
+            if live:
+                view = drawn.enter_context(LiveView(console, space, name=options.name))
 
             def show(result: StudyResult) -> None:
                 # Remove the live table from the screen before the result's table is printed.
@@ -287,21 +287,6 @@ def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> s
         ],
     )
     return f"{line} --tensorboard" if options.tensorboard else line
-
-
-@contextmanager
-def _shown(
-    space: Space, options: RunOptions, console: Console, *, live: bool
-) -> Iterator[EventLines | LiveView]:
-    """Yield the view that shows the search while it runs."""
-    from tune_rescon.reporting.events import EventLines
-    from tune_rescon.reporting.live.view import LiveView
-
-    if not live:
-        yield EventLines(console, space)
-        return
-    with LiveView(console, space, name=options.name) as view:
-        yield view
 
 
 def _nothing_finished(result: StudyResult) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -53,7 +53,8 @@ def result_table(result: StudyResult, *, width: int) -> Table:
     table = Table(title=f"{result.name}: {counted(len(result.trials), 'trial')}", title_justify="left")
     columns = [i for i, name in enumerate(names) if name in shown]
     for i in columns:
-        table.add_column(names[i], justify="left" if names[i] == "state" else "right", width=widths[i])
+        justify: JustifyMethod = "left" if names[i] == "state" else "right"
+        table.add_column(Text(names[i]), justify=justify, width=widths[i])
     for trial, cells in zip(best, rows, strict=True):
         styles = {1: STATE_STYLE[trial.state]}
         table.add_row(*(Text(cells[i], style=styles.get(i, "")) for i in columns))
@@ -82,33 +83,34 @@ def print_result(result: StudyResult, console: Console) -> None:
     table = result_table(result, width=console.width)
     console.print(table)
     if table.row_count < len(result.trials) or len(table.columns) < len(headings(result)):
-        console.print(f"All of it: {result.folder / 'trials.csv'}", markup=False, soft_wrap=True)
+        _print_line(console, f"All of it: {result.folder / 'trials.csv'}")
     counts = Counter(trial.state.value for trial in result.trials)
     spent = sum(result.compute_hours(trial) for trial in result.trials)
-    console.print(", ".join(f"{count} {state}" for state, count in counts.most_common()), end="; ")
-    console.print(f"{format_device_hours(spent, result.device)} reserved")
+    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    _print_line(console, f"{states}; {format_device_hours(spent, result.device)} reserved")
     if result.failure is not None:
-        console.print(result.failure, style="red", markup=False, soft_wrap=True)
+        _print_line(console, result.failure, style="red")
     if result.best is not None:
-        best = result.best
-        console.print(
-            f"Best: {trial_name(best.number)}, {value_text(best)}",
-            soft_wrap=True,
-        )
-    in_hand = in_hand_message(result)
-    if in_hand is not None:
-        console.print(in_hand, markup=False, soft_wrap=True)
+        _print_line(console, f"Best: {trial_name(result.best.number)}, {value_text(result.best)}")
+    if (in_hand := in_hand_message(result)) is not None:
+        _print_line(console, in_hand)
     if result.front:
-        console.print(_front(result), soft_wrap=True)
+        _print_line(console, _front(result))
     if result.foreign:
-        console.print(foreign_message(result.foreign), soft_wrap=True)
-    files = f"{result.url} (here: {result.folder})" if result.url else result.folder
-    console.print(f"Files:  {files}", markup=False, soft_wrap=True)
-    console.print(f"Report: {result.folder / 'report.html'}", markup=False, soft_wrap=True)
-    console.print(f"MLflow: {_view(result.tracking_uri)}", markup=False, soft_wrap=True)
+        _print_line(console, foreign_message(result.foreign))
+    _print_line(
+        console, f"Files:  {f'{result.url} (here: {result.folder})' if result.url else result.folder}"
+    )
+    _print_line(console, f"Report: {result.folder / 'report.html'}")
+    _print_line(console, f"MLflow: {_view(result.tracking_uri)}")
     events = result.folder / "tensorboard"
     if events.is_dir():
-        console.print(f"TensorBoard: tensorboard --logdir {events}", markup=False, soft_wrap=True)
+        _print_line(console, f"TensorBoard: tensorboard --logdir {events}")
+
+
+def _print_line(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print one line, however long. The names of classes and paths in it are no markup."""
+    console.print(text, style=style, markup=False, soft_wrap=True)
 
 
 def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None:
@@ -121,16 +123,16 @@ def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None
     """
     if result.pending_updates:
         why = f": {result.pending_reason.rstrip('.')}" if result.pending_reason else " in time"
-        console.print(
+        _print_line(
+            console,
             f"MLflow did not take {counted(result.pending_updates, 'update')}{why}; the study has them all."
             f" Send them by: {sync}",
-            markup=False,
-            soft_wrap=True,
         )
     if result.pending_uploads:
-        console.print(
+        _print_line(
+            console,
             f"{result.url} lacks {counted(result.pending_uploads, 'change')}:"
-            " --resume on this machine sends them."
+            " --resume on this machine sends them.",
         )
 
 
@@ -178,14 +180,14 @@ def print_overviews(found: Sequence[SearchOverview], console: Console, *, now: d
             if one.state
             else Text("unreadable", style="red"),
             f"{one.ended}/{one.total}" if one.state else "-",
-            one.metric,
+            Text(one.metric),
             format_number(one.best),
             _ago(one.changed, now),
         )
     console.print(table)
     for one in found:
         if one.problem:
-            console.print(f"{one.name}: {one.problem}", style="red", markup=False, soft_wrap=True)
+            _print_line(console, f"{one.name}: {one.problem}", style="red")
 
 
 def print_comparison(results: Sequence[StudyResult], console: Console) -> None:

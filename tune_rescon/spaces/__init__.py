@@ -14,6 +14,11 @@
     point_key, count_points, free_points, pending_rows    the points of a space, and those that have run
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tune_rescon.lazy import lazy_names
 from tune_rescon.spaces.loading import (
     chosen_values,
     dump_space,
@@ -34,6 +39,7 @@ from tune_rescon.spaces.parameters import (
     When,
     is_active,
 )
+from tune_rescon.spaces.rules import longest_warmup
 from tune_rescon.spaces.sampling import (
     count_points,
     distributions,
@@ -63,48 +69,5 @@ from tune_rescon.spaces.sections import (
 )
 from tune_rescon.spaces.space import Space
 
-__all__ = [
-    "AutoResources",
-    "Budget",
-    "CategoricalParameter",
-    "Constraints",
-    "Fidelity",
-    "FloatParameter",
-    "Goal",
-    "IntParameter",
-    "Latency",
-    "Metric",
-    "Overlap",
-    "Parameter",
-    "Resources",
-    "Sampler",
-    "Scheduler",
-    "Space",
-    "When",
-    "chosen_values",
-    "corners",
-    "count_points",
-    "distributions",
-    "dump_space",
-    "first_rows",
-    "free_points",
-    "from_optuna",
-    "grid_points",
-    "is_active",
-    "list_spaces",
-    "load_goal",
-    "load_space",
-    "overlap",
-    "overlap_message",
-    "parse_space",
-    "pending_rows",
-    "place_config",
-    "point_key",
-    "preview",
-    "random_points",
-    "space_folder",
-    "suggest",
-    "to_optuna",
-    "trial_config",
-    "yaml_text",
-]
+if not TYPE_CHECKING:  # hidden from the type checker, which would accept any name
+    __getattr__, __all__ = lazy_names(__name__)

@@ -38,6 +38,7 @@ __all__ = [
     "FOLDER_ONLY",
     "PartialSpace",
     "check_rules",
+    "longest_warmup",
 ]
 
 
@@ -184,7 +185,7 @@ def _check_warmup(draft: PartialSpace) -> Iterator[Problem]:
     """Check that the warm-up ends before training ends, and before the first trial may be stopped."""
     if draft.fidelity is None:
         return
-    path, epochs = _longest_warmup(draft)
+    path, epochs = longest_warmup(draft.fixed, draft.parameters)
     if epochs > draft.fidelity.max:
         rule = f"must be at most `fidelity.max` ({draft.fidelity.max})"
         yield Problem(path=path, text=format_error(rule, got=shown(epochs)))
@@ -195,14 +196,14 @@ def _check_warmup(draft: PartialSpace) -> Iterator[Problem]:
         yield Problem(path=("fidelity", "min"), text=text)
 
 
-def _longest_warmup(draft: PartialSpace) -> tuple[KeyPath, float]:
-    """Return the longest warm-up of a trial in epochs, and the place of its value."""
-    parameter = draft.parameters.get("warmup_epochs")
+def longest_warmup(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[KeyPath, float]:
+    """Return the place of the longest warm-up that a trial can have, and its epochs."""
+    parameter = parameters.get("warmup_epochs")
     if isinstance(parameter, CategoricalParameter):
         return ("parameters", "warmup_epochs", "choices"), max(parameter.choices)
     if parameter:
         return ("parameters", "warmup_epochs", "high"), parameter.high
-    return ("fixed", "warmup_epochs"), draft.fixed.get("warmup_epochs", 0)
+    return ("fixed", "warmup_epochs"), fixed.get("warmup_epochs", 0)
 
 
 def _check_sampler(draft: PartialSpace) -> Iterator[Problem]:

@@ -139,20 +139,8 @@ class Space(Section):
 
     def check_rules(self) -> Iterator[Problem]:
         """Yield the broken rules between sections."""
-        yield from check_rules(
-            PartialSpace(
-                dataset=self.dataset,
-                metric=self.metric,
-                fidelity=self.fidelity,
-                sampler=self.sampler,
-                scheduler=self.scheduler,
-                budget=self.budget,
-                fixed=self.fixed,
-                parameters=self.parameters,
-                initial=self.initial,
-                resources_per_trial=self.resources_per_trial,
-            )
-        )
+        names = {field.name for field in dataclasses.fields(PartialSpace)} & type(self).model_fields.keys()
+        yield from check_rules(PartialSpace(**{name: getattr(self, name) for name in names}))
 
     def dataset_config(self, name: str | None = None) -> DatasetConfig:
         """Return a trial's dataset: ``dataset``, or the named one if ``parameters.dataset`` is searched."""

@@ -295,8 +295,23 @@ class _Reader:
         if isinstance(node, ScalarNode) and kind in _TEXTS:
             return node.value
         if isinstance(node, ScalarNode) and kind in _SCALARS:
-            return self._yaml.constructor.construct_object(node)
+            return self._scalar(node, path, kind)
         self._complain(node, path, format_error("must be a plain value", got=f"the tag `!{kind}`"))
+        return None
+
+    def _scalar(self, node: ScalarNode, path: KeyPath, kind: str) -> Any:
+        try:
+            value = self._yaml.constructor.construct_object(node)
+            if kind == "int":
+                float(value)
+        except (ValueError, KeyError):  # a tag that its text does not fit, or thousands of digits
+            self._complain(
+                node, path, format_error(f"must be a value of YAML's type {kind}", got=shown(node.value))
+            )
+        except OverflowError:
+            self._complain(node, path, format_error("must be a number below 1e308", got=shown(node.value)))
+        else:
+            return value
         return None
 
     def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:

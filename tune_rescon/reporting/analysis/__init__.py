@@ -18,6 +18,11 @@
     parameter_axes            the position of each trial on each parameter's axis
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tune_rescon.lazy import lazy_names
 from tune_rescon.reporting.analysis.parameters import Axis, parameter_axes
 from tune_rescon.reporting.analysis.summary import (
     CostFront,
@@ -51,34 +56,5 @@ from tune_rescon.reporting.analysis.timeline import (
     timeline,
 )
 
-__all__ = [
-    "Axis",
-    "CostFront",
-    "Failure",
-    "GpuUse",
-    "Group",
-    "Incumbent",
-    "RankClass",
-    "RungSurvival",
-    "Savings",
-    "Stretch",
-    "Throughput",
-    "Timeline",
-    "best_command",
-    "cost_fronts",
-    "device_hours",
-    "devices_of",
-    "failures",
-    "gpu_use",
-    "grouping",
-    "groups",
-    "incumbents",
-    "parameter_axes",
-    "rank_classes",
-    "rung_survival",
-    "savings",
-    "shared_epoch",
-    "throughput",
-    "timeline",
-    "values_at",
-]
+if not TYPE_CHECKING:  # hidden from the type checker, which would accept any name
+    __getattr__, __all__ = lazy_names(__name__)

@@ -22,8 +22,9 @@ ABSENT: Final = -0.12
 
 _ABSENT: Final = object()
 
-#: Number of labels on a numeric axis.
+#: Number of labels on a numeric axis, and the most characters of a label.
 LABELS: Final = 4
+LONGEST_LABEL: Final = 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,41 +53,28 @@ def _axis(result: StudyResult, name: str) -> Axis:
     # A trial that was sampled before the space had the parameter still has a value of it.
     settings = {trial.number: trial.setting(name, _ABSENT) for trial in result.trials}
     values = {number: value for number, value in settings.items() if value is not _ABSENT}
-    absent = len(values) < len(result.trials)
-    if _is_categorical(result.space, name, values.values()):
+    is_categorical = _is_categorical(result.space, name, values.values())
+    log = False
+    if is_categorical:
         choices = _choices(result.space, name, list(values.values()))
         places = {str(choice): _place(index, len(choices)) for index, choice in enumerate(choices)}
         ticks = [(place, _short(setting_text(name, choice))) for choice, place in places.items()]
         positions = {number: places[str(value)] for number, value in values.items()}
-        return _with_absent(result, name, positions, ticks, absent=absent, log=False, is_categorical=True)
-    low, high = _range(result.space, name, values)
-    log = _is_log(result.space, name) and low > 0
-    positions = {number: _share(float(value), low, high, log=log) for number, value in values.items()}
-    steps = [step / (LABELS - 1) for step in range(LABELS)] if low < high else [0.0]
-    ticks = [(step, _value_at(step, low, high, log=log)) for step in steps]
-    return _with_absent(result, name, positions, ticks, absent=absent, log=log, is_categorical=False)
-
-
-def _with_absent(
-    result: StudyResult,
-    name: str,
-    positions: Mapping[int, float],
-    ticks: Sequence[tuple[float, str]],
-    *,
-    absent: bool,
-    log: bool,
-    is_categorical: bool,
-) -> Axis:
-    """Return an axis with a position for the trials that do not have the parameter."""
-    everywhere = {trial.number: positions.get(trial.number, ABSENT) for trial in result.trials}
-    labelled = [(ABSENT, "none"), *ticks] if absent else list(ticks)
+    else:
+        low, high = _range(result.space, name, values)
+        log = bool(getattr(result.space.parameters.get(name), "log", False)) and low > 0
+        steps = [step / (LABELS - 1) for step in range(LABELS)] if low < high else [0.0]
+        ticks = [(step, _value_at(step, low, high, log=log)) for step in steps]
+        positions = {number: _share(float(value), low, high, log=log) for number, value in values.items()}
+    if len(values) < len(settings):
+        ticks = [(ABSENT, "none"), *ticks]
     return Axis(
-        name=name, positions=everywhere, ticks=tuple(labelled), log=log, is_categorical=is_categorical
+        name=name,
+        positions={number: positions.get(number, ABSENT) for number in settings},
+        ticks=tuple(ticks),
+        log=log,
+        is_categorical=is_categorical,
     )
-
-
-def _is_log(space: Space, name: str) -> bool:
-    return bool(getattr(space.parameters.get(name), "log", False))
 
 
 def _is_categorical(space: Space, name: str, values: Any) -> bool:
@@ -134,10 +122,10 @@ def _value_at(share: float, low: float, high: float, *, log: bool) -> str:
     return format_number(float(f"{value:.2g}")) if log else format_number(round(value, 6))
 
 
-def _short(label: str, most: int = 14) -> str:
+def _short(label: str) -> str:
     """Shorten a label so that it leaves room for its neighbours.
 
     >>> _short("a very long name of a choice")
     'a very long n…'
     """
-    return label if len(label) <= most else f"{label[: most - 1]}…"
+    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -49,9 +49,7 @@ class LiveView(SearchCallback):
     error; for a trial that starts again because its worker died; for notes; and for the text of :meth:`say`.
     """
 
-    def __init__(
-        self, console: Console, space: Space, *, name: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, space: Space, *, name: str) -> None:
         """Prepare to draw the search ``name`` of ``space`` on ``console``.
 
         Drawing begins when the view is entered.
@@ -60,16 +58,14 @@ class LiveView(SearchCallback):
             console: the console of the terminal.
             space: the space of the search.
             name: the name of the search.
-            clock: returns monotonic seconds.
         """
         self._console = console
-        self._clock = clock
         self._state = LiveTotals(space, name)
         # Held only while the state is changed or copied, never while it is drawn.
         self._lock = threading.Lock()
         self._lines: deque[Text] = deque()
         self._gauges: Gauges | None = None
-        self._queue_empty_at = clock()
+        self._queue_empty_at = time.monotonic()
         self._begun = False
         self._closing = threading.Event()
         # transient, because the table of the result replaces it.
@@ -120,7 +116,7 @@ class LiveView(SearchCallback):
     def on_trial_start(self, trial: TrialRecord) -> None:
         """Add the trial's row."""
         with self._lock:
-            again = self._state.on_trial_start(trial, self._clock())
+            again = self._state.on_trial_start(trial, time.monotonic())
         if again:
             self._add_line(start_line(trial, promoted=False))
 
@@ -140,7 +136,7 @@ class LiveView(SearchCallback):
         """Update the trial's row."""
         del verdict
         with self._lock:
-            self._state.on_epoch(trial, metrics, self._clock())
+            self._state.on_epoch(trial, metrics, time.monotonic())
 
     @override
     def on_trial_end(self, trial: TrialRecord) -> None:
@@ -190,7 +186,7 @@ class LiveView(SearchCallback):
         return bool(lines)
 
     def _read(self) -> Reading:
-        gauges, now = self._gauges, self._clock()
+        gauges, now = self._gauges, time.monotonic()
         if gauges is None:
             return Reading()
         pending = gauges.waiting()

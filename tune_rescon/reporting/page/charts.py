@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, cycle
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
@@ -11,6 +11,8 @@ from tune_rescon.metric_names import watched_metric
 from tune_rescon.reporting.analysis import (
     Axis,
     CostFront,
+    Group,
+    Incumbent,
     RankClass,
     cost_fronts,
     incumbents,
@@ -26,12 +28,14 @@ from tune_rescon.reporting.formatting import (
     STATE_ORDER,
     device_hours_unit,
     format_number,
+    setting_text,
 )
 from tune_rescon.reporting.page.chart import COLOURS, Chart, axis, dotted_line, jitter, rounded
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
     "costs",
+    "group_curves",
     "importance_bars",
     "incumbent_curves",
     "learning_curves",
@@ -375,10 +379,14 @@ def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
     """Return the best value so far of each search, by device-hours."""
     hours = " or ".join(sorted({device_hours_unit(result.device) for result in results}))
     metrics = ", ".join(sorted({result.metric for result in results}))
+    spent = [sum(result.compute_hours(trial) for trial in result.trials) for result in results]
     return Chart(
         key="incumbents",
         label=f"best {metrics} so far, by {hours}",
-        data=[_line(result, COLOURS[index % len(COLOURS)]) for index, result in enumerate(results)],
+        data=[
+            _leader_line(result.name, incumbents(result), whole, colour)
+            for result, whole, colour in zip(results, spent, cycle(COLOURS), strict=False)
+        ],
         layout={
             "xaxis": axis(f"{hours} spent", rangemode="tozero"),
             "yaxis": axis(f"{metrics} of the leader"),
@@ -387,15 +395,40 @@ def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
     )
 
 
-def _line(result: StudyResult, colour: str) -> dict[str, Any]:
-    leaders = incumbents(result)
-    # Extend the line to the end, because the last leader remained the best.
-    spent = sum(result.compute_hours(trial) for trial in result.trials)
-    ends = [leaders[-1]] if leaders else []
+def group_curves(result: StudyResult, name: str, found: Sequence[Group], shared: float) -> Chart:
+    """Return the best value so far of each group, by the device-hours that the group had spent.
+
+    Args:
+        result: the search.
+        name: the parameter whose values the groups have.
+        found: the groups, the best first.
+        shared: the device-hours that all groups have spent, which a dotted line marks.
+    """
+    spent = device_hours_unit(result.device)
+    return Chart(
+        key="groups",
+        label=f"best {result.metric} so far of each {name}, by its {spent}",
+        data=[
+            _leader_line(setting_text(name, one.value), one.best, one.hours, colour)
+            for one, colour in zip(found, cycle(COLOURS), strict=False)
+        ],
+        layout={
+            "xaxis": axis(f"{spent} spent on it", rangemode="tozero"),
+            "yaxis": axis(f"best {result.metric}"),
+            "shapes": [dotted_line(shared)],
+            "showlegend": True,
+        },
+        height=320,
+    )
+
+
+def _leader_line(name: str, leaders: Sequence[Incumbent], spent: float, colour: str) -> dict[str, Any]:
+    """Return the values of the leaders, up to the ``spent`` device-hours: the last one remained the best."""
+    ends = leaders[-1:]
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": result.name,
+        "name": name,
         "x": rounded([*(leader.hours for leader in leaders), *(spent for _ in ends)]),
         "y": rounded(leader.value for leader in (*leaders, *ends)),
         "customdata": [[leader.number, leader.epoch] for leader in (*leaders, *ends)],

@@ -1,4 +1,4 @@
-"""The console on a terminal of any size, on a pipe and in a test."""
+"""The console on a terminal of any size, on a pipe and in a test, and the first line printed to it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.waiting import LONGEST_WAIT
 from tune_rescon.reporting import open_console
-from tune_rescon.reporting.console import PIPE_WIDTH
+from tune_rescon.reporting.console import PIPE_WIDTH, opening_line
+from tune_rescon.spaces import load_space
+from tune_rescon.storage import parse_storage
+from tune_rescon.tuning import RunOptions
 
 #: Standard input and error are no terminal; standard output is one, and is redirected while the program runs.
 PROGRAM = """
@@ -122,3 +126,29 @@ def test_a_replaced_standard_output_gets_the_text(capsys: pytest.CaptureFixture[
     with open_console(plain=True) as console:
         console.print("a line")
     assert capsys.readouterr().out == "a line\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "expected"),
+    [
+        (
+            [],
+            RunOptions(name="s", storage=Path("/r")),
+            "s: preparing the data, then starting Ray on this machine, 2 workers; MLflow at /r/mlflow.db",
+        ),
+        (
+            ["budget.concurrent=1"],
+            RunOptions(name="s", storage=Path("/r"), tracking_uri="http://m:5000"),
+            "s: preparing the data, then starting Ray on this machine, 1 worker; MLflow at http://m:5000",
+        ),
+        (
+            ["budget.concurrent=null"],
+            RunOptions(name="s", storage=parse_storage("s3://b/r"), address="auto"),
+            "s: preparing the data, then starting work on the Ray at auto, as many workers as fit; MLflow at s3://b/r/s",
+        ),
+    ],
+)
+def test_the_first_line_has_the_search_and_its_folder(
+    overrides: list[str], options: RunOptions, expected: str
+) -> None:
+    assert opening_line(load_space("digits", overrides), options) == expected
