@@ -41,6 +41,7 @@ __all__ = [
     "check_metric_functions",
     "check_same_images",
     "check_weights",
+    "dataset_infos",
     "evaluation_words",
     "external_trials",
     "largest_image_size",
@@ -304,6 +305,11 @@ class PreparedDataset:
     info: DatasetInfo
     digest: str
     """Digest of the images, labels and splits. It is equal for datasets in which these are equal."""
+
+
+def dataset_infos(prepared: Mapping[str, PreparedDataset]) -> dict[str, DatasetInfo]:
+    """Return the description of each prepared dataset, by name."""
+    return {name: dataset.info for name, dataset in prepared.items()}
 
 
 def with_absolute_paths(space: Space) -> Space:

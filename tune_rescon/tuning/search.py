@@ -14,16 +14,10 @@ from tune_rescon.errors import counted
 from tune_rescon.home import ensure_home
 from tune_rescon.spaces import AutoResources, Space
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
-from tune_rescon.tuning.budget import epochs_spent_words, exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.constraints import check_constraints
 from tune_rescon.tuning.cost_model import CostModel
-from tune_rescon.tuning.identity import ensure_identity
-from tune_rescon.tuning.lease import LeaseKeeper
-from tune_rescon.tuning.mlflow_callback import (
-    destination,
-    note_experiment,
-)
+from tune_rescon.tuning.mlflow_callback import destination, note_experiment
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     PreparedDataset,
@@ -31,6 +25,7 @@ from tune_rescon.tuning.prepare import (
     check_metric_functions,
     check_same_images,
     check_weights,
+    dataset_infos,
     prepare_data,
     read_weights,
     with_absolute_paths,
@@ -46,7 +41,7 @@ from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import check_fits, choose_resources, this_machine
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.resume import create_record, is_finished, resume_record
-from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, OpenSearch, SearchRun, dataset_infos
+from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, SearchRun
 from tune_rescon.tuning.search_storage import SearchStore, find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
 from tune_rescon.tuning.study import StudyRecord
@@ -55,9 +50,7 @@ from tune_rescon.tuning.tensorboard_callback import check_tensorboard, event_fil
 if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
 
-__all__ = [
-    "run_search",
-]
+__all__ = ["run_search"]
 
 
 #: Seconds before MLflow's process is started, unless an epoch is reported earlier. In that time the trials'
@@ -127,23 +120,34 @@ def run_search(
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
                 space, slots = fit_to_cluster(space, options, dataset_infos(prepared), ray)
-                record, before = resumed or (_created(space, options, store), None)
+                record, before = resumed or (create_record(space, options, store.folder), None)
+                if resumed is None:
+                    note_experiment(record, space)
                 lease = lease or held.enter_context(search_lease(options, store))
-                opened = _opened(options, store, record, lease=lease, writer=writer)
                 if options.tensorboard:
                     files = event_files(store.folder.tensorboard, space)
                     callbacks = [held.enter_context(files), *callbacks]
-                versions = record_version(record, before, space)
-                search = SearchRun(opened, versions, prepared, presentation)
-                search.start(callbacks, ray.resources, slots=slots)
-                watch = search.watch(interruption, ray)
+                search = held.enter_context(
+                    SearchRun(
+                        options=options,
+                        store=store,
+                        record=record,
+                        lease=lease,
+                        writer=writer,
+                        versions=record_version(record, before, space),
+                        prepared=prepared,
+                        slots=slots,
+                        presentation=presentation,
+                    )
+                )
+                search.start(callbacks, interruption, ray)
                 if on_start is not None:
-                    on_start(search.gauges(slots, cluster))
+                    on_start(search.gauges(cluster))
                 interruption.deferred = True
-                result = search.run(trainable, slots, watch, on_result)
+                result = search.run(trainable, on_result)
             # Ray has ended, so its processors are free to send MLflow the remaining updates.
-            result = search.hand_over(result, watch)
-        _say_why_it_ended(space, lease, result, exhausted=search.space_is_exhausted)
+            result = search.hand_over(result)
+        search.say_why_it_ended(result)
         return result
 
 
@@ -216,28 +220,6 @@ def _writer(
     return mlflow_writer(destination(space, store.folder, options.tracking_uri, record), delay=delay)
 
 
-def _created(space: Space, options: RunOptions, store: SearchStore) -> StudyRecord:
-    """Create the record of a new search."""
-    record = create_record(space, options, store.folder)
-    note_experiment(record, space)
-    return record
-
-
-def _opened(
-    options: RunOptions, store: SearchStore, record: StudyRecord, *, lease: LeaseKeeper, writer: MlflowWriter
-) -> OpenSearch:
-    """Return what the driver holds open, with the identity that the search has or gets now."""
-    own_study = options.study_url is None
-    return OpenSearch(
-        options=options,
-        store=store,
-        record=record,
-        identity=ensure_identity(record, store.folder, url=store.url, own_study=own_study),
-        lease=lease,
-        writer=writer,
-    )
-
-
 def _finished(
     record: StudyRecord,
     versions: SpaceVersions,
@@ -266,24 +248,3 @@ def _finished(
     if on_result is not None:
         on_result(result)
     return dataclasses.replace(result, pending_uploads=store.close(STORAGE_TIMEOUT))
-
-
-def _say_why_it_ended(space: Space, lease: LeaseKeeper, result: StudyResult, *, exhausted: bool) -> None:
-    trials, budget = len(result.trials), space.budget
-    if not result.interrupted and result.failure is None:
-        spent = spent_words(
-            budget.hours,
-            elapsed_seconds=lease.elapsed_seconds,
-            name=result.name,
-            trials=trials,
-            total=budget.trials,
-        )
-        if spent is None and budget.epochs is not None:
-            used = sum(trial.epochs for trial in result.trials)
-            spent = epochs_spent_words(
-                budget.epochs, used=used, name=result.name, trials=trials, total=budget.trials
-            )
-        if spent is not None:
-            _PROGRESS.info(spent)
-    if exhausted:
-        _PROGRESS.info(exhausted_words(trials, budget.trials))
