@@ -139,6 +139,30 @@ def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_do_not_end_th
     assert "no colour left" in (result.folder / "search.log").read_text()
 
 
+def test_a_caller_that_fails_with_the_result_costs_no_report_and_no_runs(
+    small_space: Space, options: RunOptions
+) -> None:
+    space = small_space.model_copy(update={"budget": small_space.budget.model_copy(update={"trials": 1})})
+
+    def fail(_: StudyResult) -> None:
+        raise RuntimeError("no room for the table")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        run_search(
+            space,
+            options,
+            trainable=learn_nothing,
+            presentation=SearchPresentation(),
+            on_result=fail,
+        )
+    assert (Path(str(options.storage)) / "s" / "report.html").is_file()
+    client = mlflow.MlflowClient(f"sqlite:///{options.storage}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'digits'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.tags["tune_rescon.state"] for run in runs} == {"finished"}
+    assert len(runs) == 2
+
+
 class WatchedPresentation(SearchPresentation):
     """Notes whether it draws."""
 

@@ -18,7 +18,7 @@ from tune_rescon.tuning import Coordinator, Decision, RunOptions, SearchFolder, 
 from tune_rescon.tuning.coordinator import NODE_RETRIES, WORKER_RETRIES
 from tune_rescon.tuning.ray.execute import TrialTaskFactory
 from tune_rescon.tuning.ray.tune_adapter import CoordinatorScheduler, CoordinatorSearcher
-from tune_rescon.tuning.search_storage import LocalStore
+from tune_rescon.tuning.store import SearchStore
 
 SMALL = ("initial=[]", "budget.trials=20", "fidelity={min: 1, max: 9}", "sampler={type: random, seed: 3}")
 
@@ -64,7 +64,7 @@ GONE = {"10.0.0.9"}
 def adapted(of: Space) -> Adapted:
     search = SimulatedSearch(of)
     coordinator = search.policy()
-    store = LocalStore(folder=SearchFolder(storage=Path("runs"), name="adapted"))
+    store = SearchStore(SearchFolder(storage=Path("runs"), name="adapted"))
     maker = TrialTaskFactory(space=of, options=RunOptions(name="adapted"), store=store)
     seeds: dict[int, int] = {}
 

@@ -15,8 +15,8 @@ from tune_rescon.tuning.callbacks import SearchCallback
 from tune_rescon.tuning.constraints import violation_of
 from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.tuning.ended_trials import CHECKPOINTS_KEPT
 from tune_rescon.tuning.resources import memory_signature
-from tune_rescon.tuning.retention import CHECKPOINTS_KEPT
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping.rule import StoppingRule
@@ -70,14 +70,8 @@ def make_coordinator(
 ) -> Coordinator:
     """Create the coordinator of a search on the trials that its record holds; the caller starts it.
 
-    Args:
-        plan: The result of :func:`make_plan` for the newest space.
-        record: The durable record.
-        rule: The stopping rule. It must not have seen any value yet.
-        versions: The spaces that the search has had, the newest last.
-        callbacks: Receive every event, in the given order.
-        prune: Deletes all checkpoints of a trial except the given file.
-        clock: Returns monotonic time in seconds.
+    ``plan`` is the result of :func:`make_plan` for the newest space of ``versions``. The other arguments are
+    those of :class:`.Coordinator`.
     """
     space = versions.newest
     sampler = SearchSampler(

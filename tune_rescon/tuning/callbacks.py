@@ -16,13 +16,7 @@ from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
-__all__ = [
-    "CallbackList",
-    "ClusterSize",
-    "Gauges",
-    "Presentation",
-    "SearchCallback",
-]
+__all__ = ["CallbackList", "ClusterSize", "Gauges", "Presentation", "SearchCallback"]
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
@@ -64,25 +58,15 @@ class SearchCallback:
     """
 
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
-        """Called before the first trial starts.
-
-        Args:
-            trials: The trials that the search already has. Empty for a new search.
-        """
+        """Called before the first trial starts, with the trials that the search already has."""
 
     def on_trial_start(self, trial: TrialRecord) -> None:
-        """Called when a trial starts, for the first time or again.
-
-        Args:
-            trial: The trial. ``trial.epochs`` is above 0 if it continues from a checkpoint.
-        """
+        """Called when a trial starts; ``trial.epochs`` is above 0 if it continues from a checkpoint."""
 
     def on_progress(self, trial: TrialRecord, share: float) -> None:
         """Called every 15 seconds in an epoch that takes longer.
 
-        Args:
-            trial: The trial. ``trial.epochs`` are the epochs before this one.
-            share: The share of the epoch that is trained, between 0 and 1.
+        ``trial.epochs`` are the epochs before this one, of which a share between 0 and 1 is trained.
         """
 
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
@@ -95,32 +79,20 @@ class SearchCallback:
         """
 
     def on_trial_note(self, trial: TrialRecord, text: str) -> None:
-        """Called with a message about a trial for the user.
-
-        Args:
-            trial: The trial.
-            text: The message.
-        """
+        """Called with a message about a trial for the user."""
 
     def on_trial_end(self, trial: TrialRecord) -> None:
-        """Called when a trial has ended, or is paused or interrupted.
-
-        Args:
-            trial: The trial. ``trial.state`` is the state in which it ended.
-        """
+        """Called when a trial has ended, or is paused or interrupted: ``trial.state`` says which."""
 
 
 class CallbackList(SearchCallback):
     """Calls several callbacks, in the given order."""
 
     def __init__(self, callbacks: Iterable[SearchCallback], *, safe: bool = False) -> None:
-        """Keep the callbacks.
+        """Keep the callbacks; ``safe`` ones, of a user, do not end the search by an exception.
 
-        Args:
-            callbacks: The callbacks.
-            safe: True for callbacks of a user. A search costs hours of GPUs, so that an error in one of them
-                must not end it: the exception is logged with its traceback, a message names the callback,
-                and it is not called again. False: an exception is raised.
+        A search costs hours of GPUs. The exception is logged with its traceback, a message names the
+        callback, and it is not called again.
         """
         self._callbacks = list(callbacks)
         self._safe = safe

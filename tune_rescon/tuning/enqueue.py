@@ -14,7 +14,7 @@ from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
 from tune_rescon.errors import SpaceError, StorageError, format_error
-from tune_rescon.spaces import Space, chosen_values, to_optuna
+from tune_rescon.spaces import chosen_values, to_optuna
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.database import find_study, open_database
 from tune_rescon.tuning.reader import SearchLocation, read_search
@@ -32,22 +32,15 @@ def enqueue_trial(
 ) -> tuple[int, Mapping[str, Any]]:
     """Enqueue a trial in the study of a search, whether the search runs or not.
 
-    The search draws the parameters that are not given.
-
-    Args:
-        location: Where the searches are.
-        name: The name of the search.
-        settings: ``KEY=VALUE`` for each given parameter.
-
-    Returns:
-        The number of the trial, and the given values.
+    ``settings`` has ``KEY=VALUE`` for each given parameter; the search draws the others. Return the number of
+    the trial and the given values.
 
     Raises:
         SpaceError: A value is not one of the search's space, or no value is given.
         StorageError: The search does not exist, or its study is on its driver's machine.
     """
     _check_reachable(location)
-    space: Space = read_search(location, name).space
+    space = read_search(location, name).space
     values = chosen_values(space, settings)
     if not values:
         hint = f"Give --set KEY=VALUE. The parameters are {', '.join(space.parameters)}."
@@ -64,11 +57,6 @@ def stop_trials(location: SearchLocation, name: str, numbers: Sequence[int]) -> 
 
     The driver stops a running trial after its current epoch. It closes an interrupted or paused trial when
     the trial would be resumed.
-
-    Args:
-        location: Where the searches are.
-        name: The name of the search.
-        numbers: The trials.
 
     Raises:
         StorageError: The search does not exist, its study is on its driver's machine, or a trial does not

@@ -87,13 +87,9 @@ def note_experiment(record: StudyRecord, space: Space) -> None:
 def destination(
     space: Space, folder: SearchFolder, tracking_uri: str | None, record: StudyRecord | None
 ) -> Destination:
-    """Return the destination of a search's runs.
+    """Return the destination of a search's runs; the storage's own store if ``tracking_uri`` is None.
 
-    Args:
-        space: the search's space.
-        folder: the search's files.
-        tracking_uri: MLflow's tracking URI; None for the storage's own store.
-        record: the record of a search that has begun, whose experiment is kept; None for a new search.
+    A search that has begun, which has a ``record``, keeps its experiment.
     """
     if record is None:
         experiment = experiment_name(space)
@@ -172,12 +168,9 @@ class ParentRun:
             self._show(preload_exporter=True)
 
     def end(self, result: StudyResult, files: Sequence[Path], note: str) -> None:
-        """Show how the search ended, and have its :meth:`champion` registered.
+        """Show how the search ended and its note (markdown), and have its :meth:`champion` registered.
 
-        Args:
-            result: the result of the search.
-            files: files to log as artifacts.
-            note: the note of the search's run, as markdown.
+        ``files`` are logged as artifacts.
         """
         self._show(
             state=result.state.value,
@@ -221,16 +214,7 @@ def _images(prepared: PreparedDataset) -> Images:
 #: Fixed values that each trial's run also shows. They distinguish searches on one dataset that MLflow shows
 #: side by side. All fixed values are in ``space.yaml``, an artifact of the search's run.
 SHOWN_FIXED: Final = frozenset(
-    {
-        "batch_size",
-        "depth",
-        "image_size",
-        "layout",
-        "learning_rate",
-        "optimizer",
-        "preset",
-        "width",
-    }
+    ("batch_size", "depth", "image_size", "layout", "learning_rate", "optimizer", "preset", "width")
 )
 
 
@@ -247,11 +231,7 @@ class MlflowCallback(SearchCallback):
     ) -> None:
         """Connect ``writer`` and ``record``.
 
-        Args:
-            writer: the writer that receives the states.
-            record: the search's record.
-            costs: the space and the cost model of its networks.
-            preload_exporter: called once, when all trials have begun and one of them has a checkpoint.
+        ``preload_exporter`` is called once, when all trials have begun and one of them has a checkpoint.
         """
         self._writer = writer
         self._record = record
@@ -303,7 +283,7 @@ class MlflowCallback(SearchCallback):
         chosen = {name: trial.setting(name, INACTIVE) for name in names}
         # A field that is fixed now may have been searched when the trial was sampled.
         fixed = {name: trial.setting(name, value) for name, value in self._fixed.items()}
-        final = trial.state.is_final
+        final, devices = trial.state.is_final, self._space.resources_per_trial.devices
         logged = mlflow_names(name for name in trial.history if _is_logged_by_epoch(name))
         return TrialRunState(
             number=trial.number,
@@ -312,7 +292,7 @@ class MlflowCallback(SearchCallback):
             params={name: _param_text(value) for name, value in {**fixed, **chosen}.items()},
             history={shown: trial.history[name] for name, shown in logged.items()},
             times_ms=trial.times_ms,
-            closing=closing_metrics(trial, self._costs.cost(trial), self._costs.devices) if final else {},
+            closing=closing_metrics(trial, self._costs.cost(trial), devices) if final else {},
             error=trial.error,
             notes=trial.notes,
             **_times(started_ms=trial.started, ended_ms=trial.ended),
@@ -340,12 +320,8 @@ def _times(**moments: datetime | None) -> dict[str, int]:
 def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict[str, float]:
     """Return the metrics that are logged once when a trial ends: the best values and the cost.
 
-    They are logged so that MLflow's table shows them.
-
-    Args:
-        trial: the trial.
-        cost: the cost of the trial's network.
-        devices: number of GPUs, or of CPU cores, that the trial held.
+    They are logged so that MLflow's table shows them. ``devices`` is the number of GPUs, or of CPU cores,
+    that the trial held.
     """
     metrics = {
         "compute_hours": compute_hours(trial, devices),

@@ -44,12 +44,7 @@ class SamplerView:
     """An in-memory Optuna study of chosen trials of a search. New trials are drawn on it."""
 
     def __init__(self, space: Space, *, warm_start_trials: Sequence[TrialRecord] = ()) -> None:
-        """Create an empty view; :meth:`rebuild` must follow.
-
-        Args:
-            space: The space to draw from.
-            warm_start_trials: Ended trials of an earlier search, which are always in the view.
-        """
+        """Create an empty view; :meth:`rebuild` must follow. The warm-start trials are always in the view."""
         self._space = space
         self._distributions = distributions(space)
         self._warm_start_trials = warm_start_trials
@@ -216,13 +211,9 @@ class SamplerTrial:
 
 
 def common_epoch(reached: Mapping[int, int], enough: int) -> int:
-    """Return the epoch at which trials are compared.
+    """Return the epoch at which trials are compared: the highest rung with at least ``enough`` values.
 
-    This is the highest rung with at least ``enough`` values. If no rung has as many, it is the lowest rung.
-
-    Args:
-        reached: The number of values at each rung, by the rung's epoch.
-        enough: The number of values that a rung needs.
+    If no rung has as many, it is the lowest rung. ``reached`` is the number of values at each rung's epoch.
 
     >>> common_epoch({1: 40, 3: 18, 9: 5}, enough=16), common_epoch({1: 2, 3: 0}, enough=16)
     (3, 1)
@@ -278,17 +269,12 @@ def _worst(trial: TrialRecord, sampler: str, worst: float | None) -> SamplerTria
 
 
 def make_sampler(space: Space, number: int, *, attempt: int = 0) -> BaseSampler:
-    """Create a sampler of type ``space.sampler`` that draws only trial ``number``.
+    """Create a sampler of type ``space.sampler`` that draws only trial ``number``, for the given attempt.
 
-    The random generator depends only on the space's seed, ``number`` and ``attempt``. A resumed search
-    therefore draws the same trials without saving the generator's state. Optuna's samplers learn from the
-    trials of the study and hold no learned state themselves. The points of a grid are rows, so the sampler of
-    a grid is never used.
-
-    Args:
-        space: The space, with the sampler's configuration and seed.
-        number: The number of the trial to draw.
-        attempt: The index of the draw for this trial, counted from 0.
+    The random generator depends only on the space's seed, ``number`` and ``attempt`` (from 0). A resumed
+    search therefore draws the same trials without saving the generator's state. Optuna's samplers learn from
+    the trials of the study and hold no learned state themselves. The sampler of a grid, whose points are
+    rows, draws nothing.
     """
     seed = int(np.random.SeedSequence((space.sampler.seed, number, attempt)).generate_state(1)[0])
     kind = "random" if draws_at_random(space, number) else space.sampler.type

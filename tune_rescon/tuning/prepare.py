@@ -25,7 +25,7 @@ from tune_rescon.errors import (
 )
 from tune_rescon.metric_names import BY_CLASS, LARGEST_BY_CLASS, class_metric, custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
-from tune_rescon.spaces import CategoricalParameter, Space, corners
+from tune_rescon.spaces import CategoricalParameter, Parameter, Space, corners
 from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.study import StudyRecord
@@ -49,7 +49,6 @@ __all__ = [
     "read_weights",
     "record_images",
     "with_absolute_paths",
-    "with_absolute_weights",
     "with_store_size",
 ]
 
@@ -63,10 +62,7 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 def with_store_size(space: Space, recorded: Space | None) -> Space:
     """Return ``space`` with ``dataset.store_size`` filled in, if its dataset has a path but no store size.
 
-    Args:
-        space: The space to search.
-        recorded: The newest space in the record of a resumed search, whose images must not change. None for a
-            new search.
+    ``recorded`` is the newest space of a resumed search, whose images must not change.
     """
     dataset = space.dataset
     if dataset.path is None or dataset.store_size is not None:
@@ -86,7 +82,7 @@ def cache_words(space: Space, info: DatasetInfo) -> list[str]:
     """Return messages about a folder's cache: its size, and whether images will be enlarged."""
     if info.cache_bytes is None or info.stored_images is None:
         return []
-    squares = f"{counted(info.stored_images or 0, 'square')} of {info.stored_side} pixels"
+    squares = f"{counted(info.stored_images, 'square')} of {info.stored_side} pixels"
     lines = [f"the cache keeps {squares}: {_size(info.cache_bytes)} of disk on each node, mapped into memory"]
     kept = space.dataset.store_size or USUAL_STORE_SIZE
     largest = largest_image_size(space)
@@ -124,28 +120,22 @@ _WEIGHT_FIELDS: Final = (
 )
 
 
-def with_absolute_weights(space: Space) -> Space:
-    """Return ``space`` with every ``init_from`` path made absolute.
-
-    Worker processes do not run in the driver's directory.
-    """
-    parameters = {name: _absolute_choices(name, parameter) for name, parameter in space.parameters.items()}
-    rows = tuple(_absolute_value(row) for row in space.initial)
-    changed = {"fixed": _absolute_value(space.fixed), "parameters": parameters, "initial": rows}
-    return space.model_copy(update=changed)
-
-
-def _absolute_value(values: Mapping[str, Any]) -> dict[str, Any]:
+def _absolute_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _absolute(value) if name == _INIT_FROM else value for name, value in values.items()}
 
 
-def _absolute_choices(name: str, parameter: Any) -> Any:
-    if name != _INIT_FROM:
-        return parameter
-    return parameter.model_copy(update={"choices": tuple(map(_absolute, parameter.choices))})
+def _absolute_parameter(name: str, parameter: Parameter) -> Parameter:
+    """Make the choices of ``init_from`` absolute, and the values of it for which another parameter exists."""
+    changes: dict[str, Any] = {}
+    if name == _INIT_FROM and isinstance(parameter, CategoricalParameter):
+        changes["choices"] = tuple(map(_absolute, parameter.choices))
+    if parameter.when is not None and parameter.when.parameter == _INIT_FROM:
+        within = tuple(map(_absolute, parameter.when.within))
+        changes["when"] = parameter.when.model_copy(update={"within": within})
+    return parameter.model_copy(update=changes)
 
 
-def _absolute(source: str | None) -> str | None:
+def _absolute(source: Any) -> Any:
     return source if source is None or is_url(source) else str(Path(source).expanduser().resolve())
 
 
@@ -169,10 +159,7 @@ def check_metric_classes(
 ) -> None:
     """Check that the metrics of single classes that ``space`` names exist for a dataset.
 
-    Args:
-        space: The space to search.
-        info: The description of the dataset.
-        val_labels_N: The labels of the validation images; None before the images are prepared.
+    ``val_labels_N`` are the labels of the validation images; None before the images are prepared.
 
     Raises:
         ConfigError: If a class does not exist, or the dataset has too many classes for a metric of each.
@@ -221,10 +208,8 @@ def external_trials(space: Space) -> list[TrialConfig]:
 def check_external_networks(space: Space, datasets: Mapping[str, DatasetInfo] | None = None) -> None:
     """Check the networks of ``space`` that are timm's or a user's own, so that no trial finds the mistake.
 
-    Args:
-        space: The space to search.
-        datasets: The description of each dataset, by name. Before the images are prepared, None: then check
-            only that the networks and their pretrained weights exist, for ten classes of colour images.
+    Before the images are prepared, without ``datasets``, check only that the networks and their pretrained
+    weights exist, for ten classes of colour images.
 
     Raises:
         NetworkError, ConfigError: If a network does not exist or does not map the images to logits, timm is
@@ -245,10 +230,7 @@ def check_external_networks(space: Space, datasets: Mapping[str, DatasetInfo] | 
 
 
 def read_weights(space: Space) -> dict[str, InitialWeights]:
-    """Read the weight files that trials of ``space`` begin with.
-
-    Returns:
-        The weights, by path or URL.
+    """Read the weight files that trials of ``space`` begin with, by path or URL.
 
     Raises:
         StorageError, NetworkError: If a file is missing, damaged, or not a file of initial weights.
@@ -271,11 +253,6 @@ def check_weights(
     space: Space, weights: Mapping[str, InitialWeights], datasets: Mapping[str, DatasetInfo]
 ) -> None:
     """Check that every network of ``space`` matches the network of its initial weights.
-
-    Args:
-        space: The space to search.
-        weights: The initial weights, by path or URL, from :func:`read_weights`.
-        datasets: The description of each dataset, by name.
 
     Raises:
         NetworkError: If a network does not match. The message names the trials, the difference and the values
@@ -313,29 +290,24 @@ def dataset_infos(prepared: Mapping[str, PreparedDataset]) -> dict[str, DatasetI
 
 
 def with_absolute_paths(space: Space) -> Space:
-    """Return ``space`` with absolute paths.
+    """Return ``space`` with absolute paths of the images and of ``init_from``.
 
     Worker processes do not run in the driver's directory. The process that resumes the search may not either.
     """
-    space = with_absolute_weights(space)
-    if space.dataset.path is None or is_url(space.dataset.path):
-        return space
-    absolute = dataclasses.replace(space.dataset, path=str(local_path(space.dataset.path)))
-    return space.model_copy(update={"dataset": absolute})
+    parameters = {name: _absolute_parameter(name, parameter) for name, parameter in space.parameters.items()}
+    rows = tuple(_absolute_values(row) for row in space.initial)
+    dataset = space.dataset
+    if dataset.path is not None and not is_url(dataset.path):
+        dataset = dataclasses.replace(dataset, path=str(local_path(dataset.path)))
+    changed = {"fixed": _absolute_values(space.fixed), "parameters": parameters, "initial": rows}
+    return space.model_copy(update={**changed, "dataset": dataset})
 
 
 def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset]:
-    """Decode the images that are not in this machine's cache yet.
+    """Decode the images that are not in this machine's cache yet, and return the datasets by name.
 
     Messages to the user describe each dataset. Before the first image is decoded, they list the files of a
     folder that are read and those that are left out.
-
-    Args:
-        space: The space whose datasets are prepared.
-        options: The options with the directories of the datasets and the cache.
-
-    Returns:
-        The prepared datasets, by name.
 
     Raises:
         DataError: If images are missing, unreadable or too few.

@@ -63,15 +63,10 @@ FROZEN: Final[Mapping[str, str]] = {
 
 
 def change_problems(old: Space, new: Space, trials: Iterable[TrialRecord]) -> list[str]:
-    """Return the refused changes from ``old`` to ``new``, one sentence for each.
+    """Return the refused changes from ``old``, the newest space in the record, to ``new``, one sentence each.
 
     A key of ``fixed`` may change if no trial ran with another value. It may also change if it was searched
     before, because the earlier trials are then trials of other choices.
-
-    Args:
-        old: The newest version of the space in the record.
-        new: The space to resume the search with.
-        trials: All recorded trials.
     """
     recorded = tuple(trials)
     return [
@@ -86,12 +81,7 @@ def check_changes(
 ) -> None:
     """Check that the search ``name`` can be resumed with ``new``.
 
-    Args:
-        name: The name of the search.
-        old: The newest version of the space in the record.
-        new: The space to resume the search with.
-        trials: All recorded trials.
-        flag: The flag that named the search, used in the message.
+    ``old`` is the newest space in its record, and ``flag`` the flag that named the search.
 
     Raises:
         SpaceError: If it cannot. The message lists every reason.
@@ -113,7 +103,7 @@ def change_words(old: Space, new: Space) -> list[str]:
     """
     # A parameter that only one of the versions has is one change, not one for each of its keys.
     whole = {f"parameters.{name}" for name in old.parameters.keys() ^ new.parameters.keys()}
-    before, after = dict(_leaves(old, whole)), dict(_leaves(new, whole))
+    before, after = (dict(_leaves(space.model_dump(by_alias=True), whole)) for space in (old, new))
     keys = dict.fromkeys([*before, *after])
     return [
         f"{key}: {_shown(before.get(key, '-'))} -> {_shown(after.get(key, '-'))}"
@@ -143,7 +133,7 @@ _ABSENT: Final = object()
 
 
 def _frozen_problems(old: Space, new: Space) -> Iterator[str]:
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = (dict(_leaves(space.model_dump(by_alias=True))) for space in (old, new))
     for key in dict.fromkeys([*before, *after]):
         section = key.partition(".")[0]
         if key in FREE or section not in FROZEN or before.get(key) == after.get(key):
@@ -176,15 +166,11 @@ def _unknown_problems(trials: tuple[TrialRecord, ...]) -> Iterator[str]:
         )
 
 
-def _leaves(space: Space, whole: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, whole: Collection[str] = (), path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys and values of all nested sections. A list or a key in ``whole`` is one value."""
-    yield from _walk("", space.model_dump(by_alias=True), whole)
-
-
-def _walk(path: str, value: Any, whole: Collection[str]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and path not in whole:
         for key, inner in value.items():
-            yield from _walk(f"{path}.{key}" if path else key, inner, whole)
+            yield from _leaves(inner, whole, f"{path}.{key}" if path else key)
     else:
         yield path, value
 
@@ -242,11 +228,6 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
     Its last run must have ended by itself: all trials have begun, the hours or epochs are spent, or the space
     is exhausted. ``space`` must be the one of that run, apart from what decides nothing, or its budget must
     have no further trial.
-
-    Args:
-        record: The record of the search.
-        versions: The spaces that the search has had.
-        space: The space to resume the search with.
     """
     if read_run_attributes(record).outcome is not SearchState.FINISHED:
         return False

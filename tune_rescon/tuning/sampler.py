@@ -38,10 +38,7 @@ from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.study import FIXED_PARAMS
 from tune_rescon.tuning.trial import Enqueued, Proposal, TrialRecord, find_origin, make_origin
 
-__all__ = [
-    "SearchSampler",
-    "most_informative",
-]
+__all__ = ["SearchSampler", "most_informative"]
 
 
 #: Samplers whose cost grows with the number of trials that they read, and that do not need whole generations.
@@ -127,13 +124,13 @@ class SearchSampler:
     def ask(
         self, infeasible: Infeasible | None = None, *, enqueued: Enqueued | None = None
     ) -> Proposal | None:
-        """Draw the next trial, or complete an enqueued trial.
+        """Draw the next trial, or draw the parameters that an enqueued trial does not give.
 
         Args:
             infeasible: Returns whether a configuration, given as plain values, is known to run out of memory.
                 An infeasible draw is repeated, at most :data:`ATTEMPTS` times. A row is never replaced, so
                 the caller must check the proposal.
-            enqueued: A trial whose missing parameters are drawn. None to draw a new trial.
+            enqueued: A trial of another program. None to draw a new trial.
 
         Returns:
             The proposal. None if every point of the space that keeps to the constraints has run, unless
@@ -207,10 +204,9 @@ class SearchSampler:
         return dataclasses.replace(trial, parameters=parameters, sampler_state=state)
 
     def _placed_warm_start(self, trial: TrialRecord) -> TrialRecord | None:
-        """Return a trial of an earlier search with its parameters in the current space.
+        """Return a trial of an earlier search, placed in the first version of the space, in the current one.
 
-        The trial was placed in the first version of the space. Return None if the current space does not
-        contain it.
+        Return None if the current space does not contain it.
         """
         if 1 in self._alike:
             return trial
@@ -262,8 +258,7 @@ class SearchSampler:
     def _draw_new(self, number: int, infeasible: Infeasible | None) -> optuna.Trial | None:
         """Draw a trial that keeps to the constraints; one that fits and is new, if the sampler finds one.
 
-        Returns:
-            The trial. None if no point is left that keeps to the constraints.
+        Return None if no point is left that keeps to the constraints.
         """
         repeated = 0
         for attempt in range(ATTEMPTS):
@@ -290,8 +285,7 @@ class SearchSampler:
     def _free_point(self, number: int) -> Mapping[str, Any] | None:
         """Return a random point that has not run and keeps to the constraints.
 
-        Returns:
-            The point, or None if the points of the space cannot be listed or none is left.
+        Return None if the points of the space cannot be listed or none is left.
         """
         free = map(to_optuna, free_points(self._space.parameters, self._ran, most=LARGEST_LISTED))
         kept = [point for point in free if self._keeps_to_constraints(point)]

@@ -17,7 +17,7 @@ from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
-from tune_rescon.tuning.budget import epochs_spent_words, exhausted_words, spent_words
+from tune_rescon.tuning.budget import exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import usable_directory, write_atomically
@@ -31,9 +31,9 @@ from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
 from tune_rescon.tuning.resume import history_words
-from tune_rescon.tuning.search_storage import SearchStore
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import (
     planned_slots,
@@ -56,7 +56,7 @@ _LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class SearchRun:
     """One run of one search, once Ray has started and the data are prepared.
 
@@ -76,7 +76,7 @@ class SearchRun:
     """Number of trials that run at once."""
     presentation: Presentation | None
     """Draws the search; None draws nothing."""
-    _drawing: ExitStack = field(default_factory=ExitStack)
+    _drawing: ExitStack = field(init=False, default_factory=ExitStack)
 
     def __enter__(self) -> Self:
         """Return the run itself."""
@@ -89,10 +89,7 @@ class SearchRun:
     def start(self, callbacks: Sequence[SearchCallback], interruption: SignalState, ray: RaySession) -> None:
         """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
 
-        Args:
-            callbacks: Receive every trial and every epoch.
-            interruption: The signals, which are watched while the trials run.
-            ray: The session on which the trials run, which is watched too.
+        The signals and the session on which the trials run are watched from now on.
         """
         store, record, folder = self.store, self.record, self.store.folder
         self._space = self.versions.newest
@@ -201,8 +198,7 @@ class SearchRun:
     def hand_over(self, result: StudyResult) -> StudyResult:
         """Wait for MLflow, and for a storage at a URL, to accept the remaining updates.
 
-        Returns:
-            ``result`` with the current trials and the updates that were not accepted.
+        Return ``result`` with the current trials and the updates that were not accepted.
         """
         pending_updates = self._watch.with_timeout(self.writer.close, TRACKING_TIMEOUT, HURRIED_TIMEOUT)
         self._tracking.note_runs()
@@ -218,26 +214,37 @@ class SearchRun:
     def say_why_it_ended(self, result: StudyResult) -> None:
         """Report a budget that ended the search before all of its trials began, and an exhausted space."""
         trials, budget = len(result.trials), self._space.budget
-        counts = {"name": result.name, "trials": trials, "total": budget.trials}
         if not result.interrupted and result.failure is None:
-            spent = spent_words(budget.hours, elapsed_seconds=self.lease.elapsed_seconds, **counts)
-            if spent is None and budget.epochs is not None:
-                used = sum(trial.epochs for trial in result.trials)
-                spent = epochs_spent_words(budget.epochs, used=used, **counts)
+            spent = spent_words(
+                budget,
+                name=result.name,
+                trials=trials,
+                epochs=sum(trial.epochs for trial in result.trials),
+                elapsed_seconds=self.lease.elapsed_seconds,
+            )
             if spent is not None:
                 _PROGRESS.info(spent)
         if self._coordinator.space_is_exhausted:
             _PROGRESS.info(exhausted_words(trials, budget.trials))
 
     def _conclude(self, state: SearchState, on_result: Callable[[StudyResult], object] | None) -> StudyResult:
-        """Pass the result to ``on_result``, then draw the pages and queue the last updates for MLflow."""
+        """Record how the search ended, pass the result to ``on_result``, and complete the search."""
         self._watch.trials_ended()
         self._coordinator.interrupt_remaining()
         result = self._result(state, self._watch.failure or self._coordinator.failure)
         record_outcome(self.record, state, result.failure)
         files = self._write_tables(result)
-        if on_result is not None:
-            on_result(result)
+        try:
+            if on_result is not None:
+                on_result(result)
+        except Exception:
+            # An error of the caller costs neither the report nor what MLflow and a storage at a URL lack.
+            self.hand_over(self._complete(result, files))
+            raise
+        return self._complete(result, files)
+
+    def _complete(self, result: StudyResult, files: Sequence[Path]) -> StudyResult:
+        """Draw the pages of an ended search, and queue the last updates for MLflow."""
         if (missing := missing_winner(result)) is not None:
             _PROGRESS.info(missing)
         _PROGRESS.info(closing_words(self._parent.champion(result), self.options))

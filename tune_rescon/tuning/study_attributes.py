@@ -46,17 +46,11 @@ _PROJECT: Final = "tune_rescon"
 
 #: Variables that make git use another repository than that of the folder.
 _GIT_PLACES: Final = frozenset(
-    {
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-        "GIT_CEILING_DIRECTORIES",
-        "GIT_COMMON_DIR",
-        "GIT_DIR",
-        "GIT_INDEX_FILE",
-        "GIT_NAMESPACE",
-        "GIT_OBJECT_DIRECTORY",
-        "GIT_PREFIX",
-        "GIT_WORK_TREE",
-    }
+    f"GIT_{name}"
+    for name in (
+        *("ALTERNATE_OBJECT_DIRECTORIES", "CEILING_DIRECTORIES", "COMMON_DIR", "DIR", "INDEX_FILE"),
+        *("NAMESPACE", "OBJECT_DIRECTORY", "PREFIX", "WORK_TREE"),
+    )
 )
 
 #: Prefix of the names of Ray's resources that name the kinds of accelerator.
@@ -92,13 +86,8 @@ def commit_tags(package: Path) -> dict[str, str]:
     """Return tags with the commit of the checkout that ``package`` runs from, and whether it was changed.
 
     Only a checkout of this project is asked. A wheel may be in a virtual environment inside another
-    repository, whose commit says nothing about this package.
-
-    Args:
-        package: the package's folder.
-
-    Returns:
-        The tags; empty if the package does not run from a checkout, or git cannot tell.
+    repository, whose commit says nothing about this package. There are no tags if the package does not run
+    from a checkout, or git cannot tell.
     """
     checkout = package.resolve().parent
     if not _is_this_project(checkout):
@@ -171,13 +160,7 @@ def planned_slots(record: StudyRecord, slots: int) -> int:
 
 
 def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_uri: str | None) -> None:
-    """Record the datasets and the tracking URI of a run when it begins.
-
-    Args:
-        record: the search's record.
-        datasets: the description of each dataset, by name.
-        tracking_uri: MLflow's tracking URI, or None for the storage's own store. A password is removed.
-    """
+    """Record the datasets and the tracking URI of a run when it begins; a password in the URI is removed."""
     record.set_attribute("datasets", {name: _plain(info) for name, info in datasets.items()})
     accounts = {name: info.account.to_json() for name, info in datasets.items() if info.account}
     record.set_attribute("dataset_account", accounts)
@@ -186,13 +169,7 @@ def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], trackin
 
 
 def record_outcome(record: StudyRecord, state: SearchState, failure: str | None) -> None:
-    """Record how a run ended.
-
-    Args:
-        record: the search's record.
-        state: the final state of the run.
-        failure: why the search ended early, or None.
-    """
+    """Record how a run ended, and why the search ended early if it did."""
     record.set_attribute("outcome", {"state": state.value, "failure": failure})
 
 

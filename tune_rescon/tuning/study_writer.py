@@ -13,14 +13,11 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-__all__ = [
-    "StudyWriter",
-]
+__all__ = ["StudyWriter"]
 
 
 class StudyWriter:
@@ -44,54 +41,34 @@ class StudyWriter:
         self._storage.set_study_user_attr(self._study_id, key, value)
 
     def open_trial(
-        self,
-        number: int,
-        params: Mapping[str, Any],
-        distributions: Mapping[str, BaseDistribution],
-        *,
-        user: Mapping[str, Any],
-        system: Mapping[str, Any],
-        waiting_id: int | None = None,
+        self, number: int, trial: FrozenTrial, *, waiting_id: int | None = None
     ) -> tuple[int, int, datetime.datetime]:
-        """Add a running trial with its parameters and attributes, or start an enqueued trial with them.
+        """Add a running trial, or start an enqueued one with its parameters and attributes.
 
         Args:
             number: the expected number; the trial gets another one if another program has added trials.
-            params: the values of the parameters.
-            distributions: the distributions from which the values were drawn.
-            user: user attributes.
-            system: system attributes.
+            trial: the parameters, their distributions, and the attributes.
             waiting_id: the id of an enqueued trial to start. If another program has taken that trial, a new
                 one is added.
 
         Returns:
             The trial's id in the storage, its number, and its start.
         """
-        if waiting_id is not None and self._start_waiting(waiting_id, params, distributions):
-            for key, value in user.items():
-                self._storage.set_trial_user_attr(waiting_id, key, value)
-            for key, value in system.items():
-                self._storage.set_trial_system_attr(waiting_id, key, value)
+        if waiting_id is not None and self._start_waiting(waiting_id, trial):
             return self._opened(waiting_id)
         del number  # Optuna's storages count by themselves.
-        template = create_trial(
-            state=OptunaState.RUNNING,
-            params=dict(params),
-            distributions=dict(distributions),
-            user_attrs=dict(user),
-            system_attrs=dict(system),
-        )
-        trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
-        return self._opened(trial_id)
+        return self._opened(self._storage.create_new_trial(self._study_id, template_trial=trial))
 
-    def _start_waiting(
-        self, trial_id: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
-    ) -> bool:
+    def _start_waiting(self, trial_id: int, trial: FrozenTrial) -> bool:
         if not self._storage.set_trial_state_values(trial_id, OptunaState.RUNNING):
             return False
-        for name, value in params.items():
-            internal = distributions[name].to_internal_repr(value)
-            self._storage.set_trial_param(trial_id, name, internal, distributions[name])
+        for name, distribution in trial.distributions.items():
+            internal = distribution.to_internal_repr(trial.params[name])
+            self._storage.set_trial_param(trial_id, name, internal, distribution)
+        for key, value in trial.user_attrs.items():
+            self._storage.set_trial_user_attr(trial_id, key, value)
+        for key, value in trial.system_attrs.items():
+            self._storage.set_trial_system_attr(trial_id, key, value)
         return True
 
     def _opened(self, trial_id: int) -> tuple[int, int, datetime.datetime]:
@@ -100,15 +77,7 @@ class StudyWriter:
         return trial_id, trial.number, trial.datetime_start
 
     def add_epoch(self, trial_id: int, epoch: int, value: float, *, key: str, details: Any) -> None:
-        """Write an epoch.
-
-        Args:
-            trial_id: the trial's id in the storage.
-            epoch: the epoch, which is the step of the intermediate value.
-            value: the objective, which is the intermediate value.
-            key: the name of the system attribute that holds ``details``.
-            details: the other values of the epoch.
-        """
+        """Write an epoch: its value as an intermediate value, the details as a system attribute ``key``."""
         self._storage.set_trial_system_attr(trial_id, key, details)
         # The value is written last, because a reader counts the epoch once its value exists.
         self._storage.set_trial_intermediate_value(trial_id, epoch, value)
@@ -127,16 +96,9 @@ class StudyWriter:
     def close_trial(
         self, trial_id: int, state: OptunaState, values: Sequence[float] | None, user: Mapping[str, Any]
     ) -> datetime.datetime:
-        """Write the final state of a trial.
+        """Write Optuna's state of a trial that ended, its objectives if it has any, and user attributes.
 
-        Args:
-            trial_id: the trial's id in the storage.
-            state: Optuna's state of the trial.
-            values: the objectives, or None if the trial has none.
-            user: user attributes.
-
-        Returns:
-            The time at which the trial ended.
+        Return the time at which the trial ended.
         """
         self.annotate(trial_id, user)
         self._storage.set_trial_state_values(trial_id, state, values)

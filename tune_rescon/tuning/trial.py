@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -56,12 +56,7 @@ class TrialOrigin:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the origin as a JSON-serializable dict."""
-        return {
-            "config": dict(self.config),
-            "space": self.space,
-            "seed": self.seed,
-            "inactive": list(self.inactive),
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialOrigin:
@@ -99,14 +94,7 @@ def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, nu
 def find_origin(
     space: Space, parameters: Mapping[str, Any], *, version: int, number: int
 ) -> TrialOrigin | None:
-    """Return the result of :func:`make_origin`; None if ``parameters`` did not come from this space.
-
-    Args:
-        space: the version of the space.
-        parameters: the active parameters, as Optuna stores them.
-        version: the number of the version, counted from 1.
-        number: the trial's number.
-    """
+    """Return the result of :func:`make_origin`; None if ``parameters`` did not come from this space."""
     try:
         return make_origin(space, parameters, version=version, number=number)
     except (ConfigError, KeyError, ValueError):
@@ -255,9 +243,7 @@ class TrialRecord:
     def config(self, space: Space) -> TrialConfig | None:
         """Return all hyperparameters of the trial; None if they are not known.
 
-        Args:
-            space: the search's space. It is used only if the record lacks the trial's configuration; the
-                trial is then assumed to be sampled from this space.
+        If the record lacks the configuration, the trial is assumed to be sampled from ``space``.
         """
         origin = self.origin or find_origin(space, self.parameters, version=1, number=self.number)
         return None if origin is None else TrialConfig.from_dict(origin.config)
@@ -272,10 +258,7 @@ class TrialRecord:
         return to_optuna({name: self.origin.config.get(name, default)})[name]
 
     def row(self) -> dict[str, Any]:
-        """Return the trial's :data:`TABLE_COLUMNS`.
-
-        ``best_epoch`` is 0 if no epoch has a finite value. ``seconds`` is rounded to milliseconds.
-        """
+        """Return the trial's :data:`TABLE_COLUMNS`; ``seconds`` is rounded to milliseconds."""
         values = (
             *(self.number, self.state.value, self.epochs, self.value, self.best_value, self.best_epoch),
             round(self.seconds, 3),
@@ -292,13 +275,7 @@ class TrialRecord:
         return replace(self, values=(*self.values, metrics.get(self.metric, math.nan)), history=history)
 
     def observation(self, epoch: int, *, group: Hashable = None, cost: float = 0.0) -> Observation:
-        """Return what a stopping rule sees of an epoch.
-
-        Args:
-            epoch: the epoch, counted from 1.
-            group: trials of different groups are not compared.
-            cost: the second objective after this epoch.
-        """
+        """Return what a stopping rule sees of an epoch (from 1), with the second objective after it."""
         return Observation(
             number=self.number,
             epoch=epoch,
@@ -355,6 +332,3 @@ def by_epoch(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ..
     """
     names = dict.fromkeys(name for metrics in epochs for name in metrics)
     return {name: tuple(metrics.get(name, math.nan) for metrics in epochs) for name in names}
-
-
-#: Number of trials whose best checkpoint is kept after the search. This is enough for ``train --top`` and

@@ -16,7 +16,7 @@ from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.shutdown import DriverLock
 from tune_rescon.tuning.ray.worker import TrialTask
-from tune_rescon.tuning.search_storage import SearchStore
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [

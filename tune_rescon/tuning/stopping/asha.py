@@ -9,10 +9,7 @@ from dataclasses import dataclass, field
 
 from tune_rescon.tuning.stopping.rule import Decision, Observation, StoppingRule, Verdict
 
-__all__ = [
-    "SuccessiveHalving",
-    "asha_rungs",
-]
+__all__ = ["SuccessiveHalving", "asha_rungs"]
 
 
 def asha_rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:

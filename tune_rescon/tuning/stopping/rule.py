@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-__all__ = [
-    "Decision",
-    "Observation",
-    "StoppingRule",
-    "Verdict",
-]
+__all__ = ["Decision", "Observation", "StoppingRule", "Verdict"]
 
 
 class Decision(Enum):
@@ -86,9 +81,11 @@ class StoppingRule(Protocol):
 
     def advance(self, elapsed: float) -> None:
         """Note how many seconds of a budget in hours have passed. Called before each decision."""
+        del elapsed
 
     def started(self, number: int) -> None:
         """Note that a trial runs: a new trial, a promoted trial, or one that is retried."""
+        del number
 
     def pause_again(self, number: int) -> bool:
         """Pause a replayed trial again. Return False if this rule has no rung for it: it then continues."""
@@ -102,6 +99,7 @@ class StoppingRule(Protocol):
         no trial can be promoted.
         """
         del force
+        return None
 
     def may_start(self) -> bool:
         """Return whether a free slot may get a new trial, if :meth:`promote` has returned None."""
@@ -109,9 +107,11 @@ class StoppingRule(Protocol):
 
     def no_new_trials(self) -> None:
         """Note that no new trial can start any more, because every point of the space has run."""
+        return
 
     def ended(self, number: int) -> None:
         """Note that a trial has ended, whatever its last verdict was. It is no longer paused."""
+        del number
 
     def paused(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""
