@@ -55,14 +55,26 @@ class SearchPolicy(Protocol):
         """Decide after an epoch of a trial that was handed out.
 
         Every decision except CONTINUE frees the worker; a PAUSED trial may be handed out again. A worker that
-        resumed from a checkpoint reports the checkpoint's epoch (counted from 1) again, even if it was
-        reported before. ``checkpoint`` is None if the trial has none.
+        resumed from a checkpoint reports the checkpoint's epoch again, even if it was reported before.
+
+        Args:
+            number: the trial.
+            epoch: the epoch, counted from 1.
+            metrics: the metrics of the epoch.
+            checkpoint: the trial's checkpoint; None if it has none.
         """
 
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """End a trial whose code raised the exception ``error``, in its final state."""
+        """End a trial whose code raised.
+
+        Args:
+            number: the trial.
+            state: the final state.
+            checkpoint: the trial's checkpoint, if any.
+            error: the text of the exception.
+        """
 
     def worker_failed(self, number: int) -> None:
         """Record that a trial's process has died. The trial may be handed out again or be given up."""

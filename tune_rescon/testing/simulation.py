@@ -185,9 +185,16 @@ NO_DEATHS: Final = WorkerDeaths(rate=0.0)
 def simulate(
     policy: SearchPolicy, workload: Workload, *, workers: int = 2, reports: int | None = None
 ) -> Trace:
-    """Run a search to its end, or until its driver is killed after ``reports`` reports.
+    """Run a search to its end, or until its driver is killed.
 
-    Return every epoch that ran. See :class:`Simulation`.
+    Args:
+        policy: the search.
+        workload: the learning curve of each trial.
+        workers: the number of workers.
+        reports: kill the driver after this many reports; None: never.
+
+    Returns:
+        Every epoch that ran.
     """
     simulation = Simulation(workload, workers=workers)
     simulation.drive(policy, reports=reports)
@@ -200,7 +207,13 @@ class Simulation:
     def __init__(
         self, workload: Workload, *, workers: int = 2, worker_deaths: WorkerDeaths = NO_DEATHS
     ) -> None:
-        """Set up workers that run the learning curve of each trial; nothing runs yet."""
+        """Set up the simulation; nothing runs yet.
+
+        Args:
+            workload: the learning curve of each trial.
+            workers: the number of workers.
+            worker_deaths: the epochs that kill their worker.
+        """
         self._workload = workload
         self._workers = workers
         self._worker_deaths = worker_deaths
@@ -228,8 +241,11 @@ class Simulation:
         die with it. The worker whose report is next has already written its checkpoint; the other workers
         lose their current epoch.
 
-        The search also ends when ``until`` returns True, given the simulated time of the next event and the
-        number of epochs reported so far, without repeated reports.
+        Args:
+            policy: the search.
+            reports: kill the driver after this many reports; None: never.
+            until: returns whether the search ends, given the simulated time of the next event and the number
+                of epochs reported so far, without repeated reports; None: it ends by itself.
 
         Raises:
             RuntimeError: the policy hands out no trial and no trial runs, but the policy is not exhausted.

@@ -70,8 +70,14 @@ def make_coordinator(
 ) -> Coordinator:
     """Create the coordinator of a search on the trials that its record holds; the caller starts it.
 
-    ``plan`` is the result of :func:`make_plan` for the newest space of ``versions``. The other arguments are
-    those of :class:`.Coordinator`.
+    Args:
+        plan: The result of :func:`make_plan` for the newest space.
+        record: The durable record.
+        rule: The stopping rule. It must not have seen any value yet.
+        versions: The spaces that the search has had, the newest last.
+        callbacks: Receive every event, in the given order.
+        prune: Deletes all checkpoints of a trial except the given file.
+        clock: Returns monotonic time in seconds.
     """
     space = versions.newest
     sampler = SearchSampler(

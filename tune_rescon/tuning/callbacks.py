@@ -58,15 +58,25 @@ class SearchCallback:
     """
 
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
-        """Called before the first trial starts, with the trials that the search already has."""
+        """Called before the first trial starts.
+
+        Args:
+            trials: The trials that the search already has. Empty for a new search.
+        """
 
     def on_trial_start(self, trial: TrialRecord) -> None:
-        """Called when a trial starts; ``trial.epochs`` is above 0 if it continues from a checkpoint."""
+        """Called when a trial starts, for the first time or again.
+
+        Args:
+            trial: The trial. ``trial.epochs`` is above 0 if it continues from a checkpoint.
+        """
 
     def on_progress(self, trial: TrialRecord, share: float) -> None:
         """Called every 15 seconds in an epoch that takes longer.
 
-        ``trial.epochs`` are the epochs before this one, of which a share between 0 and 1 is trained.
+        Args:
+            trial: The trial. ``trial.epochs`` are the epochs before this one.
+            share: The share of the epoch that is trained, between 0 and 1.
         """
 
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
@@ -79,10 +89,19 @@ class SearchCallback:
         """
 
     def on_trial_note(self, trial: TrialRecord, text: str) -> None:
-        """Called with a message about a trial for the user."""
+        """Called with a message about a trial for the user.
+
+        Args:
+            trial: The trial.
+            text: The message.
+        """
 
     def on_trial_end(self, trial: TrialRecord) -> None:
-        """Called when a trial has ended, or is paused or interrupted: ``trial.state`` says which."""
+        """Called when a trial has ended, or is paused or interrupted.
+
+        Args:
+            trial: The trial. ``trial.state`` is the state in which it ended.
+        """
 
 
 class CallbackList(SearchCallback):

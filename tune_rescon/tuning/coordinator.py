@@ -223,7 +223,14 @@ class Coordinator:
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """Close a running trial permanently. Do nothing if the trial is not running."""
+        """Close a running trial permanently. Do nothing if the trial is not running.
+
+        Args:
+            number: The trial's number.
+            state: The final state.
+            checkpoint: The trial's checkpoint, if it has one.
+            error: The error that ended the trial, if one did.
+        """
         if number in self._running:
             self._close(number, state, checkpoint=checkpoint, error=error)
 
@@ -231,7 +238,10 @@ class Coordinator:
         """End the search because a machine cannot run its trials. Do nothing if the trial is not running.
 
         The trial is interrupted, not failed, because another machine may run it when the search resumes.
-        ``failure`` says what the machine lacks, and what to do.
+
+        Args:
+            number: The trial whose machine cannot run it.
+            failure: What the machine lacks, and what to do.
         """
         if number in self._running:
             self.failure = self.failure or failure

@@ -32,8 +32,15 @@ def enqueue_trial(
 ) -> tuple[int, Mapping[str, Any]]:
     """Enqueue a trial in the study of a search, whether the search runs or not.
 
-    ``settings`` has ``KEY=VALUE`` for each given parameter; the search draws the others. Return the number of
-    the trial and the given values.
+    The search draws the parameters that are not given.
+
+    Args:
+        location: Where the searches are.
+        name: The name of the search.
+        settings: ``KEY=VALUE`` for each given parameter.
+
+    Returns:
+        The number of the trial, and the given values.
 
     Raises:
         SpaceError: A value is not one of the search's space, or no value is given.
@@ -57,6 +64,11 @@ def stop_trials(location: SearchLocation, name: str, numbers: Sequence[int]) -> 
 
     The driver stops a running trial after its current epoch. It closes an interrupted or paused trial when
     the trial would be resumed.
+
+    Args:
+        location: Where the searches are.
+        name: The name of the search.
+        numbers: The trials.
 
     Raises:
         StorageError: The search does not exist, its study is on its driver's machine, or a trial does not

@@ -43,7 +43,11 @@ def sync_tracking(
 ) -> Synced:
     """Send MLflow all data of a search that it does not show yet.
 
-    It waits at most ``timeout`` seconds for MLflow. ``note`` returns the markdown of the search's page.
+    Args:
+        location: where the search is.
+        name: the search's name.
+        timeout: seconds to wait for MLflow to accept the data.
+        note: returns the markdown of the search's page in MLflow.
 
     Raises:
         StorageError: no search has that name.

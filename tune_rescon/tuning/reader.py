@@ -159,7 +159,10 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
 
     The record is only read, from a copy of one moment, so that a running driver is not disturbed.
 
-    ``where`` is the argument that names the search in error messages.
+    Args:
+        location: where the search is.
+        name: the search's name.
+        where: the argument that names the search, used in error messages.
 
     Raises:
         StorageError: no search has that name, or its record cannot be read.

@@ -243,7 +243,9 @@ class TrialRecord:
     def config(self, space: Space) -> TrialConfig | None:
         """Return all hyperparameters of the trial; None if they are not known.
 
-        If the record lacks the configuration, the trial is assumed to be sampled from ``space``.
+        Args:
+            space: the search's space. It is used only if the record lacks the trial's configuration; the
+                trial is then assumed to be sampled from this space.
         """
         origin = self.origin or find_origin(space, self.parameters, version=1, number=self.number)
         return None if origin is None else TrialConfig.from_dict(origin.config)
