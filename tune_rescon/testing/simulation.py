@@ -173,7 +173,13 @@ class WorkerDeaths:
     seed: int = 0
 
     def kills(self, number: int, epoch: int, deaths: int) -> bool:
-        """Return whether an epoch kills its worker; the trial has lost ``deaths`` workers before."""
+        """Return whether an epoch kills its worker.
+
+        Args:
+            number: the trial.
+            epoch: the epoch that the worker runs.
+            deaths: how many workers the trial has lost before.
+        """
         return (
             self.rate > 0 and np.random.default_rng((self.seed, number, epoch, deaths)).random() < self.rate
         )

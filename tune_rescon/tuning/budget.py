@@ -75,8 +75,15 @@ def stage_shares(stages: int, screening: float = SCREENING) -> tuple[float, ...]
 def deadline(hours: float | None, *, elapsed_seconds: float, now: float) -> float | None:
     """Return the time at which trials must end, in seconds on the clock of ``now``.
 
-    A resumed search that is given more hours has the difference left: ``elapsed_seconds`` include earlier
-    runs. There is no deadline without a budget in hours.
+    A resumed search that is given more hours has the difference left.
+
+    Args:
+        hours: The budget in hours. None for no limit.
+        elapsed_seconds: Seconds of the budget that are used, including earlier runs.
+        now: The current time in seconds.
+
+    Returns:
+        The deadline, or None if ``hours`` is None.
 
     >>> deadline(2.0, elapsed_seconds=1800.0, now=100.0)
     5500.0

@@ -122,7 +122,12 @@ _UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-ad
 def check_constraints(model: CostModel, record: StudyRecord | None = None) -> str | None:
     """Check that the first trials keep to the constraints, and that other networks do.
 
-    Return a message with the share of the draws that keep to them; None without constraints.
+    Args:
+        model: The costs of the networks of the space.
+        record: The record of a resumed search; None for a new one.
+
+    Returns:
+        A message with the share of the draws that keep to them; None without constraints.
 
     Raises:
         ConfigError: If a row of ``initial`` breaks a constraint, or every network does.

@@ -26,9 +26,12 @@ __all__ = [
 
 
 def open_database(url: str, *, busy_seconds: float, create: bool = False) -> optuna.storages.RDBStorage:
-    """Connect to a database; if ``create``, make a SQLite file and the tables that are missing.
+    """Connect to a database.
 
-    ``busy_seconds`` is how long a writer waits for another writer's transaction on a SQLite file.
+    Args:
+        url: the database's URL.
+        busy_seconds: seconds that a writer waits for another writer's transaction on a SQLite file.
+        create: whether to create the SQLite file and the tables if they are missing, as for a new search.
 
     Raises:
         StorageError: the database cannot be reached, it is not a database, it is missing and ``create`` is
@@ -152,9 +155,12 @@ def name_objectives(storage: optuna.storages.RDBStorage, name: str, objectives: 
 def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool = False) -> int:
     """Return the id of a study.
 
-    With ``any_name``, return the only study of a database whatever its name. This is only for reading: a
-    renamed folder still belongs to the search, but a copy of a folder must not write to the runs of the
-    original.
+    Args:
+        storage: the database.
+        name: the study's name.
+        any_name: if the database holds a single study, return that study whatever its name. Use this only for
+            reading: a renamed folder still belongs to the search, but a copy of a folder must not write to
+            the runs of the original.
 
     Raises:
         StorageError: no study has that name; the error lists the names that exist.

@@ -54,8 +54,10 @@ class CheckpointRetention:
     ) -> None:
         """Keep no checkpoint yet; :meth:`start` must follow.
 
-        ``prune`` deletes all checkpoints of a trial except the given file. See :func:`top_k_checkpoints` for
-        ``keep``.
+        Args:
+            record: The durable record.
+            prune: Deletes all checkpoints of a trial except the given file.
+            keep: See :func:`top_k_checkpoints`.
         """
         self._record = record
         self._prune = prune

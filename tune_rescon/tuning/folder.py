@@ -227,10 +227,15 @@ class SearchFolder:
     ) -> None:
         """Write ``trials.csv``: the state, values and parameters of each trial, ordered by number.
 
-        The columns of the space's ``parameters`` come first, then those that only trials of earlier versions
-        of the space have. A row has ``none`` for a parameter that the trial does not have, and the checkpoint
-        only if the file exists. If the checkpoints are kept at a URL, the record is trusted instead, because
-        a checkpoint that is deleted there is also removed from the record.
+        A row contains the checkpoint only if the file exists. It contains ``none`` for each parameter that
+        the trial does not have.
+
+        Args:
+            trials: all trials of the search.
+            parameters: the names of the space's parameters. The columns of parameters that only trials of
+                earlier versions of the space have follow them.
+            at_url: whether the checkpoints are kept at a URL. The record is then trusted instead of the
+                files, because a checkpoint that is deleted at the URL is also removed from the record.
         """
         trials = tuple(trials)
         names = list(dict.fromkeys([*parameters, *(name for t in trials for name in t.parameters)]))

@@ -57,10 +57,13 @@ def location_of(folder: SearchFolder, url: str | None) -> str:
 def decide_identity(
     known: Identity | None, location: str, *, is_copy: bool, make: Callable[[], str]
 ) -> Identity:
-    """Return the identity with which a search at ``location`` runs.
+    """Return the identity with which a search runs.
 
-    ``known`` is the identity in its study. The search is a copy if another search with that id is still at
-    ``known.location``. ``make`` creates an id.
+    Args:
+        known: the identity in the search's study, or None.
+        location: the search's current location.
+        is_copy: whether the search with ``known.id`` is still at ``known.location``; this one is then a copy.
+        make: creates an id.
     """
     if known is None or is_copy:
         return Identity(id=make(), location=location)

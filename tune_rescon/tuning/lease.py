@@ -421,7 +421,12 @@ def _label(driver: Driver) -> str:
 
 @contextmanager
 def hold_lease(store: LeaseStore, *, name: str, seconds: float = LEASE_SECONDS) -> Iterator[LeaseKeeper]:
-    """Hold the lease of the search ``name`` for the duration of the block.
+    """Hold the lease of a search for the duration of the block.
+
+    Args:
+        store: the store of the lease.
+        name: the search's name.
+        seconds: length of the lease in seconds.
 
     Raises:
         LeaseError: another driver is alive.

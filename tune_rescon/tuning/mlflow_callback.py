@@ -87,9 +87,13 @@ def note_experiment(record: StudyRecord, space: Space) -> None:
 def destination(
     space: Space, folder: SearchFolder, tracking_uri: str | None, record: StudyRecord | None
 ) -> Destination:
-    """Return the destination of a search's runs; the storage's own store if ``tracking_uri`` is None.
+    """Return the destination of a search's runs.
 
-    A search that has begun, which has a ``record``, keeps its experiment.
+    Args:
+        space: the search's space.
+        folder: the search's files.
+        tracking_uri: MLflow's tracking URI; None for the storage's own store.
+        record: the record of a search that has begun, whose experiment is kept; None for a new search.
     """
     if record is None:
         experiment = experiment_name(space)
@@ -168,9 +172,12 @@ class ParentRun:
             self._show(preload_exporter=True)
 
     def end(self, result: StudyResult, files: Sequence[Path], note: str) -> None:
-        """Show how the search ended and its note (markdown), and have its :meth:`champion` registered.
+        """Show how the search ended, and have its :meth:`champion` registered.
 
-        ``files`` are logged as artifacts.
+        Args:
+            result: the result of the search.
+            files: files to log as artifacts.
+            note: the note of the search's run, as markdown.
         """
         self._show(
             state=result.state.value,
@@ -231,7 +238,11 @@ class MlflowCallback(SearchCallback):
     ) -> None:
         """Connect ``writer`` and ``record``.
 
-        ``preload_exporter`` is called once, when all trials have begun and one of them has a checkpoint.
+        Args:
+            writer: the writer that receives the states.
+            record: the search's record.
+            costs: the space and the cost model of its networks.
+            preload_exporter: called once, when all trials have begun and one of them has a checkpoint.
         """
         self._writer = writer
         self._record = record
@@ -320,8 +331,12 @@ def _times(**moments: datetime | None) -> dict[str, int]:
 def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict[str, float]:
     """Return the metrics that are logged once when a trial ends: the best values and the cost.
 
-    They are logged so that MLflow's table shows them. ``devices`` is the number of GPUs, or of CPU cores,
-    that the trial held.
+    They are logged so that MLflow's table shows them.
+
+    Args:
+        trial: the trial.
+        cost: the cost of the trial's network.
+        devices: number of GPUs, or of CPU cores, that the trial held.
     """
     metrics = {
         "compute_hours": compute_hours(trial, devices),

@@ -269,12 +269,17 @@ def _worst(trial: TrialRecord, sampler: str, worst: float | None) -> SamplerTria
 
 
 def make_sampler(space: Space, number: int, *, attempt: int = 0) -> BaseSampler:
-    """Create a sampler of type ``space.sampler`` that draws only trial ``number``, for the given attempt.
+    """Create a sampler of type ``space.sampler`` that draws only trial ``number``.
 
-    The random generator depends only on the space's seed, ``number`` and ``attempt`` (from 0). A resumed
-    search therefore draws the same trials without saving the generator's state. Optuna's samplers learn from
-    the trials of the study and hold no learned state themselves. The sampler of a grid, whose points are
-    rows, draws nothing.
+    The random generator depends only on the space's seed, ``number`` and ``attempt``. A resumed search
+    therefore draws the same trials without saving the generator's state. Optuna's samplers learn from the
+    trials of the study and hold no learned state themselves. The points of a grid are rows, so the sampler of
+    a grid is never used.
+
+    Args:
+        space: The space, with the sampler's configuration and seed.
+        number: The number of the trial to draw.
+        attempt: The index of the draw for this trial, counted from 0.
     """
     seed = int(np.random.SeedSequence((space.sampler.seed, number, attempt)).generate_state(1)[0])
     kind = "random" if draws_at_random(space, number) else space.sampler.type

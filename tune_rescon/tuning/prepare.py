@@ -159,7 +159,10 @@ def check_metric_classes(
 ) -> None:
     """Check that the metrics of single classes that ``space`` names exist for a dataset.
 
-    ``val_labels_N`` are the labels of the validation images; None before the images are prepared.
+    Args:
+        space: The space to search.
+        info: The description of the dataset.
+        val_labels_N: The labels of the validation images; None before the images are prepared.
 
     Raises:
         ConfigError: If a class does not exist, or the dataset has too many classes for a metric of each.
@@ -208,8 +211,10 @@ def external_trials(space: Space) -> list[TrialConfig]:
 def check_external_networks(space: Space, datasets: Mapping[str, DatasetInfo] | None = None) -> None:
     """Check the networks of ``space`` that are timm's or a user's own, so that no trial finds the mistake.
 
-    Before the images are prepared, without ``datasets``, check only that the networks and their pretrained
-    weights exist, for ten classes of colour images.
+    Args:
+        space: The space to search.
+        datasets: The description of each dataset, by name. Before the images are prepared, None: then check
+            only that the networks and their pretrained weights exist, for ten classes of colour images.
 
     Raises:
         NetworkError, ConfigError: If a network does not exist or does not map the images to logits, timm is
@@ -253,6 +258,11 @@ def check_weights(
     space: Space, weights: Mapping[str, InitialWeights], datasets: Mapping[str, DatasetInfo]
 ) -> None:
     """Check that every network of ``space`` matches the network of its initial weights.
+
+    Args:
+        space: The space to search.
+        weights: The initial weights, by path or URL, from :func:`read_weights`.
+        datasets: The description of each dataset, by name.
 
     Raises:
         NetworkError: If a network does not match. The message names the trials, the difference and the values
@@ -304,10 +314,17 @@ def with_absolute_paths(space: Space) -> Space:
 
 
 def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset]:
-    """Decode the images that are not in this machine's cache yet, and return the datasets by name.
+    """Decode the images that are not in this machine's cache yet.
 
     Messages to the user describe each dataset. Before the first image is decoded, they list the files of a
     folder that are read and those that are left out.
+
+    Args:
+        space: The space whose datasets are prepared.
+        options: The options with the directories of the datasets and the cache.
+
+    Returns:
+        The prepared datasets, by name.
 
     Raises:
         DataError: If images are missing, unreadable or too few.

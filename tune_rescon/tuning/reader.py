@@ -68,8 +68,11 @@ SILENT_LEASES: Final = 2.0
 def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, silent: float) -> bool:
     """Return whether a search has a live driver.
 
-    ``me`` is the calling process, in the table ``processes``. The lease was last written ``silent`` seconds
-    ago, by clocks that may differ; 0 if that is not known.
+    Args:
+        lease: the search's lease, or None.
+        me: the calling process.
+        processes: the process table in which ``me`` is.
+        silent: seconds since the last write of the lease, by clocks that may differ; 0 if it is not known.
     """
     decision = decide_lease(lease, me, processes)
     if decision is not LeaseDecision.WATCH:
@@ -79,9 +82,15 @@ def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, si
 
 
 def search_state(*, alive: bool, outcome: SearchState | None, ended: int, total: int) -> SearchState:
-    """Return the state of a search; ``outcome`` is the one that the driver recorded when it ended.
+    """Return the state of a search.
 
     If the driver was killed and recorded no outcome, the state follows from the number of ended trials.
+
+    Args:
+        alive: whether the driver is alive.
+        outcome: the state that the driver recorded when it ended, or None.
+        ended: number of trials in a final state.
+        total: number of trials in the budget.
 
     >>> search_state(alive=False, outcome=None, ended=3, total=12).value
     'interrupted'
@@ -199,8 +208,13 @@ def result_from_study(
 ) -> StudyResult:
     """Return the result of a search from its open record.
 
-    ``url`` is the folder's URL if the storage is a URL. If no driver is alive, running trials count as
-    interrupted.
+    Args:
+        record: the record.
+        versions: the spaces that the search has had.
+        folder: the search's files on this machine.
+        url: the folder's URL if the storage is a URL, or None.
+        data_root: the directory of the datasets on this machine.
+        alive: whether a driver is alive. If not, running trials count as interrupted.
     """
     trials, attributes, space = record.trials(), read_run_attributes(record), versions.newest
     ended = sum(trial.state.is_final for trial in trials)
@@ -226,7 +240,13 @@ def _as_interrupted(trial: TrialRecord) -> TrialRecord:
 
 
 def known_datasets(attributes: RunAttributes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:
-    """Return the description of each dataset, as the last run recorded it or else from this machine."""
+    """Return the description of each dataset, from the record or else from this machine.
+
+    Args:
+        attributes: what the last run recorded.
+        space: the search's space.
+        data_root: the directory of the datasets on this machine.
+    """
     if attributes.datasets:
         return attributes.datasets
     datasets = {}

@@ -330,7 +330,15 @@ _PLANNED: Final = 0.75
 def with_gpu_share(space: Space, datasets: Mapping[str, DatasetInfo], measure: Measure) -> tuple[Space, str]:
     """Set the share of a GPU for each trial of ``space``, and explain the choice.
 
-    All trials get the same share, so the largest trial determines it. ``measure`` runs its step on a GPU.
+    All trials get the same share, so the largest trial determines it.
+
+    Args:
+        space: The space of the search.
+        datasets: The description of each dataset, by name.
+        measure: Runs the training step of the largest trial on a GPU.
+
+    Returns:
+        ``space`` with the share, and a message that explains it.
     """
     config, images = largest_trial(space, datasets)
     found = measure(config, images)

@@ -312,9 +312,15 @@ def build_result(
 ) -> StudyResult:
     """Return the result of a search, without ``foreign``, ``failure`` and ``space_history``.
 
-    ``trials`` are all trials in the record, ordered by number. ``url`` is the folder's URL if the storage is
-    a URL. Passwords in it and in ``tracking_uri`` are hidden. ``slots`` is the number of trials that run at
-    once, as the scheduler planned.
+    Args:
+        costs: the space and the cost model of its networks.
+        trials: all trials in the record, ordered by number.
+        name: the search's name.
+        folder: the search's folder on this machine.
+        state: the state of the search.
+        tracking_uri: MLflow's tracking URI; a password in it is hidden.
+        url: the folder's URL if the storage is a URL; a password in it is hidden.
+        slots: number of trials that run at once, as the scheduler planned.
     """
     space = costs.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)

@@ -63,10 +63,15 @@ FROZEN: Final[Mapping[str, str]] = {
 
 
 def change_problems(old: Space, new: Space, trials: Iterable[TrialRecord]) -> list[str]:
-    """Return the refused changes from ``old``, the newest space in the record, to ``new``, one sentence each.
+    """Return the refused changes from ``old`` to ``new``, one sentence for each.
 
     A key of ``fixed`` may change if no trial ran with another value. It may also change if it was searched
     before, because the earlier trials are then trials of other choices.
+
+    Args:
+        old: The newest version of the space in the record.
+        new: The space to resume the search with.
+        trials: All recorded trials.
     """
     recorded = tuple(trials)
     return [
@@ -81,7 +86,12 @@ def check_changes(
 ) -> None:
     """Check that the search ``name`` can be resumed with ``new``.
 
-    ``old`` is the newest space in its record, and ``flag`` the flag that named the search.
+    Args:
+        name: The name of the search.
+        old: The newest version of the space in the record.
+        new: The space to resume the search with.
+        trials: All recorded trials.
+        flag: The flag that named the search, used in the message.
 
     Raises:
         SpaceError: If it cannot. The message lists every reason.
@@ -228,6 +238,11 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
     Its last run must have ended by itself: all trials have begun, the hours or epochs are spent, or the space
     is exhausted. ``space`` must be the one of that run, apart from what decides nothing, or its budget must
     have no further trial.
+
+    Args:
+        record: The record of the search.
+        versions: The spaces that the search has had.
+        space: The space to resume the search with.
     """
     if read_run_attributes(record).outcome is not SearchState.FINISHED:
         return False

@@ -63,7 +63,9 @@ def read_versions(record: StudyRecord, on_file: Callable[[], Space]) -> SpaceVer
     Trials that an earlier version of this package recorded get their configuration from the first of these
     versions.
 
-    ``on_file`` reads the folder's ``space.yaml``; it is called only if the record has no versions.
+    Args:
+        record: the search's record.
+        on_file: reads the folder's ``space.yaml``. Called only if the record has no versions.
 
     Raises:
         SpaceError: no version of the space can be read.
@@ -81,8 +83,11 @@ def open_recorded(
 ) -> tuple[StudyRecord, SpaceVersions]:
     """Open the record of an earlier search, and read the versions of its space.
 
-    The folder's ``space.yaml`` is needed if an earlier version of this package wrote the record. See
-    :func:`.find_study` for ``any_name``.
+    Args:
+        url: the database's URL.
+        folder: the search's folder. Its ``space.yaml`` is needed if an earlier version of this package wrote
+            the record.
+        any_name: see :func:`.find_study`.
 
     Raises:
         StorageError: the database has no such study, or cannot be reached.
@@ -94,9 +99,15 @@ def open_recorded(
 
 
 def record_version(record: StudyRecord, before: SpaceVersions | None, space: Space) -> SpaceVersions:
-    """Record the space from which trials are sampled from now on, and return all versions.
+    """Record the space from which trials are sampled from now on.
 
-    ``before`` is the result of :func:`read_versions`; None if the search is new.
+    Args:
+        record: the search's record.
+        before: the result of :func:`read_versions`; None if the search is new.
+        space: the newest version, which may equal the previous one.
+
+    Returns:
+        All versions.
     """
     versions = SpaceVersions(spaces=(space,)) if before is None else before.followed_by(space)
     written = record.attributes()

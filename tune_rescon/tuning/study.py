@@ -82,8 +82,11 @@ class StudyRecord:
     ) -> None:
         """Read the study that ``writer`` writes; see :meth:`create` and :meth:`load`.
 
-        ``metric`` is the objective if the study does not record one, and ``maximize`` whether larger is
-        better. Each new epoch is recorded with ``now_ms()``, milliseconds since 1970.
+        Args:
+            writer: the writer of the study.
+            metric: the objective, if the study does not record one.
+            maximize: whether larger is better.
+            now_ms: returns the current time in milliseconds since 1970; each new epoch is recorded with it.
         """
         attributes = writer.study_attributes()
         self._writer = writer
@@ -137,10 +140,14 @@ class StudyRecord:
 
     @classmethod
     def load(cls, url: str, name: str, *, metric: str, any_name: bool = False) -> StudyRecord:
-        """Open the record of an earlier search; see :func:`.find_study` for ``any_name``.
+        """Open the record of an earlier search.
 
-        ``metric`` is the objective of a record that an earlier version of this package wrote; newer records
-        contain their objective.
+        Args:
+            url: the database's URL.
+            name: the name of the study.
+            metric: the objective of a record that an earlier version of this package wrote; newer records
+                contain their objective.
+            any_name: see :func:`.find_study`.
 
         Raises:
             StorageError: the database has no such study, or cannot be reached.
@@ -154,7 +161,11 @@ class StudyRecord:
     def on(cls, storage: BaseStorage, study_id: int, *, metric: str, **options: Any) -> StudyRecord:
         """Open the record of a study in any Optuna storage, such as the in-memory storage of a simulation.
 
-        ``options`` are further arguments of the constructor.
+        Args:
+            storage: the Optuna storage.
+            study_id: the id of the study.
+            metric: the objective, if the study does not record one.
+            **options: further arguments of the constructor.
         """
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
         database = storage if isinstance(storage, optuna.storages.RDBStorage) else None
@@ -293,10 +304,18 @@ class StudyRecord:
         error: str | None = None,
         cost: float | None = None,
     ) -> TrialRecord:
-        """Record the final state of a trial, with the path or URL of the checkpoint that it keeps.
+        """Record the final state of a trial.
 
-        Passwords in ``error`` are hidden, because many people read the record and it is sent to MLflow.
-        ``cost`` is the second objective, if the search has one.
+        Args:
+            number: the trial's number.
+            state: the final state.
+            checkpoint: the path or URL of the checkpoint that the trial keeps, or None.
+            error: the error that ended the trial, or None. Passwords in it are hidden, because many people
+                read the record and it is sent to MLflow.
+            cost: the second objective, if the search has one.
+
+        Returns:
+            The updated trial.
         """
         known, checkpoint = self._trials[number], recorded_checkpoint(number, checkpoint)
         error = None if error is None else presentable(error)

@@ -160,7 +160,13 @@ def planned_slots(record: StudyRecord, slots: int) -> int:
 
 
 def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_uri: str | None) -> None:
-    """Record the datasets and the tracking URI of a run when it begins; a password in the URI is removed."""
+    """Record the datasets and the tracking URI of a run when it begins.
+
+    Args:
+        record: the search's record.
+        datasets: the description of each dataset, by name.
+        tracking_uri: MLflow's tracking URI, or None for the storage's own store. A password is removed.
+    """
     record.set_attribute("datasets", {name: _plain(info) for name, info in datasets.items()})
     accounts = {name: info.account.to_json() for name, info in datasets.items() if info.account}
     record.set_attribute("dataset_account", accounts)
@@ -169,7 +175,13 @@ def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], trackin
 
 
 def record_outcome(record: StudyRecord, state: SearchState, failure: str | None) -> None:
-    """Record how a run ended, and why the search ended early if it did."""
+    """Record how a run ended.
+
+    Args:
+        record: the search's record.
+        state: the final state of the run.
+        failure: why the search ended early, or None.
+    """
     record.set_attribute("outcome", {"state": state.value, "failure": failure})
 
 

@@ -77,7 +77,15 @@ class StudyWriter:
         return trial_id, trial.number, trial.datetime_start
 
     def add_epoch(self, trial_id: int, epoch: int, value: float, *, key: str, details: Any) -> None:
-        """Write an epoch: its value as an intermediate value, the details as a system attribute ``key``."""
+        """Write an epoch.
+
+        Args:
+            trial_id: the trial's id in the storage.
+            epoch: the epoch, which is the step of the intermediate value.
+            value: the objective, which is the intermediate value.
+            key: the name of the system attribute that holds ``details``.
+            details: the other values of the epoch.
+        """
         self._storage.set_trial_system_attr(trial_id, key, details)
         # The value is written last, because a reader counts the epoch once its value exists.
         self._storage.set_trial_intermediate_value(trial_id, epoch, value)
@@ -96,9 +104,16 @@ class StudyWriter:
     def close_trial(
         self, trial_id: int, state: OptunaState, values: Sequence[float] | None, user: Mapping[str, Any]
     ) -> datetime.datetime:
-        """Write Optuna's state of a trial that ended, its objectives if it has any, and user attributes.
+        """Write the final state of a trial.
 
-        Return the time at which the trial ended.
+        Args:
+            trial_id: the trial's id in the storage.
+            state: Optuna's state of the trial.
+            values: the objectives, or None if the trial has none.
+            user: user attributes.
+
+        Returns:
+            The time at which the trial ended.
         """
         self.annotate(trial_id, user)
         self._storage.set_trial_state_values(trial_id, state, values)

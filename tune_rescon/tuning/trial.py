@@ -277,7 +277,13 @@ class TrialRecord:
         return replace(self, values=(*self.values, metrics.get(self.metric, math.nan)), history=history)
 
     def observation(self, epoch: int, *, group: Hashable = None, cost: float = 0.0) -> Observation:
-        """Return what a stopping rule sees of an epoch (from 1), with the second objective after it."""
+        """Return what a stopping rule sees of an epoch.
+
+        Args:
+            epoch: the epoch, counted from 1.
+            group: trials of different groups are not compared.
+            cost: the second objective after this epoch.
+        """
         return Observation(
             number=self.number,
             epoch=epoch,
