@@ -146,7 +146,7 @@ def search(
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
     from tune_rescon.reporting import open_console, print_opening
     from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import RunOptions, check_this_machine, default_data_root, default_storage
+    from tune_rescon.tuning import RunOptions, default_data_root, default_storage, fit_to_machine
 
     root = parse_storage(storage) if storage else default_storage()
     _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
@@ -186,7 +186,8 @@ def search(
             tensorboard=tensorboard,
         )
         if address is None:
-            check_this_machine(space)
+            # Before the first line of output, which says that the search begins.
+            fit_to_machine(space)
         print_opening(space, options, console)
         return _run(space, options, console, live=live)
 

@@ -18,7 +18,7 @@ from contest.rivals import OneEpochThenTopK, Rival, changed, ours, plain_ray
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
 from tune_rescon.testing import SearchPolicy, SimulatedSearch
-from tune_rescon.tuning import SuccessiveHalving, TrialRecord, sampler, sampler_view
+from tune_rescon.tuning import SuccessiveHalving, TrialRecord, optuna_samplers, sampler
 from tune_rescon.tuning.optuna_samplers import SamplerTrial, sampler_trial
 from tune_rescon.tuning.stopping.from_space import possible_rungs
 
@@ -39,7 +39,7 @@ class Answer:
     def search(self, space: Space) -> Iterator[SearchPolicy]:
         """The search, for as long as the change holds."""
         with (
-            patch.object(sampler_view, "sampler_trial", self.outcome),
+            patch.object(optuna_samplers, "sampler_trial", self.outcome),
             patch.object(sampler, "VIEW_BEST", self.keep_best),
         ):
             yield self.rival(space)

@@ -35,8 +35,8 @@ MOMENTS = {
     "the database": "tune_rescon.tuning.study.open_database",
     "the study": "tune_rescon.tuning.study.create_study",
     "the lease": "tune_rescon.tuning.lease.LeaseKeeper.take",
-    "the identity": "tune_rescon.tuning.search.ensure_identity",
     "the version of the space": "tune_rescon.tuning.search.record_version",
+    "the identity": "tune_rescon.tuning.search_run.ensure_identity",
     "the images": "tune_rescon.tuning.search_run.record_images",
     "space.yaml": "tune_rescon.tuning.search_run.write_atomically",
     "the first trial": "tune_rescon.tuning.study.StudyRecord.open",
@@ -194,7 +194,7 @@ def test_the_command_exits_with_75_while_another_driver_has_the_search(
     slept: list[float] = []
     ticks = itertools.count(0.0, step=options.takeover_seconds)
     clock = SimpleNamespace(monotonic=ticks.__next__, sleep=slept.append)
-    monkeypatch.setattr("tune_rescon.tuning.url_store.time", clock)
+    monkeypatch.setattr("tune_rescon.tuning.search_storage.time", clock)
     words = ["--space", "digits", "--resume-or-start", "s", "--storage", str(options.storage), "--plain"]
     assert main(words) == 75
     assert slept, "it has waited"

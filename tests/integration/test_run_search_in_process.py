@@ -10,6 +10,8 @@ import dataclasses
 import html
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +32,16 @@ from tune_rescon.reporting import SearchPresentation
 from tune_rescon.reporting.dry_run import print_dry_run
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import fail_second, learn_nothing
-from tune_rescon.tuning import RunOptions, SearchFolder, SearchLocation, StudyResult, read_search, run_search
+from tune_rescon.tuning import (
+    Gauges,
+    RunOptions,
+    SearchCallback,
+    SearchFolder,
+    SearchLocation,
+    StudyResult,
+    read_search,
+    run_search,
+)
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("without_ray")]
 
@@ -126,6 +137,59 @@ def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_do_not_end_th
     assert any("could not be written" in line and "no colour left" in line for line in progress)
     assert (result.folder / "best.yaml").is_file()
     assert "no colour left" in (result.folder / "search.log").read_text()
+
+
+def test_a_caller_that_fails_with_the_result_costs_no_report_and_no_runs(
+    small_space: Space, options: RunOptions
+) -> None:
+    space = small_space.model_copy(update={"budget": small_space.budget.model_copy(update={"trials": 1})})
+
+    def fail(_: StudyResult) -> None:
+        raise RuntimeError("no room for the table")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        run_search(
+            space,
+            options,
+            trainable=learn_nothing,
+            presentation=SearchPresentation(),
+            on_result=fail,
+        )
+    assert (Path(str(options.storage)) / "s" / "report.html").is_file()
+    client = mlflow.MlflowClient(f"sqlite:///{options.storage}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'digits'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.tags["tune_rescon.state"] for run in runs} == {"finished"}
+    assert len(runs) == 2
+
+
+class WatchedPresentation(SearchPresentation):
+    """Notes whether it draws."""
+
+    draws = False
+
+    @contextmanager
+    def watching(self, snapshot: Callable[[], StudyResult], folder: SearchFolder) -> Iterator[SearchCallback]:
+        self.draws = True
+        try:
+            with super().watching(snapshot, folder) as callback:
+                yield callback
+        finally:
+            self.draws = False
+
+
+def test_the_drawing_ends_if_the_search_fails_before_its_first_trial(
+    small_space: Space, options: RunOptions
+) -> None:
+    presentation = WatchedPresentation()
+
+    def fail(_: Gauges) -> None:
+        assert presentation.draws
+        raise RuntimeError("no place for the gauges")
+
+    with pytest.raises(RuntimeError, match="no place"):
+        run_search(small_space, options, trainable=learn_nothing, presentation=presentation, on_start=fail)
+    assert not presentation.draws
 
 
 def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:

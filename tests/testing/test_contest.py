@@ -11,7 +11,7 @@ from contest.table import table
 
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import LANDSCAPES, EpochRun, Trace
-from tune_rescon.tuning import Decision, sampler_view
+from tune_rescon.tuning import Decision, optuna_samplers
 from tune_rescon.tuning.optuna_samplers import sampler_trial
 
 ANSWERS = [(question, answer) for question, answers in QUESTIONS.items() for answer in answers]
@@ -28,7 +28,7 @@ def test_every_answer_searches(question: str, answer: str, space: Space) -> None
         outcome = run(policy, space, LANDSCAPES["crossing"], 0.9, workers=2)
     assert 6 <= outcome.epochs <= 6 * 9 + 6
     assert 0 < outcome.quality < 1.1
-    assert vars(sampler_view)["sampler_trial"] is sampler_trial, "what an answer changed is put back"
+    assert vars(optuna_samplers)["sampler_trial"] is sampler_trial, "what an answer changed is put back"
 
 
 @pytest.mark.parametrize("name", ON_THE_CLOCK)

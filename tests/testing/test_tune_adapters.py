@@ -23,7 +23,7 @@ from tune_rescon.tuning.ray.tune_adapter import (
     CoordinatorSearcher,
     trial_task,
 )
-from tune_rescon.tuning.search_storage import LocalStore
+from tune_rescon.tuning.store import SearchStore
 
 SMALL = ("initial=[]", "budget.trials=20", "fidelity={min: 1, max: 9}", "sampler={type: random, seed: 3}")
 
@@ -69,7 +69,7 @@ GONE = {"10.0.0.9"}
 def adapted(of: Space) -> Adapted:
     search = SimulatedSearch(of)
     coordinator = search.policy()
-    store = LocalStore(folder=SearchFolder(storage=Path("runs"), name="adapted"))
+    store = SearchStore(SearchFolder(storage=Path("runs"), name="adapted"))
     make_task = partial(trial_task, space=of, options=RunOptions(name="adapted"), store=store)
     lock, processes = DriverLock(lambda: None), ActorReuse(coordinator, resources=None, slots=3)
     seeds: dict[int, int] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tune_rescon.spaces import Budget
 from tune_rescon.tuning.budget import deadline, spent_words
 
 
@@ -36,6 +37,7 @@ def test_the_deadline_counts_the_seconds_of_earlier_runs(
 def test_spent_hours_are_reported_if_trials_are_left(
     hours: float | None, driven: float, trials: int, said: bool
 ) -> None:
-    words = spent_words(hours, elapsed_seconds=driven, name="s", trials=trials, total=6)
+    budget = Budget(trials=6, hours=hours)
+    words = spent_words(budget, name="s", trials=trials, epochs=9, elapsed_seconds=driven)
     assert (words is not None) is said
     assert words is None or f"{trials} of 6 trials begun. More time: --resume s --hours H" in words

@@ -14,7 +14,7 @@ from tune_rescon.data import Account, describe
 from tune_rescon.data.account import LeftOut
 from tune_rescon.data.catalog import dataset_path
 from tune_rescon.errors import DataError
-from tune_rescon.spaces import load_space
+from tune_rescon.spaces import dump_space, is_active, load_space, parse_space
 from tune_rescon.tuning import RunOptions, StudyRecord
 from tune_rescon.tuning.prepare import (
     PreparedDataset,
@@ -53,6 +53,19 @@ def test_a_home_folder_is_the_same_for_the_dry_run_and_the_workers(
     found = with_absolute_paths(space)
     assert found.dataset.path == str(dataset_path(space.dataset, tmp_path)) == str(tmp_path / "my photos #1")
     assert found.fixed["init_from"] == str(tmp_path / "best.ckpt")
+
+
+def test_a_parameter_that_depends_on_the_initial_weights_still_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = "{type: categorical, choices: [best.ckpt, null]}"
+    rate = "{type: float, low: 0.01, high: 0.1, when: {parameter: init_from, in: [best.ckpt]}}"
+    settings = ["initial=[]", "fixed={}", f"parameters={{init_from: {weights}, learning_rate: {rate}}}"]
+    found = with_absolute_paths(load_space("digits", settings))
+    assert is_active(found.parameters["learning_rate"], {"init_from": str(tmp_path / "best.ckpt")})
+    assert not is_active(found.parameters["learning_rate"], {"init_from": None})
+    assert parse_space(dump_space(found), source="space.yaml") == found, "a resume reads it"
 
 
 def test_a_missing_home_folder_is_refused() -> None:

@@ -10,7 +10,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.errors import ResourceError, SpaceError
 from tune_rescon.spaces import AutoResources, Resources, dump_space, load_space, parse_space
 from tune_rescon.tuning import RunOptions, run_search
-from tune_rescon.tuning.resources import Nodes, check_fits, choose_resources, this_machine
+from tune_rescon.tuning.resources import Nodes, choose_resources, fit_to_machine, this_machine
 
 AUTO = "resources_per_trial=auto"
 
@@ -73,7 +73,16 @@ def test_a_part_of_auto_is_not_replaced_alone() -> None:
 
 @pytest.mark.parametrize(
     ("visible", "listed", "gpus"),
-    [(None, 2, 2), ("", 2, 0), ("-1", 2, 0), ("1", 2, 1), ("0,1,2", 2, 2), ("0", 0, 0)],
+    [
+        (None, 2, 2),
+        ("", 2, 0),
+        ("-1", 2, 0),
+        ("1", 2, 1),
+        ("0,1,2", 2, 2),
+        ("0", 0, 0),
+        ("NoDevFiles", 2, 0),
+        ("1,-1,0", 2, 1),
+    ],
 )
 def test_the_gpus_that_a_search_may_use(visible: str | None, listed: int, gpus: int) -> None:
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
@@ -97,20 +106,24 @@ def test_a_machine_without_the_drivers_program(tmp_path: Path, monkeypatch: pyte
         ("{cpu: 1, workers: 3}", ["--set resources_per_trial.workers=2"]),
     ],
 )
-def test_resources_that_do_not_fit_are_refused_with_settings_that_do(asked: str, fits: list[str]) -> None:
+def test_resources_that_do_not_fit_are_refused_with_settings_that_do(
+    asked: str, fits: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune_rescon.tuning.resources.this_machine", lambda: machine(2))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     space = load_space("digits", [f"resources_per_trial={asked}"])
     with pytest.raises(ResourceError) as caught:
-        check_fits(space, machine(2), cores=2)
+        fit_to_machine(space)
     assert all(line in str(caught.value) for line in fits)
     settings = [word for word in str(caught.value).split("`")[0].split() if "=" in word]
     again = [setting.rstrip(".") for setting in settings if setting.startswith("resources_per_trial.")]
-    check_fits(load_space("digits", [f"resources_per_trial={asked}", *again]), machine(2), cores=2)
+    fit_to_machine(load_space("digits", [f"resources_per_trial={asked}", *again]))
 
 
 def test_resources_that_do_not_fit_are_refused_before_the_search_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tune_rescon.tuning.search.this_machine", lambda: machine(2))
+    monkeypatch.setattr("tune_rescon.tuning.resources.this_machine", lambda: machine(2))
     started: list[object] = []
     monkeypatch.setattr("tune_rescon.tuning.search.prepare_data", lambda *_: started.append("images"))
     monkeypatch.setattr("tune_rescon.tuning.search.ray_session", lambda *_: started.append("Ray"))
@@ -126,7 +139,7 @@ def test_resources_that_do_not_fit_are_refused_before_the_search_starts(
 def test_a_search_reports_what_auto_chose_and_records_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: list[str]
 ) -> None:
-    monkeypatch.setattr("tune_rescon.tuning.search.this_machine", lambda: machine(2))
+    monkeypatch.setattr("tune_rescon.tuning.resources.this_machine", lambda: machine(2))
     settings = [
         AUTO,
         "budget.trials=1",
@@ -150,7 +163,7 @@ def test_a_promised_gpu_that_torch_does_not_have_ends_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver older than torch's CUDA: nvidia-smi and Ray count a GPU, and torch has no use of it."""
-    monkeypatch.setattr("tune_rescon.tuning.search.this_machine", lambda: machine(2, 1))
+    monkeypatch.setattr("tune_rescon.tuning.resources.this_machine", lambda: machine(2, 1))
     monkeypatch.setattr("tests.without_ray.RESOURCES", {"CPU": 2.0, "GPU": 1.0})
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     settings = ["resources_per_trial={cpu: 1, gpu: 1}", "budget.trials=9", "fidelity.max=1"]

@@ -16,9 +16,9 @@ from tune_rescon.metric_names import PEAK_MEMORY, MetricAt
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial, pareto_front
 from tune_rescon.tuning.cost_model import compute_hours
+from tune_rescon.tuning.ended_trials import top_k_checkpoints
 from tune_rescon.tuning.mlflow_callback import closing_metrics
 from tune_rescon.tuning.result import best_file, best_in_hand, repeated
-from tune_rescon.tuning.retention import top_k_checkpoints
 
 FINISHED, STOPPED, FAILED = TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED
 COST = TrialCost(params_m=0.85, gmacs=0.125)

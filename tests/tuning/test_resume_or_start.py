@@ -31,8 +31,9 @@ from tune_rescon.tuning import (
 from tune_rescon.tuning.folder import reserved
 from tune_rescon.tuning.lease import hold_lease, process_start, this_driver
 from tune_rescon.tuning.resume import is_finished
-from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
+from tune_rescon.tuning.search_storage import open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study_attributes import record_outcome
 
 
@@ -301,7 +302,7 @@ def test_a_name_at_a_url_is_looked_at_again_under_its_lease(
     assert other is not None
 
     def late(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr("tune_rescon.tuning.url_store.hold_lease", hold_lease)
+        monkeypatch.setattr("tune_rescon.tuning.search_storage.hold_lease", hold_lease)
         if then == "begins":
             begin(store)
         else:
@@ -309,7 +310,7 @@ def test_a_name_at_a_url_is_looked_at_again_under_its_lease(
         held.close()
         return hold_lease(*arguments, **options)
 
-    monkeypatch.setattr("tune_rescon.tuning.url_store.hold_lease", late)
+    monkeypatch.setattr("tune_rescon.tuning.search_storage.hold_lease", late)
     with open_store(at_url) as mine:
         assert mine.resumed is (then == "begins")
         found = SearchHome.look(store_url(at_url), "s")

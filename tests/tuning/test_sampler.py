@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.tuning import SearchSampler, TrialRecord, sampler, sampler_view
+from tune_rescon.tuning import SearchSampler, TrialRecord, optuna_samplers, sampler
 from tune_rescon.tuning.trial import Enqueued, Proposal
 
 NUMBERS = (
@@ -156,7 +156,9 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[FrozenTrial]:
     """What the Optuna sampler of a sampler that is made now was shown when it was asked last."""
     seen: list[FrozenTrial] = []
     monkeypatch.setattr(
-        sampler_view, "make_sampler", lambda _, number, *, attempt=0: Watching(seen, 100 * number + attempt)
+        optuna_samplers,
+        "make_sampler",
+        lambda _, number, *, attempt=0: Watching(seen, 100 * number + attempt),
     )
     return seen
 

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.tuning.sql_study_writer import SqlStudyWriter
@@ -48,17 +48,22 @@ def written(case: Case) -> FrozenTrial:
     return trial
 
 
+OPENED = create_trial(
+    state=OptunaState.RUNNING,
+    params=PARAMS,
+    distributions=DISTRIBUTIONS,
+    user_attrs={"state": "running"},
+    system_attrs={"cma:generation": 1},
+)
+
+
 def begin(case: Case) -> int:
-    trial_id, _, _ = case.writer.open_trial(
-        0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={"cma:generation": 1}
-    )
+    trial_id, _, _ = case.writer.open_trial(0, OPENED)
     return trial_id
 
 
 def test_a_trial_is_opened_with_all_that_is_known_of_it(case: Case) -> None:
-    trial_id, number, started = case.writer.open_trial(
-        0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={"cma:generation": 1}
-    )
+    trial_id, number, started = case.writer.open_trial(0, OPENED)
     trial = written(case)
     assert (trial._trial_id, trial.number, trial.state) == (trial_id, number, OptunaState.RUNNING)
     assert number == 0
@@ -73,7 +78,7 @@ def test_a_trial_is_numbered_behind_those_of_other_programs(case: Case) -> None:
     study = optuna.load_study(study_name="s", storage=case.storage)
     study.ask()
     study.enqueue_trial({"depth": 56})
-    _, number, _ = case.writer.open_trial(0, PARAMS, DISTRIBUTIONS, user={"state": "running"}, system={})
+    _, number, _ = case.writer.open_trial(0, OPENED)
     assert number == 2
     assert [trial.number for trial in case.writer.trials()] == [0, 1, 2]
     assert study.ask().number == 1, "which takes the enqueued one"
@@ -88,15 +93,7 @@ def test_an_enqueued_trial_becomes_the_one_that_is_opened_unless_another_program
     study.ask()
 
     def take(trial_id: int) -> tuple[int, int]:
-        opened = case.writer.open_trial(
-            2,
-            PARAMS,
-            DISTRIBUTIONS,
-            user={"state": "running"},
-            system={"cma:generation": 1},
-            waiting_id=trial_id,
-        )
-        return opened[:2]
+        return case.writer.open_trial(2, OPENED, waiting_id=trial_id)[:2]
 
     assert take(waiting[1]) == (waiting[1], 1)
     assert take(waiting[0])[1] == 2

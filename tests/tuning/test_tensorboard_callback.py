@@ -15,7 +15,7 @@ from tune_rescon.metric_names import METRICS
 from tune_rescon.search import main
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import Decision, TrialRecord, Verdict, tensorboard_callback
-from tune_rescon.tuning.tensorboard_callback import EventFiles, check_tensorboard, event_files
+from tune_rescon.tuning.tensorboard_callback import EventFiles, check_tensorboard
 
 pytestmark = pytest.mark.torch  # imports it
 
@@ -64,7 +64,7 @@ def hparams(folder: Path, number: int) -> dict[str, object]:
 
 
 def test_each_epoch_is_a_point_at_its_time(tmp_path: Path, space: Space) -> None:
-    with event_files(tmp_path, space) as files:
+    with EventFiles(tmp_path, space) as files:
         run(files, 7, (0.25, 0.5), state=TrialState.STOPPED)
     assert points(tmp_path, 7) == [(1, 0.25), (2, 0.5)]
     found = read(tmp_path, 7)
@@ -73,7 +73,7 @@ def test_each_epoch_is_a_point_at_its_time(tmp_path: Path, space: Space) -> None
 
 
 def test_the_parameters_are_there_and_an_inactive_one_is_none(tmp_path: Path, space: Space) -> None:
-    with event_files(tmp_path, space) as files:
+    with EventFiles(tmp_path, space) as files:
         run(files, 0, (0.5,), state=TrialState.FINISHED)
     assert hparams(tmp_path, 0) == {
         "depth": 56,
@@ -94,7 +94,7 @@ def test_the_parameters_are_there_and_an_inactive_one_is_none(tmp_path: Path, sp
     ],
 )
 def test_the_tab_shows_how_it_ended(state: TrialState, status: int, tmp_path: Path, space: Space) -> None:
-    with event_files(tmp_path, space) as files:
+    with EventFiles(tmp_path, space) as files:
         run(files, 0, (0.5,), state=state)
     metadata = read(tmp_path, 0).SummaryMetadata("_hparams_/session_end_info")
     data = HParamsPluginData.FromString(metadata.plugin_data.content)
@@ -106,10 +106,10 @@ def test_a_resumed_search_has_each_point_once_whatever_the_driver_before_had_wri
     lost: int, tmp_path: Path, space: Space
 ) -> None:
     values = (0.25, 0.5, 0.75)
-    with event_files(tmp_path, space) as files:
+    with EventFiles(tmp_path, space) as files:
         run(files, 0, values[: 3 - lost], state=TrialState.INTERRUPTED)
         run(files, 1, values, state=TrialState.FINISHED)
-    with event_files(tmp_path, space) as files:
+    with EventFiles(tmp_path, space) as files:
         files.on_search_start(
             [trial(0, *values, state=TrialState.INTERRUPTED), trial(1, *values, state=TrialState.FINISHED)]
         )
@@ -121,7 +121,7 @@ def test_a_resumed_search_has_each_point_once_whatever_the_driver_before_had_wri
 
 
 def test_a_promoted_trial_has_each_point_once(tmp_path: Path, space: Space) -> None:
-    with event_files(tmp_path, space) as files:
+    with EventFiles(tmp_path, space) as files:
         run(files, 0, (0.25,), state=TrialState.PAUSED)
         files.on_trial_start(trial(0, 0.25))
         files.on_epoch(trial(0, 0.25, 0.5), dict.fromkeys(METRICS, 0.5), GOES_ON)
@@ -140,7 +140,7 @@ def test_no_point_is_lost_while_the_disk_fails(
         write(files, trial)
 
     monkeypatch.setattr(tensorboard_callback._TrialFiles, "write", fail_second)
-    with event_files(tmp_path, space) as files:
+    with EventFiles(tmp_path, space) as files:
         run(files, 0, (0.25, 0.5, 0.75), state=TrialState.FINISHED)
     assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5), (3, 0.75)]
     assert "No space left on device" in caplog.text

@@ -17,7 +17,7 @@ from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
 from tune_rescon.tuning import RunOptions, find_search
 from tune_rescon.tuning.ray.worker import synchronised
 from tune_rescon.tuning.search_storage import open_store
-from tune_rescon.tuning.url_store import UrlStore
+from tune_rescon.tuning.store import UrlStore
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@
     TunePolicy                  Ray Tune's searchers and schedulers in that simulation, without a Ray runtime
     learn_slowly, ...           functions that Ray can run instead of a trial that trains
 
-Names are loaded on first use, because a worker process that only pretends to train needs neither Optuna nor
-SciPy.
+Names are loaded on first use, because a worker process that only pretends to train needs neither the
+simulator nor SciPy.
 """
 
 from __future__ import annotations

@@ -14,15 +14,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from scipy.optimize import differential_evolution
 
 from tune_rescon.spaces import CategoricalParameter, Parameter, Space, is_active
 
-__all__ = [
-    "LANDSCAPES",
-    "Landscape",
-    "SyntheticCurve",
-]
+__all__ = ["LANDSCAPES", "Landscape", "SyntheticCurve"]
 
 
 #: The epoch at which the noise has fallen to twice its final size.
@@ -146,6 +141,9 @@ class Landscape:
 
     def best_known(self, space: Space) -> float:
         """Return the largest :meth:`value` in ``space`` at its last epoch, to about 1e-6."""
+        # Imported here, because a worker process that pretends to train needs only the curves.
+        from scipy.optimize import differential_evolution
+
         parameters = space.parameters
         found = differential_evolution(
             lambda point: -self.value(_point(parameters, point), space.fidelity.max),

@@ -16,12 +16,7 @@ from ray.tune.search import Searcher
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import Decision
 
-__all__ = [
-    "Assignment",
-    "SearchPolicy",
-    "TunePolicy",
-    "TuneTrial",
-]
+__all__ = ["Assignment", "SearchPolicy", "TunePolicy", "TuneTrial"]
 
 
 class Assignment(Protocol):
@@ -154,14 +149,7 @@ class TunePolicy:
     def epoch_done(
         self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
     ) -> Decision:
-        """Pass a result to the scheduler, and to the searcher unless the result ends the trial.
-
-        Args:
-            number: the trial.
-            epoch: the epoch, counted from 1.
-            metrics: the metrics of the epoch.
-            checkpoint: the trial's checkpoint; None if it has none.
-        """
+        """Pass a result to the scheduler, and to the searcher unless the result ends the trial."""
         written = self._write(number, epoch, metrics, checkpoint) if self._write else metrics
         return self.report(number, {"training_iteration": epoch, **written})
 
@@ -185,23 +173,14 @@ class TunePolicy:
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """End a trial whose code raised, which Tune handles like a dead worker.
-
-        Args:
-            number: the trial.
-            state: not used.
-            checkpoint: not used.
-            error: not used.
-        """
+        """End a trial whose code raised, which Tune handles like a dead worker."""
         del state, checkpoint, error
         self.worker_failed(number)
 
     def worker_failed(self, number: int, *, on: str | None = None) -> None:
         """End a trial with an error. Tune does not retry the trial itself (``max_failures=0``, its default).
 
-        Args:
-            number: the trial.
-            on: the address of the node on which the trial ran.
+        ``on`` is the address of the node on which the trial ran.
         """
         trial = self._running.pop(number)
         trial.node_ip = on

@@ -47,13 +47,7 @@ from tune_rescon.tuning.resume import check_changes
 from tune_rescon.tuning.space_versions import read_versions, record_version
 from tune_rescon.tuning.study import METRIC_AT
 
-__all__ = [
-    "SimulatedSearch",
-    "Simulation",
-    "WorkerDeaths",
-    "Workload",
-    "simulate",
-]
+__all__ = ["SimulatedSearch", "Simulation", "WorkerDeaths", "Workload", "simulate"]
 
 
 class SimulatedSearch:
@@ -341,10 +335,8 @@ class _Driver:
     def step(self) -> None:
         """Advance to the next event: an epoch ends, kills its worker, or raises."""
         self._world.now, _, run = heapq.heappop(self._events)
-        if run.dies:
-            self._worker_failed(run)
-        elif run.epoch == run.curve.crashes_at:
-            self._crash(run)
+        if run.dies or run.epoch == run.curve.crashes_at:
+            self._lose(run)
         else:
             self._report(run)
 
@@ -359,16 +351,14 @@ class _Driver:
                 self._log(run, None)
 
     def _resume(self, run: _Running) -> None:
-        """Resume from the checkpoint, and report its last epoch again.
-
-        A worker cannot tell whether that epoch was ever reported.
-        """
+        """Resume from the checkpoint, and report its last epoch again: a worker cannot tell if it was."""
         saved = self._world.saved[run.trial.number]
         self._begin(run, max(saved, 1), repeats=saved > 0)
 
     def _begin(self, run: _Running, epoch: int, *, repeats: bool = False) -> None:
         run.epoch, run.repeats, run.begun = epoch, repeats, self._world.now
-        run.dies = not repeats and self._kills(run.trial.number, epoch)
+        number = run.trial.number
+        run.dies = not repeats and self._worker_deaths.kills(number, epoch, self._world.deaths[number])
         share = 0.0 if repeats else 0.5 if run.dies else 1.0
         ends = self._world.now + share * run.curve.epoch_seconds
         heapq.heappush(self._events, (ends, next(self._order), run))
@@ -388,19 +378,16 @@ class _Driver:
         else:
             self._idle.append(run.worker)
 
-    def _worker_failed(self, run: _Running) -> None:
+    def _lose(self, run: _Running) -> None:
+        """Lose the epoch of a worker that dies, or whose trial raises."""
+        number = run.trial.number
         self._log(run, None)
-        self._world.deaths[run.trial.number] += 1
-        self._policy.worker_failed(run.trial.number)
+        if run.dies:
+            self._world.deaths[number] += 1
+            self._policy.worker_failed(number)
+        else:
+            self._policy.close(number, TrialState.FAILED, error="crashed on purpose")
         self._idle.append(run.worker)
-
-    def _crash(self, run: _Running) -> None:
-        self._log(run, None)
-        self._policy.close(run.trial.number, TrialState.FAILED, error="crashed on purpose")
-        self._idle.append(run.worker)
-
-    def _kills(self, number: int, epoch: int) -> bool:
-        return self._worker_deaths.kills(number, epoch, self._world.deaths[number])
 
     def _log(self, run: _Running, decision: Decision | None, value: float = math.nan) -> None:
         self._world.runs.append(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.prepare import cache_words, evaluation_words, with_store_size
     from tune_rescon.tuning.ray.worker import TrialTask
     from tune_rescon.tuning.reader import SearchLocation, read_search
-    from tune_rescon.tuning.resources import check_this_machine, machine_words
+    from tune_rescon.tuning.resources import fit_to_machine, machine_words
     from tune_rescon.tuning.result import (
         SearchState,
         StudyResult,

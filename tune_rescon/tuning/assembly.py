@@ -15,8 +15,8 @@ from tune_rescon.tuning.callbacks import SearchCallback
 from tune_rescon.tuning.constraints import violation_of
 from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.tuning.ended_trials import CHECKPOINTS_KEPT
 from tune_rescon.tuning.resources import memory_signature
-from tune_rescon.tuning.retention import CHECKPOINTS_KEPT
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping.rule import StoppingRule

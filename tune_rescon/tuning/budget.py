@@ -10,15 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from tune_rescon.errors import counted
+from tune_rescon.spaces import Budget
 
-__all__ = [
-    "BudgetPlan",
-    "deadline",
-    "epochs_spent_words",
-    "exhausted_words",
-    "spent_words",
-    "stage_shares",
-]
+__all__ = ["BudgetPlan", "deadline", "exhausted_words", "spent_words", "stage_shares"]
 
 #: Share of the budget that is spent on new trials.
 SCREENING: Final = 0.45
@@ -97,54 +91,31 @@ def deadline(hours: float | None, *, elapsed_seconds: float, now: float) -> floa
     return None if hours is None else now + hours * 3600 - elapsed_seconds
 
 
-def spent_words(
-    hours: float | None, *, elapsed_seconds: float, name: str, trials: int, total: int
-) -> str | None:
-    """Return a message about a search that has used its hours before all of its trials began.
+def spent_words(budget: Budget, *, name: str, trials: int, epochs: int, elapsed_seconds: float) -> str | None:
+    """Return a message about a search whose hours or epochs ended it before all of its trials began.
 
-    Args:
-        hours: The budget in hours. None for no limit.
-        elapsed_seconds: Seconds of the budget that are used, including earlier runs.
-        name: The name of the search.
-        trials: Number of trials that have begun.
-        total: Number of trials in the budget.
+    Return None if neither did. ``trials`` have begun and have run ``epochs`` together, in all runs of the
+    search ``name``.
 
-    Returns:
-        The message, or None if hours remain or all trials have begun.
-
-    >>> spent_words(2.0, elapsed_seconds=7300.0, name="a", trials=12, total=128)
+    >>> used = {"name": "a", "trials": 12, "epochs": 498, "elapsed_seconds": 7300.0}
+    >>> spent_words(Budget(trials=128, hours=2.0), **used)
     'a has used its 2 hours, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
+    >>> print(spent_words(Budget(trials=128, epochs=500), **used))
+    a has run 498 of its 500 epochs, with 12 of 128 trials begun. More: --resume a --set budget.epochs=E.
     """
-    if hours is None or elapsed_seconds < hours * 3600 or trials >= total:
+    if trials >= budget.trials:
         return None
-    begun = f"{trials} of {counted(total, 'trial')} begun"
-    return (
-        f"{name} has used its {counted(float(hours), 'hour')}, with {begun}."
-        f" More time: --resume {name} --hours H, with H over {hours:g}."
-    )
-
-
-def epochs_spent_words(epochs: int, *, used: int, name: str, trials: int, total: int) -> str | None:
-    """Return a message about a search whose budget of epochs ended it before all of its trials began.
-
-    Args:
-        epochs: The budget in epochs.
-        used: Epochs that all trials have run together.
-        name: The name of the search.
-        trials: Number of trials that have begun.
-        total: Number of trials in the budget.
-
-    Returns:
-        The message, or None if all trials have begun.
-
-    >>> print(epochs_spent_words(500, used=498, name="a", trials=61, total=128))
-    a has run 498 of its 500 epochs, with 61 of 128 trials begun. More: --resume a --set budget.epochs=E.
-    """
-    if trials >= total:
+    begun = f"with {trials} of {counted(budget.trials, 'trial')} begun"
+    if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
+        return (
+            f"{name} has used its {counted(budget.hours, 'hour')}, {begun}."
+            f" More time: --resume {name} --hours H, with H over {budget.hours:g}."
+        )
+    if budget.epochs is None:
         return None
     return (
-        f"{name} has run {used} of its {counted(epochs, 'epoch')}, with {trials} of {counted(total, 'trial')}"
-        f" begun. More: --resume {name} --set budget.epochs=E."
+        f"{name} has run {epochs} of its {counted(budget.epochs, 'epoch')}, {begun}."
+        f" More: --resume {name} --set budget.epochs=E."
     )
 
 

@@ -16,13 +16,7 @@ from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
-__all__ = [
-    "CallbackList",
-    "ClusterSize",
-    "Gauges",
-    "Presentation",
-    "SearchCallback",
-]
+__all__ = ["CallbackList", "ClusterSize", "Gauges", "Presentation", "SearchCallback"]
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
@@ -114,13 +108,10 @@ class CallbackList(SearchCallback):
     """Calls several callbacks, in the given order."""
 
     def __init__(self, callbacks: Iterable[SearchCallback], *, safe: bool = False) -> None:
-        """Keep the callbacks.
+        """Keep the callbacks; ``safe`` ones, of a user, do not end the search by an exception.
 
-        Args:
-            callbacks: The callbacks.
-            safe: True for callbacks of a user. A search costs hours of GPUs, so that an error in one of them
-                must not end it: the exception is logged with its traceback, a message names the callback,
-                and it is not called again. False: an exception is raised.
+        A search costs hours of GPUs. The exception is logged with its traceback, a message names the
+        callback, and it is not called again.
         """
         self._callbacks = list(callbacks)
         self._safe = safe

@@ -33,12 +33,7 @@ class Latencies:
     """
 
     def __init__(self, section: Latency, record: StudyRecord | None = None) -> None:
-        """Read what was measured before.
-
-        Args:
-            section: The constraint, which has the device.
-            record: The record of the search; None keeps the measurements in this process only.
-        """
+        """Read what ``record`` has of the device; None keeps the measurements in this process only."""
         self._device, self._record = section.device, record
         self._prefix = f"latency_ms:{section.device}:"
         recorded = {} if record is None else record.attributes()
@@ -76,15 +71,10 @@ class Latencies:
 def violation_of(
     model: CostModel, record: StudyRecord | None = None
 ) -> Callable[[Mapping[str, Any]], str | None] | None:
-    """Return a function that names the constraint a configuration breaks; None without constraints.
+    """Return a function that names the constraint a configuration (plain values) breaks, in a sentence.
 
-    Args:
-        model: The costs of the networks of the space.
-        record: The record of the search, which keeps measured latencies; None for a search without one.
-
-    Returns:
-        A function of a configuration, as plain values. It returns a sentence, or None if the network keeps to
-        every constraint.
+    It returns None for a network that keeps to every constraint. There is no function without constraints.
+    ``record`` keeps measured latencies.
     """
     section = model.space.constraints.latency_ms
     return _violation(model, None if section is None else Latencies(section, record))

@@ -16,17 +16,18 @@ from typing import Any, Final, Self
 from tune_rescon.config import TrialState
 from tune_rescon.errors import counted
 from tune_rescon.tuning.callbacks import CallbackList, SearchCallback
-from tune_rescon.tuning.failures import FailureStreak, MemoryFailures
-from tune_rescon.tuning.retention import CHECKPOINTS_KEPT, CheckpointRetention
+from tune_rescon.tuning.ended_trials import (
+    CHECKPOINTS_KEPT,
+    CheckpointRetention,
+    FailureStreak,
+    MemoryFailures,
+)
 from tune_rescon.tuning.sampler import SearchSampler
 from tune_rescon.tuning.stopping.rule import Decision, Observation, StoppingRule, Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 
-__all__ = [
-    "Coordinator",
-    "SearchPlan",
-]
+__all__ = ["Coordinator", "SearchPlan"]
 
 
 #: Number of times that a trial is retried in one run of the search after its worker process died.
@@ -45,19 +46,14 @@ class SearchPlan:
     deadline: float | None = None
     """The end of the search, in seconds on the coordinator's clock; None without one."""
     seconds: float | None = None
-    """The budget that ends at ``deadline``, in seconds; None without one."""
+    """The budget in seconds that ends at ``deadline``; None without one."""
     group: Callable[[TrialRecord], Hashable] = lambda _: None
     """Return the group of a trial. Trials are compared only with trials of an equal group."""
     cost: Callable[[TrialRecord, int], float] | None = None
-    """Return the second objective of a trial after the given number of epochs.
-
-    Smaller is better. None if the search has no second objective.
-    """
+    """Return the second objective of a trial after the given number of epochs; smaller is better.
+    None if the search has no second objective."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
-    """Return an equal key for configurations (plain values) that need the same memory.
-
-    A key of None means that the memory is unknown.
-    """
+    """See :class:`.MemoryFailures`."""
     violation: Callable[[Mapping[str, Any]], str | None] | None = None
     """Return why a configuration (plain values) must not be trained, or None. None without constraints."""
     keep: int | None = CHECKPOINTS_KEPT
@@ -112,11 +108,7 @@ class Coordinator:
         self._unfinished: list[int] = []
 
     def start(self) -> Self:
-        """Pass the recorded trials to the rule and the callbacks, and carry out decisions that are not done.
-
-        Returns:
-            The coordinator itself.
-        """
+        """Pass the recorded trials to the rule and the callbacks, and carry out the open decisions."""
         trials = self._record.trials()
         self._retention.start(trials)
         self._out_of_memory.add(trials)
@@ -150,9 +142,8 @@ class Coordinator:
             number = self._unfinished.pop(0)
             if not self._close_if_requested(number):
                 return self._started(self._record.reopen(number))
-        while (promoted := self._rule.promote()) is not None:
-            if not self._close_if_requested(promoted):
-                return self._started(self._record.reopen(promoted))
+        if (promoted := self._promoted()) is not None:
+            return promoted
         while self._more and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
             infeasible = self._out_of_memory.contains if self._out_of_memory else None
@@ -257,10 +248,7 @@ class Coordinator:
             self._interrupt_trial(number)
 
     def worker_failed(self, number: int, *, node_is_gone: bool = False) -> None:
-        """Retry a running trial from its last checkpoint, or fail it after too many retries.
-
-        The limit is :data:`NODE_RETRIES` if ``node_is_gone``, otherwise :data:`WORKER_RETRIES`.
-        """
+        """Retry a running trial from its last checkpoint, or fail it after too many retries."""
         if number not in self._running:
             return
         deaths, most = (self._lost_nodes, NODE_RETRIES) if node_is_gone else (self._deaths, WORKER_RETRIES)
@@ -300,11 +288,7 @@ class Coordinator:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _replay(self, trials: Sequence[TrialRecord]) -> list[int]:
-        """Pass the recorded values to the rule and carry out the recorded decisions that are still open.
-
-        Returns:
-            The numbers of the trials to continue.
-        """
+        """Pass the recorded values to the rule, carry out open decisions, and return what must continue."""
         for trial in trials:
             for epoch in range(1, trial.epochs + 1):
                 self._rule.replay(self._observation(trial, epoch))
@@ -337,10 +321,8 @@ class Coordinator:
     def _close_if_infeasible(self, trial: TrialRecord) -> bool:
         """Close a trial that breaks a constraint, or would run out of memory as an earlier one did.
 
-        The sampler draws no trial that breaks a constraint. Other programs may enqueue one.
-
-        Returns:
-            True if the trial was closed.
+        The sampler draws no trial that breaks a constraint, but other programs may enqueue one. Return
+        whether the trial was closed.
         """
         if trial.origin is None:
             return False
@@ -356,11 +338,7 @@ class Coordinator:
         return True
 
     def _close_if_requested(self, number: int) -> bool:
-        """Close a trial that does not run, instead of resuming it, if another program wants it to be stopped.
-
-        Returns:
-            True if the trial was closed.
-        """
+        """Close a trial instead of resuming it, if another program wants it to be stopped; return whether."""
         if not self._record.stop_requested(number):
             return False
         self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
@@ -373,9 +351,12 @@ class Coordinator:
         """
         if self._running or any(t.state is TrialState.FINISHED for t in self._record.trials()):
             return None
-        while (promoted := self._rule.promote(force=True)) is not None:
-            if not self._close_if_requested(promoted):
-                return self._started(self._record.reopen(promoted))
+        return self._promoted(force=True)
+
+    def _promoted(self, *, force: bool = False) -> TrialRecord | None:
+        while (number := self._rule.promote(force=force)) is not None:
+            if not self._close_if_requested(number):
+                return self._started(self._record.reopen(number))
         return None
 
     def _stop_paused(self) -> None:
@@ -385,9 +366,7 @@ class Coordinator:
     def _judge(self, trial: TrialRecord, *, requested: bool) -> tuple[Verdict, str]:
         """Return the verdict on a trial's last epoch, and a note if the rule would not have stopped it.
 
-        Args:
-            trial: The trial, with the epoch.
-            requested: True if the user has requested that the trial stops.
+        ``requested`` is True if the user has requested that the trial stops.
         """
         verdict = self._rule.judge(self._observation(trial, trial.epochs))
         if verdict.decision not in (Decision.CONTINUE, Decision.PAUSE):

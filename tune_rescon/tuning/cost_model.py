@@ -14,12 +14,7 @@ from tune_rescon.models import ExternalSpec, NetworkDescription, describe_networ
 from tune_rescon.spaces import CategoricalParameter, Space
 from tune_rescon.tuning.trial import TrialRecord
 
-__all__ = [
-    "CostModel",
-    "TrialCost",
-    "compute_hours",
-    "datasets_of",
-]
+__all__ = ["CostModel", "TrialCost", "compute_hours", "datasets_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +37,6 @@ class CostModel:
     space: Space
     datasets: Mapping[str, DatasetInfo]
     """The description of each dataset that a trial may train on, by name; incomplete for some old records."""
-
-    @property
-    def devices(self) -> float:
-        """Number of GPUs that a trial holds, or of CPU cores if it holds no GPU."""
-        return self.space.resources_per_trial.devices
-
-    @property
-    def device(self) -> str:
-        """The device that :attr:`devices` counts: ``"GPU"``, ``"CPU"``, or the requested kind of GPU."""
-        return self.space.resources_per_trial.device
 
     def cost(self, trial: TrialRecord) -> TrialCost:
         """Count the parameters and multiply-adds of a trial's network without training it.
@@ -82,7 +67,7 @@ class CostModel:
         """Return the second objective (``metric.against``) of a trial after its first ``epochs`` epochs."""
         if self.space.metric.against == "gmacs":
             return self.cost(trial).gmacs
-        return trial.seconds_of(epochs) / 3600 * self.devices
+        return trial.seconds_of(epochs) / 3600 * self.space.resources_per_trial.devices
 
 
 @lru_cache(maxsize=1024)

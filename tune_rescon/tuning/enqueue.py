@@ -14,7 +14,7 @@ from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
 from tune_rescon.errors import SpaceError, StorageError, format_error
-from tune_rescon.spaces import Space, chosen_values, to_optuna
+from tune_rescon.spaces import chosen_values, to_optuna
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.database import find_study, open_database
 from tune_rescon.tuning.reader import SearchLocation, read_search
@@ -47,7 +47,7 @@ def enqueue_trial(
         StorageError: The search does not exist, or its study is on its driver's machine.
     """
     _check_reachable(location)
-    space: Space = read_search(location, name).space
+    space = read_search(location, name).space
     values = chosen_values(space, settings)
     if not values:
         hint = f"Give --set KEY=VALUE. The parameters are {', '.join(space.parameters)}."

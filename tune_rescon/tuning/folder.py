@@ -85,6 +85,16 @@ def default_storage() -> Path | StorageUrl:
     return parse_storage(os.environ.get(_ENVIRONMENT) or "runs")
 
 
+class _Within:
+    """A file or directory of a search, by its name in the search's folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: SearchFolder, owner: type[SearchFolder]) -> Path:
+        return folder.path / self._name
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchFolder:
     """The folder ``<storage>/<name>/`` of a search and its files."""
@@ -92,60 +102,34 @@ class SearchFolder:
     storage: Path
     name: str
 
+    space_yaml = _Within("space.yaml")
+    """The resolved space."""
+    study_db = _Within("study.db")
+    """The SQLite file of the study."""
+    trials_csv = _Within("trials.csv")
+    """The table of the trials, with one row per trial."""
+    best_yaml = _Within("best.yaml")
+    """The best trial's configuration and value."""
+    report_html = _Within("report.html")
+    """The report, which a browser opens."""
+    mistakes_json = _Within("mistakes.json")
+    """The best network's mistakes, which the report shows."""
+    plots = _Within("plots")
+    """The directory of the report's plots as images."""
+    log = _Within("search.log")
+    """The log of the libraries."""
+    tensorboard = _Within("tensorboard")
+    """TensorBoard's event files, one directory per trial, if the user requested them."""
+
     @property
     def path(self) -> Path:
         """The directory of the search."""
         return self.storage / self.name
 
     @property
-    def space_yaml(self) -> Path:
-        """The file of the resolved space."""
-        return self.path / "space.yaml"
-
-    @property
-    def study_db(self) -> Path:
-        """The SQLite file of the study."""
-        return self.path / "study.db"
-
-    @property
     def study_url(self) -> str:
         """The study's URL, unless ``--study`` names a database."""
         return sqlite_url(self.study_db)
-
-    @property
-    def trials_csv(self) -> Path:
-        """The table of the trials, with one row per trial."""
-        return self.path / "trials.csv"
-
-    @property
-    def best_yaml(self) -> Path:
-        """The file of the best trial's configuration and value."""
-        return self.path / "best.yaml"
-
-    @property
-    def report_html(self) -> Path:
-        """The report, which a browser opens."""
-        return self.path / "report.html"
-
-    @property
-    def mistakes_json(self) -> Path:
-        """The file with the best network's mistakes, which the report shows."""
-        return self.path / "mistakes.json"
-
-    @property
-    def plots(self) -> Path:
-        """The directory of the report's plots as images."""
-        return self.path / "plots"
-
-    @property
-    def log(self) -> Path:
-        """The log file of the libraries."""
-        return self.path / "search.log"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files, one directory per trial, if the user requested them."""
-        return self.path / "tensorboard"
 
     @property
     def mlflow_db(self) -> Path:

@@ -45,7 +45,8 @@ def parameter_importance(
     # Imported here because it imports scikit-learn, which only an evaluator that is not used here needs.
     from optuna.importance import get_param_importances
 
-    study = _study(space)
+    with without_study_logs():
+        study = optuna.create_study(direction="maximize" if space.metric.mode == "max" else "minimize")
     study.add_trials(
         [
             create_trial(
@@ -63,8 +64,3 @@ def _placed(space: Space, trial: TrialRecord) -> dict[str, Any] | None:
     config = trial.config(space)
     sampled = place_config(space, config.to_dict()).sampled if config else None
     return None if sampled is None else to_optuna(sampled)
-
-
-def _study(space: Space) -> optuna.Study:
-    with without_study_logs():
-        return optuna.create_study(direction="maximize" if space.metric.mode == "max" else "minimize")

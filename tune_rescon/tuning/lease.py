@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import logging
+import math
 import os
 import platform
 import secrets
@@ -52,8 +53,8 @@ __all__ = [
 ]
 
 
-#: Maps a process number to the start of the live process with that number (:attr:`Driver.started`), or to
-#: None if no live process has that number.
+#: Maps a process number to the start of the live process with that number (:attr:`Driver.started`), to nan if
+#: the start cannot be read, or to None if no live process has that number.
 ProcessTable = Callable[[int], float | None]
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -87,14 +88,26 @@ def this_driver() -> Driver:
 def process_start(pid: int) -> float | None:
     """Return the start of a live process; this function is the :data:`ProcessTable` of this machine.
 
-    A zombie counts as dead: it only waits for its parent.
+    A zombie counts as dead: it only waits for its parent. Where users do not see each other's processes
+    (the mount option ``hidepid`` of /proc), the start of another user's live process is nan.
     """
     try:
         process = psutil.Process(pid)
         dead = process.status() == psutil.STATUS_ZOMBIE
         return None if dead else process.create_time()
+    except psutil.AccessDenied:
+        return math.nan
     except psutil.NoSuchProcess:
-        return None
+        return math.nan if _is_hidden(pid) else None
+
+
+def _is_hidden(pid: int) -> bool:
+    """Return whether another user's process has a number that /proc does not show."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def _place() -> str:
@@ -129,14 +142,10 @@ class LeaseStore(Protocol):
         """Return the last value that any process has written; None if no process has written one."""
 
     def replace(self, expected: dict[str, Any] | None, value: dict[str, Any]) -> bool:
-        """Replace the value if it still is ``expected``, in one step.
+        """Replace the value if it still is ``expected``, the value that :meth:`read` returned, in one step.
 
-        Args:
-            expected: the value that :meth:`read` returned.
-            value: the new value. Once this method returns, every reader sees it.
-
-        Returns:
-            Whether the value was replaced. If the method raises, it may have been.
+        Return whether it was replaced; every reader sees the new value then. If the method raises, the value
+        may have been replaced.
         """
 
 
@@ -178,13 +187,7 @@ class Lease:
 
 
 def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> LeaseDecision:
-    """Decide whether a process may take a lease.
-
-    Args:
-        lease: the lease that the record holds, or None.
-        me: the process that wants the lease.
-        processes: the process table in which ``me`` is.
-    """
+    """Decide whether the process ``me``, in the table ``processes``, may take the lease of the record."""
     if lease is None or lease.driver is None:
         return LeaseDecision.TAKE
     holder = lease.driver
@@ -197,7 +200,7 @@ def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> Le
         return LeaseDecision.TAKE
     if abs(started - holder.started) < START_TOLERANCE:
         return LeaseDecision.REFUSE
-    # Either another process has that number now, or the clock was set. The beat tells which.
+    # Another process has that number now, the clock was set, or the start cannot be read. The beat tells.
     return LeaseDecision.WATCH
 
 
@@ -263,7 +266,7 @@ class LeaseKeeper:
     def ensure_held(self) -> None:
         """Verify that this process still holds the lease; call it before each write.
 
-        The call reads the clock once. It renews the lease only if the last renewal is more than half of the
+        The call reads the clock. It renews the lease only if the last renewal is more than half of the
         lease's length ago.
 
         Raises:

@@ -221,16 +221,7 @@ def _images(prepared: PreparedDataset) -> Images:
 #: Fixed values that each trial's run also shows. They distinguish searches on one dataset that MLflow shows
 #: side by side. All fixed values are in ``space.yaml``, an artifact of the search's run.
 SHOWN_FIXED: Final = frozenset(
-    {
-        "batch_size",
-        "depth",
-        "image_size",
-        "layout",
-        "learning_rate",
-        "optimizer",
-        "preset",
-        "width",
-    }
+    ("batch_size", "depth", "image_size", "layout", "learning_rate", "optimizer", "preset", "width")
 )
 
 
@@ -303,7 +294,7 @@ class MlflowCallback(SearchCallback):
         chosen = {name: trial.setting(name, INACTIVE) for name in names}
         # A field that is fixed now may have been searched when the trial was sampled.
         fixed = {name: trial.setting(name, value) for name, value in self._fixed.items()}
-        final = trial.state.is_final
+        final, devices = trial.state.is_final, self._space.resources_per_trial.devices
         logged = mlflow_names(name for name in trial.history if _is_logged_by_epoch(name))
         return TrialRunState(
             number=trial.number,
@@ -312,7 +303,7 @@ class MlflowCallback(SearchCallback):
             params={name: _param_text(value) for name, value in {**fixed, **chosen}.items()},
             history={shown: trial.history[name] for name, shown in logged.items()},
             times_ms=trial.times_ms,
-            closing=closing_metrics(trial, self._costs.cost(trial), self._costs.devices) if final else {},
+            closing=closing_metrics(trial, self._costs.cost(trial), devices) if final else {},
             error=trial.error,
             notes=trial.notes,
             **_times(started_ms=trial.started, ended_ms=trial.ended),

@@ -14,14 +14,12 @@ from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, destin
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.reader import SearchLocation, known_datasets, result_from_study
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.search_storage import SearchStore, open_store, search_lease
+from tune_rescon.tuning.search_storage import open_store, search_lease
 from tune_rescon.tuning.space_versions import open_recorded
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study_attributes import read_run_attributes
 
-__all__ = [
-    "Synced",
-    "sync_tracking",
-]
+__all__ = ["Synced", "sync_tracking"]
 
 
 @dataclass(frozen=True, kw_only=True)

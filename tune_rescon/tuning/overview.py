@@ -34,11 +34,7 @@ from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import EPOCH_KEY_PREFIX, METRIC, METRIC_AT
 
-__all__ = [
-    "SearchOverview",
-    "StudyConnections",
-    "list_searches",
-]
+__all__ = ["SearchOverview", "StudyConnections", "list_searches"]
 
 
 class StudyConnections:
@@ -124,11 +120,9 @@ def list_searches(location: SearchLocation) -> tuple[SearchOverview, ...]:
     found = (
         _at_url(location, location.storage) if isinstance(location.storage, StorageUrl) else _here(location)
     )
-    return tuple(sorted(found, key=lambda one: (one.changed is None, -_seconds(one.changed), one.name)))
-
-
-def _seconds(moment: datetime | None) -> float:
-    return moment.timestamp() if moment else 0.0
+    oldest = datetime.min.replace(tzinfo=UTC)
+    by_name = sorted(found, key=lambda one: one.name)
+    return tuple(sorted(by_name, key=lambda one: one.changed or oldest, reverse=True))
 
 
 def _here(location: SearchLocation) -> list[SearchOverview]:
@@ -283,7 +277,8 @@ def _changed(connection: Connection, study: int) -> datetime | None:
     """Return when a trial last began, ended an epoch, or ended."""
     times = (func.max(_TRIALS.c.datetime_start), func.max(_TRIALS.c.datetime_complete))
     ends = connection.execute(select(*times).where(_TRIALS.c.study_id == study)).one()
-    moments = [_read_time(moment) for moment in ends if moment is not None]
+    # Optuna's tables store naive UTC.
+    moments = [moment.replace(tzinfo=UTC) for moment in ends if moment is not None]
     if (epoch := _last_epoch(connection, study)) is not None:
         moments.append(datetime.fromtimestamp(epoch / 1000, UTC))
     return max(moments, default=None)
@@ -300,8 +295,3 @@ def _last_epoch(connection: Connection, study: int) -> int | None:
     )
     value = connection.execute(query).scalar()
     return None if value is None else int(json.loads(value)["time_ms"])
-
-
-def _read_time(moment: datetime) -> datetime:
-    """Convert a time from Optuna's tables, which store naive UTC."""
-    return moment.replace(tzinfo=UTC)

@@ -25,7 +25,7 @@ from tune_rescon.errors import (
 )
 from tune_rescon.metric_names import BY_CLASS, LARGEST_BY_CLASS, class_metric, custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
-from tune_rescon.spaces import CategoricalParameter, Space, corners
+from tune_rescon.spaces import CategoricalParameter, Parameter, Space, corners
 from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.study import StudyRecord
@@ -41,6 +41,7 @@ __all__ = [
     "check_metric_functions",
     "check_same_images",
     "check_weights",
+    "dataset_infos",
     "evaluation_words",
     "external_trials",
     "largest_image_size",
@@ -48,7 +49,6 @@ __all__ = [
     "read_weights",
     "record_images",
     "with_absolute_paths",
-    "with_absolute_weights",
     "with_store_size",
 ]
 
@@ -62,10 +62,7 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 def with_store_size(space: Space, recorded: Space | None) -> Space:
     """Return ``space`` with ``dataset.store_size`` filled in, if its dataset has a path but no store size.
 
-    Args:
-        space: The space to search.
-        recorded: The newest space in the record of a resumed search, whose images must not change. None for a
-            new search.
+    ``recorded`` is the newest space of a resumed search, whose images must not change.
     """
     dataset = space.dataset
     if dataset.path is None or dataset.store_size is not None:
@@ -85,7 +82,7 @@ def cache_words(space: Space, info: DatasetInfo) -> list[str]:
     """Return messages about a folder's cache: its size, and whether images will be enlarged."""
     if info.cache_bytes is None or info.stored_images is None:
         return []
-    squares = f"{counted(info.stored_images or 0, 'square')} of {info.stored_side} pixels"
+    squares = f"{counted(info.stored_images, 'square')} of {info.stored_side} pixels"
     lines = [f"the cache keeps {squares}: {_size(info.cache_bytes)} of disk on each node, mapped into memory"]
     kept = space.dataset.store_size or USUAL_STORE_SIZE
     largest = largest_image_size(space)
@@ -123,28 +120,22 @@ _WEIGHT_FIELDS: Final = (
 )
 
 
-def with_absolute_weights(space: Space) -> Space:
-    """Return ``space`` with every ``init_from`` path made absolute.
-
-    Worker processes do not run in the driver's directory.
-    """
-    parameters = {name: _absolute_choices(name, parameter) for name, parameter in space.parameters.items()}
-    rows = tuple(_absolute_value(row) for row in space.initial)
-    changed = {"fixed": _absolute_value(space.fixed), "parameters": parameters, "initial": rows}
-    return space.model_copy(update=changed)
-
-
-def _absolute_value(values: Mapping[str, Any]) -> dict[str, Any]:
+def _absolute_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _absolute(value) if name == _INIT_FROM else value for name, value in values.items()}
 
 
-def _absolute_choices(name: str, parameter: Any) -> Any:
-    if name != _INIT_FROM:
-        return parameter
-    return parameter.model_copy(update={"choices": tuple(map(_absolute, parameter.choices))})
+def _absolute_parameter(name: str, parameter: Parameter) -> Parameter:
+    """Make the choices of ``init_from`` absolute, and the values of it for which another parameter exists."""
+    changes: dict[str, Any] = {}
+    if name == _INIT_FROM and isinstance(parameter, CategoricalParameter):
+        changes["choices"] = tuple(map(_absolute, parameter.choices))
+    if parameter.when is not None and parameter.when.parameter == _INIT_FROM:
+        within = tuple(map(_absolute, parameter.when.within))
+        changes["when"] = parameter.when.model_copy(update={"within": within})
+    return parameter.model_copy(update=changes)
 
 
-def _absolute(source: str | None) -> str | None:
+def _absolute(source: Any) -> Any:
     return source if source is None or is_url(source) else str(Path(source).expanduser().resolve())
 
 
@@ -244,10 +235,7 @@ def check_external_networks(space: Space, datasets: Mapping[str, DatasetInfo] | 
 
 
 def read_weights(space: Space) -> dict[str, InitialWeights]:
-    """Read the weight files that trials of ``space`` begin with.
-
-    Returns:
-        The weights, by path or URL.
+    """Read the weight files that trials of ``space`` begin with, by path or URL.
 
     Raises:
         StorageError, NetworkError: If a file is missing, damaged, or not a file of initial weights.
@@ -306,16 +294,23 @@ class PreparedDataset:
     """Digest of the images, labels and splits. It is equal for datasets in which these are equal."""
 
 
+def dataset_infos(prepared: Mapping[str, PreparedDataset]) -> dict[str, DatasetInfo]:
+    """Return the description of each prepared dataset, by name."""
+    return {name: dataset.info for name, dataset in prepared.items()}
+
+
 def with_absolute_paths(space: Space) -> Space:
-    """Return ``space`` with absolute paths.
+    """Return ``space`` with absolute paths of the images and of ``init_from``.
 
     Worker processes do not run in the driver's directory. The process that resumes the search may not either.
     """
-    space = with_absolute_weights(space)
-    if space.dataset.path is None or is_url(space.dataset.path):
-        return space
-    absolute = dataclasses.replace(space.dataset, path=str(local_path(space.dataset.path)))
-    return space.model_copy(update={"dataset": absolute})
+    parameters = {name: _absolute_parameter(name, parameter) for name, parameter in space.parameters.items()}
+    rows = tuple(_absolute_values(row) for row in space.initial)
+    dataset = space.dataset
+    if dataset.path is not None and not is_url(dataset.path):
+        dataset = dataclasses.replace(dataset, path=str(local_path(dataset.path)))
+    changed = {"fixed": _absolute_values(space.fixed), "parameters": parameters, "initial": rows}
+    return space.model_copy(update={**changed, "dataset": dataset})
 
 
 def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset]:

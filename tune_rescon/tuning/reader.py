@@ -176,7 +176,8 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
     Raises:
         StorageError: no search has that name, or its record cannot be read.
     """
-    folder = _fetched(location, name, where)
+    files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
+    folder = find_search(location.storage, name, cache_root=location.cache_root, where=where, files=files)
     url = location.study_url or folder.study_url
     with snapshot(url) as readable:
         record, versions = open_recorded(readable, folder, any_name=location.study_url is None)
@@ -236,11 +237,6 @@ def _as_interrupted(trial: TrialRecord) -> TrialRecord:
     """Return the trial as interrupted if it is recorded as running: a killed driver could not record it."""
     running = trial.state is TrialState.RUNNING
     return replace(trial, state=TrialState.INTERRUPTED) if running else trial
-
-
-def _fetched(location: SearchLocation, name: str, where: str) -> SearchFolder:
-    files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
-    return find_search(location.storage, name, cache_root=location.cache_root, where=where, files=files)
 
 
 def known_datasets(attributes: RunAttributes, space: Space, data_root: Path) -> Mapping[str, DatasetInfo]:

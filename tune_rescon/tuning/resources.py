@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,10 +25,9 @@ __all__ = [
     "Measure",
     "Nodes",
     "autoscaler_limits",
-    "check_fits",
-    "check_this_machine",
     "choose_resources",
     "concurrent_trials",
+    "fit_to_machine",
     "largest_trial",
     "machine_words",
     "memory_signature",
@@ -147,17 +147,11 @@ def nodes_of(found: Iterable[Mapping[str, Any]]) -> tuple[Nodes, ...]:
 
 
 def autoscaler_limits(bootstrap: Path | None = None) -> tuple[Nodes, ...] | None:
-    """Return the machines that the autoscaler of this head's cluster may start.
+    """Return the machines that the autoscaler of this head's cluster may start, the head included.
 
-    The head is one of the cluster's node types. Providers without node types (on-prem) already have all of
-    their machines.
-
-    Args:
-        bootstrap: The cluster's file. None for :data:`BOOTSTRAP`.
-
-    Returns:
-        The machines. Empty if the cluster does not grow. None if it may grow, but this machine has no
-        information about its limit.
+    The answer is in the cluster's file, ``bootstrap`` or :data:`BOOTSTRAP`. It is empty if the cluster does
+    not grow, as with providers without node types (on-prem), which have all of their machines. It is None if
+    the cluster may grow, but this machine has no information about its limit.
     """
     path = bootstrap or Path(BOOTSTRAP).expanduser()
     if not path.is_file():
@@ -192,17 +186,18 @@ def this_machine(
 ) -> Nodes:
     """Return the CPU cores, the memory and the GPUs of this machine that a search may use.
 
-    Args:
-        environment: The environment variables. ``CUDA_VISIBLE_DEVICES`` hides GPUs.
-        list_gpus: Returns the number of GPUs; None to ask ``nvidia-smi``. torch and Ray also know it, but
-            take seconds to import.
+    ``CUDA_VISIBLE_DEVICES`` in ``environment`` hides GPUs. ``list_gpus`` returns their number; None asks
+    ``nvidia-smi``, because torch and Ray take seconds to import.
     """
     import psutil
     from joblib import cpu_count
 
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    # Without the variable every GPU is visible.
-    most = None if visible is None else sum(each.strip() not in ("", "-1") for each in visible.split(","))
+    # Without the variable every GPU is visible. CUDA ignores what follows an entry that is no device. Slurm
+    # writes NoDevFiles into a job without GPUs.
+    listed = [] if visible is None else [each.strip() for each in visible.split(",")]
+    named = takewhile(lambda each: each not in ("", "-1", "NoDevFiles"), listed)
+    most = None if visible is None else len(list(named))
     gpus = 0 if most == 0 else (list_gpus or _listed_gpus)()
     resources = {
         "CPU": float(cpu_count()),
@@ -239,9 +234,6 @@ def choose_resources(space: Space, nodes: Sequence[Nodes], *, where: str) -> tup
         space: The space, with :class:`.AutoResources`.
         nodes: The machines, also those that a cluster may add.
         where: The words for the machines: "this machine".
-
-    Returns:
-        ``space`` with the resources, and a message.
     """
     with_gpu = [node.resources for node in nodes if node.resources.get("GPU", 0.0) >= 1]
     usable = with_gpu or [node.resources for node in nodes if node.resources.get("CPU", 0.0) >= 1]
@@ -274,59 +266,47 @@ def _for_node(node: Mapping[str, float]) -> Resources:
     return Resources(cpu=max(1, cpus // trials), gpu=0.0)
 
 
-def check_fits(space: Space, machine: Nodes, cores: int) -> None:
+def fit_to_machine(space: Space) -> tuple[Space, str]:
     """Check, before images are decoded and Ray starts, that a trial of ``space`` fits on this machine.
 
-    Args:
-        space: The space of the search.
-        machine: This machine, from :func:`this_machine`.
-        cores: All cores of the machine. Ray may use more of them than :func:`this_machine` counts.
+    Returns:
+        ``space``, with the resources that ``auto`` chooses here, and a message about that choice. The message
+        is empty if the space gives the resources.
 
     Raises:
-        ResourceError: If it does not fit. The message has the settings that fit.
+        ResourceError: If a trial does not fit. The message has the settings that fit.
     """
-    if not isinstance(space.resources_per_trial, AutoResources):
-        _slots_on(machine, cores, space)
+    if isinstance(space.resources_per_trial, AutoResources):
+        return choose_resources(space, [this_machine()], where="this machine")
+    _slots_on_machine(space)
+    return space, ""
 
 
-def check_this_machine(space: Space) -> None:
-    """Check that a trial of ``space`` fits on this machine; see :func:`check_fits`.
-
-    Raises:
-        ResourceError: If it does not fit.
-    """
-    check_fits(space, this_machine(), cores=os.cpu_count() or 1)
-
-
-def _slots_on(machine: Nodes, cores: int, space: Space) -> int:
+def _slots_on_machine(space: Space) -> int:
     resources = space.resources_per_trial
-    found = Nodes(count=1, resources={**machine.resources, "CPU": float(cores)})
+    # Ray may use more cores than this_machine counts.
+    found = {**this_machine().resources, "CPU": float(os.cpu_count() or 1)}
     need = {kind: amount for kind, amount in resources.by_name().items() if kind in _KEYS}
-    return concurrent_trials([found], [], need, space.budget.concurrent, workers=resources.workers)
+    machine = Nodes(count=1, resources=found)
+    return concurrent_trials([machine], [], need, space.budget.concurrent, workers=resources.workers)
 
 
 def slots_here(space: Space) -> tuple[Space, int]:
-    """Return ``space`` with its resources chosen for this machine, and how many trials run at once.
+    """Return the space of :func:`fit_to_machine`, and how many of its trials run at once on this machine.
 
     Raises:
         ResourceError: If a trial does not fit.
     """
-    machine = this_machine()
-    if isinstance(space.resources_per_trial, AutoResources):
-        space, _ = choose_resources(space, [machine], where="this machine")
-    return space, min(_slots_on(machine, os.cpu_count() or 1, space), space.budget.trials)
+    space, _ = fit_to_machine(space)
+    return space, min(_slots_on_machine(space), space.budget.trials)
 
 
 def machine_words(space: Space) -> str:
     """Return a message for a dry run: what ``auto`` chooses here, or whether the given resources fit here."""
-    machine = this_machine()
-    if isinstance(space.resources_per_trial, AutoResources):
-        return choose_resources(space, [machine], where="this machine")[1]
     try:
-        check_fits(space, machine, cores=os.cpu_count() or 1)
+        return fit_to_machine(space)[1] or "A trial's resources fit on this machine."
     except ResourceError as error:
         return f"On this machine a search would be refused: {error}"
-    return "A trial's resources fit on this machine."
 
 
 #: Runs the training step of a trial, given its configuration and its images, on a separate GPU.
@@ -409,22 +389,9 @@ def largest_trial(space: Space, datasets: Mapping[str, DatasetInfo]) -> tuple[Tr
 #: Fields that, together with the micro-batch size, determine the memory of a trial whose batches are split
 #: into the smallest micro-batches.
 _MEMORY_FIELDS: Final = (
-    "dataset",
-    "network",
-    "preset",
-    "layout",
-    "depth",
-    "width",
-    "image_size",
-    "attention",
-    "attention_learning",
-    "mask",
-    "added_reference",
-    "optimizer",
-    "precision",
-    "compile",
-    "cuda_graphs",
-    "checkpoint_activations",
+    *("dataset", "network", "preset", "layout", "depth", "width", "image_size"),
+    *("attention", "attention_learning", "mask", "added_reference"),
+    *("optimizer", "precision", "compile", "cuda_graphs", "checkpoint_activations"),
 )
 
 

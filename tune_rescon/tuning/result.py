@@ -210,15 +210,11 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
 
 
 def best_in_hand(trials: Iterable[TrialRecord], winner: TrialRecord | None) -> TrialRecord | None:
-    """Return the trial with the best value so far, if it is not the winner and better than the winner.
+    """Return the trial with the best value so far, if it is better than the winner (:func:`best_trial`).
 
     The winner is chosen among the trials that reached the last epoch. If the search ended early, a trial that
     was paused, stopped or interrupted before the last epoch may have a better value. Trials that diverged or
     failed do not count.
-
-    Args:
-        trials: all trials of the search.
-        winner: the result of :func:`best_trial` for these trials.
     """
     found = best_by_value(trials)
     if found is None or winner is None:
@@ -267,12 +263,7 @@ def best_file(result: StudyResult) -> dict[str, Any]:
         "state": best.state.value,
         "metric": result.metric,
         "at": best.at,
-        "value": best.value,
-        "value_epoch": best.value_epoch,
-        "epochs": best.epochs,
-        "best_value": best.best_value,
-        "best_epoch": best.best_epoch,
-        "checkpoint": best.checkpoint,
+        **_values(best),
         "parameters": dict(best.parameters),
         "config": config,
         **_in_hand(result),
@@ -280,13 +271,8 @@ def best_file(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def _in_hand(result: StudyResult) -> dict[str, Any]:
-    trial = result.in_hand
-    if trial is None:
-        return {}
-    found = {
-        "trial": trial.number,
-        "state": trial.state.value,
+def _values(trial: TrialRecord) -> dict[str, Any]:
+    return {
         "value": trial.value,
         "value_epoch": trial.value_epoch,
         "epochs": trial.epochs,
@@ -294,7 +280,13 @@ def _in_hand(result: StudyResult) -> dict[str, Any]:
         "best_epoch": trial.best_epoch,
         "checkpoint": trial.checkpoint,
     }
-    return {"in_hand": found}
+
+
+def _in_hand(result: StudyResult) -> dict[str, Any]:
+    trial = result.in_hand
+    if trial is None:
+        return {}
+    return {"in_hand": {"trial": trial.number, "state": trial.state.value, **_values(trial)}}
 
 
 def _front(result: StudyResult) -> dict[str, Any]:
@@ -342,8 +334,8 @@ def build_result(
         maximize=space.metric.mode == "max",
         trials=trials,
         costs={trial.number: costs.cost(trial) for trial in trials},
-        devices_per_trial=costs.devices,
-        device=costs.device,
+        devices_per_trial=space.resources_per_trial.devices,
+        device=space.resources_per_trial.device,
         levels=levels,
         scheduling=scheduling,
         best=best,

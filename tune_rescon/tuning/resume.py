@@ -113,7 +113,7 @@ def change_words(old: Space, new: Space) -> list[str]:
     """
     # A parameter that only one of the versions has is one change, not one for each of its keys.
     whole = {f"parameters.{name}" for name in old.parameters.keys() ^ new.parameters.keys()}
-    before, after = dict(_leaves(old, whole)), dict(_leaves(new, whole))
+    before, after = (dict(_leaves(space.model_dump(by_alias=True), whole)) for space in (old, new))
     keys = dict.fromkeys([*before, *after])
     return [
         f"{key}: {_shown(before.get(key, '-'))} -> {_shown(after.get(key, '-'))}"
@@ -143,7 +143,7 @@ _ABSENT: Final = object()
 
 
 def _frozen_problems(old: Space, new: Space) -> Iterator[str]:
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = (dict(_leaves(space.model_dump(by_alias=True))) for space in (old, new))
     for key in dict.fromkeys([*before, *after]):
         section = key.partition(".")[0]
         if key in FREE or section not in FROZEN or before.get(key) == after.get(key):
@@ -176,15 +176,11 @@ def _unknown_problems(trials: tuple[TrialRecord, ...]) -> Iterator[str]:
         )
 
 
-def _leaves(space: Space, whole: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, whole: Collection[str] = (), path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys and values of all nested sections. A list or a key in ``whole`` is one value."""
-    yield from _walk("", space.model_dump(by_alias=True), whole)
-
-
-def _walk(path: str, value: Any, whole: Collection[str]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and path not in whole:
         for key, inner in value.items():
-            yield from _walk(f"{path}.{key}" if path else key, inner, whole)
+            yield from _leaves(inner, whole, f"{path}.{key}" if path else key)
     else:
         yield path, value
 

@@ -1,6 +1,6 @@
 """Draw the parameters of new trials, and learn from the results that trials report.
 
-The sampler is one of Optuna's. It reads a study in memory (:mod:`tune_rescon.tuning.sampler_view`), which is
+The sampler is one of Optuna's. It reads a study in memory (:class:`.SamplerView`), which is
 rebuilt from the record when a search is resumed. That view is bounded, because the cost of TPE grows with the
 number of trials that it reads.
 
@@ -33,15 +33,12 @@ from tune_rescon.spaces import (
     to_optuna,
     trial_config,
 )
-from tune_rescon.tuning.sampler_view import SamplerView
+from tune_rescon.tuning.optuna_samplers import SamplerView
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.study import FIXED_PARAMS
 from tune_rescon.tuning.trial import Enqueued, Proposal, TrialRecord, find_origin, make_origin
 
-__all__ = [
-    "SearchSampler",
-    "most_informative",
-]
+__all__ = ["SearchSampler", "most_informative"]
 
 
 #: Samplers whose cost grows with the number of trials that they read, and that do not need whole generations.
@@ -127,20 +124,23 @@ class SearchSampler:
     def ask(
         self, infeasible: Infeasible | None = None, *, enqueued: Enqueued | None = None
     ) -> Proposal | None:
-        """Draw the next trial, or complete an enqueued trial.
+        """Draw the next trial, or draw the parameters that an enqueued trial does not give.
 
         Args:
             infeasible: Returns whether a configuration, given as plain values, is known to run out of memory.
                 An infeasible draw is repeated, at most :data:`ATTEMPTS` times. A row is never replaced, so
                 the caller must check the proposal.
-            enqueued: A trial whose missing parameters are drawn. None to draw a new trial.
+            enqueued: A trial of another program. None to draw a new trial.
 
         Returns:
             The proposal. None if every point of the space that keeps to the constraints has run, unless
             ``sampler.repeats`` is set or a trial is enqueued.
         """
         if enqueued is not None:
-            return self._complete(enqueued)
+            if self._view.is_outdated:
+                self._renew()
+            trial = self._view.draw(enqueued.number, 0, enqueued.params)
+            return self._proposal(trial, enqueued.number, enqueued=enqueued)
         row = self._next_row()
         if row is None and self._is_exhausted:
             return None
@@ -149,16 +149,11 @@ class SearchSampler:
             self._kept = most_informative(self._inside())
         if self._view.is_outdated or chooses:
             self._renew()
-        trial = self._draw_new(self._next, infeasible) if row is None else self._view.draw(self._next, 0, row)
-        if trial is None:
+        drawn = self._draw_new(self._next, infeasible) if row is None else self._view.draw(self._next, 0, row)
+        if drawn is None:
             return None
         number, self._next = self._next, self._next + 1
-        self._last_number = number
-        frozen = self._view.register(number, trial)
-        state = self._sampler_state(frozen)
-        if chooses and self._kept:
-            state[_KEPT] = sorted(self._kept)
-        return self._proposal(frozen, state, number)
+        return self._proposal(drawn, number, kept=self._kept if chooses else frozenset())
 
     @property
     def view_trials(self) -> Sequence[FrozenTrial]:
@@ -209,10 +204,9 @@ class SearchSampler:
         return dataclasses.replace(trial, parameters=parameters, sampler_state=state)
 
     def _placed_warm_start(self, trial: TrialRecord) -> TrialRecord | None:
-        """Return a trial of an earlier search with its parameters in the current space.
+        """Return a trial of an earlier search, placed in the first version of the space, in the current one.
 
-        The trial was placed in the first version of the space. Return None if the current space does not
-        contain it.
+        Return None if the current space does not contain it.
         """
         if 1 in self._alike:
             return trial
@@ -264,8 +258,7 @@ class SearchSampler:
     def _draw_new(self, number: int, infeasible: Infeasible | None) -> optuna.Trial | None:
         """Draw a trial that keeps to the constraints; one that fits and is new, if the sampler finds one.
 
-        Returns:
-            The trial. None if no point is left that keeps to the constraints.
+        Return None if no point is left that keeps to the constraints.
         """
         repeated = 0
         for attempt in range(ATTEMPTS):
@@ -292,8 +285,7 @@ class SearchSampler:
     def _free_point(self, number: int) -> Mapping[str, Any] | None:
         """Return a random point that has not run and keeps to the constraints.
 
-        Returns:
-            The point, or None if the points of the space cannot be listed or none is left.
+        Return None if the points of the space cannot be listed or none is left.
         """
         free = map(to_optuna, free_points(self._space.parameters, self._ran, most=LARGEST_LISTED))
         kept = [point for point in free if self._keeps_to_constraints(point)]
@@ -310,18 +302,23 @@ class SearchSampler:
         drawn = map(to_optuna, islice(random_points(self._space, seed=seed), RANDOM_DRAWS))
         return next(filter(self._keeps_to_constraints, drawn), None)
 
-    def _complete(self, enqueued: Enqueued) -> Proposal:
-        """Draw the parameters that an enqueued trial does not give."""
-        if self._view.is_outdated:
-            self._renew()
-        trial = self._view.draw(enqueued.number, 0, enqueued.params)
-        self._last_number = enqueued.number
-        frozen = self._view.register(enqueued.number, trial)
-        return self._proposal(frozen, self._sampler_state(frozen), enqueued.number, enqueued)
-
     def _proposal(
-        self, frozen: FrozenTrial, state: Mapping[str, Any], number: int, enqueued: Enqueued | None = None
+        self,
+        drawn: optuna.Trial,
+        number: int,
+        *,
+        enqueued: Enqueued | None = None,
+        kept: frozenset[int] = frozenset(),
     ) -> Proposal:
+        """Register a drawn trial, and return it; ``kept`` are the trials that the view keeps from now on."""
+        self._last_number = number
+        frozen = self._view.register(number, drawn)
+        remembers = self._space.sampler.type in _REMEMBER
+        state = {
+            key: value for key, value in frozen.system_attrs.items() if remembers and key != FIXED_PARAMS
+        }
+        if kept:
+            state[_KEPT] = sorted(kept)
         params = {name: plain_number(value) for name, value in frozen.params.items()}
         return Proposal(
             params=params,
@@ -330,10 +327,6 @@ class SearchSampler:
             origin=make_origin(self._space, params, version=self._versions.number, number=number),
             enqueued=enqueued,
         )
-
-    def _sampler_state(self, frozen: FrozenTrial) -> dict[str, Any]:
-        remembers = self._space.sampler.type in _REMEMBER
-        return {key: value for key, value in frozen.system_attrs.items() if remembers and key != FIXED_PARAMS}
 
     @property
     def _bounded(self) -> bool:

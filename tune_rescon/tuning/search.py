@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -12,18 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.errors import counted
 from tune_rescon.home import ensure_home
-from tune_rescon.spaces import AutoResources, Space
+from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
-from tune_rescon.tuning.budget import epochs_spent_words, exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.constraints import check_constraints
 from tune_rescon.tuning.cost_model import CostModel
-from tune_rescon.tuning.identity import ensure_identity
-from tune_rescon.tuning.lease import LeaseKeeper
-from tune_rescon.tuning.mlflow_callback import (
-    destination,
-    note_experiment,
-)
+from tune_rescon.tuning.mlflow_callback import destination, note_experiment
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     PreparedDataset,
@@ -31,6 +24,7 @@ from tune_rescon.tuning.prepare import (
     check_metric_functions,
     check_same_images,
     check_weights,
+    dataset_infos,
     prepare_data,
     read_weights,
     with_absolute_paths,
@@ -42,21 +36,20 @@ from tune_rescon.tuning.ray.shutdown import SignalState, signal_handlers
 from tune_rescon.tuning.ray.staging import fit_to_cluster
 from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import result_from_study
-from tune_rescon.tuning.resources import check_fits, choose_resources, this_machine
+from tune_rescon.tuning.resources import fit_to_machine
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.resume import create_record, is_finished, resume_record
-from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, OpenSearch, SearchRun, dataset_infos
-from tune_rescon.tuning.search_storage import SearchStore, find_search, open_store, search_lease
+from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, SearchRun
+from tune_rescon.tuning.search_storage import find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.tensorboard_callback import check_tensorboard, event_files
+from tune_rescon.tuning.tensorboard_callback import EventFiles, check_tensorboard
 
 if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
 
-__all__ = [
-    "run_search",
-]
+__all__ = ["run_search"]
 
 
 #: Seconds before MLflow's process is started, unless an epoch is reported earlier. In that time the trials'
@@ -91,7 +84,8 @@ def run_search(
         on_start: Called before the first trial begins, with the gauges that can be read while the search
             runs.
         on_result: Called with the result as soon as the trials have ended, before the report is written and
-            before MLflow has received the rest. It is not called if the search raises.
+            before MLflow has received the rest. It is not called if the search raises. If it raises an
+            exception, the report and MLflow are completed first.
 
     Returns:
         The result, including the updates that MLflow and a storage at a URL did not accept.
@@ -122,27 +116,38 @@ def run_search(
         space, prepared = _prepared(space, options, resumed, weights)
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
-            _writer(space, options, store, resumed) as writer,
+            _writer(space, options, store, None if resumed is None else resumed[0]) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
                 space, slots = fit_to_cluster(space, options, dataset_infos(prepared), ray)
-                record, before = resumed or (_created(space, options, store), None)
+                record, before = resumed or (create_record(space, options, store.folder), None)
+                if resumed is None:
+                    note_experiment(record, space)
                 lease = lease or held.enter_context(search_lease(options, store))
-                opened = _opened(options, store, record, lease=lease, writer=writer)
                 if options.tensorboard:
-                    files = event_files(store.folder.tensorboard, space)
+                    files = EventFiles(store.folder.tensorboard, space)
                     callbacks = [held.enter_context(files), *callbacks]
-                versions = record_version(record, before, space)
-                search = SearchRun(opened, versions, prepared, presentation)
-                search.start(callbacks, ray.resources, slots=slots)
-                watch = search.watch(interruption, ray)
+                search = held.enter_context(
+                    SearchRun(
+                        options=options,
+                        store=store,
+                        record=record,
+                        lease=lease,
+                        writer=writer,
+                        versions=record_version(record, before, space),
+                        prepared=prepared,
+                        slots=slots,
+                        presentation=presentation,
+                    )
+                )
+                search.start(callbacks, interruption, ray)
                 if on_start is not None:
-                    on_start(search.gauges(slots, cluster))
+                    on_start(search.gauges(cluster))
                 interruption.deferred = True
-                result = search.run(trainable, slots, watch, on_result)
+                result = search.run(trainable, on_result)
             # Ray has ended, so its processors are free to send MLflow the remaining updates.
-            result = search.hand_over(result, watch)
-        _say_why_it_ended(space, lease, result, exhausted=search.space_is_exhausted)
+            result = search.hand_over(result)
+        search.say_why_it_ended(result)
         return result
 
 
@@ -155,11 +160,9 @@ def _checked(space: Space, options: RunOptions) -> Space:
     ensure_home()
     space = with_absolute_paths(space)
     if options.address is None and not is_running():
-        machine = this_machine()
-        check_fits(space, machine, cores=os.cpu_count() or 1)
-        if isinstance(space.resources_per_trial, AutoResources):
-            space, words = choose_resources(space, [machine], where="this machine")
-            _PROGRESS.info(words)
+        space, message = fit_to_machine(space)
+        if message:
+            _PROGRESS.info(message)
     if options.tracking_uri is not None:
         check_tracking_uri(options.tracking_uri)
     if options.tensorboard:
@@ -180,7 +183,9 @@ def _prepared(
     Returns:
         The space with the size of its stored images, and the prepared datasets by name.
     """
-    if resumed is None and options.warm_start is not None:
+    record, versions = resumed or (None, None)
+    if record is None and options.warm_start is not None:
+        # It is read when the record is created; a name that does not exist is refused here.
         find_search(
             options.storage,
             options.warm_start,
@@ -188,53 +193,26 @@ def _prepared(
             where="--warm-start",
             files=["space.yaml"],
         )
-    space = with_store_size(space, None if resumed is None else resumed[1].newest)
+    space = with_store_size(space, versions.newest if versions else None)
     prepared = prepare_data(space, options)
     datasets = dataset_infos(prepared)
-    if resumed is not None:
-        check_same_images(resumed[0], prepared)
+    if record is not None:
+        check_same_images(record, prepared)
     check_external_networks(space, datasets)
     check_weights(space, weights, datasets)
     costs = CostModel(space=space, datasets=datasets)
-    words = check_constraints(costs, None if resumed is None else resumed[0])
-    if words is not None:
-        _PROGRESS.info(words)
+    if (message := check_constraints(costs, record)) is not None:
+        _PROGRESS.info(message)
     return space, prepared
 
 
 def _writer(
-    space: Space,
-    options: RunOptions,
-    store: SearchStore,
-    resumed: tuple[StudyRecord, SpaceVersions] | None,
+    space: Space, options: RunOptions, store: SearchStore, record: StudyRecord | None
 ) -> AbstractContextManager[MlflowWriter]:
-    """Return the writer that sends the search to MLflow."""
-    record = None if resumed is None else resumed[0]
+    """Return the writer that sends the search to MLflow; ``record`` is that of a resumed search."""
     # On a cluster, worker processes import their libraries on other machines.
     delay = TRACKING_DELAY if options.address is None else 0.0
     return mlflow_writer(destination(space, store.folder, options.tracking_uri, record), delay=delay)
-
-
-def _created(space: Space, options: RunOptions, store: SearchStore) -> StudyRecord:
-    """Create the record of a new search."""
-    record = create_record(space, options, store.folder)
-    note_experiment(record, space)
-    return record
-
-
-def _opened(
-    options: RunOptions, store: SearchStore, record: StudyRecord, *, lease: LeaseKeeper, writer: MlflowWriter
-) -> OpenSearch:
-    """Return what the driver holds open, with the identity that the search has or gets now."""
-    own_study = options.study_url is None
-    return OpenSearch(
-        options=options,
-        store=store,
-        record=record,
-        identity=ensure_identity(record, store.folder, url=store.url, own_study=own_study),
-        lease=lease,
-        writer=writer,
-    )
 
 
 def _finished(
@@ -265,24 +243,3 @@ def _finished(
     if on_result is not None:
         on_result(result)
     return dataclasses.replace(result, pending_uploads=store.close(STORAGE_TIMEOUT))
-
-
-def _say_why_it_ended(space: Space, lease: LeaseKeeper, result: StudyResult, *, exhausted: bool) -> None:
-    trials, budget = len(result.trials), space.budget
-    if not result.interrupted and result.failure is None:
-        spent = spent_words(
-            budget.hours,
-            elapsed_seconds=lease.elapsed_seconds,
-            name=result.name,
-            trials=trials,
-            total=budget.trials,
-        )
-        if spent is None and budget.epochs is not None:
-            used = sum(trial.epochs for trial in result.trials)
-            spent = epochs_spent_words(
-                budget.epochs, used=used, name=result.name, trials=trials, total=budget.trials
-            )
-        if spent is not None:
-            _PROGRESS.info(spent)
-    if exhausted:
-        _PROGRESS.info(exhausted_words(trials, budget.trials))

@@ -8,39 +8,31 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
+from tune_rescon.tuning.budget import exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
-from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import usable_directory, write_atomically
-from tune_rescon.tuning.identity import Identity, with_id
+from tune_rescon.tuning.identity import ensure_identity, with_id
 from tune_rescon.tuning.lease import LeaseKeeper
-from tune_rescon.tuning.mlflow_callback import (
-    MlflowCallback,
-    ParentRun,
-    closing_words,
-)
+from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_words
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import (
-    PreparedDataset,
-    record_images,
-)
+from tune_rescon.tuning.prepare import PreparedDataset, dataset_infos, record_images
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
 from tune_rescon.tuning.resume import history_words
-from tune_rescon.tuning.search_storage import SearchStore
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import (
     planned_slots,
@@ -50,12 +42,7 @@ from tune_rescon.tuning.study_attributes import (
     record_run,
 )
 
-__all__ = [
-    "STORAGE_TIMEOUT",
-    "OpenSearch",
-    "SearchRun",
-    "dataset_infos",
-]
+__all__ = ["STORAGE_TIMEOUT", "SearchRun"]
 
 
 #: Seconds that a search waits at its end for MLflow, and for a storage at a URL, to accept the queued
@@ -68,132 +55,104 @@ _LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
-def dataset_infos(prepared: Mapping[str, PreparedDataset]) -> dict[str, DatasetInfo]:
-    """Return the description of each prepared dataset, by name."""
-    return {name: dataset.info for name, dataset in prepared.items()}
+@dataclass(kw_only=True, eq=False)
+class SearchRun:
+    """One run of one search, once Ray has started and the data are prepared.
 
-
-@dataclass(frozen=True, kw_only=True)
-class OpenSearch:
-    """What a driver holds open while it runs a search."""
+    It is a context manager, which ends the drawing. Call :meth:`start`, :meth:`run` and :meth:`hand_over` in
+    this order.
+    """
 
     options: RunOptions
     store: SearchStore
     record: StudyRecord
-    identity: Identity
     lease: LeaseKeeper
     writer: MlflowWriter
+    versions: SpaceVersions
+    """The spaces that the search has had, with the one to run as the newest."""
+    prepared: Mapping[str, PreparedDataset]
+    slots: int
+    """Number of trials that run at once."""
+    presentation: Presentation | None
+    """Draws the search; None draws nothing."""
+    _drawing: ExitStack = field(init=False, default_factory=ExitStack)
 
+    def __enter__(self) -> Self:
+        """Return the run itself."""
+        return self
 
-class SearchRun:
-    """One run of one search. It is assembled once Ray has started and the data are prepared."""
+    def __exit__(self, *error: object) -> None:
+        """End the drawing, also if the run ends by an error."""
+        self._drawing.close()
 
-    _parent: ParentRun
-    _tracking: MlflowCallback
-    _coordinator: Coordinator
-    _slots: int
+    def start(self, callbacks: Sequence[SearchCallback], interruption: SignalState, ray: RaySession) -> None:
+        """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
 
-    def __init__(
-        self,
-        opened: OpenSearch,
-        versions: SpaceVersions,
-        prepared: Mapping[str, PreparedDataset],
-        presentation: Presentation | None,
-    ) -> None:
-        """Assemble the run; :meth:`start` must follow.
-
-        Args:
-            opened: What the driver holds open.
-            versions: The spaces that the search has had, with the one to run as the newest.
-            prepared: The prepared datasets, by name.
-            presentation: Draws the search; None draws nothing.
+        The signals and the session on which the trials run are watched from now on.
         """
-        self._options, self._store, self._record = opened.options, opened.store, opened.record
-        self._identity, self._lease, self._writer = opened.identity, opened.lease, opened.writer
-        self._versions, self._space = versions, versions.newest
-        self._folder = self._store.folder
-        self._prepared = prepared
-        self._presentation = presentation
-        self._drawing = ExitStack()
+        store, record, folder = self.store, self.record, self.store.folder
+        self._space = self.versions.newest
+        self._identity = ensure_identity(
+            record, folder, url=store.url, own_study=self.options.study_url is None
+        )
         # Trials of an earlier version of the space may have used other datasets as well.
-        datasets = {**read_run_attributes(self._record).datasets, **dataset_infos(prepared)}
+        datasets = {**read_run_attributes(record).datasets, **dataset_infos(self.prepared)}
         self._costs = CostModel(space=self._space, datasets=datasets)
         self._plan = make_plan(
             self._costs,
-            self._record,
-            elapsed_seconds=self._lease.elapsed_seconds,
+            record,
+            elapsed_seconds=self.lease.elapsed_seconds,
             now=time.monotonic(),
-            check_lease=self._lease.ensure_held,
+            check_lease=self.lease.ensure_held,
         )
-
-    def start(
-        self, callbacks: Sequence[SearchCallback], resources: Mapping[str, float], *, slots: int
-    ) -> None:
-        """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
-
-        Args:
-            callbacks: Receive every trial and every epoch.
-            resources: The resources of the cluster, by Ray's names.
-            slots: The number of trials that run at once.
-        """
-        url, record = self._store.url, self._record
-        self._slots = planned_slots(record, slots)
+        # A resumed search plans with the number of its first run.
+        self._planned_slots = planned_slots(record, self.slots)
         self._parent = ParentRun(
-            self._writer,
+            self.writer,
             identity=self._identity,
             known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
             tags={
-                "tune_rescon.folder": hide_passwords(url or str(self._folder.path)),
-                **provenance(resources),
+                "tune_rescon.folder": hide_passwords(store.url or str(folder.path)),
+                **provenance(ray.resources),
             },
-            datasets=self._prepared.values(),
-            files=[self._folder.space_yaml],
-            uploads=url is None or self._options.tracking_uri is not None,
+            datasets=self.prepared.values(),
+            files=[folder.space_yaml],
+            uploads=store.url is None or self.options.tracking_uri is not None,
         )
         self._parent.start()
-        if self._presentation is not None:
-            drawing = self._presentation.watching(self._snapshot, self._folder)
+        if self.presentation is not None:
+            drawing = self.presentation.watching(self._snapshot, folder)
             callbacks = [*callbacks, self._drawing.enter_context(drawing)]
         self._tracking = MlflowCallback(
-            self._writer, record, self._costs, preload_exporter=self._parent.preload_exporter
+            self.writer, record, self._costs, preload_exporter=self._parent.preload_exporter
         )
         self._coordinator = make_coordinator(
             self._plan,
             record,
-            make_stopping_rule(self._space, slots=self._slots),
-            self._versions,
-            callbacks=(self._tracking, *self._store.callbacks, CallbackList(callbacks, safe=True)),
-            prune=self._store.prune,
+            make_stopping_rule(self._space, slots=self._planned_slots),
+            self.versions,
+            callbacks=(self._tracking, *store.callbacks, CallbackList(callbacks, safe=True)),
+            prune=store.prune,
         ).start()
-
-    @property
-    def space_is_exhausted(self) -> bool:
-        """True if the search ended because every point of its space has run."""
-        return self._coordinator.space_is_exhausted
-
-    def gauges(self, slots: int, cluster: Callable[[], ClusterSize | None]) -> Gauges:
-        """Return the gauges that can be read while the trials run."""
-        return Gauges(
-            slots=slots,
-            deadline=self._plan.deadline,
-            waiting=lambda: self._writer.pending_updates,
-            cluster=cluster,
-        )
-
-    def watch(self, interruption: SignalState, ray: RaySession) -> Watch:
-        """Return the watch over signals, Ray and the lease while the trials run."""
-        return Watch(
+        self._watch = Watch(
             interruption,
             ray_gone=ray.gone,
-            ensure_held=self._lease.ensure_held,
+            ensure_held=self.lease.ensure_held,
             interrupt=self._coordinator.interrupt,
+        )
+
+    def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
+        """Return the gauges that can be read while the trials run."""
+        return Gauges(
+            slots=self.slots,
+            deadline=self._plan.deadline,
+            waiting=lambda: self.writer.pending_updates,
+            cluster=cluster,
         )
 
     def run(
         self,
         trainable: Callable[[dict[str, Any]], None],
-        slots: int,
-        watch: Watch,
         on_result: Callable[[StudyResult], object] | None,
     ) -> StudyResult:
         """Run the trials, write the search's files from the record, and return the result.
@@ -201,12 +160,14 @@ class SearchRun:
         The files are written whatever ends the trials, unless the lease is lost or the record cannot be
         written. The caller must call :meth:`hand_over` next.
         """
-        record_run(self._record, self._costs.datasets, self._options.tracking_uri)
-        record_images(self._record, {name: each.digest for name, each in self._prepared.items()})
-        with usable_directory(self._folder.storage):
-            write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
-        self._store.begin(trial.number for trial in self._record.trials())
-        lock = DriverLock(self._lease.ensure_held)
+        record_run(self.record, self._costs.datasets, self.options.tracking_uri)
+        record_images(self.record, {name: each.digest for name, each in self.prepared.items()})
+        with usable_directory(self.store.folder.storage):
+            write_atomically(
+                self.store.folder.space_yaml, with_id(dump_space(self._space), self._identity.id)
+            )
+        self.store.begin(trial.number for trial in self.record.trials())
+        lock = DriverLock(self.lease.ensure_held)
 
         def work() -> None:
             # Imported here because it imports Ray; a search imports this module before it checks its options.
@@ -216,71 +177,89 @@ class SearchRun:
             execute(
                 self._coordinator,
                 make_task=functools.partial(
-                    trial_task, space=self._space, options=self._options, store=self._store
+                    trial_task, space=self._space, options=self.options, store=self.store
                 ),
                 trainable=trainable,
                 resources=resources.by_name(),
                 workers=resources.workers,
-                concurrent=slots,
+                concurrent=self.slots,
                 lock=lock,
             )
 
         try:
-            run_in_thread(work, should_abort=watch.should_abort, lock=lock)
+            run_in_thread(work, should_abort=self._watch.should_abort, lock=lock)
         except (LeaseLostError, RecordError):
             # Another driver owns the record, or the record cannot be written.
-            self._drawing.close()
-            self._store.abandon()
-            self._writer.close(HURRIED_TIMEOUT)
+            self.store.abandon()
+            self.writer.close(HURRIED_TIMEOUT)
             raise
         except Exception:
             # When Ray dies, Tune may raise any exception. The search reports Ray's death instead.
-            if not watch.ray_is_gone:
-                self.hand_over(self._conclude(SearchState.FAILED, watch, None), watch)
+            if not self._watch.ray_is_gone:
+                self.hand_over(self._conclude(SearchState.FAILED, None))
                 raise
-        state = SearchState.INTERRUPTED if watch.interrupted else SearchState.FINISHED
-        failed = watch.failure or self._coordinator.failure
-        return self._conclude(SearchState.FAILED if failed else state, watch, on_result)
+        state = SearchState.INTERRUPTED if self._watch.interrupted else SearchState.FINISHED
+        failed = self._watch.failure or self._coordinator.failure
+        return self._conclude(SearchState.FAILED if failed else state, on_result)
 
-    def hand_over(self, result: StudyResult, watch: Watch) -> StudyResult:
+    def hand_over(self, result: StudyResult) -> StudyResult:
         """Wait for MLflow, and for a storage at a URL, to accept the remaining updates.
 
-        Returns:
-            ``result`` with the current trials and the updates that were not accepted.
+        Return ``result`` with the current trials and the updates that were not accepted.
         """
-        pending_updates = watch.with_timeout(self._writer.close, TRACKING_TIMEOUT, HURRIED_TIMEOUT)
+        pending_updates = self._watch.with_timeout(self.writer.close, TRACKING_TIMEOUT, HURRIED_TIMEOUT)
         self._tracking.note_runs()
-        pending_uploads = watch.with_timeout(self._store.close, STORAGE_TIMEOUT, HURRIED_TIMEOUT)
+        pending_uploads = self._watch.with_timeout(self.store.close, STORAGE_TIMEOUT, HURRIED_TIMEOUT)
         return dataclasses.replace(
             result,
-            trials=self._record.trials(),
+            trials=self.record.trials(),
             pending_updates=pending_updates,
-            pending_reason=presentable(self._writer.reason) if pending_updates else "",
+            pending_reason=presentable(self.writer.reason) if pending_updates else "",
             pending_uploads=pending_uploads,
         )
 
-    def _conclude(
-        self,
-        state: SearchState,
-        watch: Watch,
-        on_result: Callable[[StudyResult], object] | None,
-    ) -> StudyResult:
-        """Pass the result to ``on_result``, then draw the pages and queue the last updates for MLflow."""
-        watch.trials_ended()
+    def say_why_it_ended(self, result: StudyResult) -> None:
+        """Report a budget that ended the search before all of its trials began, and an exhausted space."""
+        trials, budget = len(result.trials), self._space.budget
+        if not result.interrupted and result.failure is None:
+            spent = spent_words(
+                budget,
+                name=result.name,
+                trials=trials,
+                epochs=sum(trial.epochs for trial in result.trials),
+                elapsed_seconds=self.lease.elapsed_seconds,
+            )
+            if spent is not None:
+                _PROGRESS.info(spent)
+        if self._coordinator.space_is_exhausted:
+            _PROGRESS.info(exhausted_words(trials, budget.trials))
+
+    def _conclude(self, state: SearchState, on_result: Callable[[StudyResult], object] | None) -> StudyResult:
+        """Record how the search ended, pass the result to ``on_result``, and complete the search."""
+        self._watch.trials_ended()
         self._coordinator.interrupt_remaining()
-        result = self._result(state, watch.failure or self._coordinator.failure)
-        record_outcome(self._record, state, result.failure)
+        result = self._result(state, self._watch.failure or self._coordinator.failure)
+        record_outcome(self.record, state, result.failure)
         files = self._write_tables(result)
-        if on_result is not None:
-            on_result(result)
+        try:
+            if on_result is not None:
+                on_result(result)
+        except Exception:
+            # An error of the caller costs neither the report nor what MLflow and a storage at a URL lack.
+            self.hand_over(self._complete(result, files))
+            raise
+        return self._complete(result, files)
+
+    def _complete(self, result: StudyResult, files: Sequence[Path]) -> StudyResult:
+        """Draw the pages of an ended search, and queue the last updates for MLflow."""
         if (missing := missing_winner(result)) is not None:
             _PROGRESS.info(missing)
-        _PROGRESS.info(closing_words(self._parent.champion(result), self._options))
+        _PROGRESS.info(closing_words(self._parent.champion(result), self.options))
         self._drawing.close()
         note, drawn = self._drawn(result)
         self._parent.end(result, [*files, *drawn], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
-        self._writer.flush()
+        self.writer.flush()
         return result
 
     def _write_tables(self, result: StudyResult) -> list[Path]:
@@ -288,9 +267,9 @@ class SearchRun:
 
         An error such as a full disk is reported, not raised.
         """
-        folder = self._folder
+        folder = self.store.folder
         try:
-            folder.write_trials(result.trials, self._space.parameters, at_url=self._store.url is not None)
+            folder.write_trials(result.trials, self._space.parameters, at_url=self.store.url is not None)
             if result.best is not None:
                 folder.write_best(best_file(result))
         except OSError as error:
@@ -305,13 +284,13 @@ class SearchRun:
 
         An error while drawing is logged and does not fail the search.
         """
-        if self._presentation is None:
+        if self.presentation is None:
             return "", ()
         try:
-            return self._presentation.note(result), self._presentation.conclude(result, self._folder)
+            return self.presentation.note(result), self.presentation.conclude(result, self.store.folder)
         except Exception as error:
             _LOGGER.exception("the report could not be written")
-            _PROGRESS.info(f"The report could not be written ({self._folder.log} has more): {error}")
+            _PROGRESS.info(f"The report could not be written ({self.store.folder.log} has more): {error}")
             return "", ()
 
     def _snapshot(self) -> StudyResult:
@@ -320,25 +299,25 @@ class SearchRun:
         It is called on the thread that runs the trials.
         """
         result = self._result(SearchState.RUNNING, None)
-        assert self._presentation is not None, "only a presentation asks"
-        self._parent.note(self._presentation.note(result))
+        assert self.presentation is not None, "only a presentation asks"
+        self._parent.note(self.presentation.note(result))
         return result
 
     def _result(self, state: SearchState, failure: str | None) -> StudyResult:
         result = build_result(
             self._costs,
-            self._record.trials(),
-            name=self._options.name,
-            folder=self._folder.path,
+            self.record.trials(),
+            name=self.options.name,
+            folder=self.store.folder.path,
             state=state,
-            tracking_uri=self._writer.uri,
-            url=self._store.url,
-            slots=self._slots,
+            tracking_uri=self.writer.uri,
+            url=self.store.url,
+            slots=self._planned_slots,
         )
-        history = history_words(self._versions, self._record.trials())
+        history = history_words(self.versions, self.record.trials())
         return dataclasses.replace(
             result,
-            foreign=self._record.foreign,
+            foreign=self.record.foreign,
             failure=None if failure is None else presentable(failure),
             space_history=history,
         )

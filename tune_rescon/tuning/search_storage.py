@@ -1,148 +1,40 @@
-"""The storage of one run of a search: a directory, or a scratch directory and a URL."""
+"""Opens the storage of a run: the search's name is reserved or found, and its lease is held."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Final
 
 from tune_rescon.errors import LeaseError, NameTakenError, format_error
-from tune_rescon.storage import (
-    SearchHome,
-    StorageUrl,
-    usable,
-)
-from tune_rescon.tuning.callbacks import SearchCallback
-from tune_rescon.tuning.folder import (
-    FolderState,
-    SearchFolder,
-    folder_state,
-    reserved,
-)
-from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore, hold_lease
+from tune_rescon.storage import SearchHome, SharedValue, StorageUrl, name_taken, usable
+from tune_rescon.tuning.folder import FolderState, SearchFolder, folder_state, reserved
+from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.url_store import URL_LEASE_FACTOR, TakeoverWait, open_url_store
+from tune_rescon.tuning.store import Reservation, SearchStore, UrlStore
 
-__all__ = [
-    "LocalStore",
-    "SearchStore",
-    "find_search",
-    "open_store",
-    "search_lease",
-]
+__all__ = ["find_search", "open_store", "search_lease"]
 
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
-class SearchStore(Protocol):
-    """The storage of a run.
-
-    A run uses it in this order:
-
-    1. :func:`open_store` reserves the name of a new search, or finds the search to resume.
-    2. :attr:`lease` is the store of the lease. Once the run holds the lease, :meth:`fetch` brings the files
-       from which the run continues.
-    3. When the record is open and ``space.yaml`` is written, :meth:`begin` verifies that the storage can be
-       written.
-    4. The :attr:`callbacks` keep the storage up to date until :meth:`close` or :meth:`abandon`.
-    """
-
-    @property
-    def folder(self) -> SearchFolder:
-        """The files on which the run works."""
-
-    @property
-    def resumed(self) -> bool:
-        """True if the search had begun before this run; False if this run has reserved its name."""
-
-    @property
-    def url(self) -> str | None:
-        """The URL at which the files are kept; None if they are kept in :attr:`folder`."""
-
-    @property
-    def callbacks(self) -> Sequence[SearchCallback]:
-        """The callbacks that the run must notify of its events."""
-
-    @property
-    def lease(self) -> LeaseStore | None:
-        """The store of the lease; None if the study's database holds the lease."""
-
-    def fetch(self) -> None:
-        """Fetch the newest copies of the files from which this run continues."""
-
-    def begin(self, known: Iterable[int]) -> None:
-        """Write to the storage for the first time; ``known`` are the numbers of the trials in the record.
-
-        Raises:
-            StorageError: the storage cannot be written.
-        """
-
-    def checkpoint_dir(self, number: int) -> Path:
-        """Return the directory to which a worker process writes a trial's checkpoints."""
-
-    def checkpoint_url(self, number: int) -> str | None:
-        """Return the URL to which a worker process copies a trial's checkpoints; None if it makes no copy."""
-
-    def prune(self, number: int, keep: str | None) -> None:
-        """Delete a trial's checkpoints except ``keep``, the path or URL that a worker process reported."""
-
-    def close(self, timeout: float) -> int:
-        """Wait at most ``timeout`` seconds until all changes are kept; return how many are not kept."""
-
-    def abandon(self) -> None:
-        """Stop writing, because another driver has the search."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalStore:
-    """A directory as the storage: every file that is written to it is kept."""
-
-    folder: SearchFolder
-    resumed: bool = False
-    url: str | None = None
-    callbacks: Sequence[SearchCallback] = ()
-
-    @property
-    def lease(self) -> LeaseStore | None:
-        """None: the study's database holds the lease."""
-        return None
-
-    def fetch(self) -> None:
-        """Do nothing: the files are already here."""
-
-    def begin(self, known: Iterable[int]) -> None:
-        """Do nothing: the run has already written to the directory."""
-
-    def checkpoint_dir(self, number: int) -> Path:
-        """Return the trial's directory in the search's folder."""
-        return self.folder.checkpoints(number)
-
-    def checkpoint_url(self, number: int) -> str | None:
-        """Return None: the checkpoints are not copied."""
-        del number
-        return None
-
-    def prune(self, number: int, keep: str | None) -> None:
-        """Delete the checkpoints at once."""
-        self.folder.prune_checkpoints(number, keep=keep)
-
-    def close(self, timeout: float) -> int:
-        """Return 0: no change is missing."""
-        del timeout
-        return 0
-
-    def abandon(self) -> None:
-        """Do nothing: no write is in progress."""
+#: Factor by which a lease at a URL is longer. A beat there needs several requests, and each request that the
+#: store refuses is retried for half a minute (s3fs's 5 tries of botocore's 5).
+URL_LEASE_FACTOR: Final = 4
 
 
 def open_store(options: RunOptions) -> AbstractContextManager[SearchStore]:
     """Open the storage of a run; release the name of a new search if the search cannot begin.
 
     Raises:
+        LeaseError: another driver has reserved the name and is about to begin the search.
         StorageError: the name is invalid, taken or missing, or the storage cannot be used.
     """
     if isinstance(options.storage, StorageUrl):
-        return open_url_store(options.storage, options)
+        return _open_url_store(options.storage, options)
     folder = SearchFolder(storage=options.storage.resolve(), name=options.name)
     return _open_local_store(folder, options)
 
@@ -159,7 +51,7 @@ def _open_local_store(folder: SearchFolder, options: RunOptions) -> Iterator[Sea
             held.enter_context(reserved(folder))
         if resumed:
             folder.check_writable()
-        yield LocalStore(folder=folder, resumed=resumed)
+        yield SearchStore(folder, resumed=resumed)
 
 
 def _reserve_or_find(folder: SearchFolder, options: RunOptions, held: ExitStack) -> bool:
@@ -184,6 +76,98 @@ def _reserve_or_find(folder: SearchFolder, options: RunOptions, held: ExitStack)
         else:
             return False
     return True
+
+
+@contextmanager
+def _open_url_store(storage: StorageUrl, options: RunOptions) -> Iterator[UrlStore]:
+    with ExitStack() as held:
+        found = SearchHome.find(storage, options.name) if options.resume else _reserve(storage, options, held)
+        if isinstance(found, SearchHome):
+            store = UrlStore(found, options)
+            store.folder.path.mkdir(parents=True, exist_ok=True)
+            yield store
+            return
+        store = UrlStore(found.home, options, reservation=found)
+        try:
+            store.folder.create()
+            yield store
+        except BaseException:
+            if not store.begun:
+                found.cancel(store.folder.storage)
+            raise
+
+
+def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reservation | SearchHome:
+    """Reserve the name of a new search; with ``resume_or_start``, return the home of one that has begun.
+
+    Raises:
+        LeaseError: another driver has reserved the name.
+        NameTakenError: a search of the name has begun.
+    """
+    takeover = TakeoverWait(options)
+    while True:
+        home = SearchHome.look(storage, options.name)
+        if home is None:
+            with suppress(NameTakenError):
+                home = SearchHome.create(storage, options.name)
+        if home is None:
+            continue  # another driver was faster
+        if home.begun:
+            if options.resume_or_start:
+                return home
+            raise name_taken(options.name, home.remote.url, begun=True)
+        try:
+            reservation = _take(home, options)
+        except LeaseError as error:
+            takeover.wait(error)
+            continue
+        held.enter_context(reservation.held)
+        found = SearchHome.look(storage, options.name)
+        if found is None or found.identity != home.identity or found.begun:
+            # While this process waited, the other driver began the search or released its name.
+            reservation.held.close()
+            continue
+        with usable(storage):
+            home.clear()
+        shutil.rmtree(home.scratch(options.cache_root.resolve()), ignore_errors=True)
+        return reservation
+
+
+def _take(home: SearchHome, options: RunOptions) -> Reservation:
+    """Hold the lease of a reservation.
+
+    Raises:
+        LeaseError: another driver holds it.
+    """
+    seconds = URL_LEASE_FACTOR * options.lease_seconds
+    with ExitStack() as held, usable(home.storage):
+        lease = hold_lease(SharedValue(home.opening), name=options.name, seconds=seconds)
+        keeper = held.enter_context(lease)
+        return Reservation(home=home, keeper=keeper, held=held.pop_all())
+
+
+class TakeoverWait:
+    """Waits for another driver to end, within the time that the options of ``resume_or_start`` allow."""
+
+    def __init__(self, options: RunOptions) -> None:
+        """Wait for ``options.takeover_seconds`` in all, or not at all without ``resume_or_start``."""
+        self._seconds = options.takeover_seconds if options.resume_or_start else 0.0
+        self._end: float | None = None
+
+    def wait(self, error: LeaseError) -> None:
+        """Wait a while before the next try.
+
+        Raises:
+            LeaseError: ``error``, because the time is up.
+        """
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + self._seconds
+            if self._seconds > 0:
+                _PROGRESS.info(f"{error} Waiting for up to {self._seconds:g} s.")
+        if now >= self._end:
+            raise error
+        time.sleep(min(self._seconds / 20, self._end - now))
 
 
 @contextmanager

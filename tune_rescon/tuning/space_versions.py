@@ -19,12 +19,7 @@ from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.study import METRIC, METRIC_AT, StudyRecord
 from tune_rescon.tuning.trial import TrialOrigin, find_origin
 
-__all__ = [
-    "SpaceVersions",
-    "open_recorded",
-    "read_versions",
-    "record_version",
-]
+__all__ = ["SpaceVersions", "open_recorded", "read_versions", "record_version"]
 
 
 _VERSION: Final = "space:{}"

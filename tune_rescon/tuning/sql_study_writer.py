@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy import Connection, Insert, Select, Table, bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,9 +28,7 @@ from typing_extensions import override
 from tune_rescon.tuning.database import unwritable
 from tune_rescon.tuning.study_writer import StudyWriter
 
-__all__ = [
-    "SqlStudyWriter",
-]
+__all__ = ["SqlStudyWriter"]
 
 
 _STUDIES: Final[Table] = models.StudyModel.__table__
@@ -59,14 +58,7 @@ class SqlStudyWriter(StudyWriter):
 
     @override
     def open_trial(
-        self,
-        number: int,
-        params: Mapping[str, Any],
-        distributions: Mapping[str, BaseDistribution],
-        *,
-        user: Mapping[str, Any],
-        system: Mapping[str, Any],
-        waiting_id: int | None = None,
+        self, number: int, trial: FrozenTrial, *, waiting_id: int | None = None
     ) -> tuple[int, int, datetime.datetime]:
         now = datetime.datetime.now(datetime.UTC)
         with self._transaction() as connection:
@@ -79,17 +71,17 @@ class SqlStudyWriter(StudyWriter):
                     {
                         "trial_id": trial_id,
                         "param_name": name,
-                        "param_value": distributions[name].to_internal_repr(value),
-                        "distribution_json": _json_of(distributions[name]),
+                        "param_value": distribution.to_internal_repr(trial.params[name]),
+                        "distribution_json": _json_of(distribution),
                     }
-                    for name, value in params.items()
+                    for name, distribution in trial.distributions.items()
                 ),
             )
             if taken is None:
-                _insert(connection, _USER, _attributes(trial_id, user))
+                _insert(connection, _USER, _attributes(trial_id, trial.user_attrs))
             else:
-                _replace_attributes(connection, trial_id, user)
-            _insert(connection, _SYSTEM, _attributes(trial_id, system))
+                _replace_attributes(connection, trial_id, trial.user_attrs)
+            _insert(connection, _SYSTEM, _attributes(trial_id, trial.system_attrs))
         return trial_id, number, _shown(now)
 
     def _insert_trial(self, connection: Connection, number: int, now: datetime.datetime) -> tuple[int, int]:

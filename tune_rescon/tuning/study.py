@@ -20,7 +20,7 @@ from typing import Any, Final
 import optuna
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
@@ -32,14 +32,7 @@ from tune_rescon.tuning.stopping.rule import Decision, Verdict
 from tune_rescon.tuning.study_writer import StudyWriter
 from tune_rescon.tuning.trial import Enqueued, Proposal, TrialOrigin, TrialRecord, by_epoch
 
-__all__ = [
-    "EPOCH_KEY_PREFIX",
-    "FIXED_PARAMS",
-    "METRIC",
-    "METRIC_AT",
-    "STOP_REQUESTED",
-    "StudyRecord",
-]
+__all__ = ["EPOCH_KEY_PREFIX", "FIXED_PARAMS", "METRIC", "METRIC_AT", "STOP_REQUESTED", "StudyRecord"]
 
 
 #: Seconds a writer waits for another writer's transaction on a local SQLite file.
@@ -175,9 +168,9 @@ class StudyRecord:
             **options: further arguments of the constructor.
         """
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
-        if isinstance(storage, optuna.storages.RDBStorage):
-            return cls(_sql(storage, study_id), metric=metric, maximize=maximize, **options)
-        return cls(StudyWriter(storage, study_id), metric=metric, maximize=maximize, **options)
+        database = storage if isinstance(storage, optuna.storages.RDBStorage) else None
+        writer = _sql(database, study_id) if database else StudyWriter(storage, study_id)
+        return cls(writer, metric=metric, maximize=maximize, **options)
 
     def __len__(self) -> int:
         """Return the number of trials."""
@@ -218,13 +211,17 @@ class StudyRecord:
         The number of a new trial may exceed the next number, because another program may have added trials.
         """
         enqueued = self._others.pop(proposal.enqueued.number) if proposal.enqueued else None
+        origin = {} if proposal.origin is None else {_ORIGIN: proposal.origin.to_dict()}
+        template = create_trial(
+            state=OptunaState.RUNNING,
+            params=dict(proposal.params),
+            distributions=dict(proposal.distributions),
+            user_attrs={"state": TrialState.RUNNING.value},
+            system_attrs={**proposal.sampler_state, **origin},
+        )
+        waiting_id = enqueued._trial_id if enqueued else None
         trial_id, number, started = self._writer.open_trial(
-            self._next_number,
-            proposal.params,
-            proposal.distributions,
-            user={"state": TrialState.RUNNING.value},
-            system={**proposal.sampler_state, **_origin_attribute(proposal.origin)},
-            waiting_id=enqueued._trial_id if enqueued else None,
+            self._next_number, template, waiting_id=waiting_id
         )
         self._ids[number] = trial_id
         if number > self._next_number:
@@ -269,9 +266,6 @@ class StudyRecord:
             verdict: the scheduler's verdict on the epoch.
             checkpoint: the path or URL of the trial's checkpoint, or None.
             device: the kind of device on which the epoch ran, or None if it is not known.
-
-        Returns:
-            The updated trial.
         """
         known, value = self._trials[number], metrics.get(self._metric, math.nan)
         assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
@@ -346,18 +340,12 @@ class StudyRecord:
         return self._update(number, notes=notes)
 
     def set_run_id(self, number: int, run_id: str) -> None:
-        """Record which MLflow run shows a trial.
-
-        The trial may have ended already, if the tracking server was not reachable before.
-        """
+        """Record which MLflow run shows a trial, which may have ended before the server was reachable."""
         self._writer.annotate(self._ids[number], {"mlflow_run_id": run_id})
         self._update(number, mlflow_run_id=run_id)
 
     def fill_origin(self, number: int, origin: TrialOrigin) -> None:
-        """Set the origin of a trial that an earlier version recorded.
-
-        The origin is set in memory only: it follows from the space, which is recorded.
-        """
+        """Set the origin of an earlier version's trial, in memory only: the recorded space implies it."""
         self._update(number, origin=origin)
 
     def trial(self, number: int) -> TrialRecord:
@@ -423,10 +411,6 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> 
         origin=TrialOrigin.from_dict(system[_ORIGIN]) if _ORIGIN in system else None,
         at=at,
     )
-
-
-def _origin_attribute(origin: TrialOrigin | None) -> dict[str, Any]:
-    return {} if origin is None else {_ORIGIN: origin.to_dict()}
 
 
 def _now_ms() -> int:

@@ -46,17 +46,11 @@ _PROJECT: Final = "tune_rescon"
 
 #: Variables that make git use another repository than that of the folder.
 _GIT_PLACES: Final = frozenset(
-    {
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-        "GIT_CEILING_DIRECTORIES",
-        "GIT_COMMON_DIR",
-        "GIT_DIR",
-        "GIT_INDEX_FILE",
-        "GIT_NAMESPACE",
-        "GIT_OBJECT_DIRECTORY",
-        "GIT_PREFIX",
-        "GIT_WORK_TREE",
-    }
+    f"GIT_{name}"
+    for name in (
+        *("ALTERNATE_OBJECT_DIRECTORIES", "CEILING_DIRECTORIES", "COMMON_DIR", "DIR", "INDEX_FILE"),
+        *("NAMESPACE", "OBJECT_DIRECTORY", "PREFIX", "WORK_TREE"),
+    )
 )
 
 #: Prefix of the names of Ray's resources that name the kinds of accelerator.
@@ -92,13 +86,8 @@ def commit_tags(package: Path) -> dict[str, str]:
     """Return tags with the commit of the checkout that ``package`` runs from, and whether it was changed.
 
     Only a checkout of this project is asked. A wheel may be in a virtual environment inside another
-    repository, whose commit says nothing about this package.
-
-    Args:
-        package: the package's folder.
-
-    Returns:
-        The tags; empty if the package does not run from a checkout, or git cannot tell.
+    repository, whose commit says nothing about this package. There are no tags if the package does not run
+    from a checkout, or git cannot tell.
     """
     checkout = package.resolve().parent
     if not _is_this_project(checkout):

@@ -13,14 +13,11 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-__all__ = [
-    "StudyWriter",
-]
+__all__ = ["StudyWriter"]
 
 
 class StudyWriter:
@@ -44,54 +41,34 @@ class StudyWriter:
         self._storage.set_study_user_attr(self._study_id, key, value)
 
     def open_trial(
-        self,
-        number: int,
-        params: Mapping[str, Any],
-        distributions: Mapping[str, BaseDistribution],
-        *,
-        user: Mapping[str, Any],
-        system: Mapping[str, Any],
-        waiting_id: int | None = None,
+        self, number: int, trial: FrozenTrial, *, waiting_id: int | None = None
     ) -> tuple[int, int, datetime.datetime]:
-        """Add a running trial with its parameters and attributes, or start an enqueued trial with them.
+        """Add a running trial, or start an enqueued one with its parameters and attributes.
 
         Args:
             number: the expected number; the trial gets another one if another program has added trials.
-            params: the values of the parameters.
-            distributions: the distributions from which the values were drawn.
-            user: user attributes.
-            system: system attributes.
+            trial: the parameters, their distributions, and the attributes.
             waiting_id: the id of an enqueued trial to start. If another program has taken that trial, a new
                 one is added.
 
         Returns:
             The trial's id in the storage, its number, and its start.
         """
-        if waiting_id is not None and self._start_waiting(waiting_id, params, distributions):
-            for key, value in user.items():
-                self._storage.set_trial_user_attr(waiting_id, key, value)
-            for key, value in system.items():
-                self._storage.set_trial_system_attr(waiting_id, key, value)
+        if waiting_id is not None and self._start_waiting(waiting_id, trial):
             return self._opened(waiting_id)
         del number  # Optuna's storages count by themselves.
-        template = create_trial(
-            state=OptunaState.RUNNING,
-            params=dict(params),
-            distributions=dict(distributions),
-            user_attrs=dict(user),
-            system_attrs=dict(system),
-        )
-        trial_id = self._storage.create_new_trial(self._study_id, template_trial=template)
-        return self._opened(trial_id)
+        return self._opened(self._storage.create_new_trial(self._study_id, template_trial=trial))
 
-    def _start_waiting(
-        self, trial_id: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
-    ) -> bool:
+    def _start_waiting(self, trial_id: int, trial: FrozenTrial) -> bool:
         if not self._storage.set_trial_state_values(trial_id, OptunaState.RUNNING):
             return False
-        for name, value in params.items():
-            internal = distributions[name].to_internal_repr(value)
-            self._storage.set_trial_param(trial_id, name, internal, distributions[name])
+        for name, distribution in trial.distributions.items():
+            internal = distribution.to_internal_repr(trial.params[name])
+            self._storage.set_trial_param(trial_id, name, internal, distribution)
+        for key, value in trial.user_attrs.items():
+            self._storage.set_trial_user_attr(trial_id, key, value)
+        for key, value in trial.system_attrs.items():
+            self._storage.set_trial_system_attr(trial_id, key, value)
         return True
 
     def _opened(self, trial_id: int) -> tuple[int, int, datetime.datetime]:

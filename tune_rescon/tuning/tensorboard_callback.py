@@ -11,11 +11,11 @@ import logging
 import queue
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from typing_extensions import override
 
@@ -29,11 +29,7 @@ from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-__all__ = [
-    "EventFiles",
-    "check_tensorboard",
-    "event_files",
-]
+__all__ = ["EventFiles", "check_tensorboard"]
 
 
 #: Seconds for which the end of a search waits until the files are written.
@@ -54,26 +50,27 @@ def check_tensorboard() -> None:
         raise ConfigError(format_error(rule, where="--tensorboard", hint=hint))
 
 
-@contextmanager
-def event_files(folder: Path, space: Space) -> Iterator[EventFiles]:
-    """Write TensorBoard's files of a search of ``space`` to ``folder``; at the end, wait for the writes."""
-    files = EventFiles(folder, space)
-    try:
-        yield files
-    finally:
-        files.close(TIMEOUT)
-
-
 class EventFiles(SearchCallback):
-    """A callback that only queues trials; its thread writes the files."""
+    """A callback that only queues trials; its thread writes the files while the context is active."""
 
     def __init__(self, folder: Path, space: Space) -> None:
-        """Start the thread, which writes below ``folder``."""
+        """Write TensorBoard's files of a search of ``space`` below ``folder``."""
         self._folder, self._space = folder, space
         self._queue: queue.Queue[TrialRecord | None] = queue.Queue()
         self._open: dict[int, _TrialFiles] = {}
         self._thread = threading.Thread(target=self._run, name="tensorboard", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start the thread."""
         self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Write the queued trials for at most :data:`TIMEOUT` seconds; the next resume writes the rest."""
+        self._queue.put(None)
+        self._thread.join(TIMEOUT)
+        if self._thread.is_alive():
+            _LOGGER.warning("TensorBoard's files lack %d updates; a resume writes them", self._queue.qsize())
 
     @override
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
@@ -96,13 +93,6 @@ class EventFiles(SearchCallback):
     def on_trial_end(self, trial: TrialRecord) -> None:
         """Write how the trial ended."""
         self._queue.put(trial)
-
-    def close(self, timeout: float) -> None:
-        """Write the queued trials for at most ``timeout`` seconds; the next resume writes the rest."""
-        self._queue.put(None)
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            _LOGGER.warning("TensorBoard's files lack %d updates; a resume writes them", self._queue.qsize())
 
     def _run(self) -> None:
         while (trial := self._queue.get()) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -56,12 +56,7 @@ class TrialOrigin:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the origin as a JSON-serializable dict."""
-        return {
-            "config": dict(self.config),
-            "space": self.space,
-            "seed": self.seed,
-            "inactive": list(self.inactive),
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialOrigin:
@@ -99,14 +94,7 @@ def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, nu
 def find_origin(
     space: Space, parameters: Mapping[str, Any], *, version: int, number: int
 ) -> TrialOrigin | None:
-    """Return the result of :func:`make_origin`; None if ``parameters`` did not come from this space.
-
-    Args:
-        space: the version of the space.
-        parameters: the active parameters, as Optuna stores them.
-        version: the number of the version, counted from 1.
-        number: the trial's number.
-    """
+    """Return the result of :func:`make_origin`; None if ``parameters`` did not come from this space."""
     try:
         return make_origin(space, parameters, version=version, number=number)
     except (ConfigError, KeyError, ValueError):
@@ -272,10 +260,7 @@ class TrialRecord:
         return to_optuna({name: self.origin.config.get(name, default)})[name]
 
     def row(self) -> dict[str, Any]:
-        """Return the trial's :data:`TABLE_COLUMNS`.
-
-        ``best_epoch`` is 0 if no epoch has a finite value. ``seconds`` is rounded to milliseconds.
-        """
+        """Return the trial's :data:`TABLE_COLUMNS`; ``seconds`` is rounded to milliseconds."""
         values = (
             *(self.number, self.state.value, self.epochs, self.value, self.best_value, self.best_epoch),
             round(self.seconds, 3),
@@ -355,6 +340,3 @@ def by_epoch(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ..
     """
     names = dict.fromkeys(name for metrics in epochs for name in metrics)
     return {name: tuple(metrics.get(name, math.nan) for metrics in epochs) for name in names}
-
-
-#: Number of trials whose best checkpoint is kept after the search. This is enough for ``train --top`` and

@@ -25,8 +25,8 @@ from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.preemption import SignalHandlerMixin
 from tune_rescon.tuning.ray.shutdown import DriverLock
 from tune_rescon.tuning.ray.worker import TrialTask
-from tune_rescon.tuning.search_storage import SearchStore
 from tune_rescon.tuning.stopping.rule import Decision
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [

@@ -7,12 +7,9 @@ from bisect import bisect_left, insort
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
+from tune_rescon.tuning.stopping.rule import Decision, Observation, StoppingRule, Verdict
 
-__all__ = [
-    "SuccessiveHalving",
-    "asha_rungs",
-]
+__all__ = ["SuccessiveHalving", "asha_rungs"]
 
 
 def asha_rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
@@ -41,8 +38,8 @@ def asha_rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
 
 
 @dataclass(kw_only=True)
-class SuccessiveHalving:
-    """Asynchronous successive halving (ASHA) over the values at each rung. It is a :class:`.StoppingRule`.
+class SuccessiveHalving(StoppingRule):
+    """Asynchronous successive halving (ASHA) over the values at each rung.
 
     Decisions depend on the order in which values arrive, as with any asynchronous rule. They do not depend on
     the scale of the values: an increasing transform of the metric changes no decision. With a second
@@ -61,14 +58,6 @@ class SuccessiveHalving:
     """Number of values that a rung needs before it stops a trial. None for ``reduction_factor``."""
     _rungs: dict[tuple[int, Hashable], _Rung] = field(default_factory=dict)
     _place: dict[int, _Rung] = field(default_factory=dict)
-
-    def advance(self, elapsed: float) -> None:
-        """Do nothing, because this rule does not plan a budget."""
-        del elapsed
-
-    def started(self, number: int) -> None:
-        """Do nothing, because this rule needs only the values."""
-        del number
 
     def judge(self, seen: Observation) -> Verdict:
         """Record the value if its epoch is a rung, and return the decision about its trial."""
@@ -117,13 +106,6 @@ class SuccessiveHalving:
                 rung.paused.remove(best)
                 return best
         return None
-
-    def may_start(self) -> bool:
-        """Return True, because a new trial may always start."""
-        return True
-
-    def no_new_trials(self) -> None:
-        """Do nothing, because promotions do not depend on new trials."""
 
     def ended(self, number: int) -> None:
         """Note that a trial has ended. Its values stay in the rungs, but it can no longer be promoted."""

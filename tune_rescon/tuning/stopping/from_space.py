@@ -10,10 +10,7 @@ from tune_rescon.tuning.stopping.first_rung import first_rungs
 from tune_rescon.tuning.stopping.median import MedianRule
 from tune_rescon.tuning.stopping.rule import StoppingRule
 
-__all__ = [
-    "make_stopping_rule",
-    "possible_rungs",
-]
+__all__ = ["make_stopping_rule", "possible_rungs"]
 
 
 def possible_rungs(space: Space) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
 
-from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
+from tune_rescon.tuning.stopping.rule import Decision, Observation, StoppingRule, Verdict
 
 __all__ = ["MedianRule"]
 
@@ -17,8 +17,8 @@ FEWEST_OTHERS: Final = 3
 
 
 @dataclass(kw_only=True)
-class MedianRule:
-    """Median rule over the running average of every trial. It is a :class:`.StoppingRule`."""
+class MedianRule(StoppingRule):
+    """Median rule over the running average of every trial. It pauses no trial."""
 
     first: int
     """The first epoch after which a trial may be stopped (``fidelity.min``)."""
@@ -30,14 +30,6 @@ class MedianRule:
     _averages: dict[tuple[int, Hashable], list[tuple[float, float, int]]] = field(
         default_factory=lambda: defaultdict(list)
     )
-
-    def advance(self, elapsed: float) -> None:
-        """Do nothing, because this rule does not plan a budget."""
-        del elapsed
-
-    def started(self, number: int) -> None:
-        """Do nothing, because this rule needs only the values."""
-        del number
 
     def judge(self, seen: Observation) -> Verdict:
         """Compare the trial with the others that have reached its epoch, and record the trial's value.
@@ -67,31 +59,3 @@ class MedianRule:
             self._best[seen.number] = max(self._best[seen.number], score)
             average = self._sums[seen.number] / seen.epoch
             self._averages[seen.epoch, seen.group].append((average, -seen.tie, -seen.number))
-
-    def pause_again(self, number: int) -> bool:
-        """Return False, because this rule pauses no trial.
-
-        A trial that another rule paused before a resume continues.
-        """
-        del number
-        return False
-
-    def promote(self, *, force: bool = False) -> int | None:
-        """Return None, because no trial is paused."""
-        del force
-        return None
-
-    def may_start(self) -> bool:
-        """Return True, because a new trial may always start."""
-        return True
-
-    def no_new_trials(self) -> None:
-        """Do nothing, because no trial is paused."""
-
-    def ended(self, number: int) -> None:
-        """Do nothing, because no trial is paused."""
-        del number
-
-    def paused(self) -> tuple[int, ...]:
-        """Return an empty tuple, because no trial is paused."""
-        return ()

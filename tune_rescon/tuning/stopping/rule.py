@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-__all__ = [
-    "Decision",
-    "Observation",
-    "StoppingRule",
-    "Verdict",
-]
+__all__ = ["Decision", "Observation", "StoppingRule", "Verdict"]
 
 
 class Decision(Enum):
@@ -74,13 +69,9 @@ class StoppingRule(Protocol):
     Of trials with equal values, the one with the smaller loss ranks higher, and then the one with the lower
     number. Networks that learn nothing often report exactly the same accuracy; they must not pass a rung
     together.
+
+    A rule that derives from this class inherits what suits one that pauses no trial and plans no budget.
     """
-
-    def advance(self, elapsed: float) -> None:
-        """Note how many seconds of a budget in hours have passed. Called before each decision."""
-
-    def started(self, number: int) -> None:
-        """Note that a trial runs: a new trial, a promoted trial, or one that is retried."""
 
     def judge(self, seen: Observation) -> Verdict:
         """Record an epoch and return the decision about its trial."""
@@ -88,8 +79,18 @@ class StoppingRule(Protocol):
     def replay(self, seen: Observation) -> None:
         """Record an epoch that was judged in an earlier run."""
 
+    def advance(self, elapsed: float) -> None:
+        """Note how many seconds of a budget in hours have passed. Called before each decision."""
+        del elapsed
+
+    def started(self, number: int) -> None:
+        """Note that a trial runs: a new trial, a promoted trial, or one that is retried."""
+        del number
+
     def pause_again(self, number: int) -> bool:
-        """Pause a replayed trial again. Return False if this rule has no rung for the trial."""
+        """Pause a replayed trial again. Return False if this rule has no rung for it: it then continues."""
+        del number
+        return False
 
     def promote(self, *, force: bool = False) -> int | None:
         """Return one paused trial that may continue, and remove it from the paused trials.
@@ -97,15 +98,21 @@ class StoppingRule(Protocol):
         With ``force``, return the most promising paused trial even if no trial may continue. Return None if
         no trial can be promoted.
         """
+        del force
+        return None
 
     def may_start(self) -> bool:
         """Return whether a free slot may get a new trial, if :meth:`promote` has returned None."""
+        return True
 
     def no_new_trials(self) -> None:
         """Note that no new trial can start any more, because every point of the space has run."""
+        return
 
     def ended(self, number: int) -> None:
         """Note that a trial has ended, whatever its last verdict was. It is no longer paused."""
+        del number
 
     def paused(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""
+        return ()

@@ -11,14 +11,7 @@ from numpy.typing import NDArray
 
 from tune_rescon.tuning.stopping.rule import Observation
 
-__all__ = [
-    "DEAD",
-    "ENDED",
-    "PAUSED",
-    "RUNNING",
-    "UNKNOWN",
-    "TrialTable",
-]
+__all__ = ["DEAD", "ENDED", "PAUSED", "RUNNING", "UNKNOWN", "TrialTable"]
 
 #: The states of a trial. DEAD: its value was not finite. UNKNOWN: it was replayed, and is neither running nor
 #: paused.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import TrialRecord
-from tune_rescon.tuning.retention import CHECKPOINTS_KEPT, top_k_checkpoints
+from tune_rescon.tuning.ended_trials import CHECKPOINTS_KEPT, top_k_checkpoints
 
 
 def trial(number: int, *values: float, state: TrialState = TrialState.STOPPED) -> TrialRecord:

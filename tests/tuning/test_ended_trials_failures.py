@@ -6,7 +6,7 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import TrialRecord
-from tune_rescon.tuning.failures import FailureStreak, shared_cause
+from tune_rescon.tuning.ended_trials import FailureStreak, shared_cause
 
 
 def trial(

@@ -1,21 +1,19 @@
-"""A URL as the storage of a run: the name is reserved there, and a scratch directory is copied to it."""
+"""The files of one run of a search: a directory, or a scratch directory that is copied to a URL."""
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
-import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from typing_extensions import override
 
-from tune_rescon.errors import LeaseError, LeaseLostError, NameTakenError
+from tune_rescon.errors import LeaseLostError
 from tune_rescon.storage import (
     Discard,
     Mirror,
@@ -23,60 +21,74 @@ from tune_rescon.storage import (
     SearchHome,
     Sender,
     SharedValue,
-    StorageUrl,
     fetch_databases,
-    name_taken,
     usable,
 )
 from tune_rescon.tuning.callbacks import SearchCallback
-from tune_rescon.tuning.folder import (
-    CHECKPOINTS,
-    TRIAL_FILES,
-    SearchFolder,
-    trial_folder,
-)
-from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore, hold_lease
+from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, trial_folder
+from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
-__all__ = [
-    "URL_LEASE_FACTOR",
-    "MirrorCallback",
-    "TakeoverWait",
-    "UrlStore",
-    "open_url_store",
-]
-
-_PROGRESS = logging.getLogger("tune_rescon.progress")
-
-#: Factor by which a lease at a URL is longer. A beat there needs several requests, and each request that the
-#: store refuses is retried for half a minute (s3fs's 5 tries of botocore's 5).
-URL_LEASE_FACTOR: Final = 4
+__all__ = ["MirrorCallback", "Reservation", "SearchStore", "UrlStore"]
 
 
-class TakeoverWait:
-    """Waits for another driver to end, within the time that the options of ``resume_or_start`` allow."""
+class SearchStore:
+    """The storage of a run: a directory, which keeps every file that is written to it.
 
-    def __init__(self, options: RunOptions) -> None:
-        """Wait for ``options.takeover_seconds`` in all, or not at all without ``resume_or_start``."""
-        self._seconds = options.takeover_seconds if options.resume_or_start else 0.0
-        self._end: float | None = None
+    A run uses it in this order:
 
-    def wait(self, error: LeaseError) -> None:
-        """Wait a while before the next try.
+    1. :func:`.open_store` reserves the name of a new search, or finds the search to resume.
+    2. :attr:`lease` is the store of the lease. Once the run holds the lease, :meth:`fetch` brings the files
+       from which the run continues.
+    3. When the record is open and ``space.yaml`` is written, :meth:`begin` verifies that the storage can be
+       written.
+    4. The :attr:`callbacks` keep the storage up to date until :meth:`close` or :meth:`abandon`.
+    """
+
+    url: str | None = None
+    """The URL at which the files are kept; None if they are kept in :attr:`folder`."""
+    callbacks: Sequence[SearchCallback] = ()
+    """The callbacks that the run must notify of its events."""
+    lease: LeaseStore | None = None
+    """The store of the lease; None if the study's database holds the lease."""
+
+    def __init__(self, folder: SearchFolder, *, resumed: bool = False) -> None:
+        """Keep a search in ``folder``; ``resumed`` is False if this run has reserved its name."""
+        self.folder = folder
+        self.resumed = resumed
+
+    def fetch(self) -> None:
+        """Fetch the newest copies of the files from which this run continues."""
+
+    def begin(self, known: Iterable[int]) -> None:
+        """Write to the storage for the first time; ``known`` are the numbers of the trials in the record.
 
         Raises:
-            LeaseError: ``error``, because the time is up.
+            StorageError: the storage cannot be written.
         """
-        now = time.monotonic()
-        if self._end is None:
-            self._end = now + self._seconds
-            if self._seconds > 0:
-                _PROGRESS.info(f"{error} Waiting for up to {self._seconds:g} s.")
-        if now >= self._end:
-            raise error
-        time.sleep(min(self._seconds / 20, self._end - now))
+
+    def checkpoint_dir(self, number: int) -> Path:
+        """Return the directory to which a worker process writes a trial's checkpoints."""
+        return self.folder.checkpoints(number)
+
+    def checkpoint_url(self, number: int) -> str | None:
+        """Return the URL to which a worker process copies a trial's checkpoints; None if it makes no copy."""
+        del number
+        return None
+
+    def prune(self, number: int, keep: str | None) -> None:
+        """Delete a trial's checkpoints except ``keep``, the path or URL that a worker process reported."""
+        self.folder.prune_checkpoints(number, keep=keep)
+
+    def close(self, timeout: float) -> int:
+        """Wait at most ``timeout`` seconds until all changes are kept; return how many are not kept."""
+        del timeout
+        return 0
+
+    def abandon(self) -> None:
+        """Stop writing, because another driver has the search."""
 
 
 class MirrorCallback(SearchCallback):
@@ -110,23 +122,16 @@ class MirrorCallback(SearchCallback):
 _TRIAL: Final = re.compile(rf"{CHECKPOINTS}/trial_(\d+)/(.*)")
 
 
-class UrlStore:
-    """A :class:`.SearchStore` at a URL."""
+class UrlStore(SearchStore):
+    """A scratch directory on this machine, whose files are copied to a URL."""
 
     def __init__(
         self, home: SearchHome, options: RunOptions, *, reservation: Reservation | None = None
     ) -> None:
-        """Keep a search at ``home``. The constructor neither fetches nor sends anything.
-
-        Args:
-            home: the search's place at the URL.
-            options: the options of this run.
-            reservation: the reservation of a new search's name; None for a search that is resumed.
-        """
-        self.resumed = reservation is None
-        self._reservation = reservation
+        """Keep a search at ``home``, which is a new one if its name is reserved; nothing is sent yet."""
         scratch = home.scratch(options.cache_root.resolve())
-        self.folder = SearchFolder(storage=scratch, name=home.name)
+        super().__init__(SearchFolder(storage=scratch, name=home.name), resumed=reservation is None)
+        self._reservation = reservation
         self.url = home.remote.url
         self._home = home
         # The folder is unique to this run, because an earlier run may have left checkpoints on a node of a
@@ -135,28 +140,19 @@ class UrlStore:
         self._databases = _databases(self.folder, options)
         self._sender = Sender(home.remote, databases=self._databases, files=_files(self.folder))
         self._mirror = Mirror(self._sender)
-        self._begun = False
-
-    @property
-    def callbacks(self) -> Sequence[SearchCallback]:
-        """A callback that notifies the mirror."""
-        return (MirrorCallback(self._mirror),)
-
-    @property
-    def lease(self) -> LeaseStore | None:
-        """The store of the lease at the URL; None if the study is in a separate database."""
-        return SharedValue(self._home.remote.folder("lease")) if "study.db" in self._databases else None
-
-    @property
-    def begun(self) -> bool:
+        self.callbacks = (MirrorCallback(self._mirror),)
+        if "study.db" in self._databases:
+            self.lease = SharedValue(home.remote.folder("lease"))
+        self.begun = False
         """True if the search is at the URL."""
-        return self._begun
 
+    @override
     def fetch(self) -> None:
         """Fetch the databases: the newer of the URL's copy and the copy of an earlier run on this machine."""
         with usable(self._home.storage):
             self._sender.term = fetch_databases(self._home.remote, self._databases)
 
+    @override
     def begin(self, known: Iterable[int]) -> None:
         """Send the first copies, and delete the files of trials that the record does not contain.
 
@@ -172,7 +168,7 @@ class UrlStore:
                 trial = _TRIAL.fullmatch(name)
                 if trial and int(trial[1]) not in numbers and trial[2] in TRIAL_FILES:
                     self._home.remote.delete(name)
-        self._begun = True
+        self.begun = True
         if self._reservation is not None:
             # The search's own lease guards it from now on.
             self._reservation.held.close()
@@ -181,14 +177,16 @@ class UrlStore:
             self._home.opened()
         self._mirror.start()
 
+    @override
     def checkpoint_dir(self, number: int) -> Path:
         """Return a folder on the node that runs the trial."""
         return self._checkpoints / Path(trial_folder(number)).name
 
+    @override
     def checkpoint_url(self, number: int) -> str | None:
-        """Return the trial's folder within the search's folder at the URL."""
         return f"{self.url}/{trial_folder(number)}"
 
+    @override
     def prune(self, number: int, keep: str | None) -> None:
         """Delete a trial's checkpoints at the URL once the study there no longer needs them.
 
@@ -197,12 +195,12 @@ class UrlStore:
         kept = None if keep is None else keep.rpartition("/")[2]
         self._mirror.forget(Discard(folder=trial_folder(number), names=TRIAL_FILES, keep=kept))
 
+    @override
     def close(self, timeout: float) -> int:
-        """Send the remaining changes within ``timeout`` seconds; return the number of unsent changes."""
         return self._mirror.close(timeout)
 
+    @override
     def abandon(self) -> None:
-        """Stop sending, because another driver has the search."""
         self._mirror.abandon()
 
 
@@ -228,80 +226,6 @@ class Reservation:
             self.keeper.ensure_held()
             shutil.rmtree(scratch, ignore_errors=True)
             self.home.remove()
-
-
-@contextmanager
-def open_url_store(storage: StorageUrl, options: RunOptions) -> Iterator[UrlStore]:
-    """Reserve a new search's name at the URL, or find the search to resume.
-
-    Raises:
-        LeaseError: another driver has reserved the name and is about to begin the search.
-        StorageError: the name is invalid, taken or missing, or the URL cannot be used.
-    """
-    with ExitStack() as held:
-        found = SearchHome.find(storage, options.name) if options.resume else _reserve(storage, options, held)
-        if isinstance(found, SearchHome):
-            store = UrlStore(found, options)
-            store.folder.path.mkdir(parents=True, exist_ok=True)
-            yield store
-            return
-        store = UrlStore(found.home, options, reservation=found)
-        try:
-            store.folder.create()
-            yield store
-        except BaseException:
-            if not store.begun:
-                found.cancel(store.folder.storage)
-            raise
-
-
-def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reservation | SearchHome:
-    """Reserve the name of a new search; with ``resume_or_start``, return the home of one that has begun.
-
-    Raises:
-        LeaseError: another driver has reserved the name.
-        NameTakenError: a search of the name has begun.
-    """
-    takeover = TakeoverWait(options)
-    while True:
-        home = SearchHome.look(storage, options.name)
-        if home is None:
-            with suppress(NameTakenError):
-                home = SearchHome.create(storage, options.name)
-        if home is None:
-            continue  # another driver was faster
-        if home.begun:
-            if options.resume_or_start:
-                return home
-            raise name_taken(options.name, home.remote.url, begun=True)
-        try:
-            reservation = _take(home, options)
-        except LeaseError as error:
-            takeover.wait(error)
-            continue
-        held.enter_context(reservation.held)
-        found = SearchHome.look(storage, options.name)
-        if found is None or found.identity != home.identity or found.begun:
-            # While this process waited, the other driver began the search or released its name.
-            reservation.held.close()
-            continue
-        with usable(storage):
-            home.clear()
-        shutil.rmtree(home.scratch(options.cache_root.resolve()), ignore_errors=True)
-        return reservation
-
-
-def _take(home: SearchHome, options: RunOptions) -> Reservation:
-    """Hold the lease of a reservation.
-
-    Raises:
-        LeaseError: another driver holds it.
-    """
-    seconds = URL_LEASE_FACTOR * options.lease_seconds
-    with ExitStack() as held, usable(home.storage):
-        lease = hold_lease(SharedValue(home.opening), name=options.name, seconds=seconds)
-        keeper = held.enter_context(lease)
-        return Reservation(home=home, keeper=keeper, held=held.pop_all())
 
 
 def _databases(folder: SearchFolder, options: RunOptions) -> Mapping[str, Path]:
