@@ -149,7 +149,14 @@ class TunePolicy:
     def epoch_done(
         self, number: int, epoch: int, metrics: Mapping[str, float], checkpoint: str | None
     ) -> Decision:
-        """Pass a result to the scheduler, and to the searcher unless the result ends the trial."""
+        """Pass a result to the scheduler, and to the searcher unless the result ends the trial.
+
+        Args:
+            number: the trial.
+            epoch: the epoch, counted from 1.
+            metrics: the metrics of the epoch.
+            checkpoint: the trial's checkpoint; None if it has none.
+        """
         written = self._write(number, epoch, metrics, checkpoint) if self._write else metrics
         return self.report(number, {"training_iteration": epoch, **written})
 
@@ -173,7 +180,14 @@ class TunePolicy:
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
-        """End a trial whose code raised, which Tune handles like a dead worker."""
+        """End a trial whose code raised, which Tune handles like a dead worker.
+
+        Args:
+            number: the trial.
+            state: not used.
+            checkpoint: not used.
+            error: not used.
+        """
         del state, checkpoint, error
         self.worker_failed(number)
 

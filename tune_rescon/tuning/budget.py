@@ -94,8 +94,15 @@ def deadline(hours: float | None, *, elapsed_seconds: float, now: float) -> floa
 def spent_words(budget: Budget, *, name: str, trials: int, epochs: int, elapsed_seconds: float) -> str | None:
     """Return a message about a search whose hours or epochs ended it before all of its trials began.
 
-    Return None if neither did. ``trials`` have begun and have run ``epochs`` together, in all runs of the
-    search ``name``.
+    Args:
+        budget: the budget of the search.
+        name: the name of the search.
+        trials: number of trials that have begun, in all runs of the search.
+        epochs: number of epochs that they have run together.
+        elapsed_seconds: the time of all runs.
+
+    Returns:
+        The message, or None if neither hours nor epochs ended the search.
 
     >>> used = {"name": "a", "trials": 12, "epochs": 498, "elapsed_seconds": 7300.0}
     >>> spent_words(Budget(trials=128, hours=2.0), **used)

@@ -88,7 +88,10 @@ class SearchRun:
     def start(self, callbacks: Sequence[SearchCallback], interruption: SignalState, ray: RaySession) -> None:
         """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
 
-        The signals and the session on which the trials run are watched from now on.
+        Args:
+            callbacks: called with the events of the search.
+            interruption: the signals that end the search, watched from now on.
+            ray: the session on which the trials run, watched from now on.
         """
         store, record, folder = self.store, self.record, self.store.folder
         self._space = self.versions.newest

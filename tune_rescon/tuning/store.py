@@ -128,7 +128,13 @@ class UrlStore(SearchStore):
     def __init__(
         self, home: SearchHome, options: RunOptions, *, reservation: Reservation | None = None
     ) -> None:
-        """Keep a search at ``home``, which is a new one if its name is reserved; nothing is sent yet."""
+        """Keep a search at ``home``. The constructor neither fetches nor sends anything.
+
+        Args:
+            home: the search's place at the URL.
+            options: the options of this run.
+            reservation: the reservation of a new search's name; None for a search that is resumed.
+        """
         scratch = home.scratch(options.cache_root.resolve())
         super().__init__(SearchFolder(storage=scratch, name=home.name), resumed=reservation is None)
         self._reservation = reservation

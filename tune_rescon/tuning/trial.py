@@ -94,7 +94,14 @@ def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, nu
 def find_origin(
     space: Space, parameters: Mapping[str, Any], *, version: int, number: int
 ) -> TrialOrigin | None:
-    """Return the result of :func:`make_origin`; None if ``parameters`` did not come from this space."""
+    """Return the result of :func:`make_origin`; None if ``parameters`` did not come from this space.
+
+    Args:
+        space: the version of the space.
+        parameters: the active parameters, as Optuna stores them.
+        version: the number of the version, counted from 1.
+        number: the trial's number.
+    """
     try:
         return make_origin(space, parameters, version=version, number=number)
     except (ConfigError, KeyError, ValueError):
