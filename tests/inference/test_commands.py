@@ -194,6 +194,15 @@ def test_an_unknown_model(
     assert "Traceback" not in words
 
 
+def test_a_searchs_name_with_dots_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows of published tables are searches such as reproduce-attention56-nal-0.1x0.05."""
+    output = ["--format", "safetensors", "--output", str(tmp_path / "x.safetensors")]
+    assert export(["pets-v1.2", *output, "--storage", str(tmp_path / "runs")]) == 2
+    assert "no search named 'pets-v1.2'" in capsys.readouterr().err
+    assert export(["pets.ckpt", *output, "--storage", str(tmp_path / "runs")]) == 2
+    assert "or a file that exists" in capsys.readouterr().err
+
+
 def foreign_file(kind: str, folder: Path) -> Path:
     """A file that is no trained network. Running the code in it creates ``ran`` beside it."""
     path = folder / "foreign.ckpt"

@@ -337,3 +337,16 @@ def test_a_resumed_search_trusts_the_latencies_that_were_measured_before(
     assert {trial.parameters["depth"] for trial in resumed.trials} == {56}
     said = [line for line in progress if line.startswith("constraints: ")]
     assert [line.partition(". ")[2] for line in said] == ["An image takes 4 to 14 ms on cpu"] * 2
+
+
+def test_each_trial_is_told_which_images_it_must_have(small_space: Space, options: RunOptions) -> None:
+    """Its process may begin after the images have changed, or on a machine that has others."""
+    told: list[object] = []
+
+    def spy(config: dict[str, object]) -> None:
+        told.append(config["images"])
+        learn_nothing(config)
+
+    result = run_search(small_space, options, trainable=spy)
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{result.folder / 'study.db'}")
+    assert set(told) == {study.user_attrs["image_digests"]["digits"]}

@@ -214,6 +214,25 @@ def test_fields_may_move_between_fixed_and_parameters(change: tuple[str, ...]) -
     assert problems(*change) == []
 
 
+def test_the_function_that_ranks_the_trials_stays_and_others_may_come() -> None:
+    """Functions of two modules may have one name, which is the name of the metric."""
+    own = "metric={{name: val_score, mode: min, log: [{}]}}"
+    old = space(own.format("before:score"))
+    assert change_problems(old, space(own.format("before:score, other:count")), [trial(old)]) == []
+    (problem,) = change_problems(old, space(own.format("after:score")), [trial(old)])
+    assert problem.startswith("val_score is computed by before:score and would be computed by after:score")
+
+
+def test_a_trial_of_an_earlier_version_ran_with_the_defaults_of_later_fields() -> None:
+    of = space()
+    whole = trial(of)
+    assert whole.origin is not None
+    config = {name: value for name, value in whole.origin.config.items() if name != "patience"}
+    earlier = dataclasses.replace(whole, origin=dataclasses.replace(whole.origin, config=config))
+    (problem,) = change_problems(of, space("fixed.patience=3"), [earlier])
+    assert problem.startswith("fixed.patience would become 3, and trial 0 ran with 0")
+
+
 def test_without_trials_a_fixed_field_is_free() -> None:
     assert change_problems(space(), space("fixed.width=1.0"), []) == []
 

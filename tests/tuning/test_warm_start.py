@@ -47,7 +47,25 @@ def test_a_trials_whole_curve_is_kept() -> None:
     )
     kept = record()
     record_warm_start(kept, [earlier])
-    assert warm_start_trials(kept) == [earlier]
+    assert warm_start_trials(kept) == [dataclasses.replace(earlier, at="best")]
+
+
+@pytest.mark.parametrize(("at", "value"), [("best", 0.5), ("last", 0.4)])
+def test_an_earlier_trial_has_the_value_that_it_would_have_here(at: str, value: float) -> None:
+    """Samplers other than TPE learn from it beside the values of this search's trials."""
+    earlier = TrialRecord(
+        number=3,
+        state=TrialState.FINISHED,
+        parameters={"learning_rate": 0.1},
+        metric="val_accuracy",
+        maximize=True,
+        values=(0.2, 0.5, 0.4),
+    )
+    kept = record()
+    kept.set_attribute("metric_at", at)
+    record_warm_start(kept, [earlier])
+    (trial,) = warm_start_trials(kept)
+    assert trial.value == value
 
 
 def test_of_an_earlier_versions_note_the_last_value_is_known() -> None:

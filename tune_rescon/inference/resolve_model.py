@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from torch import nn
 
@@ -16,6 +17,9 @@ from tune_rescon.tuning import SearchFolder, SearchLocation, StudyResult, read_s
 __all__ = [
     "load_model",
 ]
+
+#: Suffixes of the files that a model may be in. A name with one of them is never taken for a search's.
+_FILES: Final = (".ckpt", ".safetensors", ".pt", ".pth", ".pt2", ".onnx")
 
 
 def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, TrainedNetwork]:
@@ -40,7 +44,8 @@ def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, Trained
     if os.path.isfile(path):  # noqa: PTH113
         is_exported = path.suffix == ".safetensors"
         return load_exported(path, where="MODEL") if is_exported else load_trained(path)
-    if path.suffix or len(path.parts) > 1:
+    # The name of a search may contain dots, as that of a reproduction does (`-0.1x0.05`).
+    if path.suffix in _FILES or len(path.parts) > 1:
         rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
         raise StorageError(format_error(rule, got=model))
     with local_file(_best_checkpoint(read_search(location, model, where="MODEL"))) as file:

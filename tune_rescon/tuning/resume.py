@@ -12,16 +12,19 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
 from tune_rescon.errors import SpaceError
+from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space, dump_space, load_space
+from tune_rescon.spaces.sections import Metric
 from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import read_run_attributes
-from tune_rescon.tuning.trial import TrialRecord
+from tune_rescon.tuning.trial import TrialOrigin, TrialRecord
 from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
 
 __all__ = [
@@ -76,6 +79,7 @@ def change_problems(old: Space, new: Space, trials: Iterable[TrialRecord]) -> li
     recorded = tuple(trials)
     return [
         *_frozen_problems(old, new),
+        *_metric_problems(old, new),
         *_fixed_problems(old, new, recorded),
         *_unknown_problems(recorded),
     ]
@@ -152,6 +156,20 @@ def _frozen_problems(old: Space, new: Space) -> Iterator[str]:
         yield f"{key} is {was} and would become {becomes} ({FROZEN[section]})"
 
 
+def _metric_problems(old: Space, new: Space) -> Iterator[str]:
+    """Yield the problem if another function than before would compute the metric of the same name."""
+    was, becomes = (_function_of(space.metric) for space in (old, new))
+    if old.metric.name == new.metric.name and was != becomes:
+        yield (
+            f"{old.metric.name} is computed by {was} and would be computed by {becomes} ({FROZEN['metric']})"
+        )
+
+
+def _function_of(metric: Metric) -> str | None:
+    """Return the user's function in ``metric.log`` that computes the objective, or None if none does."""
+    return next((entry for entry in metric.log if custom_metric_name(entry) == metric.name), None)
+
+
 def _fixed_problems(old: Space, new: Space, trials: tuple[TrialRecord, ...]) -> Iterator[str]:
     searched = {**old.parameters, **new.parameters}
     before, after = TrialConfig.from_dict(old.fixed), TrialConfig.from_dict(new.fixed)
@@ -159,12 +177,17 @@ def _fixed_problems(old: Space, new: Space, trials: tuple[TrialRecord, ...]) -> 
         value = getattr(after, name)
         if name in searched or getattr(before, name) == value:
             continue
-        others = [t.number for t in trials if t.origin is not None and t.origin.config[name] != value]
+        others = [t.number for t in trials if t.origin is not None and _ran_with(t.origin, name) != value]
         if others:
             yield (
                 f"fixed.{name} would become {_shown(value)}, and {_numbered(others)} ran with"
                 f" {_shown(getattr(before, name))} (to search it from now on, move it to `parameters`)"
             )
+
+
+def _ran_with(origin: TrialOrigin, name: str) -> Any:
+    # A trial of an earlier version of this package lacks later fields. It ran with their defaults.
+    return getattr(TrialConfig.from_dict(origin.config), name)
 
 
 def _unknown_problems(trials: tuple[TrialRecord, ...]) -> Iterator[str]:
@@ -220,11 +243,13 @@ def resume_record(
         The record, and the spaces that the search has had before ``space``.
 
     Raises:
-        StorageError: If the study does not exist or the database cannot be used.
+        StorageError: If the study does not exist or is another search's, or the database cannot be used.
         SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
     url = options.study_url or folder.study_url
     record = StudyRecord.load(url, options.name, metric=space.metric.name)
+    if options.study_url is not None:
+        check_same_search(record.attributes(), folder)
     versions = read_versions(record, lambda: load_space(folder.space_yaml))
     check_changes(
         options.name,

@@ -126,7 +126,8 @@ def run_search(
             _writer(space, options, store, resumed) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
-                space, slots = fit_to_cluster(space, options, dataset_infos(prepared), ray)
+                infos, digests = dataset_infos(prepared), {n: each.digest for n, each in prepared.items()}
+                space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
                 record, before = resumed or (_created(space, options, store), None)
                 lease = lease or held.enter_context(search_lease(options, store))
                 opened = _opened(options, store, record, lease=lease, writer=writer)

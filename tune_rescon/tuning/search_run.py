@@ -203,15 +203,17 @@ class SearchRun:
         written. The caller must call :meth:`hand_over` next.
         """
         record_run(self._record, self._costs.datasets, self._options.tracking_uri)
-        record_images(self._record, {name: each.digest for name, each in self._prepared.items()})
+        digests = {name: each.digest for name, each in self._prepared.items()}
+        record_images(self._record, digests)
         with usable_directory(self._folder.storage):
             write_atomically(self._folder.space_yaml, with_id(dump_space(self._space), self._identity.id))
         self._store.begin(trial.number for trial in self._record.trials())
         lock = DriverLock(self._lease.ensure_held)
+        tasks = TrialTaskFactory(space=self._space, options=self._options, store=self._store, digests=digests)
         work = functools.partial(
             execute,
             self._coordinator,
-            make_task=TrialTaskFactory(space=self._space, options=self._options, store=self._store).task,
+            make_task=tasks.task,
             trainable=trainable,
             resources=self._space.resources_per_trial.by_name(),
             workers=self._space.resources_per_trial.workers,

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
+from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Overlap, Space, overlap_message, place_config, to_optuna
+from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.sampler import most_informative
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
-from tune_rescon.tuning.study import StudyRecord
+from tune_rescon.tuning.study import METRIC_AT, StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
@@ -53,6 +55,8 @@ def overlapping_trials(space: Space, options: RunOptions) -> list[TrialRecord]:
     record, versions = open_recorded(
         options.study_url or other.study_url, other, any_name=options.study_url is None
     )
+    if options.study_url is not None:
+        check_same_search(record.attributes(), other)
     ended = [trial for trial in record.trials() if trial.state.is_final]
     placed = [_placed(space, versions.newest, trial) for trial in ended]
     usable = [
@@ -78,8 +82,13 @@ def record_warm_start(record: StudyRecord, trials: Sequence[TrialRecord]) -> Non
 
 def warm_start_trials(record: StudyRecord) -> list[TrialRecord]:
     """Return the earlier trials that the sampler learned from when this search began."""
-    values = record.attribute(_ATTRIBUTE) or []
-    return [_from_dict(value, maximize=record.maximize) for value in values]
+    attributes = record.attributes()
+    at: MetricAt = attributes.get(METRIC_AT, "best")
+    # A trial of this search would have the value of the epoch that counts here.
+    return [
+        dataclasses.replace(_from_dict(value, maximize=record.maximize), at=at)
+        for value in attributes.get(_ATTRIBUTE) or []
+    ]
 
 
 def _to_dict(trial: TrialRecord) -> dict[str, Any]:

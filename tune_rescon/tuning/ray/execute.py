@@ -6,8 +6,8 @@ Ray is imported when the trials begin, because a search imports this module befo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tune_rescon.config import TrialConfig, trial_name
@@ -32,16 +32,20 @@ class TrialTaskFactory:
     space: Space
     options: RunOptions
     store: SearchStore
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Digest of the images and splits of each dataset, by its name."""
 
     def task(self, trial: TrialRecord) -> TrialTask:
         """Create the worker's task for a trial."""
         space, options, origin = self.space, self.options, trial.origin
         assert origin is not None, "a resume is refused while an unfinished trial has no configuration"
         config = TrialConfig.from_dict(origin.config)
+        dataset = space.dataset_config(config.dataset)
         return TrialTask(
             number=trial.number,
             config=config,
-            dataset=space.dataset_config(config.dataset),
+            dataset=dataset,
+            images=self.digests.get(dataset.name),
             epochs=space.fidelity.max,
             seed=origin.seed,
             metric=space.metric.name,
