@@ -8,10 +8,10 @@ decisions depend on. A change is refused if it would change the meaning of recor
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
-from tune_rescon.errors import SpaceError
+from tune_rescon.errors import SpaceError, StorageError, format_error
 from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space, dump_space, load_space
@@ -27,15 +27,20 @@ from tune_rescon.tuning.study_attributes import read_run_attributes
 from tune_rescon.tuning.trial import TrialOrigin, TrialRecord
 from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
 
+if TYPE_CHECKING:
+    from tune_rescon.training.initial_weights import InitialWeights
+
 __all__ = [
     "FREE",
     "FROZEN",
     "change_problems",
     "change_words",
     "check_changes",
+    "check_same_weights",
     "create_record",
     "history_words",
     "is_finished",
+    "record_weights",
     "resume_record",
 ]
 
@@ -259,6 +264,42 @@ def resume_record(
         flag="--resume-or-start" if options.resume_or_start else "--resume",
     )
     return record, versions
+
+
+#: The study's attribute that stores the digest of each file of initial weights, by its path or URL.
+_WEIGHTS: Final = "weight_digests"
+
+
+def check_same_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
+    """Check that the files of initial weights hold what the trials of a resumed search began with.
+
+    A record written by an earlier version of this package has no digests. In that case nothing is checked.
+
+    Args:
+        record: The record of the search.
+        weights: The initial weights now, by path or URL.
+
+    Raises:
+        StorageError: If a file holds other weights.
+    """
+    recorded = record.attribute(_WEIGHTS) or {}
+    for source, found in weights.items():
+        if recorded.get(source, found.digest) != found.digest:
+            rule = "a resumed search must have the initial weights that its trials began with"
+            hint = (
+                "Put the file back, or begin a search of another --name. To compare both files, give the new"
+                " one another name, and search init_from."
+            )
+            raise StorageError(
+                format_error(rule, got=f"other weights in {source}", where="init_from", hint=hint)
+            )
+
+
+def record_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
+    """Store in the record which initial weights the trials begin with, as a digest for each file."""
+    if weights:
+        digests = {source: found.digest for source, found in weights.items()}
+        record.set_attribute(_WEIGHTS, {**(record.attribute(_WEIGHTS) or {}), **digests})
 
 
 def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> bool:

@@ -45,7 +45,13 @@ from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import check_fits, choose_resources, this_machine
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.resume import create_record, is_finished, resume_record
+from tune_rescon.tuning.resume import (
+    check_same_weights,
+    create_record,
+    is_finished,
+    record_weights,
+    resume_record,
+)
 from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, OpenSearch, SearchRun, dataset_infos
 from tune_rescon.tuning.search_storage import SearchStore, find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
@@ -130,6 +136,7 @@ def run_search(
                 space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
                 record, before = resumed or (_created(space, options, store), None)
                 lease = lease or held.enter_context(search_lease(options, store))
+                record_weights(record, weights)
                 opened = _opened(options, store, record, lease=lease, writer=writer)
                 if options.tensorboard:
                     files = event_files(store.folder.tensorboard, space)
@@ -195,6 +202,7 @@ def _prepared(
     datasets = dataset_infos(prepared)
     if resumed is not None:
         check_same_images(resumed[0], prepared)
+        check_same_weights(resumed[0], weights)
     check_external_networks(space, datasets)
     check_weights(space, weights, datasets)
     costs = CostModel(space=space, datasets=datasets)
