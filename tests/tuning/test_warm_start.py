@@ -22,6 +22,7 @@ from tune_rescon.tuning import (
     Verdict,
     sampler,
 )
+from tune_rescon.tuning.prepare import record_images
 from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start, warm_start_trials
 
 # An earlier search is a database that is written trial by trial.
@@ -95,14 +96,13 @@ def options(tmp_path: Path) -> RunOptions:
     )
 
 
-def begun(folder: SearchFolder, url: str, *states: TrialState) -> list[float]:
+def begun(folder: SearchFolder, url: str, *states: TrialState, of: Space | None = None) -> list[float]:
     """A search in ``folder`` whose record is at ``url``; the widths of its trials."""
+    of = of or space()
     folder.create()
-    folder.space_yaml.write_text(dump_space(space()))
-    kept = StudyRecord.create(
-        url, folder.name, metric="val_accuracy", maximize=True, space=dump_space(space())
-    )
-    search, widths = SearchSampler(space()), []
+    folder.space_yaml.write_text(dump_space(of))
+    kept = StudyRecord.create(url, folder.name, metric="val_accuracy", maximize=True, space=dump_space(of))
+    search, widths = SearchSampler(of), []
     for state in states:
         proposal = search.ask()
         assert proposal is not None
@@ -133,6 +133,23 @@ def test_the_trials_that_ended_and_that_the_space_contains_are_learnt_from(
         widths[n] for n in (0, 2, 3) if widths[n] <= middle
     ]
     assert progress[1].startswith("used 2 of 3 trials of base")
+
+
+def test_the_same_images_in_another_place_are_the_same_and_others_in_the_same_place_are_said(
+    options: RunOptions, progress: list[str]
+) -> None:
+    """The digest of the images counts, not their path."""
+    folder = SearchFolder(storage=Path(str(options.storage)), name="base")
+    images = ("dataset.name=folder", "dataset.store_size=32")
+    here, there = (space(*images, f"dataset.path=/{name}") for name in ("here", "there"))
+    begun(folder, folder.study_url, *STATES, of=here)
+    assert overlapping_trials(there, options, digests={"folder": "0123"}) == []
+    assert "3 differ in dataset.path" in progress.pop()
+    record_images(StudyRecord.load(folder.study_url, "base", metric="val_accuracy"), {"folder": "0123"})
+    assert len(overlapping_trials(there, options, digests={"folder": "0123"})) == 3
+    assert progress == ["used 3 of 3 trials of base"]
+    assert len(overlapping_trials(here, options, digests={"folder": "4567"})) == 3
+    assert "base had other images in folder: its values may be higher or lower" in progress[-1]
 
 
 def test_of_many_the_most_telling_are_learnt_from(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
+    "IMAGES",
     "PreparedDataset",
     "cache_words",
     "check_external_networks",
@@ -294,7 +295,7 @@ def check_weights(
 
 
 #: The study's attribute that stores the digest of each dataset's images and splits, by the dataset's name.
-_IMAGES: Final = "image_digests"
+IMAGES: Final = "image_digests"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,6 +353,8 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             _PROGRESS.info(f"{dataset.name}: {levels_text(images.levels)}")
         if info.account and (words := darkness_message(images.mean, images.std)) is not None:
             _PROGRESS.warning(f"{dataset.name}: {words}")
+        for line in images.repeats:
+            _PROGRESS.warning(f"{dataset.name}: {line}")
         check_metric_classes(space, info, val_labels_N=images.val.labels_N)
         if space.metric.of_test_images and not info.test_images:
             rule = "there must be test images for a network to be judged by"
@@ -390,7 +393,7 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, PreparedDatase
         DataError: If a dataset differs.
     """
     stored = record.attributes()
-    noted, known = stored.get(_IMAGES) or {}, stored.get("datasets") or {}
+    noted, known = stored.get(IMAGES) or {}, stored.get("datasets") or {}
     for name, dataset in prepared.items():
         if noted.get(name, dataset.digest) != dataset.digest:
             rule = "a resumed search must have the images that its trials were trained and validated on"
@@ -413,4 +416,4 @@ def _counts(known: Mapping[str, Any] | None, info: DatasetInfo) -> str:
 
 def record_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
     """Store in the record which images the trials use, as a digest for each dataset."""
-    record.set_attribute(_IMAGES, {**(record.attribute(_IMAGES) or {}), **digests})
+    record.set_attribute(IMAGES, {**(record.attribute(IMAGES) or {}), **digests})

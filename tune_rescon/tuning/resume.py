@@ -327,18 +327,21 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
     return space.model_copy(update={**undecided, "budget": budget}) == newest
 
 
-def create_record(space: Space, options: RunOptions, folder: SearchFolder) -> StudyRecord:
+def create_record(
+    space: Space, options: RunOptions, folder: SearchFolder, *, digests: Mapping[str, str]
+) -> StudyRecord:
     """Create the record of a new search, including the earlier trials that its sampler learns from.
 
     Args:
         space: The space of the new search.
         options: The options of this run.
         folder: The search's folder.
+        digests: The digest of the images and splits of each dataset, by name.
 
     Raises:
         StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
     """
-    earlier = overlapping_trials(space, options) if options.warm_start else []
+    earlier = overlapping_trials(space, options, digests=digests) if options.warm_start else []
     record = StudyRecord.create(
         options.study_url or folder.study_url,
         options.name,
