@@ -27,7 +27,14 @@ from tune_rescon.reporting.formatting import (
 )
 from tune_rescon.reporting.page.chart import Chart
 from tune_rescon.reporting.page.panels import comparison_panels, panels
-from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
+from tune_rescon.reporting.rows import (
+    comparison_headings,
+    comparison_row,
+    differences,
+    headings,
+    ranked,
+    row,
+)
 from tune_rescon.tuning import SearchFolder, SearchState, StudyResult, write_atomically
 
 __all__ = ["render_page", "write_report"]
@@ -87,6 +94,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         in_hand=in_hand_message(result),
         command=command,
         compared=results,
+        differences=differences(results) if results else [],
         beside=beside,
         shown=shown,
         headings=headings(result),
