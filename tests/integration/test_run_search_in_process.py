@@ -390,3 +390,15 @@ def test_other_initial_weights_in_the_same_file_are_refused_on_resume(
     with pytest.raises(StorageError, match="must have the initial weights that its trials began with"):
         search(again, *changes, "budget.trials=4")
     assert len(read_search(SearchLocation(storage=options.storage), "s").trials) == 3
+
+
+def test_a_search_for_a_front_learns_from_one_of_one_objective(options: RunOptions) -> None:
+    changes = ("initial=[]", "budget.trials=4", "scheduler={type: none}", "fidelity.max=2")
+    first = search(options, *changes)
+    warm = dataclasses.replace(options, name="warm", warm_start="s")
+    result = search(warm, *changes, "metric.against=gmacs")
+    assert len(result.trials) == 4
+    study = optuna.load_study(study_name="warm", storage=f"sqlite:///{result.folder / 'study.db'}")
+    costs = [trial["cost"] for trial in study.user_attrs["warm_start"]]
+    assert len(costs) == 4
+    assert costs == [first.costs[number].gmacs for number in range(4)]

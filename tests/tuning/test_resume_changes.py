@@ -31,7 +31,7 @@ from tune_rescon.tuning.resume import (
     history_words,
 )
 from tune_rescon.tuning.space_versions import SpaceVersions
-from tune_rescon.tuning.trial import make_origin
+from tune_rescon.tuning.trial import TrialOrigin, make_origin
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "resume.md"
 
@@ -227,8 +227,10 @@ def test_a_trial_of_an_earlier_version_ran_with_the_defaults_of_later_fields() -
     of = space()
     whole = trial(of)
     assert whole.origin is not None
-    config = {name: value for name, value in whole.origin.config.items() if name != "patience"}
-    earlier = dataclasses.replace(whole, origin=dataclasses.replace(whole.origin, config=config))
+    recorded = whole.origin.to_dict()
+    del recorded["config"]["patience"]
+    earlier = dataclasses.replace(whole, origin=TrialOrigin.from_dict(recorded))
+    assert earlier.setting("patience") == 0
     (problem,) = change_problems(of, space("fixed.patience=3"), [earlier])
     assert problem.startswith("fixed.patience would become 3, and trial 0 ran with 0")
 

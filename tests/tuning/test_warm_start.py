@@ -96,7 +96,9 @@ def options(tmp_path: Path) -> RunOptions:
     )
 
 
-def begun(folder: SearchFolder, url: str, *states: TrialState, of: Space | None = None) -> list[float]:
+def begun(
+    folder: SearchFolder, url: str, *states: TrialState, of: Space | None = None, cost: float | None = None
+) -> list[float]:
     """A search in ``folder`` whose record is at ``url``; the widths of its trials."""
     of = of or space()
     folder.create()
@@ -110,7 +112,7 @@ def begun(folder: SearchFolder, url: str, *states: TrialState, of: Space | None 
         search.on_trial_start(trial)
         kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
         if state.is_final:
-            kept.close(trial.number, state, checkpoint=None)
+            kept.close(trial.number, state, checkpoint=None, cost=cost)
         widths.append(proposal.params["width"])
     return widths
 
@@ -150,6 +152,18 @@ def test_the_same_images_in_another_place_are_the_same_and_others_in_the_same_pl
     assert progress == ["used 3 of 3 trials of base"]
     assert len(overlapping_trials(here, options, digests={"folder": "4567"})) == 3
     assert "base had other images in folder: its values may be higher or lower" in progress[-1]
+
+
+def test_an_earlier_trial_has_the_second_objective_of_this_search_and_not_its_own(
+    options: RunOptions,
+) -> None:
+    """Optuna's samplers raise for a trial of another number of objectives, and mix up other ones."""
+    folder = SearchFolder(storage=Path(str(options.storage)), name="base")
+    begun(folder, folder.study_url, *STATES, cost=7.0)
+    both = space("metric.against=gmacs")
+    used = overlapping_trials(both, options, cost=lambda trial, epochs: 100 * trial.number + epochs)
+    assert [trial.cost for trial in used] == [1, 201, 301]
+    assert [trial.cost for trial in overlapping_trials(space(), options)] == [None] * 3
 
 
 def test_of_many_the_most_telling_are_learnt_from(

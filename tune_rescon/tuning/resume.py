@@ -16,6 +16,7 @@ from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.spaces.sections import Metric
+from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
@@ -24,7 +25,7 @@ from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import read_run_attributes
-from tune_rescon.tuning.trial import TrialOrigin, TrialRecord
+from tune_rescon.tuning.trial import TrialRecord
 from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
 
 if TYPE_CHECKING:
@@ -182,17 +183,12 @@ def _fixed_problems(old: Space, new: Space, trials: tuple[TrialRecord, ...]) -> 
         value = getattr(after, name)
         if name in searched or getattr(before, name) == value:
             continue
-        others = [t.number for t in trials if t.origin is not None and _ran_with(t.origin, name) != value]
+        others = [t.number for t in trials if t.origin is not None and t.origin.config[name] != value]
         if others:
             yield (
                 f"fixed.{name} would become {_shown(value)}, and {_numbered(others)} ran with"
                 f" {_shown(getattr(before, name))} (to search it from now on, move it to `parameters`)"
             )
-
-
-def _ran_with(origin: TrialOrigin, name: str) -> Any:
-    # A trial of an earlier version of this package lacks later fields. It ran with their defaults.
-    return getattr(TrialConfig.from_dict(origin.config), name)
 
 
 def _unknown_problems(trials: tuple[TrialRecord, ...]) -> Iterator[str]:
@@ -328,12 +324,12 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
 
 
 def create_record(
-    space: Space, options: RunOptions, folder: SearchFolder, *, digests: Mapping[str, str]
+    costs: CostModel, options: RunOptions, folder: SearchFolder, *, digests: Mapping[str, str]
 ) -> StudyRecord:
     """Create the record of a new search, including the earlier trials that its sampler learns from.
 
     Args:
-        space: The space of the new search.
+        costs: The space of the new search, and the costs of its networks.
         options: The options of this run.
         folder: The search's folder.
         digests: The digest of the images and splits of each dataset, by name.
@@ -341,7 +337,10 @@ def create_record(
     Raises:
         StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
     """
-    earlier = overlapping_trials(space, options, digests=digests) if options.warm_start else []
+    space, earlier = costs.space, []
+    if options.warm_start:
+        cost = costs.second_objective if space.metric.against else None
+        earlier = overlapping_trials(space, options, digests=digests, cost=cost)
     record = StudyRecord.create(
         options.study_url or folder.study_url,
         options.name,

@@ -134,7 +134,10 @@ def run_search(
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
                 infos, digests = dataset_infos(prepared), {n: each.digest for n, each in prepared.items()}
                 space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
-                record, before = resumed or (_created(space, options, store, digests), None)
+                record, before = resumed or (
+                    _created(CostModel(space=space, datasets=infos), options, store, digests),
+                    None,
+                )
                 lease = lease or held.enter_context(search_lease(options, store))
                 record_weights(record, weights)
                 opened = _opened(options, store, record, lease=lease, writer=writer)
@@ -226,11 +229,11 @@ def _writer(
 
 
 def _created(
-    space: Space, options: RunOptions, store: SearchStore, digests: Mapping[str, str]
+    costs: CostModel, options: RunOptions, store: SearchStore, digests: Mapping[str, str]
 ) -> StudyRecord:
     """Create the record of a new search."""
-    record = create_record(space, options, store.folder, digests=digests)
-    note_experiment(record, space)
+    record = create_record(costs, options, store.folder, digests=digests)
+    note_experiment(record, costs.space)
     return record
 
 

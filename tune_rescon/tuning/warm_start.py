@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -39,7 +39,11 @@ _NO_DIGESTS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def overlapping_trials(
-    space: Space, options: RunOptions, *, digests: Mapping[str, str] = _NO_DIGESTS
+    space: Space,
+    options: RunOptions,
+    *,
+    digests: Mapping[str, str] = _NO_DIGESTS,
+    cost: Callable[[TrialRecord, int], float] | None = None,
 ) -> list[TrialRecord]:
     """Return the ended trials of the search ``options.warm_start`` that ``space`` can also draw.
 
@@ -49,6 +53,8 @@ def overlapping_trials(
         space: The space of the new search.
         options: The options of the new search. ``warm_start`` names the earlier search.
         digests: The digest of the images and splits of each dataset of the new search, by name.
+        cost: Returns the second objective of a trial after the given number of epochs in the new search; None
+            if it has one objective. The earlier search may have had another second objective, or none.
 
     Raises:
         StorageError: If the earlier search does not exist or its study cannot be read.
@@ -74,7 +80,11 @@ def overlapping_trials(
         theirs = theirs.model_copy(update={"dataset": space.dataset})
     placed = [_placed(space, theirs, trial) for trial in ended]
     usable = [
-        dataclasses.replace(trial, parameters=to_optuna(overlap.sampled))
+        dataclasses.replace(
+            trial,
+            parameters=to_optuna(overlap.sampled),
+            cost=None if cost is None else cost(trial, trial.epochs),
+        )
         for trial, overlap in zip(ended, placed, strict=True)
         if overlap.sampled is not None
     ]
