@@ -458,3 +458,14 @@ def test_copies_that_a_split_separates_are_said(make_folder: MakeFolder, open_fo
     copies = sum(images.val.images_NHWC[row].tobytes() in pixels for row in images.val.rows_N)
     assert copies > 0
     assert line.startswith(f"{copies} of the {len(images.val)} validation images are copies")
+
+
+def test_a_class_that_no_validation_image_has_is_said(make_folder: MakeFolder) -> None:
+    """Its images are trained on, and the search's values say nothing about it."""
+    counts = {"train/cat": 2, "train/dog": 2, "train/eel": 2, "val/cat": 1, "val/dog": 1, "test/eel": 1}
+    found, *unseen = list_folder(make_folder(counts)).account.lines()
+    assert found.startswith("found 3 classes; images: train 6")
+    assert unseen == [
+        "val has no images of eel: no value says how well a network does there",
+        "test has no images of cat, dog: no value says how well a network does there",
+    ]
