@@ -307,6 +307,7 @@ def test_the_account_is_shown_and_stored() -> None:
     found = index_images([*PAIR, "train/a/2.png", "val/a/x.png", "notes.txt"], where="x").account
     assert found.lines() == [
         "found 2 classes; images: train 3 (a 2, b 1), val 1, test 0",
+        "val has no images of b: no value says how well a network does there",
         "left out, files that are no images: 1 (notes.txt)",
     ]
     assert Account.from_json(found.to_json()) == found
