@@ -7,6 +7,7 @@ killed. The next builder removes the leftovers.
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 import uuid
@@ -180,10 +181,10 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
     than one.
     """
     tasks = ((plan.reader(rows), path, plan.shape, rows) for rows in chunks(plan.shape))
-    how = {"train_images": plan.counts["train"], "is_named": bool(plan.names)}
+    store = functools.partial(_store, train_images=plan.counts["train"], is_named=bool(plan.names))
     joblib = _joblib() if plan.decodes and plan.shape[0] >= _WORTH_PROCESSES else None
     if joblib is None or joblib.cpu_count() == 1:
-        yield from (_store(*task, **how) for task in tasks)
+        yield from (store(*task) for task in tasks)
         return
     parallel = joblib.Parallel(
         n_jobs=joblib.cpu_count(),
@@ -191,7 +192,7 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
         return_as="generator_unordered",
         idle_worker_timeout=_IDLE_SECONDS,
     )
-    yield from parallel(joblib.delayed(_store)(*task, **how) for task in tasks)
+    yield from parallel(joblib.delayed(store)(*task) for task in tasks)
 
 
 def _joblib() -> Any:
