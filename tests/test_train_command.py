@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.test_command_options import LOG_FLAGS
+from tune_rescon.finals import Shares, find_rows, row_space
 from tune_rescon.reproduce import main as reproduce
 from tune_rescon.reproduce import reproduce as reproduce_command
-from tune_rescon.spaces import dump_space, load_space
+from tune_rescon.spaces import Resources, dump_space, load_space
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.train import main, train
 from tune_rescon.tuning import SearchFolder, SearchLocation, read_search
@@ -189,3 +190,22 @@ def test_without_a_row_they_are_listed(capsys: pytest.CaptureFixture[str]) -> No
     assert "attention92-noise70" in capsys.readouterr().out
     assert reproduce(["attention92-noise71"]) == 2
     assert "did you mean 'attention92-noise" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(20)  # a study's database
+def test_a_row_that_was_trained_stands_for_no_other_images_or_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its values would be printed as measured with what the command asks for."""
+    row, shares = "rescon-cifar10-92-32", Shares(schedule=0.1, images=0.1)
+    name = f"reproduce-{row}{shares.suffix}"
+    space = row_space(find_rows([row])[0], name=name, shares=shares, seeds=2, resources=Resources(cpu=1))
+    search = SimulatedSearch(space, folder=SearchFolder(storage=tmp_path, name=name))
+    Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
+    again = [row, "--scale", "0.1", "--storage", str(tmp_path), "--plain"]
+    assert reproduce(again) == reproduce([*again, "--seeds", "2"]) == 0
+    capsys.readouterr()
+    assert reproduce([*again, "--set", "fixed.nesterov=false"]) == 2
+    assert "fixed.nesterov: - -> false" in capsys.readouterr().err
+    assert reproduce([*again, "--images", "photos.zip"]) == 2
+    assert "dataset.name: cifar10 -> folder" in capsys.readouterr().err

@@ -8,6 +8,7 @@
     │   ├── SpaceError       a search-space file that breaks a rule
     │   ├── NetworkError     a preset, layout, depth or image size that no network has
     │   ├── DataError        images that are missing, unreadable or too few
+    │   │   └── OtherImagesError a machine has other images than the search
     │   ├── StorageError     a storage that cannot be written, a name that is taken or missing
     │   │   └── NameTakenError   the name of a new search is taken
     │   ├── ClusterFileError a cluster file that is missing or does not describe a cluster
@@ -42,6 +43,7 @@ __all__ = [
     "LeaseLostError",
     "NameTakenError",
     "NetworkError",
+    "OtherImagesError",
     "RecordBusyError",
     "RecordError",
     "ResourceError",
@@ -83,6 +85,10 @@ class NetworkError(UserError):
 
 class DataError(UserError):
     """A dataset is missing, unreadable, or different from what its layout requires."""
+
+
+class OtherImagesError(DataError):
+    """A machine, or a process that starts late, finds other images than those that the search began with."""
 
 
 class StorageError(UserError):

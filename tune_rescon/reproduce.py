@@ -24,7 +24,7 @@ from tune_rescon.command_options import (
     storage_option,
     tracking_uri_option,
 )
-from tune_rescon.errors import DataError, format_error
+from tune_rescon.errors import DataError, StorageError, format_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -181,6 +181,7 @@ class _Reproduction:
 
         known = self._result(row)
         if known is not None and len(known.trials) >= self.seeds and known.state.value == "finished":
+            self._check_same(known, self._space(row))
             return 0
         self.console.print(f"{row.table}, {row.name}", markup=False)
         options = dataclasses.replace(self.options, name=self._name(row), resume=known is not None)
@@ -193,6 +194,26 @@ class _Reproduction:
             presentation=FinalsPresentation(),
             tell=print_evaluation,
         )
+
+    def _check_same(self, known: StudyResult, space: Space) -> None:
+        """Check that trainings that have finished are those of ``space``, whose values they stand for.
+
+        Raises:
+            StorageError: they have other images or settings.
+        """
+        from tune_rescon.tuning.prepare import with_absolute_paths, with_store_size
+        from tune_rescon.tuning.resume import change_words
+
+        space = with_store_size(with_absolute_paths(space), known.space)
+        # What decides no value: fewer seeds are among those that were trained.
+        free = ("name", "description", "budget", "resources_per_trial", "initial")
+        space = space.model_copy(update={key: getattr(known.space, key) for key in free})
+        changes = change_words(known.space, space)
+        if changes:
+            rule = "a row that was trained to its end must be given the images and settings that it had"
+            hint = f"Give another --storage, or remove {known.folder}, to train it again."
+            got = "; ".join(changes)
+            raise StorageError(format_error(rule, got=got, where=known.name, hint=hint))
 
     def print_table(self, rows: Sequence[PublishedRow]) -> None:
         """Print the published values beside the measured ones, for the rows that have finished."""

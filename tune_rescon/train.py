@@ -288,7 +288,14 @@ def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Sp
 
 
 def _from_search(location: SearchLocation, source: str, flags: _Flags, console: Console) -> Space:
-    from tune_rescon.finals import TrainingPlan, finals_space, of_dataset, top_configs, trial_configs
+    from tune_rescon.finals import (
+        TrainingPlan,
+        changed_images,
+        finals_space,
+        of_dataset,
+        top_configs,
+        trial_configs,
+    )
     from tune_rescon.tuning import read_search
 
     result = read_search(location, source, where="--from")
@@ -307,7 +314,7 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         # The search's stored side may be too small for the larger images.
         dataset = dataclasses.replace(dataset, store_size=None)
         configs = tuple(dataclasses.replace(config, image_size=flags.image_size) for config in configs)
-    return finals_space(
+    space = finals_space(
         flags.name or f"{source}{SUFFIX}",
         tuple(dict.fromkeys(configs)),
         TrainingPlan(
@@ -321,6 +328,9 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         about=f"{about}, trained on all training images.",
         overrides=flags.settings,
     )
+    if (words := changed_images(result, space, location.data_root)) is not None:
+        console.print(words, markup=False, soft_wrap=True)
+    return space
 
 
 def _planned_epochs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import time
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tune_rescon.data.account import Account, Kind
 from tune_rescon.data.image_folder import fingerprint, index_images, list_folder
@@ -19,7 +21,7 @@ from tune_rescon.data.selection import Selection
 from tune_rescon.errors import DataError
 from tune_rescon.inference import find_pictures
 
-from .conftest import left_out, write_zip
+from .conftest import MakeFolder, OpenFolder, left_out, write_zip
 
 PAIR = ["train/a/1.png", "train/b/1.png"]
 CLASSES = ["a/1.png", "b/1.png"]
@@ -305,6 +307,7 @@ def test_the_account_is_shown_and_stored() -> None:
     found = index_images([*PAIR, "train/a/2.png", "val/a/x.png", "notes.txt"], where="x").account
     assert found.lines() == [
         "found 2 classes; images: train 3 (a 2, b 1), val 1, test 0",
+        "val has no images of b: no value says how well a network does there",
         "left out, files that are no images: 1 (notes.txt)",
     ]
     assert Account.from_json(found.to_json()) == found
@@ -420,3 +423,58 @@ def test_a_name_that_is_too_long_for_a_file_is_none(tmp_path: Path) -> None:
             read(path)
     with pytest.raises(DataError, match="a picture or a folder of them must exist"):
         find_pictures([path])
+
+
+def test_copies_of_training_images_in_other_splits_and_classes_are_said(
+    make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    """A network that has seen an image in training knows it: its accuracy on copies says nothing."""
+    counts = {"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 2, "test/cat": 2, "test/dog": 2}
+    root = make_folder(counts)
+    assert open_folder(root).repeats == ()
+    shutil.copy(root / "train/cat/0001.png", root / "val/cat/0000.png")
+    # The same pixels in another file.
+    Image.open(root / "train/dog/0002.png").save(root / "test/dog/copy.bmp")
+    shutil.copy(root / "train/cat/0003.png", root / "train/dog/0003.png")
+    val, test, classes = open_folder(root).repeats
+    assert val.startswith("1 of the 4 validation images are copies of training images")
+    assert "(val/cat/0000.png is train/cat/0001.png)" in val
+    assert test.startswith("1 of the 5 test images are copies of training images")
+    assert "(test/dog/copy.bmp is train/dog/0002.png)" in test
+    assert classes.startswith("1 picture in more than one class (train/cat/0003.png is train/dog/0003.png)")
+
+
+def test_large_pictures_that_differ_in_one_pixel_are_no_copies(
+    make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    root = make_folder({"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/dog": 1}, size=(256, 256))
+    image = Image.open(root / "train/cat/0000.png")
+    image.putpixel((131, 131), (0, 0, 0))
+    image.save(root / "val/cat/0000.png")
+    assert open_folder(root).repeats == ()
+    shutil.copy(root / "train/cat/0000.png", root / "val/cat/0000.png")
+    assert len(open_folder(root).repeats) == 1
+
+
+def test_copies_that_a_split_separates_are_said(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+    root = make_folder({"cat": 8, "dog": 8})
+    for kind in ("cat", "dog"):
+        for number in range(8):
+            shutil.copy(root / kind / f"{number:04}.png", root / kind / f"again{number}.png")
+    images = open_folder(root)
+    (line,) = images.repeats
+    pixels = {images.train.images_NHWC[row].tobytes() for row in images.train.rows_N}
+    copies = sum(images.val.images_NHWC[row].tobytes() in pixels for row in images.val.rows_N)
+    assert copies > 0
+    assert line.startswith(f"{copies} of the {len(images.val)} validation images are copies")
+
+
+def test_a_class_that_no_validation_image_has_is_said(make_folder: MakeFolder) -> None:
+    """Its images are trained on, and the search's values say nothing about it."""
+    counts = {"train/cat": 2, "train/dog": 2, "train/eel": 2, "val/cat": 1, "val/dog": 1, "test/eel": 1}
+    found, *unseen = list_folder(make_folder(counts)).account.lines()
+    assert found.startswith("found 3 classes; images: train 6")
+    assert unseen == [
+        "val has no images of eel: no value says how well a network does there",
+        "test has no images of cat, dog: no value says how well a network does there",
+    ]

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.data import describe
 from tune_rescon.errors import ConfigError, SpaceError, StorageError
 from tune_rescon.finals import (
     PUBLISHED,
@@ -17,6 +19,7 @@ from tune_rescon.finals import (
     PublishedRow,
     Shares,
     TrainingPlan,
+    changed_images,
     epochs_within,
     finals_space,
     find_recipe,
@@ -273,3 +276,25 @@ def test_a_gpu_of_this_machine_is_asked_for_also_where_torch_cannot_use_it(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.version.cuda", cuda)
     assert local_resources().gpu == asked
+
+
+def test_images_that_have_changed_since_the_search_are_said(searched: StudyResult, tmp_path: Path) -> None:
+    """A class that was added after the search is trained too, and the values are of other images."""
+    images = tmp_path / "images"
+    for name in ("cat/1", "cat/2", "cat/3", "dog/1", "dog/2", "dog/3"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(images / f"{name}.png")
+    dataset = DatasetConfig(name="folder", path=str(images))
+    account = describe(dataset, data_root=tmp_path).account
+    assert account is not None
+    result = dataclasses.replace(searched, accounts={"folder": account})
+    plan = TrainingPlan(epochs=3, seeds=1, resources=ONE_CPU)
+    space = finals_space("f", top_configs(searched, 1), plan, dataset=dataset)
+    assert changed_images(result, space, tmp_path) is None
+    assert changed_images(searched, space, tmp_path) is None
+    (images / "eel").mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16)).save(images / "eel" / f"{number}.png")
+    words = changed_images(result, space, tmp_path)
+    assert words is not None
+    assert "(2 classes then, 3 now; train 6 then, 9 now)" in words

@@ -27,11 +27,14 @@ from safetensors.torch import save_file
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import decode_image
-from tune_rescon.errors import UserError
+from tune_rescon.errors import StorageError, UserError
 from tune_rescon.export import main as export
+from tune_rescon.inference.resolve_model import check_own
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.predict import main as predict
+from tune_rescon.spaces import load_space
 from tune_rescon.storage import RemoteError
+from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.training import load_trained
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.weights import Classifier, trained_values
@@ -208,6 +211,37 @@ def test_an_unknown_model(
     words = capsys.readouterr().err
     assert said in words
     assert "Traceback" not in words
+
+
+def test_a_searchs_name_with_dots_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows of published tables are searches such as reproduce-attention56-nal-0.1x0.05."""
+    output = ["--format", "safetensors", "--output", str(tmp_path / "x.safetensors")]
+    assert export(["pets-v1.2", *output, "--storage", str(tmp_path / "runs")]) == 2
+    assert "no search named 'pets-v1.2'" in capsys.readouterr().err
+    assert export(["pets.ckpt", *output, "--storage", str(tmp_path / "runs")]) == 2
+    assert "or a file that exists" in capsys.readouterr().err
+
+
+def test_the_network_of_another_searchs_trial_is_not_taken_for_a_searchs_own(checkpoint: Path) -> None:
+    """A copy of a storage may mix the checkpoints of two searches of one name."""
+    search = SimulatedSearch(load_space("digits", ["budget.trials=4", "sampler.type=random"]))
+    Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
+    result = dataclasses.replace(search.result(Path("runs/s")), images={"digits": "0123"})
+    best = result.best
+    assert best is not None
+    assert best.origin is not None
+    config = best.config(result.space)
+    assert config is not None
+    _, about = load_trained(checkpoint)
+    own = dataclasses.replace(about, config=config, seed=best.origin.seed, dataset="0123")
+    check_own(own, result, best)
+    for other, what in (
+        (dataclasses.replace(own, config=about.config), "configuration"),
+        (dataclasses.replace(own, seed=own.seed + 1), "seed"),
+        (dataclasses.replace(own, dataset="4567"), "images"),
+    ):
+        with pytest.raises(StorageError, match=f"of a training with another {what}"):
+            check_own(other, result, best)
 
 
 def foreign_file(kind: str, folder: Path) -> Path:

@@ -34,18 +34,22 @@ def options(name: str, folder: Path) -> RunOptions:
 
 
 def staging(folder: Path) -> dict[str, Any]:
-    """What is said of images that are there, of images that are not, and of machines too small for a trial.
+    """What is said of images that are there, of others, of images that are not, and of too small machines.
 
     And of measuring on a GPU that only Ray believes in.
     """
 
-    def stage(path: str, need: dict[str, float]) -> list[str]:
+    def stage(path: str, need: dict[str, float], digests: Mapping[str, str] | None = None) -> list[str]:
         lines: list[str] = []
         dataset = DatasetConfig(name="folder", path=str(folder / path), val_fraction=0.5)
         try:
             with progress_shown(lines.append):
                 stage_data(
-                    [dataset], data_root=folder / "data", cache_root=folder / "images-cache", need=need
+                    [dataset],
+                    digests=digests or {},
+                    data_root=folder / "data",
+                    cache_root=folder / "images-cache",
+                    need=need,
                 )
         except TuneResconError as error:
             lines.append(str(error))
@@ -63,6 +67,7 @@ def staging(folder: Path) -> dict[str, Any]:
     return {
         "images": stage("images", {"CPU": 1.0, "GPU": 0.0}),
         "cached": [path.name for path in (folder / "images-cache").iterdir()],
+        "others": stage("images", {"CPU": 1.0}, {"folder": "0123"}),
         "nowhere": stage("nowhere", {"CPU": 1.0}),
         "too small": stage("nowhere", {"CPU": 8.0}),
         "measured": measure(),

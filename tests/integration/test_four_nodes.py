@@ -67,6 +67,12 @@ def test_a_machine_without_the_images_is_named(found: dict[str, Any]) -> None:
     assert "nowhere" in error
 
 
+def test_a_machine_with_other_images_is_named(found: dict[str, Any]) -> None:
+    error = found["staging"]["others"][1]
+    assert error.startswith("on ")
+    assert "other images in folder on " in error
+
+
 def test_machines_that_no_trial_fits_on_are_left_alone(found: dict[str, Any]) -> None:
     assert found["staging"]["too small"] == []
 

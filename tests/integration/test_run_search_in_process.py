@@ -19,19 +19,22 @@ import mlflow
 import numpy as np
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState as OptunaState
 from PIL import Image
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from tune_rescon.config import TrialState
-from tune_rescon.errors import ConfigError, NetworkError, SpaceError
+from tune_rescon.config import TrialConfig, TrialState
+from tune_rescon.errors import ConfigError, NetworkError, SpaceError, StorageError
 from tune_rescon.inference import write_mistakes
-from tune_rescon.models import NetworkSpec, network_cost
+from tune_rescon.models import NetworkSpec, build_from_spec, network_cost, resolve_network
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.reporting.dry_run import print_dry_run
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import fail_second, learn_nothing
+from tune_rescon.training import TrainedNetwork
+from tune_rescon.training.weights import trained_values
 from tune_rescon.tuning import (
     Gauges,
     RunOptions,
@@ -401,3 +404,65 @@ def test_a_resumed_search_trusts_the_latencies_that_were_measured_before(
     assert {trial.parameters["depth"] for trial in resumed.trials} == {56}
     said = [line for line in progress if line.startswith("constraints: ")]
     assert [line.partition(". ")[2] for line in said] == ["An image takes 4 to 14 ms on cpu"] * 2
+
+
+def test_each_trial_is_told_which_images_it_must_have(small_space: Space, options: RunOptions) -> None:
+    """Its process may begin after the images have changed, or on a machine that has others."""
+    told: list[object] = []
+
+    def spy(config: dict[str, object]) -> None:
+        told.append(config["images"])
+        learn_nothing(config)
+
+    result = run_search(small_space, options, trainable=spy)
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{result.folder / 'study.db'}")
+    assert set(told) == {study.user_attrs["image_digests"]["digits"]}
+
+
+def save_weights(path: Path, seed: int) -> None:
+    """A network of digits."""
+    config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=16)
+    spec = resolve_network(config, classes=10, in_channels=1)
+    about = TrainedNetwork(
+        spec=spec,
+        config=config,
+        class_names=tuple("0123456789"),
+        mean=(0.5,),
+        std=(0.5,),
+        dataset="0123",
+        seed=seed,
+        epoch=1,
+        metrics={},
+    )
+    torch.manual_seed(seed)
+    torch.save(trained_values(build_from_spec(spec), about), path)
+
+
+def test_other_initial_weights_in_the_same_file_are_refused_on_resume(
+    options: RunOptions, tmp_path: Path
+) -> None:
+    """The trials to come would be ranked with those that began with the weights before."""
+    weights = tmp_path / "weights.ckpt"
+    save_weights(weights, seed=0)
+    fixed = f"fixed={{layout: cifar, depth: 56, width: 0.125, image_size: 16, init_from: {weights}}}"
+    changes = ("initial=[]", fixed, f"parameters={RATE}")
+    search(options, *changes, "budget.trials=2")
+    again = dataclasses.replace(options, resume=True)
+    save_weights(weights, seed=0)
+    assert len(search(again, *changes, "budget.trials=3").trials) == 3
+    save_weights(weights, seed=1)
+    with pytest.raises(StorageError, match="must have the initial weights that its trials began with"):
+        search(again, *changes, "budget.trials=4")
+    assert len(read_search(SearchLocation(storage=options.storage), "s").trials) == 3
+
+
+def test_a_search_for_a_front_learns_from_one_of_one_objective(options: RunOptions) -> None:
+    changes = ("initial=[]", "budget.trials=4", "scheduler={type: none}", "fidelity.max=2")
+    first = search(options, *changes)
+    warm = dataclasses.replace(options, name="warm", warm_start="s")
+    result = search(warm, *changes, "metric.against=gmacs")
+    assert len(result.trials) == 4
+    study = optuna.load_study(study_name="warm", storage=f"sqlite:///{result.folder / 'study.db'}")
+    costs = [trial["cost"] for trial in study.user_attrs["warm_start"]]
+    assert len(costs) == 4
+    assert costs == [first.costs[number].gmacs for number in range(4)]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import math
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
+from rich.console import Console
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.rows import headings, ranked, row
+from tune_rescon.reporting.formats import csv_text, json_text, markdown_text
+from tune_rescon.reporting.page.document import render_page
+from tune_rescon.reporting.rows import differences, headings, ranked, row
+from tune_rescon.reporting.table import print_comparison
+from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -75,3 +84,39 @@ def test_the_best_come_first(make_result: MakeResult, make_trial: MakeTrial) -> 
         make_trial(3, values=(0.1, 0.6)),
     ]
     assert [trial.number for trial in ranked(make_result(*trials))] == [3, 2, 1, 0]
+
+
+def test_searches_whose_values_cannot_be_compared_are_told_apart(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """By the content of their images and by their metric, not by paths and names alone."""
+    first = make_result(make_trial(0), images={"digits": "0123"})
+    same = make_result(make_trial(0), name="same", images={"digits": "0123"})
+    earlier = make_result(make_trial(0), name="earlier")
+    assert differences([first, same, earlier]) == []
+    split = make_result(make_trial(0), name="split", images={"digits": "4567"})
+    other = make_result(
+        make_trial(0), name="other", space=load_space("digits", ["dataset.name=fashion_mnist"])
+    )
+    loss = make_result(make_trial(0), name="loss", metric="val_loss", maximize=False)
+    assert differences([first, same, split, other, loss]) == [
+        "split was evaluated on other images than s: do not compare their values",
+        "other was evaluated on other images than s (digits and fashion_mnist): do not compare their values",
+        "s was ranked by val_accuracy and loss by val_loss: do not compare their values",
+    ]
+
+
+def test_every_form_says_what_cannot_be_compared(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    first = make_result(make_trial(0), images={"digits": "0123"})
+    split = make_result(make_trial(0), name="split", images={"digits": "4567"}, metric="val_loss")
+    (line,) = differences([first, split])
+    assert json.loads(json_text(first, [split]))["differences"] == [line]
+    assert json.loads(json_text(first))["differences"] == []
+    assert line in markdown_text(first, [split])
+    assert line in render_page(first, compared=[split], written=datetime(2026, 1, 1))
+    console = Console(file=io.StringIO(), width=250)
+    print_comparison([first, split], console)
+    assert isinstance(console.file, io.StringIO)
+    assert line in console.file.getvalue()
+    rows = list(csv.DictReader(io.StringIO(csv_text([first, split]))))
+    assert [row["metric"] for row in rows] == ["val_accuracy", "val_loss"]

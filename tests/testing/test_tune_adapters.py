@@ -70,7 +70,7 @@ def adapted(of: Space) -> Adapted:
     search = SimulatedSearch(of)
     coordinator = search.policy()
     store = SearchStore(SearchFolder(storage=Path("runs"), name="adapted"))
-    make_task = partial(trial_task, space=of, options=RunOptions(name="adapted"), store=store)
+    make_task = partial(trial_task, space=of, options=RunOptions(name="adapted"), store=store, digests={})
     lock, processes = DriverLock(lambda: None), ActorReuse(coordinator, resources=None, slots=3)
     seeds: dict[int, int] = {}
 

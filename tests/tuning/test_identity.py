@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 
+from tune_rescon.errors import StorageError
 from tune_rescon.spaces import dump_space, load_goal, load_space
-from tune_rescon.tuning import SearchFolder, StudyRecord
+from tune_rescon.tuning import (
+    RunOptions,
+    SearchFolder,
+    SearchLocation,
+    StudyRecord,
+    list_searches,
+    read_search,
+)
 from tune_rescon.tuning.identity import (
     Identity,
     decide_identity,
@@ -20,6 +30,8 @@ from tune_rescon.tuning.identity import (
     with_id,
     write_id,
 )
+from tune_rescon.tuning.resume import resume_record
+from tune_rescon.tuning.warm_start import overlapping_trials
 
 
 def begun(folder: SearchFolder) -> StudyRecord:
@@ -54,6 +66,35 @@ def test_another_search_of_the_same_name_has_another_id(folder: SearchFolder) ->
     first = identify(begun(folder), folder)
     shutil.rmtree(folder.path)
     assert identify(begun(folder), folder) != first
+
+
+@pytest.mark.timeout(20)  # databases
+def test_a_study_in_a_shared_database_is_that_of_its_own_folder_alone(
+    tmp_path: Path, make_search: Callable[..., SearchFolder], location: SearchLocation
+) -> None:
+    """Two storages have a search of one name: each has a trial 0, and a network of it."""
+    mine, other = make_search("a"), make_search("a", storage=tmp_path / "others")
+    for folder in (mine, other):
+        record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
+        found = ensure_identity(record, folder, url=None, own_study=True)
+        write_id(folder.space_yaml, found.id)
+    shared = dataclasses.replace(location, study_url=mine.study_url)
+    assert read_search(shared, "a").trials
+    elsewhere = dataclasses.replace(shared, storage=other.storage)
+    with pytest.raises(StorageError, match="the study 'a' in the database must be that of the search in"):
+        read_search(elsewhere, "a")
+    (line,) = list_searches(elsewhere)
+    assert "that of another search" in line.problem
+    options = RunOptions(
+        name="a", resume=True, storage=other.storage, study_url=mine.study_url, cache_root=tmp_path / "cache"
+    )
+    space = load_space(str(other.space_yaml))
+    with pytest.raises(StorageError, match="that of another search"):
+        resume_record(space, options, other)
+    with pytest.raises(StorageError, match="that of another search"):
+        overlapping_trials(space, dataclasses.replace(options, name="b", resume=False, warm_start="a"))
+    other.space_yaml.write_text(dump_space(space))  # an earlier version wrote no id
+    assert read_search(elsewhere, "a").trials
 
 
 def test_a_moved_search_keeps_its_id(folder: SearchFolder, tmp_path: Path) -> None:

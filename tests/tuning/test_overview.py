@@ -57,6 +57,31 @@ def test_a_lines_value_is_that_of_the_epoch_that_counts(
     assert line.best == pytest.approx(best.value)
 
 
+def test_a_line_of_a_users_own_metric_has_the_best_value_by_its_direction(location: SearchLocation) -> None:
+    """Nothing but the study knows whether more is better."""
+    assert isinstance(location.storage, Path)
+    folder = SearchFolder(storage=location.storage, name="a")
+    metric = "metric={name: val_loss, mode: min, log: ['own_metrics:wrong']}"
+    settings = (
+        "initial=[]",
+        "budget.trials=6",
+        "fidelity.max=3",
+        "sampler.type=random",
+        "scheduler.type=none",
+        metric,
+    )
+    search = SimulatedSearch(load_space("att92", settings), folder=folder)
+    Simulation(lambda trial: SyntheticCurve(limit=0.9 - 0.1 * trial.number)).drive(search.policy())
+    # The simulation reports the losses alone, so the metric gets the function's name afterwards.
+    with closing(sqlite3.connect(folder.study_db, isolation_level=None)) as database:
+        database.execute("UPDATE study_user_attributes SET value_json = '\"val_wrong\"' WHERE key = 'metric'")
+    losses = [t.value for t in read_search(location, "a").trials if t.epochs == 3]
+    (line,) = list_searches(location)
+    assert (line.problem, line.metric) == ("", "val_wrong")
+    assert line.best == pytest.approx(min(losses))
+    assert min(losses) < max(losses)
+
+
 def test_a_line_of_final_trainings_has_the_value_of_the_winner_by_the_mean(
     tmp_path: Path, location: SearchLocation
 ) -> None:

@@ -77,7 +77,8 @@ def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -
     for label in "ab":
         (tmp_path / "x" / label).mkdir(parents=True)
         for number in range(4):
-            Image.new("RGB", (16, 16)).save(tmp_path / "x" / label / f"{number}.png")
+            shade = number + 4 * (label == "b")
+            Image.new("RGB", (16, 16), (shade,) * 3).save(tmp_path / "x" / label / f"{number}.png")
     (tmp_path / "x/stray.png").write_bytes(b"left out, so not decoded")
     space = load_space("folder", [f"dataset.path={tmp_path / 'x'}", "dataset.val_fraction=0.25"])
     options = RunOptions(

@@ -31,7 +31,7 @@ from tune_rescon.tuning.resume import (
     history_words,
 )
 from tune_rescon.tuning.space_versions import SpaceVersions
-from tune_rescon.tuning.trial import make_origin
+from tune_rescon.tuning.trial import TrialOrigin, make_origin
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "resume.md"
 
@@ -212,6 +212,27 @@ def test_a_fixed_field_that_the_trials_contradict_is_refused() -> None:
 def test_fields_may_move_between_fixed_and_parameters(change: tuple[str, ...]) -> None:
     """A trial elsewhere is one of another choice: it keeps its configuration, and the sampler skips it."""
     assert problems(*change) == []
+
+
+def test_the_function_that_ranks_the_trials_stays_and_others_may_come() -> None:
+    """Functions of two modules may have one name, which is the name of the metric."""
+    own = "metric={{name: val_score, mode: min, log: [{}]}}"
+    old = space(own.format("before:score"))
+    assert change_problems(old, space(own.format("before:score, other:count")), [trial(old)]) == []
+    (problem,) = change_problems(old, space(own.format("after:score")), [trial(old)])
+    assert problem.startswith("val_score is computed by before:score and would be computed by after:score")
+
+
+def test_a_trial_of_an_earlier_version_ran_with_the_defaults_of_later_fields() -> None:
+    of = space()
+    whole = trial(of)
+    assert whole.origin is not None
+    recorded = whole.origin.to_dict()
+    del recorded["config"]["patience"]
+    earlier = dataclasses.replace(whole, origin=TrialOrigin.from_dict(recorded))
+    assert earlier.setting("patience") == 0
+    (problem,) = change_problems(of, space("fixed.patience=3"), [earlier])
+    assert problem.startswith("fixed.patience would become 3, and trial 0 ran with 0")
 
 
 def test_without_trials_a_fixed_field_is_free() -> None:

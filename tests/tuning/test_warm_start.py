@@ -22,6 +22,7 @@ from tune_rescon.tuning import (
     Verdict,
     sampler,
 )
+from tune_rescon.tuning.prepare import record_images
 from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start, warm_start_trials
 
 # An earlier search is a database that is written trial by trial.
@@ -47,7 +48,25 @@ def test_a_trials_whole_curve_is_kept() -> None:
     )
     kept = record()
     record_warm_start(kept, [earlier])
-    assert warm_start_trials(kept) == [earlier]
+    assert warm_start_trials(kept) == [dataclasses.replace(earlier, at="best")]
+
+
+@pytest.mark.parametrize(("at", "value"), [("best", 0.5), ("last", 0.4)])
+def test_an_earlier_trial_has_the_value_that_it_would_have_here(at: str, value: float) -> None:
+    """Samplers other than TPE learn from it beside the values of this search's trials."""
+    earlier = TrialRecord(
+        number=3,
+        state=TrialState.FINISHED,
+        parameters={"learning_rate": 0.1},
+        metric="val_accuracy",
+        maximize=True,
+        values=(0.2, 0.5, 0.4),
+    )
+    kept = record()
+    kept.set_attribute("metric_at", at)
+    record_warm_start(kept, [earlier])
+    (trial,) = warm_start_trials(kept)
+    assert trial.value == value
 
 
 def test_of_an_earlier_versions_note_the_last_value_is_known() -> None:
@@ -77,14 +96,15 @@ def options(tmp_path: Path) -> RunOptions:
     )
 
 
-def begun(folder: SearchFolder, url: str, *states: TrialState) -> list[float]:
+def begun(
+    folder: SearchFolder, url: str, *states: TrialState, of: Space | None = None, cost: float | None = None
+) -> list[float]:
     """A search in ``folder`` whose record is at ``url``; the widths of its trials."""
+    of = of or space()
     folder.create()
-    folder.space_yaml.write_text(dump_space(space()))
-    kept = StudyRecord.create(
-        url, folder.name, metric="val_accuracy", maximize=True, space=dump_space(space())
-    )
-    search, widths = SearchSampler(space()), []
+    folder.space_yaml.write_text(dump_space(of))
+    kept = StudyRecord.create(url, folder.name, metric="val_accuracy", maximize=True, space=dump_space(of))
+    search, widths = SearchSampler(of), []
     for state in states:
         proposal = search.ask()
         assert proposal is not None
@@ -92,7 +112,7 @@ def begun(folder: SearchFolder, url: str, *states: TrialState) -> list[float]:
         search.on_trial_start(trial)
         kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
         if state.is_final:
-            kept.close(trial.number, state, checkpoint=None)
+            kept.close(trial.number, state, checkpoint=None, cost=cost)
         widths.append(proposal.params["width"])
     return widths
 
@@ -115,6 +135,35 @@ def test_the_trials_that_ended_and_that_the_space_contains_are_learnt_from(
         widths[n] for n in (0, 2, 3) if widths[n] <= middle
     ]
     assert progress[1].startswith("used 2 of 3 trials of base")
+
+
+def test_the_same_images_in_another_place_are_the_same_and_others_in_the_same_place_are_said(
+    options: RunOptions, progress: list[str]
+) -> None:
+    """The digest of the images counts, not their path."""
+    folder = SearchFolder(storage=Path(str(options.storage)), name="base")
+    images = ("dataset.name=folder", "dataset.store_size=32")
+    here, there = (space(*images, f"dataset.path=/{name}") for name in ("here", "there"))
+    begun(folder, folder.study_url, *STATES, of=here)
+    assert overlapping_trials(there, options, digests={"folder": "0123"}) == []
+    assert "3 differ in dataset.path" in progress.pop()
+    record_images(StudyRecord.load(folder.study_url, "base", metric="val_accuracy"), {"folder": "0123"})
+    assert len(overlapping_trials(there, options, digests={"folder": "0123"})) == 3
+    assert progress == ["used 3 of 3 trials of base"]
+    assert len(overlapping_trials(here, options, digests={"folder": "4567"})) == 3
+    assert "base had other images in folder: its values may be higher or lower" in progress[-1]
+
+
+def test_an_earlier_trial_has_the_second_objective_of_this_search_and_not_its_own(
+    options: RunOptions,
+) -> None:
+    """Optuna's samplers raise for a trial of another number of objectives, and mix up other ones."""
+    folder = SearchFolder(storage=Path(str(options.storage)), name="base")
+    begun(folder, folder.study_url, *STATES, cost=7.0)
+    both = space("metric.against=gmacs")
+    used = overlapping_trials(both, options, cost=lambda trial, epochs: 100 * trial.number + epochs)
+    assert [trial.cost for trial in used] == [1, 201, 301]
+    assert [trial.cost for trial in overlapping_trials(space(), options)] == [None] * 3
 
 
 def test_of_many_the_most_telling_are_learnt_from(

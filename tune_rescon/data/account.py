@@ -6,7 +6,7 @@ No file is left out silently: a dry run, the start of a search, its report and i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -81,6 +81,8 @@ class Account:
 
         >>> Account(class_names=("cat", "dog"), per_class={"train": (3, 4), "val": (0, 0)}).lines()
         ['found 2 classes; images: train 7 (cat 3, dog 4), val 0']
+        >>> Account(class_names=("cat", "dog"), per_class={"train": (3, 4), "val": (0, 2)}).lines()[1]
+        'val has no images of cat: no value says how well a network does there'
         """
         parts = [
             f"{part} {count}" + (f" ({self._spread(part)})" if part == "train" else "")
@@ -91,7 +93,7 @@ class Account:
         as_classes = (
             [f"hidden folders read as classes: {_first(hidden[:_NAMED], len(hidden))}"] if hidden else []
         )
-        return [found, *as_classes, *left_out_lines(self.left_out)]
+        return [found, *self._unseen(), *as_classes, *left_out_lines(self.left_out)]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for the record and for :meth:`from_json`."""
@@ -115,6 +117,14 @@ class Account:
                 for one in values["left_out"]
             ),
         )
+
+    def _unseen(self) -> Iterator[str]:
+        """Yield a line for each part that has images, and none of some class."""
+        for part, counts in self.per_class.items():
+            absent = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+            if any(counts) and absent:
+                shown = _first(absent[:_NAMED], len(absent))
+                yield f"{part} has no images of {shown}: no value says how well a network does there"
 
     def _spread(self, part: str) -> str:
         counts = dict(zip(self.class_names, self.per_class[part], strict=True))

@@ -79,6 +79,8 @@ class Meta:
         skipped: Rows without an image: (row, name of the image, reason why it could not be decoded).
         labels_digest: Digest of the bytes of labels.npy.
         chunk_digests: Digests of the chunks of images, in order.
+        repeats: Rows with the same pixels as an earlier row: (row, its name in the source, the first such
+            row, its name). Empty for a built-in dataset, and in a cache of an earlier version.
     """
 
     format: int = FORMAT
@@ -92,6 +94,7 @@ class Meta:
     labels_digest: str
     chunk_digests: tuple[str, ...]
     levels: tuple[float, float] | None = None
+    repeats: tuple[tuple[int, str, int, str], ...] = ()
 
     @property
     def content(self) -> str:

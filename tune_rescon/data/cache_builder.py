@@ -7,6 +7,7 @@ killed. The next builder removes the leftovers.
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 import uuid
@@ -14,8 +15,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +120,7 @@ def fill(
         labels_digest=write_labels(folder, plan.labels_N),
         chunk_digests=tuple(chunk.digest for chunk in ordered),
         levels=plan.levels,
+        repeats=tuple(_repeats(plan, ordered, path)),
     )
     write_meta(folder, meta)
     return levels
@@ -128,7 +131,8 @@ class _Chunk:
     """Statistics of a stored chunk.
 
     The sums run over the pixels of its training images. They are integers, so they are exact. ``levels`` is
-    the range of its deep training pictures.
+    the range of its deep training pictures. ``prints`` has a digest of some pixels of each image; it may be
+    empty.
     """
 
     start: int
@@ -139,6 +143,7 @@ class _Chunk:
     sums: tuple[int, ...]
     squares: tuple[int, ...]
     levels: Levels | None
+    prints: tuple[bytes, ...]
 
 
 def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
@@ -149,10 +154,10 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
     than one.
     """
     tasks = ((plan.reader(rows), path, plan.shape, rows) for rows in chunks(plan.shape))
-    training = plan.counts["train"]
+    store = functools.partial(_store, train_images=plan.counts["train"], is_named=bool(plan.names))
     joblib = _joblib() if plan.decodes and plan.shape[0] >= _WORTH_PROCESSES else None
     if joblib is None or joblib.cpu_count() == 1:
-        yield from (_store(*task, train_images=training) for task in tasks)
+        yield from (store(*task) for task in tasks)
         return
     parallel = joblib.Parallel(
         n_jobs=joblib.cpu_count(),
@@ -161,7 +166,7 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
         idle_worker_timeout=_IDLE_SECONDS,
     )
     try:
-        yield from parallel(joblib.delayed(_store)(*task, train_images=training) for task in tasks)
+        yield from parallel(joblib.delayed(store)(*task) for task in tasks)
     except BrokenProcessPool as error:
         rule = "the images that are decoded at once must fit in this machine's memory"
         hint = "Free memory, or scale the largest images down."
@@ -181,7 +186,9 @@ def _joblib() -> Any:
     return joblib
 
 
-def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, *, train_images: int) -> _Chunk:
+def _store(
+    read: Callable[[], Block], path: Path, shape: Shape, rows: slice, *, train_images: int, is_named: bool
+) -> _Chunk:
     block = read()
     map_chunk(path, shape, rows)[:] = block.images_BHWC
     lost = {bad.row for bad in block.bad}
@@ -196,7 +203,31 @@ def _store(read: Callable[[], Block], path: Path, shape: Shape, rows: slice, *, 
         sums=_channel_sums(pixels_BHWC),
         squares=_channel_sums(pixels_BHWC.astype(np.uint16) ** 2),
         levels=widest([block.deep[row] for row in training if row in block.deep]),
+        prints=tuple(map(_print_of, block.images_BHWC)) if is_named else (),
     )
+
+
+#: About this many pixels of each side are compared first. All pixels of a large image would cost a tenth of
+#: the time that decoding it takes.
+_PRINT_SIDE: Final = 64
+
+
+def _print_of(image_HWC: npt.NDArray[np.uint8]) -> bytes:
+    step = max(1, len(image_HWC) // _PRINT_SIDE)
+    return blake2b(np.ascontiguousarray(image_HWC[::step, ::step]).data, digest_size=8).digest()
+
+
+def _repeats(plan: Plan, done: list[_Chunk], path: Path) -> Iterator[tuple[int, str, int, str]]:
+    """Yield each row with the same pixels as an earlier one, and the first such row; see :class:`Meta`."""
+    first: dict[bytes, int] = {}
+    lost = {bad.row for chunk in done for bad in chunk.bad}
+    for chunk in done:
+        for row, found in enumerate(chunk.prints, chunk.start):
+            if row in lost or (known := first.setdefault(found, row)) == row:
+                continue
+            image, other = (map_chunk(path, plan.shape, slice(each, each + 1)) for each in (row, known))
+            if np.array_equal(image, other):
+                yield row, plan.names[row], known, plan.names[known]
 
 
 def _channel_sums(values_BHWC: npt.NDArray[np.unsignedinteger]) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ Shape legend: N images of the cache or of a split, B images of a batch, H = W st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.data.account import as_text
 from tune_rescon.data.cache import Cache
 from tune_rescon.data.cache_builder import Progress, open_or_build_cache
 from tune_rescon.data.catalog import held_out_test_rule, split_rule, validation_tests
@@ -21,6 +22,7 @@ from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.data.selection import PARTS
 from tune_rescon.data.sources import find_source
 from tune_rescon.data.splits import check_counts, draw_subset, stratified_split, with_label_noise
+from tune_rescon.errors import counted
 
 __all__ = ["ImageDataset", "Split", "open_dataset"]
 
@@ -63,6 +65,8 @@ class ImageDataset:
         levels: Values that became 0 and 255 in pictures of more than 8 bits; None without such pictures.
         interpolation: How squares become a network's input.
         digest: Equal if the images, labels and splits are equal, on every node and at every path.
+        repeats: Lines for the user about pictures that are in the data set more than once, where that makes
+            values too good: in two splits, or in two classes.
     """
 
     train: Split
@@ -77,6 +81,7 @@ class ImageDataset:
     resize: str = "crop"
     levels: tuple[float, float] | None = None
     interpolation: str = "bilinear"
+    repeats: tuple[str, ...] = ()
 
     @property
     def stored_side(self) -> int:
@@ -154,7 +159,47 @@ def open_dataset(
         resize=dataset.resize,
         levels=cache.meta.levels,
         interpolation="bilinear",
+        repeats=tuple(_repeat_lines(cache, chosen)),
     )
+
+
+def _repeat_lines(cache: Cache, chosen: Mapping[str, IntArray]) -> Iterator[str]:
+    """Yield a line for the copies of training images in each held-out split, and one for copies by class."""
+    part_of = {int(row): part for part in PARTS for row in chosen[part]}
+    names: dict[int, str] = {}
+    groups: dict[int, list[int]] = {}
+    for row, name, first, first_name in cache.meta.repeats:
+        names |= {row: name, first: first_name}
+        groups.setdefault(first, [first]).append(row)
+    used = [[row for row in group if row in part_of] for group in groups.values()]
+
+    def example(row: int, other: int) -> str:
+        return f"{as_text(names[row])} is {as_text(names[other])}"
+
+    for part, title in (("val", "validation"), ("test", "test")):
+        copies = [
+            (row, trained[0])
+            for group in used
+            if (trained := [row for row in group if part_of[row] == "train"])
+            for row in group
+            if part_of[row] == part
+        ]
+        if copies:
+            yield (
+                f"{len(copies)} of the {counted(len(chosen[part]), f'{title} image')} are copies of training"
+                f" images ({example(*copies[0])}), so that values on them are too good; remove the copies, or"
+                " leave them out with dataset.ignore"
+            )
+    apart = [
+        (group[0], other)
+        for group in used
+        if (other := next((r for r in group if cache.labels_N[r] != cache.labels_N[group[0]]), None))
+    ]
+    if apart:
+        yield (
+            f"{counted(len(apart), 'picture')} in more than one class ({example(*apart[0])}); an image has"
+            " one class here"
+        )
 
 
 def _with_test(rows: dict[str, IntArray], cache: Cache, dataset: DatasetConfig) -> dict[str, IntArray]:

@@ -40,6 +40,7 @@ class Plan:
         reader: Returns, for consecutive rows, the function that reads them and is sent to decoding processes.
         decodes: False if reading only copies images, for which starting processes is not worthwhile.
         levels: Range of values by which pictures of more than 8 bits become bytes; None: not known yet.
+        names: Name of each row's image in the source; empty for a built-in dataset.
     """
 
     shape: Shape
@@ -49,6 +50,7 @@ class Plan:
     reader: Callable[[slice], Callable[[], Block]]
     decodes: bool
     levels: Levels | None = None
+    names: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -137,6 +139,7 @@ class _FolderSource:
             reader=reader,
             decodes=True,
             levels=levels,
+            names=names,
         )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RECIPES,
         Recipe,
         TrainingPlan,
+        changed_images,
         epochs_within,
         finals_seconds,
         finals_space,

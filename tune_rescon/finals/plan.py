@@ -13,10 +13,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.data import describe
 from tune_rescon.errors import ConfigError, StorageError, counted, format_error, unknown_name_message
 from tune_rescon.spaces import Resources, Space, parse_space
 from tune_rescon.tuning import StudyResult, TrialRecord
@@ -27,6 +29,7 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "TrainingPlan",
+    "changed_images",
     "epochs_within",
     "finals_seconds",
     "finals_space",
@@ -256,6 +259,38 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
     if len(names) == 1:
         named = [dataclasses.replace(config, dataset=None) for config in named]
     return tuple(named), space.dataset_config(names[0])
+
+
+def changed_images(result: StudyResult, space: Space, data_root: Path) -> str | None:
+    """Return a message if the images to train on are not those that ``result`` was searched on; None if not.
+
+    The classes and their numbers of images are compared, so images that were replaced are not found.
+
+    Args:
+        result: the search.
+        space: the space of the finals.
+        data_root: the directory of the datasets on this machine.
+
+    Raises:
+        DataError: the images are missing, or their folders are faulty.
+    """
+    dataset = space.dataset
+    known = result.accounts.get(dataset.name)
+    if known is None:
+        return None
+    now = describe(dataset, data_root=data_root).account
+    if now is None or (now.class_names, now.per_class) == (known.class_names, known.per_class):
+        return None
+    parts = ", ".join(
+        f"{part} {known.images[part]} then, {now.images[part]} now"
+        for part in known.images
+        if known.images[part]
+    )
+    changes = [f"{len(known.class_names)} classes then, {len(now.class_names)} now", parts]
+    return (
+        f"The images are not those of {result.name} any more ({'; '.join(changes)}). Its configurations are"
+        " trained and evaluated on the images of now, so do not compare the values with the search's."
+    )
 
 
 def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int | None) -> TrialConfig:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from torch import nn
 
+from tune_rescon.config import trial_name
 from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage import RemoteError, StorageUrl, local_file
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.weights import load_exported
-from tune_rescon.tuning import SearchFolder, SearchLocation, StudyResult, read_search
+from tune_rescon.tuning import SearchFolder, SearchLocation, StudyResult, TrialRecord, read_search
 
-__all__ = ["load_model"]
+__all__ = ["check_own", "load_model"]
+
+#: Suffixes of the files that a model may be in. A name with one of them is never taken for a search's.
+_FILES: Final = (".ckpt", ".safetensors", ".pt", ".pth", ".pt2", ".onnx")
 
 
 def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, TrainedNetwork]:
@@ -38,20 +43,51 @@ def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, Trained
     if os.path.isfile(path):  # noqa: PTH113
         is_exported = path.suffix == ".safetensors"
         return load_exported(path, where="MODEL") if is_exported else load_trained(path)
-    if path.suffix or len(path.parts) > 1:
+    # The name of a search may contain dots, as that of a reproduction does (`-0.1x0.05`).
+    if path.suffix in _FILES or len(path.parts) > 1:
         rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
         raise StorageError(format_error(rule, got=model))
-    checkpoint = _best_checkpoint(read_search(location, model, where="MODEL"))
+    result = read_search(location, model, where="MODEL")
+    best, checkpoint = _best_checkpoint(result)
     try:
         with local_file(checkpoint) as file:
-            return load_trained(file)
+            network, about = load_trained(file)
     except RemoteError as error:
         rule = "the best trial's checkpoint must be readable"
         raise StorageError(format_error(rule, got=str(error), where="MODEL")) from error
+    check_own(about, result, best)
+    return network, about
 
 
-def _best_checkpoint(result: StudyResult) -> str:
-    """Return the path or URL of the checkpoint of a search's best trial.
+def check_own(about: TrainedNetwork, result: StudyResult, trial: TrialRecord) -> None:
+    """Check that a checkpoint in a search's folder holds the network of the trial in whose folder it is.
+
+    Trials of other searches have the same numbers, and so the same names of files.
+
+    Args:
+        about: Metadata of the network in the trial's checkpoint.
+        result: The search.
+        trial: The trial.
+
+    Raises:
+        StorageError: The network was trained with another configuration, seed or images.
+    """
+    config = trial.config(result.space)
+    same = {
+        "configuration": config is None or about.config == config,
+        "seed": trial.origin is None or about.seed == trial.origin.seed,
+        "images": not result.images or about.dataset in result.images.values(),
+    }
+    other = [name for name, is_same in same.items() if not is_same]
+    if other:
+        rule = f"the checkpoint of {trial_name(trial.number)} must hold the network that this trial trained"
+        got = f"{result.checkpoint(trial)}, of a training with another {', '.join(other)}"
+        hint = "Copy the folder's `checkpoints` again from where this search ran."
+        raise StorageError(format_error(rule, got=got, where="MODEL", hint=hint))
+
+
+def _best_checkpoint(result: StudyResult) -> tuple[TrialRecord, str]:
+    """Return a search's best trial, and the path or URL of its checkpoint.
 
     Raises:
         StorageError: No trial has a checkpoint yet, or the file is missing.
@@ -66,7 +102,7 @@ def _best_checkpoint(result: StudyResult) -> str:
         hint = "Copy the folder's `checkpoints` from where the search ran."
         got = f"{result.name}, where {checkpoint} is missing"
         raise StorageError(format_error(rule, got=got, where="MODEL", hint=hint))
-    return checkpoint
+    return best, checkpoint
 
 
 def _tracking_uri(location: SearchLocation) -> str:

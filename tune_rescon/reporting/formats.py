@@ -30,7 +30,7 @@ from tune_rescon.reporting.formatting import (
     pairs,
     value_text,
 )
-from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
+from tune_rescon.reporting.rows import comparison_headings, comparison_row, differences, headings, ranked, row
 from tune_rescon.tuning import SearchState, StudyResult
 from tune_rescon.tuning.trial import TABLE_COLUMNS
 
@@ -56,7 +56,11 @@ def json_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
 
     A number that is not finite is null.
     """
-    document = {**_search(result), "compared": [_search(other) for other in compared]}
+    document = {
+        **_search(result),
+        "compared": [_search(other) for other in compared],
+        "differences": differences([result, *compared]),
+    }
     return json.dumps(_finite(document), indent=2, allow_nan=False)
 
 
@@ -95,6 +99,7 @@ def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> 
     if compared:
         rows = (comparison_row(each) for each in (result, *compared))
         lines += ["", "## Compared", "", *markdown_table(comparison_headings(), rows)]
+        lines += [f"\n{line}" for line in differences([result, *compared])]
     if result.scheduling:
         lines += ["", "## Scheduler", "", *(f"- {line}" for line in result.scheduling)]
     if result.space_history:
@@ -138,13 +143,14 @@ def overviews_json(found: Sequence[SearchOverview]) -> str:
     )
 
 
-_FIGURES: Final = ("search", *TABLE_COLUMNS, "compute_hours", "device", "params_m", "gmacs")
+_FIGURES: Final = ("search", "metric", *TABLE_COLUMNS, "compute_hours", "device", "params_m", "gmacs")
 
 
 def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
     cost = result.costs[trial.number]
     values = {
         "search": result.name,
+        "metric": result.metric,
         **trial.row(),
         "best_epoch": trial.best_epoch or None,
         "compute_hours": result.compute_hours(trial),
@@ -203,7 +209,7 @@ def _search(result: StudyResult) -> dict[str, Any]:
 
 def _trial(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
     return {
-        **{name: value for name, value in _figures(result, trial).items() if name != "search"},
+        **{n: value for n, value in _figures(result, trial).items() if n not in ("search", "metric")},
         "parameters": dict(trial.parameters),
         "config": dict(trial.origin.config) if trial.origin else None,
         "space_version": trial.origin.space if trial.origin else None,

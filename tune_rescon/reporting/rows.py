@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from tune_rescon.reporting.analysis import devices_of, savings, timeline
 from tune_rescon.reporting.formatting import format_number, setting_text
 from tune_rescon.tuning import StudyResult, TrialRecord
 
-__all__ = ["comparison_headings", "comparison_row", "headings", "ranked", "row"]
+__all__ = ["comparison_headings", "comparison_row", "differences", "headings", "ranked", "row"]
 
 #: The mark of a trial on the Pareto front.
 FRONT: Final = "*"
@@ -93,6 +94,30 @@ def comparison_row(result: StudyResult) -> tuple[str, ...]:
         f"{saved.hours:.3f}",
         f"{timeline(result).utilisation:.0%}",
     )
+
+
+def differences(results: Sequence[StudyResult]) -> list[str]:
+    """Return why values of the first search cannot be compared with those of others, a line for each.
+
+    Images and splits are compared by their content. A search of an earlier version, whose record does not
+    identify its images, counts as one of the same images if its dataset has the same name.
+    """
+    first, *others = results
+    return [line for other in others if (line := _difference(first, other)) is not None]
+
+
+def _difference(first: StudyResult, other: StudyResult) -> str | None:
+    if first.metric != other.metric:
+        return (
+            f"{first.name} was ranked by {first.metric} and {other.name} by {other.metric}: do not compare"
+            " their values"
+        )
+    mine, theirs = first.space.dataset.name, other.space.dataset.name
+    same = first.images.get(mine) == other.images.get(mine) or not (first.images and other.images)
+    if mine == theirs and same:
+        return None
+    names = f" ({mine} and {theirs})" if mine != theirs else ""
+    return f"{other.name} was evaluated on other images than {first.name}{names}: do not compare their values"
 
 
 def _is_on_front(result: StudyResult, trial: TrialRecord) -> bool:

@@ -23,7 +23,7 @@ from tune_rescon.reporting.formatting import (
     in_hand_message,
     value_text,
 )
-from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
+from tune_rescon.reporting.rows import comparison_headings, comparison_row, differences, headings, ranked, row
 from tune_rescon.tuning import SearchState, StudyResult
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ def print_comparison(results: Sequence[StudyResult], console: Console) -> None:
     for result in results:
         table.add_row(*map(Text, comparison_row(result)))
     console.print(table)
+    for line in differences(results):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def _ago(moment: datetime | None, now: datetime) -> str:

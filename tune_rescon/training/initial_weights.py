@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -49,6 +50,11 @@ class FamilyWeights:
     choice: Mapping[str, Any]
     """TrialConfig's fields that choose this network."""
     weights: Mapping[str, Tensor]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the tensors and their names, independent of the file's place and format."""
+        return _digest([self.weights])
 
     def check_fits(self, spec: NetworkDescription, *, where: str = "init_from") -> None:
         """Check that a trial's network ``spec`` can start with these weights.
@@ -104,6 +110,11 @@ class ExternalWeights:
     """``TrialConfig.network``; None: the file is a bare state dict, which does not name its network."""
     state_dicts: tuple[StateDict, ...]
     """All dicts of tensors in the file."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the tensors and their names, independent of the file's place and format."""
+        return _digest([held.tensors for held in self.state_dicts])
 
     def check_fits(self, spec: NetworkDescription, *, where: str = "init_from") -> None:
         """Check that a trial's network ``spec`` can start with these weights.
@@ -211,6 +222,16 @@ def _of_trained(source: str, network: nn.Module, about: TrainedNetwork) -> Initi
         return ExternalWeights(source=source, network=about.spec.network, state_dicts=(held,))
     choice = _choice(about.config, about.spec)
     return FamilyWeights(source=source, spec=about.spec, choice=choice, weights=weights)
+
+
+def _digest(state_dicts: Iterable[Mapping[str, Tensor]]) -> str:
+    state = blake2b(digest_size=16)
+    for tensors in state_dicts:
+        for name, tensor in sorted(tensors.items()):
+            state.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            # numpy has no bfloat16, so the bytes are viewed as such.
+            state.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def _other_network(source: str, spec: NetworkDescription, *, where: str, hint: str) -> str:

@@ -14,17 +14,19 @@ from __future__ import annotations
 import re
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from tune_rescon.errors import StorageError, format_error
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.tuning.folder import SearchFolder, write_atomically
 from tune_rescon.tuning.study import StudyRecord
 
 __all__ = [
     "Identity",
+    "check_same_search",
     "decide_identity",
     "ensure_identity",
     "location_of",
@@ -91,6 +93,33 @@ def ensure_identity(
         record.set_attribute("id", found.id)
         record.set_attribute("place", found.location)
     return found
+
+
+def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder, *, where: str = "--study") -> None:
+    """Check that a study in a shared database belongs to the search in a folder.
+
+    Two storages may have searches of one name, and the database the study of one of them. The other's folder
+    has checkpoints of trials with the same numbers, and other networks.
+
+    Args:
+        attributes: the attributes of the study.
+        folder: the search's folder. Its ``space.yaml`` has the search's id; without it, nothing is checked.
+        where: the flag that named the database.
+
+    Raises:
+        StorageError: the study is another search's.
+    """
+    known, here = attributes.get("id"), read_id(folder.space_yaml)
+    if not known or not here or known == here:
+        return
+    rule = f"the study {folder.name!r} in the database must be that of the search in {folder.path}"
+    place = attributes.get("place")
+    got = f"that of another search, {known[:8]}" + (f" in {place}" if place else "")
+    hint = (
+        "Leave out --study and TUNE_RESCON_STUDY if the search has its own study.db. Otherwise give the"
+        " --storage of the study's search."
+    )
+    raise StorageError(format_error(rule, got=got, where=where, hint=hint))
 
 
 def with_id(text: str, search_id: str) -> str:

@@ -20,14 +20,16 @@ from typing import Any, Final
 
 import sqlalchemy
 from optuna.storages._rdb import models
+from optuna.study import StudyDirection
 from sqlalchemy import Connection, Engine, NullPool, Table, case, func, select
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, UserError
-from tune_rescon.metric_names import MetricAt, metric_mode
+from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Goal, load_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file, usable
 from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.reader import SearchLocation, lives_by_file, lives_by_url, search_state, snapshot
 from tune_rescon.tuning.result import SearchState, best_trial
 from tune_rescon.tuning.search_storage import find_search
@@ -78,6 +80,7 @@ CONNECTIONS: Final = 16
 
 _STUDIES: Final[Table] = models.StudyModel.__table__
 _STUDY_USER: Final[Table] = models.StudyUserAttributeModel.__table__
+_DIRECTIONS: Final[Table] = models.StudyDirectionModel.__table__
 _TRIALS: Final[Table] = models.TrialModel.__table__
 _USER: Final[Table] = models.TrialUserAttributeModel.__table__
 _SYSTEM: Final[Table] = models.TrialSystemAttributeModel.__table__
@@ -181,10 +184,12 @@ def _read(
     with studies.connect(url) as connection:
         study = _study_id(connection, seen.name, any_name=url == folder.study_url)
         attributes = _attributes(connection, study)
+        if url != folder.study_url:
+            check_same_search(attributes, folder)
         states = _states(connection, study)
         # The file may have been edited after the search began; the record names the metric of its values.
         metric, at = attributes.get(METRIC, goal.metric.name), attributes.get(METRIC_AT, "best")
-        maximize = metric_mode(metric) == "max"
+        maximize = _maximizes(connection, study)
         if goal.metric.of_test_images:
             best = _winner_value(folder, url)
         else:
@@ -213,9 +218,15 @@ def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
 
 def _attributes(connection: Connection, study: int) -> dict[str, Any]:
     columns = (_STUDY_USER.c.key, _STUDY_USER.c.value_json)
-    wanted = _STUDY_USER.c.key.in_(["lease", "outcome", METRIC, METRIC_AT])
+    wanted = _STUDY_USER.c.key.in_(["id", "place", "lease", "outcome", METRIC, METRIC_AT])
     rows = connection.execute(select(*columns).where(_STUDY_USER.c.study_id == study, wanted))
     return {key: json.loads(value) for key, value in rows}
+
+
+def _maximizes(connection: Connection, study: int) -> bool:
+    """Return whether more is better. Only the study knows it of a metric that is a user's function."""
+    query = select(_DIRECTIONS.c.direction).where(_DIRECTIONS.c.study_id == study)
+    return connection.execute(query.order_by(_DIRECTIONS.c.objective)).scalar() is StudyDirection.MAXIMIZE
 
 
 def _states(connection: Connection, study: int) -> list[TrialState]:

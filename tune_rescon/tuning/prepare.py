@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
+    "IMAGES",
     "PreparedDataset",
     "cache_words",
     "check_external_networks",
@@ -41,6 +42,7 @@ __all__ = [
     "check_metric_functions",
     "check_same_images",
     "check_weights",
+    "dataset_digests",
     "dataset_infos",
     "evaluation_words",
     "external_trials",
@@ -282,7 +284,7 @@ def check_weights(
 
 
 #: The study's attribute that stores the digest of each dataset's images and splits, by the dataset's name.
-_IMAGES: Final = "image_digests"
+IMAGES: Final = "image_digests"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +299,11 @@ class PreparedDataset:
 def dataset_infos(prepared: Mapping[str, PreparedDataset]) -> dict[str, DatasetInfo]:
     """Return the description of each prepared dataset, by name."""
     return {name: dataset.info for name, dataset in prepared.items()}
+
+
+def dataset_digests(prepared: Mapping[str, PreparedDataset]) -> dict[str, str]:
+    """Return the digest of the images and splits of each prepared dataset, by name."""
+    return {name: dataset.digest for name, dataset in prepared.items()}
 
 
 def with_absolute_paths(space: Space) -> Space:
@@ -347,6 +354,8 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             _PROGRESS.info(f"{dataset.name}: {levels_text(images.levels)}")
         if info.account and (words := darkness_message(images.mean, images.std)) is not None:
             _PROGRESS.warning(f"{dataset.name}: {words}")
+        for line in images.repeats:
+            _PROGRESS.warning(f"{dataset.name}: {line}")
         check_metric_classes(space, info, val_labels_N=images.val.labels_N)
         if space.metric.of_test_images and not info.test_images:
             rule = "there must be test images for a network to be judged by"
@@ -385,7 +394,7 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, PreparedDatase
         DataError: If a dataset differs.
     """
     stored = record.attributes()
-    noted, known = stored.get(_IMAGES) or {}, stored.get("datasets") or {}
+    noted, known = stored.get(IMAGES) or {}, stored.get("datasets") or {}
     for name, dataset in prepared.items():
         if noted.get(name, dataset.digest) != dataset.digest:
             rule = "a resumed search must have the images that its trials were trained and validated on"
@@ -408,4 +417,4 @@ def _counts(known: Mapping[str, Any] | None, info: DatasetInfo) -> str:
 
 def record_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
     """Store in the record which images the trials use, as a digest for each dataset."""
-    record.set_attribute(_IMAGES, {**(record.attribute(_IMAGES) or {}), **digests})
+    record.set_attribute(IMAGES, {**(record.attribute(IMAGES) or {}), **digests})

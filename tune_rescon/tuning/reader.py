@@ -28,6 +28,7 @@ from tune_rescon.storage import (
 from tune_rescon.tuning.cost_model import CostModel, datasets_of
 from tune_rescon.tuning.database import holds_studies, missing_study
 from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.lease import (
     Driver,
     Lease,
@@ -38,6 +39,7 @@ from tune_rescon.tuning.lease import (
     this_driver,
 )
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
+from tune_rescon.tuning.prepare import IMAGES
 from tune_rescon.tuning.result import SearchState, StudyResult, build_result
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import find_search
@@ -181,6 +183,8 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
     url = location.study_url or folder.study_url
     with snapshot(url) as readable:
         record, versions = open_recorded(readable, folder, any_name=location.study_url is None)
+        if location.study_url is not None:
+            check_same_search(record.attributes(), folder)
         at_url = SearchHome.find(location.storage, name) if isinstance(location.storage, StorageUrl) else None
         if at_url is not None and location.study_url is None:
             with usable(at_url.storage):
@@ -230,7 +234,8 @@ def result_from_study(
     )
     failure = None if alive or attributes.failure is None else presentable(attributes.failure)
     history = history_words(versions, trials)
-    return replace(result, foreign=record.foreign, failure=failure, space_history=history)
+    images = record.attribute(IMAGES) or {}
+    return replace(result, foreign=record.foreign, failure=failure, space_history=history, images=images)
 
 
 def _as_interrupted(trial: TrialRecord) -> TrialRecord:

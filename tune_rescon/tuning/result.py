@@ -91,6 +91,8 @@ class StudyResult:
     """Sentences about what the scheduler ``auto`` has decided; empty for other schedulers."""
     accounts: Mapping[str, Account] = field(default_factory=dict)
     """For each folder or zip of images, by the dataset's name: the images found, and the entries left out."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """The digest of the images and splits of each dataset, by its name; empty if the record has none."""
 
     def __repr__(self) -> str:
         """Return the search's name, its state and its winner, on one line."""

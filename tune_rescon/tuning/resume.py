@@ -8,13 +8,17 @@ decisions depend on. A change is refused if it would change the meaning of recor
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
-from tune_rescon.errors import SpaceError
+from tune_rescon.errors import SpaceError, StorageError, format_error
+from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space, dump_space, load_space
+from tune_rescon.spaces.sections import Metric
+from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.result import SearchState
@@ -24,15 +28,20 @@ from tune_rescon.tuning.study_attributes import read_run_attributes
 from tune_rescon.tuning.trial import TrialRecord
 from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
 
+if TYPE_CHECKING:
+    from tune_rescon.training.initial_weights import InitialWeights
+
 __all__ = [
     "FREE",
     "FROZEN",
     "change_problems",
     "change_words",
     "check_changes",
+    "check_same_weights",
     "create_record",
     "history_words",
     "is_finished",
+    "record_weights",
     "resume_record",
 ]
 
@@ -76,6 +85,7 @@ def change_problems(old: Space, new: Space, trials: Iterable[TrialRecord]) -> li
     recorded = tuple(trials)
     return [
         *_frozen_problems(old, new),
+        *_metric_problems(old, new),
         *_fixed_problems(old, new, recorded),
         *_unknown_problems(recorded),
     ]
@@ -152,6 +162,20 @@ def _frozen_problems(old: Space, new: Space) -> Iterator[str]:
         yield f"{key} is {was} and would become {becomes} ({FROZEN[section]})"
 
 
+def _metric_problems(old: Space, new: Space) -> Iterator[str]:
+    """Yield the problem if another function than before would compute the metric of the same name."""
+    was, becomes = (_function_of(space.metric) for space in (old, new))
+    if old.metric.name == new.metric.name and was != becomes:
+        yield (
+            f"{old.metric.name} is computed by {was} and would be computed by {becomes} ({FROZEN['metric']})"
+        )
+
+
+def _function_of(metric: Metric) -> str | None:
+    """Return the user's function in ``metric.log`` that computes the objective, or None if none does."""
+    return next((entry for entry in metric.log if custom_metric_name(entry) == metric.name), None)
+
+
 def _fixed_problems(old: Space, new: Space, trials: tuple[TrialRecord, ...]) -> Iterator[str]:
     searched = {**old.parameters, **new.parameters}
     before, after = TrialConfig.from_dict(old.fixed), TrialConfig.from_dict(new.fixed)
@@ -216,11 +240,13 @@ def resume_record(
         The record, and the spaces that the search has had before ``space``.
 
     Raises:
-        StorageError: If the study does not exist or the database cannot be used.
+        StorageError: If the study does not exist or is another search's, or the database cannot be used.
         SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
     url = options.study_url or folder.study_url
     record = StudyRecord.load(url, options.name, metric=space.metric.name)
+    if options.study_url is not None:
+        check_same_search(record.attributes(), folder)
     versions = read_versions(record, lambda: load_space(folder.space_yaml))
     check_changes(
         options.name,
@@ -230,6 +256,42 @@ def resume_record(
         flag="--resume-or-start" if options.resume_or_start else "--resume",
     )
     return record, versions
+
+
+#: The study's attribute that stores the digest of each file of initial weights, by its path or URL.
+_WEIGHTS: Final = "weight_digests"
+
+
+def check_same_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
+    """Check that the files of initial weights hold what the trials of a resumed search began with.
+
+    A record written by an earlier version of this package has no digests. In that case nothing is checked.
+
+    Args:
+        record: The record of the search.
+        weights: The initial weights now, by path or URL.
+
+    Raises:
+        StorageError: If a file holds other weights.
+    """
+    recorded = record.attribute(_WEIGHTS) or {}
+    for source, found in weights.items():
+        if recorded.get(source, found.digest) != found.digest:
+            rule = "a resumed search must have the initial weights that its trials began with"
+            hint = (
+                "Put the file back, or begin a search of another --name. To compare both files, give the new"
+                " one another name, and search init_from."
+            )
+            raise StorageError(
+                format_error(rule, got=f"other weights in {source}", where="init_from", hint=hint)
+            )
+
+
+def record_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
+    """Store in the record which initial weights the trials begin with, as a digest for each file."""
+    if weights:
+        digests = {source: found.digest for source, found in weights.items()}
+        record.set_attribute(_WEIGHTS, {**(record.attribute(_WEIGHTS) or {}), **digests})
 
 
 def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> bool:
@@ -257,18 +319,24 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
     return space.model_copy(update={**undecided, "budget": budget}) == newest
 
 
-def create_record(space: Space, options: RunOptions, folder: SearchFolder) -> StudyRecord:
+def create_record(
+    costs: CostModel, options: RunOptions, folder: SearchFolder, digests: Mapping[str, str]
+) -> StudyRecord:
     """Create the record of a new search, including the earlier trials that its sampler learns from.
 
     Args:
-        space: The space of the new search.
+        costs: The space of the new search, and the costs of its networks.
         options: The options of this run.
         folder: The search's folder.
+        digests: The digest of the images and splits of each dataset, by name.
 
     Raises:
         StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
     """
-    earlier = overlapping_trials(space, options) if options.warm_start else []
+    space, earlier = costs.space, []
+    if options.warm_start:
+        cost = costs.second_objective if space.metric.against else None
+        earlier = overlapping_trials(space, options, digests=digests, cost=cost)
     record = StudyRecord.create(
         options.study_url or folder.study_url,
         options.name,

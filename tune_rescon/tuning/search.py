@@ -24,6 +24,7 @@ from tune_rescon.tuning.prepare import (
     check_metric_functions,
     check_same_images,
     check_weights,
+    dataset_digests,
     dataset_infos,
     prepare_data,
     read_weights,
@@ -38,7 +39,13 @@ from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import fit_to_machine
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.resume import create_record, is_finished, resume_record
+from tune_rescon.tuning.resume import (
+    check_same_weights,
+    create_record,
+    is_finished,
+    record_weights,
+    resume_record,
+)
 from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, SearchRun
 from tune_rescon.tuning.search_storage import find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
@@ -119,11 +126,14 @@ def run_search(
             _writer(space, options, store, None if resumed is None else resumed[0]) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
-                space, slots = fit_to_cluster(space, options, dataset_infos(prepared), ray)
-                record, before = resumed or (create_record(space, options, store.folder), None)
+                infos, digests = dataset_infos(prepared), dataset_digests(prepared)
+                space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
+                costs = CostModel(space=space, datasets=infos)
+                record, before = resumed or (create_record(costs, options, store.folder, digests), None)
                 if resumed is None:
                     note_experiment(record, space)
                 lease = lease or held.enter_context(search_lease(options, store))
+                record_weights(record, weights)
                 if options.tensorboard:
                     files = EventFiles(store.folder.tensorboard, space)
                     callbacks = [held.enter_context(files), *callbacks]
@@ -198,6 +208,7 @@ def _prepared(
     datasets = dataset_infos(prepared)
     if record is not None:
         check_same_images(record, prepared)
+        check_same_weights(record, weights)
     check_external_networks(space, datasets)
     check_weights(space, weights, datasets)
     costs = CostModel(space=space, datasets=datasets)

@@ -25,7 +25,7 @@ from tune_rescon.tuning.identity import ensure_identity, with_id
 from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_words
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import PreparedDataset, dataset_infos, record_images
+from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos, record_images
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
@@ -164,7 +164,8 @@ class SearchRun:
         written. The caller must call :meth:`hand_over` next.
         """
         record_run(self.record, self._costs.datasets, self.options.tracking_uri)
-        record_images(self.record, {name: each.digest for name, each in self.prepared.items()})
+        digests = dataset_digests(self.prepared)
+        record_images(self.record, digests)
         with usable_directory(self.store.folder.storage):
             write_atomically(
                 self.store.folder.space_yaml, with_id(dump_space(self._space), self._identity.id)
@@ -180,7 +181,7 @@ class SearchRun:
             execute(
                 self._coordinator,
                 make_task=functools.partial(
-                    trial_task, space=self._space, options=self.options, store=self.store
+                    trial_task, space=self._space, options=self.options, store=self.store, digests=digests
                 ),
                 trainable=trainable,
                 resources=resources.by_name(),

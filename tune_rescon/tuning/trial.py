@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -37,6 +38,10 @@ __all__ = [
 TABLE_COLUMNS: Final = ("trial", "state", "epochs", "value", "best_value", "best_epoch", "seconds")
 
 
+#: Every field of a configuration, with its default.
+_DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(TrialConfig().to_dict())
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialOrigin:
     """The configuration that a trial runs with, and its source.
@@ -60,8 +65,11 @@ class TrialOrigin:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialOrigin:
-        """Create an origin from the result of :meth:`to_dict`; JSON's lists become tuples."""
-        config = {
+        """Create an origin from the result of :meth:`to_dict`; JSON's lists become tuples.
+
+        A record of an earlier version of this package lacks later fields. Its trials ran with their defaults.
+        """
+        config = dict(_DEFAULTS) | {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values["config"].items()
         }

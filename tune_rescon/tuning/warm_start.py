@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
+from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Overlap, Space, overlap_message, place_config, to_optuna
+from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.prepare import IMAGES
 from tune_rescon.tuning.sampler import most_informative
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
-from tune_rescon.tuning.study import StudyRecord
+from tune_rescon.tuning.study import METRIC_AT, StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
@@ -31,7 +35,16 @@ _ATTRIBUTE: Final = "warm_start"
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
-def overlapping_trials(space: Space, options: RunOptions) -> list[TrialRecord]:
+_NO_DIGESTS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def overlapping_trials(
+    space: Space,
+    options: RunOptions,
+    *,
+    digests: Mapping[str, str] = _NO_DIGESTS,
+    cost: Callable[[TrialRecord, int], float] | None = None,
+) -> list[TrialRecord]:
     """Return the ended trials of the search ``options.warm_start`` that ``space`` can also draw.
 
     Only the trials that :func:`.most_informative` selects are returned. A message reports how many overlap.
@@ -39,6 +52,9 @@ def overlapping_trials(space: Space, options: RunOptions) -> list[TrialRecord]:
     Args:
         space: The space of the new search.
         options: The options of the new search. ``warm_start`` names the earlier search.
+        digests: The digest of the images and splits of each dataset of the new search, by name.
+        cost: Returns the second objective of a trial after the given number of epochs in the new search; None
+            if it has one objective. The earlier search may have had another second objective, or none.
 
     Raises:
         StorageError: If the earlier search does not exist or its study cannot be read.
@@ -53,14 +69,31 @@ def overlapping_trials(space: Space, options: RunOptions) -> list[TrialRecord]:
     record, versions = open_recorded(
         options.study_url or other.study_url, other, any_name=options.study_url is None
     )
+    if options.study_url is not None:
+        check_same_search(record.attributes(), other)
     ended = [trial for trial in record.trials() if trial.state.is_final]
-    placed = [_placed(space, versions.newest, trial) for trial in ended]
+    theirs, before = versions.newest, record.attribute(IMAGES) or {}
+    changed = {name for name, digest in digests.items() if before.get(name, digest) != digest}
+    name = theirs.dataset.name
+    if name == space.dataset.name and name in before and before[name] == digests.get(name):
+        # The same images and splits, even if they have moved.
+        theirs = theirs.model_copy(update={"dataset": space.dataset})
+    placed = [_placed(space, theirs, trial) for trial in ended]
     usable = [
-        dataclasses.replace(trial, parameters=to_optuna(overlap.sampled))
+        dataclasses.replace(
+            trial,
+            parameters=to_optuna(overlap.sampled),
+            cost=None if cost is None else cost(trial, trial.epochs),
+        )
         for trial, overlap in zip(ended, placed, strict=True)
         if overlap.sampled is not None
     ]
     _PROGRESS.info(overlap_message(other.name, placed))
+    if usable and changed:
+        _PROGRESS.warning(
+            f"{other.name} had other images in {', '.join(sorted(changed))}: its values may be higher or"
+            " lower than they would be on these, and the sampler learns from both"
+        )
     kept = most_informative(usable)
     return [trial for trial in usable if trial.number in kept]
 
@@ -78,8 +111,13 @@ def record_warm_start(record: StudyRecord, trials: Sequence[TrialRecord]) -> Non
 
 def warm_start_trials(record: StudyRecord) -> list[TrialRecord]:
     """Return the earlier trials that the sampler learned from when this search began."""
-    values = record.attribute(_ATTRIBUTE) or []
-    return [_from_dict(value, maximize=record.maximize) for value in values]
+    attributes = record.attributes()
+    at: MetricAt = attributes.get(METRIC_AT, "best")
+    # A trial of this search would have the value of the epoch that counts here.
+    return [
+        dataclasses.replace(_from_dict(value, maximize=record.maximize), at=at)
+        for value in attributes.get(_ATTRIBUTE) or []
+    ]
 
 
 def _to_dict(trial: TrialRecord) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.data import open_dataset
 from tune_rescon.training.module import TrialModule
 from tune_rescon.tuning.ray.preemption import PreemptionSignal
 from tune_rescon.tuning.ray.worker import TrialTask, run_trial
@@ -216,6 +217,18 @@ def test_a_fault_is_reported_with_its_traceback(run: Run, task: TrialTask) -> No
     assert (end["number"], end["state"]) == (7, "failed")
     assert "Traceback" in end["error"]
     assert "must be max or min" in end["error"]
+
+
+def test_other_images_than_the_searchs_are_reported_as_unusable_and_train_nothing(
+    run: Run, task: TrialTask
+) -> None:
+    """They changed while the search ran, or this machine has a copy that lacks some."""
+    (end,) = run(dataclasses.replace(task, images="0123"))
+    assert "every trial of a search must have the images and splits" in end["unusable"]
+    assert "other images in digits on " in end["unusable"]
+    assert "(train 70, val 10, test 80)" in end["unusable"]
+    images = open_dataset(task.dataset, data_root=Path(task.data_root), cache_root=Path(task.cache_root))
+    assert _epochs(run(dataclasses.replace(task, images=images.digest))) == [1, 2, 3]
 
 
 def test_a_missing_gpu_is_reported_as_unusable(

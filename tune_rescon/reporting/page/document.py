@@ -54,7 +54,7 @@ from tune_rescon.reporting.page.charts import (
     survival_bars,
 )
 from tune_rescon.reporting.page.time_charts import gantt, speed_steps, utilisation_steps
-from tune_rescon.reporting.rows import comparison_headings, comparison_row, headings, ranked, row
+from tune_rescon.reporting.rows import comparison_headings, comparison_row, differences, headings, ranked, row
 from tune_rescon.tuning import (
     SearchFolder,
     SearchState,
@@ -120,6 +120,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         in_hand=in_hand_message(result),
         command=command,
         compared=results,
+        differences=differences(results) if results else [],
         beside=beside,
         shown=shown,
         headings=headings(result),

@@ -16,7 +16,7 @@ from tune_rescon.spaces import AutoResources, Space
 from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.session import RaySession
-from tune_rescon.tuning.ray.worker import STALLS
+from tune_rescon.tuning.ray.worker import STALLS, check_images
 from tune_rescon.tuning.resources import choose_resources, concurrent_trials, nodes_of, with_gpu_share
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 def fit_to_cluster(
-    space: Space, options: RunOptions, datasets: Mapping[str, DatasetInfo], ray: RaySession
+    space: Space,
+    options: RunOptions,
+    datasets: Mapping[str, DatasetInfo],
+    ray: RaySession,
+    *,
+    digests: Mapping[str, str],
 ) -> tuple[Space, int]:
     """Choose a trial's resources, prepare the data on the cluster, and measure how many trials share a GPU.
 
@@ -46,13 +51,15 @@ def fit_to_cluster(
         options: The options of this run of the search.
         datasets: The description of each dataset, by name.
         ray: The running Ray.
+        digests: The digest of each dataset's images and splits on this machine, by name.
 
     Returns:
         The space with a trial's resources, and the number of trials that run at once.
 
     Raises:
         ResourceError: If no machine has the resources of a trial, or Ray has a GPU that torch cannot use.
-        DataError: If the datasets cannot be prepared on a machine; the message names the machine.
+        DataError: If the datasets cannot be prepared on a machine, or are others there; the message names the
+            machine.
     """
     if isinstance(space.resources_per_trial, AutoResources):
         nodes = [*ray.now, *(ray.later or ())]
@@ -62,6 +69,7 @@ def fit_to_cluster(
     if options.address is not None:
         stage_data(
             datasets_of(space),
+            digests=digests,
             data_root=options.data_root.resolve(),
             cache_root=options.cache_root.resolve(),
             need=space.resources_per_trial.by_name(),
@@ -84,6 +92,7 @@ def _slots(space: Space, ray: RaySession) -> int:
 def stage_data(
     datasets: Collection[DatasetConfig],
     *,
+    digests: Mapping[str, str],
     data_root: Path,
     cache_root: Path,
     need: Mapping[str, float],
@@ -95,12 +104,14 @@ def stage_data(
 
     Args:
         datasets: The datasets of the search.
+        digests: The digest of each dataset's images and splits on this machine, by name.
         data_root: The folder of the original data on each machine.
         cache_root: The folder of the cache on each machine.
         need: The resources of a trial, by Ray's names; machines without room for them are skipped.
 
     Raises:
-        DataError: If the datasets cannot be prepared on a machine; the message names the machine.
+        DataError: If the datasets cannot be prepared on a machine, or are others there; the message names the
+            machine.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -120,7 +131,8 @@ def stage_data(
     for node in there:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         on_it = task.options(scheduling_strategy=strategy)
-        waiting[on_it.remote(list(datasets), str(data_root), str(cache_root))] = node["NodeManagerAddress"]
+        reference = on_it.remote(list(datasets), dict(digests), str(data_root), str(cache_root))
+        waiting[reference] = node["NodeManagerAddress"]
     while waiting:
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=_MESSAGE_EVERY)
         if not done:
@@ -139,11 +151,12 @@ def stage_data(
                 _LOGGER.warning("the machine %s was lost while it got the data: %s", address, error)
 
 
-def _open(datasets: list[DatasetConfig], data_root: str, cache_root: str) -> None:
+def _open(datasets: list[DatasetConfig], digests: dict[str, str], data_root: str, cache_root: str) -> None:
     from tune_rescon.data import open_dataset
 
     for dataset in datasets:
-        open_dataset(dataset, data_root=Path(data_root), cache_root=Path(cache_root))
+        images = open_dataset(dataset, data_root=Path(data_root), cache_root=Path(cache_root))
+        check_images(images, digests.get(dataset.name), name=dataset.name)
 
 
 def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path) -> Occupancy | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ray import tune
@@ -41,16 +41,27 @@ __all__ = [
 ]
 
 
-def trial_task(trial: TrialRecord, *, space: Space, options: RunOptions, store: SearchStore) -> TrialTask:
-    """Return a worker's description of a trial of a search."""
+def trial_task(
+    trial: TrialRecord, *, space: Space, options: RunOptions, store: SearchStore, digests: Mapping[str, str]
+) -> TrialTask:
+    """Return a worker's description of a trial of a search.
+
+    Args:
+        trial: The trial.
+        space: The space of the search.
+        options: The options of this run.
+        store: The store of the search's files.
+        digests: The digest of the images and splits of each dataset, by name.
+    """
     origin = trial.origin
     assert origin is not None, "a resume is refused while an unfinished trial has no configuration"
     config = TrialConfig.from_dict(origin.config)
-    resources = space.resources_per_trial
+    dataset, resources = space.dataset_config(config.dataset), space.resources_per_trial
     return TrialTask(
         number=trial.number,
         config=config,
-        dataset=space.dataset_config(config.dataset),
+        dataset=dataset,
+        images=digests.get(dataset.name),
         epochs=space.fidelity.max,
         seed=origin.seed,
         metric=space.metric.name,

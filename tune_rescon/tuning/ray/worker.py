@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import gc
 import os
+import platform
 import queue
 import shutil
 import threading
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
-from tune_rescon.errors import ResourceError
+from tune_rescon.errors import OtherImagesError, ResourceError, format_error
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.training import messages
 from tune_rescon.tuning.ray.preemption import PREEMPTION, node_is_drained
@@ -38,6 +39,7 @@ __all__ = [
     "STALLS",
     "CheckpointSync",
     "TrialTask",
+    "check_images",
     "on_one_thread",
     "run_trial",
     "synchronised",
@@ -186,11 +188,13 @@ def train_task(
     from tune_rescon.training.compile import keep_compiled_code
 
     freeze_imports()
+    dataset = _dataset(task.dataset, task.data_root, task.cache_root)
+    check_images(dataset, task.images, name=task.dataset.name)
     if task.config.compile != "off":
         keep_compiled_code(Path(task.cache_root) / _COMPILED)
     train_trial(
         task.config,
-        _dataset(task.dataset, task.data_root, task.cache_root),
+        dataset,
         epochs=task.epochs,
         seed=task.seed,
         checkpoint_dir=folder,
@@ -226,6 +230,33 @@ def _dataset(dataset: DatasetConfig, data_root: str, cache_root: str) -> ImageDa
     from tune_rescon.data import open_dataset
 
     return open_dataset(dataset, data_root=Path(data_root), cache_root=Path(cache_root))
+
+
+def check_images(dataset: ImageDataset, expected: str | None, *, name: str) -> None:
+    """Check that this machine has the images and splits with which the search began.
+
+    Images may change while a search runs, and machines of a cluster may have different copies. The values of
+    trials on different validation images cannot be compared.
+
+    Args:
+        dataset: The images of this machine.
+        expected: The digest of the search's images; None checks nothing.
+        name: The dataset's name.
+
+    Raises:
+        OtherImagesError: If the images differ.
+    """
+    if expected in (None, dataset.digest):
+        return
+    parts = ("train", "val", "test")
+    counts = ", ".join(f"{part} {len(getattr(dataset, part))}" for part in parts)
+    rule = "every trial of a search must have the images and splits with which the search began"
+    hint = (
+        "Put the same images on every machine (the same version of Pillow decodes them alike), then resume."
+        " To search the images as they are now, begin a search of another --name with --warm-start."
+    )
+    got = f"other images in {name} on {platform.node()} ({counts})"
+    raise OtherImagesError(format_error(rule, got=got, where="dataset", hint=hint))
 
 
 #: The files of a trial that are copied if the storage is a URL, in the order they are written.
@@ -267,6 +298,8 @@ class TrialTask:
     """World size: the number of processes that train the trial together."""
     device: str
     """``"cuda"`` if the trial has a GPU, else ``"cpu"``."""
+    images: str | None = None
+    """Digest of the images and splits with which the search began; None: they are not checked."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return Tune's config dict of the trial."""
@@ -287,8 +320,8 @@ def run_trial(config: dict[str, Any]) -> None:
 
     An exception is reported as the trial's end and is not raised. Tune would retry a trial that raises, but a
     fault of the configuration would occur every time. Only a trial whose worker process died is retried.
-    A preempted worker therefore writes a checkpoint and ends its process. A ResourceError (the trial was
-    promised a GPU, and torch has none) ends the whole search.
+    A preempted worker therefore writes a checkpoint and ends its process. A fault of the machine ends the
+    whole search: the trial was promised a GPU, and torch has none, or the images are not those of the search.
     """
     on_one_thread(functools.partial(_run, TrialTask.from_dict(config)))
 
@@ -301,7 +334,8 @@ def _run(task: TrialTask) -> None:
     except Exception as error:
         end = {"number": task.number, "state": _end_state(error).value, "error": traceback.format_exc()}
         # The machine is at fault, not the trial. Its next trials would fail in the same way.
-        tune.report({**end, "unusable": str(error)} if isinstance(error, ResourceError) else end)
+        is_the_machines = isinstance(error, ResourceError | OtherImagesError)
+        tune.report({**end, "unusable": str(error)} if is_the_machines else end)
     else:
         if preemption is not None:
             _exit_preempted(task, preemption)
