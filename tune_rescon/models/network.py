@@ -256,13 +256,7 @@ class AttentionModule(nn.Module):
     """
 
     def __init__(self, spec: NetworkSpec, stage: StageSpec, drop_paths: Iterator[float]) -> None:
-        """Build one attention module.
-
-        Args:
-            spec: The whole network.
-            stage: The stage that contains this module.
-            drop_paths: Drop probabilities along the trunk path; this module consumes 2p + t of them.
-        """
+        """Build one module of ``stage``; it consumes 2p + t of ``drop_paths``, one for each unit."""
         super().__init__()
         outer = spec.plain(stage.channels, units=spec.outer_units)
         self.pre = chain(outer, drop_paths)
@@ -317,15 +311,7 @@ class Stage(nn.Module):
     def __init__(
         self, spec: NetworkSpec, stage: StageSpec, in_channels: int, drop_paths: Iterator[float]
     ) -> None:
-        """Build one stage.
-
-        Args:
-            spec: The whole network.
-            stage: This stage.
-            in_channels: Channels of the map that enters the stage.
-            drop_paths: Drop probabilities along the trunk path; this stage consumes one per unit of its trunk
-                path.
-        """
+        """Build one stage, which a map of ``in_channels`` enters; see :class:`AttentionModule`."""
         super().__init__()
         opening = spec.chain(in_channels, stage.channels, units=stage.openings, stride=stage.stride)
         self.opening = chain(opening, drop_paths)

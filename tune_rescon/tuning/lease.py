@@ -187,13 +187,7 @@ class Lease:
 
 
 def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> LeaseDecision:
-    """Decide whether a process may take a lease.
-
-    Args:
-        lease: the lease that the record holds, or None.
-        me: the process that wants the lease.
-        processes: the process table in which ``me`` is.
-    """
+    """Decide whether the process ``me``, in the table ``processes``, may take the lease of the record."""
     if lease is None or lease.driver is None:
         return LeaseDecision.TAKE
     holder = lease.driver

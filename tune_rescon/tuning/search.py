@@ -51,7 +51,7 @@ from tune_rescon.tuning.search_storage import find_search, open_store, search_le
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
 from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.tensorboard_callback import EventFiles, check_tensorboard
+from tune_rescon.tuning.tensorboard_callback import check_tensorboard
 
 if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
@@ -129,14 +129,9 @@ def run_search(
                 infos, digests = dataset_infos(prepared), dataset_digests(prepared)
                 space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
                 costs = CostModel(space=space, datasets=infos)
-                record, before = resumed or (create_record(costs, options, store.folder, digests), None)
-                if resumed is None:
-                    note_experiment(record, space)
+                record, before = resumed or (_created(costs, options, store, digests), None)
                 lease = lease or held.enter_context(search_lease(options, store))
                 record_weights(record, weights)
-                if options.tensorboard:
-                    files = EventFiles(store.folder.tensorboard, space)
-                    callbacks = [held.enter_context(files), *callbacks]
                 search = held.enter_context(
                     SearchRun(
                         options=options,
@@ -224,6 +219,15 @@ def _writer(
     # On a cluster, worker processes import their libraries on other machines.
     delay = TRACKING_DELAY if options.address is None else 0.0
     return mlflow_writer(destination(space, store.folder, options.tracking_uri, record), delay=delay)
+
+
+def _created(
+    costs: CostModel, options: RunOptions, store: SearchStore, digests: Mapping[str, str]
+) -> StudyRecord:
+    """Create the record of a new search."""
+    record = create_record(costs, options, store.folder, digests)
+    note_experiment(record, costs.space)
+    return record
 
 
 def _finished(

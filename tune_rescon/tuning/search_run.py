@@ -41,6 +41,7 @@ from tune_rescon.tuning.study_attributes import (
     record_outcome,
     record_run,
 )
+from tune_rescon.tuning.tensorboard_callback import EventFiles
 
 __all__ = ["STORAGE_TIMEOUT", "SearchRun"]
 
@@ -59,8 +60,8 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 class SearchRun:
     """One run of one search, once Ray has started and the data are prepared.
 
-    It is a context manager, which ends the drawing. Call :meth:`start`, :meth:`run` and :meth:`hand_over` in
-    this order.
+    It is a context manager, which ends the drawing and closes TensorBoard's files. Call :meth:`start`,
+    :meth:`run` and :meth:`hand_over` in this order.
     """
 
     options: RunOptions
@@ -75,15 +76,15 @@ class SearchRun:
     """Number of trials that run at once."""
     presentation: Presentation | None
     """Draws the search; None draws nothing."""
-    _drawing: ExitStack = field(init=False, default_factory=ExitStack)
+    _exits: ExitStack = field(init=False, default_factory=ExitStack)
 
     def __enter__(self) -> Self:
         """Return the run itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the drawing, also if the run ends by an error."""
-        self._drawing.close()
+        """End the drawing and close TensorBoard's files, also if the run ends by an error."""
+        self._exits.close()
 
     def start(self, callbacks: Sequence[SearchCallback], interruption: SignalState, ray: RaySession) -> None:
         """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
@@ -110,22 +111,14 @@ class SearchRun:
         )
         # A resumed search plans with the number of its first run.
         self._planned_slots = planned_slots(record, self.slots)
-        self._parent = ParentRun(
-            self.writer,
-            identity=self._identity,
-            known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
-            tags={
-                "tune_rescon.folder": hide_passwords(store.url or str(folder.path)),
-                **provenance(ray.resources),
-            },
-            datasets=self.prepared.values(),
-            files=[folder.space_yaml],
-            uploads=store.url is None or self.options.tracking_uri is not None,
-        )
+        self._parent = self._parent_run(ray.resources)
         self._parent.start()
+        if self.options.tensorboard:
+            files = EventFiles(folder.tensorboard, self._space)
+            callbacks = [self._exits.enter_context(files), *callbacks]
         if self.presentation is not None:
             drawing = self.presentation.watching(self._snapshot, folder)
-            callbacks = [*callbacks, self._drawing.enter_context(drawing)]
+            callbacks = [*callbacks, self._exits.enter_context(drawing)]
         self._tracking = MlflowCallback(
             self.writer, record, self._costs, preload_exporter=self._parent.preload_exporter
         )
@@ -142,6 +135,20 @@ class SearchRun:
             ray_gone=ray.gone,
             ensure_held=self.lease.ensure_held,
             interrupt=self._coordinator.interrupt,
+        )
+
+    def _parent_run(self, resources: Mapping[str, float]) -> ParentRun:
+        """Return the search's own run in MLflow, the parent of its trials' runs."""
+        store, record = self.store, self.record
+        folder = hide_passwords(store.url or str(store.folder.path))
+        return ParentRun(
+            self.writer,
+            identity=self._identity,
+            known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
+            tags={"tune_rescon.folder": folder, **provenance(resources)},
+            datasets=self.prepared.values(),
+            files=[store.folder.space_yaml],
+            uploads=store.url is None or self.options.tracking_uri is not None,
         )
 
     def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
@@ -259,7 +266,7 @@ class SearchRun:
         if (missing := missing_winner(result)) is not None:
             _PROGRESS.info(missing)
         _PROGRESS.info(closing_words(self._parent.champion(result), self.options))
-        self._drawing.close()
+        self._exits.close()
         note, drawn = self._drawn(result)
         self._parent.end(result, [*files, *drawn], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
