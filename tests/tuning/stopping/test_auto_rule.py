@@ -158,6 +158,24 @@ def test_where_early_values_are_noise_every_trial_trains_to_the_end() -> None:
     assert sum(epoch == 50 for epoch in reached.values()) >= 16
 
 
+@pytest.mark.parametrize("hours", [False, True])
+def test_where_no_rung_judges_a_trial_that_never_changes_makes_room_for_a_new_one(hours: bool) -> None:
+    def half_learn_nothing(number: int, epoch: int) -> float:
+        return 0.1 if number % 2 else float(np.random.default_rng((number, epoch)).normal())
+
+    of = rule(epochs=None, seconds=500.0) if hours else rule(epochs=1000)
+    reached: dict[int, int] = {}
+    for number, epoch in steps(of, half_learn_nothing):
+        reached[number] = epoch
+        if sum(reached.values()) >= 900:
+            break
+    assert of.judges_none
+    unchanged = {number for number, epoch in reached.items() if number % 2 and epoch > (of.latest or 0)}
+    assert not unchanged
+    assert sum(epoch == 50 for epoch in reached.values()) >= 10
+    assert set(of.paused()) >= {1, 3, 5, 7}
+
+
 def test_a_budget_of_epochs_is_spent_and_not_overspent() -> None:
     ran = list(steps(rule(), by_number))
     assert 500 - 50 <= len(ran) <= 500 + 4 * 50

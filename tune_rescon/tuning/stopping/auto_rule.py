@@ -29,6 +29,7 @@ from tune_rescon.tuning.stopping.first_rung import (
     choose_first_rung,
     first_rungs,
     latest_candidate,
+    never_changes,
     rungs_from,
 )
 from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
@@ -193,6 +194,14 @@ class AutoRule:
         return self._is_limited and self._agreement is not None and not self._agreement.is_confirmed
 
     @property
+    def judges_none(self) -> bool:
+        """True if no rung judges, because early ranks tell nothing. Trials then train to the end.
+
+        With a budget of trials it is never true, because that would cost many times the plan.
+        """
+        return self._is_limited and self._agreement is not None and self._agreement.tells_nothing
+
+    @property
     def agreement(self) -> Agreement | None:
         """The evidence for the first rung. None as long as the first trials have not shown any."""
         return self._agreement
@@ -215,7 +224,9 @@ class AutoRule:
         if self.budget.seconds is not None:
             together = range(max(1, min(self._pilots, self.budget.slots)))
             begun = [number for number in together if self._table.has_begun(number)]
-            if not begun or any(number not in begun and self._may_progress(number) for number in together):
+            if not begun or any(
+                number not in begun and self._table.may_progress(number) for number in together
+            ):
                 return
             cost = sum(self._table.first_cost(number) for number in begun) / len(begun)
             self._planned_epochs = self.budget.seconds * self.budget.slots / max(cost, 1e-9)
@@ -236,7 +247,7 @@ class AutoRule:
         table, latest = self._table, self._latest
         assert latest is not None
         if latest == self.low or any(
-            table.epochs_of(n) < latest and self._may_progress(n) for n in range(self._pilots)
+            table.epochs_of(n) < latest and table.may_progress(n) for n in range(self._pilots)
         ):
             return
         curves = [
@@ -248,14 +259,9 @@ class AutoRule:
         self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
         first = self._agreement.first
         if self._agreement.tells_nothing:
-            # With a budget of trials, training all of them to the end would cost many times the plan.
-            first = self.last if self._is_limited else latest
+            first = self.last if self.judges_none else latest
         if first != self._levels[0]:
             self._set_first(first)
-
-    def _may_progress(self, number: int) -> bool:
-        """Return whether a trial may still report an epoch: it has neither diverged, failed nor ended."""
-        return self._table.state(number) not in (DEAD, ENDED)
 
     def _set_first(self, first: int) -> None:
         self._levels = np.array(rungs_from(first, self.last, reach=self._reach))
@@ -399,6 +405,8 @@ class AutoRule:
         for stage in range(len(self._levels)):
             waiting = np.flatnonzero((table.states == PAUSED) & (rungs == stage))
             if stage == 0:
+                if self.judges_none:  # a trial that has learned nothing makes room for a new one
+                    waiting = waiting[~never_changes(table.curves(waiting))]
                 if len(waiting):
                     yield 0, int(waiting[np.argmax(table.epochs[waiting])])
                 continue
@@ -411,14 +419,14 @@ class AutoRule:
 
     def _deepest(self) -> int | None:
         """Return the best of the paused trials that are furthest, or None if no trial is paused."""
-        table, rungs = self._table, self._rungs()
+        table = self._table
         waiting = np.flatnonzero(table.states == PAUSED)
         if not len(waiting):
             return None
-        deepest = int(rungs[waiting].max())
-        furthest = waiting[rungs[waiting] == deepest]
-        epoch = int(self._levels[deepest - 1]) if deepest else int(table.epochs[furthest].min())
-        return table.best(furthest, epoch)
+        rungs = self._rungs()[waiting]
+        furthest = waiting[rungs == rungs.max()]
+        epoch = self._levels[rungs.max() - 1] if rungs.max() else table.epochs[furthest].min()
+        return table.best(furthest, int(epoch))
 
     def _is_closing(self, left: float) -> bool:
         if self.budget.seconds is not None:
