@@ -221,34 +221,26 @@ class AutoRule:
         With a budget in hours, the number of epochs in it follows from the first epochs of the trials that
         begin together. It does not change later, so that a resumed search has the same probes.
         """
+        table, of_slot = self._table, None
         if self.budget.seconds is not None:
             together = range(max(1, min(self._pilots, self.budget.slots)))
-            begun = [number for number in together if self._table.has_begun(number)]
-            if not begun or any(
-                number not in begun and self._table.may_progress(number) for number in together
-            ):
+            begun = [number for number in together if table.has_begun(number)]
+            if not begun or any(n not in begun and table.may_progress(n) for n in together):
                 return
-            cost = sum(self._table.first_cost(number) for number in begun) / len(begun)
+            cost = sum(table.first_cost(number) for number in begun) / len(begun)
             self._planned_epochs = self.budget.seconds * self.budget.slots / max(cost, 1e-9)
-        of_slot = None if self.budget.seconds is None else self._planned_epochs / self.budget.slots
-        if of_slot is not None:
+            of_slot = self._planned_epochs / self.budget.slots
             self._reach = int(min(self.last, max(self.low + 1, of_slot)))
         self._latest = latest_candidate(
-            self.low,
-            self.last,
-            pilots=self._pilots,
-            epochs=self._planned_epochs,
-            epochs_of_slot=of_slot,
+            self.low, self.last, pilots=self._pilots, epochs=self._planned_epochs, epochs_of_slot=of_slot
         )
         self._set_first(self._latest)
 
     def _choose_first(self) -> None:
         """Choose the first rung again, if all of the first trials have reached the latest candidate."""
-        table, latest = self._table, self._latest
+        table, latest, pilots = self._table, self._latest, range(self._pilots)
         assert latest is not None
-        if latest == self.low or any(
-            table.epochs_of(n) < latest and table.may_progress(n) for n in range(self._pilots)
-        ):
+        if latest == self.low or any(table.epochs_of(n) < latest and table.may_progress(n) for n in pilots):
             return
         curves = [
             table.curve(n, latest)
@@ -289,7 +281,9 @@ class AutoRule:
         """Return what is left: seconds of wall time, or epochs that no running trial is going to use."""
         if self.budget.seconds is not None:
             return self.budget.seconds - self._elapsed
-        return self._total() - self._table.epochs_used - self._committed()
+        table = self._table
+        committed = (self._goals() - table.epochs)[table.states == RUNNING].sum()
+        return self._total() - table.epochs_used - float(committed)
 
     def _total(self) -> float:
         """Return the budget in epochs. With a budget of trials, it follows from the first rung."""
@@ -306,11 +300,6 @@ class AutoRule:
     def _used_share(self, left: float) -> float:
         total = self.budget.seconds if self.budget.seconds is not None else self._total()
         return min(max(1 - left / total, 0.0), 1.0)
-
-    def _committed(self) -> float:
-        table = self._table
-        running = table.states == RUNNING
-        return float((self._goals()[running] - table.epochs[running]).sum())
 
     def _goals(self) -> NDArray[np.float64]:
         """Return the next rung of each trial, in epochs."""
