@@ -531,6 +531,26 @@ def test_the_report_and_the_plan_say_that_an_unconfirmed_rung_gets_less_screenin
     assert "can judge" not in next(plan_words(space("budget={trials: 60}")))
 
 
+class Noise(SyntheticCurve):
+    """A curve whose epochs are noise, so that no rung can judge."""
+
+    def at(self, epoch: int) -> float:
+        return 0.5 + 0.01 * float(np.random.default_rng((self.noise_key[0], epoch)).normal())
+
+
+def test_the_report_says_that_no_rung_judges_and_which_trials_pause() -> None:
+    searched = space("budget={trials: 1000, epochs: 1500}", "fidelity={min: 1, max: 50}")
+    search = SimulatedSearch(searched, slots=4)
+    simulation = Simulation(lambda trial: Noise(limit=1, noise_key=(trial.number,)), workers=4)
+    simulation.drive(search.policy(), reports=200)
+    levels, (line,) = rungs_and_reasons(searched, search.trials(), slots=4)
+    assert levels == (50,)
+    assert line.startswith(
+        "No rung judges, and every trial trains to the end, but for trials whose value has never changed,"
+        " which pause: up to epoch 9, the ranks of 8 trials"
+    )
+
+
 def test_a_small_budget_says_that_it_learns_no_rung() -> None:
     small = space("budget={trials: 6}", "fidelity={min: 1, max: 9}")
     levels, lines = rungs_and_reasons(small, (), slots=2)
