@@ -176,6 +176,22 @@ def test_where_no_rung_judges_a_trial_that_never_changes_makes_room_for_a_new_on
     assert set(of.paused()) >= {1, 3, 5, 7}
 
 
+def test_where_no_rung_judges_the_furthest_trials_continue_first() -> None:
+    def noise(number: int, epoch: int) -> float:
+        return float(np.random.default_rng((number, epoch)).normal())
+
+    of = rule(epochs=1000)
+    reached: dict[int, int] = {}
+    gave_way = set()
+    for number, epoch in steps(of, noise):
+        reached[number] = epoch
+        paused = of.paused()
+        if of.judges_none and number >= PILOTS and number % 6 != 1:  # not a probe
+            assert number in paused or epoch >= max((reached[n] for n in paused), default=0)
+            gave_way |= {number} & set(paused)
+    assert gave_way
+
+
 def test_a_budget_of_epochs_is_spent_and_not_overspent() -> None:
     ran = list(steps(rule(), by_number))
     assert 500 - 50 <= len(ran) <= 500 + 4 * 50
