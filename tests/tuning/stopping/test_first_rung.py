@@ -96,7 +96,7 @@ def test_epochs_at_which_all_values_are_equal_agree_with_no_other() -> None:
 def one_class(*, others: float) -> list[list[float]]:
     """Five networks that predict one class in all of nine epochs, and five others that have random ranks."""
     noise = np.random.default_rng(2).uniform(-0.003, 0.003, size=(5, 9)) + others
-    return [[0.1] * 9] * 5 + noise.tolist()
+    return [[0.1] * 9] * 5 + [list(map(float, curve)) for curve in noise]
 
 
 def test_networks_that_never_change_are_no_evidence_until_all_others_are_better() -> None:

@@ -219,10 +219,11 @@ def _comparable(curves: Sequence[Sequence[float]], latest: int) -> list[Sequence
     """
     values = np.array([curve[:latest] for curve in curves], float).reshape(-1, latest)
     ends = values[:, -1]
+    unchanged = never_changes(values)
+    constants, counts = np.unique(ends[unchanged], return_counts=True)
     is_last = ends <= ends[np.isfinite(ends)].min(initial=math.inf)
-    is_alone = (values[:, None] == values).all(axis=2).sum(axis=1) == 1
-    counts = ~never_changes(values) | is_alone | is_last
-    return [curve for curve, compared in zip(curves, counts, strict=True) if compared]
+    left_out = unchanged & np.isin(ends, constants[counts > 1]) & ~is_last
+    return [curve for curve, is_out in zip(curves, left_out, strict=True) if not is_out]
 
 
 def never_changes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -235,8 +236,9 @@ def never_changes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     array([ True, False, False])
     """
     known = ~np.isnan(values)
-    same: NDArray[np.bool_] = ((values == values[:, :1]) | ~known).all(axis=1)
-    return same & (known.sum(axis=1) >= FEWEST_UNCHANGED)
+    same = ((values == values[:, :1]) | ~known).all(axis=1)
+    unchanged: NDArray[np.bool_] = same & (known.sum(axis=1) >= FEWEST_UNCHANGED)
+    return unchanged
 
 
 def _steadiness(curves: Sequence[Sequence[float]]) -> float:
