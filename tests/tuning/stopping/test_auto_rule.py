@@ -158,6 +158,40 @@ def test_where_early_values_are_noise_every_trial_trains_to_the_end() -> None:
     assert sum(epoch == 50 for epoch in reached.values()) >= 16
 
 
+@pytest.mark.parametrize("hours", [False, True])
+def test_where_no_rung_judges_a_trial_that_never_changes_makes_room_for_a_new_one(hours: bool) -> None:
+    def half_learn_nothing(number: int, epoch: int) -> float:
+        return 0.1 if number % 2 else float(np.random.default_rng((number, epoch)).normal())
+
+    of = rule(epochs=None, seconds=500.0) if hours else rule(epochs=1000)
+    reached: dict[int, int] = {}
+    for number, epoch in steps(of, half_learn_nothing):
+        reached[number] = epoch
+        if sum(reached.values()) >= 900:
+            break
+    assert of.judges_none
+    unchanged = {number for number, epoch in reached.items() if number % 2 and epoch > (of.latest or 0)}
+    assert not unchanged
+    assert sum(epoch == 50 for epoch in reached.values()) >= 10
+    assert set(of.paused()) >= {1, 3, 5, 7}
+
+
+def test_where_no_rung_judges_the_furthest_trials_continue_first() -> None:
+    def noise(number: int, epoch: int) -> float:
+        return float(np.random.default_rng((number, epoch)).normal())
+
+    of = rule(epochs=1000)
+    reached: dict[int, int] = {}
+    gave_way = set()
+    for number, epoch in steps(of, noise):
+        reached[number] = epoch
+        paused = of.paused()
+        if of.judges_none and number >= PILOTS and number % 6 != 1:  # not a probe
+            assert number in paused or epoch >= max((reached[n] for n in paused), default=0)
+            gave_way |= {number} & set(paused)
+    assert gave_way
+
+
 def test_a_budget_of_epochs_is_spent_and_not_overspent() -> None:
     ran = list(steps(rule(), by_number))
     assert 500 - 50 <= len(ran) <= 500 + 4 * 50
@@ -511,6 +545,26 @@ def test_the_report_and_the_plan_say_that_an_unconfirmed_rung_gets_less_screenin
     )
     assert "if only the latest of them can judge, new trials get 20%" in next(plan_words(searched))
     assert "can judge" not in next(plan_words(space("budget={trials: 60}")))
+
+
+class Noise(SyntheticCurve):
+    """A curve whose epochs are noise, so that no rung can judge."""
+
+    def at(self, epoch: int) -> float:
+        return 0.5 + 0.01 * float(np.random.default_rng((self.noise_key[0], epoch)).normal())
+
+
+def test_the_report_says_that_no_rung_judges_and_which_trials_pause() -> None:
+    searched = space("budget={trials: 1000, epochs: 1500}", "fidelity={min: 1, max: 50}")
+    search = SimulatedSearch(searched, slots=4)
+    simulation = Simulation(lambda trial: Noise(limit=1, noise_key=(trial.number,)), workers=4)
+    simulation.drive(search.policy(), reports=200)
+    levels, (line,) = rungs_and_reasons(searched, search.trials(), slots=4)
+    assert levels == (50,)
+    assert line.startswith(
+        "No rung judges, and every trial trains to the end, but for trials whose value has never changed,"
+        " which pause: up to epoch 9, the ranks of 8 trials"
+    )
 
 
 def test_a_small_budget_says_that_it_learns_no_rung() -> None:

@@ -29,6 +29,7 @@ from tune_rescon.tuning.stopping.first_rung import (
     choose_first_rung,
     first_rungs,
     latest_candidate,
+    never_changes,
     rungs_from,
 )
 from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
@@ -113,7 +114,8 @@ class AutoRule:
             return Verdict(decision=Decision.FINISH)
         if seen.number in self._unjudged and seen.epoch < (self._latest or self.last):
             return Verdict(decision=Decision.CONTINUE)
-        if seen.epoch not in self._levels and seen.epoch != self._latest:
+        is_rung = seen.epoch in self._levels or seen.epoch == self._latest
+        if not is_rung and not self._gives_way(seen.epoch):
             return Verdict(decision=Decision.CONTINUE)
         self._table.set_state(seen.number, PAUSED)
         rank, of = self._table.rank(seen.number, seen.epoch)
@@ -149,12 +151,7 @@ class AutoRule:
         if self._table.state(number) == DEAD:
             return
         self._table.set_state(number, ENDED)
-        if number < self._pilots:
-            # The choice may have waited for this trial.
-            if self._latest is None:
-                self._find_latest()
-            if self._latest is not None:
-                self._choose_first()
+        self._learn_from(number)
 
     def no_new_trials(self) -> None:
         """Note that no new trial can start any more. What is left goes to the paused trials."""
@@ -193,6 +190,14 @@ class AutoRule:
         return self._is_limited and self._agreement is not None and not self._agreement.is_confirmed
 
     @property
+    def judges_none(self) -> bool:
+        """True if no rung judges, because early ranks tell nothing. Trials then train to the end.
+
+        With a budget of trials it is never true, because that would cost many times the plan.
+        """
+        return self._is_limited and self._agreement is not None and self._agreement.tells_nothing
+
+    @property
     def agreement(self) -> Agreement | None:
         """The evidence for the first rung. None as long as the first trials have not shown any."""
         return self._agreement
@@ -201,9 +206,13 @@ class AutoRule:
 
     def _record(self, seen: Observation) -> None:
         self._table.add(seen, maximize=self.maximize, timed=self.budget.seconds is not None)
+        self._learn_from(seen.number)
+
+    def _learn_from(self, number: int) -> None:
+        """Choose the latest candidate and the first rung, if the choice may have waited for this trial."""
         if self._latest is None:
             self._find_latest()
-        if self._latest is not None and seen.number in self._unjudged:
+        if self._latest is not None and number in self._unjudged:
             self._choose_first()
 
     def _find_latest(self) -> None:
@@ -212,32 +221,26 @@ class AutoRule:
         With a budget in hours, the number of epochs in it follows from the first epochs of the trials that
         begin together. It does not change later, so that a resumed search has the same probes.
         """
+        table, of_slot = self._table, None
         if self.budget.seconds is not None:
             together = range(max(1, min(self._pilots, self.budget.slots)))
-            begun = [number for number in together if self._table.has_begun(number)]
-            if not begun or any(number not in begun and self._may_progress(number) for number in together):
+            begun = [number for number in together if table.has_begun(number)]
+            if not begun or any(n not in begun and table.may_progress(n) for n in together):
                 return
-            cost = sum(self._table.first_cost(number) for number in begun) / len(begun)
+            cost = sum(table.first_cost(number) for number in begun) / len(begun)
             self._planned_epochs = self.budget.seconds * self.budget.slots / max(cost, 1e-9)
-        of_slot = None if self.budget.seconds is None else self._planned_epochs / self.budget.slots
-        if of_slot is not None:
+            of_slot = self._planned_epochs / self.budget.slots
             self._reach = int(min(self.last, max(self.low + 1, of_slot)))
         self._latest = latest_candidate(
-            self.low,
-            self.last,
-            pilots=self._pilots,
-            epochs=self._planned_epochs,
-            epochs_of_slot=of_slot,
+            self.low, self.last, pilots=self._pilots, epochs=self._planned_epochs, epochs_of_slot=of_slot
         )
         self._set_first(self._latest)
 
     def _choose_first(self) -> None:
         """Choose the first rung again, if all of the first trials have reached the latest candidate."""
-        table, latest = self._table, self._latest
+        table, latest, pilots = self._table, self._latest, range(self._pilots)
         assert latest is not None
-        if latest == self.low or any(
-            table.epochs_of(n) < latest and self._may_progress(n) for n in range(self._pilots)
-        ):
+        if latest == self.low or any(table.epochs_of(n) < latest and table.may_progress(n) for n in pilots):
             return
         curves = [
             table.curve(n, latest)
@@ -248,14 +251,9 @@ class AutoRule:
         self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
         first = self._agreement.first
         if self._agreement.tells_nothing:
-            # With a budget of trials, training all of them to the end would cost many times the plan.
-            first = self.last if self._is_limited else latest
+            first = self.last if self.judges_none else latest
         if first != self._levels[0]:
             self._set_first(first)
-
-    def _may_progress(self, number: int) -> bool:
-        """Return whether a trial may still report an epoch: it has neither diverged, failed nor ended."""
-        return self._table.state(number) not in (DEAD, ENDED)
 
     def _set_first(self, first: int) -> None:
         self._levels = np.array(rungs_from(first, self.last, reach=self._reach))
@@ -283,7 +281,9 @@ class AutoRule:
         """Return what is left: seconds of wall time, or epochs that no running trial is going to use."""
         if self.budget.seconds is not None:
             return self.budget.seconds - self._elapsed
-        return self._total() - self._table.epochs_used - self._committed()
+        table = self._table
+        committed = (self._goals() - table.epochs)[table.states == RUNNING].sum()
+        return self._total() - table.epochs_used - float(committed)
 
     def _total(self) -> float:
         """Return the budget in epochs. With a budget of trials, it follows from the first rung."""
@@ -296,15 +296,6 @@ class AutoRule:
 
     def _shares(self) -> tuple[float, ...]:
         return stage_shares(len(self._levels), UNCONFIRMED_SCREENING if self.is_unconfirmed else SCREENING)
-
-    def _used_share(self, left: float) -> float:
-        total = self.budget.seconds if self.budget.seconds is not None else self._total()
-        return min(max(1 - left / total, 0.0), 1.0)
-
-    def _committed(self) -> float:
-        table = self._table
-        running = table.states == RUNNING
-        return float((self._goals()[running] - table.epochs[running]).sum())
 
     def _goals(self) -> NDArray[np.float64]:
         """Return the next rung of each trial, in epochs."""
@@ -328,13 +319,14 @@ class AutoRule:
         if can_start and self._table.trials < self._pilots:
             return _NEW
         left = self._left()
-        if self._is_limited and (left <= 0 or self._is_full()):
+        most = self.budget.most_at_once(self.last) or math.inf
+        if self._is_limited and (left <= 0 or (self._table.states == RUNNING).sum() >= most):
             return None
         best = dict(self._best_paused(left))
-        closing = self._is_closing(left)
-        used = self._used_share(left)
+        total = self._total() if self.budget.seconds is None else self.budget.seconds
+        used = min(max(1 - left / total, 0.0), 1.0)
         loads, shares = self._loads(), list(self._shares())
-        if not self._is_limited and not can_start and sum(loads) >= self._total():
+        if not self._is_limited and not can_start and sum(loads) >= total:
             return None
         if len(shares) > 1:
             shares[-1] *= max(used - FINAL_DELAY, 0.0) / (1 - FINAL_DELAY) / max(used, 1e-9)
@@ -345,7 +337,7 @@ class AutoRule:
             if stage == 0:
                 if 0 in best:
                     return best[0]
-                if can_start and not (closing and best):
+                if can_start and not (best and self._is_closing(left)):
                     return _NEW
             elif stage in best and self._may_continue(best[stage], stage):
                 return best[stage]
@@ -367,19 +359,13 @@ class AutoRule:
         first = int(self._levels[0])
         is_decided = self._latest == self.low or self._agreement is not None
         is_enough = of >= FEWEST_VALUES and self._table.count(first) >= FEWEST_VALUES
-        if not (is_decided and is_enough) or rank > 1 or seen.epoch < first:
-            return False
-        if not self._is_limited or self._left() <= 0:
+        may_lead = is_decided and is_enough and rank == 1 and seen.epoch >= first
+        if not may_lead or not self._is_limited or self._left() <= 0:
             return False
         stage = int(np.searchsorted(self._levels, seen.epoch, side="right"))
         seconds, slots = self.budget.seconds, self.budget.slots
         total = self._total() if seconds is None else seconds * slots
         return self._loads()[stage] < LEADERS * self._shares()[stage] * total
-
-    def _is_full(self) -> bool:
-        """Return whether as many trials run as the budget should have at once."""
-        most = self.budget.most_at_once(self.last)
-        return most is not None and int((self._table.states == RUNNING).sum()) >= most
 
     def _otherwise(self, best: dict[int, int], *, can_start: bool) -> int | None:
         """Return the choice if the stages that are behind their shares have no trial to continue."""
@@ -390,18 +376,32 @@ class AutoRule:
             return deepest if deepest is not None else _NEW if can_start else None
         return None
 
+    def _furthest_unjudged(self) -> int | None:
+        """Return the paused trial that has the most epochs of those before the first rung, or None.
+
+        If no rung judges, a trial that has learned nothing yet is left out: it makes room for a new one.
+        """
+        table = self._table
+        waiting = np.flatnonzero((table.states == PAUSED) & (self._rungs() == 0))
+        if self.judges_none:
+            waiting = waiting[~never_changes(table.curves(waiting))]
+        return int(waiting[np.argmax(table.epochs[waiting])]) if len(waiting) else None
+
+    def _gives_way(self, epoch: int) -> bool:
+        """Return whether no rung judges, and a trial that is further than ``epoch`` waits for a slot."""
+        waiting = self._furthest_unjudged() if self.judges_none else None
+        return waiting is not None and self._table.epochs_of(waiting) > epoch
+
     def _best_paused(self, left: float) -> Iterator[tuple[int, int]]:
         """Yield for each stage the best paused trial that it could continue."""
         table, rungs = self._table, self._rungs()
         first = int(self._levels[0])
         among = UNCONFIRMED_PROMOTED_FROM if self.is_unconfirmed else PROMOTED_FROM
         bar, merits = table.bar(first, among), table.merits(first)
-        for stage in range(len(self._levels)):
+        if (unjudged := self._furthest_unjudged()) is not None:
+            yield 0, unjudged
+        for stage in range(1, len(self._levels)):
             waiting = np.flatnonzero((table.states == PAUSED) & (rungs == stage))
-            if stage == 0:
-                if len(waiting):
-                    yield 0, int(waiting[np.argmax(table.epochs[waiting])])
-                continue
             waiting = waiting[merits[waiting] >= bar]
             if self.budget.seconds is not None:
                 way = (self._levels[stage] - table.epochs[waiting]) * table.costs(waiting)
@@ -411,14 +411,14 @@ class AutoRule:
 
     def _deepest(self) -> int | None:
         """Return the best of the paused trials that are furthest, or None if no trial is paused."""
-        table, rungs = self._table, self._rungs()
+        table = self._table
         waiting = np.flatnonzero(table.states == PAUSED)
         if not len(waiting):
             return None
-        deepest = int(rungs[waiting].max())
-        furthest = waiting[rungs[waiting] == deepest]
-        epoch = int(self._levels[deepest - 1]) if deepest else int(table.epochs[furthest].min())
-        return table.best(furthest, epoch)
+        rungs = self._rungs()[waiting]
+        furthest = waiting[rungs == rungs.max()]
+        epoch = self._levels[rungs.max() - 1] if rungs.max() else table.epochs[furthest].min()
+        return table.best(furthest, int(epoch))
 
     def _is_closing(self, left: float) -> bool:
         if self.budget.seconds is not None:

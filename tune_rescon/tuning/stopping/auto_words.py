@@ -78,8 +78,9 @@ def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
     evidence = f"{counted(found.trials, 'trial')} that no rung had selected"
     if found.tells_nothing:
         why = f"up to epoch {found.latest}, the ranks of {evidence} change from epoch to epoch"
-        if rule.levels[0] == rule.last:
-            return (f"No rung judges, and every trial trains to the end: {why}.",)
+        if rule.judges_none:
+            kept = "but for trials whose value has never changed, which pause"
+            return (f"No rung judges, and every trial trains to the end, {kept}: {why}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
         return (f"{rungs} They may say little: {why}. {advice}.",)
     lines = [f"First rung: epoch {found.first}, chosen by {evidence}. {rungs}"]

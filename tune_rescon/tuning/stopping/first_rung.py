@@ -25,6 +25,7 @@ __all__ = [
     "choose_first_rung",
     "first_rungs",
     "latest_candidate",
+    "never_changes",
     "rank_correlation",
     "rungs_from",
 ]
@@ -39,6 +40,8 @@ TRUST: Final = 0.85
 FEWEST_COMPARED: Final = 5
 #: The latest candidate judges only if the ranks of the epochs before it agree by this much.
 LEAST_AGREEMENT: Final = 0.45
+#: A trial whose value is the same in all of at least this number of epochs has learned nothing yet.
+FEWEST_UNCHANGED: Final = 3
 #: Number of first trials that reach the latest candidate for the first rung without being judged.
 PILOTS: Final = 8
 #: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
@@ -53,8 +56,6 @@ LATEST: Final = 1 / 4
 RUNG_RATIO: Final = 6
 #: Share of the budget that the first trials may use. It sets the latest candidate.
 PILOT_SHARE: Final = 0.05
-#: The same for a budget in hours.
-PILOT_SHARE_OF_HOURS: Final = 0.08
 #: A small budget spends more on them, so that the latest candidate is not before the first share of the last
 #: epoch. The second is the most that it spends.
 EARLIEST_LATEST: Final = 0.05
@@ -152,8 +153,8 @@ def latest_candidate(
     >>> latest_candidate(1, 140, pilots=8, epochs=1400, epochs_of_slot=44.0)
     4
     """
-    share = PILOT_SHARE if epochs_of_slot is None else PILOT_SHARE_OF_HOURS
-    limit = max(share * epochs, min(EARLIEST_LATEST * last * pilots, LARGEST_PILOT_SHARE * epochs)) / pilots
+    small = min(EARLIEST_LATEST * last * pilots, LARGEST_PILOT_SHARE * epochs)
+    limit = max(PILOT_SHARE * epochs, small) / pilots
     if epochs_of_slot is not None:
         limit = min(limit, PILOT_TIME * epochs_of_slot)
     return max((epoch for epoch in first_rungs(low, last) if epoch <= limit), default=low)
@@ -191,6 +192,7 @@ def choose_first_rung(
         epochs: Number of epochs that screening may use.
     """
     latest = candidates[-1]
+    half = math.ceil(latest / 2)
     worth = {latest: TRUST * expected_score(epochs / latest)}
     lowest, correlations = 1.0, {}
     for rung in reversed(candidates[:-1]):
@@ -205,8 +207,38 @@ def choose_first_rung(
         latest=latest,
         trials=len(curves),
         correlations=correlations,
-        steadiness=_steadiness([curve[math.ceil(latest / 2) - 1 : latest] for curve in curves]),
+        steadiness=_steadiness([curve[half - 1 : latest] for curve in _comparable(curves, latest)]),
     )
+
+
+def _comparable(curves: Sequence[Sequence[float]], latest: int) -> list[Sequence[float]]:
+    """Return the curves without those that never change and are the same, as long as another one is below.
+
+    Networks that predict one class for every image keep their ranks for ever, even if no network has learned
+    anything. Their ranks tell something only after all others are above them.
+    """
+    values = np.array([curve[:latest] for curve in curves], float).reshape(-1, latest)
+    ends = values[:, -1]
+    unchanged = never_changes(values)
+    constants, counts = np.unique(ends[unchanged], return_counts=True)
+    is_last = ends <= ends[np.isfinite(ends)].min(initial=math.inf)
+    left_out = unchanged & np.isin(ends, constants[counts > 1]) & ~is_last
+    return [curve for curve, is_out in zip(curves, left_out, strict=True) if not is_out]
+
+
+def never_changes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return for each trial whether it has reported the same value in each of enough epochs.
+
+    Args:
+        values: The values by trial and epoch. Nan if the trial has not reached the epoch.
+
+    >>> never_changes(np.array([[0.1, 0.1, 0.1], [0.1, 0.1, 0.2], [0.1, 0.1, np.nan]]))
+    array([ True, False, False])
+    """
+    known = ~np.isnan(values)
+    same = ((values == values[:, :1]) | ~known).all(axis=1)
+    unchanged: NDArray[np.bool_] = same & (known.sum(axis=1) >= FEWEST_UNCHANGED)
+    return unchanged
 
 
 def _steadiness(curves: Sequence[Sequence[float]]) -> float:

@@ -98,6 +98,10 @@ class TrialTable:
         """Return whether a trial has an epoch, finite or not."""
         return self.epochs_of(number) >= 1
 
+    def may_progress(self, number: int) -> bool:
+        """Return whether a trial may still report an epoch: it has neither diverged, failed nor ended."""
+        return self.state(number) not in (DEAD, ENDED)
+
     def first_cost(self, number: int) -> float:
         """Return the cost of the first epoch of a trial."""
         return float(self._first_costs[number])
@@ -140,6 +144,11 @@ class TrialTable:
     def curve(self, number: int, epochs: int) -> list[float]:
         """Return the first values of a trial. A trial that diverged has -inf from then on."""
         return [float(v) if math.isfinite(v) else -math.inf for v in self._values[number, 1 : epochs + 1]]
+
+    def curves(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the values of trials by epoch, from epoch 1 to the furthest epoch of any of them."""
+        epochs = int(self._epochs[numbers].max(initial=1))
+        return self._values[numbers, 1 : epochs + 1]
 
     def count(self, epoch: int) -> int:
         """Return the number of values at an epoch."""
