@@ -598,8 +598,8 @@ def test_other_schedulers_explain_nothing() -> None:
 def test_the_plan_counts_what_starts_and_finishes() -> None:
     first, tells, nothing = plan_words(space("budget={trials: 60}", "fidelity={min: 1, max: 27}"))
     assert "45% of the budget goes to new trials" in first
-    assert tells.startswith("auto, if the first epoch tells: 60 trials, ")
-    assert nothing.startswith("auto, if early ranks are reversed: 60 trials, ")
+    assert tells.startswith("auto, if epoch 1 ranks the trials as the last epoch does: 60 trials, ")
+    assert nothing.startswith("auto, if early epochs rank them in reverse: 60 trials, ")
     first, hours = plan_words(space("budget={trials: 60, hours: 2}"))
     assert hours.startswith("auto: 2 hours on each slot")
 
@@ -608,7 +608,7 @@ def test_one_trial_and_one_epoch_are_in_the_singular() -> None:
     one = space("budget={trials: 1, epochs: 1, concurrent: 4}", "fidelity={min: 1, max: 1}")
     words = "\n".join(plan_words(one))
     assert "at most 1 trial at once: the budget of epochs is 1 full training," in words
-    assert words.endswith("auto, if the first epoch tells: 1 trial, 1 finished and 0 paused, 1 epoch in all")
+    assert words.endswith("as the last epoch does: 1 trial, 1 finished and 0 paused, 1 epoch in all")
     assert list(plan_words(space("budget={trials: 9, hours: 1}")))[-1].startswith("auto: 1 hour on each slot")
     _, lines = rungs_and_reasons(one, (), slots=4)
     assert lines[0] == "Rung: 1. The budget is too small to learn another first rung."

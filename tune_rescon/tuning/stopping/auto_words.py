@@ -145,9 +145,9 @@ def plan_words(space: Space) -> Iterator[str]:
     most = rule.budget.most_at_once(rule.last) if isinstance(rule, AutoRule) else None
     if most is not None and most < slots:
         yield f"auto: {_at_once(most)}"
-    yield f"auto, if the first epoch tells: {_expected(space, slots, early=1)}"
+    yield f"auto, if epoch 1 ranks the trials as the last epoch does: {_expected(space, slots, early=1)}"
     if len(possible_rungs(space)) > 2:
-        yield f"auto, if early ranks are reversed: {_expected(space, slots, early=-1)}"
+        yield f"auto, if early epochs rank them in reverse: {_expected(space, slots, early=-1)}"
 
 
 def planned_epochs(space: Space) -> int | None:
