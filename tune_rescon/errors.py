@@ -54,6 +54,7 @@ __all__ = [
     "UserError",
     "counted",
     "dotted",
+    "first_line",
     "format_error",
     "presentable",
     "unknown_name_message",
@@ -183,6 +184,17 @@ def presentable(text: str) -> str:
     '<urllib3.connection.HTTPConnection object>: http://ann:***@mlflow'
     """
     return _ADDRESS.sub("", hide_passwords(text))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, to show to the user; its type if it has no message.
+
+    >>> first_line(OSError("cannot reach http://ann:s3cret@host.\\nDetails follow."))
+    'cannot reach http://ann:***@host'
+    >>> first_line(KeyError())
+    'KeyError'
+    """
+    return presentable(str(error)).strip().partition("\n")[0].strip(" .") or type(error).__name__
 
 
 def unknown_name_message(kind: str, name: object, known: Iterable[str], *, where: str = "") -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from tune_rescon.command import print_line, run_command
 from tune_rescon.command_options import (
@@ -59,6 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         what="The training",
         interrupted="Interrupted before the first training; nothing was begun.",
     )
+
+
+_SOURCES: Final = {"--from", "--preset", "--resume"}
+#: What is trained determines which options have an effect. Those that are not listed go with everything.
+_GOES_WITH: Final = {
+    **dict.fromkeys(("--top", "--trial", "--budget"), ("--from",)),
+    **dict.fromkeys(("--dataset", "--recipe"), ("--preset",)),
+    **dict.fromkeys(
+        ("--name", "--seeds", "--seed", "--epochs", "--image-size", "--init-from"), ("--from", "--preset")
+    ),
+}
 
 
 @click.command(
@@ -169,7 +181,7 @@ def train(
     from tune_rescon.storage import parse_storage
     from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, default_storage
 
-    _check_options(source, preset, resume, budget=budget, epochs=epochs, numbers=numbers, top=top)
+    _check_options()
     if not dry_run:
         print_line(f"Preparing the training of {resume or source or preset}")
     data = Path(data_root) if data_root else default_data_root()
@@ -191,7 +203,8 @@ def train(
     )
     with open_console(plain=plain) as console:
         if resume is not None:
-            space = _resumed(location, resume, settings)
+            more = [] if concurrent is None else [f"budget.concurrent={concurrent}"]
+            space = _resumed(location, resume, [*settings, *more])
         elif source is not None:
             space = _from_search(location, source, flags, console)
         else:
@@ -218,23 +231,29 @@ def train(
         return _run(space, options, console, live=live)
 
 
-def _check_options(
-    source: str | None,
-    preset: str | None,
-    resume: str | None,
-    *,
-    budget: str | None,
-    epochs: int | None,
-    numbers: tuple[int, ...],
-    top: int | None,
-) -> None:
-    """Check which options are given together; raises click's UsageError."""
-    if sum(one is not None for one in (source, preset, resume)) != 1:
+def _check_options() -> None:
+    """Check which options are given together. An option that would have no effect is refused.
+
+    Raises:
+        click.UsageError: The options do not go together.
+    """
+    context = click.get_current_context()
+    given = {
+        option.opts[0]
+        for option in context.command.params
+        if option.name and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+    }
+    sources = given & _SOURCES
+    if len(sources) != 1:
         raise click.UsageError("Give one of --from NAME, --preset NAME and --resume NAME.")
-    if budget is not None and (source is None or epochs is not None):
-        raise click.UsageError("--budget goes with --from, and instead of --epochs.")
-    if numbers and (source is None or top is not None):
-        raise click.UsageError("--trial goes with --from, and instead of --top.")
+    (source,) = sources
+    for option in sorted(given):
+        goes_with = _GOES_WITH.get(option, (source,))
+        if source not in goes_with:
+            raise click.UsageError(f"{option} goes with {' and '.join(goes_with)}, not with {source}.")
+    for option, other in (("--budget", "--epochs"), ("--trial", "--top")):
+        if {option, other} <= given:
+            raise click.UsageError(f"{option} goes instead of {other}; give one of them.")
 
 
 def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:

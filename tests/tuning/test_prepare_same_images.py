@@ -13,7 +13,7 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data import Account, describe
 from tune_rescon.data.account import LeftOut
 from tune_rescon.data.catalog import dataset_path
-from tune_rescon.errors import DataError
+from tune_rescon.errors import ConfigError, DataError
 from tune_rescon.spaces import dump_space, is_active, load_space, parse_space
 from tune_rescon.tuning import RunOptions, StudyRecord
 from tune_rescon.tuning.prepare import (
@@ -71,6 +71,8 @@ def test_a_parameter_that_depends_on_the_initial_weights_still_exists(
 def test_a_missing_home_folder_is_refused() -> None:
     with pytest.raises(DataError, match="home folder that this machine has, but got ~nosuchuser/x"):
         with_absolute_paths(load_space("folder", ["dataset.path=~nosuchuser/x"]))
+    with pytest.raises(ConfigError, match="init_from: must begin with a home directory"):
+        with_absolute_paths(load_space("digits", ["fixed.init_from=~nosuchuser/x.ckpt"]))
 
 
 def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -> None:

@@ -24,7 +24,7 @@ from tune_rescon.data.decode import common_size, stored_size
 from tune_rescon.data.image_folder import list_folder
 from tune_rescon.data.selection import Selection
 from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes, held_out_counts
-from tune_rescon.errors import DataError, StorageError, format_error, unknown_name_message
+from tune_rescon.errors import DataError, StorageError, first_line, format_error, unknown_name_message
 
 __all__ = [
     "BUILTIN",
@@ -324,7 +324,7 @@ def _is_signature(key: str) -> bool:
 
 
 def _unreadable(url: str, error: Exception) -> DataError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     hint = (
         "Every node must reach it, with the credentials found there (the machine's role, as usual for s3://);"
         " `pip install 'tune_rescon[s3]'` brings that file system, likewise gcs and azure."

@@ -26,7 +26,7 @@ from tune_rescon.data.decode import Block, Levels, common_size, decode_block, st
 from tune_rescon.data.image_folder import fingerprint, list_folder
 from tune_rescon.data.selection import PARTS, Selection
 from tune_rescon.data.splits import SplitRule, stratified_split
-from tune_rescon.errors import DataError, format_error
+from tune_rescon.errors import DataError, first_line, format_error
 
 __all__ = ["Plan", "Source", "find_source", "load_arrays"]
 
@@ -200,7 +200,7 @@ def load_arrays(name: str, data_root: Path) -> tuple[Arrays, Arrays]:
         known = BUILTIN[name]
         raise DataError(
             format_error(
-                f"{name} is not in the data root and could not be downloaded ({_first_line(error)})",
+                f"{name} is not in the data root and could not be downloaded ({first_line(error)})",
                 where="dataset",
                 hint=f"Put {' and '.join(known.archives)} into {(data_root / known.folder).resolve()}",
             )
@@ -250,7 +250,3 @@ def _channels_last(images: ByteArray, channels: int) -> ByteArray:
     if images.ndim == 3:
         return images[..., None]
     return images if images.shape[-1] == channels else images.transpose(0, 2, 3, 1)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tune_rescon.errors import NetworkError, UserError, format_error, presentable
+from tune_rescon.errors import NetworkError, UserError, first_line, format_error
 from tune_rescon.models.external_spec import TIMM, ExternalSpec, NetworkDescription
 from tune_rescon.models.network import build_from_spec
 from tune_rescon.models.spec import Cost, NetworkSpec
@@ -274,5 +274,5 @@ def _measured_on(spec: ExternalSpec, device: torch.device) -> tuple[Cost, Mappin
 
 def _words(error: Exception) -> str:
     """Return the kind and the first line of another program's error."""
-    first = presentable(str(error)).strip().partition("\n")[0].rstrip(".")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    first, kind = first_line(error), type(error).__name__
+    return kind if first == kind else f"{kind}: {first}"

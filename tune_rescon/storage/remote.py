@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.atomic_write import atomic_write
-from tune_rescon.errors import StorageError, format_error, presentable
+from tune_rescon.errors import StorageError, first_line, format_error
 
 __all__ = ["RemoteError", "RemoteFolder", "StorageUrl", "local_file", "parse_storage"]
 
@@ -153,7 +153,7 @@ class RemoteFolder:
         except Exception as error:
             # Only the file system can parse its URL: a port may be no number, or the host may be missing.
             rule = "must be a URL its file system understands"
-            got = f"{storage.url} ({_first_line(error)})"
+            got = f"{storage.url} ({first_line(error)})"
             raise StorageError(format_error(rule, got=got, where=where)) from None
         return cls(storage.url, filesystem, root)
 
@@ -314,11 +314,7 @@ def _as_remote_error(what: str) -> Iterator[None]:
     except RemoteError:
         raise
     except Exception as error:
-        raise RemoteError(f"{what}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return presentable(str(error)).partition("\n")[0].strip(" .") or type(error).__name__
+        raise RemoteError(f"{what}: {first_line(error)}") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import nn
 
-from tune_rescon.errors import ConfigError, StorageError, format_error
+from tune_rescon.errors import ConfigError, StorageError, first_line, format_error
 from tune_rescon.models import NetworkSpec
 from tune_rescon.storage import local_file
 from tune_rescon.training import TrainedNetwork, load_trained
@@ -60,8 +60,7 @@ def exported(checkpoint: str) -> Iterator[Path]:
             if isinstance(about.spec, NetworkSpec):
                 raise
             rule = f"torch must be able to export the network {about.spec.network}"
-            got = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ConfigError(format_error(rule, got=got)) from error
+            raise ConfigError(format_error(rule, got=first_line(error))) from error
         yield saved
 
 
@@ -115,8 +114,7 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
             )
         except Exception as error:  # each store of artifacts has its own exceptions
             rule = "MODEL must be registered by a search"
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            got, where = f"{uri} ({reason})", f"MLflow at {tracking_uri}"
+            got, where = f"{uri} ({first_line(error)})", f"MLflow at {tracking_uri}"
             raise StorageError(format_error(rule, got=got, where=where)) from error
         yield Path(file)
 

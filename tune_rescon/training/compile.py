@@ -19,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from tune_rescon.errors import first_line
 from tune_rescon.models.network import PreActivationUnit, ResNeXtUnit
 
 __all__ = [
@@ -123,7 +124,7 @@ def compiler_problem(device: torch.device) -> str | None:
     try:
         torch.autograd.grad(compiled(x_N).sum(), x_N)
     except Exception as error:  # a compiler, its driver or its cache can raise any error
-        return str(error).strip().partition("\n")[0]
+        return first_line(error)
     return None
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.errors import first_line
 from tune_rescon.training.device import DeviceConfig, own_generator
 from tune_rescon.training.memory import ran_out_of_memory
 
@@ -189,7 +190,7 @@ class CudaGraphs:
             _release_generator(self._device)
             if ran_out_of_memory(error):
                 raise
-            raise RecordingError(str(error).strip().partition("\n")[0]) from error
+            raise RecordingError(first_line(error)) from error
 
     def _warmed(self, run: Callable[[], Outputs]) -> torch.cuda.Stream:
         """Run ``run`` on the recording stream, wait for its end, and return the stream."""

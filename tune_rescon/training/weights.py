@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.preprocessing import Preprocessing
-from tune_rescon.errors import ConfigError, NetworkError, StorageError, counted, format_error
+from tune_rescon.errors import ConfigError, NetworkError, StorageError, counted, first_line, format_error
 from tune_rescon.models import NetworkDescription, build_described, description_from_dict
 from tune_rescon.training.checkpoint import is_intact, read_checkpoint
 from tune_rescon.training.device import own_generator
@@ -180,8 +180,8 @@ def _described_by(path: Path | str) -> Iterator[None]:
 
 
 def _first_words(error: Exception) -> str:
-    words = str(error).partition("\n")[0] or type(error).__name__
-    return f"it has no {words}" if isinstance(error, KeyError) else words.rstrip(":.")
+    words = first_line(error)
+    return f"it has no {words}" if isinstance(error, KeyError) else words.rstrip(":")
 
 
 def _read(path: Path) -> dict[str, Any]:

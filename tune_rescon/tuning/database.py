@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import optuna
 
-from tune_rescon.errors import RecordError, StorageError, format_error
+from tune_rescon.errors import RecordError, StorageError, first_line, format_error
 from tune_rescon.storage import sqlite_file
 
 __all__ = [
@@ -50,7 +50,7 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
     except (ImportError, OSError, SQLAlchemyError, ValueError) as error:
         # The URL itself is not shown: it may hold a password.
         rule = "must be the URL of a database that can be reached"
-        got = str(error).partition("\n")[0].strip(" .")
+        got = first_line(error)
         hint = "For a local file give sqlite:///PATH/study.db."
         if isinstance(error, ImportError):
             hint = "Install the database's driver, for PostgreSQL by: pip install 'tune_rescon[postgresql]'."
@@ -94,7 +94,7 @@ def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:
 def unwritable(url: str, error: Exception) -> RecordError:
     """Return the error for a write to the record at ``url`` that failed with ``error`` during a search."""
     file = sqlite_file(url)
-    message = str(error.__cause__ or error).partition("\n")[0].strip(" .")
+    message = first_line(error.__cause__ or error)
     if file is not None and not holds_studies(file):
         rule = "the record must stay where it is while the search runs"
         hint = "Put the file back: a resumed search has only what the file holds."

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,6 +22,7 @@ from tune_rescon.errors import (
     format_error,
     unknown_name_message,
 )
+from tune_rescon.home import expanded_path
 from tune_rescon.metric_names import BY_CLASS, LARGEST_BY_CLASS, class_metric, custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
 from tune_rescon.spaces import CategoricalParameter, Parameter, Space, corners
@@ -138,7 +138,9 @@ def _absolute_parameter(name: str, parameter: Parameter) -> Parameter:
 
 
 def _absolute(source: Any) -> Any:
-    return source if source is None or is_url(source) else str(Path(source).expanduser().resolve())
+    if source is None or is_url(source):
+        return source
+    return str(expanded_path(source, where=_INIT_FROM).resolve())
 
 
 def check_metric_functions(space: Space) -> None:

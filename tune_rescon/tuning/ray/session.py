@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tune_rescon.errors import ClusterError, ConfigError, format_error
+from tune_rescon.errors import ClusterError, ConfigError, first_line, format_error
 from tune_rescon.tuning.callbacks import ClusterSize
 from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, started_apart
 from tune_rescon.tuning.resources import Nodes, autoscaler_limits, nodes_of
@@ -81,7 +81,7 @@ def start_or_retry(start: Callable[[], object], clean_up: Callable[[], object]) 
     except Exception as error:
         _LOGGER.exception("Ray did not start")
         clean_up()
-        _PROGRESS.info(f"Ray did not start ({_first_line(error)}); trying once more")
+        _PROGRESS.info(f"Ray did not start ({first_line(error)}); trying once more")
     try:
         with _set_in_environment(LONGER_START):
             start()
@@ -94,13 +94,8 @@ def start_or_retry(start: Callable[[], object], clean_up: Callable[[], object]) 
         )
         rule = "Ray must start on this machine"
         raise ClusterError(
-            format_error(rule, got=f"two failures ({_first_line(error)})", hint=hint)
+            format_error(rule, got=f"two failures ({first_line(error)})", hint=hint)
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the error's type if the message is empty."""
-    return str(error).strip().partition("\n")[0].strip(" .") or type(error).__name__
 
 
 @contextmanager
@@ -238,7 +233,7 @@ def _join(address: str) -> None:
         _LOGGER.exception("Ray cannot be reached")
         rule = "must be the address of a Ray cluster that can be reached"
         hint = "See whether it runs (`ray status` there), and whether its Ray has this one's version."
-        got = f"{address} ({_first_line(error)})"
+        got = f"{address} ({first_line(error)})"
         raise ClusterError(format_error(rule, got=got, where="--address", hint=hint)) from error
 
 
