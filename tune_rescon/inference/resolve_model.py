@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import nn
 
-from tune_rescon.config import trial_name
+from tune_rescon.config import TrialConfig, trial_name
 from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage import RemoteError, StorageUrl, local_file
 from tune_rescon.training import TrainedNetwork, load_trained
@@ -72,10 +72,11 @@ def check_own(about: TrainedNetwork, result: StudyResult, trial: TrialRecord) ->
     Raises:
         StorageError: The network was trained with another configuration, seed or images.
     """
-    config = trial.config(result.space)
+    # Records of early versions have no origin; the present space may be another one than such a trial's.
+    origin = trial.origin
     same = {
-        "configuration": config is None or about.config == config,
-        "seed": trial.origin is None or about.seed == trial.origin.seed,
+        "configuration": origin is None or about.config == TrialConfig.from_dict(origin.config),
+        "seed": origin is None or about.seed == origin.seed,
         "images": not result.images or about.dataset in result.images.values(),
     }
     other = [name for name, is_same in same.items() if not is_same]
