@@ -18,7 +18,7 @@ from tune_rescon.training import EpochReport, TrialProcess, build_step, train_tr
 EPOCH_SHARE = 0.9
 
 
-class TimeUp(Exception):  # noqa: N818 - a message, not an error
+class OutOfTimeError(Exception):
     """The minutes are over."""
 
 
@@ -46,7 +46,7 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
         accuracy, speed = metrics["val_accuracy"], metrics["images_per_second"]
         print(f"| {spent:.0f} | {epoch.epoch} | {accuracy:.4f} | {speed:.0f} |", flush=True)
         if spent > 1.3 * seconds and epoch.epoch < epochs:
-            raise TimeUp
+            raise OutOfTimeError
 
     try:
         train_trial(
@@ -58,7 +58,7 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
             on_epoch=report,
             process=TrialProcess(on_message=print, device=device, hang_folder=hang_folder),
         )
-    except TimeUp:
+    except OutOfTimeError:
         print("\nslower than was estimated: ended before the schedule")
 
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
-import triton  # type: ignore[import-untyped]  # triton has no types
-import triton.language as tl  # type: ignore[import-untyped]  # triton has no types
+import triton
+import triton.language as tl
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -41,8 +41,8 @@ _SPANS: Final = 128
 _AT_ONCE: Final = 64
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton leaves it untyped
-def _sum_map(x, pivots, sums, squares, n, k, span, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton's language
+@triton.jit
+def _sum_map(x, pivots, sums, squares, n, k, span, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Of each span and channel: its first number, and the sums of the distances to it, and squared."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     begin = tl.program_id(1) * span
@@ -65,8 +65,8 @@ def _sum_map(x, pivots, sums, squares, n, k, span, ROWS: tl.constexpr, COLUMNS: 
     tl.store(squares + place, tl.sum(second, axis=0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["spans"])  # type: ignore[untyped-decorator]  # triton leaves it untyped
-def _normalise(  # type: ignore[no-untyped-def]  # Triton's language
+@triton.jit(do_not_specialize=["spans"])
+def _normalise(
     x,
     y,
     pivots,
@@ -141,8 +141,8 @@ def _normalise(  # type: ignore[no-untyped-def]  # Triton's language
         tl.store(y + places, value.to(y.dtype.element_ty), mask=known)
 
 
-@triton.jit  # type: ignore[untyped-decorator]  # triton leaves it untyped
-def _sum_gradients(  # type: ignore[no-untyped-def]  # Triton's language
+@triton.jit
+def _sum_gradients(
     x,
     dy,
     weight,
@@ -182,8 +182,8 @@ def _sum_gradients(  # type: ignore[no-untyped-def]  # Triton's language
     tl.store(products + place, tl.sum(second, axis=0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["spans"])  # type: ignore[untyped-decorator]  # triton leaves it untyped
-def _differentiate(  # type: ignore[no-untyped-def]  # Triton's language
+@triton.jit(do_not_specialize=["spans"])
+def _differentiate(
     x,
     dy,
     dx,
@@ -263,7 +263,7 @@ class _BatchNormReLU(torch.autograd.Function):
         y_BCHW = torch.empty_like(x_BCHW)
         sums = torch.empty((3, cut.spans, k), device=x_BCHW.device)
         known = torch.empty((2, k), device=x_BCHW.device)
-        with torch.cuda.device_of(x_BCHW):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with torch.cuda.device_of(x_BCHW):
             _sum_map[cut.grid](x_BCHW, *sums, n, k, cut.span, **cut.sizes)
             _normalise[cut.grid](
                 *(x_BCHW, y_BCHW, *sums, weight_C, bias_C, *known),
@@ -285,7 +285,7 @@ class _BatchNormReLU(torch.autograd.Function):
         dy_BCHW = dy_BCHW.contiguous(memory_format=torch.channels_last)
         dx_BCHW, dweight_C, dbias_C = map(torch.empty_like, (x_BCHW, weight_C, bias_C))
         sums = torch.empty((2, cut.spans, k), device=x_BCHW.device)
-        with torch.cuda.device_of(x_BCHW):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with torch.cuda.device_of(x_BCHW):
             _sum_gradients[cut.grid](
                 x_BCHW, dy_BCHW, weight_C, bias_C, *known, *sums, n, k, cut.span, **cut.sizes
             )

@@ -46,7 +46,7 @@ def expanded_path(path: str | Path, *, where: str) -> Path:
 
     Args:
         path: the path.
-        where: the flag or field that has the path, for the error message.
+        where: the flag or field with the path; the error message names it.
 
     Raises:
         ConfigError: this machine has no such home directory.

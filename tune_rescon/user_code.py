@@ -32,8 +32,8 @@ def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
     Args:
         name: ``module:function``. The module is imported from the path of imports, which has the working
             directory of the search.
-        what: what the function computes, for the error message.
-        where: the field that names the function, for the error message.
+        what: what the function computes, as the error message calls it.
+        where: the field with the function's name; the error message names it.
 
     Raises:
         ConfigError: the module or function does not exist, or importing the module raises.

@@ -84,7 +84,7 @@ def test_a_file_that_is_no_archive_is_reported(url: str, said: str, tmp_path: Pa
     assert not list(tmp_path.rglob("*.zip"))
 
 
-class _Server(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
+class _Server(fsspec.AbstractFileSystem):
     """A web server that has one file, and tells what ``facts`` holds of it."""
 
     protocol = "lender"

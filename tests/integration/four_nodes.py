@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import ray
@@ -142,12 +143,10 @@ def trainable(folder: Path, ledger: Path, pace: float) -> Callable[[dict[str, An
         def announced(_: object) -> Cloud | None:
             return CLOUDS[0] if (folder / node).exists() else None
 
-        TrialModule.training_step = training_step  # type: ignore[method-assign]  # in this process only
-        SpotNotice.announced = announced  # type: ignore[assignment,method-assign]  # in this process only
-        try:
+        # Never undone: the process asks for notices after the trial as well, and there is no cloud to ask.
+        mock.patch.object(SpotNotice, "announced", announced).start()
+        with mock.patch.object(TrialModule, "training_step", training_step):
             run_trial(config)
-        finally:
-            TrialModule.training_step = whole  # type: ignore[method-assign]  # in this process only
 
     return train
 

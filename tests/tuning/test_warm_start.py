@@ -29,6 +29,16 @@ from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start,
 pytestmark = pytest.mark.timeout(20)
 
 
+EARLIER = TrialRecord(
+    number=3,
+    state=TrialState.FINISHED,
+    parameters={"learning_rate": 0.1},
+    metric="val_accuracy",
+    maximize=True,
+    values=(0.2, 0.5, 0.4),
+)
+
+
 def record() -> StudyRecord:
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, direction="maximize")
@@ -38,33 +48,17 @@ def record() -> StudyRecord:
 
 def test_a_trials_whole_curve_is_kept() -> None:
     """Trials are compared at a rung below their last epoch."""
-    earlier = TrialRecord(
-        number=3,
-        state=TrialState.FINISHED,
-        parameters={"learning_rate": 0.1},
-        metric="val_accuracy",
-        maximize=True,
-        values=(0.2, 0.5, 0.4),
-    )
     kept = record()
-    record_warm_start(kept, [earlier])
-    assert warm_start_trials(kept) == [dataclasses.replace(earlier, at="best")]
+    record_warm_start(kept, [EARLIER])
+    assert warm_start_trials(kept) == [dataclasses.replace(EARLIER, at="best")]
 
 
 @pytest.mark.parametrize(("at", "value"), [("best", 0.5), ("last", 0.4)])
 def test_an_earlier_trial_has_the_value_that_it_would_have_here(at: str, value: float) -> None:
     """Samplers other than TPE learn from it beside the values of this search's trials."""
-    earlier = TrialRecord(
-        number=3,
-        state=TrialState.FINISHED,
-        parameters={"learning_rate": 0.1},
-        metric="val_accuracy",
-        maximize=True,
-        values=(0.2, 0.5, 0.4),
-    )
     kept = record()
     kept.set_attribute("metric_at", at)
-    record_warm_start(kept, [earlier])
+    record_warm_start(kept, [EARLIER])
     (trial,) = warm_start_trials(kept)
     assert trial.value == value
 

@@ -226,7 +226,7 @@ def fill_in(text: str, outputs: StackOutputs, *, where: str) -> tuple[str, list[
     Args:
         text: the file's text: YAML that describes a cluster.
         outputs: the values.
-        where: the file's name, for the error message.
+        where: the file's name, which the error message has.
 
     Raises:
         ClusterFileError: a line is missing that should have one of the values.

@@ -224,9 +224,9 @@ def load_values(path: Path, *, where: str = "", source: str = "", hint: str = ""
 
     Args:
         path: the file.
-        where: the setting or option that names the file, for the error message.
+        where: the setting or option that gave the file; the error message names it.
         source: what the user gave, if it is not ``path``.
-        hint: what the user can do, for the error message.
+        hint: what the user can do; the error message ends with it.
 
     Raises:
         StorageError: the file does not exist, is damaged, is of another kind, or holds more than tensors and

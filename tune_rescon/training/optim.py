@@ -89,7 +89,7 @@ def multistep(step: int, total_steps: int, warmup_steps: int = 0, *, fractions: 
 
 
 def cosine(step: int, total_steps: int, warmup_steps: int = 0, *, cycles: int = 1) -> float:
-    """Return half a cosine, from 1 to 0, for each of ``cycles`` equal parts of the steps after the warm-up.
+    """Return a multiplier that falls from 1 to 0 along half a cosine, ``cycles`` times after the warm-up.
 
     Loshchilov & Hutter 2017, eq. 5, with T_mult = 1.
 

@@ -253,7 +253,7 @@ def read_safetensors(path: Path, *, where: str) -> Safetensors:
 def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
     """Return the network of an exported file, on the CPU and in eval mode, and its description.
 
-    ``where`` is the setting or option that names the file, for the error message.
+    The error message names ``where``, the setting or option that gave the file.
 
     Raises:
         StorageError: another program or another version wrote the metadata, or the tensors do not match it.
