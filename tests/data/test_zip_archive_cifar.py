@@ -12,7 +12,7 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data import describe, open_dataset
 from tune_rescon.data.catalog import BUILTIN
 
-pytestmark = [pytest.mark.shared, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.shared, pytest.mark.nightly, pytest.mark.timeout(300)]
 
 #: Published per-channel statistics of CIFAR-10's training images; jpeg moves them a little.
 MEAN = (0.4914, 0.4822, 0.4465)

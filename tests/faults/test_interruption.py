@@ -53,7 +53,8 @@ def states(study: optuna.Study) -> set[str]:
     return {trial.user_attrs["state"] for trial in study.trials}
 
 
-@pytest.mark.parametrize("blow", [pytest.param(INT, marks=pytest.mark.nightly), KILL])
+@pytest.mark.nightly
+@pytest.mark.parametrize("blow", [INT, KILL])
 def test_a_search_that_is_struck_down_goes_on_where_it_was(
     blow: signal.Signals, slow_searches: SlowSearches
 ) -> None:

@@ -78,7 +78,7 @@ def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathF
     # Three epochs instead of nine, a narrow network, few images, and one process that imports torch: what is
     # checked does not depend on them.
     command += ["--set", "fidelity.max=3", "--set", "fixed.width=0.125", "--concurrent", "1"]
-    command += ["--set", "dataset.limit=300"]
+    command += ["--set", "dataset.limit=200"]
     env = {**os.environ, "RAY_TMPDIR": str(short_tmp), "TUNE_RESCON_CACHE": str(cache_root)}
     done = subprocess.run(command, env=env, cwd=storage.parent, capture_output=True, text=True, check=False)
     return Finished(code=done.returncode, output=done.stdout + done.stderr, storage=storage)

@@ -43,7 +43,7 @@ print(json.dumps([names[k] for k in probabilities.argmax(1)]))
 
 
 #: Ten commands.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(400)]
 
 Command = Callable[..., str]
 """Runs a command of the package by name on one storage; its output."""
@@ -52,7 +52,7 @@ Command = Callable[..., str]
 @pytest.fixture(
     params=[
         pytest.param("in this process", marks=pytest.mark.torch),
-        pytest.param("as a person does", marks=[pytest.mark.ray, pytest.mark.nightly]),
+        pytest.param("as a person does", marks=pytest.mark.ray),
     ]
 )
 def command(

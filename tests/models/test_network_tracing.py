@@ -45,7 +45,7 @@ def output(network: Any, side: int) -> torch.Tensor:
 
 
 @networks
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_scripted_and_traced_it_gives_the_same(fields: dict[str, Any], training: bool) -> None:
     network = build(fields).train(training)
     for make in (torch.jit.script, torch.fx.symbolic_trace):

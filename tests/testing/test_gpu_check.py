@@ -104,6 +104,7 @@ def test_it_runs_to_its_end_without_the_rest_of_the_package(images: Path) -> Non
 
 
 @pytest.mark.torch
+@pytest.mark.nightly
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     told = run()

@@ -84,6 +84,7 @@ def test_a_part_is_ended_with_all_it_started_when_its_time_is_over(tmp_path: Pat
 
 
 @pytest.mark.torch
+@pytest.mark.nightly
 def test_a_part_that_cannot_run_fails_alone(tmp_path: Path) -> None:
     results = tmp_path / "visit.jsonl"
     main(

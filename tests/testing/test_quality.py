@@ -143,6 +143,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
+@pytest.mark.nightly
 def test_the_command_prints_a_table_and_writes_json(small: Path, tmp_path: Path) -> None:
     names = ["ours, auto", "random, full trainings"]
     written = tmp_path / "regret.json"
