@@ -19,7 +19,7 @@ PLAIN = TrialConfig(
     depth=56,
     width=0.25,
     image_size=16,
-    batch_size=32,
+    batch_size=16,
     learning_rate=0.05,
     crop_padding=0,
     flip=False,
@@ -48,7 +48,7 @@ Run = Callable[..., list[EpochReport]]
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
     root = tmp_path_factory.mktemp("digits")
-    return open_dataset(DatasetConfig(name="digits", limit=160), data_root=root, cache_root=root)
+    return open_dataset(DatasetConfig(name="digits", limit=80), data_root=root, cache_root=root)
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def together(meeting: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
 def train_share(
     rank: int, count: int, meeting: Path, config: TrialConfig, root: Path, options: dict[str, Any]
 ) -> list[EpochReport] | str:
-    """Train ``config`` on 160 digits as one of ``count``; the reports, or what ended it."""
+    """Train ``config`` on 80 digits as one of ``count``; the reports, or what ended it."""
     reports: list[EpochReport] = []
     stop_after, memory = options.pop("stop_after", None), options.pop("memory", None)
     broken, unbuilt = options.pop("broken", None), options.pop("unbuilt", None)
@@ -64,7 +64,7 @@ def train_share(
             raise ValueError("never built")
         return build_described(spec, pretrained=pretrained)
 
-    digits = open_dataset(DatasetConfig(name="digits", limit=160), data_root=root, cache_root=root)
+    digits = open_dataset(DatasetConfig(name="digits", limit=80), data_root=root, cache_root=root)
     arguments: dict[str, Any] = {"epochs": 2, "seed": 0} | options
     try:
         with (

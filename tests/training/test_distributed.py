@@ -22,7 +22,7 @@ from tune_rescon.training.checkpoint import read_checkpoint
 pytestmark = pytest.mark.torch
 
 #: Shares of 17 and 16 images; nothing that is drawn for a share, so that two are nearly one.
-UNEVEN = dataclasses.replace(PLAIN, batch_size=33, gradient_clip=5.0, ema_decay=0.9)
+UNEVEN = dataclasses.replace(PLAIN, batch_size=17, gradient_clip=5.0, ema_decay=0.9)
 
 Together = Callable[..., list[Any]]
 

@@ -43,7 +43,7 @@ CONFIGS = {
     "timm": TrialConfig(
         network="timm/test_resnet",
         image_size=32,
-        batch_size=32,
+        batch_size=16,
         learning_rate=0.05,
         drop_path=0.2,
         ema_decay=0.9,
@@ -51,7 +51,7 @@ CONFIGS = {
         mixup=0.2,
     ),
     "own": TrialConfig(
-        network=OWN, image_size=16, batch_size=32, learning_rate=0.05, ema_decay=0.9, precise_bn_batches=2
+        network=OWN, image_size=16, batch_size=16, learning_rate=0.05, ema_decay=0.9, precise_bn_batches=2
     ),
 }
 
@@ -263,7 +263,7 @@ def test_too_little_memory_leads_to_micro_batches_at_once(
     notes: list[str] = []
     monkeypatch.setattr(TrialModule, "training_step", step)
     train(CONFIGS["own"], epochs=1, on_message=notes.append)
-    assert notes == ["ran out of memory at 32 images; continuing in 2 micro-batches of 16"]
+    assert notes == ["ran out of memory at 16 images; continuing in 2 micro-batches of 8"]
 
 
 class PlayedOnce:

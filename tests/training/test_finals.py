@@ -26,7 +26,7 @@ TIMES = {"images_per_second", "epoch_seconds", "test_images_per_second"}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
     root = tmp_path_factory.mktemp("whole")
-    config = DatasetConfig(name="digits", limit=160, hold_out=False)
+    config = DatasetConfig(name="digits", limit=80, hold_out=False)
     return open_dataset(config, data_root=root, cache_root=root)
 
 

@@ -137,7 +137,7 @@ def report(epoch):
 def note(text):
     told.append(["note", text])
 
-dataset = open_dataset(DatasetConfig(name="digits", limit=160), data_root=cache, cache_root=cache)
+dataset = open_dataset(DatasetConfig(name="digits", limit=80), data_root=cache, cache_root=cache)
 objective = Objective(metric="train_loss", mode="min")
 process = TrialProcess(device="cpu", threads=1, on_message=note)
 trial = {"epochs": 3, "seed": 0, "objective": objective, "process": process}

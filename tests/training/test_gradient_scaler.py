@@ -55,7 +55,14 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 3, 16, 16, generator=drawn), torch.randint(4, (8,), generator=drawn)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lion", "rmsprop", "muon"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "sgd",
+        "adamw",
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("lion", "rmsprop", "muon")),
+    ],
+)
 def test_a_step_with_infinite_gradients_is_skipped_and_the_scale_halved(
     monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:

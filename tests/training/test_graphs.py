@@ -314,7 +314,7 @@ class Refuses:
         (RecordingError("not permitted"), "no CUDA graph here (not permitted); training continues without"),
         (
             torch.OutOfMemoryError("CUDA out of memory."),
-            "a CUDA graph of a batch of 32 images leaves too little memory; training continues without",
+            "a CUDA graph of a batch of 16 images leaves too little memory; training continues without",
         ),
     ],
 )

@@ -16,7 +16,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from tune_rescon.config import TrialConfig
+from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.data import open_dataset
 from tune_rescon.training import EpochReport
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.module import TrialModule
@@ -29,6 +30,23 @@ TIMES = ("images_per_second", "epoch_seconds")
 TWO = "ran out of memory at 32 images; continuing in 2 micro-batches of 16"
 FOUR = "ran out of memory at 16 images; continuing in 4 micro-batches of 8"
 KNOWN = "batches of 32 images are too large for the memory, as was found before; 4 micro-batches of 8"
+
+
+@pytest.fixture(scope="module")
+def small(small: TrialConfig) -> TrialConfig:
+    """The small trial with batches of 32: no micro-batch has fewer than eight images."""
+    return dataclasses.replace(small, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def train(train: Run, small: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("digits")
+    digits = open_dataset(DatasetConfig(name="digits", limit=80), data_root=root, cache_root=root)
+
+    def run(config: TrialConfig = small, *folder: Path, **options: Any) -> list[EpochReport]:
+        return train(config, *folder, **{"dataset": digits, **options})
+
+    return run
 
 
 def values(reports: list[EpochReport]) -> list[dict[str, float]]:
@@ -246,11 +264,11 @@ def test_the_retry_goes_on_from_the_last_checkpoint_and_reports_no_epoch_twice(
 def test_a_validation_that_does_not_fit_is_halved_and_nothing_else(train: Run) -> None:
     plain = values(train())
     notes: list[str] = []
-    with memory(10, during=lambda: not torch.is_grad_enabled()) as sizes:
+    with memory(5, during=lambda: not torch.is_grad_enabled()) as sizes:
         reports = train(on_message=notes.append)
     assert notes == []
     judged = [size for size in sizes if size != 32]
-    assert judged == [16, 8, 8, 8, 8], "16 validation images, in two epochs: what fits is remembered"
+    assert judged == [10, 5, 5, 5, 5], "10 validation images, in two epochs: what fits is remembered"
     for found, expected in zip(values(reports), plain, strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
 

@@ -53,7 +53,7 @@ def test_the_epochs_time_is_that_of_its_training_in_both_processes(train: Run, t
     before = read_checkpoint(tmp_path / "last.ckpt")["epoch_so_far"]
     first = train(folder=tmp_path, epochs=EPOCHS)[0].metrics
     assert first["epoch_seconds"] > before["seconds"] > before["trained_seconds"] > 0
-    assert 0 < first["images_per_second"] < BATCHES * 32 / before["trained_seconds"]
+    assert 0 < first["images_per_second"] < BATCHES * 16 / before["trained_seconds"]
 
 
 def test_what_was_written_within_an_epoch_is_gone_two_checkpoints_later(train: Run, tmp_path: Path) -> None:
