@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -32,7 +33,7 @@ from tune_rescon.models import NetworkSpec, build_from_spec, network_cost, resol
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.reporting.dry_run import print_dry_run
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.testing import fail_second, learn_nothing
+from tune_rescon.testing import fail_second, learn_nothing, learn_slowly
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.weights import trained_values
 from tune_rescon.tuning import (
@@ -67,8 +68,10 @@ def options(options: RunOptions, empty_store: Path) -> RunOptions:
     return options
 
 
-def search(options: RunOptions, *overrides: str) -> StudyResult:
-    return run_search(load_space("digits", [*SMALL, *overrides]), options, trainable=learn_nothing)
+def search(
+    options: RunOptions, *overrides: str, trainable: Callable[[dict[str, Any]], None] = learn_nothing
+) -> StudyResult:
+    return run_search(load_space("digits", [*SMALL, *overrides]), options, trainable=trainable)
 
 
 def test_a_finished_search_that_is_extended_is_the_search_in_one(options: RunOptions) -> None:
@@ -234,6 +237,20 @@ def test_a_resume_changes_the_space_of_the_trials_to_come_alone(
     assert winner.origin is not None
     assert best["config"]["width"] == winner.origin.config["width"]
     assert (best["at"], best["value"]) == ("best", winner.value)
+
+
+def test_what_trials_cost_stays_when_a_resume_changes_their_resources(options: RunOptions) -> None:
+    """Their sampler, a second objective and the report count what each epoch held."""
+    changes = ("initial=[]", "scheduler={type: none}", "fidelity.max=1", "metric.against=compute_hours")
+    learn = learn_slowly
+    first = search(options, *changes, "budget.trials=2", "resources_per_trial.cpu=1", trainable=learn)
+    before = [first.compute_hours(trial) for trial in first.trials]
+    assert before == [trial.cost for trial in first.trials]
+    again = dataclasses.replace(options, resume=True)
+    result = search(again, *changes, "budget.trials=3", "resources_per_trial.cpu=2", trainable=learn)
+    assert [result.compute_hours(trial) for trial in result.trials[:2]] == before
+    last = result.trials[2]
+    assert result.compute_hours(last) == last.cost == pytest.approx(2 * last.seconds / 3600) != 0
 
 
 def test_hours_end_a_search_cleanly(options: RunOptions) -> None:
