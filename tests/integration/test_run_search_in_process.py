@@ -28,6 +28,7 @@ from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError, NetworkError, SpaceError, StorageError
+from tune_rescon.finals.plan import changes_since
 from tune_rescon.inference import write_mistakes
 from tune_rescon.models import NetworkSpec, build_from_spec, network_cost, resolve_network
 from tune_rescon.reporting import SearchPresentation
@@ -456,9 +457,12 @@ def save_weights(path: Path, seed: int) -> None:
 
 
 def test_other_initial_weights_in_the_same_file_are_refused_on_resume(
-    options: RunOptions, tmp_path: Path
+    options: RunOptions, tmp_path: Path, progress: list[str]
 ) -> None:
-    """The trials to come would be ranked with those that began with the weights before."""
+    """The trials to come would be ranked with those that began with the weights before.
+
+    A warm start does not learn from the earlier ones, and final trainings say that they begin otherwise.
+    """
     weights = tmp_path / "weights.ckpt"
     save_weights(weights, seed=0)
     fixed = f"fixed={{layout: cifar, depth: 56, width: 0.125, image_size: 16, init_from: {weights}}}"
@@ -470,7 +474,17 @@ def test_other_initial_weights_in_the_same_file_are_refused_on_resume(
     save_weights(weights, seed=1)
     with pytest.raises(StorageError, match="must have the initial weights that its trials began with"):
         search(again, *changes, "budget.trials=4")
-    assert len(read_search(SearchLocation(storage=options.storage), "s").trials) == 3
+    earlier = read_search(SearchLocation(storage=options.storage), "s")
+    assert len(earlier.trials) == 3
+    warm = dataclasses.replace(options, name="warm", warm_start="s")
+    result = search(warm, *changes, "budget.trials=1")
+    assert "used 0 of 3 trials of s: 3 differ in the weights in init_from" in progress
+    (words,) = changes_since(earlier, result.space, tmp_path)
+    assert words.startswith(f"The weights in {weights} are not those that the trials of s began with.")
+    save_weights(weights, seed=0)
+    search(dataclasses.replace(warm, name="same"), *changes, "budget.trials=1")
+    assert "used 3 of 3 trials of s" in progress
+    assert changes_since(earlier, result.space, tmp_path) == []
 
 
 def test_a_search_for_a_front_learns_from_one_of_one_objective(options: RunOptions) -> None:
