@@ -113,6 +113,11 @@ def _difference(first: StudyResult, other: StudyResult) -> str | None:
             f"{first.name} was ranked by {ranked_by} and {other.name} by {other_by}: do not compare their"
             " values"
         )
+    if first.space.metric.at != other.space.metric.at and not first.space.metric.of_test_images:
+        return (
+            f"{first.name} counts {first.metric} at the {first.space.metric.at} epoch and {other.name} at the"
+            f" {other.space.metric.at}: do not compare their values"
+        )
     mine, theirs = first.space.dataset.name, other.space.dataset.name
     same = first.images.get(mine) == other.images.get(mine) or not (first.images and other.images)
     if mine == theirs and same:
