@@ -309,7 +309,7 @@ def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Sp
 def _from_search(location: SearchLocation, source: str, flags: _Flags, console: Console) -> Space:
     from tune_rescon.finals import (
         TrainingPlan,
-        changed_images,
+        changes_since,
         finals_space,
         of_dataset,
         top_configs,
@@ -347,7 +347,7 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         about=f"{about}, trained on all training images.",
         overrides=flags.settings,
     )
-    if (words := changed_images(result, space, location.data_root)) is not None:
+    for words in changes_since(result, space, location.data_root):
         console.print(words, markup=False, soft_wrap=True)
     return space
 

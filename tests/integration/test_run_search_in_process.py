@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -27,12 +28,13 @@ from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError, NetworkError, SpaceError, StorageError
+from tune_rescon.finals.plan import changes_since
 from tune_rescon.inference import write_mistakes
 from tune_rescon.models import NetworkSpec, build_from_spec, network_cost, resolve_network
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.reporting.dry_run import print_dry_run
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.testing import fail_second, learn_nothing
+from tune_rescon.testing import fail_second, learn_nothing, learn_slowly
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.weights import trained_values
 from tune_rescon.tuning import (
@@ -67,8 +69,10 @@ def options(options: RunOptions, empty_store: Path) -> RunOptions:
     return options
 
 
-def search(options: RunOptions, *overrides: str) -> StudyResult:
-    return run_search(load_space("digits", [*SMALL, *overrides]), options, trainable=learn_nothing)
+def search(
+    options: RunOptions, *overrides: str, trainable: Callable[[dict[str, Any]], None] = learn_nothing
+) -> StudyResult:
+    return run_search(load_space("digits", [*SMALL, *overrides]), options, trainable=trainable)
 
 
 def test_a_finished_search_that_is_extended_is_the_search_in_one(options: RunOptions) -> None:
@@ -234,6 +238,20 @@ def test_a_resume_changes_the_space_of_the_trials_to_come_alone(
     assert winner.origin is not None
     assert best["config"]["width"] == winner.origin.config["width"]
     assert (best["at"], best["value"]) == ("best", winner.value)
+
+
+def test_what_trials_cost_stays_when_a_resume_changes_their_resources(options: RunOptions) -> None:
+    """Their sampler, a second objective and the report count what each epoch held."""
+    changes = ("initial=[]", "scheduler={type: none}", "fidelity.max=1", "metric.against=compute_hours")
+    learn = learn_slowly
+    first = search(options, *changes, "budget.trials=2", "resources_per_trial.cpu=1", trainable=learn)
+    before = [first.compute_hours(trial) for trial in first.trials]
+    assert before == [trial.cost for trial in first.trials]
+    again = dataclasses.replace(options, resume=True)
+    result = search(again, *changes, "budget.trials=3", "resources_per_trial.cpu=2", trainable=learn)
+    assert [result.compute_hours(trial) for trial in result.trials[:2]] == before
+    last = result.trials[2]
+    assert result.compute_hours(last) == last.cost == pytest.approx(2 * last.seconds / 3600) != 0
 
 
 def test_hours_end_a_search_cleanly(options: RunOptions) -> None:
@@ -439,9 +457,12 @@ def save_weights(path: Path, seed: int) -> None:
 
 
 def test_other_initial_weights_in_the_same_file_are_refused_on_resume(
-    options: RunOptions, tmp_path: Path
+    options: RunOptions, tmp_path: Path, progress: list[str]
 ) -> None:
-    """The trials to come would be ranked with those that began with the weights before."""
+    """The trials to come would be ranked with those that began with the weights before.
+
+    A warm start does not learn from the earlier ones, and final trainings say that they begin otherwise.
+    """
     weights = tmp_path / "weights.ckpt"
     save_weights(weights, seed=0)
     fixed = f"fixed={{layout: cifar, depth: 56, width: 0.125, image_size: 16, init_from: {weights}}}"
@@ -453,7 +474,17 @@ def test_other_initial_weights_in_the_same_file_are_refused_on_resume(
     save_weights(weights, seed=1)
     with pytest.raises(StorageError, match="must have the initial weights that its trials began with"):
         search(again, *changes, "budget.trials=4")
-    assert len(read_search(SearchLocation(storage=options.storage), "s").trials) == 3
+    earlier = read_search(SearchLocation(storage=options.storage), "s")
+    assert len(earlier.trials) == 3
+    warm = dataclasses.replace(options, name="warm", warm_start="s")
+    result = search(warm, *changes, "budget.trials=1")
+    assert "used 0 of 3 trials of s: 3 differ in the weights in init_from" in progress
+    (words,) = changes_since(earlier, result.space, tmp_path)
+    assert words.startswith(f"The weights in {weights} are not those that the trials of s began with.")
+    save_weights(weights, seed=0)
+    search(dataclasses.replace(warm, name="same"), *changes, "budget.trials=1")
+    assert "used 3 of 3 trials of s" in progress
+    assert changes_since(earlier, result.space, tmp_path) == []
 
 
 def test_a_search_for_a_front_learns_from_one_of_one_objective(options: RunOptions) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tune_rescon.reporting.analysis import device_hours, devices_of, gpu_use, throughput
+from tune_rescon.reporting.analysis import device_hours, devices_of, gpu_use, incumbents, savings, throughput
 from tune_rescon.reporting.formats import csv_text, json_text, markdown_text
 from tune_rescon.reporting.page.document import panels
 from tune_rescon.reporting.rows import headings, row
@@ -36,6 +36,20 @@ def mixed(make_result: MakeResult, make_trial: MakeTrial) -> StudyResult:
 def test_each_epoch_counts_where_it_ran(mixed: StudyResult) -> None:
     assert list(device_hours(mixed).items()) == [("L4", 1.5), ("H100", 0.5), ("unknown", 0.5)]
     assert [devices_of(trial) for trial in mixed.trials] == ["L4", "L4, H100", ""]
+
+
+def test_each_epoch_costs_what_it_held(mixed: StudyResult) -> None:
+    """The search was resumed with two GPUs a trial; the first trial had one."""
+    trials = [dataclasses.replace(mixed.trials[0], held=(1, 1), times_ms=(1, 2)), *mixed.trials[1:]]
+    result = dataclasses.replace(mixed, trials=tuple(trials), devices_per_trial=2)
+    assert list(device_hours(result).items()) == [("L4", 2.0), ("H100", 1.0), ("unknown", 1.0)]
+    assert incumbents(result)[-1].hours == 1.0
+    assert savings(result).hours == 4.0
+    assert [row(result, trial)[headings(result).index("hours")] for trial in trials] == [
+        "1.000",
+        "2.000",
+        "1.000",
+    ]
 
 
 def test_every_form_of_the_report_says_so(mixed: StudyResult) -> None:

@@ -106,6 +106,37 @@ def test_searches_whose_values_cannot_be_compared_are_told_apart(
     ]
 
 
+def test_the_best_of_many_epochs_is_not_compared_with_the_last_one(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    best = make_result(make_trial(0), space=load_space("digits", ["metric.at=best"]))
+    last = make_result(make_trial(0), name="last", space=load_space("digits", ["metric.at=last"]))
+    assert differences([best, best]) == []
+    assert differences([best, last]) == [
+        "s counts val_accuracy at the best epoch and last at the last: do not compare their values"
+    ]
+
+
+def test_two_functions_of_one_name_are_two_metrics(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    ours, theirs = (
+        make_result(
+            make_trial(0),
+            name=name,
+            metric="val_score",
+            space=load_space(
+                "digits", [f"metric={{name: val_score, mode: max, log: ['{name}.metrics:score']}}"]
+            ),
+        )
+        for name in ("ours", "theirs")
+    )
+    assert differences([ours, ours]) == []
+    (line,) = differences([ours, theirs])
+    assert line == (
+        "ours was ranked by val_score (ours.metrics:score) and theirs by val_score (theirs.metrics:score):"
+        " do not compare their values"
+    )
+
+
 def test_every_form_says_what_cannot_be_compared(make_result: MakeResult, make_trial: MakeTrial) -> None:
     first = make_result(make_trial(0), images={"digits": "0123"})
     split = make_result(make_trial(0), name="split", images={"digits": "4567"}, metric="val_loss")

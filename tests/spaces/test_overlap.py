@@ -73,6 +73,13 @@ NOT_USED: list[tuple[tuple[str, ...], tuple[str, ...], dict[str, Any], str]] = [
     ((_FEWER,), (), SHALLOW, "differ in batch_size"),
     (("fidelity.max=27",), (), DEEP, "differ in fidelity.max"),
     (("metric={name: val_loss, mode: min}",), (), DEEP, "differ in metric.name"),
+    # Two functions of one name.
+    (
+        ("metric={name: val_score, mode: max, log: ['ours.metrics:score']}",),
+        ("metric={name: val_score, mode: max, log: ['theirs.metrics:score']}",),
+        DEEP,
+        "differ in the function of val_score",
+    ),
     (("dataset.limit=100", "dataset.split_seed=1"), (), DEEP, "differ in dataset.split_seed, dataset.limit"),
     (("dataset.name=cifar10",), (), DEEP, "differ in dataset"),
     ((_DATASETS, "dataset.limit=9", "fixed.batch_size=32"), (), SHALLOW, "differ in dataset.limit"),

@@ -133,6 +133,13 @@ def test_compute_hours_count_every_device() -> None:
     assert compute_hours(trial(0, FINISHED, 0.1, 0.2), 4) == 2.0
 
 
+def test_compute_hours_count_the_devices_that_each_epoch_held() -> None:
+    """A resume may have changed them. Of an earlier version's epochs the number is not recorded."""
+    moved = dataclasses.replace(trial(0, FINISHED, 0.1, 0.2, 0.3), held=(1, None, 8))
+    assert compute_hours(moved, 4) == 0.25 * (1 + 4 + 8)
+    assert compute_hours(moved, 4, 2) == 0.25 * (1 + 4)
+
+
 def test_a_half_measured_epoch_costs_nothing() -> None:
     cut = TrialRecord(
         number=0,

@@ -208,9 +208,11 @@ def test_a_metric_that_not_every_epoch_has_stays_with_its_epochs(url: str) -> No
 def test_each_epochs_device_comes_back(url: str) -> None:
     record = create(url)
     number = record.open(proposal()).number
-    for epoch, device in enumerate(("L4", None, "H100"), 1):
-        record.report(number, epoch, metrics(0.5), CONTINUE, device=device)
-    assert record.trial(number).devices == load(url).trial(number).devices == ("L4", None, "H100")
+    for epoch, (device, held) in enumerate((("L4", 1), (None, None), ("H100", 0.5)), 1):
+        record.report(number, epoch, metrics(0.5), CONTINUE, device=device, held=held)
+    for trial in (record.trial(number), load(url).trial(number)):
+        assert trial.devices == ("L4", None, "H100")
+        assert trial.held == (1, None, 0.5)
 
 
 @pytest.mark.parametrize(

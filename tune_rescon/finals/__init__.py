@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         Recipe,
         TrainingPlan,
         changed_images,
+        changed_weights,
+        changes_since,
         epochs_within,
         finals_seconds,
         finals_space,

@@ -107,10 +107,16 @@ def differences(results: Sequence[StudyResult]) -> list[str]:
 
 
 def _difference(first: StudyResult, other: StudyResult) -> str | None:
-    if first.metric != other.metric:
+    ranked_by, other_by = (_metric_words(result) for result in (first, other))
+    if ranked_by != other_by:
         return (
-            f"{first.name} was ranked by {first.metric} and {other.name} by {other.metric}: do not compare"
-            " their values"
+            f"{first.name} was ranked by {ranked_by} and {other.name} by {other_by}: do not compare their"
+            " values"
+        )
+    if first.space.metric.at != other.space.metric.at and not first.space.metric.of_test_images:
+        return (
+            f"{first.name} counts {first.metric} at the {first.space.metric.at} epoch and {other.name} at the"
+            f" {other.space.metric.at}: do not compare their values"
         )
     mine, theirs = first.space.dataset.name, other.space.dataset.name
     same = first.images.get(mine) == other.images.get(mine) or not (first.images and other.images)
@@ -118,6 +124,12 @@ def _difference(first: StudyResult, other: StudyResult) -> str | None:
         return None
     names = f" ({mine} and {theirs})" if mine != theirs else ""
     return f"{other.name} was evaluated on other images than {first.name}{names}: do not compare their values"
+
+
+def _metric_words(result: StudyResult) -> str:
+    """Return the metric of a search, with the user's function if one computes it."""
+    function = result.space.metric.function
+    return result.metric if function is None else f"{result.metric} ({function})"
 
 
 def _is_on_front(result: StudyResult, trial: TrialRecord) -> bool:

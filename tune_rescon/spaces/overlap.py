@@ -47,7 +47,7 @@ def overlap(space: Space, other: Space, sampled: Mapping[str, Any]) -> Overlap:
     The trial fits ``space`` if a trial of ``space`` could have been identical: each parameter that ``space``
     searches has a value that ``space`` can draw, and every other field (fixed, default, or an inactive
     parameter) has the value that all trials of ``space`` have. Everything else on which a trial's value
-    depends must be equal too: ``metric.name``, ``fidelity.max`` (it sets the length of the learning-rate
+    depends must be equal too: the metric, ``fidelity.max`` (it sets the length of the learning-rate
     schedule), the images and their split. The sampler, the stopping rule and the hardware do not matter.
     Configurations are compared field by field: a preset counts as different from the same layout and depth
     written out.
@@ -114,6 +114,8 @@ def _unlike(space: Space, other: Space, dataset: str) -> Iterator[str]:
     """Yield the differences between two spaces beyond the configuration of a trial on ``dataset``."""
     if space.metric.name != other.metric.name:
         yield "metric.name"
+    elif space.metric.function != other.metric.function:
+        yield f"the function of {space.metric.name}"
     if space.fidelity.max != other.fidelity.max:
         yield "fidelity.max"
     ours, theirs = space.dataset_config(dataset), other.dataset_config(dataset)

@@ -151,6 +151,11 @@ class Metric(Section):
         """True if the metric is measured once, after a trial's last epoch: no choice may depend on it."""
         return is_test_metric(self.name)
 
+    @property
+    def function(self) -> str | None:
+        """The user's function in ``log`` that computes the metric; None if none does."""
+        return next((entry for entry in self.log if custom_metric_name(entry) == self.name), None)
+
     def check_rules(self) -> Iterator[Problem]:
         """Check that the objective is reported and that ``mode`` is its better direction."""
         yield from self._check_log()

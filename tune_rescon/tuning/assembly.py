@@ -51,6 +51,7 @@ def make_plan(
         seconds=None if space.budget.hours is None else space.budget.hours * 3600,
         group=_group_of(space),
         cost=costs.second_objective if space.metric.against else None,
+        devices=space.resources_per_trial.devices,
         keep=None if space.metric.of_test_images else CHECKPOINTS_KEPT,
         violation=violation_of(costs, record),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),

@@ -52,6 +52,8 @@ class SearchPlan:
     cost: Callable[[TrialRecord, int], float] | None = None
     """Return the second objective of a trial after the given number of epochs; smaller is better.
     None if the search has no second objective."""
+    devices: float | None = None
+    """The number of devices that each trial holds; None if nothing is trained."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """See :class:`.MemoryFailures`."""
     violation: Callable[[Mapping[str, Any]], str | None] | None = None
@@ -196,7 +198,9 @@ class Coordinator:
         self._advance()
         requested = self._record.stop_requested(number)
         verdict, note = self._judge(known.extended(metrics), requested=requested)
-        trial = self._record.report(number, epoch, metrics, verdict, checkpoint=checkpoint, device=device)
+        trial = self._record.report(
+            *(number, epoch, metrics, verdict), checkpoint=checkpoint, device=device, held=self._plan.devices
+        )
         self._sampler.on_epoch(trial)
         self._callbacks.on_epoch(trial, metrics, verdict)
         if note:

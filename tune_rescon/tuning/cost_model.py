@@ -67,7 +67,7 @@ class CostModel:
         """Return the second objective (``metric.against``) of a trial after its first ``epochs`` epochs."""
         if self.space.metric.against == "gmacs":
             return self.cost(trial).gmacs
-        return trial.seconds_of(epochs) / 3600 * self.space.resources_per_trial.devices
+        return compute_hours(trial, self.space.resources_per_trial.devices, epochs)
 
 
 @lru_cache(maxsize=1024)
@@ -77,9 +77,15 @@ def _counted(spec: NetworkDescription) -> TrialCost:
     return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)
 
 
-def compute_hours(trial: TrialRecord, devices: float) -> float:
-    """Return the hours of training times the number of GPUs, or of CPU cores if the trial held no GPU."""
-    return trial.seconds / 3600 * devices
+def compute_hours(trial: TrialRecord, devices: float, epochs: int | None = None) -> float:
+    """Return the hours of training times the number of GPUs, or of CPU cores if the trial held no GPU.
+
+    Args:
+        trial: The trial.
+        devices: The number of devices for epochs whose own number is not recorded.
+        epochs: The number of epochs to count, from the first one; None counts all.
+    """
+    return math.fsum(trial.device_seconds(devices)[:epochs]) / 3600
 
 
 def datasets_of(space: Space) -> tuple[DatasetConfig, ...]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IMAGES",
+    "WEIGHTS",
     "PreparedDataset",
     "cache_words",
     "check_external_networks",
@@ -287,6 +288,9 @@ def check_weights(
 
 #: The study's attribute that stores the digest of each dataset's images and splits, by the dataset's name.
 IMAGES: Final = "image_digests"
+
+#: The study's attribute that stores the digest of each file of initial weights, by its path or URL.
+WEIGHTS: Final = "weight_digests"
 
 
 @dataclass(frozen=True, kw_only=True)

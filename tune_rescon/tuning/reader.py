@@ -39,7 +39,7 @@ from tune_rescon.tuning.lease import (
     this_driver,
 )
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
-from tune_rescon.tuning.prepare import IMAGES
+from tune_rescon.tuning.prepare import IMAGES, WEIGHTS
 from tune_rescon.tuning.result import SearchState, StudyResult, build_result
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import find_search
@@ -234,8 +234,15 @@ def result_from_study(
     )
     failure = None if alive or attributes.failure is None else presentable(attributes.failure)
     history = history_words(versions, trials)
-    images = record.attribute(IMAGES) or {}
-    return replace(result, foreign=record.foreign, failure=failure, space_history=history, images=images)
+    stored = record.attributes()
+    return replace(
+        result,
+        foreign=record.foreign,
+        failure=failure,
+        space_history=history,
+        images=stored.get(IMAGES) or {},
+        weights=stored.get(WEIGHTS) or {},
+    )
 
 
 def _as_interrupted(trial: TrialRecord) -> TrialRecord:

@@ -93,6 +93,8 @@ class StudyResult:
     """For each folder or zip of images, by the dataset's name: the images found, and the entries left out."""
     images: Mapping[str, str] = field(default_factory=dict)
     """The digest of the images and splits of each dataset, by its name; empty if the record has none."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """The digest of each file of initial weights, by its path or URL; empty if the record has none."""
 
     def __repr__(self) -> str:
         """Return the search's name, its state and its winner, on one line."""

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
 from tune_rescon.errors import SpaceError, StorageError, format_error
-from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.passwords import hide_passwords
 from tune_rescon.spaces import Space, dump_space, load_space
-from tune_rescon.spaces.sections import Metric
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import with_store_size
+from tune_rescon.tuning.prepare import WEIGHTS, with_store_size
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
@@ -164,16 +162,11 @@ def _frozen_problems(old: Space, new: Space) -> Iterator[str]:
 
 def _metric_problems(old: Space, new: Space) -> Iterator[str]:
     """Yield the problem if another function than before would compute the metric of the same name."""
-    was, becomes = (_function_of(space.metric) for space in (old, new))
+    was, becomes = old.metric.function, new.metric.function
     if old.metric.name == new.metric.name and was != becomes:
         yield (
             f"{old.metric.name} is computed by {was} and would be computed by {becomes} ({FROZEN['metric']})"
         )
-
-
-def _function_of(metric: Metric) -> str | None:
-    """Return the user's function in ``metric.log`` that computes the objective, or None if none does."""
-    return next((entry for entry in metric.log if custom_metric_name(entry) == metric.name), None)
 
 
 def _fixed_problems(old: Space, new: Space, trials: tuple[TrialRecord, ...]) -> Iterator[str]:
@@ -258,10 +251,6 @@ def resume_record(
     return record, versions
 
 
-#: The study's attribute that stores the digest of each file of initial weights, by its path or URL.
-_WEIGHTS: Final = "weight_digests"
-
-
 def check_same_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
     """Check that the files of initial weights hold what the trials of a resumed search began with.
 
@@ -274,7 +263,7 @@ def check_same_weights(record: StudyRecord, weights: Mapping[str, InitialWeights
     Raises:
         StorageError: If a file holds other weights.
     """
-    recorded = record.attribute(_WEIGHTS) or {}
+    recorded = record.attribute(WEIGHTS) or {}
     for source, found in weights.items():
         if recorded.get(source, found.digest) != found.digest:
             rule = "a resumed search must have the initial weights that its trials began with"
@@ -291,7 +280,7 @@ def record_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -
     """Store in the record which initial weights the trials begin with, as a digest for each file."""
     if weights:
         digests = {source: found.digest for source, found in weights.items()}
-        record.set_attribute(_WEIGHTS, {**(record.attribute(_WEIGHTS) or {}), **digests})
+        record.set_attribute(WEIGHTS, {**(record.attribute(WEIGHTS) or {}), **digests})
 
 
 def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> bool:
@@ -320,7 +309,11 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
 
 
 def create_record(
-    costs: CostModel, options: RunOptions, folder: SearchFolder, digests: Mapping[str, str]
+    costs: CostModel,
+    options: RunOptions,
+    folder: SearchFolder,
+    digests: Mapping[str, str],
+    weights: Mapping[str, InitialWeights],
 ) -> StudyRecord:
     """Create the record of a new search, including the earlier trials that its sampler learns from.
 
@@ -329,6 +322,7 @@ def create_record(
         options: The options of this run.
         folder: The search's folder.
         digests: The digest of the images and splits of each dataset, by name.
+        weights: The initial weights, by path or URL.
 
     Raises:
         StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
@@ -336,7 +330,7 @@ def create_record(
     space, earlier = costs.space, []
     if options.warm_start:
         cost = costs.second_objective if space.metric.against else None
-        earlier = overlapping_trials(space, options, digests=digests, cost=cost)
+        earlier = overlapping_trials(space, options, digests=digests, weights=weights, cost=cost)
     record = StudyRecord.create(
         options.study_url or folder.study_url,
         options.name,

@@ -129,7 +129,7 @@ def run_search(
                 infos, digests = dataset_infos(prepared), dataset_digests(prepared)
                 space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
                 costs = CostModel(space=space, datasets=infos)
-                record, before = resumed or (_created(costs, options, store, digests), None)
+                record, before = resumed or (_created(costs, options, store, digests, weights), None)
                 lease = lease or held.enter_context(search_lease(options, store))
                 record_weights(record, weights)
                 search = held.enter_context(
@@ -222,10 +222,14 @@ def _writer(
 
 
 def _created(
-    costs: CostModel, options: RunOptions, store: SearchStore, digests: Mapping[str, str]
+    costs: CostModel,
+    options: RunOptions,
+    store: SearchStore,
+    digests: Mapping[str, str],
+    weights: Mapping[str, InitialWeights],
 ) -> StudyRecord:
     """Create the record of a new search."""
-    record = create_record(costs, options, store.folder, digests)
+    record = create_record(costs, options, store.folder, digests, weights)
     note_experiment(record, costs.space)
     return record
 

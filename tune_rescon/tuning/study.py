@@ -256,6 +256,7 @@ class StudyRecord:
         *,
         checkpoint: str | None = None,
         device: str | None = None,
+        held: float | None = None,
     ) -> TrialRecord:
         """Write one epoch: the objective as the intermediate value (step = epoch), the rest as an attribute.
 
@@ -266,6 +267,7 @@ class StudyRecord:
             verdict: the scheduler's verdict on the epoch.
             checkpoint: the path or URL of the trial's checkpoint, or None.
             device: the kind of device on which the epoch ran, or None if it is not known.
+            held: the number of devices that the trial held, or None if it is not known.
         """
         known, value = self._trials[number], metrics.get(self._metric, math.nan)
         assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
@@ -276,6 +278,7 @@ class StudyRecord:
             "checkpoint": checkpoint,
             "time_ms": now,
             "device": device,
+            "held": held,
         }
         self._writer.add_epoch(self._ids[number], epoch, value, key=_epoch_key(epoch), details=details)
         self._trials[number] = replace(
@@ -284,6 +287,7 @@ class StudyRecord:
             checkpoint=checkpoint,
             times_ms=(*known.times_ms, now),
             devices=(*known.devices, device),
+            held=(*known.held, held),
         )
         return self._trials[number]
 
@@ -405,6 +409,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> 
         decision=None if last["decision"] is None else Decision(last["decision"]),
         times_ms=tuple(epoch["time_ms"] for epoch in epochs),
         devices=tuple(epoch.get("device") for epoch in epochs),  # an earlier version wrote none
+        held=tuple(epoch.get("held") for epoch in epochs),
         sampler_state={
             key: value for key, value in system.items() if not key.startswith(_PREFIX) and key != FIXED_PARAMS
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -184,6 +185,9 @@ class TrialRecord:
     """The kind of device of each epoch: a GPU's name, or ``"CPU"``; None if it is not known.
     If a worker process died before an epoch was recorded, the epoch is recorded when the trial is resumed.
     Its device is then that of the next worker process."""
+    held: tuple[float | None, ...] = ()
+    """The number of GPUs, or of CPU cores, that the trial held in each epoch, which a resume may change; None
+    if it is not recorded."""
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
     """See :attr:`Proposal.sampler_state`."""
     origin: TrialOrigin | None = None
@@ -254,6 +258,18 @@ class TrialRecord:
     def seconds_of(self, epochs: int) -> float:
         """Return the seconds spent in the first ``epochs`` epochs."""
         return math.fsum(s for s in self.history.get("epoch_seconds", ())[:epochs] if math.isfinite(s))
+
+    def device_seconds(self, devices: float) -> tuple[float, ...]:
+        """Return each epoch's seconds times the devices that it held; 0 for an epoch without seconds.
+
+        Args:
+            devices: the number of devices for epochs whose own number is not recorded.
+        """
+        held = itertools.chain(self.held, itertools.repeat(None))
+        return tuple(
+            seconds * (devices if count is None else count) if math.isfinite(seconds) else 0.0
+            for seconds, count in zip(self.history.get("epoch_seconds", ()), held, strict=False)
+        )
 
     def config(self, space: Space) -> TrialConfig | None:
         """Return all hyperparameters of the trial; None if they are not known.

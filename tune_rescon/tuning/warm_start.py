@@ -5,21 +5,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Overlap, Space, overlap_message, place_config, to_optuna
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import IMAGES
+from tune_rescon.tuning.prepare import IMAGES, WEIGHTS
 from tune_rescon.tuning.sampler import most_informative
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import METRIC_AT, StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
+
+if TYPE_CHECKING:
+    from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
     "overlapping_trials",
@@ -36,6 +39,7 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 _NO_DIGESTS: Final[Mapping[str, str]] = MappingProxyType({})
+_NO_WEIGHTS: Final[Mapping[str, InitialWeights]] = MappingProxyType({})
 
 
 def overlapping_trials(
@@ -43,6 +47,7 @@ def overlapping_trials(
     options: RunOptions,
     *,
     digests: Mapping[str, str] = _NO_DIGESTS,
+    weights: Mapping[str, InitialWeights] = _NO_WEIGHTS,
     cost: Callable[[TrialRecord, int], float] | None = None,
 ) -> list[TrialRecord]:
     """Return the ended trials of the search ``options.warm_start`` that ``space`` can also draw.
@@ -53,6 +58,7 @@ def overlapping_trials(
         space: The space of the new search.
         options: The options of the new search. ``warm_start`` names the earlier search.
         digests: The digest of the images and splits of each dataset of the new search, by name.
+        weights: The initial weights of the new search, by path or URL.
         cost: Returns the second objective of a trial after the given number of epochs in the new search; None
             if it has one objective. The earlier search may have had another second objective, or none.
 
@@ -78,7 +84,9 @@ def overlapping_trials(
     if name == space.dataset.name and name in before and before[name] == digests.get(name):
         # The same images and splits, even if they have moved.
         theirs = theirs.model_copy(update={"dataset": space.dataset})
-    placed = [_placed(space, theirs, trial) for trial in ended]
+    begun_with = record.attribute(WEIGHTS) or {}
+    replaced = {name for name, found in weights.items() if begun_with.get(name, found.digest) != found.digest}
+    placed = [_placed(space, theirs, trial, replaced) for trial in ended]
     usable = [
         dataclasses.replace(
             trial,
@@ -98,9 +106,12 @@ def overlapping_trials(
     return [trial for trial in usable if trial.number in kept]
 
 
-def _placed(space: Space, theirs: Space, trial: TrialRecord) -> Overlap:
+def _placed(space: Space, theirs: Space, trial: TrialRecord, replaced: Collection[str]) -> Overlap:
+    """Place a trial in ``space``; ``replaced`` are the files of ``init_from`` with other weights now."""
     if trial.origin is None:
         return Overlap(sampled=None, differs=("an unknown configuration",))
+    if trial.origin.config["init_from"] in replaced:
+        return Overlap(sampled=None, differs=("the weights in init_from",))
     return place_config(space, trial.origin.config, theirs)
 
 

@@ -165,10 +165,10 @@ def device_hours(result: StudyResult) -> dict[str, float]:
     """
     hours: defaultdict[str, float] = defaultdict(float)
     for trial in result.trials:
-        for epoch, seconds in enumerate(trial.history.get("epoch_seconds", ())):
-            if math.isfinite(seconds):
+        for epoch, seconds in enumerate(trial.device_seconds(result.devices_per_trial)):
+            if seconds:
                 kind = trial.devices[epoch] if epoch < len(trial.devices) else None
-                hours[kind or UNKNOWN] += seconds / 3600 * result.devices_per_trial
+                hours[kind or UNKNOWN] += seconds / 3600
     return dict(sorted(hours.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -326,8 +326,8 @@ def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
     found: list[Incumbent] = []
     best = (0, -math.inf)
     spent = 0.0
-    for _, number, epoch, value, seconds in sorted(_epochs(result.trials)):
-        spent += seconds / 3600 * result.devices_per_trial
+    for _, number, epoch, value, seconds in sorted(_epochs(result, result.trials)):
+        spent += seconds / 3600
         score = value if result.maximize else -value
         if math.isfinite(value) and (epoch, score) > best:
             best = (epoch, score)
@@ -384,8 +384,8 @@ def groups(result: StudyResult) -> tuple[Group, ...]:
 def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) -> Group:
     best: list[Incumbent] = []
     spent = 0.0
-    for _, number, epoch, reached, seconds in sorted(_epochs(trials)):
-        spent += seconds / 3600 * result.devices_per_trial
+    for _, number, epoch, reached, seconds in sorted(_epochs(result, trials)):
+        spent += seconds / 3600
         lead = reached - best[-1].value if best else math.inf
         if math.isfinite(reached) and (lead if result.maximize or not best else -lead) > 0:
             best.append(Incumbent(hours=spent, number=number, epoch=epoch, value=reached))
@@ -398,16 +398,16 @@ def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) ->
     )
 
 
-def _epochs(trials: Iterable[TrialRecord]) -> list[tuple[int, int, int, float, float]]:
-    """Return each epoch's end time, trial and epoch number, the trial's value by then, and its seconds."""
+def _epochs(result: StudyResult, trials: Iterable[TrialRecord]) -> list[tuple[int, int, int, float, float]]:
+    """Return each epoch's end time, trial and epoch number, the trial's value by then, and device-seconds."""
     return [
-        (when, trial.number, epoch, value, seconds if math.isfinite(seconds) else 0.0)
+        (when, trial.number, epoch, value, seconds)
         for trial in trials
         for epoch, (when, value, seconds) in enumerate(
             zip(
                 trial.times_ms,
                 _counted(trial),
-                itertools.chain(trial.history.get("epoch_seconds", ()), itertools.repeat(0.0)),
+                itertools.chain(trial.device_seconds(result.devices_per_trial), itertools.repeat(0.0)),
                 strict=False,
             ),
             1,

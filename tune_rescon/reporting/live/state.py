@@ -195,7 +195,7 @@ class LiveTotals:
             for epoch in range(1, trial.epochs + 1):
                 self._survival.reached(epoch)
             self._epochs += trial.epochs
-            self._trained += trial.seconds
+            self._trained += math.fsum(trial.device_seconds(self._devices))
             self._compare(trial)
             self._count_end(trial)
 
@@ -229,7 +229,7 @@ class LiveTotals:
         self._running[trial.number] = trial
         self._speeds[trial.number] = metrics["images_per_second"]
         if math.isfinite(metrics["epoch_seconds"]):
-            self._trained += metrics["epoch_seconds"]
+            self._trained += metrics["epoch_seconds"] * self._devices
         self._pace.reports(trial.number, now)
         self._compare(trial)
 
@@ -273,7 +273,7 @@ class LiveTotals:
                 RungCount(epoch=e, reached=reached, continued=on) for e, reached, on in counts if reached
             ),
             seconds_left=self._seconds_left(reading),
-            compute_hours=self._trained / 3600 * self._devices,
+            compute_hours=self._trained / 3600,
             device=self._space.resources_per_trial.device,
             pending_updates=reading.pending_updates,
             cluster=reading.cluster,
