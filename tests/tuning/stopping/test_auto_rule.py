@@ -600,6 +600,8 @@ def test_the_plan_counts_what_starts_and_finishes() -> None:
     assert "45% of the budget goes to new trials" in first
     assert tells.startswith("auto, if epoch 1 ranks the trials as the last epoch does: 60 trials, ")
     assert nothing.startswith("auto, if early epochs rank them in reverse: 60 trials, ")
+    _, late, _ = plan_words(space("budget={trials: 60}", "fidelity={min: 2, max: 54}"))
+    assert late.startswith("auto, if epoch 2 ranks the trials as the last epoch does: 60 trials, ")
     first, hours = plan_words(space("budget={trials: 60, hours: 2}"))
     assert hours.startswith("auto: 2 hours on each slot")
 

@@ -145,8 +145,10 @@ def plan_words(space: Space) -> Iterator[str]:
     most = rule.budget.most_at_once(rule.last) if isinstance(rule, AutoRule) else None
     if most is not None and most < slots:
         yield f"auto: {_at_once(most)}"
-    yield f"auto, if epoch 1 ranks the trials as the last epoch does: {_expected(space, slots, early=1)}"
-    if len(possible_rungs(space)) > 2:
+    rungs = possible_rungs(space)
+    told = f"auto, if epoch {rungs[0]} ranks the trials as the last epoch does"
+    yield f"{told}: {_expected(space, slots, early=1)}"
+    if len(rungs) > 2:
         yield f"auto, if early epochs rank them in reverse: {_expected(space, slots, early=-1)}"
 
 
