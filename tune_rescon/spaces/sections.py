@@ -159,10 +159,9 @@ class Metric(Section):
     def check_rules(self) -> Iterator[Problem]:
         """Check that the objective is reported and that ``mode`` is its better direction."""
         yield from self._check_log()
-        own = [name for name in map(custom_metric_name, self.log) if name is not None]
-        objectives = [*objective_names(), *own]
-        if self.name in own:
+        if self.function is not None:
             return
+        objectives = [*objective_names(), *filter(None, map(custom_metric_name, self.log))]
         if self.name not in objectives and class_metric(self.name) is None:
             yield Problem(path=("name",), text=unknown_name_message("metric", self.name, objectives))
         elif self.mode != metric_mode(self.name):
@@ -396,13 +395,11 @@ class Resources(Section):
     workers: PositiveInt = 1
     """Processes that train one trial together, each with ``cpu`` cores and ``gpu`` GPUs of its own, on one
     machine or several. ``batch_size`` stays the whole trial's: each has its share of every batch."""
-
     cpu: PositiveInt = 1
     """CPU cores of a worker; also the threads of its process."""
     gpu: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], WrapValidator(_number_or_auto)] = 0.0
     """GPUs; a fraction below 1 lets trials share one. ``auto``: the share of one that the space's largest
     network needs, measured on a GPU before the first trial; ``space.yaml`` then has the number."""
-
     accelerator: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
     """The kind of GPU, by Ray's name (A10G, L4, A100, H100), so that all trials get the same; null: any."""
 

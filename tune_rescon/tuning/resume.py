@@ -312,6 +312,7 @@ def create_record(
     costs: CostModel,
     options: RunOptions,
     folder: SearchFolder,
+    *,
     digests: Mapping[str, str],
     weights: Mapping[str, InitialWeights],
 ) -> StudyRecord:

@@ -129,7 +129,7 @@ def run_search(
                 infos, digests = dataset_infos(prepared), dataset_digests(prepared)
                 space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
                 costs = CostModel(space=space, datasets=infos)
-                record, before = resumed or (_created(costs, options, store, digests, weights), None)
+                record, before = resumed or _created(costs, options, store, digests=digests, weights=weights)
                 lease = lease or held.enter_context(search_lease(options, store))
                 record_weights(record, weights)
                 search = held.enter_context(
@@ -225,13 +225,14 @@ def _created(
     costs: CostModel,
     options: RunOptions,
     store: SearchStore,
+    *,
     digests: Mapping[str, str],
     weights: Mapping[str, InitialWeights],
-) -> StudyRecord:
-    """Create the record of a new search."""
-    record = create_record(costs, options, store.folder, digests, weights)
+) -> tuple[StudyRecord, None]:
+    """Create the record of a new search, which has no earlier versions of its space."""
+    record = create_record(costs, options, store.folder, digests=digests, weights=weights)
     note_experiment(record, costs.space)
-    return record
+    return record, None
 
 
 def _finished(
