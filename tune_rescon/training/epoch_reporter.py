@@ -41,9 +41,9 @@ class EpochReporter(Callback):
     After a crash between ``last.ckpt`` and the report, the report is made from the checkpoint's metadata. The
     reporter comes after all callbacks that change the network.
 
-    A thread may write the files while the next epoch's first steps run. The report then follows the step in
-    which the files became durable. If the report ends the trial, these steps are discarded: no file and no
-    report contains anything of them.
+    A thread may write the files while the next epoch's first steps run. The report is then made after the
+    step during which the files became durable. If the report ends the trial, these steps are discarded: no
+    file and no report contains anything of them.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class EpochReporter(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock, after a GPU has finished the test images."""
+        """Take the time of the evaluation; that of test images ends when the GPU has finished them."""
         if self._eval_split == "test" and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._eval_seconds = self._clock() - self._eval_started

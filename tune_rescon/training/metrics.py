@@ -212,7 +212,7 @@ class Predictions(Metric):
         self.labels.append(labels_B)
 
     def read(self) -> dict[str, float]:
-        """Return :meth:`compute`, or nan before the first batch, when classes have no metrics."""
+        """Return :meth:`compute`. Before the first batch, return nan for each metric, and none by class."""
         if not self.update_called:
             return dict.fromkeys(self._functions, math.nan)
         return dict(self.compute())

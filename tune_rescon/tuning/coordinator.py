@@ -187,8 +187,8 @@ class Coordinator:
 
         Returns:
             The decision that the trial's process carries out. It is ``Decision.STOP`` also for a trial that
-            is not running, and for one that would have continued if the search did not end early. The record
-            then has the verdict of the rule, and the trial is interrupted, so that a resume continues it.
+            is not running, and for one that would have continued if the search did not end early. The latter
+            is recorded as interrupted, so that a resume continues it.
         """
         known = self._record.trial(number)
         if number not in self._running:
@@ -262,7 +262,7 @@ class Coordinator:
             what = "node was lost" if node_is_gone else "worker process died"
             self._close(number, TrialState.FAILED, error=f"its {what}, as {counted(most, 'time')} before")
         else:
-            # It counts as running until it is retried, so that an interruption includes it.
+            # The trial counts as running until it is retried, so that an interruption includes it.
             self._unfinished.append(number)
 
     def worker_preempted(self, number: int) -> None:

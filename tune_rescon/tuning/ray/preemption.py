@@ -10,7 +10,7 @@ The behavior of Ray 2.60, tested on two nodes of one machine:
 - SIGTERM to a raylet (``ray stop``, a machine that shuts down) makes the raylet SIGKILL its workers within
   0.02 to 0.04 s. A worker can write nothing in that time. To stop trials in order, drain the node before.
 - A drained node accepts no new work. Running work continues, also after the deadline of the drain. Once the
-  node is idle, its raylet ends. Ray does not notify the workers, so they must poll the control store.
+  node is idle, its raylet ends. Ray does not tell the workers of a drain: they must poll the control store.
   ``ray start --block``, which KubeRay uses, drains its node for 30 s when it receives a signal to end
   (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S). Ray does not detect the notice of a spot machine. Therefore a
   trial's process that detects the notice drains the node itself, so that no more trials are placed there.
@@ -160,7 +160,7 @@ class PollingState:
     def candidates(self) -> tuple[Cloud, ...]:
         """The clouds to ask in the next poll, in order.
 
-        Another cloud is the first in each poll, because a poll ends with the first silence.
+        A poll ends at the first cloud that does not answer. Each poll therefore begins with another cloud.
         """
         if self.cloud is not None:
             return (self.cloud,)
