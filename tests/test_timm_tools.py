@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from tune_rescon.errors import ConfigError, NetworkError
 
-timm: Any = pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
-optim: Any = pytest.importorskip("timm.optim")
-
-import tune_rescon.timm_models  # noqa: E402, F401 - it registers the networks
+# timm's types do not say what its networks have.
+timm: Any = importlib.import_module("timm")
+optim: Any = importlib.import_module("timm.optim")
+# Registers the networks.
+importlib.import_module("tune_rescon.timm_models")
 
 pytestmark = pytest.mark.torch
 

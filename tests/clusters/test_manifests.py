@@ -7,11 +7,12 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import kubernetes_validate
 import pytest
 from ruamel.yaml import YAML
 
@@ -66,16 +67,13 @@ def test_a_rayjob_has_fields_that_kuberay_knows(job: Mapping[str, Any], cluster:
 
 def test_its_pods_are_kubernetes_pods(cluster: Mapping[str, Any]) -> None:
     """Of the oldest Kubernetes that the file names, and nothing is in them that it would not read."""
-    if importlib.util.find_spec("kubernetes_validate") is None:
-        pytest.skip("kubernetes-validate is not installed: pip install kubernetes-validate")
-    validate: Callable[..., object] = importlib.import_module("kubernetes_validate").validate
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for template in (group["template"] for group in groups):
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **template}
-        validate(pod, "1.29", strict=True)
+        kubernetes_validate.validate(pod, "1.29", strict=True)
         pod["spec"]["tolerationz"] = []
         with pytest.raises(Exception, match="tolerationz"):
-            validate(pod, "1.29", strict=True)
+            kubernetes_validate.validate(pod, "1.29", strict=True)
 
 
 def test_a_failed_rayjob_is_begun_again_with_a_command_that_resumes(job: Mapping[str, Any]) -> None:

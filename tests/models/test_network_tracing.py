@@ -60,7 +60,7 @@ def test_a_scripted_network_is_saved_and_a_traced_one_scripted() -> None:
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(network), file)
     file.seek(0)
-    loaded: Any = torch.jit.load(file)  # type: ignore[no-untyped-call]  # torch has no type for it
+    loaded: Any = torch.jit.load(file)
     torch.testing.assert_close(output(loaded, 20), output(network, 20))
     again = torch.jit.script(torch.fx.symbolic_trace(network))
     torch.testing.assert_close(output(again, 20), output(network, 20))

@@ -208,8 +208,8 @@ def test_a_full_disk_is_an_error_of_its_epoch(
 
 def test_a_copy_does_not_follow_the_original() -> None:
     weights = torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last)
-    state = OrderedDict(weight=weights)
-    state._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]  # as torch's Module.state_dict does
+    state: Any = OrderedDict(weight=weights)
+    state._metadata = {"": {"version": 1}}  # as that of torch's Module.state_dict
     values = ({"weights": state, "epoch": 3}, [{"momentum": weights[0], "same": weights}, ("sgd", None)])
     first, (second, third) = copy_to_host(values)
     expected = weights.clone()
