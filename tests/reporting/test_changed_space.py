@@ -179,7 +179,7 @@ def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
     options = RunOptions(
         name="next", storage=location.storage, cache_root=location.cache_root, warm_start="base"
     )
-    overlapping_trials(space(trials=4), options)
+    overlapping_trials(space(trials=4), options, weights={}, digests={})
     assert progress[0].startswith("used ")
 
 
@@ -198,7 +198,7 @@ def test_warm_start_uses_the_configurations_that_trials_ran_with(
     options = RunOptions(
         name="next", storage=location.storage, cache_root=location.cache_root, warm_start="base"
     )
-    used = overlapping_trials(space(trials=4), options)
+    used = overlapping_trials(space(trials=4), options, weights={}, digests={})
     halves = [t for t in read_search(location, "base").trials if t.setting("width") == 0.5]
     assert [trial.number for trial in used] == [trial.number for trial in halves]
 

@@ -149,7 +149,7 @@ def test_the_sampler_gets_each_epoch_and_each_end() -> None:
 
 def test_the_second_objective_covers_all_epochs_of_the_trial() -> None:
     study = Study("maximize", "minimize")
-    search = coordinator(study, total=1, cost=lambda trial, epochs: trial.seconds_of(epochs))
+    search = coordinator(study, total=1, cost=lambda trial, epochs: sum(trial.device_seconds(1)[:epochs]))
     number = next_number(search)
     for epoch in range(1, EPOCHS + 1):
         search.epoch_done(number, epoch, metrics(0.5) | {"epoch_seconds": 2.0}, None)

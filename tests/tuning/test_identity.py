@@ -92,7 +92,12 @@ def test_a_study_in_a_shared_database_is_that_of_its_own_folder_alone(
     with pytest.raises(StorageError, match="that of another search"):
         resume_record(space, options, other)
     with pytest.raises(StorageError, match="that of another search"):
-        overlapping_trials(space, dataclasses.replace(options, name="b", resume=False, warm_start="a"))
+        overlapping_trials(
+            space,
+            dataclasses.replace(options, name="b", resume=False, warm_start="a"),
+            weights={},
+            digests={},
+        )
     other.space_yaml.write_text(dump_space(space))  # an earlier version wrote no id
     assert read_search(elsewhere, "a").trials
 

@@ -119,15 +119,15 @@ def test_the_trials_that_ended_and_that_the_space_contains_are_learnt_from(
 ) -> None:
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     widths = begun(folder, folder.study_url, *STATES)
-    used = overlapping_trials(space(), options)
+    used = overlapping_trials(space(), options, weights={}, digests={})
     assert [(trial.number, trial.state) for trial in used] == [(n, STATES[n]) for n in (0, 2, 3)]
     assert [trial.parameters["width"] for trial in used] == [widths[n] for n in (0, 2, 3)]
     assert progress[0].startswith("used 3 of 3 trials of base")
     middle = sorted(widths[n] for n in (0, 2, 3))[1]
     narrower = space(f"parameters.width.high={middle}")
-    assert [trial.parameters["width"] for trial in overlapping_trials(narrower, options)] == [
-        widths[n] for n in (0, 2, 3) if widths[n] <= middle
-    ]
+    used = overlapping_trials(narrower, options, weights={}, digests={})
+    kept = [widths[n] for n in (0, 2, 3) if widths[n] <= middle]
+    assert [trial.parameters["width"] for trial in used] == kept
     assert progress[1].startswith("used 2 of 3 trials of base")
 
 
@@ -139,12 +139,12 @@ def test_the_same_images_in_another_place_are_the_same_and_others_in_the_same_pl
     images = ("dataset.name=folder", "dataset.store_size=32")
     here, there = (space(*images, f"dataset.path=/{name}") for name in ("here", "there"))
     begun(folder, folder.study_url, *STATES, of=here)
-    assert overlapping_trials(there, options, digests={"folder": "0123"}) == []
+    assert overlapping_trials(there, options, weights={}, digests={"folder": "0123"}) == []
     assert "3 differ in dataset.path" in progress.pop()
     record_images(StudyRecord.load(folder.study_url, "base", metric="val_accuracy"), {"folder": "0123"})
-    assert len(overlapping_trials(there, options, digests={"folder": "0123"})) == 3
+    assert len(overlapping_trials(there, options, weights={}, digests={"folder": "0123"})) == 3
     assert progress == ["used 3 of 3 trials of base"]
-    assert len(overlapping_trials(here, options, digests={"folder": "4567"})) == 3
+    assert len(overlapping_trials(here, options, weights={}, digests={"folder": "4567"})) == 3
     assert "base had other images in folder: its values may be higher or lower" in progress[-1]
 
 
@@ -155,9 +155,12 @@ def test_an_earlier_trial_has_the_second_objective_of_this_search_and_not_its_ow
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     begun(folder, folder.study_url, *STATES, cost=7.0)
     both = space("metric.against=gmacs")
-    used = overlapping_trials(both, options, cost=lambda trial, epochs: 100 * trial.number + epochs)
+    used = overlapping_trials(
+        both, options, weights={}, digests={}, cost=lambda trial, epochs: 100 * trial.number + epochs
+    )
     assert [trial.cost for trial in used] == [1, 201, 301]
-    assert [trial.cost for trial in overlapping_trials(space(), options)] == [None] * 3
+    used = overlapping_trials(space(), options, weights={}, digests={})
+    assert [trial.cost for trial in used] == [None] * 3
 
 
 def test_of_many_the_most_telling_are_learnt_from(
@@ -167,14 +170,14 @@ def test_of_many_the_most_telling_are_learnt_from(
         monkeypatch.setattr(sampler, name, 1)
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     begun(folder, folder.study_url, *[TrialState.STOPPED] * 4)
-    assert [trial.number for trial in overlapping_trials(space(), options)] == [0, 3]
+    assert [trial.number for trial in overlapping_trials(space(), options, weights={}, digests={})] == [0, 3]
 
 
 def test_a_search_whose_folder_was_renamed_is_learnt_from(options: RunOptions) -> None:
     folder = SearchFolder(storage=Path(str(options.storage)), name="before")
     begun(folder, folder.study_url, *STATES)
     folder.path.rename(folder.storage / "base")
-    assert len(overlapping_trials(space(), options)) == 3
+    assert len(overlapping_trials(space(), options, weights={}, digests={})) == 3
 
 
 def test_in_a_database_of_several_searches_the_one_of_that_name_is_learnt_from(
@@ -184,7 +187,7 @@ def test_in_a_database_of_several_searches_the_one_of_that_name_is_learnt_from(
     for name, states in (("other", STATES), ("base", STATES[:1])):
         begun(SearchFolder(storage=Path(str(options.storage)), name=name), url, *states)
     shared = dataclasses.replace(options, study_url=url)
-    assert [trial.number for trial in overlapping_trials(space(), shared)] == [0]
+    assert [trial.number for trial in overlapping_trials(space(), shared, weights={}, digests={})] == [0]
 
 
 def test_in_a_database_a_search_of_another_name_is_not_taken_for_it(
@@ -195,9 +198,9 @@ def test_in_a_database_a_search_of_another_name_is_not_taken_for_it(
     begun(folder, url, *STATES)
     folder.path.rename(folder.storage / "base")
     with pytest.raises(StorageError, match="no study named 'base'"):
-        overlapping_trials(space(), dataclasses.replace(options, study_url=url))
+        overlapping_trials(space(), dataclasses.replace(options, study_url=url), weights={}, digests={})
 
 
 def test_a_search_that_is_not_there_is_refused_by_its_flag(options: RunOptions) -> None:
     with pytest.raises(StorageError, match="--warm-start: no search named 'base'"):
-        overlapping_trials(space(), options)
+        overlapping_trials(space(), options, weights={}, digests={})

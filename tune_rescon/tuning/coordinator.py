@@ -200,7 +200,13 @@ class Coordinator:
         requested = self._record.stop_requested(number)
         verdict, note = self._judge(known.extended(metrics), requested=requested)
         trial = self._record.report(
-            *(number, epoch, metrics, verdict), checkpoint=checkpoint, device=device, held=self._plan.devices
+            number,
+            epoch,
+            metrics,
+            verdict,
+            checkpoint=checkpoint,
+            device=device,
+            held=self._plan.devices,
         )
         self._sampler.on_epoch(trial)
         self._callbacks.on_epoch(trial, metrics, verdict)

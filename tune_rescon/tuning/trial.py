@@ -253,11 +253,7 @@ class TrialRecord:
     @property
     def seconds(self) -> float:
         """Seconds spent in the reported epochs (training, validation and checkpoint)."""
-        return self.seconds_of(self.epochs)
-
-    def seconds_of(self, epochs: int) -> float:
-        """Return the seconds spent in the first ``epochs`` epochs."""
-        return math.fsum(s for s in self.history.get("epoch_seconds", ())[:epochs] if math.isfinite(s))
+        return math.fsum(filter(math.isfinite, self.history.get("epoch_seconds", ())))
 
     def device_seconds(self, devices: float) -> tuple[float, ...]:
         """Return each epoch's seconds times the devices that it held; 0 for an epoch without seconds.

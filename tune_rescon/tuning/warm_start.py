@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialState
@@ -38,16 +37,12 @@ _ATTRIBUTE: Final = "warm_start"
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
-_NO_DIGESTS: Final[Mapping[str, str]] = MappingProxyType({})
-_NO_WEIGHTS: Final[Mapping[str, InitialWeights]] = MappingProxyType({})
-
-
 def overlapping_trials(
     space: Space,
     options: RunOptions,
     *,
-    digests: Mapping[str, str] = _NO_DIGESTS,
-    weights: Mapping[str, InitialWeights] = _NO_WEIGHTS,
+    digests: Mapping[str, str],
+    weights: Mapping[str, InitialWeights],
     cost: Callable[[TrialRecord, int], float] | None = None,
 ) -> list[TrialRecord]:
     """Return the ended trials of the search ``options.warm_start`` that ``space`` can also draw.
