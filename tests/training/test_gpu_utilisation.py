@@ -13,8 +13,8 @@ import torch
 
 from tests.waiting import LONGEST_WAIT
 from tune_rescon.metric_names import GPU_METRICS, GPU_UTILISATION
-from tune_rescon.training import gpu_utilisation
-from tune_rescon.training.gpu_utilisation import UtilisationSampler, nvml_reading, sampled
+from tune_rescon.training import epoch_reporter
+from tune_rescon.training.epoch_reporter import UtilisationSampler, nvml_reading, sampled
 
 if TYPE_CHECKING:
     from tests.training.conftest import Run
@@ -34,7 +34,7 @@ def test_the_mean_is_of_the_readings_since_the_last_one() -> None:
 
 
 def test_a_thread_reads_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.001)
+    monkeypatch.setattr(epoch_reporter, "PERIOD", 0.001)
     third, count = threading.Event(), itertools.count(1)
 
     def read() -> float:
@@ -53,7 +53,7 @@ def test_a_thread_reads_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_reading_that_fails_ends_the_thread_alone(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.001)
+    monkeypatch.setattr(epoch_reporter, "PERIOD", 0.001)
     failed = threading.Event()
 
     def read() -> float:
@@ -95,7 +95,7 @@ def test_nvml_tells_percents(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trial_reports_it_and_the_seconds_by_cause(
     train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.01)
+    monkeypatch.setattr(epoch_reporter, "PERIOD", 0.01)
     reports = train(folder=tmp_path, epochs=3, gpu_reading=lambda: 0.75)
     first, second, _ = (report.metrics for report in reports)
     assert first[GPU_UTILISATION] == second[GPU_UTILISATION] == 0.75

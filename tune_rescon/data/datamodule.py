@@ -28,8 +28,8 @@ from tune_rescon.data.augment import (
 from tune_rescon.data.batch_sources import Part, choose_supply
 from tune_rescon.data.dataset import ImageDataset
 from tune_rescon.data.loader import WHOLE, Batches, RawBatch, Shard, ShuffledBatches, augmentation_rng
-from tune_rescon.data.pixels import Normalization
 from tune_rescon.data.policies import POLICIES, augment
+from tune_rescon.data.preprocessing import Normalization
 
 __all__ = ["ImageDataModule"]
 

@@ -15,11 +15,21 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.data.account import Account, Kind, Tally, as_text
 from tune_rescon.data.image_tree import Tree, is_inside, join, plant, readable, walk
 from tune_rescon.data.opening import SUFFIXES, is_image_name
 from tune_rescon.data.parts import find_parts, is_usual_name
-from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, normalized, settling
+from tune_rescon.data.selection import (
+    PARTS,
+    Account,
+    Kind,
+    Selection,
+    Tally,
+    as_pattern,
+    as_text,
+    is_hidden,
+    normalized,
+    settling,
+)
 from tune_rescon.data.zip_archive import directory_bytes, open_zip, refuse_unreadable
 from tune_rescon.errors import DataError, format_error
 

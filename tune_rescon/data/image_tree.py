@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tune_rescon.data.account import Kind, Tally
 from tune_rescon.data.opening import is_image_name
-from tune_rescon.data.selection import Selection, is_hidden, is_junk_folder
+from tune_rescon.data.selection import Kind, Selection, Tally, is_hidden, is_junk_folder
 from tune_rescon.errors import DataError, format_error
 
 __all__ = ["Entry", "Tree", "find_images", "is_inside", "join", "plant", "readable", "sort_file", "walk"]

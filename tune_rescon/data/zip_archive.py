@@ -20,9 +20,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.data.account import Kind, Tally
 from tune_rescon.data.image_tree import readable
-from tune_rescon.data.selection import as_pattern, settling
+from tune_rescon.data.selection import Kind, Tally, as_pattern, settling
 from tune_rescon.errors import DataError, format_error
 
 __all__ = ["Archive", "directory_bytes", "inflated", "largest_member", "open_zip", "refuse_unreadable"]

@@ -33,15 +33,13 @@ from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, RecordingError, choose_recorder
 from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
-from tune_rescon.training.epoch_reporter import EpochReporter, StoppedByReport
-from tune_rescon.training.gpu_utilisation import sampled
+from tune_rescon.training.epoch_reporter import EpochReporter, StoppedByReport, sampled
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
 from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.metrics import FINAL_METRICS, EpochMetrics
 from tune_rescon.training.microbatches import next_micro_batches
-from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.trainer import fit, make_trainer
+from tune_rescon.training.module import StepExecution, TrialModule, fit, make_trainer
 from tune_rescon.training.trial_files import CheckpointWriter, Objective, ResumePoint
 from tune_rescon.training.weights import TrainedNetwork
 

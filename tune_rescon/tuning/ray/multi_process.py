@@ -127,7 +127,7 @@ class RankActor:
             rendezvous: The address of the trial's store.
             rank: The rank of this process.
         """
-        from tune_rescon.training.lean import import_lean_torchmetrics
+        from tune_rescon.lazy import import_lean_torchmetrics
 
         # First, because Lightning would otherwise import all of torchmetrics.
         import_lean_torchmetrics()
