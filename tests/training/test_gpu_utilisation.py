@@ -14,23 +14,12 @@ import torch
 from tests.waiting import LONGEST_WAIT
 from tune_rescon.metric_names import GPU_METRICS, GPU_UTILISATION
 from tune_rescon.training import epoch_reporter
-from tune_rescon.training.epoch_reporter import UtilisationSampler, nvml_reading, sampled
+from tune_rescon.training.epoch_reporter import nvml_reading, sampled
 
 if TYPE_CHECKING:
     from tests.training.conftest import Run
 
 CPU = torch.device("cpu")
-
-
-def test_the_mean_is_of_the_readings_since_the_last_one() -> None:
-    readings = iter((0.5, 1.0, 0.25))
-    sampler = UtilisationSampler(lambda: next(readings))
-    assert math.isnan(sampler.mean())
-    sampler.sample()
-    sampler.sample()
-    assert sampler.mean() == 0.75
-    sampler.sample()
-    assert sampler.mean() == 0.25
 
 
 def test_a_thread_reads_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,12 +31,32 @@ def test_a_thread_reads_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) ->
             third.set()
         return 0.5
 
-    sampler = UtilisationSampler(read)
-    with sampler.running():
+    with sampled(CPU, read) as mean:
         assert third.wait(LONGEST_WAIT)
     read_by_then = next(count)
-    assert sampler.mean() == 0.5
+    assert mean is not None
+    assert mean() == 0.5
     assert next(count) == read_by_then + 1, "it still reads"
+
+
+def test_the_mean_is_of_the_readings_since_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epoch_reporter, "PERIOD", 0.001)
+    first, third, go = iter((0.5, 1.0)), threading.Event(), threading.Event()
+
+    def read() -> float:
+        if (reading := next(first, None)) is not None:
+            return reading
+        third.set()
+        assert go.wait(LONGEST_WAIT)
+        return 0.25
+
+    with sampled(CPU, read) as mean:
+        assert mean is not None
+        assert third.wait(LONGEST_WAIT), "by then the first two are taken"
+        assert mean() == 0.75
+        assert math.isnan(mean())
+        go.set()
+    assert mean() == 0.25
 
 
 def test_a_reading_that_fails_ends_the_thread_alone(
@@ -60,10 +69,10 @@ def test_a_reading_that_fails_ends_the_thread_alone(
         failed.set()
         raise RuntimeError("GPU is lost")
 
-    sampler = UtilisationSampler(read)
-    with sampler.running():
+    with sampled(CPU, read) as mean:
         assert failed.wait(LONGEST_WAIT)
-    assert math.isnan(sampler.mean())
+    assert mean is not None
+    assert math.isnan(mean())
     assert "no longer recorded: GPU is lost" in caplog.text
 
 

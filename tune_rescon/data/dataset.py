@@ -96,16 +96,7 @@ class ImageDataset:
         # Imported here because it imports torch, which the driver does not need.
         from tune_rescon.data.preprocessing import Preprocessing
 
-        return Preprocessing.of(
-            stored_side=self.stored_side,
-            image_size=image_size,
-            mean=self.mean,
-            std=self.std,
-            normalize=config.normalize,
-            resize=self.resize,
-            levels=self.levels,
-            interpolation=self.interpolation,
-        )
+        return Preprocessing.of(self, image_size=image_size, normalize=config.normalize)
 
 
 def open_dataset(

@@ -11,15 +11,37 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = ["Normalization", "Preprocessing", "resized", "to_unit"]
+
+
+class _TrainingImages(Protocol):
+    """The fields of an open dataset and of a trained network that decide the preprocessing.
+
+    See :class:`Preprocessing`. ``mean`` and ``std`` are those of the training images, also if these are not
+    normalised. ``stored_side`` is None if an earlier version did not save it; pictures are then decoded to
+    the network's image size.
+    """
+
+    @property
+    def stored_side(self) -> int | None: ...
+    @property
+    def resize(self) -> str: ...
+    @property
+    def levels(self) -> tuple[float, float] | None: ...
+    @property
+    def interpolation(self) -> str: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,40 +75,24 @@ class Preprocessing:
     std: tuple[float, ...]
 
     @classmethod
-    def of(
-        cls,
-        *,
-        stored_side: int,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        normalize: bool,
-        resize: str = "crop",
-        levels: tuple[float, float] | None = None,
-        interpolation: str = "bilinear",
-    ) -> Preprocessing:
-        """Create the preprocessing from a dataset's statistics.
+    def of(cls, images: _TrainingImages, *, image_size: int, normalize: bool) -> Preprocessing:
+        """Create the preprocessing from the description of a network's training images.
 
         Args:
-            stored_side: Side of the dataset's squares, pixels.
+            images: The dataset, or the trained network. A constant channel, with a standard deviation of 0,
+                is only shifted.
             image_size: Side of the network's input, pixels.
-            mean: Mean of each channel over the training images, in 0..1.
-            std: Standard deviation of each channel over the training images, in 0..1. A constant channel has
-                0 and is only shifted.
             normalize: True if images are normalised.
-            resize: The method by which pictures become squares.
-            levels: Values that become 0 and 255 in pictures of more than 8 bits.
-            interpolation: ``bilinear`` or ``bicubic``.
         """
-        channels = len(mean)
+        channels = len(images.mean)
         return cls(
-            stored_side=stored_side,
+            stored_side=images.stored_side or image_size,
             image_size=image_size,
-            resize=resize,
-            levels=levels,
-            interpolation=interpolation,
-            mean=tuple(mean) if normalize else (0.0,) * channels,
-            std=tuple(value or 1.0 for value in std) if normalize else (1.0,) * channels,
+            resize=images.resize,
+            levels=images.levels,
+            interpolation=images.interpolation,
+            mean=tuple(images.mean) if normalize else (0.0,) * channels,
+            std=tuple(value or 1.0 for value in images.std) if normalize else (1.0,) * channels,
         )
 
     @property

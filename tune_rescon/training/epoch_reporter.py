@@ -29,7 +29,7 @@ from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.trial_files import CheckpointMetadata, CheckpointWriter
 
-__all__ = ["PERIOD", "EpochReporter", "StoppedByReport", "UtilisationSampler", "nvml_reading", "sampled"]
+__all__ = ["PERIOD", "EpochReporter", "StoppedByReport", "nvml_reading", "sampled"]
 
 
 class StoppedByReport(Exception):  # noqa: N818 - a message to FitAttempt.run, not an error
@@ -332,58 +332,13 @@ def nvml_reading(device: torch.device) -> Reading | None:
     return read
 
 
-class UtilisationSampler:
-    """The readings since the last epoch, and their mean."""
-
-    def __init__(self, read: Reading) -> None:
-        """Create the sampler; ``read`` returns the present reading."""
-        self._read = read
-        self._readings: list[float] = []
-        self._lock = threading.Lock()
-
-    def sample(self) -> None:
-        """Take a reading."""
-        reading = self._read()
-        with self._lock:
-            self._readings.append(reading)
-
-    def mean(self) -> float:
-        """Return the mean of the readings since the last call; nan without a reading."""
-        with self._lock:
-            readings, self._readings = self._readings, []
-        return math.fsum(readings) / len(readings) if readings else math.nan
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Take a reading every :data:`PERIOD` seconds within the block, on a thread.
-
-        If a reading fails, the thread ends and the block is not disturbed.
-        """
-        ended = threading.Event()
-
-        def serve() -> None:
-            try:
-                while not ended.wait(PERIOD):
-                    self.sample()
-            except Exception as error:
-                # As in nvml_reading: NVML's errors have no common class without the package.
-                _log.warning("the GPU's utilisation is no longer recorded: %s", error)
-
-        thread = threading.Thread(target=serve, name="gpu utilisation", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-
 @contextlib.contextmanager
 def sampled(device: torch.device, read: Reading | None) -> Iterator[Callable[[], float] | None]:
-    """Sample the utilisation of ``device`` within the block, and yield :meth:`UtilisationSampler.mean`.
+    """Read the utilisation of ``device`` every :data:`PERIOD` seconds within the block, on a thread.
 
-    Without a GPU yield None and start no thread. On a GPU whose utilisation cannot be read the function that
-    is yielded returns nan.
+    Yield a function that returns the mean of the readings since its last call, or nan without a reading.
+    Without a GPU yield None and start no thread. If a reading fails, the thread ends and the block is not
+    disturbed.
 
     ``read`` returns the present reading; None asks NVML.
     """
@@ -394,6 +349,29 @@ def sampled(device: torch.device, read: Reading | None) -> Iterator[Callable[[],
     if read is None:
         yield lambda: math.nan
         return
-    sampler = UtilisationSampler(read)
-    with sampler.running():
-        yield sampler.mean
+    readings: list[float] = []
+    lock, ended = threading.Lock(), threading.Event()
+
+    def serve() -> None:
+        try:
+            while not ended.wait(PERIOD):
+                reading = read()
+                with lock:
+                    readings.append(reading)
+        except Exception as error:
+            # As in nvml_reading: NVML's errors have no common class without the package.
+            _log.warning("the GPU's utilisation is no longer recorded: %s", error)
+
+    def mean() -> float:
+        with lock:
+            value = math.fsum(readings) / len(readings) if readings else math.nan
+            readings.clear()
+        return value
+
+    thread = threading.Thread(target=serve, name="gpu utilisation", daemon=True)
+    thread.start()
+    try:
+        yield mean
+    finally:
+        ended.set()
+        thread.join()
