@@ -200,7 +200,7 @@ def _template_lines(space: Space) -> Iterator[str]:
         yield from _field_lines(
             key, getattr(space, key), Space.model_fields[key].description or "", is_set=True
         )
-    yield from _section_lines("dataset", _config_fields(space.dataset))
+    yield from _section_lines("dataset", _dataset_fields(space.dataset))
     for key in ("metric", "fidelity", "sampler", "scheduler", "budget"):
         yield from _section_lines(key, _section_fields(getattr(space, key)))
     yield from _resources(space)
@@ -220,21 +220,20 @@ def _template_lines(space: Space) -> Iterator[str]:
 _Field = tuple[str, Any, str, bool]
 
 
-def _config_fields(dataset: DatasetConfig) -> Iterator[_Field]:
+def _dataset_fields(dataset: DatasetConfig) -> Iterator[_Field]:
     described = field_descriptions(DatasetConfig)
-    defaults = {field.name: field.default for field in dataclasses.fields(DatasetConfig)}
-    for key in field_names(DatasetConfig):
-        value = getattr(dataset, key)
-        yield key, value, described[key], key == "name" or value != defaults[key]
+    for field in dataclasses.fields(DatasetConfig):
+        key, value = field.name, getattr(dataset, field.name)
+        yield key, value, described[key], key == "name" or value != field.default
 
 
 def _fixed_fields(space: Space) -> Iterator[_Field]:
     described = field_descriptions(TrialConfig)
-    defaults = {field.name: field.default for field in dataclasses.fields(TrialConfig)}
-    for key in field_names():
+    for field in dataclasses.fields(TrialConfig):
+        key = field.name
         # The images are named in `dataset`.
         if key != "dataset" and key not in space.parameters:
-            yield key, space.fixed.get(key, defaults[key]), described[key], key in space.fixed
+            yield key, space.fixed.get(key, field.default), described[key], key in space.fixed
 
 
 def _section_fields(section: Section) -> Iterator[_Field]:

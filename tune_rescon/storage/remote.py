@@ -122,7 +122,8 @@ class RemoteFolder:
             filesystem: the fsspec file system.
             root: the folder's path in the file system.
         """
-        self._url = url
+        self.url = url
+        """The URL of the folder, without a slash at its end."""
         self._fs = filesystem
         self._root = root.rstrip("/")
         self._is_object_store = url.partition("://")[0] in _OBJECT_STORES
@@ -158,14 +159,9 @@ class RemoteFolder:
             raise StorageError(format_error(rule, got=got, where=where)) from None
         return cls(storage.url, filesystem, root)
 
-    @property
-    def url(self) -> str:
-        """The URL of the folder, without a slash at its end."""
-        return self._url
-
     def folder(self, name: str) -> RemoteFolder:
         """Return a folder in this one."""
-        return RemoteFolder(f"{self._url}/{name}", self._fs, self._path(name))
+        return RemoteFolder(f"{self.url}/{name}", self._fs, self._path(name))
 
     def read(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes | None:
         """Return a file's bytes, or those in ``[start, end)``; None if there is no such file.
@@ -175,7 +171,7 @@ class RemoteFolder:
             start: the first byte; None: the start of the file.
             end: the byte after the last one; None: the end of the file.
         """
-        with _as_remote_error(f"reading {self._url}/{name}"):
+        with _as_remote_error(f"reading {self.url}/{name}"):
             try:
                 return bytes(self._fs.cat_file(self._path(name), start=start, end=end))
             except FileNotFoundError:
@@ -183,7 +179,7 @@ class RemoteFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file in one step."""
-        with _as_remote_error(f"writing {self._url}/{name}"), self._replacing(name) as path:
+        with _as_remote_error(f"writing {self.url}/{name}"), self._replacing(name) as path:
             self._fs.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -195,7 +191,7 @@ class RemoteFolder:
         must differ between callers.
         """
         path = self._path(name)
-        with _as_remote_error(f"writing {self._url}/{name}"):
+        with _as_remote_error(f"writing {self.url}/{name}"):
             with contextlib.suppress(FileExistsError):
                 if self._create(path, data):
                     return True
@@ -207,7 +203,7 @@ class RemoteFolder:
 
     def upload(self, source: Path, name: str) -> None:
         """Create or replace a file by a local one in one step, and check that all bytes arrived."""
-        with _as_remote_error(f"writing {self._url}/{name}"), self._replacing(name) as path:
+        with _as_remote_error(f"writing {self.url}/{name}"), self._replacing(name) as path:
             size = source.stat().st_size
             self._fs.put_file(str(source), path)
             arrived = self._size(path)
@@ -217,7 +213,7 @@ class RemoteFolder:
     def download(self, name: str, target: Path) -> bool:
         """Replace a local file by one from this folder in one step; return False if there is no such file."""
         path = self._path(name)
-        with _as_remote_error(f"reading {self._url}/{name}"):
+        with _as_remote_error(f"reading {self.url}/{name}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with atomic_write(target) as scratch:
@@ -233,13 +229,13 @@ class RemoteFolder:
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
-        with _as_remote_error(f"deleting {self._url}/{name}"), contextlib.suppress(FileNotFoundError):
+        with _as_remote_error(f"deleting {self.url}/{name}"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
     def names(self, folder: str = "") -> list[str]:
         """Return the files in a folder and below it, sorted."""
         top = self._path(folder)
-        with _as_remote_error(f"listing {self._url}/{folder}"):
+        with _as_remote_error(f"listing {self.url}/{folder}"):
             self._fs.invalidate_cache()
             found = [str(path) for path in self._fs.find(top)]
         # S3 lists by prefix, and represents folders by files of zero bytes.
@@ -247,14 +243,14 @@ class RemoteFolder:
 
     def folders_with(self, name: str) -> list[str]:
         """Return the folders directly below this one that contain a file of this name, sorted."""
-        with _as_remote_error(f"listing {self._url}"):
+        with _as_remote_error(f"listing {self.url}"):
             self._fs.invalidate_cache()
             found = [str(path) for path in self._fs.glob(f"{glob.escape(self._root)}/*/{name}")]
         return sorted(self._name(path).partition("/")[0] for path in found)
 
     def modified(self, name: str) -> float | None:
         """Return when a file was written, in seconds since 1970 by the store's clock; None if absent."""
-        with _as_remote_error(f"looking at {self._url}/{name}"):
+        with _as_remote_error(f"looking at {self.url}/{name}"):
             self._fs.invalidate_cache()
             try:
                 return float(self._fs.modified(self._path(name)).timestamp())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
@@ -21,7 +21,7 @@ from tune_rescon.models import (
     resolve_network,
 )
 from tune_rescon.models.external import tensor_shapes
-from tune_rescon.models.rescon import KNOWN, StateDict, find_state_dicts
+from tune_rescon.models.rescon import KNOWN, StateDict, find_state_dicts, listed
 from tune_rescon.models.spec import StageSpec
 from tune_rescon.storage import local_file
 from tune_rescon.training.checkpoint import load_values
@@ -35,9 +35,6 @@ _WEIGHTLESS_FIELDS: Final = ("layout", "classes", "image_size", "drop_path")
 
 #: TrialConfig's fields that choose a network, apart from layout and depth.
 _NETWORK_FIELDS: Final = ("width", "attention", "attention_learning", "mask", "added_reference")
-
-#: Differences that an error message names; it only counts the rest.
-_SHOWN_DIFFERENCES: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +62,12 @@ class FamilyWeights:
         if isinstance(spec, ExternalSpec):
             hint = f"Leave out `network`, and choose {_fields(self.choice)}."
             raise NetworkError(_other_network(self.source, spec, where=where, hint=hint))
-        mine, theirs = _weight_fields(self.spec), _weight_fields(spec)
+        mine, theirs = dict(_weight_fields(self.spec)), dict(_weight_fields(spec))
         other = [name for name in mine if mine[name] != theirs[name]]
         if not other:
             return
         words = [f"{name} {theirs[name]} and not {mine[name]}" for name in other]
-        got = _first(_SHOWN_DIFFERENCES, words)
+        got = listed(words)
         rule = f"a trial's network must be that of {self.source}"
         hint = "They were trained on images of other channels."
         if other != ["in_channels"]:
@@ -153,7 +150,7 @@ class ExternalWeights:
             other = set()
         unexpected = found.keys() - shapes.keys()
         wrong = [("missing", missing), ("unexpected", unexpected), ("of another shape", other)]
-        words = [f"{_first(_SHOWN_TENSORS, sorted(names))} {word}" for word, names in wrong if names]
+        words = [f"{listed(sorted(names), _SHOWN_TENSORS)} {word}" for word, names in wrong if names]
         if words:
             rule = f"a trial's network must have the tensors of {self.source}"
             raise NetworkError(format_error(rule, got="; ".join(words), where=where))
@@ -240,11 +237,6 @@ def _other_network(source: str, spec: NetworkDescription, *, where: str, hint: s
     return format_error(rule, got=got, where=where, hint=hint)
 
 
-def _first(most: int, words: Sequence[str]) -> str:
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
-
-
 def _rescon(values: Any, source: str) -> nn.Module:
     try:
         return load_rescon(values)
@@ -268,12 +260,8 @@ def _choice(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
     return named | {name: value for name, value in varied.items() if value != getattr(plain, name)}
 
 
-def _weight_fields(spec: NetworkSpec) -> dict[str, object]:
-    """Return all fields of ``spec`` on which weights depend, by name."""
-    return dict(_named(spec))
-
-
-def _named(spec: NetworkSpec) -> Iterator[tuple[str, object]]:
+def _weight_fields(spec: NetworkSpec) -> Iterator[tuple[str, object]]:
+    """Yield the fields of ``spec`` on which weights depend, by name."""
     for field in dataclasses.fields(spec):
         if field.name == "stages":
             for number in dataclasses.fields(StageSpec):
