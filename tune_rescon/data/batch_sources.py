@@ -1,6 +1,7 @@
 """Sources of batches: the mapped cache on demand, the mapped cache with prefetching, or the device's memory.
 
-All three sources return bitwise identical batches. They differ only in when and where the bytes are copied.
+If several processes train one trial, each of them reads its :class:`Shard` of every batch. All three sources
+return bitwise identical batches. They differ only in when and where the bytes are copied.
 
 Shape legend: B images of a batch, H = W stored side, C channels, N images of a split.
 """
@@ -25,16 +26,63 @@ from torch import Tensor
 from tune_rescon.data.dataset import ImageDataset, Split
 
 __all__ = [
+    "WHOLE",
     "BatchSource",
     "DeviceSource",
     "MemmapSource",
     "Part",
     "PrefetchSource",
+    "Shard",
     "choose_supply",
     "fits",
     "made_ahead",
     "release",
 ]
+
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The shard of every batch for one process. The shards are disjoint, and their union is the batch."""
+
+    rank: int = 0
+    """Rank of the process, counted from 0."""
+    count: int = 1
+    """World size: the number of processes of the trial."""
+
+    def __post_init__(self) -> None:
+        """Check that the rank is valid."""
+        assert 0 <= self.rank < self.count, f"rank {self.rank} of {self.count}"
+
+    def of(self, images: int) -> int:
+        """Return how many of ``images`` belong to this shard.
+
+        The sizes of the shards differ by at most one; the first shards are the larger ones.
+
+        >>> [Shard(rank=rank, count=3).of(8) for rank in range(3)]
+        [3, 3, 2]
+        """
+        return images // self.count + (self.rank < images % self.count)
+
+    def cut(self, order: IntArray, batch_size: int) -> tuple[IntArray, int]:
+        """Return this shard of each batch of ``order``, concatenated, and the number of images in one shard.
+
+        If the last batch is shorter, its shard is shorter or empty.
+
+        >>> Shard(rank=1, count=2).cut(np.arange(8), 3)
+        (array([2, 5, 7]), 1)
+        """
+        if self.count == 1:
+            return order, batch_size
+        batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        mine = [np.array_split(batch, self.count)[self.rank] for batch in batches]
+        return np.concatenate([order[:0], *mine]), max(1, self.of(min(batch_size, len(order))))
+
+
+#: The shard of a trial with one process.
+WHOLE: Final = Shard()
 
 
 Part = Literal["train", "val", "test"]
@@ -150,7 +198,6 @@ def _upload(split: Split, device: torch.device) -> DeviceSource:
     return DeviceSource(images_NHWC=images_NHWC, labels_N=torch.from_numpy(split.labels_N).to(device))
 
 
-IntArray = npt.NDArray[np.int64]
 #: images_BHWC as stored (uint8), and labels_B (int64).
 Pair = tuple[Tensor, Tensor]
 _Made = TypeVar("_Made")

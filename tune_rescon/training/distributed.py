@@ -1,10 +1,10 @@
 """The processes that train one trial together, and the data they exchange.
 
-Each process has the whole network and its share of every batch (:mod:`tune_rescon.data.loader`). The gradient
-of a step is the sum over the shares, each weighted by its images, so that all processes take the same step.
-The metrics are summed over all images. Only batch norm differs: each process normalises by the statistics of
-its own share, as micro-batches do (Goyal et al. 2017, section 2.3). Before a validation these statistics are
-averaged over all processes, so that all of them evaluate the same network.
+Each process has the whole network and its share of every batch (:mod:`tune_rescon.data.batch_sources`). The
+gradient of a step is the sum over the shares, each weighted by its images, so that all processes take the
+same step. The metrics are summed over all images. Only batch norm differs: each process normalises by the
+statistics of its own share, as micro-batches do (Goyal et al. 2017, section 2.3). Before a validation these
+statistics are averaged over all processes, so that all of them evaluate the same network.
 
 Every exchange begins with a vote on the CPU. A process that could not reach the exchange (out of memory, an
 error) reports that in its next vote, and all processes then end their attempt at this point. So no process
@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tune_rescon.data.loader import WHOLE, Shard
+from tune_rescon.data.batch_sources import WHOLE, Shard
 from tune_rescon.training.memory import ran_out_of_memory
 
 __all__ = ["SINGLE_PROCESS", "PeerFailedError", "PeerLostError", "PeerOutOfMemoryError", "ProcessGroup"]

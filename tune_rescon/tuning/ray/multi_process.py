@@ -31,7 +31,7 @@ import torch.distributed as dist
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from tune_rescon.data.loader import Shard
+from tune_rescon.data.batch_sources import Shard
 from tune_rescon.training.distributed import (
     SINGLE_PROCESS,
     PeerFailedError,

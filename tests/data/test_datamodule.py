@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
-from tune_rescon.data.batch_sources import MemmapSource
-from tune_rescon.data.loader import (
+from tune_rescon.data.batch_sources import MemmapSource, Shard
+from tune_rescon.data.datamodule import (
     Batches,
-    Shard,
     ShuffledBatches,
     augmentation_rng,
     balanced_order,
