@@ -294,8 +294,8 @@ class Preempted(Exception):  # noqa: N818 - a message to the caller that request
 class StopOnPreemption(Callback):
     """Stop the training between two steps and save its state when a preemption is requested.
 
-    It must be the last of the callbacks, so that an epoch is reported first. It does not stop between an
-    epoch's last step and the report: the validation runs to its end.
+    It comes after the reporter, so that an epoch that has ended is reported before training stops. It does
+    not stop between an epoch's last step and its report: the validation runs to its end.
     """
 
     def __init__(

@@ -33,19 +33,20 @@ __all__ = ["PERIOD", "EpochReporter", "StoppedByReport", "nvml_reading", "sample
 
 
 class StoppedByReport(Exception):  # noqa: N818 - a message to FitAttempt.run, not an error
-    """The report of the epoch before has ended the trial, within an epoch that is not needed any more."""
+    """The report of the previous epoch has ended the trial; the epoch that is running is discarded."""
 
 
 class EpochReporter(Callback):
     """Turn Lightning's hooks into an :class:`EpochReport` for each epoch.
 
-    It follows the callbacks that act on the network, because it closes the epoch: it writes the best network,
-    then the checkpoint, then reports. A crash between two of these either repeats the epoch, which writes and
-    reports the same values again, or leaves the report in the checkpoint's metadata.
+    At the end of an epoch it writes ``best.ckpt`` if the network is to be kept, then ``last.ckpt``, and then
+    reports. After a crash before ``last.ckpt`` is written, the epoch is trained again, with the same values.
+    After a crash between ``last.ckpt`` and the report, the report is made from the checkpoint's metadata. The
+    reporter comes after all callbacks that change the network.
 
-    A thread may write the files while the next epoch's first steps run. The report then follows the step in
-    which the files became durable. If the report ends the trial, these steps are discarded: no file and no
-    report contains anything of them.
+    A thread may write the files while the next epoch's first steps run. The report is then made after the
+    step during which the files became durable. If the report ends the trial, these steps are discarded: no
+    file and no report contains anything of them.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class EpochReporter(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock, after a GPU has finished the test images."""
+        """Take the time of the evaluation; that of test images ends when the GPU has finished them."""
         if self._eval_split == "test" and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._eval_seconds = self._clock() - self._eval_started
@@ -187,7 +188,7 @@ class EpochReporter(Callback):
         """Close the epoch, whose validation is done: write its files and report it.
 
         Raises:
-            StoppedByReport: the epoch before was still due, and its report ended the trial.
+            StoppedByReport: the report of the previous epoch had been held back, and it ended the trial.
         """
         self.report_due()
         metrics = self._measure(pl_module)

@@ -64,7 +64,8 @@ class TrialProcess:
     All of them call ``train_trial``, each with its own folder; the first one's folder counts.
     """
     is_preempted: Callable[[], bool] = messages.never
-    """Polled after each training batch and after each epoch's report.
+    """Polled after each training batch but an epoch's last one, and once more at the epoch's end. An epoch
+    whose report is still held back is reported first.
 
     If it returns True, the trial is written to ``last.ckpt`` as it is, also within an epoch, and ends; the
     next call of ``train_trial`` resumes with the next batch. It must not return True in a trial of several

@@ -1,7 +1,8 @@
 """The metrics of an epoch, accumulated on the device until they are read.
 
-Loss and accuracy are sums over the batches. Further metrics of the validation, by class and a user's own, are
-computed from the scores of all its images (:class:`Predictions`).
+Loss and accuracy are sums over the batches. All further metrics (those of ``metric_names.EXTRA_METRICS``,
+those of each class, and a user's own functions) are computed from the scores of all validation images
+(:class:`Predictions`).
 
 Shapes: B images of a batch, N validation images, K classes.
 """
@@ -118,7 +119,7 @@ class EpochMetrics(nn.Module):
         if self.predictions is not None:
             with self._peers.collective():
                 values |= self.predictions.read()
-        return _unknown_if_lost(values)
+        return _nan_with_the_loss(values)
 
     def reset(self) -> None:
         """Clear the metrics for the next epoch."""
@@ -153,7 +154,7 @@ class EpochMetrics(nn.Module):
             return float(metric.compute()) if metric.update_called else math.nan
 
 
-def _unknown_if_lost(values: dict[str, float]) -> dict[str, float]:
+def _nan_with_the_loss(values: dict[str, float]) -> dict[str, float]:
     """Return ``values``, or nan for each of them if the loss is nan."""
     return dict.fromkeys(values, math.nan) if math.isnan(values["loss"]) else values
 
@@ -211,7 +212,7 @@ class Predictions(Metric):
         self.labels.append(labels_B)
 
     def read(self) -> dict[str, float]:
-        """Return :meth:`compute`, or nan before the first batch, when classes have no metrics."""
+        """Return :meth:`compute`. Before the first batch, return nan for each metric, and none by class."""
         if not self.update_called:
             return dict.fromkeys(self._functions, math.nan)
         return dict(self.compute())
@@ -253,8 +254,8 @@ def load_metric(name: str) -> MetricFunction:
     Raises:
         ConfigError: the module or function does not exist, or importing the module raises.
     """
-    if name in _KNOWN:
-        return _KNOWN[name]
+    if name in _EXTRA:
+        return _EXTRA[name]
     return import_function(name, what="a metric", where="metric.log")
 
 
@@ -319,7 +320,8 @@ _OF_CLASSES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "val_average_precision": _average_precision_K,
 }
 
-_KNOWN: Final[Mapping[str, MetricFunction]] = {
+#: The metrics of ``metric_names.EXTRA_METRICS``: class scores (N, K) and labels (N) to one value.
+_EXTRA: Final[Mapping[str, MetricFunction]] = {
     "val_macro_accuracy": _mean_of_classes(_accuracy_K),
     "val_macro_f1": _with_classes(multiclass_f1_score, average="macro"),
     "val_auroc": _mean_of_classes(_auroc_K),

@@ -333,7 +333,7 @@ def make_trainer(
             check_val_every_n_epoch=validate_every,
             gradient_clip_val=gradient_clip or None,
             callbacks=list(callbacks),
-            # The environment is named: else Lightning detects SLURM around a Ray worker, replaces the
+            # Without an explicit environment, Lightning detects SLURM around a Ray worker, replaces the
             # worker's signal handlers and waits for peers. Lightning's precision stays fp32: the module
             # applies its own (DeviceConfig.autocast), so the benchmarks' step has it too.
             plugins=plugins,
@@ -389,7 +389,10 @@ def _quiet() -> Iterator[None]:
 
 
 class ScaledPrecision(MixedPrecision):
-    """Let a gradient scaler step the optimiser and save its state; the module casts and scales by itself."""
+    """Let a gradient scaler step the optimiser and save its state, but neither cast nor scale.
+
+    The module does both, so that a step that is recorded as a CUDA graph contains them.
+    """
 
     @override
     def forward_context(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # wider
@@ -403,7 +406,10 @@ class ScaledPrecision(MixedPrecision):
 
 
 class CollectedCheckpoint(TorchCheckpointIO):
-    """Pass Lightning's state to the caller instead of writing it, which has no public way to collect it."""
+    """Pass the state of a checkpoint to the caller instead of writing it.
+
+    Lightning has no public way to collect that state.
+    """
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

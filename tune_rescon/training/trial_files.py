@@ -211,7 +211,9 @@ class CheckpointWriter:
         *,
         background: bool = False,
     ) -> None:
-        """Write the network, if it is to be kept, then the checkpoint; :meth:`finish` returns what failed.
+        """Write ``best.ckpt`` if the network is to be kept, then ``last.ckpt``.
+
+        :meth:`finish` returns a message for each file that could not be written.
 
         Args:
             trainer: holds the state that the checkpoint saves.

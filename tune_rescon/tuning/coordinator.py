@@ -124,7 +124,7 @@ class Coordinator:
 
     @property
     def exhausted(self) -> bool:
-        """True if no more trials will be started. While a trial runs, another may still be promoted."""
+        """True if no trial will start any more, neither a new one nor a paused one that is promoted."""
         return self._ending or self._done
 
     def next_trial(self) -> TrialRecord | None:
@@ -186,8 +186,9 @@ class Coordinator:
             device: The kind of device that the trial ran on. None if it is unknown.
 
         Returns:
-            The decision about the trial. It is ``Decision.STOP`` if the trial is not running, and also if the
-            search ends early and the trial would have continued.
+            The decision that the trial's process carries out. It is ``Decision.STOP`` also for a trial that
+            is not running, and for one that would have continued if the search did not end early. The latter
+            is recorded as interrupted, so that a resume continues it.
         """
         known = self._record.trial(number)
         if number not in self._running:
@@ -206,7 +207,7 @@ class Coordinator:
         if note:
             self.note(number, note)
         self._act(trial)
-        if verdict.decision is Decision.CONTINUE and self._ending_now:
+        if verdict.decision is Decision.CONTINUE and self._is_cut_short:
             self._interrupt_trial(number)
             return Decision.STOP
         return verdict.decision
@@ -261,7 +262,7 @@ class Coordinator:
             what = "node was lost" if node_is_gone else "worker process died"
             self._close(number, TrialState.FAILED, error=f"its {what}, as {counted(most, 'time')} before")
         else:
-            # It counts as running until it is retried, so that an interruption includes it.
+            # The trial counts as running until it is retried, so that an interruption includes it.
             self._unfinished.append(number)
 
     def worker_preempted(self, number: int) -> None:
@@ -276,15 +277,16 @@ class Coordinator:
         """
         for number in sorted(self._running):
             self._interrupt_trial(number)
-        if not self._ending_now and self._past_deadline():
+        if not self._is_cut_short and self._past_deadline():
             self._stop_paused()
 
     @property
     def _ending(self) -> bool:
-        return self._ending_now or self._past_deadline()
+        return self._is_cut_short or self._past_deadline()
 
     @property
-    def _ending_now(self) -> bool:
+    def _is_cut_short(self) -> bool:
+        """True if trials that would continue are interrupted instead."""
         return self._interrupted or self.failure is not None
 
     @property
@@ -368,9 +370,10 @@ class Coordinator:
             self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
 
     def _judge(self, trial: TrialRecord, *, requested: bool) -> tuple[Verdict, str]:
-        """Return the verdict on a trial's last epoch, and a note if the rule would not have stopped it.
+        """Return the verdict on a trial's last epoch, and a note with the reason if it is not the rule's.
 
-        ``requested`` is True if the user has requested that the trial stops.
+        A deadline that has passed needs no note. ``requested`` is True if the user has requested that the
+        trial stops.
         """
         verdict = self._rule.judge(self._observation(trial, trial.epochs))
         if verdict.decision not in (Decision.CONTINUE, Decision.PAUSE):

@@ -4,14 +4,13 @@ The trial of a preempted process writes a checkpoint and ends its process.
 
 The behavior of Ray 2.60, tested on two nodes of one machine:
 
-- SIGTERM to a worker raises SystemExit in the worker's main thread, which waits for the trial's next report.
-  The trial runs in another thread and ends with the process. The signal handler is a Python handler and can
-  be replaced, from the main thread only. The process then has all the time that the sender of the signal
-  allows.
+- By Ray's own handler, SIGTERM to a worker raises SystemExit in the worker's main thread, and the trial,
+  which runs in another thread, ends with the process. This module replaces the handler, which only the main
+  thread can do. The trial can then use all the time that the sender of the signal allows.
 - SIGTERM to a raylet (``ray stop``, a machine that shuts down) makes the raylet SIGKILL its workers within
   0.02 to 0.04 s. A worker can write nothing in that time. To stop trials in order, drain the node before.
 - A drained node accepts no new work. Running work continues, also after the deadline of the drain. Once the
-  node is idle, its raylet ends. Ray does not notify the workers, so they must poll the control store.
+  node is idle, its raylet ends. Ray does not tell the workers of a drain: they must poll the control store.
   ``ray start --block``, which KubeRay uses, drains its node for 30 s when it receives a signal to end
   (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S). Ray does not detect the notice of a spot machine. Therefore a
   trial's process that detects the notice drains the node itself, so that no more trials are placed there.
@@ -161,7 +160,7 @@ class PollingState:
     def candidates(self) -> tuple[Cloud, ...]:
         """The clouds to ask in the next poll, in order.
 
-        Another cloud is the first in each poll, because a poll ends with the first silence.
+        A poll ends at the first cloud that does not answer. Each poll therefore begins with another cloud.
         """
         if self.cloud is not None:
             return (self.cloud,)
@@ -305,8 +304,8 @@ class PreemptionSignal:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._polled and not self._preempted.is_set():
             self._preempted.set()
+        # A second signal, or no trial that polls the preemption: Ray's handler ends the process.
         elif callable(self._before):
-            # Ray's handler, if no trial polls the preemption, or for a second signal.
             self._before(number, frame)
         elif self._before != signal.SIG_IGN:
             sys.exit(1)

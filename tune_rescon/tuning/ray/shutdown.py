@@ -1,9 +1,9 @@
 """Stop a search on signals, and end the thread that runs its trials.
 
 On a first Ctrl-C, the search finishes the running epochs and stops. On a second one, it stops at once.
-SIGTERM (a spot notice, ``docker stop``, a scheduler) and SIGHUP (a closed terminal) act as a first Ctrl-C
-with a deadline, after which the search stops as on a second one. No reported epoch is lost in either case,
-because every reported epoch is in the record.
+SIGTERM (a spot notice, ``docker stop``, a scheduler) and SIGHUP (a closed terminal) act as a first Ctrl-C. If
+the epochs take longer than the grace period, the search then stops at once. No reported epoch is lost in
+either case, because every reported epoch is in the record.
 """
 
 from __future__ import annotations

@@ -319,8 +319,8 @@ def run_trial(config: dict[str, Any]) -> None:
     """Train the trial ``config`` (a :class:`TrialTask` as a dict) and report to Tune after each epoch.
 
     An exception is reported as the trial's end and is not raised. Tune would retry a trial that raises, but a
-    fault of the configuration would occur every time. Only a trial whose worker process died is retried.
-    A preempted worker therefore writes a checkpoint and ends its process. A fault of the machine ends the
+    fault of the configuration would occur every time. Only a trial whose worker process died is retried, so a
+    preempted worker writes a checkpoint and ends its process. A fault of the machine ends the
     whole search: the trial was promised a GPU, and torch has none, or the images are not those of the search.
     """
     on_one_thread(functools.partial(_run, TrialTask.from_dict(config)))
