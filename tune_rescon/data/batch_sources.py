@@ -33,9 +33,9 @@ __all__ = [
     "Part",
     "PrefetchSource",
     "Shard",
-    "choose_supply",
+    "choose_source",
     "fits",
-    "made_ahead",
+    "prefetched",
     "release",
 ]
 
@@ -119,7 +119,7 @@ def fits(needed: int, free: int) -> bool:
     return needed * _LARGEST_PART <= free
 
 
-def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> BatchSource:
+def choose_source(dataset: ImageDataset, part: Part, device: torch.device) -> BatchSource:
     """Return the source of the batches of a trial on ``device``.
 
     On a CPU the mapped cache is already in the right memory. On a GPU the split is uploaded, unless it is
@@ -212,7 +212,7 @@ class BatchSource(Protocol):
     def __len__(self) -> int:
         """Return the number of images of the split."""
 
-    def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
+    def batches(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
         """Yield the images at these positions, ``batch_size`` at a time; the last batch may be smaller."""
 
 
@@ -226,7 +226,7 @@ class MemmapSource:
         """Return the number of images of the split."""
         return len(self.split)
 
-    def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
+    def batches(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
         """Yield copies on the CPU."""
         return (_gather(self.split, chosen) for chosen in _cut(order, batch_size))
 
@@ -242,14 +242,14 @@ class PrefetchSource:
         """Return the number of images of the split."""
         return len(self.split)
 
-    def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
+    def batches(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
         """Yield copies on the device. Operations on the copies wait until the copies are complete.
 
         The thread runs as long as this pass; closing the iterator early stops the thread.
         """
         upload = _Upload(self.device)
         makers = (partial(self._make, upload, chosen) for chosen in _cut(order, batch_size))
-        with closing(made_ahead(makers, depth=_DEPTH)) as made:
+        with closing(prefetched(makers, depth=_DEPTH)) as made:
             for images_BHWC, labels_B, copied in made:
                 if copied is not None:
                     _wait_for_copy((images_BHWC, labels_B), copied)
@@ -270,7 +270,7 @@ class DeviceSource:
         """Return the number of images of the split."""
         return len(self.labels_N)
 
-    def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
+    def batches(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
         """Yield copies made within the device. Only the order is copied from the host, once per pass."""
         order_N = torch.from_numpy(order).to(self.labels_N.device)
         for start in range(0, len(order), batch_size):
@@ -278,7 +278,7 @@ class DeviceSource:
             yield self.images_NHWC.index_select(0, chosen_B), self.labels_N.index_select(0, chosen_B)
 
 
-def made_ahead(makers: Iterable[Callable[[], _Made]], *, depth: int) -> Generator[_Made]:
+def prefetched(makers: Iterable[Callable[[], _Made]], *, depth: int) -> Generator[_Made]:
     """Yield the results of ``makers`` in order; one other thread computes them up to ``depth`` items ahead.
 
     An exception of a maker is raised at the position of its result. When the iterator is closed, the thread

@@ -30,7 +30,7 @@ from tune_rescon.data.augment import (
     resized_crop_and_flip,
     rotate,
 )
-from tune_rescon.data.batch_sources import WHOLE, BatchSource, Part, Shard, choose_supply
+from tune_rescon.data.batch_sources import WHOLE, BatchSource, Part, Shard, choose_source
 from tune_rescon.data.dataset import ImageDataset
 from tune_rescon.data.policies import POLICIES, augment
 from tune_rescon.data.preprocessing import Normalization
@@ -145,7 +145,7 @@ class Batches:
     def __iter__(self) -> Iterator[RawBatch]:
         """Yield the batches of one pass."""
         order, size = self.share.cut(np.arange(len(self.images)), self.batch_size)
-        for images_BHWC, labels_B in self.images.walk(order, size):
+        for images_BHWC, labels_B in self.images.batches(order, size):
             yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B)
 
 
@@ -179,7 +179,7 @@ class ShuffledBatches(Batches):
         first = self.done[1] if epoch == self.done[0] else 0
         order = self._order(epoch)[: len(self) * self.batch_size]
         order, size = self.share.cut(order[first * self.batch_size :], self.batch_size)
-        for number, (images_BHWC, labels_B) in enumerate(self.images.walk(order, size), start=first):
+        for number, (images_BHWC, labels_B) in enumerate(self.images.batches(order, size), start=first):
             place = (epoch, number, rank) if rank else (epoch, number)
             yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B, place=place)
 
@@ -339,7 +339,7 @@ class ImageDataModule(LightningDataModule):
         self, epoch: Callable[[], int], device: torch.device, done: tuple[int, int]
     ) -> ShuffledBatches:
         return ShuffledBatches(
-            images=choose_supply(self.dataset, "train", device),
+            images=choose_source(self.dataset, "train", device),
             batch_size=self.config.batch_size,
             share=self.share,
             seed=self.seed,
@@ -349,7 +349,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _in_order(self, part: Part, device: torch.device) -> Batches:
-        images = choose_supply(self.dataset, part, device)
+        images = choose_source(self.dataset, part, device)
         on_gpu = device.type == "cuda"
         factor = _VALIDATION_BATCH_FACTOR_ON_GPU if on_gpu else _VALIDATION_BATCH_FACTOR
         return Batches(images=images, batch_size=factor * self.config.batch_size, share=self.share)

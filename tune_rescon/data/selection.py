@@ -37,7 +37,7 @@ __all__ = [
     "left_out_lines",
     "matches",
     "normalized",
-    "settling",
+    "set_option",
 ]
 
 
@@ -128,7 +128,7 @@ class Selection:
             for pattern in self._ignored
         )
 
-    def keeps_out(self, folder: str) -> bool:
+    def skips(self, folder: str) -> bool:
         """Return whether a folder is skipped, because it is ignored or belongs to another program."""
         return is_junk_folder(folder.rpartition("/")[2]) or self.ignores(folder)
 
@@ -176,10 +176,10 @@ def as_pattern(path: str) -> str:
     return pattern if "/" in pattern else f"/{pattern}"
 
 
-def settling(field: str, value: str) -> str:
+def set_option(field: str, value: str) -> str:
     """Return the command-line option that resolves an ambiguity, as the user types it.
 
-    >>> settling("ignore", "/my val")
+    >>> set_option("ignore", "/my val")
     "`--set 'dataset.ignore=/my val'`"
     """
     return f"`--set {shlex.quote(f'dataset.{field}={value}')}`"

@@ -151,13 +151,13 @@ def check_conditions(parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
             path = ("parameters", name, "when")
             parent = above.get(parameter.when.parameter)
             if isinstance(parent, CategoricalParameter):
-                yield from _strange_values(path, parameter.when.within, parent)
+                yield from _unknown_values(path, parameter.when.within, parent)
             else:
                 yield Problem(path=(*path, "parameter"), text=_no_parent(parameter.when.parameter, above))
         above[name] = parameter
 
 
-def _strange_values(
+def _unknown_values(
     path: KeyPath, values: tuple[Any, ...], parent: CategoricalParameter
 ) -> Iterator[Problem]:
     for index, value in enumerate(values):
@@ -295,7 +295,7 @@ def only_rows(initial: Sequence[Mapping[str, Any]], *, trials: int) -> Sequence[
 
 
 def _corners(parameters: Mapping[str, Parameter], fields: Collection[str]) -> Iterator[dict[str, Any]]:
-    for chosen in islice(combinations(_deciding(parameters, fields), _looked_at), _MOST):
+    for chosen in islice(combinations(_deciding(parameters, fields), _checked_values), _MOST):
         yield {name: value for name, value in chosen.items() if name in fields}
 
 
@@ -323,7 +323,7 @@ def missing_networks(
         error = _error(wanted)
         if error is None:
             continue
-        name = _blamed(wanted)
+        name = _field_to_blame(wanted)
         path = (*place, name) if place and name in row else _path(name, wanted, parameters)
         if path not in reported:
             reported.add(path)
@@ -339,7 +339,7 @@ def _deciding(parameters: Mapping[str, Parameter], fields: Collection[str]) -> d
     return {name: parameter for name, parameter in parameters.items() if name in names}
 
 
-def _looked_at(parameter: Parameter) -> Sequence[Any]:
+def _checked_values(parameter: Parameter) -> Sequence[Any]:
     if isinstance(parameter, CategoricalParameter):
         return parameter.choices
     if not isinstance(parameter, FloatParameter) and len(values_of(parameter)) <= _LONGEST_RANGE:
@@ -356,7 +356,7 @@ def _error(wanted: Mapping[str, Any]) -> NetworkError | None:
     return None
 
 
-def _blamed(wanted: Mapping[str, Any]) -> str:
+def _field_to_blame(wanted: Mapping[str, Any]) -> str:
     """Return the field without which the network would exist, or the first field if several are to blame."""
     given = [name for name in (*_FIELDS, *_APPLICABLE) if name in wanted]
     for name in given:

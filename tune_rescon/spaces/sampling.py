@@ -121,17 +121,19 @@ def random_points(space: Space, *, seed: int) -> Iterator[dict[str, Any]]:
 
 def to_optuna(sampled: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``sampled`` as Optuna stores it, which is the form that ``Study.enqueue_trial`` accepts."""
-    return {name: _held(value) for name, value in sampled.items()}
+    return {name: _stored(value) for name, value in sampled.items()}
 
 
 def from_optuna(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return a trial's ``params`` as :func:`suggest` returned them."""
-    return _in_order(space, {name: _given(space.parameters[name], held) for name, held in params.items()})
+    return _in_order(
+        space, {name: _from_stored(space.parameters[name], stored) for name, stored in params.items()}
+    )
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:
     if isinstance(parameter, CategoricalParameter):
-        return CategoricalDistribution(_held_choices(parameter))
+        return CategoricalDistribution(_stored_choices(parameter))
     if isinstance(parameter, FloatParameter):
         return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
     return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step or 1)
@@ -139,7 +141,7 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 
 def _drawn(name: str, parameter: Parameter, trial: BaseTrial) -> Any:
     if isinstance(parameter, CategoricalParameter):
-        return _given(parameter, trial.suggest_categorical(name, _held_choices(parameter)))
+        return _from_stored(parameter, trial.suggest_categorical(name, _stored_choices(parameter)))
     low, high, log = parameter.low, parameter.high, parameter.log
     # Optuna returns a NumPy float64 if it clips a draw to a narrow range.
     if isinstance(parameter, FloatParameter):
@@ -147,18 +149,18 @@ def _drawn(name: str, parameter: Parameter, trial: BaseTrial) -> Any:
     return plain_number(trial.suggest_int(name, int(low), int(high), log=log, step=parameter.step or 1))
 
 
-def _held(value: Any) -> Any:
+def _stored(value: Any) -> Any:
     return str(list(value)) if isinstance(value, list | tuple) else value
 
 
-def _held_choices(parameter: CategoricalParameter) -> Sequence[Any]:
-    return [_held(choice) for choice in parameter.choices]
+def _stored_choices(parameter: CategoricalParameter) -> Sequence[Any]:
+    return [_stored(choice) for choice in parameter.choices]
 
 
-def _given(parameter: Parameter, held: Any) -> Any:
+def _from_stored(parameter: Parameter, stored: Any) -> Any:
     if isinstance(parameter, CategoricalParameter):
-        return parameter.choices[_held_choices(parameter).index(held)]
-    return held
+        return parameter.choices[_stored_choices(parameter).index(stored)]
+    return stored
 
 
 def _in_order(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,8 +189,8 @@ def point_key(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) ->
     >>> point_key(parameters, {"drop_path": 0.1 + 0.2}) == point_key(parameters, {"drop_path": 0.3})
     True
     """
-    held = to_optuna(values)
-    return frozenset((name, _place(parameters[name], value)) for name, value in held.items())
+    stored = to_optuna(values)
+    return frozenset((name, _place(parameters[name], value)) for name, value in stored.items())
 
 
 def _place(parameter: Parameter, value: Any) -> Hashable:
@@ -306,21 +308,21 @@ def place_config(space: Space, config: Mapping[str, Any], other: Space | None = 
 def _placed(space: Space, config: dict[str, Any], other: Space) -> Overlap:
     theirs = config | {"dataset": config["dataset"] or other.dataset.name}
     taken: dict[str, Any] = {}
-    strange = []
+    outside = []
     for name, parameter in space.parameters.items():
         if not is_active(parameter, taken):
             continue
         taken[name] = _as_drawn(parameter, theirs[name])
         if why_outside(parameter, taken[name]):
-            strange.append(name)
+            outside.append(name)
     ours = trial_config(space, taken).to_dict()
     ours |= {"dataset": ours["dataset"] or space.dataset.name}
     # A value outside the space does not decide which parameters are active, so no searched one is compared.
-    searched = space.parameters if strange else taken
+    searched = space.parameters if outside else taken
     fields = [name for name in ours if name not in searched and not _same(ours[name], theirs[name])]
     differs = (*_unlike(space, other, theirs["dataset"]), *fields)
-    fits = not differs and not strange
-    return Overlap(sampled=taken if fits else None, differs=differs, outside=tuple(strange))
+    fits = not differs and not outside
+    return Overlap(sampled=taken if fits else None, differs=differs, outside=tuple(outside))
 
 
 def overlap_message(name: str, placed: Sequence[Overlap]) -> str:

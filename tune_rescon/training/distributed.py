@@ -95,7 +95,7 @@ class ProcessGroup:
             yield
             return
         self._vote(_Vote.FINE)
-        with _named():
+        with _losses_named():
             yield
 
     @contextmanager
@@ -166,13 +166,13 @@ class ProcessGroup:
         elif self.first:
             with path.open("rb") as file:
                 for chunk in _chunks(size):
-                    self._sent(torch.frombuffer(bytearray(file.read(chunk)), dtype=torch.uint8))
+                    self._broadcast_chunk(torch.frombuffer(bytearray(file.read(chunk)), dtype=torch.uint8))
         else:
             with path.open("wb") as file:
                 for chunk in _chunks(size):
-                    file.write(self._sent(torch.empty(chunk, dtype=torch.uint8)).numpy().tobytes())
+                    file.write(self._broadcast_chunk(torch.empty(chunk, dtype=torch.uint8)).numpy().tobytes())
 
-    def _sent(self, chunk_N: Tensor) -> Tensor:
+    def _broadcast_chunk(self, chunk_N: Tensor) -> Tensor:
         with self.collective():
             return _broadcast(chunk_N)
 
@@ -186,7 +186,7 @@ class ProcessGroup:
 
     def _vote(self, vote: _Vote) -> None:
         found = torch.tensor([int(vote)])
-        with _named():
+        with _losses_named():
             dist.all_reduce(found, op=dist.ReduceOp.MAX)
         if int(found) == _Vote.OUT_OF_MEMORY:
             raise PeerOutOfMemoryError("another process of the trial ran out of memory")
@@ -204,7 +204,7 @@ def _vote_of(error: BaseException) -> _Vote:
 
 
 @contextmanager
-def _named() -> Iterator[None]:
+def _losses_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

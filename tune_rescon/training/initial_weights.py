@@ -44,7 +44,7 @@ class FamilyWeights:
     source: str
     """Path or URL."""
     spec: NetworkSpec
-    choice: Mapping[str, Any]
+    network_fields: Mapping[str, Any]
     """TrialConfig's fields that choose this network."""
     weights: Mapping[str, Tensor]
 
@@ -60,7 +60,7 @@ class FamilyWeights:
             NetworkError: it is another network; the message names the differences and what to choose.
         """
         if isinstance(spec, ExternalSpec):
-            hint = f"Leave out `network`, and choose {_fields(self.choice)}."
+            hint = f"Leave out `network`, and choose {_settings(self.network_fields)}."
             raise NetworkError(_other_network(self.source, spec, where=where, hint=hint))
         mine, theirs = dict(_weight_fields(self.spec)), dict(_weight_fields(spec))
         other = [name for name in mine if mine[name] != theirs[name]]
@@ -71,7 +71,7 @@ class FamilyWeights:
         rule = f"a trial's network must be that of {self.source}"
         hint = "They were trained on images of other channels."
         if other != ["in_channels"]:
-            hint = f"Choose {_fields(self.choice)}."
+            hint = f"Choose {_settings(self.network_fields)}."
         raise NetworkError(format_error(rule, got=got, where=where, hint=hint))
 
     def load_into(self, network: nn.Module) -> None:
@@ -207,7 +207,7 @@ def read_initial(source: str, *, external: bool = False) -> InitialWeights:
         return FamilyWeights(
             source=source,
             spec=network.spec,
-            choice={"preset": _preset(network.spec)},
+            network_fields={"preset": _preset(network.spec)},
             weights=network.state_dict(),
         )
 
@@ -217,8 +217,8 @@ def _of_trained(source: str, network: nn.Module, about: TrainedNetwork) -> Initi
     if isinstance(about.spec, ExternalSpec):
         held = StateDict(place="", tensors=weights)
         return ExternalWeights(source=source, network=about.spec.network, state_dicts=(held,))
-    choice = _choice(about.config, about.spec)
-    return FamilyWeights(source=source, spec=about.spec, choice=choice, weights=weights)
+    network_fields = _network_fields_of(about.config, about.spec)
+    return FamilyWeights(source=source, spec=about.spec, network_fields=network_fields, weights=weights)
 
 
 def _digest(state_dicts: Iterable[Mapping[str, Tensor]]) -> str:
@@ -252,7 +252,7 @@ def _preset(spec: Any) -> str:
     return next(preset for preset in KNOWN if resolved(preset) == spec)
 
 
-def _choice(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
+def _network_fields_of(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
     """Return the fields of ``config`` that chose its network ``spec``."""
     plain = TrialConfig()
     named = {"preset": config.preset} if config.preset else {"layout": spec.layout, "depth": config.depth}
@@ -274,5 +274,5 @@ def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _fields(choice: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{name}: {_yaml(value)}`" for name, value in choice.items())
+def _settings(network_fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}: {_yaml(value)}`" for name, value in network_fields.items())

@@ -136,8 +136,8 @@ class TrialModule(pl.LightningModule):
         if execution.recomputes:
             recompute_activations(self.network)
         self._gradients: list[Tensor] = []
-        self._learning: list[nn.Parameter] = []
-        self._ahead: list[MicroBatch] = []
+        self._with_gradients: list[nn.Parameter] = []
+        self._remaining: list[MicroBatch] = []
         self._images = 0
         self._multiplier = schedule_of(
             config, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
@@ -171,7 +171,7 @@ class TrialModule(pl.LightningModule):
             batch: images (B, C, H, W) and targets. Targets are labels (B) or, under mixup and cutmix, soft
                 targets (B, K); accuracy then counts hits on the class with the largest share.
         """
-        first, *self._ahead = split_batch(*batch, self._micro_batches)
+        first, *self._remaining = split_batch(*batch, self._micro_batches)
         self._images = len(batch[0])
         return self._weighted_loss(first)
 
@@ -183,14 +183,14 @@ class TrialModule(pl.LightningModule):
         """
         if self._gradients:
             # Set here, because the optimiser clears the gradients between training_step and this call.
-            for parameter, gradient in zip(self._learning, self._gradients, strict=True):
+            for parameter, gradient in zip(self._with_gradients, self._gradients, strict=True):
                 parameter.grad = gradient
             self._gradients = []
         else:
             super().backward(self.scaler.scale(loss), *args, **kwargs)
-        for piece in self._ahead:
+        for piece in self._remaining:
             super().backward(self.scaler.scale(self._weighted_loss(piece)), *args, **kwargs)
-        self._ahead = []
+        self._remaining = []
         self._peers.sum_gradients(self.network.parameters(), images=self._images)
 
     def _weighted_loss(self, piece: MicroBatch) -> Tensor:
@@ -230,8 +230,10 @@ class TrialModule(pl.LightningModule):
         if self._cast:
             self._cast.backward_to_fp32(copies)
         # A network from elsewhere may have parameters that are frozen, or that its logits do not use.
-        self._learning = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
-        gradients = (parameter.grad for parameter in self._learning)
+        self._with_gradients = [
+            parameter for parameter in self.network.parameters() if parameter.grad is not None
+        ]
+        gradients = (parameter.grad for parameter in self._with_gradients)
         known = (gradient for gradient in gradients if gradient is not None)
         return (loss.detach(), logits_BK.detach(), *known)
 
