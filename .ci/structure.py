@@ -27,6 +27,7 @@ OFF_PATH = (
     "data.image_tree",
     "data.zip_archive",
     "data.parts",
+    "storage.checkpoints",
     "storage.mirror",
     "storage.remote",
     "timm_models",

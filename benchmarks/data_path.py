@@ -38,8 +38,7 @@ from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
 from tune_rescon.models import build_from_spec, list_presets, resolve_network
 from tune_rescon.training.cuda_graphs import choose_recorder
 from tune_rescon.training.device import resolve_device
-from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.trainer import fit, make_trainer
+from tune_rescon.training.module import StepExecution, TrialModule, fit, make_trainer
 
 #: Share of an epoch that may be waiting.
 TARGET = 0.02

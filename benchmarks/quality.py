@@ -35,7 +35,7 @@ from contest.peers import CONTESTANTS
 from contest.recorded import RecordedCurve, Table, load_table
 
 from tune_rescon.errors import StorageError
-from tune_rescon.output_paths import check_output_file
+from tune_rescon.paths import check_output_file
 from tune_rescon.spaces import Space
 from tune_rescon.testing import Assignment, Simulation
 from tune_rescon.tuning import sampler

@@ -29,7 +29,7 @@ import torch
 import tune_rescon as tr
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import open_dataset
-from tune_rescon.data.pixels import Normalization
+from tune_rescon.data.preprocessing import Normalization
 from tune_rescon.tuning import SearchLocation
 
 SCHEDULERS = {

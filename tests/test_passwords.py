@@ -7,8 +7,7 @@ import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.errors import format_error
-from tune_rescon.passwords import has_password, hide_passwords, without_password
+from tune_rescon.errors import format_error, has_password, hide_passwords, without_password
 
 WITH = {
     "http://ann:s3cret@mlflow:5000": "http://ann:***@mlflow:5000",

@@ -121,7 +121,7 @@ def spaces() -> None:
 )
 def init(name: str, base: str) -> None:
     """Write NAME.yaml, a space file with a line for every field and its meaning."""
-    from tune_rescon.spaces.template import space_template
+    from tune_rescon.spaces.json_schema import space_template
 
     name = name.removesuffix(".yaml")
     path = Path(f"{name}.yaml")

@@ -15,7 +15,7 @@ import click
 
 from tune_rescon.command import progress_shown, run_command
 from tune_rescon.command_options import HELP_SETTINGS, OptionsCommand
-from tune_rescon.home import expanded_path
+from tune_rescon.paths import expanded_path
 
 __all__ = ["main"]
 

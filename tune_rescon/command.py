@@ -16,7 +16,7 @@ import click
 from typing_extensions import override
 
 from tune_rescon.errors import TuneResconError, UserError, presentable
-from tune_rescon.home import ensure_home
+from tune_rescon.paths import ensure_home
 
 __all__ = ["INTERRUPTED", "print_line", "progress_shown", "run_command"]
 

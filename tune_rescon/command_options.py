@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, TextIO, TypeVar
 import click
 from typing_extensions import override
 
-from tune_rescon.passwords import HidingFormatter
+from tune_rescon.errors import HidingFormatter
 
 __all__ = [
     "HELP_SETTINGS",

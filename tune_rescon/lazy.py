@@ -1,4 +1,4 @@
-"""Packages whose names import their module on first use (PEP 562), so that quick commands import no torch."""
+"""Quick imports: packages that import a module when it is first used, and a small torchmetrics."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["lazy_names"]
+__all__ = ["import_lean_torchmetrics", "lazy_names"]
 
 
 def lazy_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Return ``__getattr__`` and ``__all__`` of a package, from the imports of its ``__init__``.
+    """Return ``__getattr__`` (PEP 562) and ``__all__`` of a package, from the imports of its ``__init__``.
 
     The names that the ``__init__`` imports from this project are the package's public names. Those under
     ``if TYPE_CHECKING`` are not imported with the package: ``__getattr__`` imports the module of such a name
@@ -60,3 +60,42 @@ def _imported(project: str, body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
     for node in body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == project:
             yield from ((alias.name, node.module) for alias in node.names)
+
+
+#: Packages that are reported to torchmetrics as not installed.
+_UNUSED: Final = frozenset({"matplotlib", "scipy", "torchvision"})
+
+
+def import_lean_torchmetrics() -> None:
+    """Import torchmetrics as if matplotlib, SciPy and torchvision were not installed.
+
+    Lightning imports torchmetrics, which imports these for plots and image metrics. That costs 1.8 s of
+    processor time in each process, out of 5.4 s for all of torch and Lightning
+    (benchmarks/notes/driver_and_turnover.md). torchmetrics has no switch for this, but it finds out through a
+    single class which packages are installed.
+
+    Call it only in this package's own processes, and before Lightning is imported. Afterwards torchmetrics'
+    plots and image metrics report that a package is missing. If torchmetrics is already imported, the call
+    does nothing.
+    """
+    if "torchmetrics" in sys.modules:
+        return
+    from lightning_utilities.core import imports
+
+    is_met, is_there = imports.RequirementCache.__bool__, imports.package_available
+
+    def is_met_and_used(self: imports.RequirementCache) -> bool:
+        if self.requirement not in _UNUSED:
+            return is_met(self)
+        # Stored in the object, as by the original method, so that later calls return the same result.
+        self.available = False
+        self.message = f"{self.requirement} is not used in this process"
+        return False
+
+    imports.RequirementCache.__bool__ = is_met_and_used  # type: ignore[method-assign]
+    imports.package_available = lambda name: name not in _UNUSED and is_there(name)  # type: ignore[assignment]
+    try:
+        import torchmetrics  # noqa: F401
+    finally:
+        imports.RequirementCache.__bool__ = is_met  # type: ignore[method-assign]
+        imports.package_available = is_there

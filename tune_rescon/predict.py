@@ -22,7 +22,7 @@ from tune_rescon.command import print_line, run_command
 from tune_rescon.command_options import OptionsCommand, storage_option
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted
-from tune_rescon.output_paths import check_output_folder
+from tune_rescon.paths import check_output_folder
 
 if TYPE_CHECKING:
     from torch import nn

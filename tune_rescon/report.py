@@ -22,7 +22,7 @@ from tune_rescon.command_options import (
     study_option,
 )
 from tune_rescon.errors import StorageError, counted, format_error
-from tune_rescon.output_paths import check_output_file
+from tune_rescon.paths import check_output_file
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import SearchLocation, StudyResult

@@ -39,8 +39,7 @@ from torch.nn import functional as F
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data.decode import square_of
-from tune_rescon.data.pixels import Normalization
-from tune_rescon.data.preprocessing import Preprocessing
+from tune_rescon.data.preprocessing import Normalization, Preprocessing
 from tune_rescon.errors import ConfigError, format_error
 from tune_rescon.models import (
     NetworkDescription,

@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
 from tune_rescon.data.augment import crop_and_flip, cutmix, mixup
-from tune_rescon.data.pixels import resized
 from tune_rescon.data.policies import OPERATIONS, POLICIES, augment, strengths
+from tune_rescon.data.preprocessing import resized
 
 
 def rng(seed: int = 0) -> np.random.Generator:

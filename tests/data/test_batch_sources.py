@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.data import Split
-from tune_rescon.data.batch_sources import BatchSource, DeviceSource, MemmapSource, PrefetchSource, made_ahead
+from tune_rescon.data.batch_sources import BatchSource, DeviceSource, MemmapSource, PrefetchSource, prefetched
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def test_all_give_the_same_batches(images: int, batch_size: int, used: float) ->
     images_BHWC, labels_B = split.gather(order)
     for supply in supplies(split):
         assert len(supply) == images
-        pairs = list(supply.walk(order, batch_size))
+        pairs = list(supply.batches(order, batch_size))
         assert [len(labels) for _, labels in pairs] == [
             min(batch_size, len(order) - start) for start in range(0, len(order), batch_size)
         ]
@@ -51,9 +51,9 @@ def test_all_give_the_same_batches(images: int, batch_size: int, used: float) ->
 @pytest.mark.parametrize("supply", supplies(split_of(8)), ids=["mapped", "ahead", "resident"])
 def test_a_batch_is_a_copy(supply: BatchSource) -> None:
     order = np.arange(8)
-    first, _ = next(supply.walk(order, 4))
+    first, _ = next(supply.batches(order, 4))
     first.zero_()
-    again, _ = next(supply.walk(order, 4))
+    again, _ = next(supply.batches(order, 4))
     assert again.any()
 
 
@@ -81,7 +81,7 @@ def test_the_next_ones_are_made_while_the_first_is_looked_at() -> None:
             third.set()
         return number
 
-    ahead = made_ahead((partial(make, number) for number in range(10)), depth=2)
+    ahead = prefetched((partial(make, number) for number in range(10)), depth=2)
     assert next(ahead) == 0
     assert third.wait(30), "nothing is made until it is asked for"
     assert list(ahead) == list(range(1, 10))
@@ -91,7 +91,7 @@ def test_the_next_ones_are_made_while_the_first_is_looked_at() -> None:
 
 def test_no_more_is_made_than_the_depth_allows() -> None:
     made: list[int] = []
-    ahead = made_ahead(numbers(made), depth=2)
+    ahead = prefetched(numbers(made), depth=2)
     for asked in range(5):
         assert next(ahead) == asked
         assert max(made) <= asked + 2
@@ -102,7 +102,7 @@ def test_no_more_is_made_than_the_depth_allows() -> None:
 
 def test_a_makers_failure_comes_out_in_its_place_and_ends_the_thread() -> None:
     made: list[int] = []
-    ahead = made_ahead(numbers(made, fails_at=3), depth=2)
+    ahead = prefetched(numbers(made, fails_at=3), depth=2)
     assert [next(ahead) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="the disk is gone"):
         next(ahead)
@@ -110,7 +110,7 @@ def test_a_makers_failure_comes_out_in_its_place_and_ends_the_thread() -> None:
 
 
 def test_a_pass_that_is_given_up_leaves_no_thread() -> None:
-    walk = PrefetchSource(split=split_of(40), device=CPU).walk(np.arange(40), 4)
+    walk = PrefetchSource(split=split_of(40), device=CPU).batches(np.arange(40), 4)
     next(walk)
     assert len(batch_threads()) == 1
     del walk

@@ -15,7 +15,7 @@ from tune_rescon.data.batch_sources import (
     DeviceSource,
     MemmapSource,
     PrefetchSource,
-    choose_supply,
+    choose_source,
     fits,
     release,
 )
@@ -45,18 +45,18 @@ def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def test_a_cpu_reads_the_mapped_cache(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert choose_supply(dataset, "train", DEVICE) == MemmapSource(split=dataset.train)
+    assert choose_source(dataset, "train", DEVICE) == MemmapSource(split=dataset.train)
     assert batch_sources._held == {}
 
 
 def test_images_that_fit_are_on_the_device_and_others_are_prefetched(
     dataset: ImageDataset, device: dict[str, int]
 ) -> None:
-    assert isinstance(choose_supply(dataset, "train", DEVICE), DeviceSource)
+    assert isinstance(choose_source(dataset, "train", DEVICE), DeviceSource)
     device["free"] -= 1
     batch_sources._held.clear()
-    assert choose_supply(dataset, "train", DEVICE) == PrefetchSource(split=dataset.train, device=DEVICE)
-    assert isinstance(choose_supply(dataset, "val", DEVICE), DeviceSource)  # smaller
+    assert choose_source(dataset, "train", DEVICE) == PrefetchSource(split=dataset.train, device=DEVICE)
+    assert isinstance(choose_source(dataset, "val", DEVICE), DeviceSource)  # smaller
 
 
 @pytest.mark.parametrize("needed", [1, 1000, 10**12])
@@ -66,9 +66,9 @@ def test_the_rule_leaves_seven_eighths(needed: int) -> None:
 
 
 def test_the_next_trial_reuses_the_copy_on_the_device(dataset: ImageDataset, device: dict[str, int]) -> None:
-    first = choose_supply(dataset, "train", DEVICE)
+    first = choose_source(dataset, "train", DEVICE)
     device["free"] = 0
-    assert choose_supply(dataset, "train", DEVICE) is first
+    assert choose_source(dataset, "train", DEVICE) is first
 
 
 def test_the_same_images_opened_again_are_the_same_copy(
@@ -76,30 +76,30 @@ def test_the_same_images_opened_again_are_the_same_copy(
 ) -> None:
     again = open_folder(tmp_path / "images")
     assert again is not dataset
-    assert choose_supply(again, "train", DEVICE) is choose_supply(dataset, "train", DEVICE)
+    assert choose_source(again, "train", DEVICE) is choose_source(dataset, "train", DEVICE)
 
 
 def test_another_dataset_takes_the_place(
     dataset: ImageDataset, open_folder: OpenFolder, tmp_path: Path
 ) -> None:
-    first = choose_supply(dataset, "train", DEVICE)
+    first = choose_source(dataset, "train", DEVICE)
     other = open_folder(tmp_path / "images", limit=8)
-    choose_supply(other, "train", DEVICE)
+    choose_source(other, "train", DEVICE)
     assert [held.digest for held in batch_sources._held.values()] == [other.digest]
-    assert choose_supply(dataset, "train", DEVICE) is not first
+    assert choose_source(dataset, "train", DEVICE) is not first
 
 
 def test_released_images_stay_off_the_device_until_another_dataset(
     dataset: ImageDataset, open_folder: OpenFolder, tmp_path: Path
 ) -> None:
     assert release(DEVICE) is False
-    choose_supply(dataset, "train", DEVICE)
+    choose_source(dataset, "train", DEVICE)
     assert release(DEVICE) is True
     assert release(DEVICE) is False
     for part in ("train", "val"):
-        assert isinstance(choose_supply(dataset, part, DEVICE), PrefetchSource)
-    assert isinstance(choose_supply(open_folder(tmp_path / "images", limit=8), "train", DEVICE), DeviceSource)
-    assert isinstance(choose_supply(dataset, "train", DEVICE), DeviceSource)
+        assert isinstance(choose_source(dataset, part, DEVICE), PrefetchSource)
+    assert isinstance(choose_source(open_folder(tmp_path / "images", limit=8), "train", DEVICE), DeviceSource)
+    assert isinstance(choose_source(dataset, "train", DEVICE), DeviceSource)
 
 
 def test_a_memory_that_filled_meanwhile_is_not_tried_again(
@@ -112,13 +112,13 @@ def test_a_memory_that_filled_meanwhile_is_not_tried_again(
     tried: list[int] = []
     monkeypatch.setattr(batch_sources, "_upload", full)
     for _ in range(2):
-        assert isinstance(choose_supply(dataset, "train", DEVICE), PrefetchSource)
+        assert isinstance(choose_source(dataset, "train", DEVICE), PrefetchSource)
     assert tried == [1]
 
 
 def test_a_large_split_is_uploaded_in_pieces(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_sources, "_CHUNK_BYTES", 5 * 16 * 16 * 3)
-    held = choose_supply(dataset, "train", DEVICE)
+    held = choose_source(dataset, "train", DEVICE)
     assert isinstance(held, DeviceSource)
     assert torch.equal(held.images_NHWC, torch.from_numpy(dataset.train.images_NHWC[dataset.train.rows_N]))
     assert torch.equal(held.labels_N, torch.from_numpy(dataset.train.labels_N))

@@ -26,12 +26,10 @@ from tune_rescon.data.cache import (
     CacheError,
     Meta,
     chunk_digest,
-    chunk_rows,
     chunks,
     create_images,
     map_chunk,
     open_cache,
-    verify_all,
     write_labels,
     write_meta,
 )
@@ -179,23 +177,6 @@ def test_another_format_is_decoded_again(
         open_cache(folder, "any")
 
 
-def test_verify_all_reads_every_image(
-    tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tune_rescon.data.cache.CHUNK_BYTES", 16 * 16 * 3)
-    config = DatasetConfig(name="folder", path=str(make_folder({"cat": 40, "dog": 40})))
-    open_dataset(config, data_root=tmp_path, cache_root=tmp_path / "cache")
-    folder = cache_folder(tmp_path)
-    meta = (folder / "meta.json").read_text()
-    fingerprint = meta.split('source\\": \\"')[1].split("\\")[0]
-    verify_all(open_cache(folder, fingerprint))
-    _flip("images.npy", 128 + 5 * 16 * 16 * 3)(folder)
-    cache = open_cache(folder, fingerprint)
-    assert chunk_rows(cache.meta.shape) == 1
-    with pytest.raises(CacheError, match="damaged between images 5 and 6"):
-        verify_all(cache)
-
-
 SHAPE = (45, 4, 4, 3)
 
 
@@ -236,7 +217,6 @@ def test_chunks_are_read_as_a_whole(chunk: int, tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(cache.images_NHWC, expected)
     assert not cache.images_NHWC.flags.writeable
     assert cache.labels_N.tolist() == list(range(45))
-    verify_all(cache)
 
 
 def test_chunks_are_consecutive_and_fit_their_size() -> None:

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tune_rescon.data.account import Account, Kind
 from tune_rescon.data.image_folder import fingerprint, index_images, list_folder
 from tune_rescon.data.opening import SUFFIXES
-from tune_rescon.data.selection import Selection
+from tune_rescon.data.selection import Account, Kind, Selection
 from tune_rescon.errors import DataError
 from tune_rescon.inference import find_pictures
 

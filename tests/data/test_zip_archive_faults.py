@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tune_rescon.data import zip_archive
-from tune_rescon.data.account import Kind
 from tune_rescon.data.decode import BadImageError, probe_size
 from tune_rescon.data.image_folder import list_folder, read_bytes
+from tune_rescon.data.selection import Kind
 from tune_rescon.data.zip_archive import open_zip
 from tune_rescon.errors import DataError
 

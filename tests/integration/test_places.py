@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tune_rescon.export import main as export
-from tune_rescon.home import ensure_home
+from tune_rescon.paths import ensure_home
 from tune_rescon.predict import main as predict
 from tune_rescon.report import main as report
 from tune_rescon.search import main as search

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tune_rescon.config import TrialState
 from tune_rescon.data import Account
-from tune_rescon.data.account import LeftOut
+from tune_rescon.data.selection import LeftOut
 from tune_rescon.reporting import (
     csv_text,
     json_text,

@@ -12,8 +12,8 @@ from tune_rescon.__main__ import main
 from tune_rescon.config import DatasetConfig, TrialConfig, field_names
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, list_spaces, load_space, parse_space
+from tune_rescon.spaces.json_schema import space_template
 from tune_rescon.spaces.sections import Budget, Fidelity, Metric, Sampler, Scheduler, Section
-from tune_rescon.spaces.template import space_template
 
 #: A setting that is commented out: `#key: value`. Every other comment is prose, `# text`.
 SETTING = re.compile(r"^(\s*)#(\w+): (.*)$")

@@ -13,9 +13,9 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from tune_rescon.errors import StorageError
-from tune_rescon.tracking import Champion, SearchRunState, TrialRunState, champion
-from tune_rescon.tracking.champion import ID_TAG
+from tune_rescon.tracking import Champion, SearchRunState, TrialRunState, registry
 from tune_rescon.tracking.mlflow_runs import PLACE_TAG, MlflowRunSync
+from tune_rescon.tracking.registry import ID_TAG
 
 MakeSync = Callable[[], MlflowRunSync]
 
@@ -203,7 +203,7 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def exported(_checkpoint: str) -> Iterator[Path]:
         yield folder
 
-    monkeypatch.setattr(champion, "load_exporter", lambda: exported)
+    monkeypatch.setattr(registry, "exported", exported)
 
 
 def register(sync: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
@@ -348,7 +348,7 @@ def test_a_champion_without_a_checkpoint_is_reported_and_not_registered(
         raise StorageError("best.ckpt is gone.")
         yield
 
-    monkeypatch.setattr(champion, "load_exporter", lambda: gone)
+    monkeypatch.setattr(registry, "exported", gone)
     (remark,) = register(make_sync(), OURS)
     assert remark == "The winner's network is not registered in MLflow: best.ckpt is gone."
     assert client.search_registered_models() == []

@@ -10,13 +10,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tune_rescon.tracking.mlflow_store import make_local_store
+from tune_rescon.tracking.worker import make_local_store
 
 #: Makes a store, and is killed when it has made some of its tables.
 MAKE_HALF = """
 import os, signal, sys
 import sqlalchemy
-from tune_rescon.tracking.mlflow_store import make_local_store
+from tune_rescon.tracking.worker import make_local_store
 
 made = []
 

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tune_rescon.storage import sqlite_url
-from tune_rescon.tracking.mlflow_store import follow_artifacts
+from tune_rescon.tracking.worker import follow_artifacts
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
 pytestmark = pytest.mark.timeout(60)  # an MLflow store is made once
@@ -77,7 +77,7 @@ def test_a_locked_store_is_retried(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without this step the search would write artifacts to where the storage was before."""
-    monkeypatch.setattr("tune_rescon.tracking.mlflow_store._BUSY_SECONDS", 0.0)
+    monkeypatch.setattr("tune_rescon.tracking.worker._BUSY_SECONDS", 0.0)
     file = Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")

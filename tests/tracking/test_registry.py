@@ -59,8 +59,8 @@ def test_the_model_is_registered_once_and_predicts_as_the_network_does(
 def test_exporter_is_preloaded_before_the_search_ends(
     make_sync: Callable[[], MlflowRunSync], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync, module = make_sync(), "tune_rescon.tracking.registry"
-    monkeypatch.delitem(sys.modules, module)
+    sync, module = make_sync(), "mlflow.pytorch"
+    monkeypatch.delitem(sys.modules, module, raising=False)
     sync.send(SearchRunState(id="1a"))
     assert module not in sys.modules
     sync.send(SearchRunState(id="1a", preload_exporter=True))

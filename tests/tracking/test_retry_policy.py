@@ -17,9 +17,8 @@ from sqlalchemy.exc import OperationalError
 from tests.waiting import wait_until
 from tune_rescon.command import progress_shown
 from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState
-from tune_rescon.tracking.mlflow_store import fatal_error_hint
 from tune_rescon.tracking.run_state import RunState
-from tune_rescon.tracking.worker import MlflowWorker
+from tune_rescon.tracking.worker import MlflowWorker, fatal_error_hint
 from tune_rescon.tracking.worker_client import CallResult
 
 # MLflow is imported, and each call is a database's.

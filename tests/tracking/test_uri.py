@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from tune_rescon.errors import StorageError
 from tune_rescon.tracking import check_tracking_uri
-from tune_rescon.tracking.mlflow_store import alone_at
+from tune_rescon.tracking.worker import alone_at
 
 
 @pytest.mark.parametrize(

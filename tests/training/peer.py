@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
-from tune_rescon.data.loader import Shard
+from tune_rescon.data.batch_sources import Shard
 from tune_rescon.models import build_described
 from tune_rescon.training import EpochReport, TrialProcess, fit, train_trial
 from tune_rescon.training.distributed import ProcessGroup

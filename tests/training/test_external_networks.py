@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tests.training.resuming import STEADY, Lives, assert_same_files, metrics_of, preempted
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
-from tune_rescon.data.pixels import Normalization, to_unit
+from tune_rescon.data.preprocessing import Normalization, to_unit
 from tune_rescon.errors import ConfigError, NetworkError
 from tune_rescon.inference import batches_of, export_model, predictions
 from tune_rescon.models import build_described, describe_network

@@ -13,8 +13,8 @@ import torch
 
 from tests.waiting import LONGEST_WAIT
 from tune_rescon.metric_names import GPU_METRICS, GPU_UTILISATION
-from tune_rescon.training import gpu_utilisation
-from tune_rescon.training.gpu_utilisation import UtilisationSampler, nvml_reading, sampled
+from tune_rescon.training import epoch_reporter
+from tune_rescon.training.epoch_reporter import nvml_reading, sampled
 
 if TYPE_CHECKING:
     from tests.training.conftest import Run
@@ -22,19 +22,8 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 
-def test_the_mean_is_of_the_readings_since_the_last_one() -> None:
-    readings = iter((0.5, 1.0, 0.25))
-    sampler = UtilisationSampler(lambda: next(readings))
-    assert math.isnan(sampler.mean())
-    sampler.sample()
-    sampler.sample()
-    assert sampler.mean() == 0.75
-    sampler.sample()
-    assert sampler.mean() == 0.25
-
-
 def test_a_thread_reads_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.001)
+    monkeypatch.setattr(epoch_reporter, "PERIOD", 0.001)
     third, count = threading.Event(), itertools.count(1)
 
     def read() -> float:
@@ -42,28 +31,48 @@ def test_a_thread_reads_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) ->
             third.set()
         return 0.5
 
-    sampler = UtilisationSampler(read)
-    with sampler.running():
+    with sampled(CPU, read) as mean:
         assert third.wait(LONGEST_WAIT)
     read_by_then = next(count)
-    assert sampler.mean() == 0.5
+    assert mean is not None
+    assert mean() == 0.5
     assert next(count) == read_by_then + 1, "it still reads"
+
+
+def test_the_mean_is_of_the_readings_since_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epoch_reporter, "PERIOD", 0.001)
+    first, third, go = iter((0.5, 1.0)), threading.Event(), threading.Event()
+
+    def read() -> float:
+        if (reading := next(first, None)) is not None:
+            return reading
+        third.set()
+        assert go.wait(LONGEST_WAIT)
+        return 0.25
+
+    with sampled(CPU, read) as mean:
+        assert mean is not None
+        assert third.wait(LONGEST_WAIT), "by then the first two are taken"
+        assert mean() == 0.75
+        assert math.isnan(mean())
+        go.set()
+    assert mean() == 0.25
 
 
 def test_a_reading_that_fails_ends_the_thread_alone(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.001)
+    monkeypatch.setattr(epoch_reporter, "PERIOD", 0.001)
     failed = threading.Event()
 
     def read() -> float:
         failed.set()
         raise RuntimeError("GPU is lost")
 
-    sampler = UtilisationSampler(read)
-    with sampler.running():
+    with sampled(CPU, read) as mean:
         assert failed.wait(LONGEST_WAIT)
-    assert math.isnan(sampler.mean())
+    assert mean is not None
+    assert math.isnan(mean())
     assert "no longer recorded: GPU is lost" in caplog.text
 
 
@@ -95,7 +104,7 @@ def test_nvml_tells_percents(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trial_reports_it_and_the_seconds_by_cause(
     train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu_utilisation, "PERIOD", 0.01)
+    monkeypatch.setattr(epoch_reporter, "PERIOD", 0.01)
     reports = train(folder=tmp_path, epochs=3, gpu_reading=lambda: 0.75)
     first, second, _ = (report.metrics for report in reports)
     assert first[GPU_UTILISATION] == second[GPU_UTILISATION] == 0.75

@@ -189,7 +189,7 @@ def test_safetensors_of_other_programs(
     save_file(theirs, file)
     known = read_initial(str(file))
     assert isinstance(known, FamilyWeights)
-    assert known.choice == {"preset": "rescon_attention92_32"}
+    assert known.network_fields == {"preset": "rescon_attention92_32"}
     for metadata in (None, {"format": "pt"}):
         save_file({"a.weight": torch.ones(1)}, file, metadata=metadata)
         with pytest.raises(NetworkError, match=r"^init_from: must hold .*unexpected a\.weight"):

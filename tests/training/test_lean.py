@@ -11,7 +11,7 @@ pytestmark = pytest.mark.torch
 
 SCRIPT = """
 import sys
-from tune_rescon.training.lean import import_lean_torchmetrics
+from tune_rescon.lazy import import_lean_torchmetrics
 
 import_lean_torchmetrics()
 import tune_rescon.training.trial

@@ -10,8 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_network
-from tune_rescon.training.optim import layer_names, make_optimizer, parameter_groups
-from tune_rescon.training.optimizers import Lion, Muon
+from tune_rescon.training.optim import Lion, Muon, layer_names, make_optimizer, parameter_groups
 
 CPU = torch.device("cpu")
 
@@ -122,7 +121,9 @@ def test_muon_takes_a_convolution_as_one_row_for_each_output_channel() -> None:
     )
     gradient = torch.randn(6, 4, 3, 3)
     for weight in (as_matrix, as_kernel):
-        optimizer = Muon([{"params": [weight], "weight_decay": 0.0, "matrix": True}], lr=0.1)
+        optimizer = Muon(
+            [{"params": [weight], "weight_decay": 0.0, "matrix": True}], lr=0.1, betas=(0.95, 0.999)
+        )
         weight.grad = gradient.view(weight.shape).clone()
         optimizer.step()
     torch.testing.assert_close(as_kernel.detach().flatten(1), as_matrix.detach())

@@ -20,8 +20,7 @@ from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
 from tune_rescon.training import EpochReport
 from tune_rescon.training.checkpoint import read_checkpoint
-from tune_rescon.training.module import TrialModule
-from tune_rescon.training.trainer import make_trainer
+from tune_rescon.training.module import TrialModule, make_trainer
 
 pytestmark = pytest.mark.torch
 

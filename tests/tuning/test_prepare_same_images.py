@@ -11,8 +11,8 @@ from PIL import Image
 
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import Account, describe
-from tune_rescon.data.account import LeftOut
 from tune_rescon.data.catalog import dataset_path
+from tune_rescon.data.selection import LeftOut
 from tune_rescon.errors import ConfigError, DataError
 from tune_rescon.spaces import dump_space, is_active, load_space, parse_space
 from tune_rescon.tuning import RunOptions, StudyRecord

@@ -40,7 +40,7 @@ from tune_rescon.tuning.study_attributes import record_outcome
 @pytest.fixture(autouse=True)
 def _quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease in a bucket is read back at once: these tests have one driver at a time, or know the other."""
-    monkeypatch.setattr("tune_rescon.storage.register.SharedValue.read_back_seconds", 0.02)
+    monkeypatch.setattr("tune_rescon.storage.remote.SharedValue.read_back_seconds", 0.02)
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_at_a_url_every_moment_is_resumed_or_started(
     assert any("s/study.db" in names and "s/space.yaml" not in names for names in written)
     assert sum("s/space.yaml" in names for names in written) > 1
     assert not any(name.startswith("s/opening/") for name in written[-1])
-    monkeypatch.setattr("tune_rescon.storage.register.SharedValue.read_back_seconds", 0.02)
+    monkeypatch.setattr("tune_rescon.storage.remote.SharedValue.read_back_seconds", 0.02)
     for number, files in enumerate(found):
         url = StorageUrl(url=f"memory://{uuid.uuid4().hex}/runs")
         again = dataclasses.replace(at_url, storage=url, cache_root=tmp_path / f"machine{number}")

@@ -34,7 +34,7 @@ from tune_rescon.clusters.commands import (
 from tune_rescon.clusters.head import ask_head
 from tune_rescon.clusters.machines import check_can_end
 from tune_rescon.errors import ClusterError, ClusterFileError, UserError, counted, format_error
-from tune_rescon.home import expanded_path
+from tune_rescon.paths import expanded_path
 
 __all__ = [
     "bring_up",

@@ -20,8 +20,7 @@ from typing import Final
 import psutil
 
 from tune_rescon.clusters.cluster_file import ClusterFile
-from tune_rescon.errors import ClusterError, ClusterFileError, format_error
-from tune_rescon.passwords import has_password
+from tune_rescon.errors import ClusterError, ClusterFileError, format_error, has_password
 
 __all__ = [
     "DASHBOARD_PORT",

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.data.account import Account
     from tune_rescon.data.catalog import DatasetInfo, describe, is_url, list_datasets, local_path
-    from tune_rescon.data.datamodule import ImageDataModule
+    from tune_rescon.data.datamodule import ImageDataModule, RawBatch
     from tune_rescon.data.dataset import ImageDataset, Split, open_dataset
     from tune_rescon.data.decode import USUAL_STORE_SIZE, decode_image
-    from tune_rescon.data.loader import RawBatch
+    from tune_rescon.data.selection import Account
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

@@ -1,6 +1,7 @@
 """Sources of batches: the mapped cache on demand, the mapped cache with prefetching, or the device's memory.
 
-All three sources return bitwise identical batches. They differ only in when and where the bytes are copied.
+If several processes train one trial, each of them reads its :class:`Shard` of every batch. All three sources
+return bitwise identical batches. They differ only in when and where the bytes are copied.
 
 Shape legend: B images of a batch, H = W stored side, C channels, N images of a split.
 """
@@ -25,16 +26,63 @@ from torch import Tensor
 from tune_rescon.data.dataset import ImageDataset, Split
 
 __all__ = [
+    "WHOLE",
     "BatchSource",
     "DeviceSource",
     "MemmapSource",
     "Part",
     "PrefetchSource",
-    "choose_supply",
+    "Shard",
+    "choose_source",
     "fits",
-    "made_ahead",
+    "prefetched",
     "release",
 ]
+
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The shard of every batch for one process. The shards are disjoint, and their union is the batch."""
+
+    rank: int = 0
+    """Rank of the process, counted from 0."""
+    count: int = 1
+    """World size: the number of processes of the trial."""
+
+    def __post_init__(self) -> None:
+        """Check that the rank is valid."""
+        assert 0 <= self.rank < self.count, f"rank {self.rank} of {self.count}"
+
+    def of(self, images: int) -> int:
+        """Return how many of ``images`` belong to this shard.
+
+        The sizes of the shards differ by at most one; the first shards are the larger ones.
+
+        >>> [Shard(rank=rank, count=3).of(8) for rank in range(3)]
+        [3, 3, 2]
+        """
+        return images // self.count + (self.rank < images % self.count)
+
+    def cut(self, order: IntArray, batch_size: int) -> tuple[IntArray, int]:
+        """Return this shard of each batch of ``order``, concatenated, and the number of images in one shard.
+
+        If the last batch is shorter, its shard is shorter or empty.
+
+        >>> Shard(rank=1, count=2).cut(np.arange(8), 3)
+        (array([2, 5, 7]), 1)
+        """
+        if self.count == 1:
+            return order, batch_size
+        batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+        mine = [np.array_split(batch, self.count)[self.rank] for batch in batches]
+        return np.concatenate([order[:0], *mine]), max(1, self.of(min(batch_size, len(order))))
+
+
+#: The shard of a trial with one process.
+WHOLE: Final = Shard()
 
 
 Part = Literal["train", "val", "test"]
@@ -71,7 +119,7 @@ def fits(needed: int, free: int) -> bool:
     return needed * _LARGEST_PART <= free
 
 
-def choose_supply(dataset: ImageDataset, part: Part, device: torch.device) -> BatchSource:
+def choose_source(dataset: ImageDataset, part: Part, device: torch.device) -> BatchSource:
     """Return the source of the batches of a trial on ``device``.
 
     On a CPU the mapped cache is already in the right memory. On a GPU the split is uploaded, unless it is
@@ -150,7 +198,6 @@ def _upload(split: Split, device: torch.device) -> DeviceSource:
     return DeviceSource(images_NHWC=images_NHWC, labels_N=torch.from_numpy(split.labels_N).to(device))
 
 
-IntArray = npt.NDArray[np.int64]
 #: images_BHWC as stored (uint8), and labels_B (int64).
 Pair = tuple[Tensor, Tensor]
 _Made = TypeVar("_Made")
@@ -165,7 +212,7 @@ class BatchSource(Protocol):
     def __len__(self) -> int:
         """Return the number of images of the split."""
 
-    def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
+    def batches(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
         """Yield the images at these positions, ``batch_size`` at a time; the last batch may be smaller."""
 
 
@@ -179,7 +226,7 @@ class MemmapSource:
         """Return the number of images of the split."""
         return len(self.split)
 
-    def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
+    def batches(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
         """Yield copies on the CPU."""
         return (_gather(self.split, chosen) for chosen in _cut(order, batch_size))
 
@@ -195,14 +242,14 @@ class PrefetchSource:
         """Return the number of images of the split."""
         return len(self.split)
 
-    def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
+    def batches(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
         """Yield copies on the device. Operations on the copies wait until the copies are complete.
 
         The thread runs as long as this pass; closing the iterator early stops the thread.
         """
         upload = _Upload(self.device)
         makers = (partial(self._make, upload, chosen) for chosen in _cut(order, batch_size))
-        with closing(made_ahead(makers, depth=_DEPTH)) as made:
+        with closing(prefetched(makers, depth=_DEPTH)) as made:
             for images_BHWC, labels_B, copied in made:
                 if copied is not None:
                     _wait_for_copy((images_BHWC, labels_B), copied)
@@ -223,7 +270,7 @@ class DeviceSource:
         """Return the number of images of the split."""
         return len(self.labels_N)
 
-    def walk(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
+    def batches(self, order: IntArray, batch_size: int) -> Iterator[Pair]:
         """Yield copies made within the device. Only the order is copied from the host, once per pass."""
         order_N = torch.from_numpy(order).to(self.labels_N.device)
         for start in range(0, len(order), batch_size):
@@ -231,7 +278,7 @@ class DeviceSource:
             yield self.images_NHWC.index_select(0, chosen_B), self.labels_N.index_select(0, chosen_B)
 
 
-def made_ahead(makers: Iterable[Callable[[], _Made]], *, depth: int) -> Generator[_Made]:
+def prefetched(makers: Iterable[Callable[[], _Made]], *, depth: int) -> Generator[_Made]:
     """Yield the results of ``makers`` in order; one other thread computes them up to ``depth`` items ahead.
 
     An exception of a maker is raised at the position of its result. When the iterator is closed, the thread

@@ -19,10 +19,9 @@ from filelock import FileLock
 
 from tune_rescon.atomic_write import atomic_write
 from tune_rescon.config import DatasetConfig
-from tune_rescon.data.account import Account
 from tune_rescon.data.decode import common_size, stored_size
 from tune_rescon.data.image_folder import list_folder
-from tune_rescon.data.selection import Selection
+from tune_rescon.data.selection import Account, Selection
 from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes, held_out_counts
 from tune_rescon.errors import DataError, StorageError, first_line, format_error, unknown_name_message
 

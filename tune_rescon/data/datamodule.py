@@ -1,15 +1,20 @@
-"""Lightning's data module: copy stored rows to the device and do all other work there.
+"""Lightning's data module: the batches of an epoch, and all work on them on the device.
+
+Batches are a function of (seed, epoch) alone, so that a resumed trial gets the same batches. Stored rows are
+copied to the device as bytes; augmentation, resizing and normalisation are done there.
 
 Shape legend: B images of a batch, C channels, H = W side (stored side before resizing, image_size after it),
-K classes.
+K classes, N images of a split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -25,13 +30,163 @@ from tune_rescon.data.augment import (
     resized_crop_and_flip,
     rotate,
 )
-from tune_rescon.data.batch_sources import Part, choose_supply
+from tune_rescon.data.batch_sources import WHOLE, BatchSource, Part, Shard, choose_source
 from tune_rescon.data.dataset import ImageDataset
-from tune_rescon.data.loader import WHOLE, Batches, RawBatch, Shard, ShuffledBatches, augmentation_rng
-from tune_rescon.data.pixels import Normalization
 from tune_rescon.data.policies import POLICIES, augment
+from tune_rescon.data.preprocessing import Normalization
 
-__all__ = ["ImageDataModule"]
+__all__ = [
+    "Batches",
+    "ImageDataModule",
+    "RawBatch",
+    "ShuffledBatches",
+    "augmentation_rng",
+    "balanced_order",
+    "epoch_order",
+]
+
+
+IntArray = npt.NDArray[np.int64]
+
+
+# numpy treats the seeds (s, e) and (s, e, 0) as equal, so each use of a seed begins with a separate number.
+_ORDER_STREAM = 2
+_AUGMENTATION_STREAM = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawBatch:
+    """Stored images without any processing. Lightning moves the tensors to the device.
+
+    Attributes:
+        images_BHWC: Images, uint8.
+        labels_B: Labels, int64.
+        place: Seed of the augmentation: (epoch, number of the batch), followed by the rank unless the rank
+            is 0. None: do not augment.
+    """
+
+    images_BHWC: Tensor
+    labels_B: Tensor
+    place: tuple[int, ...] | None = None
+
+    def to(self, device: torch.device | str) -> RawBatch:
+        """Return the batch on a device."""
+        return replace(
+            self,
+            images_BHWC=self.images_BHWC.to(device, non_blocking=True),
+            labels_B=self.labels_B.to(device, non_blocking=True),
+        )
+
+
+def epoch_order(images: int, *, seed: int, epoch: int) -> IntArray:
+    """Return the order of the images in an epoch.
+
+    Args:
+        images: Number of images.
+        seed: Seed of the trial.
+        epoch: The epoch, counted from 0.
+    """
+    return np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(images)
+
+
+def balanced_order(labels_N: IntArray, *, seed: int, epoch: int) -> IntArray:
+    """Return the order of the images in an epoch that shows each class equally often.
+
+    The classes' numbers of images differ by one at most; chance decides which classes have one more. Within a
+    class, no image is shown twice more often than another one. The order has as many images as the split.
+
+    Args:
+        labels_N: Classes of the images.
+        seed: Seed of the trial.
+        epoch: The epoch, counted from 0.
+    """
+    rng = np.random.default_rng((_ORDER_STREAM, seed, epoch))
+    present = np.unique(labels_N)
+    each, more = divmod(len(labels_N), len(present))
+    shown = [
+        _repeated(np.flatnonzero(labels_N == label), each + (place < more), rng)
+        for place, label in enumerate(rng.permutation(present))
+    ]
+    return rng.permutation(np.concatenate(shown))
+
+
+def _repeated(positions: IntArray, count: int, rng: np.random.Generator) -> IntArray:
+    """Return ``count`` of the positions: all of them in a random order, again and again."""
+    passes = -(-count // len(positions))
+    return np.concatenate([positions[:0], *(rng.permutation(positions) for _ in range(passes))])[:count]
+
+
+def augmentation_rng(place: tuple[int, ...], *, seed: int) -> np.random.Generator:
+    """Return the random generator for the augmentation of one training batch, or of one shard of it."""
+    return np.random.default_rng((_AUGMENTATION_STREAM, seed, *place))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Batches of a split in its stored order; the last may be shorter. Lightning accepts it as a loader.
+
+    It is not a ``DataLoader``, because a batch is one indexing operation on an array. Worker processes and
+    collation would only add cost.
+
+    Attributes:
+        images: Source of the split's images.
+        batch_size: Number of images of a batch.
+        share: The shard of each batch that is yielded.
+    """
+
+    images: BatchSource
+    batch_size: int
+    share: Shard = WHOLE
+
+    def __len__(self) -> int:
+        """Return the number of batches of one pass."""
+        return -(-len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        """Yield the batches of one pass."""
+        order, size = self.share.cut(np.arange(len(self.images)), self.batch_size)
+        for images_BHWC, labels_B in self.images.batches(order, size):
+            yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledBatches(Batches):
+    """Batches of a split in a new order for each epoch.
+
+    A short last batch is dropped unless it is the only batch.
+
+    Attributes:
+        seed: Seed of the order.
+        epoch: Called at the start of each pass; returns the epoch, counted from 0.
+        done: An epoch, and the number of its first batches that are done and not yielded again.
+        balanced_N: Classes of the images, if each class is to be shown equally often; None: each image is
+            shown once.
+    """
+
+    seed: int
+    epoch: Callable[[], int]
+    done: tuple[int, int] = (0, 0)
+    balanced_N: IntArray | None = None
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch."""
+        # A short batch may contain a single image, on which batch norm cannot train.
+        return max(1, len(self.images) // self.batch_size)
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        """Yield the batches of one pass."""
+        epoch, rank = self.epoch(), self.share.rank
+        first = self.done[1] if epoch == self.done[0] else 0
+        order = self._order(epoch)[: len(self) * self.batch_size]
+        order, size = self.share.cut(order[first * self.batch_size :], self.batch_size)
+        for number, (images_BHWC, labels_B) in enumerate(self.images.batches(order, size), start=first):
+            place = (epoch, number, rank) if rank else (epoch, number)
+            yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B, place=place)
+
+    def _order(self, epoch: int) -> IntArray:
+        if self.balanced_N is None:
+            return epoch_order(len(self.images), seed=self.seed, epoch=epoch)
+        return balanced_order(self.balanced_N, seed=self.seed, epoch=epoch)
 
 
 #: Validation stores no activations for a backward pass, so its batches can be larger. On a GPU they are so
@@ -184,7 +339,7 @@ class ImageDataModule(LightningDataModule):
         self, epoch: Callable[[], int], device: torch.device, done: tuple[int, int]
     ) -> ShuffledBatches:
         return ShuffledBatches(
-            images=choose_supply(self.dataset, "train", device),
+            images=choose_source(self.dataset, "train", device),
             batch_size=self.config.batch_size,
             share=self.share,
             seed=self.seed,
@@ -194,7 +349,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _in_order(self, part: Part, device: torch.device) -> Batches:
-        images = choose_supply(self.dataset, part, device)
+        images = choose_source(self.dataset, part, device)
         on_gpu = device.type == "cuda"
         factor = _VALIDATION_BATCH_FACTOR_ON_GPU if on_gpu else _VALIDATION_BATCH_FACTOR
         return Batches(images=images, batch_size=factor * self.config.batch_size, share=self.share)

@@ -9,20 +9,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from tune_rescon.config import DatasetConfig, TrialConfig
-from tune_rescon.data.account import as_text
 from tune_rescon.data.cache import Cache
 from tune_rescon.data.cache_builder import Progress, open_or_build_cache
 from tune_rescon.data.catalog import held_out_test_rule, split_rule, validation_tests
-from tune_rescon.data.preprocessing import Preprocessing
-from tune_rescon.data.selection import PARTS
+from tune_rescon.data.selection import PARTS, as_text
 from tune_rescon.data.sources import find_source
 from tune_rescon.data.splits import check_counts, draw_subset, stratified_split, with_label_noise
 from tune_rescon.errors import counted
+
+if TYPE_CHECKING:
+    from tune_rescon.data.preprocessing import Preprocessing
 
 __all__ = ["ImageDataset", "Split", "open_dataset"]
 
@@ -91,16 +93,10 @@ class ImageDataset:
 
     def preprocessing(self, config: TrialConfig, image_size: int) -> Preprocessing:
         """Return this dataset's preprocessing for a network with inputs of ``image_size`` pixels a side."""
-        return Preprocessing.of(
-            stored_side=self.stored_side,
-            image_size=image_size,
-            mean=self.mean,
-            std=self.std,
-            normalize=config.normalize,
-            resize=self.resize,
-            levels=self.levels,
-            interpolation=self.interpolation,
-        )
+        # Imported here because it imports torch, which the driver does not need.
+        from tune_rescon.data.preprocessing import Preprocessing
+
+        return Preprocessing.of(self, image_size=image_size, normalize=config.normalize)
 
 
 def open_dataset(

@@ -15,11 +15,21 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.data.account import Account, Kind, Tally, as_text
-from tune_rescon.data.image_tree import Tree, is_inside, join, plant, readable, walk
+from tune_rescon.data.image_tree import Tree, build_tree, is_inside, join, readable, walk
 from tune_rescon.data.opening import SUFFIXES, is_image_name
 from tune_rescon.data.parts import find_parts, is_usual_name
-from tune_rescon.data.selection import PARTS, Selection, as_pattern, is_hidden, normalized, settling
+from tune_rescon.data.selection import (
+    PARTS,
+    Account,
+    Kind,
+    Selection,
+    Tally,
+    as_pattern,
+    as_text,
+    is_hidden,
+    normalized,
+    set_option,
+)
 from tune_rescon.data.zip_archive import directory_bytes, open_zip, refuse_unreadable
 from tune_rescon.errors import DataError, format_error
 
@@ -80,7 +90,7 @@ def index_images(
             not fit together, or an ambiguous layout.
     """
     tally = Tally() if tally is None else tally
-    tree = plant(entries, selection, tally)
+    tree = build_tree(entries, selection, tally)
     if not tree.count(""):
         found = [f"{one.count} {one.kind} ({', '.join(one.names)})" for one in tally.left_out()]
         raise DataError(
@@ -129,7 +139,7 @@ def _class_names(tree: Tree, folders: Sequence[str], where: str) -> tuple[str, .
                 + (f"; without images: {', '.join(empty[:5])}" if empty else ""),
                 where=join(where, folders[0]),
                 hint="If the class folders lie elsewhere, name the folder that holds them, for example"
-                f" {settling('train', 'images/train')}.",
+                f" {set_option('train', 'images/train')}.",
             )
         )
     return names
@@ -154,7 +164,7 @@ def _check_empty_classes(
                         got=f"none of {name!r} to train, and some in {part}",
                         where=join(where, train[normalized(name)]),
                         hint="Add images to it, or leave the class out:"
-                        f" {settling('ignore', glob.escape(name))}.",
+                        f" {set_option('ignore', glob.escape(name))}.",
                     )
                 )
 
@@ -171,7 +181,7 @@ def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where
                     "every class must also be in the training part",
                     got=", ".join(map(repr, unknown)),
                     where=join(where, folder),
-                    hint=f"To leave it out: {settling('ignore', as_pattern(join(folder, unknown[0])))}.",
+                    hint=f"To leave it out: {set_option('ignore', as_pattern(join(folder, unknown[0])))}.",
                 )
             )
         for name, inside in found.items():
@@ -272,7 +282,7 @@ def _stamps(root: Path, selection: Selection) -> Iterator[str]:
     for entry in walk(root, selection, Tally()):
         path = entry.path.removesuffix("/")
         if path != entry.path:
-            if not selection.keeps_out(path):
+            if not selection.skips(path):
                 yield path
         elif is_image_name(path) and not selection.ignores(path):
             status = entry.found.stat()

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tune_rescon.data.account import Kind, Tally
 from tune_rescon.data.opening import is_image_name
-from tune_rescon.data.selection import Selection, is_hidden, is_junk_folder
+from tune_rescon.data.selection import Kind, Selection, Tally, is_hidden, is_junk_folder
 from tune_rescon.errors import DataError, format_error
 
-__all__ = ["Entry", "Tree", "find_images", "is_inside", "join", "plant", "readable", "sort_file", "walk"]
+__all__ = ["Entry", "Tree", "build_tree", "find_images", "is_inside", "join", "readable", "sort_file", "walk"]
 
 
 #: Image formats that are not supported. Their files are counted separately from text and tables.
@@ -118,7 +117,7 @@ class Tree:
         return rest
 
 
-def plant(entries: Iterable[str], selection: Selection, tally: Tally) -> Tree:
+def build_tree(entries: Iterable[str], selection: Selection, tally: Tally) -> Tree:
     """Build the tree of the images among the paths of a source.
 
     Args:
@@ -174,7 +173,7 @@ def _is_entered(folder: str, known: dict[str, bool], selection: Selection, tally
     path, is_open = "", True
     for step in folder.split("/"):
         path = join(path, step)
-        if is_open and path not in known and selection.keeps_out(path):
+        if is_open and path not in known and selection.skips(path):
             tally.add(Kind.TOOLS if is_junk_folder(step) else Kind.IGNORED, path)
             known[path] = False
         is_open = known.setdefault(path, is_open) and is_open
@@ -218,7 +217,7 @@ def walk(root: Path, selection: Selection, tally: Tally) -> Iterator[Entry]:
                         yield Entry(path, entry)
                     continue
                 yield Entry(f"{path}/", entry)
-                if selection.keeps_out(path):
+                if selection.skips(path):
                     continue
                 status = entry.stat()
                 here = (status.st_dev, status.st_ino)
@@ -239,7 +238,7 @@ def find_images(folder: Path, tally: Tally) -> list[Path]:
     """
     selection = Selection()
     with readable(folder):
-        tree = plant((entry.path for entry in walk(folder, selection, tally)), selection, tally)
+        tree = build_tree((entry.path for entry in walk(folder, selection, tally)), selection, tally)
     kept = tree.below("", lambda above, name: not (name.startswith(".") and tree.images[above]))
     tally.add(Kind.IN_HIDDEN, *set(tree.below("")).difference(kept))
     return sorted(folder / path for path in kept)

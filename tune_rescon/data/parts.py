@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NoReturn
 
 from tune_rescon.data.image_tree import Tree, join
-from tune_rescon.data.selection import PARTS, Selection, as_pattern, matches, settling
+from tune_rescon.data.selection import PARTS, Selection, as_pattern, matches, set_option
 from tune_rescon.errors import DataError, format_error
 
 __all__ = ["find_parts", "is_usual_name"]
@@ -91,7 +91,7 @@ def _matching(tree: Tree, pattern: str, part: str, where: str) -> tuple[str, ...
     if bare:
         rule = f"dataset.{part} must name a folder that holds class folders"
         above = bare[0].rpartition("/")[0] or "."
-        hint = f"If the class folders lie in {above}, write {settling(part, above)}."
+        hint = f"If the class folders lie in {above}, write {set_option(part, above)}."
         raise DataError(
             format_error(rule, got=f"{bare[0]}, which holds none with images", where=where, hint=hint)
         )
@@ -181,7 +181,7 @@ class _Usual:
 
     def _choosing(self, part: str, name: str) -> str:
         """Return the option that makes a folder a part."""
-        return settling(part, glob.escape(self._path(name)))
+        return set_option(part, glob.escape(self._path(name)))
 
     def _refuse_two(self, part: str, first: str, second: str) -> NoReturn:
         got = f"{self._path(first)} and {self._path(second)}"
@@ -200,8 +200,8 @@ class _Usual:
             hint = f"If {training[0]}/ is the training part: {self._choosing('train', training[0])} {parts}."
         elif self._others:
             hint = (
-                f"If the other folders are the classes to train on: {settling('train', '.')} {parts}."
-                f" If all of them are classes: {settling('train', '.')}."
+                f"If the other folders are the classes to train on: {set_option('train', '.')} {parts}."
+                f" If all of them are classes: {set_option('train', '.')}."
             )
         else:
             hint = f"Name the folder that trains: {self._choosing('train', next(iter(found.values())))}."
@@ -213,7 +213,7 @@ class _Usual:
             f"{name}/ must be the training part or a class",
             f"images directly in it, class folders in it, and {', '.join(self._others[:5])} beside it",
             f"If it is the training part: {self._choosing('train', name)}."
-            f" If it is a class: {settling('train', '.')}.",
+            f" If it is a class: {set_option('train', '.')}.",
         )
 
     def _refuse_flat_val(self, name: str) -> NoReturn:
@@ -221,12 +221,12 @@ class _Usual:
             f"{name}/ must hold class folders to be the validation part",
             "images without class folders",
             f"Sort them into {name}/CLASS/. Or do without them, and hold out a share of the training images:"
-            f" {settling('ignore', as_pattern(self._path(name)))}.",
+            f" {set_option('ignore', as_pattern(self._path(name)))}.",
         )
 
     def _refuse_unsorted(self) -> NoReturn:
         classes = (
-            f" If these folders are the classes: {settling('train', '.')}." if len(self._flat) > 1 else ""
+            f" If these folders are the classes: {set_option('train', '.')}." if len(self._flat) > 1 else ""
         )
         training = [name for name in self._flat if _USUAL_NAMES[name.lower()] == "train"]
         self._refuse(
@@ -243,14 +243,14 @@ class _Usual:
         }
         training = next(name for name, part in suggested.items() if part == "train")
         if "train" in split:
-            lines = (settling(part, glob.escape(holders[split[part]])) for part in PARTS if part in split)
+            lines = (set_option(part, glob.escape(holders[split[part]])) for part in PARTS if part in split)
             hint = f"If they are parts: {' '.join(lines)}."
         else:
             hint = f"If they are parts, sort the training images into {training}/CLASS/."
         self._refuse(
             f"{_folders([*suggested])} must be parts of the data set or classes",
             "names that suggest parts",
-            f"{hint} If all folders are classes: {settling('train', '.')}.",
+            f"{hint} If all folders are classes: {set_option('train', '.')}.",
         )
 
     def _refuse_part_or_class(self, doubtful: list[str]) -> NoReturn:
@@ -258,8 +258,8 @@ class _Usual:
         self._refuse(
             f"{_folders(doubtful)} must be a part of the data set or a class",
             f"images without class folders, beside {', '.join(self._others[:5])}",
-            f"If it is a class: {settling('train', '.')}."
-            f" If it is to be left out: {settling('ignore', ignored)}.",
+            f"If it is a class: {set_option('train', '.')}."
+            f" If it is to be left out: {set_option('ignore', ignored)}.",
         )
 
     def _refuse(self, rule: str, got: str, hint: str) -> NoReturn:

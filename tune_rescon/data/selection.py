@@ -1,7 +1,10 @@
-"""Select the files and folders of a source by a dataset's ``train``, ``val``, ``test`` and ``ignore``.
+"""The files and folders of a source that are read, and the account of those that are left out.
 
-Folders of other programs (thumbnails, indexes, recycle bins, earlier versions) are never selected. Only known
-names of such folders are listed, because an unknown hidden folder may be a class (``.net``).
+A dataset's ``train``, ``val``, ``test`` and ``ignore`` select them. Folders of other programs (thumbnails,
+indexes, recycle bins, earlier versions) are never selected. Only known names of such folders are listed,
+because an unknown hidden folder may be a class (``.net``).
+
+No file is left out silently: a dry run, the start of a search, its report and its record show the account.
 """
 
 from __future__ import annotations
@@ -9,24 +12,32 @@ from __future__ import annotations
 import glob
 import shlex
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig
-from tune_rescon.data.account import as_text
+from tune_rescon.errors import counted
 
 __all__ = [
     "PARTS",
+    "Account",
+    "Kind",
+    "LeftOut",
     "Selection",
+    "Tally",
     "as_pattern",
+    "as_text",
     "is_hidden",
     "is_junk_folder",
+    "left_out_lines",
     "matches",
     "normalized",
-    "settling",
+    "set_option",
 ]
 
 
@@ -117,7 +128,7 @@ class Selection:
             for pattern in self._ignored
         )
 
-    def keeps_out(self, folder: str) -> bool:
+    def skips(self, folder: str) -> bool:
         """Return whether a folder is skipped, because it is ignored or belongs to another program."""
         return is_junk_folder(folder.rpartition("/")[2]) or self.ignores(folder)
 
@@ -165,10 +176,183 @@ def as_pattern(path: str) -> str:
     return pattern if "/" in pattern else f"/{pattern}"
 
 
-def settling(field: str, value: str) -> str:
+def set_option(field: str, value: str) -> str:
     """Return the command-line option that resolves an ambiguity, as the user types it.
 
-    >>> settling("ignore", "/my val")
+    >>> set_option("ignore", "/my val")
     "`--set 'dataset.ignore=/my val'`"
     """
     return f"`--set {shlex.quote(f'dataset.{field}={value}')}`"
+
+
+#: Maximum number of names that the account lists for each kind.
+_NAMED: Final = 3
+
+#: Maximum number of classes for which a line lists the count of each class. With more classes, the line lists
+#: only the smallest and the largest class.
+_FEW_CLASSES: Final = 10
+
+
+class Kind(StrEnum):
+    """Reasons why files and folders are left out. docs/howto/images.md explains each reason."""
+
+    OUTSIDE = "images outside train, val and test"
+    NO_CLASS = "images without a class folder"
+    IN_HIDDEN = "images in hidden folders beside images"
+    HIDDEN = "hidden files"
+    IGNORED = "ignored by dataset.ignore"
+    FORMAT = "images of formats that are not read"
+    OTHER = "files that are no images"
+    EMPTY = "folders without images"
+    TOOLS = "folders of other programs"
+    DANGLING = "links that lead nowhere"
+    LOOP = "links back to a folder above"
+    SPECIAL = "neither files nor folders"
+    ZIP_LINK = "links inside the zip"
+    REPEATED = "earlier entries of the same name in the zip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """The files or folders that are left out for one reason.
+
+    Attributes:
+        kind: The reason, a value of :class:`Kind`.
+        count: Number of files or folders.
+        names: The first names in sorted order.
+    """
+
+    kind: str
+    count: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """The result of a listing.
+
+    Attributes:
+        class_names: Class names in the order of the labels.
+        per_class: Number of images of each class, for each part (train, val, test).
+        left_out: All other files and folders, by kind.
+    """
+
+    class_names: tuple[str, ...]
+    per_class: Mapping[str, tuple[int, ...]]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Number of images of each part."""
+        return {part: sum(counts) for part, counts in self.per_class.items()}
+
+    def lines(self) -> list[str]:
+        """Return the account as text: a line for the files that are read, and one for each kind left out.
+
+        >>> Account(class_names=("cat", "dog"), per_class={"train": (3, 4), "val": (0, 0)}).lines()
+        ['found 2 classes; images: train 7 (cat 3, dog 4), val 0']
+        >>> Account(class_names=("cat", "dog"), per_class={"train": (3, 4), "val": (0, 2)}).lines()[1]
+        'val has no images of cat: no value says how well a network does there'
+        """
+        parts = [
+            f"{part} {count}" + (f" ({self._spread(part)})" if part == "train" else "")
+            for part, count in self.images.items()
+        ]
+        found = f"found {counted(len(self.class_names), 'class', 'classes')}; images: {', '.join(parts)}"
+        hidden = [name for name in self.class_names if name.startswith(".")]
+        as_classes = (
+            [f"hidden folders read as classes: {_first(hidden[:_NAMED], len(hidden))}"] if hidden else []
+        )
+        return [found, *self._unseen(), *as_classes, *left_out_lines(self.left_out)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for the record and for :meth:`from_json`."""
+        return {
+            "class_names": list(self.class_names),
+            "images": self.images,
+            "per_class": {part: list(counts) for part, counts in self.per_class.items()},
+            "left_out": [
+                {"kind": one.kind, "count": one.count, "names": list(one.names)} for one in self.left_out
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Account:
+        """Create the account from the result of :meth:`to_json`."""
+        return cls(
+            class_names=tuple(values["class_names"]),
+            per_class={part: tuple(counts) for part, counts in values["per_class"].items()},
+            left_out=tuple(
+                LeftOut(kind=one["kind"], count=one["count"], names=tuple(one["names"]))
+                for one in values["left_out"]
+            ),
+        )
+
+    def _unseen(self) -> Iterator[str]:
+        """Yield a line for each part that has images, and none of some class."""
+        for part, counts in self.per_class.items():
+            absent = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+            if any(counts) and absent:
+                shown = _first(absent[:_NAMED], len(absent))
+                yield f"{part} has no images of {shown}: no value says how well a network does there"
+
+    def _spread(self, part: str) -> str:
+        counts = dict(zip(self.class_names, self.per_class[part], strict=True))
+        if len(counts) <= _FEW_CLASSES:
+            return ", ".join(f"{name} {count}" for name, count in counts.items())
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        return f"{counts[least]} of {least} to {counts[most]} of {most}"
+
+
+@dataclass
+class Tally:
+    """Collects the left-out files while a source is listed."""
+
+    _names: dict[Kind, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, kind: Kind, *names: str) -> None:
+        """Record that these files are left out."""
+        self._names[kind] += names
+
+    def left_out(self, *expected: Kind) -> tuple[LeftOut, ...]:
+        """Return the recorded files in the order of :class:`Kind`; a name recorded twice counts once.
+
+        Args:
+            expected: Kinds that are returned also with a count of 0.
+        """
+        found = ((kind, sorted(set(self._names.get(kind, ())))) for kind in Kind)
+        return tuple(
+            LeftOut(kind=kind.value, count=len(names), names=tuple(names[:_NAMED]))
+            for kind, names in found
+            if names or kind in expected
+        )
+
+
+def left_out_lines(left_out: Iterable[LeftOut]) -> list[str]:
+    """Return a line of text for each kind.
+
+    >>> left_out_lines([LeftOut(kind="hidden files", count=5, names=("a/._1.png", "a/._2.png"))])
+    ['left out, hidden files: 5 (a/._1.png, a/._2.png, ...)']
+    """
+    return [
+        f"left out, {one.kind}: {one.count}" + (f" ({_first(one.names, one.count)})" if one.names else "")
+        for one in left_out
+    ]
+
+
+def as_text(name: str) -> str:
+    r"""Return a file name that every encoding can hold: bytes that are no UTF-8 become \xe9 and the like.
+
+    Python has lone surrogates for such bytes, which older programs and disks write.
+
+    >>> as_text("caf\udce9")
+    'caf\\xe9'
+    """
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _first(names: Sequence[str], count: int) -> str:
+    # A name may contain a line break.
+    shown = [as_text(name) for name in names]
+    shown = [name if name.isprintable() else repr(name) for name in shown]
+    return ", ".join(shown + (["..."] if count > len(names) else []))

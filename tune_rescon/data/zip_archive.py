@@ -20,9 +20,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.data.account import Kind, Tally
 from tune_rescon.data.image_tree import readable
-from tune_rescon.data.selection import as_pattern, settling
+from tune_rescon.data.selection import Kind, Tally, as_pattern, set_option
 from tune_rescon.errors import DataError, format_error
 
 __all__ = ["Archive", "directory_bytes", "inflated", "largest_member", "open_zip", "refuse_unreadable"]
@@ -224,7 +223,7 @@ def refuse_unreadable(archive: Archive, paths: Iterable[str]) -> None:
                     "the images of a zip must not inflate beyond their bounds",
                     got=f"{path}, which {excess}",
                     where=str(archive.path),
-                    hint=f"Leave it out: {settling('ignore', as_pattern(path))}. If it is a picture,"
+                    hint=f"Leave it out: {set_option('ignore', as_pattern(path))}. If it is a picture,"
                     " unpack the zip and give the folder.",
                 )
             )

@@ -1,7 +1,7 @@
 """Build the space of the finals: the search's engine runs every row of the space, and nothing else.
 
 The space's metric is measured on the test images. Therefore no images are held out, no trial is stopped
-early and no parameter is sampled: see :mod:`tune_rescon.spaces.rules`.
+early and no parameter is sampled: see :mod:`tune_rescon.spaces.space`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tune_rescon.errors import ConfigError, StorageError, UserError, format_error, unknown_name_message
 from tune_rescon.models import NetworkSpec
-from tune_rescon.output_paths import check_output_file, check_output_folder
+from tune_rescon.paths import check_output_file, check_output_folder
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.weights import Classifier
 

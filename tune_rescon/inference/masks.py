@@ -27,9 +27,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tune_rescon.atomic_write import atomic_write
-from tune_rescon.data.account import as_text
 from tune_rescon.data.decode import Levels, blaming_the_image, to_rgb
 from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
+from tune_rescon.data.selection import as_text
 from tune_rescon.errors import ConfigError, format_error, unknown_name_message
 from tune_rescon.inference.pictures import Pictures
 from tune_rescon.inference.predict import pixels

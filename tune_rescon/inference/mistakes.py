@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from tune_rescon.data.dataset import ImageDataset, Split
-from tune_rescon.data.pixels import to_unit
+from tune_rescon.data.preprocessing import to_unit
 from tune_rescon.errors import DataError, NetworkError, counted, format_error
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.device import DeviceConfig

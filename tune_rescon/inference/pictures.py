@@ -18,10 +18,10 @@ from PIL import Image
 
 from tune_rescon.command import print_line
 from tune_rescon.data import decode_image
-from tune_rescon.data.account import Tally, left_out_lines
 from tune_rescon.data.decode import BadImageError
 from tune_rescon.data.image_tree import find_images
 from tune_rescon.data.opening import SUFFIXES, without_remarks
+from tune_rescon.data.selection import Tally, left_out_lines
 from tune_rescon.errors import DataError, format_error
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tune_rescon.data.pixels import to_unit
+from tune_rescon.data.preprocessing import to_unit
 from tune_rescon.errors import NetworkError, format_error
 from tune_rescon.inference.pictures import Pictures
 from tune_rescon.training import TrainedNetwork

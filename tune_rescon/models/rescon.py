@@ -20,14 +20,15 @@ from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec
 from tune_rescon.models.presets import resolve_network
 from tune_rescon.models.spec import NetworkSpec, iter_layers
 
-__all__ = ["StateDict", "describe_value", "find_state_dicts", "load_rescon", "rescon_names"]
+__all__ = ["StateDict", "describe_value", "find_state_dicts", "listed", "load_rescon", "rescon_names"]
 
 
 #: Maximum depth at which nested dicts are searched.
 _MAX_DEPTH: Final = 5
 
-#: Maximum number of keys that a message lists; it counts the others.
-_NAMED: Final = 6
+#: Maximum number of a dict's keys, and of wrong names, that a message lists; it counts the others.
+_SHOWN_KEYS: Final = 6
+_SHOWN_NAMES: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,17 @@ def describe_value(value: object) -> str:
         return f"a {type(value).__name__}"
     if not value:
         return "an empty dict"
-    more = f" and {len(value) - _NAMED} more" if len(value) > _NAMED else ""
-    return f"a dict of {', '.join(str(key) for key in list(value)[:_NAMED])}{more}"
+    return f"a dict of {listed([str(key) for key in value], _SHOWN_KEYS)}"
+
+
+def listed(names: Sequence[str], most: int = _SHOWN_NAMES) -> str:
+    """Return at most ``most`` of the names as text, and the number of the others.
+
+    >>> listed(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 #: Presets of the networks that these repositories define.
@@ -101,9 +111,6 @@ TENSORS: Final[Mapping[str, tuple[str, ...]]] = {
     "norm": ("weight", "bias", "running_mean", "running_var", COUNTER),
     "linear": ("weight", "bias"),
 }
-
-#: Maximum number of wrong names that an error lists; it counts the others.
-NAMED: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +176,7 @@ def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
         raise NetworkError(_mismatch_message(*min(matched, key=_mismatches), parts))
     if len(fitting) > 1:
         places = [part.place or "the outermost dict" for part, _ in fitting]
-        got = f"{len(places)}, in {_listed(places)}"
+        got = f"{len(places)}, in {listed(places)}"
         hint = "Give the state dict of one of them."
         raise NetworkError(format_error("must hold one network", got=got, where="state_dict", hint=hint))
     ((part, found),) = fitting
@@ -210,10 +217,10 @@ def _mismatch_message(part: StateDict, nearest: _Candidate, parts: Sequence[Stat
     """Return the message that explains why the nearest dict is not a known network, and lists the others."""
     keys = part.tensors.keys()
     wrong = [("missing", nearest.missing(keys)), ("unexpected", nearest.unexpected(keys))]
-    got = "; ".join(f"{word} {_listed(names)}" for word, names in wrong if names)
+    got = "; ".join(f"{word} {listed(names)}" for word, names in wrong if names)
     rule = f"must hold the weights of {', '.join(KNOWN)} (nearest: {nearest.preset})"
     found = [f"{one.place or 'the outermost dict'} ({len(one.tensors)})" for one in parts]
-    hint = f"Tensors were found in {_listed(found)}." if len(found) > 1 or part.place else ""
+    hint = f"Tensors were found in {listed(found)}." if len(found) > 1 or part.place else ""
     return format_error(rule, got=got, where=part.place or "state_dict", hint=hint)
 
 
@@ -296,8 +303,3 @@ def _check_shape(name: str, theirs: Tensor, ours: Tensor, preset: str) -> None:
     if theirs.shape != ours.shape:
         rule = f"is {'x'.join(map(str, ours.shape))} in {preset}"
         raise NetworkError(format_error(rule, got="x".join(map(str, theirs.shape)), where=name))
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -398,26 +398,10 @@ def _unit(path: str, unit: UnitSpec, side: int) -> Iterator[Layer]:
             yield _norm(f"{path}.projection_norm", unit.channels, out_side)
 
 
-def _conv(
-    name: str,
-    in_channels: int,
-    out_channels: int,
-    side: int,
-    *,
-    kernel: int = 1,
-    stride: int = 1,
-    groups: int = 1,
-) -> Layer:
-    return Layer(
-        name=name,
-        kind="conv",
-        in_channels=in_channels,
-        out_channels=out_channels,
-        side=side,
-        kernel=kernel,
-        stride=stride,
-        groups=groups,
-    )
+def _conv(name: str, in_channels: int, out_channels: int, side: int, **kernel: int) -> Layer:
+    """Return a convolution; ``kernel`` are further numbers of :class:`Layer`."""
+    channels = {"in_channels": in_channels, "out_channels": out_channels}
+    return Layer(name=name, kind="conv", side=side, **channels, **kernel)
 
 
 def _norm(name: str, channels: int, side: int) -> Layer:

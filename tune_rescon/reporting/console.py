@@ -13,7 +13,7 @@ from typing import Final
 from rich.console import Console, ConsoleDimensions
 from typing_extensions import override
 
-from tune_rescon.passwords import hide_passwords
+from tune_rescon.errors import hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.folder import SearchFolder

@@ -14,9 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tune_rescon.data import DatasetInfo, describe
-from tune_rescon.errors import counted
+from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.models import Cost, describe_network, network_cost
-from tune_rescon.passwords import hide_passwords
 from tune_rescon.reporting.formatting import duration, format_number
 from tune_rescon.reporting.measured_speed import measure_epochs, speed_message
 from tune_rescon.spaces import Space, count_points, dump_space, preview, trial_config

@@ -15,8 +15,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from tune_rescon.command import INTERRUPTED, progress_shown
-from tune_rescon.errors import ClusterError, SearchError, presentable
-from tune_rescon.passwords import shell_command
+from tune_rescon.errors import ClusterError, SearchError, presentable, shell_command
 from tune_rescon.reporting.events import EventLines
 from tune_rescon.reporting.formats import note_text
 from tune_rescon.reporting.live.view import LiveView

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tune_rescon.lazy import lazy_names
+from tune_rescon.spaces.field_rules import corners
 from tune_rescon.spaces.loading import (
     chosen_values,
     dump_space,
@@ -29,8 +30,6 @@ from tune_rescon.spaces.loading import (
     space_folder,
     yaml_text,
 )
-from tune_rescon.spaces.networks import corners
-from tune_rescon.spaces.overlap import Overlap, overlap, overlap_message, place_config
 from tune_rescon.spaces.parameters import (
     CategoricalParameter,
     FloatParameter,
@@ -39,15 +38,18 @@ from tune_rescon.spaces.parameters import (
     When,
     is_active,
 )
-from tune_rescon.spaces.rules import longest_warmup
 from tune_rescon.spaces.sampling import (
+    Overlap,
     count_points,
     distributions,
     first_rows,
     free_points,
     from_optuna,
     grid_points,
+    overlap,
+    overlap_message,
     pending_rows,
+    place_config,
     point_key,
     preview,
     random_points,
@@ -67,7 +69,7 @@ from tune_rescon.spaces.sections import (
     Sampler,
     Scheduler,
 )
-from tune_rescon.spaces.space import Space
+from tune_rescon.spaces.space import Space, longest_warmup
 
 if not TYPE_CHECKING:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

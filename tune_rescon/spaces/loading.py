@@ -20,7 +20,6 @@ from tune_rescon.errors import SpaceError, dotted, format_error, unknown_name_me
 from tune_rescon.spaces.field_rules import check_rows
 from tune_rescon.spaces.overrides import apply_overrides
 from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.rules import PartialSpace, check_rules
 from tune_rescon.spaces.sections import (
     Budget,
     Fidelity,
@@ -32,7 +31,7 @@ from tune_rescon.spaces.sections import (
     Section,
     Value,
 )
-from tune_rescon.spaces.space import Space, read_dataset
+from tune_rescon.spaces.space import PartialSpace, Space, check_rules, read_dataset
 from tune_rescon.spaces.yaml_document import Document, Problem, SourceLine, problems_in, read_document, shown
 
 __all__ = [

@@ -1,18 +1,41 @@
-"""The complete space file as one frozen model; every instance is valid."""
+"""The complete space file as one frozen model, and the rules between its sections; every instance is valid.
+
+The rules check a :class:`PartialSpace`: the sections that could be read. An unreadable section therefore does
+not hide what is wrong in the others, and every rule checks only the sections that it has.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidatorFunctionWrapHandler, WrapValidator
 
 from tune_rescon.config import DatasetConfig, check_field, field_names
-from tune_rescon.errors import format_error, unknown_name_message
-from tune_rescon.spaces.field_rules import holds_text
-from tune_rescon.spaces.parameters import Parameter
-from tune_rescon.spaces.rules import FOLDER_ONLY, PartialSpace, check_rules
+from tune_rescon.data import list_datasets
+from tune_rescon.errors import KeyPath, counted, dotted, format_error, unknown_name_message
+from tune_rescon.spaces.field_rules import (
+    check_conditions,
+    check_fields,
+    check_rows,
+    check_shares,
+    choice_of,
+    holds_text,
+    missing_networks,
+    only_rows,
+    unknown_fields,
+)
+from tune_rescon.spaces.parameters import (
+    CategoricalParameter,
+    Parameter,
+    combinations,
+    is_among,
+    is_finite,
+)
 from tune_rescon.spaces.sections import (
     FROM_LIST,
     AutoResources,
@@ -28,7 +51,7 @@ from tune_rescon.spaces.sections import (
 )
 from tune_rescon.spaces.yaml_document import A_SECTION, Problem, quoting, raise_problems, shown
 
-__all__ = ["Space", "read_dataset"]
+__all__ = ["FOLDER_ONLY", "PartialSpace", "Space", "check_rules", "longest_warmup", "read_dataset"]
 
 
 def read_dataset(value: Any) -> DatasetConfig:
@@ -151,3 +174,216 @@ class Space(Section):
         # A dataset that is known by its name has no folders to choose from.
         unset: dict[str, Any] = dict.fromkeys(FOLDER_ONLY)
         return dataclasses.replace(self.dataset, name=name, **unset)
+
+
+#: Fields of a dataset that only a user's own images have.
+FOLDER_ONLY: Final = ("path", "train", "val", "test", "ignore")
+
+#: The most points of a grid: a larger grid is a mistake.
+_LARGEST_GRID: Final = 10_000
+
+#: Sampler types whose Optuna sampler silently draws such parameters at random instead of modelling them.
+_MODELS_NO_WHEN: Final = ("gp", "cmaes")
+_MODELS_NO_CATEGORICAL: Final = ("cmaes",)
+_MODELS_NO_SINGLE: Final = ("cmaes",)
+
+#: Samplers that raise if a study has two objectives.
+_ONE_OBJECTIVE: Final = ("cmaes",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialSpace:
+    """The sections that could be read; None (or empty) for the others."""
+
+    dataset: DatasetConfig | None = None
+    metric: Metric | None = None
+    fidelity: Fidelity | None = None
+    sampler: Sampler | None = None
+    scheduler: Scheduler | None = None
+    budget: Budget | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    unread: Sequence[str] = ()
+    """Names of the parameters that could not be read. Rules between parameters wait until this is empty."""
+    initial: Sequence[Mapping[str, Any]] = ()
+    resources_per_trial: Resources | None = None
+
+
+def check_rules(draft: PartialSpace) -> Iterator[Problem]:
+    """Yield a problem for every rule between sections that ``draft`` breaks."""
+    fields = list(check_fields(draft.fixed, draft.parameters))
+    yield from fields
+    yield from unknown_fields(draft.unread)
+    yield from _check_dataset(draft)
+    yield from _check_evaluation_images(draft)
+    if draft.unread or not draft.parameters:
+        return
+    conditions = list(check_conditions(draft.parameters))
+    yield from conditions
+    yield from _check_scheduler(draft)
+    if fields or conditions:
+        return
+    yield from _check_warmup(draft)
+    if draft.resources_per_trial:
+        yield from check_shares(draft.resources_per_trial.workers, draft.fixed, draft.parameters)
+    rows = list(check_rows(draft.initial, draft.parameters))
+    yield from rows
+    yield from _check_sampler(draft)
+    known = only_rows(draft.initial, trials=draft.budget.trials) if draft.budget and not rows else ()
+    yield from missing_networks(draft.fixed, draft.parameters, known)
+
+
+def _check_dataset(draft: PartialSpace) -> Iterator[Problem]:
+    """Check the dataset names, and that ``folder`` has a path and no other dataset has one.
+
+    If the dataset is searched, the section's name must be among the choices.
+    """
+    if draft.dataset is None:
+        return
+    wanted: dict[KeyPath, Any] = {("dataset", "name"): draft.dataset.name}
+    searched = draft.parameters.get("dataset")
+    if isinstance(searched, CategoricalParameter):
+        if not is_among(draft.dataset.name, searched.choices):
+            rule = f"must be one of the searched datasets {', '.join(map(str, searched.choices))}"
+            text = format_error(rule, got=draft.dataset.name)
+            yield Problem(path=("dataset", "name"), text=text)
+        for index, name in enumerate(searched.choices):
+            wanted["parameters", "dataset", "choices", index] = name
+    for path, name in wanted.items():
+        if name not in list_datasets():
+            yield Problem(path=path, text=unknown_name_message("dataset", name, list_datasets()))
+    if "folder" in wanted.values():
+        if draft.dataset.path is None:
+            hint = "Give it with --set dataset.path=DIR, or the URL of a .zip."
+            rule = "`dataset.path`, a directory or .zip of images, is missing"
+            yield Problem(path=("dataset",), text=format_error(rule, hint=hint))
+        return
+    for key in (*FOLDER_ONLY, "resize"):
+        given = getattr(draft.dataset, key)
+        if given not in (None, "crop"):
+            rule = f"only the dataset `folder` has {'a path' if key == 'path' else f'`{key}`'}"
+            yield Problem(path=("dataset", key), text=format_error(rule, got=shown(given)))
+
+
+def _check_evaluation_images(draft: PartialSpace) -> Iterator[Problem]:
+    """Check which images evaluate the trials: the held-out images or the test images.
+
+    No choice may be made by the test images.
+    """
+    if draft.metric is None or draft.dataset is None:
+        return
+    on_test_images = draft.metric.of_test_images
+    if on_test_images == draft.dataset.hold_out:
+        rule = "`dataset.hold_out: false` must be set with a metric of the test images, and with no other"
+        held = str(draft.dataset.hold_out).lower()
+        text = format_error(rule, got=f"hold_out {held} and {draft.metric.name}")
+        yield Problem(path=("metric", "name"), text=text)
+    elif on_test_images and draft.scheduler and draft.scheduler.stops_trials:
+        rule = "must be none if the test images evaluate the trials, once, after the last epoch"
+        yield Problem(path=("scheduler", "type"), text=format_error(rule, got=draft.scheduler.type))
+    elif on_test_images and draft.budget and draft.budget.trials > len(draft.initial):
+        rows = counted(len(draft.initial), "row")
+        rule = f"must be at most the {rows} of `initial` if the test images evaluate them"
+        hint = "A search chooses by validation images; `tune_rescon.train` evaluates the chosen trials."
+        text = format_error(rule, got=str(draft.budget.trials), hint=hint)
+        yield Problem(path=("budget", "trials"), text=text)
+
+
+def _check_scheduler(draft: PartialSpace) -> Iterator[Problem]:
+    """Check that ``group_by`` names a categorical that every trial has, and the budget of epochs."""
+    yield from _check_epochs(draft)
+    name = draft.scheduler.group_by if draft.scheduler else None
+    if name is None:
+        return
+    known = [
+        other
+        for other, parameter in draft.parameters.items()
+        if isinstance(parameter, CategoricalParameter) and parameter.when is None
+    ]
+    if name not in known:
+        rule = "must name a categorical parameter without `when`"
+        text = format_error(rule, got=shown(name), hint=choice_of(known))
+        yield Problem(path=("scheduler", "group_by"), text=text)
+
+
+def _check_epochs(draft: PartialSpace) -> Iterator[Problem]:
+    """Check that only the scheduler ``auto``, which plans its budget, is given a budget of epochs."""
+    if draft.scheduler is None or draft.budget is None or draft.scheduler.type == "auto":
+        return
+    if draft.budget.epochs is not None:
+        rule = "must be left out unless `scheduler.type` is auto"
+        yield Problem(path=("budget", "epochs"), text=format_error(rule, got=str(draft.budget.epochs)))
+
+
+def _check_warmup(draft: PartialSpace) -> Iterator[Problem]:
+    """Check that the warm-up ends before training ends, and before the first trial may be stopped."""
+    if draft.fidelity is None:
+        return
+    path, epochs = longest_warmup(draft.fixed, draft.parameters)
+    if epochs > draft.fidelity.max:
+        rule = f"must be at most `fidelity.max` ({draft.fidelity.max})"
+        yield Problem(path=path, text=format_error(rule, got=shown(epochs)))
+    elif draft.scheduler and draft.scheduler.stops_trials and epochs > draft.fidelity.min:
+        rule = f"must cover the warm-up (`{dotted(path)}`: {shown(epochs)}), when values rank no trials"
+        hint = f"Write `min: {math.ceil(epochs)}`."
+        text = format_error(rule, got=str(draft.fidelity.min), hint=hint)
+        yield Problem(path=("fidelity", "min"), text=text)
+
+
+def longest_warmup(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[KeyPath, float]:
+    """Return the place of the longest warm-up that a trial can have, and its epochs."""
+    parameter = parameters.get("warmup_epochs")
+    if isinstance(parameter, CategoricalParameter):
+        return ("parameters", "warmup_epochs", "choices"), max(parameter.choices)
+    if parameter:
+        return ("parameters", "warmup_epochs", "high"), parameter.high
+    return ("fixed", "warmup_epochs"), fixed.get("warmup_epochs", 0)
+
+
+def _check_sampler(draft: PartialSpace) -> Iterator[Problem]:
+    """Check that the sampler supports the objectives and the parameters."""
+    if draft.sampler is None:
+        return
+    kind = draft.sampler.type
+    against = draft.metric and draft.metric.against
+    if against and kind in _ONE_OBJECTIVE:
+        rule = f"sampler {kind} takes one objective"
+        hint = "Use `sampler.type: tpe`, nsga2 or gp, or leave `metric.against` out."
+        text = format_error(rule, got=f"`metric.against: {against}` too", hint=hint)
+        yield Problem(path=("sampler", "type"), text=text)
+    if kind == "grid":
+        yield from _check_grid(draft)
+    if kind in _MODELS_NO_SINGLE and len(draft.parameters) == 1:
+        text = format_error(
+            f"sampler {kind} needs two parameters", got="one", hint="Use `sampler.type: tpe`."
+        )
+        yield Problem(path=("sampler", "type"), text=text)
+    for name, parameter in draft.parameters.items():
+        path = ("parameters", name)
+        if kind in _MODELS_NO_WHEN and parameter.when:
+            text = format_error(f"sampler {kind} takes no `when`", got="one", hint="Use `sampler.type: tpe`.")
+            yield Problem(path=(*path, "when"), text=text)
+        if kind in _MODELS_NO_CATEGORICAL and isinstance(parameter, CategoricalParameter):
+            text = format_error(
+                f"sampler {kind} takes numbers only", got="a categorical", hint="Use `sampler.type: tpe`."
+            )
+            yield Problem(path=path, text=text)
+
+
+def _check_grid(draft: PartialSpace) -> Iterator[Problem]:
+    """Check that the grid's points can be listed, and that ``initial`` is empty."""
+    if draft.initial:
+        text = format_error(
+            "a grid runs every combination; `initial` must be empty", got=counted(len(draft.initial), "row")
+        )
+        yield Problem(path=("initial",), text=text)
+    endless = [name for name, parameter in draft.parameters.items() if not is_finite(parameter)]
+    for name in endless:
+        text = format_error("sampler grid needs values it can list", got="a float without `step`")
+        yield Problem(path=("parameters", name), text=text)
+    if endless:
+        return
+    points = sum(1 for _ in islice(combinations(draft.parameters), _LARGEST_GRID + 1))
+    if points > _LARGEST_GRID:
+        text = format_error(f"a grid must have at most {_LARGEST_GRID} points", got="more")
+        yield Problem(path=("parameters",), text=text)

@@ -43,8 +43,14 @@ if TYPE_CHECKING:
         choose_copy,
         fetch_databases,
     )
-    from tune_rescon.storage.register import SharedValue
-    from tune_rescon.storage.remote import RemoteError, RemoteFolder, StorageUrl, local_file, parse_storage
+    from tune_rescon.storage.remote import (
+        RemoteError,
+        RemoteFolder,
+        SharedValue,
+        StorageUrl,
+        local_file,
+        parse_storage,
+    )
     from tune_rescon.storage.sqlite import copy_database, sqlite_file, sqlite_url
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

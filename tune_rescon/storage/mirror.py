@@ -309,7 +309,7 @@ class Mirror:
         It does not wait if the last upload failed, nor for the end of a pause after a copy.
         """
         with self._condition:
-            goal = self._urge()
+            goal = self._mark_urgent()
             rests = time.monotonic() < self._rests_until
             timeout = 0.0 if self._is_failing or rests else self._pace.flush_timeout
             self._condition.wait_for(lambda: self._sent >= goal or self._is_failing, timeout)
@@ -324,7 +324,7 @@ class Mirror:
             self._deadline = time.monotonic() + timeout
             if not self._closing.is_set():
                 self._closing.set()
-                self._urge()
+                self._mark_urgent()
         # A call that hangs longer is left to the daemon thread, and its changes count as missing.
         self._thread.join(timeout + LAST_CALL)
         with self._condition:
@@ -338,7 +338,7 @@ class Mirror:
             self._closing.set()
             self._condition.notify_all()
 
-    def _urge(self) -> int:
+    def _mark_urgent(self) -> int:
         self._changes += 1
         self._urgent = self._changes
         self._discards += self._forgotten
@@ -350,15 +350,15 @@ class Mirror:
         pause, last = self._pace.first_pause, 0.0
         while (goal := self._next_goal(last)) is not None:
             try:
-                self._bring(goal)
+                self._upload(goal)
             except SupersededError as error:
                 _log.error("nothing more is sent to the storage: %s", error)
-                self._set_trouble()
+                self._mark_failing()
                 return
             except (OSError, sqlite3.Error) as error:
                 _log.warning("the storage is behind; next try in %.1f s: %s", pause, error)
-                self._set_trouble()
-                if not self._rest(pause):
+                self._mark_failing()
+                if not self._pause(pause):
                     return
                 pause = min(2 * pause, self._pace.longest_pause)
             else:
@@ -378,7 +378,7 @@ class Mirror:
                     return self._changes
                 self._condition.wait(due_in if waiting else None)
 
-    def _bring(self, goal: int) -> None:
+    def _upload(self, goal: int) -> None:
         with self._condition:
             discards = tuple(self._discards)
         began = time.monotonic()
@@ -393,12 +393,12 @@ class Mirror:
         with self._condition:
             del self._discards[: len(discards)]
 
-    def _set_trouble(self) -> None:
+    def _mark_failing(self) -> None:
         with self._condition:
             self._is_failing = True
             self._condition.notify_all()
 
-    def _rest(self, pause: float) -> bool:
+    def _pause(self, pause: float) -> bool:
         """Wait before the next try; return False if no time is left for one."""
         if self._closing.wait(pause):
             left = self._deadline - time.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import json
 import re
 import tempfile
 import uuid
@@ -22,7 +23,7 @@ from typing import Any, Final
 from tune_rescon.atomic_write import atomic_write
 from tune_rescon.errors import StorageError, first_line, format_error
 
-__all__ = ["RemoteError", "RemoteFolder", "StorageUrl", "local_file", "parse_storage"]
+__all__ = ["RemoteError", "RemoteFolder", "SharedValue", "StorageUrl", "local_file", "parse_storage"]
 
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -121,7 +122,8 @@ class RemoteFolder:
             filesystem: the fsspec file system.
             root: the folder's path in the file system.
         """
-        self._url = url
+        self.url = url
+        """The URL of the folder, without a slash at its end."""
         self._fs = filesystem
         self._root = root.rstrip("/")
         self._is_object_store = url.partition("://")[0] in _OBJECT_STORES
@@ -157,14 +159,9 @@ class RemoteFolder:
             raise StorageError(format_error(rule, got=got, where=where)) from None
         return cls(storage.url, filesystem, root)
 
-    @property
-    def url(self) -> str:
-        """The URL of the folder, without a slash at its end."""
-        return self._url
-
     def folder(self, name: str) -> RemoteFolder:
         """Return a folder in this one."""
-        return RemoteFolder(f"{self._url}/{name}", self._fs, self._path(name))
+        return RemoteFolder(f"{self.url}/{name}", self._fs, self._path(name))
 
     def read(self, name: str, *, start: int | None = None, end: int | None = None) -> bytes | None:
         """Return a file's bytes, or those in ``[start, end)``; None if there is no such file.
@@ -174,7 +171,7 @@ class RemoteFolder:
             start: the first byte; None: the start of the file.
             end: the byte after the last one; None: the end of the file.
         """
-        with _as_remote_error(f"reading {self._url}/{name}"):
+        with _as_remote_error(f"reading {self.url}/{name}"):
             try:
                 return bytes(self._fs.cat_file(self._path(name), start=start, end=end))
             except FileNotFoundError:
@@ -182,7 +179,7 @@ class RemoteFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace a file in one step."""
-        with _as_remote_error(f"writing {self._url}/{name}"), self._replacing(name) as path:
+        with _as_remote_error(f"writing {self.url}/{name}"), self._replacing(name) as path:
             self._fs.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -194,7 +191,7 @@ class RemoteFolder:
         must differ between callers.
         """
         path = self._path(name)
-        with _as_remote_error(f"writing {self._url}/{name}"):
+        with _as_remote_error(f"writing {self.url}/{name}"):
             with contextlib.suppress(FileExistsError):
                 if self._create(path, data):
                     return True
@@ -206,7 +203,7 @@ class RemoteFolder:
 
     def upload(self, source: Path, name: str) -> None:
         """Create or replace a file by a local one in one step, and check that all bytes arrived."""
-        with _as_remote_error(f"writing {self._url}/{name}"), self._replacing(name) as path:
+        with _as_remote_error(f"writing {self.url}/{name}"), self._replacing(name) as path:
             size = source.stat().st_size
             self._fs.put_file(str(source), path)
             arrived = self._size(path)
@@ -216,7 +213,7 @@ class RemoteFolder:
     def download(self, name: str, target: Path) -> bool:
         """Replace a local file by one from this folder in one step; return False if there is no such file."""
         path = self._path(name)
-        with _as_remote_error(f"reading {self._url}/{name}"):
+        with _as_remote_error(f"reading {self.url}/{name}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with atomic_write(target) as scratch:
@@ -232,13 +229,13 @@ class RemoteFolder:
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
-        with _as_remote_error(f"deleting {self._url}/{name}"), contextlib.suppress(FileNotFoundError):
+        with _as_remote_error(f"deleting {self.url}/{name}"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
     def names(self, folder: str = "") -> list[str]:
         """Return the files in a folder and below it, sorted."""
         top = self._path(folder)
-        with _as_remote_error(f"listing {self._url}/{folder}"):
+        with _as_remote_error(f"listing {self.url}/{folder}"):
             self._fs.invalidate_cache()
             found = [str(path) for path in self._fs.find(top)]
         # S3 lists by prefix, and represents folders by files of zero bytes.
@@ -246,14 +243,14 @@ class RemoteFolder:
 
     def folders_with(self, name: str) -> list[str]:
         """Return the folders directly below this one that contain a file of this name, sorted."""
-        with _as_remote_error(f"listing {self._url}"):
+        with _as_remote_error(f"listing {self.url}"):
             self._fs.invalidate_cache()
             found = [str(path) for path in self._fs.glob(f"{glob.escape(self._root)}/*/{name}")]
         return sorted(self._name(path).partition("/")[0] for path in found)
 
     def modified(self, name: str) -> float | None:
         """Return when a file was written, in seconds since 1970 by the store's clock; None if absent."""
-        with _as_remote_error(f"looking at {self._url}/{name}"):
+        with _as_remote_error(f"looking at {self.url}/{name}"):
             self._fs.invalidate_cache()
             try:
                 return float(self._fs.modified(self._path(name)).timestamp())
@@ -333,3 +330,77 @@ def local_file(place: str) -> Iterator[Path]:
         if not RemoteFolder.connect(StorageUrl(url=folder)).download(name, file):
             raise StorageError(format_error("a trial's checkpoint must be in the storage", got=place))
         yield file
+
+
+#: The name of a shared value's file.
+_VERSION: Final = re.compile(r"(\d{10})\.json")
+
+
+class SharedValue:
+    """A JSON value at a URL that several machines may change; every call may raise :class:`RemoteError`.
+
+    Object stores have no locks and few support compare-and-swap, but they can refuse to create an existing
+    key. Each value is therefore a new file with the next number; the process that creates the file has made
+    the change::
+
+        lease/0000000041.json      the past
+        lease/0000000042.json      the value
+    """
+
+    #: Some stores cannot refuse an existing name. There, two processes that replace a value within
+    #: milliseconds may both believe that they have succeeded, until they read the value again.
+    read_back_seconds = 0.5
+
+    def __init__(self, folder: RemoteFolder) -> None:
+        """Store the value in ``folder``, which must contain nothing else."""
+        self._folder = folder
+        self._version = 0
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the value that any process wrote last; None if no process has written one."""
+        while versions := self._versions():
+            self._version = max(versions)
+            data = self._folder.read(_version_name(self._version))
+            if data is None:
+                # The file was replaced and deleted between the two calls, so a newer one exists.
+                continue
+            try:
+                value: dict[str, Any] = json.loads(data)
+            except ValueError:
+                # On a file system, a writer may have created the file without filling it yet; an object is
+                # whole.
+                raise RemoteError(f"{self._folder.url} is being written") from None
+            return value
+        self._version = 0
+        return None
+
+    def replace(self, expected: dict[str, Any] | None, value: dict[str, Any]) -> bool:
+        """Replace the value if it still is ``expected``; return whether ``value`` is the value now.
+
+        Args:
+            expected: the value that :meth:`read` returned.
+            value: the new value. It must differ between writers (it names its holder), because a store that
+                cannot refuse an existing name is read back after the write.
+        """
+        if self.read() != expected:
+            return False
+        name = _version_name(self._version + 1)
+        if not self._folder.create(name, json.dumps(value).encode()):
+            return False
+        versions = self._versions()
+        if max(versions) > self._version + 1:
+            # The number was free again only because other writers had continued and deleted their old files.
+            self._folder.delete(name)
+            return False
+        for old in versions:
+            if old <= self._version:
+                self._folder.delete(_version_name(old))
+        return True
+
+    def _versions(self) -> list[int]:
+        matches = (_VERSION.fullmatch(name) for name in self._folder.names())
+        return [int(match[1]) for match in matches if match]
+
+
+def _version_name(version: int) -> str:
+    return f"{version:010d}.json"

@@ -34,8 +34,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 
 from tune_rescon.atomic_write import file_version
 from tune_rescon.config import trial_name
-from tune_rescon.tracking.champion import ID_TAG, champion_label, load_exporter, register_champion
-from tune_rescon.tracking.mlflow_store import deleted_experiment
+from tune_rescon.tracking.registry import ID_TAG, champion_label, import_exporter, register_champion
 from tune_rescon.tracking.run_state import (
     ACTIVE,
     Champion,
@@ -149,7 +148,8 @@ class MlflowRunSync:
 
     def _check(self, experiment: Experiment) -> None:
         if experiment.lifecycle_stage == LifecycleStage.DELETED:
-            message = deleted_experiment(experiment.name, experiment.experiment_id)
+            hint = f"Restore it: `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
+            message = f"the experiment {experiment.name!r} is deleted. {hint}"
             raise CallError(message, RetryPolicy.ABORT)
 
     def send(self, run_state: RunState) -> str:
@@ -182,7 +182,7 @@ class MlflowRunSync:
         for file in search.files:
             self._upload(parent, file)
         if search.preload_exporter:
-            load_exporter()
+            import_exporter()
         if search.champion is not None:
             self._register_champion(parent, search.champion)
         return parent.run_id

@@ -1,4 +1,8 @@
-"""Save the winner's network as an MLflow model, which torch can load without this package."""
+"""Register a search's winner in MLflow's model registry, as a model that torch can load without this package.
+
+torch is imported only when a network is exported, because the process that makes the calls to MLflow does not
+need it until the search ends.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,40 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import mlflow.artifacts
-import mlflow.pytorch
-import numpy as np
-import torch
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
-from torch import nn
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from tune_rescon.errors import ConfigError, StorageError, first_line, format_error
+from tune_rescon.config import trial_name
+from tune_rescon.errors import ConfigError, StorageError, UserError, first_line, format_error
+from tune_rescon.lazy import import_lean_torchmetrics
 from tune_rescon.models import NetworkSpec
 from tune_rescon.storage import local_file
-from tune_rescon.training import TrainedNetwork, load_trained
-from tune_rescon.training.weights import Classifier
+from tune_rescon.tracking.run_state import Champion
 
-__all__ = ["exported", "registered_checkpoint"]
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+    from torch import nn
 
+    from tune_rescon.training import TrainedNetwork
+
+__all__ = [
+    "CHAMPION",
+    "ID_TAG",
+    "champion_label",
+    "exported",
+    "import_exporter",
+    "register_champion",
+    "registered_checkpoint",
+]
+
+
+#: Tag of a run and of a model's version: the id of the search that created it.
+ID_TAG: Final = "tune_rescon.id"
+#: The alias of the winner.
+CHAMPION: Final = "champion"
 
 #: The path of the checkpoint within a model: MLflow's folder for extra files, and the file in it.
 _CHECKPOINT_PATH: Final = "extra_files/best.ckpt"
@@ -34,6 +54,92 @@ _URI: Final = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^/]+)|/(?P<ver
 #: Batch size of a model's input example, with which it is traced. It is not 1, because torch would treat 1 as
 #: a constant.
 EXAMPLES = 2
+
+
+def champion_label(champion: Champion) -> str:
+    """Return the text that identifies the network: its trial and its epoch."""
+    return f"{trial_name(champion.number)}, epoch {champion.epoch}"
+
+
+def register_champion(
+    client: MlflowClient, champion: Champion, *, name: str, run_id: str, owner: str
+) -> tuple[bool, str | None]:
+    """Register the winner's network as the newest version of the model ``name``.
+
+    Args:
+        client: MLflow.
+        champion: the winner.
+        name: the search's name.
+        run_id: the run of the winner's trial.
+        owner: the search's id.
+
+    Returns:
+        Whether the network is registered, and a message to the user, or None.
+
+    Raises:
+        MlflowException: MLflow does not accept a call; all calls can be repeated.
+    """
+    label = champion_label(champion)
+    try:
+        with exported(champion.checkpoint) as folder:
+            client.log_artifacts(run_id, str(folder), "model")
+    except UserError as error:
+        # The checkpoint is deleted or damaged, or a network from elsewhere cannot be built or exported here.
+        # A retry cannot succeed.
+        return False, f"The winner's network is not registered in MLflow: {error}"
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = client.create_model_version(
+        name,
+        f"{client.get_run(run_id).info.artifact_uri}/model",
+        run_id,
+        tags={ID_TAG: owner},
+        description=f"{label}: {champion.value}" if champion.value else label,
+    ).version
+    remark = _keep_other_champion(client, name, owner, new=version)
+    client.set_registered_model_alias(name, CHAMPION, version)
+    return True, remark
+
+
+def _keep_other_champion(client: MlflowClient, name: str, owner: str, *, new: str) -> str | None:
+    """Give another search's champion of this name a separate alias before version ``new`` replaces it."""
+    standing = client.get_registered_model(name).aliases.get(CHAMPION)
+    if standing is None or str(standing) == str(new):
+        return None
+    version = client.get_model_version(name, str(standing))
+    other = version.tags.get(ID_TAG) or _id_of_run(client, version.run_id)
+    if other == owner:
+        return None
+    alias = f"{CHAMPION}-{other[:8]}" if other else f"{CHAMPION}-version-{standing}"
+    client.set_registered_model_alias(name, alias, str(standing))
+    return (
+        f"models:/{name}@{CHAMPION} was version {standing}, which another search of this name"
+        f" registered. It is now version {new}; the other keeps the alias {alias}."
+    )
+
+
+def _id_of_run(client: MlflowClient, run_id: str | None) -> str:
+    """Return the id of the search that created a run; empty if the run or its id does not exist."""
+    try:
+        return client.get_run(run_id).data.tags.get(ID_TAG, "") if run_id else ""
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return ""
+
+
+def import_exporter() -> None:
+    """Import what :func:`exported` needs: torch and MLflow's torch models, which takes seconds.
+
+    MLflow imports Lightning with them, and Lightning imports torchmetrics.
+    """
+    import_lean_torchmetrics()
+    import mlflow.pytorch  # noqa: F401
+
+    import tune_rescon.training.weights  # noqa: F401
 
 
 @contextmanager
@@ -51,6 +157,9 @@ def exported(checkpoint: str) -> Iterator[Path]:
         StorageError: If the file is missing or damaged.
         NetworkError, ConfigError: If a network from elsewhere cannot be built or exported here.
     """
+    import_exporter()
+    from tune_rescon.training.weights import load_trained
+
     with local_file(checkpoint) as file, tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
         network, about = load_trained(file)
         try:
@@ -65,6 +174,12 @@ def exported(checkpoint: str) -> Iterator[Path]:
 
 
 def _saved(network: nn.Module, about: TrainedNetwork, checkpoint: Path, path: Path) -> Path:
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+
+    from tune_rescon.training.weights import Classifier
+
     side, channels = about.spec.image_size, len(about.mean)
     shape = (EXAMPLES, channels, side, side)
     example_BCHW = np.random.default_rng(0).random(shape, dtype=np.float32)
@@ -88,6 +203,15 @@ def _saved(network: nn.Module, about: TrainedNetwork, checkpoint: Path, path: Pa
     return path
 
 
+def _signature(channels: int, side: int, classes: int) -> ModelSignature:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    pixels = TensorSpec(np.dtype(np.float32), (-1, channels, side, side))
+    return ModelSignature(Schema([pixels]), Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]))
+
+
 @contextmanager
 def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
     """Download the ``best.ckpt`` of a registered model for the block.
@@ -104,7 +228,7 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
         rule = "a registered model must be models:/NAME@ALIAS or models:/NAME/VERSION"
         raise StorageError(format_error(rule, got=uri, where="MODEL"))
     name, alias, version = found["name"], found["alias"], found["version"]
-    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    client = MlflowClient(tracking_uri, tracking_uri)
     with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
         try:
             version = version or client.get_model_version_by_alias(name, alias).version
@@ -117,8 +241,3 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
             got, where = f"{uri} ({first_line(error)})", f"MLflow at {tracking_uri}"
             raise StorageError(format_error(rule, got=got, where=where)) from error
         yield Path(file)
-
-
-def _signature(channels: int, side: int, classes: int) -> ModelSignature:
-    pixels = TensorSpec(np.dtype(np.float32), (-1, channels, side, side))
-    return ModelSignature(Schema([pixels]), Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from tune_rescon.data.account import as_text
+from tune_rescon.data.selection import as_text
 from tune_rescon.errors import StorageError, format_error
 
 __all__ = [

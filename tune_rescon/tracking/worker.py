@@ -1,4 +1,4 @@
-"""Make the calls to MLflow in a separate process.
+"""The process that makes the calls to MLflow, and MLflow's store as this process finds it.
 
 Each call to MLflow runs Python code for tens of milliseconds. On a thread of the driver, the calls would hold
 the driver's interpreter lock while trials wait for their next epoch. In a process of low priority, they cost
@@ -9,6 +9,10 @@ The process receives states of runs. For each, it sends the log records of the c
 
 :class:`.worker_client.WorkerProcess` runs ``python -m tune_rescon.tracking.worker DESCRIPTOR``. The process
 reads a :class:`.Destination` and then states from that descriptor, and ends when the other end is closed.
+
+A store that is a SQLite file is created here, and updated after it was moved: MLflow stores absolute paths of
+artifacts. Without an update, no artifact would be found after a storage was moved, and a copy of a storage
+would write into the artifacts of the original.
 """
 
 from __future__ import annotations
@@ -16,25 +20,30 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final
 
+from filelock import FileLock
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from requests import HTTPError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from tune_rescon.storage import sqlite_file
+from tune_rescon.errors import hide_passwords
+from tune_rescon.storage import sqlite_file, sqlite_url
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
-from tune_rescon.tracking.mlflow_store import alone_at, fatal_error_hint, follow_artifacts, make_local_store
 from tune_rescon.tracking.run_state import Destination, RunState, storable
 from tune_rescon.tracking.worker_client import CallError, CallResult, RetryPolicy
 
-__all__ = ["MlflowWorker"]
+__all__ = ["MlflowWorker", "alone_at", "fatal_error_hint", "follow_artifacts", "make_local_store"]
 
 
 #: MLflow's error codes for a wrong call. All other codes may be temporary failures of the server.
@@ -187,6 +196,111 @@ def _receive(connection: Connection, arrived: queue.Queue[Any]) -> None:
             arrived.put(connection.recv())
     except (EOFError, OSError):
         os._exit(0)
+
+
+#: MLflow's codes for HTTP's 401.
+_UNKNOWN_USER: Final = frozenset({"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"})
+
+_ANOTHER: Final = "name another store with --tracking-uri."
+
+#: Part of a database's error message to remedy. Locked and full databases are excluded, because these errors
+#: are temporary.
+_DATABASE: Final = {
+    "not a database": f"The file is no database. Move it away, or {_ANOTHER}",
+    "malformed": f"The database is damaged. Restore a copy of it, or {_ANOTHER}",
+    "readonly database": f"The database cannot be written. Change its permissions, or {_ANOTHER}",
+}
+
+
+def fatal_error_hint(error: Exception, uri: str) -> str | None:
+    """Return how to fix an error that every later call would raise too; None if a retry may succeed."""
+    message = str(error)
+    if isinstance(error, MlflowException) and error.error_code in _UNKNOWN_USER:
+        return "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+    if "out-of-date database schema" in message:
+        versions = re.search(r"found version (\w+), but expected (\w+)", message)
+        found = f" (its tables have version {versions[1]}, not {versions[2]})" if versions else ""
+        return (
+            f"Another version of MLflow created its database{found}. If that was an older one, make a copy"
+            f" and run `mlflow db upgrade {hide_passwords(uri)}`; if a newer one, install it."
+        )
+    if isinstance(error, DBAPIError):
+        return next((hint for sign, hint in _DATABASE.items() if sign in str(error.orig)), None)
+    return None
+
+
+def alone_at(uri: str) -> AbstractContextManager[object]:
+    """Lock a SQLite store against other writers on this machine, with a lock file beside the store.
+
+    For other stores, the returned context manager does nothing.
+    """
+    file = sqlite_file(uri)
+    if file is None:
+        return nullcontext()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file.with_name(f".{file.name}.lock"))
+
+
+def make_local_store(uri: str) -> None:
+    """Create the store if it is a SQLite file that does not exist. Call it within :func:`alone_at`."""
+    file = sqlite_file(uri)
+    if file is None or file.exists():
+        return
+    half = file.with_name(f".{file.name}.half")
+    for remains in (half, half.with_name(f"{half.name}-journal")):
+        remains.unlink(missing_ok=True)
+    # Any query creates the store.
+    MlflowClient(sqlite_url(half, driver="sqlite+pysqlite")).search_experiments()
+    half.replace(file)
+
+
+#: Seconds to wait for another writer. After that, the call fails and is retried.
+_BUSY_SECONDS: Final = 5.0
+
+#: Tables and columns in which MLflow stores the paths of artifacts (MLflow 3.0 and later).
+_PLACES: Final = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+#: Finds experiments that searches have created, by the tag that searches set, while the storage was at
+#: another path.
+_MOVED: Final = """
+    SELECT DISTINCT artifact_location FROM experiments
+    JOIN experiment_tags ON experiment_tags.experiment_id = experiments.experiment_id
+    WHERE experiment_tags.key = 'mlflow.experiment.primaryMetric.name'
+    AND artifact_location LIKE 'file://%/' || ? AND artifact_location != ?
+"""
+
+
+def follow_artifacts(file: Path, artifacts: Path) -> None:
+    """Change the artifact paths in the SQLite store ``file`` to the directory ``artifacts``.
+
+    Only experiments that a search has created in a storage's own directory are changed. A store with other
+    tables is left unchanged, and a warning is logged.
+
+    Raises:
+        CallError: If another process has locked the store. Without the change, artifacts would be written to
+            the storage's former path.
+    """
+    here = artifacts.resolve().as_uri()
+    uri = f"{file.absolute().as_uri()}?mode=rw"
+    try:
+        with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)) as store, store:
+            for (there,) in store.execute(_MOVED, (artifacts.name, here)).fetchall():
+                for table, column in _PLACES:
+                    store.execute(
+                        f"UPDATE {table} SET {column} = :here || substr({column}, length(:there) + 1)"
+                        f" WHERE {column} = :there OR {column} LIKE :there || '/%'",
+                        {"here": here, "there": there},
+                    )
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise CallError(str(error), RetryPolicy.RETRY) from error
+        _LOGGER.warning("the artifact paths in %s could not be read: %s", file, error)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ class MlflowWriter:
         self, destination: Destination, *, open_worker: Callable[[Destination], Sink] = WorkerProcess
     ) -> None:
         """Create the writer without starting it; see :meth:`start`."""
-        self._uri = destination.uri
+        self.uri = destination.uri
         self._worker = open_worker(destination)
         self._queue = UpdateQueue(debounce=DEBOUNCE_SECONDS)
         self._opened: queue.Queue[tuple[int, str]] = queue.Queue()
@@ -178,13 +178,9 @@ class MlflowWriter:
         self._give_up = threading.Event()
         self._refused = 0
         self._refusal = ""
-        self._last_error = ""
+        self.last_error = ""
+        """The error of the last call in one line; empty if the call succeeded."""
         self._thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
-
-    @property
-    def uri(self) -> str:
-        """The tracking URI."""
-        return self._uri
 
     @property
     def pending_updates(self) -> int:
@@ -192,14 +188,9 @@ class MlflowWriter:
         return len(self._queue) if self._awake.is_set() else 0
 
     @property
-    def last_error(self) -> str:
-        """The error of the last call in one line; empty if the call succeeded."""
-        return self._last_error
-
-    @property
     def reason(self) -> str:
         """The reason why updates were not sent: the error of the last call, or of the last refused call."""
-        return self._last_error or self._refusal
+        return self.last_error or self._refusal
 
     def start(self, delay: float = 0.0) -> None:
         """Start to send updates. Before this call, the writer creates nothing in the store.
@@ -270,12 +261,12 @@ class MlflowWriter:
                     pause = self._pause(pause, error, was_ending=was_ending)
                     continue
                 if error.policy is RetryPolicy.ABORT:
-                    self._last_error = error.message
+                    self.last_error = error.message
                     self._report(f"MLflow cannot be used: {error.message}")
                     return
                 self._refuse(run_state, updates, error.message)
             self._queue.done(run_state, updates)
-            self._last_error, pause = "", FIRST_PAUSE
+            self.last_error, pause = "", FIRST_PAUSE
             self._flushed.wait(REST * (time.monotonic() - began))
 
     def _refuse(self, run_state: RunState, updates: int, message: str) -> None:
@@ -308,7 +299,7 @@ class MlflowWriter:
         Returns:
             The length of the pause after the next failure, in seconds.
         """
-        self._last_error = error.message
+        self.last_error = error.message
         _LOGGER.warning("MLflow did not accept a call; next try in %.1f s: %s", seconds, error.message)
         # The end of the search cuts a pause short, for one attempt at once. After that, only the end of the
         # writer does.

@@ -1,10 +1,10 @@
 """The processes that train one trial together, and the data they exchange.
 
-Each process has the whole network and its share of every batch (:mod:`tune_rescon.data.loader`). The gradient
-of a step is the sum over the shares, each weighted by its images, so that all processes take the same step.
-The metrics are summed over all images. Only batch norm differs: each process normalises by the statistics of
-its own share, as micro-batches do (Goyal et al. 2017, section 2.3). Before a validation these statistics are
-averaged over all processes, so that all of them evaluate the same network.
+Each process has the whole network and its share of every batch (:mod:`tune_rescon.data.batch_sources`). The
+gradient of a step is the sum over the shares, each weighted by its images, so that all processes take the
+same step. The metrics are summed over all images. Only batch norm differs: each process normalises by the
+statistics of its own share, as micro-batches do (Goyal et al. 2017, section 2.3). Before a validation these
+statistics are averaged over all processes, so that all of them evaluate the same network.
 
 Every exchange begins with a vote on the CPU. A process that could not reach the exchange (out of memory, an
 error) reports that in its next vote, and all processes then end their attempt at this point. So no process
@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tune_rescon.data.loader import WHOLE, Shard
+from tune_rescon.data.batch_sources import WHOLE, Shard
 from tune_rescon.training.memory import ran_out_of_memory
 
 __all__ = ["SINGLE_PROCESS", "PeerFailedError", "PeerLostError", "PeerOutOfMemoryError", "ProcessGroup"]
@@ -95,7 +95,7 @@ class ProcessGroup:
             yield
             return
         self._vote(_Vote.FINE)
-        with _named():
+        with _losses_named():
             yield
 
     @contextmanager
@@ -166,13 +166,13 @@ class ProcessGroup:
         elif self.first:
             with path.open("rb") as file:
                 for chunk in _chunks(size):
-                    self._sent(torch.frombuffer(bytearray(file.read(chunk)), dtype=torch.uint8))
+                    self._broadcast_chunk(torch.frombuffer(bytearray(file.read(chunk)), dtype=torch.uint8))
         else:
             with path.open("wb") as file:
                 for chunk in _chunks(size):
-                    file.write(self._sent(torch.empty(chunk, dtype=torch.uint8)).numpy().tobytes())
+                    file.write(self._broadcast_chunk(torch.empty(chunk, dtype=torch.uint8)).numpy().tobytes())
 
-    def _sent(self, chunk_N: Tensor) -> Tensor:
+    def _broadcast_chunk(self, chunk_N: Tensor) -> Tensor:
         with self.collective():
             return _broadcast(chunk_N)
 
@@ -186,7 +186,7 @@ class ProcessGroup:
 
     def _vote(self, vote: _Vote) -> None:
         found = torch.tensor([int(vote)])
-        with _named():
+        with _losses_named():
             dist.all_reduce(found, op=dist.ReduceOp.MAX)
         if int(found) == _Vote.OUT_OF_MEMORY:
             raise PeerOutOfMemoryError("another process of the trial ran out of memory")
@@ -204,7 +204,7 @@ def _vote_of(error: BaseException) -> _Vote:
 
 
 @contextmanager
-def _named() -> Iterator[None]:
+def _losses_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

@@ -1,12 +1,15 @@
-"""The reports of a trial's epochs, from Lightning's hooks."""
+"""The reports of a trial's epochs, from Lightning's hooks, and how busy the GPU was during an epoch."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import math
+import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import pytorch_lightning as pl
 import torch
@@ -26,7 +29,7 @@ from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.trial_files import CheckpointMetadata, CheckpointWriter
 
-__all__ = ["EpochReporter", "StoppedByReport"]
+__all__ = ["PERIOD", "EpochReporter", "StoppedByReport", "nvml_reading", "sampled"]
 
 
 class StoppedByReport(Exception):  # noqa: N818 - a message to FitAttempt.run, not an error
@@ -300,3 +303,76 @@ class EpochReporter(Callback):
                 best_checkpoint=writer.best_checkpoint if writer else None,
             )
         )
+
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between two readings. NVML's own sample period is a second or less.
+PERIOD: Final = 1.0
+
+#: Returns the share of the last second in which the GPU ran a kernel, 0..1.
+Reading = Callable[[], float]
+
+
+def nvml_reading(device: torch.device) -> Reading | None:
+    """Return a function that asks NVML how busy a CUDA device is; None if NVML cannot be asked.
+
+    It needs the package nvidia-ml-py. A part of a GPU (MIG) has no utilisation.
+    """
+
+    def read() -> float:
+        return torch.cuda.utilization(device) / 100
+
+    try:
+        read()
+    except Exception as error:
+        # ModuleNotFoundError without the package, RuntimeError without the driver, and else NVML's own error,
+        # whose class exists only with the package.
+        _log.info("the GPU's utilisation is not recorded: %s", error)
+        return None
+    return read
+
+
+@contextlib.contextmanager
+def sampled(device: torch.device, read: Reading | None) -> Iterator[Callable[[], float] | None]:
+    """Read the utilisation of ``device`` every :data:`PERIOD` seconds within the block, on a thread.
+
+    Yield a function that returns the mean of the readings since its last call, or nan without a reading.
+    Without a GPU yield None and start no thread. If a reading fails, the thread ends and the block is not
+    disturbed.
+
+    ``read`` returns the present reading; None asks NVML.
+    """
+    if read is None and device.type != "cuda":
+        yield None
+        return
+    read = read or nvml_reading(device)
+    if read is None:
+        yield lambda: math.nan
+        return
+    readings: list[float] = []
+    lock, ended = threading.Lock(), threading.Event()
+
+    def serve() -> None:
+        try:
+            while not ended.wait(PERIOD):
+                reading = read()
+                with lock:
+                    readings.append(reading)
+        except Exception as error:
+            # As in nvml_reading: NVML's errors have no common class without the package.
+            _log.warning("the GPU's utilisation is no longer recorded: %s", error)
+
+    def mean() -> float:
+        with lock:
+            value = math.fsum(readings) / len(readings) if readings else math.nan
+            readings.clear()
+        return value
+
+    thread = threading.Thread(target=serve, name="gpu utilisation", daemon=True)
+    thread.start()
+    try:
+        yield mean
+    finally:
+        ended.set()
+        thread.join()

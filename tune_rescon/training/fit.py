@@ -33,15 +33,13 @@ from tune_rescon.training.compile import choose_compiling
 from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, RecordingError, choose_recorder
 from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
-from tune_rescon.training.epoch_reporter import EpochReporter, StoppedByReport
-from tune_rescon.training.gpu_utilisation import sampled
+from tune_rescon.training.epoch_reporter import EpochReporter, StoppedByReport, sampled
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
 from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.metrics import FINAL_METRICS, EpochMetrics
 from tune_rescon.training.microbatches import next_micro_batches
-from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.trainer import fit, make_trainer
+from tune_rescon.training.module import StepExecution, TrialModule, fit, make_trainer
 from tune_rescon.training.trial_files import CheckpointWriter, Objective, ResumePoint
 from tune_rescon.training.weights import TrainedNetwork
 
@@ -196,7 +194,7 @@ class FitAttempt:
             epochs=metadata.epochs,
             placement=self.placement,
             gradient_clip=config.gradient_clip,
-            validate_every=metadata.epochs if self._once else 1,
+            validate_every=metadata.epochs if self._on_test_images else 1,
             scaler=module.scaler,
             callbacks=[
                 SeedEpochs(metadata.seed, self.peers.share.rank),
@@ -227,22 +225,22 @@ class FitAttempt:
         )
 
     @property
-    def _once(self) -> bool:
+    def _on_test_images(self) -> bool:
         """True if the network is evaluated only once, on the test images after its last epoch."""
         return is_test_metric(self.objective.metric)
 
     @property
     def _eval_split(self) -> Part:
         """The split that validations evaluate."""
-        return "test" if self._once else "val"
+        return "test" if self._on_test_images else "val"
 
     def _compiling(self) -> bool:
         metadata = self.start.metadata
-        compiling, less = choose_compiling(
+        compiling, problem = choose_compiling(
             metadata.config.compile, self.placement.device, recomputes=metadata.recomputes
         )
-        if less is not None:
-            self.process.on_message(less)
+        if problem is not None:
+            self.process.on_message(problem)
         return compiling
 
     def _retry(self, error: RuntimeError) -> Retry:
@@ -308,7 +306,7 @@ class FitAttempt:
         return EpochMetrics(
             self.dataset.classes,
             top5=True,
-            extra=FINAL_METRICS if self._once else self.objective.extra,
+            extra=FINAL_METRICS if self._on_test_images else self.objective.extra,
             class_names=self.dataset.class_names,
             peers=self.peers,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
@@ -21,7 +21,7 @@ from tune_rescon.models import (
     resolve_network,
 )
 from tune_rescon.models.external import tensor_shapes
-from tune_rescon.models.rescon import KNOWN, StateDict, find_state_dicts
+from tune_rescon.models.rescon import KNOWN, StateDict, find_state_dicts, listed
 from tune_rescon.models.spec import StageSpec
 from tune_rescon.storage import local_file
 from tune_rescon.training.checkpoint import load_values
@@ -36,9 +36,6 @@ _WEIGHTLESS_FIELDS: Final = ("layout", "classes", "image_size", "drop_path")
 #: TrialConfig's fields that choose a network, apart from layout and depth.
 _NETWORK_FIELDS: Final = ("width", "attention", "attention_learning", "mask", "added_reference")
 
-#: Differences that an error message names; it only counts the rest.
-_SHOWN_DIFFERENCES: Final = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyWeights:
@@ -47,7 +44,7 @@ class FamilyWeights:
     source: str
     """Path or URL."""
     spec: NetworkSpec
-    choice: Mapping[str, Any]
+    network_fields: Mapping[str, Any]
     """TrialConfig's fields that choose this network."""
     weights: Mapping[str, Tensor]
 
@@ -63,18 +60,18 @@ class FamilyWeights:
             NetworkError: it is another network; the message names the differences and what to choose.
         """
         if isinstance(spec, ExternalSpec):
-            hint = f"Leave out `network`, and choose {_fields(self.choice)}."
+            hint = f"Leave out `network`, and choose {_settings(self.network_fields)}."
             raise NetworkError(_other_network(self.source, spec, where=where, hint=hint))
-        mine, theirs = _weight_fields(self.spec), _weight_fields(spec)
+        mine, theirs = dict(_weight_fields(self.spec)), dict(_weight_fields(spec))
         other = [name for name in mine if mine[name] != theirs[name]]
         if not other:
             return
         words = [f"{name} {theirs[name]} and not {mine[name]}" for name in other]
-        got = _first(_SHOWN_DIFFERENCES, words)
+        got = listed(words)
         rule = f"a trial's network must be that of {self.source}"
         hint = "They were trained on images of other channels."
         if other != ["in_channels"]:
-            hint = f"Choose {_fields(self.choice)}."
+            hint = f"Choose {_settings(self.network_fields)}."
         raise NetworkError(format_error(rule, got=got, where=where, hint=hint))
 
     def load_into(self, network: nn.Module) -> None:
@@ -153,7 +150,7 @@ class ExternalWeights:
             other = set()
         unexpected = found.keys() - shapes.keys()
         wrong = [("missing", missing), ("unexpected", unexpected), ("of another shape", other)]
-        words = [f"{_first(_SHOWN_TENSORS, sorted(names))} {word}" for word, names in wrong if names]
+        words = [f"{listed(sorted(names), _SHOWN_TENSORS)} {word}" for word, names in wrong if names]
         if words:
             rule = f"a trial's network must have the tensors of {self.source}"
             raise NetworkError(format_error(rule, got="; ".join(words), where=where))
@@ -210,7 +207,7 @@ def read_initial(source: str, *, external: bool = False) -> InitialWeights:
         return FamilyWeights(
             source=source,
             spec=network.spec,
-            choice={"preset": _preset(network.spec)},
+            network_fields={"preset": _preset(network.spec)},
             weights=network.state_dict(),
         )
 
@@ -220,8 +217,8 @@ def _of_trained(source: str, network: nn.Module, about: TrainedNetwork) -> Initi
     if isinstance(about.spec, ExternalSpec):
         held = StateDict(place="", tensors=weights)
         return ExternalWeights(source=source, network=about.spec.network, state_dicts=(held,))
-    choice = _choice(about.config, about.spec)
-    return FamilyWeights(source=source, spec=about.spec, choice=choice, weights=weights)
+    network_fields = _network_fields_of(about.config, about.spec)
+    return FamilyWeights(source=source, spec=about.spec, network_fields=network_fields, weights=weights)
 
 
 def _digest(state_dicts: Iterable[Mapping[str, Tensor]]) -> str:
@@ -240,11 +237,6 @@ def _other_network(source: str, spec: NetworkDescription, *, where: str, hint: s
     return format_error(rule, got=got, where=where, hint=hint)
 
 
-def _first(most: int, words: Sequence[str]) -> str:
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
-
-
 def _rescon(values: Any, source: str) -> nn.Module:
     try:
         return load_rescon(values)
@@ -260,7 +252,7 @@ def _preset(spec: Any) -> str:
     return next(preset for preset in KNOWN if resolved(preset) == spec)
 
 
-def _choice(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
+def _network_fields_of(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
     """Return the fields of ``config`` that chose its network ``spec``."""
     plain = TrialConfig()
     named = {"preset": config.preset} if config.preset else {"layout": spec.layout, "depth": config.depth}
@@ -268,12 +260,8 @@ def _choice(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:
     return named | {name: value for name, value in varied.items() if value != getattr(plain, name)}
 
 
-def _weight_fields(spec: NetworkSpec) -> dict[str, object]:
-    """Return all fields of ``spec`` on which weights depend, by name."""
-    return dict(_named(spec))
-
-
-def _named(spec: NetworkSpec) -> Iterator[tuple[str, object]]:
+def _weight_fields(spec: NetworkSpec) -> Iterator[tuple[str, object]]:
+    """Yield the fields of ``spec`` on which weights depend, by name."""
     for field in dataclasses.fields(spec):
         if field.name == "stages":
             for number in dataclasses.fields(StageSpec):
@@ -286,5 +274,5 @@ def _yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _fields(choice: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{name}: {_yaml(value)}`" for name, value in choice.items())
+def _settings(network_fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}: {_yaml(value)}`" for name, value in network_fields.items())

@@ -1,4 +1,4 @@
-"""The LightningModule that computes one step.
+"""Lightning's two halves of a trial: the module that computes one step, and the Trainer that calls it.
 
 Shapes: B images of a batch, C channels, H x W pixels, K classes.
 """
@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.precision import MixedPrecision, Precision
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import ResidualAttentionNetwork
@@ -37,7 +46,8 @@ from tune_rescon.training.optim import (
     schedule_of,
 )
 
-__all__ = ["StepExecution", "TrialModule"]
+__all__ = ["StepExecution", "TrialModule", "fit", "make_trainer"]
+
 
 Contexts = Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -126,8 +136,8 @@ class TrialModule(pl.LightningModule):
         if execution.recomputes:
             recompute_activations(self.network)
         self._gradients: list[Tensor] = []
-        self._learning: list[nn.Parameter] = []
-        self._ahead: list[MicroBatch] = []
+        self._with_gradients: list[nn.Parameter] = []
+        self._remaining: list[MicroBatch] = []
         self._images = 0
         self._multiplier = schedule_of(
             config, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
@@ -161,7 +171,7 @@ class TrialModule(pl.LightningModule):
             batch: images (B, C, H, W) and targets. Targets are labels (B) or, under mixup and cutmix, soft
                 targets (B, K); accuracy then counts hits on the class with the largest share.
         """
-        first, *self._ahead = split_batch(*batch, self._micro_batches)
+        first, *self._remaining = split_batch(*batch, self._micro_batches)
         self._images = len(batch[0])
         return self._weighted_loss(first)
 
@@ -173,14 +183,14 @@ class TrialModule(pl.LightningModule):
         """
         if self._gradients:
             # Set here, because the optimiser clears the gradients between training_step and this call.
-            for parameter, gradient in zip(self._learning, self._gradients, strict=True):
+            for parameter, gradient in zip(self._with_gradients, self._gradients, strict=True):
                 parameter.grad = gradient
             self._gradients = []
         else:
             super().backward(self.scaler.scale(loss), *args, **kwargs)
-        for piece in self._ahead:
+        for piece in self._remaining:
             super().backward(self.scaler.scale(self._weighted_loss(piece)), *args, **kwargs)
-        self._ahead = []
+        self._remaining = []
         self._peers.sum_gradients(self.network.parameters(), images=self._images)
 
     def _weighted_loss(self, piece: MicroBatch) -> Tensor:
@@ -220,8 +230,10 @@ class TrialModule(pl.LightningModule):
         if self._cast:
             self._cast.backward_to_fp32(copies)
         # A network from elsewhere may have parameters that are frozen, or that its logits do not use.
-        self._learning = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
-        gradients = (parameter.grad for parameter in self._learning)
+        self._with_gradients = [
+            parameter for parameter in self.network.parameters() if parameter.grad is not None
+        ]
+        gradients = (parameter.grad for parameter in self._with_gradients)
         known = (gradient for gradient in gradients if gradient is not None)
         return (loss.detach(), logits_BK.detach(), *known)
 
@@ -290,3 +302,118 @@ class TrialModule(pl.LightningModule):
         """Return :meth:`optimizer_and_scheduler` in Lightning's format."""
         optimizer, scheduler = self.optimizer_and_scheduler()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def make_trainer(
+    *,
+    epochs: int,
+    placement: DeviceConfig,
+    gradient_clip: float,
+    callbacks: Sequence[Callback],
+    validate_every: int = 1,
+    scaler: GradScaler | None = None,
+) -> pl.Trainer:
+    """Return a Trainer for one device that only trains and validates, and calls ``callbacks`` in order.
+
+    Args:
+        epochs: length of the whole training.
+        placement: the device; the module itself applies the precision.
+        gradient_clip: largest norm of the gradient; 0: no clipping.
+        callbacks: called in this order.
+        validate_every: epochs between two validations.
+        scaler: steps the optimiser, if it is enabled, and is saved in the checkpoints. The module scales its
+            gradients with it.
+    """
+    plugins: list[Any] = [LightningEnvironment(), CollectedCheckpoint()]
+    if scaler is not None and scaler.is_enabled():
+        plugins.append(ScaledPrecision("16-mixed", placement.device.type, scaler))
+    with _quiet():
+        return pl.Trainer(
+            accelerator="gpu" if placement.device.type == "cuda" else "cpu",
+            devices=1,
+            max_epochs=epochs,
+            check_val_every_n_epoch=validate_every,
+            gradient_clip_val=gradient_clip or None,
+            callbacks=list(callbacks),
+            # Without an explicit environment, Lightning detects SLURM around a Ray worker, replaces the
+            # worker's signal handlers and waits for peers. Lightning's precision stays fp32: the module
+            # applies its own (DeviceConfig.autocast), so the benchmarks' step has it too.
+            plugins=plugins,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+
+
+def fit(
+    trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
+) -> None:
+    """Run ``trainer.fit`` from a ``checkpoint``, or from the start, and let Ctrl-C raise KeyboardInterrupt.
+
+    Lightning turns KeyboardInterrupt into ``SystemExit(1)`` and leaves SIGINT ignored. A command must be able
+    to handle Ctrl-C itself.
+
+    Raises:
+        KeyboardInterrupt: the user pressed Ctrl-C.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with _quiet():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise error.__context__ from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the messages about devices, limits and services that Lightning repeats for every trial."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Lightning 2.6 checks torch's pytrees in a way that torch 2.13 and later deprecate.
+            warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`", FutureWarning)
+            # The schedule also counts the first steps that the gradient scaler skips.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            # The data module itself resumes at the next batch.
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class ScaledPrecision(MixedPrecision):
+    """Let a gradient scaler step the optimiser and save its state, but neither cast nor scale.
+
+    The module does both, so that a step that is recorded as a CUDA graph contains them.
+    """
+
+    @override
+    def forward_context(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # wider
+        """Return a context that does nothing: the module's own autocast follows its placement."""
+        return contextlib.nullcontext()
+
+    @override
+    def pre_backward(self, tensor: Tensor, module: pl.LightningModule) -> Tensor:  # type: ignore[override]
+        """Return the loss as it is: the module scales each micro-batch, also in a recorded step."""
+        return Precision.pre_backward(self, tensor, module)
+
+
+class CollectedCheckpoint(TorchCheckpointIO):
+    """Pass the state of a checkpoint to the caller instead of writing it.
+
+    Lightning has no public way to collect that state.
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Call ``storage_options``, a function, with ``checkpoint``; :class:`.CheckpointWriter` gives it."""
+        storage_options(checkpoint)

@@ -88,20 +88,8 @@ class TrainedNetwork:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The preprocessing of a picture before this network.
-
-        If the stored side is unknown, pictures are decoded to the network's image size.
-        """
-        return Preprocessing.of(
-            stored_side=self.stored_side or self.spec.image_size,
-            image_size=self.spec.image_size,
-            mean=self.mean,
-            std=self.std,
-            normalize=self.config.normalize,
-            resize=self.resize,
-            levels=self.levels,
-            interpolation=self.interpolation,
-        )
+        """The preprocessing of a picture before this network."""
+        return Preprocessing.of(self, image_size=self.spec.image_size, normalize=self.config.normalize)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as plain values."""

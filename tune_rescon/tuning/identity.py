@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.errors import StorageError, format_error
-from tune_rescon.passwords import hide_passwords
+from tune_rescon.errors import StorageError, format_error, hide_passwords
 from tune_rescon.tuning.folder import SearchFolder, write_atomically
 from tune_rescon.tuning.study import StudyRecord
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tune_rescon.errors import presentable
-from tune_rescon.passwords import hide_passwords
+from tune_rescon.errors import hide_passwords, presentable
 from tune_rescon.tracking import mlflow_writer
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.identity import ensure_identity, write_id

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.errors import ConfigError, format_error
-from tune_rescon.home import home_directory
-from tune_rescon.passwords import shell_command
+from tune_rescon.errors import ConfigError, format_error, shell_command
+from tune_rescon.paths import home_directory
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.folder import default_storage
 from tune_rescon.tuning.lease import LEASE_SECONDS

@@ -22,9 +22,9 @@ from tune_rescon.errors import (
     format_error,
     unknown_name_message,
 )
-from tune_rescon.home import expanded_path
 from tune_rescon.metric_names import BY_CLASS, LARGEST_BY_CLASS, class_metric, custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
+from tune_rescon.paths import expanded_path
 from tune_rescon.spaces import CategoricalParameter, Parameter, Space, corners
 from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions

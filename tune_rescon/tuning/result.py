@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialState, trial_name
 from tune_rescon.data import Account
-from tune_rescon.errors import counted
-from tune_rescon.passwords import hide_passwords
+from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
 from tune_rescon.tuning.stopping.auto_words import rungs_and_reasons

@@ -11,8 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
-from tune_rescon.errors import SpaceError, StorageError, format_error
-from tune_rescon.passwords import hide_passwords
+from tune_rescon.errors import SpaceError, StorageError, format_error, hide_passwords
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.errors import counted
-from tune_rescon.home import ensure_home
+from tune_rescon.paths import ensure_home
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback

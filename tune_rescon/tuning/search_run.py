@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tune_rescon.errors import LeaseLostError, RecordError, presentable
-from tune_rescon.passwords import hide_passwords
+from tune_rescon.errors import LeaseLostError, RecordError, hide_passwords, presentable
 from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from tune_rescon import __version__
 from tune_rescon.data import Account, DatasetInfo
-from tune_rescon.passwords import without_password
+from tune_rescon.errors import without_password
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.study import StudyRecord
 

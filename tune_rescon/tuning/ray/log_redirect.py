@@ -12,7 +12,7 @@ from typing import Final
 
 from typing_extensions import override
 
-from tune_rescon.passwords import HidingFormatter
+from tune_rescon.errors import HidingFormatter
 
 __all__ = ["library_log", "redirected_output"]
 

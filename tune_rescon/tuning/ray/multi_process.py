@@ -31,7 +31,7 @@ import torch.distributed as dist
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from tune_rescon.data.loader import Shard
+from tune_rescon.data.batch_sources import Shard
 from tune_rescon.training.distributed import (
     SINGLE_PROCESS,
     PeerFailedError,
@@ -127,7 +127,7 @@ class RankActor:
             rendezvous: The address of the trial's store.
             rank: The rank of this process.
         """
-        from tune_rescon.training.lean import import_lean_torchmetrics
+        from tune_rescon.lazy import import_lean_torchmetrics
 
         # First, because Lightning would otherwise import all of torchmetrics.
         import_lean_torchmetrics()

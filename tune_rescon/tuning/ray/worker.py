@@ -342,7 +342,7 @@ def _run(task: TrialTask) -> None:
 
 
 def _train(task: TrialTask) -> Preempted | None:
-    from tune_rescon.training.lean import import_lean_torchmetrics
+    from tune_rescon.lazy import import_lean_torchmetrics
 
     # First, because Lightning would otherwise import all of torchmetrics.
     import_lean_torchmetrics()

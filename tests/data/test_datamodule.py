@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
-from tune_rescon.data.batch_sources import MemmapSource
-from tune_rescon.data.loader import (
+from tune_rescon.data.batch_sources import MemmapSource, Shard
+from tune_rescon.data.datamodule import (
     Batches,
-    Shard,
     ShuffledBatches,
     augmentation_rng,
     balanced_order,
@@ -218,7 +217,7 @@ def test_validation_batches_are_larger_and_on_a_gpu_larger_still(
     dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the GPU only the images' place is missing."""
-    monkeypatch.setattr("tune_rescon.data.datamodule.choose_supply", lambda *_: numbered(9))
+    monkeypatch.setattr("tune_rescon.data.datamodule.choose_source", lambda *_: numbered(9))
     data = ImageDataModule(dataset, TrialConfig(batch_size=2), image_size=16, seed=0)
     sizes = {device: data._in_order("val", torch.device(device)).batch_size for device in ("cpu", "cuda")}
     assert sizes == {"cpu": 4, "cuda": 16}

@@ -1,4 +1,4 @@
-"""Check where a command writes, before it does what takes long."""
+"""Paths that a user gives: the home directory in them, and whether a command can write there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,57 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from tune_rescon.errors import StorageError, format_error
+from tune_rescon.errors import ConfigError, StorageError, format_error
 
-__all__ = ["check_output_file", "check_output_folder"]
+__all__ = ["check_output_file", "check_output_folder", "ensure_home", "expanded_path", "home_directory"]
+
+
+def ensure_home() -> None:
+    """Set ``HOME`` to the cache directory if the user has no home directory.
+
+    Ray Tune and other libraries look up the home directory when they are imported. ``HOME`` is not changed
+    if the user has a home directory, or if neither ``TUNE_RESCON_CACHE`` nor ``XDG_CACHE_HOME`` is set.
+    Child processes inherit ``HOME``.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        cache = os.environ.get("TUNE_RESCON_CACHE") or os.environ.get("XDG_CACHE_HOME")
+        if cache:
+            os.environ["HOME"] = str(Path(cache).absolute())
+
+
+def home_directory(variable: str) -> Path:
+    """Return the user's home directory.
+
+    Args:
+        variable: the environment variable to set if the user has no home directory; the error names it.
+
+    Raises:
+        ConfigError: the user has no home directory; the error names the variable to set.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        rule = "must be set where the user has no home directory"
+        raise ConfigError(format_error(rule, where=variable, hint=f"Set {variable} to a path.")) from error
+
+
+def expanded_path(path: str | Path, *, where: str) -> Path:
+    """Return ``path`` with the home directory in place of ``~`` or ``~NAME``.
+
+    Args:
+        path: the path.
+        where: the flag or field with the path; the error message names it.
+
+    Raises:
+        ConfigError: this machine has no such home directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        rule = "must begin with a home directory that this machine has"
+        raise ConfigError(format_error(rule, got=path, where=where, hint="Give its whole path.")) from None
 
 
 def check_output_file(path: Path, *, where: str) -> None:

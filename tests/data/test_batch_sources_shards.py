@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tune_rescon.data.loader import WHOLE, Shard
+from tune_rescon.data.batch_sources import WHOLE, Shard
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

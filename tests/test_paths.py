@@ -9,7 +9,7 @@ import pytest
 
 from tune_rescon.errors import StorageError
 from tune_rescon.export import main as export
-from tune_rescon.output_paths import check_output_file, check_output_folder
+from tune_rescon.paths import check_output_file, check_output_folder
 from tune_rescon.predict import main as predict
 from tune_rescon.report import main as report
 
