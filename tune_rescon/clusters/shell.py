@@ -437,7 +437,7 @@ def _docker(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
             given[found[1]] = found[3]
         elif text in scope.exported:
             given[text] = scope.exported[text]
-    # The image's name, and options with a separate value, stay in front: words of a program that runs another.
+    # The image and the options with a separate value stay in front, as words of a program that runs another.
     return ["container", *words[1:]], _Scope(given)
 
 
