@@ -233,7 +233,7 @@ def _list(location: SearchLocation, *, as_json: bool) -> None:
 
 
 def _console() -> Console:
-    from tune_rescon.reporting.console import PIPE_WIDTH
+    from tune_rescon.reporting.terminal import PIPE_WIDTH
 
     # A file or a pipe has no width, so its tables are as wide as they need to be.
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)

@@ -269,7 +269,7 @@ def _effort(quick: bool, quality: str | None, *, resumes: str | None, address: s
 
 def _fitted(space: Space, effort: str, *, data_root: Path) -> list[str]:
     """Return the settings of the effort's budget, after measuring; what the user sets comes after them."""
-    from tune_rescon.reporting.measured_speed import EFFORTS, fit_to_hours
+    from tune_rescon.reporting.dry_run import EFFORTS, fit_to_hours
 
     settings, message = fit_to_hours(space, EFFORTS[effort], data_root=data_root, progress=print_line)
     print_line(message)

@@ -357,8 +357,8 @@ def _planned_epochs(
 ) -> int:
     """Return the epochs of each training, and print an estimate of the time that all of them take."""
     from tune_rescon.finals import epochs_within, finals_seconds, read_duration
-    from tune_rescon.reporting.analysis import timeline
     from tune_rescon.reporting.formatting import roughly
+    from tune_rescon.reporting.timeline import timeline
 
     seconds, trainings = _epoch_seconds(result, found, flags.image_size), flags.seeds * len(found)
     slots = max(1, timeline(result).slots)

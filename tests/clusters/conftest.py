@@ -16,7 +16,7 @@ import pytest
 from tests.clusters.aws import ANOTHER_REGION, REGION, ROOT, TEMPLATE, client
 from tests.clusters.broken_files import Broken
 from tests.conftest import S3Server
-from tune_rescon.clusters import Finding, check_file, head, jobs
+from tune_rescon.clusters import Finding, check_file, head
 from tune_rescon.clusters import cluster as starting
 from tune_rescon.clusters.commands import Command, Done
 from tune_rescon.clusters.head import HeadState, Job, Node
@@ -73,10 +73,9 @@ class Played:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Played:
     made = Played()
-    for module in (head, jobs, starting):
+    for module in (head, starting):
         monkeypatch.setattr(module, "run", made.run)
     monkeypatch.setattr(starting, "PAUSE", 0.01)
-    monkeypatch.setattr(jobs, "PAUSE", 0.01)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     (tmp_path / "token").write_text("t")

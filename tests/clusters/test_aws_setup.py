@@ -104,7 +104,7 @@ def test_four_commands_word_for_word(
         assert value in text
 
     monkeypatch.setattr("sys.stdin", Terminal("y\n"))
-    monkeypatch.setattr("tune_rescon.clusters.jobs.submission_id", lambda *_: "j-1")
+    monkeypatch.setattr("tune_rescon.clusters.cluster.submission_id", lambda *_: "j-1")
     ended = (Job(id="j-1", status="SUCCEEDED", message=""),)
     played.answers = {
         "get-head-ip": [Done(code=1), Done(code=0, output="10.0.0.1\n")],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tune_rescon.clusters import most_per_hour, read_cluster_file
-from tune_rescon.clusters.costs import PRICES
+from tune_rescon.clusters.check import PRICES
 
 ROOT = Path(__file__).resolve().parents[2]
 

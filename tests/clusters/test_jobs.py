@@ -18,7 +18,7 @@ Stands = Callable[..., Done]
 
 @pytest.fixture(autouse=True)
 def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune_rescon.clusters.jobs.submission_id", lambda *_: "j-1")
+    monkeypatch.setattr("tune_rescon.clusters.cluster.submission_id", lambda *_: "j-1")
 
 
 def job(status: str, message: str = "") -> tuple[Job, ...]:

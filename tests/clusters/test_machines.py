@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 
 from tests.clusters.aws import ROOT, Request, Stack, allows, aws_in_this_process, client, deploy, requests_of
 from tune_rescon.cluster import main
-from tune_rescon.clusters import machines
-from tune_rescon.clusters.machines import Ec2Machines, open_machines
+from tune_rescon.clusters import this_head
+from tune_rescon.clusters.this_head import Ec2Machines, open_machines
 from tune_rescon.errors import ClusterError, UserError
 
 pytestmark = pytest.mark.timeout(60)  # boto3 reads the descriptions of whole services
@@ -52,7 +52,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, list[Request
     def record(params: Mapping[str, Any], model: Any, **_: object) -> None:
         calls.append((model.name, bool(params.get("DryRun")), list(requests_of(model.name, params, REGION))))
 
-    monkeypatch.setattr(machines, "aws_session", lambda _what: nullcontext(Recorded()))
+    monkeypatch.setattr(this_head, "aws_session", lambda _what: nullcontext(Recorded()))
     return calls
 
 
@@ -140,7 +140,7 @@ def test_a_worker_that_comes_meanwhile_ends_too(stack: Stack) -> None:
 
 
 def test_workers_that_do_not_end_keep_the_head(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machines, "TRIES", 3)
+    monkeypatch.setattr(this_head, "TRIES", 3)
     head = start("head")
     start("worker")
     with pytest.raises(ClusterError, match=f"EC2 does not end the workers of {NAME}"):
@@ -187,7 +187,7 @@ def test_the_cluster_is_that_of_the_file_that_ray_wrote_to_the_head(
 ) -> None:
     head = start("head")
     address = described()[head]["PrivateIpAddress"]
-    monkeypatch.setattr(machines, "local_addresses", lambda: frozenset({address}))
+    monkeypatch.setattr(this_head, "local_addresses", lambda: frozenset({address}))
     written = tmp_path / "ray_bootstrap_config.yaml"
     written.write_text((ROOT / "cluster.yaml").read_text())
     open_machines(written).end(wait_no_longer)
@@ -211,7 +211,7 @@ def test_the_hours_are_kept_only_where_the_head_may_end_the_cluster(
     assert (setting.exists(), started) == (False, [])
     head = start("head")
     address = described()[head]["PrivateIpAddress"]
-    monkeypatch.setattr(machines, "local_addresses", lambda: frozenset({address}))
+    monkeypatch.setattr(this_head, "local_addresses", lambda: frozenset({address}))
     assert main(["end-when-idle", "--hours", "4"]) == 0
     assert setting.read_text() == "4\n"
     assert [argv[-2:] for argv in started] == [["tune_rescon.cluster", "end-when-idle"]]

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tune_rescon.clusters.lint import ray_starts
-from tune_rescon.clusters.shell import commands_in
-from tune_rescon.clusters.shell_words import ShellSyntaxError
+from tune_rescon.clusters.shell import ShellSyntaxError, commands_in
 
 #: A text, and whether its one `ray start` gets RAY_AUTH_MODE=token.
 MODES: list[tuple[str, bool]] = [

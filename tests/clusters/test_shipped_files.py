@@ -11,7 +11,7 @@ import pytest
 
 from tests.clusters.broken_files import ROOT, SHIPPED
 from tune_rescon.clusters import check_file
-from tune_rescon.clusters.documents import read_documents, texts_in
+from tune_rescon.clusters.cluster_file import read_documents, texts_in
 
 pytestmark = pytest.mark.usefixtures("python_of_the_images")
 

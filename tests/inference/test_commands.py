@@ -29,7 +29,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import decode_image
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.export import main as export
-from tune_rescon.inference.resolve_model import check_own
+from tune_rescon.inference.model import check_own
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.predict import main as predict
 from tune_rescon.spaces import load_space
@@ -405,6 +405,6 @@ def test_a_checkpoint_that_cannot_be_read_now(
     monkeypatch.setattr("tune_rescon.storage.RemoteFolder.download", denied)
     searched = MagicMock()
     searched.checkpoint.return_value = "memory://bucket/s/best.ckpt"
-    monkeypatch.setattr("tune_rescon.inference.resolve_model.read_search", lambda *_args, **_where: searched)
+    monkeypatch.setattr("tune_rescon.inference.model.read_search", lambda *_args, **_where: searched)
     assert export(["s", "--format", "onnx", "--output", str(tmp_path / "a.onnx")]) == 2
     assert "checkpoint must be readable, but got reading best.ckpt: Access Denied" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_an_interrupt_in_the_second_batch_keeps_the_first(
     interrupted: Callable[[Any, str, int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from tune_rescon.inference import predict as predicting
+    from tune_rescon.inference import model as predicting
 
     interrupted(predicting, "pixels", 2)
     assert predict([str(checkpoint), str(pictures), "--json", "--batch-size", "2"]) == 130

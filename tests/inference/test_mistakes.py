@@ -24,8 +24,8 @@ from tune_rescon.inference import (
     write_mistakes,
 )
 from tune_rescon.inference.mistakes import CLASSES, LARGEST_MATRIX, Mistake, mistakes_document
+from tune_rescon.inference.model import predictions
 from tune_rescon.inference.pictures import Pictures
-from tune_rescon.inference.predict import predictions
 from tune_rescon.report import main
 from tune_rescon.reporting import SearchPresentation, write_report
 from tune_rescon.spaces import load_space

@@ -16,20 +16,19 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import MetricAt
-from tune_rescon.reporting.analysis import (
+from tune_rescon.reporting.summary import (
+    ABSENT,
     best_command,
     cost_fronts,
     failures,
-    incumbents,
     parameter_axes,
     rank_classes,
     rung_survival,
     savings,
     shared_epoch,
-    timeline,
     values_at,
 )
-from tune_rescon.reporting.analysis.parameters import ABSENT
+from tune_rescon.reporting.timeline import incumbents, timeline
 from tune_rescon.search import search
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation

@@ -16,9 +16,9 @@ import pytest
 
 from tune_rescon.errors import SpaceError
 from tune_rescon.finals import top_configs
-from tune_rescon.reporting.analysis import best_command, parameter_axes
 from tune_rescon.reporting.formats import csv_text, json_text, markdown_text, note_text
-from tune_rescon.reporting.page.document import render_page
+from tune_rescon.reporting.page import render_page
+from tune_rescon.reporting.summary import best_command, parameter_axes
 from tune_rescon.search import main, search
 from tune_rescon.spaces import Space, dump_space, load_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve

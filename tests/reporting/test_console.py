@@ -16,7 +16,7 @@ import pytest
 
 from tests.waiting import LONGEST_WAIT
 from tune_rescon.reporting import open_console
-from tune_rescon.reporting.console import PIPE_WIDTH, opening_line
+from tune_rescon.reporting.terminal import PIPE_WIDTH, opening_line
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import parse_storage
 from tune_rescon.tuning import RunOptions

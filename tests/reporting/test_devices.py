@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tune_rescon.reporting.analysis import device_hours, devices_of, gpu_use, incumbents, savings, throughput
-from tune_rescon.reporting.formats import csv_text, json_text, markdown_text
-from tune_rescon.reporting.page.document import panels
-from tune_rescon.reporting.rows import headings, row
+from tune_rescon.reporting.formats import csv_text, headings, json_text, markdown_text, row
+from tune_rescon.reporting.page import panels
+from tune_rescon.reporting.summary import device_hours, devices_of, savings
+from tune_rescon.reporting.timeline import gpu_use, incumbents, throughput
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]

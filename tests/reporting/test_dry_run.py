@@ -16,8 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from tune_rescon.errors import UserError
-from tune_rescon.reporting.dry_run import print_dry_run, stopping_line
-from tune_rescon.reporting.measured_speed import fitting_budget, speed_message
+from tune_rescon.reporting.dry_run import fitting_budget, print_dry_run, speed_message, stopping_line
 from tune_rescon.search import main
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import possible_rungs
@@ -233,7 +232,7 @@ def test_quick_measures_the_budget_and_explicit_settings_win(
     def measure(_space: object, samples: list[object], *_: object, **__: object) -> list[float]:
         return [2.0, 4.0, *[3.0] * (len(samples) - 2)]
 
-    monkeypatch.setattr("tune_rescon.reporting.measured_speed.measure_epochs", measure)
+    monkeypatch.setattr("tune_rescon.reporting.dry_run.measure_epochs", measure)
     given = ["--space", "digits", "--dry-run", "--set", "resources_per_trial={cpu: 1, gpu: 0}"]
     assert main([*given, "--quick", "--trials", "7", "--concurrent", "1"]) == 0
     said = capsys.readouterr().out

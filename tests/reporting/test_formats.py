@@ -25,7 +25,7 @@ from tune_rescon.reporting import (
     print_overviews,
     print_result,
 )
-from tune_rescon.reporting.page.document import render_page
+from tune_rescon.reporting.page import render_page
 from tune_rescon.tuning import SearchOverview, SearchState, StudyResult, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]

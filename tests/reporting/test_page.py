@@ -16,8 +16,9 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
+from tune_rescon.reporting.charts import learning_curves
 from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER
-from tune_rescon.reporting.page.charts import costs, learning_curves
+from tune_rescon.reporting.search_charts import costs
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]

@@ -13,10 +13,17 @@ import pytest
 from rich.console import Console
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.formats import csv_text, json_text, markdown_text
-from tune_rescon.reporting.page.document import render_page
-from tune_rescon.reporting.rows import differences, headings, ranked, row
-from tune_rescon.reporting.table import print_comparison
+from tune_rescon.reporting.formats import (
+    csv_text,
+    differences,
+    headings,
+    json_text,
+    markdown_text,
+    ranked,
+    row,
+)
+from tune_rescon.reporting.page import render_page
+from tune_rescon.reporting.terminal import print_comparison
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyResult, TrialCost, TrialRecord
 

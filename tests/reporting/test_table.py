@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import print_result, result_table
-from tune_rescon.reporting.table import ROWS, print_left_over
+from tune_rescon.reporting.terminal import ROWS, print_left_over
 from tune_rescon.tuning import StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]

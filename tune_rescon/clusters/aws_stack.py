@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from tune_rescon.atomic_write import atomic_write
-from tune_rescon.clusters.cluster_file import read_cluster_file
-from tune_rescon.clusters.documents import at, texts_in
+from tune_rescon.clusters.cluster_file import at, read_cluster_file, texts_in
 from tune_rescon.errors import ClusterError, ClusterFileError, KeyPath, UserError, dotted, format_error
 
 __all__ = [
@@ -231,10 +233,6 @@ def fill_in(text: str, outputs: StackOutputs, *, where: str) -> tuple[str, list[
     Raises:
         ClusterFileError: a line is missing that should have one of the values.
     """
-    # Imported here, because most commands need no YAML.
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     spans = sorted(_spans(text, YAML().compose(text), outputs), key=lambda span: span.start)
     pieces, end = [], 0
     for span in spans:

@@ -1,19 +1,27 @@
-"""Check a cluster file of any kind: find its kind, and apply the rules of that kind."""
+"""What a cluster file would start: what is wrong with it, by the rules of its kind, and what it can cost."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.clusters.documents import ClusterDocument, Finding, at, read_documents, texts_in
+from tune_rescon.clusters.cluster_file import (
+    ClusterDocument,
+    ClusterFile,
+    Finding,
+    NodeType,
+    at,
+    read_documents,
+    texts_in,
+)
 from tune_rescon.clusters.launcher import check_launcher
 from tune_rescon.clusters.lint import command_findings, image_problems, storage_problems
 from tune_rescon.errors import KeyPath, dotted, format_error
 
-__all__ = ["check_file"]
+__all__ = ["PRICES", "check_file", "most_per_hour"]
 
 
 _SCRIPTS: Final = (".sh", ".sbatch", ".slurm")
@@ -143,3 +151,68 @@ def _placeholder_finding(left: list[tuple[int, str]]) -> Iterator[Finding]:
         names = ", ".join(dict.fromkeys(name for _, name in left))
         text = format_error("what is marked CHANGE must be yours", got=names)
         yield Finding(rule="placeholder", text=text, line=min(left)[0], severity="warning")
+
+
+#: The month of the prices below.
+PRICES_OF: Final = "September 2026"
+
+#: Approximate US dollars an hour for one machine on demand, by provider and machine type, for Linux in
+#: us-west-2 and in us-central1. Every machine type of the shipped files is here. They are for orientation:
+#: the price list of the cloud counts.
+PRICES: Final[Mapping[str, Mapping[str, float]]] = {
+    "aws": {
+        "m7i.large": 0.1008,
+        "m7i.xlarge": 0.2016,
+        "m7i.2xlarge": 0.4032,
+        "g5.xlarge": 1.006,
+        "g5.2xlarge": 1.212,
+        "g5.4xlarge": 1.624,
+        "g6.xlarge": 0.8048,
+        "g6.2xlarge": 0.9776,
+        "g6.4xlarge": 1.3232,
+        "p4d.24xlarge": 21.9576,
+        "p5.48xlarge": 55.04,
+    },
+    "gcp": {"e2-standard-2": 0.0670, "g2-standard-8": 0.8536},
+}
+
+
+def most_per_hour(cluster: ClusterFile) -> str | None:
+    """Describe the most that a cluster's machines can cost in an hour; None if no cloud bills for them.
+
+    The dearest machines come first, because ``max_workers`` of the file bounds all types together.
+    """
+    if cluster.provider not in PRICES:
+        return None
+    prices = PRICES[cluster.provider]
+    running = list(_dearest(cluster, prices))
+    known = [(one, count) for one, count in running if one.machine in prices]
+    total = sum(prices[one.machine] * count for one, count in known)
+    parts = [f"{count} x {one.machine} {prices[one.machine] * count:.2f}" for one, count in known]
+    text = (
+        f"At most {total:.2f} US dollars an hour for machines ({', '.join(parts) or 'no known type'};"
+        f" approximate on-demand prices of {PRICES_OF}; spot machines cost less, disks and traffic come on"
+        " top)."
+    )
+    unknown = [f"{count} x {one.machine or one.name}" for one, count in running if one.machine not in prices]
+    if unknown:
+        text += f" Not counted, because no price is known here: {', '.join(unknown)}."
+    return text
+
+
+def _dearest(cluster: ClusterFile, prices: Mapping[str, float]) -> Iterator[tuple[NodeType, int]]:
+    """Yield the node types that cost the most together, each with its number of machines, the head first.
+
+    A type without a known price comes before the others, so that it is not left out.
+    """
+    left = cluster.max_workers
+    for one in cluster.node_types:
+        if one.is_head:
+            yield one, 1
+    workers = [one for one in cluster.node_types if not one.is_head]
+    for one in sorted(workers, key=lambda one: -prices.get(one.machine, float("inf"))):
+        count = min(one.max_workers, left)
+        # Its machines may also be others of the file, whose price is known.
+        left -= count if one.machine in prices else 0
+        if count:
+            yield one, count

@@ -1,21 +1,23 @@
-"""Start and end a cluster, without ending a running job by mistake, and count the workers that joined."""
+"""Start a cluster, run a search on it as a job, open tunnels to it, and end it."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
-from tune_rescon.clusters.cluster_file import TOKEN, ClusterFile
+from tune_rescon.clusters.cluster_file import TOKEN, ClusterFile, check_can_end
 from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
     END_MLFLOW,
@@ -23,16 +25,20 @@ from tune_rescon.clusters.commands import (
     MLFLOW_PORT,
     RAY_IS_HERE,
     end_when_idle_command,
+    follow_command,
     make_token,
     ray_down,
     ray_exec,
     ray_up,
     run,
+    search_job,
     ssh_tunnel,
+    stop_command,
+    submission_id,
     where_is_head,
 )
-from tune_rescon.clusters.head import ask_head
-from tune_rescon.clusters.machines import check_can_end
+from tune_rescon.clusters.head import Job, ask_head
+from tune_rescon.command import INTERRUPTED
 from tune_rescon.errors import ClusterError, ClusterFileError, UserError, counted, format_error
 from tune_rescon.paths import expanded_path
 
@@ -41,6 +47,7 @@ __all__ = [
     "find_head",
     "find_keys",
     "hold_tunnel",
+    "send_search",
     "take_down",
 ]
 
@@ -49,6 +56,153 @@ __all__ = [
 TUNNEL_TIMEOUT: Final = 60.0
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
+
+
+#: How often an existing head is checked for a running Ray, the number of failed checks in a row that end the
+#: wait for a job, and the seconds between two checks.
+TRIES: Final = 3
+JOB_TRIES: Final = 5
+PAUSE: Final = 5.0
+
+_ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*")
+
+
+def bring_up(
+    cluster: ClusterFile, *, restart: bool, wait: float, end_after_idle: float | None = None
+) -> None:
+    """Start a cluster, or update a running one, and wait for its workers.
+
+    Args:
+        cluster: the cluster.
+        restart: restart Ray on a head on which it already runs, which ends its jobs.
+        wait: seconds to wait for the workers.
+        end_after_idle: hours without use after which the cluster ends itself; 0: never; None: as before.
+
+    Raises:
+        ClusterError: the cluster did not start, cannot end itself, or some workers did not join within
+            ``wait`` seconds.
+        UserError: a cluster with this provider cannot end itself. Nothing was started.
+    """
+    if end_after_idle:
+        check_can_end(cluster)
+    if cluster.mounts_token:
+        _have_token(cluster)
+    is_up = not restart and _runs_already(cluster)
+    if is_up:
+        _PROGRESS.info(
+            f"Ray runs on the head of {cluster.name} already: it is brought up to date, and its jobs continue"
+        )
+    elif cluster.provider == "local":
+        _forget(cluster)
+    done = run(ray_up(cluster, restart=not is_up))
+    if done.code != 0:
+        raise ClusterError(f"`ray up` of {cluster.path} ended with code {done.code}; see above.")
+    if end_after_idle is not None:
+        # Before the workers come: the cluster ends itself also if they do not.
+        _end_after_idle(cluster, end_after_idle)
+    came = _wait_for_workers(cluster, wait)
+    _PROGRESS.info(
+        f"{cluster.name} is up: its head, and {counted(came, 'worker')}"
+        f" (at least {cluster.workers} were to come)"
+    )
+
+
+def _end_after_idle(cluster: ClusterFile, hours: float) -> None:
+    done = run(ray_exec(cluster, end_when_idle_command(hours)), capture=True, timeout=HEAD_TIMEOUT)
+    if done.code != 0:
+        raise ClusterError(
+            f"{cluster.name} runs, and will NOT end itself: {done.last_words}. End it by"
+            f" `tune-rescon cluster down {cluster.path}`."
+        )
+    _PROGRESS.info(
+        f"{cluster.name} ends itself after {hours:g} h without use"
+        if hours
+        else f"{cluster.name} does not end itself"
+    )
+
+
+def send_search(
+    cluster: ClusterFile,
+    arguments: Sequence[str],
+    *,
+    flag: str | None,
+    name: str | None,
+    follow: bool,
+    down: bool = False,
+    module: str = "tune_rescon.search",
+) -> int:
+    """Submit a search, or another command of this package, as a job and return the exit code.
+
+    Args:
+        cluster: the cluster.
+        arguments: the arguments of the command.
+        flag: ``--name``, ``--resume`` or ``--resume-or-start``; None to pass no name.
+        name: the search's name.
+        follow: print the job's log and wait until the job ends.
+        down: end the cluster once the job has ended, also if it failed. If this command does not see the job
+            end (Ctrl-C, a head that cannot be reached), the cluster continues.
+        module: the command to run.
+
+    Raises:
+        ClusterError: the head did not accept the job, cannot be reached, the job failed, or the cluster did
+            not end.
+    """
+    identity = submission_id(name, datetime.now())
+    words = search_job(identity, arguments, flag=flag, name=name, module=module)
+    done = run(ray_exec(cluster, words), capture=True, timeout=HEAD_TIMEOUT)
+    if done.code != 0:
+        raise ClusterError(f"The head of {cluster.name} did not take the job: {done.last_words}")
+    _PROGRESS.info(f"Job {identity} runs on {cluster.name}")
+    if not follow:
+        _PROGRESS.info(_hints(cluster, identity))
+        return 0
+    try:
+        job = _follow(cluster, identity)
+    except KeyboardInterrupt:
+        kept = f" So does the cluster: end it by `tune-rescon cluster down {cluster.path}`." if down else ""
+        _PROGRESS.info(f"\nThe job continues.{kept}\n{_hints(cluster, identity)}")
+        return INTERRUPTED
+    except ClusterError:
+        if down:
+            _PROGRESS.info(f"{cluster.name} was not ended, because its job was not seen to end: look at it.")
+        raise
+    if down:
+        _PROGRESS.info(f"Job {identity} has ended as {job.status}: {cluster.name} is ended")
+        take_down(cluster)
+    if job.status == "SUCCEEDED":
+        return 0
+    raise ClusterError(f"job {identity} has ended as {job.status}. {job.message}".rstrip())
+
+
+def _follow(cluster: ClusterFile, identity: str) -> Job:
+    """Print the log until the job ends. A log that ends earlier is printed again, because its ssh broke."""
+    failures = 0
+    while True:
+        run(ray_exec(cluster, follow_command(identity)))
+        try:
+            job = ask_head(cluster).job(identity)
+        except ClusterError:
+            failures += 1
+            if failures >= JOB_TRIES:
+                _PROGRESS.info(_hints(cluster, identity))
+                raise
+        else:
+            if job is None:
+                raise ClusterError(f"the head of {cluster.name} knows of no job {identity} any more.")
+            if not job.is_active:
+                return job
+            failures = 0
+            _PROGRESS.info(
+                f"-- the connection ended, the job continues: its log again, from the start, in {PAUSE:g} s"
+            )
+        time.sleep(PAUSE)
+
+
+def _hints(cluster: ClusterFile, identity: str) -> str:
+    def line(words: str) -> str:
+        return shlex.join(["ray", "exec", str(cluster.path), f"export RAY_AUTH_MODE=token; {words}"])
+
+    return f"Follow it: {line(follow_command(identity))}\nStop it:   {line(stop_command(identity))}"
 
 
 def hold_tunnel(cluster: ClusterFile, *, mlflow: int, dashboard: int) -> None:
@@ -160,67 +314,6 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-#: How often an existing head is checked for a running Ray, and the seconds between two checks.
-TRIES: Final = 3
-PAUSE: Final = 5.0
-
-_ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*")
-
-
-def bring_up(
-    cluster: ClusterFile, *, restart: bool, wait: float, end_after_idle: float | None = None
-) -> None:
-    """Start a cluster, or update a running one, and wait for its workers.
-
-    Args:
-        cluster: the cluster.
-        restart: restart Ray on a head on which it already runs, which ends its jobs.
-        wait: seconds to wait for the workers.
-        end_after_idle: hours without use after which the cluster ends itself; 0: never; None: as before.
-
-    Raises:
-        ClusterError: the cluster did not start, cannot end itself, or some workers did not join within
-            ``wait`` seconds.
-        UserError: a cluster with this provider cannot end itself. Nothing was started.
-    """
-    if end_after_idle:
-        check_can_end(cluster)
-    if cluster.mounts_token:
-        _have_token(cluster)
-    is_up = not restart and _runs_already(cluster)
-    if is_up:
-        _PROGRESS.info(
-            f"Ray runs on the head of {cluster.name} already: it is brought up to date, and its jobs continue"
-        )
-    elif cluster.provider == "local":
-        _forget(cluster)
-    done = run(ray_up(cluster, restart=not is_up))
-    if done.code != 0:
-        raise ClusterError(f"`ray up` of {cluster.path} ended with code {done.code}; see above.")
-    if end_after_idle is not None:
-        # Before the workers come: the cluster ends itself also if they do not.
-        _end_after_idle(cluster, end_after_idle)
-    came = _wait_for_workers(cluster, wait)
-    _PROGRESS.info(
-        f"{cluster.name} is up: its head, and {counted(came, 'worker')}"
-        f" (at least {cluster.workers} were to come)"
-    )
-
-
-def _end_after_idle(cluster: ClusterFile, hours: float) -> None:
-    done = run(ray_exec(cluster, end_when_idle_command(hours)), capture=True, timeout=HEAD_TIMEOUT)
-    if done.code != 0:
-        raise ClusterError(
-            f"{cluster.name} runs, and will NOT end itself: {done.last_words}. End it by"
-            f" `tune-rescon cluster down {cluster.path}`."
-        )
-    _PROGRESS.info(
-        f"{cluster.name} ends itself after {hours:g} h without use"
-        if hours
-        else f"{cluster.name} does not end itself"
-    )
 
 
 def take_down(cluster: ClusterFile) -> None:

@@ -5,7 +5,6 @@ A process on the head looks once a minute. Its parts::
     IdleRule      decides from looks, at times of one clock, when the cluster was last used
     Head          what the process does on the head: looks, copies, ends
     watch         looks until the cluster is due, checks once more, and ends it
-    keep_watched  ``--hours``: stores the hours, and starts the process that watches
 
 The hours are in a file beside Ray's token, a folder of the machine, which a new container gets again.
 """
@@ -15,8 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +25,6 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from tune_rescon.atomic_write import atomic_write
-from tune_rescon.clusters.machines import open_machines
 from tune_rescon.errors import TuneResconError
 
 __all__ = [
@@ -37,7 +33,6 @@ __all__ = [
     "IdleRule",
     "IdleState",
     "Look",
-    "keep_watched",
     "watch",
 ]
 
@@ -329,33 +324,3 @@ def _end(head: Head, wait: Callable[[float], object]) -> None:
             wait(RETRY_SECONDS)
         else:
             return
-
-
-def keep_watched(files: IdleFiles, hours: float, *, log: Path) -> None:
-    """Have the cluster end itself after some hours without use, also after a restart of its container.
-
-    Args:
-        files: where the hours are kept.
-        hours: the hours; 0: the cluster does not end itself.
-        log: the file for the lines of the process that watches.
-
-    Raises:
-        ClusterError: this machine is no head, or has no right to end the cluster.
-        UserError: the cluster's machines cannot be ended.
-    """
-    if not hours:
-        files.write_hours(0)
-        _PROGRESS.info("The cluster does not end itself")
-        return
-    open_machines().check()
-    files.write_hours(hours)
-    with log.open("ab") as lines:
-        # A process that watches already reads the new hours, and this one returns.
-        subprocess.Popen(
-            [sys.executable, "-P", "-m", "tune_rescon.cluster", "end-when-idle"],
-            stdin=subprocess.DEVNULL,
-            stdout=lines,
-            stderr=lines,
-            start_new_session=True,
-        )
-    _PROGRESS.info(f"The cluster ends itself after {hours:g} h without use")

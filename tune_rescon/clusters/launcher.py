@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.clusters.cluster_file import TOKEN
-from tune_rescon.clusters.costs import check_costs
-from tune_rescon.clusters.documents import ClusterDocument, Severity, at, texts_in
+from tune_rescon.clusters.cluster_file import TOKEN, ClusterDocument, Severity, at, machine_type, texts_in
 from tune_rescon.clusters.lint import (
     HEAD_METRICS_OFF,
     METRICS_OFF,
@@ -52,7 +50,7 @@ def check_launcher(document: ClusterDocument) -> None:
         _check_mounts,
         _check_node_config,
         _check_metadata,
-        check_costs,
+        _check_costs,
     ):
         check(document)
 
@@ -310,6 +308,61 @@ def _check_metadata(document: ClusterDocument) -> None:
                 "The first version of the metadata service gives the machine's credentials without a token."
             )
             document.complain("metadata", where, rule, got=str(at(config, "MetadataOptions")), hint=hint)
+
+
+#: The longest idle time-out, in minutes, that gives no finding.
+_LONGEST_IDLE: Final = 60.0
+
+#: Machine types with an accelerator, by provider.
+_ACCELERATED: Final[Mapping[str, re.Pattern[str]]] = {
+    "aws": re.compile(r"(p\d|g\d|gr\d|trn\d|inf\d|dl\d)\w*[.-]"),
+    "gcp": re.compile(r"(a\d|g\d|ct\d)\w*-"),
+    "azure": re.compile(r"Standard_N[A-Z]", re.IGNORECASE),
+}
+
+
+def _check_costs(document: ClusterDocument) -> None:
+    """Add a finding for each setting that bills machines or disks which nothing uses."""
+    provider = str(at(document.value, "provider", "type"))
+    if provider not in _ACCELERATED:
+        return
+    _check_stopped_nodes(document, provider)
+    _check_idle(document)
+    head = document.value.get("head_node_type")
+    steps: KeyPath = ("available_node_types", str(head), "node_config")
+    config = at(document.value, *steps)
+    machine = machine_type(config)
+    if _ACCELERATED[provider].match(machine) or at(config, "guestAccelerators"):
+        rule = "the head should be a machine without a GPU"
+        hint = "It is billed all the time, and no trial runs on it."
+        document.complain("cost", steps, rule, got=machine, hint=hint, severity="warning")
+
+
+def _check_stopped_nodes(document: ClusterDocument, provider: str) -> None:
+    steps: KeyPath = ("provider", "cache_stopped_nodes")
+    # Without the key, Ray stops machines on AWS and Azure, and ends them on Google Cloud.
+    given = at(document.value, *steps)
+    if given is False or (given is None and provider == "gcp"):
+        return
+    hint = (
+        "Ray stops machines instead of ending them otherwise, and their disks are billed until you find them."
+    )
+    got = "nothing, which is true for Ray" if given is None else str(given).lower()
+    document.complain("cost", steps, "should be false", got=got, hint=hint, severity="warning")
+
+
+def _check_idle(document: ClusterDocument) -> None:
+    places: list[tuple[KeyPath, float]] = [(("idle_timeout_minutes",), 1.0)]
+    types = document.value.get("available_node_types")
+    names = list(types) if isinstance(types, Mapping) else []
+    places += [(("available_node_types", name, "idle_timeout_s"), 1 / 60) for name in names]
+    for steps, minutes in places:
+        value = at(document.value, *steps)
+        if isinstance(value, int | float) and value * minutes > _LONGEST_IDLE:
+            rule = f"should be at most {_LONGEST_IDLE:g} minutes"
+            hint = "So long a worker with nothing to do is billed."
+            got = f"{value * minutes:g}"
+            document.complain("cost", steps, rule, got=got, hint=hint, severity="warning")
 
 
 #: Not an argument of RunInstances: Ray chooses a SubnetId from it.

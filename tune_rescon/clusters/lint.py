@@ -13,9 +13,8 @@ from typing import Any, Final
 
 from jsonschema import Draft7Validator
 
-from tune_rescon.clusters.documents import Finding, Severity
-from tune_rescon.clusters.shell import ShellCommand, commands_in, is_text_program
-from tune_rescon.clusters.shell_words import ShellSyntaxError
+from tune_rescon.clusters.cluster_file import Finding, Severity
+from tune_rescon.clusters.shell import ShellCommand, ShellSyntaxError, commands_in
 from tune_rescon.errors import KeyPath, StorageError, dotted, format_error, unknown_name_message
 from tune_rescon.storage import parse_storage
 
@@ -163,7 +162,7 @@ def _start_problems(start: ShellCommand, *, where: str, head: bool) -> Iterator[
 
 
 def _listening_problems(command: ShellCommand, *, where: str) -> Iterator[tuple[str, str]]:
-    if is_text_program(command):
+    if command.takes_text:
         return
     for index, word in enumerate(command.words):
         key, equals, value = word.partition("=")

@@ -1,9 +1,10 @@
 """The text of a command, read as a shell reads it: simple commands, and the variables that each one gets.
 
 A regular expression takes ``RAY_AUTH_MODE=token true; ray start`` for a start in token mode, and reads the
-first of two ``--dashboard-host``, where Ray uses the last one. Therefore the text is read as bash does: words
-and their quotes, what separates commands, subshells, assignments before a command and exported ones, and the
-programs that run another program in another environment (``env``, ``sudo``, ``bash -c``, ``docker run``).
+first of two ``--dashboard-host``, where Ray uses the last one. ``shlex`` takes a quoted operator for an
+operator, ends a word at any ``#``, and knows neither heredocs nor the commands within a word. Therefore the
+text is read as bash does: words and quotes, operators, subshells, assignments before a command and exported
+ones, and the programs that run another one in another environment (``env``, ``sudo``, ``docker run``).
 
 Where the text does not decide it, the stricter reading is used: an assignment that may not happen (after
 ``||``, in a subshell) does not count.
@@ -13,23 +14,148 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from tune_rescon.clusters.shell_words import ShellSyntaxError, Token, shell_tokens
+__all__ = ["ShellCommand", "ShellSyntaxError", "commands_in"]
 
-__all__ = [
-    "ShellCommand",
-    "commands_in",
-    "is_text_program",
-]
+#: The longest ones first. ``$(`` begins a command whose output is a part of a word.
+_OPERATORS: Final = (
+    *("&>>", "<<<", "<<-", "&&", "||", ";;", "|&", "&>", ">&", "<&", ">>", "<<", ">|", "<>"),
+    *("\n", ";", "&", "|", "(", ")", "<", ">"),
+)
+
+
+class ShellSyntaxError(ValueError):
+    """A text that no shell would run, such as one with an open quote."""
+
+
+@dataclass(frozen=True)
+class _Token:
+    """A word without its quotes, or an operator."""
+
+    text: str
+    line: int
+    is_operator: bool = False
+
+
+def _shell_tokens(text: str) -> Iterator[_Token]:
+    """Yield a text's words, without their quotes, and its operators; leave comments and heredocs out."""
+    place, line, word = 0, 1, None
+    heredocs: list[str] = []
+    awaits_heredoc = False
+    while place < len(text):
+        char = text[place]
+        if char in " \t\r\n;&|()<>":
+            if word is not None:
+                yield _Token(word, line)
+                heredocs += [word] if awaits_heredoc else []
+                awaits_heredoc, word = False, None
+            if char in " \t\r":
+                place += 1
+                continue
+            operator = next(each for each in _OPERATORS if text.startswith(each, place))
+            yield _Token(operator, line, is_operator=True)
+            awaits_heredoc = operator in ("<<", "<<-")
+            place += len(operator)
+            if char == "\n":
+                stop = _end_of_heredocs(text, place, heredocs)
+                heredocs = []
+                line += 1 + text.count("\n", place, stop)
+                place = stop
+        elif char == "#" and word is None:
+            stop = text.find("\n", place)
+            place = len(text) if stop < 0 else stop
+        elif text.startswith("\\\n", place):
+            place, line = place + 2, line + 1
+        elif text.startswith("$(", place):
+            # The operator ends the word; the command's output would be a part of it.
+            yield from () if word is None else (_Token(word, line),)
+            yield _Token("$(", line, is_operator=True)
+            place, word = place + 2, None
+        else:
+            part, stop, inner = _part(text, place)
+            # The output of a word's commands is not known, but the commands run.
+            for command in inner:
+                yield _Token("$(", line, is_operator=True)
+                yield from (_Token(one.text, line, one.is_operator) for one in _shell_tokens(command))
+                yield _Token(")", line, is_operator=True)
+            line += text.count("\n", place, stop)
+            place, word = stop, (word or "") + part
+    if word is not None:
+        yield _Token(word, line)
+
+
+def _end_of_heredocs(text: str, place: int, words: Sequence[str]) -> int:
+    """Return the end of the heredocs that begin at ``place`` and that these words end, in order."""
+    for word in words:
+        end = re.compile(rf"^\t*{re.escape(word)}$\n?", re.MULTILINE).search(text, place)
+        place = end.end() if end else len(text)
+    return place
+
+
+def _part(text: str, place: int) -> tuple[str, int, list[str]]:
+    """Return a piece of a word without its quotes, where it ends, and the commands that run within it."""
+    char = text[place]
+    if char == "\\":
+        return text[place + 1 : place + 2], place + 2, []
+    if char == "'":
+        return text[place + 1 : (stop := _find(text, "'", place + 1))], stop + 1, []
+    if char == '"':
+        return _double_quoted(text, place)
+    if text.startswith("${", place):
+        stop = _find(text, "}", place + 2)
+        return text[place : stop + 1], stop + 1, []
+    if char == "`":
+        stop = _find(text, "`", place + 1)
+        return "", stop + 1, [text[place + 1 : stop]]
+    return char, place + 1, []
+
+
+def _double_quoted(text: str, place: int) -> tuple[str, int, list[str]]:
+    inner: list[str] = []
+    found, at = "", place + 1
+    while at < len(text):
+        if text[at] == '"':
+            return found, at + 1, inner
+        if text[at] == "\\" and text[at + 1 : at + 2] in ("$", "`", '"', "\\", "\n"):
+            found, at = found + text[at + 1 : at + 2].replace("\n", ""), at + 2
+        elif text[at] == "`" or text.startswith("$(", at):
+            start = at + (1 if text[at] == "`" else 2)
+            stop = _find(text, "`", start) if text[at] == "`" else _closing_bracket(text, start)
+            inner.append(text[start:stop])
+            at = stop + 1
+        else:
+            found, at = found + text[at], at + 1
+    raise ShellSyntaxError("a quote that is not closed")
+
+
+def _closing_bracket(text: str, at: int) -> int:
+    depth = 1
+    while at < len(text):
+        if text[at] in "'\"`\\":
+            at = _part(text, at)[1]
+            continue
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if not depth:
+            return at
+        at += 1
+    raise ShellSyntaxError("a bracket that is not closed")
+
+
+def _find(text: str, closing: str, start: int) -> int:
+    stop = text.find(closing, start)
+    if stop < 0:
+        raise ShellSyntaxError(f"no `{closing}` that closes")
+    return stop
+
 
 #: Words of a text that look like a start of Ray.
 _START_WORDS: Final = re.compile(r"\bray\s+(start|symmetric-run)\b")
 
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_]\w*)(\+?=)(.*)", re.DOTALL)
 
-_REDIRECTIONS: Final = ("&>>", "<<<", "&>", ">&", "<&", ">>", ">|", "<>", "<", ">")
+_REDIRECTIONS: Final = ("&>>", "<<<", "<<-", "&>", ">&", "<&", ">>", "<<", ">|", "<>", "<", ">")
 
 #: Words before a command that do not change which command it is.
 _KEYWORDS: Final = ("!", "{", "}", "if", "then", "else", "elif", "fi", "do", "done", "while", "until", "time")
@@ -43,6 +169,10 @@ _TEXT_PROGRAMS: Final = (
 
 #: The deepest nesting of shells within shells that is read.
 _DEEPEST: Final = 8
+
+
+def _program(word: str) -> str:
+    return word.rpartition("/")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,26 +206,19 @@ class ShellCommand:
         return "--head" in self.words or "symmetric-run" in self.words[:2]
 
     @property
-    def ray_start(self) -> ShellCommand | None:
-        """The ``ray start`` or ``ray symmetric-run`` of this command, also behind another program.
+    def takes_text(self) -> bool:
+        """True if the arguments are text, such as those of ``echo``."""
+        return bool(self.words) and _program(self.words[0]) in _TEXT_PROGRAMS
 
-        None without one.
-        """
-        if is_text_program(self):
+    @property
+    def ray_start(self) -> ShellCommand | None:
+        """The ``ray start`` or ``ray symmetric-run`` here, also behind another program; None without one."""
+        if self.takes_text:
             return None
         for index, pair in enumerate(zip(self.words, self.words[1:], strict=False)):
             if _program(pair[0]) == "ray" and pair[1] in ("start", "symmetric-run"):
-                return ShellCommand(words=self.words[index:], environment=self.environment, line=self.line)
+                return replace(self, words=self.words[index:])
         return None
-
-
-def is_text_program(command: ShellCommand) -> bool:
-    """Return whether the command's arguments are text, such as those of ``echo``."""
-    return bool(command.words) and _program(command.words[0]) in _TEXT_PROGRAMS
-
-
-def _program(word: str) -> str:
-    return word.rpartition("/")[2]
 
 
 @dataclass
@@ -148,13 +271,13 @@ class _Reader:
     def __init__(self, depth: int) -> None:
         self._depth = depth
         self._found: list[ShellCommand] = []
-        self._tokens: list[Token] = []
+        self._tokens: list[_Token] = []
         self._next = 0
 
     def read(self, text: str, scope: _Scope) -> list[ShellCommand]:
         if self._depth > _DEEPEST:
             raise ShellSyntaxError("shells within shells without end")
-        self._tokens = list(shell_tokens(text))
+        self._tokens = list(_shell_tokens(text))
         while self._next < len(self._tokens):
             self._list(scope)
             # A bracket too many, such as that of a `case`, ends nothing.
@@ -169,10 +292,8 @@ class _Reader:
             trial = scope.copy()
             self._pipe_part(trial)
             after = self._peek() if self._next < len(self._tokens) else ";"
-            if after != ")":
-                self._next += 1
-            lost = before in ("||", "|", "|&") or after in ("&", "|", "|&")
-            if not lost:
+            self._next += after != ")"
+            if before not in ("||", "|", "|&") and after not in ("&", "|", "|&"):
                 vars(scope).update(vars(trial))
             before = after
 
@@ -196,7 +317,7 @@ class _Reader:
                 if self._next >= len(self._tokens):
                     raise ShellSyntaxError("a bracket that is not closed")
                 self._next += 1
-            elif token.text in (*_REDIRECTIONS, "<<", "<<-"):
+            elif token.text in _REDIRECTIONS:
                 # The next word is a file, unless the shell makes one of a command: `<(command)`.
                 self._next += 1
                 if self._next < len(self._tokens) and not self._tokens[self._next].is_operator:
@@ -214,9 +335,8 @@ class _Reader:
         program, rest = _program(words[0]), words[1:]
         own = scope.copy()
         own.exported |= before
-        if program == "export" or (
-            program in ("declare", "typeset") and any("x" in w for w in rest if w[:1] == "-")
-        ):
+        options = "".join(word for word in rest if word[:1] == "-")
+        if program == "export" or (program in ("declare", "typeset") and "x" in options):
             scope.export([word for word in rest if word == "-n" or not word.startswith("-")])
         elif program == "unset":
             scope.unset(rest)
@@ -238,10 +358,7 @@ class _Reader:
     def _text(self, text: str, line: int, scope: _Scope) -> None:
         """Read the text that another shell is given, with the exported variables."""
         inner = _Reader(self._depth + 1).read(text, _Scope(dict(scope.exported)))
-        self._found += [
-            ShellCommand(words=one.words, environment=one.environment, line=line + one.line - 1)
-            for one in inner
-        ]
+        self._found += [replace(one, line=line + one.line - 1) for one in inner]
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -305,10 +422,7 @@ def _sudo(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
 
 
 def _docker(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
-    """The command gets only the variables of ``-e NAME=VALUE``, or ``-e NAME`` from here.
-
-    The image's name and options with a separate value stay in front, as words of a program that runs another.
-    """
+    """The command gets only the variables of ``-e NAME=VALUE``, or ``-e NAME`` from here."""
     given: dict[str, str] = {}
     for index, word in enumerate(words):
         key, equals, value = word.partition("=")
@@ -323,6 +437,7 @@ def _docker(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
             given[found[1]] = found[3]
         elif text in scope.exported:
             given[text] = scope.exported[text]
+    # The image and the options with a separate value stay in front, as words of a program that runs another.
     return ["container", *words[1:]], _Scope(given)
 
 

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.finals.evaluation import Estimate, EvaluatedConfig, evaluated_configs
+    from tune_rescon.finals.evaluation import (
+        Estimate,
+        EvaluatedConfig,
+        FinalsPresentation,
+        evaluated_configs,
+        print_evaluation,
+    )
     from tune_rescon.finals.plan import (
         RECIPES,
         Recipe,
@@ -35,12 +41,14 @@ if TYPE_CHECKING:
         top_configs,
         trial_configs,
     )
-    from tune_rescon.finals.presentation import (
-        FinalsPresentation,
-        print_evaluation,
+    from tune_rescon.finals.published import (
+        PUBLISHED,
+        PublishedRow,
+        Shares,
+        find_rows,
         print_published,
         print_reproduction,
+        row_space,
     )
-    from tune_rescon.finals.published import PUBLISHED, PublishedRow, Shares, find_rows, row_space
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

@@ -1,17 +1,37 @@
-"""Results of the finals: the trainings of each configuration, with their mean and standard deviation."""
+"""Results of the finals: the trainings of each configuration, with mean and standard deviation, as tables.
+
+The tables are for a terminal, for MLflow's note and for ``finals.json``.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.metric_names import TEST_METRICS, is_test_metric
-from tune_rescon.tuning import StudyResult, TrialRecord, repeated
+from rich.console import Console
+from rich.table import Table
 
-__all__ = ["Estimate", "EvaluatedConfig", "Lead", "evaluated_configs", "evaluation_document"]
+from tune_rescon.errors import counted
+from tune_rescon.metric_names import TEST_METRICS, is_test_metric
+from tune_rescon.reporting import SearchPresentation, markdown_table
+from tune_rescon.reporting.formatting import format_number, pairs
+from tune_rescon.tuning import SearchFolder, StudyResult, TrialRecord, repeated, write_atomically
+
+__all__ = [
+    "Estimate",
+    "EvaluatedConfig",
+    "FinalsPresentation",
+    "Lead",
+    "evaluated_configs",
+    "evaluation_document",
+    "evaluation_rows",
+    "print_evaluation",
+]
 
 #: Confidence level of the intervals: how often such an interval contains the true difference.
 CONFIDENCE: Final = 0.95
@@ -31,6 +51,11 @@ class Estimate:
         """Return the estimate from ``values``, which must not be empty."""
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         return cls(mean=statistics.fmean(values), spread=spread, values=tuple(values))
+
+    def __str__(self) -> str:
+        """Return the mean and, if it is known, the spread."""
+        spread = f" ± {self.spread:.2g}" if math.isfinite(self.spread) else ""
+        return f"{format_number(self.mean)}{spread}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,3 +171,116 @@ def _evaluated_config(result: StudyResult, trials: tuple[TrialRecord, ...]) -> E
 def _plain(estimate: Estimate) -> dict[str, Any]:
     spread = estimate.spread if math.isfinite(estimate.spread) else None
     return {"mean": estimate.mean, "spread": spread, "values": list(estimate.values)}
+
+
+#: Number of classes of the best finalist that are printed: the worst ones if there are more.
+CLASSES: Final = 10
+
+_HEADINGS: Final = (
+    "trials",
+    "accuracy",
+    "top-5",
+    "loss",
+    "calibration error",
+    "params M",
+    "GMACs",
+    "images/s",
+    "hours",
+)
+
+
+class FinalsPresentation(SearchPresentation):
+    """Draws a search's page and plots, and writes the test results to its note and to ``finals.json``."""
+
+    def note(self, result: StudyResult) -> str:
+        """Return the table of the finalists, followed by the search's note."""
+        found = evaluated_configs(result)
+        lines = markdown_table(_HEADINGS, evaluation_rows(found)) if found else []
+        return "\n".join([*lines, "", super().note(result)])
+
+    def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
+        """Write ``finals.json`` and the search's documents; return their paths."""
+        document = evaluation_document(result, evaluated_configs(result))
+        path = folder.path / "finals.json"
+        write_atomically(path, json.dumps(document, indent=2) + "\n")
+        return [path, *super().conclude(result, folder)]
+
+
+def evaluation_rows(found: Sequence[EvaluatedConfig]) -> list[tuple[str, ...]]:
+    """Return the rows of the finalists under the table's headings, the best first."""
+    return [
+        (
+            " ".join(str(trial.number) for trial in one.trials),
+            *(str(one.figures[f"test_{name}"]) for name in ("accuracy", "top5", "loss", "calibration_error")),
+            f"{one.params_m:.2f}",
+            f"{one.gmacs:.3f}",
+            f"{one.figures['test_images_per_second'].mean:.0f}",
+            f"{one.hours:.3f}",
+        )
+        for one in found
+    ]
+
+
+def print_evaluation(result: StudyResult, console: Console) -> None:
+    """Print the test results: a table, the best finalist by class, and a caution about its lead."""
+    found = evaluated_configs(result)
+    if not found:
+        return
+    title = f"{result.name}: {counted(len(found), 'finalist')} on the {_evaluation_images(result)}"
+    table = Table(title=title, title_justify="left")
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="right")
+    for row in evaluation_rows(found):
+        table.add_row(*row)
+    console.print(table)
+    console.print(_trainings(found))
+    for place, one in enumerate(found, start=1):
+        console.print(f"{place}. {pairs(one.trials[0].parameters)}", markup=False, soft_wrap=True)
+    _print_classes(found[0], console)
+    _print_caution(result, found, console)
+
+
+def _print_classes(winner: EvaluatedConfig, console: Console) -> None:
+    worst = sorted(winner.by_class.items(), key=lambda item: item[1].mean)[:CLASSES]
+    of = f"worst {CLASSES} of {len(winner.by_class)}" if len(winner.by_class) > CLASSES else "all"
+    classes = ", ".join(f"{name} {format_number(value.mean)}" for name, value in worst)
+    console.print(f"The first one's accuracy by class ({of}): {classes}", markup=False, soft_wrap=True)
+
+
+def _print_caution(result: StudyResult, found: Sequence[EvaluatedConfig], console: Console) -> None:
+    if len(found) < 2:
+        return
+    console.print(
+        f"The first of {len(found)} was chosen by these very images: expect slightly less of it.",
+        soft_wrap=True,
+    )
+    first, second = (one.figures[result.metric] for one in found[:2])
+    lead = Lead.of(first, second, maximize=result.maximize)
+    if not lead.is_known:
+        console.print(
+            "One training of a network cannot distinguish a lead from the effect of the seed:"
+            " train each several times (`--seeds 3`).",
+            soft_wrap=True,
+        )
+    elif not lead.is_beyond_seeds:
+        interval = f"{format_number(lead.difference)} ± {lead.margin:.2g} ({CONFIDENCE:.0%} interval)"
+        console.print(
+            f"Its lead on the second, {interval}, is within what the seed alone changes.", soft_wrap=True
+        )
+
+
+def _evaluation_images(result: StudyResult) -> str:
+    """Return the images that evaluated the networks: validation images if the source has no test images."""
+    dataset = result.space.dataset
+    account = result.accounts.get(dataset.name)
+    has_test = account is None or account.images["test"] or dataset.test_fraction is not None
+    return "test images" if has_test else "validation images (there are no test images)"
+
+
+def _trainings(found: Sequence[EvaluatedConfig]) -> str:
+    """Return over how many trainings the means are; a configuration has fewer if some failed."""
+    counts = sorted({len(one.trials) for one in found})
+    if counts == [1]:
+        return "One training each."
+    several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+    return f"Mean ± standard deviation over {several} trainings."

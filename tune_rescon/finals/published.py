@@ -13,15 +13,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rich.console import Console
+from rich.table import Table
+
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import describe
 from tune_rescon.errors import ConfigError, unknown_name_message
 from tune_rescon.finals.evaluation import Estimate
 from tune_rescon.finals.plan import TrainingPlan, finals_space, find_recipe
+from tune_rescon.reporting.formatting import format_number
 from tune_rescon.spaces import Resources, Space
 from tune_rescon.tuning import StudyResult, repeated
 
-__all__ = ["PUBLISHED", "PublishedRow", "Scaled", "Shares", "find_rows", "measured", "row_space", "scaled"]
+__all__ = [
+    "PUBLISHED",
+    "PublishedRow",
+    "Scaled",
+    "Shares",
+    "find_rows",
+    "measured",
+    "print_published",
+    "print_reproduction",
+    "row_space",
+    "scaled",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -243,3 +258,42 @@ def measured(row: PublishedRow, result: StudyResult) -> Mapping[str, Estimate]:
         values = [trial.history.get(source, (math.nan,))[-1] for trial in trials]
         found[name] = Estimate.of([100 * (1 - value) for value in values] if name == "test_error" else values)
     return found
+
+
+def print_published(console: Console) -> None:
+    """Print every row that can be reproduced."""
+    table = Table(title="Published rows", title_justify="left")
+    for heading in ("table", "row", "dataset", "network", "recipe", "published"):
+        table.add_column(heading)
+    for row in PUBLISHED:
+        table.add_row(row.table, row.name, row.dataset, row.preset, row.recipe, _published(row))
+    console.print(table)
+
+
+def print_reproduction(found: Mapping[PublishedRow, StudyResult], shares: Shares, console: Console) -> None:
+    """Print the published values beside the measured ones, and how far each training was scaled down.
+
+    Args:
+        found: the search of each row.
+        shares: the fractions of the schedule and of the images that were used.
+        console: the console to print to.
+    """
+    table = Table(title="Published and measured", title_justify="left")
+    for heading in ("row", "published", "measured", "trainings", "scaled to"):
+        table.add_column(heading, overflow="fold")
+    for row, result in found.items():
+        figures = measured(row, result)
+        values = ", ".join(f"{_metric_title(name)} {value}" for name, value in figures.items())
+        trainings = max((len(value.values) for value in figures.values()), default=0)
+        table.add_row(
+            row.name, _published(row), values or "-", str(trainings), scaled(row, shares).note or "-"
+        )
+    console.print(table)
+
+
+def _published(row: PublishedRow) -> str:
+    return ", ".join(f"{_metric_title(name)} {format_number(value)}" for name, value in row.figures.items())
+
+
+def _metric_title(name: str) -> str:
+    return "test error %" if name == "test_error" else name.replace("_", " ")

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
         draw_overlay,
     )
     from tune_rescon.inference.mistakes import Mistakes, find_mistakes, mistakes_lines, mistakes_page
+    from tune_rescon.inference.model import Prediction, load_model, pixels, predictions
     from tune_rescon.inference.pictures import Pictures, batches_of, find_pictures
-    from tune_rescon.inference.predict import Prediction, pixels, predictions
-    from tune_rescon.inference.resolve_model import load_model
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

@@ -31,8 +31,8 @@ from tune_rescon.data.decode import Levels, blaming_the_image, to_rgb
 from tune_rescon.data.opening import open_picture, orientation_of, upright, without_remarks
 from tune_rescon.data.selection import as_text
 from tune_rescon.errors import ConfigError, format_error, unknown_name_message
+from tune_rescon.inference.model import pixels
 from tune_rescon.inference.pictures import Pictures
-from tune_rescon.inference.predict import pixels
 from tune_rescon.models import ExternalSpec
 from tune_rescon.models.network import AttentionModule
 from tune_rescon.training import TrainedNetwork

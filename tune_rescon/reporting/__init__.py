@@ -2,10 +2,11 @@
 
 ::
 
-    analysis    the figures of a search, as plain values
-    page        report.html
-    formats     JSON, markdown, CSV
-    png_plots   the plots as PNG
+    dry_run               what a search would do and cost, before it runs
+    run                   a search with its display: events or live_view, then terminal, page and png_plots
+    summary, timeline     the figures of a search, as plain values
+    formats, formatting   their text: rows, JSON, CSV, Markdown; numbers, units, colours
+    page                  report.html, with charts and search_charts
 
 Names are loaded on first use, so that a dry run does not import the plotting libraries.
 """
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.reporting.console import open_console, print_opening
     from tune_rescon.reporting.dry_run import print_dry_run
     from tune_rescon.reporting.events import EventLines
     from tune_rescon.reporting.formats import (
@@ -28,10 +28,17 @@ if TYPE_CHECKING:
         note_text,
         overviews_json,
     )
-    from tune_rescon.reporting.live.view import LiveView
+    from tune_rescon.reporting.live_view import LiveView
     from tune_rescon.reporting.page import render_page, write_report
     from tune_rescon.reporting.png_plots import write_plots
     from tune_rescon.reporting.run import LiveReport, SearchPresentation, resume_command, run_with_display
-    from tune_rescon.reporting.table import print_comparison, print_overviews, print_result, result_table
+    from tune_rescon.reporting.terminal import (
+        open_console,
+        print_comparison,
+        print_opening,
+        print_overviews,
+        print_result,
+        result_table,
+    )
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

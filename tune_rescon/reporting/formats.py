@@ -1,4 +1,4 @@
-"""Write a search as text for other programs and pages: JSON, markdown, CSV."""
+"""A search as text: the rows that all forms of the report share, and JSON, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -11,40 +11,167 @@ from typing import TYPE_CHECKING, Any, Final
 from tune_rescon.config import trial_name
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted
-from tune_rescon.reporting.analysis import (
-    best_command,
-    device_hours,
-    devices_of,
-    failures,
-    gpu_use,
-    rung_survival,
-    savings,
-    throughput,
-    timeline,
-)
 from tune_rescon.reporting.formatting import (
     foreign_message,
     format_device_hours,
     format_number,
     in_hand_message,
     pairs,
+    setting_text,
     value_text,
 )
-from tune_rescon.reporting.rows import comparison_headings, comparison_row, differences, headings, ranked, row
-from tune_rescon.tuning import SearchState, StudyResult
+from tune_rescon.reporting.summary import (
+    best_command,
+    device_hours,
+    devices_of,
+    failures,
+    rung_survival,
+    savings,
+)
+from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
+from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
 from tune_rescon.tuning.trial import TABLE_COLUMNS
 
 if TYPE_CHECKING:
-    from tune_rescon.tuning import SearchOverview, TrialRecord
+    # Its module imports SQLAlchemy, which only `report --list` needs.
+    from tune_rescon.tuning import SearchOverview
 
 __all__ = [
+    "COMPARISON_HEADINGS",
+    "comparison_row",
     "csv_text",
+    "differences",
+    "headings",
     "json_text",
     "markdown_table",
     "markdown_text",
     "note_text",
     "overviews_json",
+    "ranked",
+    "row",
 ]
+
+#: The mark of a trial on the Pareto front.
+FRONT: Final = "*"
+
+
+def headings(result: StudyResult) -> tuple[str, ...]:
+    """Return the column names; the sampled parameters come last.
+
+    If the search has two objectives, a column marks the Pareto front. If its trials ran on several kinds of
+    device, a column names them.
+    """
+    return (
+        "trial",
+        "state",
+        "epochs",
+        result.metric,
+        *(["front"] if result.against else []),
+        "best",
+        "params M",
+        "GMACs",
+        "hours",
+        *(["device"] if _is_mixed(result) else []),
+        *_sampled(result),
+    )
+
+
+def ranked(result: StudyResult) -> list[TrialRecord]:
+    """Return the trials, those with the most epochs first, and by value among those with equally many."""
+    return sorted(result.trials, key=TrialRecord.rank_key)
+
+
+def row(result: StudyResult, trial: TrialRecord) -> tuple[str, ...]:
+    """Return the cells of one trial as text, under :func:`headings`."""
+    cost = result.costs[trial.number]
+    return (
+        str(trial.number),
+        trial.state.value,
+        str(trial.epochs),
+        format_number(trial.value),
+        *([FRONT if _is_on_front(result, trial) else ""] if result.against else []),
+        format_number(trial.best_value),
+        f"{cost.params_m:.2f}",
+        f"{cost.gmacs:.3f}",
+        f"{result.compute_hours(trial):.3f}",
+        *([devices_of(trial) or "-"] if _is_mixed(result) else []),
+        *(setting_text(name, trial.setting(name)) for name in _sampled(result)),
+    )
+
+
+#: The column names of a comparison of searches.
+COMPARISON_HEADINGS: Final = (
+    *("search", "state", "trials", "best", "epochs", "params M", "GMACs"),
+    *("epochs run", "saved", "hours", "in use"),
+)
+
+
+def comparison_row(result: StudyResult) -> tuple[str, ...]:
+    """Return the cells of one search as text, under :data:`COMPARISON_HEADINGS`."""
+    best, saved = result.best, savings(result)
+    cost = result.costs[best.number] if best else None
+    ended = sum(trial.state.is_final for trial in result.trials)
+    return (
+        result.name,
+        result.state.value,
+        f"{ended}/{max(result.space.budget.trials, len(result.trials))}",
+        f"{result.metric} {format_number(best.value)}" if best else "-",
+        str(best.epochs) if best else "-",
+        f"{cost.params_m:.2f}" if cost else "-",
+        f"{cost.gmacs:.3f}" if cost else "-",
+        str(saved.epochs),
+        f"{saved.share:.0%}",
+        f"{saved.hours:.3f}",
+        f"{timeline(result).utilisation:.0%}",
+    )
+
+
+def differences(results: Sequence[StudyResult]) -> list[str]:
+    """Return why values of the first search cannot be compared with those of others, a line for each.
+
+    Images and splits are compared by their content. A search of an earlier version, whose record does not
+    identify its images, counts as one of the same images if its dataset has the same name.
+    """
+    first, *others = results
+    return [line for other in others if (line := _difference(first, other)) is not None]
+
+
+def _difference(first: StudyResult, other: StudyResult) -> str | None:
+    ranked_by, other_by = (_metric_words(result) for result in (first, other))
+    if ranked_by != other_by:
+        return (
+            f"{first.name} was ranked by {ranked_by} and {other.name} by {other_by}: do not compare their"
+            " values"
+        )
+    if first.space.metric.at != other.space.metric.at and not first.space.metric.of_test_images:
+        return (
+            f"{first.name} counts {first.metric} at the {first.space.metric.at} epoch and {other.name} at the"
+            f" {other.space.metric.at}: do not compare their values"
+        )
+    mine, theirs = first.space.dataset.name, other.space.dataset.name
+    same = first.images.get(mine) == other.images.get(mine) or not (first.images and other.images)
+    if mine == theirs and same:
+        return None
+    names = f" ({mine} and {theirs})" if mine != theirs else ""
+    return f"{other.name} was evaluated on other images than {first.name}{names}: do not compare their values"
+
+
+def _metric_words(result: StudyResult) -> str:
+    """Return the metric of a search, with the user's function if one computes it."""
+    function = result.space.metric.function
+    return result.metric if function is None else f"{result.metric} ({function})"
+
+
+def _is_on_front(result: StudyResult, trial: TrialRecord) -> bool:
+    return any(trial.number == other.number for other in result.front)
+
+
+def _is_mixed(result: StudyResult) -> bool:
+    return len({kind for trial in result.trials for kind in trial.devices}) > 1
+
+
+def _sampled(result: StudyResult) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for trial in result.trials for name in trial.parameters))
 
 
 #: Number of trials that the markdown lists.
@@ -80,67 +207,76 @@ def csv_text(results: Sequence[StudyResult]) -> str:
 
 def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
     """Return a markdown summary: the state, the best five trials, and the comparison with other searches."""
+    return "\n\n".join(_summary(result, compared)) + "\n"
+
+
+def _summary(result: StudyResult, compared: Sequence[StudyResult]) -> Iterator[str]:
     saved = savings(result)
-    summary = (
+    yield f"# {result.name}"
+    yield (
         f"{counted(len(result.trials), 'trial')}, {result.state.value}; {counted(saved.epochs, 'epoch')} in"
         f" {format_device_hours(saved.hours, result.device)},"
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%}) saved by early stopping."
     )
-    lines = [f"# {result.name}", "", summary]
-    lines += ["", _by_device(result)] if len(device_hours(result)) > 1 else []
-    lines += ["", result.failure] if result.failure else []
-    lines += ["", foreign_message(result.foreign)] if result.foreign else []
-    if result.best is not None:
-        best = result.best
-        lines += ["", f"Best: trial {best.number}, {value_text(best)}: {pairs(best.parameters)}"]
-    in_hand = in_hand_message(result)
-    lines += ["", in_hand] if in_hand else []
-    lines += ["", *markdown_table(headings(result), (row(result, trial) for trial in ranked(result)[:BEST]))]
+    if len(spent := device_hours(result)) > 1:
+        parts = (
+            f"{format_number(round(hours, 3))} hour{'' if round(hours, 3) == 1 else 's'} on {kind}"
+            for kind, hours in spent.items()
+        )
+        yield f"By kind of device: {', '.join(parts)}."
+    if result.failure:
+        yield result.failure
+    if result.foreign:
+        yield foreign_message(result.foreign)
+    if (best := result.best) is not None:
+        yield f"Best: trial {best.number}, {value_text(best)}: {pairs(best.parameters)}"
+    if in_hand := in_hand_message(result):
+        yield in_hand
+    yield _best_trials(result)
     if compared:
+        yield "## Compared"
         rows = (comparison_row(each) for each in (result, *compared))
-        lines += ["", "## Compared", "", *markdown_table(comparison_headings(), rows)]
-        lines += [f"\n{line}" for line in differences([result, *compared])]
-    if result.scheduling:
-        lines += ["", "## Scheduler", "", *(f"- {line}" for line in result.scheduling)]
-    if result.space_history:
-        lines += ["", "## Changes of the space", "", *(f"- {line}" for line in result.space_history)]
-    found = [f"- {name}: {line}" for name, account in result.accounts.items() for line in account.lines()]
-    lines += ["", "## Images", "", *found] if found else []
-    command = best_command(result)
-    lines += ["", "```", command, "```"] if command else []
-    return "\n".join(lines) + "\n"
+        yield "\n".join(markdown_table(COMPARISON_HEADINGS, rows))
+        yield from differences([result, *compared])
+    images = [f"{name}: {line}" for name, account in result.accounts.items() for line in account.lines()]
+    sections = {
+        "Scheduler": result.scheduling,
+        "Changes of the space": result.space_history,
+        "Images": images,
+    }
+    for heading, lines in sections.items():
+        if lines:
+            yield f"## {heading}"
+            yield _bullets(lines)
+    if command := best_command(result):
+        yield f"```\n{command}\n```"
 
 
-def _by_device(result: StudyResult) -> str:
-    spent = device_hours(result)
-    parts = (
-        f"{format_number(round(hours, 3))} hour{'' if round(hours, 3) == 1 else 's'} on {kind}"
-        for kind, hours in spent.items()
-    )
-    return f"By kind of device: {', '.join(parts)}."
+def _best_trials(result: StudyResult) -> str:
+    rows = (row(result, trial) for trial in ranked(result)[:BEST])
+    return "\n".join(markdown_table(headings(result), rows))
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def overviews_json(found: Sequence[SearchOverview]) -> str:
     """Return a JSON list of all searches of a storage."""
-    return json.dumps(
-        [
-            _finite(
-                {
-                    "name": one.name,
-                    "state": one.state.value if one.state else None,
-                    "metric": one.metric,
-                    "best": one.best,
-                    "ended": one.ended,
-                    "total": one.total,
-                    "changed": one.changed.isoformat(timespec="seconds") if one.changed else None,
-                    "problem": one.problem or None,
-                }
-            )
-            for one in found
-        ],
-        indent=2,
-        allow_nan=False,
-    )
+    rows = [
+        {
+            "name": one.name,
+            "state": one.state.value if one.state else None,
+            "metric": one.metric,
+            "best": one.best,
+            "ended": one.ended,
+            "total": one.total,
+            "changed": one.changed.isoformat(timespec="seconds") if one.changed else None,
+            "problem": one.problem or None,
+        }
+        for one in found
+    ]
+    return json.dumps(_finite(rows), indent=2, allow_nan=False)
 
 
 _FIGURES: Final = ("search", "metric", *TABLE_COLUMNS, "compute_hours", "device", "params_m", "gmacs")
@@ -258,22 +394,20 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     )
     if result.failure:
         yield result.failure
-    if result.best is not None:
-        best = result.best
+    if (best := result.best) is not None:
         yield f"Best: {trial_name(best.number)}, {value_text(best)}: {pairs(best.parameters)}"
-        in_hand = in_hand_message(result)
-        if in_hand is not None:
+        if in_hand := in_hand_message(result):
             yield in_hand
-        yield "\n".join(markdown_table(headings(result), (row(result, t) for t in ranked(result)[:BEST])))
+        yield _best_trials(result)
     if result.space_history:
-        yield "\n".join(["Changes of the space:\n", *(f"- {line}" for line in result.space_history)])
+        yield f"Changes of the space:\n\n{_bullets(result.space_history)}"
     rungs = (
         f"{rung.epoch}: {rung.reached} reached it, {rung.continued} continued"
         for rung in rung_survival(result)
     )
     yield f"Rungs by epoch: {'; '.join(rungs)}."
     if result.scheduling:
-        yield "\n".join(["Scheduler:\n", *(f"- {line}" for line in result.scheduling)])
+        yield f"Scheduler:\n\n{_bullets(result.scheduling)}"
     storage = str(result.url or result.folder).rpartition("/")[0]
     where = shlex.join([result.name, "--storage", storage])
     yield f"Look closer: `python -m tune_rescon.report {where}`"

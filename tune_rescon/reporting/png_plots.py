@@ -12,7 +12,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from tune_rescon.metric_names import watched_metric
-from tune_rescon.reporting.analysis import (
+from tune_rescon.reporting.formatting import MUTED, RANK_LOOKS, STATE_COLOUR, STATE_ORDER
+from tune_rescon.reporting.summary import (
     CostFront,
     cost_fronts,
     parameter_axes,
@@ -20,7 +21,6 @@ from tune_rescon.reporting.analysis import (
     shared_epoch,
     values_at,
 )
-from tune_rescon.reporting.formatting import MUTED, RANK_LOOKS, STATE_COLOUR, STATE_ORDER
 from tune_rescon.tuning import StudyResult, parameter_importance
 
 __all__ = ["write_plots"]

@@ -18,8 +18,8 @@ from tune_rescon.command import INTERRUPTED, progress_shown
 from tune_rescon.errors import ClusterError, SearchError, presentable, shell_command
 from tune_rescon.reporting.events import EventLines
 from tune_rescon.reporting.formats import note_text
-from tune_rescon.reporting.live.view import LiveView
-from tune_rescon.reporting.table import print_left_over, print_result
+from tune_rescon.reporting.live_view import LiveView
+from tune_rescon.reporting.terminal import print_left_over, print_result
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import (
     Gauges,

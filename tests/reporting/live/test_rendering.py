@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.live.rendering import ASCII, BLOCKS, SearchTable, sparkline
-from tune_rescon.reporting.live.state import RungCount, Snapshot
+from tune_rescon.reporting.live_state import RungCount, Snapshot
+from tune_rescon.reporting.live_view import ASCII, BLOCKS, SearchTable, sparkline
 from tune_rescon.tuning import ClusterSize, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.live.state import LiveTotals, Reading, RungCount, Survival, seconds_left
+from tune_rescon.reporting.live_state import LiveTotals, Reading, RungCount, Survival, seconds_left
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import TrialRecord
 

@@ -10,7 +10,7 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import METRICS
-from tune_rescon.reporting.live.state import LiveTotals, Reading
+from tune_rescon.reporting.live_state import LiveTotals, Reading
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import SyntheticCurve
 from tune_rescon.tuning import Decision, Observation, TrialRecord, make_stopping_rule

@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.waiting import wait_until
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import LiveView
-from tune_rescon.reporting.live import view as view_module
+from tune_rescon.reporting import live_view as view_module
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import ClusterSize, Decision, Gauges, TrialRecord, Verdict
 

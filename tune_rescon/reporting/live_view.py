@@ -1,33 +1,193 @@
-"""Render a snapshot of a running search as a table."""
+"""The live table of a running search: a callback that redraws it, and the table itself."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from tune_rescon.config import TrialState, trial_name
 from tune_rescon.errors import counted
-from tune_rescon.reporting.events import STATE_STYLE
+from tune_rescon.reporting.events import STATE_STYLE, end_line, note_line, start_line
 from tune_rescon.reporting.formatting import format_device_hours, format_number, pairs, roughly
-from tune_rescon.reporting.live.state import Snapshot
-from tune_rescon.tuning import ClusterSize, TrialRecord
+from tune_rescon.reporting.live_state import LiveTotals, Reading, Snapshot
+from tune_rescon.spaces import Space
+from tune_rescon.tuning import ClusterSize, Gauges, SearchCallback, TrialRecord, Verdict
 
-__all__ = [
-    "ASCII",
-    "BLOCKS",
-    "Layout",
-    "SearchTable",
-    "fit",
-    "sparkline",
-]
+__all__ = ["ASCII", "BLOCKS", "LiveView", "SearchTable", "sparkline"]
+
+#: Seconds between two redraws.
+REDRAW_EVERY: Final = 0.25
+
+#: Seconds an update must wait for MLflow before the table shows it; a healthy server needs some hundredths.
+TIMEOUT: Final = 2.0
+
+#: Final states that are printed as a line. The many trials that a rung stopped are counted in the table.
+TOLD: Final = frozenset(
+    {TrialState.FINISHED, TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.FAILED}
+)
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class LiveView(SearchCallback):
+    """A callback that redraws a table in place and prints the most important events as lines above it.
+
+    Only the view's own thread writes to the terminal. If the terminal accepts no output (Ctrl-S), or is gone,
+    no other thread is blocked: events are stored and drawn at the next opportunity.
+
+    Lines are printed for a trial that reached the last epoch, diverged, ran out of memory or failed, with its
+    error; for a trial that starts again because its worker died; for notes; and for the text of :meth:`say`.
+    """
+
+    def __init__(self, console: Console, space: Space, *, name: str) -> None:
+        """Prepare to draw the search ``name`` of ``space`` on ``console``, once the view is entered."""
+        self._console, self._state = console, LiveTotals(space, name)
+        # Held only while the state is changed or copied, never while it is drawn.
+        self._lock = threading.Lock()
+        self._lines: deque[Text] = deque()
+        self._gauges: Gauges | None = None
+        self._queue_empty_at = time.monotonic()
+        self._begun = False
+        self._closing = threading.Event()
+        # transient, because the table of the result replaces it.
+        self._live = Live(
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            vertical_overflow="crop",
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._thread = threading.Thread(target=self._run, name="live-view")
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the table, print the remaining lines, and release the terminal."""
+        self._closing.set()
+        self._thread.join()
+        self._print_lines()
+
+    def say(self, text: str) -> None:
+        """Print ``text`` above the table or, after the table was removed, in its place."""
+        self._lines.append(Text(text))
+        if self._closing.is_set() and not self._thread.is_alive():
+            self._print_lines()
+
+    def on_start(self, gauges: Gauges) -> None:
+        """Show the values of ``gauges`` from now on."""
+        self._gauges = gauges
+
+    @override
+    def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
+        with self._lock:
+            self._state.on_search_start(trials)
+        self._begun = True
+
+    @override
+    def on_trial_start(self, trial: TrialRecord) -> None:
+        with self._lock:
+            again = self._state.on_trial_start(trial, time.monotonic())
+        if again:
+            self._add_line(start_line(trial, promoted=False))
+
+    @override
+    def on_trial_note(self, trial: TrialRecord, text: str) -> None:
+        self._add_line(note_line(trial, text))
+
+    @override
+    def on_progress(self, trial: TrialRecord, share: float) -> None:
+        with self._lock:
+            self._state.on_progress(trial, share)
+
+    @override
+    def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
+        del verdict
+        with self._lock:
+            self._state.on_epoch(trial, metrics, time.monotonic())
+
+    @override
+    def on_trial_end(self, trial: TrialRecord) -> None:
+        with self._lock:
+            self._state.on_trial_end(trial)
+        if trial.state in TOLD:
+            self._add_line(end_line(trial))
+        if trial.error:
+            self._lines.append(Text(trial.error.strip(), style="red"))
+
+    def _add_line(self, markup: str) -> None:
+        self._lines.append(Text.from_markup(markup))
+
+    def _run(self) -> None:
+        try:
+            try:
+                while not self._closing.wait(REDRAW_EVERY):
+                    self._draw()
+            finally:
+                self._live.stop()
+        except OSError as error:
+            _LOGGER.warning("the terminal takes nothing any more: %s", error)
+        except Exception:
+            # The search must continue even if the table cannot be drawn.
+            _LOGGER.exception("the live table ends here")
+
+    def _draw(self) -> None:
+        """Print the new lines and draw the current table, in one write."""
+        if self._begun:
+            reading = self._read()
+            with self._lock:
+                seen = self._state.snapshot(reading)
+            self._live.start()
+            self._live.update(SearchTable(seen))
+        if not self._print_lines():
+            self._live.refresh()
+
+    def _print_lines(self) -> bool:
+        """Print the stored lines and return whether there were any.
+
+        The lines are not wrapped, so that each can be copied as a whole.
+        """
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        if lines:
+            self._console.print(*lines, sep="\n", soft_wrap=True)
+        return bool(lines)
+
+    def _read(self) -> Reading:
+        gauges, now = self._gauges, time.monotonic()
+        if gauges is None:
+            return Reading()
+        pending = gauges.waiting()
+        if not pending:
+            self._queue_empty_at = now
+        return Reading(
+            slots=gauges.slots,
+            seconds=math.inf if gauges.deadline is None else gauges.deadline - now,
+            pending_updates=pending if now - self._queue_empty_at >= TIMEOUT else 0,
+            cluster=gauges.cluster(),
+        )
 
 
 #: Running trials that take precedence over the lines below the table.
@@ -41,7 +201,7 @@ GAP: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class _Layout:
     """The number of lines and the widths of columns that fit the terminal."""
 
     rows: int
@@ -54,7 +214,7 @@ class Layout:
     parameters: int
 
 
-def fit(width: int, height: int, *, running: int, facts: int, always: int) -> Layout:
+def _fit(width: int, height: int, *, running: int, facts: int, always: int) -> _Layout:
     """Return the layout for a terminal of ``width`` x ``height`` characters.
 
     Two lines are reserved for the title and the cursor. The table needs one for its head and, if not all
@@ -67,14 +227,14 @@ def fit(width: int, height: int, *, running: int, facts: int, always: int) -> La
         facts: number of lines to show below the trials, the most important first.
         always: total width of the columns that are never left out, in characters.
 
-    >>> fit(80, 24, running=64, facts=5, always=30)
-    Layout(rows=15, facts=5, curve=12, speed=8, parameters=24)
-    >>> fit(40, 8, running=2, facts=5, always=30)
-    Layout(rows=2, facts=3, curve=0, speed=8, parameters=0)
+    >>> _fit(80, 24, running=64, facts=5, always=30)
+    _Layout(rows=15, facts=5, curve=12, speed=8, parameters=24)
+    >>> _fit(40, 8, running=2, facts=5, always=30)
+    _Layout(rows=2, facts=3, curve=0, speed=8, parameters=0)
     """
     lines = max(height - 2, 0)
     if width < always:
-        return Layout(rows=0, facts=min(facts, lines), curve=0, speed=0, parameters=0)
+        return _Layout(rows=0, facts=min(facts, lines), curve=0, speed=0, parameters=0)
     first = min(running, FIRST_ROWS)
     table = 1 + first + (running > first) if running else 0
     shown = max(min(facts, lines - table), 0) if lines > table else min(facts, lines)
@@ -82,7 +242,7 @@ def fit(width: int, height: int, *, running: int, facts: int, always: int) -> La
     if rows < running:
         rows = max(rows - 1, 0)
     curve, speed, parameters = _columns(width - always)
-    return Layout(rows=rows, facts=shown, curve=curve, speed=speed, parameters=parameters)
+    return _Layout(rows=rows, facts=shown, curve=curve, speed=speed, parameters=parameters)
 
 
 def _columns(left: int) -> tuple[int, int, int]:
@@ -102,19 +262,16 @@ def sparkline(values: Sequence[float], width: int, *, ramp: str = BLOCKS) -> str
     """Return a curve of at most ``width`` characters, scaled from the lowest to the highest value.
 
     A value that is not finite is drawn as a gap. If there are more values than characters, each character
-    shows the last of its group of values, so that the last value is always shown.
-
-    Args:
-        values: the values, in order.
-        width: the maximum number of characters.
-        ramp: the characters that draw a value, the lowest first.
+    shows the last of its group of values, so that the last value is always shown. ``ramp`` has the characters
+    that draw a value, the lowest first.
 
     >>> sparkline([0.1, 0.5, 0.3, 0.9], 8), sparkline([1, 2, 3, 4, 5, 6, 7, 8], 4)
     ('▁▅▃█', '▁▃▆█')
     >>> sparkline([0.5, float("nan"), 0.5], 8), sparkline([], 8)
     ('▅ ▅', '')
     """
-    chosen = values if len(values) <= width else [values[_share(i, len(values), width)] for i in range(width)]
+    count = len(values)
+    chosen = values if count <= width else [values[(i + 1) * count // width - 1] for i in range(width)]
     finite = [value for value in chosen if math.isfinite(value)]
     if not finite:
         return " " * len(chosen)
@@ -129,10 +286,6 @@ def sparkline(values: Sequence[float], width: int, *, ramp: str = BLOCKS) -> str
         return ramp[round(height * (len(ramp) - 1))]
 
     return "".join(map(character, chosen))
-
-
-def _share(character: int, values: int, width: int) -> int:
-    return (character + 1) * values // width - 1
 
 
 #: Minimum width of the title, in characters, with a progress bar; a bar in a narrower title is too short.
@@ -156,9 +309,8 @@ class SearchTable:
         # Some terminals wrap a line that fills their width.
         width = options.max_width - 1
         facts = list(_facts(seen))
-        layout = fit(
-            width, console.height, running=len(seen.running), facts=len(facts), always=_always_wide(seen)
-        )
+        always = NUMBER + _epoch_wide(seen) + _value_wide(seen) + 2 * GAP
+        layout = _fit(width, console.height, running=len(seen.running), facts=len(facts), always=always)
         table = (
             list(_trials(seen, layout, ramp=ASCII if options.ascii_only else BLOCKS)) if layout.rows else []
         )
@@ -171,10 +323,6 @@ class SearchTable:
         label = max(len(name) for name, _ in facts)
         for name, text in facts[: layout.facts]:
             yield _line([(Text(name, style="dim"), label, False), (text, width - label - GAP, False)])
-
-
-def _always_wide(seen: Snapshot) -> int:
-    return NUMBER + _epoch_wide(seen) + _value_wide(seen) + 2 * GAP
 
 
 def _epoch_wide(seen: Snapshot) -> int:
@@ -207,7 +355,7 @@ def _title(seen: Snapshot, width: int) -> RenderableType:
     return grid
 
 
-def _trials(seen: Snapshot, layout: Layout, *, ramp: str) -> Iterator[Text]:
+def _trials(seen: Snapshot, layout: _Layout, *, ramp: str) -> Iterator[Text]:
     # Built as plain lines, because a rich table of 40 rows took four times as long to draw.
     columns = [
         ("trial", NUMBER, True),
@@ -241,7 +389,7 @@ def _line(cells: Sequence[tuple[Text, int, bool]]) -> Text:
     return line
 
 
-def _cells(seen: Snapshot, trial: TrialRecord, layout: Layout, ramp: str) -> Iterator[Text]:
+def _cells(seen: Snapshot, trial: TrialRecord, layout: _Layout, ramp: str) -> Iterator[Text]:
     yield Text(f"{trial.number:04d}", style=STATE_STYLE[TrialState.RUNNING])
     share = seen.shares.get(trial.number)
     epochs = str(trial.epochs) if share is None else f"{trial.epochs + min(share, 0.9):.1f}"
@@ -250,13 +398,10 @@ def _cells(seen: Snapshot, trial: TrialRecord, layout: Layout, ramp: str) -> Ite
     if layout.curve:
         yield Text(sparkline(trial.curve, layout.curve, ramp=ramp), style="green")
     if layout.speed:
-        yield Text(_speed(seen.speeds.get(trial.number, math.nan)))
+        speed = seen.speeds.get(trial.number, math.nan)
+        yield Text(f"{speed:,.0f}" if math.isfinite(speed) else "-")
     if layout.parameters:
         yield Text(pairs(trial.parameters), style="dim")
-
-
-def _speed(images_per_second: float) -> str:
-    return f"{images_per_second:,.0f}" if math.isfinite(images_per_second) else "-"
 
 
 def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
@@ -296,7 +441,8 @@ def _cluster(size: ClusterSize) -> str:
 
 
 def _ended_states(seen: Snapshot) -> Text:
-    parts = []
-    for state, count in sorted(seen.ended.items(), key=lambda item: -item[1]):
-        parts.append(Text.assemble(f"{count} ", (state.value.replace("_", " "), STATE_STYLE[state])))
-    return Text(", ").join(parts)
+    counts = sorted(seen.ended.items(), key=lambda item: -item[1])
+    return Text(", ").join(
+        Text.assemble(f"{count} ", (state.value.replace("_", " "), STATE_STYLE[state]))
+        for state, count in counts
+    )

@@ -1,10 +1,16 @@
-"""Write the whole page: text and tables, panels of plots, library, style and script in one file."""
+"""report.html: one file that a browser opens without a network, in a light or dark theme, also on a phone.
+
+The plots are plain dictionaries that plotly.js draws (:mod:`.charts`, :mod:`.search_charts`). The other parts
+are a Jinja template, which escapes all text (``assets/page.html``). The library, a style sheet and a small
+script are in the file too.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib.resources import files
@@ -16,21 +22,14 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tune_rescon.errors import counted
-from tune_rescon.reporting.analysis import (
-    GpuUse,
-    Incumbent,
-    Throughput,
-    best_command,
-    device_hours,
-    failures,
-    gpu_use,
-    grouping,
-    groups,
-    savings,
-    shared_epoch,
-    throughput,
-    timeline,
-    values_at,
+from tune_rescon.reporting.charts import Chart, importance_bars, learning_curves, parallel_coordinates, slices
+from tune_rescon.reporting.formats import (
+    COMPARISON_HEADINGS,
+    comparison_row,
+    differences,
+    headings,
+    ranked,
+    row,
 )
 from tune_rescon.reporting.formatting import (
     STATE_COLOUR,
@@ -42,19 +41,33 @@ from tune_rescon.reporting.formatting import (
     setting_text,
     value_text,
 )
-from tune_rescon.reporting.page.chart import Chart, Panel
-from tune_rescon.reporting.page.charts import (
+from tune_rescon.reporting.search_charts import (
     costs,
+    gantt,
     group_curves,
-    importance_bars,
     incumbent_curves,
-    learning_curves,
-    parallel_coordinates,
-    slices,
+    speed_steps,
     survival_bars,
+    utilisation_steps,
 )
-from tune_rescon.reporting.page.time_charts import gantt, speed_steps, utilisation_steps
-from tune_rescon.reporting.rows import comparison_headings, comparison_row, differences, headings, ranked, row
+from tune_rescon.reporting.summary import (
+    best_command,
+    device_hours,
+    failures,
+    savings,
+    shared_epoch,
+    values_at,
+)
+from tune_rescon.reporting.timeline import (
+    GpuUse,
+    Incumbent,
+    Throughput,
+    gpu_use,
+    grouping,
+    groups,
+    throughput,
+    timeline,
+)
 from tune_rescon.tuning import (
     SearchFolder,
     SearchState,
@@ -144,7 +157,7 @@ def _template() -> Template:
     }
     environment.globals |= {
         "colour": STATE_COLOUR,
-        "comparison_headings": comparison_headings(),
+        "comparison_headings": COMPARISON_HEADINGS,
         "long": LONG,
         "script": Markup(_asset("page.js")),
         "style": Markup(_asset("style.css")),
@@ -213,7 +226,22 @@ def _figures(charts: Sequence[Chart]) -> Markup:
 
 @cache
 def _asset(name: str) -> str:
-    return files("tune_rescon.reporting.page").joinpath("assets", name).read_text(encoding="utf-8")
+    return files("tune_rescon.reporting").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One or more plots under a heading."""
+
+    heading: str
+    note: str
+    """Explanation of the plots, in a sentence or two."""
+    charts: Sequence[Chart]
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    """A table above the plots."""
+    half: bool = False
+    """True: two such panels share a row if there is room."""
 
 
 def panels(result: StudyResult) -> Iterator[Panel]:

@@ -1,28 +1,29 @@
-"""The result and the cost of a search: one function for each figure."""
+"""The results and the costs of a search: one function for each figure, of plain values for tables and plots.
+
+The figures over time are in :mod:`.timeline`.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, TrialState
-from tune_rescon.reporting.formatting import device_hours_unit
-from tune_rescon.spaces import place_config
+from tune_rescon.reporting.formatting import device_hours_unit, format_number, setting_text
+from tune_rescon.spaces import CategoricalParameter, Space, place_config
 from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front
 from tune_rescon.tuning.trial import FAILED_STATES
 
 __all__ = [
-    "UNKNOWN",
+    "ABSENT",
+    "Axis",
     "CostFront",
     "Failure",
-    "Group",
-    "Incumbent",
     "RankClass",
     "RungSurvival",
     "Savings",
@@ -31,16 +32,13 @@ __all__ = [
     "device_hours",
     "devices_of",
     "failures",
-    "grouping",
-    "groups",
-    "incumbents",
+    "parameter_axes",
     "rank_classes",
     "rung_survival",
     "savings",
     "shared_epoch",
     "values_at",
 ]
-
 
 #: Names of the classes, and for each the fraction of all trials at which it ends.
 SHARES: Final = (("best tenth", 0.1), ("best quarter", 0.25), ("better half", 0.5), ("the rest", 1.0))
@@ -154,10 +152,6 @@ def _front(result: StudyResult, title: str, cost: Callable[[TrialRecord], float]
     return CostFront(title=title, points=tuple(priced.values()), front=front)
 
 
-#: The device kind of an epoch whose record has none because an earlier version wrote it.
-UNKNOWN: Final = "unknown"
-
-
 def device_hours(result: StudyResult) -> dict[str, float]:
     """Return the device-hours by device kind, in descending order.
 
@@ -167,8 +161,9 @@ def device_hours(result: StudyResult) -> dict[str, float]:
     for trial in result.trials:
         for epoch, seconds in enumerate(trial.device_seconds(result.devices_per_trial)):
             if seconds:
+                # An earlier version recorded no kind.
                 kind = trial.devices[epoch] if epoch < len(trial.devices) else None
-                hours[kind or UNKNOWN] += seconds / 3600
+                hours[kind or "unknown"] += seconds / 3600
     return dict(sorted(hours.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -263,12 +258,10 @@ def savings(result: StudyResult) -> Savings:
         epochs=sum(trial.epochs for trial in result.trials),
         epochs_saved=sum(last - trial.epochs for trial in stopped),
         hours=math.fsum(result.compute_hours(trial) for trial in result.trials),
-        hours_saved=math.fsum(_hours_saved(result, trial, last) for trial in stopped),
+        hours_saved=math.fsum(
+            result.compute_hours(trial) / trial.epochs * (last - trial.epochs) for trial in stopped
+        ),
     )
-
-
-def _hours_saved(result: StudyResult, trial: TrialRecord, last: int) -> float:
-    return result.compute_hours(trial) / trial.epochs * (last - trial.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,141 +280,127 @@ class RungSurvival:
 
 def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
     """Return the survival at every rung, the lowest first."""
-    return tuple(_survival_at(result, level) for level in result.levels)
-
-
-def _survival_at(result: StudyResult, level: int) -> RungSurvival:
-    reached = [trial for trial in result.trials if trial.epochs >= level]
-    continued = sum(_continued(trial, level) for trial in reached)
-    stopped = sum(trial.epochs == level and trial.state is TrialState.STOPPED for trial in reached)
-    return RungSurvival(
-        epoch=level,
-        reached=len(reached),
-        continued=continued,
-        stopped=stopped,
-        otherwise=len(reached) - continued - stopped,
-    )
-
-
-def _continued(trial: TrialRecord, level: int) -> bool:
-    return trial.epochs > level or trial.state is TrialState.FINISHED
-
-
-@dataclass(frozen=True, kw_only=True)
-class Incumbent:
-    """The best trial from some moment on: the trial with the most epochs, and of these the best value."""
-
-    hours: float
-    """Device-hours that all trials had spent by then."""
-    number: int
-    epoch: int
-    value: float
-
-
-def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
-    """Return each time that the best trial changed or trained further.
-
-    The value may get worse when a trial with more epochs becomes the best.
-    """
-    found: list[Incumbent] = []
-    best = (0, -math.inf)
-    spent = 0.0
-    for _, number, epoch, value, seconds in sorted(_epochs(result, result.trials)):
-        spent += seconds / 3600
-        score = value if result.maximize else -value
-        if math.isfinite(value) and (epoch, score) > best:
-            best = (epoch, score)
-            found.append(Incumbent(hours=spent, number=number, epoch=epoch, value=value))
+    found = []
+    for level in result.levels:
+        reached = [trial for trial in result.trials if trial.epochs >= level]
+        continued = sum(trial.epochs > level or trial.state is TrialState.FINISHED for trial in reached)
+        stopped = sum(trial.epochs == level and trial.state is TrialState.STOPPED for trial in reached)
+        found.append(
+            RungSurvival(
+                epoch=level,
+                reached=len(reached),
+                continued=continued,
+                stopped=stopped,
+                otherwise=len(reached) - continued - stopped,
+            )
+        )
     return tuple(found)
 
 
+#: Position of trials without the parameter: below the axis.
+ABSENT: Final = -0.12
+
+#: Number of labels on a numeric axis, and the most characters of a label.
+LABELS: Final = 4
+LONGEST_LABEL: Final = 14
+
+
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """The trials of one value of a parameter, such as a network, and what they reached for what they cost."""
+class Axis:
+    """A parameter's values as positions on a scale from 0 to 1."""
 
-    value: object
-    """The value of the parameter, as Optuna stores it."""
-    trials: int
-    epochs: int
-    hours: float
-    """Device-hours of the group's trials."""
-    best: tuple[Incumbent, ...]
-    """Each better value, with the device-hours that the group had spent by then."""
-
-    def best_within(self, hours: float) -> Incumbent | None:
-        """Return the best value of the first ``hours`` device-hours of the group; None if it had none."""
-        # A sum of the same numbers in another order may differ in its last digit.
-        return next((one for one in reversed(self.best) if one.hours <= hours * (1 + 1e-9)), None)
+    name: str
+    positions: Mapping[int, float]
+    """Position of every trial by its number, 0..1; :data:`ABSENT` for a trial without the parameter."""
+    ticks: tuple[tuple[float, str], ...]
+    """Positions and their labels, in ascending order."""
+    log: bool = False
+    is_categorical: bool = False
 
 
-def grouping(result: StudyResult) -> str | None:
-    """Return the parameter whose values are compared as groups; None without one.
-
-    It is ``scheduler.group_by``, and else the network.
-    """
-    name = result.space.scheduler.group_by or "network"
-    return name if name in result.space.parameters else None
-
-
-def groups(result: StudyResult) -> tuple[Group, ...]:
-    """Return the groups of :func:`grouping` that have an epoch, the best first; none of fewer than two.
-
-    Groups may have spent differently: compare them at the device-hours that all of them have spent.
-    """
-    name = grouping(result)
-    if name is None:
-        return ()
-    members: defaultdict[object, list[TrialRecord]] = defaultdict(list)
-    for trial in result.trials:
-        if trial.epochs:
-            members[trial.setting(name)].append(trial)
-    found = [_group(result, value, trials) for value, trials in members.items()]
-    sign = 1 if result.maximize else -1
-    order = sorted(found, key=lambda one: -sign * one.best[-1].value if one.best else math.inf)
-    return tuple(order) if len(order) > 1 else ()
+def parameter_axes(result: StudyResult) -> tuple[Axis, ...]:
+    """Return an axis for each sampled parameter whose values differ, in the order of the space."""
+    sampled = dict.fromkeys(name for trial in result.trials for name in trial.parameters)
+    names = [*(name for name in result.space.parameters if name in sampled)]
+    names += [name for name in sampled if name not in names]
+    axes = (_axis(result, name) for name in names)
+    return tuple(axis for axis in axes if len(set(axis.positions.values())) > 1)
 
 
-def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) -> Group:
-    best: list[Incumbent] = []
-    spent = 0.0
-    for _, number, epoch, reached, seconds in sorted(_epochs(result, trials)):
-        spent += seconds / 3600
-        lead = reached - best[-1].value if best else math.inf
-        if math.isfinite(reached) and (lead if result.maximize or not best else -lead) > 0:
-            best.append(Incumbent(hours=spent, number=number, epoch=epoch, value=reached))
-    return Group(
-        value=value,
-        trials=len(trials),
-        epochs=sum(trial.epochs for trial in trials),
-        hours=math.fsum(result.compute_hours(trial) for trial in trials),
-        best=tuple(best),
+def _axis(result: StudyResult, name: str) -> Axis:
+    # A trial that was sampled before the space had the parameter still has a value of it.
+    absent = object()
+    settings = {trial.number: trial.setting(name, absent) for trial in result.trials}
+    values = {number: value for number, value in settings.items() if value is not absent}
+    is_categorical = _is_categorical(result.space, name, values.values())
+    log = False
+    if is_categorical:
+        choices = _choices(result.space, name, set(map(str, values.values())))
+        last = len(choices) - 1
+        places = {choice: index / last if last else 0.5 for index, choice in enumerate(choices)}
+        ticks = [(place, _short(setting_text(name, choice))) for choice, place in places.items()]
+        positions = {number: places[str(value)] for number, value in values.items()}
+    else:
+        low, high = _range(result.space, name, values)
+        log = bool(getattr(result.space.parameters.get(name), "log", False)) and low > 0
+        steps = [step / (LABELS - 1) for step in range(LABELS)] if low < high else [0.0]
+        ticks = [(step, _value_at(step, low, high, log=log)) for step in steps]
+        positions = {number: _share(float(value), low, high, log=log) for number, value in values.items()}
+    if len(values) < len(settings):
+        ticks = [(ABSENT, "none"), *ticks]
+    return Axis(
+        name=name,
+        positions={number: positions.get(number, ABSENT) for number in settings},
+        ticks=tuple(ticks),
+        log=log,
+        is_categorical=is_categorical,
     )
 
 
-def _epochs(result: StudyResult, trials: Iterable[TrialRecord]) -> list[tuple[int, int, int, float, float]]:
-    """Return each epoch's end time, trial and epoch number, the trial's value by then, and device-seconds."""
-    return [
-        (when, trial.number, epoch, value, seconds)
-        for trial in trials
-        for epoch, (when, value, seconds) in enumerate(
-            zip(
-                trial.times_ms,
-                _counted(trial),
-                itertools.chain(trial.device_seconds(result.devices_per_trial), itertools.repeat(0.0)),
-                strict=False,
-            ),
-            1,
-        )
-    ]
+def _is_categorical(space: Space, name: str, values: Any) -> bool:
+    if isinstance(space.parameters.get(name), CategoricalParameter):
+        return True
+    return not all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
-def _counted(trial: TrialRecord) -> Sequence[float]:
-    """Return a trial's value after each epoch, as ``metric.at`` defines it."""
-    if trial.at == "last":
-        return trial.values
-    better, worst = (max, -math.inf) if trial.maximize else (min, math.inf)
-    finite = (value if math.isfinite(value) else worst for value in trial.values)
-    running = itertools.accumulate(finite, better)
-    return [
-        best if math.isfinite(value) else value for best, value in zip(running, trial.values, strict=True)
-    ]
+def _choices(space: Space, name: str, used: set[str]) -> list[str]:
+    """Return the choices in the file's order, in the form that Optuna stores: a list as its text."""
+    parameter = space.parameters.get(name)
+    declared = parameter.choices if isinstance(parameter, CategoricalParameter) else ()
+    held = [str(list(choice)) if isinstance(choice, tuple) else str(choice) for choice in declared]
+    return [choice for choice in held if choice in used] + sorted(used - set(held))
+
+
+def _range(space: Space, name: str, values: Mapping[int, Any]) -> tuple[float, float]:
+    parameter = space.parameters.get(name)
+    bounds = [getattr(parameter, bound) for bound in ("low", "high") if hasattr(parameter, bound)]
+    # Trials of an earlier version of the space may lie outside the current bounds.
+    whole = [*bounds, *values.values()]
+    return float(min(whole)), float(max(whole))
+
+
+def _share(value: float, low: float, high: float, *, log: bool) -> float:
+    """Return the position of a value between the bounds, 0..1.
+
+    >>> round(_share(0.01, 0.001, 0.1, log=True), 3), _share(5.0, 5.0, 5.0, log=False)
+    (0.5, 0.0)
+    """
+    if low == high:
+        return 0.0
+    if log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def _value_at(share: float, low: float, high: float, *, log: bool) -> str:
+    value = low * (high / low) ** share if log else low + (high - low) * share
+    return format_number(float(f"{value:.2g}")) if log else format_number(round(value, 6))
+
+
+def _short(label: str) -> str:
+    """Shorten a label so that it leaves room for its neighbours.
+
+    >>> _short("a very long name of a choice")
+    'a very long n…'
+    """
+    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"

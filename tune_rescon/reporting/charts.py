@@ -1,48 +1,126 @@
-"""The charts of trials, rungs and whole searches, in the order in which the page shows them."""
+"""The charts of the report's page: what all of them share, and those of trials and their parameters.
+
+The charts of a whole search are in :mod:`.search_charts`. A chart is built from plain dictionaries, without
+plotly's Python classes, which check each of a hundred thousand numbers. It sets no colours of text and grid:
+the page's script sets them for its light or dark theme.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain, cycle
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import watched_metric
-from tune_rescon.reporting.analysis import (
-    Axis,
-    CostFront,
-    Group,
-    Incumbent,
-    RankClass,
-    cost_fronts,
-    incumbents,
-    parameter_axes,
-    rank_classes,
-    rung_survival,
-)
-from tune_rescon.reporting.analysis.parameters import ABSENT
-from tune_rescon.reporting.formatting import (
-    MUTED,
-    RANK_LOOKS,
-    STATE_COLOUR,
-    STATE_ORDER,
-    device_hours_unit,
-    format_number,
-    setting_text,
-)
-from tune_rescon.reporting.page.chart import COLOURS, Chart, axis, dotted_line, jitter, rounded
+from tune_rescon.reporting.formatting import RANK_LOOKS, STATE_COLOUR, STATE_ORDER, format_number
+from tune_rescon.reporting.summary import ABSENT, Axis, RankClass, parameter_axes, rank_classes
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
-    "costs",
-    "group_curves",
+    "HEIGHT",
+    "Chart",
+    "axis",
+    "dotted_line",
     "importance_bars",
-    "incumbent_curves",
     "learning_curves",
+    "markers",
     "parallel_coordinates",
+    "rounded",
     "slices",
-    "survival_bars",
 ]
+
+#: Significant digits of the drawn numbers: a pixel is a thousandth of a plot.
+DIGITS: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A plot of the page."""
+
+    key: str
+    """Id of the plot's element."""
+    label: str
+    """Description for screen readers."""
+    data: Sequence[dict[str, Any]]
+    layout: dict[str, Any]
+    height: int = 380
+    """Height in pixels."""
+    min_width: int = 0
+    """Minimum width in pixels; on a narrower screen the plot scrolls in its box."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plot in the form that plotly.js reads."""
+        layout = {
+            "height": self.height,
+            "margin": {"l": 56, "r": 16, "t": 8, "b": 44},
+            "hovermode": "closest",
+            # Above the plot, because beside it the legend would use half of a phone's width.
+            "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom"},
+            **self.layout,
+        }
+        return {"data": list(self.data), "layout": layout, "minWidth": self.min_width}
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """Return a numeric axis; ``more`` are further keys of plotly's axis."""
+    return {"title": {"text": title}, "automargin": True, "zeroline": False, **more}
+
+
+def dotted_line(x: float) -> dict[str, Any]:
+    """Return a vertical line over the whole height, which marks a place of the x axis."""
+    return {
+        "type": "line",
+        "layer": "below",
+        "x0": x,
+        "x1": x,
+        "yref": "paper",
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": "#8886", "width": 1, "dash": "dot"},
+    }
+
+
+def rounded(values: Iterable[float | None]) -> list[float | None]:
+    """Round numbers for the page, with None for a number that is not finite, because JSON has no such number.
+
+    >>> rounded([0.1234567, float("nan"), 12.0, None])
+    [0.12346, None, 12.0, None]
+    """
+    return [None if v is None or not math.isfinite(v) else float(f"{v:.{DIGITS}g}") for v in values]
+
+
+def jitter(number: int, width: float) -> float:
+    """Return an offset that is always the same for a trial, so that points of one choice do not coincide.
+
+    The offset is between ``-width / 2`` and ``width / 2``.
+
+    >>> abs(jitter(7, 0.1)) <= 0.05, jitter(7, 0.1) == jitter(7, 0.1)
+    (True, True)
+    """
+    golden = (number * 0.6180339887498949) % 1.0
+    return (golden - 0.5) * width
+
+
+#: Height of a small plot, in pixels.
+HEIGHT: Final = 260
+
+
+def markers(
+    x: Iterable[float], y: Iterable[float], *, colours: list[str], customdata: list[list[Any]], hover: str
+) -> dict[str, Any]:
+    """Return a point for each trial, with the text of ``hover`` when the pointer is on it."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": rounded(x),
+        "y": rounded(y),
+        "customdata": customdata,
+        "marker": {"color": colours, "size": 5, "opacity": 0.75},
+        "hovertemplate": f"{hover}<extra></extra>",
+    }
 
 
 #: Opacity of the many stopped and paused trials, whose lines are a background.
@@ -222,8 +300,6 @@ def _labels(place: int, one: Axis) -> list[dict[str, Any]]:
 #: Width of the band of the points of one choice.
 POINT_SPREAD: Final = 0.12
 
-HEIGHT: Final = 260
-
 
 def slices(result: StudyResult, values: Mapping[int, float]) -> list[Chart]:
     """Return a plot of the values against each parameter."""
@@ -232,14 +308,12 @@ def slices(result: StudyResult, values: Mapping[int, float]) -> list[Chart]:
 
 def _slice(result: StudyResult, values: Mapping[int, float], one: Axis) -> Chart:
     trials = [trial for trial in result.trials if trial.number in values]
-    points = _points(
-        x=[_beside(one, trial.number) for trial in trials],
-        y=[values[trial.number] for trial in trials],
+    points = markers(
+        (_beside(one, trial.number) for trial in trials),
+        (values[trial.number] for trial in trials),
         colours=[STATE_COLOUR[trial.state] for trial in trials],
         customdata=[[trial.number, format_number(trial.setting(one.name))] for trial in trials],
-    )
-    points["hovertemplate"] = (
-        f"trial %{{customdata[0]}}: {one.name} %{{customdata[1]}}, %{{y}}<extra></extra>"
+        hover=f"trial %{{customdata[0]}}: {one.name} %{{customdata[1]}}, %{{y}}",
     )
     scale = {"tickvals": [at for at, _ in one.ticks], "ticktext": [text for _, text in one.ticks]}
     return Chart(
@@ -284,154 +358,3 @@ def importance_bars(shares: Mapping[str, float]) -> Chart:
         },
         height=max(240, 70 + 34 * len(names)),
     )
-
-
-def survival_bars(result: StudyResult) -> Chart:
-    """Return the number of trials that reached each rung, by their state after it."""
-    rungs = rung_survival(result)
-    parts = (
-        ("continued or finished", STATE_COLOUR[TrialState.FINISHED], [rung.continued for rung in rungs]),
-        ("stopped there", STATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
-        ("failed, paused or running", MUTED, [rung.otherwise for rung in rungs]),
-    )
-    return Chart(
-        key="survival",
-        label="trials that reached each rung",
-        data=[
-            {
-                "type": "bar",
-                "name": name,
-                "x": [str(rung.epoch) for rung in rungs],
-                "y": counts,
-                "hovertemplate": f"epoch %{{x}}: %{{y}} {name}<extra></extra>",
-                "marker": {"color": colour, "opacity": 0.85},
-            }
-            for name, colour, counts in parts
-        ],
-        layout={
-            "barmode": "stack",
-            "bargap": 0.4,
-            "xaxis": axis("rung, epochs", type="category"),
-            "yaxis": axis("trials"),
-        },
-        height=240,
-    )
-
-
-def costs(result: StudyResult) -> list[Chart]:
-    """Return a plot of the last values against each cost.
-
-    Each plot has the Pareto front of the trials with the most epochs.
-    """
-    return [_cost(result, index, front) for index, front in enumerate(cost_fronts(result))]
-
-
-def _cost(result: StudyResult, index: int, front: CostFront) -> Chart:
-    points = _points(
-        x=[cost for _, cost in front.points],
-        y=[trial.value for trial, _ in front.points],
-        colours=[STATE_COLOUR[trial.state] for trial, _ in front.points],
-        customdata=[[trial.number, trial.epochs] for trial, _ in front.points],
-    )
-    where = "%{x:.4g}, %{y} after epoch %{customdata[1]}"
-    points["hovertemplate"] = f"trial %{{customdata[0]}}: {where}<extra></extra>"
-    return Chart(
-        key=f"cost-{index}",
-        label=f"{result.metric} against {front.title}",
-        data=[points, _front(front)],
-        layout={
-            "xaxis": axis(front.title, rangemode="tozero"),
-            "yaxis": axis(""),
-            "showlegend": False,
-        },
-        height=HEIGHT,
-    )
-
-
-def _front(front: CostFront) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": "Pareto front",
-        "x": rounded(cost for _, cost in front.front),
-        "y": rounded(trial.value for trial, _ in front.front),
-        # A step, because between two points the best achievable value is that of the cheaper point.
-        "line": {"color": MUTED, "dash": "dot", "shape": "hv", "width": 1.5},
-        "marker": {"symbol": "circle-open", "size": 13, "color": MUTED, "line": {"width": 1.5}},
-        "hoverinfo": "skip",
-    }
-
-
-def _points(
-    x: list[float], y: list[float], colours: list[str], customdata: list[list[Any]]
-) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": rounded(x),
-        "y": rounded(y),
-        "customdata": customdata,
-        "marker": {"color": colours, "size": 5, "opacity": 0.75},
-    }
-
-
-def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
-    """Return the best value so far of each search, by device-hours."""
-    hours = " or ".join(sorted({device_hours_unit(result.device) for result in results}))
-    metrics = ", ".join(sorted({result.metric for result in results}))
-    spent = [sum(result.compute_hours(trial) for trial in result.trials) for result in results]
-    return Chart(
-        key="incumbents",
-        label=f"best {metrics} so far, by {hours}",
-        data=[
-            _leader_line(result.name, incumbents(result), whole, colour)
-            for result, whole, colour in zip(results, spent, cycle(COLOURS), strict=False)
-        ],
-        layout={
-            "xaxis": axis(f"{hours} spent", rangemode="tozero"),
-            "yaxis": axis(f"{metrics} of the leader"),
-            "showlegend": True,
-        },
-    )
-
-
-def group_curves(result: StudyResult, name: str, found: Sequence[Group], shared: float) -> Chart:
-    """Return the best value so far of each group, by the device-hours that the group had spent.
-
-    Args:
-        result: the search.
-        name: the parameter whose values the groups have.
-        found: the groups, the best first.
-        shared: the device-hours that all groups have spent, which a dotted line marks.
-    """
-    spent = device_hours_unit(result.device)
-    return Chart(
-        key="groups",
-        label=f"best {result.metric} so far of each {name}, by its {spent}",
-        data=[
-            _leader_line(setting_text(name, one.value), one.best, one.hours, colour)
-            for one, colour in zip(found, cycle(COLOURS), strict=False)
-        ],
-        layout={
-            "xaxis": axis(f"{spent} spent on it", rangemode="tozero"),
-            "yaxis": axis(f"best {result.metric}"),
-            "shapes": [dotted_line(shared)],
-            "showlegend": True,
-        },
-        height=320,
-    )
-
-
-def _leader_line(name: str, leaders: Sequence[Incumbent], spent: float, colour: str) -> dict[str, Any]:
-    """Return the values of the leaders, up to the ``spent`` device-hours: the last one remained the best."""
-    ends = leaders[-1:]
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": rounded([*(leader.hours for leader in leaders), *(spent for _ in ends)]),
-        "y": rounded(leader.value for leader in (*leaders, *ends)),
-        "customdata": [[leader.number, leader.epoch] for leader in (*leaders, *ends)],
-        "hovertemplate": "trial %{customdata[0]} at epoch %{customdata[1]}: %{y}",
-        "line": {"shape": "hv", "width": 2, "color": colour},
-    }

@@ -1,4 +1,4 @@
-"""Compute which trial held which slot when, from the recorded ends and durations of epochs.
+"""A search over time: which trial held which slot when, how busy the devices were, and the best value so far.
 
 The record does not contain the worker process of an epoch. Slots are therefore assigned: a stretch of epochs
 gets the lowest slot that is free when the stretch begins. The number of slots is then the maximum number of
@@ -8,8 +8,10 @@ stretches at once.
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -24,16 +26,18 @@ from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
     "GpuUse",
+    "Group",
+    "Incumbent",
     "Stretch",
     "Throughput",
     "Timeline",
-    "devices_in_use",
-    "epoch_spans",
     "gpu_use",
+    "grouping",
+    "groups",
+    "incumbents",
     "throughput",
     "timeline",
 ]
-
 
 #: Two epochs of a trial belong to one stretch if the pause between them is shorter than this, in seconds, or
 #: than half an epoch.
@@ -93,7 +97,7 @@ def timeline(result: StudyResult) -> Timeline:
 def _stretches(trial: TrialRecord) -> Iterator[Stretch]:
     """Yield the stretches of a trial, in order."""
     held: Stretch | None = None
-    for epoch, (begun, ended) in enumerate(epoch_spans(trial), 1):
+    for epoch, (begun, ended) in enumerate(_epoch_spans(trial), 1):
         if held is not None and begun - held.ended < max(PAUSE, (ended - begun) / 2):
             busy = held.busy + ended - begun
             held = replace(held, ended=ended, epochs=(held.epochs[0], epoch), busy=busy)
@@ -112,7 +116,7 @@ def _stretches(trial: TrialRecord) -> Iterator[Stretch]:
         yield held
 
 
-def epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
+def _epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
     """Yield the start and end of each recorded epoch, in seconds since 1970.
 
     No epoch starts before the previous one ends.
@@ -189,7 +193,7 @@ def throughput(result: StudyResult) -> Throughput | None:
     runs = [run for trial in result.trials for run in _runs(trial, "images_per_second")]
     if not runs:
         return None
-    devices = devices_in_use(timeline(result).slots, result.devices_per_trial)
+    devices = _devices_in_use(timeline(result).slots, result.devices_per_trial)
     images = math.fsum((run.ended - run.begun) * run.rate for run in runs)
     begun, ended = min(run.begun for run in runs), max(run.ended for run in runs)
     part = (ended - begun) / PARTS
@@ -203,15 +207,10 @@ def throughput(result: StudyResult) -> Throughput | None:
     )
 
 
-def devices_in_use(trials: int, share: float) -> int:
-    """Return the number of devices that trials hold at once.
+def _devices_in_use(trials: int, share: float) -> int:
+    """Return the number of devices that trials hold at once, each a ``share`` of one or several.
 
-    Args:
-        trials: number of trials that run at once.
-        share: devices of each trial, which may be a fraction or more than one. Three trials with a third of a
-            GPU each fit on one GPU.
-
-    >>> devices_in_use(3, 1 / 3), devices_in_use(4, 1 / 3), devices_in_use(3, 0.4), devices_in_use(3, 2)
+    >>> _devices_in_use(3, 1 / 3), _devices_in_use(4, 1 / 3), _devices_in_use(3, 0.4), _devices_in_use(3, 2)
     (1, 2, 2, 6)
     """
     if share >= 1:
@@ -221,7 +220,7 @@ def devices_in_use(trials: int, share: float) -> int:
 
 def _runs(trial: TrialRecord, metric: str) -> Iterator[_EpochRun]:
     rates = trial.history.get(metric, ())
-    for (begun, ended), rate in zip(epoch_spans(trial), rates, strict=False):
+    for (begun, ended), rate in zip(_epoch_spans(trial), rates, strict=False):
         if ended > begun and math.isfinite(rate):
             yield _EpochRun(begun=begun, ended=ended, rate=rate)
 
@@ -308,3 +307,123 @@ def gpu_use(result: StudyResult) -> GpuUse | None:
             "between trials": 1.0 - found.utilisation,
         },
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incumbent:
+    """The best trial from some moment on: the trial with the most epochs, and of these the best value."""
+
+    hours: float
+    """Device-hours that all trials had spent by then."""
+    number: int
+    epoch: int
+    value: float
+
+
+def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
+    """Return each time that the best trial changed or trained further.
+
+    The value may get worse when a trial with more epochs becomes the best.
+    """
+    found: list[Incumbent] = []
+    best = (0, -math.inf)
+    spent = 0.0
+    for _, number, epoch, value, seconds in sorted(_epochs(result, result.trials)):
+        spent += seconds / 3600
+        score = value if result.maximize else -value
+        if math.isfinite(value) and (epoch, score) > best:
+            best = (epoch, score)
+            found.append(Incumbent(hours=spent, number=number, epoch=epoch, value=value))
+    return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The trials of one value of a parameter, such as a network, and what they reached for what they cost."""
+
+    value: object
+    """The value of the parameter, as Optuna stores it."""
+    trials: int
+    epochs: int
+    hours: float
+    """Device-hours of the group's trials."""
+    best: tuple[Incumbent, ...]
+    """Each better value, with the device-hours that the group had spent by then."""
+
+    def best_within(self, hours: float) -> Incumbent | None:
+        """Return the best value of the first ``hours`` device-hours of the group; None if it had none."""
+        # A sum of the same numbers in another order may differ in its last digit.
+        return next((one for one in reversed(self.best) if one.hours <= hours * (1 + 1e-9)), None)
+
+
+def grouping(result: StudyResult) -> str | None:
+    """Return the parameter whose values are compared as groups; None without one.
+
+    It is ``scheduler.group_by``, and else the network.
+    """
+    name = result.space.scheduler.group_by or "network"
+    return name if name in result.space.parameters else None
+
+
+def groups(result: StudyResult) -> tuple[Group, ...]:
+    """Return the groups of :func:`grouping` that have an epoch, the best first; none of fewer than two.
+
+    Groups may have spent differently: compare them at the device-hours that all of them have spent.
+    """
+    name = grouping(result)
+    if name is None:
+        return ()
+    members: defaultdict[object, list[TrialRecord]] = defaultdict(list)
+    for trial in result.trials:
+        if trial.epochs:
+            members[trial.setting(name)].append(trial)
+    found = [_group(result, value, trials) for value, trials in members.items()]
+    sign = 1 if result.maximize else -1
+    order = sorted(found, key=lambda one: -sign * one.best[-1].value if one.best else math.inf)
+    return tuple(order) if len(order) > 1 else ()
+
+
+def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) -> Group:
+    best: list[Incumbent] = []
+    spent = 0.0
+    for _, number, epoch, reached, seconds in sorted(_epochs(result, trials)):
+        spent += seconds / 3600
+        lead = reached - best[-1].value if best else math.inf
+        if math.isfinite(reached) and (lead if result.maximize or not best else -lead) > 0:
+            best.append(Incumbent(hours=spent, number=number, epoch=epoch, value=reached))
+    return Group(
+        value=value,
+        trials=len(trials),
+        epochs=sum(trial.epochs for trial in trials),
+        hours=math.fsum(result.compute_hours(trial) for trial in trials),
+        best=tuple(best),
+    )
+
+
+def _epochs(result: StudyResult, trials: Iterable[TrialRecord]) -> list[tuple[int, int, int, float, float]]:
+    """Return each epoch's end time, trial and epoch number, the trial's value by then, and device-seconds."""
+    return [
+        (when, trial.number, epoch, value, seconds)
+        for trial in trials
+        for epoch, (when, value, seconds) in enumerate(
+            zip(
+                trial.times_ms,
+                _counted(trial),
+                itertools.chain(trial.device_seconds(result.devices_per_trial), itertools.repeat(0.0)),
+                strict=False,
+            ),
+            1,
+        )
+    ]
+
+
+def _counted(trial: TrialRecord) -> Sequence[float]:
+    """Return a trial's value after each epoch, as ``metric.at`` defines it."""
+    if trial.at == "last":
+        return trial.values
+    better, worst = (max, -math.inf) if trial.maximize else (min, math.inf)
+    finite = (value if math.isfinite(value) else worst for value in trial.values)
+    running = itertools.accumulate(finite, better)
+    return [
+        best if math.isfinite(value) else value for best, value in zip(running, trial.values, strict=True)
+    ]
