@@ -19,7 +19,6 @@ from tune_rescon.finals import (
     PublishedRow,
     Shares,
     TrainingPlan,
-    changed_images,
     epochs_within,
     finals_space,
     find_recipe,
@@ -33,6 +32,7 @@ from tune_rescon.finals import (
     top_configs,
     trial_configs,
 )
+from tune_rescon.finals.changes import changed_images
 from tune_rescon.spaces import Resources, Space, dump_space, load_space, parse_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning import StudyResult

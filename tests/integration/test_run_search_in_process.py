@@ -28,7 +28,7 @@ from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError, NetworkError, SpaceError, StorageError
-from tune_rescon.finals.plan import changes_since
+from tune_rescon.finals.changes import changes_since
 from tune_rescon.inference import write_mistakes
 from tune_rescon.models import NetworkSpec, build_from_spec, network_cost, resolve_network
 from tune_rescon.reporting import SearchPresentation
@@ -485,6 +485,47 @@ def test_other_initial_weights_in_the_same_file_are_refused_on_resume(
     search(dataclasses.replace(warm, name="same"), *changes, "budget.trials=1")
     assert "used 3 of 3 trials of s" in progress
     assert changes_since(earlier, result.space, tmp_path) == []
+
+
+def test_a_change_of_the_users_code_is_said_wherever_trials_before_it_count(
+    options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: list[str]
+) -> None:
+    """On a resume, in the report, in a warm start and before final trainings; a change during a run too."""
+    monkeypatch.chdir(tmp_path)
+    code = tmp_path / "users_metric_of_this_test.py"
+    code.write_text("def score(scores, labels):\n    return 1.0\n")
+    log = "metric.log=['users_metric_of_this_test:score']"
+    search(options, log, "budget.trials=2")
+    again = dataclasses.replace(options, resume=True)
+    search(again, log, "budget.trials=3")
+    assert not [line for line in progress if "The code of" in line]
+
+    code.write_text("def score(scores, labels):\n    return 2.0\n")
+
+    def change(config: dict[str, Any]) -> None:
+        code.write_text("def score(scores, labels):\n    return 3.0\n")
+        learn_nothing(config)
+
+    search(again, log, "budget.trials=5", trainable=change)
+    when = [line.partition(". ")[0] for line in progress if "The code of" in line]
+    changed = "The code of users_metric_of_this_test:score has changed"
+    assert when == [f"{changed} since its last run", f"{changed} while the trials ran"]
+    earlier = read_search(SearchLocation(storage=options.storage), "s")
+    before, during = earlier.space_history[-2:]
+    assert before == "the code of users_metric_of_this_test:score changed before trial 3"
+    assert during == (
+        "the code of users_metric_of_this_test:score changed while the trials ran, before trial 5"
+    )
+
+    warm = dataclasses.replace(options, name="warm", warm_start="s")
+    result = search(warm, log, "budget.trials=1")
+    assert not [line for line in progress if "other code" in line]
+    assert changes_since(earlier, result.space, tmp_path) == []
+    code.write_text("def score(scores, labels):\n    return 4.0\n")
+    search(dataclasses.replace(warm, name="other"), log, "budget.trials=1")
+    assert any(line.startswith("s had other code of users_metric_of_this_test:score: ") for line in progress)
+    (words,) = changes_since(earlier, result.space, tmp_path)
+    assert words.startswith(f"{changed} since s. Its configurations are trained with")
 
 
 def test_a_search_for_a_front_learns_from_one_of_one_objective(options: RunOptions) -> None:

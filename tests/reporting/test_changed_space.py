@@ -139,7 +139,7 @@ def test_trials_stay_what_they_were(begun: Begun, location: SearchLocation, chan
     assert len(after.space_history) == 1
     assert after.space_history[0].startswith("version 2 (from trial 2): budget.trials: 2 -> 4")
     assert after.space_history[0] in json.loads(json_text(after))["space_history"]
-    assert "Changes of the space" in everything(after)
+    assert "Changes since the start" in everything(after)
     folder.write_trials(after.trials, changed.parameters)
     with folder.trials_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -24,7 +25,7 @@ from tune_rescon.reporting.formats import (
 )
 from tune_rescon.reporting.page import render_page
 from tune_rescon.reporting.terminal import print_comparison
-from tune_rescon.spaces import load_space
+from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -142,6 +143,24 @@ def test_two_functions_of_one_name_are_two_metrics(make_result: MakeResult, make
         "ours was ranked by val_score (ours.metrics:score) and theirs by val_score (theirs.metrics:score):"
         " do not compare their values"
     )
+
+
+def test_values_of_a_function_whose_code_has_changed_are_not_compared(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    by_score = load_space("digits", ["metric={name: val_score, mode: max, log: ['ours.metrics:score']}"])
+    logged = load_space("digits", ["metric.log=['ours.metrics:score']"])
+
+    def result(name: str, digest: str, space: Space = by_score) -> StudyResult:
+        made = make_result(make_trial(0), name=name, metric=space.metric.name, space=space)
+        return dataclasses.replace(made, code={"ours.metrics:score": digest} if digest else {})
+
+    assert differences([result("a", "0"), result("b", "0"), result("earlier", "")]) == []
+    assert differences([result("a", "0"), result("b", "1")]) == [
+        "a and b had different code of ours.metrics:score: do not compare their values"
+    ]
+    # Trials are not ranked by a metric that is only logged.
+    assert differences([result("a", "0", logged), result("b", "1", logged)]) == []
 
 
 def test_every_form_says_what_cannot_be_compared(make_result: MakeResult, make_trial: MakeTrial) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tune_rescon.finals.changes import changes_since
     from tune_rescon.finals.evaluation import (
         Estimate,
         EvaluatedConfig,
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
         RECIPES,
         Recipe,
         TrainingPlan,
-        changed_images,
-        changed_weights,
-        changes_since,
         epochs_within,
         finals_seconds,
         finals_space,

@@ -13,16 +13,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
-from tune_rescon.data import describe
 from tune_rescon.errors import ConfigError, StorageError, counted, format_error, unknown_name_message
 from tune_rescon.spaces import Resources, Space, parse_space
 from tune_rescon.tuning import StudyResult, TrialRecord
-from tune_rescon.tuning.prepare import read_weights
 from tune_rescon.tuning.resources import this_machine
 
 __all__ = [
@@ -30,9 +27,6 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "TrainingPlan",
-    "changed_images",
-    "changed_weights",
-    "changes_since",
     "epochs_within",
     "finals_seconds",
     "finals_space",
@@ -262,64 +256,6 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
     if len(names) == 1:
         named = [dataclasses.replace(config, dataset=None) for config in named]
     return tuple(named), space.dataset_config(names[0])
-
-
-def changes_since(result: StudyResult, space: Space, data_root: Path) -> list[str]:
-    """Return :func:`changed_images` and :func:`changed_weights` as far as there are any."""
-    found = (changed_images(result, space, data_root), changed_weights(result, space))
-    return [words for words in found if words is not None]
-
-
-def changed_images(result: StudyResult, space: Space, data_root: Path) -> str | None:
-    """Return a message if the images to train on are not those that ``result`` was searched on; None if not.
-
-    The classes and their numbers of images are compared, so images that were replaced are not found.
-
-    Args:
-        result: the search.
-        space: the space of the finals.
-        data_root: the directory of the datasets on this machine.
-
-    Raises:
-        DataError: the images are missing, or their folders are faulty.
-    """
-    dataset = space.dataset
-    known = result.accounts.get(dataset.name)
-    if known is None:
-        return None
-    now = describe(dataset, data_root=data_root).account
-    if now is None or (now.class_names, now.per_class) == (known.class_names, known.per_class):
-        return None
-    parts = ", ".join(
-        f"{part} {known.images[part]} then, {now.images[part]} now"
-        for part in known.images
-        if known.images[part]
-    )
-    changes = [f"{len(known.class_names)} classes then, {len(now.class_names)} now", parts]
-    return (
-        f"The images are not those of {result.name} any more ({'; '.join(changes)}). Its configurations are"
-        " trained and evaluated on the images of now, so do not compare the values with the search's."
-    )
-
-
-def changed_weights(result: StudyResult, space: Space) -> str | None:
-    """Return a message if a file of ``init_from`` is not the one that ``result`` was searched with.
-
-    Args:
-        result: the search.
-        space: the space of the finals.
-
-    Raises:
-        StorageError, NetworkError: a file is missing, damaged, or not a file of initial weights.
-    """
-    found = read_weights(space).items() if result.weights else ()
-    other = [name for name, now in found if result.weights.get(name, now.digest) != now.digest]
-    if not other:
-        return None
-    return (
-        f"The weights in {', '.join(other)} are not those that the trials of {result.name} began with. Its"
-        " configurations are trained from the weights of now, so do not compare the values with the search's."
-    )
 
 
 def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int | None) -> TrialConfig:

@@ -30,6 +30,7 @@ from tune_rescon.reporting.summary import (
 )
 from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
+from tune_rescon.tuning.code_versions import changed_functions
 from tune_rescon.tuning.trial import TABLE_COLUMNS
 
 if TYPE_CHECKING:
@@ -148,6 +149,9 @@ def _difference(first: StudyResult, other: StudyResult) -> str | None:
             f"{first.name} counts {first.metric} at the {first.space.metric.at} epoch and {other.name} at the"
             f" {other.space.metric.at}: do not compare their values"
         )
+    function = first.space.metric.function
+    if function in changed_functions(first.code, other.code):
+        return f"{first.name} and {other.name} had different code of {function}: do not compare their values"
     mine, theirs = first.space.dataset.name, other.space.dataset.name
     same = first.images.get(mine) == other.images.get(mine) or not (first.images and other.images)
     if mine == theirs and same:
@@ -241,7 +245,7 @@ def _summary(result: StudyResult, compared: Sequence[StudyResult]) -> Iterator[s
     images = [f"{name}: {line}" for name, account in result.accounts.items() for line in account.lines()]
     sections = {
         "Scheduler": result.scheduling,
-        "Changes of the space": result.space_history,
+        "Changes since the start": result.space_history,
         "Images": images,
     }
     for heading, lines in sections.items():
@@ -400,7 +404,7 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
             yield in_hand
         yield _best_trials(result)
     if result.space_history:
-        yield f"Changes of the space:\n\n{_bullets(result.space_history)}"
+        yield f"Changes since the start:\n\n{_bullets(result.space_history)}"
     rungs = (
         f"{rung.epoch}: {rung.reached} reached it, {rung.continued} continued"
         for rung in rung_survival(result)

@@ -25,6 +25,7 @@ from tune_rescon.storage import (
     sqlite_url,
     usable,
 )
+from tune_rescon.tuning.code_versions import code_history, recorded_code
 from tune_rescon.tuning.cost_model import CostModel, datasets_of
 from tune_rescon.tuning.database import holds_studies, missing_study
 from tune_rescon.tuning.folder import SearchFolder
@@ -232,16 +233,29 @@ def result_from_study(
         url=url,
         slots=attributes.slots,
     )
-    failure = None if alive or attributes.failure is None else presentable(attributes.failure)
-    history = history_words(versions, trials)
+    return with_record(result, record, versions, failure=None if alive else attributes.failure)
+
+
+def with_record(
+    result: StudyResult, record: StudyRecord, versions: SpaceVersions, *, failure: str | None
+) -> StudyResult:
+    """Return ``result`` with what the record holds besides the trials.
+
+    Args:
+        result: the result of :func:`.build_result`.
+        record: the record.
+        versions: the spaces that the search has had.
+        failure: why the search ended early, or None.
+    """
     stored = record.attributes()
     return replace(
         result,
         foreign=record.foreign,
-        failure=failure,
-        space_history=history,
+        failure=None if failure is None else presentable(failure),
+        space_history=(*history_words(versions, result.trials), *code_history(record)),
         images=stored.get(IMAGES) or {},
         weights=stored.get(WEIGHTS) or {},
+        code=recorded_code(record),
     )
 
 

@@ -85,7 +85,7 @@ class StudyResult:
     failure: str | None = None
     """Why the search ended early, and what its failed trials have in common; None if it did not end early."""
     space_history: tuple[str, ...] = ()
-    """The changes that resumes made to the space, one line for each version after the first."""
+    """The changes that resumes made to the space, and those of the user's code, one line for each."""
     scheduling: tuple[str, ...] = ()
     """Sentences about what the scheduler ``auto`` has decided; empty for other schedulers."""
     accounts: Mapping[str, Account] = field(default_factory=dict)
@@ -94,6 +94,8 @@ class StudyResult:
     """The digest of the images and splits of each dataset, by its name; empty if the record has none."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """The digest of each file of initial weights, by its path or URL; empty if the record has none."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """The digest of the file of each of the user's functions, by ``module:function``."""
 
     def __repr__(self) -> str:
         """Return the search's name, its state and its winner, on one line."""

@@ -14,6 +14,7 @@ from tune_rescon.paths import ensure_home
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
+from tune_rescon.tuning.code_versions import code_digests, record_code
 from tune_rescon.tuning.constraints import check_constraints
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.mlflow_callback import destination, note_experiment
@@ -132,6 +133,7 @@ def run_search(
                 record, before = resumed or _created(costs, options, store, digests=digests, weights=weights)
                 lease = lease or held.enter_context(search_lease(options, store))
                 record_weights(record, weights)
+                record_code(record, code_digests(space), before_trials=True)
                 search = held.enter_context(
                     SearchRun(
                         options=options,

@@ -18,6 +18,7 @@ from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
 from tune_rescon.tuning.budget import exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
+from tune_rescon.tuning.code_versions import code_digests, record_code
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import ensure_identity, with_id
@@ -27,8 +28,8 @@ from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos, record_images
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
+from tune_rescon.tuning.reader import with_record
 from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
-from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule
 from tune_rescon.tuning.store import SearchStore
@@ -248,6 +249,7 @@ class SearchRun:
         """Record how the search ended, pass the result to ``on_result``, and complete the search."""
         self._watch.trials_ended()
         self._coordinator.interrupt_remaining()
+        record_code(self.record, code_digests(self._space), before_trials=False)
         result = self._result(state, self._watch.failure or self._coordinator.failure)
         record_outcome(self.record, state, result.failure)
         files = self._write_tables(result)
@@ -324,10 +326,4 @@ class SearchRun:
             url=self.store.url,
             slots=self._planned_slots,
         )
-        history = history_words(self.versions, self.record.trials())
-        return dataclasses.replace(
-            result,
-            foreign=self.record.foreign,
-            failure=None if failure is None else presentable(failure),
-            space_history=history,
-        )
+        return with_record(result, self.record, self.versions, failure=failure)

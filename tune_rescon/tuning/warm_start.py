@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Overlap, Space, overlap_message, place_config, to_optuna
+from tune_rescon.tuning.code_versions import changed_functions, code_digests, recorded_code
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import IMAGES, WEIGHTS
@@ -96,6 +97,12 @@ def overlapping_trials(
         _PROGRESS.warning(
             f"{other.name} had other images in {', '.join(sorted(changed))}: its values may be higher or"
             " lower than they would be on these, and the sampler learns from both"
+        )
+    changed_code = changed_functions(recorded_code(record), code_digests(space))
+    if usable and changed_code:
+        _PROGRESS.warning(
+            f"{other.name} had other code of {', '.join(changed_code)}: its values may mean something else"
+            " than those of this search, and the sampler learns from both"
         )
     kept = most_informative(usable)
     return [trial for trial in usable if trial.number in kept]

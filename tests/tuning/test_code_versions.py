@@ -1,0 +1,124 @@
+"""The digests of the user's code: which file counts, what is recorded, and what is said of a change."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import StudyRecord
+from tune_rescon.tuning.code_versions import (
+    changed_functions,
+    code_digests,
+    code_history,
+    record_code,
+    recorded_code,
+)
+from tune_rescon.tuning.trial import Proposal
+
+NAMES = (f"users_code_{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of a module that no test before has imported, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / f"{next(NAMES)}.py"
+
+
+def record(trials: int = 0) -> StudyRecord:
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, direction="maximize")
+    number = storage.get_study_id_from_name(study.study_name)
+    made = StudyRecord.on(storage, number, metric="val_accuracy")
+    for _ in range(trials):
+        made.open(Proposal(params={}, distributions={}))
+    return made
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_metric_and_a_network_have_the_digests_of_their_files(module: Path) -> None:
+    module.write_text(
+        "import torch\n"
+        "def score(scores, labels): return 1.0\n"
+        "def small(num_classes, in_channels, image_size): return torch.nn.Flatten()\n"
+    )
+    metric, network = f"{module.stem}:score", f"{module.stem}:small"
+    log = f"metric.log=[val_auroc, '{metric}']"
+    assert code_digests(load_space("digits", [log])) == {metric: digest(module)}
+    changes = [log, f"fixed={{network: '{network}', image_size: 16}}", "initial=[]"]
+    rate = "parameters={learning_rate: {type: float, low: 0.01, high: 0.1}}"
+    found = code_digests(load_space("digits", [*changes, rate]))
+    assert found == {metric: digest(module), network: digest(module)}
+    assert code_digests(load_space("digits")) == {}
+
+
+def test_the_file_that_defines_the_function_counts(module: Path) -> None:
+    """Not the one that imports it under the name that the space has."""
+    inner = module.with_name(f"{next(NAMES)}.py")
+    inner.write_text("def score(scores, labels): return 1.0\n")
+    module.write_text(f"from {inner.stem} import score\n")
+    name = f"{module.stem}:score"
+    assert code_digests(load_space("digits", [f"metric.log=['{name}']"])) == {name: digest(inner)}
+
+
+def test_a_callable_object_counts_as_its_module(module: Path) -> None:
+    module.write_text(
+        "from functools import partial\nscore = partial(pow, 2)\nclass Cost:\n"
+        "    def __call__(self, scores, labels): return 1.0\ncost = Cost()\n"
+    )
+    names = [f"{module.stem}:score", f"{module.stem}:cost"]
+    found = code_digests(load_space("digits", [f"metric.log={names}"]))
+    assert found == dict.fromkeys(names, digest(module))
+
+
+def test_code_without_a_file_has_no_digest(module: Path) -> None:
+    """A function of an extension, and a file that is gone since it was imported."""
+    module.write_text("def score(scores, labels): return 1.0\n")
+    space = load_space("digits", [f"metric.log=['math:fsum', '{module.stem}:score']"])
+    assert code_digests(space).keys() == {f"{module.stem}:score"}
+    module.unlink()
+    assert code_digests(space) == {}
+
+
+def test_a_change_is_recorded_and_said(progress: list[str]) -> None:
+    kept = record(trials=3)
+    record_code(kept, {"a:f": "0", "b:g": "0"}, before_trials=True)
+    record_code(kept, {"a:f": "0", "b:g": "0"}, before_trials=False)
+    assert (progress, code_history(kept)) == ([], ())
+
+    record_code(kept, {"a:f": "1", "b:g": "0"}, before_trials=True)
+    (line,) = progress
+    assert line.startswith("The code of a:f has changed since its last run. Trials before and after")
+    assert code_history(kept) == ("the code of a:f changed before trial 3",)
+
+    # A function that the space no longer names is still known when the space names it again.
+    record_code(kept, {"b:g": "0"}, before_trials=True)
+    record_code(kept, {"a:f": "1", "b:g": "2"}, before_trials=False)
+    assert progress[1].startswith("The code of b:g has changed while the trials ran.")
+    assert code_history(kept)[1:] == ("the code of b:g changed while the trials ran, before trial 3",)
+    assert recorded_code(kept) == {"a:f": "1", "b:g": "2"}
+
+
+def test_a_change_before_the_first_trial_and_a_new_function_are_not_said(progress: list[str]) -> None:
+    kept = record()
+    record_code(kept, {"a:f": "0"}, before_trials=True)
+    record_code(kept, {"a:f": "1", "b:g": "0"}, before_trials=True)
+    assert (progress, code_history(kept)) == ([], ())
+    assert recorded_code(kept) == {"a:f": "1", "b:g": "0"}
+
+
+def test_what_an_earlier_version_recorded_has_no_code(progress: list[str]) -> None:
+    kept = record(trials=1)
+    assert (recorded_code(kept), code_history(kept)) == ({}, ())
+    record_code(kept, {"a:f": "0"}, before_trials=True)
+    assert progress == []
+    assert changed_functions({}, {"a:f": "0"}) == []

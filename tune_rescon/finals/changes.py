@@ -1,0 +1,97 @@
+"""Changes since an earlier search: of the images, the initial weights and the user's code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tune_rescon.data import describe
+from tune_rescon.spaces import Space
+from tune_rescon.tuning import StudyResult
+from tune_rescon.tuning.code_versions import changed_functions, code_digests
+from tune_rescon.tuning.prepare import read_weights
+
+__all__ = ["changed_code", "changed_images", "changed_weights", "changes_since"]
+
+
+def changes_since(result: StudyResult, space: Space, data_root: Path) -> list[str]:
+    """Return the messages about what a search had and a training from now on has not.
+
+    They are those of :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`.
+    """
+    found = (
+        changed_images(result, space, data_root),
+        changed_weights(result, space),
+        changed_code(result, space),
+    )
+    return [words for words in found if words is not None]
+
+
+def changed_images(result: StudyResult, space: Space, data_root: Path) -> str | None:
+    """Return a message if the images to train on are not those that ``result`` was searched on; None if not.
+
+    The classes and their numbers of images are compared, so images that were replaced are not found.
+
+    Args:
+        result: the search.
+        space: the space of the finals.
+        data_root: the directory of the datasets on this machine.
+
+    Raises:
+        DataError: the images are missing, or their folders are faulty.
+    """
+    dataset = space.dataset
+    known = result.accounts.get(dataset.name)
+    if known is None:
+        return None
+    now = describe(dataset, data_root=data_root).account
+    if now is None or (now.class_names, now.per_class) == (known.class_names, known.per_class):
+        return None
+    parts = ", ".join(
+        f"{part} {known.images[part]} then, {now.images[part]} now"
+        for part in known.images
+        if known.images[part]
+    )
+    changes = [f"{len(known.class_names)} classes then, {len(now.class_names)} now", parts]
+    return (
+        f"The images are not those of {result.name} any more ({'; '.join(changes)}). Its configurations are"
+        " trained and evaluated on the current images, so do not compare the values with the search's."
+    )
+
+
+def changed_weights(result: StudyResult, space: Space) -> str | None:
+    """Return a message if a file of ``init_from`` is not the one that ``result`` was searched with.
+
+    Args:
+        result: the search.
+        space: the space of the finals.
+
+    Raises:
+        StorageError, NetworkError: a file is missing, damaged, or not a file of initial weights.
+    """
+    found = read_weights(space).items() if result.weights else ()
+    other = [name for name, now in found if result.weights.get(name, now.digest) != now.digest]
+    if not other:
+        return None
+    return (
+        f"The weights in {', '.join(other)} are not those that the trials of {result.name} began with. Its"
+        " configurations are trained from the current ones, so do not compare the values with the search's."
+    )
+
+
+def changed_code(result: StudyResult, space: Space) -> str | None:
+    """Return a message if the user's function of a network has changed since ``result`` was searched.
+
+    Args:
+        result: the search.
+        space: the space of the finals.
+
+    Raises:
+        ConfigError: a function cannot be imported.
+    """
+    changed = changed_functions(result.code, code_digests(space)) if result.code else []
+    if not changed:
+        return None
+    return (
+        f"The code of {', '.join(changed)} has changed since {result.name}. Its configurations are trained"
+        " with the current code, so do not compare the values with the search's."
+    )
