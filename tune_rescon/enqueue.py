@@ -32,12 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 @study_option("The study's database, if the search was given one.")
 def enqueue(name: str, settings: tuple[str, ...], storage: str | None, study: str | None) -> int:
     """Add a trial to the search NAME, which runs it among its next trials."""
-    from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import SearchLocation, default_storage, enqueue_trial
+    from tune_rescon.tuning import SearchLocation, enqueue_trial, resolve_storage
 
-    location = SearchLocation(
-        storage=parse_storage(storage) if storage else default_storage(), study_url=study
-    )
+    location = SearchLocation(storage=resolve_storage(storage), study_url=study)
     number, values = enqueue_trial(location, name, settings)
     shown = " ".join(f"{key}={value}" for key, value in values.items())
     print_line(

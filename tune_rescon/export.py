@@ -49,11 +49,10 @@ def export(model: str, form: str, output: Path, storage: str | None) -> int:
     print_line(f"Loading {model}", err=True)
     # Imported after the first line of output, because these modules import torch and Optuna.
     from tune_rescon.inference import check_export, export_model, load_model, timm_transform_message
-    from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import SearchLocation, default_storage
+    from tune_rescon.tuning import SearchLocation, resolve_storage
 
     check_export(form, output)
-    location = SearchLocation(storage=parse_storage(storage) if storage else default_storage())
+    location = SearchLocation(storage=resolve_storage(storage))
     network, about = load_model(model, location)
     difference = export_model(network, about, form=form, output=output)
     side, channels = about.spec.image_size, len(about.mean)

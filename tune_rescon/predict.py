@@ -94,7 +94,6 @@ def predict(
     MODEL is a search's name, models:/NAME@ALIAS, or a checkpoint.
     """
     from tune_rescon.inference import batches_of, find_pictures
-    from tune_rescon.storage import parse_storage
 
     if as_json and as_csv:
         raise click.UsageError("Give one of --json and --csv.")
@@ -105,9 +104,9 @@ def predict(
     # Imported after the first line of output, because these modules import torch and Optuna.
     from tune_rescon.inference import check_has_masks, load_model, predictions
     from tune_rescon.training.device import resolve_device
-    from tune_rescon.tuning import SearchLocation, default_storage
+    from tune_rescon.tuning import SearchLocation, resolve_storage
 
-    where = SearchLocation(storage=parse_storage(storage) if storage else default_storage())
+    where = SearchLocation(storage=resolve_storage(storage))
     network, about = load_model(model, where)
     if masks is not None:
         check_has_masks(about)

@@ -172,10 +172,9 @@ def _judge(location: SearchLocation, name: str, path: Path, data_root: str | Non
 
 
 def _location(storage: str | None, study: str | None) -> SearchLocation:
-    from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import SearchLocation, default_storage
+    from tune_rescon.tuning import SearchLocation, resolve_storage
 
-    return SearchLocation(storage=parse_storage(storage) if storage else default_storage(), study_url=study)
+    return SearchLocation(storage=resolve_storage(storage), study_url=study)
 
 
 def _read(location: SearchLocation, name: str, others: Sequence[str]) -> list[StudyResult]:

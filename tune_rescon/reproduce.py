@@ -100,14 +100,11 @@ def reproduce(
     """
     from tune_rescon.finals import PUBLISHED, Shares, find_rows
     from tune_rescon.reporting import open_console
-    from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, default_storage
+    from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, resolve_storage
 
     chosen = PUBLISHED if every else find_rows(rows)
     data = Path(data_root) if data_root else default_data_root()
-    location = SearchLocation(
-        storage=parse_storage(storage) if storage else default_storage(), data_root=data
-    )
+    location = SearchLocation(storage=resolve_storage(storage), data_root=data)
     with open_console(plain=plain) as console:
         if not chosen:
             from tune_rescon.finals import print_published

@@ -145,10 +145,9 @@ def search(
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
     from tune_rescon.reporting import open_console, print_opening
-    from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import RunOptions, default_data_root, default_storage, fit_to_machine
+    from tune_rescon.tuning import RunOptions, default_data_root, fit_to_machine, resolve_storage
 
-    root = parse_storage(storage) if storage else default_storage()
+    root = resolve_storage(storage)
     _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
     _check_partners(space_name, resume_or_start, measure=measure, dry_run=dry_run)
     if resume is not None:

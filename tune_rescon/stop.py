@@ -43,12 +43,9 @@ def stop(name: str, numbers: tuple[int, ...], storage: str | None, study: str | 
 
     A stopped trial keeps its epochs and is not resumed. The search continues with other trials.
     """
-    from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import SearchLocation, default_storage, stop_trials
+    from tune_rescon.tuning import SearchLocation, resolve_storage, stop_trials
 
-    location = SearchLocation(
-        storage=parse_storage(storage) if storage else default_storage(), study_url=study
-    )
+    location = SearchLocation(storage=resolve_storage(storage), study_url=study)
     chosen = sorted(set(numbers))
     stop_trials(location, name, chosen)
     shown = ", ".join(trial_name(number) for number in chosen)

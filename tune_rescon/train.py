@@ -178,16 +178,13 @@ def train(
     stopping; each network sees the test images once, after its last epoch.
     """
     from tune_rescon.reporting import open_console, print_opening
-    from tune_rescon.storage import parse_storage
-    from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, default_storage
+    from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, resolve_storage
 
     _check_options()
     if not dry_run:
         print_line(f"Preparing the training of {resume or source or preset}")
     data = Path(data_root) if data_root else default_data_root()
-    location = SearchLocation(
-        storage=parse_storage(storage) if storage else default_storage(), study_url=study, data_root=data
-    )
+    location = SearchLocation(storage=resolve_storage(storage), study_url=study, data_root=data)
     flags = _Flags(
         name=name,
         top=TOP if top is None else top,

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError
-from tune_rescon.tuning import SearchFolder, TrialRecord, default_storage, write_atomically
+from tune_rescon.tuning import SearchFolder, TrialRecord, resolve_storage, write_atomically
 
 TRIAL = TrialRecord(
     number=3,
@@ -37,7 +37,7 @@ def test_where_searches_are_kept(value: str | None, expected: str, monkeypatch: 
     monkeypatch.delenv("TUNE_RESCON_STORAGE", raising=False)
     if value is not None:
         monkeypatch.setenv("TUNE_RESCON_STORAGE", value)
-    assert default_storage() == Path(expected)
+    assert resolve_storage() == Path(expected)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "-x", "a/b", "a b", "a'b", "a\n", "é"])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
     from tune_rescon.tuning.cost_model import CostModel, TrialCost, datasets_of
     from tune_rescon.tuning.enqueue import enqueue_trial, stop_trials
-    from tune_rescon.tuning.folder import SearchFolder, default_storage, write_atomically
+    from tune_rescon.tuning.folder import SearchFolder, resolve_storage, write_atomically
     from tune_rescon.tuning.importance import parameter_importance
     from tune_rescon.tuning.mlflow_sync import sync_tracking
     from tune_rescon.tuning.options import (

@@ -34,10 +34,10 @@ __all__ = [
     "TRIAL_FILES",
     "FolderState",
     "SearchFolder",
-    "default_storage",
     "folder_state",
     "recorded_checkpoint",
     "reserved",
+    "resolve_storage",
     "trial_folder",
     "usable_directory",
     "write_atomically",
@@ -80,9 +80,15 @@ def recorded_checkpoint(number: int, file: str | None) -> str | None:
 _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
 
 
-def default_storage() -> Path | StorageUrl:
-    """Return the storage in ``$TUNE_RESCON_STORAGE``, a directory or a URL; ``./runs`` if it is not set."""
-    return parse_storage(os.environ.get(_ENVIRONMENT) or "runs")
+def resolve_storage(text: str | None = None) -> Path | StorageUrl:
+    """Return the storage that a user named: a directory or a URL.
+
+    If ``text`` is empty or None, it is the storage in ``$TUNE_RESCON_STORAGE``, or ``./runs`` without that.
+
+    Raises:
+        StorageError: as :func:`.parse_storage`.
+    """
+    return parse_storage(text or os.environ.get(_ENVIRONMENT) or "runs")
 
 
 class _Within:

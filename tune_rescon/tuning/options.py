@@ -11,7 +11,7 @@ from typing import Final
 from tune_rescon.errors import ConfigError, format_error, shell_command
 from tune_rescon.paths import home_directory
 from tune_rescon.storage import StorageUrl
-from tune_rescon.tuning.folder import default_storage
+from tune_rescon.tuning.folder import resolve_storage
 from tune_rescon.tuning.lease import LEASE_SECONDS
 
 __all__ = [
@@ -84,7 +84,7 @@ class RunOptions:
     resume: bool = False
     resume_or_start: bool = False
     """Resume the search if it has begun, otherwise start it. The space is that of the command either way."""
-    storage: Path | StorageUrl = field(default_factory=default_storage)
+    storage: Path | StorageUrl = field(default_factory=resolve_storage)
     study_url: str | None = field(default_factory=default_study)
     """The study's database. None for SQLite in the search's folder."""
     tracking_uri: str | None = None
