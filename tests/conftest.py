@@ -43,6 +43,13 @@ settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("ours")
 
 
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and nohup a hangup. Every child
+# inherits both.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
+
+
 def pytest_sessionfinish() -> None:
     # Some libraries complain at the process's end about frozen objects that cannot be freed.
     gc.unfreeze()
