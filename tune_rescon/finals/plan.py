@@ -256,7 +256,8 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
     names = list(dict.fromkeys(config.dataset for config in named))
     if len(names) == 1:
         named = [dataclasses.replace(config, dataset=None) for config in named]
-    return tuple(named), space.dataset_config(names[0])
+    # The section has the path of the user's own images, if any finalist was trained on them.
+    return tuple(named), space.dataset_config("folder" if "folder" in names else names[0])
 
 
 def limit_messages(space: Space) -> list[str]:
