@@ -199,6 +199,16 @@ def test_the_command_to_resume_can_be_pasted() -> None:
     assert not read["tensorboard"]
 
 
+def test_the_command_to_resume_names_the_same_tracking_store_in_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tune_rescon.reporting import resume_command
+
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(resume_command(RunOptions(name="s", tracking_uri="sqlite:///mlflow.db")))
+    assert words[words.index("--tracking-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
+
+
 def test_the_command_to_resume_names_the_variable_of_a_url_with_a_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -180,6 +180,26 @@ def test_the_trials_of_the_given_numbers_are_trained(
     assert [float(rate) for rate in rates] == [trials[n].parameters["learning_rate"] for n in (3, 1, 3, 1)]
 
 
+def test_the_images_that_the_search_left_out_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The finals of a search on a part of the images would pass for a training on all of them."""
+    space = load_space(
+        "digits", ["dataset.limit=300", "budget.trials=4", "initial=[]", "sampler.type=random"]
+    )
+    search = SimulatedSearch(space, folder=SearchFolder(storage=tmp_path, name="a"))
+    Simulation(lambda _: SyntheticCurve(limit=0.5)).drive(search.policy())
+    asked = ["--from", "a", "--storage", str(tmp_path), "--dry-run", "--plain"]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "at most 300 images train, and at most as many test images evaluate the networks" in said
+    assert "all training images" not in said
+    assert main([*asked, "--set", "dataset.limit=null"]) == 0
+    said = capsys.readouterr().out
+    assert "limit: null" in said
+    assert "images train" not in said
+
+
 def test_a_trial_that_the_search_does_not_have_is_refused(
     searched: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

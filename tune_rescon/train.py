@@ -308,6 +308,7 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         TrainingPlan,
         changes_since,
         finals_space,
+        limit_messages,
         of_dataset,
         top_configs,
         trial_configs,
@@ -341,10 +342,10 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
             concurrent=flags.concurrent or result.space.budget.concurrent,
         ),
         dataset=dataset,
-        about=f"{about}, trained on all training images.",
+        about=f"{about}, trained to the last epoch.",
         overrides=flags.settings,
     )
-    for words in changes_since(result, space, location.data_root):
+    for words in [*limit_messages(space), *changes_since(result, space, location.data_root)]:
         console.print(words, markup=False, soft_wrap=True)
     return space
 

@@ -237,6 +237,15 @@ def test_a_part_inside_another_is_not_read_twice() -> None:
     assert found.class_names == ("a", "b")
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_folders_of_one_part_inside_each_other_are_refused(part: str) -> None:
+    """Each image of the inner folder would be an image of two classes."""
+    paths = ["x/train/a/1.png", "x/train/b/1.png", "x/train/train/a/2.png", "x/train/train/b/2.png"]
+    selection = Selection(**{part: "**/train"})
+    with pytest.raises(DataError, match=rf"dataset\.{part} must match no folder inside.*and x/train/train"):
+        index_images(paths, where="y", selection=selection)
+
+
 @pytest.mark.parametrize(
     ("selection", "words"),
     [

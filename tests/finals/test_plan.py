@@ -196,6 +196,24 @@ def test_finalists_of_several_datasets_keep_them() -> None:
     assert (alone[0].dataset, dataset.name) == (None, "cifar100")
 
 
+def test_finalists_of_a_folder_and_of_a_known_dataset_keep_the_folder() -> None:
+    """The best one was trained on the known dataset, which has no path."""
+    changes = [
+        "dataset={name: folder, path: /pets, ignore: masks}",
+        "parameters.dataset={type: categorical, choices: [folder, cifar10]}",
+        "initial=[]",
+    ]
+    space = load_space("digits", changes)
+    found = tuple(TrialConfig(dataset=name) for name in ("cifar10", "folder"))
+    configs, dataset = of_dataset(found, space)
+    plan = TrainingPlan(epochs=3, seeds=1, resources=ONE_CPU)
+    finals = finals_space("f", configs, plan, dataset=dataset)
+    assert configs_of(finals) == list(found)
+    own = finals.dataset_config("folder")
+    assert (own.path, own.ignore) == ("/pets", "masks")
+    assert finals.dataset_config("cifar10").path is None
+
+
 def test_settings_apply_to_the_finals() -> None:
     configs = (TrialConfig(),)
     assert space_of(configs, overrides=["resources_per_trial.cpu=3"]).resources_per_trial.cpu == 3

@@ -29,8 +29,8 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import decode_image
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.export import main as export
-from tune_rescon.inference.model import check_own
-from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.inference.model import changed_network_message, check_own
+from tune_rescon.models import ExternalSpec, build_from_spec, resolve_network
 from tune_rescon.predict import main as predict
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import RemoteError
@@ -38,6 +38,7 @@ from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.training import load_trained
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.weights import Classifier, trained_values
+from tune_rescon.tuning.code_versions import function_digest
 
 pytestmark = pytest.mark.torch
 
@@ -242,6 +243,22 @@ def test_the_network_of_another_searchs_trial_is_not_taken_for_a_searchs_own(che
     ):
         with pytest.raises(StorageError, match=f"of a training with another {what}"):
             check_own(other, result, best)
+
+
+def test_a_users_network_whose_code_has_changed_since_the_search_is_said(checkpoint: Path) -> None:
+    """It has the same tensors, so that they load, and predicts something else."""
+    search = SimulatedSearch(load_space("digits", ["budget.trials=4", "sampler.type=random"]))
+    result, name = search.result(Path("runs/s")), "tests.own_networks:small"
+    _, family = load_trained(checkpoint)
+    spec = ExternalSpec(network=name, classes=2, in_channels=3, image_size=16, drop_path=0.0)
+    about = dataclasses.replace(family, spec=spec)
+    for code in ({}, {name: function_digest(name) or ""}, {"tests.own_networks:reading": "0123"}):
+        assert changed_network_message(about, dataclasses.replace(result, code=code)) is None
+    changed = dataclasses.replace(result, code={name: "0123"})
+    assert changed_network_message(family, changed) is None
+    message = changed_network_message(about, changed)
+    assert message is not None
+    assert message.startswith(f"The code of {name} has changed since {result.name}.")
 
 
 def foreign_file(kind: str, folder: Path) -> Path:

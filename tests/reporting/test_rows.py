@@ -114,6 +114,27 @@ def test_searches_whose_values_cannot_be_compared_are_told_apart(
     ]
 
 
+def test_a_search_over_several_datasets_is_not_compared_with_one_of_a_single_dataset(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    choices = "parameters.dataset={type: categorical, choices: [digits, fashion_mnist]}"
+    space = load_space("digits", [choices])
+    images = {"digits": "0123", "fashion_mnist": "4567"}
+    trials = [make_trial(n, parameters={"dataset": name}) for n, name in enumerate(images)]
+    both = make_result(*trials, name="both", space=space, images=images)
+    one = make_result(make_trial(0), name="one", images={"digits": "0123"})
+    assert differences([both, both]) == []
+    (line,) = differences([one, both])
+    assert "both was evaluated on other images than one (digits and digits, fashion_mnist)" in line
+    changed = make_result(*trials, name="new", space=space, images={**images, "fashion_mnist": "89ab"})
+    assert differences([both, changed]) == [
+        "new was evaluated on other images than both: do not compare their values"
+    ]
+    # Both searches have trials on the digits alone.
+    begun = make_result(trials[0], name="begun", space=space, images=images)
+    assert differences([one, begun]) == []
+
+
 def test_the_best_of_many_epochs_is_not_compared_with_the_last_one(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:

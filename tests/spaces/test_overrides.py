@@ -8,7 +8,15 @@ import pytest
 
 from tune_rescon.errors import SpaceError
 from tune_rescon.search import main
-from tune_rescon.spaces import FloatParameter, Space, dump_space, load_space, parse_space
+from tune_rescon.spaces import (
+    FloatParameter,
+    Space,
+    chosen_values,
+    dump_space,
+    load_space,
+    parse_space,
+    to_optuna,
+)
 
 ErrorLines = Callable[..., list[str]]
 LoadChanged = Callable[..., Space]
@@ -24,6 +32,12 @@ def test_values_are_yaml(load_changed: LoadChanged) -> None:
     space = load_changed({}, overrides)
     assert (space.budget.hours, space.fidelity.max, space.fixed["flip"]) == (0.1, 27, False)
     assert (space.dataset.name, space.dataset.limit) == ("cifar10", 100)
+
+
+def test_the_value_of_an_enqueued_trial_may_be_a_list() -> None:
+    steps = "parameters.step_fractions={type: categorical, choices: [[40, 60], [30, 70]]}"
+    chosen = chosen_values(load_space("digits", [steps, "initial=[]"]), ["step_fractions=[30, 70]"])
+    assert to_optuna(chosen) == {"step_fractions": "[30, 70]"}
 
 
 def test_the_last_of_two_counts(load_changed: LoadChanged) -> None:

@@ -326,6 +326,18 @@ def test_updates_that_a_dead_driver_had_not_sent_are_sent_once(
     assert seen.child(0).data.tags["tune_rescon.state"] == now.state
 
 
+@pytest.mark.parametrize("state", ["paused", "interrupted"])
+def test_a_trial_in_the_same_state_again_has_the_epochs_that_were_not_sent(
+    state: str, make_writer: Make, seen: Store
+) -> None:
+    send(make_writer(), SearchRunState(id="1a"), trial(1, state))
+    # The server was unreachable while the trial continued.
+    for _ in range(2):
+        send(make_writer(), SearchRunState(id="1a"), trial(3, state))
+        assert seen.series(0, "val_accuracy") == SERIES
+    assert seen.child(0).data.tags["tune_rescon.state"] == state
+
+
 def test_a_run_with_a_final_tag_and_status_running_is_terminated(
     make_writer: Make, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

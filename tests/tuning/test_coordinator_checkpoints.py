@@ -108,6 +108,23 @@ def test_a_failed_trial_does_not_displace_the_best_in_hand() -> None:
     assert {number for number, file in checkpoints.kept.items() if file is not None} == {done, stopped}
 
 
+def test_a_failed_trial_does_not_displace_the_winner_of_a_search_without_a_finished_trial() -> None:
+    study, checkpoints = Study(), FakeCheckpoints()
+    search = coordinator(study, keep=1, total=3, checkpoints=checkpoints)
+    best, further, failed = (next_number(search) for _ in range(3))
+    for epoch in range(1, 4):
+        search.epoch_done(failed, epoch, metrics(0.9), "failed.ckpt")
+    for epoch in range(1, 3):
+        search.epoch_done(further, epoch, metrics(0.4), "further.ckpt")
+    search.close(failed, TrialState.FAILED, error="died")
+    search.close(further, TrialState.STOPPED, checkpoint="further.ckpt")
+    search.epoch_done(best, 1, metrics(0.5), "best.ckpt")
+    search.close(best, TrialState.STOPPED, checkpoint="best.ckpt")
+    trials = study.record().trials()
+    assert best_trial(trials) == trials[further]
+    assert {number for number, file in checkpoints.kept.items() if file is not None} == {further, best}
+
+
 @pytest.mark.parametrize("pauses", [False, True])
 def test_the_winner_and_the_best_in_hand_have_checkpoints_at_any_deadline(pauses: bool) -> None:
     found = set()

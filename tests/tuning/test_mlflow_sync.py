@@ -78,6 +78,23 @@ def test_all_data_is_sent_once(
     }
 
 
+def test_sending_data_is_no_time_of_the_search(
+    make_search: MakeSearch, location: SearchLocation, store: str
+) -> None:
+    """It would shorten the `budget.hours` of a search that is resumed."""
+    del store
+    folder = make_search("a", reports=4)
+    lease = StudyLeaseStore.open(folder.study_url, "a")
+    with hold_lease(lease, name="a"):
+        pass
+    before = lease.read()
+    assert before is not None
+    sync(location)
+    after = lease.read()
+    assert after is not None
+    assert after["driven"] == before["driven"]
+
+
 def test_a_running_search_is_refused(make_search: MakeSearch, location: SearchLocation) -> None:
     folder = make_search("a", reports=4)
     lease = StudyLeaseStore.open(folder.study_url, "a")

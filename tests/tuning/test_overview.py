@@ -57,6 +57,24 @@ def test_a_lines_value_is_that_of_the_epoch_that_counts(
     assert line.best == pytest.approx(best.value)
 
 
+def test_a_line_has_no_value_of_a_failed_trial_unless_all_failed(
+    make_search: MakeSearch, location: SearchLocation
+) -> None:
+    folder = make_search("a", trials=3, reports=5)
+    for failed in (1, 3):
+        furthest = max(read_search(location, "a").trials, key=lambda trial: trial.epochs)
+        with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as database:
+            database.execute(
+                "UPDATE trial_user_attributes SET value_json = '\"failed\"' WHERE key = 'state'"
+                + (f" AND trial_id = {furthest.number + 1}" if failed == 1 else "")
+            )
+        best = read_search(location, "a").best
+        assert best is not None
+        assert (best.number == furthest.number) is (failed == 3)
+        (line,) = list_searches(location)
+        assert line.best == pytest.approx(best.value)
+
+
 def test_a_line_of_a_users_own_metric_has_the_best_value_by_its_direction(location: SearchLocation) -> None:
     """Nothing but the study knows whether more is better."""
     assert isinstance(location.storage, Path)

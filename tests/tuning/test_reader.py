@@ -148,6 +148,16 @@ def test_notes_are_read_as_written_and_passwords_are_not_written(make_search: Ma
     assert read_run_attributes(record).tracking_uri == "http://mlflow:5000"
 
 
+def test_a_tracking_store_is_named_as_from_any_directory(
+    make_search: MakeSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`report --sync` in another directory would create a second store there."""
+    record = record_of(make_search("a", reports=0))
+    monkeypatch.chdir(tmp_path)
+    record_run(record, {}, "sqlite:///50%25.db?timeout=9")
+    assert read_run_attributes(record).tracking_uri == f"sqlite:///{tmp_path}/50%25.db?timeout=9"
+
+
 def test_an_epoch_that_lacks_its_details_is_not_there_yet(
     make_search: MakeSearch, location: SearchLocation
 ) -> None:

@@ -58,6 +58,10 @@ def trial(
         ([trial(0, STOPPED, 0.9), trial(1, STOPPED, 0.1, 0.2)], 1),
         ([trial(0, FAILED, 0.1, 0.2, 0.3), trial(1, FINISHED, 0.1, 0.2)], 1),
         ([trial(0, TrialState.DIVERGED, 0.9, math.nan), trial(1, STOPPED, 0.1)], 1),
+        # A trial that failed keeps no network.
+        ([trial(0, FAILED, 0.1, 0.9), trial(1, STOPPED, 0.2)], 1),
+        ([trial(0, TrialState.OUT_OF_MEMORY, 0.1, 0.9), trial(1, TrialState.INTERRUPTED, 0.2)], 1),
+        ([trial(0, FAILED, 0.1), trial(1, FAILED, 0.9)], 1),
         (
             [trial(0, FINISHED, 0.5, metric="val_loss"), trial(1, FINISHED, 0.4, metric="val_loss")],
             1,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NoReturn
 
-from tune_rescon.data.image_tree import Tree, join
+from tune_rescon.data.image_tree import Tree, is_inside, join
 from tune_rescon.data.selection import PARTS, Selection, as_pattern, matches, set_option
 from tune_rescon.errors import DataError, format_error
 
@@ -95,6 +95,12 @@ def _matching(tree: Tree, pattern: str, part: str, where: str) -> tuple[str, ...
         raise DataError(
             format_error(rule, got=f"{bare[0]}, which holds none with images", where=where, hint=hint)
         )
+    for outer in folders:
+        inner = next((f for f in folders if f != outer and is_inside(f, outer)), None)
+        if inner is not None:
+            # Their images would be read twice, as images of two classes.
+            rule = f"dataset.{part} must match no folder inside another one that it matches"
+            raise DataError(format_error(rule, got=f"{outer} and {inner}", where=where))
     return folders
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         finals_seconds,
         finals_space,
         find_recipe,
+        limit_messages,
         local_resources,
         of_dataset,
         preset_config,

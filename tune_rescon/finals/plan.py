@@ -31,6 +31,7 @@ __all__ = [
     "finals_seconds",
     "finals_space",
     "find_recipe",
+    "limit_messages",
     "local_resources",
     "of_dataset",
     "preset_config",
@@ -255,7 +256,20 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
     names = list(dict.fromkeys(config.dataset for config in named))
     if len(names) == 1:
         named = [dataclasses.replace(config, dataset=None) for config in named]
-    return tuple(named), space.dataset_config(names[0])
+    # The section has the path of the user's own images, if any finalist was trained on them.
+    return tuple(named), space.dataset_config("folder" if "folder" in names else names[0])
+
+
+def limit_messages(space: Space) -> list[str]:
+    """Return a message about the images that the finals leave out, if the search used a part of them."""
+    limit = space.dataset.limit
+    if limit is None:
+        return []
+    words = (
+        f"dataset.limit is {limit}, as in the search: at most {limit} images train, and at most as many test"
+        " images evaluate the networks. To use all images: --set dataset.limit=null"
+    )
+    return [words]
 
 
 def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int | None) -> TrialConfig:

@@ -16,17 +16,27 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from tune_rescon.command import print_line
 from tune_rescon.config import TrialConfig, trial_name
 from tune_rescon.data.preprocessing import to_unit
 from tune_rescon.errors import NetworkError, StorageError, format_error
 from tune_rescon.inference.pictures import Pictures
+from tune_rescon.models import ExternalSpec
 from tune_rescon.storage import RemoteError, StorageUrl, local_file
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.weights import Classifier, load_exported
 from tune_rescon.tuning import SearchFolder, SearchLocation, StudyResult, TrialRecord, read_search
+from tune_rescon.tuning.code_versions import function_digest
 
-__all__ = ["Prediction", "check_own", "load_model", "pixels", "predictions"]
+__all__ = [
+    "Prediction",
+    "changed_network_message",
+    "check_own",
+    "load_model",
+    "pixels",
+    "predictions",
+]
 
 #: Suffixes of the files that a model may be in. A name with one of them is never taken for a search's.
 _FILES: Final = (".ckpt", ".safetensors", ".pt", ".pth", ".pt2", ".onnx")
@@ -67,6 +77,8 @@ def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, Trained
         rule = "the best trial's checkpoint must be readable"
         raise StorageError(format_error(rule, got=str(error), where="MODEL")) from error
     check_own(about, result, best)
+    if (message := changed_network_message(about, result)) is not None:
+        print_line(message, err=True)
     return network, about
 
 
@@ -96,6 +108,27 @@ def check_own(about: TrainedNetwork, result: StudyResult, trial: TrialRecord) ->
         got = f"{result.checkpoint(trial)}, of a training with another {', '.join(other)}"
         hint = "Copy the folder's `checkpoints` again from where this search ran."
         raise StorageError(format_error(rule, got=got, where="MODEL", hint=hint))
+
+
+def changed_network_message(about: TrainedNetwork, result: StudyResult) -> str | None:
+    """Return a message if the code of a user's network is not that of the search; None if it is.
+
+    Args:
+        about: Metadata of the network.
+        result: The search that trained it.
+
+    Raises:
+        ConfigError: The network's function cannot be imported.
+    """
+    if not isinstance(about.spec, ExternalSpec) or about.spec.network not in result.code:
+        return None
+    name = about.spec.network
+    if function_digest(name) in (result.code[name], None):
+        return None
+    return (
+        f"The code of {name} has changed since {result.name}. The weights were trained with the"
+        " earlier code; with the present one they may mean nothing."
+    )
 
 
 def _best_checkpoint(result: StudyResult) -> tuple[TrialRecord, str]:

@@ -152,12 +152,18 @@ def _difference(first: StudyResult, other: StudyResult) -> str | None:
     function = first.space.metric.function
     if function in changed_functions(first.code, other.code):
         return f"{first.name} and {other.name} had different code of {function}: do not compare their values"
-    mine, theirs = first.space.dataset.name, other.space.dataset.name
-    same = first.images.get(mine) == other.images.get(mine) or not (first.images and other.images)
-    if mine == theirs and same:
+    mine, theirs = _datasets(first), _datasets(other)
+    known = first.images and other.images
+    if mine == theirs and not (known and any(first.images.get(n) != other.images.get(n) for n in mine)):
         return None
-    names = f" ({mine} and {theirs})" if mine != theirs else ""
+    names = f" ({', '.join(mine)} and {', '.join(theirs)})" if mine != theirs else ""
     return f"{other.name} was evaluated on other images than {first.name}{names}: do not compare their values"
+
+
+def _datasets(result: StudyResult) -> list[str]:
+    """Return the names of the datasets on which the trials of a search were evaluated, in order."""
+    default = result.space.dataset.name
+    return sorted({trial.setting("dataset") or default for trial in result.trials} or {default})
 
 
 def _metric_words(result: StudyResult) -> str:

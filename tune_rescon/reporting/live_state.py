@@ -12,6 +12,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import ClusterSize, TrialRecord, possible_rungs
 from tune_rescon.tuning.stopping.auto_words import planned_epochs
+from tune_rescon.tuning.trial import FAILED_STATES
 
 __all__ = [
     "LiveTotals",
@@ -331,8 +332,8 @@ class LiveTotals:
         return min(epochs * epoch_seconds / reading.slots, max(reading.seconds, 0.0))
 
 
-def _order(trial: TrialRecord) -> tuple[bool, int, float]:
-    return (trial.state is not TrialState.FINISHED, *trial.rank_key())
+def _order(trial: TrialRecord) -> tuple[bool, bool, int, float]:
+    return (trial.state is not TrialState.FINISHED, trial.state in FAILED_STATES, *trial.rank_key())
 
 
 class _Pace:

@@ -21,6 +21,7 @@ from tune_rescon.reporting.formats import note_text
 from tune_rescon.reporting.live_view import LiveView
 from tune_rescon.reporting.terminal import print_left_over, print_result
 from tune_rescon.spaces import Space
+from tune_rescon.storage import absolute_url
 from tune_rescon.tuning import (
     Gauges,
     RunOptions,
@@ -275,12 +276,13 @@ def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> s
     A URL that contains a password is not printed. The command has an environment variable in its place, which
     the user must set.
     """
+    tracking_uri = None if options.tracking_uri is None else absolute_url(options.tracking_uri)
     line = shell_command(
         ["python", "-m", module, "--resume", options.name],
         [
             ("--storage", absolute_storage(options), "TUNE_RESCON_STORAGE"),
             ("--study", options.study_url, "TUNE_RESCON_STUDY"),
-            ("--tracking-uri", options.tracking_uri, "TUNE_RESCON_TRACKING_URI"),
+            ("--tracking-uri", tracking_uri, "TUNE_RESCON_TRACKING_URI"),
             ("--data-root", str(options.data_root.absolute()), None),
             ("--address", options.address, None),
         ],

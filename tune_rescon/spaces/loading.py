@@ -341,7 +341,9 @@ def chosen_values(space: Space, settings: Sequence[str]) -> dict[str, Any]:
             continue
         read = read_document(text, place)
         found += read.problems
-        values[key.removeprefix("parameters.")] = read.value
+        # As the choices of the space, which it is compared with.
+        value = tuple(read.value) if isinstance(read.value, list) else read.value
+        values[key.removeprefix("parameters.")] = value
     for problem in check_rows([values], space.parameters):
         name = str(problem.path[-1])
         if name in values:

@@ -16,6 +16,7 @@ from typing import Final
 
 __all__ = [
     "TERM_BYTES",
+    "absolute_url",
     "copy_database",
     "is_whole",
     "parse_term",
@@ -57,6 +58,20 @@ def sqlite_file(url: str) -> Path | None:
     if parsed.drivername.partition("+")[0] != "sqlite" or database.startswith((":memory:", "file:")):
         return None
     return Path(database)
+
+
+def absolute_url(url: str) -> str:
+    """Return the URL of a database; that of a SQLite file is the same file's from any directory.
+
+    >>> absolute_url("http://mlflow:5000"), absolute_url("sqlite:////runs/mlflow.db")
+    ('http://mlflow:5000', 'sqlite:////runs/mlflow.db')
+    """
+    from sqlalchemy import make_url
+
+    file = sqlite_file(url)
+    if file is None or file.is_absolute():
+        return url
+    return make_url(url).set(database=str(file.absolute())).render_as_string(hide_password=False)
 
 
 #: Position of ``user_version`` in a SQLite file, big-endian (sqlite.org/fileformat2.html, section 1.3).

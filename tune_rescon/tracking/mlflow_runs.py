@@ -33,7 +33,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from tune_rescon.atomic_write import file_version
-from tune_rescon.config import trial_name
+from tune_rescon.config import TrialState, trial_name
 from tune_rescon.tracking.registry import ID_TAG, champion_label, import_exporter, register_champion
 from tune_rescon.tracking.run_state import (
     ACTIVE,
@@ -305,8 +305,9 @@ class MlflowRunSync:
 
         One metric is enough to find them, because all metrics of an epoch are sent in one request.
         """
-        if run.state == trial.state and trial.state != ACTIVE:
-            # The state is sent last, so all epochs are there.
+        if run.state == trial.state and TrialState(trial.state).is_final:
+            # The state is sent last, so all epochs are there. A trial that was interrupted or paused may have
+            # continued since, while the server was unreachable.
             return set(range(1, trial.epochs + 1))
         if not trial.history:
             return set()

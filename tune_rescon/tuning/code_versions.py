@@ -21,7 +21,14 @@ from tune_rescon.tuning.prepare import external_trials
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.user_code import import_function, split_function
 
-__all__ = ["changed_functions", "code_digests", "code_history", "record_code", "recorded_code"]
+__all__ = [
+    "changed_functions",
+    "code_digests",
+    "code_history",
+    "function_digest",
+    "record_code",
+    "recorded_code",
+]
 
 
 #: The study's attribute with the versions, oldest first. ``trials`` is the number of trials that the record
@@ -42,8 +49,17 @@ def code_digests(space: Space) -> dict[str, str]:
     metrics = [name for name in space.metric.log if custom_metric_name(name) is not None]
     networks = [config.network for config in external_trials(space) if config.network is not None]
     functions = dict.fromkeys([*metrics, *(name for name in networks if split_function(name))])
-    digests = {name: _digest(_defining_file(name)) for name in functions}
+    digests = {name: function_digest(name) for name in functions}
     return {name: digest for name, digest in digests.items() if digest is not None}
+
+
+def function_digest(name: str) -> str | None:
+    """Return the digest of the file of one of the user's functions; None without a file that can be read.
+
+    Raises:
+        ConfigError: If the function cannot be imported.
+    """
+    return _digest(_defining_file(name))
 
 
 def record_code(record: StudyRecord, digests: Mapping[str, str], *, before_trials: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from tune_rescon.config import TrialState
 from tune_rescon.errors import counted
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.trial import TrialRecord, best_by_value
+from tune_rescon.tuning.trial import FAILED_STATES, TrialRecord, best_by_value
 
 __all__ = [
     "CHECKPOINTS_KEPT",
@@ -33,14 +33,14 @@ CHECKPOINTS_KEPT: Final = 5
 
 
 def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = CHECKPOINTS_KEPT) -> frozenset[int]:
-    """Return the numbers of the ``keep`` best trials that ended with a finite value.
+    """Return the numbers of the ``keep`` best trials that ended with a finite value and did not fail.
 
     The trial with the best value is always among them. It is one more if it was stopped so early that it
     ranks below ``keep`` trials with more epochs: see :func:`.best_in_hand`.
 
-    If ``keep`` is None, return the numbers of all trials that ended with a finite value.
+    If ``keep`` is None, return the numbers of all such trials.
     """
-    evaluated = [trial for trial in ended if trial.best_epoch]
+    evaluated = [trial for trial in ended if trial.best_epoch and trial.state not in FAILED_STATES]
     kept = sorted(evaluated, key=TrialRecord.rank_key)[:keep]
     best = best_by_value(evaluated)
     return frozenset(trial.number for trial in (*kept, *([] if best is None else [best])))

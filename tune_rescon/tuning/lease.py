@@ -214,6 +214,7 @@ class LeaseKeeper:
         name: str,
         me: Driver,
         seconds: float = LEASE_SECONDS,
+        drives: bool = True,
         processes: ProcessTable = process_start,
         clock: Callable[[], float],
         sleep: Callable[[float], object] = time.sleep,
@@ -225,6 +226,7 @@ class LeaseKeeper:
             name: the search's name, used in messages.
             me: the process that will drive the search.
             seconds: length of the lease in seconds.
+            drives: whether ``me`` runs the search, so that this holding counts as time of the search.
             processes: the process table in which ``me`` is.
             clock: returns seconds that also pass while the process or the machine is stopped.
             sleep: waits for the given number of seconds.
@@ -233,6 +235,7 @@ class LeaseKeeper:
         self._name = name
         self._me = me
         self._seconds = seconds
+        self._drives = drives
         self._processes = processes
         self._clock = clock
         self._sleep = sleep
@@ -241,14 +244,13 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._stored: dict[str, Any] | None = None
         self._beat = 0
-        self._taken = self._renewed = 0.0
-        self._elapsed_before = 0.0
+        self._taken = self._renewed = self._elapsed_before = 0.0
         self._lost = ""
 
     @property
     def elapsed_seconds(self) -> float:
         """Seconds for which all drivers together have run the search until now."""
-        return self._elapsed_before + self._clock() - self._taken
+        return self._elapsed_before + (self._clock() - self._taken if self._drives else 0.0)
 
     def take(self) -> None:
         """Become the search's driver.
@@ -261,7 +263,7 @@ class LeaseKeeper:
         self._elapsed_before = found.driven if found else 0.0
         self._taken = self._renewed = self._clock()
         if not self._replace() or not self._won_the_race():
-            raise LeaseError(self._taken_by(self._read()))
+            raise LeaseError(self._taken_by(_parsed(self._store.read())))
 
     def ensure_held(self) -> None:
         """Verify that this process still holds the lease; call it before each write.
@@ -301,9 +303,9 @@ class LeaseKeeper:
                 # Either another driver has the lease, or an earlier renewal took effect without an answer.
                 self._stored = self._store.read()
                 if not self._is_mine(self._stored) or not self._replace():
-                    self._lose_to(self._read())
+                    self._lose_to(_parsed(self._store.read()))
             if overdue and not self._won_the_race():
-                self._lose_to(self._read())
+                self._lose_to(_parsed(self._store.read()))
             self._renewed = begun
 
     def release(self) -> None:
@@ -350,7 +352,7 @@ class LeaseKeeper:
         end = self._clock() + found.seconds
         while self._clock() < end:
             self._sleep(min(1.0, found.seconds / 10))
-            now = self._read()
+            now = _parsed(self._store.read())
             if now != found:
                 return now is None or now.driver is None
         return True
@@ -359,10 +361,7 @@ class LeaseKeeper:
         return stored is not None and stored["token"] == self._token
 
     def _won_the_race(self) -> bool:
-        """Return whether this process has the lease that it has just written.
-
-        If several processes can replace the same value at once, the value is read again after a while.
-        """
+        """Return whether this process has the lease that it wrote, also if several wrote at once."""
         if not self._store.read_back_seconds:
             return True
         self._sleep(self._store.read_back_seconds)
@@ -389,9 +388,6 @@ class LeaseKeeper:
             seconds=self._seconds,
             driven=self.elapsed_seconds,
         )
-
-    def _read(self) -> Lease | None:
-        return _parsed(self._store.read())
 
     def _replace(self) -> bool:
         """Replace the lease that was read or written last by the next beat of this process."""
@@ -420,18 +416,22 @@ def _label(driver: Driver) -> str:
 
 
 @contextmanager
-def hold_lease(store: LeaseStore, *, name: str, seconds: float = LEASE_SECONDS) -> Iterator[LeaseKeeper]:
+def hold_lease(
+    store: LeaseStore, *, name: str, seconds: float = LEASE_SECONDS, drives: bool = True
+) -> Iterator[LeaseKeeper]:
     """Hold the lease of a search for the duration of the block.
 
     Args:
         store: the store of the lease.
         name: the search's name.
         seconds: length of the lease in seconds.
+        drives: see :class:`LeaseKeeper`.
 
     Raises:
         LeaseError: another driver is alive.
     """
-    keeper = LeaseKeeper(store, name=name, me=this_driver(), seconds=seconds, clock=_seconds)
+    me = this_driver()
+    keeper = LeaseKeeper(store, name=name, me=me, seconds=seconds, drives=drives, clock=_seconds)
     keeper.take()
     stop = threading.Event()
     thread = threading.Thread(target=keeper.beat, args=(stop,), name="lease", daemon=True)

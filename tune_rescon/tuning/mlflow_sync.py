@@ -60,7 +60,7 @@ def sync_tracking(
         cache_root=location.cache_root,
         data_root=location.data_root,
     )
-    with open_store(options) as store, search_lease(options, store):
+    with open_store(options) as store, search_lease(options, store, drives=False):
         store.fetch()
         synced = _send(options, location, store, note=note, timeout=timeout)
         store.close(timeout)

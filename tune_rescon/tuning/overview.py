@@ -5,6 +5,7 @@ Each search needs a few small queries; no trial is read completely.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sqlite3
@@ -21,7 +22,7 @@ from typing import Any, Final
 import sqlalchemy
 from optuna.storages._rdb import models
 from optuna.study import StudyDirection
-from sqlalchemy import Connection, Engine, NullPool, Table, case, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, NullPool, Table, case, func, select
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, UserError
@@ -35,6 +36,7 @@ from tune_rescon.tuning.result import SearchState, best_trial
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import EPOCH_KEY_PREFIX, METRIC, METRIC_AT
+from tune_rescon.tuning.trial import FAILED_STATES
 
 __all__ = ["SearchOverview", "StudyConnections", "list_searches"]
 
@@ -90,6 +92,7 @@ _FINITE: Final = models.TrialIntermediateValueModel.TrialIntermediateValueType.F
 #: Selects the state attributes of the search's trials. Trials of other programs may also have an attribute of
 #: this name, so its value is checked too.
 _OURS: Final = (_USER.c.key == "state") & _USER.c.value_json.in_([json.dumps(s.value) for s in TrialState])
+_FAILED: Final = _USER.c.value_json.in_([json.dumps(state.value) for state in FAILED_STATES])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,8 @@ class SearchOverview:
     state: SearchState | None = None
     """None if the search cannot be read; see :attr:`problem`."""
     best: float = math.nan
-    """The best value among the trials with the most epochs; of final trainings the winner's. May be nan."""
+    """The best value among the trials with the most epochs that did not fail, or of all if all failed. Of
+    final trainings it is the winner's. May be nan."""
     ended: int = 0
     """Number of trials in a final state."""
     total: int = 0
@@ -193,7 +197,10 @@ def _read(
         if goal.metric.of_test_images:
             best = _winner_value(folder, url)
         else:
-            best = _best(_values(connection, study, at=at, maximize=maximize), maximize=maximize)
+            values = functools.partial(_values, connection, study, at=at, maximize=maximize)
+            best = _best(values(_OURS & ~_FAILED), maximize=maximize)
+            if math.isnan(best):
+                best = _best(values(_OURS), maximize=maximize)
         changed = _changed(connection, study)
     alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), sqlite_file(url))
     ended = sum(state.is_final for state in states)
@@ -237,11 +244,11 @@ def _states(connection: Connection, study: int) -> list[TrialState]:
 
 
 def _values(
-    connection: Connection, study: int, *, at: MetricAt, maximize: bool
+    connection: Connection, study: int, states: ColumnElement[bool], *, at: MetricAt, maximize: bool
 ) -> Iterator[tuple[int, float]]:
-    """Yield the last epoch and the value of each trial of the search whose last metric is finite."""
+    """Yield the last epoch and the value of each trial in ``states`` whose last metric is finite."""
     finite = _STEPS.c.intermediate_value_type == _FINITE
-    ours = (_STEPS.c.trial_id == _USER.c.trial_id) & _OURS
+    ours = (_STEPS.c.trial_id == _USER.c.trial_id) & states
     better = func.max if maximize else func.min
     ends = (
         select(

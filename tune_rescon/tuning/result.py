@@ -16,7 +16,7 @@ from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
 from tune_rescon.tuning.stopping.auto_words import rungs_and_reasons
-from tune_rescon.tuning.trial import TABLE_COLUMNS, TrialRecord, best_by_value
+from tune_rescon.tuning.trial import FAILED_STATES, TABLE_COLUMNS, TrialRecord, best_by_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,7 +202,8 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
     """Return the winner: the trial with the best value among the trials that reached the last epoch.
 
     A trial that was stopped early is never compared as if it had finished. If no trial has finished, the
-    winner is the best of the trials with the most epochs (Optuna's order of pruned trials).
+    winner is the best of the trials with the most epochs (Optuna's order of pruned trials). A trial that
+    failed keeps no network, so it is the winner only if all trials failed.
 
     With ``by_mean``, the winner is the first trial of the parameters whose finished trials have the best mean
     value. Among trials that differ only in their seed, the best one is merely the luckiest.
@@ -211,7 +212,8 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
         return (max if groups[0][0].maximize else min)(groups, key=_mean_value)[0]
     evaluated = [trial for trial in trials if trial.best_epoch]
     finished = [trial for trial in evaluated if trial.state is TrialState.FINISHED]
-    return min(finished or evaluated, key=TrialRecord.rank_key, default=None)
+    usable = [trial for trial in evaluated if trial.state not in FAILED_STATES]
+    return min(finished or usable or evaluated, key=TrialRecord.rank_key, default=None)
 
 
 def best_in_hand(trials: Iterable[TrialRecord], winner: TrialRecord | None) -> TrialRecord | None:

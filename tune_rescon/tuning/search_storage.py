@@ -171,11 +171,16 @@ class TakeoverWait:
 
 
 @contextmanager
-def search_lease(options: RunOptions, store: SearchStore) -> Iterator[LeaseKeeper]:
+def search_lease(options: RunOptions, store: SearchStore, *, drives: bool = True) -> Iterator[LeaseKeeper]:
     """Hold the lease of the search ``options.name`` for the duration of a block.
 
     The study's database holds it, or the search's URL if the database is only a copy. With
     ``resume_or_start``, a search that has begun is waited for: its driver may be about to end.
+
+    Args:
+        options: the options of this run.
+        store: the storage of this run.
+        drives: whether this process runs the search, so that the time counts for ``budget.hours``.
 
     Raises:
         LeaseError: another driver has the search.
@@ -184,7 +189,7 @@ def search_lease(options: RunOptions, store: SearchStore) -> Iterator[LeaseKeepe
     with ExitStack() as held:
         while True:
             try:
-                keeper = held.enter_context(_lease(options, store))
+                keeper = held.enter_context(_lease(options, store, drives=drives))
                 break
             except LeaseError as error:
                 if not store.resumed:
@@ -194,15 +199,15 @@ def search_lease(options: RunOptions, store: SearchStore) -> Iterator[LeaseKeepe
         yield keeper
 
 
-def _lease(options: RunOptions, store: SearchStore) -> AbstractContextManager[LeaseKeeper]:
+def _lease(options: RunOptions, store: SearchStore, *, drives: bool) -> AbstractContextManager[LeaseKeeper]:
     name, seconds = options.name, options.lease_seconds
     if store.lease is not None:
-        return hold_lease(store.lease, name=name, seconds=URL_LEASE_FACTOR * seconds)
+        return hold_lease(store.lease, name=name, seconds=URL_LEASE_FACTOR * seconds, drives=drives)
     study_url = options.study_url or store.folder.study_url
     # Imported here because it imports SQLAlchemy, which a report does without.
     from tune_rescon.tuning.study_lease import StudyLeaseStore
 
-    return hold_lease(StudyLeaseStore.open(study_url, name), name=name, seconds=seconds)
+    return hold_lease(StudyLeaseStore.open(study_url, name), name=name, seconds=seconds, drives=drives)
 
 
 def find_search(

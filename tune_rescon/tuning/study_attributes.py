@@ -25,6 +25,7 @@ from typing import Any, Final
 from tune_rescon import __version__
 from tune_rescon.data import Account, DatasetInfo
 from tune_rescon.errors import without_password
+from tune_rescon.storage import absolute_url
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.study import StudyRecord
 
@@ -165,12 +166,14 @@ def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], trackin
     Args:
         record: the search's record.
         datasets: the description of each dataset, by name.
-        tracking_uri: MLflow's tracking URI, or None for the storage's own store. A password is removed.
+        tracking_uri: MLflow's tracking URI, or None for the storage's own store. A password is removed, and
+            a relative path becomes absolute, because `report --sync` may run in another directory.
     """
     record.set_attribute("datasets", {name: _plain(info) for name, info in datasets.items()})
     accounts = {name: info.account.to_json() for name, info in datasets.items() if info.account}
     record.set_attribute("dataset_account", accounts)
-    record.set_attribute("tracking_uri", None if tracking_uri is None else without_password(tracking_uri))
+    uri = None if tracking_uri is None else without_password(absolute_url(tracking_uri))
+    record.set_attribute("tracking_uri", uri)
     record.set_attribute("outcome", None)
 
 

@@ -81,6 +81,9 @@ def test_the_best_is_the_one_that_got_furthest_until_one_has_finished(
     assert best() == 0
     train(1, 0.1, 0.2)
     assert best() == 1
+    train(6, 0.1, 0.2, 0.3, ends=TrialState.FAILED)
+    train(7, 0.1)
+    assert best() == 7, "a trial that failed keeps no network"
     train(2, *[0.5] * 9, ends=TrialState.FINISHED)
     assert best() == 2
     train(3, *[0.6] * 9)
