@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,6 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.storage import Copy, choose_copies, choose_copy
+from tune_rescon.storage.sqlite import Version
+
+
+def version(term: int | None, copies: int = 0) -> Version | None:
+    return None if term is None else Version(term, copies)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +31,20 @@ from tune_rescon.storage import Copy, choose_copies, choose_copy
     ],
 )
 def test_table(here: int | None, at_url: int | None, expected: Copy) -> None:
+    assert choose_copy(here=version(here), at_url=version(at_url)) is expected
+
+
+@pytest.mark.parametrize(
+    ("here", "at_url", "expected"),
+    [
+        (Version(2, 5), Version(2, 5), Copy.HERE),
+        (Version(2, 6), Version(2, 5), Copy.HERE),
+        (Version(2, 5), Version(2, 6), Copy.URL),
+        (Version(3, 1), Version(2, 6), Copy.HERE),
+        (Version(2, 6), Version(3, 1), Copy.URL),
+    ],
+)
+def test_of_one_run_the_later_copy_is_newer(here: Version, at_url: Version, expected: Copy) -> None:
     assert choose_copy(here=here, at_url=at_url) is expected
 
 
@@ -41,15 +61,23 @@ def test_table(here: int | None, at_url: int | None, expected: Copy) -> None:
     ],
 )
 def test_the_first_leads(terms: list[tuple[int | None, int | None]], expected: list[Copy]) -> None:
-    assert choose_copies(terms) == expected
+    assert choose_copies([(version(here), version(at_url)) for here, at_url in terms]) == expected
 
 
 @dataclass
 class Place:
-    """A copy of the database: its term, and what is in it."""
+    """A copy of the database: its version, and what is in it."""
 
-    term: int | None = None
+    version: Version | None = None
     epochs: list[str] = field(default_factory=list)
+
+    @property
+    def term(self) -> int:
+        return self.version.term if self.version else 0
+
+    @property
+    def copies(self) -> int:
+        return self.version.copies if self.version else 0
 
 
 @dataclass(frozen=True)
@@ -59,8 +87,10 @@ class Run:
     machine: int
     begins: str
     """"dies first", "sends" (and dies before it stamps its live database), or "stamps"."""
-    epochs: tuple[bool, ...]
-    """Of each: whether it was sent."""
+    epochs: tuple[str, ...]
+    """Of each: "sent", "counted" (the machine dies while it is sent) or "unsent"."""
+    image: str
+    """"restored": the machine has the disk of its last image; "made": one is made before the last epoch."""
 
 
 RUNS = st.lists(
@@ -68,7 +98,8 @@ RUNS = st.lists(
         Run,
         machine=st.integers(0, 2),
         begins=st.sampled_from(["dies first", "sends", "stamps"]),
-        epochs=st.lists(st.booleans(), max_size=4).map(tuple),
+        epochs=st.lists(st.sampled_from(["sent", "counted", "unsent"]), max_size=4).map(tuple),
+        image=st.sampled_from(["", "restored", "made"]),
     ),
     max_size=8,
 )
@@ -77,23 +108,32 @@ RUNS = st.lists(
 @given(runs=RUNS)
 def test_no_sent_epoch_is_lost_and_no_epoch_at_all_on_one_machine(runs: list[Run]) -> None:
     url, machines = Place(), [Place() for _ in range(3)]
+    images = [Place() for _ in range(3)]
     last_sender = None
     for n, run in enumerate(runs):
+        if run.image == "restored":
+            machines[run.machine] = copy.deepcopy(images[run.machine])
+            last_sender = -1
         here = machines[run.machine]
-        term = max(here.term or 0, url.term or 0) + 1
+        term = max(here.term, url.term) + 1
         mine = list(here.epochs)
-        if choose_copy(here=here.term, at_url=url.term) is Copy.URL:
-            here.term, here.epochs = url.term, list(url.epochs)
+        if choose_copy(here=here.version, at_url=url.version) is Copy.URL:
+            here.version, here.epochs = url.version, list(url.epochs)
         assert here.epochs[: len(url.epochs)] == url.epochs
         if last_sender in (None, run.machine):
             assert here.epochs == mine
         if run.begins == "dies first":
             continue
-        url.term, url.epochs, last_sender = term, list(here.epochs), run.machine
+        sent = Version(term, 1 + max(here.copies, url.copies))
+        url.version, url.epochs, last_sender = sent, list(here.epochs), run.machine
         if run.begins == "sends":
             continue
-        here.term = term
-        for epoch, sent in enumerate(run.epochs):
+        here.version = sent
+        for epoch, fate in enumerate(run.epochs):
+            if run.image == "made" and epoch == len(run.epochs) - 1:
+                images[run.machine] = copy.deepcopy(here)
             here.epochs.append(f"{n}.{epoch}")
-            if sent:
-                url.epochs = list(here.epochs)
+            if fate != "unsent":
+                here.version = Version(term, here.copies + 1)
+            if fate == "sent":
+                url.version, url.epochs = here.version, list(here.epochs)

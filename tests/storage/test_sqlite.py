@@ -14,7 +14,15 @@ import pytest
 
 from tune_rescon.errors import StorageError
 from tune_rescon.storage import Discard, RemoteError, RemoteFolder, Sender, SupersededError, fetch_databases
-from tune_rescon.storage.sqlite import copy_database, is_whole, parse_term, read_term, write_term
+from tune_rescon.storage.sqlite import (
+    Version,
+    content_digest,
+    copy_database,
+    is_whole,
+    parse_version,
+    read_version,
+    write_version,
+)
 
 
 def make(path: Path, *, wal: bool = False) -> None:
@@ -70,22 +78,25 @@ def test_a_copy_is_one_whole_file_of_a_database_that_is_being_written(tmp_path: 
     add(live, 1)
     with closing(sqlite3.connect(live)) as writer:
         writer.execute("INSERT INTO epochs VALUES (2)")
-        copy_database(live, copy, term=7)
+        copy_database(live, copy)
         writer.commit()
     assert epochs(copy) == [1]
     assert epochs(live) == [1, 2]
     assert [path.name for path in tmp_path.glob("copy.db*")] == ["copy.db"]
-    assert read_term(copy) == 7
-    assert read_term(live) == 0
+    write_version(copy, Version(7, 3))
+    assert read_version(copy) == Version(7, 3)
+    assert read_version(live) == Version(0, 0)
 
 
-def test_a_term_is_read_from_the_header(tmp_path: Path) -> None:
+def test_a_version_is_read_from_the_header(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
-    assert read_term(path) is None
+    assert read_version(path) is None
     make(path)
-    write_term(path, 70000)
-    assert read_term(path) == parse_term(path.read_bytes()[60:64]) == 70000
-    assert parse_term(None) is None
+    written = content_digest(path)
+    write_version(path, Version(70000, 80000))
+    assert read_version(path) == parse_version(path.read_bytes()[60:72]) == Version(70000, 80000)
+    assert parse_version(None) is None
+    assert content_digest(path) == written
 
 
 def test_another_machine_resumes_from_the_sent_copy(here: Machine, there: Machine) -> None:
@@ -97,7 +108,19 @@ def test_another_machine_resumes_from_the_sent_copy(here: Machine, there: Machin
 
     there.begin()
     assert epochs(there.study) == [1, 2]
-    assert read_term(there.study) == 2
+    assert read_version(there.study) == Version(2, 3)
+
+
+def test_a_machine_restored_from_an_older_image_takes_the_copy_that_was_sent_since(here: Machine) -> None:
+    sender = here.begin()
+    add(here.study, 1)
+    sender.send()
+    image = here.study.read_bytes()
+    add(here.study, 2)
+    sender.send()
+    here.study.write_bytes(image)
+    here.begin()
+    assert epochs(here.study) == [1, 2]
 
 
 def test_the_same_machine_loses_nothing(here: Machine) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.entities import Run
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from tests.tracking.conftest import destination
 from tune_rescon.tracking import Images, MlflowWriter, SearchRunState, TrialRunState, mlflow_runs
@@ -144,7 +145,7 @@ def test_every_metric_is_logged_once_however_epochs_are_batched(make_sync: MakeS
 def test_more_epochs_than_a_request_holds_are_sent_in_several_requests(
     make_sync: MakeSync, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlflow_runs, "METRICS_A_REQUEST", 4)
+    monkeypatch.setattr(mlflow_runs, "ENTITIES_A_REQUEST", 5 + len(PARAMS))
     sizes = []
     log_batch = mlflow.MlflowClient.log_batch
 
@@ -161,6 +162,40 @@ def test_more_epochs_than_a_request_holds_are_sent_in_several_requests(
     assert seen.child(0).data.params == PARAMS
 
 
+def test_a_death_amid_a_long_trial_divides_no_epoch(
+    make_sync: MakeSync, seen: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client divides a request of more than 1,000 metrics, parameters and tags."""
+    values = [float(epoch) for epoch in range(500)]
+    long = dataclasses.replace(
+        trial(params={**PARAMS, "width": "1.0"}),
+        history={"val_accuracy": values, "train_loss": values},
+        times_ms=[1000 * epoch for epoch in range(500)],
+    )
+    log_batch: Any = SqlAlchemyStore.log_batch
+    requests = 0
+
+    def dying(store: SqlAlchemyStore, *args: Any, **kwargs: Any) -> None:
+        nonlocal requests
+        requests += 1
+        if requests == 2:
+            raise ConnectionError("the driver dies")
+        log_batch(store, *args, **kwargs)
+
+    sync = make_sync()
+    sync.send(SearchRunState(id="1a"))
+    with monkeypatch.context() as patch:
+        patch.setattr(SqlAlchemyStore, "log_batch", dying)
+        with pytest.raises(ConnectionError):
+            sync.send(long)
+    assert 400 < len(seen.series(0, "val_accuracy")) < 500
+    again = make_sync()
+    again.send(SearchRunState(id="1a"))
+    again.send(long)
+    for metric in long.history:
+        assert [value for _, value in seen.series(0, metric)] == values
+
+
 def test_parameters_are_logged_before_the_first_epoch(make_sync: MakeSync, seen: Store) -> None:
     sync = make_sync()
     sync.send(SearchRunState(id="1a"))
@@ -172,7 +207,7 @@ def test_the_last_request_of_a_run_has_its_final_state(
     make_sync: MakeSync, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver that dies before leaves a run that the next one completes."""
-    monkeypatch.setattr(mlflow_runs, "METRICS_A_REQUEST", 3)
+    monkeypatch.setattr(mlflow_runs, "ENTITIES_A_REQUEST", 5)
     log_batch = mlflow.MlflowClient.log_batch
     sync = make_sync()
     sync.send(SearchRunState(id="1a"))

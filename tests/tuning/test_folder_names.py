@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.tuning.conftest import MakeSearch
 from tune_rescon.errors import NameTakenError, StorageError
-from tune_rescon.tuning import SearchFolder
+from tune_rescon.tuning import SearchFolder, StudyRecord
 from tune_rescon.tuning.folder import FolderState, folder_state, reserved
 
 
@@ -43,13 +44,36 @@ def test_what_a_killed_driver_left_before_it_began_is_taken_over(
         assert list(folder.path.iterdir()) == []
 
 
-@pytest.mark.parametrize("file", ["space.yaml", "trials.csv", "thesis.tex"])
+@pytest.mark.parametrize("file", ["space.yaml", "trials.csv", "thesis.tex", "study.db.bak"])
 def test_a_directory_with_anything_else_in_it_is_not_touched(file: str, folder: SearchFolder) -> None:
     folder.create()
     (folder.path / file).write_text("dear")
     with pytest.raises(StorageError, match="must be free"), reserved(folder):
         pass
     assert (folder.path / file).read_text() == "dear"
+
+
+@pytest.mark.timeout(20)  # a database
+def test_a_record_with_trials_is_never_taken_for_a_dead_drivers(make_search: MakeSearch) -> None:
+    """Only study.db was restored from a backup, or space.yaml was deleted."""
+    folder = make_search("s", reports=4)
+    folder.space_yaml.unlink()
+    assert folder_state(folder) is FolderState.FOREIGN
+    with (
+        pytest.raises(NameTakenError, match=r"without its space\.yaml.* Restore"),
+        reserved(folder),
+    ):
+        pass
+    record = StudyRecord.load(folder.study_url, "s", metric="val_accuracy")
+    assert sum(trial.epochs for trial in record.trials()) == 4
+
+
+@pytest.mark.timeout(20)  # a database
+def test_a_record_without_trials_is_taken_over(folder: SearchFolder) -> None:
+    folder.create()
+    StudyRecord.create(folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
+    with reserved(folder):
+        assert not folder.study_db.exists()
 
 
 def test_a_name_is_one_drivers_while_its_search_begins(folder: SearchFolder) -> None:

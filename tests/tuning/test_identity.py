@@ -24,6 +24,7 @@ from tune_rescon.tuning import (
 )
 from tune_rescon.tuning.identity import (
     Identity,
+    check_same_search,
     decide_identity,
     ensure_identity,
     read_id,
@@ -169,6 +170,22 @@ def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolde
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
     shutil.copytree(folder.path, copy.path)
     assert identify(record, copy, own_study=False) == first
+
+
+def test_a_new_search_that_takes_over_a_study_without_trials_has_another_id(
+    folder: SearchFolder, tmp_path: Path
+) -> None:
+    """Both searches have a folder in a storage of their own, and one database."""
+    record = begun(folder)
+    first = identify(record, folder, own_study=False)
+    other = SearchFolder(storage=tmp_path / "others", name="s")
+    other.path.mkdir(parents=True)
+    second = identify(record, other, own_study=False)
+    assert second != first
+    with pytest.raises(StorageError, match="that of another search"):
+        check_same_search(record.attributes(), folder)
+    other.space_yaml.unlink()
+    assert identify(record, other, own_study=False) == second, "its own driver died before it began"
 
 
 @pytest.mark.parametrize(

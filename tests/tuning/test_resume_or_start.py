@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.tuning.conftest import MakeSearch
 from tests.waiting import wait_until
 from tune_rescon.config import TrialState
 from tune_rescon.errors import LeaseError, LeaseLostError, NameTakenError
@@ -242,6 +243,26 @@ def test_a_new_search_of_the_name_takes_over_what_never_began(at_url: RunOptions
     with open_store(new(at_url)) as store:
         assert not store.resumed
         assert "s/study.db" not in remote(at_url).names()
+
+
+@pytest.mark.parametrize("identity", ["search.json", None])
+@pytest.mark.parametrize("kept", ["checkpoints/trial_0000/best.ckpt", "trials.csv", "study.db"])
+def test_a_search_at_a_url_that_lost_its_space_is_not_taken_for_a_dead_drivers(
+    kept: str, identity: str | None, at_url: RunOptions, make_search: MakeSearch
+) -> None:
+    """Its files were copied in part, or ``space.yaml`` was deleted."""
+    home = SearchHome.create(store_url(at_url), "s")
+    if identity is None:
+        home.remote.delete("search.json")
+    study = make_search("s", reports=1, storage=at_url.cache_root / "copied").study_db
+    home.remote.write(kept, study.read_bytes())
+    for options in (at_url, new(at_url)):
+        with pytest.raises(NameTakenError, match=r"without its space\.yaml"), open_store(options):
+            pass
+    assert home.remote.read(kept) == study.read_bytes()
+    home.remote.write("space.yaml", b"version: 1")
+    with open_store(at_url) as store:
+        assert store.resumed
 
 
 def test_a_search_that_has_begun_is_not_a_new_one(at_url: RunOptions) -> None:

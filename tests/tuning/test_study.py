@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
-from tune_rescon.errors import StorageError
+from tune_rescon.errors import LeaseError, StorageError
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.tuning import Decision, StudyRecord, TrialRecord, Verdict
 from tune_rescon.tuning.trial import Proposal, TrialOrigin
@@ -81,6 +81,32 @@ def test_a_study_that_never_had_a_trial_is_taken_over(url: str) -> None:
     assert create(url, "other").trials() == ()
     with pytest.raises(StorageError, match="already in the database"):
         create(url, "other", maximize=False)
+
+
+def test_a_study_that_is_taken_over_has_nothing_of_the_search_before(url: str) -> None:
+    before = load(url, "other")
+    for key in ("lease", "id", "place", "space:2", "slots", "warm_start", "images"):
+        before.set_attribute(key, "theirs")
+    attributes = create(url, "other").attributes()
+    assert attributes["space"] == "version: 1\n"
+    assert {key for key, value in attributes.items() if value == "theirs"} == {"lease", "id", "place"}
+
+
+@pytest.mark.parametrize("meanwhile", ["runs", "has run"])
+def test_a_study_of_another_driver_is_not_changed(meanwhile: str, url: str) -> None:
+    """Its driver, of a search in another storage, has recorded no trial when this one looks."""
+    theirs = load(url, "other")
+
+    def claim() -> None:
+        if meanwhile == "runs":
+            raise LeaseError("another driver has it")
+        theirs.open(proposal())
+
+    with pytest.raises((LeaseError, StorageError)):
+        StudyRecord.create(
+            url, "other", metric="val_accuracy", maximize=True, space="ours", at="last", claim=claim
+        )
+    assert (theirs.attribute("space"), theirs.attribute("metric_at")) == ("version: 1\n", "best")
 
 
 def test_a_missing_study_is_refused(url: str) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         check_name,
         check_new_name,
         name_taken,
+        name_without_space,
         no_such_search,
         usable,
     )

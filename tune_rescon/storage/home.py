@@ -15,7 +15,15 @@ from typing import Final
 from tune_rescon.errors import NameTakenError, StorageError, format_error
 from tune_rescon.storage.remote import RemoteError, RemoteFolder, StorageUrl
 
-__all__ = ["SearchHome", "check_name", "check_new_name", "name_taken", "no_such_search", "usable"]
+__all__ = [
+    "SearchHome",
+    "check_name",
+    "check_new_name",
+    "name_taken",
+    "name_without_space",
+    "no_such_search",
+    "usable",
+]
 
 
 #: The name of a search is also a directory, a study and an MLflow run, and part of MLflow's queries.
@@ -67,6 +75,14 @@ def name_taken(name: str, place: object, *, begun: bool) -> NameTakenError:
     return NameTakenError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
 
 
+def name_without_space(place: object) -> NameTakenError:
+    """Return the error for a name at ``place`` that has files of a search, but not its ``space.yaml``."""
+    rule = "the name of a new search must be free"
+    got = f"{place} with the files of a search without its space.yaml"
+    hint = "Restore that file from a copy and give --resume, or give another --name."
+    return NameTakenError(format_error(rule, got=got, where="--name", hint=hint))
+
+
 def no_such_search(name: str, storage: object, found: Sequence[str], *, where: str) -> StorageError:
     """Return the error for a name that no search has.
 
@@ -90,6 +106,13 @@ _BEGUN: Final = "space.yaml"
 
 #: The lease of the driver that has reserved the name and has not begun the search yet.
 _OPENING: Final = "opening"
+
+
+#: The files that a driver may leave if it dies before its search begins. On file systems that are no object
+#: stores, a file that is being written has a dot and a number in its name (:class:`.RemoteFolder`).
+_REMAINS: Final = re.compile(
+    r"\.?(?:search\.json|search\.log|space\.yaml|study\.db|mlflow\.db)(?:\.[0-9a-f]{8})?|(?:opening|lease)/.*"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +200,17 @@ class SearchHome:
     def scratch(self, cache_root: Path) -> Path:
         """Return this machine's directory for the search; it contains ``<name>/``, like a local storage."""
         return cache_root / "searches" / self.identity
+
+    @property
+    def holds_remains_only(self) -> bool:
+        """True if a driver that died before its search began may have written all files.
+
+        False for a search that has lost its ``space.yaml``, such as a copy that is not complete.
+
+        Raises:
+            RemoteError: the URL cannot be read now.
+        """
+        return all(_REMAINS.fullmatch(name) for name in self.remote.names())
 
     def clear(self) -> None:
         """Delete the files that a dead driver left of a search that never began; the name stays taken.

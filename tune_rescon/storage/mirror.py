@@ -7,7 +7,6 @@ the changes that are still missing at the end, so that the search can report the
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import sqlite3
@@ -23,7 +22,16 @@ from typing import Final
 from tune_rescon.atomic_write import file_version
 from tune_rescon.errors import StorageError, format_error
 from tune_rescon.storage.remote import RemoteFolder
-from tune_rescon.storage.sqlite import TERM_BYTES, copy_database, is_whole, parse_term, read_term, write_term
+from tune_rescon.storage.sqlite import (
+    VERSION_BYTES,
+    Version,
+    content_digest,
+    copy_database,
+    is_whole,
+    parse_version,
+    read_version,
+    write_version,
+)
 
 __all__ = [
     "Copy",
@@ -46,20 +54,21 @@ class Copy(Enum):
     URL = "url"
 
 
-def choose_copy(*, here: int | None, at_url: int | None) -> Copy:
+def choose_copy(*, here: Version | None, at_url: Version | None) -> Copy:
     """Return the place of the newest copy of a database.
 
-    A term is None if there is no such copy.
+    A version is None if there is no such copy.
 
     A run uses the highest term plus one, and stamps its live database only after a copy with that term is at
-    the URL. Two copies with the same term therefore come from the same live database, and the local one can
-    only be newer. A run with a higher term at the URL began from the copy there, perhaps on another machine;
+    the URL. Two copies with the same term therefore come from the same live database. It counts each later
+    copy before it is sent, so the local one can only be newer, unless this machine's disk was restored from
+    an older image. A run with a higher term at the URL began from the copy there, perhaps on another machine;
     that run has repeated the work that this machine had not sent by then.
 
-    >>> choose_copy(here=3, at_url=3)
+    >>> choose_copy(here=Version(3, 7), at_url=Version(3, 7))
     <Copy.HERE: 'here'>
-    >>> choose_copy(here=3, at_url=4)
-    <Copy.URL: 'url'>
+    >>> choose_copy(here=Version(3, 7), at_url=Version(3, 9)), choose_copy(here=Version(3), at_url=Version(4))
+    (<Copy.URL: 'url'>, <Copy.URL: 'url'>)
     """
     if here is None and at_url is None:
         return Copy.NOWHERE
@@ -68,7 +77,7 @@ def choose_copy(*, here: int | None, at_url: int | None) -> Copy:
     return Copy.HERE
 
 
-def choose_copies(terms: Sequence[tuple[int | None, int | None]]) -> list[Copy]:
+def choose_copies(versions: Sequence[tuple[Version | None, Version | None]]) -> list[Copy]:
     """Return the place from which to take each of several databases.
 
     The first database leads, because the content of the others was in the first one before. Copies at the URL
@@ -77,15 +86,16 @@ def choose_copies(terms: Sequence[tuple[int | None, int | None]]) -> list[Copy]:
     come from the URL too, or start empty.
 
     Args:
-        terms: for each database, the term of its local copy and of its copy at the URL; None if there is no
-            such copy.
+        versions: for each database, the version of its local copy and of its copy at the URL; None if there
+            is no such copy.
 
-    >>> [copy.value for copy in choose_copies([(1, 2), (1, 1), (1, None)])]
+    >>> old, new = Version(1), Version(2)
+    >>> [copy.value for copy in choose_copies([(old, new), (old, old), (old, None)])]
     ['url', 'url', 'nowhere']
     """
-    copies = [choose_copy(here=here, at_url=at_url) for here, at_url in terms]
+    copies = [choose_copy(here=here, at_url=at_url) for here, at_url in versions]
     if copies and copies[0] is Copy.URL:
-        return [Copy.NOWHERE if at_url is None else Copy.URL for _, at_url in terms]
+        return [Copy.NOWHERE if at_url is None else Copy.URL for _, at_url in versions]
     return copies
 
 
@@ -145,7 +155,7 @@ class Sender:
             copies = {name: Path(scratch) / name for name in present}
             # Copied from last to first and sent from first to last, no copy is ahead of one before it.
             for name, live in reversed(present.items()):
-                copy_database(live, copies[name], term=self.term)
+                copy_database(live, copies[name])
             for name, live in present.items():
                 self._send_database(name, live, copies[name])
             for name, path in self._files.items():
@@ -168,20 +178,25 @@ class Sender:
                     self._remote.delete(name)
 
     def _send_database(self, name: str, live: Path, copy: Path) -> None:
-        with copy.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = content_digest(copy)
         if self._sent.get(name) == digest:
             return
-        at_url = parse_term(self._remote.read(name, start=TERM_BYTES[0], end=TERM_BYTES[1]))
-        if at_url is not None and at_url > self.term:
+        at_url = _version_at(self._remote, name)
+        if at_url is not None and at_url.term > self.term:
             raise SupersededError(
-                f"{self._remote.url}/{name} is written by a later run ({at_url}) than this one"
+                f"{self._remote.url}/{name} is written by a later run ({at_url.term}) than this one"
             )
+        here = read_version(live) or Version(0)
+        version = Version(self.term, 1 + max(here.copies, at_url.copies if at_url else 0))
+        # The first copy of a run stamps the live database after the upload, and each later one before: see
+        # choose_copy.
+        if here.term == self.term:
+            write_version(live, version)
+        write_version(copy, version)
         self._remote.upload(copy, name)
         self._sent[name] = digest
-        # Stamped only after the upload: see choose_copy.
-        if read_term(live) != self.term:
-            write_term(live, self.term)
+        if here.term != self.term:
+            write_version(live, version)
 
     def _send_file(self, name: str, path: Path, copy: Path) -> None:
         version = str(file_version(path))
@@ -213,8 +228,8 @@ def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path], *, wher
         RemoteError: the URL cannot be read now.
         StorageError: a required copy is damaged.
     """
-    terms = [_terms(remote, name, path) for name, path in databases.items()]
-    for (name, path), pair, copy in zip(databases.items(), terms, choose_copies(terms), strict=True):
+    versions = [_versions(remote, name, path) for name, path in databases.items()]
+    for (name, path), pair, copy in zip(databases.items(), versions, choose_copies(versions), strict=True):
         here, at_url = pair
         if copy is Copy.URL:
             _fetch(remote, name, path, where)
@@ -222,15 +237,23 @@ def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path], *, wher
             _delete(path)
         if here is not None and copy is not Copy.HERE:
             _log.warning(
-                "%s of this machine's run %d gave way to run %s's at %s", name, here, at_url, remote.url
+                "%s of this machine's run %d gave way to run %s's at %s",
+                name,
+                here.term,
+                at_url.term if at_url else None,
+                remote.url,
             )
-    return 1 + max((term for pair in terms for term in pair if term is not None), default=0)
+    return 1 + max((version.term for pair in versions for version in pair if version), default=0)
 
 
-def _terms(remote: RemoteFolder, name: str, path: Path) -> tuple[int | None, int | None]:
-    """Return the terms of the local copy and of the copy at the URL."""
-    here = read_term(path) if path.is_file() and is_whole(path) else None
-    return here, parse_term(remote.read(name, start=TERM_BYTES[0], end=TERM_BYTES[1]))
+def _versions(remote: RemoteFolder, name: str, path: Path) -> tuple[Version | None, Version | None]:
+    """Return the versions of the local copy and of the copy at the URL."""
+    here = read_version(path) if path.is_file() and is_whole(path) else None
+    return here, _version_at(remote, name)
+
+
+def _version_at(remote: RemoteFolder, name: str) -> Version | None:
+    return parse_version(remote.read(name, start=VERSION_BYTES[0], end=VERSION_BYTES[1]))
 
 
 def _fetch(remote: RemoteFolder, name: str, path: Path, where: str) -> None:

@@ -3,28 +3,43 @@
 A path may have ``?``, ``%``, ``#``, spaces or braces, which a database's URL quotes.
 
 Each run of a search that writes to a storage's URL has a *term*: one more than the highest term before it.
-It is stored as SQLite's ``user_version``, four bytes in the header that are reserved for applications. The
-term is therefore part of the file it describes, and can be read at the URL without downloading the file.
+A copy is also numbered among all that were sent: the disk of a machine may be restored from an older image.
+Both are stored in the header, as SQLite's ``user_version`` and ``application_id``, which are four bytes each
+for applications. The :class:`Version` is therefore part of the file it describes, and can be read at the URL
+without downloading the file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = [
-    "TERM_BYTES",
+    "VERSION_BYTES",
+    "Version",
     "absolute_url",
+    "content_digest",
     "copy_database",
     "is_whole",
-    "parse_term",
-    "read_term",
+    "parse_version",
+    "read_version",
     "sqlite_file",
     "sqlite_url",
-    "write_term",
+    "write_version",
 ]
+
+
+class Version(NamedTuple):
+    """The age of a database that is kept at a URL. Of two, the greater one is newer."""
+
+    term: int
+    """The run that wrote the database."""
+    copies: int = 0
+    """The copies that were sent to the URL, this one included; in a live database also one that may not have
+    arrived."""
 
 
 def sqlite_url(path: Path, *, driver: str = "sqlite") -> str:
@@ -74,20 +89,23 @@ def absolute_url(url: str) -> str:
     return make_url(url).set(database=str(file.absolute())).render_as_string(hide_password=False)
 
 
-#: Position of ``user_version`` in a SQLite file, big-endian (sqlite.org/fileformat2.html, section 1.3).
-TERM_BYTES: Final = (60, 64)
+#: From ``user_version`` to the end of ``application_id`` in a SQLite file (sqlite.org/fileformat2.html,
+#: section 1.3). Both are big-endian, with four other bytes between them.
+VERSION_BYTES: Final = (60, 72)
+
+#: The length of the header, which holds counters that differ between copies of one content.
+_HEADER: Final = 100
 
 #: Seconds to wait while another connection writes.
 BUSY_SECONDS: Final = 60.0
 
 
-def copy_database(source: Path, target: Path, *, term: int) -> None:
-    """Copy ``source`` to ``target`` as of one moment, even while others write to it, and stamp the copy.
+def copy_database(source: Path, target: Path) -> None:
+    """Copy ``source`` to ``target`` as of one moment, even while others write to it.
 
     Args:
         source: the live database.
         target: the file to create or replace.
-        term: the term to stamp the copy with.
 
     Raises:
         sqlite3.Error: the source is no database, or stays locked for too long.
@@ -98,32 +116,46 @@ def copy_database(source: Path, target: Path, *, term: int) -> None:
         live.backup(copy, pages=-1)
         # In WAL mode the copy would consist of two files.
         copy.execute("PRAGMA journal_mode=DELETE")
-        copy.execute(f"PRAGMA user_version={term:d}")
         copy.commit()
 
 
-def read_term(path: Path) -> int | None:
-    """Return the term of a local database; None if the file does not exist."""
+def content_digest(path: Path) -> str:
+    """Return the digest of a database that nobody writes. Its version does not count."""
+    with path.open("rb") as file:
+        file.seek(_HEADER)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_version(path: Path) -> Version | None:
+    """Return the version of a local database; None if the file does not exist."""
     if not path.is_file():
         return None
     with closing(_connect(path)) as database:
-        return int(database.execute("PRAGMA user_version").fetchone()[0])
+        term, copies = (
+            int(database.execute(f"PRAGMA {name}").fetchone()[0])
+            for name in ("user_version", "application_id")
+        )
+        return Version(term, copies)
 
 
-def write_term(path: Path, term: int) -> None:
-    """Stamp a live database with a term."""
+def write_version(path: Path, version: Version) -> None:
+    """Stamp a database with a version."""
     with closing(_connect(path)) as database:
-        database.execute(f"PRAGMA user_version={term:d}")
+        database.execute("BEGIN")
+        database.execute(f"PRAGMA user_version={version.term:d}")
+        database.execute(f"PRAGMA application_id={version.copies:d}")
         database.commit()
 
 
-def parse_term(header: bytes | None) -> int | None:
-    """Return the term in the bytes at :data:`TERM_BYTES`; None if there are no bytes.
+def parse_version(header: bytes | None) -> Version | None:
+    """Return the version in the bytes at :data:`VERSION_BYTES`; None if there are no bytes.
 
-    >>> parse_term(bytes([0, 0, 1, 2]))
-    258
+    >>> parse_version(bytes([0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 7]))
+    Version(term=258, copies=7)
     """
-    return int.from_bytes(header, "big") if header else None
+    if not header:
+        return None
+    return Version(int.from_bytes(header[:4], "big"), int.from_bytes(header[8:], "big"))
 
 
 def is_whole(path: Path) -> bool:

@@ -60,9 +60,10 @@ CHAMPION_TAG: Final = "tune_rescon.champion"
 #: Maximum length of the text in a tag, in characters (MLflow allows 8,000 bytes).
 TAG_CHARACTERS: Final = 2000
 
-#: Maximum number of runs per page of results, and of metrics per request: MLflow's own limits.
+#: Maximum number of runs per page of results, and of metrics, parameters and tags together per request:
+#: MLflow's own limits. Its client divides a larger request, and would send the tags before the last metrics.
 RUNS_A_PAGE: Final = 1000
-METRICS_A_REQUEST: Final = 1000
+ENTITIES_A_REQUEST: Final = 1000
 
 #: Maximum difference of start times, in milliseconds, between a trial and the run that shows it. Some
 #: databases store whole seconds.
@@ -421,8 +422,8 @@ def _batches(
     params = {key: value for key, value in trial.params.items() if key not in run.params}
     fresh = [epoch for epoch in range(1, trial.epochs + 1) if epoch not in run.epochs]
     closing = _single_points(trial.closing, trial.epochs, trial.ended_ms) if closes else []
-    room = max(1, (METRICS_A_REQUEST - len(closing)) // max(1, len(trial.history)))
-    while len(fresh) > room:
+    entities = ENTITIES_A_REQUEST - len(closing) - len(_closing_tags(trial))
+    while len(fresh) > (room := max(1, (entities - len(params)) // max(1, len(trial.history)))):
         yield params, [point for epoch in fresh[:room] for point in _points(trial, epoch)], False
         params, fresh = {}, fresh[room:]
     points = [point for epoch in fresh for point in _points(trial, epoch)] + closing

@@ -7,8 +7,9 @@ import errno
 import fcntl
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ from tune_rescon.storage import (
     check_name,
     check_new_name,
     name_taken,
+    name_without_space,
     no_such_search,
     parse_storage,
     sqlite_url,
@@ -35,6 +37,7 @@ __all__ = [
     "FolderState",
     "SearchFolder",
     "folder_state",
+    "holds_trials",
     "recorded_checkpoint",
     "reserved",
     "resolve_storage",
@@ -173,6 +176,8 @@ class SearchFolder:
             try:
                 self.path.mkdir()
             except FileExistsError:
+                if not self.space_yaml.is_file() and holds_trials(self.study_db):
+                    raise name_without_space(self.path) from None
                 raise name_taken(self.name, self.path, begun=self.space_yaml.is_file()) from None
 
     def require(self, *, where: str = "--resume") -> None:
@@ -286,9 +291,25 @@ def write_atomically(path: Path, text: str) -> None:
 #: The lock of the directory on a file system that locks files but no directories, as NFS does.
 _LOCK_FILE: Final = ".search.lock"
 
-#: The prefixes of the names of all files that a driver writes before ``space.yaml``. NFS renames an open file
-#: that is deleted to ``.nfs...``.
-_REMAINS: Final = ("search.log", "study.db", ".space.yaml.", _LOCK_FILE, ".nfs")
+#: The names of all files that a driver writes before ``space.yaml``, and the prefixes of such names. NFS
+#: renames an open file that is deleted to ``.nfs...``.
+_REMAINS: Final = frozenset(
+    {"search.log", "study.db", "study.db-journal", "study.db-shm", "study.db-wal", _LOCK_FILE}
+)
+_REMAINS_PREFIXES: Final = (".space.yaml.", ".nfs")
+
+
+def holds_trials(study_db: Path) -> bool:
+    """Return whether a file is the record of a search that has trials.
+
+    A driver writes ``space.yaml`` before its first trial. Without that file, such a record is all that is
+    left of a search, or all that was restored of it.
+    """
+    try:
+        with closing(sqlite3.connect(f"{study_db.absolute().as_uri()}?mode=rw", uri=True)) as database:
+            return database.execute("SELECT 1 FROM trials LIMIT 1").fetchone() is not None
+    except sqlite3.Error:
+        return False
 
 
 class FolderState(enum.Enum):
@@ -303,7 +324,7 @@ class FolderState(enum.Enum):
     OPENING = enum.auto()
     """A search that a live driver is about to begin, or one on a file system without locks."""
     FOREIGN = enum.auto()
-    """Files that no driver wrote."""
+    """Files that no driver wrote, or the trials of a search that has lost its ``space.yaml``."""
 
 
 def folder_state(folder: SearchFolder) -> FolderState:
@@ -358,7 +379,8 @@ def _locked_state(folder: SearchFolder, held: ExitStack) -> FolderState:
     if folder.space_yaml.is_file():
         return FolderState.BEGUN
     try:
-        if not all(path.name.startswith(_REMAINS) for path in folder.path.iterdir()):
+        names = [path.name for path in folder.path.iterdir()]
+        if not all(name in _REMAINS or name.startswith(_REMAINS_PREFIXES) for name in names):
             # The driver that begins the search may have written its space since.
             return FolderState.BEGUN if folder.space_yaml.is_file() else FolderState.FOREIGN
         lock = _lock(folder.path, held)
@@ -368,7 +390,9 @@ def _locked_state(folder: SearchFolder, held: ExitStack) -> FolderState:
         return FolderState.FOREIGN
     if folder.space_yaml.is_file():
         return FolderState.BEGUN
-    return FolderState.ABANDONED if lock is _Lock.HELD else FolderState.OPENING
+    if lock is _Lock.HELD:
+        return FolderState.FOREIGN if holds_trials(folder.study_db) else FolderState.ABANDONED
+    return FolderState.OPENING
 
 
 class _Lock(enum.Enum):

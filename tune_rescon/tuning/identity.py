@@ -86,6 +86,8 @@ def ensure_identity(
     stored = record.attributes()
     known = Identity(id=stored["id"], location=stored.get("place") or "") if stored.get("id") else None
     location = location_of(folder, url)
+    if known is not None and not own_study and not len(record) and _is_another(known, folder, location):
+        known = None
     is_copy = known is not None and own_study and url is None and _is_still_there(known, folder)
     found = decide_identity(known, location, is_copy=is_copy, make=lambda: uuid.uuid4().hex)
     if found != known:
@@ -144,6 +146,14 @@ def write_id(space_yaml: Path, search_id: str) -> None:
     """Write the id to a ``space.yaml`` that has another id or no id."""
     if read_id(space_yaml) != search_id:
         write_atomically(space_yaml, with_id(space_yaml.read_text(encoding="utf-8"), search_id))
+
+
+def _is_another(known: Identity, folder: SearchFolder, location: str) -> bool:
+    """Return whether a study without trials in a shared database was begun by a search at another location.
+
+    A new search of that name has taken it over. With the same id, both would be driven with one study.
+    """
+    return known.location != location and read_id(folder.space_yaml) != known.id
 
 
 def _is_still_there(known: Identity, folder: SearchFolder) -> bool:

@@ -126,7 +126,7 @@ def snapshot(url: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
         copy = Path(folder) / "study.db"
         try:
-            copy_database(source, copy, term=0)
+            copy_database(source, copy)
         except (sqlite3.Error, OSError) as error:
             raise missing_study(source, str(error)) from None
         yield sqlite_url(copy)

@@ -7,7 +7,7 @@ decisions depend on. A change is refused if it would change the meaning of recor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
@@ -314,6 +314,7 @@ def create_record(
     *,
     digests: Mapping[str, str],
     weights: Mapping[str, InitialWeights],
+    claim: Callable[[], object] = lambda: None,
 ) -> StudyRecord:
     """Create the record of a new search, including the earlier trials that its sampler learns from.
 
@@ -323,6 +324,7 @@ def create_record(
         folder: The search's folder.
         digests: The digest of the images and splits of each dataset, by name.
         weights: The initial weights, by path or URL.
+        claim: See :meth:`.StudyRecord.create`.
 
     Raises:
         StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
@@ -339,6 +341,7 @@ def create_record(
         space=dump_space(space),
         against=space.metric.against,
         at=space.metric.at,
+        claim=claim,
     )
     record_warm_start(record, earlier)
     return record

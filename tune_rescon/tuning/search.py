@@ -17,6 +17,7 @@ from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.code_versions import code_digests, record_code
 from tune_rescon.tuning.constraints import check_constraints
 from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import destination, note_experiment
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
@@ -130,8 +131,12 @@ def run_search(
                 infos, digests = dataset_infos(prepared), dataset_digests(prepared)
                 space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
                 costs = CostModel(space=space, datasets=infos)
-                record, before = resumed or _created(costs, options, store, digests=digests, weights=weights)
-                lease = lease or held.enter_context(search_lease(options, store))
+                if resumed is None or lease is None:
+                    record, before, lease = _created(
+                        costs, options, store, held, digests=digests, weights=weights
+                    )
+                else:
+                    record, before = resumed
                 record_weights(record, weights)
                 record_code(record, code_digests(space), before_trials=True)
                 search = held.enter_context(
@@ -227,14 +232,27 @@ def _created(
     costs: CostModel,
     options: RunOptions,
     store: SearchStore,
+    held: ExitStack,
     *,
     digests: Mapping[str, str],
     weights: Mapping[str, InitialWeights],
-) -> tuple[StudyRecord, None]:
-    """Create the record of a new search, which has no earlier versions of its space."""
-    record = create_record(costs, options, store.folder, digests=digests, weights=weights)
+) -> tuple[StudyRecord, None, LeaseKeeper]:
+    """Create the record of a new search, which has no earlier versions of its space, under its lease.
+
+    ``held`` holds the lease. A shared database may have the study of another search of this name, whose
+    driver has not recorded a trial yet.
+    """
+    leases: list[LeaseKeeper] = []
+    record = create_record(
+        costs,
+        options,
+        store.folder,
+        digests=digests,
+        weights=weights,
+        claim=lambda: leases.append(held.enter_context(search_lease(options, store))),
+    )
     note_experiment(record, costs.space)
-    return record, None
+    return record, None, leases[0]
 
 
 def _finished(

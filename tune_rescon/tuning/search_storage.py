@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -11,8 +12,15 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.errors import LeaseError, NameTakenError, format_error
-from tune_rescon.storage import SearchHome, SharedValue, StorageUrl, name_taken, usable
-from tune_rescon.tuning.folder import FolderState, SearchFolder, folder_state, reserved
+from tune_rescon.storage import (
+    SearchHome,
+    SharedValue,
+    StorageUrl,
+    name_taken,
+    name_without_space,
+    usable,
+)
+from tune_rescon.tuning.folder import FolderState, SearchFolder, folder_state, holds_trials, reserved
 from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.store import Reservation, SearchStore, UrlStore
@@ -102,7 +110,7 @@ def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reser
 
     Raises:
         LeaseError: another driver has reserved the name.
-        NameTakenError: a search of the name has begun.
+        NameTakenError: a search of the name has begun, or has lost its ``space.yaml``.
     """
     takeover = TakeoverWait(options)
     while True:
@@ -128,9 +136,19 @@ def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reser
             reservation.held.close()
             continue
         with usable(storage):
+            if not home.holds_remains_only or _has_trials(home):
+                reservation.held.close()
+                raise name_without_space(home.remote.url)
             home.clear()
         shutil.rmtree(home.scratch(options.cache_root.resolve()), ignore_errors=True)
         return reservation
+
+
+def _has_trials(home: SearchHome) -> bool:
+    """Return whether the study at the URL has trials, which a search that never began has not."""
+    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as scratch:
+        study = Path(scratch) / "study.db"
+        return home.remote.download(study.name, study) and holds_trials(study)
 
 
 def _take(home: SearchHome, options: RunOptions) -> Reservation:

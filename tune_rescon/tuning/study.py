@@ -64,6 +64,10 @@ _ORIGIN: Final = _PREFIX + "origin"
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
 
+#: The attributes that a new search keeps of a study that a dead driver has left: the lease, and what decides
+#: whose study it is (:mod:`tune_rescon.tuning.identity`).
+_KEPT: Final = frozenset({"lease", "id", "place"})
+
 
 def _epoch_key(epoch: int) -> str:
     return f"{EPOCH_KEY_PREFIX}{epoch}"
@@ -111,8 +115,12 @@ class StudyRecord:
         space: str,
         against: str | None = None,
         at: MetricAt = "best",
+        claim: Callable[[], object] = lambda: None,
     ) -> StudyRecord:
         """Create the record of a new search.
+
+        A study without trials that a dead driver has left in the database is used again, without its
+        attributes.
 
         Args:
             url: the database's URL.
@@ -122,6 +130,7 @@ class StudyRecord:
             space: the resolved YAML of the space.
             against: a second objective to minimize, or None.
             at: the epoch whose metric is a trial's value, ``"best"`` or ``"last"``.
+            claim: called when the study exists, before it is written; raises if another driver has it.
 
         Raises:
             StorageError: the database already has a study of that name, or cannot be reached.
@@ -130,8 +139,13 @@ class StudyRecord:
         if against is not None:
             directions.append(StudyDirection.MINIMIZE)
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS, create=True)
-        study_id = create_study(storage, name, directions)
-        writer = _sql(storage, study_id)
+        create_study(storage, name, directions)
+        claim()
+        # Again, because another driver may have run trials and ended before this one had its claim.
+        writer = _sql(storage, create_study(storage, name, directions))
+        for key, value in writer.study_attributes().items():
+            if value is not None and key not in _KEPT:
+                writer.set_study_attribute(key, None)
         writer.set_study_attribute("space", space)
         writer.set_study_attribute(METRIC, metric)
         writer.set_study_attribute(METRIC_AT, at)
