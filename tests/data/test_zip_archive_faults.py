@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -151,3 +152,14 @@ def test_an_allowed_member_is_read_completely(tmp_path: Path) -> None:
 def test_a_picture_of_a_zip_with_odd_names_is_decoded(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {f"./{name}": picture(1, (20, 10)) for name in CLASSES})
     assert [probe_size(path, name) for name in list_folder(path).names] == [(20, 10)] * 2
+
+
+def test_another_zip_of_equal_size_and_time_in_its_place_is_read(tmp_path: Path) -> None:
+    path, other = tmp_path / "x.zip", tmp_path / "y.zip"
+    for archive, content in ((path, b"old"), (other, b"new")):
+        write_zip(archive, {"a/1.png": content})
+        os.utime(archive, ns=(0, 0))
+        time.sleep(0.02)  # the kernel's clock ticks every 4 ms
+    assert read_bytes(path, "a/1.png") == b"old"
+    other.replace(path)
+    assert read_bytes(path, "a/1.png") == b"new", "this process has the zip that was here open"
