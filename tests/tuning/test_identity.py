@@ -23,8 +23,6 @@ from tune_rescon.tuning import (
     read_search,
 )
 from tune_rescon.tuning.identity import (
-    Identity,
-    decide_identity,
     ensure_identity,
     read_id,
     with_id,
@@ -169,19 +167,6 @@ def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolde
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
     shutil.copytree(folder.path, copy.path)
     assert identify(record, copy, own_study=False) == first
-
-
-@pytest.mark.parametrize(
-    ("known", "is_copy", "expected"),
-    [
-        (None, False, Identity(id="new", location="there")),
-        (Identity(id="old", location=""), False, Identity(id="old", location="there")),
-        (Identity(id="old", location="here"), False, Identity(id="old", location="there")),
-        (Identity(id="old", location="here"), True, Identity(id="new", location="there")),
-    ],
-)
-def test_the_decision_on_an_identity(known: Identity | None, is_copy: bool, expected: Identity) -> None:
-    assert decide_identity(known, "there", is_copy=is_copy, make=lambda: "new") == expected
 
 
 def test_the_id_in_a_space_file_is_a_comment(folder: SearchFolder) -> None:

@@ -218,7 +218,7 @@ class SearchSampler:
 
         ``of`` is the space that a trial without an origin was drawn from.
         """
-        origin = trial.origin or find_origin(of, trial.parameters, version=1, number=trial.number)
+        origin = trial.origin or find_origin(of, trial.parameters, trial.number)
         sampled = place_config(self._space, origin.config).sampled if origin else None
         return None if sampled is None else to_optuna(sampled)
 

@@ -142,7 +142,7 @@ def _first_space(record: StudyRecord, on_file: Callable[[], Space], begun_with: 
 def _origins(space: Space, record: StudyRecord) -> dict[int, TrialOrigin]:
     """Return the origin in ``space`` of each trial whose origin is not in the record."""
     found = {
-        trial.number: find_origin(space, trial.parameters, version=1, number=trial.number)
+        trial.number: find_origin(space, trial.parameters, trial.number)
         for trial in record.trials()
         if trial.origin is None
     }

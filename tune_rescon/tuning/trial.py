@@ -100,19 +100,16 @@ def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, nu
     )
 
 
-def find_origin(
-    space: Space, parameters: Mapping[str, Any], *, version: int, number: int
-) -> TrialOrigin | None:
-    """Return the result of :func:`make_origin`; None if ``parameters`` did not come from this space.
+def find_origin(space: Space, parameters: Mapping[str, Any], number: int) -> TrialOrigin | None:
+    """Return the origin of a trial of the first version of the space; None if the trial is of another space.
 
     Args:
-        space: the version of the space.
+        space: the first version of the space.
         parameters: the active parameters, as Optuna stores them.
-        version: the number of the version, counted from 1.
         number: the trial's number.
     """
     try:
-        return make_origin(space, parameters, version=version, number=number)
+        return make_origin(space, parameters, version=1, number=number)
     except (ConfigError, KeyError, ValueError):
         return None
 
@@ -230,11 +227,10 @@ class TrialRecord:
     @property
     def best_epoch(self) -> int:
         """The epoch (from 1) with the best finite value, the first one of equals; 0 if no value is finite."""
-        finite = [(value, -epoch) for epoch, value in enumerate(self.values, 1) if math.isfinite(value)]
-        if not finite:
-            return 0
-        chosen = max(finite) if self.maximize else min(finite, key=lambda pair: (pair[0], -pair[1]))
-        return -chosen[1]
+        finite = [epoch for epoch, value in enumerate(self.values, 1) if math.isfinite(value)]
+        # Of equal values, max and min return the first one.
+        best = max if self.maximize else min
+        return best(finite, key=lambda epoch: self.values[epoch - 1], default=0)
 
     @property
     def out_of_patience(self) -> bool:
@@ -274,7 +270,7 @@ class TrialRecord:
             space: the search's space. It is used only if the record lacks the trial's configuration; the
                 trial is then assumed to be sampled from this space.
         """
-        origin = self.origin or find_origin(space, self.parameters, version=1, number=self.number)
+        origin = self.origin or find_origin(space, self.parameters, self.number)
         return None if origin is None else TrialConfig.from_dict(origin.config)
 
     def setting(self, name: str, default: Any = None) -> Any:
