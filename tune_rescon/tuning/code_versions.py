@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.metric_names import custom_metric_name
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.prepare import external_trials
+from tune_rescon.tuning.prepare import external_trials, metric_functions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.user_code import import_function, split_function
 
@@ -39,9 +38,10 @@ def code_digests(space: Space) -> dict[str, str]:
     Raises:
         ConfigError: If a function cannot be imported.
     """
-    metrics = [name for name in space.metric.log if custom_metric_name(name) is not None]
     networks = [config.network for config in external_trials(space) if config.network is not None]
-    functions = dict.fromkeys([*metrics, *(name for name in networks if split_function(name))])
+    functions = dict.fromkeys(
+        [*metric_functions(space), *(name for name in networks if split_function(name))]
+    )
     digests = {name: _digest(_defining_file(name)) for name in functions}
     return {name: digest for name, digest in digests.items() if digest is not None}
 

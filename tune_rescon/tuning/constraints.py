@@ -16,7 +16,10 @@ from tune_rescon.spaces import Latency, first_rows, preview, trial_config
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.study import StudyRecord
 
-__all__ = ["Latencies", "check_constraints", "violation_of"]
+__all__ = ["check_constraints", "violation_of"]
+
+#: The limits on a network's size, and their units.
+_UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-adds"}
 
 #: Draws by which it is checked that some networks keep to the constraints.
 _DRAWS: Final = 1000
@@ -32,8 +35,9 @@ class Latencies:
     a network as before.
     """
 
-    def __init__(self, section: Latency, record: StudyRecord | None = None) -> None:
+    def __init__(self, section: Latency, record: StudyRecord | None) -> None:
         """Read what ``record`` has of the device; None keeps the measurements in this process only."""
+        self.section = section
         self._device, self._record = section.device, record
         self._prefix = f"latency_ms:{section.device}:"
         recorded = {} if record is None else record.attributes()
@@ -76,20 +80,20 @@ def violation_of(
     It returns None for a network that keeps to every constraint. There is no function without constraints.
     ``record`` keeps measured latencies.
     """
+    return _violation(model, _latencies(model, record))
+
+
+def _latencies(model: CostModel, record: StudyRecord | None) -> Latencies | None:
     section = model.space.constraints.latency_ms
-    return _violation(model, None if section is None else Latencies(section, record))
+    return None if section is None else Latencies(section, record)
 
 
 def _violation(
     model: CostModel, latencies: Latencies | None
 ) -> Callable[[Mapping[str, Any]], str | None] | None:
     section = model.space.constraints
-    limits = {
-        name: limit.max
-        for name, limit in (("params_m", section.params_m), ("gmacs", section.gmacs))
-        if limit is not None
-    }
-    if not limits and section.latency_ms is None:
+    limits = {name: limit.max for name in _UNITS if (limit := getattr(section, name)) is not None}
+    if not limits and latencies is None:
         return None
 
     def violation(values: Mapping[str, Any]) -> str | None:
@@ -99,24 +103,21 @@ def _violation(
             value = getattr(cost, name)
             if value > most:
                 return f"its network has {value:.4g} {_UNITS[name]}, and constraints.{name} allows {most:g}"
-        if section.latency_ms is None or latencies is None:
+        if latencies is None:
             return None
         # Measured last, and only for networks of a size that is allowed.
         images = model.datasets.get(config.dataset or model.space.dataset.name)
         if images is None:
             return None
         found = latencies.of(describe_network(config, classes=images.classes, in_channels=images.channels))
-        if found <= section.latency_ms.max:
+        if found <= latencies.section.max:
             return None
         return (
-            f"its network takes {found:.4g} ms for an image on {section.latency_ms.device}, and"
-            f" constraints.latency_ms allows {section.latency_ms.max:g}"
+            f"its network takes {found:.4g} ms for an image on {latencies.section.device}, and"
+            f" constraints.latency_ms allows {latencies.section.max:g}"
         )
 
     return violation
-
-
-_UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-adds"}
 
 
 def check_constraints(model: CostModel, record: StudyRecord | None = None) -> str | None:
@@ -133,8 +134,7 @@ def check_constraints(model: CostModel, record: StudyRecord | None = None) -> st
         ConfigError: If a row of ``initial`` breaks a constraint, or every network does.
         ResourceError: If this machine does not have the device on which latency is measured.
     """
-    space, section = model.space, model.space.constraints.latency_ms
-    latencies = None if section is None else Latencies(section, record)
+    space, latencies = model.space, _latencies(model, record)
     violation = _violation(model, latencies)
     if violation is None:
         return None

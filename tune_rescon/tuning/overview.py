@@ -9,7 +9,7 @@ import json
 import math
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import EPOCH_KEY_PREFIX, METRIC, METRIC_AT
 
-__all__ = ["SearchOverview", "StudyConnections", "list_searches"]
+__all__ = ["SearchOverview", "list_searches"]
 
 
 class StudyConnections:
@@ -261,13 +261,13 @@ def _values(
         yield step, best if at == "best" else last
 
 
-def _best(values: Iterator[tuple[int, float]], *, maximize: bool) -> float:
+def _best(values: Iterable[tuple[int, float]], *, maximize: bool) -> float:
     """Return the best value among the trials with the most epochs.
 
-    >>> _best(iter([(1, 0.9), (9, 0.7), (9, 0.8)]), maximize=True)
+    >>> _best([(1, 0.9), (9, 0.7), (9, 0.8)], maximize=True)
     0.8
     """
-    found: Sequence[tuple[int, float]] = list(values)
+    found = list(values)
     furthest = max((epoch for epoch, _ in found), default=0)
     finalists = [value for epoch, value in found if epoch == furthest]
     return (max if maximize else min)(finalists, default=math.nan)
@@ -280,7 +280,7 @@ def _winner_value(folder: SearchFolder, url: str) -> float:
     """
     with snapshot(url) as readable:
         record, _ = open_recorded(readable, folder, any_name=url == folder.study_url)
-        winner = best_trial(tuple(record.trials()), by_mean=True)
+        winner = best_trial(record.trials(), by_mean=True)
     return winner.value if winner else math.nan
 
 

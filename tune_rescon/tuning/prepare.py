@@ -48,6 +48,7 @@ __all__ = [
     "evaluation_words",
     "external_trials",
     "largest_image_size",
+    "metric_functions",
     "prepare_data",
     "read_weights",
     "record_images",
@@ -144,14 +145,18 @@ def _absolute(source: Any) -> Any:
     return str(expanded_path(source, where=_INIT_FROM).resolve())
 
 
+def metric_functions(space: Space) -> list[str]:
+    """Return the user's functions of ``metric.log``, as ``module:function``."""
+    return [name for name in space.metric.log if custom_metric_name(name) is not None]
+
+
 def check_metric_functions(space: Space) -> None:
     """Import the user's functions of ``metric.log``, so that a mistake is found before the first trial.
 
     Raises:
         ConfigError: If a function cannot be imported.
     """
-    functions = [name for name in space.metric.log if custom_metric_name(name) is not None]
-    if functions:
+    if functions := metric_functions(space):
         # Imported here because it imports torch, which the driver of most searches does not need.
         from tune_rescon.training.metrics import load_metric
 

@@ -130,7 +130,10 @@ def run_search(
                 infos, digests = dataset_infos(prepared), dataset_digests(prepared)
                 space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
                 costs = CostModel(space=space, datasets=infos)
-                record, before = resumed or _created(costs, options, store, digests=digests, weights=weights)
+                if resumed is None:
+                    record, before = _created(costs, options, store, digests=digests, weights=weights), None
+                else:
+                    record, before = resumed
                 lease = lease or held.enter_context(search_lease(options, store))
                 record_weights(record, weights)
                 record_code(record, code_digests(space), before_trials=True)
@@ -230,11 +233,11 @@ def _created(
     *,
     digests: Mapping[str, str],
     weights: Mapping[str, InitialWeights],
-) -> tuple[StudyRecord, None]:
-    """Create the record of a new search, which has no earlier versions of its space."""
+) -> StudyRecord:
+    """Create the record of a new search."""
     record = create_record(costs, options, store.folder, digests=digests, weights=weights)
     note_experiment(record, costs.space)
-    return record, None
+    return record
 
 
 def _finished(

@@ -31,7 +31,7 @@ from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
-__all__ = ["MirrorCallback", "Reservation", "SearchStore", "UrlStore"]
+__all__ = ["Reservation", "SearchStore", "UrlStore"]
 
 
 class SearchStore:
@@ -238,9 +238,9 @@ def _databases(folder: SearchFolder, options: RunOptions) -> Mapping[str, Path]:
     """Return the databases that are files on this machine."""
     databases = {}
     if options.study_url is None:
-        databases["study.db"] = folder.path / "study.db"
+        databases["study.db"] = folder.study_db
     if options.tracking_uri is None:
-        databases["mlflow.db"] = folder.storage / "mlflow.db"
+        databases["mlflow.db"] = folder.mlflow_db
     return databases
 
 
