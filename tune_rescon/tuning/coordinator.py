@@ -148,8 +148,7 @@ class Coordinator:
             return promoted
         while self._more and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
-            infeasible = self._out_of_memory.contains if self._out_of_memory else None
-            proposal = self._sampler.ask(infeasible, enqueued=enqueued)
+            proposal = self._sampler.ask(self._out_of_memory.contains, enqueued=enqueued)
             if proposal is None:
                 self.space_is_exhausted = True
                 self._rule.no_new_trials()

@@ -113,10 +113,6 @@ class MemoryFailures:
                 if key is not None:
                     self._first.setdefault(key, trial.number)
 
-    def __bool__(self) -> bool:
-        """Return whether any configuration is known not to fit."""
-        return bool(self._first)
-
     def contains(self, config: Mapping[str, Any]) -> bool:
         """Return whether a configuration is known not to fit."""
         return self.same_as(config) is not None
@@ -129,9 +125,8 @@ class MemoryFailures:
 class FailureStreak:
     """The trials that have failed since the last trial that did not fail."""
 
-    def __init__(self, most: int = MOST_IN_A_ROW) -> None:
-        """Start with no failures. ``most`` failures in a row are too many."""
-        self._most = most
+    def __init__(self) -> None:
+        """Start with no failures."""
         self._failed: list[TrialRecord] = []
 
     def add(self, trial: TrialRecord) -> str | None:
@@ -142,13 +137,15 @@ class FailureStreak:
             self._failed.clear()
             return None
         self._failed.append(trial)
-        return shared_cause(self._failed) if len(self._failed) >= self._most else None
+        return shared_cause(self._failed) if len(self._failed) >= MOST_IN_A_ROW else None
 
 
 def shared_cause(failed: Sequence[TrialRecord]) -> str:
     """Describe what failed trials have in common: the error, or the values that all of them had."""
     last_lines = {_last_line(trial) for trial in failed}
-    cause = f"all with {last_lines.pop()}" if len(last_lines) == 1 else _last_error(failed)
+    cause = (
+        f"all with {last_lines.pop()}" if len(last_lines) == 1 else f"the last with {_last_line(failed[-1])}"
+    )
     shared = _shared_values(failed)
     values = f" All had {', '.join(f'{k}={v}' for k, v in shared.items())}." if shared else ""
     return f"{counted(len(failed), 'trial')} in a row failed, {cause}.{values}"
@@ -157,10 +154,6 @@ def shared_cause(failed: Sequence[TrialRecord]) -> str:
 def _last_line(trial: TrialRecord) -> str:
     lines = (trial.error or "").strip().splitlines()
     return lines[-1].strip().rstrip(".") if lines else "no message"
-
-
-def _last_error(failed: Sequence[TrialRecord]) -> str:
-    return "the last with " + _last_line(failed[-1])
 
 
 def _shared_values(failed: Sequence[TrialRecord]) -> dict[str, object]:

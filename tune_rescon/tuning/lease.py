@@ -301,9 +301,9 @@ class LeaseKeeper:
                 # Either another driver has the lease, or an earlier renewal took effect without an answer.
                 self._stored = self._store.read()
                 if not self._is_mine(self._stored) or not self._replace():
-                    self._lose_to(self._read())
+                    self._lose_to_another()
             if overdue and not self._won_the_race():
-                self._lose_to(self._read())
+                self._lose_to_another()
             self._renewed = begun
 
     def release(self) -> None:
@@ -368,7 +368,8 @@ class LeaseKeeper:
         self._sleep(self._store.read_back_seconds)
         return self._is_mine(self._store.read())
 
-    def _lose_to(self, other: Lease | None) -> NoReturn:
+    def _lose_to_another(self) -> NoReturn:
+        other = self._read()
         who = _label(other.driver) if other and other.driver else "another driver, which has ended since"
         self._lose(f"it was taken over by {who}")
         raise LeaseLostError(self._lost)

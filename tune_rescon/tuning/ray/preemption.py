@@ -324,8 +324,8 @@ class SignalHandlerMixin:
         super().setup(config)  # type: ignore[misc]  # ray's FunctionTrainable comes after this one
 
 
-def node_is_drained(spot: SpotNotice = _SPOT) -> bool:
-    """Return whether this node is being drained, as far as is known; drain it after a ``spot`` notice."""
+def node_is_drained() -> bool:
+    """Return whether this node is being drained, as far as is known; drain it after a spot notice."""
     import ray
     from ray._private.worker import global_worker
 
@@ -335,7 +335,7 @@ def node_is_drained(spot: SpotNotice = _SPOT) -> bool:
     with suppress(ray.exceptions.RpcError):
         if node in control.get_draining_nodes(timeout=_CHECK_TIMEOUT):
             return True
-    cloud = spot.announced()
+    cloud = _SPOT.announced()
     if cloud is None:
         return False
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason

@@ -371,10 +371,11 @@ class AutoRule:
         """Return the choice if the stages that are behind their shares have no trial to continue."""
         if best:
             return best[max(best)]
-        if self.budget.seconds is not None:
-            deepest = self._deepest()
-            return deepest if deepest is not None else _NEW if can_start else None
-        return None
+        if self.budget.seconds is None:
+            return None
+        if (deepest := self._deepest()) is not None:
+            return deepest
+        return _NEW if can_start else None
 
     def _furthest_unjudged(self) -> int | None:
         """Return the paused trial that has the most epochs of those before the first rung, or None.

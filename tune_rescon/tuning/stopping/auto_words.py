@@ -41,11 +41,11 @@ def rungs_and_reasons(
         schedulers.
     """
     rule = _replayed(space, trials, slots=slots)
-    return (possible_rungs(space), ()) if rule is None else (rule.levels, _reasons(rule))
-
-
-def _reasons(rule: AutoRule) -> tuple[str, ...]:
-    return (*_rung_reasons(rule), *_limit_reasons(rule))
+    return (
+        (possible_rungs(space), ())
+        if rule is None
+        else (rule.levels, (*_rung_reasons(rule), *_limit_reasons(rule)))
+    )
 
 
 def _limit_reasons(rule: AutoRule) -> Iterator[str]:

@@ -265,8 +265,10 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     >>> rank_correlation([1.0, 1.0], [2.0, 3.0])
     0.0
     """
+    if not one:
+        return 0.0
     x, y = _ranks(one), _ranks(other)
-    x, y = x - x.mean() if len(x) else x, y - y.mean() if len(y) else y
+    x, y = x - x.mean(), y - y.mean()
     norm = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / norm if norm else 0.0
 
