@@ -28,20 +28,16 @@ from tune_rescon.paths import expanded_path
 from tune_rescon.spaces import CategoricalParameter, Parameter, Space, corners
 from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.study import StudyRecord
 
 if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
-    "IMAGES",
-    "WEIGHTS",
     "PreparedDataset",
     "cache_words",
     "check_external_networks",
     "check_metric_classes",
     "check_metric_functions",
-    "check_same_images",
     "check_weights",
     "dataset_digests",
     "dataset_infos",
@@ -51,7 +47,6 @@ __all__ = [
     "metric_functions",
     "prepare_data",
     "read_weights",
-    "record_images",
     "with_absolute_paths",
     "with_store_size",
 ]
@@ -291,13 +286,6 @@ def check_weights(
         weights[config.init_from].check_fits(spec, where=where)
 
 
-#: The study's attribute that stores the digest of each dataset's images and splits, by the dataset's name.
-IMAGES: Final = "image_digests"
-
-#: The study's attribute that stores the digest of each file of initial weights, by its path or URL.
-WEIGHTS: Final = "weight_digests"
-
-
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataset:
     """A dataset in this machine's cache."""
@@ -394,38 +382,3 @@ def evaluation_words(space: Space, info: DatasetInfo) -> list[str]:
         " validation images that chose them, unless `--set dataset.test_fraction=0.15` holds some out now"
     )
     return [words]
-
-
-def check_same_images(record: StudyRecord, prepared: Mapping[str, PreparedDataset]) -> None:
-    """Check that a resumed search has the same images and splits as its trials. Their location may differ.
-
-    A record written by an earlier version of this package has no digests. In that case nothing is checked.
-
-    Raises:
-        DataError: If a dataset differs.
-    """
-    stored = record.attributes()
-    noted, known = stored.get(IMAGES) or {}, stored.get("datasets") or {}
-    for name, dataset in prepared.items():
-        if noted.get(name, dataset.digest) != dataset.digest:
-            rule = "a resumed search must have the images that its trials were trained and validated on"
-            got = f"other images in {name} ({_counts(known.get(name), dataset.info)})"
-            hint = (
-                "Put back the images, or begin a search of another --name with --warm-start and this one's"
-                " name, which learns from its trials."
-            )
-            raise DataError(format_error(rule, got=got, where="dataset", hint=hint))
-
-
-def _counts(known: Mapping[str, Any] | None, info: DatasetInfo) -> str:
-    """Describe the difference between the datasets, as far as the numbers of images show it."""
-    parts = ("train", "val", "test")
-    found = {part: getattr(info, f"{part}_images") for part in parts}
-    had = {part: (known or {}).get(f"{part}_images") for part in parts}
-    changed = [f"{part} {had[part]} then, {found[part]} now" for part in parts if had[part] != found[part]]
-    return "; ".join(changed) if known and changed else "as many as before, and not the same"
-
-
-def record_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
-    """Store in the record which images the trials use, as a digest for each dataset."""
-    record.set_attribute(IMAGES, {**(record.attribute(IMAGES) or {}), **digests})

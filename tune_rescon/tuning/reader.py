@@ -25,11 +25,11 @@ from tune_rescon.storage import (
     sqlite_url,
     usable,
 )
-from tune_rescon.tuning.code_versions import code_history, recorded_code
 from tune_rescon.tuning.cost_model import CostModel, datasets_of
 from tune_rescon.tuning.database import holds_studies, missing_study
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
+from tune_rescon.tuning.input_digests import code_history, recorded_code, recorded_images, recorded_weights
 from tune_rescon.tuning.lease import (
     Driver,
     Lease,
@@ -40,7 +40,6 @@ from tune_rescon.tuning.lease import (
     this_driver,
 )
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
-from tune_rescon.tuning.prepare import IMAGES, WEIGHTS
 from tune_rescon.tuning.result import SearchState, StudyResult, build_result
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import find_search
@@ -247,14 +246,13 @@ def with_record(
         versions: the spaces that the search has had.
         failure: why the search ended early, or None.
     """
-    stored = record.attributes()
     return replace(
         result,
         foreign=record.foreign,
         failure=None if failure is None else presentable(failure),
         space_history=(*history_words(versions, result.trials), *code_history(record)),
-        images=stored.get(IMAGES) or {},
-        weights=stored.get(WEIGHTS) or {},
+        images=recorded_images(record),
+        weights=recorded_weights(record),
         code=recorded_code(record),
     )
 

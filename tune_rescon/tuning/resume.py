@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
-from tune_rescon.errors import SpaceError, StorageError, format_error, hide_passwords
+from tune_rescon.errors import SpaceError, hide_passwords
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import WEIGHTS, with_store_size
+from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
@@ -34,11 +34,9 @@ __all__ = [
     "change_problems",
     "change_words",
     "check_changes",
-    "check_same_weights",
     "create_record",
     "history_words",
     "is_finished",
-    "record_weights",
     "resume_record",
 ]
 
@@ -248,38 +246,6 @@ def resume_record(
         flag="--resume-or-start" if options.resume_or_start else "--resume",
     )
     return record, versions
-
-
-def check_same_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
-    """Check that the files of initial weights hold what the trials of a resumed search began with.
-
-    A record written by an earlier version of this package has no digests. In that case nothing is checked.
-
-    Args:
-        record: The record of the search.
-        weights: The initial weights now, by path or URL.
-
-    Raises:
-        StorageError: If a file holds other weights.
-    """
-    recorded = record.attribute(WEIGHTS) or {}
-    for source, found in weights.items():
-        if recorded.get(source, found.digest) != found.digest:
-            rule = "a resumed search must have the initial weights that its trials began with"
-            hint = (
-                "Put the file back, or begin a search of another --name. To compare both files, give the new"
-                " one another name, and search init_from."
-            )
-            raise StorageError(
-                format_error(rule, got=f"other weights in {source}", where="init_from", hint=hint)
-            )
-
-
-def record_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
-    """Store in the record which initial weights the trials begin with, as a digest for each file."""
-    if weights:
-        digests = {source: found.digest for source, found in weights.items()}
-        record.set_attribute(WEIGHTS, {**(record.attribute(WEIGHTS) or {}), **digests})
 
 
 def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> bool:

@@ -14,16 +14,21 @@ from tune_rescon.paths import ensure_home
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
-from tune_rescon.tuning.code_versions import code_digests, record_code
 from tune_rescon.tuning.constraints import check_constraints
 from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.tuning.input_digests import (
+    check_same_images,
+    check_same_weights,
+    code_digests,
+    record_code,
+    record_weights,
+)
 from tune_rescon.tuning.mlflow_callback import destination, note_experiment
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     PreparedDataset,
     check_external_networks,
     check_metric_functions,
-    check_same_images,
     check_weights,
     dataset_digests,
     dataset_infos,
@@ -40,13 +45,7 @@ from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import fit_to_machine
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.resume import (
-    check_same_weights,
-    create_record,
-    is_finished,
-    record_weights,
-    resume_record,
-)
+from tune_rescon.tuning.resume import create_record, is_finished, resume_record
 from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, SearchRun
 from tune_rescon.tuning.search_storage import find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version

@@ -18,14 +18,14 @@ from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
 from tune_rescon.tuning.budget import exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
-from tune_rescon.tuning.code_versions import code_digests, record_code
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import ensure_identity, with_id
+from tune_rescon.tuning.input_digests import code_digests, record_code, record_images
 from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_words
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos, record_images
+from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.reader import with_record
