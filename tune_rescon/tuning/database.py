@@ -131,9 +131,10 @@ def create_study(
         known = storage.get_study_id_from_name(name)
         # A driver that died before its first trial leaves an empty study, which is used again. The lease
         # prevents two live drivers from sharing it.
-        if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
+        is_empty = storage.get_n_trials(known) == 0
+        if is_empty and storage.get_study_directions(known) == directions:
             return known
-        if storage.get_n_trials(known) == 0:
+        if is_empty:
             hint = (
                 "That study has no trials and another metric. Delete it with `optuna delete-study`, or give"
                 " another --name."

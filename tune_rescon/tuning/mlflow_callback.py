@@ -306,7 +306,8 @@ class MlflowCallback(SearchCallback):
             closing=closing_metrics(trial, self._costs.cost(trial), devices) if final else {},
             error=trial.error,
             notes=trial.notes,
-            **_times(started_ms=trial.started, ended_ms=trial.ended),
+            started_ms=_ms(trial.started),
+            ended_ms=_ms(trial.ended),
         )
 
     def _show(self, trial: TrialRecord) -> None:
@@ -323,9 +324,9 @@ def _is_logged_by_epoch(name: str) -> bool:
     return name == GPU_UTILISATION or not (name in GPU_METRICS or is_test_metric(name))
 
 
-def _times(**moments: datetime | None) -> dict[str, int]:
-    # The times are those of the trial, so that MLflow shows one point for data that is sent twice.
-    return {name: int(moment.timestamp() * 1000) for name, moment in moments.items() if moment}
+def _ms(moment: datetime | None) -> int:
+    # The trial's own time, so that MLflow shows one point for data that is sent twice.
+    return now_ms() if moment is None else int(moment.timestamp() * 1000)
 
 
 def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict[str, float]:

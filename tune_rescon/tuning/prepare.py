@@ -119,27 +119,6 @@ _WEIGHT_FIELDS: Final = (
 )
 
 
-def _absolute_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _absolute(value) if name == _INIT_FROM else value for name, value in values.items()}
-
-
-def _absolute_parameter(name: str, parameter: Parameter) -> Parameter:
-    """Make the choices of ``init_from`` absolute, and the values of it for which another parameter exists."""
-    changes: dict[str, Any] = {}
-    if name == _INIT_FROM and isinstance(parameter, CategoricalParameter):
-        changes["choices"] = tuple(map(_absolute, parameter.choices))
-    if parameter.when is not None and parameter.when.parameter == _INIT_FROM:
-        within = tuple(map(_absolute, parameter.when.within))
-        changes["when"] = parameter.when.model_copy(update={"within": within})
-    return parameter.model_copy(update=changes)
-
-
-def _absolute(source: Any) -> Any:
-    if source is None or is_url(source):
-        return source
-    return str(expanded_path(source, where=_INIT_FROM).resolve())
-
-
 def metric_functions(space: Space) -> list[str]:
     """Return the user's functions of ``metric.log``, as ``module:function``."""
     return [name for name in space.metric.log if custom_metric_name(name) is not None]
@@ -317,6 +296,27 @@ def with_absolute_paths(space: Space) -> Space:
         dataset = dataclasses.replace(dataset, path=str(local_path(dataset.path)))
     changed = {"fixed": _absolute_values(space.fixed), "parameters": parameters, "initial": rows}
     return space.model_copy(update={**changed, "dataset": dataset})
+
+
+def _absolute_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _absolute(value) if name == _INIT_FROM else value for name, value in values.items()}
+
+
+def _absolute_parameter(name: str, parameter: Parameter) -> Parameter:
+    """Make the choices of ``init_from`` absolute, and the values of it for which another parameter exists."""
+    changes: dict[str, Any] = {}
+    if name == _INIT_FROM and isinstance(parameter, CategoricalParameter):
+        changes["choices"] = tuple(map(_absolute, parameter.choices))
+    if parameter.when is not None and parameter.when.parameter == _INIT_FROM:
+        within = tuple(map(_absolute, parameter.when.within))
+        changes["when"] = parameter.when.model_copy(update={"within": within})
+    return parameter.model_copy(update=changes)
+
+
+def _absolute(source: Any) -> Any:
+    if source is None or is_url(source):
+        return source
+    return str(expanded_path(source, where=_INIT_FROM).resolve())
 
 
 def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset]:

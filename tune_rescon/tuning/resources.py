@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import subprocess
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
-from tune_rescon.errors import ResourceError, format_error
+from tune_rescon.errors import ResourceError, counted, format_error
 from tune_rescon.models import describe_network, network_cost
 from tune_rescon.spaces import AutoResources, Resources, Space, corners
 from tune_rescon.training.microbatches import smallest_piece
@@ -192,19 +193,28 @@ def this_machine(
     import psutil
     from joblib import cpu_count
 
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    # Without the variable every GPU is visible. CUDA ignores what follows an entry that is no device. Slurm
-    # writes NoDevFiles into a job without GPUs.
-    listed = [] if visible is None else [each.strip() for each in visible.split(",")]
-    named = takewhile(lambda each: each not in ("", "-1", "NoDevFiles"), listed)
-    most = None if visible is None else len(list(named))
-    gpus = 0 if most == 0 else (list_gpus or _listed_gpus)()
+    visible = _visible_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
+    gpus = min(visible, (list_gpus or _listed_gpus)()) if visible else 0
     resources = {
         "CPU": float(cpu_count()),
-        "GPU": float(gpus if most is None else min(gpus, most)),
+        "GPU": float(gpus),
         "memory": float(psutil.virtual_memory().total),
     }
     return Nodes(count=1, resources=resources)
+
+
+def _visible_gpus(variable: str | None) -> float:
+    """Return the number of GPUs that CUDA_VISIBLE_DEVICES allows; inf without the variable.
+
+    CUDA ignores what follows an entry that names no device. Slurm writes NoDevFiles in a job without GPUs.
+
+    >>> _visible_gpus(None), _visible_gpus("0,1"), _visible_gpus("0,-1,1"), _visible_gpus("NoDevFiles")
+    (inf, 2, 1, 0)
+    """
+    if variable is None:
+        return math.inf
+    named = takewhile(lambda one: one not in ("", "-1", "NoDevFiles"), map(str.strip, variable.split(",")))
+    return len(list(named))
 
 
 # Cached, because a command checks the machine before the search does.
@@ -241,7 +251,7 @@ def choose_resources(space: Space, nodes: Sequence[Nodes], *, where: str) -> tup
     # Of machines of several kinds, the smallest share fits on each.
     resources = min(chosen, key=lambda one: one.cpu)
     gpu = "1 GPU" if resources.gpu else "no GPU"
-    cores = f"{resources.cpu} CPU core{'s' if resources.cpu > 1 else ''}"
+    cores = counted(resources.cpu, "CPU core")
     words = (
         f"Each trial gets {cores} and {gpu}, which suits {where} (resources_per_trial: auto). To change it:"
         f" --set 'resources_per_trial={{cpu: {resources.cpu}, gpu: {resources.gpu:g}}}'"

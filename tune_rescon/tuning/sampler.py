@@ -27,7 +27,6 @@ from tune_rescon.spaces import (
     free_points,
     from_optuna,
     pending_rows,
-    place_config,
     point_key,
     random_points,
     to_optuna,
@@ -36,7 +35,7 @@ from tune_rescon.spaces import (
 from tune_rescon.tuning.optuna_samplers import SamplerView
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.study import FIXED_PARAMS
-from tune_rescon.tuning.trial import Enqueued, Proposal, TrialRecord, find_origin, make_origin
+from tune_rescon.tuning.trial import Enqueued, Proposal, TrialRecord, make_origin
 
 __all__ = ["SearchSampler", "most_informative"]
 
@@ -196,7 +195,7 @@ class SearchSampler:
         if trial.origin is not None and trial.origin.space in self._alike:
             return trial
         if trial.number not in self._placed:
-            self._placed[trial.number] = self._place(trial, self._space)
+            self._placed[trial.number] = trial.parameters_in(self._space, first=self._space)
         parameters = self._placed[trial.number]
         if parameters is None or trial.origin is None:
             return trial
@@ -210,17 +209,8 @@ class SearchSampler:
         """
         if 1 in self._alike:
             return trial
-        parameters = self._place(trial, self._versions.spaces[0])
+        parameters = trial.parameters_in(self._space, first=self._versions.spaces[0])
         return None if parameters is None else dataclasses.replace(trial, parameters=parameters)
-
-    def _place(self, trial: TrialRecord, of: Space) -> Mapping[str, Any] | None:
-        """Return the parameters of a trial in the current space, or None if the space does not contain it.
-
-        ``of`` is the space that a trial without an origin was drawn from.
-        """
-        origin = trial.origin or find_origin(of, trial.parameters, trial.number)
-        sampled = place_config(self._space, origin.config).sampled if origin else None
-        return None if sampled is None else to_optuna(sampled)
 
     def _is_inside(self, trial: TrialRecord) -> bool:
         """Return whether the current space can draw the trial. The sampler learns only from such trials."""

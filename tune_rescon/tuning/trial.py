@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError
 from tune_rescon.metric_names import MetricAt, watched_metric
-from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
+from tune_rescon.spaces import Space, from_optuna, place_config, to_optuna, trial_config
 from tune_rescon.tuning.stopping.rule import Decision, Observation
 
 __all__ = [
@@ -272,6 +272,18 @@ class TrialRecord:
         """
         origin = self.origin or find_origin(space, self.parameters, self.number)
         return None if origin is None else TrialConfig.from_dict(origin.config)
+
+    def parameters_in(self, space: Space, first: Space) -> dict[str, Any] | None:
+        """Return the trial's parameters in a space, as Optuna stores them; None if it does not contain them.
+
+        Args:
+            space: the space, which may be another one than that of the trial.
+            first: the first version of the trial's space. It is used only if the record lacks the trial's
+                configuration.
+        """
+        origin = self.origin or find_origin(first, self.parameters, self.number)
+        sampled = place_config(space, origin.config).sampled if origin else None
+        return None if sampled is None else to_optuna(sampled)
 
     def setting(self, name: str, default: Any = None) -> Any:
         """Return the value of a hyperparameter in this trial, as Optuna stores it.

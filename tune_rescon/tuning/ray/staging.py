@@ -125,7 +125,7 @@ def stage_data(
     ]
     if not there:
         return
-    _PROGRESS.info(f"Preparing the data on {len(there)} other machine{'s' * (len(there) > 1)}")
+    _PROGRESS.info(f"Preparing the data on {counted(len(there), 'other machine')}")
     task: Any = ray.remote(num_cpus=0, max_retries=0)(_open)
     waiting = {}
     for node in there:
