@@ -89,8 +89,8 @@ def start_or_retry(start: Callable[[], object], clean_up: Callable[[], object]) 
         _LOGGER.exception("Ray did not start, also at the second try")
         clean_up()
         hint = (
-            "The machine may be overloaded, or short of memory or room in /tmp: try again when it is not, or"
-            " run fewer searches at once."
+            "The machine may be overloaded, or short of memory or of space in /tmp: try again later, or run"
+            " fewer searches at once."
         )
         rule = "Ray must start on this machine"
         raise ClusterError(
@@ -232,7 +232,7 @@ def _join(address: str) -> None:
     except Exception as error:
         _LOGGER.exception("Ray cannot be reached")
         rule = "must be the address of a Ray cluster that can be reached"
-        hint = "See whether it runs (`ray status` there), and whether its Ray has this one's version."
+        hint = "Check that it runs (`ray status` there), and that both have the same version of Ray."
         got = f"{address} ({first_line(error)})"
         raise ClusterError(format_error(rule, got=got, where="--address", hint=hint)) from error
 
@@ -354,7 +354,7 @@ class _Sampler:
             return self._ask()
         except Exception as error:
             # Ray may raise any exception while it shuts down. The search's Watch decides what follows.
-            _LOGGER.warning("Ray did not say how large it is: %s", error)
+            _LOGGER.warning("the size of the cluster could not be read: %s", error)
             return None
 
 

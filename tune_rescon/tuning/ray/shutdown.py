@@ -252,7 +252,7 @@ class Watch:
             return None
         hint = (
             "Every epoch that was reported is recorded, and the trials resume from their checkpoints."
-            " If it was killed for want of memory, run fewer trials at once (--concurrent)."
+            " If it ran out of memory, run fewer trials at once (--concurrent)."
         )
         return format_error(f"Ray must live as long as the search, but {self._gone} has died", hint=hint)
 
@@ -379,7 +379,7 @@ def run_in_thread(work: Callable[[], None], *, should_abort: Callable[[], bool],
         ended = lock.close(JOIN_SECONDS)
         thread.join(JOIN_SECONDS)
     if not ended:
-        rule = f"the record must take a write, but has not for {JOIN_SECONDS:g} s"
+        rule = f"the record must accept a write, but has not for {JOIN_SECONDS:g} s"
         raise RecordBusyError(
             format_error(rule, hint="What was recorded before is safe: resume with --resume.")
         )

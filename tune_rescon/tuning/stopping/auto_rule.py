@@ -163,7 +163,7 @@ class AutoRule:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The rungs that are in force, in epochs."""
+        """The current rungs, in epochs."""
         return tuple(map(int, self._levels))
 
     @property
@@ -378,7 +378,7 @@ class AutoRule:
         return _NEW if can_start else None
 
     def _furthest_unjudged(self) -> int | None:
-        """Return the paused trial that has the most epochs of those before the first rung, or None.
+        """Return the paused trial with the most epochs among those below the first rung, or None.
 
         If no rung judges, a trial that has learned nothing yet is left out: it makes room for a new one.
         """
@@ -430,8 +430,8 @@ class AutoRule:
     def _loads(self) -> list[float]:
         """Return the cost of each stage, including what its running trials are going to use.
 
-        What trials did unjudged above the first rung counts for no stage. Otherwise the first trials, which
-        are the only ones at the higher rungs, would count as the finals.
+        Epochs that trials run unjudged above the first rung count for no stage. Otherwise the first trials,
+        which are the only ones at the higher rungs, would count as the finals.
         """
         table = self._table
         running = table.states == RUNNING

@@ -36,7 +36,7 @@ PRIOR: Final = 0.5
 PRIOR_TRIALS: Final = 3
 #: The trust in the ranks at the latest candidate rung. Nothing later is known to compare them with.
 TRUST: Final = 0.85
-#: Number of trials that must be compared before they can show that no rung is to judge.
+#: Number of trials that must be compared before their ranks can show that no rung should judge.
 FEWEST_COMPARED: Final = 5
 #: The latest candidate judges only if the ranks of the epochs before it agree by this much.
 LEAST_AGREEMENT: Final = 0.45
@@ -212,10 +212,10 @@ def choose_first_rung(
 
 
 def _comparable(curves: Sequence[Sequence[float]], latest: int) -> list[Sequence[float]]:
-    """Return the curves without those that never change and are the same, as long as another one is below.
+    """Leave out curves that never change and equal each other, unless they have the lowest values.
 
-    Networks that predict one class for every image keep their ranks for ever, even if no network has learned
-    anything. Their ranks tell something only after all others are above them.
+    Networks that predict one class for every image always keep their ranks, even if no network has learned
+    anything. Their ranks are evidence only once all other networks are above them.
     """
     values = np.array([curve[:latest] for curve in curves], float).reshape(-1, latest)
     ends = values[:, -1]
@@ -244,8 +244,8 @@ def never_changes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 def _steadiness(curves: Sequence[Sequence[float]]) -> float:
     """Return the mean rank correlation of every two epochs; nan if there are fewer than two.
 
-    With eight trials, one correlation has a standard error of 0.35. The mean over many pairs of epochs tells
-    far better whether the ranks last.
+    With eight trials, one correlation has a standard error of 0.35. The mean over many pairs of epochs
+    shows much better whether the ranks persist.
     """
     epochs = len(curves[0]) if curves else 0
     if epochs < 2:
