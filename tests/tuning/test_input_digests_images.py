@@ -31,7 +31,7 @@ def digits(tmp_path: Path) -> PreparedDataset:
 def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: PreparedDataset) -> None:
     record_images(record, {"digits": "0123"})
     check_same_images(record, {"digits": digits})
-    with pytest.raises(DataError, match="as many as before, and not the same") as caught:
+    with pytest.raises(DataError, match="as many as before, but not the same") as caught:
         check_same_images(record, {"digits": dataclasses.replace(digits, digest="4567")})
     assert "another --name with --warm-start" in str(caught.value)
 

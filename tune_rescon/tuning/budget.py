@@ -16,7 +16,7 @@ __all__ = ["BudgetPlan", "deadline", "exhausted_words", "spent_words", "stage_sh
 
 #: Share of the budget that is spent on new trials.
 SCREENING: Final = 0.45
-#: The same if no later rank confirms those by which new trials are judged. More trials are then finished.
+#: The same if later ranks do not confirm those at the first rung. More trials then finish.
 UNCONFIRMED_SCREENING: Final = 0.2
 #: Share of the rest that the middle stages get.
 MIDDLE: Final = 0.3
@@ -38,9 +38,9 @@ class BudgetPlan:
     def most_at_once(self, last: int) -> int | None:
         """Return the largest number of trials that should run at once. None for all slots.
 
-        With a budget of epochs, it is the number of full trainings in the budget. With more trials at once,
-        much of the budget would be in flight before there are values to decide by. An epoch costs the same
-        later. An hour does not wait, so that a budget of hours has no limit.
+        With a budget of epochs, this is the number of full trainings that the budget allows. With more trials
+        at once, much of the budget would be committed before there are values to decide by. A budget of hours
+        has no limit, because the hours of an idle slot are lost.
 
         Args:
             last: The last epoch of a trial.

@@ -1,4 +1,4 @@
-"""Which networks of a space keep to its constraints: their size is counted, their latency measured once."""
+"""The constraints of a space: a network's size is counted, and its latency is measured once."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ __all__ = ["check_constraints", "violation_of"]
 #: The limits on a network's size, and their units.
 _UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-adds"}
 
-#: Draws by which it is checked that some networks keep to the constraints.
+#: Number of draws from which the share of networks that keep to the constraints is estimated.
 _DRAWS: Final = 1000
 
-#: Seconds of measuring latencies after which no further draw is checked, once a network keeps to them.
+#: Seconds of measuring latencies after which no more draws are checked, if one has kept to the constraints.
 _MEASURING: Final = 30.0
 
 
 class Latencies:
     """The latencies of a search's networks on one device, each measured once for the whole search.
 
-    They are attributes of the study, so that a search that is resumed, also on another machine, decides about
-    a network as before.
+    They are stored in the study, so that a resumed search makes the same decisions, also on another machine.
     """
 
     def __init__(self, section: Latency, record: StudyRecord | None) -> None:
-        """Read what ``record`` has of the device; None keeps the measurements in this process only."""
+        """Read the device's latencies from ``record``; None keeps new ones in this process only."""
         self.section = section
         self._device, self._record = section.device, record
         self._prefix = f"latency_ms:{section.device}:"
@@ -46,14 +45,14 @@ class Latencies:
         }
 
     def words(self) -> str:
-        """Return a sentence with the range of what was measured; nothing if no network was."""
+        """Return a sentence with the range of the measured latencies; empty if none was measured."""
         if not self._known:
             return ""
         least, most = (f"{choose(self._known.values()):.3g}" for choose in (min, max))
         return f". An image takes {least if least == most else f'{least} to {most}'} ms on {self._device}"
 
     def of(self, spec: NetworkDescription) -> float:
-        """Return the milliseconds of a network for one image, measured now if that is new.
+        """Return a network's latency for one image in milliseconds. The first call measures it.
 
         Raises:
             ResourceError: If this machine does not have the device.
@@ -75,10 +74,10 @@ class Latencies:
 def violation_of(
     model: CostModel, record: StudyRecord | None = None
 ) -> Callable[[Mapping[str, Any]], str | None] | None:
-    """Return a function that names the constraint a configuration (plain values) breaks, in a sentence.
+    """Return a function that says which constraint a configuration (plain values) breaks.
 
-    It returns None for a network that keeps to every constraint. There is no function without constraints.
-    ``record`` keeps measured latencies.
+    The function returns None if the configuration breaks no constraint. If the space has no constraints, the
+    result is None instead of a function. ``record`` stores the measured latencies.
     """
     return _violation(model, _latencies(model, record))
 
@@ -121,14 +120,14 @@ def _violation(
 
 
 def check_constraints(model: CostModel, record: StudyRecord | None = None) -> str | None:
-    """Check that the first trials keep to the constraints, and that other networks do.
+    """Check that the initial trials keep to the constraints, and that other networks of the space can.
 
     Args:
         model: The costs of the networks of the space.
         record: The record of a resumed search; None for a new one.
 
     Returns:
-        A message with the share of the draws that keep to them; None without constraints.
+        A message with the share of the draws that keep to the constraints; None without constraints.
 
     Raises:
         ConfigError: If a row of ``initial`` breaks a constraint, or every network does.
@@ -158,7 +157,7 @@ def check_constraints(model: CostModel, record: StudyRecord | None = None) -> st
     if not kept:
         rule = "some networks of the space must keep to the constraints"
         raise ConfigError(
-            format_error(rule, got=f"none of {len(drawn)}; of one, {broken[0]}", where="constraints")
+            format_error(rule, got=f"none of {len(drawn)} draws: in one, {broken[0]}", where="constraints")
         )
     share = f"{kept / (kept + len(broken)):.0%}"
     words = f"constraints: {share} of the networks keep to them; the others are not trained"

@@ -218,7 +218,7 @@ class Coordinator:
         return verdict.decision
 
     def progress(self, number: int, share: float) -> None:
-        """Pass on to the callbacks which share of its epoch a running trial has trained."""
+        """Tell the callbacks which share of its epoch a running trial has trained."""
         if number in self._running:
             self._callbacks.on_progress(self._record.trial(number), share)
 
@@ -349,7 +349,10 @@ class Coordinator:
         return True
 
     def _close_if_requested(self, number: int) -> bool:
-        """Close a trial instead of resuming it, if another program wants it to be stopped; return whether."""
+        """Close a trial instead of resuming it if another program has requested a stop.
+
+        Return whether it was closed.
+        """
         if not self._record.stop_requested(number):
             return False
         self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)

@@ -101,7 +101,9 @@ def unwritable(url: str, error: Exception) -> RecordError:
         return RecordError(format_error(rule, got=f"{file}, which is gone ({message})", hint=hint))
     hint = "Every earlier epoch is recorded. Free space on the disk, or repair the database; then resume."
     got = f"{file or 'its database'}: {message}"
-    return RecordError(format_error("the record must take each epoch of a trial", got=got, hint=hint))
+    return RecordError(
+        format_error("each epoch of a trial must be written to the record", got=got, hint=hint)
+    )
 
 
 def missing_study(file: Path, why: str = "") -> StorageError:

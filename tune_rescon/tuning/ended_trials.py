@@ -1,4 +1,4 @@
-"""What the trials that ended mean for the rest of a search.
+"""What follows from ended trials.
 
 They decide which checkpoints are kept, which networks need too much memory, and whether the search must end.
 """
@@ -35,8 +35,8 @@ CHECKPOINTS_KEPT: Final = 5
 def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = CHECKPOINTS_KEPT) -> frozenset[int]:
     """Return the numbers of the ``keep`` best trials that ended with a finite value.
 
-    The trial with the best value is always among them. It is one more if it was stopped so early that it
-    ranks below ``keep`` trials with more epochs: see :func:`.best_in_hand`.
+    The trial with the best value is always included. If it was stopped so early that ``keep`` trials with
+    more epochs rank above it, one more trial is returned: see :func:`.best_in_hand`.
 
     If ``keep`` is None, return the numbers of all trials that ended with a finite value.
     """
@@ -72,8 +72,8 @@ class CheckpointRetention:
     def trial_ends(self, number: int, state: TrialState, checkpoint: str | None) -> str | None:
         """Delete the checkpoints that are no longer among the best, when a trial ends in ``state``.
 
-        If a finished or stopped trial among the best names no checkpoint, it could not write or send the
-        checkpoint. Its existing checkpoints are kept, because the trial has not fallen out of the best.
+        A finished or stopped trial that is among the best but names no checkpoint could not write or send it.
+        The checkpoints that it already has are then kept.
 
         Returns:
             The given checkpoint if this trial is among the best, otherwise None.
@@ -106,7 +106,7 @@ class MemoryFailures:
         self._first: dict[Hashable, int] = {}
 
     def add(self, trials: Iterable[TrialRecord]) -> None:
-        """Take the trials into account that ran out of memory."""
+        """Note those of ``trials`` that ran out of memory."""
         for trial in trials:
             if trial.state is TrialState.OUT_OF_MEMORY and trial.origin is not None:
                 key = self._same_memory(trial.origin.config)

@@ -53,7 +53,7 @@ def enqueue_trial(
         hint = f"Give --set KEY=VALUE. The parameters are {', '.join(space.parameters)}."
         raise SpaceError(format_error("a trial must have a value", got="none", where="--set", hint=hint))
     storage = _open(location, name)
-    # As `Study.enqueue_trial` does, which returns no number.
+    # Not `Study.enqueue_trial`, which does the same but returns no number.
     waiting = create_trial(state=OptunaState.WAITING, system_attrs={FIXED_PARAMS: to_optuna(values)})
     trial_id = storage.create_new_trial(find_study(storage, name), template_trial=waiting)
     return storage.get_trial(trial_id).number, values
@@ -90,7 +90,7 @@ def stop_trials(location: SearchLocation, name: str, numbers: Sequence[int]) -> 
         try:
             storage.set_trial_user_attr(trial_id, STOP_REQUESTED, True)
         except UpdateFinishedTrialError:
-            continue  # it has ended since it was read
+            continue  # It has ended since it was read.
 
 
 def _check_reachable(location: SearchLocation) -> None:

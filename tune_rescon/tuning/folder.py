@@ -214,8 +214,8 @@ class SearchFolder:
     def prune_checkpoints(self, number: int, *, keep: str | None) -> None:
         """Delete the files that a trial wrote, except ``keep``; delete the directory too if it is then empty.
 
-        ``keep`` is the path or URL of a file; only its name is used. If that file is missing, no file is
-        deleted: the trial is a winner, and only its other files are left.
+        ``keep`` is the path or URL of a file; only its name is used. If that file is missing, nothing is
+        deleted, because the trial is among the best and has only its other files left.
         """
         directory = self.checkpoints(number)
         if not directory.is_dir():
@@ -390,7 +390,7 @@ def _lock_one(path: Path, flags: int, held: ExitStack) -> _Lock:
     try:
         handle = os.open(path, flags, 0o666)
     except FileNotFoundError:
-        return _Lock.OF_ANOTHER  # which has removed the directory since
+        return _Lock.OF_ANOTHER  # The other driver has removed the directory.
     held.callback(os.close, handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

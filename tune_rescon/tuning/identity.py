@@ -80,8 +80,8 @@ def ensure_identity(
 def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder) -> None:
     """Check that a study in a shared database belongs to the search in a folder.
 
-    Two storages may have searches of one name, and the database the study of one of them. The other's folder
-    has checkpoints of trials with the same numbers, and other networks.
+    Two storages may each have a search of one name, but the database has only one study of that name. The
+    checkpoints in the other search's folder belong to other trials with the same numbers.
 
     Args:
         attributes: the attributes of the study.

@@ -74,12 +74,12 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, PreparedDatase
 
 
 def _counts(known: Mapping[str, Any] | None, info: DatasetInfo) -> str:
-    """Describe the difference between the datasets, as far as the numbers of images show it."""
+    """Describe how the numbers of images differ, if they do."""
     parts = ("train", "val", "test")
     found = {part: getattr(info, f"{part}_images") for part in parts}
     had = {part: (known or {}).get(f"{part}_images") for part in parts}
     changed = [f"{part} {had[part]} then, {found[part]} now" for part in parts if had[part] != found[part]]
-    return "; ".join(changed) if known and changed else "as many as before, and not the same"
+    return "; ".join(changed) if known and changed else "as many as before, but not the same"
 
 
 def record_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
@@ -144,12 +144,12 @@ def code_digests(space: Space) -> dict[str, str]:
 
 
 def record_code(record: StudyRecord, digests: Mapping[str, str], *, before_trials: bool) -> None:
-    """Record the user's code, and warn if the code of a function is not what the last version has.
+    """Record the digests of the user's code, and warn if the code of a function has changed.
 
     Args:
         record: The record of the search.
         digests: The result of :func:`code_digests` now.
-        before_trials: Whether the trials of this run have yet to begin. If not, they have ended.
+        before_trials: True before the trials of this run, False after them.
     """
     versions = record.attribute(_CODE) or []
     known = recorded_code(record)
@@ -161,7 +161,7 @@ def record_code(record: StudyRecord, digests: Mapping[str, str], *, before_trial
         when = "since its last run" if before_trials else "while the trials ran"
         _PROGRESS.warning(
             f"The code of {', '.join(changed)} has changed {when}. Trials before and after the change are"
-            " compared all the same. If their values mean different things, begin a search of another --name."
+            " still compared. If their values mean different things, begin a search of another --name."
         )
 
 
@@ -172,7 +172,7 @@ def recorded_code(record: StudyRecord) -> Mapping[str, str]:
 
 
 def changed_functions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the functions that both have, with different code."""
+    """Return the functions in both ``before`` and ``now`` whose digests differ."""
     return [name for name, digest in now.items() if before.get(name, digest) != digest]
 
 

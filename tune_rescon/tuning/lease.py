@@ -135,8 +135,8 @@ class LeaseStore(Protocol):
     """The store of a search's lease. Both methods may raise any error of the store if it is unreachable."""
 
     read_back_seconds: float
-    """Seconds until a reader sees who has the value, if several processes replace the same one at once; 0 if
-    :meth:`replace` succeeds for only one of them."""
+    """Seconds to wait before the value is read again, if :meth:`replace` may succeed for several processes at
+    once; 0 if it succeeds for only one of them."""
 
     def read(self) -> dict[str, Any] | None:
         """Return the last value that any process has written; None if no process has written one."""
@@ -200,7 +200,7 @@ def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> Le
         return LeaseDecision.TAKE
     if abs(started - holder.started) < START_TOLERANCE:
         return LeaseDecision.REFUSE
-    # Another process has that number now, the clock was set, or the start cannot be read. The beat tells.
+    # Another process has that number now, the clock was set, or the start cannot be read. The beat decides.
     return LeaseDecision.WATCH
 
 
@@ -405,7 +405,9 @@ class LeaseKeeper:
 
     def _taken_by(self, lease: Lease | None) -> str:
         holder = lease.driver if lease else None
-        who = f"{_label(holder)} drives it since {lease.since}" if lease and holder else "another one took it"
+        who = "another process took it"
+        if lease and holder:
+            who = f"{_label(holder)} has driven it since {lease.since}"
         kill = f" (`kill {holder.pid}` there: it finishes the running epochs)" if holder else ""
         hint = f"Wait until it ends or end it{kill}, then --resume {self._name}; or give another --name."
         rule = f"a search must have one driver at a time, and {self._name} has one: {who}"

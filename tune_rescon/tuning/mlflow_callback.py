@@ -110,12 +110,12 @@ def destination(
 
 
 def closing_words(champion: Champion | None, options: RunOptions) -> str:
-    """Return a message about the work after the result is shown: its duration, and how to put it off."""
+    """Return a message about the work that follows the result: its duration, and how to postpone it."""
     if champion is None:
         return "Writing the report and completing MLflow"
     return (
         f"Writing the report and registering the model of {trial_name(champion.number)} in MLflow: about"
-        f" {REGISTRATION_SECONDS} s. Ctrl-C puts MLflow off until: {sync_command(options)}"
+        f" {REGISTRATION_SECONDS} s. Ctrl-C leaves MLflow for later: {sync_command(options)}"
     )
 
 
@@ -172,7 +172,7 @@ class ParentRun:
             self._show(preload_exporter=True)
 
     def end(self, result: StudyResult, files: Sequence[Path], note: str) -> None:
-        """Show how the search ended, and have its :meth:`champion` registered.
+        """Show how the search ended, and register its :meth:`champion`.
 
         Args:
             result: the result of the search.
@@ -319,7 +319,7 @@ def _is_logged_by_epoch(name: str) -> bool:
     """Return whether a metric is logged for each epoch.
 
     The peak of the memory never decreases, and a network is evaluated on the test images once: these are
-    logged when the trial ends. The seconds that a GPU may have been idle are for the report.
+    logged when the trial ends. The seconds that a GPU may have been idle are only for the report.
     """
     return name == GPU_UTILISATION or not (name in GPU_METRICS or is_test_metric(name))
 

@@ -140,13 +140,13 @@ class SamplerView:
         self._storage.set_trial_state_values(trial_id, outcome.state, outcome.values)
 
     def note_reached(self, trial: TrialRecord) -> None:
-        """Count the rungs that a trial has reached. TPE compares trials at a rung that enough reached."""
+        """Count the rungs that a trial has reached; see :func:`common_epoch`."""
         for level, numbers in self._reached.items():
             if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
                 numbers.add(trial.number)
 
     def note_worst(self, trial: TrialRecord) -> None:
-        """Take an ended trial into account for the value that diverged trials count as."""
+        """Update the worst value, which diverged trials are given, with an ended trial."""
         if trial.state.is_final and math.isfinite(trial.value):
             worse = min if trial.maximize else max
             self._worst = trial.value if self._worst is None else worse(self._worst, trial.value)

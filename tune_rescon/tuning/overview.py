@@ -224,7 +224,7 @@ def _attributes(connection: Connection, study: int) -> dict[str, Any]:
 
 
 def _maximizes(connection: Connection, study: int) -> bool:
-    """Return whether more is better. Only the study knows it of a metric that is a user's function."""
+    """Return whether larger is better. If the metric is a user's function, only the study knows."""
     query = select(_DIRECTIONS.c.direction).where(_DIRECTIONS.c.study_id == study)
     return connection.execute(query.order_by(_DIRECTIONS.c.objective)).scalar() is StudyDirection.MAXIMIZE
 

@@ -174,14 +174,14 @@ def check_metric_classes(
         raise DataError(format_error(rule, got=f"none of {found[1]}", where="metric.name", hint=hint))
 
 
-#: Fields that determine a network from elsewhere, and the weights that it begins with.
+#: Fields that determine an external network (timm's or the user's) and its initial weights.
 _EXTERNAL_FIELDS: Final = ("dataset", "network", "pretrained", "image_size", "drop_path")
 
 
 def external_trials(space: Space) -> list[TrialConfig]:
-    """Return a trial for each network from elsewhere in ``space`` and each set of its arguments.
+    """Return one configuration for each external network in ``space`` and each set of its arguments.
 
-    Of several rates of dropped paths it has the largest.
+    Of configurations that differ only in the rate of dropped paths, it is the one with the largest rate.
     """
     if not {"network"} & (space.fixed.keys() | space.parameters.keys()):
         return []
@@ -193,12 +193,12 @@ def external_trials(space: Space) -> list[TrialConfig]:
 
 
 def check_external_networks(space: Space, datasets: Mapping[str, DatasetInfo] | None = None) -> None:
-    """Check the networks of ``space`` that are timm's or a user's own, so that no trial finds the mistake.
+    """Check the external networks of ``space``, so that a mistake is found before the first trial.
 
     Args:
         space: The space to search.
-        datasets: The description of each dataset, by name. Before the images are prepared, None: then check
-            only that the networks and their pretrained weights exist, for ten classes of colour images.
+        datasets: The description of each dataset, by name. If None, because the images are not prepared yet,
+            check only that the networks and their pretrained weights exist, for ten classes of colour images.
 
     Raises:
         NetworkError, ConfigError: If a network does not exist or does not map the images to logits, timm is
@@ -303,7 +303,7 @@ def _absolute_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute_parameter(name: str, parameter: Parameter) -> Parameter:
-    """Make the choices of ``init_from`` absolute, and the values of it for which another parameter exists."""
+    """Make the choices of ``init_from`` absolute, also in another parameter's ``when`` condition."""
     changes: dict[str, Any] = {}
     if name == _INIT_FROM and isinstance(parameter, CategoricalParameter):
         changes["choices"] = tuple(map(_absolute, parameter.choices))
@@ -357,7 +357,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             _PROGRESS.warning(f"{dataset.name}: {line}")
         check_metric_classes(space, info, val_labels_N=images.val.labels_N)
         if space.metric.of_test_images and not info.test_images:
-            rule = "there must be test images for a network to be judged by"
+            rule = "there must be test images by which the networks are judged"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
             raise DataError(format_error(rule, got=f"none in {info.name}", where="dataset", hint=hint))
         prepared[dataset.name] = PreparedDataset(info=info, digest=images.digest)

@@ -168,7 +168,7 @@ class SearchLocation:
 def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> StudyResult:
     """Return the current state and results of a search.
 
-    The record is only read, from a copy of one moment, so that a running driver is not disturbed.
+    A SQLite record is read from a copy (:func:`snapshot`), so that a running driver is not disturbed.
 
     Args:
         location: where the search is.

@@ -353,7 +353,7 @@ def with_gpu_share(space: Space, datasets: Mapping[str, DatasetInfo], measure: M
     config, images = largest_trial(space, datasets)
     found = measure(config, images)
     if found is None:
-        trials, words = 1, "One trial a GPU: a whole batch of the space's largest network fills it."
+        trials, words = 1, "One trial per GPU: a whole batch of the space's largest network fills it."
     else:
         trials = trials_per_gpu(busy=found.busy, used=found.used, total=found.total)
         words = (

@@ -315,7 +315,7 @@ def build_result(
     url: str | None = None,
     slots: int = 1,
 ) -> StudyResult:
-    """Return the result of a search, without ``foreign``, ``failure`` and ``space_history``.
+    """Return the result of a search, without what :func:`.with_record` adds.
 
     Args:
         costs: the space and the cost model of its networks.

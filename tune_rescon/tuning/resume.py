@@ -62,7 +62,7 @@ FROZEN: Final[Mapping[str, str]] = {
     "version": "it is the version of the file format",
     "dataset": "the trials were trained and validated on those images",
     "metric": "the trials were ranked by it, and kept the network that it chose",
-    "fidelity": "the learning-rate schedules of the trials were laid over it",
+    "fidelity": "the learning-rate schedules of the trials depend on it",
 }
 
 
@@ -252,8 +252,8 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
     """Return whether a search has nothing left to do with ``space``.
 
     Its last run must have ended by itself: all trials have begun, the hours or epochs are spent, or the space
-    is exhausted. ``space`` must be the one of that run, apart from what decides nothing, or its budget must
-    have no further trial.
+    is exhausted. In addition, the budget of ``space`` must have no further trial, or ``space`` must equal the
+    space of that run except for settings that affect no decision.
 
     Args:
         record: The record of the search.
@@ -268,7 +268,7 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
     newest = versions.newest
     space = with_store_size(space, newest)
     budget = space.budget.model_copy(update={"concurrent": newest.budget.concurrent})
-    # A machine of another kind may have other resources for `auto`.
+    # On another machine, `auto` may choose other resources.
     undecided = {key: getattr(newest, key) for key in ("name", "description", "resources_per_trial")}
     return space.model_copy(update={**undecided, "budget": budget}) == newest
 

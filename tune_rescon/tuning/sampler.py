@@ -1,8 +1,8 @@
 """Draw the parameters of new trials, and learn from the results that trials report.
 
-The sampler is one of Optuna's. It reads a study in memory (:class:`.SamplerView`), which is
-rebuilt from the record when a search is resumed. That view is bounded, because the cost of TPE grows with the
-number of trials that it reads.
+The sampler is one of Optuna's. It reads a study in memory (:class:`.SamplerView`), which is rebuilt from the
+record when a search is resumed. That study has a bounded number of trials, because the cost of TPE grows with
+it.
 
 The draw of trial n depends on the space, n and the results reported before it. It does not depend on any
 state that is lost when a driver dies.
@@ -127,8 +127,8 @@ class SearchSampler:
 
         Args:
             infeasible: Returns whether a configuration, given as plain values, is known to run out of memory.
-                An infeasible draw is repeated, at most :data:`ATTEMPTS` times. A row is never replaced, so
-                the caller must check the proposal.
+                An infeasible draw is repeated, at most :data:`ATTEMPTS` times. An initial point or a point of
+                a grid is never replaced, so the caller must check the proposal.
             enqueued: A trial of another program. None to draw a new trial.
 
         Returns:

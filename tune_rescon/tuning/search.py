@@ -194,7 +194,7 @@ def _prepared(
     """
     record, versions = resumed or (None, None)
     if record is None and options.warm_start is not None:
-        # It is read when the record is created; a name that does not exist is refused here.
+        # Only checks that the search exists. It is read when the record is created.
         find_search(
             options.storage,
             options.warm_start,

@@ -257,7 +257,7 @@ class SearchRun:
             if on_result is not None:
                 on_result(result)
         except Exception:
-            # An error of the caller costs neither the report nor what MLflow and a storage at a URL lack.
+            # In spite of the caller's error, write the report and send what MLflow and the storage lack.
             self.hand_over(self._complete(result, files))
             raise
         return self._complete(result, files)

@@ -111,7 +111,7 @@ def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reser
             with suppress(NameTakenError):
                 home = SearchHome.create(storage, options.name)
         if home is None:
-            continue  # another driver was faster
+            continue  # Another driver was faster.
         if home.begun:
             if options.resume_or_start:
                 return home

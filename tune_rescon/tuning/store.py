@@ -162,7 +162,7 @@ class UrlStore(SearchStore):
     def begin(self, known: Iterable[int]) -> None:
         """Send the first copies, and delete the files of trials that the record does not contain.
 
-        A run that died before it could send its study began such a trial. The trial's number will be used
+        Such a trial was begun by a run that died before it could send its study. Its number will be used
         again.
         """
         numbers = set(known)
@@ -178,7 +178,7 @@ class UrlStore(SearchStore):
         if self._reservation is not None:
             # The search's own lease guards it from now on.
             self._reservation.held.close()
-        # A file that stays is of no harm: a search that has begun is not opened again.
+        # A file that remains is harmless: a search that has begun is not opened again.
         with suppress(RemoteError):
             self._home.opened()
         self._mirror.start()

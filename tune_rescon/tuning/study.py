@@ -53,7 +53,7 @@ _STATES: Final = frozenset(state.value for state in TrialState)
 _PREFIX: Final = "tune_rescon:"
 #: Optuna's system attribute that holds the given values of an enqueued trial.
 FIXED_PARAMS: Final = "fixed_params"
-#: User attribute of a trial that another program wants to be stopped.
+#: User attribute of a trial that another program has requested to stop.
 STOP_REQUESTED: Final = "stop_requested"
 #: Key of the attribute with an epoch's details, before the epoch's number.
 EPOCH_KEY_PREFIX: Final = _PREFIX + "epoch:"
@@ -190,7 +190,7 @@ class StudyRecord:
         return None
 
     def stop_requested(self, number: int) -> bool:
-        """Return whether another program wants a trial to be stopped; this asks the database."""
+        """Return whether another program has requested that a trial stops. This queries the database."""
         return bool(self._writer.trial_attribute(self._ids[number], STOP_REQUESTED))
 
     def attribute(self, name: str) -> Any:

@@ -101,20 +101,20 @@ def overlapping_trials(
     if usable and changed:
         _PROGRESS.warning(
             f"{other.name} had other images in {', '.join(sorted(changed))}: its values may be higher or"
-            " lower than they would be on these, and the sampler learns from both"
+            " lower than on the images of this search, and the sampler learns from both"
         )
     changed_code = changed_functions(recorded_code(record), code_digests(space))
     if usable and changed_code:
         _PROGRESS.warning(
-            f"{other.name} had other code of {', '.join(changed_code)}: its values may mean something else"
-            " than those of this search, and the sampler learns from both"
+            f"{other.name} had other code of {', '.join(changed_code)}: its values may not be comparable"
+            " with those of this search, and the sampler learns from both"
         )
     kept = most_informative(usable)
     return [trial for trial in usable if trial.number in kept]
 
 
 def _placed(space: Space, theirs: Space, trial: TrialRecord, replaced: Collection[str]) -> Overlap:
-    """Place a trial in ``space``; ``replaced`` are the files of ``init_from`` with other weights now."""
+    """Place a trial in ``space``; ``replaced`` are the files of ``init_from`` whose weights have changed."""
     if trial.origin is None:
         return Overlap(sampled=None, differs=("an unknown configuration",))
     if trial.origin.config["init_from"] in replaced:
