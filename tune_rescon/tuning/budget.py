@@ -35,7 +35,7 @@ class BudgetPlan:
     slots: int = 1
     """Number of trials that run at once."""
 
-    def most_at_once(self, last: int) -> int | None:
+    def max_concurrent(self, last: int) -> int | None:
         """Return the largest number of trials that should run at once. None for all slots.
 
         With a budget of epochs, this is the number of full trainings that the budget allows. With more trials
@@ -45,7 +45,7 @@ class BudgetPlan:
         Args:
             last: The last epoch of a trial.
 
-        >>> BudgetPlan(trials=128, epochs=560, slots=8).most_at_once(140)
+        >>> BudgetPlan(trials=128, epochs=560, slots=8).max_concurrent(140)
         4
         """
         if self.seconds is not None or self.epochs is None:

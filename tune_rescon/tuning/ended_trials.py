@@ -16,7 +16,7 @@ from tune_rescon.tuning.trial import TrialRecord, best_by_value
 
 __all__ = [
     "CHECKPOINTS_KEPT",
-    "MOST_IN_A_ROW",
+    "MAX_CONSECUTIVE_FAILURES",
     "CheckpointRetention",
     "FailureStreak",
     "MemoryFailures",
@@ -24,9 +24,9 @@ __all__ = [
     "top_k_checkpoints",
 ]
 
-#: Number of trials that may fail in a row before the search stops. By then the next trial is expected to fail
-#: as well.
-MOST_IN_A_ROW: Final = 5
+#: Number of failures in a row after which the search stops. By then the next trial is expected to fail as
+#: well.
+MAX_CONSECUTIVE_FAILURES: Final = 5
 
 #: Number of the best trials whose checkpoints are kept, so that a long search does not fill a disk.
 CHECKPOINTS_KEPT: Final = 5
@@ -137,7 +137,7 @@ class FailureStreak:
             self._failed.clear()
             return None
         self._failed.append(trial)
-        return shared_cause(self._failed) if len(self._failed) >= MOST_IN_A_ROW else None
+        return shared_cause(self._failed) if len(self._failed) >= MAX_CONSECUTIVE_FAILURES else None
 
 
 def shared_cause(failed: Sequence[TrialRecord]) -> str:

@@ -20,7 +20,7 @@ __all__ = ["parameter_importance"]
 
 #: Minimum number of values. With fewer values the result has no meaning: PED-ANOVA uses the best tenth, which
 #: is only two of 20 trials.
-FEWEST: Final = 20
+MIN_TRIALS: Final = 20
 
 
 def parameter_importance(
@@ -40,7 +40,7 @@ def parameter_importance(
     known = distributions(space)
     placed = {number: trials[number].parameters_in(space, first=space) for number in values}
     usable = {number: params for number, params in placed.items() if params is not None}
-    if len(usable) < FEWEST or len(set(values.values())) < 2:
+    if len(usable) < MIN_TRIALS or len(set(values.values())) < 2:
         return {}
     # Imported here because it imports scikit-learn, which only an evaluator that is not used here needs.
     from optuna.importance import get_param_importances

@@ -52,7 +52,7 @@ __all__ = [
     "closing_words",
     "destination",
     "experiment_name",
-    "note_experiment",
+    "record_experiment",
 ]
 
 
@@ -79,7 +79,7 @@ def experiment_name(space: Space) -> str:
     return (last.stem if last.suffix.lower() == ".zip" else last.name) or dataset.name
 
 
-def note_experiment(record: StudyRecord, space: Space) -> None:
+def record_experiment(record: StudyRecord, space: Space) -> None:
     """Record the experiment of a new search, which it keeps if its images are moved."""
     record.set_attribute(_EXPERIMENT, experiment_name(space))
 
@@ -279,7 +279,7 @@ class MlflowCallback(SearchCallback):
         """Log the closing metrics and end the run; of a paused or interrupted trial, show only the state."""
         self._show(trial)
 
-    def note_runs(self) -> None:
+    def record_runs(self) -> None:
         """Record the runs that the writer has opened.
 
         It writes the record: call it only where the record may be written (:class:`.StudyRecord`).
@@ -312,7 +312,7 @@ class MlflowCallback(SearchCallback):
 
     def _show(self, trial: TrialRecord) -> None:
         self._writer.submit(self.run_state(trial))
-        self.note_runs()
+        self.record_runs()
 
 
 def _is_logged_by_epoch(name: str) -> bool:

@@ -102,7 +102,7 @@ def _send(
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
         parent.end(result, [file for file in files if file.is_file()], note(result))
         pending_updates = writer.close(timeout)
-        callback.note_runs()
+        callback.record_runs()
         return Synced(
             uri=hide_passwords(writer.uri),
             trials=len(result.trials),

@@ -68,7 +68,7 @@ REPEATED_DRAWS: Final = 5
 RANDOM_DRAWS: Final = 1000
 
 #: Largest number of points for which the space is checked for exhaustion. No search exhausts a larger space.
-LARGEST_LISTED: Final = 10_000
+MAX_LISTED: Final = 10_000
 
 Infeasible = Callable[[Mapping[str, Any]], bool]
 
@@ -110,7 +110,7 @@ class SearchSampler:
         grid = space.sampler.type == "grid"
         self._rows = [row for row in initial_points if not grid or self._keeps_to_constraints(row)]
         self._pending = self._pending_rows()
-        self._points = count_points(space.parameters, most=LARGEST_LISTED)
+        self._points = count_points(space.parameters, most=MAX_LISTED)
         self._view = SamplerView(space, warm_start_trials=placed)
         for trial in self._inside():
             self._view.note_reached(trial)
@@ -277,7 +277,7 @@ class SearchSampler:
 
         Return None if the points of the space cannot be listed or none is left.
         """
-        free = map(to_optuna, free_points(self._space.parameters, self._ran, most=LARGEST_LISTED))
+        free = map(to_optuna, free_points(self._space.parameters, self._ran, most=MAX_LISTED))
         kept = [point for point in free if self._keeps_to_constraints(point)]
         if not kept:
             return None

@@ -23,7 +23,7 @@ from tune_rescon.tuning.input_digests import (
     record_code,
     record_weights,
 )
-from tune_rescon.tuning.mlflow_callback import destination, note_experiment
+from tune_rescon.tuning.mlflow_callback import destination, record_experiment
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     PreparedDataset,
@@ -156,7 +156,7 @@ def run_search(
                 result = search.run(trainable, on_result)
             # Ray has ended, so its processors are free to send MLflow the remaining updates.
             result = search.hand_over(result)
-        search.say_why_it_ended(result)
+        search.log_why_it_ended(result)
         return result
 
 
@@ -235,7 +235,7 @@ def _created(
 ) -> StudyRecord:
     """Create the record of a new search."""
     record = create_record(costs, options, store.folder, digests=digests, weights=weights)
-    note_experiment(record, costs.space)
+    record_experiment(record, costs.space)
     return record
 
 

@@ -219,7 +219,7 @@ class SearchRun:
         Return ``result`` with the current trials and the updates that were not accepted.
         """
         pending_updates = self._watch.with_timeout(self.writer.close, TRACKING_TIMEOUT, HURRIED_TIMEOUT)
-        self._tracking.note_runs()
+        self._tracking.record_runs()
         pending_uploads = self._watch.with_timeout(self.store.close, STORAGE_TIMEOUT, HURRIED_TIMEOUT)
         return dataclasses.replace(
             result,
@@ -229,7 +229,7 @@ class SearchRun:
             pending_uploads=pending_uploads,
         )
 
-    def say_why_it_ended(self, result: StudyResult) -> None:
+    def log_why_it_ended(self, result: StudyResult) -> None:
         """Report a budget that ended the search before all of its trials began, and an exhausted space."""
         trials, budget = len(result.trials), self._space.budget
         if not result.interrupted and result.failure is None:

@@ -158,19 +158,21 @@ class StudyRecord:
         return cls(_sql(storage, study_id), metric=metric, maximize=maximize)
 
     @classmethod
-    def on(cls, storage: BaseStorage, study_id: int, *, metric: str, **options: Any) -> StudyRecord:
+    def on(
+        cls, storage: BaseStorage, study_id: int, *, metric: str, now_ms: Callable[[], int] | None = None
+    ) -> StudyRecord:
         """Open the record of a study in any Optuna storage, such as the in-memory storage of a simulation.
 
         Args:
             storage: the Optuna storage.
             study_id: the id of the study.
             metric: the objective, if the study does not record one.
-            **options: further arguments of the constructor.
+            now_ms: see the constructor.
         """
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
         database = storage if isinstance(storage, optuna.storages.RDBStorage) else None
         writer = _sql(database, study_id) if database else StudyWriter(storage, study_id)
-        return cls(writer, metric=metric, maximize=maximize, **options)
+        return cls(writer, metric=metric, maximize=maximize, now_ms=now_ms)
 
     def __len__(self) -> int:
         """Return the number of trials."""

@@ -46,7 +46,7 @@ PROMOTED_FROM: Final = 4
 #: The same for the first rung if no later ranks confirm those there.
 UNCONFIRMED_PROMOTED_FROM: Final = 2
 #: Number of values at the first rung before a trial is promoted.
-FEWEST_VALUES: Final = 6
+MIN_VALUES: Final = 6
 #: A trial that leads at its rung continues as long as its next stage has used less than this, as a multiple
 #: of the stage's share of the whole budget.
 LEADERS: Final = 1.5
@@ -54,9 +54,9 @@ LEADERS: Final = 1.5
 #: durations of the way to the second rung for a budget of hours.
 CLOSING: Final = 3.0
 #: A trial is promoted only if the time left is enough for this share of the way to its next rung.
-LEAST_REACHED: Final = 0.2
+MIN_REACHED: Final = 0.2
 #: With a budget of trials, at least this number of trials is trained to the end.
-FEWEST_FINISHED: Final = 3
+MIN_FINISHED: Final = 3
 #: Epochs that a trial is expected to use with a budget of trials, as a share of a full training. It sets only
 #: how late the latest candidate for the first rung may be.
 EPOCHS_PER_TRIAL: Final = 0.2
@@ -291,7 +291,7 @@ class AutoRule:
             return float(self.budget.epochs)
         first = float(self._levels[0])
         screening = self.budget.trials * first
-        finals = FEWEST_FINISHED * (self.last - first)
+        finals = MIN_FINISHED * (self.last - first)
         return screening + max(screening * (1 - SCREENING) / SCREENING, finals)
 
     def _shares(self) -> tuple[float, ...]:
@@ -319,7 +319,7 @@ class AutoRule:
         if can_start and self._table.trials < self._pilots:
             return _NEW
         left = self._left()
-        most = self.budget.most_at_once(self.last) or math.inf
+        most = self.budget.max_concurrent(self.last) or math.inf
         if self._is_limited and (left <= 0 or (self._table.states == RUNNING).sum() >= most):
             return None
         best = dict(self._best_paused(left))
@@ -345,7 +345,7 @@ class AutoRule:
 
     def _may_continue(self, number: int, stage: int) -> bool:
         """Return whether a trial is good enough to begin a stage that is behind its share."""
-        if self._table.count(int(self._levels[0])) < FEWEST_VALUES:
+        if self._table.count(int(self._levels[0])) < MIN_VALUES:
             return False
         rank, of = self._table.rank(number, int(self._levels[stage - 1]))
         return stage == 1 or rank <= max(1, of // PROMOTED_FROM)
@@ -358,7 +358,7 @@ class AutoRule:
         """
         first = int(self._levels[0])
         is_decided = self._latest == self.low or self._agreement is not None
-        is_enough = of >= FEWEST_VALUES and self._table.count(first) >= FEWEST_VALUES
+        is_enough = of >= MIN_VALUES and self._table.count(first) >= MIN_VALUES
         may_lead = is_decided and is_enough and rank == 1 and seen.epoch >= first
         if not may_lead or not self._is_limited or self._left() <= 0:
             return False
@@ -406,7 +406,7 @@ class AutoRule:
             waiting = waiting[merits[waiting] >= bar]
             if self.budget.seconds is not None:
                 way = (self._levels[stage] - table.epochs[waiting]) * table.costs(waiting)
-                waiting = waiting[way * LEAST_REACHED <= left]
+                waiting = waiting[way * MIN_REACHED <= left]
             if len(waiting):
                 yield stage, table.best(waiting, int(self._levels[stage - 1]))
 

@@ -55,7 +55,7 @@ def _limit_reasons(rule: AutoRule) -> Iterator[str]:
             f"In the hours, each slot can run about {rule.reach} of {counted(rule.last, 'epoch')},"
             " so the rungs before the last one are earlier."
         )
-    most = rule.budget.most_at_once(rule.last)
+    most = rule.budget.max_concurrent(rule.last)
     if most is not None and most < rule.budget.slots:
         yield _at_once(most)
 
@@ -143,7 +143,7 @@ def plan_words(space: Space) -> Iterator[str]:
         return
     slots = space.budget.concurrent or PLANNED_SLOTS
     rule = make_stopping_rule(space, slots=slots)
-    most = rule.budget.most_at_once(rule.last) if isinstance(rule, AutoRule) else None
+    most = rule.budget.max_concurrent(rule.last) if isinstance(rule, AutoRule) else None
     if most is not None and most < slots:
         yield f"auto: {_at_once(most)}"
     rungs = possible_rungs(space)

@@ -37,11 +37,11 @@ PRIOR_TRIALS: Final = 3
 #: The trust in the ranks at the latest candidate rung. Nothing later is known to compare them with.
 TRUST: Final = 0.85
 #: Number of trials that must be compared before their ranks can show that no rung should judge.
-FEWEST_COMPARED: Final = 5
+MIN_COMPARED: Final = 5
 #: The latest candidate judges only if the ranks of the epochs before it agree by this much.
-LEAST_AGREEMENT: Final = 0.45
+MIN_AGREEMENT: Final = 0.45
 #: A trial whose value is the same in all of at least this number of epochs has learned nothing yet.
-FEWEST_UNCHANGED: Final = 3
+MIN_UNCHANGED: Final = 3
 #: Number of first trials that reach the latest candidate for the first rung without being judged.
 PILOTS: Final = 8
 #: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
@@ -59,7 +59,7 @@ PILOT_SHARE: Final = 0.05
 #: A small budget spends more on them, so that the latest candidate is not before the first share of the last
 #: epoch. The second is the most that it spends.
 EARLIEST_LATEST: Final = 0.05
-LARGEST_PILOT_SHARE: Final = 0.13
+MAX_PILOT_SHARE: Final = 0.13
 #: The first trials reach the latest candidate within this share of the hours.
 PILOT_TIME: Final = 0.1
 
@@ -85,7 +85,7 @@ class Agreement:
 
         Then no candidate may judge.
         """
-        return self.trials >= FEWEST_COMPARED and self.steadiness < LEAST_AGREEMENT
+        return self.trials >= MIN_COMPARED and self.steadiness < MIN_AGREEMENT
 
     @property
     def is_confirmed(self) -> bool:
@@ -153,7 +153,7 @@ def latest_candidate(
     >>> latest_candidate(1, 140, pilots=8, epochs=1400, epochs_of_slot=44.0)
     4
     """
-    small = min(EARLIEST_LATEST * last * pilots, LARGEST_PILOT_SHARE * epochs)
+    small = min(EARLIEST_LATEST * last * pilots, MAX_PILOT_SHARE * epochs)
     limit = max(PILOT_SHARE * epochs, small) / pilots
     if epochs_of_slot is not None:
         limit = min(limit, PILOT_TIME * epochs_of_slot)
@@ -237,7 +237,7 @@ def never_changes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """
     known = ~np.isnan(values)
     same = ((values == values[:, :1]) | ~known).all(axis=1)
-    unchanged: NDArray[np.bool_] = same & (known.sum(axis=1) >= FEWEST_UNCHANGED)
+    unchanged: NDArray[np.bool_] = same & (known.sum(axis=1) >= MIN_UNCHANGED)
     return unchanged
 
 
