@@ -1,4 +1,4 @@
-"""The digests of what a search uses beside its space: its images, its initial weights and the user's code.
+"""The digests of a search's inputs beside its space: the images, the initial weights and the user's code.
 
 The record stores them, so that a resume, a warm start or a comparison can tell that something has changed
 since. A record of an earlier version of this package lacks some or all of them; what it lacks is not checked.

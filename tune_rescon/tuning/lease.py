@@ -52,7 +52,6 @@ __all__ = [
     "this_driver",
 ]
 
-
 #: Maps a process number to the start of the live process with that number (:attr:`Driver.started`), to nan if
 #: the start cannot be read, or to None if no live process has that number.
 ProcessTable = Callable[[int], float | None]
@@ -241,8 +240,7 @@ class LeaseKeeper:
         self._lock = threading.Lock()
         self._stored: dict[str, Any] | None = None
         self._beat = 0
-        self._taken = self._renewed = 0.0
-        self._elapsed_before = 0.0
+        self._taken = self._renewed = self._elapsed_before = 0.0
         self._lost = ""
 
     @property
@@ -370,7 +368,7 @@ class LeaseKeeper:
 
     def _lose_to_another(self) -> NoReturn:
         other = self._read()
-        who = _label(other.driver) if other and other.driver else "another driver, which has ended since"
+        who = _label(other.driver) if other and other.driver else "another driver, which has ended by now"
         self._lose(f"it was taken over by {who}")
         raise LeaseLostError(self._lost)
 

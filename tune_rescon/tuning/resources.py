@@ -235,10 +235,10 @@ def _listed_gpus() -> int:
 
 
 def choose_resources(space: Space, nodes: Sequence[Nodes], *, where: str) -> tuple[Space, str]:
-    """Replace ``resources_per_trial: auto`` by what suits the machines, and explain the choice.
+    """Replace ``resources_per_trial: auto`` by resources that suit the machines, and explain the choice.
 
-    With GPUs, a trial gets one, and the cores beside it, at most four. Without, as many trials run at once as
-    there are cores and memory for, at most eight, and they share the cores.
+    With GPUs, a trial gets one of them, and its share of the CPU cores, at most four. Without GPUs, the cores
+    are divided among as many trials as cores and memory allow, at most eight.
 
     Args:
         space: The space, with :class:`.AutoResources`.
@@ -248,7 +248,7 @@ def choose_resources(space: Space, nodes: Sequence[Nodes], *, where: str) -> tup
     with_gpu = [node.resources for node in nodes if node.resources.get("GPU", 0.0) >= 1]
     usable = with_gpu or [node.resources for node in nodes if node.resources.get("CPU", 0.0) >= 1]
     chosen = [_for_node(node) for node in usable] or [Resources()]
-    # Of machines of several kinds, the smallest share fits on each.
+    # If there are several kinds of machines, the smallest resources fit on each.
     resources = min(chosen, key=lambda one: one.cpu)
     gpu = "1 GPU" if resources.gpu else "no GPU"
     cores = counted(resources.cpu, "CPU core")
@@ -270,7 +270,7 @@ def _for_node(node: Mapping[str, float]) -> Resources:
     cpus, gpus = int(node.get("CPU", 1.0)), int(node.get("GPU", 0.0))
     if gpus:
         return Resources(cpu=max(1, min(_CORES_BESIDE_A_GPU, cpus // gpus)), gpu=1.0)
-    # A cluster's node type may not say how much memory it has.
+    # A cluster's node type may not give its memory.
     room = int(node.get("memory", _MOST_ON_CPU * _MEMORY_OF_A_TRIAL) / _MEMORY_OF_A_TRIAL)
     trials = max(1, min(cpus, room, _MOST_ON_CPU))
     return Resources(cpu=max(1, cpus // trials), gpu=0.0)
@@ -369,7 +369,7 @@ def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
     """Return the number of trials that can share a GPU without waiting much for each other.
 
     Args:
-        busy: The share of its time for which one trial keeps the GPU busy.
+        busy: The share of the time for which one trial keeps the GPU busy.
         used: The memory that one trial uses, in bytes.
         total: The memory of the GPU, in bytes.
 

@@ -104,10 +104,9 @@ def check_changes(
     problems = change_problems(old, new, trials)
     if problems:
         raise SpaceError(
-            f"{flag} {name}: what its trials ran with must stay as it was, but {'; '.join(problems)}."
-            f" Leave that as it was, or begin a search of another --name with --warm-start {name}, which"
-            " learns from the trials that it could have run itself. docs/howto/resume.md lists what may"
-            " change."
+            f"{flag} {name}: the settings of its trials must not change, but {'; '.join(problems)}. Undo the"
+            f" change, or begin a search of another --name with --warm-start {name}, which learns from the"
+            " trials that it could have run itself. docs/howto/resume.md lists what may change."
         )
 
 

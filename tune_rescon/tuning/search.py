@@ -161,10 +161,10 @@ def run_search(
 
 
 def _checked(space: Space, options: RunOptions) -> Space:
-    """Check all that can be checked before anything is written or started.
+    """Check everything that can be checked before anything is written or started.
 
     Returns:
-        The space with absolute paths, and with the resources that a trial gets of this machine.
+        The space with absolute paths, and with the resources that a trial gets on this machine.
     """
     ensure_home()
     space = with_absolute_paths(space)
@@ -187,7 +187,7 @@ def _prepared(
     resumed: tuple[StudyRecord, SpaceVersions] | None,
     weights: Mapping[str, InitialWeights],
 ) -> tuple[Space, dict[str, PreparedDataset]]:
-    """Prepare the images, and check what depends on them.
+    """Prepare the images, and check the settings that depend on them.
 
     Returns:
         The space with the size of its stored images, and the prepared datasets by name.
@@ -249,7 +249,7 @@ def _finished(
 ) -> StudyResult:
     """Return the result of a search that has nothing left to do, from its record.
 
-    A storage at a URL receives what the last run could not send.
+    The files that the last run could not send to a storage at a URL are sent.
     """
     result = result_from_study(
         record,

@@ -1,4 +1,4 @@
-"""One run of a search that is open: its trials, the tables and pages at its end, and what MLflow receives."""
+"""One run of a search: its trials, the files that it writes at its end, and its updates of MLflow."""
 
 from __future__ import annotations
 

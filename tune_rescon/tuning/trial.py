@@ -277,7 +277,7 @@ class TrialRecord:
         """Return the trial's parameters in a space, as Optuna stores them; None if it does not contain them.
 
         Args:
-            space: the space, which may be another one than that of the trial.
+            space: the space, which may differ from the trial's.
             first: the first version of the trial's space. It is used only if the record lacks the trial's
                 configuration.
         """

@@ -154,7 +154,7 @@ class RaySession:
     now: tuple[Nodes, ...]
     """The present machines."""
     later: tuple[Nodes, ...] | None
-    """The machines that may be added; None if the cluster grows by as many as are requested."""
+    """The machines that may be added; None if the cluster can grow without a known limit."""
     gone: Callable[[], str]
     """Returns a description of the part of Ray that has died, or "" while Ray is alive.
 
@@ -197,7 +197,7 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
 
 
 def is_running() -> bool:
-    """Return whether this process is connected to a Ray, which knows its own resources."""
+    """Return whether this process is connected to a Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 

@@ -247,7 +247,7 @@ class Watch:
 
     @property
     def failure(self) -> str | None:
-        """The reason why the search had to stop, as one paragraph; None if Ray is alive or a signal came."""
+        """The reason why the search had to stop, as one paragraph; None if Ray is alive or on a signal."""
         if not self.ray_is_gone or self.interrupted:
             return None
         hint = (

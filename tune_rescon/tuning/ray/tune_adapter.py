@@ -171,7 +171,7 @@ class CoordinatorSearcher(_Stateless, Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return Tune's config of the next trial.
 
-        Returns None if Tune is to ask again later, and ``Searcher.FINISHED`` if no more trials follow.
+        Returns None if Tune must ask again later, and ``Searcher.FINISHED`` if no more trials follow.
         """
         with self._lock.hold():
             trial = self._coordinator.next_trial()

@@ -173,7 +173,7 @@ class AutoRule:
 
     @property
     def learns(self) -> bool:
-        """True if the budget is large enough to learn the first rung, as far as it is known yet."""
+        """True if the budget is large enough to learn the first rung, or that is not known yet."""
         return self._latest is None or self._latest > self.low
 
     @property
@@ -219,7 +219,7 @@ class AutoRule:
         """Choose the epoch to which the first trials run unjudged.
 
         With a budget in hours, the number of epochs in it follows from the first epochs of the trials that
-        begin together. It does not change later, so that a resumed search has the same probes.
+        begin together. It does not change later, so a resumed search has the same probes.
         """
         table, of_slot = self._table, None
         if self.budget.seconds is not None:
@@ -274,11 +274,11 @@ class AutoRule:
 
     @property
     def _is_limited(self) -> bool:
-        """True if the budget has hours or epochs, so that the number of trials does not end it."""
+        """True if hours or epochs limit the budget, instead of the number of trials."""
         return self.budget.seconds is not None or self.budget.epochs is not None
 
     def _left(self) -> float:
-        """Return what is left: seconds of wall time, or epochs that no running trial is going to use."""
+        """Return what is left: seconds of wall time, or epochs that no running trial will use."""
         if self.budget.seconds is not None:
             return self.budget.seconds - self._elapsed
         table = self._table
@@ -373,9 +373,8 @@ class AutoRule:
             return best[max(best)]
         if self.budget.seconds is None:
             return None
-        if (deepest := self._deepest()) is not None:
-            return deepest
-        return _NEW if can_start else None
+        deepest = self._deepest()
+        return _NEW if deepest is None and can_start else deepest
 
     def _furthest_unjudged(self) -> int | None:
         """Return the paused trial with the most epochs among those below the first rung, or None.
@@ -428,7 +427,7 @@ class AutoRule:
         return self.budget.epochs is not None and left < CLOSING * self.last
 
     def _loads(self) -> list[float]:
-        """Return the cost of each stage, including what its running trials are going to use.
+        """Return the cost of each stage, including what its running trials will use.
 
         Epochs that trials run unjudged above the first rung count for no stage. Otherwise the first trials,
         which are the only ones at the higher rungs, would count as the finals.

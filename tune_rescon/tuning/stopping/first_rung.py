@@ -1,4 +1,4 @@
-"""The choice of the first rung: how early the ranks of trials say which of them will be best.
+"""The choice of the first rung: how early the ranks of trials predict which of them will be best.
 
 Small learning rates, deep networks and large images start slowly. Where a space searches them, the ranks
 after the first epochs may be the reverse of the later ones, and a rule that judges there discards the best
@@ -34,7 +34,7 @@ __all__ = [
 #: a rank correlation is 0.35: without a prior, the choice would follow the noise.
 PRIOR: Final = 0.5
 PRIOR_TRIALS: Final = 3
-#: The trust in the ranks at the latest candidate rung. Nothing later is known to compare them with.
+#: The weight of the latest candidate, in place of a correlation: no later ranks are known.
 TRUST: Final = 0.85
 #: Number of trials that must be compared before their ranks can show that no rung should judge.
 MIN_COMPARED: Final = 5
@@ -89,7 +89,7 @@ class Agreement:
 
     @property
     def is_confirmed(self) -> bool:
-        """True if later ranks agree with those at the first rung. Of the latest candidate, none are known."""
+        """True if later ranks agree with those at the first rung; False if it is the latest candidate."""
         return self.first < self.latest
 
 
@@ -97,7 +97,7 @@ class Agreement:
 class Unjudged:
     """The trials that reach the latest candidate without being judged: the first ones, and probes later.
 
-    The number of a trial alone tells whether it is one of them, so that a resumed search knows it.
+    Whether a trial is one of them depends only on its number, so a resumed search has the same ones.
     """
 
     pilots: int
@@ -181,9 +181,9 @@ def choose_first_rung(
 ) -> Agreement:
     """Choose the rung whose screening finds the best trials for a given number of epochs.
 
-    A rung is worth its rank correlation with the latest candidate, times the expected score of the best
-    trials of as many as the epochs allow to reach it. A rung is trusted no more than the rungs between it and
-    the latest candidate: with few trials, a single high correlation is often chance.
+    The worth of a rung is its rank correlation with the latest candidate, times the expected score of the
+    best of those trials that the epochs allow to reach it. A rung's correlation counts for no more than those
+    of the rungs between it and the latest candidate: with few trials, one high correlation is often chance.
 
     Args:
         curves: The values of trials that no rung selected, by epoch; larger is better. A trial that diverged
