@@ -300,7 +300,9 @@ class MlflowCallback(SearchCallback):
             number=trial.number,
             run_id=trial.mlflow_run_id,
             state=trial.state.value,
-            params={name: _param_text(value) for name, value in {**fixed, **chosen}.items()},
+            params={
+                name: INACTIVE if value is None else str(value) for name, value in {**fixed, **chosen}.items()
+            },
             history={shown: trial.history[name] for name, shown in logged.items()},
             times_ms=trial.times_ms,
             closing=closing_metrics(trial, self._costs.cost(trial), devices) if final else {},
@@ -371,7 +373,3 @@ def _shown(metric: str) -> str:
 
 def _finite(trial: TrialRecord, name: str) -> list[float]:
     return [value for value in trial.history.get(name, ()) if math.isfinite(value)]
-
-
-def _param_text(value: object) -> str:
-    return INACTIVE if value is None else str(value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -208,7 +209,8 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
     value. Among trials that differ only in their seed, the best one is merely the luckiest.
     """
     if by_mean and (groups := repeated(trials)):
-        return (max if groups[0][0].maximize else min)(groups, key=_mean_value)[0]
+        best = max if groups[0][0].maximize else min
+        return best(groups, key=lambda group: statistics.fmean(trial.value for trial in group))[0]
     evaluated = [trial for trial in trials if trial.best_epoch]
     finished = [trial for trial in evaluated if trial.state is TrialState.FINISHED]
     return min(finished or evaluated, key=TrialRecord.rank_key, default=None)
@@ -236,11 +238,6 @@ def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
         if trial.state is TrialState.FINISHED and math.isfinite(trial.value):
             groups.setdefault(repr(sorted(trial.parameters.items())), []).append(trial)
     return [tuple(group) for group in groups.values()]
-
-
-def _mean_value(trials: Sequence[TrialRecord]) -> float:
-    """Return the mean of the trials' values."""
-    return math.fsum(trial.value for trial in trials) / len(trials)
 
 
 def missing_winner(result: StudyResult) -> str | None:

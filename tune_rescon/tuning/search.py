@@ -130,9 +130,10 @@ def run_search(
                 space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
                 costs = CostModel(space=space, datasets=infos)
                 if resumed is None:
-                    record, before = _created(costs, options, store, digests=digests, weights=weights), None
+                    record = create_record(costs, options, store.folder, digests=digests, weights=weights)
+                    record_experiment(record, space)
                 else:
-                    record, before = resumed
+                    record, _ = resumed
                 lease = lease or held.enter_context(search_lease(options, store))
                 record_weights(record, weights)
                 record_code(record, code_digests(space), before_trials=True)
@@ -143,7 +144,7 @@ def run_search(
                         record=record,
                         lease=lease,
                         writer=writer,
-                        versions=record_version(record, before, space),
+                        versions=record_version(record, resumed[1] if resumed else None, space),
                         prepared=prepared,
                         slots=slots,
                         presentation=presentation,
@@ -223,20 +224,6 @@ def _writer(
     # On a cluster, worker processes import their libraries on other machines.
     delay = TRACKING_DELAY if options.address is None else 0.0
     return mlflow_writer(destination(space, store.folder, options.tracking_uri, record), delay=delay)
-
-
-def _created(
-    costs: CostModel,
-    options: RunOptions,
-    store: SearchStore,
-    *,
-    digests: Mapping[str, str],
-    weights: Mapping[str, InitialWeights],
-) -> StudyRecord:
-    """Create the record of a new search."""
-    record = create_record(costs, options, store.folder, digests=digests, weights=weights)
-    record_experiment(record, costs.space)
-    return record
 
 
 def _finished(
