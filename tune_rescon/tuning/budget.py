@@ -95,11 +95,11 @@ def spent_words(budget: Budget, *, name: str, trials: int, epochs: int, elapsed_
     """Return a message about a search whose hours or epochs ended it before all of its trials began.
 
     Args:
-        budget: the budget of the search.
-        name: the name of the search.
-        trials: number of trials that have begun, in all runs of the search.
-        epochs: number of epochs that they have run together.
-        elapsed_seconds: the time of all runs.
+        budget: The budget of the search.
+        name: The name of the search.
+        trials: Number of trials that have begun, in all runs of the search.
+        epochs: Number of epochs that they have run together.
+        elapsed_seconds: The time of all runs.
 
     Returns:
         The message, or None if neither hours nor epochs ended the search.

@@ -29,12 +29,12 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
     """Connect to a database.
 
     Args:
-        url: the database's URL.
-        busy_seconds: seconds that a writer waits for another writer's transaction on a SQLite file.
-        create: whether to create the SQLite file and the tables if they are missing, as for a new search.
+        url: The database's URL.
+        busy_seconds: Seconds that a writer waits for another writer's transaction on a SQLite file.
+        create: Whether to create the SQLite file and the tables if they are missing, as for a new search.
 
     Raises:
-        StorageError: the database cannot be reached, it is not a database, it is missing and ``create`` is
+        StorageError: If the database cannot be reached, it is not a database, it is missing and ``create`` is
             False, or another version of Optuna created its tables.
     """
     # Imported here: a dry run reads this module and opens no database.
@@ -124,7 +124,7 @@ def create_study(
     """Create a study and return its id.
 
     Raises:
-        StorageError: the database already has a study of that name.
+        StorageError: If the database already has a study of that name.
     """
     try:
         # The study always has a name: Optuna's default name would merge two searches in one database.
@@ -159,14 +159,14 @@ def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool
     """Return the id of a study.
 
     Args:
-        storage: the database.
-        name: the study's name.
-        any_name: if the database holds a single study, return that study whatever its name. Use this only for
+        storage: The database.
+        name: The study's name.
+        any_name: If the database holds a single study, return that study whatever its name. Use this only for
             reading: a renamed folder still belongs to the search, but a copy of a folder must not write to
             the runs of the original.
 
     Raises:
-        StorageError: no study has that name; the error lists the names that exist.
+        StorageError: If no study has that name; the error lists the names that exist.
     """
     try:
         return storage.get_study_id_from_name(name)

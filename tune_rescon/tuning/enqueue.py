@@ -43,8 +43,8 @@ def enqueue_trial(
         The number of the trial, and the given values.
 
     Raises:
-        SpaceError: A value is not one of the search's space, or no value is given.
-        StorageError: The search does not exist, or its study is on its driver's machine.
+        SpaceError: If a value is not one of the search's space, or no value is given.
+        StorageError: If the search does not exist, or its study is on its driver's machine.
     """
     _check_reachable(location)
     space = read_search(location, name).space
@@ -71,7 +71,7 @@ def stop_trials(location: SearchLocation, name: str, numbers: Sequence[int]) -> 
         numbers: The trials.
 
     Raises:
-        StorageError: The search does not exist, its study is on its driver's machine, or a trial does not
+        StorageError: If the search does not exist, its study is on its driver's machine, or a trial does not
             exist or has ended. Then no trial is stopped.
     """
     _check_reachable(location)

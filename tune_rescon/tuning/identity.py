@@ -60,10 +60,10 @@ def ensure_identity(
     """Return the identity of a search that this process drives, and record it in the study if it is new.
 
     Args:
-        record: the study, which this process may write.
-        folder: the search's files on this machine.
-        url: the URL at which the files are kept, or None if they are kept in the folder.
-        own_study: whether the study is in the folder. A study in another database is not copied with the
+        record: The study, which this process may write.
+        folder: The search's files on this machine.
+        url: The URL at which the files are kept, or None if they are kept in the folder.
+        own_study: Whether the study is in the folder. A study in another database is not copied with the
             folder.
     """
     stored = record.attributes()
@@ -84,11 +84,11 @@ def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder) -> No
     checkpoints in the other search's folder belong to other trials with the same numbers.
 
     Args:
-        attributes: the attributes of the study.
-        folder: the search's folder. Its ``space.yaml`` has the search's id; without it, nothing is checked.
+        attributes: The attributes of the study.
+        folder: The search's folder. Its ``space.yaml`` has the search's id; without it, nothing is checked.
 
     Raises:
-        StorageError: the study is another search's.
+        StorageError: If the study is another search's.
     """
     known, here = attributes.get("id"), read_id(folder.space_yaml)
     if not known or not here or known == here:

@@ -220,13 +220,13 @@ class LeaseKeeper:
         """Prepare to hold the lease of the search ``name``; :meth:`take` takes it.
 
         Args:
-            store: the store of the lease. Two threads use it, one at a time.
-            name: the search's name, used in messages.
-            me: the process that will drive the search.
-            seconds: length of the lease in seconds.
-            processes: the process table in which ``me`` is.
-            clock: returns seconds that also pass while the process or the machine is stopped.
-            sleep: waits for the given number of seconds.
+            store: The store of the lease. Two threads use it, one at a time.
+            name: The search's name, used in messages.
+            me: The process that will drive the search.
+            seconds: Length of the lease in seconds.
+            processes: The process table in which ``me`` is.
+            clock: Returns seconds that also pass while the process or the machine is stopped.
+            sleep: Waits for the given number of seconds.
         """
         self._store = store
         self._name = name
@@ -252,7 +252,7 @@ class LeaseKeeper:
         """Become the search's driver.
 
         Raises:
-            LeaseError: another driver is alive.
+            LeaseError: If another driver is alive.
         """
         self._stored = self._find_takeable()
         found = _parsed(self._stored)
@@ -268,7 +268,7 @@ class LeaseKeeper:
         lease's length ago.
 
         Raises:
-            LeaseLostError: another driver has the lease, or it could not be renewed for its whole length.
+            LeaseLostError: If another driver has the lease, or it could not be renewed for its whole length.
         """
         while not self._lost and self._clock() - self._renewed > self._seconds / 2:
             try:
@@ -290,7 +290,7 @@ class LeaseKeeper:
         """Write one beat.
 
         Raises:
-            LeaseLostError: another driver has the lease.
+            LeaseLostError: If another driver has the lease.
         """
         with self._lock:
             begun = self._clock()
@@ -425,12 +425,12 @@ def hold_lease(store: LeaseStore, *, name: str, seconds: float = LEASE_SECONDS) 
     """Hold the lease of a search for the duration of the block.
 
     Args:
-        store: the store of the lease.
-        name: the search's name.
-        seconds: length of the lease in seconds.
+        store: The store of the lease.
+        name: The search's name.
+        seconds: Length of the lease in seconds.
 
     Raises:
-        LeaseError: another driver is alive.
+        LeaseError: If another driver is alive.
     """
     keeper = LeaseKeeper(store, name=name, me=this_driver(), seconds=seconds, clock=_seconds)
     keeper.take()

@@ -90,10 +90,10 @@ def destination(
     """Return the destination of a search's runs.
 
     Args:
-        space: the search's space.
-        folder: the search's files.
+        space: The search's space.
+        folder: The search's files.
         tracking_uri: MLflow's tracking URI; None for the storage's own store.
-        record: the record of a search that has begun, whose experiment is kept; None for a new search.
+        record: The record of a search that has begun, whose experiment is kept; None for a new search.
     """
     if record is None:
         experiment = experiment_name(space)
@@ -136,13 +136,13 @@ class ParentRun:
         """Prepare the first state; :meth:`start` sends it.
 
         Args:
-            writer: the writer that receives the states.
-            identity: the search's identity, by which its runs are found.
-            known_runs: ids of the trials' runs that the record contains.
-            tags: tags of the search's run.
-            datasets: the datasets on which the trials train.
-            files: files to log as artifacts from the beginning.
-            uploads: whether to log artifacts. False if the MLflow store is copied with the search, because
+            writer: The writer that receives the states.
+            identity: The search's identity, by which its runs are found.
+            known_runs: Ids of the trials' runs that the record contains.
+            tags: Tags of the search's run.
+            datasets: The datasets on which the trials train.
+            files: Files to log as artifacts from the beginning.
+            uploads: Whether to log artifacts. False if the MLflow store is copied with the search, because
                 its artifacts are not copied.
         """
         self._writer = writer
@@ -175,9 +175,9 @@ class ParentRun:
         """Show how the search ended, and register its :meth:`champion`.
 
         Args:
-            result: the result of the search.
-            files: files to log as artifacts.
-            note: the note of the search's run, as markdown.
+            result: The result of the search.
+            files: Files to log as artifacts.
+            note: The note of the search's run, as markdown.
         """
         self._show(
             state=result.state.value,
@@ -239,10 +239,10 @@ class MlflowCallback(SearchCallback):
         """Connect ``writer`` and ``record``.
 
         Args:
-            writer: the writer that receives the states.
-            record: the search's record.
-            costs: the space and the cost model of its networks.
-            preload_exporter: called once, when all trials have begun and one of them has a checkpoint.
+            writer: The writer that receives the states.
+            record: The search's record.
+            costs: The space and the cost model of its networks.
+            preload_exporter: Called once, when all trials have begun and one of them has a checkpoint.
         """
         self._writer = writer
         self._record = record
@@ -337,9 +337,9 @@ def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict
     They are logged so that MLflow's table shows them.
 
     Args:
-        trial: the trial.
-        cost: the cost of the trial's network.
-        devices: number of GPUs, or of CPU cores, that the trial held.
+        trial: The trial.
+        cost: The cost of the trial's network.
+        devices: Number of GPUs, or of CPU cores, that the trial held.
     """
     metrics = {
         "compute_hours": compute_hours(trial, devices),

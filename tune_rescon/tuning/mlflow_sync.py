@@ -43,14 +43,14 @@ def sync_tracking(
     """Send MLflow all data of a search that it does not show yet.
 
     Args:
-        location: where the search is.
-        name: the search's name.
-        timeout: seconds to wait for MLflow to accept the data.
-        note: returns the markdown of the search's page in MLflow.
+        location: Where the search is.
+        name: The search's name.
+        timeout: Seconds to wait for MLflow to accept the data.
+        note: Returns the markdown of the search's page in MLflow.
 
     Raises:
-        StorageError: no search has that name.
-        LeaseError: a driver has the search; it sends the data itself.
+        StorageError: If no search has that name.
+        LeaseError: If a driver has the search; it sends the data itself.
     """
     options = RunOptions(
         name=name,

@@ -56,7 +56,7 @@ class StudyConnections:
         """Connect to the database at ``url`` for the duration of the block.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: the database is missing or cannot be opened. No file is created.
+            sqlalchemy.exc.SQLAlchemyError: If the database is missing or cannot be opened. Creates no file.
         """
         file = sqlite_file(url)
         if file is not None:
@@ -118,7 +118,7 @@ def list_searches(location: SearchLocation) -> tuple[SearchOverview, ...]:
     The entry of a search that cannot be read contains the reason (:attr:`SearchOverview.problem`).
 
     Raises:
-        StorageError: the storage cannot be read at all.
+        StorageError: If the storage cannot be read at all.
     """
     found = (
         _at_url(location, location.storage) if isinstance(location.storage, StorageUrl) else _here(location)

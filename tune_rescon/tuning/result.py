@@ -315,14 +315,14 @@ def build_result(
     """Return the result of a search, without what :func:`.with_record` adds.
 
     Args:
-        costs: the space and the cost model of its networks.
-        trials: all trials in the record, ordered by number.
-        name: the search's name.
-        folder: the search's folder on this machine.
-        state: the state of the search.
+        costs: The space and the cost model of its networks.
+        trials: All trials in the record, ordered by number.
+        name: The search's name.
+        folder: The search's folder on this machine.
+        state: The state of the search.
         tracking_uri: MLflow's tracking URI; a password in it is hidden.
-        url: the folder's URL if the storage is a URL; a password in it is hidden.
-        slots: number of trials that run at once, as the scheduler planned.
+        url: The folder's URL if the storage is a URL; a password in it is hidden.
+        slots: Number of trials that run at once, as the scheduler planned.
     """
     space = costs.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)

@@ -90,9 +90,9 @@ class SearchRun:
         """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
 
         Args:
-            callbacks: called with the events of the search.
-            interruption: the signals that end the search, watched from now on.
-            ray: the session on which the trials run, watched from now on.
+            callbacks: Called with the events of the search.
+            interruption: The signals that end the search, watched from now on.
+            ray: The session on which the trials run, watched from now on.
         """
         store, record, folder = self.store, self.record, self.store.folder
         self._space = self.versions.newest

@@ -66,7 +66,7 @@ class SearchStore:
         """Write to the storage for the first time; ``known`` are the numbers of the trials in the record.
 
         Raises:
-            StorageError: the storage cannot be written.
+            StorageError: If the storage cannot be written.
         """
 
     def checkpoint_dir(self, number: int) -> Path:
@@ -131,9 +131,9 @@ class UrlStore(SearchStore):
         """Keep a search at ``home``. The constructor neither fetches nor sends anything.
 
         Args:
-            home: the search's place at the URL.
-            options: the options of this run.
-            reservation: the reservation of a new search's name; None for a search that is resumed.
+            home: The search's place at the URL.
+            options: The options of this run.
+            reservation: The reservation of a new search's name; None for a search that is resumed.
         """
         scratch = home.scratch(options.cache_root.resolve())
         super().__init__(SearchFolder(storage=scratch, name=home.name), resumed=reservation is None)

@@ -163,8 +163,8 @@ def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], trackin
     """Record the datasets and the tracking URI of a run when it begins.
 
     Args:
-        record: the search's record.
-        datasets: the description of each dataset, by name.
+        record: The search's record.
+        datasets: The description of each dataset, by name.
         tracking_uri: MLflow's tracking URI, or None for the storage's own store. A password is removed.
     """
     record.set_attribute("datasets", {name: _plain(info) for name, info in datasets.items()})
@@ -178,9 +178,9 @@ def record_outcome(record: StudyRecord, state: SearchState, failure: str | None)
     """Record how a run ended.
 
     Args:
-        record: the search's record.
-        state: the final state of the run.
-        failure: why the search ended early, or None.
+        record: The search's record.
+        state: The final state of the run.
+        failure: Why the search ended early, or None.
     """
     record.set_attribute("outcome", {"state": state.value, "failure": failure})
 

@@ -83,14 +83,13 @@ def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, nu
     """Return the origin of a trial that was sampled from a version of the space.
 
     Args:
-        space: the version of the space.
-        parameters: the active parameters, as Optuna stores them.
-        version: the number of the version, counted from 1.
-        number: the trial's number.
+        space: The version of the space.
+        parameters: The active parameters, as Optuna stores them.
+        version: The number of the version, counted from 1.
+        number: The trial's number.
 
     Raises:
-        KeyError, ValueError: ``parameters`` did not come from this space.
-        ConfigError: ``parameters`` did not come from this space.
+        ConfigError, KeyError, ValueError: If ``parameters`` did not come from this space.
     """
     return TrialOrigin(
         config=trial_config(space, from_optuna(space, parameters)).to_dict(),
@@ -104,9 +103,9 @@ def find_origin(space: Space, parameters: Mapping[str, Any], number: int) -> Tri
     """Return the origin of a trial of the first version of the space; None if the trial is of another space.
 
     Args:
-        space: the first version of the space.
-        parameters: the active parameters, as Optuna stores them.
-        number: the trial's number.
+        space: The first version of the space.
+        parameters: The active parameters, as Optuna stores them.
+        number: The trial's number.
     """
     try:
         return make_origin(space, parameters, version=1, number=number)
@@ -255,7 +254,7 @@ class TrialRecord:
         """Return each epoch's seconds times the devices that it held; 0 for an epoch without seconds.
 
         Args:
-            devices: the number of devices for epochs whose own number is not recorded.
+            devices: The number of devices for epochs whose own number is not recorded.
         """
         held = itertools.chain(self.held, itertools.repeat(None))
         return tuple(
@@ -267,7 +266,7 @@ class TrialRecord:
         """Return all hyperparameters of the trial; None if they are not known.
 
         Args:
-            space: the search's space. It is used only if the record lacks the trial's configuration; the
+            space: The search's space. It is used only if the record lacks the trial's configuration; the
                 trial is then assumed to be sampled from this space.
         """
         origin = self.origin or find_origin(space, self.parameters, self.number)
@@ -277,8 +276,8 @@ class TrialRecord:
         """Return the trial's parameters in a space, as Optuna stores them; None if it does not contain them.
 
         Args:
-            space: the space, which may differ from the trial's.
-            first: the first version of the trial's space. It is used only if the record lacks the trial's
+            space: The space, which may differ from the trial's.
+            first: The first version of the trial's space. It is used only if the record lacks the trial's
                 configuration.
         """
         origin = self.origin or find_origin(first, self.parameters, self.number)
@@ -315,9 +314,9 @@ class TrialRecord:
         """Return what a stopping rule sees of an epoch.
 
         Args:
-            epoch: the epoch, counted from 1.
-            group: trials of different groups are not compared.
-            cost: the second objective after this epoch.
+            epoch: The epoch, counted from 1.
+            group: Trials of different groups are not compared.
+            cost: The second objective after this epoch.
         """
         return Observation(
             number=self.number,

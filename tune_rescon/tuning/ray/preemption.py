@@ -192,8 +192,8 @@ class SpotNotice:
 
         Args:
             service: URL of the metadata service.
-            timeouts: time limits of a request in seconds, the last one for all later requests.
-            clock: returns the time in seconds.
+            timeouts: Time limits of a request in seconds, the last one for all later requests.
+            clock: Returns the time in seconds.
         """
         self._service = service
         self._timeouts = timeouts

@@ -32,9 +32,9 @@ def rungs_and_reasons(
     """Return the rungs of a search, and sentences about why ``auto`` chose them.
 
     Args:
-        space: the space of the search.
-        trials: the trials of the record.
-        slots: number of trials that run at once.
+        space: The space of the search.
+        trials: The trials of the record.
+        slots: Number of trials that run at once.
 
     Returns:
         The rungs in epochs; for ``auto``, those that the values have led to. No sentences for other
