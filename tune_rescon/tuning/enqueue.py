@@ -51,7 +51,9 @@ def enqueue_trial(
     values = chosen_values(space, settings)
     if not values:
         hint = f"Give --set KEY=VALUE. The parameters are {', '.join(space.parameters)}."
-        raise SpaceError(format_error("a trial must have a value", got="none", where="--set", hint=hint))
+        raise SpaceError(
+            format_error("at least one value must be given", got="none", where="--set", hint=hint)
+        )
     storage = _open(location, name)
     # Not `Study.enqueue_trial`, which does the same but returns no number.
     waiting = create_trial(state=OptunaState.WAITING, system_attrs={FIXED_PARAMS: to_optuna(values)})

@@ -155,10 +155,10 @@ def check_metric_classes(
     asked = dict.fromkeys(space.metric.log, "metric.log") | {space.metric.name: "metric.name"}
     for name, where in asked.items():
         if name in BY_CLASS and info.classes > LARGEST_BY_CLASS:
-            rule = f"a metric of each class is recorded of at most {LARGEST_BY_CLASS} classes"
+            rule = f"metrics of every class are recorded for at most {LARGEST_BY_CLASS} classes"
             hint = (
                 f"Name the classes that matter, as {name.removesuffix('_by_class')}/CLASS. The"
-                " report has the best network's accuracy on all classes."
+                " report has the best network's accuracy on every class."
             )
             got = f"{info.classes} in {info.name}"
             raise ConfigError(format_error(rule, got=got, where=where, hint=hint))

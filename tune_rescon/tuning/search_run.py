@@ -287,7 +287,7 @@ class SearchRun:
         except OSError as error:
             _PROGRESS.info(
                 f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
-                " give the command to resume: the record has all of it."
+                " resume the search to write them: the record is complete."
             )
         return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
 

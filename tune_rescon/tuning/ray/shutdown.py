@@ -267,7 +267,7 @@ class Watch:
 
 def _stop_message(urgency: StopLevel, seconds_left: float | None) -> str:
     if urgency is StopLevel.STOP:
-        return "Interrupted: stopping now; what is recorded stays"
+        return "Interrupted: stopping now; all recorded epochs are kept"
     until = "" if seconds_left is None else f" for at most {max(seconds_left, 0):.0f} s"
     return f"Interrupted: finishing the running epochs{until}; Ctrl-C again to stop now"
 
