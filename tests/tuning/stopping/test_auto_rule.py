@@ -587,7 +587,7 @@ def test_the_report_says_how_many_epochs_fit_into_the_hours() -> None:
     search = SimulatedSearch(searched, clock=simulation.clock, slots=4)
     simulation.drive(search.policy())
     _, lines = rungs_and_reasons(searched, search.trials(), slots=4)
-    assert lines[-1].startswith("In the hours, each slot can run about 7 of 27 epochs, ")
+    assert lines[-1].startswith("The hours allow about 7 of 27 epochs on each slot, ")
 
 
 def test_other_schedulers_explain_nothing() -> None:

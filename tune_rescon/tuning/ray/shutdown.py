@@ -247,7 +247,7 @@ class Watch:
 
     @property
     def failure(self) -> str | None:
-        """The reason why the search had to stop, as one paragraph; None if Ray is alive or on a signal."""
+        """Why the search had to stop, as one paragraph; None if Ray is alive or a signal was received."""
         if not self.ray_is_gone or self.interrupted:
             return None
         hint = (

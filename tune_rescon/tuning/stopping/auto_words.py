@@ -41,18 +41,16 @@ def rungs_and_reasons(
         schedulers.
     """
     rule = _replayed(space, trials, slots=slots)
-    return (
-        (possible_rungs(space), ())
-        if rule is None
-        else (rule.levels, (*_rung_reasons(rule), *_limit_reasons(rule)))
-    )
+    if rule is None:
+        return possible_rungs(space), ()
+    return rule.levels, (*_rung_reasons(rule), *_limit_reasons(rule))
 
 
 def _limit_reasons(rule: AutoRule) -> Iterator[str]:
     """Yield sentences about rungs that the hours move, and slots that a budget of epochs leaves idle."""
     if rule.reach < rule.last:
         yield (
-            f"In the hours, each slot can run about {rule.reach} of {counted(rule.last, 'epoch')},"
+            f"The hours allow about {rule.reach} of {counted(rule.last, 'epoch')} on each slot,"
             " so the rungs before the last one are earlier."
         )
     most = rule.budget.max_concurrent(rule.last)
