@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from tune_rescon.config import trial_name
 from tune_rescon.data import is_url
+from tune_rescon.errors import hide_passwords
 from tune_rescon.metric_names import (
     GPU_METRICS,
     GPU_UTILISATION,
@@ -42,6 +43,7 @@ from tune_rescon.tuning.options import RunOptions, sync_command
 from tune_rescon.tuning.prepare import PreparedDataset
 from tune_rescon.tuning.result import SearchState, StudyResult
 from tune_rescon.tuning.stopping.rule import Verdict
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 
@@ -125,37 +127,40 @@ class ParentRun:
     def __init__(
         self,
         writer: MlflowWriter,
+        store: SearchStore,
         *,
         identity: Identity,
-        known_runs: Iterable[str],
-        tags: dict[str, str],
-        datasets: Iterable[PreparedDataset],
-        files: Sequence[Path],
-        uploads: bool,
+        trials: Iterable[TrialRecord],
+        tracking_uri: str | None,
+        tags: Mapping[str, str],
+        datasets: Iterable[PreparedDataset] = (),
+        files: Sequence[Path] = (),
     ) -> None:
         """Prepare the first state; :meth:`start` sends it.
 
         Args:
             writer: The writer that receives the states.
+            store: The storage of the search.
             identity: The search's identity, by which its runs are found.
-            known_runs: Ids of the trials' runs that the record contains.
+            trials: The trials that the record already has.
+            tracking_uri: MLflow's tracking URI; None for the storage's own store.
             tags: Tags of the search's run.
             datasets: The datasets on which the trials train.
             files: Files to log as artifacts from the beginning.
-            uploads: Whether to log artifacts. False if the MLflow store is copied with the search, because
-                its artifacts are not copied.
         """
         self._writer = writer
         self._identity = identity
-        self._uploads = uploads
+        # The storage's own MLflow store is copied to its URL, but the artifacts are not.
+        self._uploads = store.url is None or tracking_uri is not None
+        folder = hide_passwords(store.url or str(store.folder.path))
         self._state = SearchRunState(
             id=identity.id,
             place=identity.location,
-            known_runs=tuple(known_runs),
-            tags=tags,
+            known_runs=tuple(trial.mlflow_run_id for trial in trials if trial.mlflow_run_id),
+            tags={"tune_rescon.folder": folder, **tags},
             note=_with_identity(identity, ""),
             images=tuple(map(_images, datasets)),
-            files=tuple(files) if uploads else (),
+            files=tuple(files) if self._uploads else (),
         )
 
     def start(self) -> None:

@@ -85,16 +85,14 @@ def _send(
     store.begin(trial.number for trial in result.trials)
     identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
     write_id(folder.space_yaml, identity.id)
-    own = attributes.tracking_uri is None
     with mlflow_writer(destination(space, folder, attributes.tracking_uri, record)) as writer:
         parent = ParentRun(
             writer,
+            store,
             identity=identity,
-            known_runs=[trial.mlflow_run_id for trial in result.trials if trial.mlflow_run_id],
-            tags={"tune_rescon.folder": hide_passwords(store.url or str(folder.path))},
-            datasets=(),
-            files=(),
-            uploads=store.url is None or not own,
+            trials=result.trials,
+            tracking_uri=attributes.tracking_uri,
+            tags={},
         )
         parent.start()
         callback = MlflowCallback(writer, record, costs)

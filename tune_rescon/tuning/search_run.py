@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tune_rescon.errors import LeaseLostError, RecordError, hide_passwords, presentable
+from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
@@ -139,16 +139,15 @@ class SearchRun:
 
     def _parent_run(self, resources: Mapping[str, float]) -> ParentRun:
         """Return the search's own run in MLflow, the parent of its trials' runs."""
-        store, record = self.store, self.record
-        folder = hide_passwords(store.url or str(store.folder.path))
         return ParentRun(
             self.writer,
+            self.store,
             identity=self._identity,
-            known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
-            tags={"tune_rescon.folder": folder, **provenance(resources)},
+            trials=self.record.trials(),
+            tracking_uri=self.options.tracking_uri,
+            tags=provenance(resources),
             datasets=self.prepared.values(),
-            files=[store.folder.space_yaml],
-            uploads=store.url is None or self.options.tracking_uri is not None,
+            files=[self.store.folder.space_yaml],
         )
 
     def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
