@@ -132,7 +132,7 @@ def test_an_epoch_that_outlasts_the_deadline_is_not_waited_for(slow_searches: Sl
     assert driver.returncode == 130, output
     assert time.monotonic() - begun < TIMEOUT / 2
     assert "for at most 1 s" in output
-    assert "Interrupted: stopping now; what is recorded stays" in output
+    assert "Interrupted: stopping now; all recorded epochs are kept" in output
     assert states(slow_searches.study()) == {"interrupted"}
     assert_gone(family)
 

@@ -38,7 +38,7 @@ from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.training import load_trained
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.weights import Classifier, trained_values
-from tune_rescon.tuning.code_versions import function_digest
+from tune_rescon.tuning.input_digests import function_digest
 
 pytestmark = pytest.mark.torch
 

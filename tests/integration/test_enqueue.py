@@ -91,7 +91,7 @@ def test_values_that_are_not_in_the_space_are_refused_all_at_once(
         "--set weight_decay: --set takes KEY=VALUE, but got 'weight_decay'.\n"
     )
     assert main(["s", "--storage", str(options.storage)]) == 2
-    assert "a trial must have a value, but got none. Give --set KEY=VALUE." in capsys.readouterr().err
+    assert "at least one value must be given, but got none. Give --set KEY=VALUE." in capsys.readouterr().err
     assert isinstance(options.storage, Path)
     assert search(dataclasses.replace(options, resume=True), 1).foreign == ()
 

@@ -170,7 +170,7 @@ def test_a_trial_outlives_many_nodes_but_not_as_many_as_it_fells() -> None:
         through.policy.worker_failed(0, on="10.0.0.9")
         assert through.policy.next_trial() is not None
     through.policy.worker_failed(0, on="10.0.0.9")
-    assert through.error == f"its node was lost, as {NODE_RETRIES} times before"
+    assert through.error == f"its node was lost, after {NODE_RETRIES} retries"
     assert through.policy.next_trial() is None
     assert through.policy.exhausted
 

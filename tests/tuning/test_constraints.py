@@ -126,7 +126,7 @@ def test_an_enqueued_trial_that_breaks_a_constraint_is_closed(datasets: dict[str
         ),
         (
             ["constraints={params_m: {max: 0.01}, gmacs: {max: 9}}", "initial=[]"],
-            r"some networks of the space must keep to the constraints, but got none of 1000; of one, its",
+            r"some networks of the space must keep to the constraints, but got none of 1000 draws: in one,",
         ),
     ],
 )

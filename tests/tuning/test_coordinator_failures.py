@@ -67,7 +67,7 @@ def test_a_lost_node_allows_more_retries_than_a_dead_worker(
     assert study.trials[number].user_attrs["state"] == "failed"
     error = study.trials[number].user_attrs["error"]
     assert what in error
-    assert f"{times} times" in error
+    assert f"after {times} retries" in error
 
 
 def test_retries_after_a_preemption_are_not_limited() -> None:

@@ -26,16 +26,16 @@ def trial(
 @pytest.mark.parametrize(
     ("states", "ends"),
     [
-        (["failed"] * 2, False),
-        (["failed"] * 3, True),
-        (["failed", "failed", "stopped", "failed", "failed"], False),
-        (["failed", "failed", "diverged", "failed"], False),
-        (["failed", "out_of_memory", "failed", "failed"], False),
-        (["finished", "failed", "failed", "failed"], True),
+        (["failed"] * 4, False),
+        (["failed"] * 5, True),
+        (["failed"] * 4 + ["stopped"] + ["failed"] * 4, False),
+        (["failed"] * 4 + ["diverged", "failed"], False),
+        (["failed", "out_of_memory"] + ["failed"] * 4, False),
+        (["finished"] + ["failed"] * 5, True),
     ],
 )
 def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
-    streak = FailureStreak(most=3)
+    streak = FailureStreak()
     said = [streak.add(trial(TrialState(state))) for state in states]
     assert (said[-1] is not None) is ends
     assert all(text is None for text in said[:-1])

@@ -23,9 +23,7 @@ from tune_rescon.tuning import (
     read_search,
 )
 from tune_rescon.tuning.identity import (
-    Identity,
     check_same_search,
-    decide_identity,
     ensure_identity,
     read_id,
     with_id,
@@ -186,19 +184,6 @@ def test_a_new_search_that_takes_over_a_study_without_trials_has_another_id(
         check_same_search(record.attributes(), folder)
     other.space_yaml.unlink()
     assert identify(record, other, own_study=False) == second, "its own driver died before it began"
-
-
-@pytest.mark.parametrize(
-    ("known", "is_copy", "expected"),
-    [
-        (None, False, Identity(id="new", location="there")),
-        (Identity(id="old", location=""), False, Identity(id="old", location="there")),
-        (Identity(id="old", location="here"), False, Identity(id="old", location="there")),
-        (Identity(id="old", location="here"), True, Identity(id="new", location="there")),
-    ],
-)
-def test_the_decision_on_an_identity(known: Identity | None, is_copy: bool, expected: Identity) -> None:
-    assert decide_identity(known, "there", is_copy=is_copy, make=lambda: "new") == expected
 
 
 def test_the_id_in_a_space_file_is_a_comment(folder: SearchFolder) -> None:

@@ -144,7 +144,9 @@ def test_a_dead_drivers_lease_is_taken_without_waiting() -> None:
 def test_a_living_driver_is_named_and_left_alone() -> None:
     world = World(lease(BESIDE))
     world.processes[11] = 1001.0
-    with pytest.raises(LeaseError, match=r"process 11 on a drives it since then\. .*`kill 11`.*--resume s"):
+    with pytest.raises(
+        LeaseError, match=r"process 11 on a has driven it since then\. .*`kill 11`.*--resume s"
+    ):
         world.keeper().take()
     assert (world.writes, world.now) == (0, 0.0)
 

@@ -20,7 +20,7 @@ from tune_rescon.tuning.mlflow_callback import (
     closing_metrics,
     destination,
     experiment_name,
-    note_experiment,
+    record_experiment,
 )
 from tune_rescon.tuning.stopping.rule import Decision, Verdict
 from tune_rescon.tuning.study import StudyRecord
@@ -102,6 +102,6 @@ def test_a_search_keeps_its_experiment(tmp_path: Path) -> None:
     space = load_space("folder", ["dataset.path=/data/pets"])
     assert destination(space, folder, None, None).experiment == "pets"
     assert destination(space, folder, None, record).experiment == "folder", "as an earlier version named it"
-    note_experiment(record, space)
+    record_experiment(record, space)
     moved = load_space("folder", ["dataset.path=/elsewhere/animals"])
     assert destination(moved, folder, None, record).experiment == "pets"

@@ -28,5 +28,5 @@ def test_the_closing_message_has_a_command_that_can_be_pasted() -> None:
 def test_the_closing_message_names_the_registration_and_how_to_skip_it() -> None:
     words = closing_words(Champion(number=3, epoch=1, checkpoint="best.ckpt"), OPTIONS)
     assert "registering the model of trial_0003 in MLflow: about 10 s" in words
-    assert words.endswith(f"Ctrl-C puts MLflow off until: {sync_command(OPTIONS)}")
+    assert words.endswith(f"Ctrl-C leaves MLflow for later: {sync_command(OPTIONS)}")
     assert closing_words(None, OPTIONS) == "Writing the report and completing MLflow"

@@ -70,7 +70,7 @@ def test_a_batch_that_does_not_fit_has_a_whole_gpu() -> None:
     space = load_space("digits", ["resources_per_trial.gpu=auto"])
     shared, words = with_gpu_share(space, FACTS, lambda *_: None)
     assert shared.resources_per_trial.gpu == 1.0
-    assert words.startswith("One trial a GPU")
+    assert words.startswith("One trial per GPU")
 
 
 def test_the_largest_trial_is_chosen_by_batch_size_too() -> None:

@@ -123,7 +123,7 @@ def test_what_a_trial_was_drawn_without_is_noted() -> None:
     deep = make_origin(space(drops), {"depth": 92, "drop_path": 0.05}, version=1, number=7)
     assert (deep.inactive, deep.config["drop_path"]) == ((), 0.05)
     assert deep.seed == shallow.seed, "the same search's, and the same number"
-    assert find_origin(space(drops), {"depth": 128}, version=1, number=7) is None
+    assert find_origin(space(drops), {"depth": 128}, 7) is None
 
 
 def test_an_older_record_is_frozen_by_its_first_resume(study: optuna.Study) -> None:

@@ -22,7 +22,7 @@ from tune_rescon.tuning import (
     Verdict,
     sampler,
 )
-from tune_rescon.tuning.prepare import record_images
+from tune_rescon.tuning.input_digests import record_images
 from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start, warm_start_trials
 
 # An earlier search is a database that is written trial by trial.

@@ -7,7 +7,7 @@ from pathlib import Path
 from tune_rescon.data import describe
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import StudyResult
-from tune_rescon.tuning.code_versions import changed_functions, code_digests
+from tune_rescon.tuning.input_digests import changed_functions, code_digests
 from tune_rescon.tuning.prepare import read_weights
 
 __all__ = ["changed_code", "changed_images", "changed_weights", "changes_since"]

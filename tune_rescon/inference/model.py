@@ -27,7 +27,7 @@ from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.weights import Classifier, load_exported
 from tune_rescon.tuning import SearchFolder, SearchLocation, StudyResult, TrialRecord, read_search
-from tune_rescon.tuning.code_versions import function_digest
+from tune_rescon.tuning.input_digests import function_digest
 
 __all__ = [
     "Prediction",

@@ -30,7 +30,7 @@ from tune_rescon.reporting.summary import (
 )
 from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
-from tune_rescon.tuning.code_versions import changed_functions
+from tune_rescon.tuning.input_digests import changed_functions
 from tune_rescon.tuning.trial import TABLE_COLUMNS
 
 if TYPE_CHECKING:

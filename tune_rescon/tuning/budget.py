@@ -16,7 +16,7 @@ __all__ = ["BudgetPlan", "deadline", "exhausted_words", "spent_words", "stage_sh
 
 #: Share of the budget that is spent on new trials.
 SCREENING: Final = 0.45
-#: The same if no later rank confirms those by which new trials are judged. More trials are then finished.
+#: The same if later ranks do not confirm those at the first rung. More trials then finish.
 UNCONFIRMED_SCREENING: Final = 0.2
 #: Share of the rest that the middle stages get.
 MIDDLE: Final = 0.3
@@ -35,17 +35,17 @@ class BudgetPlan:
     slots: int = 1
     """Number of trials that run at once."""
 
-    def most_at_once(self, last: int) -> int | None:
+    def max_concurrent(self, last: int) -> int | None:
         """Return the largest number of trials that should run at once. None for all slots.
 
-        With a budget of epochs, it is the number of full trainings in the budget. With more trials at once,
-        much of the budget would be in flight before there are values to decide by. An epoch costs the same
-        later. An hour does not wait, so that a budget of hours has no limit.
+        With a budget of epochs, this is the number of full trainings that the budget allows. With more trials
+        at once, much of the budget would be committed before there are values to decide by. A budget of hours
+        has no limit, because the hours of an idle slot are lost.
 
         Args:
             last: The last epoch of a trial.
 
-        >>> BudgetPlan(trials=128, epochs=560, slots=8).most_at_once(140)
+        >>> BudgetPlan(trials=128, epochs=560, slots=8).max_concurrent(140)
         4
         """
         if self.seconds is not None or self.epochs is None:
@@ -95,11 +95,11 @@ def spent_words(budget: Budget, *, name: str, trials: int, epochs: int, elapsed_
     """Return a message about a search whose hours or epochs ended it before all of its trials began.
 
     Args:
-        budget: the budget of the search.
-        name: the name of the search.
-        trials: number of trials that have begun, in all runs of the search.
-        epochs: number of epochs that they have run together.
-        elapsed_seconds: the time of all runs.
+        budget: The budget of the search.
+        name: The name of the search.
+        trials: Number of trials that have begun, in all runs of the search.
+        epochs: Number of epochs that they have run together.
+        elapsed_seconds: The time of all runs.
 
     Returns:
         The message, or None if neither hours nor epochs ended the search.

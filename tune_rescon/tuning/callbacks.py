@@ -76,7 +76,7 @@ class SearchCallback:
 
         Args:
             trial: The trial. ``trial.epochs`` are the epochs before this one.
-            share: The share of the epoch that is trained, between 0 and 1.
+            share: The share of the epoch that has been trained, between 0 and 1.
         """
 
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
@@ -108,10 +108,11 @@ class CallbackList(SearchCallback):
     """Calls several callbacks, in the given order."""
 
     def __init__(self, callbacks: Iterable[SearchCallback], *, safe: bool = False) -> None:
-        """Keep the callbacks; ``safe`` ones, of a user, do not end the search by an exception.
+        """Store the callbacks.
 
-        A search costs hours of GPUs. The exception is logged with its traceback, a message names the
-        callback, and it is not called again.
+        If ``safe`` is True, an exception of a callback does not end the search, because a search costs hours
+        of GPUs and a user's callback may fail. The exception is logged with its traceback, a message names
+        the callback, and it is not called again.
         """
         self._callbacks = list(callbacks)
         self._safe = safe

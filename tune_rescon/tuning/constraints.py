@@ -1,4 +1,4 @@
-"""Which networks of a space keep to its constraints: their size is counted, their latency measured once."""
+"""The constraints of a space: a network's size is counted, and its latency is measured once."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ from tune_rescon.spaces import Latency, first_rows, preview, trial_config
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.study import StudyRecord
 
-__all__ = ["Latencies", "check_constraints", "violation_of"]
+__all__ = ["check_constraints", "violation_of"]
 
-#: Draws by which it is checked that some networks keep to the constraints.
+#: The limits on a network's size, and their units.
+_UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-adds"}
+
+#: Number of draws from which the share of networks that keep to the constraints is estimated.
 _DRAWS: Final = 1000
 
-#: Seconds of measuring latencies after which no further draw is checked, once a network keeps to them.
+#: Seconds of measuring latencies after which no more draws are checked, if one has kept to the constraints.
 _MEASURING: Final = 30.0
 
 
 class Latencies:
     """The latencies of a search's networks on one device, each measured once for the whole search.
 
-    They are attributes of the study, so that a search that is resumed, also on another machine, decides about
-    a network as before.
+    They are stored in the study, so that a resumed search makes the same decisions, also on another machine.
     """
 
-    def __init__(self, section: Latency, record: StudyRecord | None = None) -> None:
-        """Read what ``record`` has of the device; None keeps the measurements in this process only."""
+    def __init__(self, section: Latency, record: StudyRecord | None) -> None:
+        """Read the device's latencies from ``record``; None keeps new ones in this process only."""
+        self.section = section
         self._device, self._record = section.device, record
         self._prefix = f"latency_ms:{section.device}:"
         recorded = {} if record is None else record.attributes()
@@ -42,14 +45,14 @@ class Latencies:
         }
 
     def words(self) -> str:
-        """Return a sentence with the range of what was measured; nothing if no network was."""
+        """Return a sentence with the range of the measured latencies; empty if none was measured."""
         if not self._known:
             return ""
         least, most = (f"{choose(self._known.values()):.3g}" for choose in (min, max))
         return f". An image takes {least if least == most else f'{least} to {most}'} ms on {self._device}"
 
     def of(self, spec: NetworkDescription) -> float:
-        """Return the milliseconds of a network for one image, measured now if that is new.
+        """Return a network's latency for one image in milliseconds. The first call measures it.
 
         Raises:
             ResourceError: If this machine does not have the device.
@@ -71,25 +74,25 @@ class Latencies:
 def violation_of(
     model: CostModel, record: StudyRecord | None = None
 ) -> Callable[[Mapping[str, Any]], str | None] | None:
-    """Return a function that names the constraint a configuration (plain values) breaks, in a sentence.
+    """Return a function that says which constraint a configuration (plain values) breaks.
 
-    It returns None for a network that keeps to every constraint. There is no function without constraints.
-    ``record`` keeps measured latencies.
+    The function returns None if the configuration breaks no constraint. If the space has no constraints, the
+    result is None instead of a function. ``record`` stores the measured latencies.
     """
+    return _violation(model, _latencies(model, record))
+
+
+def _latencies(model: CostModel, record: StudyRecord | None) -> Latencies | None:
     section = model.space.constraints.latency_ms
-    return _violation(model, None if section is None else Latencies(section, record))
+    return None if section is None else Latencies(section, record)
 
 
 def _violation(
     model: CostModel, latencies: Latencies | None
 ) -> Callable[[Mapping[str, Any]], str | None] | None:
     section = model.space.constraints
-    limits = {
-        name: limit.max
-        for name, limit in (("params_m", section.params_m), ("gmacs", section.gmacs))
-        if limit is not None
-    }
-    if not limits and section.latency_ms is None:
+    limits = {name: limit.max for name in _UNITS if (limit := getattr(section, name)) is not None}
+    if not limits and latencies is None:
         return None
 
     def violation(values: Mapping[str, Any]) -> str | None:
@@ -99,42 +102,38 @@ def _violation(
             value = getattr(cost, name)
             if value > most:
                 return f"its network has {value:.4g} {_UNITS[name]}, and constraints.{name} allows {most:g}"
-        if section.latency_ms is None or latencies is None:
+        if latencies is None:
             return None
         # Measured last, and only for networks of a size that is allowed.
         images = model.datasets.get(config.dataset or model.space.dataset.name)
         if images is None:
             return None
         found = latencies.of(describe_network(config, classes=images.classes, in_channels=images.channels))
-        if found <= section.latency_ms.max:
+        if found <= latencies.section.max:
             return None
         return (
-            f"its network takes {found:.4g} ms for an image on {section.latency_ms.device}, and"
-            f" constraints.latency_ms allows {section.latency_ms.max:g}"
+            f"its network takes {found:.4g} ms for an image on {latencies.section.device}, and"
+            f" constraints.latency_ms allows {latencies.section.max:g}"
         )
 
     return violation
 
 
-_UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-adds"}
-
-
 def check_constraints(model: CostModel, record: StudyRecord | None = None) -> str | None:
-    """Check that the first trials keep to the constraints, and that other networks do.
+    """Check that the initial trials keep to the constraints, and that other networks of the space can.
 
     Args:
         model: The costs of the networks of the space.
         record: The record of a resumed search; None for a new one.
 
     Returns:
-        A message with the share of the draws that keep to them; None without constraints.
+        A message with the share of the draws that keep to the constraints; None without constraints.
 
     Raises:
         ConfigError: If a row of ``initial`` breaks a constraint, or every network does.
         ResourceError: If this machine does not have the device on which latency is measured.
     """
-    space, section = model.space, model.space.constraints.latency_ms
-    latencies = None if section is None else Latencies(section, record)
+    space, latencies = model.space, _latencies(model, record)
     violation = _violation(model, latencies)
     if violation is None:
         return None
@@ -158,7 +157,7 @@ def check_constraints(model: CostModel, record: StudyRecord | None = None) -> st
     if not kept:
         rule = "some networks of the space must keep to the constraints"
         raise ConfigError(
-            format_error(rule, got=f"none of {len(drawn)}; of one, {broken[0]}", where="constraints")
+            format_error(rule, got=f"none of {len(drawn)} draws: in one, {broken[0]}", where="constraints")
         )
     share = f"{kept / (kept + len(broken)):.0%}"
     words = f"constraints: {share} of the networks keep to them; the others are not trained"

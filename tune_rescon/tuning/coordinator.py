@@ -39,7 +39,7 @@ NODE_RETRIES: Final = 20
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """The amount of work in a search, and the functions that depend on its space."""
+    """The amount of work of a search, and the functions that depend on its space."""
 
     total: int
     """Number of trials over all runs of the search, earlier runs included."""
@@ -148,8 +148,7 @@ class Coordinator:
             return promoted
         while self._more and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
-            infeasible = self._out_of_memory.contains if self._out_of_memory else None
-            proposal = self._sampler.ask(infeasible, enqueued=enqueued)
+            proposal = self._sampler.ask(self._out_of_memory.contains, enqueued=enqueued)
             if proposal is None:
                 self.space_is_exhausted = True
                 self._rule.no_new_trials()
@@ -219,7 +218,7 @@ class Coordinator:
         return verdict.decision
 
     def progress(self, number: int, share: float) -> None:
-        """Pass on to the callbacks which share of its epoch a running trial has trained."""
+        """Tell the callbacks which share of its epoch a running trial has trained."""
         if number in self._running:
             self._callbacks.on_progress(self._record.trial(number), share)
 
@@ -252,7 +251,7 @@ class Coordinator:
 
         Args:
             number: The trial whose machine cannot run it.
-            failure: What the machine lacks, and what to do.
+            failure: Why the machine cannot run it, and what the user can do.
         """
         if number in self._running:
             self.failure = self.failure or failure
@@ -266,7 +265,9 @@ class Coordinator:
         deaths[number] += 1
         if deaths[number] > most:
             what = "node was lost" if node_is_gone else "worker process died"
-            self._close(number, TrialState.FAILED, error=f"its {what}, as {counted(most, 'time')} before")
+            self._close(
+                number, TrialState.FAILED, error=f"its {what}, after {counted(most, 'retry', 'retries')}"
+            )
         else:
             # The trial counts as running until it is retried, so that an interruption includes it.
             self._unfinished.append(number)
@@ -300,7 +301,10 @@ class Coordinator:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _replay(self, trials: Sequence[TrialRecord]) -> list[int]:
-        """Pass the recorded values to the rule, carry out open decisions, and return what must continue."""
+        """Pass the recorded values to the rule and carry out open decisions.
+
+        Return the numbers of the trials that must continue.
+        """
         for trial in trials:
             for epoch in range(1, trial.epochs + 1):
                 self._rule.replay(self._observation(trial, epoch))
@@ -350,7 +354,10 @@ class Coordinator:
         return True
 
     def _close_if_requested(self, number: int) -> bool:
-        """Close a trial instead of resuming it, if another program wants it to be stopped; return whether."""
+        """Close a trial instead of resuming it if another program has requested a stop.
+
+        Return whether it was closed.
+        """
         if not self._record.stop_requested(number):
             return False
         self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)

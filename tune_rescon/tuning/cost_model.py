@@ -41,8 +41,8 @@ class CostModel:
     def cost(self, trial: TrialRecord) -> TrialCost:
         """Count the parameters and multiply-adds of a trial's network without training it.
 
-        Both are nan if the trial's images or its network are not known. A network of timm, or of a user's
-        module, is not known where these cannot be imported.
+        Both are nan if the trial's images or its network are not known. A network from timm or from a user's
+        module is not known if that cannot be imported.
         """
         config = trial.config(self.space)
         return _UNKNOWN if config is None else self.cost_of(config)

@@ -29,12 +29,12 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
     """Connect to a database.
 
     Args:
-        url: the database's URL.
-        busy_seconds: seconds that a writer waits for another writer's transaction on a SQLite file.
-        create: whether to create the SQLite file and the tables if they are missing, as for a new search.
+        url: The database's URL.
+        busy_seconds: Seconds that a writer waits for another writer's transaction on a SQLite file.
+        create: Whether to create the SQLite file and the tables if they are missing, as for a new search.
 
     Raises:
-        StorageError: the database cannot be reached, it is not a database, it is missing and ``create`` is
+        StorageError: If the database cannot be reached, it is not a database, it is missing and ``create`` is
             False, or another version of Optuna created its tables.
     """
     # Imported here: a dry run reads this module and opens no database.
@@ -101,7 +101,9 @@ def unwritable(url: str, error: Exception) -> RecordError:
         return RecordError(format_error(rule, got=f"{file}, which is gone ({message})", hint=hint))
     hint = "Every earlier epoch is recorded. Free space on the disk, or repair the database; then resume."
     got = f"{file or 'its database'}: {message}"
-    return RecordError(format_error("the record must take each epoch of a trial", got=got, hint=hint))
+    return RecordError(
+        format_error("each epoch of a trial must be written to the record", got=got, hint=hint)
+    )
 
 
 def missing_study(file: Path, why: str = "") -> StorageError:
@@ -122,7 +124,7 @@ def create_study(
     """Create a study and return its id.
 
     Raises:
-        StorageError: the database already has a study of that name.
+        StorageError: If the database already has a study of that name.
     """
     try:
         # The study always has a name: Optuna's default name would merge two searches in one database.
@@ -131,9 +133,10 @@ def create_study(
         known = storage.get_study_id_from_name(name)
         # A driver that died before its first trial leaves an empty study, which is used again. The lease
         # prevents two live drivers from sharing it.
-        if storage.get_n_trials(known) == 0 and storage.get_study_directions(known) == directions:
+        is_empty = storage.get_n_trials(known) == 0
+        if is_empty and storage.get_study_directions(known) == directions:
             return known
-        if storage.get_n_trials(known) == 0:
+        if is_empty:
             hint = (
                 "That study has no trials and another metric. Delete it with `optuna delete-study`, or give"
                 " another --name."
@@ -156,14 +159,14 @@ def find_study(storage: optuna.storages.RDBStorage, name: str, *, any_name: bool
     """Return the id of a study.
 
     Args:
-        storage: the database.
-        name: the study's name.
-        any_name: if the database holds a single study, return that study whatever its name. Use this only for
+        storage: The database.
+        name: The study's name.
+        any_name: If the database holds a single study, return that study whatever its name. Use this only for
             reading: a renamed folder still belongs to the search, but a copy of a folder must not write to
             the runs of the original.
 
     Raises:
-        StorageError: no study has that name; the error lists the names that exist.
+        StorageError: If no study has that name; the error lists the names that exist.
     """
     try:
         return storage.get_study_id_from_name(name)

@@ -1,4 +1,4 @@
-"""What the trials that ended mean for the rest of a search.
+"""What follows from ended trials.
 
 They decide which checkpoints are kept, which networks need too much memory, and whether the search must end.
 """
@@ -16,7 +16,7 @@ from tune_rescon.tuning.trial import FAILED_STATES, TrialRecord, best_by_value
 
 __all__ = [
     "CHECKPOINTS_KEPT",
-    "MOST_IN_A_ROW",
+    "MAX_CONSECUTIVE_FAILURES",
     "CheckpointRetention",
     "FailureStreak",
     "MemoryFailures",
@@ -24,9 +24,9 @@ __all__ = [
     "top_k_checkpoints",
 ]
 
-#: Number of trials that may fail in a row before the search stops. By then the next trial is expected to fail
-#: as well.
-MOST_IN_A_ROW: Final = 5
+#: Number of failures in a row after which the search stops. By then the next trial is expected to fail as
+#: well.
+MAX_CONSECUTIVE_FAILURES: Final = 5
 
 #: Number of the best trials whose checkpoints are kept, so that a long search does not fill a disk.
 CHECKPOINTS_KEPT: Final = 5
@@ -35,8 +35,8 @@ CHECKPOINTS_KEPT: Final = 5
 def top_k_checkpoints(ended: Iterable[TrialRecord], *, keep: int | None = CHECKPOINTS_KEPT) -> frozenset[int]:
     """Return the numbers of the ``keep`` best trials that ended with a finite value and did not fail.
 
-    The trial with the best value is always among them. It is one more if it was stopped so early that it
-    ranks below ``keep`` trials with more epochs: see :func:`.best_in_hand`.
+    The trial with the best value is always included. If it was stopped so early that ``keep`` trials with
+    more epochs rank above it, one more trial is returned: see :func:`.best_in_hand`.
 
     If ``keep`` is None, return the numbers of all such trials.
     """
@@ -72,8 +72,8 @@ class CheckpointRetention:
     def trial_ends(self, number: int, state: TrialState, checkpoint: str | None) -> str | None:
         """Delete the checkpoints that are no longer among the best, when a trial ends in ``state``.
 
-        If a finished or stopped trial among the best names no checkpoint, it could not write or send the
-        checkpoint. Its existing checkpoints are kept, because the trial has not fallen out of the best.
+        A finished or stopped trial that is among the best but names no checkpoint could not write or send it.
+        The checkpoints that it already has are then kept.
 
         Returns:
             The given checkpoint if this trial is among the best, otherwise None.
@@ -106,16 +106,12 @@ class MemoryFailures:
         self._first: dict[Hashable, int] = {}
 
     def add(self, trials: Iterable[TrialRecord]) -> None:
-        """Take the trials into account that ran out of memory."""
+        """Note those of ``trials`` that ran out of memory."""
         for trial in trials:
             if trial.state is TrialState.OUT_OF_MEMORY and trial.origin is not None:
                 key = self._same_memory(trial.origin.config)
                 if key is not None:
                     self._first.setdefault(key, trial.number)
-
-    def __bool__(self) -> bool:
-        """Return whether any configuration is known not to fit."""
-        return bool(self._first)
 
     def contains(self, config: Mapping[str, Any]) -> bool:
         """Return whether a configuration is known not to fit."""
@@ -129,9 +125,8 @@ class MemoryFailures:
 class FailureStreak:
     """The trials that have failed since the last trial that did not fail."""
 
-    def __init__(self, most: int = MOST_IN_A_ROW) -> None:
-        """Start with no failures. ``most`` failures in a row are too many."""
-        self._most = most
+    def __init__(self) -> None:
+        """Start with no failures."""
         self._failed: list[TrialRecord] = []
 
     def add(self, trial: TrialRecord) -> str | None:
@@ -142,13 +137,15 @@ class FailureStreak:
             self._failed.clear()
             return None
         self._failed.append(trial)
-        return shared_cause(self._failed) if len(self._failed) >= self._most else None
+        return shared_cause(self._failed) if len(self._failed) >= MAX_CONSECUTIVE_FAILURES else None
 
 
 def shared_cause(failed: Sequence[TrialRecord]) -> str:
     """Describe what failed trials have in common: the error, or the values that all of them had."""
     last_lines = {_last_line(trial) for trial in failed}
-    cause = f"all with {last_lines.pop()}" if len(last_lines) == 1 else _last_error(failed)
+    cause = (
+        f"all with {last_lines.pop()}" if len(last_lines) == 1 else f"the last with {_last_line(failed[-1])}"
+    )
     shared = _shared_values(failed)
     values = f" All had {', '.join(f'{k}={v}' for k, v in shared.items())}." if shared else ""
     return f"{counted(len(failed), 'trial')} in a row failed, {cause}.{values}"
@@ -157,10 +154,6 @@ def shared_cause(failed: Sequence[TrialRecord]) -> str:
 def _last_line(trial: TrialRecord) -> str:
     lines = (trial.error or "").strip().splitlines()
     return lines[-1].strip().rstrip(".") if lines else "no message"
-
-
-def _last_error(failed: Sequence[TrialRecord]) -> str:
-    return "the last with " + _last_line(failed[-1])
 
 
 def _shared_values(failed: Sequence[TrialRecord]) -> dict[str, object]:

@@ -43,17 +43,19 @@ def enqueue_trial(
         The number of the trial, and the given values.
 
     Raises:
-        SpaceError: A value is not one of the search's space, or no value is given.
-        StorageError: The search does not exist, or its study is on its driver's machine.
+        SpaceError: If a value is not one of the search's space, or no value is given.
+        StorageError: If the search does not exist, or its study is on its driver's machine.
     """
     _check_reachable(location)
     space = read_search(location, name).space
     values = chosen_values(space, settings)
     if not values:
         hint = f"Give --set KEY=VALUE. The parameters are {', '.join(space.parameters)}."
-        raise SpaceError(format_error("a trial must have a value", got="none", where="--set", hint=hint))
+        raise SpaceError(
+            format_error("at least one value must be given", got="none", where="--set", hint=hint)
+        )
     storage = _open(location, name)
-    # As `Study.enqueue_trial` does, which returns no number.
+    # Not `Study.enqueue_trial`, which does the same but returns no number.
     waiting = create_trial(state=OptunaState.WAITING, system_attrs={FIXED_PARAMS: to_optuna(values)})
     trial_id = storage.create_new_trial(find_study(storage, name), template_trial=waiting)
     return storage.get_trial(trial_id).number, values
@@ -71,7 +73,7 @@ def stop_trials(location: SearchLocation, name: str, numbers: Sequence[int]) -> 
         numbers: The trials.
 
     Raises:
-        StorageError: The search does not exist, its study is on its driver's machine, or a trial does not
+        StorageError: If the search does not exist, its study is on its driver's machine, or a trial does not
             exist or has ended. Then no trial is stopped.
     """
     _check_reachable(location)
@@ -90,7 +92,7 @@ def stop_trials(location: SearchLocation, name: str, numbers: Sequence[int]) -> 
         try:
             storage.set_trial_user_attr(trial_id, STOP_REQUESTED, True)
         except UpdateFinishedTrialError:
-            continue  # it has ended since it was read
+            continue  # It has ended since it was read.
 
 
 def _check_reachable(location: SearchLocation) -> None:

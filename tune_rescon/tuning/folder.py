@@ -89,7 +89,7 @@ def resolve_storage(text: str | None = None) -> Path | StorageUrl:
     If ``text`` is empty or None, it is the storage in ``$TUNE_RESCON_STORAGE``, or ``./runs`` without that.
 
     Raises:
-        StorageError: as :func:`.parse_storage`.
+        StorageError: As :func:`.parse_storage`.
     """
     return parse_storage(text or os.environ.get(_ENVIRONMENT) or "runs")
 
@@ -167,8 +167,8 @@ class SearchFolder:
         """Create the directory.
 
         Raises:
-            NameTakenError: the name is taken.
-            StorageError: the name is invalid, or the storage cannot be written.
+            NameTakenError: If the name is taken.
+            StorageError: If the name is invalid, or the storage cannot be written.
         """
         check_new_name(self.name)
         with usable_directory(self.storage):
@@ -184,7 +184,7 @@ class SearchFolder:
         """Check that a search of this name exists; ``where`` is the flag that names it.
 
         Raises:
-            StorageError: no search has that name (the error lists the names that exist), or the name is
+            StorageError: If no search has that name (the error lists the names that exist), or the name is
                 invalid.
         """
         check_name(self.name, where=where)
@@ -198,7 +198,7 @@ class SearchFolder:
         """Check that this process may write to the search; call this method before the first write.
 
         Raises:
-            StorageError: the search's folder or record cannot be written, as in another user's storage.
+            StorageError: If the search's folder or record cannot be written, as in another user's storage.
         """
         for path in (self.path, self.study_db, self.log):
             if path.exists() and not os.access(path, os.W_OK):
@@ -219,8 +219,8 @@ class SearchFolder:
     def prune_checkpoints(self, number: int, *, keep: str | None) -> None:
         """Delete the files that a trial wrote, except ``keep``; delete the directory too if it is then empty.
 
-        ``keep`` is the path or URL of a file; only its name is used. If that file is missing, no file is
-        deleted: the trial is a winner, and only its other files are left.
+        ``keep`` is the path or URL of a file; only its name is used. If that file is missing, nothing is
+        deleted, because the trial is among the best and has only its other files left.
         """
         directory = self.checkpoints(number)
         if not directory.is_dir():
@@ -242,10 +242,10 @@ class SearchFolder:
         the trial does not have.
 
         Args:
-            trials: all trials of the search.
-            parameters: the names of the space's parameters. The columns of parameters that only trials of
+            trials: All trials of the search.
+            parameters: The names of the space's parameters. The columns of parameters that only trials of
                 earlier versions of the space have follow them.
-            at_url: whether the checkpoints are kept at a URL. The record is then trusted instead of the
+            at_url: Whether the checkpoints are kept at a URL. The record is then trusted instead of the
                 files, because a checkpoint that is deleted at the URL is also removed from the record.
         """
         trials = tuple(trials)
@@ -272,7 +272,7 @@ def usable_directory(storage: Path) -> Iterator[None]:
     Only the user can correct such an error, and no search has begun yet.
 
     Raises:
-        StorageError: the block raised an OSError.
+        StorageError: If the block raised an OSError.
     """
     try:
         yield
@@ -331,7 +331,7 @@ def folder_state(folder: SearchFolder) -> FolderState:
     """Return what the directory of a search's name holds.
 
     Raises:
-        StorageError: the storage cannot be read.
+        StorageError: If the storage cannot be read.
     """
     with usable_directory(folder.storage), ExitStack() as held:
         return _locked_state(folder, held)
@@ -342,8 +342,8 @@ def reserved(folder: SearchFolder) -> Iterator[None]:
     """Create the directory of a new search, and lock it against other drivers for the duration of the block.
 
     Raises:
-        NameTakenError: the name is taken, or another driver is taking it.
-        StorageError: the name is invalid, or the storage cannot be written.
+        NameTakenError: If the name is taken, or another driver is taking it.
+        StorageError: If the name is invalid, or the storage cannot be written.
     """
     check_new_name(folder.name)
     with ExitStack() as held:
@@ -414,7 +414,7 @@ def _lock_one(path: Path, flags: int, held: ExitStack) -> _Lock:
     try:
         handle = os.open(path, flags, 0o666)
     except FileNotFoundError:
-        return _Lock.OF_ANOTHER  # which has removed the directory since
+        return _Lock.OF_ANOTHER  # The other driver has removed the directory.
     held.callback(os.close, handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

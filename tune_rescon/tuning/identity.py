@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import socket
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,6 @@ from tune_rescon.tuning.study import StudyRecord
 __all__ = [
     "Identity",
     "check_same_search",
-    "decide_identity",
     "ensure_identity",
     "location_of",
     "read_id",
@@ -55,32 +54,16 @@ def location_of(folder: SearchFolder, url: str | None) -> str:
     return hide_passwords(url) if url else f"{socket.gethostname()}:{folder.path}"
 
 
-def decide_identity(
-    known: Identity | None, location: str, *, is_copy: bool, make: Callable[[], str]
-) -> Identity:
-    """Return the identity with which a search runs.
-
-    Args:
-        known: the identity in the search's study, or None.
-        location: the search's current location.
-        is_copy: whether the search with ``known.id`` is still at ``known.location``; this one is then a copy.
-        make: creates an id.
-    """
-    if known is None or is_copy:
-        return Identity(id=make(), location=location)
-    return Identity(id=known.id, location=location)
-
-
 def ensure_identity(
     record: StudyRecord, folder: SearchFolder, *, url: str | None, own_study: bool
 ) -> Identity:
     """Return the identity of a search that this process drives, and record it in the study if it is new.
 
     Args:
-        record: the study, which this process may write.
-        folder: the search's files on this machine.
-        url: the URL at which the files are kept, or None if they are kept in the folder.
-        own_study: whether the study is in the folder. A study in another database is not copied with the
+        record: The study, which this process may write.
+        folder: The search's files on this machine.
+        url: The URL at which the files are kept, or None if they are kept in the folder.
+        own_study: Whether the study is in the folder. A study in another database is not copied with the
             folder.
     """
     stored = record.attributes()
@@ -89,26 +72,26 @@ def ensure_identity(
     if known is not None and not own_study and not len(record) and _is_another(known, folder, location):
         known = None
     is_copy = known is not None and own_study and url is None and _is_still_there(known, folder)
-    found = decide_identity(known, location, is_copy=is_copy, make=lambda: uuid.uuid4().hex)
+    search_id = uuid.uuid4().hex if known is None or is_copy else known.id
+    found = Identity(id=search_id, location=location)
     if found != known:
         record.set_attribute("id", found.id)
         record.set_attribute("place", found.location)
     return found
 
 
-def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder, *, where: str = "--study") -> None:
+def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder) -> None:
     """Check that a study in a shared database belongs to the search in a folder.
 
-    Two storages may have searches of one name, and the database the study of one of them. The other's folder
-    has checkpoints of trials with the same numbers, and other networks.
+    Two storages may each have a search of one name, but the database has only one study of that name. The
+    checkpoints in the other search's folder belong to other trials with the same numbers.
 
     Args:
-        attributes: the attributes of the study.
-        folder: the search's folder. Its ``space.yaml`` has the search's id; without it, nothing is checked.
-        where: the flag that named the database.
+        attributes: The attributes of the study.
+        folder: The search's folder. Its ``space.yaml`` has the search's id; without it, nothing is checked.
 
     Raises:
-        StorageError: the study is another search's.
+        StorageError: If the study is another search's.
     """
     known, here = attributes.get("id"), read_id(folder.space_yaml)
     if not known or not here or known == here:
@@ -120,7 +103,7 @@ def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder, *, wh
         "Leave out --study and TUNE_RESCON_STUDY if the search has its own study.db. Otherwise give the"
         " --storage of the study's search."
     )
-    raise StorageError(format_error(rule, got=got, where=where, hint=hint))
+    raise StorageError(format_error(rule, got=got, where="--study", hint=hint))
 
 
 def with_id(text: str, search_id: str) -> str:

@@ -7,12 +7,12 @@ Subspaces" (IJCAI 2023). This module uses Optuna's implementation, which support
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import optuna
 from optuna.trial import create_trial
 
-from tune_rescon.spaces import Space, distributions, place_config, to_optuna
+from tune_rescon.spaces import Space, distributions
 from tune_rescon.spaces.sampling import without_study_logs
 from tune_rescon.tuning.trial import TrialRecord
 
@@ -20,7 +20,7 @@ __all__ = ["parameter_importance"]
 
 #: Minimum number of values. With fewer values the result has no meaning: PED-ANOVA uses the best tenth, which
 #: is only two of 20 trials.
-FEWEST: Final = 20
+MIN_TRIALS: Final = 20
 
 
 def parameter_importance(
@@ -38,9 +38,9 @@ def parameter_importance(
         The shares, by parameter name. Empty if there are too few values or all values are equal.
     """
     known = distributions(space)
-    placed = {number: _placed(space, trials[number]) for number in values}
+    placed = {number: trials[number].parameters_in(space, first=space) for number in values}
     usable = {number: params for number, params in placed.items() if params is not None}
-    if len(usable) < FEWEST or len(set(values.values())) < 2:
+    if len(usable) < MIN_TRIALS or len(set(values.values())) < 2:
         return {}
     # Imported here because it imports scikit-learn, which only an evaluator that is not used here needs.
     from optuna.importance import get_param_importances
@@ -58,9 +58,3 @@ def parameter_importance(
         ]
     )
     return {name: float(share) for name, share in get_param_importances(study).items()}
-
-
-def _placed(space: Space, trial: TrialRecord) -> dict[str, Any] | None:
-    config = trial.config(space)
-    sampled = place_config(space, config.to_dict()).sampled if config else None
-    return None if sampled is None else to_optuna(sampled)

@@ -52,7 +52,6 @@ __all__ = [
     "this_driver",
 ]
 
-
 #: Maps a process number to the start of the live process with that number (:attr:`Driver.started`), to nan if
 #: the start cannot be read, or to None if no live process has that number.
 ProcessTable = Callable[[int], float | None]
@@ -135,8 +134,8 @@ class LeaseStore(Protocol):
     """The store of a search's lease. Both methods may raise any error of the store if it is unreachable."""
 
     read_back_seconds: float
-    """Seconds until a reader sees who has the value, if several processes replace the same one at once; 0 if
-    :meth:`replace` succeeds for only one of them."""
+    """Seconds to wait before the value is read again, if :meth:`replace` may succeed for several processes at
+    once; 0 if it succeeds for only one of them."""
 
     def read(self) -> dict[str, Any] | None:
         """Return the last value that any process has written; None if no process has written one."""
@@ -200,7 +199,7 @@ def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> Le
         return LeaseDecision.TAKE
     if abs(started - holder.started) < START_TOLERANCE:
         return LeaseDecision.REFUSE
-    # Another process has that number now, the clock was set, or the start cannot be read. The beat tells.
+    # Another process has that number now, the clock was set, or the start cannot be read. The beat decides.
     return LeaseDecision.WATCH
 
 
@@ -222,14 +221,14 @@ class LeaseKeeper:
         """Prepare to hold the lease of the search ``name``; :meth:`take` takes it.
 
         Args:
-            store: the store of the lease. Two threads use it, one at a time.
-            name: the search's name, used in messages.
-            me: the process that will drive the search.
-            seconds: length of the lease in seconds.
-            drives: whether ``me`` runs the search, so that this holding counts as time of the search.
-            processes: the process table in which ``me`` is.
-            clock: returns seconds that also pass while the process or the machine is stopped.
-            sleep: waits for the given number of seconds.
+            store: The store of the lease. Two threads use it, one at a time.
+            name: The search's name, used in messages.
+            me: The process that will drive the search.
+            seconds: Length of the lease in seconds.
+            drives: Whether ``me`` runs the search, so that this holding counts as time of the search.
+            processes: The process table in which ``me`` is.
+            clock: Returns seconds that also pass while the process or the machine is stopped.
+            sleep: Waits for the given number of seconds.
         """
         self._store = store
         self._name = name
@@ -256,7 +255,7 @@ class LeaseKeeper:
         """Become the search's driver.
 
         Raises:
-            LeaseError: another driver is alive.
+            LeaseError: If another driver is alive.
         """
         self._stored = self._find_takeable()
         found = _parsed(self._stored)
@@ -272,7 +271,7 @@ class LeaseKeeper:
         lease's length ago.
 
         Raises:
-            LeaseLostError: another driver has the lease, or it could not be renewed for its whole length.
+            LeaseLostError: If another driver has the lease, or it could not be renewed for its whole length.
         """
         while not self._lost and self._clock() - self._renewed > self._seconds / 2:
             try:
@@ -294,7 +293,7 @@ class LeaseKeeper:
         """Write one beat.
 
         Raises:
-            LeaseLostError: another driver has the lease.
+            LeaseLostError: If another driver has the lease.
         """
         with self._lock:
             begun = self._clock()
@@ -303,9 +302,9 @@ class LeaseKeeper:
                 # Either another driver has the lease, or an earlier renewal took effect without an answer.
                 self._stored = self._store.read()
                 if not self._is_mine(self._stored) or not self._replace():
-                    self._lose_to(_parsed(self._store.read()))
+                    self._lose_to_another()
             if overdue and not self._won_the_race():
-                self._lose_to(_parsed(self._store.read()))
+                self._lose_to_another()
             self._renewed = begun
 
     def release(self) -> None:
@@ -367,8 +366,9 @@ class LeaseKeeper:
         self._sleep(self._store.read_back_seconds)
         return self._is_mine(self._store.read())
 
-    def _lose_to(self, other: Lease | None) -> NoReturn:
-        who = _label(other.driver) if other and other.driver else "another driver, which has ended since"
+    def _lose_to_another(self) -> NoReturn:
+        other = _parsed(self._store.read())
+        who = _label(other.driver) if other and other.driver else "another driver, which has ended by now"
         self._lose(f"it was taken over by {who}")
         raise LeaseLostError(self._lost)
 
@@ -400,7 +400,9 @@ class LeaseKeeper:
 
     def _taken_by(self, lease: Lease | None) -> str:
         holder = lease.driver if lease else None
-        who = f"{_label(holder)} drives it since {lease.since}" if lease and holder else "another one took it"
+        who = "another process took it"
+        if lease and holder:
+            who = f"{_label(holder)} has driven it since {lease.since}"
         kill = f" (`kill {holder.pid}` there: it finishes the running epochs)" if holder else ""
         hint = f"Wait until it ends or end it{kill}, then --resume {self._name}; or give another --name."
         rule = f"a search must have one driver at a time, and {self._name} has one: {who}"
@@ -422,16 +424,15 @@ def hold_lease(
     """Hold the lease of a search for the duration of the block.
 
     Args:
-        store: the store of the lease.
-        name: the search's name.
-        seconds: length of the lease in seconds.
-        drives: see :class:`LeaseKeeper`.
+        store: The store of the lease.
+        name: The search's name.
+        seconds: Length of the lease in seconds.
+        drives: See :class:`LeaseKeeper`.
 
     Raises:
-        LeaseError: another driver is alive.
+        LeaseError: If another driver is alive.
     """
-    me = this_driver()
-    keeper = LeaseKeeper(store, name=name, me=me, seconds=seconds, drives=drives, clock=_seconds)
+    keeper = LeaseKeeper(store, name=name, me=this_driver(), seconds=seconds, drives=drives, clock=_seconds)
     keeper.take()
     stop = threading.Event()
     thread = threading.Thread(target=keeper.beat, args=(stop,), name="lease", daemon=True)

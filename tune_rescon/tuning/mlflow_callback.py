@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from tune_rescon.config import trial_name
 from tune_rescon.data import is_url
+from tune_rescon.errors import hide_passwords
 from tune_rescon.metric_names import (
     GPU_METRICS,
     GPU_UTILISATION,
@@ -42,6 +43,7 @@ from tune_rescon.tuning.options import RunOptions, sync_command
 from tune_rescon.tuning.prepare import PreparedDataset
 from tune_rescon.tuning.result import SearchState, StudyResult
 from tune_rescon.tuning.stopping.rule import Verdict
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 
@@ -52,7 +54,7 @@ __all__ = [
     "closing_words",
     "destination",
     "experiment_name",
-    "note_experiment",
+    "record_experiment",
 ]
 
 
@@ -79,7 +81,7 @@ def experiment_name(space: Space) -> str:
     return (last.stem if last.suffix.lower() == ".zip" else last.name) or dataset.name
 
 
-def note_experiment(record: StudyRecord, space: Space) -> None:
+def record_experiment(record: StudyRecord, space: Space) -> None:
     """Record the experiment of a new search, which it keeps if its images are moved."""
     record.set_attribute(_EXPERIMENT, experiment_name(space))
 
@@ -90,10 +92,10 @@ def destination(
     """Return the destination of a search's runs.
 
     Args:
-        space: the search's space.
-        folder: the search's files.
+        space: The search's space.
+        folder: The search's files.
         tracking_uri: MLflow's tracking URI; None for the storage's own store.
-        record: the record of a search that has begun, whose experiment is kept; None for a new search.
+        record: The record of a search that has begun, whose experiment is kept; None for a new search.
     """
     if record is None:
         experiment = experiment_name(space)
@@ -110,12 +112,12 @@ def destination(
 
 
 def closing_words(champion: Champion | None, options: RunOptions) -> str:
-    """Return a message about the work after the result is shown: its duration, and how to put it off."""
+    """Return a message about the work that follows the result: its duration, and how to postpone it."""
     if champion is None:
         return "Writing the report and completing MLflow"
     return (
         f"Writing the report and registering the model of {trial_name(champion.number)} in MLflow: about"
-        f" {REGISTRATION_SECONDS} s. Ctrl-C puts MLflow off until: {sync_command(options)}"
+        f" {REGISTRATION_SECONDS} s. Ctrl-C leaves MLflow for later: {sync_command(options)}"
     )
 
 
@@ -125,37 +127,40 @@ class ParentRun:
     def __init__(
         self,
         writer: MlflowWriter,
+        store: SearchStore,
         *,
         identity: Identity,
-        known_runs: Iterable[str],
-        tags: dict[str, str],
-        datasets: Iterable[PreparedDataset],
-        files: Sequence[Path],
-        uploads: bool,
+        trials: Iterable[TrialRecord],
+        tracking_uri: str | None,
+        tags: Mapping[str, str],
+        datasets: Iterable[PreparedDataset] = (),
+        files: Sequence[Path] = (),
     ) -> None:
         """Prepare the first state; :meth:`start` sends it.
 
         Args:
-            writer: the writer that receives the states.
-            identity: the search's identity, by which its runs are found.
-            known_runs: ids of the trials' runs that the record contains.
-            tags: tags of the search's run.
-            datasets: the datasets on which the trials train.
-            files: files to log as artifacts from the beginning.
-            uploads: whether to log artifacts. False if the MLflow store is copied with the search, because
-                its artifacts are not copied.
+            writer: The writer that receives the states.
+            store: The storage of the search.
+            identity: The search's identity, by which its runs are found.
+            trials: The trials that the record already has.
+            tracking_uri: MLflow's tracking URI; None for the storage's own store.
+            tags: Tags of the search's run.
+            datasets: The datasets on which the trials train.
+            files: Files to log as artifacts from the beginning.
         """
         self._writer = writer
         self._identity = identity
-        self._uploads = uploads
+        # The storage's own MLflow store is copied to its URL, but the artifacts are not.
+        self._uploads = store.url is None or tracking_uri is not None
+        folder = hide_passwords(store.url or str(store.folder.path))
         self._state = SearchRunState(
             id=identity.id,
             place=identity.location,
-            known_runs=tuple(known_runs),
-            tags=tags,
+            known_runs=tuple(trial.mlflow_run_id for trial in trials if trial.mlflow_run_id),
+            tags={"tune_rescon.folder": folder, **tags},
             note=_with_identity(identity, ""),
             images=tuple(map(_images, datasets)),
-            files=tuple(files) if uploads else (),
+            files=tuple(files) if self._uploads else (),
         )
 
     def start(self) -> None:
@@ -172,12 +177,12 @@ class ParentRun:
             self._show(preload_exporter=True)
 
     def end(self, result: StudyResult, files: Sequence[Path], note: str) -> None:
-        """Show how the search ended, and have its :meth:`champion` registered.
+        """Show how the search ended, and register its :meth:`champion`.
 
         Args:
-            result: the result of the search.
-            files: files to log as artifacts.
-            note: the note of the search's run, as markdown.
+            result: The result of the search.
+            files: Files to log as artifacts.
+            note: The note of the search's run, as markdown.
         """
         self._show(
             state=result.state.value,
@@ -239,10 +244,10 @@ class MlflowCallback(SearchCallback):
         """Connect ``writer`` and ``record``.
 
         Args:
-            writer: the writer that receives the states.
-            record: the search's record.
-            costs: the space and the cost model of its networks.
-            preload_exporter: called once, when all trials have begun and one of them has a checkpoint.
+            writer: The writer that receives the states.
+            record: The search's record.
+            costs: The space and the cost model of its networks.
+            preload_exporter: Called once, when all trials have begun and one of them has a checkpoint.
         """
         self._writer = writer
         self._record = record
@@ -279,7 +284,7 @@ class MlflowCallback(SearchCallback):
         """Log the closing metrics and end the run; of a paused or interrupted trial, show only the state."""
         self._show(trial)
 
-    def note_runs(self) -> None:
+    def record_runs(self) -> None:
         """Record the runs that the writer has opened.
 
         It writes the record: call it only where the record may be written (:class:`.StudyRecord`).
@@ -300,32 +305,35 @@ class MlflowCallback(SearchCallback):
             number=trial.number,
             run_id=trial.mlflow_run_id,
             state=trial.state.value,
-            params={name: _param_text(value) for name, value in {**fixed, **chosen}.items()},
+            params={
+                name: INACTIVE if value is None else str(value) for name, value in {**fixed, **chosen}.items()
+            },
             history={shown: trial.history[name] for name, shown in logged.items()},
             times_ms=trial.times_ms,
             closing=closing_metrics(trial, self._costs.cost(trial), devices) if final else {},
             error=trial.error,
             notes=trial.notes,
-            **_times(started_ms=trial.started, ended_ms=trial.ended),
+            started_ms=_ms(trial.started),
+            ended_ms=_ms(trial.ended),
         )
 
     def _show(self, trial: TrialRecord) -> None:
         self._writer.submit(self.run_state(trial))
-        self.note_runs()
+        self.record_runs()
 
 
 def _is_logged_by_epoch(name: str) -> bool:
     """Return whether a metric is logged for each epoch.
 
     The peak of the memory never decreases, and a network is evaluated on the test images once: these are
-    logged when the trial ends. The seconds that a GPU may have been idle are for the report.
+    logged when the trial ends. The seconds that a GPU may have been idle are only for the report.
     """
     return name == GPU_UTILISATION or not (name in GPU_METRICS or is_test_metric(name))
 
 
-def _times(**moments: datetime | None) -> dict[str, int]:
-    # The times are those of the trial, so that MLflow shows one point for data that is sent twice.
-    return {name: int(moment.timestamp() * 1000) for name, moment in moments.items() if moment}
+def _ms(moment: datetime | None) -> int:
+    # The trial's own time, so that MLflow shows one point for data that is sent twice.
+    return now_ms() if moment is None else int(moment.timestamp() * 1000)
 
 
 def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict[str, float]:
@@ -334,9 +342,9 @@ def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict
     They are logged so that MLflow's table shows them.
 
     Args:
-        trial: the trial.
-        cost: the cost of the trial's network.
-        devices: number of GPUs, or of CPU cores, that the trial held.
+        trial: The trial.
+        cost: The cost of the trial's network.
+        devices: Number of GPUs, or of CPU cores, that the trial held.
     """
     metrics = {
         "compute_hours": compute_hours(trial, devices),
@@ -370,7 +378,3 @@ def _shown(metric: str) -> str:
 
 def _finite(trial: TrialRecord, name: str) -> list[float]:
     return [value for value in trial.history.get(name, ()) if math.isfinite(value)]
-
-
-def _param_text(value: object) -> str:
-    return INACTIVE if value is None else str(value)

@@ -43,14 +43,14 @@ def sync_tracking(
     """Send MLflow all data of a search that it does not show yet.
 
     Args:
-        location: where the search is.
-        name: the search's name.
-        timeout: seconds to wait for MLflow to accept the data.
-        note: returns the markdown of the search's page in MLflow.
+        location: Where the search is.
+        name: The search's name.
+        timeout: Seconds to wait for MLflow to accept the data.
+        note: Returns the markdown of the search's page in MLflow.
 
     Raises:
-        StorageError: no search has that name.
-        LeaseError: a driver has the search; it sends the data itself.
+        StorageError: If no search has that name.
+        LeaseError: If a driver has the search; it sends the data itself.
     """
     options = RunOptions(
         name=name,
@@ -85,16 +85,14 @@ def _send(
     store.begin(trial.number for trial in result.trials)
     identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
     write_id(folder.space_yaml, identity.id)
-    own = attributes.tracking_uri is None
     with mlflow_writer(destination(space, folder, attributes.tracking_uri, record)) as writer:
         parent = ParentRun(
             writer,
+            store,
             identity=identity,
-            known_runs=[trial.mlflow_run_id for trial in result.trials if trial.mlflow_run_id],
-            tags={"tune_rescon.folder": hide_passwords(store.url or str(folder.path))},
-            datasets=(),
-            files=(),
-            uploads=store.url is None or not own,
+            trials=result.trials,
+            tracking_uri=attributes.tracking_uri,
+            tags={},
         )
         parent.start()
         callback = MlflowCallback(writer, record, costs)
@@ -102,7 +100,7 @@ def _send(
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
         parent.end(result, [file for file in files if file.is_file()], note(result))
         pending_updates = writer.close(timeout)
-        callback.note_runs()
+        callback.record_runs()
         return Synced(
             uri=hide_passwords(writer.uri),
             trials=len(result.trials),

@@ -26,7 +26,8 @@ __all__ = [
 
 _GRACE: Final = "TUNE_RESCON_GRACE_SECONDS"
 
-#: More than a driver needs to end after a SIGTERM: its grace, and the time for MLflow and for the storage.
+#: Longer than a driver takes to end after a SIGTERM, with its grace period and its waits for MLflow and the
+#: storage.
 TAKEOVER_SECONDS: Final = 180.0
 
 

@@ -26,11 +26,9 @@ from tune_rescon.tuning.stopping.from_space import possible_rungs
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "READS_PRUNED",
     "SamplerTrial",
     "SamplerView",
     "common_epoch",
-    "draws_at_random",
     "make_sampler",
     "sampler_trial",
 ]
@@ -43,7 +41,7 @@ READS_PRUNED: Final = ("tpe",)
 class SamplerView:
     """An in-memory Optuna study of chosen trials of a search. New trials are drawn on it."""
 
-    def __init__(self, space: Space, *, warm_start_trials: Sequence[TrialRecord] = ()) -> None:
+    def __init__(self, space: Space, *, warm_start_trials: Sequence[TrialRecord]) -> None:
         """Create an empty view; :meth:`rebuild` must follow. The warm-start trials are always in the view."""
         self._space = space
         self._distributions = distributions(space)
@@ -129,27 +127,26 @@ class SamplerView:
 
     def tell(self, trial: TrialRecord) -> None:
         """Add the new results of a registered trial."""
+        self._is_outdated |= self._epoch != self._common_epoch()
         outcome, trial_id = self._outcome(trial), self._ids.get(trial.number)
-        new = outcome is not None and trial_id is not None and outcome != self._reported.get(trial.number)
-        changed = new and trial.number in self._reported
-        self._is_outdated |= self._epoch != self._common_epoch() or changed
-        if self._is_outdated or not new:
+        if outcome is None or trial_id is None or outcome == self._reported.get(trial.number):
             return
-        assert outcome is not None
-        assert trial_id is not None
+        self._is_outdated |= trial.number in self._reported
+        if self._is_outdated:
+            return
         self._reported[trial.number] = outcome
         for step, value in outcome.steps:
             self._storage.set_trial_intermediate_value(trial_id, step, value)
         self._storage.set_trial_state_values(trial_id, outcome.state, outcome.values)
 
     def note_reached(self, trial: TrialRecord) -> None:
-        """Count the rungs that a trial has reached. TPE compares trials at a rung that enough reached."""
+        """Count the rungs that a trial has reached; see :func:`common_epoch`."""
         for level, numbers in self._reached.items():
             if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
                 numbers.add(trial.number)
 
     def note_worst(self, trial: TrialRecord) -> None:
-        """Take an ended trial into account for the value that diverged trials count as."""
+        """Update the worst value, which diverged trials are given, with an ended trial."""
         if trial.state.is_final and math.isfinite(trial.value):
             worse = min if trial.maximize else max
             self._worst = trial.value if self._worst is None else worse(self._worst, trial.value)

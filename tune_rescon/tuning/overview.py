@@ -10,7 +10,7 @@ import json
 import math
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import EPOCH_KEY_PREFIX, METRIC, METRIC_AT
 from tune_rescon.tuning.trial import FAILED_STATES
 
-__all__ = ["SearchOverview", "StudyConnections", "list_searches"]
+__all__ = ["SearchOverview", "list_searches"]
 
 
 class StudyConnections:
@@ -58,7 +58,7 @@ class StudyConnections:
         """Connect to the database at ``url`` for the duration of the block.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: the database is missing or cannot be opened. No file is created.
+            sqlalchemy.exc.SQLAlchemyError: If the database is missing or cannot be opened. Creates no file.
         """
         file = sqlite_file(url)
         if file is not None:
@@ -122,7 +122,7 @@ def list_searches(location: SearchLocation) -> tuple[SearchOverview, ...]:
     The entry of a search that cannot be read contains the reason (:attr:`SearchOverview.problem`).
 
     Raises:
-        StorageError: the storage cannot be read at all.
+        StorageError: If the storage cannot be read at all.
     """
     found = (
         _at_url(location, location.storage) if isinstance(location.storage, StorageUrl) else _here(location)
@@ -231,7 +231,7 @@ def _attributes(connection: Connection, study: int) -> dict[str, Any]:
 
 
 def _maximizes(connection: Connection, study: int) -> bool:
-    """Return whether more is better. Only the study knows it of a metric that is a user's function."""
+    """Return whether larger is better. If the metric is a user's function, only the study knows."""
     query = select(_DIRECTIONS.c.direction).where(_DIRECTIONS.c.study_id == study)
     return connection.execute(query.order_by(_DIRECTIONS.c.objective)).scalar() is StudyDirection.MAXIMIZE
 
@@ -268,13 +268,13 @@ def _values(
         yield step, best if at == "best" else last
 
 
-def _best(values: Iterator[tuple[int, float]], *, maximize: bool) -> float:
+def _best(values: Iterable[tuple[int, float]], *, maximize: bool) -> float:
     """Return the best value among the trials with the most epochs.
 
-    >>> _best(iter([(1, 0.9), (9, 0.7), (9, 0.8)]), maximize=True)
+    >>> _best([(1, 0.9), (9, 0.7), (9, 0.8)], maximize=True)
     0.8
     """
-    found: Sequence[tuple[int, float]] = list(values)
+    found = list(values)
     furthest = max((epoch for epoch, _ in found), default=0)
     finalists = [value for epoch, value in found if epoch == furthest]
     return (max if maximize else min)(finalists, default=math.nan)
@@ -287,7 +287,7 @@ def _winner_value(folder: SearchFolder, url: str) -> float:
     """
     with snapshot(url) as readable:
         record, _ = open_recorded(readable, folder, any_name=url == folder.study_url)
-        winner = best_trial(tuple(record.trials()), by_mean=True)
+        winner = best_trial(record.trials(), by_mean=True)
     return winner.value if winner else math.nan
 
 

@@ -28,29 +28,25 @@ from tune_rescon.paths import expanded_path
 from tune_rescon.spaces import CategoricalParameter, Parameter, Space, corners
 from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.study import StudyRecord
 
 if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
-    "IMAGES",
-    "WEIGHTS",
     "PreparedDataset",
     "cache_words",
     "check_external_networks",
     "check_metric_classes",
     "check_metric_functions",
-    "check_same_images",
     "check_weights",
     "dataset_digests",
     "dataset_infos",
     "evaluation_words",
     "external_trials",
     "largest_image_size",
+    "metric_functions",
     "prepare_data",
     "read_weights",
-    "record_images",
     "with_absolute_paths",
     "with_store_size",
 ]
@@ -123,25 +119,9 @@ _WEIGHT_FIELDS: Final = (
 )
 
 
-def _absolute_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _absolute(value) if name == _INIT_FROM else value for name, value in values.items()}
-
-
-def _absolute_parameter(name: str, parameter: Parameter) -> Parameter:
-    """Make the choices of ``init_from`` absolute, and the values of it for which another parameter exists."""
-    changes: dict[str, Any] = {}
-    if name == _INIT_FROM and isinstance(parameter, CategoricalParameter):
-        changes["choices"] = tuple(map(_absolute, parameter.choices))
-    if parameter.when is not None and parameter.when.parameter == _INIT_FROM:
-        within = tuple(map(_absolute, parameter.when.within))
-        changes["when"] = parameter.when.model_copy(update={"within": within})
-    return parameter.model_copy(update=changes)
-
-
-def _absolute(source: Any) -> Any:
-    if source is None or is_url(source):
-        return source
-    return str(expanded_path(source, where=_INIT_FROM).resolve())
+def metric_functions(space: Space) -> list[str]:
+    """Return the user's functions of ``metric.log``, as ``module:function``."""
+    return [name for name in space.metric.log if custom_metric_name(name) is not None]
 
 
 def check_metric_functions(space: Space) -> None:
@@ -150,8 +130,7 @@ def check_metric_functions(space: Space) -> None:
     Raises:
         ConfigError: If a function cannot be imported.
     """
-    functions = [name for name in space.metric.log if custom_metric_name(name) is not None]
-    if functions:
+    if functions := metric_functions(space):
         # Imported here because it imports torch, which the driver of most searches does not need.
         from tune_rescon.training.metrics import load_metric
 
@@ -176,10 +155,10 @@ def check_metric_classes(
     asked = dict.fromkeys(space.metric.log, "metric.log") | {space.metric.name: "metric.name"}
     for name, where in asked.items():
         if name in BY_CLASS and info.classes > LARGEST_BY_CLASS:
-            rule = f"a metric of each class is recorded of at most {LARGEST_BY_CLASS} classes"
+            rule = f"metrics of every class are recorded for at most {LARGEST_BY_CLASS} classes"
             hint = (
                 f"Name the classes that matter, as {name.removesuffix('_by_class')}/CLASS. The"
-                " report has the best network's accuracy on all classes."
+                " report has the best network's accuracy on every class."
             )
             got = f"{info.classes} in {info.name}"
             raise ConfigError(format_error(rule, got=got, where=where, hint=hint))
@@ -195,14 +174,14 @@ def check_metric_classes(
         raise DataError(format_error(rule, got=f"none of {found[1]}", where="metric.name", hint=hint))
 
 
-#: Fields that determine a network from elsewhere, and the weights that it begins with.
+#: Fields that determine an external network (timm's or the user's) and its initial weights.
 _EXTERNAL_FIELDS: Final = ("dataset", "network", "pretrained", "image_size", "drop_path")
 
 
 def external_trials(space: Space) -> list[TrialConfig]:
-    """Return a trial for each network from elsewhere in ``space`` and each set of its arguments.
+    """Return one configuration for each external network in ``space`` and each set of its arguments.
 
-    Of several rates of dropped paths it has the largest.
+    Of configurations that differ only in the rate of dropped paths, it is the one with the largest rate.
     """
     if not {"network"} & (space.fixed.keys() | space.parameters.keys()):
         return []
@@ -214,12 +193,12 @@ def external_trials(space: Space) -> list[TrialConfig]:
 
 
 def check_external_networks(space: Space, datasets: Mapping[str, DatasetInfo] | None = None) -> None:
-    """Check the networks of ``space`` that are timm's or a user's own, so that no trial finds the mistake.
+    """Check the external networks of ``space``, so that a mistake is found before the first trial.
 
     Args:
         space: The space to search.
-        datasets: The description of each dataset, by name. Before the images are prepared, None: then check
-            only that the networks and their pretrained weights exist, for ten classes of colour images.
+        datasets: The description of each dataset, by name. If None, because the images are not prepared yet,
+            check only that the networks and their pretrained weights exist, for ten classes of colour images.
 
     Raises:
         NetworkError, ConfigError: If a network does not exist or does not map the images to logits, timm is
@@ -286,13 +265,6 @@ def check_weights(
         weights[config.init_from].check_fits(spec, where=where)
 
 
-#: The study's attribute that stores the digest of each dataset's images and splits, by the dataset's name.
-IMAGES: Final = "image_digests"
-
-#: The study's attribute that stores the digest of each file of initial weights, by its path or URL.
-WEIGHTS: Final = "weight_digests"
-
-
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataset:
     """A dataset in this machine's cache."""
@@ -324,6 +296,27 @@ def with_absolute_paths(space: Space) -> Space:
         dataset = dataclasses.replace(dataset, path=str(local_path(dataset.path)))
     changed = {"fixed": _absolute_values(space.fixed), "parameters": parameters, "initial": rows}
     return space.model_copy(update={**changed, "dataset": dataset})
+
+
+def _absolute_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _absolute(value) if name == _INIT_FROM else value for name, value in values.items()}
+
+
+def _absolute_parameter(name: str, parameter: Parameter) -> Parameter:
+    """Make the choices of ``init_from`` absolute, also in another parameter's ``when`` condition."""
+    changes: dict[str, Any] = {}
+    if name == _INIT_FROM and isinstance(parameter, CategoricalParameter):
+        changes["choices"] = tuple(map(_absolute, parameter.choices))
+    if parameter.when is not None and parameter.when.parameter == _INIT_FROM:
+        within = tuple(map(_absolute, parameter.when.within))
+        changes["when"] = parameter.when.model_copy(update={"within": within})
+    return parameter.model_copy(update=changes)
+
+
+def _absolute(source: Any) -> Any:
+    if source is None or is_url(source):
+        return source
+    return str(expanded_path(source, where=_INIT_FROM).resolve())
 
 
 def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset]:
@@ -364,7 +357,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             _PROGRESS.warning(f"{dataset.name}: {line}")
         check_metric_classes(space, info, val_labels_N=images.val.labels_N)
         if space.metric.of_test_images and not info.test_images:
-            rule = "there must be test images for a network to be judged by"
+            rule = "there must be test images by which the networks are judged"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
             raise DataError(format_error(rule, got=f"none in {info.name}", where="dataset", hint=hint))
         prepared[dataset.name] = PreparedDataset(info=info, digest=images.digest)
@@ -389,38 +382,3 @@ def evaluation_words(space: Space, info: DatasetInfo) -> list[str]:
         " validation images that chose them, unless `--set dataset.test_fraction=0.15` holds some out now"
     )
     return [words]
-
-
-def check_same_images(record: StudyRecord, prepared: Mapping[str, PreparedDataset]) -> None:
-    """Check that a resumed search has the same images and splits as its trials. Their location may differ.
-
-    A record written by an earlier version of this package has no digests. In that case nothing is checked.
-
-    Raises:
-        DataError: If a dataset differs.
-    """
-    stored = record.attributes()
-    noted, known = stored.get(IMAGES) or {}, stored.get("datasets") or {}
-    for name, dataset in prepared.items():
-        if noted.get(name, dataset.digest) != dataset.digest:
-            rule = "a resumed search must have the images that its trials were trained and validated on"
-            got = f"other images in {name} ({_counts(known.get(name), dataset.info)})"
-            hint = (
-                "Put back the images, or begin a search of another --name with --warm-start and this one's"
-                " name, which learns from its trials."
-            )
-            raise DataError(format_error(rule, got=got, where="dataset", hint=hint))
-
-
-def _counts(known: Mapping[str, Any] | None, info: DatasetInfo) -> str:
-    """Describe the difference between the datasets, as far as the numbers of images show it."""
-    parts = ("train", "val", "test")
-    found = {part: getattr(info, f"{part}_images") for part in parts}
-    had = {part: (known or {}).get(f"{part}_images") for part in parts}
-    changed = [f"{part} {had[part]} then, {found[part]} now" for part in parts if had[part] != found[part]]
-    return "; ".join(changed) if known and changed else "as many as before, and not the same"
-
-
-def record_images(record: StudyRecord, digests: Mapping[str, str]) -> None:
-    """Store in the record which images the trials use, as a digest for each dataset."""
-    record.set_attribute(IMAGES, {**(record.attribute(IMAGES) or {}), **digests})

@@ -25,11 +25,11 @@ from tune_rescon.storage import (
     sqlite_url,
     usable,
 )
-from tune_rescon.tuning.code_versions import code_history, recorded_code
 from tune_rescon.tuning.cost_model import CostModel, datasets_of
 from tune_rescon.tuning.database import holds_studies, missing_study
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
+from tune_rescon.tuning.input_digests import code_history, recorded_code, recorded_images, recorded_weights
 from tune_rescon.tuning.lease import (
     Driver,
     Lease,
@@ -40,7 +40,6 @@ from tune_rescon.tuning.lease import (
     this_driver,
 )
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
-from tune_rescon.tuning.prepare import IMAGES, WEIGHTS
 from tune_rescon.tuning.result import SearchState, StudyResult, build_result
 from tune_rescon.tuning.resume import history_words
 from tune_rescon.tuning.search_storage import find_search
@@ -72,10 +71,10 @@ def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, si
     """Return whether a search has a live driver.
 
     Args:
-        lease: the search's lease, or None.
-        me: the calling process.
-        processes: the process table in which ``me`` is.
-        silent: seconds since the last write of the lease, by clocks that may differ; 0 if it is not known.
+        lease: The search's lease, or None.
+        me: The calling process.
+        processes: The process table in which ``me`` is.
+        silent: Seconds since the last write of the lease, by clocks that may differ; 0 if it is not known.
     """
     decision = decide_lease(lease, me, processes)
     if decision is not LeaseDecision.WATCH:
@@ -90,10 +89,10 @@ def search_state(*, alive: bool, outcome: SearchState | None, ended: int, total:
     If the driver was killed and recorded no outcome, the state follows from the number of ended trials.
 
     Args:
-        alive: whether the driver is alive.
-        outcome: the state that the driver recorded when it ended, or None.
-        ended: number of trials in a final state.
-        total: number of trials in the budget.
+        alive: Whether the driver is alive.
+        outcome: The state that the driver recorded when it ended, or None.
+        ended: Number of trials in a final state.
+        total: Number of trials in the budget.
 
     >>> search_state(alive=False, outcome=None, ended=3, total=12).value
     'interrupted'
@@ -115,7 +114,7 @@ def snapshot(url: str) -> Iterator[str]:
     is yielded.
 
     Raises:
-        StorageError: the file does not exist, or it is not a database.
+        StorageError: If the file does not exist, or it is not a database.
     """
     source = sqlite_file(url)
     if source is None:
@@ -169,15 +168,15 @@ class SearchLocation:
 def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> StudyResult:
     """Return the current state and results of a search.
 
-    The record is only read, from a copy of one moment, so that a running driver is not disturbed.
+    A SQLite record is read from a copy (:func:`snapshot`), so that a running driver is not disturbed.
 
     Args:
-        location: where the search is.
-        name: the search's name.
-        where: the argument that names the search, used in error messages.
+        location: Where the search is.
+        name: The search's name.
+        where: The argument that names the search, used in error messages.
 
     Raises:
-        StorageError: no search has that name, or its record cannot be read.
+        StorageError: If no search has that name, or its record cannot be read.
     """
     files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
     folder = find_search(location.storage, name, cache_root=location.cache_root, where=where, files=files)
@@ -214,12 +213,12 @@ def result_from_study(
     """Return the result of a search from its open record.
 
     Args:
-        record: the record.
-        versions: the spaces that the search has had.
-        folder: the search's files on this machine.
-        url: the folder's URL if the storage is a URL, or None.
-        data_root: the directory of the datasets on this machine.
-        alive: whether a driver is alive. If not, running trials count as interrupted.
+        record: The record.
+        versions: The spaces that the search has had.
+        folder: The search's files on this machine.
+        url: The folder's URL if the storage is a URL, or None.
+        data_root: The directory of the datasets on this machine.
+        alive: Whether a driver is alive. If not, running trials count as interrupted.
     """
     trials, attributes, space = record.trials(), read_run_attributes(record), versions.newest
     ended = sum(trial.state.is_final for trial in trials)
@@ -242,19 +241,18 @@ def with_record(
     """Return ``result`` with what the record holds besides the trials.
 
     Args:
-        result: the result of :func:`.build_result`.
-        record: the record.
-        versions: the spaces that the search has had.
-        failure: why the search ended early, or None.
+        result: The result of :func:`.build_result`.
+        record: The record.
+        versions: The spaces that the search has had.
+        failure: Why the search ended early, or None.
     """
-    stored = record.attributes()
     return replace(
         result,
         foreign=record.foreign,
         failure=None if failure is None else presentable(failure),
         space_history=(*history_words(versions, result.trials), *code_history(record)),
-        images=stored.get(IMAGES) or {},
-        weights=stored.get(WEIGHTS) or {},
+        images=recorded_images(record),
+        weights=recorded_weights(record),
         code=recorded_code(record),
     )
 
@@ -269,9 +267,9 @@ def known_datasets(attributes: RunAttributes, space: Space, data_root: Path) -> 
     """Return the description of each dataset, from the record or else from this machine.
 
     Args:
-        attributes: what the last run recorded.
-        space: the search's space.
-        data_root: the directory of the datasets on this machine.
+        attributes: What the last run recorded.
+        space: The search's space.
+        data_root: The directory of the datasets on this machine.
     """
     if attributes.datasets:
         return attributes.datasets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import subprocess
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo
-from tune_rescon.errors import ResourceError, format_error
+from tune_rescon.errors import ResourceError, counted, format_error
 from tune_rescon.models import describe_network, network_cost
 from tune_rescon.spaces import AutoResources, Resources, Space, corners
 from tune_rescon.training.microbatches import smallest_piece
@@ -192,19 +193,28 @@ def this_machine(
     import psutil
     from joblib import cpu_count
 
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    # Without the variable every GPU is visible. CUDA ignores what follows an entry that is no device. Slurm
-    # writes NoDevFiles into a job without GPUs.
-    listed = [] if visible is None else [each.strip() for each in visible.split(",")]
-    named = takewhile(lambda each: each not in ("", "-1", "NoDevFiles"), listed)
-    most = None if visible is None else len(list(named))
-    gpus = 0 if most == 0 else (list_gpus or _listed_gpus)()
+    visible = _visible_gpus(environment.get("CUDA_VISIBLE_DEVICES"))
+    gpus = min(visible, (list_gpus or _listed_gpus)()) if visible else 0
     resources = {
         "CPU": float(cpu_count()),
-        "GPU": float(gpus if most is None else min(gpus, most)),
+        "GPU": float(gpus),
         "memory": float(psutil.virtual_memory().total),
     }
     return Nodes(count=1, resources=resources)
+
+
+def _visible_gpus(variable: str | None) -> float:
+    """Return the number of GPUs that CUDA_VISIBLE_DEVICES allows; inf without the variable.
+
+    CUDA ignores what follows an entry that names no device. Slurm writes NoDevFiles in a job without GPUs.
+
+    >>> _visible_gpus(None), _visible_gpus("0,1"), _visible_gpus("0,-1,1"), _visible_gpus("NoDevFiles")
+    (inf, 2, 1, 0)
+    """
+    if variable is None:
+        return math.inf
+    named = takewhile(lambda one: one not in ("", "-1", "NoDevFiles"), map(str.strip, variable.split(",")))
+    return len(list(named))
 
 
 # Cached, because a command checks the machine before the search does.
@@ -225,10 +235,10 @@ def _listed_gpus() -> int:
 
 
 def choose_resources(space: Space, nodes: Sequence[Nodes], *, where: str) -> tuple[Space, str]:
-    """Replace ``resources_per_trial: auto`` by what suits the machines, and explain the choice.
+    """Replace ``resources_per_trial: auto`` by resources that suit the machines, and explain the choice.
 
-    With GPUs, a trial gets one, and the cores beside it, at most four. Without, as many trials run at once as
-    there are cores and memory for, at most eight, and they share the cores.
+    With GPUs, a trial gets one of them, and its share of the CPU cores, at most four. Without GPUs, the cores
+    are divided among as many trials as cores and memory allow, at most eight.
 
     Args:
         space: The space, with :class:`.AutoResources`.
@@ -238,10 +248,10 @@ def choose_resources(space: Space, nodes: Sequence[Nodes], *, where: str) -> tup
     with_gpu = [node.resources for node in nodes if node.resources.get("GPU", 0.0) >= 1]
     usable = with_gpu or [node.resources for node in nodes if node.resources.get("CPU", 0.0) >= 1]
     chosen = [_for_node(node) for node in usable] or [Resources()]
-    # Of machines of several kinds, the smallest share fits on each.
+    # If there are several kinds of machines, the smallest resources fit on each.
     resources = min(chosen, key=lambda one: one.cpu)
     gpu = "1 GPU" if resources.gpu else "no GPU"
-    cores = f"{resources.cpu} CPU core{'s' if resources.cpu > 1 else ''}"
+    cores = counted(resources.cpu, "CPU core")
     words = (
         f"Each trial gets {cores} and {gpu}, which suits {where} (resources_per_trial: auto). To change it:"
         f" --set 'resources_per_trial={{cpu: {resources.cpu}, gpu: {resources.gpu:g}}}'"
@@ -260,7 +270,7 @@ def _for_node(node: Mapping[str, float]) -> Resources:
     cpus, gpus = int(node.get("CPU", 1.0)), int(node.get("GPU", 0.0))
     if gpus:
         return Resources(cpu=max(1, min(_CORES_BESIDE_A_GPU, cpus // gpus)), gpu=1.0)
-    # A cluster's node type may not say how much memory it has.
+    # A cluster's node type may not give its memory.
     room = int(node.get("memory", _MOST_ON_CPU * _MEMORY_OF_A_TRIAL) / _MEMORY_OF_A_TRIAL)
     trials = max(1, min(cpus, room, _MOST_ON_CPU))
     return Resources(cpu=max(1, cpus // trials), gpu=0.0)
@@ -343,7 +353,7 @@ def with_gpu_share(space: Space, datasets: Mapping[str, DatasetInfo], measure: M
     config, images = largest_trial(space, datasets)
     found = measure(config, images)
     if found is None:
-        trials, words = 1, "One trial a GPU: a whole batch of the space's largest network fills it."
+        trials, words = 1, "One trial per GPU: a whole batch of the space's largest network fills it."
     else:
         trials = trials_per_gpu(busy=found.busy, used=found.used, total=found.total)
         words = (
@@ -359,7 +369,7 @@ def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
     """Return the number of trials that can share a GPU without waiting much for each other.
 
     Args:
-        busy: The share of its time for which one trial keeps the GPU busy.
+        busy: The share of the time for which one trial keeps the GPU busy.
         used: The memory that one trial uses, in bytes.
         total: The memory of the GPU, in bytes.
 

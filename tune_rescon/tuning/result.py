@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -209,7 +210,8 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
     value. Among trials that differ only in their seed, the best one is merely the luckiest.
     """
     if by_mean and (groups := repeated(trials)):
-        return (max if groups[0][0].maximize else min)(groups, key=_mean_value)[0]
+        best = max if groups[0][0].maximize else min
+        return best(groups, key=lambda group: statistics.fmean(trial.value for trial in group))[0]
     evaluated = [trial for trial in trials if trial.best_epoch]
     finished = [trial for trial in evaluated if trial.state is TrialState.FINISHED]
     usable = [trial for trial in evaluated if trial.state not in FAILED_STATES]
@@ -238,11 +240,6 @@ def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
         if trial.state is TrialState.FINISHED and math.isfinite(trial.value):
             groups.setdefault(repr(sorted(trial.parameters.items())), []).append(trial)
     return [tuple(group) for group in groups.values()]
-
-
-def _mean_value(trials: Sequence[TrialRecord]) -> float:
-    """Return the mean of the trials' values."""
-    return math.fsum(trial.value for trial in trials) / len(trials)
 
 
 def missing_winner(result: StudyResult) -> str | None:
@@ -317,17 +314,17 @@ def build_result(
     url: str | None = None,
     slots: int = 1,
 ) -> StudyResult:
-    """Return the result of a search, without ``foreign``, ``failure`` and ``space_history``.
+    """Return the result of a search, without what :func:`.with_record` adds.
 
     Args:
-        costs: the space and the cost model of its networks.
-        trials: all trials in the record, ordered by number.
-        name: the search's name.
-        folder: the search's folder on this machine.
-        state: the state of the search.
+        costs: The space and the cost model of its networks.
+        trials: All trials in the record, ordered by number.
+        name: The search's name.
+        folder: The search's folder on this machine.
+        state: The state of the search.
         tracking_uri: MLflow's tracking URI; a password in it is hidden.
-        url: the folder's URL if the storage is a URL; a password in it is hidden.
-        slots: number of trials that run at once, as the scheduler planned.
+        url: The folder's URL if the storage is a URL; a password in it is hidden.
+        slots: Number of trials that run at once, as the scheduler planned.
     """
     space = costs.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
-from tune_rescon.errors import SpaceError, StorageError, format_error, hide_passwords
+from tune_rescon.errors import SpaceError, hide_passwords
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import WEIGHTS, with_store_size
+from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
@@ -34,11 +34,9 @@ __all__ = [
     "change_problems",
     "change_words",
     "check_changes",
-    "check_same_weights",
     "create_record",
     "history_words",
     "is_finished",
-    "record_weights",
     "resume_record",
 ]
 
@@ -64,7 +62,7 @@ FROZEN: Final[Mapping[str, str]] = {
     "version": "it is the version of the file format",
     "dataset": "the trials were trained and validated on those images",
     "metric": "the trials were ranked by it, and kept the network that it chose",
-    "fidelity": "the learning-rate schedules of the trials were laid over it",
+    "fidelity": "the learning-rate schedules of the trials depend on it",
 }
 
 
@@ -106,10 +104,9 @@ def check_changes(
     problems = change_problems(old, new, trials)
     if problems:
         raise SpaceError(
-            f"{flag} {name}: what its trials ran with must stay as it was, but {'; '.join(problems)}."
-            f" Leave that as it was, or begin a search of another --name with --warm-start {name}, which"
-            " learns from the trials that it could have run itself. docs/howto/resume.md lists what may"
-            " change."
+            f"{flag} {name}: the settings of its trials must not change, but {'; '.join(problems)}. Undo the"
+            f" change, or begin a search of another --name with --warm-start {name}, which learns from the"
+            " trials that it could have run itself. docs/howto/resume.md lists what may change."
         )
 
 
@@ -250,44 +247,12 @@ def resume_record(
     return record, versions
 
 
-def check_same_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
-    """Check that the files of initial weights hold what the trials of a resumed search began with.
-
-    A record written by an earlier version of this package has no digests. In that case nothing is checked.
-
-    Args:
-        record: The record of the search.
-        weights: The initial weights now, by path or URL.
-
-    Raises:
-        StorageError: If a file holds other weights.
-    """
-    recorded = record.attribute(WEIGHTS) or {}
-    for source, found in weights.items():
-        if recorded.get(source, found.digest) != found.digest:
-            rule = "a resumed search must have the initial weights that its trials began with"
-            hint = (
-                "Put the file back, or begin a search of another --name. To compare both files, give the new"
-                " one another name, and search init_from."
-            )
-            raise StorageError(
-                format_error(rule, got=f"other weights in {source}", where="init_from", hint=hint)
-            )
-
-
-def record_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
-    """Store in the record which initial weights the trials begin with, as a digest for each file."""
-    if weights:
-        digests = {source: found.digest for source, found in weights.items()}
-        record.set_attribute(WEIGHTS, {**(record.attribute(WEIGHTS) or {}), **digests})
-
-
 def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> bool:
     """Return whether a search has nothing left to do with ``space``.
 
     Its last run must have ended by itself: all trials have begun, the hours or epochs are spent, or the space
-    is exhausted. ``space`` must be the one of that run, apart from what decides nothing, or its budget must
-    have no further trial.
+    is exhausted. In addition, the budget of ``space`` must have no further trial, or ``space`` must equal the
+    space of that run except for settings that affect no decision.
 
     Args:
         record: The record of the search.
@@ -302,7 +267,7 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
     newest = versions.newest
     space = with_store_size(space, newest)
     budget = space.budget.model_copy(update={"concurrent": newest.budget.concurrent})
-    # A machine of another kind may have other resources for `auto`.
+    # On another machine, `auto` may choose other resources.
     undecided = {key: getattr(newest, key) for key in ("name", "description", "resources_per_trial")}
     return space.model_copy(update={**undecided, "budget": budget}) == newest
 

@@ -1,8 +1,8 @@
 """Draw the parameters of new trials, and learn from the results that trials report.
 
-The sampler is one of Optuna's. It reads a study in memory (:class:`.SamplerView`), which is
-rebuilt from the record when a search is resumed. That view is bounded, because the cost of TPE grows with the
-number of trials that it reads.
+The sampler is one of Optuna's. It reads a study in memory (:class:`.SamplerView`), which is rebuilt from the
+record when a search is resumed. That study has a bounded number of trials, because the cost of TPE grows with
+it.
 
 The draw of trial n depends on the space, n and the results reported before it. It does not depend on any
 state that is lost when a driver dies.
@@ -27,7 +27,6 @@ from tune_rescon.spaces import (
     free_points,
     from_optuna,
     pending_rows,
-    place_config,
     point_key,
     random_points,
     to_optuna,
@@ -36,7 +35,7 @@ from tune_rescon.spaces import (
 from tune_rescon.tuning.optuna_samplers import SamplerView
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.study import FIXED_PARAMS
-from tune_rescon.tuning.trial import Enqueued, Proposal, TrialRecord, find_origin, make_origin
+from tune_rescon.tuning.trial import Enqueued, Proposal, TrialRecord, make_origin
 
 __all__ = ["SearchSampler", "most_informative"]
 
@@ -69,7 +68,7 @@ REPEATED_DRAWS: Final = 5
 RANDOM_DRAWS: Final = 1000
 
 #: Largest number of points for which the space is checked for exhaustion. No search exhausts a larger space.
-LARGEST_LISTED: Final = 10_000
+MAX_LISTED: Final = 10_000
 
 Infeasible = Callable[[Mapping[str, Any]], bool]
 
@@ -111,7 +110,7 @@ class SearchSampler:
         grid = space.sampler.type == "grid"
         self._rows = [row for row in initial_points if not grid or self._keeps_to_constraints(row)]
         self._pending = self._pending_rows()
-        self._points = count_points(space.parameters, most=LARGEST_LISTED)
+        self._points = count_points(space.parameters, most=MAX_LISTED)
         self._view = SamplerView(space, warm_start_trials=placed)
         for trial in self._inside():
             self._view.note_reached(trial)
@@ -128,8 +127,8 @@ class SearchSampler:
 
         Args:
             infeasible: Returns whether a configuration, given as plain values, is known to run out of memory.
-                An infeasible draw is repeated, at most :data:`ATTEMPTS` times. A row is never replaced, so
-                the caller must check the proposal.
+                An infeasible draw is repeated, at most :data:`ATTEMPTS` times. An initial point or a point of
+                a grid is never replaced, so the caller must check the proposal.
             enqueued: A trial of another program. None to draw a new trial.
 
         Returns:
@@ -196,7 +195,7 @@ class SearchSampler:
         if trial.origin is not None and trial.origin.space in self._alike:
             return trial
         if trial.number not in self._placed:
-            self._placed[trial.number] = self._place(trial, self._space)
+            self._placed[trial.number] = trial.parameters_in(self._space, first=self._space)
         parameters = self._placed[trial.number]
         if parameters is None or trial.origin is None:
             return trial
@@ -210,17 +209,8 @@ class SearchSampler:
         """
         if 1 in self._alike:
             return trial
-        parameters = self._place(trial, self._versions.spaces[0])
+        parameters = trial.parameters_in(self._space, first=self._versions.spaces[0])
         return None if parameters is None else dataclasses.replace(trial, parameters=parameters)
-
-    def _place(self, trial: TrialRecord, of: Space) -> Mapping[str, Any] | None:
-        """Return the parameters of a trial in the current space, or None if the space does not contain it.
-
-        ``of`` is the space that a trial without an origin was drawn from.
-        """
-        origin = trial.origin or find_origin(of, trial.parameters, version=1, number=trial.number)
-        sampled = place_config(self._space, origin.config).sampled if origin else None
-        return None if sampled is None else to_optuna(sampled)
 
     def _is_inside(self, trial: TrialRecord) -> bool:
         """Return whether the current space can draw the trial. The sampler learns only from such trials."""
@@ -287,7 +277,7 @@ class SearchSampler:
 
         Return None if the points of the space cannot be listed or none is left.
         """
-        free = map(to_optuna, free_points(self._space.parameters, self._ran, most=LARGEST_LISTED))
+        free = map(to_optuna, free_points(self._space.parameters, self._ran, most=MAX_LISTED))
         kept = [point for point in free if self._keeps_to_constraints(point)]
         if not kept:
             return None

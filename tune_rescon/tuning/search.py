@@ -14,17 +14,22 @@ from tune_rescon.paths import ensure_home
 from tune_rescon.spaces import Space
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
-from tune_rescon.tuning.code_versions import code_digests, record_code
 from tune_rescon.tuning.constraints import check_constraints
 from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.tuning.input_digests import (
+    check_same_images,
+    check_same_weights,
+    code_digests,
+    record_code,
+    record_weights,
+)
 from tune_rescon.tuning.lease import LeaseKeeper
-from tune_rescon.tuning.mlflow_callback import destination, note_experiment
+from tune_rescon.tuning.mlflow_callback import destination, record_experiment
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
     PreparedDataset,
     check_external_networks,
     check_metric_functions,
-    check_same_images,
     check_weights,
     dataset_digests,
     dataset_infos,
@@ -41,13 +46,7 @@ from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import fit_to_machine
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.resume import (
-    check_same_weights,
-    create_record,
-    is_finished,
-    record_weights,
-    resume_record,
-)
+from tune_rescon.tuning.resume import create_record, is_finished, resume_record
 from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, SearchRun
 from tune_rescon.tuning.search_storage import find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
@@ -132,11 +131,9 @@ def run_search(
                 space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
                 costs = CostModel(space=space, datasets=infos)
                 if resumed is None or lease is None:
-                    record, before, lease = _created(
-                        costs, options, store, held, digests=digests, weights=weights
-                    )
+                    record, lease = _created(costs, options, store, held, digests=digests, weights=weights)
                 else:
-                    record, before = resumed
+                    record, _ = resumed
                 record_weights(record, weights)
                 record_code(record, code_digests(space), before_trials=True)
                 search = held.enter_context(
@@ -146,7 +143,7 @@ def run_search(
                         record=record,
                         lease=lease,
                         writer=writer,
-                        versions=record_version(record, before, space),
+                        versions=record_version(record, resumed[1] if resumed else None, space),
                         prepared=prepared,
                         slots=slots,
                         presentation=presentation,
@@ -159,15 +156,15 @@ def run_search(
                 result = search.run(trainable, on_result)
             # Ray has ended, so its processors are free to send MLflow the remaining updates.
             result = search.hand_over(result)
-        search.say_why_it_ended(result)
+        search.log_why_it_ended(result)
         return result
 
 
 def _checked(space: Space, options: RunOptions) -> Space:
-    """Check all that can be checked before anything is written or started.
+    """Check everything that can be checked before anything is written or started.
 
     Returns:
-        The space with absolute paths, and with the resources that a trial gets of this machine.
+        The space with absolute paths, and with the resources that a trial gets on this machine.
     """
     ensure_home()
     space = with_absolute_paths(space)
@@ -190,14 +187,14 @@ def _prepared(
     resumed: tuple[StudyRecord, SpaceVersions] | None,
     weights: Mapping[str, InitialWeights],
 ) -> tuple[Space, dict[str, PreparedDataset]]:
-    """Prepare the images, and check what depends on them.
+    """Prepare the images, and check the settings that depend on them.
 
     Returns:
         The space with the size of its stored images, and the prepared datasets by name.
     """
     record, versions = resumed or (None, None)
     if record is None and options.warm_start is not None:
-        # It is read when the record is created; a name that does not exist is refused here.
+        # Only checks that the search exists. It is read when the record is created.
         find_search(
             options.storage,
             options.warm_start,
@@ -236,11 +233,11 @@ def _created(
     *,
     digests: Mapping[str, str],
     weights: Mapping[str, InitialWeights],
-) -> tuple[StudyRecord, None, LeaseKeeper]:
-    """Create the record of a new search, which has no earlier versions of its space, under its lease.
+) -> tuple[StudyRecord, LeaseKeeper]:
+    """Create the record of a new search. Return it with the search's lease, which ``held`` releases.
 
-    ``held`` holds the lease. A shared database may have the study of another search of this name, whose
-    driver has not recorded a trial yet.
+    The lease is taken before anything is written, because a shared database may have the study of another
+    search of this name, whose driver has not recorded a trial yet.
     """
     leases: list[LeaseKeeper] = []
     record = create_record(
@@ -251,8 +248,8 @@ def _created(
         weights=weights,
         claim=lambda: leases.append(held.enter_context(search_lease(options, store))),
     )
-    note_experiment(record, costs.space)
-    return record, None, leases[0]
+    record_experiment(record, costs.space)
+    return record, leases[0]
 
 
 def _finished(
@@ -265,7 +262,7 @@ def _finished(
 ) -> StudyResult:
     """Return the result of a search that has nothing left to do, from its record.
 
-    A storage at a URL receives what the last run could not send.
+    The files that the last run could not send to a storage at a URL are sent.
     """
     result = result_from_study(
         record,

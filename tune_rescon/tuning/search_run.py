@@ -1,4 +1,4 @@
-"""One run of a search that is open: its trials, the tables and pages at its end, and what MLflow receives."""
+"""One run of a search: its trials, the files that it writes at its end, and its updates of MLflow."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tune_rescon.errors import LeaseLostError, RecordError, hide_passwords, presentable
+from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
 from tune_rescon.tuning.budget import exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
-from tune_rescon.tuning.code_versions import code_digests, record_code
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import ensure_identity, with_id
+from tune_rescon.tuning.input_digests import code_digests, record_code, record_images
 from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_words
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos, record_images
+from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.reader import with_record
@@ -90,9 +90,9 @@ class SearchRun:
         """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
 
         Args:
-            callbacks: called with the events of the search.
-            interruption: the signals that end the search, watched from now on.
-            ray: the session on which the trials run, watched from now on.
+            callbacks: Called with the events of the search.
+            interruption: The signals that end the search, watched from now on.
+            ray: The session on which the trials run, watched from now on.
         """
         store, record, folder = self.store, self.record, self.store.folder
         self._space = self.versions.newest
@@ -139,16 +139,15 @@ class SearchRun:
 
     def _parent_run(self, resources: Mapping[str, float]) -> ParentRun:
         """Return the search's own run in MLflow, the parent of its trials' runs."""
-        store, record = self.store, self.record
-        folder = hide_passwords(store.url or str(store.folder.path))
         return ParentRun(
             self.writer,
+            self.store,
             identity=self._identity,
-            known_runs=[trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id],
-            tags={"tune_rescon.folder": folder, **provenance(resources)},
+            trials=self.record.trials(),
+            tracking_uri=self.options.tracking_uri,
+            tags=provenance(resources),
             datasets=self.prepared.values(),
-            files=[store.folder.space_yaml],
-            uploads=store.url is None or self.options.tracking_uri is not None,
+            files=[self.store.folder.space_yaml],
         )
 
     def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
@@ -219,7 +218,7 @@ class SearchRun:
         Return ``result`` with the current trials and the updates that were not accepted.
         """
         pending_updates = self._watch.with_timeout(self.writer.close, TRACKING_TIMEOUT, HURRIED_TIMEOUT)
-        self._tracking.note_runs()
+        self._tracking.record_runs()
         pending_uploads = self._watch.with_timeout(self.store.close, STORAGE_TIMEOUT, HURRIED_TIMEOUT)
         return dataclasses.replace(
             result,
@@ -229,7 +228,7 @@ class SearchRun:
             pending_uploads=pending_uploads,
         )
 
-    def say_why_it_ended(self, result: StudyResult) -> None:
+    def log_why_it_ended(self, result: StudyResult) -> None:
         """Report a budget that ended the search before all of its trials began, and an exhausted space."""
         trials, budget = len(result.trials), self._space.budget
         if not result.interrupted and result.failure is None:
@@ -257,7 +256,7 @@ class SearchRun:
             if on_result is not None:
                 on_result(result)
         except Exception:
-            # An error of the caller costs neither the report nor what MLflow and a storage at a URL lack.
+            # In spite of the caller's error, write the report and send what MLflow and the storage lack.
             self.hand_over(self._complete(result, files))
             raise
         return self._complete(result, files)
@@ -287,7 +286,7 @@ class SearchRun:
         except OSError as error:
             _PROGRESS.info(
                 f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
-                " give the command to resume: the record has all of it."
+                " resume the search to write them: the record is complete."
             )
         return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
 

@@ -38,8 +38,8 @@ def open_store(options: RunOptions) -> AbstractContextManager[SearchStore]:
     """Open the storage of a run; release the name of a new search if the search cannot begin.
 
     Raises:
-        LeaseError: another driver has reserved the name and is about to begin the search.
-        StorageError: the name is invalid, taken or missing, or the storage cannot be used.
+        LeaseError: If another driver has reserved the name and is about to begin the search.
+        StorageError: If the name is invalid, taken or missing, or the storage cannot be used.
     """
     if isinstance(options.storage, StorageUrl):
         return _open_url_store(options.storage, options)
@@ -66,8 +66,8 @@ def _reserve_or_find(folder: SearchFolder, options: RunOptions, held: ExitStack)
     """Reserve the name of a new search; return True if a search of that name has begun instead.
 
     Raises:
-        LeaseError: another driver has reserved the name.
-        NameTakenError: the directory holds no search, and files that no driver wrote.
+        LeaseError: If another driver has reserved the name.
+        NameTakenError: If the directory holds no search, and files that no driver wrote.
     """
     takeover = TakeoverWait(options)
     while (state := folder_state(folder)) is not FolderState.BEGUN:
@@ -109,8 +109,8 @@ def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reser
     """Reserve the name of a new search; with ``resume_or_start``, return the home of one that has begun.
 
     Raises:
-        LeaseError: another driver has reserved the name.
-        NameTakenError: a search of the name has begun, or has lost its ``space.yaml``.
+        LeaseError: If another driver has reserved the name.
+        NameTakenError: If a search of the name has begun, or has lost its ``space.yaml``.
     """
     takeover = TakeoverWait(options)
     while True:
@@ -119,7 +119,7 @@ def _reserve(storage: StorageUrl, options: RunOptions, held: ExitStack) -> Reser
             with suppress(NameTakenError):
                 home = SearchHome.create(storage, options.name)
         if home is None:
-            continue  # another driver was faster
+            continue  # Another driver was faster.
         if home.begun:
             if options.resume_or_start:
                 return home
@@ -155,7 +155,7 @@ def _take(home: SearchHome, options: RunOptions) -> Reservation:
     """Hold the lease of a reservation.
 
     Raises:
-        LeaseError: another driver holds it.
+        LeaseError: If another driver holds it.
     """
     seconds = URL_LEASE_FACTOR * options.lease_seconds
     with ExitStack() as held, usable(home.storage):
@@ -176,7 +176,7 @@ class TakeoverWait:
         """Wait a while before the next try.
 
         Raises:
-            LeaseError: ``error``, because the time is up.
+            LeaseError: If the time is up; this is ``error``.
         """
         now = time.monotonic()
         if self._end is None:
@@ -201,7 +201,7 @@ def search_lease(options: RunOptions, store: SearchStore, *, drives: bool = True
         drives: whether this process runs the search, so that the time counts for ``budget.hours``.
 
     Raises:
-        LeaseError: another driver has the search.
+        LeaseError: If another driver has the search.
     """
     takeover = TakeoverWait(options)
     with ExitStack() as held:
@@ -234,14 +234,14 @@ def find_search(
     """Return the folder of a search that has begun, for reading.
 
     Args:
-        storage: the storage, a directory or a URL.
-        name: the search's name.
-        cache_root: the directory for the copies of a URL's files.
-        where: the flag that names the search, used in error messages.
-        files: the files to download if the storage is a URL. The folder then holds only these copies.
+        storage: The storage, a directory or a URL.
+        name: The search's name.
+        cache_root: The directory for the copies of a URL's files.
+        where: The flag that names the search, used in error messages.
+        files: The files to download if the storage is a URL. The folder then holds only these copies.
 
     Raises:
-        StorageError: no search has that name, or the storage cannot be read.
+        StorageError: If no search has that name, or the storage cannot be read.
     """
     if isinstance(storage, Path):
         folder = SearchFolder(storage=storage.resolve(), name=name)

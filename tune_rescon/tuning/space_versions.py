@@ -64,11 +64,11 @@ def read_versions(record: StudyRecord, on_file: Callable[[], Space]) -> SpaceVer
     versions.
 
     Args:
-        record: the search's record.
-        on_file: reads the folder's ``space.yaml``. Called only if the record has no versions.
+        record: The search's record.
+        on_file: Reads the folder's ``space.yaml``. Called only if the record has no versions.
 
     Raises:
-        SpaceError: no version of the space can be read.
+        SpaceError: If no version of the space can be read.
     """
     attributes = record.attributes()
     texts = takewhile(bool, (attributes.get(_VERSION.format(number), "") for number in count(1)))
@@ -84,14 +84,14 @@ def open_recorded(
     """Open the record of an earlier search, and read the versions of its space.
 
     Args:
-        url: the database's URL.
-        folder: the search's folder. Its ``space.yaml`` is needed if an earlier version of this package wrote
+        url: The database's URL.
+        folder: The search's folder. Its ``space.yaml`` is needed if an earlier version of this package wrote
             the record.
-        any_name: see :func:`.find_study`.
+        any_name: See :func:`.find_study`.
 
     Raises:
-        StorageError: the database has no such study, or cannot be reached.
-        SpaceError: no version of the search's space can be read.
+        StorageError: If the database has no such study, or cannot be reached.
+        SpaceError: If no version of the search's space can be read.
     """
     metric = load_goal(folder.space_yaml).metric.name
     record = StudyRecord.load(url, folder.name, metric=metric, any_name=any_name)
@@ -102,9 +102,9 @@ def record_version(record: StudyRecord, before: SpaceVersions | None, space: Spa
     """Record the space from which trials are sampled from now on.
 
     Args:
-        record: the search's record.
-        before: the result of :func:`read_versions`; None if the search is new.
-        space: the newest version, which may equal the previous one.
+        record: The search's record.
+        before: The result of :func:`read_versions`; None if the search is new.
+        space: The newest version, which may equal the previous one.
 
     Returns:
         All versions.
@@ -142,7 +142,7 @@ def _first_space(record: StudyRecord, on_file: Callable[[], Space], begun_with: 
 def _origins(space: Space, record: StudyRecord) -> dict[int, TrialOrigin]:
     """Return the origin in ``space`` of each trial whose origin is not in the record."""
     found = {
-        trial.number: find_origin(space, trial.parameters, version=1, number=trial.number)
+        trial.number: find_origin(space, trial.parameters, trial.number)
         for trial in record.trials()
         if trial.origin is None
     }

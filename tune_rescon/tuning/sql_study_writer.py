@@ -154,7 +154,7 @@ class SqlStudyWriter(StudyWriter):
         """Run the block in one transaction.
 
         Raises:
-            RecordError: the database rejects the transaction.
+            RecordError: If the database rejects the transaction.
         """
         try:
             with self._engine.begin() as connection:

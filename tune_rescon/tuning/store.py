@@ -31,7 +31,7 @@ from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
-__all__ = ["MirrorCallback", "Reservation", "SearchStore", "UrlStore"]
+__all__ = ["Reservation", "SearchStore", "UrlStore"]
 
 
 class SearchStore:
@@ -66,7 +66,7 @@ class SearchStore:
         """Write to the storage for the first time; ``known`` are the numbers of the trials in the record.
 
         Raises:
-            StorageError: the storage cannot be written.
+            StorageError: If the storage cannot be written.
         """
 
     def checkpoint_dir(self, number: int) -> Path:
@@ -131,9 +131,9 @@ class UrlStore(SearchStore):
         """Keep a search at ``home``. The constructor neither fetches nor sends anything.
 
         Args:
-            home: the search's place at the URL.
-            options: the options of this run.
-            reservation: the reservation of a new search's name; None for a search that is resumed.
+            home: The search's place at the URL.
+            options: The options of this run.
+            reservation: The reservation of a new search's name; None for a search that is resumed.
         """
         scratch = home.scratch(options.cache_root.resolve())
         super().__init__(SearchFolder(storage=scratch, name=home.name), resumed=reservation is None)
@@ -162,7 +162,7 @@ class UrlStore(SearchStore):
     def begin(self, known: Iterable[int]) -> None:
         """Send the first copies, and delete the files of trials that the record does not contain.
 
-        A run that died before it could send its study began such a trial. The trial's number will be used
+        Such a trial was begun by a run that died before it could send its study. Its number will be used
         again.
         """
         numbers = set(known)
@@ -178,7 +178,7 @@ class UrlStore(SearchStore):
         if self._reservation is not None:
             # The search's own lease guards it from now on.
             self._reservation.held.close()
-        # A file that stays is of no harm: a search that has begun is not opened again.
+        # A file that remains is harmless: a search that has begun is not opened again.
         with suppress(RemoteError):
             self._home.opened()
         self._mirror.start()
@@ -238,9 +238,9 @@ def _databases(folder: SearchFolder, options: RunOptions) -> Mapping[str, Path]:
     """Return the databases that are files on this machine."""
     databases = {}
     if options.study_url is None:
-        databases["study.db"] = folder.path / "study.db"
+        databases["study.db"] = folder.study_db
     if options.tracking_uri is None:
-        databases["mlflow.db"] = folder.storage / "mlflow.db"
+        databases["mlflow.db"] = folder.mlflow_db
     return databases
 
 

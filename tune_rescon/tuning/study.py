@@ -53,7 +53,7 @@ _STATES: Final = frozenset(state.value for state in TrialState)
 _PREFIX: Final = "tune_rescon:"
 #: Optuna's system attribute that holds the given values of an enqueued trial.
 FIXED_PARAMS: Final = "fixed_params"
-#: User attribute of a trial that another program wants to be stopped.
+#: User attribute of a trial that another program has requested to stop.
 STOP_REQUESTED: Final = "stop_requested"
 #: Key of the attribute with an epoch's details, before the epoch's number.
 EPOCH_KEY_PREFIX: Final = _PREFIX + "epoch:"
@@ -87,10 +87,10 @@ class StudyRecord:
         """Read the study that ``writer`` writes; see :meth:`create` and :meth:`load`.
 
         Args:
-            writer: the writer of the study.
-            metric: the objective, if the study does not record one.
-            maximize: whether larger is better.
-            now_ms: returns the current time in milliseconds since 1970; each new epoch is recorded with it.
+            writer: The writer of the study.
+            metric: The objective, if the study does not record one.
+            maximize: Whether larger is better.
+            now_ms: Returns the current time in milliseconds since 1970; each new epoch is recorded with it.
         """
         attributes = writer.study_attributes()
         self._writer = writer
@@ -123,17 +123,17 @@ class StudyRecord:
         attributes.
 
         Args:
-            url: the database's URL.
-            name: the name of the search and of its study.
-            metric: the objective.
-            maximize: whether larger is better.
-            space: the resolved YAML of the space.
-            against: a second objective to minimize, or None.
-            at: the epoch whose metric is a trial's value, ``"best"`` or ``"last"``.
-            claim: called when the study exists, before it is written; raises if another driver has it.
+            url: The database's URL.
+            name: The name of the search and of its study.
+            metric: The objective.
+            maximize: Whether larger is better.
+            space: The resolved YAML of the space.
+            against: A second objective to minimize, or None.
+            at: The epoch whose metric is a trial's value, ``"best"`` or ``"last"``.
+            claim: Called when the study exists, before it is written; raises if another driver has it.
 
         Raises:
-            StorageError: the database already has a study of that name, or cannot be reached.
+            StorageError: If the database already has a study of that name, or cannot be reached.
         """
         directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE]
         if against is not None:
@@ -157,14 +157,14 @@ class StudyRecord:
         """Open the record of an earlier search.
 
         Args:
-            url: the database's URL.
-            name: the name of the study.
-            metric: the objective of a record that an earlier version of this package wrote; newer records
+            url: The database's URL.
+            name: The name of the study.
+            metric: The objective of a record that an earlier version of this package wrote; newer records
                 contain their objective.
-            any_name: see :func:`.find_study`.
+            any_name: See :func:`.find_study`.
 
         Raises:
-            StorageError: the database has no such study, or cannot be reached.
+            StorageError: If the database has no such study, or cannot be reached.
         """
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
         study_id = find_study(storage, name, any_name=any_name)
@@ -172,19 +172,21 @@ class StudyRecord:
         return cls(_sql(storage, study_id), metric=metric, maximize=maximize)
 
     @classmethod
-    def on(cls, storage: BaseStorage, study_id: int, *, metric: str, **options: Any) -> StudyRecord:
+    def on(
+        cls, storage: BaseStorage, study_id: int, *, metric: str, now_ms: Callable[[], int] | None = None
+    ) -> StudyRecord:
         """Open the record of a study in any Optuna storage, such as the in-memory storage of a simulation.
 
         Args:
-            storage: the Optuna storage.
-            study_id: the id of the study.
-            metric: the objective, if the study does not record one.
-            **options: further arguments of the constructor.
+            storage: The Optuna storage.
+            study_id: The id of the study.
+            metric: The objective, if the study does not record one.
+            now_ms: See the constructor.
         """
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
         database = storage if isinstance(storage, optuna.storages.RDBStorage) else None
         writer = _sql(database, study_id) if database else StudyWriter(storage, study_id)
-        return cls(writer, metric=metric, maximize=maximize, **options)
+        return cls(writer, metric=metric, maximize=maximize, now_ms=now_ms)
 
     def __len__(self) -> int:
         """Return the number of trials."""
@@ -204,7 +206,7 @@ class StudyRecord:
         return None
 
     def stop_requested(self, number: int) -> bool:
-        """Return whether another program wants a trial to be stopped; this asks the database."""
+        """Return whether another program has requested that a trial stops. This queries the database."""
         return bool(self._writer.trial_attribute(self._ids[number], STOP_REQUESTED))
 
     def attribute(self, name: str) -> Any:
@@ -275,13 +277,13 @@ class StudyRecord:
         """Write one epoch: the objective as the intermediate value (step = epoch), the rest as an attribute.
 
         Args:
-            number: the trial's number.
-            epoch: the epoch, counted from 1; it must be the one after the last recorded epoch.
-            metrics: all metrics of the epoch.
-            verdict: the scheduler's verdict on the epoch.
-            checkpoint: the path or URL of the trial's checkpoint, or None.
-            device: the kind of device on which the epoch ran, or None if it is not known.
-            held: the number of devices that the trial held, or None if it is not known.
+            number: The trial's number.
+            epoch: The epoch, counted from 1; it must be the one after the last recorded epoch.
+            metrics: All metrics of the epoch.
+            verdict: The scheduler's verdict on the epoch.
+            checkpoint: The path or URL of the trial's checkpoint, or None.
+            device: The kind of device on which the epoch ran, or None if it is not known.
+            held: The number of devices that the trial held, or None if it is not known.
         """
         known, value = self._trials[number], metrics.get(self._metric, math.nan)
         assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
@@ -325,12 +327,12 @@ class StudyRecord:
         """Record the final state of a trial.
 
         Args:
-            number: the trial's number.
-            state: the final state.
-            checkpoint: the path or URL of the checkpoint that the trial keeps, or None.
-            error: the error that ended the trial, or None. Passwords in it are hidden, because many people
+            number: The trial's number.
+            state: The final state.
+            checkpoint: The path or URL of the checkpoint that the trial keeps, or None.
+            error: The error that ended the trial, or None. Passwords in it are hidden, because many people
                 read the record and it is sent to MLflow.
-            cost: the second objective, if the search has one.
+            cost: The second objective, if the search has one.
 
         Returns:
             The updated trial.

@@ -2,8 +2,9 @@
 
 They are:
 
-* ``datasets``: what determines the networks' costs. A machine without the images cannot find it.
-* ``dataset_account``: the images that a listing of each folder found, and the entries that it left out.
+* ``datasets``: the description of each dataset, which determines the networks' costs. A machine without the
+  images cannot compute it.
+* ``dataset_account``: for each folder of images, the images found and the entries left out.
 * ``tracking_uri``: MLflow's tracking URI.
 * ``slots``: the number of trials at once with which the scheduler ``auto`` plans; that of the first run.
 * ``outcome``: how the run ended; empty while a run lasts.
@@ -86,9 +87,8 @@ def devices(resources: Mapping[str, float]) -> str:
 def commit_tags(package: Path) -> dict[str, str]:
     """Return tags with the commit of the checkout that ``package`` runs from, and whether it was changed.
 
-    Only a checkout of this project is asked. A wheel may be in a virtual environment inside another
-    repository, whose commit says nothing about this package. There are no tags if the package does not run
-    from a checkout, or git cannot tell.
+    There are no tags if the package does not run from a checkout of this project, or git fails. A wheel may
+    be in a virtual environment inside another repository, whose commit says nothing about this package.
     """
     checkout = package.resolve().parent
     if not _is_this_project(checkout):
@@ -129,7 +129,7 @@ def _git(checkout: Path, *arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-#: Facts of a dataset that a search's record stores elsewhere or not at all.
+#: Fields of a dataset's description that the record stores elsewhere or not at all.
 _LATER_FIELDS: Final = ("account", "stored_side", "stored_images", "validation_tests")
 
 
@@ -164,8 +164,8 @@ def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], trackin
     """Record the datasets and the tracking URI of a run when it begins.
 
     Args:
-        record: the search's record.
-        datasets: the description of each dataset, by name.
+        record: The search's record.
+        datasets: The description of each dataset, by name.
         tracking_uri: MLflow's tracking URI, or None for the storage's own store. A password is removed, and
             a relative path becomes absolute, because `report --sync` may run in another directory.
     """
@@ -181,9 +181,9 @@ def record_outcome(record: StudyRecord, state: SearchState, failure: str | None)
     """Record how a run ended.
 
     Args:
-        record: the search's record.
-        state: the final state of the run.
-        failure: why the search ended early, or None.
+        record: The search's record.
+        state: The final state of the run.
+        failure: Why the search ended early, or None.
     """
     record.set_attribute("outcome", {"state": state.value, "failure": failure})
 

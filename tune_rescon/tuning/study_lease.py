@@ -42,7 +42,7 @@ class StudyLeaseStore:
         """Connect to the study ``name``.
 
         Raises:
-            StorageError: the database has no such study, or cannot be reached.
+            StorageError: If the database has no such study, or cannot be reached.
         """
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
         return cls(storage, find_study(storage, name))
@@ -56,7 +56,7 @@ class StudyLeaseStore:
         """Replace the value if it still is ``expected``, with one statement; return whether it was replaced.
 
         Raises:
-            RecordError: the database does not accept the statement.
+            RecordError: If the database does not accept the statement.
         """
         text = self._text()
         if (None if text is None else json.loads(text)) != expected:

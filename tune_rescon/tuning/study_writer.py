@@ -46,9 +46,9 @@ class StudyWriter:
         """Add a running trial, or start an enqueued one with its parameters and attributes.
 
         Args:
-            number: the expected number; the trial gets another one if another program has added trials.
-            trial: the parameters, their distributions, and the attributes.
-            waiting_id: the id of an enqueued trial to start. If another program has taken that trial, a new
+            number: The expected number; the trial gets another one if another program has added trials.
+            trial: The parameters, their distributions, and the attributes.
+            waiting_id: The id of an enqueued trial to start. If another program has taken that trial, a new
                 one is added.
 
         Returns:
@@ -80,11 +80,11 @@ class StudyWriter:
         """Write an epoch.
 
         Args:
-            trial_id: the trial's id in the storage.
-            epoch: the epoch, which is the step of the intermediate value.
-            value: the objective, which is the intermediate value.
-            key: the name of the system attribute that holds ``details``.
-            details: the other values of the epoch.
+            trial_id: The trial's id in the storage.
+            epoch: The epoch, which is the step of the intermediate value.
+            value: The objective, which is the intermediate value.
+            key: The name of the system attribute that holds ``details``.
+            details: The other values of the epoch.
         """
         self._storage.set_trial_system_attr(trial_id, key, details)
         # The value is written last, because a reader counts the epoch once its value exists.
@@ -107,10 +107,10 @@ class StudyWriter:
         """Write the final state of a trial.
 
         Args:
-            trial_id: the trial's id in the storage.
+            trial_id: The trial's id in the storage.
             state: Optuna's state of the trial.
-            values: the objectives, or None if the trial has none.
-            user: user attributes.
+            values: The objectives, or None if the trial has none.
+            user: User attributes.
 
         Returns:
             The time at which the trial ended.

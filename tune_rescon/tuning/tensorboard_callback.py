@@ -42,7 +42,7 @@ def check_tensorboard() -> None:
     """Check that the files can be written.
 
     Raises:
-        ConfigError: the package that writes the files is not installed.
+        ConfigError: If the package that writes the files is not installed.
     """
     if find_spec("tensorboard") is None:
         rule = "TensorBoard's files are written by the package `tensorboard`, which must be installed"

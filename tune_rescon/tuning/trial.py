@@ -16,7 +16,7 @@ from optuna.distributions import BaseDistribution
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError
 from tune_rescon.metric_names import MetricAt, watched_metric
-from tune_rescon.spaces import Space, from_optuna, to_optuna, trial_config
+from tune_rescon.spaces import Space, from_optuna, place_config, to_optuna, trial_config
 from tune_rescon.tuning.stopping.rule import Decision, Observation
 
 __all__ = [
@@ -83,14 +83,13 @@ def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, nu
     """Return the origin of a trial that was sampled from a version of the space.
 
     Args:
-        space: the version of the space.
-        parameters: the active parameters, as Optuna stores them.
-        version: the number of the version, counted from 1.
-        number: the trial's number.
+        space: The version of the space.
+        parameters: The active parameters, as Optuna stores them.
+        version: The number of the version, counted from 1.
+        number: The trial's number.
 
     Raises:
-        KeyError, ValueError: ``parameters`` did not come from this space.
-        ConfigError: ``parameters`` did not come from this space.
+        ConfigError, KeyError, ValueError: If ``parameters`` did not come from this space.
     """
     return TrialOrigin(
         config=trial_config(space, from_optuna(space, parameters)).to_dict(),
@@ -100,19 +99,16 @@ def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, nu
     )
 
 
-def find_origin(
-    space: Space, parameters: Mapping[str, Any], *, version: int, number: int
-) -> TrialOrigin | None:
-    """Return the result of :func:`make_origin`; None if ``parameters`` did not come from this space.
+def find_origin(space: Space, parameters: Mapping[str, Any], number: int) -> TrialOrigin | None:
+    """Return the origin of a trial of the first version of the space; None if the trial is of another space.
 
     Args:
-        space: the version of the space.
-        parameters: the active parameters, as Optuna stores them.
-        version: the number of the version, counted from 1.
-        number: the trial's number.
+        space: The first version of the space.
+        parameters: The active parameters, as Optuna stores them.
+        number: The trial's number.
     """
     try:
-        return make_origin(space, parameters, version=version, number=number)
+        return make_origin(space, parameters, version=1, number=number)
     except (ConfigError, KeyError, ValueError):
         return None
 
@@ -230,11 +226,10 @@ class TrialRecord:
     @property
     def best_epoch(self) -> int:
         """The epoch (from 1) with the best finite value, the first one of equals; 0 if no value is finite."""
-        finite = [(value, -epoch) for epoch, value in enumerate(self.values, 1) if math.isfinite(value)]
-        if not finite:
-            return 0
-        chosen = max(finite) if self.maximize else min(finite, key=lambda pair: (pair[0], -pair[1]))
-        return -chosen[1]
+        finite = [epoch for epoch, value in enumerate(self.values, 1) if math.isfinite(value)]
+        # Of equal values, max and min return the first one.
+        best = max if self.maximize else min
+        return best(finite, key=lambda epoch: self.values[epoch - 1], default=0)
 
     @property
     def out_of_patience(self) -> bool:
@@ -259,7 +254,7 @@ class TrialRecord:
         """Return each epoch's seconds times the devices that it held; 0 for an epoch without seconds.
 
         Args:
-            devices: the number of devices for epochs whose own number is not recorded.
+            devices: The number of devices for epochs whose own number is not recorded.
         """
         held = itertools.chain(self.held, itertools.repeat(None))
         return tuple(
@@ -271,11 +266,23 @@ class TrialRecord:
         """Return all hyperparameters of the trial; None if they are not known.
 
         Args:
-            space: the search's space. It is used only if the record lacks the trial's configuration; the
+            space: The search's space. It is used only if the record lacks the trial's configuration; the
                 trial is then assumed to be sampled from this space.
         """
-        origin = self.origin or find_origin(space, self.parameters, version=1, number=self.number)
+        origin = self.origin or find_origin(space, self.parameters, self.number)
         return None if origin is None else TrialConfig.from_dict(origin.config)
+
+    def parameters_in(self, space: Space, first: Space) -> dict[str, Any] | None:
+        """Return the trial's parameters in a space, as Optuna stores them; None if it does not contain them.
+
+        Args:
+            space: The space, which may differ from the trial's.
+            first: The first version of the trial's space. It is used only if the record lacks the trial's
+                configuration.
+        """
+        origin = self.origin or find_origin(first, self.parameters, self.number)
+        sampled = place_config(space, origin.config).sampled if origin else None
+        return None if sampled is None else to_optuna(sampled)
 
     def setting(self, name: str, default: Any = None) -> Any:
         """Return the value of a hyperparameter in this trial, as Optuna stores it.
@@ -307,9 +314,9 @@ class TrialRecord:
         """Return what a stopping rule sees of an epoch.
 
         Args:
-            epoch: the epoch, counted from 1.
-            group: trials of different groups are not compared.
-            cost: the second objective after this epoch.
+            epoch: The epoch, counted from 1.
+            group: Trials of different groups are not compared.
+            cost: The second objective after this epoch.
         """
         return Observation(
             number=self.number,

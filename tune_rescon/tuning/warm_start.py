@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Overlap, Space, overlap_message, place_config, to_optuna
-from tune_rescon.tuning.code_versions import changed_functions, code_digests, recorded_code
 from tune_rescon.tuning.identity import check_same_search
+from tune_rescon.tuning.input_digests import (
+    changed_functions,
+    code_digests,
+    recorded_code,
+    recorded_images,
+    recorded_weights,
+)
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import IMAGES, WEIGHTS
 from tune_rescon.tuning.sampler import most_informative
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
@@ -74,13 +79,13 @@ def overlapping_trials(
     if options.study_url is not None:
         check_same_search(record.attributes(), other)
     ended = [trial for trial in record.trials() if trial.state.is_final]
-    theirs, before = versions.newest, record.attribute(IMAGES) or {}
+    theirs, before = versions.newest, recorded_images(record)
     changed = {name for name, digest in digests.items() if before.get(name, digest) != digest}
     name = theirs.dataset.name
     if name == space.dataset.name and name in before and before[name] == digests.get(name):
         # The same images and splits, even if they have moved.
         theirs = theirs.model_copy(update={"dataset": space.dataset})
-    begun_with = record.attribute(WEIGHTS) or {}
+    begun_with = recorded_weights(record)
     replaced = {name for name, found in weights.items() if begun_with.get(name, found.digest) != found.digest}
     placed = [_placed(space, theirs, trial, replaced) for trial in ended]
     usable = [
@@ -96,20 +101,20 @@ def overlapping_trials(
     if usable and changed:
         _PROGRESS.warning(
             f"{other.name} had other images in {', '.join(sorted(changed))}: its values may be higher or"
-            " lower than they would be on these, and the sampler learns from both"
+            " lower than on the images of this search, and the sampler learns from both"
         )
     changed_code = changed_functions(recorded_code(record), code_digests(space))
     if usable and changed_code:
         _PROGRESS.warning(
-            f"{other.name} had other code of {', '.join(changed_code)}: its values may mean something else"
-            " than those of this search, and the sampler learns from both"
+            f"{other.name} had other code of {', '.join(changed_code)}: its values may not be comparable"
+            " with those of this search, and the sampler learns from both"
         )
     kept = most_informative(usable)
     return [trial for trial in usable if trial.number in kept]
 
 
 def _placed(space: Space, theirs: Space, trial: TrialRecord, replaced: Collection[str]) -> Overlap:
-    """Place a trial in ``space``; ``replaced`` are the files of ``init_from`` with other weights now."""
+    """Place a trial in ``space``; ``replaced`` are the files of ``init_from`` whose weights have changed."""
     if trial.origin is None:
         return Overlap(sampled=None, differs=("an unknown configuration",))
     if trial.origin.config["init_from"] in replaced:

@@ -89,7 +89,7 @@ def test_a_turn_that_does_not_end_is_not_written_beside() -> None:
             begun.set()
             hang.wait()
 
-    with pytest.raises(RecordBusyError, match="the record must take a write"):
+    with pytest.raises(RecordBusyError, match="the record must accept a write"):
         run_in_thread(work, should_abort=begun.is_set, lock=lock)
     hang.set()
 

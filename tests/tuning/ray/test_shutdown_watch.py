@@ -54,7 +54,7 @@ def test_a_first_ctrl_c_finishes_the_epochs(scene: Scene) -> None:
     scene.now = 2.0
     scene.signals.receive(signal.SIGINT)
     assert scene.watch.should_abort()
-    assert scene.messages[1:] == ["Interrupted: stopping now; what is recorded stays"]
+    assert scene.messages[1:] == ["Interrupted: stopping now; all recorded epochs are kept"]
 
 
 def test_sigterm_aborts_after_its_deadline(scene: Scene) -> None:

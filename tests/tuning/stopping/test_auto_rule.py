@@ -587,7 +587,7 @@ def test_the_report_says_how_many_epochs_fit_into_the_hours() -> None:
     search = SimulatedSearch(searched, clock=simulation.clock, slots=4)
     simulation.drive(search.policy())
     _, lines = rungs_and_reasons(searched, search.trials(), slots=4)
-    assert lines[-1].startswith("The hours are about 7 of 27 epochs on each slot, ")
+    assert lines[-1].startswith("The hours allow about 7 of 27 epochs on each slot, ")
 
 
 def test_other_schedulers_explain_nothing() -> None:
@@ -609,7 +609,7 @@ def test_the_plan_counts_what_starts_and_finishes() -> None:
 def test_one_trial_and_one_epoch_are_in_the_singular() -> None:
     one = space("budget={trials: 1, epochs: 1, concurrent: 4}", "fidelity={min: 1, max: 1}")
     words = "\n".join(plan_words(one))
-    assert "at most 1 trial at once: the budget of epochs is 1 full training," in words
+    assert "at most 1 trial at once: the budget of epochs allows 1 full training," in words
     assert words.endswith("as the last epoch does: 1 trial, 1 finished and 0 paused, 1 epoch in all")
     assert list(plan_words(space("budget={trials: 9, hours: 1}")))[-1].startswith("auto: 1 hour on each slot")
     _, lines = rungs_and_reasons(one, (), slots=4)

@@ -61,7 +61,7 @@ _TIMEOUTS: Final = (1.0, 2.0, 4.0)
 _FIRST_WAIT: Final = 3.0
 _LONGEST_WAIT: Final = 300.0
 
-#: Most bytes that are read of an answer.
+#: Maximum number of bytes that are read of an answer.
 _ANSWER_BYTES: Final = 1 << 16
 
 _ACTIONS: Final = ("terminate", "stop", "hibernate")
@@ -85,7 +85,7 @@ class MetadataAnswer(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Cloud:
-    """A cloud that announces that it takes a spot machine away."""
+    """A cloud that gives notice before it takes a spot machine away."""
 
     name: str
     seconds: float
@@ -96,7 +96,7 @@ class Cloud:
 
 
 def _azure_preempted(text: str) -> frozenset[str]:
-    """Return the names of the machines that Azure's scheduled events announce to take away, in lower case.
+    """Return the machines that Azure's scheduled events will preempt, by their names in lower case.
 
     The events of a scale set are sent to all of its machines.
 
@@ -192,8 +192,8 @@ class SpotNotice:
 
         Args:
             service: URL of the metadata service.
-            timeouts: time limits of a request in seconds, the last one for all later requests.
-            clock: returns the time in seconds.
+            timeouts: Time limits of a request in seconds, the last one for all later requests.
+            clock: Returns the time in seconds.
         """
         self._service = service
         self._timeouts = timeouts
@@ -203,7 +203,7 @@ class SpotNotice:
         self._state = PollingState()
 
     def announced(self) -> Cloud | None:
-        """Return the cloud that has announced to take this machine away; None if that is unknown."""
+        """Return the cloud if it has announced that it will take this machine away, else None."""
         state = self._state
         if self._clock() < state.due:
             return None
@@ -217,7 +217,7 @@ class SpotNotice:
 
     def _ask(self, cloud: Cloud, timeout: float) -> MetadataAnswer:
         try:
-            there_is_one = cloud.ask(functools.partial(self._request, timeout=timeout))
+            has_notice = cloud.ask(functools.partial(self._request, timeout=timeout))
         except HTTPError as error:
             busy = (
                 error.code == HTTPStatus.TOO_MANY_REQUESTS or error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
@@ -227,7 +227,7 @@ class SpotNotice:
             return MetadataAnswer.SILENCE
         except (ValueError, LookupError, TypeError, AttributeError):
             return MetadataAnswer.OTHER
-        return MetadataAnswer.NOTICE if there_is_one else MetadataAnswer.NO_NOTICE
+        return MetadataAnswer.NOTICE if has_notice else MetadataAnswer.NO_NOTICE
 
     def _request(
         self, path: str, headers: dict[str, str], *, timeout: float, method: str = "GET", flavor: str = ""
@@ -324,8 +324,8 @@ class SignalHandlerMixin:
         super().setup(config)  # type: ignore[misc]  # ray's FunctionTrainable comes after this one
 
 
-def node_is_drained(spot: SpotNotice = _SPOT) -> bool:
-    """Return whether this node is being drained, as far as is known; drain it after a ``spot`` notice."""
+def node_is_drained() -> bool:
+    """Return whether this node is being drained, as far as is known; drain it after a spot notice."""
     import ray
     from ray._private.worker import global_worker
 
@@ -335,7 +335,7 @@ def node_is_drained(spot: SpotNotice = _SPOT) -> bool:
     with suppress(ray.exceptions.RpcError):
         if node in control.get_draining_nodes(timeout=_CHECK_TIMEOUT):
             return True
-    cloud = spot.announced()
+    cloud = _SPOT.announced()
     if cloud is None:
         return False
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason

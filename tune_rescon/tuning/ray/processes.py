@@ -97,7 +97,7 @@ class RayProcesses:
 
 
 class ControlStoreProbe:
-    """Checks that the control store of a Ray can be reached that this process did not start."""
+    """Checks whether the control store of a Ray that this process did not start can be reached."""
 
     def __init__(
         self,

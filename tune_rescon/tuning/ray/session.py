@@ -89,8 +89,8 @@ def start_or_retry(start: Callable[[], object], clean_up: Callable[[], object]) 
         _LOGGER.exception("Ray did not start, also at the second try")
         clean_up()
         hint = (
-            "The machine may be overloaded, or short of memory or room in /tmp: try again when it is not, or"
-            " run fewer searches at once."
+            "The machine may be overloaded, or short of memory or of space in /tmp: try again later, or run"
+            " fewer searches at once."
         )
         rule = "Ray must start on this machine"
         raise ClusterError(
@@ -154,7 +154,7 @@ class RaySession:
     now: tuple[Nodes, ...]
     """The present machines."""
     later: tuple[Nodes, ...] | None
-    """The machines that may be added; None if the cluster grows by as many as are requested."""
+    """The machines that may be added; None if the cluster can grow without a known limit."""
     gone: Callable[[], str]
     """Returns a description of the part of Ray that has died, or "" while Ray is alive.
 
@@ -197,7 +197,7 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
 
 
 def is_running() -> bool:
-    """Return whether this process is connected to a Ray, which knows its own resources."""
+    """Return whether this process is connected to a Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
@@ -232,7 +232,7 @@ def _join(address: str) -> None:
     except Exception as error:
         _LOGGER.exception("Ray cannot be reached")
         rule = "must be the address of a Ray cluster that can be reached"
-        hint = "See whether it runs (`ray status` there), and whether its Ray has this one's version."
+        hint = "Check that it runs (`ray status` there), and that both have the same version of Ray."
         got = f"{address} ({first_line(error)})"
         raise ClusterError(format_error(rule, got=got, where="--address", hint=hint)) from error
 
@@ -354,7 +354,7 @@ class _Sampler:
             return self._ask()
         except Exception as error:
             # Ray may raise any exception while it shuts down. The search's Watch decides what follows.
-            _LOGGER.warning("Ray did not say how large it is: %s", error)
+            _LOGGER.warning("the size of the cluster could not be read: %s", error)
             return None
 
 

@@ -247,12 +247,12 @@ class Watch:
 
     @property
     def failure(self) -> str | None:
-        """The reason why the search had to stop, as one paragraph; None if Ray is alive or a signal came."""
+        """Why the search had to stop, as one paragraph; None if Ray is alive or a signal was received."""
         if not self.ray_is_gone or self.interrupted:
             return None
         hint = (
             "Every epoch that was reported is recorded, and the trials resume from their checkpoints."
-            " If it was killed for want of memory, run fewer trials at once (--concurrent)."
+            " If it ran out of memory, run fewer trials at once (--concurrent)."
         )
         return format_error(f"Ray must live as long as the search, but {self._gone} has died", hint=hint)
 
@@ -267,7 +267,7 @@ class Watch:
 
 def _stop_message(urgency: StopLevel, seconds_left: float | None) -> str:
     if urgency is StopLevel.STOP:
-        return "Interrupted: stopping now; what is recorded stays"
+        return "Interrupted: stopping now; all recorded epochs are kept"
     until = "" if seconds_left is None else f" for at most {max(seconds_left, 0):.0f} s"
     return f"Interrupted: finishing the running epochs{until}; Ctrl-C again to stop now"
 
@@ -379,7 +379,7 @@ def run_in_thread(work: Callable[[], None], *, should_abort: Callable[[], bool],
         ended = lock.close(JOIN_SECONDS)
         thread.join(JOIN_SECONDS)
     if not ended:
-        rule = f"the record must take a write, but has not for {JOIN_SECONDS:g} s"
+        rule = f"the record must accept a write, but has not for {JOIN_SECONDS:g} s"
         raise RecordBusyError(
             format_error(rule, hint="What was recorded before is safe: resume with --resume.")
         )

@@ -58,7 +58,7 @@ def fit_to_cluster(
 
     Raises:
         ResourceError: If no machine has the resources of a trial, or Ray has a GPU that torch cannot use.
-        DataError: If the datasets cannot be prepared on a machine, or are others there; the message names the
+        DataError: If the datasets cannot be prepared on a machine, or differ there; the message names the
             machine.
     """
     if isinstance(space.resources_per_trial, AutoResources):
@@ -110,7 +110,7 @@ def stage_data(
         need: The resources of a trial, by Ray's names; machines without room for them are skipped.
 
     Raises:
-        DataError: If the datasets cannot be prepared on a machine, or are others there; the message names the
+        DataError: If the datasets cannot be prepared on a machine, or differ there; the message names the
             machine.
     """
     import ray
@@ -125,7 +125,7 @@ def stage_data(
     ]
     if not there:
         return
-    _PROGRESS.info(f"Preparing the data on {len(there)} other machine{'s' * (len(there) > 1)}")
+    _PROGRESS.info(f"Preparing the data on {counted(len(there), 'other machine')}")
     task: Any = ray.remote(num_cpus=0, max_retries=0)(_open)
     waiting = {}
     for node in there:
@@ -148,7 +148,7 @@ def stage_data(
                     DataError(f"on {address}: {cause}") if isinstance(cause, DataError) else cause
                 ) from None
             except RayError as error:
-                _LOGGER.warning("the machine %s was lost while it got the data: %s", address, error)
+                _LOGGER.warning("the machine %s was lost while its data was prepared: %s", address, error)
 
 
 def _open(datasets: list[DatasetConfig], digests: dict[str, str], data_root: str, cache_root: str) -> None:

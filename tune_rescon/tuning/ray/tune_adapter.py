@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
@@ -103,7 +104,9 @@ def execute(
         lock: The lock on the coordinator and the record.
     """
     # The first bundle is for the trial's own process, the others are for its peers (:mod:`.multi_process`).
-    placement_group = tune.PlacementGroupFactory([_positive(resources)] * workers)
+    # Ray does not accept zeros.
+    bundle = {name: amount for name, amount in resources.items() if amount}
+    placement_group = tune.PlacementGroupFactory([bundle] * workers)
     processes = ActorReuse(coordinator, resources=placement_group, slots=concurrent)
     # Tune's own files are temporary: the state of the search is in the record and the checkpoints.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
@@ -132,11 +135,6 @@ def execute(
             ),
         )
         tuner.fit()
-
-
-def _positive(resources: dict[str, float]) -> dict[str, float]:
-    """Return the nonzero resources, because Ray does not accept zeros."""
-    return {name: amount for name, amount in resources.items() if amount}
 
 
 def _directory(trial: Any) -> str:
@@ -173,7 +171,7 @@ class CoordinatorSearcher(_Stateless, Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return Tune's config of the next trial.
 
-        Returns None if Tune is to ask again later, and ``Searcher.FINISHED`` if no more trials follow.
+        Returns None if Tune must ask again later, and ``Searcher.FINISHED`` if no more trials follow.
         """
         with self._lock.hold():
             trial = self._coordinator.next_trial()
@@ -210,8 +208,6 @@ class CoordinatorSearcher(_Stateless, Searcher):
 
 def node_is_gone(address: str) -> bool:
     """Return whether Ray has no living node at ``address``."""
-    import ray
-
     return not any(node["Alive"] and node["NodeManagerAddress"] == address for node in ray.nodes())
 
 
@@ -293,11 +289,12 @@ class CoordinatorScheduler(_Stateless, FIFOScheduler):
         """
         del tune_controller, trial
         with self._lock.hold():
-            continues = self._reported(result["number"], result)
+            continues = self._reported(result)
         return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
 
-    def _reported(self, number: int, report: dict[str, Any]) -> bool:
+    def _reported(self, report: dict[str, Any]) -> bool:
         """Pass a report to the coordinator; return whether the trial continues."""
+        number = report["number"]
         if "unusable" in report:
             self._coordinator.abort(number, report["unusable"])
             return False

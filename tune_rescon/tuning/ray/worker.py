@@ -178,7 +178,7 @@ def train_task(
         peers: The processes that train the trial together.
         on_epoch: Called with the report of each epoch.
         on_message: Called with each message about the trial.
-        on_progress: Called in a long epoch with the share of it that is trained.
+        on_progress: Called during a long epoch with the share of it that has been trained.
         is_preempted: Polled during training; returns True if this process must end.
 
     Raises:
@@ -320,8 +320,8 @@ def run_trial(config: dict[str, Any]) -> None:
 
     An exception is reported as the trial's end and is not raised. Tune would retry a trial that raises, but a
     fault of the configuration would occur every time. Only a trial whose worker process died is retried, so a
-    preempted worker writes a checkpoint and ends its process. A fault of the machine ends the
-    whole search: the trial was promised a GPU, and torch has none, or the images are not those of the search.
+    preempted worker writes a checkpoint and ends its process. A fault of the machine ends the whole search:
+    torch cannot use the GPU that the trial was given, or the images are not those of the search.
     """
     on_one_thread(functools.partial(_run, TrialTask.from_dict(config)))
 

@@ -46,7 +46,7 @@ PROMOTED_FROM: Final = 4
 #: The same for the first rung if no later ranks confirm those there.
 UNCONFIRMED_PROMOTED_FROM: Final = 2
 #: Number of values at the first rung before a trial is promoted.
-FEWEST_VALUES: Final = 6
+MIN_VALUES: Final = 6
 #: A trial that leads at its rung continues as long as its next stage has used less than this, as a multiple
 #: of the stage's share of the whole budget.
 LEADERS: Final = 1.5
@@ -54,9 +54,9 @@ LEADERS: Final = 1.5
 #: durations of the way to the second rung for a budget of hours.
 CLOSING: Final = 3.0
 #: A trial is promoted only if the time left is enough for this share of the way to its next rung.
-LEAST_REACHED: Final = 0.2
+MIN_REACHED: Final = 0.2
 #: With a budget of trials, at least this number of trials is trained to the end.
-FEWEST_FINISHED: Final = 3
+MIN_FINISHED: Final = 3
 #: Epochs that a trial is expected to use with a budget of trials, as a share of a full training. It sets only
 #: how late the latest candidate for the first rung may be.
 EPOCHS_PER_TRIAL: Final = 0.2
@@ -163,7 +163,7 @@ class AutoRule:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The rungs that are in force, in epochs."""
+        """The current rungs, in epochs."""
         return tuple(map(int, self._levels))
 
     @property
@@ -173,7 +173,7 @@ class AutoRule:
 
     @property
     def learns(self) -> bool:
-        """True if the budget is large enough to learn the first rung, as far as it is known yet."""
+        """True if the budget is large enough to learn the first rung, or that is not known yet."""
         return self._latest is None or self._latest > self.low
 
     @property
@@ -219,7 +219,7 @@ class AutoRule:
         """Choose the epoch to which the first trials run unjudged.
 
         With a budget in hours, the number of epochs in it follows from the first epochs of the trials that
-        begin together. It does not change later, so that a resumed search has the same probes.
+        begin together. It does not change later, so a resumed search has the same probes.
         """
         table, of_slot = self._table, None
         if self.budget.seconds is not None:
@@ -274,11 +274,11 @@ class AutoRule:
 
     @property
     def _is_limited(self) -> bool:
-        """True if the budget has hours or epochs, so that the number of trials does not end it."""
+        """True if hours or epochs limit the budget, instead of the number of trials."""
         return self.budget.seconds is not None or self.budget.epochs is not None
 
     def _left(self) -> float:
-        """Return what is left: seconds of wall time, or epochs that no running trial is going to use."""
+        """Return what is left: seconds of wall time, or epochs that no running trial will use."""
         if self.budget.seconds is not None:
             return self.budget.seconds - self._elapsed
         table = self._table
@@ -291,7 +291,7 @@ class AutoRule:
             return float(self.budget.epochs)
         first = float(self._levels[0])
         screening = self.budget.trials * first
-        finals = FEWEST_FINISHED * (self.last - first)
+        finals = MIN_FINISHED * (self.last - first)
         return screening + max(screening * (1 - SCREENING) / SCREENING, finals)
 
     def _shares(self) -> tuple[float, ...]:
@@ -319,7 +319,7 @@ class AutoRule:
         if can_start and self._table.trials < self._pilots:
             return _NEW
         left = self._left()
-        most = self.budget.most_at_once(self.last) or math.inf
+        most = self.budget.max_concurrent(self.last) or math.inf
         if self._is_limited and (left <= 0 or (self._table.states == RUNNING).sum() >= most):
             return None
         best = dict(self._best_paused(left))
@@ -345,7 +345,7 @@ class AutoRule:
 
     def _may_continue(self, number: int, stage: int) -> bool:
         """Return whether a trial is good enough to begin a stage that is behind its share."""
-        if self._table.count(int(self._levels[0])) < FEWEST_VALUES:
+        if self._table.count(int(self._levels[0])) < MIN_VALUES:
             return False
         rank, of = self._table.rank(number, int(self._levels[stage - 1]))
         return stage == 1 or rank <= max(1, of // PROMOTED_FROM)
@@ -358,7 +358,7 @@ class AutoRule:
         """
         first = int(self._levels[0])
         is_decided = self._latest == self.low or self._agreement is not None
-        is_enough = of >= FEWEST_VALUES and self._table.count(first) >= FEWEST_VALUES
+        is_enough = of >= MIN_VALUES and self._table.count(first) >= MIN_VALUES
         may_lead = is_decided and is_enough and rank == 1 and seen.epoch >= first
         if not may_lead or not self._is_limited or self._left() <= 0:
             return False
@@ -371,13 +371,13 @@ class AutoRule:
         """Return the choice if the stages that are behind their shares have no trial to continue."""
         if best:
             return best[max(best)]
-        if self.budget.seconds is not None:
-            deepest = self._deepest()
-            return deepest if deepest is not None else _NEW if can_start else None
-        return None
+        if self.budget.seconds is None:
+            return None
+        deepest = self._deepest()
+        return _NEW if deepest is None and can_start else deepest
 
     def _furthest_unjudged(self) -> int | None:
-        """Return the paused trial that has the most epochs of those before the first rung, or None.
+        """Return the paused trial with the most epochs among those below the first rung, or None.
 
         If no rung judges, a trial that has learned nothing yet is left out: it makes room for a new one.
         """
@@ -405,7 +405,7 @@ class AutoRule:
             waiting = waiting[merits[waiting] >= bar]
             if self.budget.seconds is not None:
                 way = (self._levels[stage] - table.epochs[waiting]) * table.costs(waiting)
-                waiting = waiting[way * LEAST_REACHED <= left]
+                waiting = waiting[way * MIN_REACHED <= left]
             if len(waiting):
                 yield stage, table.best(waiting, int(self._levels[stage - 1]))
 
@@ -427,10 +427,10 @@ class AutoRule:
         return self.budget.epochs is not None and left < CLOSING * self.last
 
     def _loads(self) -> list[float]:
-        """Return the cost of each stage, including what its running trials are going to use.
+        """Return the cost of each stage, including what its running trials will use.
 
-        What trials did unjudged above the first rung counts for no stage. Otherwise the first trials, which
-        are the only ones at the higher rungs, would count as the finals.
+        Epochs that trials run unjudged above the first rung count for no stage. Otherwise the first trials,
+        which are the only ones at the higher rungs, would count as the finals.
         """
         table = self._table
         running = table.states == RUNNING

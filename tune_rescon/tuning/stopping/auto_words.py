@@ -1,4 +1,4 @@
-"""What the scheduler ``auto`` plans and has decided, in words for the dry run and the report."""
+"""The plan and the decisions of the scheduler ``auto``, as sentences for the dry run and the report."""
 
 from __future__ import annotations
 
@@ -32,30 +32,28 @@ def rungs_and_reasons(
     """Return the rungs of a search, and sentences about why ``auto`` chose them.
 
     Args:
-        space: the space of the search.
-        trials: the trials of the record.
-        slots: number of trials that run at once.
+        space: The space of the search.
+        trials: The trials of the record.
+        slots: Number of trials that run at once.
 
     Returns:
         The rungs in epochs; for ``auto``, those that the values have led to. No sentences for other
         schedulers.
     """
     rule = _replayed(space, trials, slots=slots)
-    return (possible_rungs(space), ()) if rule is None else (rule.levels, _reasons(rule))
-
-
-def _reasons(rule: AutoRule) -> tuple[str, ...]:
-    return (*_rung_reasons(rule), *_limit_reasons(rule))
+    if rule is None:
+        return possible_rungs(space), ()
+    return rule.levels, (*_rung_reasons(rule), *_limit_reasons(rule))
 
 
 def _limit_reasons(rule: AutoRule) -> Iterator[str]:
-    """Yield what the slots and the budget limit beside the rungs."""
+    """Yield sentences about rungs that the hours move, and slots that a budget of epochs leaves idle."""
     if rule.reach < rule.last:
         yield (
-            f"The hours are about {rule.reach} of {counted(rule.last, 'epoch')} on each slot,"
-            " so that the rungs before the last one are earlier."
+            f"The hours allow about {rule.reach} of {counted(rule.last, 'epoch')} on each slot,"
+            " so the rungs before the last one are earlier."
         )
-    most = rule.budget.most_at_once(rule.last)
+    most = rule.budget.max_concurrent(rule.last)
     if most is not None and most < rule.budget.slots:
         yield _at_once(most)
 
@@ -63,8 +61,9 @@ def _limit_reasons(rule: AutoRule) -> Iterator[str]:
 def _at_once(most: int) -> str:
     return (
         f"After the first trials, at most {counted(most, 'trial')} at once:"
-        f" the budget of epochs is {counted(most, 'full training')},"
-        " and values decide better than more trials in flight. A budget of hours uses every slot."
+        f" the budget of epochs allows {counted(most, 'full training')},"
+        " and more trials at once would start before there are values to decide by."
+        " A budget of hours uses every slot."
     )
 
 
@@ -82,7 +81,7 @@ def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
             kept = "but for trials whose value has never changed, which pause"
             return (f"No rung judges, and every trial trains to the end, {kept}: {why}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
-        return (f"{rungs} They may say little: {why}. {advice}.",)
+        return (f"{rungs} Values there may say little: {why}. {advice}.",)
     lines = [f"First rung: epoch {found.first}, chosen by {evidence}. {rungs}"]
     for epoch, correlation in sorted(found.correlations.items()):
         role = "judges" if epoch in rule.levels else "judges no trial"
@@ -125,9 +124,9 @@ class _Expected:
 def plan_words(space: Space) -> Iterator[str]:
     """Yield sentences about the plan of a search with the scheduler ``auto``.
 
-    The counts come from the rule itself, on curves whose first epoch tells the last, and on curves whose
-    early ranks are the reverse of the later ones. A budget in hours cannot be counted before an epoch has
-    been timed.
+    The counts come from the rule itself: on curves whose first epoch ranks the trials as the last one does,
+    and on curves whose early ranks are the reverse of the later ones. The trials of a budget in hours cannot
+    be counted before an epoch has been timed.
     """
     unconfirmed = ""
     if space.budget.hours is not None or space.budget.epochs is not None:
@@ -138,16 +137,16 @@ def plan_words(space: Space) -> Iterator[str]:
     )
     if space.budget.hours is not None:
         hours = f"{counted(space.budget.hours, 'hour')} on each slot"
-        yield f"auto: {hours}; how many trials they are follows from the first epochs"
+        yield f"auto: {hours}; the number of trials depends on how long the first epochs take"
         return
     slots = space.budget.concurrent or PLANNED_SLOTS
     rule = make_stopping_rule(space, slots=slots)
-    most = rule.budget.most_at_once(rule.last) if isinstance(rule, AutoRule) else None
+    most = rule.budget.max_concurrent(rule.last) if isinstance(rule, AutoRule) else None
     if most is not None and most < slots:
         yield f"auto: {_at_once(most)}"
     rungs = possible_rungs(space)
-    told = f"auto, if epoch {rungs[0]} ranks the trials as the last epoch does"
-    yield f"{told}: {_expected(space, slots, early=1)}"
+    case = f"auto, if epoch {rungs[0]} ranks the trials as the last epoch does"
+    yield f"{case}: {_expected(space, slots, early=1)}"
     if len(rungs) > 2:
         yield f"auto, if early epochs rank them in reverse: {_expected(space, slots, early=-1)}"
 

@@ -1,4 +1,4 @@
-"""The choice of the first rung: how early the ranks of trials say which of them will be best.
+"""The choice of the first rung: how early the ranks of trials predict which of them will be best.
 
 Small learning rates, deep networks and large images start slowly. Where a space searches them, the ranks
 after the first epochs may be the reverse of the later ones, and a rule that judges there discards the best
@@ -34,14 +34,14 @@ __all__ = [
 #: a rank correlation is 0.35: without a prior, the choice would follow the noise.
 PRIOR: Final = 0.5
 PRIOR_TRIALS: Final = 3
-#: The trust in the ranks at the latest candidate rung. Nothing later is known to compare them with.
+#: The weight of the latest candidate, in place of a correlation: no later ranks are known.
 TRUST: Final = 0.85
-#: Number of trials that must be compared before they can show that no rung is to judge.
-FEWEST_COMPARED: Final = 5
+#: Number of trials that must be compared before their ranks can show that no rung should judge.
+MIN_COMPARED: Final = 5
 #: The latest candidate judges only if the ranks of the epochs before it agree by this much.
-LEAST_AGREEMENT: Final = 0.45
+MIN_AGREEMENT: Final = 0.45
 #: A trial whose value is the same in all of at least this number of epochs has learned nothing yet.
-FEWEST_UNCHANGED: Final = 3
+MIN_UNCHANGED: Final = 3
 #: Number of first trials that reach the latest candidate for the first rung without being judged.
 PILOTS: Final = 8
 #: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
@@ -59,7 +59,7 @@ PILOT_SHARE: Final = 0.05
 #: A small budget spends more on them, so that the latest candidate is not before the first share of the last
 #: epoch. The second is the most that it spends.
 EARLIEST_LATEST: Final = 0.05
-LARGEST_PILOT_SHARE: Final = 0.13
+MAX_PILOT_SHARE: Final = 0.13
 #: The first trials reach the latest candidate within this share of the hours.
 PILOT_TIME: Final = 0.1
 
@@ -85,11 +85,11 @@ class Agreement:
 
         Then no candidate may judge.
         """
-        return self.trials >= FEWEST_COMPARED and self.steadiness < LEAST_AGREEMENT
+        return self.trials >= MIN_COMPARED and self.steadiness < MIN_AGREEMENT
 
     @property
     def is_confirmed(self) -> bool:
-        """True if later ranks agree with those at the first rung. Of the latest candidate, none are known."""
+        """True if later ranks agree with those at the first rung; False if it is the latest candidate."""
         return self.first < self.latest
 
 
@@ -97,7 +97,7 @@ class Agreement:
 class Unjudged:
     """The trials that reach the latest candidate without being judged: the first ones, and probes later.
 
-    The number of a trial alone tells whether it is one of them, so that a resumed search knows it.
+    Whether a trial is one of them depends only on its number, so a resumed search has the same ones.
     """
 
     pilots: int
@@ -153,7 +153,7 @@ def latest_candidate(
     >>> latest_candidate(1, 140, pilots=8, epochs=1400, epochs_of_slot=44.0)
     4
     """
-    small = min(EARLIEST_LATEST * last * pilots, LARGEST_PILOT_SHARE * epochs)
+    small = min(EARLIEST_LATEST * last * pilots, MAX_PILOT_SHARE * epochs)
     limit = max(PILOT_SHARE * epochs, small) / pilots
     if epochs_of_slot is not None:
         limit = min(limit, PILOT_TIME * epochs_of_slot)
@@ -181,9 +181,9 @@ def choose_first_rung(
 ) -> Agreement:
     """Choose the rung whose screening finds the best trials for a given number of epochs.
 
-    A rung is worth its rank correlation with the latest candidate, times the expected score of the best
-    trials of as many as the epochs allow to reach it. A rung is trusted no more than the rungs between it and
-    the latest candidate: with few trials, a single high correlation is often chance.
+    The worth of a rung is its rank correlation with the latest candidate, times the expected score of the
+    best of those trials that the epochs allow to reach it. A rung's correlation counts for no more than those
+    of the rungs between it and the latest candidate: with few trials, one high correlation is often chance.
 
     Args:
         curves: The values of trials that no rung selected, by epoch; larger is better. A trial that diverged
@@ -212,10 +212,10 @@ def choose_first_rung(
 
 
 def _comparable(curves: Sequence[Sequence[float]], latest: int) -> list[Sequence[float]]:
-    """Return the curves without those that never change and are the same, as long as another one is below.
+    """Leave out curves that never change and equal each other, unless they have the lowest values.
 
-    Networks that predict one class for every image keep their ranks for ever, even if no network has learned
-    anything. Their ranks tell something only after all others are above them.
+    Networks that predict one class for every image always keep their ranks, even if no network has learned
+    anything. Their ranks are evidence only once all other networks are above them.
     """
     values = np.array([curve[:latest] for curve in curves], float).reshape(-1, latest)
     ends = values[:, -1]
@@ -237,15 +237,15 @@ def never_changes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     """
     known = ~np.isnan(values)
     same = ((values == values[:, :1]) | ~known).all(axis=1)
-    unchanged: NDArray[np.bool_] = same & (known.sum(axis=1) >= FEWEST_UNCHANGED)
+    unchanged: NDArray[np.bool_] = same & (known.sum(axis=1) >= MIN_UNCHANGED)
     return unchanged
 
 
 def _steadiness(curves: Sequence[Sequence[float]]) -> float:
     """Return the mean rank correlation of every two epochs; nan if there are fewer than two.
 
-    With eight trials, one correlation has a standard error of 0.35. The mean over many pairs of epochs tells
-    far better whether the ranks last.
+    With eight trials, one correlation has a standard error of 0.35. The mean over many pairs of epochs
+    shows much better whether the ranks persist.
     """
     epochs = len(curves[0]) if curves else 0
     if epochs < 2:
@@ -265,8 +265,10 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     >>> rank_correlation([1.0, 1.0], [2.0, 3.0])
     0.0
     """
+    if not one:
+        return 0.0
     x, y = _ranks(one), _ranks(other)
-    x, y = x - x.mean() if len(x) else x, y - y.mean() if len(y) else y
+    x, y = x - x.mean(), y - y.mean()
     norm = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / norm if norm else 0.0
 

@@ -13,7 +13,7 @@ from tune_rescon.tuning.stopping.rule import Decision, Observation, StoppingRule
 __all__ = ["MedianRule"]
 
 #: Number of other trials that must have reached the same epoch before a trial may be stopped.
-FEWEST_OTHERS: Final = 3
+MIN_OTHERS: Final = 3
 
 
 @dataclass(kw_only=True)
@@ -43,7 +43,7 @@ class MedianRule(StoppingRule):
         self.replay(seen)
         if seen.epoch >= self.last:
             return Verdict(decision=Decision.FINISH)
-        if seen.epoch < self.first or len(others) < FEWEST_OTHERS:
+        if seen.epoch < self.first or len(others) < MIN_OTHERS:
             return Verdict(decision=Decision.CONTINUE)
         best = (self._best[seen.number], -seen.tie, -seen.number)
         rank, of = 1 + sum(other > best for other in others), len(others) + 1

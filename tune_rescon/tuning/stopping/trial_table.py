@@ -181,7 +181,7 @@ class TrialTable:
         return float(merits[max(0, len(merits) // among - 1)]) if len(merits) else -math.inf
 
     def best(self, numbers: NDArray[np.int64], epoch: int) -> int:
-        """Return the trial with the best merit at an epoch; of equal ones by the loss, then the oldest."""
+        """Return the trial with the best merit at an epoch. Ties are broken by loss, then by age."""
         order = np.lexsort((numbers, self._ties[numbers, epoch], -self.merits(epoch)[numbers]))
         return int(numbers[order[0]])
 

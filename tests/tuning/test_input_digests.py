@@ -11,7 +11,7 @@ import pytest
 
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyRecord
-from tune_rescon.tuning.code_versions import (
+from tune_rescon.tuning.input_digests import (
     changed_functions,
     code_digests,
     code_history,

@@ -1,4 +1,4 @@
-"""A resumed search has the images of its trials, wherever they are now."""
+"""The paths of a space become absolute, and the images of a folder are listed and recorded."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ from tune_rescon.data.selection import LeftOut
 from tune_rescon.errors import ConfigError, DataError
 from tune_rescon.spaces import dump_space, is_active, load_space, parse_space
 from tune_rescon.tuning import RunOptions, StudyRecord
-from tune_rescon.tuning.prepare import (
-    PreparedDataset,
-    check_same_images,
-    prepare_data,
-    record_images,
-    with_absolute_paths,
-)
+from tune_rescon.tuning.prepare import PreparedDataset, prepare_data, with_absolute_paths
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_run
 
 
@@ -105,29 +99,3 @@ def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -
 @pytest.fixture
 def digits(tmp_path: Path) -> PreparedDataset:
     return PreparedDataset(info=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")
-
-
-def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: PreparedDataset) -> None:
-    record_images(record, {"digits": "0123"})
-    check_same_images(record, {"digits": digits})
-    with pytest.raises(DataError, match="as many as before, and not the same") as caught:
-        check_same_images(record, {"digits": dataclasses.replace(digits, digest="4567")})
-    assert "another --name with --warm-start" in str(caught.value)
-
-
-def test_a_refusal_says_how_many_images_there_were(record: StudyRecord, digits: PreparedDataset) -> None:
-    record_images(record, {"digits": "0123"})
-    record_run(record, {"digits": digits.info}, None)
-    fewer = dataclasses.replace(digits.info, val_images=digits.info.val_images - 30)
-    with pytest.raises(DataError, match=r"digits \(val 144 then, 114 now\)"):
-        check_same_images(record, {"digits": PreparedDataset(info=fewer, digest="4567")})
-
-
-def test_an_older_record_and_a_new_dataset_have_nothing_to_compare(
-    record: StudyRecord, digits: PreparedDataset
-) -> None:
-    check_same_images(record, {"digits": digits})
-    record_images(record, {"cifar10": "89ab"})
-    check_same_images(record, {"digits": digits})
-    record_images(record, {"digits": "0123"})
-    assert record.attribute("image_digests") == {"cifar10": "89ab", "digits": "0123"}
