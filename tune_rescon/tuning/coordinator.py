@@ -148,7 +148,9 @@ class Coordinator:
             return promoted
         while self._more and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
-            proposal = self._sampler.ask(self._out_of_memory.contains, enqueued=enqueued)
+            # None until one fails: the parameters of a simulation need not be fields of a configuration.
+            infeasible = self._out_of_memory.contains if self._out_of_memory else None
+            proposal = self._sampler.ask(infeasible, enqueued=enqueued)
             if proposal is None:
                 self.space_is_exhausted = True
                 self._rule.no_new_trials()
@@ -265,9 +267,8 @@ class Coordinator:
         deaths[number] += 1
         if deaths[number] > most:
             what = "node was lost" if node_is_gone else "worker process died"
-            self._close(
-                number, TrialState.FAILED, error=f"its {what}, after {counted(most, 'retry', 'retries')}"
-            )
+            error = f"its {what}, after {counted(most, 'retry', 'retries')}"
+            self._close(number, TrialState.FAILED, error=error)
         else:
             # The trial counts as running until it is retried, so that an interruption includes it.
             self._unfinished.append(number)

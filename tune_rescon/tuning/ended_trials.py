@@ -113,6 +113,10 @@ class MemoryFailures:
                 if key is not None:
                     self._first.setdefault(key, trial.number)
 
+    def __bool__(self) -> bool:
+        """Return whether any configuration is known not to fit."""
+        return bool(self._first)
+
     def contains(self, config: Mapping[str, Any]) -> bool:
         """Return whether a configuration is known not to fit."""
         return self.same_as(config) is not None

@@ -84,7 +84,7 @@ class RunOptions:
     name: str
     resume: bool = False
     resume_or_start: bool = False
-    """Resume the search if it has begun, otherwise start it. The space is that of the command either way."""
+    """Resume the search if it has begun, otherwise start it. In both cases the space is the command's."""
     storage: Path | StorageUrl = field(default_factory=resolve_storage)
     study_url: str | None = field(default_factory=default_study)
     """The study's database. None for SQLite in the search's folder."""

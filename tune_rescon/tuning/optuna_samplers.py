@@ -1,4 +1,4 @@
-"""Optuna's samplers: the study in memory that they read, what they learn of a trial, and how they are made.
+"""Optuna's samplers: the study in memory that they read, what they learn from a trial, and how they are made.
 
 A sampler does not read the durable study for two reasons. Sampling on it costs a query for each trial and a
 transaction for each parameter. Also, the state that the durable study must record for a stopped trial is not

@@ -287,7 +287,7 @@ class DriverLock:
     """A lock on the coordinator, the record and their callbacks, which the main thread can close.
 
     Tune runs on a thread, which may hang in Ray. It holds the lock during each call of the coordinator. After
-    the main thread has closed the lock, that thread can hold it no more.
+    the main thread has closed the lock, that thread can no longer hold it.
     """
 
     def __init__(self, ensure_held: Callable[[], None]) -> None:
