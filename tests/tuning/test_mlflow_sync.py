@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,10 @@ import pytest
 from mlflow.entities import Run
 
 from tests.waiting import LONGEST_WAIT, reserved_port
-from tune_rescon.errors import LeaseError
+from tune_rescon.errors import LeaseError, StorageError
 from tune_rescon.tracking import writer
 from tune_rescon.tuning import SearchFolder, SearchLocation, StudyRecord, sync_tracking
-from tune_rescon.tuning.identity import read_id
+from tune_rescon.tuning.identity import read_id, write_id
 from tune_rescon.tuning.lease import hold_lease
 from tune_rescon.tuning.mlflow_sync import Synced
 from tune_rescon.tuning.study_attributes import record_run
@@ -93,6 +94,19 @@ def test_sending_data_is_no_time_of_the_search(
     after = lease.read()
     assert after is not None
     assert after["driven"] == before["driven"]
+
+
+def test_another_search_of_that_name_in_a_shared_database_is_not_sent(
+    make_search: MakeSearch, location: SearchLocation, store: str
+) -> None:
+    folder = make_search("a", reports=4)
+    record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
+    record.set_attribute("id", "2b" * 16)
+    write_id(folder.space_yaml, "1a" * 16)
+    with pytest.raises(StorageError, match="that of another search"):
+        sync(dataclasses.replace(location, study_url=folder.study_url))
+    assert read_id(folder.space_yaml) == "1a" * 16
+    assert mlflow.MlflowClient(store).search_runs(["0"]) == []
 
 
 def test_a_running_search_is_refused(make_search: MakeSearch, location: SearchLocation) -> None:

@@ -76,14 +76,17 @@ def _send(
     timeout: float,
 ) -> Synced:
     folder = store.folder
-    record, versions = open_recorded(options.study_url or folder.study_url, folder)
+    shared = options.study_url is not None
+    record, versions = open_recorded(
+        options.study_url or folder.study_url, folder, shared=shared, writes=True
+    )
     result = result_from_study(
         record, versions, folder=folder, url=store.url, data_root=location.data_root, alive=False
     )
     attributes, space = read_run_attributes(record), versions.newest
     costs = CostModel(space=space, datasets=known_datasets(attributes, space, location.data_root))
     store.begin(trial.number for trial in result.trials)
-    identity = ensure_identity(record, folder, url=store.url, own_study=options.study_url is None)
+    identity = ensure_identity(record, folder, url=store.url, own_study=not shared)
     write_id(folder.space_yaml, identity.id)
     with mlflow_writer(destination(space, folder, attributes.tracking_uri, record)) as writer:
         parent = ParentRun(

@@ -286,7 +286,7 @@ def _winner_value(folder: SearchFolder, url: str) -> float:
     The trials are read completely, because the winner is chosen by the mean over the seeds. They are few.
     """
     with snapshot(url) as readable:
-        record, _ = open_recorded(readable, folder, any_name=url == folder.study_url)
+        record, _ = open_recorded(readable, folder, shared=url != folder.study_url)
         winner = best_trial(record.trials(), by_mean=True)
     return winner.value if winner else math.nan
 

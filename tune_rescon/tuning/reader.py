@@ -28,7 +28,6 @@ from tune_rescon.storage import (
 from tune_rescon.tuning.cost_model import CostModel, datasets_of
 from tune_rescon.tuning.database import holds_studies, missing_study
 from tune_rescon.tuning.folder import SearchFolder
-from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.input_digests import code_history, recorded_code, recorded_images, recorded_weights
 from tune_rescon.tuning.lease import (
     Driver,
@@ -182,9 +181,7 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
     folder = find_search(location.storage, name, cache_root=location.cache_root, where=where, files=files)
     url = location.study_url or folder.study_url
     with snapshot(url) as readable:
-        record, versions = open_recorded(readable, folder, any_name=location.study_url is None)
-        if location.study_url is not None:
-            check_same_search(record.attributes(), folder)
+        record, versions = open_recorded(readable, folder, shared=location.study_url is not None)
         at_url = SearchHome.find(location.storage, name) if isinstance(location.storage, StorageUrl) else None
         if at_url is not None and location.study_url is None:
             with usable(at_url.storage):

@@ -16,6 +16,7 @@ from typing import Final
 from tune_rescon.errors import SpaceError
 from tune_rescon.spaces import Space, dump_space, load_goal, load_space, parse_space
 from tune_rescon.tuning.folder import SearchFolder
+from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.study import METRIC, METRIC_AT, StudyRecord
 from tune_rescon.tuning.trial import TrialOrigin, find_origin
 
@@ -79,7 +80,7 @@ def read_versions(record: StudyRecord, on_file: Callable[[], Space]) -> SpaceVer
 
 
 def open_recorded(
-    url: str, folder: SearchFolder, *, any_name: bool = False
+    url: str, folder: SearchFolder, *, shared: bool, writes: bool = False
 ) -> tuple[StudyRecord, SpaceVersions]:
     """Open the record of an earlier search, and read the versions of its space.
 
@@ -87,14 +88,19 @@ def open_recorded(
         url: The database's URL.
         folder: The search's folder. Its ``space.yaml`` is needed if an earlier version of this package wrote
             the record.
-        any_name: See :func:`.find_study`.
+        shared: Whether the database is ``--study``, which may have the studies of other storages too. Then
+            the study must be that of this folder's search.
+        writes: Whether the caller writes the record. If not, the study in the folder of a renamed search may
+            have the earlier name.
 
     Raises:
-        StorageError: If the database has no such study, or cannot be reached.
+        StorageError: If the database has no such study, has another search's, or cannot be reached.
         SpaceError: If no version of the search's space can be read.
     """
     metric = load_goal(folder.space_yaml).metric.name
-    record = StudyRecord.load(url, folder.name, metric=metric, any_name=any_name)
+    record = StudyRecord.load(url, folder.name, metric=metric, any_name=not (shared or writes))
+    if shared:
+        check_same_search(record.attributes(), folder)
     return record, read_versions(record, lambda: load_space(folder.space_yaml))
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Overlap, Space, overlap_message, place_config, to_optuna
-from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.input_digests import (
     changed_functions,
     code_digests,
@@ -74,10 +73,8 @@ def overlapping_trials(
         files=("space.yaml", "study.db"),
     )
     record, versions = open_recorded(
-        options.study_url or other.study_url, other, any_name=options.study_url is None
+        options.study_url or other.study_url, other, shared=options.study_url is not None
     )
-    if options.study_url is not None:
-        check_same_search(record.attributes(), other)
     ended = [trial for trial in record.trials() if trial.state.is_final]
     theirs, before = versions.newest, recorded_images(record)
     changed = {name for name, digest in digests.items() if before.get(name, digest) != digest}
