@@ -308,7 +308,7 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         TrainingPlan,
         changes_since,
         finals_space,
-        limit_messages,
+        limit_message,
         of_dataset,
         top_configs,
         trial_configs,
@@ -345,7 +345,7 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         about=f"{about}, trained to the last epoch.",
         overrides=flags.settings,
     )
-    for words in [*limit_messages(space), *changes_since(result, space, location.data_root)]:
+    for words in filter(None, [limit_message(space), *changes_since(result, space, location.data_root)]):
         console.print(words, markup=False, soft_wrap=True)
     return space
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         finals_seconds,
         finals_space,
         find_recipe,
-        limit_messages,
+        limit_message,
         local_resources,
         of_dataset,
         preset_config,

@@ -31,7 +31,7 @@ __all__ = [
     "finals_seconds",
     "finals_space",
     "find_recipe",
-    "limit_messages",
+    "limit_message",
     "local_resources",
     "of_dataset",
     "preset_config",
@@ -260,16 +260,15 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
     return tuple(named), space.dataset_config("folder" if "folder" in names else names[0])
 
 
-def limit_messages(space: Space) -> list[str]:
-    """Return a message about the images that the finals leave out, if the search used a part of them."""
+def limit_message(space: Space) -> str | None:
+    """Return a message about the images that the finals leave out; None if they use all images."""
     limit = space.dataset.limit
     if limit is None:
-        return []
-    words = (
+        return None
+    return (
         f"dataset.limit is {limit}, as in the search: at most {limit} images train, and at most as many test"
         " images evaluate the networks. To use all images: --set dataset.limit=null"
     )
-    return [words]
 
 
 def preset_config(preset: str, recipe: Recipe, *, epochs: int, image_size: int | None) -> TrialConfig:
