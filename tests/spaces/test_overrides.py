@@ -40,6 +40,20 @@ def test_the_value_of_an_enqueued_trial_may_be_a_list() -> None:
     assert to_optuna(chosen) == {"step_fractions": "[30, 70]"}
 
 
+@pytest.mark.parametrize(("augment", "kept"), [("augmix", ["flip", "crop_padding"]), ("none", [])])
+def test_what_depends_on_a_parameter_that_a_pinned_one_rules_out_is_gone_too(
+    augment: str, kept: list[str]
+) -> None:
+    parameters = (
+        "parameters={learning_rate: {type: float, low: 0.01, high: 0.1},"
+        " augment: {type: categorical, choices: [none, augmix]},"
+        " flip: {type: categorical, choices: [true, false], when: {parameter: augment, in: [augmix]}},"
+        " crop_padding: {type: categorical, choices: [0, 4], when: {parameter: flip, in: [true]}}}"
+    )
+    space = load_space("digits", ["fixed={}", "initial=[]", parameters, f"augment={augment}"])
+    assert list(space.parameters) == ["learning_rate", *kept]
+
+
 def test_the_last_of_two_counts(load_changed: LoadChanged) -> None:
     assert load_changed({}, ("budget.trials=3", "budget.trials=4")).budget.trials == 4
 

@@ -62,3 +62,20 @@ def test_paused_trials_that_are_not_promoted_end_stopped(tmp_path: Path) -> None
     assert {trial.state for trial in result.trials} == {TrialState.FINISHED, TrialState.STOPPED}
     assert {trial.epochs for trial in result.trials} <= {1, 3, 9}
     assert {trial.state for trial in study(tmp_path).trials} == {OptunaState.COMPLETE, OptunaState.PRUNED}
+
+
+@pytest.mark.parametrize(("gpu", "again"), [(0.5, False), (1.0, True)])
+def test_what_ran_out_of_memory_runs_again_on_more_of_a_gpu(gpu: float, again: bool) -> None:
+    """All trials need the same memory. A resume may give them more."""
+    rate = "parameters={learning_rate: {type: float, low: 0.01, high: 0.1}}"
+    overrides = [rate, "initial=[]", "budget.trials=2", "sampler.type=random"]
+    search = SimulatedSearch(load_space("digits", [*overrides, "resources_per_trial={gpu: 0.5}"]))
+    driver = search.policy()
+    first = driver.next_trial()
+    assert first is not None
+    driver.close(first.number, TrialState.OUT_OF_MEMORY, error="out of memory")
+    search.change(load_space("digits", [*overrides, f"resources_per_trial={{cpu: 2, gpu: {gpu}}}"]))
+    second = search.policy().next_trial()
+    assert (second is not None) is again
+    last = search.trials()[-1]
+    assert (last.number, last.error is None) == (1, again)

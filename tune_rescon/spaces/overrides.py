@@ -136,13 +136,18 @@ def _pin(document: Document, name: str, value: str, place: SourceLine) -> None:
 
 
 def _after_pinning(parameters: Mapping[str, Any], name: str, pinned: Any) -> dict[str, Any]:
-    kept = {}
+    kept: dict[str, Any] = {}
+    gone: list[str] = []
     for other, parameter in parameters.items():
         when = parameter.get("when") if isinstance(parameter, dict) else None
-        if not isinstance(when, dict) or when.get("parameter") != name:
-            kept[other] = parameter
-        elif isinstance(when.get("in"), list) and is_among(pinned, when["in"]):
+        parent = when.get("parameter") if isinstance(when, dict) else None
+        values = when.get("in") if isinstance(when, dict) else None
+        if parent == name and isinstance(values, list) and is_among(pinned, values):
             kept[other] = {key: inner for key, inner in parameter.items() if key != "when"}
+        elif parent == name or parent in gone:
+            gone.append(other)
+        else:
+            kept[other] = parameter
     return kept
 
 

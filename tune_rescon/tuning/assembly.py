@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Hashable, Sequence
 
@@ -89,7 +90,20 @@ def make_coordinator(
         versions=versions,
         violation=plan.violation,
     )
+    plan = dataclasses.replace(plan, same_devices=_had_devices(versions))
     return Coordinator(plan, record, rule, sampler, callbacks=callbacks, prune=prune, clock=clock)
+
+
+def _had_devices(versions: SpaceVersions) -> Callable[[TrialRecord], bool]:
+    """Return whether a trial was sampled when each trial had the GPUs that it has in the newest space."""
+
+    def devices(space: Space) -> Hashable:
+        resources = space.resources_per_trial
+        return resources.gpus, resources.workers, resources.accelerator
+
+    now = devices(versions.newest)
+    same = {number for number, space in enumerate(versions.spaces, start=1) if devices(space) == now}
+    return lambda trial: trial.origin is None or trial.origin.space in same
 
 
 def _group_of(space: Space) -> Callable[[TrialRecord], Hashable]:

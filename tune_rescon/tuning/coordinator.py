@@ -56,6 +56,9 @@ class SearchPlan:
     """The number of devices that each trial holds; None if nothing is trained."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """See :class:`.MemoryFailures`."""
+    same_devices: Callable[[TrialRecord], bool] = lambda _: True
+    """Return whether a recorded trial had the devices that trials get now. Memory that was too small then is
+    too small now only if it did."""
     violation: Callable[[Mapping[str, Any]], str | None] | None = None
     """Return why a configuration (plain values) must not be trained, or None. None without constraints."""
     keep: int | None = CHECKPOINTS_KEPT
@@ -113,7 +116,7 @@ class Coordinator:
         """Pass the recorded trials to the rule and the callbacks, and carry out the open decisions."""
         trials = self._record.trials()
         self._retention.start(trials)
-        self._out_of_memory.add(trials)
+        self._out_of_memory.add(filter(self._plan.same_devices, trials))
         self._callbacks.on_search_start(trials)
         self._unfinished = self._replay(trials)
         return self
