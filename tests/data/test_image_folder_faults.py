@@ -464,6 +464,18 @@ def test_large_pictures_that_differ_in_one_pixel_are_no_copies(
     assert len(open_folder(root).repeats) == 1
 
 
+def test_copies_of_the_second_of_two_similar_pictures_are_said(
+    make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    root = make_folder({"train/cat": 2, "train/dog": 1, "val/cat": 1, "val/dog": 1}, size=(256, 256))
+    image = Image.open(root / "train/cat/0000.png")
+    image.putpixel((131, 131), (0, 0, 0))
+    image.save(root / "train/cat/0001.png")
+    shutil.copy(root / "train/cat/0001.png", root / "val/cat/0000.png")
+    (line,) = open_folder(root).repeats
+    assert "(val/cat/0000.png is train/cat/0001.png)" in line
+
+
 def test_copies_that_a_split_separates_are_said(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     root = make_folder({"cat": 8, "dog": 8})
     for kind in ("cat", "dog"):

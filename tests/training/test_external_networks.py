@@ -189,6 +189,22 @@ def test_a_bare_state_dict_of_timm_is_taken(prefix: str, train: Run, tmp_path: P
         weights.check_fits(describe_network(TrialConfig(network=OWN), classes=10, in_channels=1))
 
 
+@pytest.mark.parametrize("keys", [("model", "model_ema"), ("module", "model")])
+def test_a_file_of_two_such_networks_is_refused(keys: tuple[str, str], tmp_path: Path) -> None:
+    """A teacher and a student have the same tensors: nothing says which of them is meant."""
+    spec = describe_network(TrialConfig(network=OWN), classes=10, in_channels=1)
+    networks = {key: build_described(spec).state_dict() for key in keys}
+    path = tmp_path / "two.pth"
+    in_dicts = keys[1] == "model_ema"
+    flat = {f"{key}.{name}": tensor for key, found in networks.items() for name, tensor in found.items()}
+    torch.save(networks if in_dicts else flat, path)
+    weights = read_initial(str(path), external=True)
+    with pytest.raises(NetworkError, match=r"init_from: must hold one network, but got 2, in mod"):
+        weights.check_fits(spec)
+    torch.save({keys[0]: networks[keys[0]], "epoch": 3}, path)
+    read_initial(str(path), external=True).check_fits(spec)
+
+
 @pytest.fixture
 def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Pretrained weights of timm's test_resnet on this disk, where timm would look for them on the hub."""

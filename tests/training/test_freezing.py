@@ -16,10 +16,10 @@ from tests.training.test_graphs import PlayedOnCpu
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import EpochReport, fit
-from tune_rescon.training.callbacks import Trunk
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.cuda_graphs import GraphCapture
 from tune_rescon.training.device import DeviceConfig, Precision, seed_epoch
+from tune_rescon.training.layers import Trunk
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.optim import parameter_groups
 
@@ -151,6 +151,46 @@ def test_the_trunk_of_a_network_from_elsewhere_is_all_but_its_last_layer() -> No
     trunk.freeze(False)
     assert not network.fixed.requires_grad
     assert all(part.training for part in network.modules())
+
+
+class Wrapper(nn.Module):
+    """A user's network that only wraps another one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = nn.ModuleDict({"inner": network})
+
+
+def test_the_classifier_of_a_wrapped_network_is_that_networks() -> None:
+    network = Wrapper(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)))
+    config = TrialConfig(learning_rate=0.2, classifier_lr_mult=10.0, freeze_epochs=1)
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    rates = {
+        names[id(weight)]: group["lr"]
+        for group in parameter_groups(network, config)
+        for weight in group["params"]
+    }
+    classifier = {"network.inner.2.weight", "network.inner.2.bias"}
+    assert {name for name, rate in rates.items() if rate == 2.0} == classifier
+    Trunk(network).freeze(True)
+    assert {name for name, weight in network.named_parameters() if weight.requires_grad} == classifier
+    assert {name for name, part in network.named_modules() if not part.training} == {
+        "network.inner.0",
+        "network.inner.1",
+    }
+
+
+def test_both_heads_of_a_distilled_network_are_its_classifier() -> None:
+    network = nn.ModuleDict(
+        {"blocks": nn.Linear(3, 4), "norm": nn.LayerNorm(4), "head": nn.Linear(4, 5)}
+        | {"head_dist": nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 5))}
+    )
+    Trunk(network).freeze(True)
+    trained = {name.partition(".")[0] for name, weight in network.named_parameters() if weight.requires_grad}
+    assert trained == {"head", "head_dist"}
+    assert [network[name].training for name in ("blocks", "norm", "head", "head_dist")] == [False] * 2 + [
+        True
+    ] * 2
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])

@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_network
-from tune_rescon.training.optim import Lion, Muon, layer_names, make_optimizer, parameter_groups
+from tune_rescon.training.layers import layer_names
+from tune_rescon.training.optim import Lion, Muon, make_optimizer, parameter_groups
 
 CPU = torch.device("cpu")
 

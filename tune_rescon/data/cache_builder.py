@@ -220,13 +220,16 @@ def _print_of(image_HWC: npt.NDArray[np.uint8]) -> bytes:
 def _repeats(plan: Plan, done: list[_Chunk], path: Path) -> Iterator[tuple[int, str, int, str]]:
     """Yield each row with the same pixels as an earlier one, and the first such row; see :class:`Meta`."""
     first: dict[bytes, int] = {}
+    first_of_pixels: dict[bytes, int] = {}
     lost = {bad.row for chunk in done for bad in chunk.bad}
     for chunk in done:
         for row, found in enumerate(chunk.prints, chunk.start):
-            if row in lost or (known := first.setdefault(found, row)) == row:
+            if row in lost or (similar := first.setdefault(found, row)) == row:
                 continue
-            image, other = (map_chunk(path, plan.shape, slice(each, each + 1)) for each in (row, known))
-            if np.array_equal(image, other):
+            for each in (similar, row):
+                image_BHWC = map_chunk(path, plan.shape, slice(each, each + 1))
+                known = first_of_pixels.setdefault(blake2b(image_BHWC.data, digest_size=16).digest(), each)
+            if known != row:
                 yield row, plan.names[row], known, plan.names[known]
 
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from tune_rescon.data import ImageDataModule
 from tune_rescon.errors import counted
 from tune_rescon.training.device import generator_states, restore_generators, seed_epoch
+from tune_rescon.training.layers import Trunk
 from tune_rescon.training.messages import OnMessage
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.optim import layer_names
 from tune_rescon.training.trial_files import CheckpointWriter
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "Preempted",
     "SeedEpochs",
     "StopOnPreemption",
-    "Trunk",
 ]
 
 
@@ -74,38 +73,6 @@ class SeedEpochs(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed the epoch, counted from 1; 0 is the seed of the initialisation."""
         seed_epoch(self._seed, trainer.current_epoch + 1, self._rank)
-
-
-class Trunk:
-    """All of a network but its classifier, which is its last layer."""
-
-    def __init__(self, network: nn.Module) -> None:
-        """Find the trunk of ``network``. Parameters that are not trained anyway do not belong to it."""
-        trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-        layers = layer_names(trained)
-        classifier = next(reversed(layers.values()), "")
-        self._weights = [weight for name, weight in trained.items() if layers[name] != classifier]
-        self._modules = list(_without(network, classifier))
-
-    def freeze(self, frozen: bool) -> None:
-        """Freeze the trunk, or train it again.
-
-        A frozen one is in eval mode: it normalises by the statistics that it has, and drops no paths.
-        """
-        for weight in self._weights:
-            weight.requires_grad_(not frozen)
-        for module in self._modules:
-            module.train(not frozen)
-
-
-def _without(module: nn.Module, name: str) -> Iterator[nn.Module]:
-    """Yield the largest parts of ``module`` that do not contain its part ``name``."""
-    first, _, rest = name.partition(".")
-    for child_name, child in module.named_children():
-        if child_name != first:
-            yield child
-        elif rest:
-            yield from _without(child, rest)
 
 
 class FreezeTrunk(Callback):

@@ -139,31 +139,47 @@ class ExternalWeights:
 
     def _kept(self, shapes: Mapping[str, torch.Size], *, where: str) -> dict[str, Tensor]:
         """Return the tensors for a network whose tensors have these shapes, without another's classifier."""
-        found = max(self._named(), key=lambda tensors: len(tensors.keys() & shapes.keys()), default={})
-        # Old files of torch have no counters of batches.
-        missing = [name for name in shapes.keys() - found.keys() if not name.endswith("num_batches_tracked")]
-        other = {name for name in found.keys() & shapes.keys() if found[name].shape != shapes[name]}
-        # A classifier of other classes differs in the first axis only, and alike in all its tensors.
-        classes = {(len(found[name]), *shapes[name][:1]) for name in other if found[name].ndim}
-        if len(classes) == 1 and all(found[name].shape[1:] == shapes[name][1:] for name in other):
-            found = {name: tensor for name, tensor in found.items() if name not in other}
-            other = set()
-        unexpected = found.keys() - shapes.keys()
-        wrong = [("missing", missing), ("unexpected", unexpected), ("of another shape", other)]
-        words = [f"{listed(sorted(names), _SHOWN_TENSORS)} {word}" for word, names in wrong if names]
-        if words:
+        matched = {place: _matched(tensors, shapes) for place, tensors in self._named()}
+        fitting = {place: kept for place, (kept, words) in matched.items() if not words}
+        if len(fitting) > 1:
+            got = f"{len(fitting)}, in {listed(list(fitting), _SHOWN_TENSORS)}"
+            hint = "Save the state dict of one of them."
+            raise NetworkError(format_error("must hold one network", got=got, where=where, hint=hint))
+        if not fitting:
+            _, words = max(matched.values(), key=lambda one: len(one[0].keys() & shapes.keys()))
             rule = f"a trial's network must have the tensors of {self.source}"
             raise NetworkError(format_error(rule, got="; ".join(words), where=where))
-        return found
+        return next(iter(fitting.values()))
 
-    def _named(self) -> Iterator[dict[str, Tensor]]:
+    def _named(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield the places of networks, and their tensors by the names that the network may give them."""
         for held in self.state_dicts:
             for prefix in _PREFIXES:
-                yield {
-                    name.removeprefix(prefix): tensor
-                    for name, tensor in held.tensors.items()
-                    if name.startswith(prefix)
-                }
+                place = ".".join(filter(None, (held.place, prefix.removesuffix("."))))
+                yield (
+                    place or "the outermost dict",
+                    {
+                        name.removeprefix(prefix): tensor
+                        for name, tensor in held.tensors.items()
+                        if name.startswith(prefix)
+                    },
+                )
+
+
+def _matched(
+    found: dict[str, Tensor], shapes: Mapping[str, torch.Size]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors without another's classifier, and in what they differ from those of the network."""
+    # Old files of torch have no counters of batches.
+    missing = [name for name in shapes.keys() - found.keys() if not name.endswith("num_batches_tracked")]
+    other = {name for name in found.keys() & shapes.keys() if found[name].shape != shapes[name]}
+    # A classifier of other classes differs in the first axis only, and alike in all its tensors.
+    classes = {(len(found[name]), *shapes[name][:1]) for name in other if found[name].ndim}
+    if len(classes) == 1 and all(found[name].shape[1:] == shapes[name][1:] for name in other):
+        found = {name: tensor for name, tensor in found.items() if name not in other}
+        other = set()
+    wrong = [("missing", missing), ("unexpected", found.keys() - shapes.keys()), ("of another shape", other)]
+    return found, [f"{listed(sorted(names), _SHOWN_TENSORS)} {word}" for word, names in wrong if names]
 
 
 #: The content of a file of initial weights.

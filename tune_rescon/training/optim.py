@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
 from tune_rescon.config import TrialConfig
+from tune_rescon.training.layers import layer_names
 
 __all__ = [
     "AveragedNetwork",
@@ -29,7 +29,6 @@ __all__ = [
     "constant",
     "cosine",
     "ema_decay_at",
-    "layer_names",
     "make_optimizer",
     "multistep",
     "parameter_groups",
@@ -178,32 +177,6 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
         if config.optimizer == "muon":
             group["matrix"] = matrix
     return [groups[key] for key in sorted(groups)]
-
-
-#: The layer of a parameter, by its name: the opening units of a stage, an attention module, a final unit or
-#: block of a list, or a whole child of the network.
-_LAYER: Final = re.compile(r"stages\.\d+\.(?:opening|attention\.\d+)|(?:final|blocks|layer\d*)\.\d+|[^.]+")
-
-
-def layer_names(names: Iterable[str]) -> dict[str, str]:
-    """Return the name of each parameter's layer. A norm belongs to the layer before it.
-
-    Args:
-        names: the names of the parameters, from the first layer to the classifier.
-
-    >>> layer_names(["stem.0.weight", "stages.0.opening.0.a", "final.0.b", "norm.weight", "classifier.bias"])
-    ... # doctest: +NORMALIZE_WHITESPACE
-    {'stem.0.weight': 'stem', 'stages.0.opening.0.a': 'stages.0.opening', 'final.0.b': 'final.0',
-     'norm.weight': 'final.0', 'classifier.bias': 'classifier'}
-    """
-    found: dict[str, str] = {}
-    layer = ""
-    for name in names:
-        match = _LAYER.match(name)
-        assert match is not None, name
-        layer = layer if layer and match[0].startswith("norm") else match[0]
-        found[name] = layer
-    return found
 
 
 def make_optimizer(

@@ -1,0 +1,105 @@
+"""The layers of any network, by the names of its parameters: the classifier, and all before it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Final
+
+from torch import nn
+
+__all__ = ["Trunk", "layer_names"]
+
+
+#: The layer of a parameter, by its name: the opening units of a stage, an attention module, a final unit or
+#: block of a list, or a whole child of the network.
+_LAYER: Final = re.compile(r"stages\.\d+\.(?:opening|attention\.\d+)|(?:final|blocks|layer\d*)\.\d+|[^.]+")
+
+
+def layer_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the name of each parameter's layer.
+
+    A norm belongs to the layer before it, and the second head of a distilled network of timm to the first. A
+    module that only wraps another one, as that of a user's own network may, is no layer.
+
+    Args:
+        names: the names of the parameters, from the first layer to the classifier.
+
+    >>> layer_names(["stem.0.weight", "stages.0.opening.0.a", "final.0.b", "norm.weight", "classifier.bias"])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'stem.0.weight': 'stem', 'stages.0.opening.0.a': 'stages.0.opening', 'final.0.b': 'final.0',
+     'norm.weight': 'final.0', 'classifier.bias': 'classifier'}
+    >>> list(layer_names(["net.conv.weight", "net.head.weight", "net.head_dist.weight"]).values())
+    ['net.conv', 'net.head', 'net.head']
+    """
+    names = list(names)
+    prefix = _wrapper(names)
+    found: dict[str, str] = {}
+    layer = ""
+    for name in names:
+        inside = name.removeprefix(prefix)
+        match = _LAYER.match(inside)
+        assert match is not None, name
+        own = name[: len(name) - len(inside)] + match[0]
+        before = layer.removeprefix(prefix)
+        same = match[0].startswith("norm") or (match[0], before) == ("head_dist", "head")
+        layer = layer if layer and same else own
+        found[name] = layer
+    return found
+
+
+def _wrapper(names: Sequence[str]) -> str:
+    """Return the prefix of the names in the module whose parts are the network's layers.
+
+    >>> _wrapper(["net.model.conv.weight", "net.model.fc.weight"]), _wrapper(["conv.weight", "fc.weight"])
+    ('net.model.', '')
+    """
+    prefix = ""
+    while True:
+        inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        parts = {name.partition(".")[0] for name in inside if "." in name} - {"parametrizations"}
+        if len(parts) != 1:
+            return prefix if parts else ""
+        prefix += f"{parts.pop()}."
+
+
+class Trunk:
+    """All of a network but its classifier, which is its last layer."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Find the trunk of ``network``. Parameters that are not trained anyway do not belong to it."""
+        trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        layers = layer_names(trained)
+        classifier = next(reversed(layers.values()), "")
+        own = [name for name in trained if layers[name] == classifier]
+        self._weights = [weight for name, weight in trained.items() if name not in own]
+        self._modules = list(_without(network, own, classifier))
+
+    def freeze(self, frozen: bool) -> None:
+        """Freeze the trunk, or train it again.
+
+        A frozen one is in eval mode: it normalises by the statistics that it has, and drops no paths.
+        """
+        for weight in self._weights:
+            weight.requires_grad_(not frozen)
+        for module in self._modules:
+            module.train(not frozen)
+
+
+def _without(
+    module: nn.Module, parameters: Collection[str], layer: str, prefix: str = ""
+) -> Iterator[nn.Module]:
+    """Yield the largest parts of ``module`` that contain nothing of a layer.
+
+    Args:
+        module: the network, or a part of it.
+        parameters: the names of the layer's parameters.
+        layer: the name of the layer.
+        prefix: the beginning of the names in ``module``.
+    """
+    for name, child in module.named_children():
+        inside = f"{prefix}{name}."
+        if not any(parameter.startswith(inside) for parameter in parameters):
+            yield child
+        elif layer.startswith(inside):
+            yield from _without(child, parameters, layer, inside)
