@@ -43,6 +43,7 @@ from tune_rescon.tracking.run_state import (
     RunState,
     SearchRunState,
     TrialRunState,
+    without_passwords,
 )
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
@@ -370,9 +371,9 @@ class MlflowRunSync:
             parent.tags |= tags
 
     def _upload(self, run: _RunContent, file: Path) -> None:
-        version = file_version(file)
-        if run.files.get(file) != version:
-            self._client.log_artifact(run.run_id, str(file))
+        if run.files.get(file) != (version := file_version(file)):
+            with without_passwords(file) as shown:
+                self._client.log_artifact(run.run_id, str(shown))
             run.files[file] = version
 
 

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from tune_rescon.config import trial_name
 from tune_rescon.data import is_url
+from tune_rescon.errors import hide_passwords
 from tune_rescon.metric_names import (
     GPU_METRICS,
     GPU_UTILISATION,
@@ -373,4 +374,4 @@ def _finite(trial: TrialRecord, name: str) -> list[float]:
 
 
 def _param_text(value: object) -> str:
-    return INACTIVE if value is None else str(value)
+    return INACTIVE if value is None else hide_passwords(str(value))
