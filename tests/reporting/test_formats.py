@@ -97,6 +97,17 @@ def test_every_form_accounts_for_the_images(make_result: MakeResult, make_trial:
     assert "<h2>Images</h2>" not in render_page(make_result(make_trial(0)), written=datetime(2026, 1, 1))
 
 
+def test_no_form_shows_a_password(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    source = "https://ann:s3cret@host/w.ckpt?sig=s3cret"
+    trials = [make_trial(n, parameters={"init_from": source, "depth": 56}) for n in range(2)]
+    result = make_result(*trials)
+    result = dataclasses.replace(result, weights={source: "0" * 16})
+    page = render_page(result, written=datetime(2026, 1, 1))
+    for text in (json_text(result), csv_text([result]), markdown_text(result), page):
+        assert "s3cret" not in text
+        assert "https://ann:***@host/w.ckpt?sig=***" in text
+
+
 def test_markdown_names_the_best_five(make_result: MakeResult, make_trial: MakeTrial) -> None:
     result = make_result(*(make_trial(n, values=(0.1, n / 10)) for n in range(1, 9)))
     text = markdown_text(result, [dataclasses.replace(result, name="other|x")])

@@ -289,6 +289,16 @@ def test_files_are_artifacts_of_the_parent_in_their_newest_version(
     assert kept.read_text() == "version: 1, and more\n"
 
 
+def test_an_artifact_shows_no_password(make_writer: Make, seen: Store, tmp_path: Path) -> None:
+    """Workers need the whole URL of an archive, so the folder's ``space.yaml`` has it."""
+    space = tmp_path / "space.yaml"
+    space.write_text("path: https://ann:s3cret@host/a.zip?X-Amz-Signature=5e1f\n")
+    send(make_writer(), SearchRunState(id="1a", files=(space,)))
+    found = seen.client.download_artifacts(seen.parent().info.run_id, "space.yaml", str(tmp_path / "found"))
+    assert Path(found).read_text() == "path: https://ann:***@host/a.zip?X-Amz-Signature=***\n"
+    assert "s3cret" in space.read_text()
+
+
 def test_a_file_that_has_not_changed_is_not_sent_again(
     make_sync: MakeSync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

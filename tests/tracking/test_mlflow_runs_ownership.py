@@ -263,6 +263,25 @@ def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
 
 
 @pytest.mark.usefixtures("exports")
+def test_the_champion_of_a_number_that_was_given_again_is_registered(
+    make_sync: MakeSync, client: mlflow.MlflowClient
+) -> None:
+    """The record was restored from a backup: its next trial 0 wins at the same epoch as the lost one."""
+    register(make_sync(), OURS)
+    register(make_sync(), OURS)
+    champion = client.get_model_version_by_alias("s", "champion")
+    assert int(champion.version) == 1, "it is the same network"
+    lost = children(client)[0]
+    sync = make_sync()
+    sync.send(search())
+    run_id = sync.send(trial(0, started_ms=70_000, state="finished"))
+    sync.send(search(state="finished", champion=Champion(number=0, epoch=1, checkpoint="best.ckpt")))
+    champion = client.get_model_version_by_alias("s", "champion")
+    assert (champion.run_id, int(champion.version)) == (run_id, 2)
+    assert run_id != lost
+
+
+@pytest.mark.usefixtures("exports")
 @pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["no run", "a run that is gone"])
 def test_a_champion_of_an_unknown_search_is_kept_by_its_version(
     run_id: str | None, make_sync: MakeSync, client: mlflow.MlflowClient

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError
 from tune_rescon.tuning import SearchFolder, TrialRecord, resolve_storage, write_atomically
+from tune_rescon.tuning.store import SearchStore
 
 TRIAL = TrialRecord(
     number=3,
@@ -178,6 +179,37 @@ def test_what_no_trial_wrote_is_never_pruned(folder: SearchFolder) -> None:
     folder.prune_checkpoints(7, keep=None)
     assert {path.name for path in directory.rglob("*") if path.is_file()} == {"best.ckpt", "best.onnx"}
     assert (directory / "mine" / "best.ckpt").is_file()
+
+
+def test_checkpoints_of_trials_that_the_record_lacks_are_set_aside(folder: SearchFolder) -> None:
+    checkpoints = folder.path / "checkpoints"
+    for name in ("trial_0000", "trial_0001", "trial_0002", "trial_0001.lost_1", "trial_10000", "trial_1"):
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / "last.ckpt").write_text(name)
+    (checkpoints / "trial_0003").mkdir()
+    (checkpoints / "trial_0003" / "notes.txt").touch()
+    moved = folder.set_aside_unknown({0, 2})
+    assert [path.name for path in moved] == ["trial_0001.lost_2", "trial_10000.lost_1"]
+    assert {path.name: (path / "last.ckpt").read_text() for path in moved} == {
+        "trial_0001.lost_2": "trial_0001",
+        "trial_10000.lost_1": "trial_10000",
+    }
+    left = {"trial_0000", "trial_0002", "trial_0001.lost_1", "trial_1", "trial_0003"}
+    assert {path.name for path in checkpoints.iterdir()} == left | {path.name for path in moved}
+    assert folder.set_aside_unknown({0, 2}) == []
+
+
+def test_a_run_says_which_checkpoints_it_set_aside(
+    folder: SearchFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (0, 1):
+        folder.checkpoints(number).mkdir(parents=True)
+        (folder.checkpoints(number) / "best.ckpt").touch()
+    with caplog.at_level("INFO", logger="tune_rescon.progress"):
+        SearchStore(folder).begin([0])
+        SearchStore(folder).begin([0])
+    (said,) = caplog.messages
+    assert said.endswith(f"Moved aside in {folder.path / 'checkpoints'}: trial_0001.lost_1")
 
 
 def test_trials_csv_reads_back_exactly(folder: SearchFolder) -> None:

@@ -60,6 +60,21 @@ def test_near_end_is_called_once_all_trials_have_started_and_one_has_a_network()
     preload.assert_called_once_with()
 
 
+def test_a_runs_parameters_show_no_password() -> None:
+    writer = mock.create_autospec(MlflowWriter, instance=True)
+    costs = CostModel(space=load_space("digits"), datasets={})
+    callback = MlflowCallback(writer, mock.create_autospec(StudyRecord, instance=True), costs)
+    trial = TrialRecord(
+        number=0,
+        state=TrialState.RUNNING,
+        parameters={"init_from": "https://ann:s3cret@host/w.ckpt?sig=s3cret"},
+        metric="val_accuracy",
+        maximize=True,
+        values=(),
+    )
+    assert callback.run_state(trial).params["init_from"] == "https://ann:***@host/w.ckpt?sig=***"
+
+
 @pytest.mark.parametrize("classes", [LARGEST_BY_CLASS, LARGEST_BY_CLASS + 1])
 def test_a_final_shows_its_accuracy_on_each_class_if_these_are_not_too_many(classes: int) -> None:
     by_class = {f"test_accuracy/{number}": (0.5,) for number in range(classes)}

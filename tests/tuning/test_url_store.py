@@ -183,6 +183,19 @@ def test_files_of_another_search_are_copied_to_be_read(options: RunOptions, stor
         find_search(storage, "t", cache_root=options.cache_root, where="--warm-start", files=())
 
 
+def test_a_file_that_is_gone_at_the_url_is_not_read_from_an_earlier_copy(
+    options: RunOptions, storage: StorageUrl, remote: RemoteFolder
+) -> None:
+    begin(options).close(5)
+    files = ("space.yaml", "study.db")
+    found = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
+    assert found.study_db.exists()
+    remote.delete("s/study.db")
+    again = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
+    assert again.path == found.path
+    assert not again.study_db.exists()
+
+
 def progress(folder: Path) -> int:
     path = folder / "last.ckpt"
     return int(path.read_text()) if path.exists() else 0

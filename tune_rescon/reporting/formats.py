@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import trial_name
 from tune_rescon.csv_cells import csv_line
-from tune_rescon.errors import counted
+from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.reporting.formatting import (
     foreign_message,
     format_device_hours,
@@ -198,7 +198,7 @@ def json_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
         "compared": [_search(other) for other in compared],
         "differences": differences([result, *compared]),
     }
-    return json.dumps(_finite(document), indent=2, allow_nan=False)
+    return json.dumps(_presentable(document), indent=2, allow_nan=False)
 
 
 def csv_text(results: Sequence[StudyResult]) -> str:
@@ -211,7 +211,9 @@ def csv_text(results: Sequence[StudyResult]) -> str:
     for result in results:
         for trial in result.trials:
             figures = _figures(result, trial)
-            lines.append(csv_line([*map(figures.get, _FIGURES), *map(trial.setting, names)]))
+            settings = map(trial.setting, names)
+            shown = (hide_passwords(value) if isinstance(value, str) else value for value in settings)
+            lines.append(csv_line([*map(figures.get, _FIGURES), *shown]))
     return "".join(lines)
 
 
@@ -286,7 +288,7 @@ def overviews_json(found: Sequence[SearchOverview]) -> str:
         }
         for one in found
     ]
-    return json.dumps(_finite(rows), indent=2, allow_nan=False)
+    return json.dumps(_presentable(rows), indent=2, allow_nan=False)
 
 
 _FIGURES: Final = ("search", "metric", *TABLE_COLUMNS, "compute_hours", "device", "params_m", "gmacs")
@@ -304,7 +306,7 @@ def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
         "params_m": cost.params_m,
         "gmacs": cost.gmacs,
     }
-    finite: dict[str, Any] = _finite(values)
+    finite: dict[str, Any] = _presentable(values)
     return finite
 
 
@@ -368,14 +370,16 @@ def _trial(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
-    """Replace every number that is not finite by None, because JSON has only null for it."""
+def _presentable(value: Any) -> Any:
+    """Replace each number that is not finite by None, for which JSON has null; hide passwords in URLs."""
+    if isinstance(value, str):
+        return hide_passwords(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {hide_passwords(str(key)): _presentable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_presentable(item) for item in value]
     return value
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tune_rescon.config import TrialState, trial_name
+from tune_rescon.errors import hide_passwords
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import StudyResult, TrialRecord
@@ -33,13 +34,15 @@ __all__ = [
 def format_number(value: object) -> str:
     """Format a value with at most four significant digits; a missing value is a dash.
 
+    Passwords in URLs are hidden: ``init_from`` may be one.
+
     >>> values = (0.123456, 0.000012345, 92, float("nan"), None)
     >>> tuple(format_number(value) for value in values)
     ('0.1235', '1.234e-05', '92', '-', '-')
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else hide_passwords(str(value))
 
 
 def setting_text(name: str, value: object) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, TrialState
+from tune_rescon.errors import hide_passwords
 from tune_rescon.reporting.formatting import device_hours_unit, format_number, setting_text
 from tune_rescon.spaces import CategoricalParameter, Space, place_config
 from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front
@@ -94,7 +95,8 @@ def best_command(result: StudyResult) -> str | None:
             *("--space", str(result.folder / "space.yaml"), "--name", f"{result.name}-best"),
             *settings,
             # JSON is valid YAML, and it keeps every digit.
-            *("--trials", "1", "--set", f"initial=[{json.dumps(row)}]", "--set", "sampler.type=random"),
+            *("--trials", "1", "--set", f"initial=[{hide_passwords(json.dumps(row))}]"),
+            *("--set", "sampler.type=random"),
         ]
     )
 

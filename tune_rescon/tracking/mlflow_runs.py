@@ -43,6 +43,7 @@ from tune_rescon.tracking.run_state import (
     RunState,
     SearchRunState,
     TrialRunState,
+    without_passwords,
 )
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
@@ -56,6 +57,7 @@ TRIAL_TAG: Final = "tune_rescon.trial"
 STATE_TAG: Final = "tune_rescon.state"
 NOTE_TAG: Final = "mlflow.note.content"
 CHAMPION_TAG: Final = "tune_rescon.champion"
+CHAMPION_RUN_TAG: Final = "tune_rescon.champion_run"
 
 #: Maximum length of the text in a tag, in characters (MLflow allows 8,000 bytes).
 TAG_CHARACTERS: Final = 2000
@@ -354,23 +356,24 @@ class MlflowRunSync:
 
     def _register_champion(self, parent: _RunContent, champion: Champion) -> None:
         """Register the winner's network, unless it is registered already."""
-        label = champion_label(champion)
-        if parent.tags.get(CHAMPION_TAG) == label:
+        label, run_id = champion_label(champion), self._runs[champion.number].run_id
+        # Another run is another network: a record that was restored from a backup gives numbers again.
+        if parent.tags.get(CHAMPION_TAG) == label and parent.tags.get(CHAMPION_RUN_TAG, run_id) == run_id:
             return
-        run_id = self._runs[champion.number].run_id
         registered, remark = register_champion(
             self._client, champion, name=self._search, run_id=run_id, owner=self._id
         )
         if remark is not None:
             self._remarks.append(remark)
         if registered:
-            self._log(parent.run_id, tags={CHAMPION_TAG: label})
-            parent.tags[CHAMPION_TAG] = label
+            tags = {CHAMPION_TAG: label, CHAMPION_RUN_TAG: run_id}
+            self._log(parent.run_id, tags=tags)
+            parent.tags |= tags
 
     def _upload(self, run: _RunContent, file: Path) -> None:
-        version = file_version(file)
-        if run.files.get(file) != version:
-            self._client.log_artifact(run.run_id, str(file))
+        if run.files.get(file) != (version := file_version(file)):
+            with without_passwords(file) as shown:
+                self._client.log_artifact(run.run_id, str(shown))
             run.files[file] = version
 
 

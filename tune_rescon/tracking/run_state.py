@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from tune_rescon.data.selection import as_text
-from tune_rescon.errors import StorageError, format_error
+from tune_rescon.errors import StorageError, format_error, hide_passwords
 
 __all__ = [
     "ACTIVE",
@@ -32,6 +34,7 @@ __all__ = [
     "mlflow_names",
     "now_ms",
     "storable",
+    "without_passwords",
 ]
 
 
@@ -189,6 +192,28 @@ def storable(value: Any) -> Any:
         fields = {field.name: storable(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **fields)
     return value
+
+
+#: The suffixes of files whose text may have the URL of an archive of images or of initial weights.
+_TEXTS: Final = (".csv", ".json", ".yaml")
+
+
+@contextmanager
+def without_passwords(file: Path) -> Iterator[Path]:
+    """Yield a file, or a copy of that name for the block, in which the passwords of URLs are hidden.
+
+    Whoever can read MLflow can read its artifacts. The search's own folder has the whole URLs, which the
+    trials need.
+    """
+    text = file.read_text(encoding="utf-8", errors="surrogateescape") if file.suffix in _TEXTS else ""
+    shown = hide_passwords(text)
+    if shown == text:
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
+        copy = Path(folder) / file.name
+        copy.write_text(shown, encoding="utf-8", errors="surrogateescape")
+        yield copy
 
 
 _SCHEMES: Final = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")

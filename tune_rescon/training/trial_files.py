@@ -359,21 +359,33 @@ def find_resume_point(
     return ResumePoint(metadata=metadata, checkpoint=found.path, best=best)
 
 
-def epochs_in_checkpoint(checkpoint_dir: Path) -> tuple[EpochReport, ...]:
+def epochs_in_checkpoint(
+    checkpoint_dir: Path, *, config: TrialConfig | None = None, seed: int | None = None
+) -> tuple[EpochReport, ...]:
     """Return the epochs that :func:`tune_rescon.training.train_trial` would find trained, oldest first.
 
     It serves a caller that crashed between the writing of an epoch's checkpoint and its report. Damaged files
     are skipped as in ``train_trial``, but no file is moved. In these reports ``epoch_seconds`` does not
     include the writing of the epoch's own checkpoint, and the paths are those of the current files, not of
     the files at that epoch.
+
+    Args:
+        checkpoint_dir: the folder of the trial's checkpoints.
+        config: the trial's configuration. A checkpoint of another one, from which ``train_trial`` refuses to
+            resume, has no epochs of the trial. None: any configuration.
+        seed: the trial's seed, likewise.
     """
     folder = CheckpointFolder(path=checkpoint_dir)
     found = folder.find()
-    history = _read_metadata(found.path).history if found.path else ()
+    if found.path is None:
+        return ()
+    metadata = _read_metadata(found.path)
+    if config not in (None, metadata.config) or seed not in (None, metadata.seed):
+        return ()
     best = folder.best if kept_best(folder) else None
     return tuple(
         EpochReport(epoch=epoch, metrics=metrics, checkpoint=found.path, best_checkpoint=best)
-        for epoch, metrics in enumerate(history, start=1)
+        for epoch, metrics in enumerate(metadata.history, start=1)
     )
 
 

@@ -8,9 +8,10 @@ import fcntl
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -232,6 +233,23 @@ class SearchFolder:
             (directory / name).unlink(missing_ok=True)
         if not any(directory.iterdir()):
             directory.rmdir()
+
+    def set_aside_unknown(self, known: Collection[int]) -> list[Path]:
+        """Rename the checkpoints of trials that the record does not have; return the new directories.
+
+        A record that was restored from a backup lacks the trials since. Their numbers are used again, and
+        their files may be all that is left of them. ``known`` are the numbers in the record.
+        """
+        moved = []
+        for directory in sorted((self.path / CHECKPOINTS).glob("trial_*")):
+            name = directory.name
+            number = name.removeprefix("trial_")
+            is_trial = number.isdecimal() and name == trial_name(int(number)) and int(number) not in known
+            if is_trial and any((directory / file).exists() for file in TRIAL_FILES):
+                names = (directory.with_name(f"{name}.lost_{copy}") for copy in count(1))
+                aside = next(free for free in names if not free.exists())
+                moved.append(directory.rename(aside))
+        return moved
 
     def write_trials(
         self, trials: Iterable[TrialRecord], parameters: Iterable[str], *, at_url: bool = False

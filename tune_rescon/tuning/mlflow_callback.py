@@ -306,7 +306,8 @@ class MlflowCallback(SearchCallback):
             run_id=trial.mlflow_run_id,
             state=trial.state.value,
             params={
-                name: INACTIVE if value is None else str(value) for name, value in {**fixed, **chosen}.items()
+                name: INACTIVE if value is None else hide_passwords(str(value))
+                for name, value in {**fixed, **chosen}.items()
             },
             history={shown: trial.history[name] for name, shown in logged.items()},
             times_ms=trial.times_ms,

@@ -252,5 +252,7 @@ def find_search(
     folder = SearchFolder(storage=home.scratch(cache_root) / "copies", name=name)
     with usable(storage):
         for file in files:
-            home.remote.download(file, folder.path / file)
+            if not home.remote.download(file, folder.path / file):
+                # An earlier call's copy of a file that is gone is not what the storage holds.
+                (folder.path / file).unlink(missing_ok=True)
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import uuid
@@ -13,7 +14,7 @@ from typing import Final
 
 from typing_extensions import override
 
-from tune_rescon.errors import LeaseLostError
+from tune_rescon.errors import LeaseLostError, counted
 from tune_rescon.storage import (
     Discard,
     Mirror,
@@ -25,13 +26,16 @@ from tune_rescon.storage import (
     usable,
 )
 from tune_rescon.tuning.callbacks import SearchCallback
-from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, trial_folder
+from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, trial_folder, usable_directory
 from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = ["Reservation", "SearchStore", "UrlStore"]
+
+
+_PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 class SearchStore:
@@ -65,9 +69,19 @@ class SearchStore:
     def begin(self, known: Iterable[int]) -> None:
         """Write to the storage for the first time; ``known`` are the numbers of the trials in the record.
 
+        Checkpoints of other trials make room for the trials to come.
+
         Raises:
             StorageError: If the storage cannot be written.
         """
+        with usable_directory(self.folder.storage):
+            moved = self.folder.set_aside_unknown(set(known))
+        if moved:
+            names = ", ".join(path.name for path in moved)
+            _PROGRESS.info(
+                f"The record has no trial of {counted(len(moved), 'folder')} of checkpoints, as after it was"
+                f" restored from a backup. Moved aside in {moved[0].parent}: {names}"
+            )
 
     def checkpoint_dir(self, number: int) -> Path:
         """Return the directory to which a worker process writes a trial's checkpoints."""

@@ -100,6 +100,20 @@ def test_every_epoch_that_the_study_lacks_is_reported(
     assert untimed[: len(again)] == untimed[len(again) + recorded :]
 
 
+@pytest.mark.parametrize("other", ["config", "seed"])
+def test_the_epochs_of_another_trials_checkpoint_are_not_reported(
+    run: Run, task: TrialTask, other: str
+) -> None:
+    """A study that was restored from a backup gives a number again, whose folder has a lost trial's files."""
+    run(dataclasses.replace(task, epochs=1))
+    config = dataclasses.replace(task.config, learning_rate=0.2) if other == "config" else task.config
+    seed = task.seed + (other == "seed")
+    told = run(dataclasses.replace(task, epochs=1, config=config, seed=seed))
+    assert _epochs(told) == []
+    assert told[-1]["state"] == "failed"
+    assert f"can only resume from its own checkpoint, but got one with another {other}" in told[-1]["error"]
+
+
 def _memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     original = TrialModule.logits
 

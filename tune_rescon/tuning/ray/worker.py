@@ -373,7 +373,8 @@ def _train(task: TrialTask) -> Preempted | None:
     with synchronised(folder, url, names=_COPIED_FILES, progress=global_step, note=note) as sync:
         # Report the epochs that the checkpoint has and the study has not: a worker or the driver died between
         # the two writes.
-        for epoch in epochs_in_checkpoint(folder)[task.epochs_in_study :]:
+        trained = epochs_in_checkpoint(folder, config=task.config, seed=task.seed)
+        for epoch in trained[task.epochs_in_study :]:
             report(epoch)
         with process_group(task) as peers, _watched_for_preemption(task) as is_preempted:
             try:
