@@ -104,7 +104,7 @@ class SimulatedSearch:
         """Return a driver's coordinator: new, or resuming from the trials in the record."""
         record, now = self._record(), self._clock() if self._clock else 0.0
         return make_coordinator(
-            make_plan(self._costs, record, elapsed_seconds=now, now=now),
+            make_plan(self._costs, record, self._versions, elapsed_seconds=now, now=now),
             record,
             self._rule(),
             self._versions,

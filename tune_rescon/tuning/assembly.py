@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Hashable, Sequence
 
@@ -31,6 +30,7 @@ __all__ = ["make_coordinator", "make_plan"]
 def make_plan(
     costs: CostModel,
     record: StudyRecord,
+    versions: SpaceVersions,
     *,
     elapsed_seconds: float,
     now: float,
@@ -41,6 +41,7 @@ def make_plan(
     Args:
         costs: The space to search, and the costs of its networks.
         record: The durable record, which keeps what the constraints have measured.
+        versions: The spaces that the search has had, the newest last.
         elapsed_seconds: Seconds of the budget that are used, including earlier runs.
         now: The current time in seconds, on the clock of the coordinator.
         check_lease: Called before the record is written. It raises if the record belongs to another driver.
@@ -55,6 +56,7 @@ def make_plan(
         devices=space.resources_per_trial.devices,
         keep=None if space.metric.of_test_images else CHECKPOINTS_KEPT,
         violation=violation_of(costs, record),
+        same_devices=_had_devices(versions),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
         check_lease=check_lease,
     )
@@ -90,7 +92,6 @@ def make_coordinator(
         versions=versions,
         violation=plan.violation,
     )
-    plan = dataclasses.replace(plan, same_devices=_had_devices(versions))
     return Coordinator(plan, record, rule, sampler, callbacks=callbacks, prune=prune, clock=clock)
 
 

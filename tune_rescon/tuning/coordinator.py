@@ -50,15 +50,13 @@ class SearchPlan:
     group: Callable[[TrialRecord], Hashable] = lambda _: None
     """Return the group of a trial. Trials are compared only with trials of an equal group."""
     cost: Callable[[TrialRecord, int], float] | None = None
-    """Return the second objective of a trial after the given number of epochs; smaller is better.
-    None if the search has no second objective."""
+    """Return a trial's second objective after a number of epochs; smaller is better. None without one."""
     devices: float | None = None
     """The number of devices that each trial holds; None if nothing is trained."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """See :class:`.MemoryFailures`."""
     same_devices: Callable[[TrialRecord], bool] = lambda _: True
-    """Return whether a recorded trial had the devices that trials get now. Memory that was too small then is
-    too small now only if it did."""
+    """Return whether a recorded trial had the devices, and therefore the memory, that trials get now."""
     violation: Callable[[Mapping[str, Any]], str | None] | None = None
     """Return why a configuration (plain values) must not be trained, or None. None without constraints."""
     keep: int | None = CHECKPOINTS_KEPT
@@ -446,8 +444,7 @@ class Coordinator:
         """Interrupt a running trial, so that a resume can continue it."""
         self._plan.check_lease()
         self._running.discard(number)
-        trial = self._record.interrupt(number)
-        self._callbacks.on_trial_end(trial)
+        self._callbacks.on_trial_end(self._record.interrupt(number))
 
     def _past_deadline(self) -> bool:
         return self._plan.deadline is not None and self._clock() >= self._plan.deadline

@@ -105,6 +105,7 @@ class SearchRun:
         self._plan = make_plan(
             self._costs,
             record,
+            self.versions,
             elapsed_seconds=self.lease.elapsed_seconds,
             now=time.monotonic(),
             check_lease=self.lease.ensure_held,
