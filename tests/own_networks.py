@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["broken", "no_network", "normalised", "reading", "small", "unused", "wrong_logits"]
+__all__ = ["broken", "no_network", "normalised", "placed", "reading", "small", "unused", "wrong_logits"]
 
 #: How often :func:`small` was called.
 CALLS: list[int] = []
@@ -47,6 +47,25 @@ def normalised(*, num_classes: int, in_channels: int, image_size: int) -> nn.Mod
     """Its linear layer's weight is computed from two parameters."""
     linear = nn.Linear(in_channels * image_size**2, num_classes)
     return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(linear))
+
+
+class Placed(nn.Module):
+    """A network with a number for each row of its images, as a table of positions."""
+
+    def __init__(self, side: int, num_classes: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(side))
+        self.linear = nn.Linear(1, num_classes)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        rows_BH = images_BCHW.mean(dim=(1, 3)) + self.table
+        logits_BK: Tensor = self.linear(rows_BH.mean(dim=1, keepdim=True))
+        return logits_BK
+
+
+def placed(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    del in_channels
+    return Placed(image_size, num_classes)
 
 
 def reading(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:

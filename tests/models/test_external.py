@@ -175,3 +175,16 @@ def test_paths_are_dropped_as_often_as_asked() -> None:
     network = build_described(spec_of("timm/resnet18", drop_path=0.3))
     rates = [module.drop_prob for module in network.modules() if isinstance(module, DropPath)]
     assert max(rates) == pytest.approx(0.3)
+
+
+@pytest.mark.torch
+def test_no_paths_are_dropped_unless_asked() -> None:
+    """Of some networks timm drops paths by default, and a search would compare that with `drop_path` 0."""
+    from timm.layers.drop import DropPath
+
+    def rates(drop_path: float) -> list[float]:
+        network = build_described(spec_of("timm/fasternet_t1", drop_path=drop_path))
+        return [one.drop_prob or 0.0 for one in network.modules() if isinstance(one, DropPath)]
+
+    assert max(rates(0.0), default=0.0) == 0.0
+    assert max(rates(0.3)) == pytest.approx(0.3)

@@ -21,7 +21,7 @@ from tune_rescon.data import ImageDataset
 from tune_rescon.data.preprocessing import Normalization, to_unit
 from tune_rescon.errors import ConfigError, NetworkError
 from tune_rescon.inference import batches_of, export_model, predictions
-from tune_rescon.models import build_described, describe_network
+from tune_rescon.models import NetworkDescription, build_described, describe_network
 from tune_rescon.predict import main as predict
 from tune_rescon.training import load_trained
 from tune_rescon.training.compile import compiler_problem
@@ -148,7 +148,7 @@ def test_it_begins_with_the_weights_of_another_trial(lived: Lives) -> None:
         spec = describe_network(config, classes=classes, in_channels=1)
         weights, network = read_initial(str(source)), build_described(spec)
         weights.check_fits(spec)
-        weights.load_into(network)
+        weights.load_into(network, spec)
         begun = network.state_dict()
         same = {
             name
@@ -187,6 +187,21 @@ def test_a_bare_state_dict_of_timm_is_taken(prefix: str, train: Run, tmp_path: P
         weights.check_fits(describe_network(TrialConfig(), classes=10, in_channels=1))
     with pytest.raises(NetworkError, match=r"but got .* missing; .* unexpected"):
         weights.check_fits(describe_network(TrialConfig(network=OWN), classes=10, in_channels=1))
+
+
+def test_a_table_of_positions_of_another_size_is_no_classifier(tmp_path: Path) -> None:
+    """It differs in its first axis only, as the classifier of other classes does."""
+
+    def spec_of(image_size: int, classes: int) -> NetworkDescription:
+        config = TrialConfig(network="tests.own_networks:placed", image_size=image_size)
+        return describe_network(config, classes=classes, in_channels=1)
+
+    path = tmp_path / "placed.pth"
+    torch.save(build_described(spec_of(16, 10)).state_dict(), path)
+    weights = read_initial(str(path), external=True)
+    weights.check_fits(spec_of(16, 4))
+    with pytest.raises(NetworkError, match="got table of another shape"):
+        weights.check_fits(spec_of(32, 10))
 
 
 @pytest.mark.parametrize("keys", [("model", "model_ema"), ("module", "model")])

@@ -38,7 +38,7 @@ def begun(source: Path, config: TrialConfig, *, classes: int, in_channels: int =
     torch.manual_seed(5)
     spec = resolve_network(config, classes=classes, in_channels=in_channels)
     network = build_from_spec(spec)
-    read_initial(str(source)).load_into(network)
+    read_initial(str(source)).load_into(network, spec)
     return network.state_dict()
 
 

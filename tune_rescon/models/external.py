@@ -107,7 +107,21 @@ def _timm(spec: ExternalSpec, *, pretrained: bool) -> nn.Module:
         network: nn.Module = _import_timm().create_model(spec.timm_name, pretrained=pretrained, **arguments)
     except Exception as error:  # timm's networks and its downloads raise many kinds
         raise NetworkError(_refusal(spec, error, pretrained=pretrained)) from error
+    if not spec.drop_path:
+        _keep_paths(network)
     return network
+
+
+def _keep_paths(network: nn.Module) -> None:
+    """Drop no paths of a network of timm, which drops some of Swin's and others' unless told otherwise.
+
+    The networks without dropped paths accept no rate of 0 either.
+    """
+    from timm.layers.drop import DropPath
+
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
 
 
 def _refusal(spec: ExternalSpec, error: Exception, *, pretrained: bool) -> str:

@@ -280,7 +280,7 @@ class FitAttempt:
         network = build_described(metadata.spec, pretrained=fresh and config.pretrained)
         if fresh and config.init_from is not None:
             external = isinstance(metadata.spec, ExternalSpec)
-            read_initial(config.init_from, external=external).load_into(network)
+            read_initial(config.init_from, external=external).load_into(network, metadata.spec)
         weights = None
         if config.class_weights != "none":
             weights = balanced_class_weights(self.dataset.train.labels_N, self.dataset.classes)

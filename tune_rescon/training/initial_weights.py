@@ -74,16 +74,14 @@ class FamilyWeights:
             hint = f"Choose {_settings(self.network_fields)}."
         raise NetworkError(format_error(rule, got=got, where=where, hint=hint))
 
-    def load_into(self, network: nn.Module) -> None:
-        """Replace ``network``'s weights and statistics.
+    def load_into(self, network: nn.Module, spec: NetworkDescription) -> None:
+        """Replace the weights and statistics of the ``network`` that ``spec`` describes.
 
         The classifier is replaced only if both networks have the same number of classes.
 
         Raises:
             NetworkError: it is another network.
         """
-        spec = network.spec
-        assert isinstance(spec, NetworkSpec)
         self.check_fits(spec)
         redrawn = () if spec.classes == self.spec.classes else ("classifier.weight", "classifier.bias")
         kept = {name: tensor for name, tensor in self.weights.items() if name not in redrawn}
@@ -122,10 +120,10 @@ class ExternalWeights:
         if isinstance(spec, NetworkSpec) or self.network not in (None, spec.network):
             hint = f"Choose `network: {self.network}`." if self.network else ""
             raise NetworkError(_other_network(self.source, spec, where=where, hint=hint))
-        self._kept(tensor_shapes(spec), where=where)
+        self._kept(tensor_shapes(spec), classes=spec.classes, where=where)
 
-    def load_into(self, network: nn.Module) -> None:
-        """Replace ``network``'s weights and statistics.
+    def load_into(self, network: nn.Module, spec: NetworkDescription) -> None:
+        """Replace the weights and statistics of the ``network`` that ``spec`` describes.
 
         The tensors of the classifier are kept as they are if the file's network has another number of
         classes.
@@ -135,11 +133,12 @@ class ExternalWeights:
         """
         own = network.state_dict()
         shapes = {name: tensor.shape for name, tensor in own.items()}
-        network.load_state_dict({**own, **self._kept(shapes, where="init_from")})
+        kept = self._kept(shapes, classes=spec.classes, where="init_from")
+        network.load_state_dict({**own, **kept})
 
-    def _kept(self, shapes: Mapping[str, torch.Size], *, where: str) -> dict[str, Tensor]:
+    def _kept(self, shapes: Mapping[str, torch.Size], *, classes: int, where: str) -> dict[str, Tensor]:
         """Return the tensors for a network whose tensors have these shapes, without another's classifier."""
-        matched = {place: _matched(tensors, shapes) for place, tensors in self._named()}
+        matched = {place: _matched(tensors, shapes, classes) for place, tensors in self._named()}
         fitting = {place: kept for place, (kept, words) in matched.items() if not words}
         if len(fitting) > 1:
             got = f"{len(fitting)}, in {listed(list(fitting), _SHOWN_TENSORS)}"
@@ -167,15 +166,17 @@ class ExternalWeights:
 
 
 def _matched(
-    found: dict[str, Tensor], shapes: Mapping[str, torch.Size]
+    found: dict[str, Tensor], shapes: Mapping[str, torch.Size], classes: int
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors without another's classifier, and in what they differ from those of the network."""
     # Old files of torch have no counters of batches.
     missing = [name for name in shapes.keys() - found.keys() if not name.endswith("num_batches_tracked")]
     other = {name for name in found.keys() & shapes.keys() if found[name].shape != shapes[name]}
-    # A classifier of other classes differs in the first axis only, and alike in all its tensors.
-    classes = {(len(found[name]), *shapes[name][:1]) for name in other if found[name].ndim}
-    if len(classes) == 1 and all(found[name].shape[1:] == shapes[name][1:] for name in other):
+    # A classifier of other classes differs in the first axis only, and alike in all its tensors. A table of
+    # positions for images of another size may do so too, but not by the number of classes.
+    sizes = {(*found[name].shape[:1], *shapes[name][:1]) for name in other}
+    alike = all(found[name].shape[1:] == shapes[name][1:] for name in other)
+    if alike and [size for _, *size in sizes] == [[classes]]:
         found = {name: tensor for name, tensor in found.items() if name not in other}
         other = set()
     wrong = [("missing", missing), ("unexpected", found.keys() - shapes.keys()), ("of another shape", other)]
