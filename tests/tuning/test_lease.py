@@ -298,6 +298,21 @@ def test_a_renewal_whose_answer_was_lost_is_this_drivers_own() -> None:
     assert world.holder() is None
 
 
+def test_a_record_that_was_restored_from_a_backup_ends_its_driver() -> None:
+    """What the driver writes from then on may belong to trials that the record no longer has."""
+    world = World()
+    keeper = world.keeper()
+    keeper.take()
+    backup = world.read()
+    keeper.renew()
+    world.value = backup
+    with pytest.raises(LeaseLostError, match="its record was replaced by an older copy"):
+        keeper.renew()
+    with pytest.raises(LeaseLostError, match="Resume what that copy holds"):
+        keeper.ensure_held()
+    assert world.value == backup
+
+
 @pytest.mark.parametrize(("away", "lost"), [(LENGTH / 4, False), (2 * LENGTH, True)])
 def test_an_unreachable_store_is_retried_for_the_length_of_the_lease(away: float, lost: bool) -> None:
     world = World()

@@ -59,6 +59,19 @@ def test_a_full_disk_is_reported_and_earlier_epochs_are_recorded(
     assert again.trial(0).epochs == record.trial(0).epochs
 
 
+def test_an_epoch_of_a_trial_that_a_restored_copy_lacks_is_refused(
+    record: StudyRecord, folder: SearchFolder
+) -> None:
+    """The copy was written over the file while the search ran."""
+    before = folder.study_db.read_bytes()
+    trial = record.open(Proposal(params={}, distributions={}))
+    with folder.study_db.open("r+b") as file:
+        file.write(before)
+        file.truncate()
+    with pytest.raises(RecordError, match="the record must take each epoch"):
+        record.report(trial.number, 1, {"val_accuracy": 0.5}, CONTINUE)
+
+
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_deleted_record_is_reported_and_not_created_again(
     closed: bool, record: StudyRecord, folder: SearchFolder

@@ -86,9 +86,14 @@ def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:
     """Return engine arguments that connect to a SQLite file and never create it, even if it is deleted."""
     if file is None:
         return {}
-    uri = f"{file.absolute().as_uri()}?mode=rw"
-    connect = functools.partial(sqlite3.connect, uri, uri=True, timeout=busy_seconds, check_same_thread=False)
-    return {"creator": connect}
+    return {"creator": functools.partial(_connect, f"{file.absolute().as_uri()}?mode=rw", busy_seconds)}
+
+
+def _connect(uri: str, busy_seconds: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=busy_seconds, check_same_thread=False)
+    # Otherwise SQLite accepts the epochs of a trial that a restored copy of the file does not have.
+    connection.execute("PRAGMA foreign_keys=ON")
+    return connection
 
 
 def unwritable(url: str, error: Exception) -> RecordError:

@@ -299,8 +299,11 @@ class LeaseKeeper:
             begun = self._clock()
             overdue = begun - self._renewed > self._seconds
             if not self._replace():
-                # Either another driver has the lease, or an earlier renewal took effect without an answer.
-                self._stored = self._store.read()
+                # It is another driver's, or of a renewal without an answer, or of a restored record.
+                known, found = self._stored, self._store.read()
+                if known and found and self._is_mine(found) and found["beat"] < known["beat"]:
+                    self._lose("its record was replaced by an older copy", "Resume what that copy holds.")
+                self._stored = found
                 if not self._is_mine(self._stored) or not self._replace():
                     self._lose_to_another()
             if overdue and not self._won_the_race():
@@ -370,14 +373,14 @@ class LeaseKeeper:
         other = _parsed(self._store.read())
         who = _label(other.driver) if other and other.driver else "another driver, which has ended by now"
         self._lose(f"it was taken over by {who}")
-        raise LeaseLostError(self._lost)
 
-    def _lose(self, why: str, hint: str = "") -> None:
+    def _lose(self, why: str, hint: str = "") -> NoReturn:
         rule = f"this driver has lost the search {self._name}: {why}"
         hint = hint or (
             "It has written nothing since. Let the other process continue, or use --resume once it has ended."
         )
         self._lost = format_error(rule, hint=hint)
+        raise LeaseLostError(self._lost)
 
     def _lease(self) -> Lease:
         return Lease(
