@@ -202,7 +202,7 @@ _TEXTS: Final = (".csv", ".json", ".yaml")
 def without_passwords(file: Path) -> Iterator[Path]:
     """Yield a file, or a copy of that name for the block, in which the passwords of URLs are hidden.
 
-    Whoever can read MLflow can read its artifacts. The search's own folder has the whole URLs, which the
+    Every user of MLflow can read its artifacts. The search's own folder has the whole URLs, which the
     trials need.
     """
     text = file.read_text(encoding="utf-8", errors="surrogateescape") if file.suffix in _TEXTS else ""
