@@ -45,7 +45,9 @@ def page(model: str, storage: Path = Path("runs")) -> gr.Interface:
     """Return the page: a picture, a button, and the classes."""
     return gr.Interface(
         fn=classifier(model, storage),
-        inputs=gr.Image(type="filepath", label="Picture"),
+        # Without a mode, gradio passes the file on as it is: in "RGB", its default, it would drop what is
+        # transparent and clip what has more than 8 bits.
+        inputs=gr.Image(type="filepath", image_mode=None, label="Picture"),
         outputs=gr.Label(num_top_classes=TOP, label="Class"),
         title=model,
         flagging_mode="never",

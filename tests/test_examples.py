@@ -147,17 +147,21 @@ def test_a_search_is_runs_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_page_of_gradio_classifies_a_picture(photographs: Path, checkpoint: Path) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install gradio")
     client = importlib.import_module("gradio_client")
-    picture = photographs / "cat" / "0.png"
     page = load("serve_with_gradio").page(str(checkpoint))
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    # The page must not change a file before it is decoded: this one is transparent in part.
+    transparent = photographs / "transparent.png"
+    pixels_HWC = np.random.default_rng(0).integers(0, 256, (20, 20, 4), dtype=np.uint8)
+    Image.fromarray(pixels_HWC).save(transparent)
     try:
         server = client.Client(url, verbose=False)
-        found = server.predict(client.handle_file(picture), api_name="/classify")
+        for picture in (photographs / "cat" / "0.png", transparent):
+            found = server.predict(client.handle_file(picture), api_name="/classify")
+            ((_, label, probability),) = load("own_images").classify(checkpoint, picture)
+            assert found["label"] == label
+            assert found["confidences"][0]["confidence"] == pytest.approx(probability, abs=1e-6)
     finally:
         page.close()
-    ((_, label, probability),) = load("own_images").classify(checkpoint, picture)
-    assert found["label"] == label
-    assert found["confidences"][0]["confidence"] == pytest.approx(probability, abs=1e-6)
 
 
 @pytest.mark.torch

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import io
 import json
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.conftest import ROOT
 from tune_rescon.config import DatasetConfig, TrialConfig
-from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
+from tune_rescon.data import ImageDataModule, ImageDataset, decode_image, open_dataset
 from tune_rescon.errors import NetworkError, StorageError
 from tune_rescon.export import main as export_command
 from tune_rescon.inference import Pictures, batches_of, export, export_model, pixels, predictions
@@ -327,3 +329,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_the_documented_request_has_the_pixels_of_a_photograph_as_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phone held upright writes its photographs on their side, and says so in the EXIF data."""
+    monkeypatch.chdir(tmp_path)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    with Image.open(io.BytesIO(photograph(0, (448, 448)))) as picture:
+        picture.save("cat.jpg", exif=exif, quality=95)
+    code = (ROOT / "docs/howto/winner.md").read_text().partition("import json, urllib.request\n")[2]
+    found: dict[str, Any] = {}
+    exec(textwrap.dedent("    " + code.partition("    body = ")[0].lstrip()), found)
+    wanted_HWC = decode_image(Path("cat.jpg").read_bytes(), 224)
+    difference_HWC = 255 * found["pixels"][0].transpose(1, 2, 0) - wanted_HWC
+    assert np.abs(difference_HWC).mean() < 3
