@@ -22,7 +22,8 @@ from tune_rescon.search import main
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import learn_nothing
 from tune_rescon.tuning import RunOptions, SearchState, StudyRecord, StudyResult, run_search
-from tune_rescon.tuning.lease import LeaseKeeper, this_driver
+from tune_rescon.tuning.driver import this_driver
+from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.ray.session import RaySession
 
 pytestmark = [pytest.mark.server]

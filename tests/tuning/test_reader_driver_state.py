@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tune_rescon.tuning.lease import Driver, Lease
+from tune_rescon.tuning.driver import Driver
+from tune_rescon.tuning.lease import Lease
 from tune_rescon.tuning.reader import driver_lives, search_state
 from tune_rescon.tuning.result import SearchState
 

@@ -27,17 +27,10 @@ from tune_rescon.storage import (
 )
 from tune_rescon.tuning.cost_model import CostModel, datasets_of
 from tune_rescon.tuning.database import holds_studies, missing_study
+from tune_rescon.tuning.driver import Driver, ProcessTable, process_start, this_driver
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.input_digests import code_history, recorded_code, recorded_images, recorded_weights
-from tune_rescon.tuning.lease import (
-    Driver,
-    Lease,
-    LeaseDecision,
-    ProcessTable,
-    decide_lease,
-    process_start,
-    this_driver,
-)
+from tune_rescon.tuning.lease import Lease, LeaseDecision, decide_lease
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
 from tune_rescon.tuning.result import SearchState, StudyResult, build_result
 from tune_rescon.tuning.resume import history_words
