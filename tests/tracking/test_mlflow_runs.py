@@ -423,6 +423,27 @@ def test_a_changed_parameter_keeps_its_first_value(make_writer: Make, seen: Stor
     assert seen.series(0, "val_accuracy") == SERIES[:2]
 
 
+def test_a_search_stays_in_an_experiment_that_a_user_has_renamed(
+    store: str, seen: Store, tmp_path: Path
+) -> None:
+    there = destination(store, "s", tmp_path / "artifacts")
+
+    def sent(known_run: str | None, epochs: int, state: str) -> dict[int, str]:
+        writer = MlflowWriter(dataclasses.replace(there, known_run=known_run), open_worker=MlflowWorker)
+        writer.start()
+        return send(writer, SearchRunState(id="1a"), trial(epochs, state))
+
+    run_id = sent(None, 1, "interrupted")[0]
+    seen.client.rename_experiment(seen.child(0).info.experiment_id, "cats and dogs")
+    for _ in range(2):
+        assert sent(run_id, 3, "finished") == {0: run_id}
+        assert seen.series(0, "val_accuracy") == SERIES
+        assert seen.client.get_experiment_by_name(there.experiment) is None
+    # Another store has no such run.
+    assert sent("0" * 32, 3, "finished") != {0: run_id}
+    assert seen.client.get_experiment_by_name(there.experiment) is not None
+
+
 def test_a_deleted_run_is_created_again(make_writer: Make, seen: Store) -> None:
     opened = send(make_writer(), SearchRunState(id="1a"), trial())
     seen.client.delete_run(opened[0])

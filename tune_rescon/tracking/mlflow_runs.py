@@ -21,7 +21,6 @@ from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
-    Experiment,
     InputTag,
     LifecycleStage,
     Metric,
@@ -34,6 +33,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 
 from tune_rescon.atomic_write import file_version
 from tune_rescon.config import TrialState, trial_name
+from tune_rescon.tracking.experiment import check_experiment, open_experiment
 from tune_rescon.tracking.registry import ID_TAG, champion_label, import_exporter, register_champion
 from tune_rescon.tracking.run_state import (
     ACTIVE,
@@ -45,7 +45,6 @@ from tune_rescon.tracking.run_state import (
     TrialRunState,
     without_passwords,
 )
-from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
 __all__ = ["MlflowRunSync"]
 
@@ -122,38 +121,12 @@ class MlflowRunSync:
         self._remarks: list[str] = []
 
     def connect(self) -> None:
-        """Find or create the experiment, and set its primary metric to the search's metric."""
-        name, artifacts = self._destination.experiment, self._destination.artifacts
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            location = artifacts.resolve().as_uri() if artifacts else None
-            try:
-                self._experiment_id = self._client.create_experiment(name, location)
-            except MlflowException:
-                # Another search on this storage may have created the experiment between the two calls.
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
-                    raise
-        if found is not None:
-            self._check(found)
-            self._experiment_id = found.experiment_id
-        goal, primary = self._destination, "mlflow.experiment.primaryMetric"
-        self._client.set_experiment_tag(self._experiment_id, f"{primary}.name", f"best_{goal.metric}")
-        self._client.set_experiment_tag(self._experiment_id, f"{primary}.greaterIsBetter", str(goal.maximize))
+        """Find or create the experiment: see :func:`.open_experiment`."""
+        self._experiment_id = open_experiment(self._client, self._destination)
 
     def check(self) -> None:
-        """Check that the experiment still accepts runs.
-
-        Raises:
-            CallError: If the experiment was deleted.
-        """
-        self._check(self._client.get_experiment(self._experiment_id))
-
-    def _check(self, experiment: Experiment) -> None:
-        if experiment.lifecycle_stage == LifecycleStage.DELETED:
-            hint = f"Restore it: `mlflow experiments restore --experiment-id {experiment.experiment_id}`"
-            message = f"the experiment {experiment.name!r} is deleted. {hint}"
-            raise CallError(message, RetryPolicy.ABORT)
+        """Check that the experiment still accepts runs: see :func:`.check_experiment`."""
+        check_experiment(self._client, self._experiment_id)
 
     def send(self, run_state: RunState) -> str:
         """Send the additions of ``run_state`` to the server, and return the id of its run."""

@@ -175,6 +175,9 @@ class Destination:
     """True if a larger ``metric`` is better."""
     artifacts: Path | None = None
     """The folder for the artifacts of a new experiment; None for the server's default."""
+    known_run: str | None = None
+    """The id of a run of the search, which stays in that run's experiment even if a user has renamed it. None
+    for a new search."""
 
 
 def storable(value: Any) -> Any:

@@ -97,10 +97,12 @@ def destination(
         tracking_uri: MLflow's tracking URI; None for the storage's own store.
         record: The record of a search that has begun, whose experiment is kept; None for a new search.
     """
+    known_run = None
     if record is None:
         experiment = experiment_name(space)
     else:
         experiment = record.attribute(_EXPERIMENT) or space.dataset.name
+        known_run = next((trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id), None)
     return Destination(
         uri=tracking_uri or folder.mlflow_uri,
         experiment=experiment,
@@ -108,6 +110,7 @@ def destination(
         metric=_shown(space.metric.name),
         maximize=space.metric.mode == "max",
         artifacts=None if tracking_uri else folder.mlflow_artifacts,
+        known_run=known_run,
     )
 
 
