@@ -180,6 +180,17 @@ def test_the_classifier_of_a_wrapped_network_is_that_networks() -> None:
     }
 
 
+def test_a_head_on_a_trunk_that_its_own_code_freezes_is_one_layer() -> None:
+    """It is not taken apart, as a network that only wraps another one is."""
+    network = nn.ModuleDict(
+        {"body": nn.Linear(3, 4), "head": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5))}
+    )
+    network["body"].requires_grad_(False)
+    Trunk(network).freeze(True)
+    trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    assert trained == {"head.0.weight", "head.0.bias", "head.2.weight", "head.2.bias"}
+
+
 def test_both_heads_of_a_distilled_network_are_its_classifier() -> None:
     network = nn.ModuleDict(
         {"blocks": nn.Linear(3, 4), "norm": nn.LayerNorm(4), "head": nn.Linear(4, 5)}

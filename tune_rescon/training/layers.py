@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import nn
 
-__all__ = ["Trunk", "layer_names"]
+__all__ = ["Trunk", "layer_names", "trained_layers"]
 
 
 #: The layer of a parameter, by its name: the opening units of a stage, an attention module, a final unit or
@@ -48,6 +48,16 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def trained_layers(network: nn.Module) -> dict[str, str]:
+    """Return the name of the layer of each parameter that is trained.
+
+    Parameters that a user's own network keeps frozen count too where layers are told apart.
+    """
+    parameters = dict(network.named_parameters())
+    layers = layer_names(parameters)
+    return {name: layers[name] for name, weight in parameters.items() if weight.requires_grad}
+
+
 def _wrapper(names: Sequence[str]) -> str:
     """Return the prefix of the names in the module whose parts are the network's layers.
 
@@ -68,11 +78,11 @@ class Trunk:
 
     def __init__(self, network: nn.Module) -> None:
         """Find the trunk of ``network``. Parameters that are not trained anyway do not belong to it."""
-        trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-        layers = layer_names(trained)
+        layers = trained_layers(network)
         classifier = next(reversed(layers.values()), "")
-        own = [name for name in trained if layers[name] == classifier]
-        self._weights = [weight for name, weight in trained.items() if name not in own]
+        own = [name for name, layer in layers.items() if layer == classifier]
+        weights = dict(network.named_parameters())
+        self._weights = [weights[name] for name in layers if name not in own]
         self._modules = list(_without(network, own, classifier))
 
     def freeze(self, frozen: bool) -> None:

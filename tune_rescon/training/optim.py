@@ -19,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.training.layers import layer_names
+from tune_rescon.training.layers import trained_layers
 
 __all__ = [
     "AveragedNetwork",
@@ -154,7 +154,7 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
     ``matrix`` tells its groups from AdamW's, which are the 1-d parameters and the classifier.
     """
     trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-    layers = layer_names(trained)
+    layers = trained_layers(network)
     depth = len(set(layers.values()))
     numbers = {layer: number for number, layer in enumerate(dict.fromkeys(layers.values()))}
     last_matrix = max((n for n, (name, weight) in enumerate(trained.items()) if weight.ndim > 1), default=-1)
