@@ -120,3 +120,7 @@ def test_a_search_keeps_its_experiment(tmp_path: Path) -> None:
     record_experiment(record, space)
     moved = load_space("folder", ["dataset.path=/elsewhere/animals"])
     assert destination(moved, folder, None, record).experiment == "pets"
+    assert destination(moved, folder, None, record).known_run is None
+    number = record.open(Proposal(params={}, distributions={})).number
+    record.set_run_id(number, "f00d")
+    assert destination(moved, folder, None, record).known_run == "f00d"
