@@ -299,6 +299,17 @@ def test_an_artifact_shows_no_password(make_writer: Make, seen: Store, tmp_path:
     assert "s3cret" in space.read_text()
 
 
+def test_a_table_shows_no_password_and_all_of_its_cells(
+    make_writer: Make, seen: Store, tmp_path: Path
+) -> None:
+    """A row has no space that ends a password before an @ in a later cell."""
+    table = tmp_path / "trials.csv"
+    table.write_text('7,https://ann:s3cret@h/w.ckpt,net:f@v2\n8,"https://ann:s3,cret@h/w.ckpt",\'=x\n')
+    send(make_writer(), SearchRunState(id="1a", files=(table,)))
+    found = seen.client.download_artifacts(seen.parent().info.run_id, table.name, str(tmp_path / "found"))
+    assert Path(found).read_text() == "7,https://ann:***@h/w.ckpt,net:f@v2\n8,https://ann:***@h/w.ckpt,'=x\n"
+
+
 def test_a_file_that_has_not_changed_is_not_sent_again(
     make_sync: MakeSync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import fcntl
 import os
+import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,7 +41,8 @@ def test_what_a_killed_driver_left_before_it_began_is_taken_over(
 ) -> None:
     folder.create()
     for name in remains:
-        (folder.path / name).write_text("of the dead")
+        # It died before its database had a table.
+        (folder.path / name).write_text("" if name == "study.db" else "of the dead")
     with reserved(folder):
         assert list(folder.path.iterdir()) == []
 
@@ -66,6 +69,24 @@ def test_a_record_with_trials_is_never_taken_for_a_dead_drivers(make_search: Mak
         pass
     record = StudyRecord.load(folder.study_url, "s", metric="val_accuracy")
     assert sum(trial.epochs for trial in record.trials()) == 4
+
+
+@pytest.mark.timeout(20)  # a database, and SQLite's wait for a lock
+@pytest.mark.parametrize("fault", ["cut", "locked"])
+def test_a_record_that_cannot_be_read_may_have_trials(fault: str, make_search: MakeSearch) -> None:
+    """It is being restored, or only a part of it was."""
+    folder = make_search("s", reports=4)
+    folder.space_yaml.unlink()
+    whole = folder.study_db.read_bytes()
+    with closing(sqlite3.connect(folder.study_db)) as other:
+        if fault == "cut":
+            folder.study_db.write_bytes(whole[: len(whole) // 3])
+        else:
+            other.execute("BEGIN EXCLUSIVE")
+        assert folder_state(folder) is FolderState.FOREIGN
+        with pytest.raises(NameTakenError, match=r"without its space\.yaml"), reserved(folder):
+            pass
+    assert folder.study_db.exists()
 
 
 @pytest.mark.timeout(20)  # a database

@@ -129,7 +129,8 @@ def test_after_a_kill_at_any_moment_a_search_is_resumed_or_started(
     if left is not None:
         folder.mkdir(parents=True)
         for name in left:
-            (folder / name).write_text("of the dead")
+            # It died before its database had a table.
+            (folder / name).write_text("" if name == "study.db" else "of the dead")
     with open_store(options) as store:
         assert store.resumed is resumed
         assert sorted(path.name for path in folder.iterdir()) == sorted(left or []) * resumed
@@ -240,7 +241,10 @@ def test_at_a_url_every_moment_is_resumed_or_started(
 def test_a_new_search_of_the_name_takes_over_what_never_began(at_url: RunOptions) -> None:
     assert isinstance(at_url.storage, StorageUrl)
     home = SearchHome.create(at_url.storage, "s")
-    home.remote.write("study.db", b"half")
+    folder = SearchFolder(storage=at_url.cache_root / "there", name="s")
+    folder.create()
+    StudyRecord.create(folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
+    home.remote.write("study.db", folder.study_db.read_bytes())
     with open_store(new(at_url)) as store:
         assert not store.resumed
         assert "s/study.db" not in remote(at_url).names()

@@ -85,11 +85,17 @@ def test_a_study_that_never_had_a_trial_is_taken_over(url: str) -> None:
 
 def test_a_study_that_is_taken_over_has_nothing_of_the_search_before(url: str) -> None:
     before = load(url, "other")
-    for key in ("lease", "id", "place", "space:2", "slots", "warm_start", "images"):
+    kept = {"lease", "id", "place"}
+    for key in (*kept, "space:2", "slots", "warm_start", "images", "latency_ms:cpu:1a"):
         before.set_attribute(key, "theirs")
     attributes = create(url, "other").attributes()
-    assert attributes["space"] == "version: 1\n"
-    assert {key for key, value in attributes.items() if value == "theirs"} == {"lease", "id", "place"}
+    assert attributes == {**dict.fromkeys(kept, "theirs"), **create(url, "new").attributes()}
+
+
+def test_a_study_that_another_program_has_made_keeps_its_attributes(url: str) -> None:
+    study = optuna.create_study(storage=url, study_name="made", direction="maximize")
+    study.set_user_attr("ticket", 7)
+    assert create(url, "made").attribute("ticket") == 7
 
 
 @pytest.mark.parametrize("meanwhile", ["runs", "has run"])

@@ -68,7 +68,7 @@ def test_an_epoch_of_a_trial_that_a_restored_copy_lacks_is_refused(
     with folder.study_db.open("r+b") as file:
         file.write(before)
         file.truncate()
-    with pytest.raises(RecordError, match="the record must take each epoch"):
+    with pytest.raises(RecordError, match=r"study\.db, which lacks one\. It was replaced by another copy"):
         record.report(trial.number, 1, {"val_accuracy": 0.5}, CONTINUE)
 
 

@@ -9,7 +9,9 @@ the writer finds or creates the run that shows the trial.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import re
 import tempfile
 import time
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from tune_rescon.csv_cells import csv_line
 from tune_rescon.data.selection import as_text
 from tune_rescon.errors import StorageError, format_error, hide_passwords
 
@@ -197,6 +200,12 @@ def storable(value: Any) -> Any:
     return value
 
 
+def _csv_without_passwords(text: str) -> str:
+    # By cell, because a row has no space that ends a password before an @ in a later cell.
+    rows = csv.reader(io.StringIO(text, newline=""))
+    return "".join(csv_line(map(hide_passwords, row)) for row in rows)
+
+
 #: The suffixes of files whose text may have the URL of an archive of images or of initial weights.
 _TEXTS: Final = (".csv", ".json", ".yaml")
 
@@ -209,7 +218,7 @@ def without_passwords(file: Path) -> Iterator[Path]:
     trials need.
     """
     text = file.read_text(encoding="utf-8", errors="surrogateescape") if file.suffix in _TEXTS else ""
-    shown = hide_passwords(text)
+    shown = _csv_without_passwords(text) if file.suffix == ".csv" else hide_passwords(text)
     if shown == text:
         yield file
         return

@@ -104,6 +104,10 @@ def unwritable(url: str, error: Exception) -> RecordError:
         rule = "the record must stay where it is while the search runs"
         hint = "Put the file back: a resumed search has only what the file holds."
         return RecordError(format_error(rule, got=f"{file}, which is gone ({message})", hint=hint))
+    if "FOREIGN KEY" in message:
+        rule = "the record must have the trials of this search"
+        hint = "It was replaced by another copy while the search ran. Resume what that copy holds."
+        return RecordError(format_error(rule, got=f"{file}, which lacks one", hint=hint))
     hint = "Every earlier epoch is recorded. Free space on the disk, or repair the database; then resume."
     got = f"{file or 'its database'}: {message}"
     return RecordError(

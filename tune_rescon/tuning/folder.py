@@ -323,11 +323,14 @@ def holds_trials(study_db: Path) -> bool:
     A driver writes ``space.yaml`` before its first trial. Without that file, such a record is all that is
     left of a search, or all that was restored of it.
     """
+    if not study_db.is_file() or not study_db.stat().st_size:
+        return False
     try:
         with closing(sqlite3.connect(f"{study_db.absolute().as_uri()}?mode=rw", uri=True)) as database:
             return database.execute("SELECT 1 FROM trials LIMIT 1").fetchone() is not None
-    except sqlite3.Error:
-        return False
+    except sqlite3.Error as error:
+        # A file that is cut short, or locked by another program, may hold trials. A new one has no tables.
+        return "no such table" not in str(error)
 
 
 class FolderState(enum.Enum):

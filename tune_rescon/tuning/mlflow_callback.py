@@ -102,7 +102,9 @@ def destination(
         experiment = experiment_name(space)
     else:
         experiment = record.attribute(_EXPERIMENT) or space.dataset.name
-        known_run = next((trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id), None)
+        runs = [trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id]
+        # The last one, because the tracking URI may have changed since the first.
+        known_run = runs[-1] if runs else None
     return Destination(
         uri=tracking_uri or folder.mlflow_uri,
         experiment=experiment,

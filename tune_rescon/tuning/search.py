@@ -16,6 +16,7 @@ from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.constraints import check_constraints
 from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.tuning.identity import ensure_identity
 from tune_rescon.tuning.input_digests import (
     check_same_images,
     check_same_weights,
@@ -248,6 +249,7 @@ def _created(
         weights=weights,
         claim=lambda: leases.append(held.enter_context(search_lease(options, store))),
     )
+    ensure_identity(record, store.folder, url=store.url, own_study=options.study_url is None)
     record_experiment(record, costs.space)
     return record, leases[0]
 

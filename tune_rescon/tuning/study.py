@@ -143,8 +143,9 @@ class StudyRecord:
         claim()
         # Again, because another driver may have run trials and ended before this one had its claim.
         writer = _sql(storage, create_study(storage, name, directions))
-        for key, value in writer.study_attributes().items():
-            if value is not None and key not in _KEPT:
+        left = writer.study_attributes()
+        if left.get("space"):  # not a study that another program has made for this search
+            for key in left.keys() - _KEPT:
                 writer.set_study_attribute(key, None)
         writer.set_study_attribute("space", space)
         writer.set_study_attribute(METRIC, metric)
@@ -214,8 +215,9 @@ class StudyRecord:
         return self.attributes().get(name)
 
     def attributes(self) -> dict[str, Any]:
-        """Return all attributes of the study."""
-        return self._writer.study_attributes()
+        """Return the attributes of the study that have a value."""
+        found = self._writer.study_attributes()
+        return {name: value for name, value in found.items() if value is not None}
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write an attribute of the study."""
