@@ -92,13 +92,13 @@ from tune_rescon.command import progress_shown
 from tune_rescon.errors import SearchError, TuneResconError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import RunOptions, run_search
-from tune_rescon.tuning import lease
+from tune_rescon.tuning import driver
 
 storage, cache, name, how, *settings = sys.argv[1:]
 chosen = dict(setting.split("=", 1) for setting in settings)
 pace = float(chosen.get("pace", 0.3))
 if "place" in chosen:
-    lease._place = lambda: chosen["place"]
+    driver._place = lambda: chosen["place"]
 
 def learn(config):
     from tune_rescon.testing import trainables
