@@ -30,7 +30,7 @@ from tune_rescon.tuning import (
     Verdict,
 )
 from tune_rescon.tuning.driver import process_start, this_driver
-from tune_rescon.tuning.folder import reserved
+from tune_rescon.tuning.folder_state import reserved
 from tune_rescon.tuning.lease import hold_lease
 from tune_rescon.tuning.resume import is_finished
 from tune_rescon.tuning.search_storage import open_store, search_lease

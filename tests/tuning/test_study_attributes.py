@@ -147,5 +147,5 @@ def test_a_repository_without_a_commit_and_a_machine_without_git(
 def test_a_search_has_the_tags_of_the_package_that_runs() -> None:
     package = Path(tune_rescon.__file__).parent
     if not (package.parent / ".git").exists():
-        pytest.skip("the tests do not run from a checkout")
+        pytest.skip("an unpacked source archive has no commit")
     assert provenance({})[COMMIT] == git(package, "rev-parse", "HEAD")

@@ -120,7 +120,7 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def content_digest(path: Path) -> str:
-    """Return the digest of a database that nobody writes. Its version does not count."""
+    """Return the digest of a database without its version. No process may be writing to the database."""
     with path.open("rb") as file:
         file.seek(_HEADER)
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,7 +20,8 @@ from tune_rescon.storage import (
     name_without_space,
     usable,
 )
-from tune_rescon.tuning.folder import FolderState, SearchFolder, folder_state, holds_trials, reserved
+from tune_rescon.tuning.folder import SearchFolder, holds_trials
+from tune_rescon.tuning.folder_state import FolderState, folder_state, reserved
 from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.store import Reservation, SearchStore, UrlStore
