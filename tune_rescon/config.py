@@ -17,7 +17,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
-from tune_rescon.errors import ConfigError, format_error, unknown_name_message
+from tune_rescon.errors import ConfigError, format_error, hide_passwords, unknown_name_message
 
 __all__ = [
     "DatasetConfig",
@@ -381,6 +381,10 @@ class TrialConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for files, messages and :meth:`from_dict`."""
         return dataclasses.asdict(self)
+
+    def without_passwords(self) -> TrialConfig:
+        """Return the configuration, in which the password of a URL in ``init_from`` is hidden."""
+        return dataclasses.replace(self, init_from=self.init_from and hide_passwords(self.init_from))
 
 
 def field_names(kind: type = TrialConfig) -> tuple[str, ...]:

@@ -236,6 +236,14 @@ def test_the_network_of_another_searchs_trial_is_not_taken_for_a_searchs_own(che
     _, about = load_trained(checkpoint)
     own = dataclasses.replace(about, config=config, seed=best.origin.seed, dataset="0123")
     check_own(own, result, best)
+    url = "https://ann:s3cret@host/a.ckpt"
+    origin = dataclasses.replace(best.origin, config={**best.origin.config, "init_from": url})
+    for known in (
+        url,
+        "https://ann:***@host/a.ckpt",
+    ):  # the file has the second, that of an older version the first
+        from_url = dataclasses.replace(own, config=dataclasses.replace(config, init_from=known))
+        check_own(from_url, result, dataclasses.replace(best, origin=origin))
     for other, what in (
         (dataclasses.replace(own, config=about.config), "configuration"),
         (dataclasses.replace(own, seed=own.seed + 1), "seed"),

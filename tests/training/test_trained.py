@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,19 @@ def test_a_loaded_network_is_the_saved_one(tmp_path: Path) -> None:
     assert about == ABOUT
     assert not any(module.training for module in loaded.modules())
     torch.testing.assert_close(loaded(images_BCHW), network.eval()(images_BCHW), rtol=0, atol=0)
+
+
+@pytest.mark.torch
+def test_a_file_holds_no_password_of_initial_weights(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, init_from="https://ann:s3cret@host/a.ckpt?X-Amz-Signature=5e1f")
+    about = dataclasses.replace(ABOUT, config=config)
+    torch.save(trained_values(build_described(ABOUT.spec), about), tmp_path / "best.ckpt")
+    data = (tmp_path / "best.ckpt").read_bytes()
+    assert b"s3cret" not in data
+    assert b"5e1f" not in data
+    _, loaded = load_trained(tmp_path / "best.ckpt")
+    assert loaded.config.init_from == "https://ann:***@host/a.ckpt?X-Amz-Signature=***"
+    assert loaded.config == about.config.without_passwords()
 
 
 @pytest.mark.torch

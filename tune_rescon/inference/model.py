@@ -97,8 +97,9 @@ def check_own(about: TrainedNetwork, result: StudyResult, trial: TrialRecord) ->
     """
     # Records of early versions have no origin; the present space may be another one than such a trial's.
     origin = trial.origin
+    config = None if origin is None else TrialConfig.from_dict(origin.config).without_passwords()
     same = {
-        "configuration": origin is None or about.config == TrialConfig.from_dict(origin.config),
+        "configuration": config is None or about.config.without_passwords() == config,
         "seed": origin is None or about.seed == origin.seed,
         "images": not result.images or about.dataset in result.images.values(),
     }

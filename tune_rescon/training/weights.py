@@ -92,11 +92,14 @@ class TrainedNetwork:
         return Preprocessing.of(self, image_size=self.spec.image_size, normalize=self.config.normalize)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the description as plain values."""
+        """Return the description as plain values, without passwords.
+
+        The files of trained networks are exported, and registered in MLflow, which others read.
+        """
         return {
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
             "spec": self.spec.to_dict(),
-            "config": self.config.to_dict(),
+            "config": self.config.without_passwords().to_dict(),
             "metrics": dict(self.metrics),
         }
 
