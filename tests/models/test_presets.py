@@ -77,7 +77,7 @@ def test_nominal_size_is_the_default_and_enough(preset: str) -> None:
     ],
 )
 def test_mask_depths(layout: str, depths: tuple[int, ...]) -> None:
-    assert LAYOUTS[layout].mask_depths() == depths
+    assert LAYOUTS[layout].mask_poolings() == depths
 
 
 def test_presets_are_listed_in_order() -> None:
