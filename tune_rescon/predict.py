@@ -153,8 +153,8 @@ Echo = Callable[[str], object]
 def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
     """Show a progress bar on a terminal, and yield a function that advances it and one that prints a line.
 
-    Every line is written to standard output at once. If standard output is a terminal, the bar is on it too;
-    one console must then write both, because two consoles would overwrite each other.
+    Every line is written to standard output at once. If the bar is on standard output too, one console writes
+    both, because two consoles would overwrite each other.
     """
     screen = Console(highlight=False, soft_wrap=True) if sys.stdout.isatty() else Console(stderr=True)
     shared = sys.stdout.isatty() and screen.is_terminal
@@ -162,7 +162,7 @@ def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
         console=screen,
         transient=True,
         disable=not screen.is_terminal,
-        # Must be False: rich would redirect the output to the console of the bar.
+        # If True, rich would redirect the output to the console of the bar.
         redirect_stdout=False,
         redirect_stderr=sys.stderr.isatty(),
     ) as progress:

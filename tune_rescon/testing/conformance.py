@@ -92,7 +92,7 @@ class SearchConformance:
             assert trace.epochs_of(best.number)[-1] > epoch
 
     def test_one_at_a_time_an_interrupted_search_is_the_uninterrupted_one(self) -> None:
-        """Kill the driver at moments throughout the search; configurations and values are the same."""
+        """Kill the driver at several moments of the search; configurations and values stay the same."""
         whole = self.begin()
         reports = len(simulate(whole.policy(), by_parameters, workers=1).runs)
         for cut in range(1, reports, max(1, reports // 4)):
