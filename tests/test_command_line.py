@@ -115,7 +115,7 @@ def test_a_resumed_search_begins_with_nothing_else(
     for flag in ("--warm-start", "--init-from"):
         assert main(["--resume", "s", "--storage", str(tmp_path), flag, "first"]) == 2
         said = capsys.readouterr().err
-        assert f"a resumed search knows what it began with, but got {flag} first." in said
+        assert f"a resumed search keeps what it began with, but got {flag} first." in said
 
 
 def test_weights_to_begin_with_are_a_fixed_field(capsys: pytest.CaptureFixture[str]) -> None:

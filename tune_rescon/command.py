@@ -72,9 +72,9 @@ def run_command(
         if not isinstance(error, OSError) or error.errno not in _DISK_FULL:
             raise
         _discard_output()
-        place = error.filename or "standard output, or a file that it writes,"
+        place = error.filename or "standard output or an output file"
         _print_error(
-            f"{what} failed: {place} takes no more ({error.strerror}). Free space there, and try again."
+            f"{what} failed: cannot write to {place} ({error.strerror}). Free space there, and try again."
         )
         return 1
     return code

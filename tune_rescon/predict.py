@@ -123,11 +123,11 @@ def predict(
 
     def on_bad(path: Path, why: str) -> None:
         bad.append(path)
-        print_line(f"{path}: no picture ({why})", err=True)
+        print_line(f"{path}: not a picture ({why})", err=True)
 
     def on_unknown(path: Path) -> None:
         bad.append(path)
-        print_line(f"{path}: no prediction (the network gives nan instead of probabilities)", err=True)
+        print_line(f"{path}: no prediction (the network returns nan instead of probabilities)", err=True)
 
     batches = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
     classified: list[Path] = []

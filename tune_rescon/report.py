@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 @click.argument("name", required=False)
 @storage_option
-@study_option("The study's database, if the search was given one.")
+@study_option("The study's database, if the search was started with --study.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a summary in markdown.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")
 @click.option("--html", "html_file", metavar="FILE", help="Write the page that a browser opens.")
-@click.option("--sync", is_flag=True, help="Send MLflow the updates that it lacks.")
+@click.option("--sync", is_flag=True, help="Send MLflow the missing updates.")
 @click.option(
     "--errors",
     "errors_file",
@@ -89,7 +89,7 @@ def report(
         if file is not None:
             check_output_file(Path(file), where=flag)
     if sync:
-        print_line(f"Reading {name}, to send MLflow what it lacks", err=True)
+        print_line(f"Reading {name} to send MLflow the missing updates", err=True)
     elif sys.stderr.isatty():
         print_line("Reading the storage" if list_all else f"Reading {name}", err=True)
     location = _location(storage, study)
@@ -125,7 +125,7 @@ def _check_flags(name: str | None, forms: Sequence[str], kinds: Sequence[str], o
             raise click.UsageError(f"Give one of {' and '.join(some)}.")
     if kinds == ["--list"]:
         if name is not None or others or set(forms) - {"--json"}:
-            raise click.UsageError("--list takes no NAME, and of the forms only --json.")
+            raise click.UsageError("--list takes no NAME, and no form but --json.")
     elif name is None:
         raise click.UsageError("Give the NAME of a search, or --list to see their names.")
     elif kinds and (forms or others):
@@ -142,9 +142,9 @@ def _sync(location: SearchLocation, name: str) -> int:
         print_line(f"MLflow shows all {counted(done.trials, 'trial')} of {name}: {done.uri}")
         return 0
     click.echo(
-        f"The report failed: {done.uri} did not take {counted(done.pending_updates, 'update')}"
-        f" ({done.last_error.rstrip('.') or f'{SYNC_TIMEOUT:g} s were too short'})."
-        " The study has them all: try again when MLflow takes them.",
+        f"The report failed: {done.uri} did not accept {counted(done.pending_updates, 'update')}"
+        f" ({done.last_error.rstrip('.') or f'in {SYNC_TIMEOUT:g} s'})."
+        " All updates are in the study: try again when MLflow accepts them.",
         err=True,
     )
     return 1

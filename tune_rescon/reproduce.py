@@ -94,9 +94,9 @@ def reproduce(
     settings: tuple[str, ...],
     plain: bool,
 ) -> int:
-    """Run rows of the published tables again, and print what was published beside what was measured.
+    """Train rows of the published tables again, and print the published and the measured values.
 
-    Without a ROW or TABLE it lists them. A row that was trained to its end is not trained again.
+    Without ROW or TABLE, the rows are listed. A row that has finished is not trained again.
     """
     from tune_rescon.finals import PUBLISHED, Shares, find_rows
     from tune_rescon.reporting import open_console
@@ -152,7 +152,7 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
         return None
     datasets = sorted({row.dataset for row in rows})
     if len(datasets) > 1:
-        rule = "rows of one dataset can be given its images"
+        rule = "all rows must be of one dataset"
         hint = "Run the rows of each dataset with a separate command."
         raise DataError(format_error(rule, got=f"rows of {', '.join(datasets)}", where="--images", hint=hint))
     return DatasetConfig(name="folder", path=str(Path(path).resolve()))
@@ -206,7 +206,7 @@ class _Reproduction:
         space = space.model_copy(update={key: getattr(known.space, key) for key in free})
         changes = change_words(known.space, space)
         if changes:
-            rule = "a row that was trained to its end must be given the images and settings that it had"
+            rule = "a row that has finished must keep its images and settings"
             hint = f"Give another --storage, or remove {known.folder}, to train it again."
             got = "; ".join(changes)
             raise StorageError(format_error(rule, got=got, where=known.name, hint=hint))

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         name="tune_rescon.search",
         what="The search",
-        interrupted="Interrupted before the first trial; nothing was begun.",
+        interrupted="Interrupted before the first trial; nothing was started.",
     )
 
 
@@ -143,7 +143,7 @@ def search(
     tensorboard: bool,
     plain: bool,
 ) -> int:
-    """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
+    """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna, and log to MLflow."""
     from tune_rescon.reporting import open_console, print_opening
     from tune_rescon.tuning import RunOptions, default_data_root, fit_to_machine, resolve_storage
 
@@ -300,8 +300,8 @@ def _check_begun(given: Mapping[str, str | None]) -> None:
     """Check that no flag is given that applies only to a new search."""
     for flag, value in given.items():
         if value is not None:
-            hint = f"Leave out {flag}, or begin a search of another --name."
-            rule = "a resumed search knows what it began with"
+            hint = f"Leave out {flag}, or start a search with another --name."
+            rule = "a resumed search keeps what it began with"
             raise StorageError(format_error(rule, got=f"{flag} {value}", where="--resume", hint=hint))
 
 

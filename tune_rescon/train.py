@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         name="tune_rescon.train",
         what="The training",
-        interrupted="Interrupted before the first training; nothing was begun.",
+        interrupted="Interrupted before the first training; nothing was started.",
     )
 
 
@@ -173,7 +173,7 @@ def train(
     dry_run: bool,
     plain: bool,
 ) -> int:
-    """Train the best of a search, or a network by name, in full, and judge it by the test images.
+    """Train the best of a search, or a network by name, in full, and evaluate it on the test images.
 
     Nothing is held out of the training images. Each configuration is trained --seeds times, without early
     stopping; each network sees the test images once, after its last epoch.
@@ -250,7 +250,7 @@ def _check_options() -> None:
             raise click.UsageError(f"{option} goes with {' and '.join(goes_with)}, not with {source}.")
     for option, other in (("--budget", "--epochs"), ("--trial", "--top")):
         if {option, other} <= given:
-            raise click.UsageError(f"{option} goes instead of {other}; give one of them.")
+            raise click.UsageError(f"{option} replaces {other}; give one of them.")
 
 
 def _run(space: Space, options: RunOptions, console: Console) -> int:
@@ -297,7 +297,7 @@ def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Sp
     space = load_space(str(folder.space_yaml), settings, drop_rows=False)
     if not space.metric.of_test_images:
         hint = f"Resume it with: python -m tune_rescon.search --resume {name}"
-        rule = "must name trainings that `tune_rescon.train` has begun"
+        rule = "must name trainings that `tune_rescon.train` has started"
         raise StorageError(format_error(rule, got=f"{name}, a search", where="--resume", hint=hint))
     return space
 

@@ -53,7 +53,7 @@ def test_of_two_that_begin_at_once_one_has_the_name(storage: StorageUrl) -> None
 
 def test_a_reserved_name_is_no_search_until_it_is_released(storage: StorageUrl) -> None:
     home = SearchHome.create(storage, "a")
-    with pytest.raises(StorageError, match="It holds no search: remove it"):
+    with pytest.raises(StorageError, match="It contains no search: remove it"):
         SearchHome.create(storage, "a")
     with pytest.raises(StorageError, match="There is no search there yet"):
         SearchHome.find(storage, "a")

@@ -283,7 +283,7 @@ def _chosen_preset(config: TrialConfig) -> Preset:
 def _contradiction_message(config: TrialConfig, field: str, value: object) -> str:
     rule = f"a preset fixes the {field}; {config.preset} is {field} {value}"
     hint = f"Leave out `{field}`, or drop `preset` and give `layout` and `depth`."
-    return format_error(rule, got=f"{field} {getattr(config, field)!r} beside it", where="preset", hint=hint)
+    return format_error(rule, got=f"{field} {getattr(config, field)!r} with it", where="preset", hint=hint)
 
 
 def _layout_name(config: TrialConfig) -> str:

@@ -74,7 +74,7 @@ def name_taken(name: str, place: object, *, begun: bool) -> NameTakenError:
         place: the existing path or URL.
         begun: True if there is a search that can be resumed.
     """
-    way = f"Resume it with --resume {name}" if begun else "It holds no search: remove it"
+    way = f"Resume it with --resume {name}" if begun else "It contains no search: remove it"
     rule = f"the name of a new search must be free, but {place} exists"
     return NameTakenError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
 
