@@ -115,8 +115,10 @@ class MlflowRunSync:
         self._id = self._place = ""
         self._parent: _RunContent | None = None
         self._runs: dict[int, _RunContent] = {}
-        self._found: dict[int, list[Run]] = {}
-        self._unsure: set[int] = set()
+        # By trial number: the runs that the server had when this sync began.
+        self._earlier_runs: dict[int, list[Run]] = {}
+        # The trials whose run a request without a response may have created.
+        self._maybe_created: set[int] = set()
         self._remarks: list[str] = []
 
     def connect(self) -> None:
@@ -182,11 +184,15 @@ class MlflowRunSync:
     def _open_parent(self, search: SearchRunState) -> _RunContent:
         self._id, self._place = search.id, search.place
         parents: list[Run] = []
-        self._found = {}
+        self._earlier_runs = {}
         for run in self._search_runs():
             number = run.data.tags.get(TRIAL_TAG)
-            (parents if number is None else self._found.setdefault(int(number), [])).append(run)
-        found = min(parents, key=_start) if parents else self._earlier_parent(search.known_runs)
+            if number is None:
+                parents.append(run)
+            else:
+                self._earlier_runs.setdefault(int(number), []).append(run)
+        first = min(parents, key=lambda run: run.info.start_time, default=None)
+        found = first or self._earlier_parent(search.known_runs)
         if found is not None:
             return self._adopt(found)
         tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE, **search.tags}
@@ -224,18 +230,18 @@ class MlflowRunSync:
     def _open_run(self, trial: TrialRunState) -> _RunContent:
         assert self._parent is not None, "the search is sent before its trials"
         number = trial.number
-        known = self._found.get(number, [])
+        known = self._earlier_runs.get(number, [])
         found = self._recorded_run(trial, known) or _same_trial(trial, known)
-        if found is None and number in self._unsure:
-            # A request without a response may have created the run; a trial must have one run only.
+        if found is None and number in self._maybe_created:
+            # A trial must have one run only.
             found = _same_trial(trial, self._search_runs(number))
         if found is not None:
             run = self._adopt(found, parent=self._parent)
         else:
             self._delete_superseded(known)
-            self._unsure.add(number)
+            self._maybe_created.add(number)
             run = _RunContent(run_id=self._create_run(trial, self._parent))
-        self._unsure.discard(number)
+        self._maybe_created.discard(number)
         return run
 
     def _recorded_run(self, trial: TrialRunState, known: Iterable[Run]) -> Run | None:
@@ -356,16 +362,13 @@ def _dataset_input(images: Images) -> DatasetInput:
     return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
 
 
-def _start(run: Run) -> int:
-    return int(run.info.start_time)
-
-
 def _same_trial(trial: TrialRunState, runs: Iterable[Run]) -> Run | None:
     """Return the run that began when ``trial`` began; None if no run did.
 
     A number may have several runs, and the record may not have the id of the right one.
     """
-    return next((run for run in runs if abs(_start(run) - trial.started_ms) <= SAME_START_MS), None)
+    near = (run for run in runs if abs(run.info.start_time - trial.started_ms) <= SAME_START_MS)
+    return next(near, None)
 
 
 def _content_of(run: Run) -> _RunContent:
