@@ -113,7 +113,7 @@ def test_resume_refuses_warm_start_and_init_from(tmp_path: Path, capsys: pytest.
     for flag in ("--warm-start", "--init-from"):
         assert main(["--resume", "s", "--storage", str(tmp_path), flag, "first"]) == 2
         said = capsys.readouterr().err
-        assert f"a resumed search knows what it began with, but got {flag} first." in said
+        assert f"a resumed search keeps what it began with, but got {flag} first." in said
 
 
 def test_init_from_becomes_a_fixed_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,7 @@ def _run(script: str, *arguments: str) -> str:
         pytest.param("predict s PICTURE", "Loading s", id="predict"),
         pytest.param("export s --format onnx --output a.onnx", "Loading s", id="export"),
         pytest.param("report s", "Reading s", id="report"),
-        pytest.param("report s --sync", "Reading s, to send MLflow what it lacks", id="sync"),
+        pytest.param("report s --sync", "Reading s to send MLflow the missing updates", id="sync"),
         pytest.param("report --list", "Reading the storage", id="list"),
     ],
 )

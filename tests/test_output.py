@@ -69,7 +69,7 @@ def run(program: str, how: str, cwd: Path, output: str) -> subprocess.CompletedP
         (
             "> /dev/full",
             1,
-            b"The talk failed: standard output, or a file that it writes, takes no more (No space left",
+            b"The talk failed: cannot write to standard output or an output file (No space left",
         ),
     ],
 )

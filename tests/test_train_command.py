@@ -90,8 +90,8 @@ def storage(tmp_path: Path) -> Path:
         ([], "Give one of --from NAME, --preset NAME and --resume NAME."),
         (["--from", "a", "--preset", "attention56"], "Give one of --from NAME, --preset NAME"),
         (["--preset", "attention56", "--budget", "2h"], "--budget goes with --from, not with --preset."),
-        (["--from", "a", "--budget", "2h", "--epochs", "3"], "--budget goes instead of --epochs"),
-        (["--from", "first", "--trial", "0", "--top", "3"], "--trial goes instead of --top"),
+        (["--from", "a", "--budget", "2h", "--epochs", "3"], "--budget replaces --epochs"),
+        (["--from", "first", "--trial", "0", "--top", "3"], "--trial replaces --top"),
         (["--preset", "attention56", "--trial", "0"], "--trial goes with --from, not with --preset."),
         (["--resume", "first", "--trial", "0"], "--trial goes with --from, not with --resume."),
         (["--resume", "first", "--seeds", "5"], "--seeds goes with --from and --preset, not with --resume."),
@@ -107,7 +107,7 @@ def storage(tmp_path: Path) -> Path:
         (["--from", "first", "--seed", "-1"], "Invalid value for '--seed': -1"),
         (["--from", "frist"], "--from: no search named 'frist'"),
         (["--from", "frist"], "Did you mean first?"),
-        (["--resume", "first"], "--resume: must name trainings that `tune_rescon.train` has begun"),
+        (["--resume", "first"], "--resume: must name trainings that `tune_rescon.train` has started"),
         (["--preset", "attention5"], "unknown preset 'attention5' (did you mean 'attention56'?)"),
         (["--preset", "attention56", "--recipe", "papr"], "--recipe: unknown recipe 'papr' (did you mean"),
         (
@@ -210,7 +210,7 @@ def test_a_trial_that_the_search_does_not_have_is_refused(
 
 def test_images_for_rows_of_two_datasets_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(["rescon", "--images", "photos.zip"]) == 2
-    assert "--images: rows of one dataset can be given its images" in capsys.readouterr().err
+    assert "--images: all rows must be of one dataset" in capsys.readouterr().err
 
 
 def test_without_a_row_all_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
+from tests.mlflow_in_process import InProcessWorker
 from tune_rescon.tracking import Destination, MlflowWriter
-from tune_rescon.tracking.worker import MlflowWorker
 from tune_rescon.tuning import Coordinator, TrialRecord, TrialTask
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock
@@ -53,7 +53,7 @@ def _one_machine(address: str | None) -> Iterator[RaySession]:
 @contextmanager
 def _writer_in_this_process(destination: Destination, *, delay: float) -> Iterator[MlflowWriter]:
     del delay  # of a process that imports
-    writer = MlflowWriter(destination, open_worker=MlflowWorker)
+    writer = MlflowWriter(destination, open_worker=InProcessWorker)
     writer.start()
     try:
         yield writer

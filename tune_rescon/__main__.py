@@ -34,9 +34,13 @@ COMMANDS: Final = {
     "cluster": "Start, watch and end a Ray cluster.",
 }
 
+#: The program's name, and the variable in which a shell asks it for completions.
+_PROGRAM: Final = "tune-rescon"
+_COMPLETION: Final = "_TUNE_RESCON_COMPLETE"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
+    """Run the command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS and _COMPLETION not in os.environ:
         module = importlib.import_module(f"tune_rescon.{arguments[0]}")
@@ -48,13 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(tune_rescon, arguments, name="tune_rescon", what="The command")
 
 
-#: The program's name, and the variable in which a shell asks it for completions.
-_PROGRAM: Final = "tune-rescon"
-_COMPLETION: Final = "_TUNE_RESCON_COMPLETE"
-
-
 class _Commands(click.Group):
-    """The commands, each imported when it is looked up."""
+    """The commands; each one is imported when it is looked up."""
 
     command_class = OptionsCommand
 
@@ -64,7 +63,7 @@ class _Commands(click.Group):
         return [*COMMANDS, *sorted(self.commands)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command itself, or None if there is no such command."""
+        """Return the command of a name; None if it does not exist."""
         if cmd_name in COMMANDS:
             command: click.Command = getattr(importlib.import_module(f"tune_rescon.{cmd_name}"), cmd_name)
             return command
@@ -127,7 +126,7 @@ def init(name: str, base: str) -> None:
     path = Path(f"{name}.yaml")
     text = space_template(name, base=base)
     try:
-        # Never overwrites: creating the file fails if it exists.
+        # Mode "x" fails if the file exists.
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:

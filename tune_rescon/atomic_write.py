@@ -1,4 +1,4 @@
-"""Replace a file in one step, so that no reader sees a partial one, and detect that a file was replaced."""
+"""Replace a file in one step, so that no reader sees a part of it, and detect that a file was replaced."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def atomic_write(
 
     Args:
         path: the file to write.
-        durable: whether a whole file, the old or the new one, is there after a power cut.
+        durable: whether the old or the new file, as a whole, survives a power cut.
         scratch: the scratch file, in the folder of ``path``. By default its name is unique to this thread, so
-            that several may write the same file, and the last one wins. A fixed name is for large files: the
-            next write replaces what a killed process left.
-        previous: the path to which an existing file at ``path`` is moved. Between the two renames only
+            that several threads may write the same file, and the last one wins. Use a fixed name for a large
+            file, so that the next write replaces what a killed process left.
+        previous: the path to which an existing file at ``path`` is moved. Between the two renames, only
             ``previous`` exists.
     """
     scratch = scratch or path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")

@@ -47,7 +47,7 @@ def cluster() -> None:
 @cluster.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def check(files: tuple[Path, ...]) -> int:
-    """Look for what would fail, cost or be open to others, in each FILE."""
+    """Check each FILE for what would fail, cost too much or be open to others."""
     return max(_check(path) for path in files)
 
 
@@ -122,7 +122,7 @@ def up(file: Path, yes: bool, restart: bool, wait: float, end_after_idle: float 
     help="End the cluster once the job has ended, also if it failed. After Ctrl-C both continue.",
 )
 @click.option(
-    "--train", is_flag=True, help="What follows `--` is tune_rescon.train's: the finals of a search."
+    "--train", is_flag=True, help="Run the finals of a search; the arguments are those of tune_rescon.train."
 )
 @click.argument("arguments", metavar="-- SEARCH ARGS...", nargs=-1, type=click.UNPROCESSED)
 def submit(
@@ -135,7 +135,7 @@ def submit(
     train: bool,
     arguments: tuple[str, ...],
 ) -> int:
-    """Run a search on the cluster of FILE; what follows `--` is tune_rescon.search's."""
+    """Run a search on the cluster of FILE. The arguments after `--` are those of tune_rescon.search."""
     from tune_rescon.clusters import read_cluster_file, send_search
     from tune_rescon.storage import check_name
 
@@ -211,7 +211,7 @@ def down(file: Path) -> int:
     help="MLflow's database [default: SQLite in the folder].",
 )
 @click.option("--artifacts", metavar="URL", help="Location of the artifacts [default: the folder].")
-@click.option("--keep", metavar="URL", help="Where the SQLite database is copied to, and fetched from.")
+@click.option("--keep", metavar="URL", help="Where the SQLite database is copied to, and restored from.")
 @click.option(
     "--allowed-hosts", metavar="HOSTS", help="Host names that requests may use [default: local ones]."
 )
@@ -223,7 +223,7 @@ def down(file: Path) -> int:
     metavar="DIR",
     help="Folder of its files on this machine.",
 )
-@click.option("--end", is_flag=True, help="End the one of this folder, once its database is kept.")
+@click.option("--end", is_flag=True, help="End the server of this folder, once its database is kept.")
 def mlflow(
     port: int,
     host: str,
@@ -234,7 +234,7 @@ def mlflow(
     folder: Path,
     end: bool,
 ) -> int:
-    """Keep an MLflow server running on this machine: the head's."""
+    """Keep an MLflow server running on this machine, the head."""
     from tune_rescon.clusters import MlflowSettings, end_mlflow, supervise_mlflow
 
     folder = expanded_path(folder, where="--folder")
@@ -262,10 +262,10 @@ def mlflow(
     "--hours",
     type=click.FloatRange(min=0, max=24 * 365),
     metavar="HOURS",
-    help="Set the hours without use, 0 for never, and watch in a process of the background.",
+    help="Set the hours without use, 0 for never, and watch in a background process.",
 )
 def end_when_idle(hours: float | None) -> int:
-    """Watch this head, and end its cluster after hours without use; to be run on the head."""
+    """Watch this head, and end its cluster after hours without use. Run it on the head."""
     from tune_rescon.clusters import IdleFiles, head_actions, keep_watched, watch
 
     files = IdleFiles.of_head()
@@ -280,7 +280,7 @@ def end_when_idle(hours: float | None) -> int:
 @cluster.command(hidden=True)
 @click.option("--json", "as_json", is_flag=True, required=True, help="Print one line of JSON.")
 def inspect(as_json: bool) -> int:
-    """Print the state of the cluster; to be run on the head."""
+    """Print the state of the cluster. Run it on the head."""
     from tune_rescon.clusters import inspect_head
 
     assert as_json

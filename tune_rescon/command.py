@@ -33,9 +33,8 @@ def run_command(
     """Run a command and return its exit code.
 
     The exit code is 0 if the command succeeded, 1 if it failed, 2 if the user's input is wrong, and 130 if
-    the command was interrupted. If the reader of standard output closes the pipe (``| head``), the command
-    ends without a message and with 0. If standard output is on a full disk, the command ends with a message
-    and 1.
+    the command was interrupted. If the reader of standard output closes the pipe (``| head``), it is 0, and
+    no message is printed. If standard output is on a full disk, it is 1.
 
     Args:
         command: the command; it returns its exit code, or None for 0.
@@ -45,7 +44,7 @@ def run_command(
         interrupted: the message if the command is interrupted.
     """
     _open_closed_streams()
-    _print_any_name()
+    _accept_undecodable_names()
     ensure_home()
     try:
         code = _invoke(command, argv, name)
@@ -67,15 +66,15 @@ def run_command(
         return INTERRUPTED
     except (OSError, SystemExit) as error:
         if _reader_closed(error):
-            # The reader needs no more output (`| head`), so neither it nor the shell should see an error.
+            # The reader needs no more output (`| head`), so this is no error.
             _discard_output()
             return 0
         if not isinstance(error, OSError) or error.errno not in _DISK_FULL:
             raise
         _discard_output()
-        place = error.filename or "standard output, or a file that it writes,"
+        place = error.filename or "standard output or an output file"
         _print_error(
-            f"{what} failed: {place} takes no more ({error.strerror}). Free space there, and try again."
+            f"{what} failed: cannot write to {place} ({error.strerror}). Free space there, and try again."
         )
         return 1
     return code
@@ -84,7 +83,7 @@ def run_command(
 def print_line(text: str, *, err: bool = False) -> None:
     """Print a line to standard output or, with ``err``, to standard error.
 
-    The line is made :func:`presentable` first.
+    Passwords and memory addresses are removed first (:func:`.presentable`).
     """
     click.echo(presentable(text), err=err)
 
@@ -93,8 +92,8 @@ def print_line(text: str, *, err: bool = False) -> None:
 def progress_shown(show: Callable[[str], object]) -> Iterator[None]:
     """Pass the messages of the logger ``tune_rescon.progress`` to ``show`` within the block.
 
-    They tell the user what a search does and why it waits. Outside of such a block they go where other log
-    records of level INFO go.
+    They tell the user what a search does and why it waits. Outside of such a block, they are treated as other
+    log records of level INFO.
 
     Args:
         show: called on the thread that logs the message; its exceptions are raised there.
@@ -133,7 +132,7 @@ def _invoke(command: click.Command, argv: Sequence[str] | None, name: str) -> in
 
 
 def _print_error(text: str) -> None:
-    # Standard error may be closed or full as well; the exit code still reports the result.
+    # Standard error may be closed or full as well. The exit code then reports the result alone.
     with suppress(OSError):
         if text:
             print_line(text, err=True)
@@ -155,8 +154,8 @@ def _open_closed_streams() -> None:
             setattr(sys, ("stdin", "stdout", "stderr")[descriptor], stream)
 
 
-def _print_any_name() -> None:
-    """Print the names of files as they are, also bytes that are no UTF-8, instead of raising an error."""
+def _accept_undecodable_names() -> None:
+    """Let standard output print the names of files that are not UTF-8 unchanged, instead of raising."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")
 

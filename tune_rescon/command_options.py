@@ -1,7 +1,4 @@
-"""The shared parts of the commands' options: groups in ``--help``, environment variables, log records.
-
-An option that several commands have is defined here once. Imports nothing slow.
-"""
+"""The options that commands share, groups of options in ``--help``, environment variables, log records."""
 
 from __future__ import annotations
 
@@ -85,10 +82,10 @@ def variable_of(option: click.Option, *commands: str) -> str:
 
 
 class OptionsCommand(click.Command):
-    """A command with options in groups, each of which is also an environment variable.
+    """A command with options in groups. Each option is also an environment variable.
 
-    Click names a variable after the function's parameter; here it is named after the flag that people know.
-    An option that several commands share has a variable without the command's name.
+    A variable is named after the flag, not after the function's parameter as Click does. The variable of a
+    shared option does not have the command's name.
     """
 
     #: The commands above this one, ``("cluster",)`` for the subcommands of ``cluster``.
@@ -164,8 +161,8 @@ def _log_level(*, verbose: int, quiet: bool, log_level: str | None) -> int | Non
 def _records_on_stderr(level: int | None) -> Iterator[None]:
     """Print this package's log records of at least ``level`` to standard error within the block.
 
-    The handler is at the root logger, because a search removes the handlers of the package's own. It writes
-    to a duplicate of the descriptor, because a search redirects standard error to its log.
+    The handler is at the root logger, because a search removes the handlers of the package's logger. It
+    writes to a duplicate of the descriptor, because a search redirects standard error to its log.
     """
     if level is None:
         yield
@@ -181,7 +178,7 @@ def _records_on_stderr(level: int | None) -> Iterator[None]:
     handler.setFormatter(HidingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package = logging.getLogger("tune_rescon")
     before = package.level
-    # A search's own log has the records from INFO on, whatever is printed.
+    # Not above INFO, because a search's log has all records from INFO on.
     package.setLevel(min(level, logging.INFO))
     logging.getLogger().addHandler(handler)
     try:

@@ -1,9 +1,9 @@
 """Configuration of one trial: frozen dataclasses that every subpackage may read.
 
-``TrialConfig`` is the only list of hyperparameters. A space file's ``fixed`` and ``parameters`` name its
-fields. The sampled dict is sent to a worker process, which builds a ``TrialConfig`` from it. Each field has a
-:class:`Rule`, so that :func:`check_field` checks a bound in a space file and a value in Python by the same
-rule and with the same message.
+``TrialConfig`` is the only list of hyperparameters: ``fixed`` and ``parameters`` of a space file name its
+fields. A worker process gets the sampled dict and builds a ``TrialConfig`` from it. Each field has a
+:class:`Rule`, so that a bound in a space file and a value in Python are checked by the same rule and with the
+same message.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -216,7 +216,6 @@ class TrialConfig:
         ConfigError: one or more values break their field's rule; the message names every one of them.
     """
 
-    # Searched over when a space compares datasets; None: the space's own dataset.
     dataset: str | None = _field(None, str, _NONE)
     """The dataset by name, if a space compares datasets. None: the one of the section ``dataset``."""
 
@@ -227,8 +226,8 @@ class TrialConfig:
     which ``FUNCTION(num_classes=, in_channels=, image_size=)`` returns. None: a Residual Attention Network,
     which the fields from ``preset`` to ``added_reference`` describe."""
     pretrained: bool = _field(False, bool)
-    """``timm/NAME`` only: begin with timm's pretrained weights, and normalise and resize images as they were
-    trained."""
+    """``timm/NAME`` only: begin with timm's pretrained weights, and normalise and resize images as in their
+    training."""
     preset: str | None = _field(None, str, _NONE)
     """A network by name (``tune-rescon presets`` lists them). None: ``layout`` and ``depth`` describe it."""
     layout: str = _word("auto", "auto", "cifar", "rescon", "imagenet", "port448")
@@ -273,15 +272,16 @@ class TrialConfig:
     """Weight decay of convolutions and the classifier."""
     layer_decay: float = _field(1.0, float, low=0, high=1, open_low=True)
     """Factor of the learning rate from each layer to the one before it; the classifier has the whole rate. A
-    layer is the stem, the units before a stage's attention modules, such a module or a final unit. 1: off. Of
-    use with ``init_from`` or ``pretrained``."""
+    layer is the stem, the units before a stage's attention modules, such a module or a final unit. 1: off.
+    Useful with ``init_from`` or ``pretrained``."""
     classifier_lr_mult: float = _field(1.0, float, low=0, high=1000, open_low=True)
-    """Factor of the classifier's learning rate. The classifier is the network's last layer. Above 1 it learns
-    faster than the rest, which begins with trained weights. Of use with ``init_from`` or ``pretrained``."""
+    """Factor of the learning rate of the classifier, the network's last layer. Above 1, the classifier learns
+    faster than the rest. Useful with ``init_from`` or ``pretrained``, where the rest begins with trained
+    weights."""
     freeze_epochs: int = _field(0, int, low=0)
     """Number of epochs at the start in which only the classifier is trained. The other weights and batch
-    norm's statistics stay as they are, and no path is dropped. 0: off; ``fidelity.max`` or more: the
-    classifier alone is trained. Of use with ``init_from`` or ``pretrained``."""
+    norm's statistics do not change, and no path is dropped. 0: off; ``fidelity.max`` or more: only the
+    classifier is ever trained. Useful with ``init_from`` or ``pretrained``."""
     schedule: str = _word(
         "cosine", "multistep", "cosine", "cosine_restarts", "warmup_stable_decay", "constant"
     )
@@ -326,7 +326,7 @@ class TrialConfig:
     """``on``: use torch.compile, which suits long trials. The first trial of a shape on a node waits for the
     compilation (a minute)."""
     checkpoint_activations: str = _word("auto", "auto", "off", "on")
-    """Keep fewer activations of a step and compute them again. The results are the same. A step takes a third
+    """Keep fewer activations of a step and recompute the others, with the same results. A step takes a third
     longer on a CPU. On a GPU it may take several times as long, because it is not recorded as a CUDA graph.
     ``auto``: only if a whole batch does not fit in memory otherwise."""
 
@@ -426,23 +426,23 @@ def _rules(kind: type) -> dict[str, Rule]:
 
 
 def _check_all(config: Any, section: str) -> None:
-    broken = list(_broken(config, section))
-    if broken:
-        raise ConfigError(" ".join(broken))
-    # Convert an int given for a float field (`warmup_epochs: 1`) to float, so that equal configs compare
-    # equal.
-    for name, rule in _rules(type(config)).items():
-        value = getattr(config, name)
-        plain = plain_number(value)
-        plain = float(plain) if type(plain) is int and float in rule.kinds else plain
-        if plain is not value:
-            object.__setattr__(config, name, plain)
+    """Check every field of a configuration, and make its numbers Python's own.
 
-
-def _broken(config: Any, section: str) -> Iterable[str]:
+    Raises:
+        ConfigError: values break their field's rule.
+    """
+    broken = []
     for name, rule in _rules(type(config)).items():
         value = getattr(config, name)
         words = rule.broken_by(value)
         if words:
             where = f"{section}.{name}" if section else name
-            yield format_error(words, got=repr(value), where=where)
+            broken.append(format_error(words, got=repr(value), where=where))
+            continue
+        plain = plain_number(value)
+        # An int of a float field (`warmup_epochs: 1`) becomes a float, so that equal configs compare equal.
+        plain = float(plain) if type(plain) is int and float in rule.kinds else plain
+        if plain is not value:
+            object.__setattr__(config, name, plain)
+    if broken:
+        raise ConfigError(" ".join(broken))

@@ -1,8 +1,8 @@
-"""Write rows of CSV whose texts no spreadsheet runs.
+"""Write rows of CSV without texts that a spreadsheet would run as formulas.
 
-A spreadsheet takes a cell that begins with ``=`` or another of these characters for a formula, even if it is
-quoted. A formula can start programs and send the content of other cells elsewhere. The names of classes and
-pictures are such texts: the author of the images has chosen them.
+A spreadsheet takes a cell for a formula if it begins with ``=`` or one of a few other characters, even if it
+is quoted. A formula can start programs and send the content of other cells elsewhere. The author of the
+images may have chosen such texts as the names of classes or pictures.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Final
 
 __all__ = ["csv_cell", "csv_line"]
 
-#: A text that begins with one of these may be taken for a formula; the last four are their wide forms.
+#: The first characters of formulas. The last four are the wide forms of the first four.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def csv_cell(value: object) -> object:
-    """Return ``value`` for a cell: a text that may be a formula with an apostrophe before it.
+    """Return ``value`` for a cell, with an apostrophe before a text that may be a formula.
 
-    A number stays a number, and so do texts of numbers.
+    Numbers, and texts of numbers, stay as they are.
 
     >>> csv_cell("=HYPERLINK(A1)"), csv_cell(-0.5), csv_cell("-0.5 -1e-05"), csv_cell("cat")
     ("'=HYPERLINK(A1)", -0.5, '-0.5 -1e-05', 'cat')
@@ -38,7 +38,7 @@ def csv_line(cells: Iterable[object]) -> str:
     '"\\'-x,y",,1.5\\n'
     """
     line = io.StringIO(newline="")
-    # Before Python 3.13 the writer quotes only the line breaks that are in its own terminator.
+    # Before Python 3.13, the writer quotes only those line breaks that are in its own terminator.
     csv.writer(line, lineterminator="\r\n").writerow(map(csv_cell, cells))
     return line.getvalue().removesuffix("\r\n") + "\n"
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @click.argument("name", metavar="NAME")
 @set_option("A parameter's value; the search draws the others. May be repeated.")
 @storage_option
-@study_option("The study's database, if the search was given one.")
+@study_option("The study's database, if the search was started with --study.")
 def enqueue(name: str, settings: tuple[str, ...], storage: str | None, study: str | None) -> int:
     """Add a trial to the search NAME, which runs it among its next trials."""
     from tune_rescon.tuning import SearchLocation, enqueue_trial, resolve_storage

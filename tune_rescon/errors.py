@@ -1,4 +1,4 @@
-"""The exceptions of this package, the words of their messages, and the passwords that no message shows.
+"""The exceptions of this package, the form of their messages, and the passwords that no message shows.
 
 ::
 
@@ -23,9 +23,9 @@
 A user's mistake raises one of these exceptions; ``assert`` marks what cannot happen. A message states where
 the error is, the rule, the value that broke it, and what to do: see :func:`format_error`.
 
-The URL of a tracking server or of a study's database may contain a password. Libraries quote such URLs in
-their error messages. Therefore :func:`hide_passwords` searches the whole text of whatever is printed, logged,
-recorded or sent elsewhere, and finds a URL even if it is malformed.
+The URL of a tracking server or of a study's database may contain a password, and libraries quote such URLs in
+their error messages. Therefore every text that is printed, logged, recorded or sent elsewhere passes
+:func:`hide_passwords`, which also finds a malformed URL.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ __all__ = [
 ]
 
 
-#: The end of an object's default repr. Libraries' messages often contain it, and the address is of no use.
+#: The address in an object's default repr, which is of no use in a message.
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -101,7 +101,7 @@ class DataError(UserError):
 
 
 class OtherImagesError(DataError):
-    """A machine, or a process that starts late, finds other images than those that the search began with."""
+    """A machine, or a process that starts late, finds other images than those of the search."""
 
 
 class StorageError(UserError):
@@ -305,6 +305,7 @@ def without_password(url: str) -> str:
 
     Drivers and clients add the password from an environment variable or a file. The user is removed from an
     HTTP URL too, because a client that finds a user in the URL does not look elsewhere for the password.
+
     >>> without_password("http://ann:s3cret@mlflow:5000")
     'http://mlflow:5000'
     >>> without_password("postgresql://ann:s3cret@db/mlflow?password=s3cret&sslmode=require")

@@ -1,4 +1,4 @@
-"""Quick imports: packages that import a module when it is first used, and a small torchmetrics."""
+"""Faster imports: packages that import a module on first use, and torchmetrics without its optional parts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["import_lean_torchmetrics", "lazy_names"]
 def lazy_names(package: str) -> tuple[Callable[[str], Any], list[str]]:
     """Return ``__getattr__`` (PEP 562) and ``__all__`` of a package, from the imports of its ``__init__``.
 
-    The names that the ``__init__`` imports from this project are the package's public names. Those under
-    ``if TYPE_CHECKING`` are not imported with the package: ``__getattr__`` imports the module of such a name
-    when the name is first used. Each name is therefore written once. The package must be installed with its
-    source, as every wheel is.
+    The names that the ``__init__`` imports from this project are the package's public names, each written
+    once. Those under ``if TYPE_CHECKING`` are not imported with the package: ``__getattr__`` imports the
+    module of such a name when the name is first used. The package must be installed with its source, as every
+    wheel is.
 
     Args:
         package: the name of the package, which is being imported.
@@ -71,8 +71,8 @@ def import_lean_torchmetrics() -> None:
 
     Lightning imports torchmetrics, which imports these for plots and image metrics. That costs 1.8 s of
     processor time in each process, out of 5.4 s for all of torch and Lightning
-    (benchmarks/notes/driver_and_turnover.md). torchmetrics has no switch for this, but it finds out through a
-    single class which packages are installed.
+    (benchmarks/notes/driver_and_turnover.md). torchmetrics has no switch for this, but a single class checks
+    which packages are installed.
 
     Call it only in this package's own processes, and before Lightning is imported. Afterwards torchmetrics'
     plots and image metrics report that a package is missing. If torchmetrics is already imported, the call

@@ -44,10 +44,10 @@ METRICS: Final[Mapping[str, str]] = {
 }
 
 
-#: Further metrics of the validation images, which a trial reports only if they are asked for: they need the
-#: class scores of all images at once. ``macro_`` metrics count every class alike, whatever its share of the
-#: images; ``auroc`` and ``average_precision`` are the means over the classes, each against the rest;
-#: ``calibration_error`` is the expected calibration error in 15 bins.
+#: Further metrics of the validation images. A trial reports only those in ``metric.log``, because they need
+#: the class scores of all images at once. ``macro_`` metrics give every class the same weight; ``auroc`` and
+#: ``average_precision`` are means over the classes, each against the rest; ``calibration_error`` is the
+#: expected calibration error in 15 bins.
 EXTRA_METRICS: Final[Mapping[str, str]] = {
     "val_macro_accuracy": "max",
     "val_macro_f1": "max",
@@ -59,21 +59,21 @@ EXTRA_METRICS: Final[Mapping[str, str]] = {
 
 
 #: The metrics of the validation images that exist for each class: the accuracy on its images, its F1 score,
-#: and the areas under its curves against the rest. ``val_f1/cat`` is that of the class ``cat``. More is
-#: better for all of them.
+#: and the areas under its curves against the rest. ``val_f1/cat`` is the F1 score of the class ``cat``. A
+#: larger value is better for all of them.
 CLASS_METRICS: Final = ("val_accuracy", "val_f1", "val_auroc", "val_average_precision")
 
-#: In ``metric.log``, the metric of all classes: ``val_f1_by_class`` stands for a ``val_f1/CLASS`` of each.
+#: The names in ``metric.log`` that stand for all classes: ``val_f1_by_class`` for a ``val_f1/CLASS`` of each.
 BY_CLASS: Final = tuple(f"{name}_by_class" for name in CLASS_METRICS)
 
-#: Largest number of classes of which every epoch records a metric each. The record and MLflow have a row for
-#: each number: those of 1,000 classes, 90 epochs and 100 trials would be nine million.
+#: The most classes for which every epoch may record a metric each. The record and MLflow have a row for each
+#: value, which would be nine million rows for 1,000 classes, 90 epochs and 100 trials.
 LARGEST_BY_CLASS: Final = 100
 
 
 #: The metrics that are measured once, on the test images, after the last epoch. A trial that also trains on
-#: the validation images reports them, because it has no other images to be evaluated on. It reports its
-#: accuracy on each class too, as ``test_accuracy/CLASS``.
+#: the validation images reports them, because no other images are left to evaluate it. It also reports its
+#: accuracy on each class, as ``test_accuracy/CLASS``.
 TEST_METRICS: Final[Mapping[str, str]] = {
     "test_loss": "min",
     "test_accuracy": "max",
@@ -83,23 +83,24 @@ TEST_METRICS: Final[Mapping[str, str]] = {
 }
 
 
-#: An additional metric of each epoch on a GPU: the peak memory of the trial's tensors on the GPU since the
-#: trial started, in million bytes. A CPU trial does not report it, because the memory of a worker process
-#: also includes its libraries and what earlier trials left behind.
+#: The peak memory of the trial's tensors on the GPU since the trial started, in million bytes. A CPU trial
+#: does not report it, because the memory of a worker process also includes its libraries and the remains of
+#: earlier trials.
 PEAK_MEMORY: Final = "peak_memory_mb"
 
-#: Share of an epoch's time in which the GPU ran a kernel, 0..1: the mean of NVML's samples, one a second. On
-#: a GPU that trials share it is that of all of them.
+#: Share of an epoch's time in which the GPU ran a kernel, 0..1: the mean of NVML's samples, one a second. If
+#: trials share the GPU, all of them are measured together.
 GPU_UTILISATION: Final = "gpu_utilisation"
 
-#: Seconds of an epoch in which the GPU may have been idle, by cause: from the epoch's start to the end of the
-#: first step that its process trained of the trial (reported once); the validation, with the estimate of
-#: batch norm's statistics before it; and the writing of the epoch's files, as far as training waits for it.
+#: Seconds of an epoch in which the GPU may have been idle, by cause. ``first_step_seconds``: from the epoch's
+#: start to the end of the trial's first training step in this process; reported once by each process.
+#: ``validation_seconds``: the validation, and the estimate of batch norm's statistics before it.
+#: ``checkpoint_seconds``: the part of writing the epoch's files for which training waits.
 FIRST_STEP_SECONDS: Final = "first_step_seconds"
 VALIDATION_SECONDS: Final = "validation_seconds"
 CHECKPOINT_SECONDS: Final = "checkpoint_seconds"
 
-#: All metrics that only a trial on a GPU reports, as far as they were measured.
+#: The metrics that only a trial on a GPU reports. One that could not be measured is missing.
 GPU_METRICS: Final = (
     PEAK_MEMORY,
     GPU_UTILISATION,
@@ -109,7 +110,7 @@ GPU_METRICS: Final = (
 )
 
 
-#: The epoch whose metric is the trial's value, and whose network is kept: the best epoch or the last one.
+#: The epoch whose metric is the trial's value and whose network is kept: the best or the last one.
 MetricAt: TypeAlias = Literal["best", "last"]
 
 

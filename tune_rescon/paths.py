@@ -1,16 +1,25 @@
-"""Paths that a user gives: the home directory in them, and whether a command can write there."""
+"""Expand the home directory in a user's path, and check that a command can write to a path."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 from tune_rescon.errors import ConfigError, StorageError, format_error
 
-__all__ = ["check_output_file", "check_output_folder", "ensure_home", "expanded_path", "home_directory"]
+__all__ = [
+    "check_output_file",
+    "check_output_folder",
+    "ensure_home",
+    "expanded_path",
+    "home_directory",
+    "writing_file",
+]
 
 
 def ensure_home() -> None:
@@ -69,12 +78,27 @@ def check_output_file(path: Path, *, where: str) -> None:
         where: the flag that names it.
 
     Raises:
-        StorageError: it cannot be written: its folder is missing or takes no file, or the path is a folder.
+        StorageError: it cannot be written: its folder is missing or not writable, or the path is a folder.
     """
-    try:
+    with writing_file(path, where=where):
         if path.is_dir():
             _refuse(errno.EISDIR)
         _write_in(path.parent)
+
+
+@contextmanager
+def writing_file(path: Path, *, where: str) -> Iterator[None]:
+    """Raise an OSError of the block, which writes a file, as an error for the user.
+
+    Args:
+        path: the file.
+        where: the flag that names it.
+
+    Raises:
+        StorageError: the block raised an OSError.
+    """
+    try:
+        yield
     except OSError as error:
         rule = "must be a file that can be written"
         raise StorageError(format_error(rule, got=f"{path} ({error.strerror})", where=where)) from None
@@ -89,7 +113,7 @@ def check_output_folder(path: Path, *, where: str, is_new: bool = False) -> None
         is_new: the folder must be empty or missing, and the folder above it must exist.
 
     Raises:
-        StorageError: the folder cannot be made, takes no file, or is not new.
+        StorageError: the folder cannot be created, is not writable, or is not new.
     """
     try:
         if path.exists() and not path.is_dir():
@@ -108,7 +132,11 @@ def check_output_folder(path: Path, *, where: str, is_new: bool = False) -> None
 
 
 def _write_in(folder: Path) -> None:
-    """Raise the OSError of a file in ``folder``; permissions alone would not show a read-only disk."""
+    """Create a temporary file in ``folder``, because permissions alone do not show a read-only disk.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
     with tempfile.TemporaryFile(dir=folder):
         pass
 

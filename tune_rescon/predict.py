@@ -123,11 +123,11 @@ def predict(
 
     def on_bad(path: Path, why: str) -> None:
         bad.append(path)
-        print_line(f"{path}: no picture ({why})", err=True)
+        print_line(f"{path}: not a picture ({why})", err=True)
 
     def on_unknown(path: Path) -> None:
         bad.append(path)
-        print_line(f"{path}: no prediction (the network gives nan instead of probabilities)", err=True)
+        print_line(f"{path}: no prediction (the network returns nan instead of probabilities)", err=True)
 
     batches = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
     classified: list[Path] = []
@@ -153,8 +153,8 @@ Echo = Callable[[str], object]
 def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
     """Show a progress bar on a terminal, and yield a function that advances it and one that prints a line.
 
-    Every line is written to standard output at once. If standard output is a terminal, the bar is on it too;
-    one console must then write both, because two consoles would overwrite each other.
+    Every line is written to standard output at once. If the bar is on standard output too, one console writes
+    both, because two consoles would overwrite each other.
     """
     screen = Console(highlight=False, soft_wrap=True) if sys.stdout.isatty() else Console(stderr=True)
     shared = sys.stdout.isatty() and screen.is_terminal
@@ -162,7 +162,7 @@ def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
         console=screen,
         transient=True,
         disable=not screen.is_terminal,
-        # Must be False: rich would redirect the output to the console of the bar.
+        # If True, rich would redirect the output to the console of the bar.
         redirect_stdout=False,
         redirect_stderr=sys.stderr.isatty(),
     ) as progress:

@@ -21,15 +21,15 @@ from tune_rescon.command_options import (
     storage_option,
     study_option,
 )
-from tune_rescon.errors import StorageError, counted, format_error
-from tune_rescon.paths import check_output_file
+from tune_rescon.errors import counted
+from tune_rescon.paths import check_output_file, writing_file
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import SearchLocation, StudyResult
 
 __all__ = ["main"]
 
-#: Seconds within which MLflow must accept the updates that it lacks.
+#: Seconds within which MLflow must accept the missing updates.
 SYNC_TIMEOUT: Final = 120.0
 
 
@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 )
 @click.argument("name", required=False)
 @storage_option
-@study_option("The study's database, if the search was given one.")
+@study_option("The study's database, if the search was started with --study.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a summary in markdown.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line for each trial.")
 @click.option("--html", "html_file", metavar="FILE", help="Write the page that a browser opens.")
-@click.option("--sync", is_flag=True, help="Send MLflow the updates that it lacks.")
+@click.option("--sync", is_flag=True, help="Send MLflow the missing updates.")
 @click.option(
     "--errors",
     "errors_file",
@@ -89,7 +89,7 @@ def report(
         if file is not None:
             check_output_file(Path(file), where=flag)
     if sync:
-        print_line(f"Reading {name}, to send MLflow what it lacks", err=True)
+        print_line(f"Reading {name} to send MLflow the missing updates", err=True)
     elif sys.stderr.isatty():
         print_line("Reading the storage" if list_all else f"Reading {name}", err=True)
     location = _location(storage, study)
@@ -100,7 +100,7 @@ def report(
     if sync:
         return _sync(location, name)
     if errors_file is not None:
-        return _judge(location, name, Path(errors_file), data_root)
+        return _write_errors(location, name, Path(errors_file), data_root)
     results = _read(location, name, others)
     if html_file is not None:
         _write_page(results, Path(html_file))
@@ -112,13 +112,20 @@ def report(
 
 
 def _check_flags(name: str | None, forms: Sequence[str], kinds: Sequence[str], others: Sequence[str]) -> None:
-    """Check which flags go together; ``kinds`` are those that do something else than show a search."""
+    """Check that the flags go together.
+
+    Args:
+        name: the search.
+        forms: the given flags that choose a form.
+        kinds: the given flags that do something other than show a search.
+        others: the searches to compare.
+    """
     for some in (forms, kinds):
         if len(some) > 1:
             raise click.UsageError(f"Give one of {' and '.join(some)}.")
     if kinds == ["--list"]:
         if name is not None or others or set(forms) - {"--json"}:
-            raise click.UsageError("--list takes no NAME, and of the forms only --json.")
+            raise click.UsageError("--list takes no NAME, and no form but --json.")
     elif name is None:
         raise click.UsageError("Give the NAME of a search, or --list to see their names.")
     elif kinds and (forms or others):
@@ -135,15 +142,15 @@ def _sync(location: SearchLocation, name: str) -> int:
         print_line(f"MLflow shows all {counted(done.trials, 'trial')} of {name}: {done.uri}")
         return 0
     click.echo(
-        f"The report failed: {done.uri} did not take {counted(done.pending_updates, 'update')}"
-        f" ({done.last_error.rstrip('.') or f'{SYNC_TIMEOUT:g} s were too short'})."
-        " The study has them all: try again when MLflow takes them.",
+        f"The report failed: {done.uri} did not accept {counted(done.pending_updates, 'update')}"
+        f" ({done.last_error.rstrip('.') or f'in {SYNC_TIMEOUT:g} s'})."
+        " All updates are in the study: try again when MLflow accepts them.",
         err=True,
     )
     return 1
 
 
-def _judge(location: SearchLocation, name: str, path: Path, data_root: str | None) -> int:
+def _write_errors(location: SearchLocation, name: str, path: Path, data_root: str | None) -> int:
     """Write the page of the mistakes of a search's best network."""
     from tune_rescon.atomic_write import atomic_write
     from tune_rescon.inference import judge_network, load_model, mistakes_lines, mistakes_page
@@ -161,12 +168,8 @@ def _judge(location: SearchLocation, name: str, path: Path, data_root: str | Non
     for line in mistakes_lines(found, of=of):
         print_line(line)
     page = mistakes_page(found, title=f"{name}: what its best network gets wrong", of=of)
-    try:
-        with atomic_write(path) as scratch:
-            scratch.write_text(page, encoding="utf-8")
-    except OSError as error:
-        rule = "must be a file that can be written"
-        raise StorageError(format_error(rule, got=f"{path} ({error.strerror})", where="--errors")) from None
+    with writing_file(path, where="--errors"), atomic_write(path) as scratch:
+        scratch.write_text(page, encoding="utf-8")
     print_line(f"Errors: {path}")
     return 0
 
@@ -181,7 +184,7 @@ def _read(location: SearchLocation, name: str, others: Sequence[str]) -> list[St
     from tune_rescon.tuning import read_search
 
     found = [read_search(location, name)]
-    # A search that is given twice would be drawn over itself.
+    # Each search once, because one that is given twice would be drawn over itself.
     return found + [
         read_search(location, other, where="--compare") for other in dict.fromkeys(others) if other != name
     ]
@@ -200,11 +203,8 @@ def _write_page(results: Sequence[StudyResult], path: Path) -> None:
     from tune_rescon.reporting import write_report
 
     result, *compared = results
-    try:
+    with writing_file(path, where="--html"):
         write_report(result, path, compared=compared)
-    except OSError as error:
-        rule = "must be a file that can be written"
-        raise StorageError(format_error(rule, got=f"{path} ({error.strerror})", where="--html")) from None
     print_line(f"Report: {path}")
 
 
@@ -234,7 +234,7 @@ def _list(location: SearchLocation, *, as_json: bool) -> None:
 def _console() -> Console:
     from tune_rescon.reporting.terminal import PIPE_WIDTH
 
-    # A file or a pipe has no width, so its tables are as wide as they need to be.
+    # In a file or a pipe, tables are as wide as they need to be.
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 

@@ -94,9 +94,9 @@ def reproduce(
     settings: tuple[str, ...],
     plain: bool,
 ) -> int:
-    """Run rows of the published tables again, and print what was published beside what was measured.
+    """Train rows of the published tables again, and print the published and the measured values.
 
-    Without a ROW or TABLE it lists them. A row that was trained to its end is not trained again.
+    Without ROW or TABLE, the rows are listed. A row that has finished is not trained again.
     """
     from tune_rescon.finals import PUBLISHED, Shares, find_rows
     from tune_rescon.reporting import open_console
@@ -119,7 +119,7 @@ def reproduce(
             tracking_uri=tracking_uri,
             data_root=location.data_root,
             address=address,
-            show_progress=console.is_terminal and not console.is_dumb_terminal and not plain,
+            show_progress=console.is_interactive,
             divert_output=True,
         )
         run = _Reproduction(
@@ -152,7 +152,7 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
         return None
     datasets = sorted({row.dataset for row in rows})
     if len(datasets) > 1:
-        rule = "rows of one dataset can be given its images"
+        rule = "all rows must be of one dataset"
         hint = "Run the rows of each dataset with a separate command."
         raise DataError(format_error(rule, got=f"rows of {', '.join(datasets)}", where="--images", hint=hint))
     return DatasetConfig(name="folder", path=str(Path(path).resolve()))
@@ -160,7 +160,7 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
 
 @dataclass(frozen=True, kw_only=True)
 class _Reproduction:
-    """Trains rows one after the other. Each row is a separate search, which resumes if it had begun."""
+    """Trains rows one after the other. Each row is a separate search, which is resumed if it has begun."""
 
     location: SearchLocation
     options: RunOptions
@@ -186,28 +186,27 @@ class _Reproduction:
             self._space(row),
             options,
             self.console,
-            live=options.show_progress,
             resume=resume_command(options, "tune_rescon.train"),
             presentation=FinalsPresentation(),
             tell=print_evaluation,
         )
 
     def _check_same(self, known: StudyResult, space: Space) -> None:
-        """Check that trainings that have finished are those of ``space``, whose values they stand for.
+        """Check that trainings that have finished had the images and settings of ``space``.
 
         Raises:
-            StorageError: they have other images or settings.
+            StorageError: they had others.
         """
         from tune_rescon.tuning.prepare import with_absolute_paths, with_store_size
         from tune_rescon.tuning.resume import change_words
 
         space = with_store_size(with_absolute_paths(space), known.space)
-        # What decides no value: fewer seeds are among those that were trained.
+        # Changes of these do not change a value: fewer seeds are among those that were trained.
         free = ("name", "description", "budget", "resources_per_trial", "initial")
         space = space.model_copy(update={key: getattr(known.space, key) for key in free})
         changes = change_words(known.space, space)
         if changes:
-            rule = "a row that was trained to its end must be given the images and settings that it had"
+            rule = "a row that has finished must keep its images and settings"
             hint = f"Give another --storage, or remove {known.folder}, to train it again."
             got = "; ".join(changes)
             raise StorageError(format_error(rule, got=got, where=known.name, hint=hint))

@@ -1,10 +1,10 @@
 """``python -m tune_rescon.search``: run a hyperparameter search over a space.
 
-Exit: 0 done; 1 the search failed; 2 bad usage, space or data; 75 another driver has the search that
+Exit: 0 done; 1 the search failed; 2 bad usage, space or data; 75 another driver runs the search that
 ``--resume-or-start`` names; 130 interrupted (and resumable).
 
-No object of this module is ever sent to a worker process: this file runs as ``__main__``, and the
-``__main__`` of a worker process is another module.
+No object of this module may be sent to a worker process: this file runs as ``__main__``, and the ``__main__``
+of a worker process is another module.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: The exit code of ``--resume-or-start`` if another driver has the search: EX_TEMPFAIL, for a later try.
+#: The exit code of ``--resume-or-start`` if another driver runs the search (EX_TEMPFAIL: try again later).
 HELD: Final = 75
 
-#: The key of the space file that an option changes.
+#: The key of the space file that each option changes.
 _KEYS: Final = {
     "trials": "budget.trials",
     "hours": "budget.hours",
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         name="tune_rescon.search",
         what="The search",
-        interrupted="Interrupted before the first trial; nothing was begun.",
+        interrupted="Interrupted before the first trial; nothing was started.",
     )
 
 
@@ -143,7 +143,7 @@ def search(
     tensorboard: bool,
     plain: bool,
 ) -> int:
-    """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna; MLflow records."""
+    """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna, and log to MLflow."""
     from tune_rescon.reporting import open_console, print_opening
     from tune_rescon.tuning import RunOptions, default_data_root, fit_to_machine, resolve_storage
 
@@ -169,7 +169,6 @@ def search(
                 _find(root, warm_start, where="--warm-start")
             _print_dry_run(space, console, data_root=data, measure=measure, is_here=address is None)
             return 0
-        live = console.is_terminal and not console.is_dumb_terminal and not plain
         options = RunOptions(
             name=resume_or_start or resume or name or space.name,
             resume=resume is not None,
@@ -180,15 +179,15 @@ def search(
             data_root=data,
             address=address,
             warm_start=warm_start,
-            show_progress=live,
+            show_progress=console.is_interactive,
             divert_output=True,
             tensorboard=tensorboard,
         )
         if address is None:
-            # Before the first line of output, which says that the search begins.
+            # An error must come before the first line of output, which reports that the search begins.
             fit_to_machine(space)
         print_opening(space, options, console)
-        return _run(space, options, console, live=live)
+        return _run(space, options, console)
 
 
 def _changes(
@@ -205,7 +204,7 @@ def _changes(
 
 
 def _print_dry_run(space: Space, console: Console, *, data_root: Path, measure: bool, is_here: bool) -> None:
-    """Print what the search would do and cost; ``is_here``: on this machine, whose resources are printed."""
+    """Print what the search would do and cost, and this machine's resources if it ran here (``is_here``)."""
     from tune_rescon.reporting import print_dry_run
     from tune_rescon.tuning import machine_words
 
@@ -214,7 +213,7 @@ def _print_dry_run(space: Space, console: Console, *, data_root: Path, measure: 
         console.print(machine_words(space), markup=False, highlight=False, soft_wrap=True)
 
 
-def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:
+def _run(space: Space, options: RunOptions, console: Console) -> int:
     """Run the search and return the exit code."""
     # Imported after the first line of output, because it imports the driver's libraries.
     from tune_rescon.inference import write_mistakes
@@ -225,7 +224,6 @@ def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> 
             space,
             options,
             console,
-            live=live,
             resume=resume_command(options),
             presentation=SearchPresentation(partial(write_mistakes, options=options)),
         )
@@ -267,7 +265,7 @@ def _effort(quick: bool, quality: str | None, *, resumes: str | None, address: s
 
 
 def _fitted(space: Space, effort: str, *, data_root: Path) -> list[str]:
-    """Return the settings of the effort's budget, after measuring; what the user sets comes after them."""
+    """Measure, and return the settings of the effort's budget. Settings of the user must follow them."""
     from tune_rescon.reporting.dry_run import EFFORTS, fit_to_hours
 
     settings, message = fit_to_hours(space, EFFORTS[effort], data_root=data_root, progress=print_line)
@@ -282,6 +280,7 @@ def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:
 
 
 def _check_names(given: Mapping[str, str | None]) -> None:
+    """Check that at most one of the flags is given."""
     flags = [flag for flag, value in given.items() if value is not None]
     if len(flags) > 1:
         raise click.UsageError(f"Give one of {' and '.join(flags)}.")
@@ -290,7 +289,7 @@ def _check_names(given: Mapping[str, str | None]) -> None:
 def _check_partners(
     space_name: str | None, resume_or_start: str | None, *, measure: bool, dry_run: bool
 ) -> None:
-    """Check that each option is given with the one that it needs."""
+    """Check that an option is given together with the one that it needs."""
     if measure and not dry_run:
         raise click.UsageError("--measure goes with --dry-run.")
     if resume_or_start is not None and space_name is None:
@@ -298,10 +297,11 @@ def _check_partners(
 
 
 def _check_begun(given: Mapping[str, str | None]) -> None:
+    """Check that no flag is given that applies only to a new search."""
     for flag, value in given.items():
         if value is not None:
-            hint = f"Leave out {flag}, or begin a search of another --name."
-            rule = "a resumed search knows what it began with"
+            hint = f"Leave out {flag}, or start a search with another --name."
+            rule = "a resumed search keeps what it began with"
             raise StorageError(format_error(rule, got=f"{flag} {value}", where="--resume", hint=hint))
 
 

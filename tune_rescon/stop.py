@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="A trial that has not ended; may be repeated.",
 )
 @storage_option
-@study_option("The study's database, if the search was given one.")
+@study_option("The study's database, if the search was started with --study.")
 def stop(name: str, numbers: tuple[int, ...], storage: str | None, study: str | None) -> int:
     """Stop trials of the search NAME after their current epoch.
 

@@ -8,10 +8,10 @@
     timm.create_model("tune_rescon_attention92", num_classes=10)
     timm.create_model("tune_rescon_cifar_attention56", num_classes=10, checkpoint_path="winner.safetensors")
 
-The name has an underscore because timm refuses a name with a slash, which it reads as a repository or a
-folder (1.0.31). The weights have the same names as in the package's own networks, so a file that
-``export --format safetensors`` wrote loads unchanged. No pretrained weights are available.
-``export --format timm`` writes a folder with a network of any shape, its weights and its data config::
+The name has an underscore, because timm takes a name with a slash for a repository or a folder (1.0.31). The
+weights have the same names as in the package's own networks, so a file of ``export --format safetensors``
+loads unchanged. There are no pretrained weights. ``export --format timm`` writes a folder with a network of
+any shape, its weights and its data config::
 
     network = timm.create_model("local-dir:FOLDER", pretrained=True)
     pixels = network.preprocess(PIL.Image.open("photo.jpg"))
@@ -63,13 +63,13 @@ EXPORTED: Final = f"{_PREFIX}network"
 #: timm's names for the values of ``Preprocessing.resize``.
 _CROP_MODES: Final = {"crop": "center", "pad": "border", "squash": "squash"}
 
-#: Default number of classes: ImageNet's, or CIFAR-10's for networks whose images have CIFAR-10's size.
+#: The default numbers of classes: ImageNet's, and CIFAR-10's for networks of images of CIFAR-10's size.
 _CLASSES, _SMALL_CLASSES, _SMALL_SIDE = 1000, 10, 32
 
 #: Pooling of the feature maps, B x C x H x W: averaged over H and W, or left unchanged.
 _POOLS: Final = ("avg", "")
 
-#: timm's mark in a group matcher: these parameters belong to the preceding layer.
+#: timm's code in a group matcher for parameters of the preceding layer.
 _SAME_LAYER: Final = (99999,)
 
 
@@ -101,7 +101,7 @@ class TimmNetwork(ResidualAttentionNetwork):
             drop_rate: probability of dropping a feature before the classifier.
             drop_path_rate: probability of dropping the last unit's branch.
             img_size: nominal size of the images in pixels, a side or (height, width); None: the preset's.
-                It changes no weight, and the network accepts other sizes as well.
+                It changes no weight, and the network also accepts other sizes.
 
         Raises:
             ConfigError, NetworkError: the arguments describe no network.
@@ -136,8 +136,8 @@ class TimmNetwork(ResidualAttentionNetwork):
         without the intermediate squares of the search's cache.
 
         Args:
-            picture: a picture of any size and mode. Pass a file as ``PIL.Image.open`` returns it, not
-            decoded, because training reads files this way.
+            picture: a picture of any size and mode. Pass a file as ``PIL.Image.open`` returns it, which is
+                not decoded, because training reads files this way.
 
         Raises:
             ConfigError: the network was not exported by this package.
@@ -173,7 +173,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         self.add_module("classifier", head.to(device=like.device, dtype=like.dtype))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each unit's input for the gradient and compute the rest again; ``False``: keep all.
+        """Switch activation checkpointing on or off: only each unit's input is kept for the gradient.
 
         Outputs, gradients, running statistics and random numbers stay the same.
         """

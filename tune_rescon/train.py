@@ -4,8 +4,8 @@ Each training is run in full, and its network is evaluated once.
 
 Exit: 0 done; 1 every training failed; 2 bad usage, search or data; 130 interrupted (and resumable).
 
-No object of this module is ever sent to a worker process: this file runs as ``__main__``, and the
-``__main__`` of a worker process is another module.
+No object of this module may be sent to a worker process: this file runs as ``__main__``, and the ``__main__``
+of a worker process is another module.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         name="tune_rescon.train",
         what="The training",
-        interrupted="Interrupted before the first training; nothing was begun.",
+        interrupted="Interrupted before the first training; nothing was started.",
     )
 
 
 _SOURCES: Final = {"--from", "--preset", "--resume"}
-#: What is trained determines which options have an effect. Those that are not listed go with everything.
+
+#: The sources with which an option has an effect. An option that is not listed goes with every source.
 _GOES_WITH: Final = {
     **dict.fromkeys(("--top", "--trial", "--budget"), ("--from",)),
     **dict.fromkeys(("--dataset", "--recipe"), ("--preset",)),
@@ -172,7 +173,7 @@ def train(
     dry_run: bool,
     plain: bool,
 ) -> int:
-    """Train the best of a search, or a network by name, in full, and judge it by the test images.
+    """Train the best of a search, or a network by name, in full, and evaluate it on the test images.
 
     Nothing is held out of the training images. Each configuration is trained --seeds times, without early
     stopping; each network sees the test images once, after its last epoch.
@@ -212,7 +213,6 @@ def train(
 
             print_dry_run(space, console, data_root=data)
             return 0
-        live = console.is_terminal and not console.is_dumb_terminal and not plain
         options = RunOptions(
             name=resume or space.name,
             resume=resume is not None,
@@ -221,15 +221,15 @@ def train(
             tracking_uri=tracking_uri,
             data_root=data,
             address=address,
-            show_progress=live,
+            show_progress=console.is_interactive,
             divert_output=True,
         )
         print_opening(space, options, console)
-        return _run(space, options, console, live=live)
+        return _run(space, options, console)
 
 
 def _check_options() -> None:
-    """Check which options are given together. An option that would have no effect is refused.
+    """Check that the options go together. An option without an effect is refused.
 
     Raises:
         click.UsageError: The options do not go together.
@@ -250,10 +250,10 @@ def _check_options() -> None:
             raise click.UsageError(f"{option} goes with {' and '.join(goes_with)}, not with {source}.")
     for option, other in (("--budget", "--epochs"), ("--trial", "--top")):
         if {option, other} <= given:
-            raise click.UsageError(f"{option} goes instead of {other}; give one of them.")
+            raise click.UsageError(f"{option} replaces {other}; give one of them.")
 
 
-def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> int:
+def _run(space: Space, options: RunOptions, console: Console) -> int:
     """Run the trainings and return the exit code."""
     # Imported after the first line of output, because these modules import the driver's libraries.
     from tune_rescon.finals import FinalsPresentation
@@ -264,7 +264,6 @@ def _run(space: Space, options: RunOptions, console: Console, *, live: bool) -> 
         space,
         options,
         console,
-        live=live,
         resume=resume_command(options, "tune_rescon.train"),
         presentation=FinalsPresentation(partial(write_mistakes, options=options)),
         tell=_print_finals,
@@ -298,7 +297,7 @@ def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Sp
     space = load_space(str(folder.space_yaml), settings, drop_rows=False)
     if not space.metric.of_test_images:
         hint = f"Resume it with: python -m tune_rescon.search --resume {name}"
-        rule = "must name trainings that `tune_rescon.train` has begun"
+        rule = "must name trainings that `tune_rescon.train` has started"
         raise StorageError(format_error(rule, got=f"{name}, a search", where="--resume", hint=hint))
     return space
 
@@ -376,10 +375,7 @@ def _planned_epochs(
 
 
 def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], image_size: int | None) -> float:
-    """Estimate the seconds of a final's epoch from the search's epochs.
-
-    The search trained on fewer images, and perhaps on smaller ones.
-    """
+    """Estimate the seconds of an epoch by those of the search, which had fewer and maybe smaller images."""
     from tune_rescon.finals import seconds_per_epoch
 
     seconds = seconds_per_epoch(result, found) / (1 - result.space.dataset.val_fraction)
@@ -417,9 +413,9 @@ def _from_preset(preset: str, dataset: str, recipe: str, flags: _Flags) -> Space
 
 
 def _images(dataset: str) -> DatasetConfig:
-    """Return the dataset of a name, or of the path of a folder or .zip, or of a URL.
+    """Return the dataset of a name, of the path of a folder or .zip, or of a URL.
 
-    A name comes first: a folder ``cifar10`` in the current directory is given as ``./cifar10``.
+    A known name comes first: a folder ``cifar10`` in the current directory is given as ``./cifar10``.
     """
     from tune_rescon.data import is_url, list_datasets, local_path
 

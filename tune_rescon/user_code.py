@@ -1,4 +1,4 @@
-"""Find code: a user's functions, named ``module:function``, and this package in a child process."""
+"""Import a user's function, named ``module:function``, and let a child process import this package."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
     """Return a user's function.
 
     Args:
-        name: ``module:function``. The module is imported from the path of imports, which has the working
-            directory of the search.
+        name: ``module:function``. The module may be in the working directory of the search.
         what: what the function computes, as the error message calls it.
         where: the field with the function's name; the error message names it.
 
@@ -39,7 +38,7 @@ def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
         ConfigError: the module or function does not exist, or importing the module raises.
     """
     module, _, function = name.partition(":")
-    # Ray's worker processes and console commands do not have the working directory on the path.
+    # The working directory is not on the path of Ray's worker processes and of console commands.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
@@ -54,6 +53,6 @@ def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
 
 
 def child_import_path() -> str:
-    """Return PYTHONPATH for a child process, which imports this package from where this process does."""
+    """Return PYTHONPATH for a child process, so that it imports this package from the same place."""
     paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(filter(None, paths))

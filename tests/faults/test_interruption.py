@@ -179,6 +179,6 @@ def test_a_search_ended_before_its_first_trial_leaves_no_files(tmp_path: Path, s
     driver.send_signal(HUP)
     output = end(driver)
     assert driver.returncode == 130, output
-    assert "Interrupted before the first trial; nothing was begun." in output
+    assert "Interrupted before the first trial; nothing was started." in output
     assert not (tmp_path / "runs").exists()
     assert_gone(family)

@@ -114,7 +114,7 @@ def test_unreadable_pictures_are_reported_and_the_others_classified(
     assert predict([str(checkpoint), str(pictures), "--json"]) == 2
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 5
-    assert "broken.png: no picture" in said.err
+    assert "broken.png: not a picture" in said.err
 
 
 def test_masks_are_drawn(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_nan_outputs_give_no_prediction(
     assert predict([str(tmp_path / "lost.ckpt"), str(pictures), form, "--masks", str(masks)]) == 2
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == (0 if form == "--json" else 1)
-    assert said.err.count("no prediction (the network gives nan instead of probabilities)") == 5
+    assert said.err.count("no prediction (the network returns nan instead of probabilities)") == 5
     assert not list(masks.iterdir())
 
 

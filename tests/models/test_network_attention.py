@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
-from tune_rescon.models.network import ATTENTIONS, NEVER_DROPPED, AttentionModule, Mask, enlarged
+from tune_rescon.models.network import ATTENTIONS, NEVER_DROPPED, AttentionModule, Mask, interpolate_like
 
 CHANNELS = 64
 
@@ -113,8 +113,8 @@ def test_local_mask_never_pools() -> None:
 def test_a_mask_is_upsampled_in_bf16_under_autocast() -> None:
     """Autocast alone would do it, and all that follows up to the next convolution, in fp32."""
     small_BCHW = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    expected_BCHW = enlarged(small_BCHW, torch.empty(2, 4, 5, 5))
+    expected_BCHW = interpolate_like(small_BCHW, torch.empty(2, 4, 5, 5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found_BCHW = enlarged(small_BCHW.bfloat16(), torch.empty(2, 4, 5, 5))
+        found_BCHW = interpolate_like(small_BCHW.bfloat16(), torch.empty(2, 4, 5, 5))
     assert found_BCHW.dtype == torch.bfloat16
     torch.testing.assert_close(found_BCHW.float(), expected_BCHW, rtol=2e-2, atol=2e-2)

@@ -76,8 +76,8 @@ def test_the_default_image_size_is_at_least_the_minimum(preset: str) -> None:
         ("port448", (4, 3, 2, 1)),
     ],
 )
-def test_mask_depths_of_each_layout(layout: str, depths: tuple[int, ...]) -> None:
-    assert LAYOUTS[layout].mask_depths() == depths
+def test_mask_poolings_of_each_layout(layout: str, depths: tuple[int, ...]) -> None:
+    assert LAYOUTS[layout].mask_poolings() == depths
 
 
 def test_presets_are_listed_in_order() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError
 from tune_rescon.models import build_network, load_rescon, resolve_network
-from tune_rescon.models.rescon import KNOWN, rescon_names
+from tune_rescon.models.rescon import RESCON_PRESETS, rescon_names
 
 StateDict = dict[str, Tensor]
 
@@ -71,7 +71,7 @@ def their_checkpoint(preset: str) -> StateDict:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("preset", KNOWN)
+@pytest.mark.parametrize("preset", RESCON_PRESETS)
 def test_the_preset_is_recognised_from_a_checkpoint(preset: str) -> None:
     weights = their_checkpoint(preset)
     network = load_rescon(weights)

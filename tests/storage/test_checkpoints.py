@@ -185,11 +185,11 @@ def test_the_last_upload_is_retried_until_the_timeout(
 ) -> None:
     out_of_order.append("upload")
     here.train(1)
-    here.mirror.send(insist=True)
+    here.mirror.send(retry=True)
     assert here.notes == ["the storage does not answer: 503 Slow Down"]
 
     monkeypatch.setattr(here.mirror, "timeout", 60)
     monkeypatch.setattr("time.sleep", lambda _: out_of_order.clear())
-    here.mirror.send(insist=True)
+    here.mirror.send(retry=True)
     assert here.mirror.remote.read("last.ckpt") == b"1"
     assert len(here.notes) == 1

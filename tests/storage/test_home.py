@@ -53,7 +53,7 @@ def test_only_one_of_concurrent_searches_gets_the_name(storage: StorageUrl) -> N
 
 def test_a_reserved_name_is_not_a_search_and_can_be_released(storage: StorageUrl) -> None:
     home = SearchHome.create(storage, "a")
-    with pytest.raises(StorageError, match="It holds no search: remove it"):
+    with pytest.raises(StorageError, match="It contains no search: remove it"):
         SearchHome.create(storage, "a")
     with pytest.raises(StorageError, match="There is no search there yet"):
         SearchHome.find(storage, "a")

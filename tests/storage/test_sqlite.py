@@ -141,7 +141,7 @@ def test_a_returning_machine_takes_the_newer_copy_and_reports_it(
     with caplog.at_level(logging.WARNING):
         here.begin()
     assert epochs(here.study) == [10]
-    assert "study.db of this machine's run 1 gave way to run 2's at memory://" in caplog.text
+    assert "study.db of run 1 on this machine is replaced by that of run 2 at memory://" in caplog.text
 
 
 def test_files_beside_an_older_copy_are_removed_with_it(here: Machine, there: Machine) -> None:

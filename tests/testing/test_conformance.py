@@ -64,7 +64,7 @@ class TestMedian(SearchConformance):
 
 
 class TestNone(SearchConformance):
-    judged_epochs = ()
+    rung_epochs = ()
 
     def begin(self) -> SimulatedSearch:
         return SimulatedSearch(space("scheduler={type: none}"))

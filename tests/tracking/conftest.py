@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from tests.mlflow_in_process import InProcessWorker
 from tune_rescon.tracking import (
     Destination,
     MlflowWriter,
@@ -23,7 +24,6 @@ from tune_rescon.tracking import (
     writer,
 )
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
-from tune_rescon.tracking.worker import MlflowWorker
 
 #: Seconds within which a call of the search's thread returns. Less than what MLflow's process waits for: five
 #: for a locked SQLite file, and ten for a server that does not answer.
@@ -58,7 +58,7 @@ def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
     """
 
     def make(search: str = "s", uri: str = store) -> MlflowWriter:
-        made = MlflowWriter(destination(uri, search, tmp_path / "artifacts"), open_worker=MlflowWorker)
+        made = MlflowWriter(destination(uri, search, tmp_path / "artifacts"), open_worker=InProcessWorker)
         made.start()
         return made
 

@@ -15,11 +15,11 @@ import pytest
 from mlflow.entities import Run
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from tests.mlflow_in_process import InProcessWorker
 from tests.tracking.conftest import destination
 from tune_rescon.tracking import Images, MlflowWriter, SearchRunState, TrialRunState, mlflow_runs
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 from tune_rescon.tracking.run_state import RunState
-from tune_rescon.tracking.worker import MlflowWorker
 
 Make = Callable[..., MlflowWriter]
 MakeSync = Callable[[], MlflowRunSync]
@@ -86,7 +86,7 @@ def trial(epochs: int = 0, state: str = "running", *, number: int = 0, **changes
 def test_non_utf8_names_are_shown_escaped(store: str, seen: Store, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     there = dataclasses.replace(destination(store, "s", tmp_path / "artifacts"), experiment=name)
-    writer = MlflowWriter(there, open_worker=MlflowWorker)
+    writer = MlflowWriter(there, open_worker=InProcessWorker)
     writer.start()
     images = Images(name=name, digest="d", counts={"train": 1})
     search = SearchRunState(id="1a", place=name, tags={"path": name}, note=name, images=(images,))
@@ -440,7 +440,7 @@ def test_a_search_stays_in_an_experiment_that_a_user_has_renamed(
     there = destination(store, "s", tmp_path / "artifacts")
 
     def sent(known_run: str | None, epochs: int, state: str) -> dict[int, str]:
-        writer = MlflowWriter(dataclasses.replace(there, known_run=known_run), open_worker=MlflowWorker)
+        writer = MlflowWriter(dataclasses.replace(there, known_run=known_run), open_worker=InProcessWorker)
         writer.start()
         return send(writer, SearchRunState(id="1a"), trial(epochs, state))
 

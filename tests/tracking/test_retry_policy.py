@@ -14,11 +14,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE, UNAUTHENTICATED
 from sqlalchemy.exc import OperationalError
 
+from tests.mlflow_in_process import InProcessWorker
 from tests.waiting import wait_until
 from tune_rescon.command import progress_shown
 from tune_rescon.tracking import Destination, MlflowWriter, SearchRunState, TrialRunState
 from tune_rescon.tracking.run_state import RunState
-from tune_rescon.tracking.worker import MlflowWorker, fatal_error_hint
+from tune_rescon.tracking.worker import fatal_error_hint
 from tune_rescon.tracking.worker_client import CallResult
 
 # MLflow is imported, and each call is a database's.
@@ -34,7 +35,7 @@ StartWriter = Callable[[str], MlflowWriter]
 def start() -> StartWriter:
     def start(uri: str) -> MlflowWriter:
         destination = Destination(uri=uri, experiment="digits", search="s", metric="m", maximize=True)
-        made = MlflowWriter(destination, open_worker=MlflowWorker)
+        made = MlflowWriter(destination, open_worker=InProcessWorker)
         made.start()
         return made
 

@@ -105,7 +105,7 @@ def test_a_taken_name_is_refused_with_hints_to_resume_or_rename(folder: SearchFo
 
 
 def test_a_folder_that_holds_no_search_is_not_offered_for_resuming(folder: SearchFolder) -> None:
-    with pytest.raises(StorageError, match="It holds no search: remove it, or give another --name"):
+    with pytest.raises(StorageError, match="It contains no search: remove it, or give another --name"):
         folder.create()
 
 

@@ -141,7 +141,7 @@ def test_files_of_another_kind_are_refused_at_once(options: RunOptions) -> None:
     (options.storage / "s").mkdir(parents=True)
     (options.storage / "s" / "thesis.tex").touch()
     patient = dataclasses.replace(options, takeover_seconds=60)
-    with pytest.raises(NameTakenError, match="It holds no search"), open_store(patient):
+    with pytest.raises(NameTakenError, match="It contains no search"), open_store(patient):
         pass
 
 

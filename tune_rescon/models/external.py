@@ -34,14 +34,17 @@ __all__ = [
     "timm_defaults",
 ]
 
-#: Images for which a network is measured: two, so that a network that mixes up images and classes is noticed.
+#: Images for which a network is measured: two, because with one a network that mixes up the axes could pass.
 _IMAGES: Final = 2
 
 
 def build_described(spec: NetworkDescription, *, pretrained: bool = False) -> nn.Module:
-    """Return a newly initialised network in training mode; its weights are drawn from torch's generator.
+    """Return a new network in training mode.
 
-    ``pretrained``: with timm's pretrained weights, which timm downloads or finds in its cache.
+    Args:
+        spec: the network.
+        pretrained: whether the weights are timm's pretrained ones, which timm downloads or finds in its
+            cache; else they are drawn from torch's generator.
 
     Raises:
         NetworkError: the network does not exist or cannot be built, or has no pretrained weights here.
@@ -49,10 +52,10 @@ def build_described(spec: NetworkDescription, *, pretrained: bool = False) -> nn
     """
     if isinstance(spec, NetworkSpec):
         return build_from_spec(spec)
-    return _timm(spec, pretrained=pretrained) if spec.timm_name else _own(spec)
+    return _build_timm(spec, pretrained=pretrained) if spec.timm_name else _build_own(spec)
 
 
-def _own(spec: ExternalSpec) -> nn.Module:
+def _build_own(spec: ExternalSpec) -> nn.Module:
     function = import_function(spec.network, what="a network", where="network")
     arguments = {"num_classes": spec.classes, "in_channels": spec.in_channels, "image_size": spec.image_size}
     try:
@@ -60,10 +63,27 @@ def _own(spec: ExternalSpec) -> nn.Module:
     except Exception as error:  # a user's function can raise any error
         given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         rule = f"the function must return a network when it is called with {given}"
-        raise NetworkError(format_error(rule, got=_words(error), where=f"network {spec.network}")) from error
+        raise NetworkError(
+            format_error(rule, got=_error_text(error), where=f"network {spec.network}")
+        ) from error
     if not isinstance(network, nn.Module):
         rule = "the function must return a torch.nn.Module"
         raise NetworkError(format_error(rule, got=type(network).__name__, where=f"network {spec.network}"))
+    return network
+
+
+def _build_timm(spec: ExternalSpec, *, pretrained: bool) -> nn.Module:
+    arguments = timm_arguments(spec)
+    if pretrained and not _timm_config(spec.network).has_weights:
+        rule = "must name a network for which timm has pretrained weights"
+        hint = "Leave out `pretrained`."
+        raise NetworkError(format_error(rule, got=spec.network, where="network", hint=hint))
+    try:
+        network: nn.Module = _import_timm().create_model(spec.timm_name, pretrained=pretrained, **arguments)
+    except Exception as error:  # timm's networks and its downloads raise many kinds
+        raise NetworkError(_timm_message(spec, error, pretrained=pretrained)) from error
+    if not spec.drop_path:
+        _disable_drop_path(network)
     return network
 
 
@@ -82,40 +102,10 @@ def timm_arguments(spec: ExternalSpec) -> dict[str, Any]:
     return arguments
 
 
-def timm_defaults(spec: ExternalSpec) -> dict[str, Any]:
-    """Return the part of timm's config of a network that its weights do not change, for images of its size.
+def _disable_drop_path(network: nn.Module) -> None:
+    """Set every drop probability to 0. Some networks of timm, such as Swin, have another default.
 
-    Raises:
-        NetworkError: timm is not installed, or has no such network.
-    """
-    known = _timm_config(spec.network)
-    return {
-        "input_size": (spec.in_channels, spec.image_size, spec.image_size),
-        "fixed_input_size": known.fixed_input_size,
-        "first_conv": known.first_conv,
-        "classifier": known.classifier,
-    }
-
-
-def _timm(spec: ExternalSpec, *, pretrained: bool) -> nn.Module:
-    arguments = timm_arguments(spec)
-    if pretrained and not _timm_config(spec.network).has_weights:
-        rule = "must name a network for which timm has pretrained weights"
-        hint = "Leave out `pretrained`."
-        raise NetworkError(format_error(rule, got=spec.network, where="network", hint=hint))
-    try:
-        network: nn.Module = _import_timm().create_model(spec.timm_name, pretrained=pretrained, **arguments)
-    except Exception as error:  # timm's networks and its downloads raise many kinds
-        raise NetworkError(_refusal(spec, error, pretrained=pretrained)) from error
-    if not spec.drop_path:
-        _keep_paths(network)
-    return network
-
-
-def _keep_paths(network: nn.Module) -> None:
-    """Drop no paths of a network of timm, which drops some of Swin's and others' unless told otherwise.
-
-    The networks without dropped paths accept no rate of 0 either.
+    ``drop_path_rate=0`` cannot be passed instead, because networks without dropped paths do not accept it.
     """
     from timm.layers.drop import DropPath
 
@@ -124,7 +114,7 @@ def _keep_paths(network: nn.Module) -> None:
             module.drop_prob = 0.0
 
 
-def _refusal(spec: ExternalSpec, error: Exception, *, pretrained: bool) -> str:
+def _timm_message(spec: ExternalSpec, error: Exception, *, pretrained: bool) -> str:
     if isinstance(error, TypeError) and "drop_path_rate" in str(error):
         rule = f"timm's {spec.timm_name} has no dropped paths"
         hint = "Leave out `drop_path`, or give it a `when` that leaves out this network."
@@ -135,9 +125,9 @@ def _refusal(spec: ExternalSpec, error: Exception, *, pretrained: bool) -> str:
             "They are downloaded once to the cache of Hugging Face (HF_HOME), on each node. Leave out"
             " `pretrained`, or name a file with `init_from`, where there is no internet."
         )
-        return format_error(rule, got=_words(error), where="pretrained", hint=hint)
+        return format_error(rule, got=_error_text(error), where="pretrained", hint=hint)
     rule = f"timm must be able to build {spec.timm_name} for images of {spec.image_size} pixels"
-    return format_error(rule, got=_words(error), where="network")
+    return format_error(rule, got=_error_text(error), where="network")
 
 
 def _import_timm() -> types.ModuleType:
@@ -164,13 +154,28 @@ def _timm_config(network: str) -> Any:
         rule = f"must be a network of timm {timm.__version__}"
         raise NetworkError(format_error(rule, got=name, where="network", hint=hint))
     try:
-        # None: registered without one, as a user's own network in timm's registry may be.
+        # None for a network that was registered without a config, as a user may do.
         return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError as error:
         tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
         rule = "must name weights that timm knows, if it has a dot"
         hint = f"They are {tags}." if tags else ""
         raise NetworkError(format_error(rule, got=name, where="network", hint=hint)) from error
+
+
+def timm_defaults(spec: ExternalSpec) -> dict[str, Any]:
+    """Return the part of timm's config of a network that does not depend on its weights.
+
+    Raises:
+        NetworkError: timm is not installed, or has no such network.
+    """
+    known = _timm_config(spec.network)
+    return {
+        "input_size": (spec.in_channels, spec.image_size, spec.image_size),
+        "fixed_input_size": known.fixed_input_size,
+        "first_conv": known.first_conv,
+        "classifier": known.classifier,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +191,8 @@ class PretrainedImages:
 def pretrained_images(spec: ExternalSpec) -> PretrainedImages:
     """Return the preprocessing of timm's data config for images of ``spec.in_channels`` channels.
 
-    timm sums up a pretrained first layer for one channel, so one channel has the average of the colours'
-    statistics.
+    For one channel, timm sums the weights of the pretrained first layer over the colours. One channel
+    therefore has the average of the colours' statistics.
 
     Raises:
         NetworkError: timm is not installed, or has no such network.
@@ -204,7 +209,7 @@ def pretrained_images(spec: ExternalSpec) -> PretrainedImages:
 
 
 def check_exists(spec: ExternalSpec, *, pretrained: bool) -> None:
-    """Check that timm or the user's module has the network, and that its pretrained weights can be had.
+    """Check that timm or the user's module has the network, and that its pretrained weights can be loaded.
 
     Raises:
         NetworkError: timm is not installed or has no such network, or cannot load its pretrained weights.
@@ -219,10 +224,10 @@ def check_exists(spec: ExternalSpec, *, pretrained: bool) -> None:
 
 
 def check_external(spec: ExternalSpec) -> None:
-    """Check that a network can be built, and maps images to logits.
+    """Check that a network can be built, and that it maps images to logits.
 
     Raises:
-        NetworkError: it cannot, or does not.
+        NetworkError: it cannot be built, or does not map images to logits.
         ConfigError: the user's function cannot be imported.
     """
     _measure(spec)
@@ -255,7 +260,7 @@ def _measure(spec: ExternalSpec) -> tuple[Cost, Mapping[str, torch.Size]]:
         # On this device tensors have shapes and no values, so nothing is computed.
         return _measured_on(spec, torch.device("meta"))
     except NetworkError:
-        # A network may read values while it is built. Then it is built and run for real.
+        # A network may read values while it is built, so it is tried again with real tensors.
         with torch.random.fork_rng(devices=[]):
             return _measured_on(spec, torch.device("cpu"))
 
@@ -272,9 +277,9 @@ def _measured_on(spec: ExternalSpec, device: torch.device) -> tuple[Cost, Mappin
             logits_BK = network(images_BCHW)
     except UserError:
         raise
-    except Exception as error:  # another's network can raise any error
+    except Exception as error:  # a user's or timm's network can raise any error
         rule = f"must map images {wanted}"
-        raise NetworkError(format_error(rule, got=_words(error), where=where)) from error
+        raise NetworkError(format_error(rule, got=_error_text(error), where=where)) from error
     if not isinstance(logits_BK, Tensor) or tuple(logits_BK.shape) != (_IMAGES, spec.classes):
         got = tuple(logits_BK.shape) if isinstance(logits_BK, Tensor) else type(logits_BK).__name__
         raise NetworkError(format_error(f"must map images {wanted}", got=str(got), where=where))
@@ -286,7 +291,7 @@ def _measured_on(spec: ExternalSpec, device: torch.device) -> tuple[Cost, Mappin
     return cost, {name: tensor.shape for name, tensor in network.state_dict().items()}
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     """Return the kind and the first line of another program's error."""
     first, kind = first_line(error), type(error).__name__
     return kind if first == kind else f"{kind}: {first}"

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: timm's, and a user's own. Describe a trial's network, whichever kind it is.
+"""Describe the network of a trial: a Residual Attention Network, a network of timm, or a user's own.
 
 This module does not import torch. :func:`describe_network` turns a trial's configuration into a
 ``NetworkSpec`` (a Residual Attention Network) or an :class:`ExternalSpec`. A checkpoint keeps either as plain
@@ -32,8 +32,8 @@ __all__ = [
 #: The beginning of the name of a network of timm.
 TIMM: Final = "timm/"
 
-#: Side of the input if ``image_size`` is None, pixels: as of ``layout: auto``. To read timm's nominal sizes,
-#: timm would have to be imported.
+#: Side of the input in pixels if ``image_size`` is None: that of ``layout: auto``, because reading timm's
+#: nominal sizes would need timm.
 _IMAGE_SIZE: Final = 32
 
 #: TrialConfig's fields that describe a Residual Attention Network only.
@@ -84,7 +84,7 @@ def description_from_dict(values: Mapping[str, Any]) -> NetworkDescription:
 def describe_network(config: TrialConfig, *, classes: int, in_channels: int) -> NetworkDescription:
     """Return the description of the network that ``config`` names.
 
-    Whether timm or the user's module has a network of this name is found out when it is built.
+    It does not check whether timm or the user's module has a network of this name.
 
     Args:
         config: the trial's configuration.
@@ -116,16 +116,16 @@ def describe_network(config: TrialConfig, *, classes: int, in_channels: int) -> 
 
 
 def _check_applicable(config: TrialConfig, spec: ExternalSpec) -> None:
-    """Check that no field is set that cannot change this network. A default counts as not set.
+    """Check that every field that is set applies to this network. A default counts as not set.
 
     Raises:
-        NetworkError: one is.
+        NetworkError: a field does not apply.
     """
-    plain = TrialConfig()
+    defaults = TrialConfig()
     fields = FAMILY_FIELDS if spec.timm_name else (*FAMILY_FIELDS, "drop_path", "pretrained")
     for name in fields:
         value = getattr(config, name)
-        if value != getattr(plain, name):
+        if value != getattr(defaults, name):
             rule = f"`{name}` does not apply to the network {spec.network}"
             hint = (
                 f"Leave out `{name}`; where a search compares networks, let it be a parameter with"
@@ -138,17 +138,17 @@ def _check_applicable(config: TrialConfig, spec: ExternalSpec) -> None:
 
 
 def network_cost(spec: NetworkDescription) -> Cost:
-    """Return the parameters of a network, and its multiply-adds for an image of its size.
+    """Return the number of a network's parameters, and of its multiply-adds for an image of its size.
 
-    Of a network from elsewhere, torch counts them, without computing anything; this imports torch.
+    For a network from elsewhere, torch is imported and counts them, without computing the network.
 
     Raises:
         NetworkError: a network from elsewhere cannot be built.
     """
     if isinstance(spec, NetworkSpec):
         return count_params_and_macs(spec)
-    # That module imports this one, and torch.
+    # Imported by its name, because that module imports torch, which a dry run of other spaces must not.
     external = importlib.import_module("tune_rescon.models.external")
     measured: Callable[[ExternalSpec], Cost] = external.measured_cost
-    # Dropped paths change neither; without them, trials that search drop_path share the cached answer.
+    # Dropped paths do not change the cost. Without them, trials with different rates share a cached cost.
     return measured(dataclasses.replace(spec, drop_path=0.0))

@@ -1,6 +1,7 @@
 """Residual Attention Networks, from the residual unit up: units, masks, attention modules, the whole network.
 
-Suffixes of tensor names give their shapes: B images, C channels, H and W the height and width of the map.
+Suffixes of tensor names give their shapes: B images, C channels, H and W the height and width of the map, K
+classes.
 """
 
 # This module has no `from __future__ import annotations`: torch.fx copies the annotations of `forward` into
@@ -33,7 +34,7 @@ __all__ = [
     "build_network",
     "check_sides",
     "conv",
-    "enlarged",
+    "interpolate_like",
 ]
 
 #: fp32 numbers that fit in one AVX-512 register.
@@ -43,9 +44,9 @@ _VECTOR: Final = 16
 class _SubsampledConv2d(nn.Conv2d):
     """A strided 1x1 convolution, computed on every ``stride``-th pixel, with the same result.
 
-    This class works around a fault of oneDNN, seen with torch 2.15.0 on a CPU with AVX-512. If the number of
-    input channels is not a multiple of 16, the gradient of oneDNN's strided kernel (channels_last) writes out
-    of bounds. The process then dies, or computes with overwritten memory.
+    It works around a bug of oneDNN, seen with torch 2.15.0 on a CPU with AVX-512. If the number of input
+    channels is not a multiple of 16, the gradient of oneDNN's strided kernel (channels_last) writes out of
+    bounds. The process then dies, or computes with overwritten memory.
     """
 
     @override
@@ -58,7 +59,7 @@ class _SubsampledConv2d(nn.Conv2d):
 def conv(
     in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, *, groups: int = 1
 ) -> nn.Conv2d:
-    """Return a convolution without bias whose padding is half its kernel, so that a stride rounds sizes up.
+    """Return a convolution without bias. Its padding is half its kernel, so a stride rounds sizes up.
 
     Args:
         in_channels: Number of input channels.
@@ -74,13 +75,13 @@ def conv(
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al., ECCV 2016): in training, zeroes the branch of an image at random.
 
-    The remaining branches are scaled up, so that the mean does not change. The random draws are those of
-    ``torchvision.ops.StochasticDepth`` in mode ``"row"``. That class is not used because its import takes
-    seconds: it loads all of torchvision's models and torch's compiler.
+    The remaining branches are scaled up, so that the mean does not change. The results and random draws are
+    those of ``torchvision.ops.StochasticDepth`` in mode ``"row"``, but importing that class takes seconds: it
+    loads all of torchvision's models and torch's compiler.
     """
 
     def __init__(self, probability: float) -> None:
-        """Store ``probability``, in [0, 1): that of dropping the branch of an image."""
+        """Store the probability of dropping the branch of an image, in [0, 1)."""
         super().__init__()
         self.probability = probability
 
@@ -195,90 +196,9 @@ ATTENTIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-class Mask(nn.Module):
-    """The soft mask branch M: max pooling down, interpolation up, and a skip connection at each inner level.
-
-    Level i is the map after pooling i + 1. The last pooling leads to ``middle``. Without poolings the branch
-    is ``middle`` at full resolution: this is the local mask, and the mask in the deepest stage of ResCon's
-    small network.
-    """
-
-    def __init__(self, spec: NetworkSpec, stage: StageSpec) -> None:
-        """Build the mask of one module of ``stage``."""
-        super().__init__()
-        channels, levels = stage.channels, max(stage.mask_poolings - 1, 0)
-        level_units = spec.plain(channels, units=spec.mask_units)
-        self.poolings = stage.mask_poolings
-        self.added_reference = spec.added_reference
-        self.down = nn.ModuleList(chain(level_units) for _ in range(levels))
-        self.middle = chain(spec.plain(channels, units=stage.mask_middle))
-        self.skip = nn.ModuleList(unit(level_units[0]) for _ in range(levels))
-        self.up = nn.ModuleList(chain(level_units) for _ in range(levels))
-        self.head = _head(channels, preactivation=spec.preactivation)
-        # Caffe uses padding 0 and rounds sizes up. Padding 1 gives the same sizes for even maps and is also
-        # right for odd maps.
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.activation = ATTENTIONS[spec.attention]
-
-    def forward(self, x_BCHW: Tensor, trunk_BCHW: Tensor) -> Tensor:
-        """Return the mask of the features ``x_BCHW``, in their shape; ``trunk_BCHW`` is only a reference."""
-        if self.poolings:
-            x_BCHW = self._interpolate(self._encode_decode(x_BCHW), trunk_BCHW)
-        else:
-            x_BCHW = self.middle(x_BCHW)
-        return self.activation(self.head(x_BCHW))
-
-    def _encode_decode(self, x_BCHW: Tensor) -> Tensor:
-        """Run from full resolution down to the deepest level and back up to the first level."""
-        levels: list[Tensor] = []
-        for down in self.down:
-            x_BCHW = down(self.pool(x_BCHW))
-            levels.append(x_BCHW)
-        x_BCHW = self.middle(self.pool(x_BCHW))
-        for deepest in range(len(levels) - 1, -1, -1):
-            # TorchScript can neither index a list of modules by a variable nor iterate over it in reverse.
-            for index, (skip, up) in enumerate(zip(self.skip, self.up)):  # noqa: B905 - it has no `strict`
-                if index == deepest:
-                    level_BCHW = levels[index]
-                    x_BCHW = up(self._interpolate(x_BCHW, level_BCHW) + skip(level_BCHW))
-        return x_BCHW
-
-    def _interpolate(self, x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
-        """Interpolate to the actual size of the reference, because that size depends on the image."""
-        x_BCHW = enlarged(x_BCHW, reference_BCHW)
-        return x_BCHW + reference_BCHW if self.added_reference else x_BCHW
-
-
-class AttentionModule(nn.Module):
-    """p units, then the trunk T (t units) and the mask M in parallel, their combination, then p units.
-
-    Attention residual learning combines them as (1 + M) * T (equation 3), naive learning as M * T.
-    """
-
-    def __init__(self, spec: NetworkSpec, stage: StageSpec, drop_paths: Iterator[float]) -> None:
-        """Build one module of ``stage``; it consumes 2p + t of ``drop_paths``, one for each unit."""
-        super().__init__()
-        outer = spec.plain(stage.channels, units=spec.outer_units)
-        self.pre = chain(outer, drop_paths)
-        self.trunk = chain(spec.plain(stage.channels, units=spec.trunk_units), drop_paths)
-        self.mask = Mask(spec, stage)
-        self.post = chain(outer, drop_paths)
-        self.residual = spec.attention_learning == "arl"
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return features of the same shape."""
-        x_BCHW = self.pre(x_BCHW)
-        trunk_BCHW = self.trunk(x_BCHW)
-        mask_BCHW = self.mask(x_BCHW, trunk_BCHW)
-        if self.residual:
-            mask_BCHW = 1 + mask_BCHW
-        y_BCHW: Tensor = self.post(mask_BCHW * trunk_BCHW)
-        return y_BCHW
-
-
 # A leaf of torch.fx graphs, because its behaviour depends on the dtype, which is not known while tracing.
 @torch.fx.wrap
-def enlarged(x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+def interpolate_like(x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
     """Interpolate ``x_BCHW`` to the height and width of ``reference_BCHW``; keep the dtype of ``x_BCHW``."""
     # TorchScript has no autocast for a device type that is only known at run time.
     if torch.jit.is_scripting() or x_BCHW.dtype not in (torch.bfloat16, torch.float16):
@@ -305,13 +225,97 @@ def _head(channels: int, *, preactivation: bool) -> nn.Sequential:
     return head
 
 
+class Mask(nn.Module):
+    """The soft mask branch M: max pooling down, interpolation up, and a skip connection at each inner level.
+
+    Level i is the map after pooling i + 1. The last pooling leads to ``middle``. Without poolings the branch
+    is ``middle`` at full resolution: the local mask, and the mask of the last stage of ResCon's small
+    network.
+    """
+
+    def __init__(self, spec: NetworkSpec, stage: StageSpec) -> None:
+        """Build the mask of one module of ``stage``."""
+        super().__init__()
+        channels, levels = stage.channels, max(stage.mask_poolings - 1, 0)
+        level_units = spec.plain(channels, units=spec.mask_units)
+        self.poolings = stage.mask_poolings
+        self.added_reference = spec.added_reference
+        self.down = nn.ModuleList(chain(level_units) for _ in range(levels))
+        self.middle = chain(spec.plain(channels, units=stage.mask_middle))
+        self.skip = nn.ModuleList(unit(level_units[0]) for _ in range(levels))
+        self.up = nn.ModuleList(chain(level_units) for _ in range(levels))
+        self.head = _head(channels, preactivation=spec.preactivation)
+        # Caffe uses padding 0 and rounds sizes up. Padding 1 gives the same sizes for even maps and is also
+        # right for odd maps.
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.activation = ATTENTIONS[spec.attention]
+
+    def forward(self, x_BCHW: Tensor, trunk_BCHW: Tensor) -> Tensor:
+        """Return the mask of the features ``x_BCHW``, in their shape.
+
+        ``trunk_BCHW`` sets the size of the last interpolation, and is added to it if ``added_reference``.
+        """
+        if self.poolings:
+            x_BCHW = self._interpolate(self._encode_decode(x_BCHW), trunk_BCHW)
+        else:
+            x_BCHW = self.middle(x_BCHW)
+        return self.activation(self.head(x_BCHW))
+
+    def _encode_decode(self, x_BCHW: Tensor) -> Tensor:
+        """Run from full resolution down to the deepest level and back up to the first level."""
+        levels: list[Tensor] = []
+        for down in self.down:
+            x_BCHW = down(self.pool(x_BCHW))
+            levels.append(x_BCHW)
+        x_BCHW = self.middle(self.pool(x_BCHW))
+        for deepest in range(len(levels) - 1, -1, -1):
+            # TorchScript can neither index a list of modules by a variable nor iterate over it in reverse.
+            for index, (skip, up) in enumerate(zip(self.skip, self.up)):  # noqa: B905 - it has no `strict`
+                if index == deepest:
+                    level_BCHW = levels[index]
+                    x_BCHW = up(self._interpolate(x_BCHW, level_BCHW) + skip(level_BCHW))
+        return x_BCHW
+
+    def _interpolate(self, x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+        # To the actual size of the reference, because that size depends on the image.
+        x_BCHW = interpolate_like(x_BCHW, reference_BCHW)
+        return x_BCHW + reference_BCHW if self.added_reference else x_BCHW
+
+
+class AttentionModule(nn.Module):
+    """p units, then the trunk T (t units) and the mask M in parallel, their combination, then p units.
+
+    Attention residual learning combines them as (1 + M) * T (equation 3), naive learning as M * T.
+    """
+
+    def __init__(self, spec: NetworkSpec, stage: StageSpec, drop_paths: Iterator[float]) -> None:
+        """Build one module of ``stage``, which consumes 2p + t of ``drop_paths``, one for each unit."""
+        super().__init__()
+        outer = spec.plain(stage.channels, units=spec.outer_units)
+        self.pre = chain(outer, drop_paths)
+        self.trunk = chain(spec.plain(stage.channels, units=spec.trunk_units), drop_paths)
+        self.mask = Mask(spec, stage)
+        self.post = chain(outer, drop_paths)
+        self.residual = spec.attention_learning == "arl"
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return features of the same shape."""
+        x_BCHW = self.pre(x_BCHW)
+        trunk_BCHW = self.trunk(x_BCHW)
+        mask_BCHW = self.mask(x_BCHW, trunk_BCHW)
+        if self.residual:
+            mask_BCHW = 1 + mask_BCHW
+        y_BCHW: Tensor = self.post(mask_BCHW * trunk_BCHW)
+        return y_BCHW
+
+
 class Stage(nn.Module):
     """Opening units, which set the width and the size, then attention modules."""
 
     def __init__(
         self, spec: NetworkSpec, stage: StageSpec, in_channels: int, drop_paths: Iterator[float]
     ) -> None:
-        """Build one stage, which a map of ``in_channels`` enters; see :class:`AttentionModule`."""
+        """Build one stage. Its units consume ``drop_paths`` as those of :class:`AttentionModule` do."""
         super().__init__()
         opening = spec.chain(in_channels, stage.channels, units=stage.openings, stride=stage.stride)
         self.opening = chain(opening, drop_paths)
@@ -323,6 +327,46 @@ class Stage(nn.Module):
         """Map B x in_channels x H x W to B x channels x H/stride x W/stride, rounded up."""
         y_BCHW: Tensor = self.attention(self.opening(x_BCHW))
         return y_BCHW
+
+
+def _stem(spec: NetworkSpec) -> nn.Sequential:
+    stem = nn.Sequential()
+    stem.add_module("conv", conv(spec.in_channels, spec.stem_channels, spec.stem_kernel, spec.stem_stride))
+    if spec.stem_norm:
+        stem.add_module("norm", nn.BatchNorm2d(spec.stem_channels))
+        stem.add_module("relu", nn.ReLU(inplace=True))
+    if spec.stem_pool:
+        stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
+    return stem
+
+
+# A leaf of torch.fx graphs, because the size of the images is not known while tracing.
+@torch.fx.wrap
+def check_sides(images_BCHW: Tensor, least: int) -> None:
+    """Check that no side of the images is below ``least`` pixels.
+
+    Raises:
+        NetworkError: A side is below ``least``.
+    """
+    if min(images_BCHW.shape[-2], images_BCHW.shape[-1]) >= least:
+        return
+    if torch.jit.is_scripting():
+        # TorchScript supports only Python's built-in exceptions.
+        raise ValueError(f"images must be at least {least} pixels a side")
+    rule = f"images must be at least {least} pixels a side"
+    raise NetworkError(format_error(rule, got=f"{images_BCHW.shape[-2]}x{images_BCHW.shape[-1]}"))
+
+
+def _he_initialise(module: nn.Module) -> None:
+    """Use variance 2 / fan-in for convolutions and 1 / fan-in for the classifier.
+
+    Batch norm keeps its default weight 1 and bias 0.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        nn.init.zeros_(module.bias)
 
 
 class ResidualAttentionNetwork(nn.Module):
@@ -345,7 +389,7 @@ class ResidualAttentionNetwork(nn.Module):
             )
         )
         self.final = chain(spec.final_chain(), drop_paths)
-        # The sum that ends a chain of pre-activation units is not normalised; ResNeXt units normalise theirs.
+        # Unlike ResNeXt units, pre-activation units do not normalise the sum that they return.
         self.norm = nn.BatchNorm2d(spec.out_channels) if spec.preactivation else nn.Identity()
         self.relu = nn.ReLU(inplace=True) if spec.preactivation else nn.Identity()
         self.classifier = nn.Linear(spec.out_channels, spec.classes)
@@ -370,6 +414,11 @@ class ResidualAttentionNetwork(nn.Module):
         x_BCHW = self.final(self.stages(self.stem(images_BCHW)))
         features_BCHW: Tensor = self.relu(self.norm(x_BCHW))
         return features_BCHW
+
+
+def build_from_spec(spec: NetworkSpec) -> ResidualAttentionNetwork:
+    """Return a newly initialised network that ``spec`` describes, in training mode."""
+    return ResidualAttentionNetwork(spec)
 
 
 def build_network(
@@ -401,48 +450,3 @@ def build_network(
     """
     config = TrialConfig(preset=preset, width=width, drop_path=drop_path, image_size=image_size)
     return build_from_spec(resolve_network(config, classes=num_classes, in_channels=in_channels))
-
-
-def build_from_spec(spec: NetworkSpec) -> ResidualAttentionNetwork:
-    """Return a newly initialised network that ``spec`` describes, in training mode."""
-    return ResidualAttentionNetwork(spec)
-
-
-# A leaf of torch.fx graphs, because the size of the images is not known while tracing.
-@torch.fx.wrap
-def check_sides(images_BCHW: Tensor, least: int) -> None:
-    """Check that no side of the images is below ``least`` pixels.
-
-    Raises:
-        NetworkError: A side is below ``least``.
-    """
-    if min(images_BCHW.shape[-2], images_BCHW.shape[-1]) >= least:
-        return
-    if torch.jit.is_scripting():
-        # TorchScript supports only Python's built-in exceptions.
-        raise ValueError(f"images must be at least {least} pixels a side")
-    rule = f"images must be at least {least} pixels a side"
-    raise NetworkError(format_error(rule, got=f"{images_BCHW.shape[-2]}x{images_BCHW.shape[-1]}"))
-
-
-def _stem(spec: NetworkSpec) -> nn.Sequential:
-    stem = nn.Sequential()
-    stem.add_module("conv", conv(spec.in_channels, spec.stem_channels, spec.stem_kernel, spec.stem_stride))
-    if spec.stem_norm:
-        stem.add_module("norm", nn.BatchNorm2d(spec.stem_channels))
-        stem.add_module("relu", nn.ReLU(inplace=True))
-    if spec.stem_pool:
-        stem.add_module("pool", nn.MaxPool2d(3, stride=2, padding=1))
-    return stem
-
-
-def _he_initialise(module: nn.Module) -> None:
-    """Use variance 2 / fan-in for convolutions and 1 / fan-in for the classifier.
-
-    Batch norm keeps its default weight 1 and bias 0.
-    """
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    elif isinstance(module, nn.Linear):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-        nn.init.zeros_(module.bias)

@@ -1,9 +1,9 @@
-"""Named networks, and the conversion of a trial's configuration to a ``NetworkSpec``.
+"""Named networks, and the conversion of a trial's configuration to a ``NetworkSpec``, without torch.
 
-This module does not import torch. A layout defines everything around the attention modules. A variant defines
-the number of attention modules and the paper's p, t and r (section 3.3). Together they give the depth:
-2 + 3 x units along the trunk. :func:`resolve_network` makes every choice that turns a
-:class:`~tune_rescon.config.TrialConfig` into a ``NetworkSpec``.
+A layout defines everything around the attention modules. A variant defines the number of attention modules
+and the paper's p, t and r (section 3.3). Together they give the depth: 2 + 3 x units along the trunk.
+:func:`resolve_network` makes every choice that turns a :class:`~tune_rescon.config.TrialConfig` into a
+``NetworkSpec``.
 """
 
 from __future__ import annotations
@@ -68,21 +68,22 @@ class Layout:
         """Return every variant of this layout by its depth, shallowest first."""
         return {self.depth(variant): variant for variant in self.variants}
 
-    def mask_depths(self) -> tuple[int, ...]:
+    def mask_poolings(self) -> tuple[int, ...]:
         """Return the number of poolings of a mask in each stage.
 
-        >>> LAYOUTS["imagenet"].mask_depths(), LAYOUTS["rescon"].mask_depths()
+        >>> LAYOUTS["imagenet"].mask_poolings(), LAYOUTS["rescon"].mask_poolings()
         ((3, 2, 1), (2, 1, 0))
         """
         side = math.ceil(self.image_size / (self.stem_stride * (2 if self.stem_pool else 1)))
-        depths = []
+        poolings = []
         for stride in self.strides:
             side = math.ceil(side / stride)
-            depths.append(_halvings(side, self.mask_floor))
-        return tuple(depths)
+            poolings.append(_halvings(side, self.mask_floor))
+        return tuple(poolings)
 
 
 def _halvings(side: int, floor: int) -> int:
+    """Return how often ``side`` is halved, rounding up, until it is at most ``floor``."""
     count = 0
     while side > floor:
         side = math.ceil(side / 2)
@@ -208,16 +209,16 @@ LARGEST_SMALL_IMAGE: Final = 64
 def resolve_network(config: TrialConfig, *, classes: int, in_channels: int) -> NetworkSpec:
     """Return the spec of the network that ``config`` describes.
 
-    A ``preset`` fixes a layout, a depth and ``added_reference``. A different layout or depth in the same
-    configuration is an error, except TrialConfig's default depth, which cannot be distinguished from an unset
-    depth. Every other field that describes the network modifies the preset. ``width`` scales stages and final
-    units, but not the stem. ``added_reference`` is a separate switch: the preset ``rescon_attention92_32``
-    turns it on, the layout ``rescon`` alone does not.
+    A ``preset`` fixes a layout, a depth and ``added_reference``. Another layout or depth beside it is an
+    error, except TrialConfig's default depth, which is the same as an unset depth. Every other field that
+    describes the network modifies the preset. ``width`` scales stages and final units, but not the stem.
+    ``added_reference`` is a separate switch: the preset ``rescon_attention92_32`` turns it on, the layout
+    ``rescon`` alone does not.
 
-    Mask depths follow from the layout's nominal size, not from ``image_size``, because they determine the
-    parameters and a network trained at 224 must load at 320. The ``local`` mask (paper, section 4.1) runs the
-    units of that stage's encoder-decoder in sequence at full resolution, so that the two masks differ only in
-    sampling.
+    The number of a mask's poolings follows from the layout's nominal size, not from ``image_size``: it
+    determines the parameters, and a network trained at 224 must load at 320. The ``local`` mask (paper,
+    section 4.1) runs the units of the encoder-decoder in sequence at full resolution, so that the two masks
+    differ only in sampling.
 
     Args:
         config: The trial's configuration.
@@ -232,7 +233,7 @@ def resolve_network(config: TrialConfig, *, classes: int, in_channels: int) -> N
     if config.network is not None:
         rule = "a Residual Attention Network has no `network`; describe_network takes both kinds"
         raise NetworkError(format_error(rule, got=config.network, where="network"))
-    chosen = _chosen(config)
+    chosen = _chosen_preset(config)
     layout = LAYOUTS[chosen.layout]
     variant = _variant(chosen)
     multiple = layout.squeeze * layout.groups
@@ -265,23 +266,24 @@ def resolve_network(config: TrialConfig, *, classes: int, in_channels: int) -> N
     return spec
 
 
-def _chosen(config: TrialConfig) -> Preset:
+def _chosen_preset(config: TrialConfig) -> Preset:
+    """Return the preset of a configuration, or its layout and depth as a preset."""
     if config.preset is None:
         return Preset(layout=_layout_name(config), depth=config.depth)
     if config.preset not in PRESETS:
         raise NetworkError(unknown_name_message("preset", config.preset, list_presets()))
     preset = PRESETS[config.preset]
     if config.layout not in ("auto", preset.layout):
-        raise NetworkError(_contradiction(config, "layout", preset.layout))
+        raise NetworkError(_contradiction_message(config, "layout", preset.layout))
     if config.depth not in (TrialConfig().depth, preset.depth):
-        raise NetworkError(_contradiction(config, "depth", preset.depth))
+        raise NetworkError(_contradiction_message(config, "depth", preset.depth))
     return preset
 
 
-def _contradiction(config: TrialConfig, field: str, stands_for: object) -> str:
-    rule = f"a preset fixes the {field}; {config.preset} is {field} {stands_for}"
+def _contradiction_message(config: TrialConfig, field: str, value: object) -> str:
+    rule = f"a preset fixes the {field}; {config.preset} is {field} {value}"
     hint = f"Leave out `{field}`, or drop `preset` and give `layout` and `depth`."
-    return format_error(rule, got=f"{field} {getattr(config, field)!r} beside it", where="preset", hint=hint)
+    return format_error(rule, got=f"{field} {getattr(config, field)!r} with it", where="preset", hint=hint)
 
 
 def _layout_name(config: TrialConfig) -> str:
@@ -306,28 +308,28 @@ def _variant(chosen: Preset) -> Variant:
 
 
 def _stages(layout: Layout, variant: Variant, *, width: float, local: bool) -> Iterator[StageSpec]:
-    table = zip(layout.channels, layout.strides, variant.modules, layout.mask_depths(), strict=True)
-    for channels, stride, modules, depth in table:
+    table = zip(layout.channels, layout.strides, variant.modules, layout.mask_poolings(), strict=True)
+    for channels, stride, modules, poolings in table:
         middle = 2 * variant.mask_units
         yield StageSpec(
             channels=_scaled(channels, width, layout.squeeze * layout.groups),
             stride=stride,
             openings=layout.openings,
             modules=modules,
-            mask_poolings=0 if local else depth,
-            mask_middle=_mask_total(depth, variant.mask_units) if local else middle,
+            mask_poolings=0 if local else poolings,
+            mask_middle=_mask_total(poolings, variant.mask_units) if local else middle,
         )
 
 
-def _mask_total(depth: int, mask_units: int) -> int:
+def _mask_total(poolings: int, mask_units: int) -> int:
     """Return the number of units of an encoder-decoder mask.
 
     The mask has r units at each level down and up, 2r in the middle, and one per skip connection.
 
-    >>> [_mask_total(depth, 1) for depth in (0, 1, 2, 3)]
+    >>> [_mask_total(poolings, 1) for poolings in (0, 1, 2, 3)]
     [2, 2, 5, 8]
     """
-    levels = max(depth - 1, 0)
+    levels = max(poolings - 1, 0)
     return levels * (2 * mask_units + 1) + 2 * mask_units
 
 

@@ -1,9 +1,9 @@
 """Load checkpoints of ResCon, and of the port it follows, into this package's network.
 
 Both repositories (AlKun25/ResCon; tengshaofeng/ResidualAttentionNetwork-pytorch) use the same names. Both add
-to each interpolated map the tensor that sets its size; a checkpoint does not show this. Their units have a
+to each interpolated map the tensor that sets its size, which a checkpoint does not show. Their units have a
 1x1 ``conv4`` even where the shortcut is the identity. These weights never reach the output, so this module
-drops them. A training script may have saved the tensors in nested dicts; :func:`find_state_dicts` finds them.
+drops them. A training script may have saved the tensors in nested dicts: see :func:`find_state_dicts`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tune_rescon.models.network import ResidualAttentionNetwork, build_from_spec
 from tune_rescon.models.presets import resolve_network
 from tune_rescon.models.spec import NetworkSpec, iter_layers
 
-__all__ = ["StateDict", "describe_value", "find_state_dicts", "listed", "load_rescon", "rescon_names"]
+__all__ = ["RESCON_PRESETS", "StateDict", "find_state_dicts", "listed", "load_rescon", "rescon_names"]
 
 
 #: Maximum depth at which nested dicts are searched.
@@ -39,38 +39,37 @@ class StateDict:
     tensors: Mapping[str, Tensor]
 
 
-def find_state_dicts(value: object, *, place: str = "", depth: int = 0) -> Iterator[StateDict]:
+def find_state_dicts(value: object) -> Iterator[StateDict]:
     """Yield every dict in ``value``, including ``value`` itself, that contains tensors by name.
 
     A module counts as its state dict. Other contents of a dict (an epoch, an optimizer's numbered states) are
-    left out.
-
-    Args:
-        value: The loaded checkpoint, a dict, or a module.
-        place: Path of keys that leads to ``value``; set by the recursion.
-        depth: Number of dicts around ``value``; set by the recursion.
+    left out. ``value`` is a loaded checkpoint, a dict, or a module.
 
     >>> import torch
     >>> saved = {"epoch": 9, "model": {"net": {"weight": torch.ones(1)}}}
     >>> [(found.place, list(found.tensors)) for found in find_state_dicts(saved)]
     [('model.net', ['weight'])]
     """
-    if isinstance(value, nn.Module):
-        value = value.state_dict()
-    if not isinstance(value, Mapping) or depth > _MAX_DEPTH:
-        return
-    tensors = {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, Tensor)}
-    if tensors:
-        yield StateDict(place=place, tensors=tensors)
-    for key, inner in value.items():
-        if isinstance(key, str):
-            yield from find_state_dicts(inner, place=f"{place}.{key}" if place else key, depth=depth + 1)
+
+    def below(path: tuple[str, ...], value: object) -> Iterator[StateDict]:
+        if isinstance(value, nn.Module):
+            value = value.state_dict()
+        if not isinstance(value, Mapping) or len(path) > _MAX_DEPTH:
+            return
+        named = {key: one for key, one in value.items() if isinstance(key, str)}
+        tensors = {key: one for key, one in named.items() if isinstance(one, Tensor)}
+        if tensors:
+            yield StateDict(place=".".join(path), tensors=tensors)
+        for key, inner in named.items():
+            yield from below((*path, key), inner)
+
+    return below((), value)
 
 
-def describe_value(value: object) -> str:
+def _describe_value(value: object) -> str:
     """Describe a value for a message: its type, and the keys of a dict.
 
-    >>> describe_value(None), describe_value({"epoch": 9, "arch": "a"}), describe_value([1])
+    >>> _describe_value(None), _describe_value({"epoch": 9, "arch": "a"}), _describe_value([1])
     ('None', 'a dict of epoch, arch', 'a list')
     """
     if value is None:
@@ -93,42 +92,40 @@ def listed(names: Sequence[str], most: int = _SHOWN_NAMES) -> str:
 
 
 #: Presets of the networks that these repositories define.
-KNOWN: Final = (
+RESCON_PRESETS: Final = (
     "rescon_attention92_32",
     "rescon_attention56_224",
     "rescon_attention92_224",
     "port_attention_448",
 )
 
-STEM: Final = "conv1.0.weight"
-CLASSIFIER: Final = "fc.weight"
+_STEM: Final = "conv1.0.weight"
+_CLASSIFIER: Final = "fc.weight"
 
-#: May be absent: PyTorch before 0.4.1, for which the port was written, did not save this counter.
-COUNTER: Final = "num_batches_tracked"
+#: This counter may be absent, because PyTorch before 0.4.1, for which the port was written, did not save it.
+_COUNTER: Final = "num_batches_tracked"
 
-TENSORS: Final[Mapping[str, tuple[str, ...]]] = {
+#: The tensors of each kind of layer.
+_TENSORS: Final[Mapping[str, tuple[str, ...]]] = {
     "conv": ("weight",),
-    "norm": ("weight", "bias", "running_mean", "running_var", COUNTER),
+    "norm": ("weight", "bias", "running_mean", "running_var", _COUNTER),
     "linear": ("weight", "bias"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A network that a checkpoint may contain.
-
-    Attributes:
-        names: Our key of each of their keys.
-        dead: Their keys whose weights never reach the output.
-    """
+    """A network that a checkpoint may contain."""
 
     preset: str
     spec: NetworkSpec
     names: Mapping[str, str]
+    """Our key of each of their keys."""
     dead: frozenset[str]
+    """Their keys whose weights never reach the output."""
 
     def missing(self, keys: Collection[str]) -> list[str]:
-        return [key for key in self.names if key not in keys and not key.endswith(COUNTER)]
+        return [key for key in self.names if key not in keys and not key.endswith(_COUNTER)]
 
     def unexpected(self, keys: Iterable[str]) -> list[str]:
         return [key for key in keys if key not in self.names and key not in self.dead]
@@ -168,12 +165,13 @@ def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
     if not parts and value != {}:
         rule = "must be a state dict, or hold one"
         raise NetworkError(
-            format_error(rule, got=f"{describe_value(value)}, without tensors", where="state_dict")
+            format_error(rule, got=f"{_describe_value(value)}, without tensors", where="state_dict")
         )
     matched = [(part, _nearest(part.tensors)) for part in parts or [StateDict(place="", tensors={})]]
     fitting = [(part, found) for part, found in matched if not found.distance(part.tensors.keys())]
     if not fitting:
-        raise NetworkError(_mismatch_message(*min(matched, key=_mismatches), parts))
+        nearest = min(matched, key=lambda pair: pair[1].distance(pair[0].tensors.keys()))
+        raise NetworkError(_mismatch_message(*nearest, parts))
     if len(fitting) > 1:
         places = [part.place or "the outermost dict" for part, _ in fitting]
         got = f"{len(places)}, in {listed(places)}"
@@ -186,10 +184,10 @@ def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
 def _by_prefix(held: StateDict) -> Iterator[StateDict]:
     """Yield the tensors of each network in one dict, without the prefix of their names.
 
-    The name of each stem gives a prefix, and all weights of that network have this prefix. If the dict
-    contains no stem, all its tensors are treated as one network's.
+    The prefix of a stem is that of all weights of its network. Without a stem, all tensors count as those of
+    one network.
     """
-    prefixes = [key.removesuffix(STEM) for key in held.tensors if f".{key}".endswith(f".{STEM}")] or [""]
+    prefixes = [key.removesuffix(_STEM) for key in held.tensors if f".{key}".endswith(f".{_STEM}")] or [""]
     for prefix in prefixes:
         others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
         yield StateDict(
@@ -203,29 +201,24 @@ def _by_prefix(held: StateDict) -> Iterator[StateDict]:
 
 
 def _nearest(weights: Mapping[str, Tensor]) -> _Candidate:
-    classes, in_channels = _axis(weights, CLASSIFIER, 0), _axis(weights, STEM, 1)
-    candidates = (_candidate(preset, classes=classes, in_channels=in_channels) for preset in KNOWN)
+    classes, in_channels = _axis(weights, _CLASSIFIER, 0), _axis(weights, _STEM, 1)
+    candidates = (_candidate(preset, classes=classes, in_channels=in_channels) for preset in RESCON_PRESETS)
     return min(candidates, key=lambda candidate: candidate.distance(weights.keys()))
 
 
-def _mismatches(matched: tuple[StateDict, _Candidate]) -> int:
-    part, nearest = matched
-    return nearest.distance(part.tensors.keys())
-
-
 def _mismatch_message(part: StateDict, nearest: _Candidate, parts: Sequence[StateDict]) -> str:
-    """Return the message that explains why the nearest dict is not a known network, and lists the others."""
+    """Return why ``part``, which comes nearest to a known network, is not one, and list all ``parts``."""
     keys = part.tensors.keys()
     wrong = [("missing", nearest.missing(keys)), ("unexpected", nearest.unexpected(keys))]
     got = "; ".join(f"{word} {listed(names)}" for word, names in wrong if names)
-    rule = f"must hold the weights of {', '.join(KNOWN)} (nearest: {nearest.preset})"
+    rule = f"must hold the weights of {', '.join(RESCON_PRESETS)} (nearest: {nearest.preset})"
     found = [f"{one.place or 'the outermost dict'} ({len(one.tensors)})" for one in parts]
     hint = f"Tensors were found in {listed(found)}." if len(found) > 1 or part.place else ""
     return format_error(rule, got=got, where=part.place or "state_dict", hint=hint)
 
 
 def _axis(weights: Mapping[str, Tensor], key: str, axis: int) -> int:
-    """Return the size of one axis, or 1 if it is absent, because names and shapes are checked later."""
+    """Return the size of one axis; 1 if it is absent, which a later check of names and shapes finds."""
     shape = weights[key].shape if key in weights else ()
     return shape[axis] if axis < len(shape) else 1
 
@@ -242,14 +235,14 @@ def rescon_names(spec: NetworkSpec) -> dict[str, str]:
     return {
         f"{_their_name(layer.name, spec)}.{tensor}": f"{layer.name}.{tensor}"
         for layer in iter_layers(spec)
-        for tensor in TENSORS[layer.kind]
+        for tensor in _TENSORS[layer.kind]
     }
 
 
 def _their_name(path: str, spec: NetworkSpec) -> str:
     """Return their name of our layer at ``path``.
 
-    They number the opening units and the three final units in one sequence that ends at 6.
+    They number the opening units and the three final units together, up to 6.
     """
     first = 4 - len(spec.stages)
     match path.split("."):

@@ -1,12 +1,11 @@
-"""Describe a network in plain numbers, and compute its layers, parameters and multiply-adds from them.
+"""Describe a network in plain numbers, and compute its layers, parameters and multiply-adds, without torch.
 
-This module does not import torch. Every variant of the family (Wang et al., CVPR 2017, and its successors) is
-a :class:`NetworkSpec`, so that one network class covers all of them.
+Every variant of the family (Wang et al., CVPR 2017, and its successors) is a :class:`NetworkSpec`, so that
+one network class covers all of them.
 
-:func:`iter_layers` lists every convolution, batch norm and linear layer in the order of the forward pass.
-This is also the topological order of the authors' Caffe files. The names of the layers are the module paths
-in the network that :func:`tune_rescon.models.network.build_from_spec` builds from the same
-:class:`NetworkSpec`.
+:func:`iter_layers` lists every convolution, batch norm and linear layer in the order of the forward pass,
+which is the topological order of the authors' Caffe files. The name of a layer is its module's path in the
+network that :func:`tune_rescon.models.network.build_from_spec` builds.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ class NetworkSpec:
     """
 
     layout: str
-    """The layout the numbers come from (a key of ``presets.LAYOUTS``). It is informative only."""
+    """The layout of which the numbers are (a key of ``presets.LAYOUTS``), for messages and name mappings."""
     classes: int
     in_channels: int
     image_size: int
@@ -224,20 +223,17 @@ def checked_fields(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Size of a network.
-
-    Attributes:
-        parameters: Number of learnt weights and biases.
-        macs: Multiply-adds of convolutions and linear layers for one image.
-    """
+    """Size of a network."""
 
     parameters: int
+    """Number of learnt weights and biases."""
     macs: int
+    """Multiply-adds of convolutions and linear layers for one image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One layer with parameters; ``side`` is the side of its output map, pixels."""
+    """One layer with parameters."""
 
     name: str
     kind: str
@@ -245,6 +241,7 @@ class Layer:
     in_channels: int
     out_channels: int
     side: int
+    """Side of its output map, pixels."""
     kernel: int = 1
     stride: int = 1
     groups: int = 1
@@ -399,7 +396,7 @@ def _unit(path: str, unit: UnitSpec, side: int) -> Iterator[Layer]:
 
 
 def _conv(name: str, in_channels: int, out_channels: int, side: int, **kernel: int) -> Layer:
-    """Return a convolution; ``kernel`` are further numbers of :class:`Layer`."""
+    """Return a convolution; ``kernel`` has further fields of :class:`Layer`."""
     channels = {"in_channels": in_channels, "out_channels": out_channels}
     return Layer(name=name, kind="conv", side=side, **channels, **kernel)
 

@@ -192,20 +192,19 @@ def run_with_display(
     options: RunOptions,
     console: Console,
     *,
-    live: bool,
     resume: str,
-    presentation: SearchPresentation | None = None,
+    presentation: SearchPresentation,
     tell: Callable[[StudyResult, Console], None] = print_result,
 ) -> int:
     """Run a search, show its progress and print how it ended.
 
     Args:
         space: the space to search.
-        options: where the search runs and is stored.
+        options: where the search runs and is stored. With ``show_progress``, a table is drawn in place;
+            without it, a line is printed for each event.
         console: the console to print to.
-        live: draw a table in place; False: print a line for each event.
         resume: the command that resumes the search.
-        presentation: draws the search's page; None: a :class:`SearchPresentation`.
+        presentation: draws the search's page.
         tell: prints the result as soon as the trials have ended.
 
     Returns:
@@ -224,7 +223,7 @@ def run_with_display(
     try:
         with ExitStack() as drawn:
             view: LiveView | EventLines = EventLines(console, space)
-            if live:
+            if options.show_progress:
                 view = drawn.enter_context(LiveView(console, space, name=options.name))
 
             def show(result: StudyResult) -> None:
@@ -242,7 +241,7 @@ def run_with_display(
                     space,
                     options,
                     callbacks=[view],
-                    presentation=presentation or SearchPresentation(),
+                    presentation=presentation,
                     on_start=on_start,
                     on_result=show,
                 )

@@ -80,20 +80,26 @@ def open_console(*, plain: bool) -> Iterator[Console]:
     user's lines.
 
     Args:
-        plain: print no colours, and lines as wide as they need to be. Output that is not a terminal is always
-            printed this way.
+        plain: print no colours, lines as wide as they need to be, and nothing that is redrawn in place. To
+            anything but a terminal, output is always printed this way.
     """
-    no_color = True if plain else None
+    no_color, interactive = (True, False) if plain else (None, None)
     if not _is_real(STDOUT):
         # A test or a notebook in this process captures standard output.
-        yield Console(no_color=no_color, highlight=False, width=PIPE_WIDTH)
+        yield Console(no_color=no_color, force_interactive=interactive, highlight=False, width=PIPE_WIDTH)
         return
     raw = os.fdopen(os.dup(STDOUT), "wb")
     with _LossyFile(raw, encoding=sys.stdout.encoding, errors="replace") as file:
         if file.isatty() and not plain:
             yield _TerminalConsole(file=file, highlight=False)
         else:
-            yield Console(file=file, no_color=no_color, highlight=False, width=PIPE_WIDTH)
+            yield Console(
+                file=file,
+                no_color=no_color,
+                force_interactive=interactive,
+                highlight=False,
+                width=PIPE_WIDTH,
+            )
 
 
 def _is_real(descriptor: int) -> bool:

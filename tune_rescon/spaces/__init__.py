@@ -36,11 +36,11 @@ from tune_rescon.spaces.parameters import (
     IntParameter,
     Parameter,
     When,
+    count_points,
     is_active,
 )
 from tune_rescon.spaces.sampling import (
     Overlap,
-    count_points,
     distributions,
     first_rows,
     free_points,

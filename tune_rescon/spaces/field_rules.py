@@ -1,10 +1,10 @@
 """The rules of the fields that a space fixes or searches: names, values, conditions, rows and networks.
 
-Each check yields a :class:`.Problem` for every rule that is broken.
+Each check yields a :class:`.Problem` for every broken rule.
 
-Networks are resolved from numbers (:func:`tune_rescon.models.describe_network`), so it is cheap to check that
-they exist. Of a network from elsewhere only the fields that apply to it are checked. Of a large space only
-some combinations are; a network beyond these is checked when its trial is built.
+A network is described in numbers (:func:`tune_rescon.models.describe_network`), so it is cheap to check that
+it exists. For a network from elsewhere, the check covers only which fields apply to it. A large space has too
+many combinations: the network of one that is not checked here is checked when it is built.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, check_field, field_names, field_rule
-from tune_rescon.errors import KeyPath, NetworkError, format_error, unknown_name_message
+from tune_rescon.errors import KeyPath, NetworkError, unknown_name_message
 from tune_rescon.models import describe_network
 from tune_rescon.spaces.parameters import (
     CategoricalParameter,
@@ -26,7 +26,7 @@ from tune_rescon.spaces.parameters import (
     is_among,
     values_of,
 )
-from tune_rescon.spaces.yaml_document import Problem, quoting, shown
+from tune_rescon.spaces.yaml_document import Problem, broken_rule, quoting, shown
 
 if TYPE_CHECKING:
     from tune_rescon.spaces.space import Space
@@ -38,7 +38,6 @@ __all__ = [
     "check_shares",
     "choice_of",
     "corners",
-    "field_problem",
     "holds_text",
     "missing_networks",
     "only_rows",
@@ -69,20 +68,16 @@ _ALIASES: Final[Mapping[str, str]] = {
 def check_fields(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
     """Yield unknown names, names both fixed and searched, and values or bounds that their field refuses."""
     for name, value in fixed.items():
-        yield from _broken(("fixed", name), name, {(): value})
+        yield from _field_problems(("fixed", name), name, {(): value})
     if "dataset" in fixed:
-        text = format_error(
-            "the images of every trial are named in the section `dataset`", got="dataset here"
-        )
-        yield Problem(path=("fixed", "dataset"), text=text)
+        rule = "the images of every trial are named in the section `dataset`"
+        yield broken_rule(("fixed", "dataset"), rule, got="dataset here")
     for name, parameter in parameters.items():
-        yield from _broken(("parameters", name), name, _limits(parameter))
+        yield from _field_problems(("parameters", name), name, _limits(parameter))
         if name in fixed:
+            rule, got = "a field is fixed or searched, not both", f"{name} in `fixed` too"
             hint = f"`--set {name}=VALUE` fixes it instead of searching it."
-            text = format_error(
-                "a field is fixed or searched, not both", got=f"{name} in `fixed` too", hint=hint
-            )
-            yield Problem(path=("parameters", name), text=text)
+            yield broken_rule(("parameters", name), rule, got=got, hint=hint)
         if isinstance(parameter, CategoricalParameter):
             yield from _repeated(name, parameter)
 
@@ -92,35 +87,30 @@ def unknown_fields(names: Iterable[str]) -> Iterator[Problem]:
     yield from (_unknown(("parameters", name), name) for name in names if name not in field_names())
 
 
-def field_problem(path: KeyPath, name: str, value: Any) -> Problem | None:
-    """Return the problem with ``value`` as a field of TrialConfig, if it has one.
+def _field_problems(path: KeyPath, name: str, values: Mapping[KeyPath, Any]) -> Iterator[Problem]:
+    """Yield the problems of a field's ``values``, by their paths below ``path``."""
+    if name not in field_names():
+        yield _unknown(path, name)
+        return
+    for below, value in values.items():
+        problem = _field_problem((*path, *below), name, value)
+        if problem:
+            yield problem
 
-    Args:
-        path: the place of the problem.
-        name: the field, which must exist.
-        value: the value.
-    """
+
+def _field_problem(path: KeyPath, name: str, value: Any) -> Problem | None:
+    """Return the problem with ``value`` as a field of TrialConfig, or None."""
     rule = check_field(name, value)
     if rule is None:
         return None
-    hint = quoting(path[-1], value) if holds_text(name) and path[-1] == name else ""
-    return Problem(path=path, text=format_error(rule, got=shown(value), hint=hint))
+    hint = quoting(name, value) if holds_text(name) and path[-1] == name else ""
+    return broken_rule(path, rule, got=shown(value), hint=hint)
 
 
 def holds_text(name: str, kind: type = TrialConfig) -> bool:
     """Return whether a configuration's field holds free text, instead of one of a few words."""
     rule = field_rule(name, kind)
     return not rule.choices and set(rule.kinds) <= {str, type(None)}
-
-
-def _broken(path: KeyPath, name: str, values: Mapping[KeyPath, Any]) -> Iterator[Problem]:
-    if name not in field_names():
-        yield _unknown(path, name)
-        return
-    for below, value in values.items():
-        problem = field_problem((*path, *below), name, value)
-        if problem:
-            yield problem
 
 
 def _unknown(path: KeyPath, name: str) -> Problem:
@@ -139,8 +129,8 @@ def _limits(parameter: Parameter) -> dict[KeyPath, Any]:
 def _repeated(name: str, parameter: CategoricalParameter) -> Iterator[Problem]:
     for index, choice in enumerate(parameter.choices):
         if is_among(choice, parameter.choices[:index]):
-            text = format_error("choices must differ", got=f"{shown(choice)} again")
-            yield Problem(path=("parameters", name, "choices", index), text=text)
+            path = ("parameters", name, "choices", index)
+            yield broken_rule(path, "choices must differ", got=f"{shown(choice)} again")
 
 
 def check_conditions(parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
@@ -151,25 +141,15 @@ def check_conditions(parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
             path = ("parameters", name, "when")
             parent = above.get(parameter.when.parameter)
             if isinstance(parent, CategoricalParameter):
-                yield from _unknown_values(path, parameter.when.within, parent)
+                for index, value in enumerate(parameter.when.within):
+                    if outside := why_outside(parent, value):
+                        yield broken_rule((*path, "in", index), outside, got=shown(value))
             else:
-                yield Problem(path=(*path, "parameter"), text=_no_parent(parameter.when.parameter, above))
+                known = [other for other, one in above.items() if isinstance(one, CategoricalParameter)]
+                rule = "must name a categorical parameter declared above this one"
+                got, hint = shown(parameter.when.parameter), choice_of(known)
+                yield broken_rule((*path, "parameter"), rule, got=got, hint=hint)
         above[name] = parameter
-
-
-def _unknown_values(
-    path: KeyPath, values: tuple[Any, ...], parent: CategoricalParameter
-) -> Iterator[Problem]:
-    for index, value in enumerate(values):
-        if not is_among(value, parent.choices):
-            rule = f"must be one of the choices {', '.join(map(shown, parent.choices))}"
-            yield Problem(path=(*path, "in", index), text=format_error(rule, got=shown(value)))
-
-
-def _no_parent(name: str, above: Mapping[str, Parameter]) -> str:
-    known = [other for other, parameter in above.items() if isinstance(parameter, CategoricalParameter)]
-    rule = "must name a categorical parameter declared above this one"
-    return format_error(rule, got=shown(name), hint=choice_of(known))
 
 
 def choice_of(names: Sequence[str]) -> str:
@@ -177,8 +157,8 @@ def choice_of(names: Sequence[str]) -> str:
     return f"Choose from: {', '.join(names)}." if names else "The space has no such parameter."
 
 
-#: How far a number may be from a step, in steps, and still count as on it: Optuna's own tolerance.
-_STEP_TOLERANCE = 1e-8
+#: The largest distance of a value from a step, in steps: Optuna's own tolerance.
+_STEP_TOLERANCE: Final = 1e-8
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
@@ -189,25 +169,25 @@ def check_rows(rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, Param
             if name not in parameters:
                 yield Problem(path=(*path, name), text=unknown_name_message("parameter", name, parameters))
         for name, parameter in parameters.items():
-            problem = _problem((*path, name), name, parameter, row)
+            problem = _row_problem((*path, name), name, parameter, row)
             if problem:
                 yield problem
 
 
-def _problem(path: KeyPath, name: str, parameter: Parameter, row: Mapping[str, Any]) -> Problem | None:
+def _row_problem(path: KeyPath, name: str, parameter: Parameter, row: Mapping[str, Any]) -> Problem | None:
     active = is_active(parameter, row)
     if name not in row:
-        return Problem(path=path, text=format_error("is missing")) if active else None
+        return broken_rule(path, "is missing") if active else None
     if not active:
         assert parameter.when is not None, "a parameter without `when` is always active"
         values = ", ".join(map(shown, parameter.when.within))
         rule = f"must be left out unless {parameter.when.parameter} is {values}"
-        return Problem(path=path, text=format_error(rule, got=shown(row[name])))
-    broken = field_problem(path, name, row[name])
+        return broken_rule(path, rule, got=shown(row[name]))
+    broken = _field_problem(path, name, row[name])
     if broken:
         return broken
     outside = why_outside(parameter, row[name])
-    return Problem(path=path, text=format_error(outside, got=shown(row[name]))) if outside else None
+    return broken_rule(path, outside, got=shown(row[name])) if outside else None
 
 
 def why_outside(parameter: Parameter, value: Any) -> str | None:
@@ -230,8 +210,8 @@ def why_outside(parameter: Parameter, value: Any) -> str | None:
     return None
 
 
-#: Images of a batch that each worker needs, because batch norm has no variance over one image.
-_LEAST: Final = 2
+#: The fewest images of a batch for each worker, because batch norm has no variance over one image.
+_IMAGES_PER_WORKER: Final = 2
 
 
 def check_shares(
@@ -245,9 +225,10 @@ def check_shares(
         parameters: the searched fields.
     """
     path, images = _smallest_batch(fixed, parameters)
-    if workers > 1 and images < _LEAST * workers:
-        rule = f"must be at least {_LEAST * workers}: {_LEAST} images for each of the {workers} `workers`"
-        yield Problem(path=path, text=format_error(rule, got=str(images)))
+    least = _IMAGES_PER_WORKER * workers
+    if workers > 1 and images < least:
+        rule = f"must be at least {least}: {_IMAGES_PER_WORKER} images for each of the {workers} `workers`"
+        yield broken_rule(path, rule, got=str(images))
 
 
 def _smallest_batch(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[KeyPath, int]:
@@ -259,24 +240,28 @@ def _smallest_batch(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter
     return ("fixed", "batch_size"), fixed.get("batch_size", TrialConfig().batch_size)
 
 
-#: The number of combinations to check.
-_MOST: Final = 2_000
-#: The most values to check of a whole-number parameter; of a longer range, only its bounds are checked.
+#: The most combinations of values to check.
+_MOST_COMBINATIONS: Final = 2_000
+
+#: The most values of a whole-number parameter to check. Of a longer range, only the bounds are checked.
 _LONGEST_RANGE: Final = 64
 
 #: Fields that decide whether a network exists, the most likely cause first.
-_FIELDS: Final = ("preset", "depth", "image_size", "layout", "width", "mask", "added_reference")
+_NETWORK_FIELDS: Final = ("preset", "depth", "image_size", "layout", "width", "mask", "added_reference")
 
-#: Fields that may not apply to a network from elsewhere. They matter only where a space names one.
-_EXTERNAL: Final = ("network", "pretrained")
-_APPLICABLE: Final = ("attention", "attention_learning", "drop_path", "init_from", *_EXTERNAL)
+#: Fields that choose a network from elsewhere, and all fields that may not apply to such a network.
+_EXTERNAL_FIELDS: Final = ("network", "pretrained")
+_APPLICABLE_FIELDS: Final = (
+    *("attention", "attention_learning", "drop_path", "init_from"),
+    *_EXTERNAL_FIELDS,
+)
 
 
 def corners(space: Space, fields: Collection[str]) -> Iterator[dict[str, Any]]:
     """Yield the combinations of the searched ``fields`` that trials can have.
 
-    These are all choices, and the bounds of long ranges; or the rows of ``initial``, if there is one for each
-    trial, as in the final trainings of networks that have no fields in common.
+    They combine every choice and every value of a short range, and the bounds of a long one. If ``initial``
+    has a row for each trial, as in final trainings of networks without common fields, they are these rows.
     """
     rows = only_rows(space.initial, trials=space.budget.trials)
     if rows:
@@ -295,24 +280,26 @@ def only_rows(initial: Sequence[Mapping[str, Any]], *, trials: int) -> Sequence[
 
 
 def _corners(parameters: Mapping[str, Parameter], fields: Collection[str]) -> Iterator[dict[str, Any]]:
-    for chosen in islice(combinations(_deciding(parameters, fields), _checked_values), _MOST):
+    for chosen in islice(
+        combinations(_with_parents(parameters, fields), _checked_values), _MOST_COMBINATIONS
+    ):
         yield {name: value for name, value in chosen.items() if name in fields}
 
 
 def missing_networks(
     fixed: Mapping[str, Any],
     parameters: Mapping[str, Parameter],
-    rows: Sequence[Mapping[str, Any]] = (),
+    rows: Sequence[Mapping[str, Any]],
 ) -> Iterator[Problem]:
     """Yield a problem for each value that requests a network that does not exist, at that value's path.
 
     Args:
         fixed: the fixed fields.
         parameters: the searched fields.
-        rows: the values of every trial, if they are known (:func:`only_rows`).
+        rows: the values of every trial (:func:`only_rows`); empty if they are not known.
     """
-    external = any(name in fixed or name in parameters for name in _EXTERNAL)
-    fields = (*_FIELDS, *_APPLICABLE) if external else _FIELDS
+    external = any(name in fixed or name in parameters for name in _EXTERNAL_FIELDS)
+    fields = (*_NETWORK_FIELDS, *_APPLICABLE_FIELDS) if external else _NETWORK_FIELDS
     shared = {name: value for name, value in fixed.items() if name in fields and not check_field(name, value)}
     reported: set[KeyPath] = set()
     places: Iterable[tuple[KeyPath, Mapping[str, Any]]] = (((), row) for row in _corners(parameters, fields))
@@ -320,17 +307,17 @@ def missing_networks(
         places = ((("initial", index), row) for index, row in enumerate(rows) if row not in rows[:index])
     for place, row in places:
         wanted = shared | {name: value for name, value in row.items() if name in fields}
-        error = _error(wanted)
+        error = _network_error(wanted)
         if error is None:
             continue
         name = _field_to_blame(wanted)
-        path = (*place, name) if place and name in row else _path(name, wanted, parameters)
+        path = (*place, name) if place and name in row else _path_of(name, wanted, parameters)
         if path not in reported:
             reported.add(path)
             yield Problem(path=path, text=str(error))
 
 
-def _deciding(parameters: Mapping[str, Parameter], fields: Collection[str]) -> dict[str, Parameter]:
+def _with_parents(parameters: Mapping[str, Parameter], fields: Collection[str]) -> dict[str, Parameter]:
     """Return the searched parameters among ``fields``, and the parents that their ``when`` names."""
     names = {name for name in parameters if name in fields}
     for name, parameter in reversed(list(parameters.items())):
@@ -347,7 +334,7 @@ def _checked_values(parameter: Parameter) -> Sequence[Any]:
     return (parameter.low, parameter.high)
 
 
-def _error(wanted: Mapping[str, Any]) -> NetworkError | None:
+def _network_error(wanted: Mapping[str, Any]) -> NetworkError | None:
     try:
         # The number of classes and of image channels does not decide whether a network exists.
         describe_network(TrialConfig.from_dict(wanted), classes=10, in_channels=3)
@@ -358,14 +345,15 @@ def _error(wanted: Mapping[str, Any]) -> NetworkError | None:
 
 def _field_to_blame(wanted: Mapping[str, Any]) -> str:
     """Return the field without which the network would exist, or the first field if several are to blame."""
-    given = [name for name in (*_FIELDS, *_APPLICABLE) if name in wanted]
+    given = [name for name in (*_NETWORK_FIELDS, *_APPLICABLE_FIELDS) if name in wanted]
     for name in given:
-        if _error({other: value for other, value in wanted.items() if other != name}) is None:
+        if _network_error({other: value for other, value in wanted.items() if other != name}) is None:
             return name
     return given[0]
 
 
-def _path(name: str, wanted: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> KeyPath:
+def _path_of(name: str, wanted: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> KeyPath:
+    """Return the place that gives the field ``name`` its value in ``wanted``."""
     if name not in parameters:
         return ("fixed", name)
     parameter = parameters[name]

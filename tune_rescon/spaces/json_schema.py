@@ -1,6 +1,6 @@
-"""Two descriptions of a space file: the JSON schema for editors, and a commented file to begin with.
+"""Describe the space file: the JSON schema for editors, and a commented file to begin with.
 
-Both are generated from the models: the meaning of a field is the string below it in the code.
+Both are generated from the models. The description of a field is the string below it in the code.
 
 ``python -m tune_rescon.spaces.json_schema`` writes the schema beside the space files, whose first lines refer
 to it.
@@ -29,6 +29,7 @@ from tune_rescon.spaces.space import Space
 __all__ = ["editor_schema", "field_descriptions", "main", "schema_text", "space_template"]
 
 
+#: JSON's name of a type.
 _TYPES: Final = {
     int: "integer",
     float: "number",
@@ -37,11 +38,12 @@ _TYPES: Final = {
     tuple: "array",
     type(None): "null",
 }
+#: The kinds of parameter, besides the categorical, by which a field of a type can be searched.
 _PARAMETERS: Final = {int: ("IntParameter",), float: ("IntParameter", "FloatParameter")}
 
 
 def editor_schema() -> dict[str, Any]:
-    """Return the schema: the models' schema, with the rule of each field for which they accept any value."""
+    """Return the schema of the models, with the rules of the fields for which the models accept any value."""
     schema = Space.model_json_schema()
     schema["$schema"] = "http://json-schema.org/draft-07/schema#"
     properties = schema["properties"]
@@ -68,7 +70,7 @@ def editor_schema() -> dict[str, Any]:
     return schema
 
 
-#: A cross-reference of Sphinx, whose target is all that a reader of plain text needs.
+#: A cross-reference of Sphinx. Plain text has only its target.
 _ROLE: Final = re.compile(r":\w+:`~?\.?([^`]*)`")
 
 
@@ -151,6 +153,7 @@ def _kinds(name: str, value: dict[str, Any]) -> list[dict[str, Any]]:
     return [*({"$ref": f"#/$defs/{model}"} for model in numbers), categorical]
 
 
+#: Width of a line, in characters.
 _WIDTH: Final = 100
 
 #: Where the template expects the images, if the space names no folder.
@@ -203,8 +206,16 @@ def _template_lines(space: Space) -> Iterator[str]:
     yield from _section_lines("dataset", _dataset_fields(space.dataset))
     for key in ("metric", "fidelity", "sampler", "scheduler", "budget"):
         yield from _section_lines(key, _section_fields(getattr(space, key)))
-    yield from _resources(space)
-    yield from _constraints(space)
+    resources, constraints = space.resources_per_trial, space.constraints
+    if isinstance(resources, AutoResources):
+        text = Space.model_fields["resources_per_trial"].description or ""
+        yield from _short_section("resources_per_trial", resources, text=text, value="auto")
+    else:
+        yield from _section_lines("resources_per_trial", _section_fields(resources))
+    if constraints.model_fields_set:
+        yield from _section_lines("constraints", _section_fields(constraints))
+    else:
+        yield from _short_section("constraints", constraints, text=Constraints.__doc__ or "", value="{}")
     yield from _section_lines("fixed", _fixed_fields(space))
     yield from _heading("parameters")
     described = field_descriptions(TrialConfig)
@@ -243,29 +254,12 @@ def _section_fields(section: Section) -> Iterator[_Field]:
         yield field.alias or name, plain, field.description or "", is_set
 
 
-def _resources(space: Space) -> Iterator[str]:
-    resources = space.resources_per_trial
-    if not isinstance(resources, AutoResources):
-        yield from _section_lines("resources_per_trial", _section_fields(resources))
-        return
-    yield from _described(Space.model_fields["resources_per_trial"].description or "", resources)
-    yield "resources_per_trial: auto"
-
-
-def _constraints(space: Space) -> Iterator[str]:
-    constraints = space.constraints
-    if constraints.model_fields_set:
-        yield from _section_lines("constraints", _section_fields(constraints))
-        return
-    yield from _described(Constraints.__doc__ or "", constraints)
-    yield "constraints: {}"
-
-
-def _described(text: str, section: Section) -> Iterator[str]:
-    """Yield comments about a section that the file does not spell out."""
+def _short_section(key: str, section: Section, *, text: str, value: str) -> Iterator[str]:
+    """Yield a section as ``value`` on one line, below a comment with ``text`` and the keys it could have."""
     yield from ["", *_comment(f"{text} Or a section with these keys:")]
-    for key, _, meaning, _ in _section_fields(section):
-        yield from _comment(f"`{key}`: {meaning}", hanging="  ")
+    for name, _, meaning, _ in _section_fields(section):
+        yield from _comment(f"`{name}`: {meaning}", hanging="  ")
+    yield f"{key}: {value}"
 
 
 def _section_lines(key: str, fields: Iterator[_Field]) -> Iterator[str]:

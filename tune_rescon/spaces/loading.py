@@ -1,9 +1,9 @@
-"""Load a space file as a :class:`Space`, or raise one error that lists every problem with its line."""
+"""Find, load and write space files. An error of loading lists every problem with its line."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -32,7 +32,15 @@ from tune_rescon.spaces.sections import (
     Value,
 )
 from tune_rescon.spaces.space import PartialSpace, Space, check_rules, read_dataset
-from tune_rescon.spaces.yaml_document import Document, Problem, SourceLine, problems_in, read_document, shown
+from tune_rescon.spaces.yaml_document import (
+    Document,
+    Problem,
+    SourceLine,
+    broken_rule,
+    problems_in,
+    read_document,
+    shown,
+)
 
 __all__ = [
     "chosen_values",
@@ -54,8 +62,7 @@ _SUFFIXES: Final = (".yaml", ".yml")
 def space_folder() -> Path:
     """Return the folder of the spaces that come with the package.
 
-    A wheel has the folder inside the package. In a checkout (also an editable install) the folder is beside
-    the package.
+    The folder is inside the package in a wheel, and beside the package in a checkout or editable install.
     """
     package = Path(tune_rescon.__file__).parent
     inside = package / "search_spaces"
@@ -100,73 +107,6 @@ def read_space_file(path: Path) -> str:
         ) from error
 
 
-_STRING: Final = "tag:yaml.org,2002:str"
-
-
-def dump_space(space: Space) -> str:
-    """Return the space as a file's text; :func:`load_space` reads it back as an equal space."""
-    values = space.model_dump(by_alias=True)
-    # A parameter without `step` or `when` reads better without these keys; every other null is a choice.
-    values["parameters"] = {
-        name: parameter.model_dump(by_alias=True, exclude_none=True)
-        for name, parameter in space.parameters.items()
-    }
-    return yaml_text(values)
-
-
-def yaml_text(values: Mapping[str, Any], *, block: bool = False) -> str:
-    """Return ``values`` as YAML that YAML 1.1 and YAML 1.2 tools read alike.
-
-    Args:
-        values: plain values; a tuple is written as a list, a number of any real type as a number.
-        block: write each item of inner lists and mappings on its own line.
-
-    >>> print(yaml_text({"compile": "off", "learning_rate": 1e-05}), end="")
-    compile: "off"
-    learning_rate: 1.0e-05
-    """
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Representer = _Representer
-    yaml.default_flow_style = False if block else None
-    yaml.width = 1_000  # a section on a line, as people write them
-    yaml.representer.sort_base_mapping_type_on_output = False
-    yaml.representer.ignore_aliases = lambda _: True  # the loader reads no anchors
-    text = StringIO()
-    yaml.dump(_plain(values), text)
-    return text.getvalue()
-
-
-class _Representer(SafeRepresenter):
-    """Writes scalars so that they have the same type in YAML 1.1, which PyYAML reads, and in YAML 1.2."""
-
-    def represent_str(self, data: str) -> ScalarNode:
-        """Quote texts that YAML 1.1 reads as another type: ``off``, ``yes``, ``1:30``."""
-        style = None if _YAML_1_1.resolve(ScalarNode, data, (True, False)) == _STRING else '"'
-        node: ScalarNode = self.represent_scalar(_STRING, data, style=style)
-        return node
-
-    def represent_float(self, data: float) -> ScalarNode:
-        """Write ``1.0e-05``, because YAML 1.1 reads it as a string without the dot."""
-        node: ScalarNode = super().represent_float(data)
-        if "." not in node.value:
-            node.value = node.value.replace("e", ".0e", 1)
-        return node
-
-
-_Representer.add_representer(str, _Representer.represent_str)
-_Representer.add_representer(float, _Representer.represent_float)
-
-_YAML_1_1: Final = VersionedResolver(version=(1, 1))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return plain_number(value)
-
-
 _Section = TypeVar("_Section", bound=Section)
 
 _PARAMETER: Final[TypeAdapter[Parameter]] = TypeAdapter(Parameter)
@@ -188,7 +128,6 @@ _READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 #: The types of parameters, which pydantic inserts into the path of a problem.
 _PARAMETER_TYPES: Final = ("int", "float", "categorical")
-
 
 _PROGRESS: Final = logging.getLogger("tune_rescon.progress")
 
@@ -225,7 +164,7 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = (), drop_r
     """
     document = _read(text, source)
     before, rows = _partial_space(document.value), document.value.get("initial")
-    fitted = not list(check_rows(before.initial, before.parameters))
+    fitted = not any(check_rows(before.initial, before.parameters))
     apply_overrides(document, overrides)
     if drop_rows and overrides and fitted:
         _drop_rows(document, rows)
@@ -235,7 +174,8 @@ def parse_space(text: str, *, source: str, overrides: Sequence[str] = (), drop_r
 def load_goal(path: Path) -> Goal:
     """Return the metric and the budget of a search's space file, without reading or checking the rest.
 
-    Composing the YAML makes loading a space cost 10 ms, and a list of many searches needs two lines of each.
+    Loading a whole space takes 10 ms, nearly all of it for the YAML, and a list of searches needs only two
+    sections of each space.
 
     Raises:
         SpaceError: the file cannot be read, or these sections are missing or break their rules.
@@ -262,13 +202,22 @@ def _read(text: str, source: str) -> Document:
     document = read_document(text, SourceLine(1, source))
     if not isinstance(document.value, dict):
         if not document.problems:
-            document.complain(document.top, (), format_error("must hold sections", got=shown(document.value)))
+            document.complain(document.top, (), "must hold sections", got=shown(document.value))
         raise _space_error(document.problems)
     return document
 
 
 def _validated(kind: type[_Section], document: Document, more: Callable[[], Iterable[Problem]]) -> _Section:
-    """Return the document as a ``kind``; ``more`` finds problems that one section would hide in another."""
+    """Return the document as a ``kind``.
+
+    Args:
+        kind: the model.
+        document: the values.
+        more: returns the problems that pydantic does not find, because a section that cannot be read ends it.
+
+    Raises:
+        SpaceError: the document has problems.
+    """
     try:
         section = kind.model_validate(document.value)
     except ValidationError as error:
@@ -336,12 +285,11 @@ def chosen_values(space: Space, settings: Sequence[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         place = SourceLine(0, f"--set {key}")
         if not equals:
-            rule = format_error("--set takes KEY=VALUE", got=shown(setting))
-            found.append((place, Problem(path=(), text=rule)))
+            found.append((place, broken_rule((), "--set takes KEY=VALUE", got=shown(setting))))
             continue
         read = read_document(text, place)
         found += read.problems
-        # As the choices of the space, which it is compared with.
+        # A tuple, as the choices of the space are.
         value = tuple(read.value) if isinstance(read.value, list) else read.value
         values[key.removeprefix("parameters.")] = value
     for problem in check_rows([values], space.parameters):
@@ -387,10 +335,75 @@ def _placed(document: Document, problem: Problem) -> tuple[SourceLine, Problem]:
 
 
 def _space_error(found: Iterable[tuple[SourceLine, Problem]]) -> SpaceError:
-    return SpaceError("\n".join(_lines(found)))
-
-
-def _lines(found: Iterable[tuple[SourceLine, Problem]]) -> Iterator[str]:
+    """Return the error that lists each problem once, by its line."""
+    lines = []
     for place, problem in sorted(dict.fromkeys(found), key=lambda pair: pair[0]):
         where = f"{place}: {dotted(problem.path)}" if problem.path else str(place)
-        yield f"{where}: {problem.text}"
+        lines.append(f"{where}: {problem.text}")
+    return SpaceError("\n".join(lines))
+
+
+def dump_space(space: Space) -> str:
+    """Return the space as a file's text; :func:`load_space` reads it back as an equal space."""
+    values = space.model_dump(by_alias=True)
+    # A parameter without `step` or `when` reads better without these keys; every other null is a choice.
+    values["parameters"] = {
+        name: parameter.model_dump(by_alias=True, exclude_none=True)
+        for name, parameter in space.parameters.items()
+    }
+    return yaml_text(values)
+
+
+def yaml_text(values: Mapping[str, Any], *, block: bool = False) -> str:
+    """Return ``values`` as YAML that YAML 1.1 and YAML 1.2 tools read alike.
+
+    Args:
+        values: plain values; a tuple is written as a list, a number of any real type as a number.
+        block: write each item of inner lists and mappings on its own line.
+
+    >>> print(yaml_text({"compile": "off", "learning_rate": 1e-05}), end="")
+    compile: "off"
+    learning_rate: 1.0e-05
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False if block else None
+    yaml.width = 1_000  # a section on a line, as people write them
+    yaml.representer.sort_base_mapping_type_on_output = False
+    yaml.representer.ignore_aliases = lambda _: True  # the loader reads no anchors
+    text = StringIO()
+    yaml.dump(_plain(values), text)
+    return text.getvalue()
+
+
+_STRING: Final = "tag:yaml.org,2002:str"
+_YAML_1_1: Final = VersionedResolver(version=(1, 1))
+
+
+class _Representer(SafeRepresenter):
+    """Writes scalars so that they have the same type in YAML 1.1, which PyYAML reads, and in YAML 1.2."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        """Quote texts that YAML 1.1 reads as another type: ``off``, ``yes``, ``1:30``."""
+        style = None if _YAML_1_1.resolve(ScalarNode, data, (True, False)) == _STRING else '"'
+        node: ScalarNode = self.represent_scalar(_STRING, data, style=style)
+        return node
+
+    def represent_float(self, data: float) -> ScalarNode:
+        """Write ``1.0e-05``, because YAML 1.1 reads it as a string without the dot."""
+        node: ScalarNode = super().represent_float(data)
+        if "." not in node.value:
+            node.value = node.value.replace("e", ".0e", 1)
+        return node
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+_Representer.add_representer(float, _Representer.represent_float)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return plain_number(value)

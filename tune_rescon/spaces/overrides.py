@@ -7,21 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from tune_rescon.config import DatasetConfig, TrialConfig, field_names, field_rule
-from tune_rescon.errors import format_error
 from tune_rescon.spaces.parameters import is_among
 from tune_rescon.spaces.sections import Section
 from tune_rescon.spaces.space import Space
 from tune_rescon.spaces.yaml_document import Document, SourceLine, read_document, shown
 
-__all__ = ["apply_overrides", "full_keys", "typed_text"]
+__all__ = ["apply_overrides", "full_keys"]
 
-#: Sections whose keys are fields of a configuration.
+#: The section -> the configuration whose fields are its keys.
 _CONFIGS: Final = {"dataset": DatasetConfig, "fixed": TrialConfig}
 
+#: The texts that mean null, for a key that accepts null.
 _NULLS: Final = ("", "null", "Null", "NULL")
 
 _RESOURCES: Final = "resources_per_trial"
 
+#: The keys that only the scheduler asha reads.
 _OF_ASHA: Final = ("scheduler.variant", "scheduler.reduction_factor")
 
 
@@ -44,14 +45,13 @@ def _override(document: Document, override: str) -> None:
     given, equals, value = override.partition("=")
     if not equals or not all(given.split(".")):
         hint = "An example: --set fidelity.max=27."
-        text = format_error("--set takes KEY=VALUE, with a dotted key", got=shown(override), hint=hint)
-        document.complain(SourceLine(0, f"--set {override}"), (), text)
+        place, rule = SourceLine(0, f"--set {override}"), "--set takes KEY=VALUE, with a dotted key"
+        document.complain(place, (), rule, got=shown(override), hint=hint)
         return
     place = SourceLine(0, f"--set {given}")
     keys = full_keys(given, _searched(document))
     if len(keys) > 1:
-        text = format_error(f"{given!r} must be given by its full key", got=" or ".join(keys))
-        document.complain(place, (), text)
+        document.complain(place, (), f"{given!r} must be given by its full key", got=" or ".join(keys))
         return
     key = keys[0] if keys else given
     name = key.rpartition(".")[2]
@@ -64,18 +64,21 @@ def _override(document: Document, override: str) -> None:
     if key in _OF_ASHA:
         scheduler = document.value.get("scheduler")
         if isinstance(scheduler, dict) and scheduler.get("type") == "auto":
-            # Only asha reads these keys, so they choose it.
             scheduler["type"] = "asha"
     if key.startswith(f"{_RESOURCES}.") and document.value.get(_RESOURCES) == "auto":
         document.value[_RESOURCES] = {}
     _set(document, key, value, place)
 
 
-def _set(document: Document, key: str, value: str, place: SourceLine) -> None:
-    try:
-        document.override_text(key, typed_text(key, value), place)
-    except LookupError:
-        document.override(key, value, place)
+def _set(document: Document, key: str, typed: str, place: SourceLine) -> None:
+    """Set ``key`` to the YAML ``typed``, or to the text itself if the key accepts only text."""
+    kinds = set(_kinds(key.split(".")))
+    is_quoted = len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "'\""
+    if is_quoted or str not in kinds or kinds - {str, type(None)}:
+        document.override(key, read_document(typed, place))
+        return
+    text = None if type(None) in kinds and typed in _NULLS else typed
+    document.override(key, Document(top=place, value=text, places={(): place}))
 
 
 def full_keys(key: str, searched: Iterable[str]) -> list[str]:
@@ -136,6 +139,7 @@ def _pin(document: Document, name: str, value: str, place: SourceLine) -> None:
 
 
 def _after_pinning(parameters: Mapping[str, Any], name: str, pinned: Any) -> dict[str, Any]:
+    """Return the other parameters once ``name`` has the value ``pinned`` in every trial."""
     kept: dict[str, Any] = {}
     gone: list[str] = []
     for other, parameter in parameters.items():
@@ -157,25 +161,9 @@ def _check_replaced(document: Document, resources: Mapping[str, Any]) -> None:
         return
     first = document.place((_RESOURCES, *list(resources)[:1]))
     if str(first) != f"--set {_RESOURCES}":
-        text = format_error(
-            f"`{_RESOURCES}: auto` must be replaced as a whole",
-            got=", ".join(resources),
-            hint=f"Give both: --set {_RESOURCES}.cpu=1 --set {_RESOURCES}.gpu=0.",
-        )
-        document.complain(first, (_RESOURCES,), text)
-
-
-def typed_text(key: str, typed: str) -> str | None:
-    """Return the value of ``--set KEY=TYPED`` if the key accepts only text.
-
-    Raises:
-        LookupError: the key accepts other types too, or the text is quoted. YAML's rules apply then.
-    """
-    kinds = set(_kinds(key.split(".")))
-    is_quoted = len(typed) > 1 and typed[0] == typed[-1] and typed[0] in "'\""
-    if is_quoted or str not in kinds or kinds - {str, type(None)}:
-        raise LookupError(key)
-    return None if type(None) in kinds and typed in _NULLS else typed
+        rule = f"`{_RESOURCES}: auto` must be replaced as a whole"
+        hint = f"Give both: --set {_RESOURCES}.cpu=1 --set {_RESOURCES}.gpu=0."
+        document.complain(first, (_RESOURCES,), rule, got=", ".join(resources), hint=hint)
 
 
 def _kinds(steps: list[str]) -> Iterable[Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from tune_rescon.errors import format_error
 from tune_rescon.spaces.sections import FROM_LIST, PositiveInt, Section, Value
-from tune_rescon.spaces.yaml_document import Problem
+from tune_rescon.spaces.yaml_document import Problem, broken_rule
 
 __all__ = [
     "CategoricalParameter",
@@ -19,6 +19,7 @@ __all__ = [
     "Parameter",
     "When",
     "combinations",
+    "count_points",
     "is_active",
     "is_among",
     "is_finite",
@@ -26,15 +27,15 @@ __all__ = [
 ]
 
 
-#: The most steps of a range: more are a typing error, and more than Optuna can divide exactly.
+#: The most steps of a range. More are a typing error, and Optuna cannot divide them exactly.
 _MOST_STEPS: Final = 1_000_000
 
-#: Whole numbers that a float represents exactly, because Optuna stores every parameter as a float.
-ExactInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
+#: A whole number that a float represents exactly, because Optuna stores every parameter as a float.
+_ExactInt = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class When(Section):
-    """The parameter exists only in trials where another, declared above it, has one of these values."""
+    """The condition of a parameter: another one, declared above it, has one of these values."""
 
     aliases: ClassVar[Mapping[str, str]] = {
         "name": "write `parameter`",
@@ -74,21 +75,18 @@ class _NumberParameter(Section):
         got = f"low={low}, high={high}"
         if low >= high:
             hint = "A single value belongs in `fixed`." if low == high else ""
-            yield Problem(path=("low",), text=format_error("`low < high` must hold", got=got, hint=hint))
+            yield broken_rule(("low",), "`low < high` must hold", got=got, hint=hint)
         elif step is not None and (rule := _broken_step(low, high, step)):
-            yield Problem(path=("step",), text=format_error(rule, got=f"{got}, step={step}"))
+            yield broken_rule(("step",), rule, got=f"{got}, step={step}")
         if log and low <= 0:
-            yield Problem(
-                path=("low",), text=format_error("`low > 0` must hold with `log: true`", got=f"low={low}")
-            )
+            yield broken_rule(("low",), "`low > 0` must hold with `log: true`", got=f"low={low}")
         if log and step is not None:
-            yield Problem(
-                path=("step",), text=format_error("`log: true` excludes a step", got=f"step={step}")
-            )
+            yield broken_rule(("step",), "`log: true` excludes a step", got=f"step={step}")
 
 
 def _broken_step(low: float, high: float, step: float) -> str | None:
-    """Return the rule that a step breaks. It computes in decimals: in binary, 0.3 is no multiple of 0.1."""
+    """Return the rule that a step breaks, or None."""
+    # In decimals, because 0.3 is no multiple of 0.1 in binary.
     steps = (Decimal(str(high)) - Decimal(str(low))) / Decimal(str(step))
     if steps > _MOST_STEPS:
         return f"must cut the range into at most {_MOST_STEPS} steps"
@@ -100,9 +98,9 @@ class IntParameter(_NumberParameter):
 
     type: Literal["int"]
     """The kind of parameter."""
-    low: ExactInt
+    low: _ExactInt
     """The lowest value."""
-    high: ExactInt
+    high: _ExactInt
     """The highest value."""
     log: bool = False
     """Whether values are drawn on a logarithmic scale, as suits a learning rate."""
@@ -198,9 +196,11 @@ def values_of(parameter: Parameter) -> Sequence[Any]:
 def combinations(
     parameters: Mapping[str, Parameter], values: Callable[[Parameter], Sequence[Any]] = values_of
 ) -> Iterator[dict[str, Any]]:
-    """Yield every combination of ``values`` of the active parameters; the last parameter changes fastest.
+    """Yield every combination of values of the active parameters once; the last parameter changes fastest.
 
-    Each combination occurs once, because inactive parameters do not multiply the number of combinations.
+    Args:
+        parameters: the parameters of a space.
+        values: returns the values of a parameter to combine.
     """
     names = tuple(parameters)
 
@@ -216,3 +216,11 @@ def combinations(
             yield from extend({**chosen, names[index]: value}, index + 1)
 
     return extend({}, 0)
+
+
+def count_points(parameters: Mapping[str, Parameter], *, most: int) -> int | None:
+    """Return the number of points of a space; None if they cannot be listed or are more than ``most``."""
+    if not all(map(is_finite, parameters.values())):
+        return None
+    found = sum(1 for _ in islice(combinations(parameters), most + 1))
+    return found if found <= most else None

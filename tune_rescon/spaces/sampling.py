@@ -1,11 +1,11 @@
-"""From a space to trials, and from the trials of another search to this space.
+"""Draw the trials of a space, list its points, and place the trials of another search in it.
 
 Every sampled dict has only the active parameters, in the file's order, with values that a TrialConfig
 accepts. Optuna's storages hold plain scalars, so a list among the choices is stored there as text;
 :func:`to_optuna` and :func:`from_optuna` convert between the two forms.
 
-A warm-started search learns from the trials of an earlier one that :func:`overlap` can place in its space: a
-trial of the new search with these parameters would have the same value.
+A warm-started search learns from those trials of an earlier search that :func:`overlap` can place in its
+space. A trial of the new search with the same parameters would have the same value.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from tune_rescon.spaces.space import Space
 
 __all__ = [
     "Overlap",
-    "count_points",
     "distributions",
     "first_rows",
     "free_points",
@@ -65,7 +64,7 @@ __all__ = [
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Return the distribution of every parameter, active or not; :func:`suggest` draws from the same ones."""
+    """Return the distribution of every parameter, active or not. :func:`suggest` draws from the same ones."""
     return {name: _distribution(parameter) for name, parameter in space.parameters.items()}
 
 
@@ -96,10 +95,7 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
 
 
 def first_rows(space: Space) -> Sequence[Mapping[str, Any]]:
-    """Return the parameters of the trials that run first: a grid's points, or ``initial``.
-
-    The sampler does not draw these.
-    """
+    """Return the parameters of the first trials, which no sampler draws: a grid's points, or ``initial``."""
     return grid_points(space) if space.sampler.type == "grid" else space.initial
 
 
@@ -169,7 +165,7 @@ def _in_order(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def without_study_logs() -> Iterator[None]:
-    """Suppress Optuna's log line about each new study."""
+    """Suppress Optuna's log record of each new study within the block."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -183,31 +179,24 @@ def point_key(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) ->
 
     Args:
         parameters: the space's parameters.
-        values: the values of the active parameters, as :func:`.suggest` returns or as Optuna stores them.
+        values: the values of the active parameters, as :func:`.suggest` returns them or as Optuna stores
+            them.
 
     >>> parameters = {"drop_path": FloatParameter(type="float", low=0.0, high=0.3, step=0.1)}
     >>> point_key(parameters, {"drop_path": 0.1 + 0.2}) == point_key(parameters, {"drop_path": 0.3})
     True
     """
     stored = to_optuna(values)
-    return frozenset((name, _place(parameters[name], value)) for name, value in stored.items())
+    return frozenset((name, _value_key(parameters[name], value)) for name, value in stored.items())
 
 
-def _place(parameter: Parameter, value: Any) -> Hashable:
+def _value_key(parameter: Parameter, value: Any) -> Hashable:
     if isinstance(parameter, FloatParameter) and parameter.step is not None:
         # In binary, 0.1 + 0.2 is not equal to 0.3, but both are the same step.
         step: int = round((value - parameter.low) / parameter.step)
         return step
     # True == 1, but they are two choices.
     return (isinstance(value, bool), value)
-
-
-def count_points(parameters: Mapping[str, Parameter], *, most: int) -> int | None:
-    """Return the number of points of a space; None if they cannot be listed or are more than ``most``."""
-    if not all(map(is_finite, parameters.values())):
-        return None
-    found = sum(1 for _ in islice(combinations(parameters), most + 1))
-    return found if found <= most else None
 
 
 def free_points(
@@ -272,13 +261,12 @@ class Overlap:
 def overlap(space: Space, other: Space, sampled: Mapping[str, Any]) -> Overlap:
     """Place a trial of ``other`` in ``space``.
 
-    The trial fits ``space`` if a trial of ``space`` could have been identical: each parameter that ``space``
-    searches has a value that ``space`` can draw, and every other field (fixed, default, or an inactive
-    parameter) has the value that all trials of ``space`` have. Everything else on which a trial's value
-    depends must be equal too: the metric, ``fidelity.max`` (it sets the length of the learning-rate
-    schedule), the images and their split. The sampler, the stopping rule and the hardware do not matter.
-    Configurations are compared field by field: a preset counts as different from the same layout and depth
-    written out.
+    The trial fits if ``space`` could draw the same trial: each parameter that ``space`` searches has a value
+    that it can draw, and every other field (fixed, default, or an inactive parameter) has the value that all
+    trials of ``space`` have. Everything else that a trial's value depends on must be equal too: the metric,
+    the images, their split, and ``fidelity.max``, which sets the length of the learning-rate schedule. The
+    sampler, the stopping rule and the hardware do not matter. Configurations are compared field by field, so
+    a preset differs from the same layout and depth written out.
 
     Args:
         space: the search that learns.
@@ -317,7 +305,7 @@ def _placed(space: Space, config: dict[str, Any], other: Space) -> Overlap:
             outside.append(name)
     ours = trial_config(space, taken).to_dict()
     ours |= {"dataset": ours["dataset"] or space.dataset.name}
-    # A value outside the space does not decide which parameters are active, so no searched one is compared.
+    # With a value outside the space, it is not known which parameters are active: compare none of them.
     searched = space.parameters if outside else taken
     fields = [name for name in ours if name not in searched and not _same(ours[name], theirs[name])]
     differs = (*_unlike(space, other, theirs["dataset"]), *fields)
@@ -339,7 +327,7 @@ def overlap_message(name: str, placed: Sequence[Overlap]) -> str:
 
 
 def _unlike(space: Space, other: Space, dataset: str) -> Iterator[str]:
-    """Yield the differences between two spaces beyond the configuration of a trial on ``dataset``."""
+    """Yield the differences between two spaces that no configuration of a trial on ``dataset`` shows."""
     if space.metric.name != other.metric.name:
         yield "metric.name"
     elif space.metric.function != other.metric.function:

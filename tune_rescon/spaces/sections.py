@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from tune_rescon.errors import format_error, unknown_name_message
+from tune_rescon.errors import unknown_name_message
 from tune_rescon.metric_names import (
     BY_CLASS,
     EXTRA_METRICS,
@@ -31,7 +31,7 @@ from tune_rescon.metric_names import (
     metric_mode,
     objective_names,
 )
-from tune_rescon.spaces.yaml_document import Problem, problems_in, raise_problems, shown
+from tune_rescon.spaces.yaml_document import Problem, broken_rule, problems_in, raise_problems, shown
 
 __all__ = [
     "FROM_LIST",
@@ -135,16 +135,17 @@ class Metric(Section):
     """The epoch whose metric is a trial's value and whose network the trial keeps: its ``best`` epoch or its
     ``last`` one. A rung always compares trials at the rung's own epoch."""
     against: Literal["gmacs", "compute_hours"] | None = None
-    """A second objective, minimised: the search looks for a Pareto front. ``gmacs``: multiply-adds of one
-    image's forward pass, billions; ``compute_hours``: what the trial has cost so far, device-hours; null:
-    one objective. At a rung of asha or auto a trial is behind those that are as good and as cheap, and better
-    in one of the two. median compares by ``name`` alone."""
+    """A second objective, which is minimised: the search looks for a Pareto front. ``gmacs``: multiply-adds
+    of one image's forward pass, in billions; ``compute_hours``: the trial's cost so far, in device-hours;
+    null: one objective. At a rung of asha or auto, a trial ranks behind every trial that is at least as good
+    and as cheap, and better in one of the two. median compares by ``name`` alone."""
 
     log: Annotated[tuple[str, ...], FROM_LIST] = ()
-    """Further metrics that every epoch reports, by their names, ``val_f1_by_class`` or ``val_f1/CLASS`` (so
-    too of ``val_accuracy``, ``val_auroc`` and ``val_average_precision``), or as ``module:function`` of your
-    own. The function gets the class scores (N, K) and labels (N) of all validation images as tensors, and
-    returns a number, which is logged as ``val_function``."""
+    """Further metrics that every epoch reports: the name of a metric; ``val_f1/CLASS`` for one class or
+    ``val_f1_by_class`` for each class (also of ``val_accuracy``, ``val_auroc`` and
+    ``val_average_precision``); or ``module:function`` of your own. The function gets the class scores (N, K)
+    and labels (N) of all validation images as tensors, and returns a number, which is logged as
+    ``val_function``."""
 
     @property
     def of_test_images(self) -> bool:
@@ -166,7 +167,7 @@ class Metric(Section):
             yield Problem(path=("name",), text=unknown_name_message("metric", self.name, objectives))
         elif self.mode != metric_mode(self.name):
             rule = f"{self.name} goes with mode {metric_mode(self.name)}"
-            yield Problem(path=("mode",), text=format_error(rule, got=self.mode))
+            yield broken_rule(("mode",), rule, got=self.mode)
 
     def _check_log(self) -> Iterator[Problem]:
         names: set[str] = set()
@@ -178,14 +179,14 @@ class Metric(Section):
                 yield Problem(path=("log", index), text=text)
             elif name in names or (name in {*METRICS, *EXTRA_METRICS} and name != entry):
                 rule = "each metric must have a name that no other metric has"
-                yield Problem(path=("log", index), text=format_error(rule, got=name))
+                yield broken_rule(("log", index), rule, got=name)
             else:
                 names.add(name)
         if self.log and self.of_test_images:
             rule = (
                 "must be left out, because trials that are evaluated on test images have no validation images"
             )
-            yield Problem(path=("log",), text=format_error(rule, got=", ".join(self.log)))
+            yield broken_rule(("log",), rule, got=", ".join(self.log))
 
 
 class Fidelity(Section):
@@ -204,17 +205,16 @@ class Fidelity(Section):
     name: Literal["epoch"] = "epoch"
     """The unit of ``min`` and ``max``."""
     min: PositiveInt = 1
-    """Epochs before a trial may be stopped or paused: the first rung of asha, the earliest one of auto, the
-    first epoch at which median compares. It must cover the warm-up, because values within the warm-up are not
-    informative."""
+    """Epochs before a trial may be stopped or paused: the first rung of asha, the lowest first rung of auto,
+    the first epoch at which median compares. It must cover the warm-up, because values within the warm-up are
+    not informative."""
     max: PositiveInt
     """Epochs of a trial that is never stopped."""
 
     def check_rules(self) -> Iterator[Problem]:
         """Check that ``min <= max``."""
         if self.min > self.max:
-            rule = format_error("`min <= max` must hold", got=f"min={self.min}, max={self.max}")
-            yield Problem(path=("min",), text=rule)
+            yield broken_rule(("min",), "`min <= max` must hold", got=f"min={self.min}, max={self.max}")
 
 
 class Sampler(Section):
@@ -234,10 +234,11 @@ class Sampler(Section):
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] = 0
     """Seed of the draws and of each trial's training."""
     n_startup_trials: PositiveInt = 10
-    """Trials that tpe, gp and cmaes draw at random before they use a model; nsga2: trials of a generation."""
+    """Number of trials that tpe, gp and cmaes draw at random before they use a model. nsga2: number of trials
+    of a generation."""
     repeats: bool = False
-    """Whether a point of the space may run again, with another training seed. False: each runs once, and the
-    search ends when all have run."""
+    """Whether a point of the space may run again, with another training seed. False: each point runs once,
+    and the search ends when all points have run."""
 
 
 class Scheduler(Section):
@@ -258,10 +259,10 @@ class Scheduler(Section):
     }
 
     type: Literal["auto", "asha", "median", "none"] = "asha"
-    """``auto``: the budget is divided between new trials and finishing the best paused ones, and the first
-    rung is chosen by how well the early ranks of this search's trials agree with the later ones. ``asha``: a
-    trial continues past a rung if it is among the best there. ``median``: a trial continues past each epoch
-    from ``fidelity.min`` on if it is in the upper half there. ``none``: every trial continues."""
+    """``auto``: the budget is divided between starting trials and finishing the best paused ones, and the
+    first rung is chosen by how well early ranks agree with later ranks in this search. ``asha``: a trial
+    continues past a rung if it is among the best there. ``median``: a trial continues past each epoch from
+    ``fidelity.min`` on if it is in the better half there. ``none``: every trial continues."""
     reduction_factor: Annotated[int, Field(ge=2)] = _REDUCTION_FACTOR
     """ASHA: one trial in this many continues past a rung."""
     variant: Literal["stop", "promote"] = "stop"
@@ -276,18 +277,16 @@ class Scheduler(Section):
         return self.type != "none"
 
     def check_rules(self) -> Iterator[Problem]:
-        """Check that the keys which only asha reads have their defaults for other types.
+        """Check that the keys that only asha reads have their defaults with any other type.
 
         The values are checked, not the presence of the keys, because a resolved file has every key.
         """
         if self.type == "asha":
             return
         if self.variant != "stop":
-            yield Problem(path=("variant",), text=format_error(_ASHA_ONLY, got=self.variant))
+            yield broken_rule(("variant",), _ASHA_ONLY, got=self.variant)
         if self.reduction_factor != _REDUCTION_FACTOR:
-            yield Problem(
-                path=("reduction_factor",), text=format_error(_ASHA_ONLY, got=str(self.reduction_factor))
-            )
+            yield broken_rule(("reduction_factor",), _ASHA_ONLY, got=str(self.reduction_factor))
 
 
 class Budget(Section):
@@ -311,7 +310,7 @@ class Budget(Section):
     hours: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which no trial continues; null: no limit."""
     epochs: PositiveInt | None = None
-    """Only with the scheduler ``auto``: epochs of all trials together; null: no limit."""
+    """Epochs of all trials together; only with the scheduler ``auto``; null: no limit."""
 
 
 class Limit(Section):
@@ -331,7 +330,7 @@ class Latency(Limit):
     """The time that a network may take for one image, and where it is measured."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    """``cpu``: one thread of it; ``cuda``: a GPU. Of the machine on which the search is started."""
+    """``cpu``: one CPU thread, or ``cuda``: a GPU, of the machine on which the search is started."""
 
 
 class Constraints(Section):
@@ -355,22 +354,22 @@ class Constraints(Section):
 
 
 class Goal(Section):
-    """The metric and the number of trials of a search: all that a list of searches shows of its space."""
+    """The metric and the budget of a search: all that a list of searches shows of its space."""
 
     metric: Metric
     budget: Budget
 
 
 def _number_or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """Report only the problem of the type that a value seems to have, a number or a word."""
+    """Report one problem, where pydantic reports one for each type that the value could have."""
     try:
         return handler(value)
     except ValidationError as error:
         if isinstance(value, str):
-            rule = Problem(path=(), text=format_error("must be a number or auto", got=shown(value)))
+            problem = broken_rule((), "must be a number or auto", got=shown(value))
         else:
-            rule = Problem(path=(), text=next(problems_in(error)).text)
-        raise_problems("gpu", [rule])
+            problem = Problem(path=(), text=next(problems_in(error)).text)
+        raise_problems("gpu", [problem])
         raise
 
 
@@ -393,20 +392,23 @@ class Resources(Section):
     }
 
     workers: PositiveInt = 1
-    """Processes that train one trial together, each with ``cpu`` cores and ``gpu`` GPUs of its own, on one
-    machine or several. ``batch_size`` stays the whole trial's: each has its share of every batch."""
+    """Processes that train one trial together, each with its own ``cpu`` cores and ``gpu`` GPUs, on one
+    machine or several. ``batch_size`` is that of the whole trial: each process trains a share of every
+    batch."""
     cpu: PositiveInt = 1
     """CPU cores of a worker; also the threads of its process."""
     gpu: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], WrapValidator(_number_or_auto)] = 0.0
-    """GPUs; a fraction below 1 lets trials share one. ``auto``: the share of one that the space's largest
-    network needs, measured on a GPU before the first trial; ``space.yaml`` then has the number."""
+    """GPUs of a worker; a fraction below 1 lets trials share a GPU. ``auto``: the fraction that the largest
+    network of the space needs; it is measured on a GPU before the first trial, and written to
+    ``space.yaml``."""
     accelerator: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
-    """The kind of GPU, by Ray's name (A10G, L4, A100, H100), so that all trials get the same; null: any."""
+    """The kind of GPU, by Ray's name (A10G, L4, A100, H100), so that all trials get the same kind; null:
+    any."""
 
     def by_name(self) -> dict[str, float]:
         """Return the resources to request from Ray for each of the ``workers``, by Ray's names."""
         need = {"CPU": float(self.cpu), "GPU": self.gpus}
-        # A node has 1 of this resource, for the requests that name it.
+        # A node with such a GPU has 1 of this resource, so the smallest request makes Ray choose it.
         return need if self.accelerator is None else {**need, f"accelerator_type:{self.accelerator}": 0.001}
 
     @property
@@ -425,22 +427,19 @@ class Resources(Section):
         return 1.0 if self.gpu == "auto" else self.gpu
 
     def check_rules(self) -> Iterator[Problem]:
-        """Check the number of GPUs, and that ``accelerator`` is set only with a GPU.
-
-        A process uses at most one GPU, so no second one may be paid for.
-        """
+        """Check the number of GPUs, of which a process uses one, and that ``accelerator`` has a GPU."""
         if self.gpus > 1:
             rule = "must be at most 1: a process trains on one GPU, or on a share of it"
             hint = f"Write `workers: {math.ceil(self.gpus)}, gpu: 1` for a trial of several GPUs."
-            yield Problem(path=("gpu",), text=format_error(rule, got=shown(self.gpu), hint=hint))
+            yield broken_rule(("gpu",), rule, got=shown(self.gpu), hint=hint)
         elif self.workers > 1 and self.gpu not in (0, 1):
             rule = (
                 "must be 1, or 0, where a trial has several `workers`: they wait for the slowest at each step"
             )
-            yield Problem(path=("gpu",), text=format_error(rule, got=shown(self.gpu)))
+            yield broken_rule(("gpu",), rule, got=shown(self.gpu))
         if self.accelerator is not None and not self.gpu:
             rule = "must be left out unless a trial has a `gpu`"
-            yield Problem(path=("accelerator",), text=format_error(rule, got=shown(self.accelerator)))
+            yield broken_rule(("accelerator",), rule, got=shown(self.accelerator))
 
 
 class AutoResources(Resources):

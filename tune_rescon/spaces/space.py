@@ -1,7 +1,7 @@
-"""The complete space file as one frozen model, and the rules between its sections; every instance is valid.
+"""A whole space file as one frozen model, and the rules between its sections. Every instance is valid.
 
-The rules check a :class:`PartialSpace`: the sections that could be read. An unreadable section therefore does
-not hide what is wrong in the others, and every rule checks only the sections that it has.
+The rules check a :class:`PartialSpace`: the sections that could be read. A section that cannot be read
+therefore does not hide the problems of the others. A rule whose sections are missing is skipped.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidatorFunctionWrapHandler, WrapValidator
 
 from tune_rescon.config import DatasetConfig, check_field, field_names
 from tune_rescon.data import list_datasets
-from tune_rescon.errors import KeyPath, counted, dotted, format_error, unknown_name_message
+from tune_rescon.errors import KeyPath, counted, dotted, unknown_name_message
 from tune_rescon.spaces.field_rules import (
     check_conditions,
     check_fields,
@@ -32,7 +31,7 @@ from tune_rescon.spaces.field_rules import (
 from tune_rescon.spaces.parameters import (
     CategoricalParameter,
     Parameter,
-    combinations,
+    count_points,
     is_among,
     is_finite,
 )
@@ -49,7 +48,14 @@ from tune_rescon.spaces.sections import (
     Section,
     Value,
 )
-from tune_rescon.spaces.yaml_document import A_SECTION, Problem, quoting, raise_problems, shown
+from tune_rescon.spaces.yaml_document import (
+    A_SECTION,
+    Problem,
+    broken_rule,
+    quoting,
+    raise_problems,
+    shown,
+)
 
 __all__ = ["FOLDER_ONLY", "PartialSpace", "Space", "check_rules", "longest_warmup", "read_dataset"]
 
@@ -63,21 +69,22 @@ def read_dataset(value: Any) -> DatasetConfig:
     if isinstance(value, DatasetConfig):
         return value
     if not isinstance(value, dict):
-        raise_problems("dataset", [Problem(path=(), text=format_error(A_SECTION, got=shown(value)))])
+        raise_problems("dataset", [broken_rule((), A_SECTION, got=shown(value))])
     raise_problems("dataset", _dataset_problems(value))
     return DatasetConfig(**value)
 
 
 def _dataset_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the broken rules of the section ``dataset``."""
     known = field_names(DatasetConfig)
     if "name" not in values:
-        yield Problem(path=("name",), text=format_error("is missing"))
+        yield broken_rule(("name",), "is missing")
     for key, value in values.items():
         if key not in known:
             yield Problem(path=(key,), text=unknown_name_message("key", key, known))
         elif rule := check_field(key, value, DatasetConfig):
             hint = quoting(key, value) if holds_text(key, DatasetConfig) else ""
-            yield Problem(path=(key,), text=format_error(rule, got=shown(value), hint=hint))
+            yield broken_rule((key,), rule, got=shown(value), hint=hint)
 
 
 def _read_resources(value: Any, handler: ValidatorFunctionWrapHandler) -> Resources:
@@ -85,7 +92,7 @@ def _read_resources(value: Any, handler: ValidatorFunctionWrapHandler) -> Resour
         return AutoResources()
     if isinstance(value, str):
         rule = f"{A_SECTION}, or auto"
-        raise_problems("resources_per_trial", [Problem(path=(), text=format_error(rule, got=shown(value)))])
+        raise_problems("resources_per_trial", [broken_rule((), rule, got=shown(value))])
     resources: Resources = handler(value)
     return resources
 
@@ -165,8 +172,12 @@ class Space(Section):
         names = {field.name for field in dataclasses.fields(PartialSpace)} & type(self).model_fields.keys()
         yield from check_rules(PartialSpace(**{name: getattr(self, name) for name in names}))
 
-    def dataset_config(self, name: str | None = None) -> DatasetConfig:
-        """Return a trial's dataset: ``dataset``, or the named one if ``parameters.dataset`` is searched."""
+    def dataset_config(self, name: str | None) -> DatasetConfig:
+        """Return the dataset of a trial.
+
+        Args:
+            name: the dataset's name, if ``parameters.dataset`` is searched; None: the section ``dataset``.
+        """
         if name is None or name == self.dataset.name:
             return self.dataset
         if name == "folder":
@@ -182,13 +193,9 @@ FOLDER_ONLY: Final = ("path", "train", "val", "test", "ignore")
 #: The most points of a grid: a larger grid is a mistake.
 _LARGEST_GRID: Final = 10_000
 
-#: Sampler types whose Optuna sampler silently draws such parameters at random instead of modelling them.
+#: Samplers of Optuna's that draw a conditional parameter at random, without a message, instead of modelling
+#: it. That of ``cmaes`` does the same with categorical parameters, and with the only parameter of a space.
 _MODELS_NO_WHEN: Final = ("gp", "cmaes")
-_MODELS_NO_CATEGORICAL: Final = ("cmaes",)
-_MODELS_NO_SINGLE: Final = ("cmaes",)
-
-#: Samplers that raise if a study has two objectives.
-_ONE_OBJECTIVE: Final = ("cmaes",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,125 +216,120 @@ class PartialSpace:
     resources_per_trial: Resources | None = None
 
 
-def check_rules(draft: PartialSpace) -> Iterator[Problem]:
-    """Yield a problem for every rule between sections that ``draft`` breaks."""
-    fields = list(check_fields(draft.fixed, draft.parameters))
+def check_rules(partial: PartialSpace) -> Iterator[Problem]:
+    """Yield a problem for every rule between sections that ``partial`` breaks."""
+    fields = list(check_fields(partial.fixed, partial.parameters))
     yield from fields
-    yield from unknown_fields(draft.unread)
-    yield from _check_dataset(draft)
-    yield from _check_evaluation_images(draft)
-    if draft.unread or not draft.parameters:
+    yield from unknown_fields(partial.unread)
+    yield from _check_dataset(partial)
+    yield from _check_evaluation_images(partial)
+    if partial.unread or not partial.parameters:
         return
-    conditions = list(check_conditions(draft.parameters))
+    conditions = list(check_conditions(partial.parameters))
     yield from conditions
-    yield from _check_scheduler(draft)
+    yield from _check_epochs(partial)
+    yield from _check_groups(partial)
     if fields or conditions:
         return
-    yield from _check_warmup(draft)
-    if draft.resources_per_trial:
-        yield from check_shares(draft.resources_per_trial.workers, draft.fixed, draft.parameters)
-    rows = list(check_rows(draft.initial, draft.parameters))
+    yield from _check_warmup(partial)
+    if partial.resources_per_trial:
+        yield from check_shares(partial.resources_per_trial.workers, partial.fixed, partial.parameters)
+    rows = list(check_rows(partial.initial, partial.parameters))
     yield from rows
-    yield from _check_sampler(draft)
-    known = only_rows(draft.initial, trials=draft.budget.trials) if draft.budget and not rows else ()
-    yield from missing_networks(draft.fixed, draft.parameters, known)
+    yield from _check_sampler(partial)
+    known = only_rows(partial.initial, trials=partial.budget.trials) if partial.budget and not rows else ()
+    yield from missing_networks(partial.fixed, partial.parameters, known)
 
 
-def _check_dataset(draft: PartialSpace) -> Iterator[Problem]:
+def _check_dataset(partial: PartialSpace) -> Iterator[Problem]:
     """Check the dataset names, and that ``folder`` has a path and no other dataset has one.
 
     If the dataset is searched, the section's name must be among the choices.
     """
-    if draft.dataset is None:
+    if partial.dataset is None:
         return
-    wanted: dict[KeyPath, Any] = {("dataset", "name"): draft.dataset.name}
-    searched = draft.parameters.get("dataset")
+    wanted: dict[KeyPath, Any] = {("dataset", "name"): partial.dataset.name}
+    searched = partial.parameters.get("dataset")
     if isinstance(searched, CategoricalParameter):
-        if not is_among(draft.dataset.name, searched.choices):
+        if not is_among(partial.dataset.name, searched.choices):
             rule = f"must be one of the searched datasets {', '.join(map(str, searched.choices))}"
-            text = format_error(rule, got=draft.dataset.name)
-            yield Problem(path=("dataset", "name"), text=text)
+            yield broken_rule(("dataset", "name"), rule, got=partial.dataset.name)
         for index, name in enumerate(searched.choices):
             wanted["parameters", "dataset", "choices", index] = name
     for path, name in wanted.items():
         if name not in list_datasets():
             yield Problem(path=path, text=unknown_name_message("dataset", name, list_datasets()))
     if "folder" in wanted.values():
-        if draft.dataset.path is None:
+        if partial.dataset.path is None:
             hint = "Give it with --set dataset.path=DIR, or the URL of a .zip."
             rule = "`dataset.path`, a directory or .zip of images, is missing"
-            yield Problem(path=("dataset",), text=format_error(rule, hint=hint))
+            yield broken_rule(("dataset",), rule, hint=hint)
         return
     for key in (*FOLDER_ONLY, "resize"):
-        given = getattr(draft.dataset, key)
+        given = getattr(partial.dataset, key)
         if given not in (None, "crop"):
             rule = f"only the dataset `folder` has {'a path' if key == 'path' else f'`{key}`'}"
-            yield Problem(path=("dataset", key), text=format_error(rule, got=shown(given)))
+            yield broken_rule(("dataset", key), rule, got=shown(given))
 
 
-def _check_evaluation_images(draft: PartialSpace) -> Iterator[Problem]:
+def _check_evaluation_images(partial: PartialSpace) -> Iterator[Problem]:
     """Check which images evaluate the trials: the held-out images or the test images.
 
     No choice may be made by the test images.
     """
-    if draft.metric is None or draft.dataset is None:
+    if partial.metric is None or partial.dataset is None:
         return
-    on_test_images = draft.metric.of_test_images
-    if on_test_images == draft.dataset.hold_out:
+    on_test_images = partial.metric.of_test_images
+    if on_test_images == partial.dataset.hold_out:
         rule = "`dataset.hold_out: false` must be set with a metric of the test images, and with no other"
-        held = str(draft.dataset.hold_out).lower()
-        text = format_error(rule, got=f"hold_out {held} and {draft.metric.name}")
-        yield Problem(path=("metric", "name"), text=text)
-    elif on_test_images and draft.scheduler and draft.scheduler.stops_trials:
+        held = str(partial.dataset.hold_out).lower()
+        yield broken_rule(("metric", "name"), rule, got=f"hold_out {held} and {partial.metric.name}")
+    elif on_test_images and partial.scheduler and partial.scheduler.stops_trials:
         rule = "must be none if the test images evaluate the trials, once, after the last epoch"
-        yield Problem(path=("scheduler", "type"), text=format_error(rule, got=draft.scheduler.type))
-    elif on_test_images and draft.budget and draft.budget.trials > len(draft.initial):
-        rows = counted(len(draft.initial), "row")
+        yield broken_rule(("scheduler", "type"), rule, got=partial.scheduler.type)
+    elif on_test_images and partial.budget and partial.budget.trials > len(partial.initial):
+        rows = counted(len(partial.initial), "row")
         rule = f"must be at most the {rows} of `initial` if the test images evaluate them"
         hint = "A search chooses by validation images; `tune_rescon.train` evaluates the chosen trials."
-        text = format_error(rule, got=str(draft.budget.trials), hint=hint)
-        yield Problem(path=("budget", "trials"), text=text)
+        yield broken_rule(("budget", "trials"), rule, got=str(partial.budget.trials), hint=hint)
 
 
-def _check_scheduler(draft: PartialSpace) -> Iterator[Problem]:
-    """Check that ``group_by`` names a categorical that every trial has, and the budget of epochs."""
-    yield from _check_epochs(draft)
-    name = draft.scheduler.group_by if draft.scheduler else None
+def _check_epochs(partial: PartialSpace) -> Iterator[Problem]:
+    """Check that only the scheduler ``auto``, which plans its budget, is given a budget of epochs."""
+    if partial.scheduler is None or partial.budget is None or partial.scheduler.type == "auto":
+        return
+    if partial.budget.epochs is not None:
+        rule = "must be left out unless `scheduler.type` is auto"
+        yield broken_rule(("budget", "epochs"), rule, got=str(partial.budget.epochs))
+
+
+def _check_groups(partial: PartialSpace) -> Iterator[Problem]:
+    """Check that ``group_by`` names a categorical that every trial has."""
+    name = partial.scheduler.group_by if partial.scheduler else None
     if name is None:
         return
     known = [
         other
-        for other, parameter in draft.parameters.items()
+        for other, parameter in partial.parameters.items()
         if isinstance(parameter, CategoricalParameter) and parameter.when is None
     ]
     if name not in known:
         rule = "must name a categorical parameter without `when`"
-        text = format_error(rule, got=shown(name), hint=choice_of(known))
-        yield Problem(path=("scheduler", "group_by"), text=text)
+        yield broken_rule(("scheduler", "group_by"), rule, got=shown(name), hint=choice_of(known))
 
 
-def _check_epochs(draft: PartialSpace) -> Iterator[Problem]:
-    """Check that only the scheduler ``auto``, which plans its budget, is given a budget of epochs."""
-    if draft.scheduler is None or draft.budget is None or draft.scheduler.type == "auto":
-        return
-    if draft.budget.epochs is not None:
-        rule = "must be left out unless `scheduler.type` is auto"
-        yield Problem(path=("budget", "epochs"), text=format_error(rule, got=str(draft.budget.epochs)))
-
-
-def _check_warmup(draft: PartialSpace) -> Iterator[Problem]:
+def _check_warmup(partial: PartialSpace) -> Iterator[Problem]:
     """Check that the warm-up ends before training ends, and before the first trial may be stopped."""
-    if draft.fidelity is None:
+    if partial.fidelity is None:
         return
-    path, epochs = longest_warmup(draft.fixed, draft.parameters)
-    if epochs > draft.fidelity.max:
-        rule = f"must be at most `fidelity.max` ({draft.fidelity.max})"
-        yield Problem(path=path, text=format_error(rule, got=shown(epochs)))
-    elif draft.scheduler and draft.scheduler.stops_trials and epochs > draft.fidelity.min:
+    path, epochs = longest_warmup(partial.fixed, partial.parameters)
+    if epochs > partial.fidelity.max:
+        rule = f"must be at most `fidelity.max` ({partial.fidelity.max})"
+        yield broken_rule(path, rule, got=shown(epochs))
+    elif partial.scheduler and partial.scheduler.stops_trials and epochs > partial.fidelity.min:
         rule = f"must cover the warm-up (`{dotted(path)}`: {shown(epochs)}), when values rank no trials"
         hint = f"Write `min: {math.ceil(epochs)}`."
-        text = format_error(rule, got=str(draft.fidelity.min), hint=hint)
-        yield Problem(path=("fidelity", "min"), text=text)
+        yield broken_rule(("fidelity", "min"), rule, got=str(partial.fidelity.min), hint=hint)
 
 
 def longest_warmup(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[KeyPath, float]:
@@ -340,50 +342,38 @@ def longest_warmup(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]
     return ("fixed", "warmup_epochs"), fixed.get("warmup_epochs", 0)
 
 
-def _check_sampler(draft: PartialSpace) -> Iterator[Problem]:
+def _check_sampler(partial: PartialSpace) -> Iterator[Problem]:
     """Check that the sampler supports the objectives and the parameters."""
-    if draft.sampler is None:
+    if partial.sampler is None:
         return
-    kind = draft.sampler.type
-    against = draft.metric and draft.metric.against
-    if against and kind in _ONE_OBJECTIVE:
-        rule = f"sampler {kind} takes one objective"
+    kind = partial.sampler.type
+    against = partial.metric and partial.metric.against
+    if against and kind == "cmaes":
+        # Its sampler raises if a study has two objectives.
         hint = "Use `sampler.type: tpe`, nsga2 or gp, or leave `metric.against` out."
-        text = format_error(rule, got=f"`metric.against: {against}` too", hint=hint)
-        yield Problem(path=("sampler", "type"), text=text)
+        got = f"`metric.against: {against}` too"
+        yield broken_rule(("sampler", "type"), f"sampler {kind} takes one objective", got=got, hint=hint)
     if kind == "grid":
-        yield from _check_grid(draft)
-    if kind in _MODELS_NO_SINGLE and len(draft.parameters) == 1:
-        text = format_error(
-            f"sampler {kind} needs two parameters", got="one", hint="Use `sampler.type: tpe`."
-        )
-        yield Problem(path=("sampler", "type"), text=text)
-    for name, parameter in draft.parameters.items():
+        yield from _check_grid(partial)
+    hint = "Use `sampler.type: tpe`."
+    if kind == "cmaes" and len(partial.parameters) == 1:
+        yield broken_rule(("sampler", "type"), f"sampler {kind} needs two parameters", got="one", hint=hint)
+    for name, parameter in partial.parameters.items():
         path = ("parameters", name)
         if kind in _MODELS_NO_WHEN and parameter.when:
-            text = format_error(f"sampler {kind} takes no `when`", got="one", hint="Use `sampler.type: tpe`.")
-            yield Problem(path=(*path, "when"), text=text)
-        if kind in _MODELS_NO_CATEGORICAL and isinstance(parameter, CategoricalParameter):
-            text = format_error(
-                f"sampler {kind} takes numbers only", got="a categorical", hint="Use `sampler.type: tpe`."
-            )
-            yield Problem(path=path, text=text)
+            yield broken_rule((*path, "when"), f"sampler {kind} takes no `when`", got="one", hint=hint)
+        if kind == "cmaes" and isinstance(parameter, CategoricalParameter):
+            yield broken_rule(path, f"sampler {kind} takes numbers only", got="a categorical", hint=hint)
 
 
-def _check_grid(draft: PartialSpace) -> Iterator[Problem]:
+def _check_grid(partial: PartialSpace) -> Iterator[Problem]:
     """Check that the grid's points can be listed, and that ``initial`` is empty."""
-    if draft.initial:
-        text = format_error(
-            "a grid runs every combination; `initial` must be empty", got=counted(len(draft.initial), "row")
-        )
-        yield Problem(path=("initial",), text=text)
-    endless = [name for name, parameter in draft.parameters.items() if not is_finite(parameter)]
+    if partial.initial:
+        rule = "a grid runs every combination; `initial` must be empty"
+        yield broken_rule(("initial",), rule, got=counted(len(partial.initial), "row"))
+    endless = [name for name, parameter in partial.parameters.items() if not is_finite(parameter)]
     for name in endless:
-        text = format_error("sampler grid needs values it can list", got="a float without `step`")
-        yield Problem(path=("parameters", name), text=text)
-    if endless:
-        return
-    points = sum(1 for _ in islice(combinations(draft.parameters), _LARGEST_GRID + 1))
-    if points > _LARGEST_GRID:
-        text = format_error(f"a grid must have at most {_LARGEST_GRID} points", got="more")
-        yield Problem(path=("parameters",), text=text)
+        rule = "sampler grid needs values it can list"
+        yield broken_rule(("parameters", name), rule, got="a float without `step`")
+    if not endless and count_points(partial.parameters, most=_LARGEST_GRID) is None:
+        yield broken_rule(("parameters",), f"a grid must have at most {_LARGEST_GRID} points", got="more")

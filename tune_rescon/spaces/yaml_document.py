@@ -24,6 +24,7 @@ __all__ = [
     "Document",
     "Problem",
     "SourceLine",
+    "broken_rule",
     "problems_in",
     "quoting",
     "raise_problems",
@@ -35,7 +36,10 @@ __all__ = [
 #: The rule that a value breaks if it should be a mapping of keys.
 A_SECTION: Final = "must be a section (`key: value` lines)"
 
+#: pydantic's error type of the problems that :func:`raise_problems` raises.
 _OURS: Final = "space_rule"
+
+#: Length, in characters, from which :func:`shown` shortens a value.
 _LONGEST_SHOWN: Final = 80
 
 #: Other tools' words for our values.
@@ -104,6 +108,18 @@ class Problem:
     text: str
 
 
+def broken_rule(path: KeyPath, rule: str, *, got: object = None, hint: str = "") -> Problem:
+    """Return the problem of a value that breaks a rule; see :func:`.format_error`.
+
+    Args:
+        path: the place of the value.
+        rule: the rule.
+        got: the value.
+        hint: what the user can do.
+    """
+    return Problem(path=path, text=format_error(rule, got=got, hint=hint))
+
+
 def shown(value: object) -> str:
     """Format a value for an error message: its repr, shortened if it is long."""
     text = repr(value)
@@ -163,7 +179,10 @@ def _in_our_words(kind: str, context: Mapping[str, Any], value: Any, fallback: s
     return format_error(rule, got=shown(got), hint=hint)
 
 
+#: Levels of lists and sections below which YAML is refused.
 _DEEPEST: Final = 16
+
+#: The beginning of the tags of YAML's own types.
 _TAG: Final = "tag:yaml.org,2002:"
 _TEXTS: Final = ("str", "timestamp")  # YAML 1.2's core schema has no timestamps
 _SCALARS: Final = ("null", "bool", "int", "float")
@@ -183,7 +202,7 @@ class SourceLine:
 
 @dataclass
 class Document:
-    """Plain values, the place of every path in them, and the problems found when they were read."""
+    """Plain values, the place of every path in them, and the problems found in reading them."""
 
     top: SourceLine
     value: Any = None
@@ -196,25 +215,22 @@ class Document:
             path = path[:-1]
         return self.places.get(path, self.top)
 
-    def complain(self, place: SourceLine, path: KeyPath, text: str) -> None:
+    def complain(
+        self, place: SourceLine, path: KeyPath, rule: str, *, got: object = None, hint: str = ""
+    ) -> None:
         """Add a problem at ``place``.
 
         Args:
             place: the line or the override.
             path: the path in the document.
-            text: the message, without the place.
+            rule: the rule that the value breaks.
+            got: the value.
+            hint: what the user can do.
         """
-        self.problems.append((place, Problem(path=path, text=text)))
+        self.problems.append((place, broken_rule(path, rule, got=got, hint=hint)))
 
-    def override(self, key: str, text: str, place: SourceLine) -> None:
-        """Set the dotted ``key`` to the YAML ``text``, as ``--set KEY=VALUE`` does at ``place``."""
-        self._put(key, read_document(text, place))
-
-    def override_text(self, key: str, value: str | None, place: SourceLine) -> None:
-        """Set the dotted ``key`` to the text ``value``, which YAML might read as another type."""
-        self._put(key, Document(top=place, value=value, places={(): place}))
-
-    def _put(self, key: str, given: Document) -> None:
+    def override(self, key: str, given: Document) -> None:
+        """Set the dotted ``key`` to the value of ``given``, an override, and add its problems."""
         place = given.top
         *above, last = key.split(".")
         section = self._section(tuple(above), place)
@@ -222,12 +238,9 @@ class Document:
         if section is None:
             return
         path = (*above, last)
-        self._forget(path)
         section[last] = given.value
-        self.places |= {(*path, *below): place for below in given.places} | {path: place}
-
-    def _forget(self, path: KeyPath) -> None:
-        self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}
+        kept = {known: line for known, line in self.places.items() if known[: len(path)] != path}
+        self.places = kept | {(*path, *below): place for below in given.places} | {path: place}
 
     def _section(self, path: tuple[str, ...], place: SourceLine) -> dict[str, Any] | None:
         """Return the mapping at ``path``, created if missing; add a problem and return None for a value."""
@@ -239,7 +252,7 @@ class Document:
             section = section[step]
             if not isinstance(section, dict):
                 rule = f"{A_SECTION} to set a key in it"
-                self.complain(place, path[:depth], format_error(rule, got=shown(section)))
+                self.complain(place, path[:depth], rule, got=shown(section))
                 return None
         return section
 
@@ -253,9 +266,7 @@ def read_document(text: str, place: SourceLine) -> Document:
     """
     document = Document(top=place, places={(): place})
     if re.search(r"^%", text, re.MULTILINE):
-        document.complain(
-            place, (), format_error("a space file is YAML 1.2 without directives", got="a `%` line")
-        )
+        document.complain(place, (), "a space file is YAML 1.2 without directives", got="a `%` line")
         return document
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = _DEEPEST
@@ -264,9 +275,9 @@ def read_document(text: str, place: SourceLine) -> Document:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = SourceLine(mark.line + 1, place.source) if place.line and mark else place
-        document.complain(where, (), f"is not YAML: {error.problem}.")
+        document.complain(where, (), f"is not YAML: {error.problem}")
     except YAMLError as error:
-        document.complain(place, (), f"is not YAML: {str(error).splitlines()[0]}.")
+        document.complain(place, (), f"is not YAML: {str(error).splitlines()[0]}")
     else:
         document.value = None if node is None else _Reader(yaml, document).value(node, ())
     return document
@@ -283,9 +294,7 @@ class _Reader:
         self._document.places.setdefault(path, self._place(node))
         if node.anchor:
             # The reader does not descend into an anchored node, because the node may contain itself.
-            self._complain(
-                node, path, format_error("must be written out", got=f"the anchor `&{node.anchor}`")
-            )
+            self._complain(node, path, "must be written out", got=f"the anchor `&{node.anchor}`")
             return None
         kind = str(node.tag).removeprefix(_TAG)
         if isinstance(node, MappingNode) and kind == "map":
@@ -296,7 +305,7 @@ class _Reader:
             return node.value
         if isinstance(node, ScalarNode) and kind in _SCALARS:
             return self._scalar(node, path, kind)
-        self._complain(node, path, format_error("must be a plain value", got=f"the tag `!{kind}`"))
+        self._complain(node, path, "must be a plain value", got=f"the tag `!{kind}`")
         return None
 
     def _scalar(self, node: ScalarNode, path: KeyPath, kind: str) -> Any:
@@ -305,11 +314,9 @@ class _Reader:
             if kind == "int":
                 float(value)
         except (ValueError, KeyError):  # a tag that its text does not fit, or thousands of digits
-            self._complain(
-                node, path, format_error(f"must be a value of YAML's type {kind}", got=shown(node.value))
-            )
+            self._complain(node, path, f"must be a value of YAML's type {kind}", got=shown(node.value))
         except OverflowError:
-            self._complain(node, path, format_error("must be a number below 1e308", got=shown(node.value)))
+            self._complain(node, path, "must be a number below 1e308", got=shown(node.value))
         else:
             return value
         return None
@@ -318,10 +325,10 @@ class _Reader:
         values: dict[str, Any] = {}
         for key, inner in node.value:
             if not isinstance(key, ScalarNode) or str(key.tag).removeprefix(_TAG) not in _TEXTS:
-                self._complain(key, path, format_error("a key must be a word", got=f"`{_source_of(key)}`"))
+                self._complain(key, path, "a key must be a word", got=f"`{_source_of(key)}`")
             elif key.value in values:
                 first = self._document.places[(*path, key.value)]
-                self._complain(key, (*path, key.value), f"is repeated; {first} has it already.")
+                self._complain(key, (*path, key.value), f"is repeated; {first} has it already")
             else:
                 self._document.places[(*path, key.value)] = self._place(key)
                 values[key.value] = self.value(inner, (*path, key.value))
@@ -331,8 +338,8 @@ class _Reader:
         top = self._document.top
         return SourceLine(node.start_mark.line + 1, top.source) if top.line else top
 
-    def _complain(self, node: Node, path: KeyPath, text: str) -> None:
-        self._document.complain(self._place(node), path, text)
+    def _complain(self, node: Node, path: KeyPath, rule: str, *, got: object = None) -> None:
+        self._document.complain(self._place(node), path, rule, got=got)
 
 
 def _source_of(node: Node) -> str:

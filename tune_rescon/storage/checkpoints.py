@@ -1,7 +1,7 @@
-"""A trial's checkpoints, mirrored to a URL while its process writes them on its own node.
+"""Mirror the checkpoints of a trial to a URL while its process writes them on its own node.
 
-The progress of a trial is read from the checkpoint files themselves, so no other state is kept. Each file is
-sent whole as soon as it is written, the best network before the state from which training resumes.
+The progress of a trial is read from its checkpoint files, so no other state is kept. Each file is sent whole
+as soon as it is written, the best network before the state from which training resumes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,6 @@ __all__ = ["CheckpointMirror"]
 
 _log: Final = logging.getLogger(__name__)
 
-#: Seconds that a trial retries an unreachable URL, before its first epoch and after its last.
-TIMEOUT: Final = 60.0
-
-#: Seconds between two tries.
-PAUSE: Final = 2.0
-
 
 @dataclass(kw_only=True)
 class CheckpointMirror:
@@ -38,16 +32,19 @@ class CheckpointMirror:
     """The files to mirror, in the order of sending."""
     note: Callable[[str], None]
     """Called with a description of each failure; the trial continues."""
-    timeout: float = TIMEOUT
-    pause: float = PAUSE
+    timeout: float = 60.0
+    """Seconds for which an unreachable URL is retried, before the first epoch and after the last one."""
+    pause: float = 2.0
+    """Seconds between two tries."""
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
     _behind: bool = False
+    """True if a failure was noted and not all files are at the URL since."""
 
     def fetch(self, progress: Callable[[Path], int]) -> None:
-        """Bring the copy with more progress into ``local``; prefer this node's copy if both are equal.
+        """Replace the files in ``local`` by those at the URL if these have more progress.
 
-        If the URL cannot be read, the trial resumes from the files on this node. In the worst case the trial
-        begins at its start, which repeats epochs but does not change their results.
+        If the URL cannot be read, the trial resumes from the files on this node. If there are none, the trial
+        repeats its epochs, with the same results.
 
         Args:
             progress: returns the progress of the checkpoints in a folder.
@@ -56,9 +53,9 @@ class CheckpointMirror:
         arrived = self.local.with_name(f".{self.local.name}.arrived")
         shutil.rmtree(arrived, ignore_errors=True)
         try:
-            if self._insist(lambda: self._download(arrived)) and progress(arrived) > progress(self.local):
-                # In this order, because the last file tells the progress: a process that is killed between
-                # two files must not leave a folder that seems to be complete.
+            if self._retry(lambda: self._download(arrived)) and progress(arrived) > progress(self.local):
+                # The last file shows the progress. In this order, a process that is killed between two files
+                # leaves no folder that seems to be complete.
                 for name in self.names:
                     if (arrived / name).exists():
                         (arrived / name).replace(self.local / name)
@@ -66,16 +63,16 @@ class CheckpointMirror:
         finally:
             shutil.rmtree(arrived, ignore_errors=True)
 
-    def send(self, *, insist: bool = False) -> None:
+    def send(self, *, retry: bool = False) -> None:
         """Send the files that have changed.
 
         A failure is noted once until all files are at the URL. The files are sent again after the next epoch.
 
         Args:
-            insist: retry for ``timeout`` seconds, because no epoch follows.
+            retry: retry a failure for ``timeout`` seconds, because no epoch follows.
         """
-        if insist:
-            self._insist(self._upload)
+        if retry:
+            self._retry(self._upload)
             return
         try:
             self._upload()
@@ -87,7 +84,7 @@ class CheckpointMirror:
     def release(self) -> None:
         """Delete this node's copies, unless a file is still missing at the URL.
 
-        ``note`` is not called, because its receiver no longer exists at this point.
+        A failure is only logged, because the receiver of ``note`` no longer exists.
         """
         try:
             self._upload()
@@ -113,7 +110,7 @@ class CheckpointMirror:
                 self._sent[name] = version
         self._behind = False
 
-    def _insist(self, action: Callable[[], None]) -> bool:
+    def _retry(self, action: Callable[[], None]) -> bool:
         """Retry ``action`` for at most ``timeout`` seconds; return whether it succeeded."""
         deadline = time.monotonic() + self.timeout
         while True:

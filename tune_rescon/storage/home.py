@@ -1,4 +1,8 @@
-"""A search's place at a URL: its name can be taken once, and a later search of that name is another one."""
+"""The name of a search, and the folder of a search at a URL.
+
+If several processes take a name at once, one of them gets it. A search that reuses the name of a deleted
+search has another identity.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +30,13 @@ __all__ = [
 ]
 
 
-#: The name of a search is also a directory, a study and an MLflow run, and part of MLflow's queries.
+#: A search's name is also that of a directory, a study and an MLflow run, and part of MLflow's queries.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 #: The most characters of a name, because file systems accept names of 255 bytes.
-LONGEST: Final = 255
+_LONGEST: Final = 255
 
-#: Names that a storage contains besides its searches.
+#: Names in a storage that are not those of searches.
 _RESERVED: Final = ("mlflow.db", "mlartifacts")
 
 
@@ -45,8 +49,8 @@ def check_name(name: str, *, where: str = "--name") -> None:
     if not _NAME.fullmatch(name):
         rule = "must be letters, digits, `.`, `_` and `-`, and begin with a letter or digit"
         raise StorageError(format_error(rule, got=repr(name), where=where))
-    if len(name) > LONGEST:
-        rule = f"must be at most {LONGEST} characters"
+    if len(name) > _LONGEST:
+        rule = f"must be at most {_LONGEST} characters"
         raise StorageError(format_error(rule, got=f"{len(name)}: {name[:40]}...", where=where))
 
 
@@ -70,7 +74,7 @@ def name_taken(name: str, place: object, *, begun: bool) -> NameTakenError:
         place: the existing path or URL.
         begun: True if there is a search that can be resumed.
     """
-    way = f"Resume it with --resume {name}" if begun else "It holds no search: remove it"
+    way = f"Resume it with --resume {name}" if begun else "It contains no search: remove it"
     rule = f"the name of a new search must be free, but {place} exists"
     return NameTakenError(format_error(rule, where="--name", hint=f"{way}, or give another --name."))
 
@@ -98,18 +102,17 @@ def no_such_search(name: str, storage: object, found: Sequence[str], *, where: s
     return StorageError(format_error(f"no search named {name!r} in {storage}", where=where, hint=known))
 
 
-#: This file is created when the name is taken, and contains the search's identity.
+#: The file that takes the name: it contains the search's identity.
 _IDENTITY: Final = "search.json"
 
-#: A search with this file has begun and can be resumed.
+#: The file that shows that a search has begun and can be resumed.
 _BEGUN: Final = "space.yaml"
 
-#: The lease of the driver that has reserved the name and has not begun the search yet.
+#: The folder of the lease of a driver that has reserved the name and has not begun the search yet.
 _OPENING: Final = "opening"
 
-
-#: The files that a driver may leave if it dies before its search begins. On file systems that are no object
-#: stores, a file that is being written has a dot and a number in its name (:class:`.RemoteFolder`).
+#: The files that a driver may leave if it dies before its search begins. Except in an object store, the
+#: temporary name of a file that is being written has a dot and a number (:class:`.RemoteFolder`).
 _REMAINS: Final = re.compile(
     r"\.?(?:search\.json|search\.log|space\.yaml|study\.db|mlflow\.db)(?:\.[0-9a-f]{8})?|(?:opening|lease)/.*"
 )
@@ -143,7 +146,7 @@ class SearchHome:
 
     @classmethod
     def look(cls, storage: StorageUrl, name: str, *, where: str = "--name") -> SearchHome | None:
-        """Return the home that has this name, whether or not its search has begun; None if the name is free.
+        """Return the home of this name, whether or not its search has begun; None if the name is free.
 
         Args:
             storage: the storage that may contain the search.
@@ -172,11 +175,6 @@ class SearchHome:
         with usable(self.storage):
             return self.remote.read(_BEGUN) is not None
 
-    @property
-    def opening(self) -> RemoteFolder:
-        """The folder of the lease that a driver holds from the reservation of the name to the beginning."""
-        return self.remote.folder(_OPENING)
-
     @classmethod
     def find(cls, storage: StorageUrl, name: str, *, where: str = "--resume") -> SearchHome:
         """Return the home of a search that has begun.
@@ -202,10 +200,15 @@ class SearchHome:
         return cache_root / "searches" / self.identity
 
     @property
-    def holds_remains_only(self) -> bool:
-        """True if a driver that died before its search began may have written all files.
+    def opening(self) -> RemoteFolder:
+        """The folder of the lease that a driver holds after it reserved the name, until the search begins."""
+        return self.remote.folder(_OPENING)
 
-        False for a search that has lost its ``space.yaml``, such as a copy that is not complete.
+    @property
+    def holds_remains_only(self) -> bool:
+        """True if all files may be from a driver that died before its search began.
+
+        False for a search that has lost its ``space.yaml``, such as an incomplete copy.
 
         Raises:
             RemoteError: the URL cannot be read now.
@@ -213,7 +216,7 @@ class SearchHome:
         return all(_REMAINS.fullmatch(name) for name in self.remote.names())
 
     def clear(self) -> None:
-        """Delete the files that a dead driver left of a search that never began; the name stays taken.
+        """Delete the files that a dead driver left of a search that never began. The name stays taken.
 
         Raises:
             RemoteError: the URL cannot be changed now.
@@ -222,7 +225,7 @@ class SearchHome:
             if name != _IDENTITY and not name.startswith(f"{_OPENING}/"):
                 self.remote.delete(name)
 
-    def opened(self) -> None:
+    def end_opening(self) -> None:
         """Delete the lease of the reservation, which a search that has begun no longer needs.
 
         Raises:
@@ -238,17 +241,16 @@ class SearchHome:
             RemoteError: the URL cannot be changed now.
         """
         self.clear()
-        # A name without its identity is free, so the identity goes before the lease of the reservation.
+        # Without its identity the name is free, so the identity is deleted before the lease.
         self.remote.delete(_IDENTITY)
-        self.opened()
+        self.end_opening()
 
 
 @contextlib.contextmanager
 def usable(storage: StorageUrl) -> Iterator[None]:
-    """Raise a storage error in the block as an error for the user to fix, because nothing has begun yet.
+    """Raise a :class:`.RemoteError` in the block as a :class:`.StorageError`, which the user can fix.
 
-    Raises:
-        StorageError: the text of a :class:`.RemoteError`, with a hint.
+    Use it before a search has begun. Afterwards, the operation is retried.
     """
     try:
         yield

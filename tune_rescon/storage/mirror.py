@@ -1,8 +1,8 @@
-"""The thread that keeps the copies at a URL up to date while a search runs.
+"""Choose the newest copies of a search's databases, and mirror them to a URL while the search runs.
 
-The search reports only that something has changed. It waits for the URL only where a trial begins or ends,
-and only briefly; it never sees an error. The thread retries a failed upload after growing pauses and counts
-the changes that are still missing at the end, so that the search can report them.
+The search only reports that something has changed, and a thread uploads it. The search waits for the URL only
+where a trial begins or ends, and only briefly. It gets no errors: the thread retries a failed upload after
+growing pauses, and counts the changes that are missing at the end, so that the search can report them.
 """
 
 from __future__ import annotations
@@ -57,13 +57,15 @@ class Copy(Enum):
 def choose_copy(*, here: Version | None, at_url: Version | None) -> Copy:
     """Return the place of the newest copy of a database.
 
-    A version is None if there is no such copy.
+    A run has the highest term plus one, and stamps its live database only after a copy with that term is at
+    the URL. Two copies with the same term are therefore from the same live database. Each later copy is
+    counted before it is sent, so the local one can only be newer, unless this machine's disk was restored
+    from an older image. A run with a higher term at the URL began from the copy there, perhaps on another
+    machine, and has repeated the work that this machine had not sent.
 
-    A run uses the highest term plus one, and stamps its live database only after a copy with that term is at
-    the URL. Two copies with the same term therefore come from the same live database. It counts each later
-    copy before it is sent, so the local one can only be newer, unless this machine's disk was restored from
-    an older image. A run with a higher term at the URL began from the copy there, perhaps on another machine;
-    that run has repeated the work that this machine had not sent by then.
+    Args:
+        here: the version of this machine's copy; None if this machine has no copy.
+        at_url: the version of the copy at the URL; None if the URL has no copy.
 
     >>> choose_copy(here=Version(3, 7), at_url=Version(3, 7))
     <Copy.HERE: 'here'>
@@ -78,12 +80,12 @@ def choose_copy(*, here: Version | None, at_url: Version | None) -> Copy:
 
 
 def choose_copies(versions: Sequence[tuple[Version | None, Version | None]]) -> list[Copy]:
-    """Return the place from which to take each of several databases.
+    """Return the place of the copy to use of each of several databases.
 
-    The first database leads, because the content of the others was in the first one before. Copies at the URL
-    keep this order, and so do copies on one machine. A local copy next to a first database from the URL could
-    contain rows that the first one lacks. If the first database comes from the URL, all others therefore
-    come from the URL too, or start empty.
+    A row is written to the first database before it is written to the others. The copies at the URL keep this
+    order, and so do the copies on one machine. Beside a first database from the URL, a local copy could
+    contain rows that the first one lacks. If the first database is from the URL, all others are therefore
+    from the URL too, or start empty.
 
     Args:
         versions: for each database, the version of its local copy and of its copy at the URL; None if there
@@ -123,9 +125,9 @@ class Sender:
     ) -> None:
         """Set up the sender; nothing is sent yet.
 
-        The order of ``databases`` matters: a row may be written to a database only after it is in the
-        databases before it (an MLflow run shows epochs of the study). The copies at the URL keep this order
-        too, even if this machine is lost at any moment.
+        A row may be written to a database only after it is in the databases before it: an MLflow run shows
+        epochs of the study. The copies at the URL keep this order, even if this machine is lost at any
+        moment.
 
         Args:
             remote: the folder at the URL.
@@ -153,7 +155,7 @@ class Sender:
         with tempfile.TemporaryDirectory(prefix="tune_rescon-copy-") as scratch:
             present = {name: path for name, path in self._databases.items() if path.is_file()}
             copies = {name: Path(scratch) / name for name in present}
-            # Copied from last to first and sent from first to last, no copy is ahead of one before it.
+            # No copy is ahead of one before it, because they are made from last to first.
             for name, live in reversed(present.items()):
                 copy_database(live, copies[name])
             for name, live in present.items():
@@ -201,7 +203,7 @@ class Sender:
     def _send_file(self, name: str, path: Path, copy: Path) -> None:
         version = str(file_version(path))
         if self._sent.get(name) != version:
-            # A log grows while it is sent.
+            # Send a copy, because a log grows while it is sent.
             shutil.copyfile(path, copy)
             self._remote.upload(copy, name)
             self._sent[name] = version
@@ -209,7 +211,7 @@ class Sender:
 
 _log: Final = logging.getLogger(__name__)
 
-#: Files that SQLite keeps beside a database; they must not be read with another database.
+#: Suffixes of the files that SQLite keeps beside a database. They belong to that database only.
 _BESIDE: Final = ("-journal", "-wal", "-shm")
 
 
@@ -237,7 +239,7 @@ def fetch_databases(remote: RemoteFolder, databases: Mapping[str, Path], *, wher
             _delete(path)
         if here is not None and copy is not Copy.HERE:
             _log.warning(
-                "%s of this machine's run %d gave way to run %s's at %s",
+                "%s of run %d on this machine is replaced by that of run %s at %s",
                 name,
                 here.term,
                 at_url.term if at_url else None,
@@ -269,7 +271,7 @@ def _fetch(remote: RemoteFolder, name: str, path: Path, where: str) -> None:
 
 
 def _delete(path: Path) -> None:
-    # The database is deleted last, because the files beside it mean nothing without it.
+    # The database is deleted last, because without it the files beside it have no effect.
     for suffix in (*_BESIDE, ""):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
@@ -283,12 +285,12 @@ class Pace:
     """The intervals of a :class:`Mirror`, in seconds, and one factor."""
 
     interval: float = 5.0
-    """Between two copies that no call waits for: epochs end more often than copies are needed."""
+    """Between two copies that no call waits for, because epochs end more often than copies are needed."""
     rest: float = 9.0
-    """Factor: the pause after a copy is this many times its duration. Copying a study of 10,000 trials needs
-    seconds, and must not happen all the time."""
+    """The pause after a copy as a multiple of the copy's duration. Copying a study of 10,000 trials takes
+    seconds, so it must not happen all the time."""
     flush_timeout: float = 0.4
-    """The longest wait of a search for a copy; Ray Tune warns of callbacks that last half a second."""
+    """The longest wait of a search for a copy. Ray Tune warns of callbacks that last half a second."""
     first_pause: float = 0.5
     longest_pause: float = 15.0
     """The pause after a failure; it doubles from ``first_pause`` to ``longest_pause``."""
@@ -329,7 +331,7 @@ class Mirror:
     def flush(self) -> bool:
         """Send changes now, wait briefly, and return whether they are at the URL.
 
-        It does not wait if the last upload failed, nor for the end of a pause after a copy.
+        It does not wait if the last upload failed, or during the pause after a copy.
         """
         with self._condition:
             goal = self._mark_urgent()

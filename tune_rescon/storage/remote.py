@@ -1,13 +1,11 @@
-"""The operations that a search needs of a storage at a URL; each one succeeds completely or has no effect.
+"""The operations on a storage at a URL. Each one succeeds completely or has no effect.
 
-fsspec's file systems raise an open set of exceptions (botocore's errors are no ``OSError``). They are
-therefore caught at this one boundary and raised as :class:`RemoteError`: the operation failed now, and a
-later try may succeed.
+fsspec's file systems raise many kinds of exceptions (botocore's errors are no ``OSError``). All of them are
+caught here and raised as :class:`RemoteError`: the operation failed now, and a later try may succeed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import glob
 import json
@@ -15,7 +13,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,16 +26,16 @@ __all__ = ["RemoteError", "RemoteFolder", "SharedValue", "StorageUrl", "local_fi
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-#: Schemes that name a directory of this machine, which needs no mirror.
+#: Schemes of a directory on this machine, which needs no mirror.
 _LOCAL: Final = ("file", "local")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageUrl:
-    """A storage that is no directory, such as ``s3://bucket/prefix``.
+    """A storage that is not a directory, such as ``s3://bucket/prefix``.
 
     A search cannot run in it, because SQLite needs a real file. The search works in a scratch directory of
-    its machine and keeps its databases, checkpoints and reports at the URL.
+    its machine and mirrors its databases, checkpoints and reports to the URL.
     """
 
     url: str
@@ -54,7 +52,7 @@ class StorageUrl:
 
 
 def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
-    """Return the storage that ``--storage``, or another flag (``where``), names.
+    """Return the storage that a flag names, ``--storage`` or ``where``.
 
     A leading ``~/`` is the home directory, even if no shell has expanded it (``--storage=~/runs``).
 
@@ -153,7 +151,7 @@ class RemoteFolder:
             rule = f"{storage.scheme}:// needs a package that is not installed"
             raise StorageError(format_error(rule, where=where, hint=hint)) from None
         except Exception as error:
-            # Only the file system can parse its URL: a port may be no number, or the host may be missing.
+            # Only the file system can check its URL: a port may be no number, or the host may be missing.
             rule = "must be a URL its file system understands"
             got = f"{storage.url} ({first_line(error)})"
             raise StorageError(format_error(rule, got=got, where=where)) from None
@@ -185,19 +183,19 @@ class RemoteFolder:
     def create(self, name: str, data: bytes) -> bool:
         """Create a file unless the name exists; return whether this call created the file.
 
-        If several callers create the same name at once, at most one receives True, provided that the store
-        can refuse an existing name (S3, GCS, Azure, every POSIX file system). A store that cannot (it answers
-        the condition with 501) is written and then read back, which leaves a race of milliseconds. ``data``
+        If several callers create the same name at once, at most one receives True. The store must refuse an
+        existing name, as S3, GCS, Azure and every POSIX file system do. If it cannot (it answers the
+        condition with 501), the file is written and read back, which leaves a race of milliseconds. ``data``
         must differ between callers.
         """
         path = self._path(name)
         with _as_remote_error(f"writing {self.url}/{name}"):
-            with contextlib.suppress(FileExistsError):
+            with suppress(FileExistsError):
                 if self._create(path, data):
                     return True
             # The name also exists if a PUT arrived, lost its answer and was repeated.
             self._fs.invalidate_cache()
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 return bytes(self._fs.cat_file(path)) == data
             return False
 
@@ -220,7 +218,7 @@ class RemoteFolder:
                     expected = self._size(path)
                     self._fs.get_file(path, str(scratch))
                     arrived = scratch.stat().st_size
-                    # Another size is right if the file was replaced in the meantime and the new one was read.
+                    # The size differs if the file was replaced in the meantime and the new one was read.
                     if arrived not in (expected, self._size(path)):
                         raise OSError(errno.EIO, f"{arrived} of {expected} bytes arrived")
             except FileNotFoundError:
@@ -229,7 +227,7 @@ class RemoteFolder:
 
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
-        with _as_remote_error(f"deleting {self.url}/{name}"), contextlib.suppress(FileNotFoundError):
+        with _as_remote_error(f"deleting {self.url}/{name}"), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
     def names(self, folder: str = "") -> list[str]:
@@ -249,7 +247,7 @@ class RemoteFolder:
         return sorted(self._name(path).partition("/")[0] for path in found)
 
     def modified(self, name: str) -> float | None:
-        """Return when a file was written, in seconds since 1970 by the store's clock; None if absent."""
+        """Return when a file was last written, in seconds since 1970 by the store's clock; None if absent."""
         with _as_remote_error(f"looking at {self.url}/{name}"):
             self._fs.invalidate_cache()
             try:
@@ -278,7 +276,7 @@ class RemoteFolder:
             return False
         return True
 
-    @contextlib.contextmanager
+    @contextmanager
     def _replacing(self, name: str) -> Iterator[str]:
         """Yield the path to write to; the complete file has the name ``name`` after the block."""
         path = self._path(name)
@@ -292,7 +290,7 @@ class RemoteFolder:
             yield half
             self._fs.mv(half, path)
         except BaseException:
-            with contextlib.suppress(Exception):
+            with suppress(Exception):
                 self._fs.rm_file(half)
             raise
 
@@ -303,9 +301,9 @@ class RemoteFolder:
         return path.removeprefix(f"{self._root}/")
 
 
-@contextlib.contextmanager
+@contextmanager
 def _as_remote_error(what: str) -> Iterator[None]:
-    """Raise every exception in the block as a :class:`RemoteError`; ``what`` describes the operation."""
+    """Raise every exception in the block as a :class:`RemoteError` that names the operation, ``what``."""
     try:
         yield
     except RemoteError:
@@ -332,7 +330,7 @@ def local_file(place: str) -> Iterator[Path]:
         yield file
 
 
-#: The name of a shared value's file.
+#: The name of a shared value's file, with the number of the value.
 _VERSION: Final = re.compile(r"(\d{10})\.json")
 
 
@@ -347,8 +345,8 @@ class SharedValue:
         lease/0000000042.json      the value
     """
 
-    #: Some stores cannot refuse an existing name. There, two processes that replace a value within
-    #: milliseconds may both believe that they have succeeded, until they read the value again.
+    #: Seconds after which a writer reads the value again. Some stores cannot refuse an existing name, so two
+    #: processes that replace a value within milliseconds may both be told that they have succeeded.
     read_back_seconds = 0.5
 
     def __init__(self, folder: RemoteFolder) -> None:
@@ -389,7 +387,7 @@ class SharedValue:
             return False
         versions = self._versions()
         if max(versions) > self._version + 1:
-            # The number was free again only because other writers had continued and deleted their old files.
+            # The number was free only because other writers have gone past it and deleted their old files.
             self._folder.delete(name)
             return False
         for old in versions:

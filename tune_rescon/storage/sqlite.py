@@ -1,12 +1,12 @@
-"""SQLite files: their URLs, consistent copies of a live database that are mirrored to a URL, and their age.
+"""SQLite files: their URLs, consistent copies of a live database, and the versions of the copies.
 
 A path may have ``?``, ``%``, ``#``, spaces or braces, which a database's URL quotes.
 
 Each run of a search that writes to a storage's URL has a *term*: one more than the highest term before it.
-A copy is also numbered among all that were sent: the disk of a machine may be restored from an older image.
-Both are stored in the header, as SQLite's ``user_version`` and ``application_id``, which are four bytes each
-for applications. The :class:`Version` is therefore part of the file it describes, and can be read at the URL
-without downloading the file.
+The copies that are sent are also numbered, because the disk of a machine may be restored from an older image.
+Both numbers are in the file's header, as SQLite's ``user_version`` and ``application_id``, of four bytes
+each, which applications may use. The :class:`Version` is therefore part of the file that it describes, and
+can be read at the URL without downloading the file.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Version(NamedTuple):
     term: int
     """The run that wrote the database."""
     copies: int = 0
-    """The copies that were sent to the URL, this one included; in a live database also one that may not have
-    arrived."""
+    """The number of copies that were sent to the URL, this one included. A live database also counts a copy
+    that may not have arrived."""
 
 
 def sqlite_url(path: Path, *, driver: str = "sqlite") -> str:
@@ -76,7 +76,7 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def absolute_url(url: str) -> str:
-    """Return the URL of a database; that of a SQLite file is the same file's from any directory.
+    """Return the URL of a database, which names the same SQLite file from any directory.
 
     >>> absolute_url("http://mlflow:5000"), absolute_url("sqlite:////runs/mlflow.db")
     ('http://mlflow:5000', 'sqlite:////runs/mlflow.db')

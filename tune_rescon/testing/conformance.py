@@ -44,7 +44,7 @@ class SearchConformance:
     """Number of trials in a search that :meth:`begin` returns."""
     epochs: ClassVar[int] = 9
     """The last epoch of a trial."""
-    judged_epochs: ClassVar[tuple[int, ...]] = (1, 3)
+    rung_epochs: ClassVar[tuple[int, ...]] = (1, 3)
     """The rungs below the last epoch; empty for a rule that never stops a trial."""
     ordinal: ClassVar[bool] = True
     """True if the rule only compares values. The median rule also averages them."""
@@ -83,7 +83,7 @@ class SearchConformance:
     def test_the_best_trial_at_a_rung_is_never_stopped(self) -> None:
         """Neither the best trial so far when it arrives, nor the best of all trials at the end is stopped."""
         trace = simulate(self.begin().policy(), by_number, workers=4)
-        for epoch in self.judged_epochs:
+        for epoch in self.rung_epochs:
             arrived = [run for run in trace.runs if run.epoch == epoch]
             best = arrived[0]
             for run in arrived:
@@ -92,7 +92,7 @@ class SearchConformance:
             assert trace.epochs_of(best.number)[-1] > epoch
 
     def test_with_one_worker_an_interrupted_search_equals_an_uninterrupted_one(self) -> None:
-        """Kill the driver at moments throughout the search; configurations and values are the same."""
+        """Kill the driver at several moments of the search; configurations and values stay the same."""
         whole = self.begin()
         reports = len(simulate(whole.policy(), by_parameters, workers=1).runs)
         for cut in range(1, reports, max(1, reports // 4)):

@@ -45,7 +45,7 @@ class SearchPolicy(Protocol):
     def next_trial(self) -> Assignment | None:
         """Return the next trial for a free worker.
 
-        None while the policy is not :attr:`exhausted` means that no trial is ready: call again after the next
+        None means that no trial is ready. Unless the policy is :attr:`exhausted`, call again after the next
         epoch has ended.
         """
 

@@ -1,7 +1,7 @@
 """A complete search without Ray: a policy, any number of workers, and a clock that jumps from event to event.
 
-Workers and drivers die on request. The state that survives is the same as in a real search: each trial's
-checkpoint, which is written before its epoch is reported, and the policy's own record.
+Workers and drivers die on request. As in a real search, two things survive: each trial's checkpoint, which is
+written before its epoch is reported, and the record of the policy.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class SimulatedSearch:
         Args:
             space: the space to search.
             rule: returns the stopping rule to use instead of the space's.
-            clock: returns the simulated seconds; from now on the record's epochs are timed by it. A budget in
-                hours ends by this clock; without it, the budget's hours are ignored.
+            clock: returns the simulated seconds, by which the epochs of the record are timed and a budget in
+                hours ends. Without it, the budget's hours are ignored.
             folder: where the record and the space are stored, as in a real search; None: in memory.
             slots: number of trials that run at once; the scheduler ``auto`` plans with it.
         """
@@ -251,7 +251,7 @@ class Simulation:
             policy: the search.
             reports: kill the driver after this many reports; None: never.
             until: returns whether the search ends, given the simulated time of the next event and the number
-                of epochs reported so far, without repeated reports; None: it ends by itself.
+                of epochs reported so far, each counted once; None: it ends by itself.
 
         Raises:
             RuntimeError: the policy hands out no trial and no trial runs, but the policy is not exhausted.
@@ -351,7 +351,7 @@ class _Driver:
                 self._log(run, None)
 
     def _resume(self, run: _Running) -> None:
-        """Resume from the checkpoint, and report its last epoch again: a worker cannot tell if it was."""
+        """Resume from the checkpoint, and report its last epoch again, whose report may have been lost."""
         saved = self._world.saved[run.trial.number]
         self._begin(run, max(saved, 1), repeats=saved > 0)
 

@@ -125,9 +125,9 @@ def learn_slowly(config: dict[str, Any]) -> None:
 def die_variously(config: dict[str, Any]) -> None:
     """Report as :func:`learn_nothing`, but end the processes of trials 0 to 5, each in a different way.
 
-    A process ends before anything was written, after the first checkpoint, in the middle of the trial, or
-    after a report. It is killed, or it exits without an exception that ``except Exception`` catches. Trial 4
-    loses every process.
+    A process ends before anything is written, after the first checkpoint, in the middle of the trial, or
+    after a report. It is killed, or it exits without an exception that ``except Exception`` would catch.
+    Trial 4 loses every process.
     """
     task = TrialTask.from_dict(config)
     _report(task, seconds=0.0, death=_DEATHS.get(task.number))
@@ -156,7 +156,8 @@ class _Death:
 
     epoch: int
     """The epoch in which the process ends, after the epoch's checkpoint; 0: before anything is written."""
-    blow: Callable[[], object]
+    end: Callable[[], object]
+    """Ends the process."""
     reported: bool = False
     """True: after the report of the epoch; False: before it."""
     always: bool = False
@@ -168,12 +169,12 @@ def _kill() -> None:
 
 
 _DEATHS: Final[Mapping[int, _Death]] = {
-    0: _Death(epoch=0, blow=_kill),
-    1: _Death(epoch=1, blow=_kill),
-    2: _Death(epoch=4, blow=lambda: sys.exit(1)),
-    3: _Death(epoch=5, blow=lambda: os._exit(1)),
-    4: _Death(epoch=2, blow=lambda: os._exit(1), always=True),
-    5: _Death(epoch=2, blow=_kill, reported=True),
+    0: _Death(epoch=0, end=_kill),
+    1: _Death(epoch=1, end=_kill),
+    2: _Death(epoch=4, end=lambda: sys.exit(1)),
+    3: _Death(epoch=5, end=lambda: os._exit(1)),
+    4: _Death(epoch=2, end=lambda: os._exit(1), always=True),
+    5: _Death(epoch=2, end=_kill, reported=True),
 }
 
 
@@ -196,8 +197,7 @@ def _report(task: TrialTask, *, seconds: float, death: _Death | None = None) -> 
     ) as sync:
         done = _Progress(folder)
         done.die(death, epoch=0, reported=False)
-        # As in a real trial, epochs that are missing from the record are reported again: the driver lost
-        # them.
+        # As in a real trial, epochs that the driver lost, so that the record misses them, are reported again.
         for epoch in range(min(done.read(), task.epochs_in_study) + 1, task.epochs + 1):
             time.sleep(seconds)
             done.write(max(epoch, done.read()))
@@ -233,4 +233,4 @@ class _Progress:
             return
         if death.always or not self._killed.exists():
             self._killed.touch()
-            death.blow()
+            death.end()

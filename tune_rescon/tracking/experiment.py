@@ -1,15 +1,15 @@
-"""The MLflow experiment of a search: it is found or created, and refused if a user has deleted it."""
+"""Find or create the MLflow experiment of a search, and refuse one that a user has deleted."""
 
 from __future__ import annotations
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LifecycleStage
+from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from tune_rescon.tracking.run_state import Destination
 from tune_rescon.tracking.worker_client import CallError, RetryPolicy
 
-__all__ = ["check_experiment", "open_experiment"]
+__all__ = ["check_experiment", "find_run", "open_experiment"]
 
 
 def open_experiment(client: MlflowClient, destination: Destination) -> str:
@@ -43,24 +43,16 @@ def check_experiment(client: MlflowClient, experiment_id: str) -> None:
 
 
 def _find(client: MlflowClient, destination: Destination) -> str | None:
-    found = _experiment_of(client, destination.known_run) if destination.known_run else None
-    if found is None:
-        found = client.get_experiment_by_name(destination.experiment)
+    known = find_run(client, destination.known_run) if destination.known_run else None
+    found = (
+        client.get_experiment_by_name(destination.experiment)
+        if known is None
+        else client.get_experiment(known.info.experiment_id)
+    )
     if found is None:
         return None
     _check(found)
     return str(found.experiment_id)
-
-
-def _experiment_of(client: MlflowClient, run_id: str) -> Experiment | None:
-    """Return the experiment of a run, whatever its name is now; None if the store does not have the run."""
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return client.get_experiment(run.info.experiment_id)
 
 
 def _create(client: MlflowClient, destination: Destination) -> str:
@@ -76,6 +68,16 @@ def _create(client: MlflowClient, destination: Destination) -> str:
         if (found := _find(client, destination)) is None:
             raise
         return found
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """Return a run; None if the store does not have it."""
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _check(experiment: Experiment) -> None:

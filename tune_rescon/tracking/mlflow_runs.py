@@ -28,12 +28,11 @@ from mlflow.entities import (
     Run,
     RunTag,
 )
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from tune_rescon.atomic_write import file_version
 from tune_rescon.config import TrialState, trial_name
-from tune_rescon.tracking.experiment import check_experiment, open_experiment
+from tune_rescon.tracking.experiment import check_experiment, find_run, open_experiment
 from tune_rescon.tracking.registry import ID_TAG, champion_label, import_exporter, register_champion
 from tune_rescon.tracking.run_state import (
     ACTIVE,
@@ -61,8 +60,8 @@ CHAMPION_RUN_TAG: Final = "tune_rescon.champion_run"
 #: Maximum length of the text in a tag, in characters (MLflow allows 8,000 bytes).
 TAG_CHARACTERS: Final = 2000
 
-#: Maximum number of runs per page of results, and of metrics, parameters and tags together per request:
-#: MLflow's own limits. Its client divides a larger request, and would send the tags before the last metrics.
+#: MLflow's limits: of runs per page of results, and of metrics, parameters and tags together per request. Its
+#: client divides a larger request, and would send the tags before the last metrics.
 RUNS_A_PAGE: Final = 1000
 ENTITIES_A_REQUEST: Final = 1000
 
@@ -70,7 +69,7 @@ ENTITIES_A_REQUEST: Final = 1000
 #: databases store whole seconds.
 SAME_START_MS: Final = 1000
 
-#: The state of a search or trial to MLflow's run status.
+#: MLflow's run status of each state of a search or trial.
 _STATUS: Final = {
     ACTIVE: "RUNNING",
     "finished": "FINISHED",
@@ -116,8 +115,10 @@ class MlflowRunSync:
         self._id = self._place = ""
         self._parent: _RunContent | None = None
         self._runs: dict[int, _RunContent] = {}
-        self._found: dict[int, list[Run]] = {}
-        self._unsure: set[int] = set()
+        # By trial number: the runs that the server had when this sync began.
+        self._earlier_runs: dict[int, list[Run]] = {}
+        # The trials whose run a request without a response may have created.
+        self._maybe_created: set[int] = set()
         self._remarks: list[str] = []
 
     def connect(self) -> None:
@@ -143,7 +144,8 @@ class MlflowRunSync:
         parent = self._parent or self._open_parent(search)
         if self._parent is None and search.images:
             # Each run of the search logs the same input; MLflow stores it once.
-            self._client.log_inputs(parent.run_id, datasets=[_input(images) for images in search.images])
+            inputs = [_dataset_input(images) for images in search.images]
+            self._client.log_inputs(parent.run_id, datasets=inputs)
         self._parent = parent
         texts = {**search.tags, **({NOTE_TAG: search.note} if search.note else {})}
         tags = {key: text for key, text in texts.items() if parent.tags.get(key) != text}
@@ -153,7 +155,7 @@ class MlflowRunSync:
         if search.state != parent.state:
             points = _single_points(search.closing, 0, search.ended_ms)
             self._log(parent.run_id, metrics=points, tags={STATE_TAG: search.state})
-            self._change(parent, search.state, search.ended_ms)
+            self._set_status(parent, search.state, search.ended_ms)
         # Files are last, so that a file that the server rejects (a proxy's size limit) leaves no run open.
         for file in search.files:
             self._upload(parent, file)
@@ -167,7 +169,7 @@ class MlflowRunSync:
         run = self._runs.get(trial.number) or self._open_run(trial)
         self._runs[trial.number] = run
         if not run.epochs_known:
-            run.epochs = self._epochs(run, trial)
+            run.epochs = self._sent_epochs(run, trial)
             run.epochs_known = True
         changes = trial.state != run.state
         for params, points, last in _batches(trial, run, closes=changes):
@@ -176,17 +178,21 @@ class MlflowRunSync:
             run.params |= params.keys()
             run.epochs.update(point.step for point in points)
         if changes:
-            self._change(run, trial.state, trial.ended_ms)
+            self._set_status(run, trial.state, trial.ended_ms)
         return run.run_id
 
     def _open_parent(self, search: SearchRunState) -> _RunContent:
         self._id, self._place = search.id, search.place
         parents: list[Run] = []
-        self._found = {}
+        self._earlier_runs = {}
         for run in self._search_runs():
             number = run.data.tags.get(TRIAL_TAG)
-            (parents if number is None else self._found.setdefault(int(number), [])).append(run)
-        found = min(parents, key=_start) if parents else self._earlier_parent(search.known_runs)
+            if number is None:
+                parents.append(run)
+            else:
+                self._earlier_runs.setdefault(int(number), []).append(run)
+        first = min(parents, key=lambda run: run.info.start_time, default=None)
+        found = first or self._earlier_parent(search.known_runs)
         if found is not None:
             return self._adopt(found)
         tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE, **search.tags}
@@ -207,17 +213,11 @@ class MlflowRunSync:
 
     def _run_without_id(self, run_id: str) -> Run | None:
         """Return the run if it is active, has no search id, and is of a search of this name; else None."""
-        if not run_id:
-            return None
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        run = find_run(self._client, run_id) if run_id else None
+        if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
             return None
         tags = run.data.tags
-        free = run.info.lifecycle_stage == LifecycleStage.ACTIVE and ID_TAG not in tags
-        return run if free and tags.get(SEARCH_TAG) == self._search else None
+        return run if ID_TAG not in tags and tags.get(SEARCH_TAG) == self._search else None
 
     def _adopt(self, run: Run, *, parent: _RunContent | None = None) -> _RunContent:
         """Put this search's id on an existing run and move it below ``parent``; return its content."""
@@ -230,18 +230,18 @@ class MlflowRunSync:
     def _open_run(self, trial: TrialRunState) -> _RunContent:
         assert self._parent is not None, "the search is sent before its trials"
         number = trial.number
-        known = self._found.get(number, [])
+        known = self._earlier_runs.get(number, [])
         found = self._recorded_run(trial, known) or _same_trial(trial, known)
-        if found is None and number in self._unsure:
-            # A request without a response may have created the run; a trial must have one run only.
+        if found is None and number in self._maybe_created:
+            # A trial must have one run only.
             found = _same_trial(trial, self._search_runs(number))
         if found is not None:
             run = self._adopt(found, parent=self._parent)
         else:
             self._delete_superseded(known)
-            self._unsure.add(number)
+            self._maybe_created.add(number)
             run = _RunContent(run_id=self._create_run(trial, self._parent))
-        self._unsure.discard(number)
+        self._maybe_created.discard(number)
         return run
 
     def _recorded_run(self, trial: TrialRunState, known: Iterable[Run]) -> Run | None:
@@ -276,7 +276,7 @@ class MlflowRunSync:
         )
         return str(run.info.run_id)
 
-    def _epochs(self, run: _RunContent, trial: TrialRunState) -> set[int]:
+    def _sent_epochs(self, run: _RunContent, trial: TrialRunState) -> set[int]:
         """Return the epochs of a run on the server.
 
         One metric is enough to find them, because all metrics of an epoch are sent in one request.
@@ -304,8 +304,8 @@ class MlflowRunSync:
             if not token:
                 return
 
-    def _change(self, run: _RunContent, state: str, time_ms: int) -> None:
-        """Set a run's status to that of ``state``, which is already in the run's tag."""
+    def _set_status(self, run: _RunContent, state: str, time_ms: int) -> None:
+        """Set MLflow's status of a run whose tag has ``state`` already."""
         if state == ACTIVE:
             self._client.update_run(run.run_id, status=_STATUS[ACTIVE])
         else:
@@ -330,7 +330,7 @@ class MlflowRunSync:
     def _register_champion(self, parent: _RunContent, champion: Champion) -> None:
         """Register the winner's network, unless it is registered already."""
         label, run_id = champion_label(champion), self._runs[champion.number].run_id
-        # Another run is another network: a record that was restored from a backup gives numbers again.
+        # The run is compared too, because a record that was restored from a backup assigns numbers again.
         if parent.tags.get(CHAMPION_TAG) == label and parent.tags.get(CHAMPION_RUN_TAG, run_id) == run_id:
             return
         registered, remark = register_champion(
@@ -350,7 +350,7 @@ class MlflowRunSync:
             run.files[file] = version
 
 
-def _input(images: Images) -> DatasetInput:
+def _dataset_input(images: Images) -> DatasetInput:
     counts = {f"{part}_images": count for part, count in images.counts.items()}
     dataset = Dataset(
         name=images.name,
@@ -362,16 +362,13 @@ def _input(images: Images) -> DatasetInput:
     return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
 
 
-def _start(run: Run) -> int:
-    return int(run.info.start_time)
-
-
 def _same_trial(trial: TrialRunState, runs: Iterable[Run]) -> Run | None:
-    """Return the run of ``trial``'s trial among the runs of its number, by start time.
+    """Return the run that began when ``trial`` began; None if no run did.
 
-    It is needed for a run that the record does not name.
+    A number may have several runs, and the record may not have the id of the right one.
     """
-    return next((run for run in runs if abs(_start(run) - trial.started_ms) <= SAME_START_MS), None)
+    near = (run for run in runs if abs(run.info.start_time - trial.started_ms) <= SAME_START_MS)
+    return next(near, None)
 
 
 def _content_of(run: Run) -> _RunContent:
@@ -390,11 +387,10 @@ def _batches(
 ) -> Iterator[tuple[dict[str, str], list[Metric], bool]]:
     """Yield the additions of ``trial`` as requests: parameters, metrics, and whether the request is the last.
 
-    Each request holds as many epochs as MLflow allows. The first one has the parameters. The last one has the
-    closing figures if the run's state changes. A short trial is therefore one request, followed by a status.
+    Each request has as many epochs as MLflow allows, the first one also the parameters. If the run's state
+    changes, the last one has the closing figures too. A short trial is therefore one request and a status.
     """
-    # MLflow does not change a parameter that is set. One that a resumed search has changed keeps its first
-    # value.
+    # MLflow refuses another value of a parameter, so one that a resumed search has changed keeps its first.
     params = {key: value for key, value in trial.params.items() if key not in run.params}
     fresh = [epoch for epoch in range(1, trial.epochs + 1) if epoch not in run.epochs]
     closing = _single_points(trial.closing, trial.epochs, trial.ended_ms) if closes else []

@@ -22,6 +22,7 @@ from tune_rescon.errors import ConfigError, StorageError, UserError, first_line,
 from tune_rescon.lazy import import_lean_torchmetrics
 from tune_rescon.models import NetworkSpec
 from tune_rescon.storage import local_file
+from tune_rescon.tracking.experiment import find_run
 from tune_rescon.tracking.run_state import Champion
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from tune_rescon.training import TrainedNetwork
 
 __all__ = [
-    "CHAMPION",
     "ID_TAG",
     "champion_label",
     "exported",
@@ -106,33 +106,26 @@ def register_champion(
 
 def _keep_other_champion(client: MlflowClient, name: str, owner: str, *, new: str) -> str | None:
     """Give another search's champion of this name a separate alias before version ``new`` replaces it."""
-    standing = client.get_registered_model(name).aliases.get(CHAMPION)
-    if standing is None or str(standing) == str(new):
+    before = client.get_registered_model(name).aliases.get(CHAMPION)
+    if before is None or str(before) == str(new):
         return None
-    version = client.get_model_version(name, str(standing))
-    other = version.tags.get(ID_TAG) or _id_of_run(client, version.run_id)
+    version = client.get_model_version(name, str(before))
+    other = version.tags.get(ID_TAG)
+    if not other:
+        run = find_run(client, version.run_id) if version.run_id else None
+        other = "" if run is None else run.data.tags.get(ID_TAG, "")
     if other == owner:
         return None
-    alias = f"{CHAMPION}-{other[:8]}" if other else f"{CHAMPION}-version-{standing}"
-    client.set_registered_model_alias(name, alias, str(standing))
+    alias = f"{CHAMPION}-{other[:8]}" if other else f"{CHAMPION}-version-{before}"
+    client.set_registered_model_alias(name, alias, str(before))
     return (
-        f"models:/{name}@{CHAMPION} was version {standing}, which another search of this name"
+        f"models:/{name}@{CHAMPION} was version {before}, which another search of this name"
         f" registered. It is now version {new}; the other keeps the alias {alias}."
     )
 
 
-def _id_of_run(client: MlflowClient, run_id: str | None) -> str:
-    """Return the id of the search that created a run; empty if the run or its id does not exist."""
-    try:
-        return client.get_run(run_id).data.tags.get(ID_TAG, "") if run_id else ""
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return ""
-
-
 def import_exporter() -> None:
-    """Import what :func:`exported` needs: torch and MLflow's torch models, which takes seconds.
+    """Import torch and MLflow's torch models for :func:`exported`, which takes seconds.
 
     MLflow imports Lightning with them, and Lightning imports torchmetrics.
     """
@@ -144,10 +137,10 @@ def import_exporter() -> None:
 
 @contextmanager
 def exported(checkpoint: str) -> Iterator[Path]:
-    """Save the network of a ``best.ckpt`` as an MLflow model in a temporary folder for the block.
+    """Save the network of a ``best.ckpt`` as an MLflow model, and yield its temporary folder.
 
-    The model has torch's own export format, which needs no package but torch. It is no safe format: loading
-    an exported program (.pt2) can run code that is in the file. This package itself only reads the
+    The model has torch's own export format, which only torch is needed to load. The format is not safe:
+    loading an exported program (.pt2) can run code from the file. This package itself reads only the
     ``best.ckpt`` beside it.
 
     Args:
@@ -165,7 +158,7 @@ def exported(checkpoint: str) -> Iterator[Path]:
         try:
             saved = _saved(network, about, file, Path(folder) / "model")
         except Exception as error:
-            # torch's exporter raises many kinds of errors at another's code.
+            # torch's exporter raises many kinds of errors for a user's code.
             if isinstance(about.spec, NetworkSpec):
                 raise
             rule = f"torch must be able to export the network {about.spec.network}"

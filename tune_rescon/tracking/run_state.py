@@ -1,7 +1,7 @@
 """The state of the MLflow runs of a search and its trials. A newer state includes the older ones.
 
-Therefore only the newest unsent state of a run must be kept, however long the server is unavailable. The
-study serves as the queue, on disk and in order: each state is read from it.
+Therefore only the newest unsent state of a run is kept, however long the server is unavailable. The study
+serves as the durable queue, because each state is read from it.
 
 Times are in milliseconds since the Unix epoch, which is MLflow's unit. A trial is identified by its number;
 the writer finds or creates the run that shows the trial.
@@ -50,15 +50,17 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-#: What a metric's name must not have in MLflow, on any system; a name may be 250 characters long.
+#: Characters that MLflow refuses in the name of a metric, on some system or on all.
 _REFUSED: Final = re.compile(r"[^\w.\- ]")
+
+#: The length of a name without its number. MLflow allows 250 characters.
 _NAME_CHARACTERS: Final = 240
 
 
 def mlflow_names(metrics: Iterable[str]) -> dict[str, str]:
-    """Return for each metric the name that MLflow shows, which differs for classes of any other characters.
+    """Return the name that MLflow shows for each metric, with ``_`` for the characters that MLflow refuses.
 
-    A number tells names apart that would be the same.
+    A number distinguishes names that would otherwise be equal.
 
     >>> mlflow_names(["val_loss", "val_f1/a&b", "val_f1/a+b"])
     {'val_loss': 'val_loss', 'val_f1/a&b': 'val_f1/a_b', 'val_f1/a+b': 'val_f1/a_b 2'}
@@ -85,10 +87,7 @@ class TrialRunState:
     run_id: str | None = None
     """The id of the run that shows the trial; None if the record does not contain it."""
     state: str = ACTIVE
-    """The trial's state by the contract's name.
-
-    It is :data:`ACTIVE` until the trial has ended, or is paused or interrupted.
-    """
+    """A value of :class:`.TrialState`, ``running`` until the trial has ended or is paused or interrupted."""
     params: Mapping[str, str] = field(default_factory=dict)
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """The values of each metric by epoch, from epoch 1."""
@@ -179,14 +178,14 @@ class Destination:
     artifacts: Path | None = None
     """The folder for the artifacts of a new experiment; None for the server's default."""
     known_run: str | None = None
-    """The id of a run of the search, which stays in that run's experiment even if a user has renamed it. None
-    for a new search."""
+    """The id of a run of the search; None for a new search. The search stays in that run's experiment, even
+    if a user has renamed it."""
 
 
 def storable(value: Any) -> Any:
-    """Return a state or a destination whose texts every store can hold.
+    """Return a state or a destination with texts that every store accepts; paths stay unchanged.
 
-    The names of files may have bytes that are no UTF-8 (:func:`.as_text`). Paths stay as they are.
+    A text may have the name of a file, which may have bytes that are not UTF-8 (:func:`.as_text`).
     """
     if isinstance(value, str):
         return as_text(value)
@@ -206,16 +205,16 @@ def _csv_without_passwords(text: str) -> str:
     return "".join(csv_line(map(hide_passwords, row)) for row in rows)
 
 
-#: The suffixes of files whose text may have the URL of an archive of images or of initial weights.
+#: Suffixes of the files that may contain the URL of an archive of images or of initial weights.
 _TEXTS: Final = (".csv", ".json", ".yaml")
 
 
 @contextmanager
 def without_passwords(file: Path) -> Iterator[Path]:
-    """Yield a file, or a copy of that name for the block, in which the passwords of URLs are hidden.
+    """Yield ``file``, or a temporary copy of it in which the passwords of URLs are hidden.
 
-    Everyone who can read MLflow can read its artifacts. The search's own folder has the whole URLs, which the
-    trials need.
+    Everyone who can read MLflow can read its artifacts. In the search's own folder the URLs keep their
+    passwords, because the trials need them.
     """
     text = file.read_text(encoding="utf-8", errors="surrogateescape") if file.suffix in _TEXTS else ""
     shown = _csv_without_passwords(text) if file.suffix == ".csv" else hide_passwords(text)

@@ -1,4 +1,4 @@
-"""The process that makes the calls to MLflow, and MLflow's store as this process finds it.
+"""The process that makes the calls to MLflow, and the preparation of a local store.
 
 Each call to MLflow runs Python code for tens of milliseconds. On a thread of the driver, the calls would hold
 the driver's interpreter lock while trials wait for their next epoch. In a process of low priority, they cost
@@ -60,9 +60,8 @@ _REFUSALS: Final = frozenset(
     }
 )
 
-#: HTTP status codes 4xx that depend on the time or the server, not on the request: time-out, too many
-#: requests, and "forbidden", which a server returns for every request until it is configured with this host's
-#: name.
+#: HTTP status codes 4xx that do not depend on the request: time-out, too many requests, and "forbidden",
+#: which a server returns for every request until it is configured with this host's name.
 _PASSING_STATUS: Final = frozenset({403, 408, 429})
 
 _LOGGER = logging.getLogger(__name__)
@@ -95,15 +94,6 @@ class MlflowWorker:
                 with _errors_converted(uri, if_final=RetryPolicy.SKIP):
                     runs.check()
             raise
-
-    def start(self) -> None:
-        """Do nothing, because no preparation is needed; see :class:`.worker_client.Sink`."""
-
-    def flush(self) -> None:
-        """Do nothing, because the calls cannot be made faster."""
-
-    def close(self) -> None:
-        """Do nothing, because nothing must be ended."""
 
     def _connect(self) -> MlflowRunSync:
         # Two searches that create the same SQLite store at once would break each other's migrations.
@@ -203,8 +193,8 @@ _UNKNOWN_USER: Final = frozenset({"CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"})
 
 _ANOTHER: Final = "name another store with --tracking-uri."
 
-#: Part of a database's error message to remedy. Locked and full databases are excluded, because these errors
-#: are temporary.
+#: A part of a database's error message, and how to fix the error. Locked and full databases are left out,
+#: because these errors are temporary.
 _DATABASE: Final = {
     "not a database": f"The file is no database. Move it away, or {_ANOTHER}",
     "malformed": f"The database is damaged. Restore a copy of it, or {_ANOTHER}",
@@ -266,8 +256,7 @@ _PLACES: Final = (
     ("model_versions", "storage_location"),
 )
 
-#: Finds experiments that searches have created, by the tag that searches set, while the storage was at
-#: another path.
+#: The artifact locations of experiments whose storage was at another path. A search sets the tag.
 _MOVED: Final = """
     SELECT DISTINCT artifact_location FROM experiments
     JOIN experiment_tags ON experiment_tags.experiment_id = experiments.experiment_id
@@ -279,8 +268,8 @@ _MOVED: Final = """
 def follow_artifacts(file: Path, artifacts: Path) -> None:
     """Change the artifact paths in the SQLite store ``file`` to the directory ``artifacts``.
 
-    Only experiments that a search has created in a storage's own directory are changed. A store with other
-    tables is left unchanged, and a warning is logged.
+    Only experiments that a search has created in a storage's own directory are changed. If the store does not
+    have MLflow's tables, it is left unchanged, and a warning is logged.
 
     Raises:
         CallError: If another process has locked the store. Without the change, artifacts would be written to

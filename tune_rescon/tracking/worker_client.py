@@ -50,9 +50,8 @@ class CallResult:
     """Messages to the user about the calls."""
 
 
-#: MLflow's settings, which it reads at its import. Its HTTP client gives up within seconds (by default, one
-#: call to a dead server takes 246 s), its log records go to the same place as all others, and telemetry is
-#: off.
+#: Settings that MLflow reads when it is imported. Its HTTP client gives up within seconds (by default, one
+#: call to a dead server takes 246 s), its log records go where all others go, and telemetry is off.
 _ENVIRONMENT: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -68,7 +67,7 @@ NICENESS: Final = 19
 
 
 class Sink(Protocol):
-    """Sends states to MLflow: an :class:`.MlflowWorker`, or a process that contains one."""
+    """Sends states to MLflow; :class:`WorkerProcess` is one."""
 
     def start(self) -> None:
         """Prepare for states without creating anything in the store."""
@@ -91,8 +90,8 @@ class WorkerProcess:
     """A :class:`.worker.MlflowWorker` in a separate process, which is started when it is needed.
 
     If the process dies, its present call fails. The next process gets the state of the search first, because
-    runs are found by the search's id. The process does not outlive the driver, because it ends when the
-    connection is closed.
+    it finds the runs by the search's id. The process ends when the connection is closed, so it does not
+    outlive the driver.
     """
 
     def __init__(self, destination: Destination) -> None:
@@ -142,7 +141,7 @@ class WorkerProcess:
     def flush(self) -> None:
         """Give the process the driver's priority.
 
-        A process that runs already keeps its own unless that is permitted (usually for root only).
+        A running process keeps its own priority unless the user may raise it, which usually only root may.
         """
         with self._lock, suppress(OSError):
             self._flushed = True

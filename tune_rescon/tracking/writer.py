@@ -1,9 +1,9 @@
 """Log a search to MLflow from a background thread, which makes the calls in a separate process.
 
-The search only stores the newest state of a run here. It never waits for the tracking server and never gets
-the server's errors. A call that fails is retried with increasing pauses until it succeeds or
-:meth:`MlflowWriter.close` runs out of time. The updates that are still unsent then are counted and reported.
-The record contains all of them, and a later run of the search or ``report --sync`` sends them.
+The search only submits the newest state of a run. It neither waits for the tracking server nor gets its
+errors. A call that fails is retried with increasing pauses, until it succeeds or :meth:`MlflowWriter.close`
+runs out of time. The updates that are then unsent are counted and reported. The record contains all of them,
+and a later run of the search or ``report --sync`` sends them.
 """
 
 from __future__ import annotations
@@ -85,12 +85,14 @@ class UpdateQueue:
         """
         with self._changed:
             while True:
-                first = next(iter(self._waiting.values()), None)
-                if first is None and self._closed:
+                left = None
+                if self._waiting:
+                    first = next(iter(self._waiting.values()))
+                    left = first.due - self._clock()
+                    if self._closed or left <= 0:
+                        return first.run_state, first.updates
+                elif self._closed:
                     return None
-                left = None if first is None else first.due - self._clock()
-                if first is not None and (self._closed or (left or 0.0) <= 0):
-                    return first.run_state, first.updates
                 self._changed.wait(left)
 
     def done(self, run_state: RunState, updates: int) -> None:
@@ -106,8 +108,8 @@ class UpdateQueue:
             if end is None:
                 self._waiting[key] = newer
             elif key == _SEARCH:
-                # Sent after the search's end, this state would mark the search as running again. The end's
-                # state contains all of its content.
+                # After the search's end, this state would mark the search as running again. The state of the
+                # end contains all of its content.
                 self._waiting[_SEARCH_END] = dataclasses.replace(end, updates=end.updates + newer.updates)
             else:
                 self._waiting |= {key: newer, _SEARCH_END: end}
@@ -301,8 +303,8 @@ class MlflowWriter:
         """
         self.last_error = error.message
         _LOGGER.warning("MLflow did not accept a call; next try in %.1f s: %s", seconds, error.message)
-        # The end of the search cuts a pause short, for one attempt at once. After that, only the end of the
-        # writer does.
+        # The end of the search cuts the pause short, for one immediate attempt. A later pause is cut short
+        # only by the end of the writer.
         (self._give_up if was_ending else self._flushed).wait(seconds)
         return min(2 * seconds, LONGEST_PAUSE)
 

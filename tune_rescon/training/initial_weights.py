@@ -21,7 +21,7 @@ from tune_rescon.models import (
     resolve_network,
 )
 from tune_rescon.models.external import tensor_shapes
-from tune_rescon.models.rescon import KNOWN, StateDict, find_state_dicts, listed
+from tune_rescon.models.rescon import RESCON_PRESETS, StateDict, find_state_dicts, listed
 from tune_rescon.models.spec import StageSpec
 from tune_rescon.storage import local_file
 from tune_rescon.training.checkpoint import load_values
@@ -266,7 +266,7 @@ def _preset(spec: Any) -> str:
     def resolved(preset: str) -> NetworkSpec:
         return resolve_network(TrialConfig(preset=preset), classes=spec.classes, in_channels=spec.in_channels)
 
-    return next(preset for preset in KNOWN if resolved(preset) == spec)
+    return next(preset for preset in RESCON_PRESETS if resolved(preset) == spec)
 
 
 def _network_fields_of(config: TrialConfig, spec: NetworkSpec) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class UrlStore(SearchStore):
             self._reservation.held.close()
         # A file that remains is harmless: a search that has begun is not opened again.
         with suppress(RemoteError):
-            self._home.opened()
+            self._home.end_opening()
         self._mirror.start()
 
     @override

@@ -96,7 +96,7 @@ class CheckpointSync:
     def send(self, *, last: bool) -> None:
         """Copy the files written since the last call. ``last`` is True if no epoch follows this one."""
         if self.mirror is not None:
-            self.mirror.send(insist=last)
+            self.mirror.send(retry=last)
 
     def kept(self, path: Path) -> str | None:
         """Return where any machine finds a file of the folder; None if the file is on this node only."""
