@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import MetricAt
+from tune_rescon.reporting.incumbents import incumbents
 from tune_rescon.reporting.summary import (
     ABSENT,
     best_command,
@@ -28,7 +29,7 @@ from tune_rescon.reporting.summary import (
     shared_epoch,
     values_at,
 )
-from tune_rescon.reporting.timeline import incumbents, timeline
+from tune_rescon.reporting.timeline import timeline
 from tune_rescon.search import search
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
@@ -89,6 +90,33 @@ def test_a_slot_is_taken_again_when_it_is_free(make_result: MakeResult, make_tri
     assert found.utilisation == pytest.approx(50 / 60)
 
 
+def test_a_slot_that_ran_another_trial_in_a_short_pause_is_one_slot(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trials = [
+        timed(make_trial(0), 110.0, 121.0, seconds=10.0),
+        timed(make_trial(1), 111.0, seconds=1.0),
+    ]
+    found = timeline(make_result(*trials))
+    assert [(s.number, s.slot, s.epochs) for s in found.stretches] == [
+        (0, 0, (1, 1)),
+        (1, 0, (1, 1)),
+        (0, 0, (2, 2)),
+    ]
+    assert (found.slots, found.utilisation) == (1, 1.0)
+
+
+def test_a_trial_keeps_its_slot_if_another_one_begins_between_two_of_its_epochs(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trials = [
+        timed(make_trial(0), 111.0, 121.0, seconds=10.0),
+        timed(make_trial(1), 110.0, 120.5, seconds=10.0),
+    ]
+    found = timeline(make_result(*trials))
+    assert [(s.number, s.slot, s.epochs) for s in found.stretches] == [(1, 0, (1, 2)), (0, 1, (1, 2))]
+
+
 def test_a_pause_ends_a_stretch_and_the_time_without_a_driver_is_left_out(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
@@ -134,11 +162,16 @@ def _empty() -> StudyResult:
     return SimulatedSearch(load_space("digits")).result(Path("runs/digits"))
 
 
+@pytest.mark.parametrize("seconds", [0.3, 30.0])
 @pytest.mark.parametrize("workers", [1, 3, 8])
-def test_the_slots_and_their_use_are_the_simulations(workers: int) -> None:
+def test_the_slots_and_their_use_are_the_simulations(workers: int, seconds: float) -> None:
+    # A slot may run short epochs of other trials while one pauses.
     space = load_space("att92", ["initial=[]", "budget.trials=20", "fidelity.max=9", "sampler.type=random"])
     landscape = LANDSCAPES["monotone"]
-    simulation = Simulation(lambda t: landscape.curve(t.number, t.parameters), workers=workers)
+    simulation = Simulation(
+        lambda t: dataclasses.replace(landscape.curve(t.number, t.parameters), epoch_seconds=seconds),
+        workers=workers,
+    )
     searched = SimulatedSearch(space, clock=simulation.clock)
     simulation.drive(searched.policy())
     found = timeline(searched.result(Path("runs/s")))

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from tune_rescon.reporting.formats import csv_text, headings, json_text, markdown_text, row
+from tune_rescon.reporting.incumbents import incumbents
 from tune_rescon.reporting.page import panels
 from tune_rescon.reporting.summary import device_hours, devices_of, savings
-from tune_rescon.reporting.timeline import gpu_use, incumbents, throughput
+from tune_rescon.reporting.timeline import gpu_use, throughput
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tune_rescon.reporting import write_report
-from tune_rescon.reporting.timeline import groups
+from tune_rescon.reporting.incumbents import groups
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyResult, TrialRecord
 
