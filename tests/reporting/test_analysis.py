@@ -33,7 +33,7 @@ from tune_rescon.reporting.timeline import timeline
 from tune_rescon.search import search
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
-from tune_rescon.tuning import StudyResult, TrialRecord
+from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
@@ -284,6 +284,25 @@ def test_the_last_leader_is_the_winner_by_either_rule(
     assert (last.number, last.value) == ends
     assert result.best is not None
     assert (result.best.number, result.best.value) == ends
+
+
+def test_a_trial_that_failed_later_leads_no_search_and_no_front(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """An interrupted search: nothing has finished, and the trial that came furthest has diverged."""
+    trials = [
+        timed(make_trial(0, TrialState.DIVERGED, (0.5, 0.7, math.nan)), 10.0, 20.0, 30.0, seconds=10.0),
+        timed(make_trial(1, TrialState.INTERRUPTED, (0.25, 0.375)), 40.0, 50.0, seconds=10.0),
+        timed(make_trial(2, TrialState.FAILED, (0.5, 0.75)), 60.0, 70.0, seconds=10.0),
+    ]
+    result = make_result(*trials, against="gmacs", state=SearchState.INTERRUPTED)
+    assert result.best is not None
+    assert (result.best.number, result.best.value) == (1, 0.375)
+    assert [(one.number, one.value) for one in incumbents(result)] == [(1, 0.25), (1, 0.375)]
+    # What the others spent counts: the winner's first epoch ended after four, of 10 s on two cores.
+    assert incumbents(result)[0].hours == pytest.approx(4 * 20 / 3600)
+    assert [trial.number for trial in result.front] == [1]
+    assert all([trial.number for trial, _ in front.front] == [1] for front in cost_fronts(result))
 
 
 def test_a_trial_without_times_has_no_stretch(make_result: MakeResult, make_trial: MakeTrial) -> None:

@@ -1,4 +1,7 @@
-"""The best trial so far, by the device-hours spent: of a search, and of each of its groups of trials."""
+"""The best trial so far, by the device-hours spent: of a search, and of each of its groups of trials.
+
+Trials that diverged or failed later count by what they spent alone, as in the choice of the winner.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tune_rescon.tuning import StudyResult, TrialRecord
+from tune_rescon.tuning.trial import usable_trials
 
 __all__ = ["Group", "Incumbent", "grouping", "groups", "incumbents"]
 
@@ -32,10 +36,11 @@ def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
     found: list[Incumbent] = []
     best = (0, -math.inf)
     spent = 0.0
+    usable = {trial.number for trial in usable_trials(result.trials)}
     for _, number, epoch, value, seconds in sorted(_epochs(result, result.trials)):
         spent += seconds / 3600
         score = value if result.maximize else -value
-        if math.isfinite(value) and (epoch, score) > best:
+        if number in usable and math.isfinite(value) and (epoch, score) > best:
             best = (epoch, score)
             found.append(Incumbent(hours=spent, number=number, epoch=epoch, value=value))
     return tuple(found)
@@ -90,10 +95,15 @@ def groups(result: StudyResult) -> tuple[Group, ...]:
 def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) -> Group:
     best: list[Incumbent] = []
     spent = 0.0
+    usable = {trial.number for trial in usable_trials(trials)}
     for _, number, epoch, reached, seconds in sorted(_epochs(result, trials)):
         spent += seconds / 3600
         lead = reached - best[-1].value if best else math.inf
-        if math.isfinite(reached) and (lead if result.maximize or not best else -lead) > 0:
+        if (
+            number in usable
+            and math.isfinite(reached)
+            and (lead if result.maximize or not best else -lead) > 0
+        ):
             best.append(Incumbent(hours=spent, number=number, epoch=epoch, value=reached))
     return Group(
         value=value,
