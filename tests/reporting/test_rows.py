@@ -114,6 +114,16 @@ def test_searches_whose_values_cannot_be_compared_are_told_apart(
     ]
 
 
+def test_hours_of_cores_are_not_compared_with_hours_of_gpus(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    cores = make_result(make_trial(0), name="cores")
+    gpus = make_result(make_trial(0), name="gpus", device="GPU")
+    assert differences([cores, gpus, cores]) == [
+        "The hours of cores are core-hours, and those of gpus GPU-hours: do not compare them"
+    ]
+
+
 def test_a_search_over_several_datasets_is_not_compared_with_one_of_a_single_dataset(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
