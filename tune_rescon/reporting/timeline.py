@@ -158,7 +158,7 @@ def _epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
         before = ended
 
 
-#: A report takes a moment, so an epoch that begins within so many seconds was waiting for its slot.
+#: A report takes a moment: an epoch that begins within this number of seconds was waiting for its slot.
 _MOMENT: Final = 1e-3
 
 

@@ -105,7 +105,7 @@ def test_the_next_best_follows_a_best_trial_that_fails(
         ]
     )
     state.on_trial_start(make_trial(2), 0.0)
-    values = (0.25, 0.5, 0.75)
+    values: tuple[float, ...] = (0.25, 0.5, 0.75)
     state.on_epoch(make_trial(2, *values), metrics, 1.0)
     seen = state.snapshot(TWO_SLOTS).best
     assert seen is not None
