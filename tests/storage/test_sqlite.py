@@ -312,13 +312,12 @@ def test_a_killed_writers_transaction_is_rolled_back_for_a_reader_who_may_not_wr
         killed.executemany("INSERT INTO epochs VALUES (?)", ((n,) for n in range(2, 50_000)))
         for suffix in ("", "-journal"):
             shutil.copyfile(live.with_name(f"study.db{suffix}"), left.with_name(f"study.db{suffix}"))
-    connect = sqlite3.connect
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
 
-    def read_only(database: Any, *args: Any, **kwargs: Any) -> sqlite3.Connection:
+    def read_only(database: str | Path, **kwargs: Any) -> sqlite3.Connection:
         # A test that runs as root may write any file.
-        return connect(
-            str(database).replace(f"{left.as_uri()}?mode=rw", f"{left.as_uri()}?mode=ro"), **kwargs
-        )
+        is_left = str(database) == f"{left.as_uri()}?mode=rw"
+        return connect(f"{left.as_uri()}?mode=ro" if is_left else database, **kwargs)
 
     before = {path.name: path.read_bytes() for path in left.parent.iterdir()}
     monkeypatch.setattr(sqlite3, "connect", read_only)
