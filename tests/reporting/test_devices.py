@@ -109,6 +109,20 @@ def test_trials_that_share_a_gpu_add_up(make_result: MakeResult, make_trial: Mak
     assert found.one_trial == pytest.approx(67.5)
 
 
+def test_the_devices_are_those_that_the_trials_held(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    """The search was resumed with one GPU for each trial instead of four."""
+    trials = [
+        dataclasses.replace(timed(make_trial(0), (100.0, 110.0, 80.0)), held=(4.0,)),
+        dataclasses.replace(timed(make_trial(1), (200.0, 210.0, 20.0)), held=(1.0,)),
+        timed(make_trial(2), (200.0, 210.0, 20.0)),
+    ]
+    found = throughput(make_result(*trials, devices_per_trial=1, device="GPU"))
+    assert found is not None
+    assert found.devices == 4
+    # 1,200 images in 20 s.
+    assert found.per_device == pytest.approx(15.0)
+
+
 def test_the_page_shows_them_below_the_slots(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trial = timed(make_trial(0), (100.0, 110.0, 60.0))
     result = make_result(trial, devices_per_trial=2, device="GPU")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -260,7 +260,7 @@ def throughput(result: StudyResult) -> Throughput | None:
     runs = [run for trial in result.trials for run in _runs(trial, "images_per_second")]
     if not runs:
         return None
-    devices = _devices_in_use(timeline(result).slots, result.devices_per_trial)
+    devices = _most_devices(result)
     images = math.fsum((run.ended - run.begun) * run.rate for run in runs)
     begun, ended = min(run.begun for run in runs), max(run.ended for run in runs)
     part = (ended - begun) / PARTS
@@ -272,6 +272,25 @@ def throughput(result: StudyResult) -> Throughput | None:
         per_device=images / _busy_seconds(runs) / devices,
         one_trial=images / math.fsum(run.ended - run.begun for run in runs),
     )
+
+
+def _most_devices(result: StudyResult) -> int:
+    """Return the maximum number of devices in use at once. A resume may have changed those of a trial."""
+    spans: list[tuple[float, float, float]] = []
+    for trial in result.trials:
+        held = itertools.chain(trial.held, itertools.repeat(None))
+        for (begun, ended), count in zip(_epoch_spans(trial), held, strict=False):
+            spans.append((begun, ended, result.devices_per_trial if count is None else count))
+    running: list[tuple[float, float]] = []
+    trials: Counter[float] = Counter()
+    most = 0
+    for begun, ended, share in sorted(spans):
+        while running and running[0][0] <= begun + _MOMENT:
+            trials[heapq.heappop(running)[1]] -= 1
+        heapq.heappush(running, (ended, share))
+        trials[share] += 1
+        most = max(most, sum(_devices_in_use(count, each) for each, count in trials.items()))
+    return most
 
 
 def _devices_in_use(trials: int, share: float) -> int:
