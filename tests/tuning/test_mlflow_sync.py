@@ -111,7 +111,7 @@ def test_the_runs_have_the_searchs_own_times_and_origin(
     assert (images.dataset.name, images.dataset.digest) == ("digits", "c0ffee")
 
 
-def test_sending_data_is_no_time_of_the_search(
+def test_sync_does_not_count_as_time_of_the_search(
     make_search: MakeSearch, location: SearchLocation, store: str
 ) -> None:
     """It would shorten the `budget.hours` of a search that is resumed."""
