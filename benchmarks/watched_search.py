@@ -65,7 +65,8 @@ def _ray_folder(visit: Visit) -> dict[str, str]:
 
 
 def _search_figures(runs: Path, visit: Visit) -> Found:
-    from tune_rescon.reporting.timeline import gpu_use, incumbents, timeline
+    from tune_rescon.reporting.incumbents import incumbents
+    from tune_rescon.reporting.timeline import gpu_use, timeline
     from tune_rescon.tuning import SearchLocation, read_search
 
     result = read_search(SearchLocation(storage=runs, data_root=visit.folder), "visit")

@@ -213,7 +213,7 @@ def _show(results: Sequence[StudyResult]) -> None:
 
     console = _console()
     console.print(f"{results[0].name}: {results[0].state.value}", markup=False)
-    print_result(results[0], console)
+    print_result(results[0], console, is_read=True)
     if len(results) > 1:
         print_comparison(results, console)
 

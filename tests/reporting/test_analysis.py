@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import MetricAt
+from tune_rescon.reporting.incumbents import incumbents
 from tune_rescon.reporting.summary import (
     ABSENT,
     best_command,
@@ -28,11 +29,11 @@ from tune_rescon.reporting.summary import (
     shared_epoch,
     values_at,
 )
-from tune_rescon.reporting.timeline import incumbents, timeline
+from tune_rescon.reporting.timeline import timeline
 from tune_rescon.search import search
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
-from tune_rescon.tuning import StudyResult, TrialRecord
+from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
@@ -89,6 +90,33 @@ def test_a_free_slot_is_reused(make_result: MakeResult, make_trial: MakeTrial) -
     assert found.utilisation == pytest.approx(50 / 60)
 
 
+def test_a_slot_that_ran_another_trial_in_a_short_pause_is_one_slot(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trials = [
+        timed(make_trial(0), 110.0, 121.0, seconds=10.0),
+        timed(make_trial(1), 111.0, seconds=1.0),
+    ]
+    found = timeline(make_result(*trials))
+    assert [(s.number, s.slot, s.epochs) for s in found.stretches] == [
+        (0, 0, (1, 1)),
+        (1, 0, (1, 1)),
+        (0, 0, (2, 2)),
+    ]
+    assert (found.slots, found.utilisation) == (1, 1.0)
+
+
+def test_a_trial_keeps_its_slot_if_another_one_begins_between_two_of_its_epochs(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trials = [
+        timed(make_trial(0), 111.0, 121.0, seconds=10.0),
+        timed(make_trial(1), 110.0, 120.5, seconds=10.0),
+    ]
+    found = timeline(make_result(*trials))
+    assert [(s.number, s.slot, s.epochs) for s in found.stretches] == [(1, 0, (1, 2)), (0, 1, (1, 2))]
+
+
 def test_pauses_split_stretches_and_time_without_a_driver_is_excluded(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
@@ -134,11 +162,16 @@ def _empty() -> StudyResult:
     return SimulatedSearch(load_space("digits")).result(Path("runs/digits"))
 
 
+@pytest.mark.parametrize("seconds", [0.3, 30.0])
 @pytest.mark.parametrize("workers", [1, 3, 8])
-def test_slots_and_utilisation_match_the_simulation(workers: int) -> None:
+def test_slots_and_utilisation_match_the_simulation(workers: int, seconds: float) -> None:
+    # A slot may run short epochs of other trials while one pauses.
     space = load_space("att92", ["initial=[]", "budget.trials=20", "fidelity.max=9", "sampler.type=random"])
     landscape = LANDSCAPES["monotone"]
-    simulation = Simulation(lambda t: landscape.curve(t.number, t.parameters), workers=workers)
+    simulation = Simulation(
+        lambda t: dataclasses.replace(landscape.curve(t.number, t.parameters), epoch_seconds=seconds),
+        workers=workers,
+    )
     searched = SimulatedSearch(space, clock=simulation.clock)
     simulation.drive(searched.policy())
     found = timeline(searched.result(Path("runs/s")))
@@ -251,6 +284,25 @@ def test_the_last_incumbent_is_the_best_trial_for_each_metric_at(
     assert (last.number, last.value) == ends
     assert result.best is not None
     assert (result.best.number, result.best.value) == ends
+
+
+def test_a_trial_that_failed_later_leads_no_search_and_no_front(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """An interrupted search: nothing has finished, and the trial that came furthest has diverged."""
+    trials = [
+        timed(make_trial(0, TrialState.DIVERGED, (0.5, 0.7, math.nan)), 10.0, 20.0, 30.0, seconds=10.0),
+        timed(make_trial(1, TrialState.INTERRUPTED, (0.25, 0.375)), 40.0, 50.0, seconds=10.0),
+        timed(make_trial(2, TrialState.FAILED, (0.5, 0.75)), 60.0, 70.0, seconds=10.0),
+    ]
+    result = make_result(*trials, against="gmacs", state=SearchState.INTERRUPTED)
+    assert result.best is not None
+    assert (result.best.number, result.best.value) == (1, 0.375)
+    assert [(one.number, one.value) for one in incumbents(result)] == [(1, 0.25), (1, 0.375)]
+    # What the others spent counts: the winner's first epoch ended after four, of 10 s on two cores.
+    assert incumbents(result)[0].hours == pytest.approx(4 * 20 / 3600)
+    assert [trial.number for trial in result.front] == [1]
+    assert all([trial.number for trial, _ in front.front] == [1] for front in cost_fronts(result))
 
 
 def test_a_trial_without_times_has_no_stretch(make_result: MakeResult, make_trial: MakeTrial) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from tune_rescon.reporting.formats import csv_text, headings, json_text, markdown_text, row
+from tune_rescon.reporting.incumbents import incumbents
 from tune_rescon.reporting.page import panels
 from tune_rescon.reporting.summary import device_hours, devices_of, savings
-from tune_rescon.reporting.timeline import gpu_use, incumbents, throughput
+from tune_rescon.reporting.timeline import gpu_use, throughput
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -106,6 +107,20 @@ def test_throughput_of_trials_sharing_a_gpu_adds_up(make_result: MakeResult, mak
     # 2,700 images in the 30 s in which something ran, and in the 40 s of all epochs.
     assert found.per_device == pytest.approx(90.0)
     assert found.one_trial == pytest.approx(67.5)
+
+
+def test_the_devices_are_those_that_the_trials_held(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    """The search was resumed with one GPU for each trial instead of four."""
+    trials = [
+        dataclasses.replace(timed(make_trial(0), (100.0, 110.0, 80.0)), held=(4.0,)),
+        dataclasses.replace(timed(make_trial(1), (200.0, 210.0, 20.0)), held=(1.0,)),
+        timed(make_trial(2), (200.0, 210.0, 20.0)),
+    ]
+    found = throughput(make_result(*trials, devices_per_trial=1, device="GPU"))
+    assert found is not None
+    assert found.devices == 4
+    # 1,200 images in 20 s.
+    assert found.per_device == pytest.approx(15.0)
 
 
 def test_the_page_shows_throughput_below_the_slots(make_result: MakeResult, make_trial: MakeTrial) -> None:

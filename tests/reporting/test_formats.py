@@ -179,6 +179,15 @@ def test_overviews_are_available_as_text_and_json() -> None:
     ]
 
 
+def test_the_name_of_a_folder_is_no_markup() -> None:
+    """A user may have renamed it."""
+    names = ("a [old]", "b [/b]")
+    out = io.StringIO()
+    found = [SearchOverview(name=name) for name in names]
+    print_overviews(found, Console(file=out, width=120, highlight=False), now=NOW)
+    assert all(name in out.getvalue() for name in names)
+
+
 def test_searches_are_compared_on_a_terminal(simulated: StudyResult) -> None:
     out = io.StringIO()
     other = dataclasses.replace(simulated, name="other")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
-from tune_rescon.reporting.timeline import groups
+from tune_rescon.reporting.incumbents import groups
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyResult, TrialRecord
 
@@ -53,6 +54,13 @@ def test_a_loss_is_better_if_it_is_smaller(result: StudyResult) -> None:
     first, second = groups(dataclasses.replace(result, trials=losses, maximize=False))
     assert (first.value, first.best[-1].value) == ("timm/resnet18", 0.125)
     assert [one.value for one in second.best] == [0.25]
+
+
+def test_a_trial_that_failed_is_no_groups_best(result: StudyResult) -> None:
+    failed = dataclasses.replace(result.trials[2], state=TrialState.FAILED)
+    ours, resnet = groups(dataclasses.replace(result, trials=(*result.trials[:2], failed)))
+    assert (ours.value, resnet.best[-1].number, resnet.best[-1].value) == (None, 1, 0.375)
+    assert resnet.hours == 5.0
 
 
 def test_the_page_compares_groups_at_equal_cost(result: StudyResult, tmp_path: Path) -> None:

@@ -114,6 +114,16 @@ def test_searches_with_incomparable_values_are_reported(
     ]
 
 
+def test_hours_of_cores_are_not_compared_with_hours_of_gpus(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    cores = make_result(make_trial(0), name="cores")
+    gpus = make_result(make_trial(0), name="gpus", device="GPU")
+    assert differences([cores, gpus, cores]) == [
+        "The hours of cores are core-hours, and those of gpus GPU-hours: do not compare them"
+    ]
+
+
 def test_searches_over_different_datasets_are_not_comparable(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import print_result, result_table
 from tune_rescon.reporting.terminal import ROWS, print_left_over
-from tune_rescon.tuning import StudyResult, TrialCost, TrialRecord
+from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
@@ -118,6 +118,39 @@ def test_the_csv_is_named_when_the_table_leaves_trials_out(
     assert text.count("│ finished") == ROWS
     assert f"All of it: {result.folder / 'trials.csv'}" in text
     assert "All of it" not in printed(make_result(*result.trials[:ROWS]))
+
+
+def read(result: StudyResult) -> list[str]:
+    out = io.StringIO()
+    print_result(result, Console(file=out, width=200, highlight=False), is_read=True)
+    return out.getvalue().splitlines()
+
+
+def test_only_files_that_are_there_and_of_now_are_named(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    result = make_result(*(make_trial(n) for n in range(30)), state=SearchState.INTERRUPTED)
+    command = f"python -m tune_rescon.report s --storage {result.folder.parent}"
+    assert {f"All of it: {command} --csv", f"Report: {command} --html report.html"} <= {*read(result)}
+    result.folder.mkdir()
+    for name in ("trials.csv", "report.html"):
+        (result.folder / name).touch()
+    assert {f"All of it: {result.folder}/trials.csv", f"Report: {result.folder}/report.html"} <= {
+        *read(result)
+    }
+    # The table in the folder is that of the run before.
+    running = replace(result, state=SearchState.RUNNING)
+    assert {f"All of it: {command} --csv", f"Report: {result.folder}/report.html"} <= {*read(running)}
+
+
+def test_the_files_of_a_search_at_a_url_are_there_and_not_in_this_machines_copy(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    result = make_result(*(make_trial(n) for n in range(30)), url="s3://bucket/runs/s")
+    assert {
+        "All of it: s3://bucket/runs/s/trials.csv",
+        "Report: s3://bucket/runs/s/report.html",
+    } <= {*read(result)}
 
 
 @pytest.mark.parametrize("width", [50, 60, 80, 100, 120, 200])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -295,3 +296,31 @@ def test_discard_deletes_all_but_the_file_to_keep(here: Machine) -> None:
     for _ in "again":
         sender.discard([Discard(folder="checkpoints/trial_0001", names=files)])
     assert here.remote.names() == others
+
+
+def test_a_killed_writers_transaction_is_rolled_back_for_a_reader_who_may_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the report of a colleague's search."""
+    live, left = tmp_path / "live" / "study.db", tmp_path / "left" / "study.db"
+    make(live)
+    add(live, 1)
+    left.parent.mkdir()
+    with closing(sqlite3.connect(live, isolation_level=None)) as killed:
+        killed.execute("PRAGMA cache_size=1")
+        killed.execute("BEGIN IMMEDIATE")
+        killed.executemany("INSERT INTO epochs VALUES (?)", ((n,) for n in range(2, 50_000)))
+        for suffix in ("", "-journal"):
+            shutil.copyfile(live.with_name(f"study.db{suffix}"), left.with_name(f"study.db{suffix}"))
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def read_only(database: str | Path, **kwargs: Any) -> sqlite3.Connection:
+        # A test that runs as root may write any file.
+        is_left = str(database) == f"{left.as_uri()}?mode=rw"
+        return connect(f"{left.as_uri()}?mode=ro" if is_left else database, **kwargs)
+
+    before = {path.name: path.read_bytes() for path in left.parent.iterdir()}
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    copy_database(left, tmp_path / "copy.db")
+    assert epochs(tmp_path / "copy.db") == [1]
+    assert {path.name: path.read_bytes() for path in left.parent.iterdir()} == before

@@ -12,6 +12,7 @@ import pytest
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 
+from tests.tracking.conftest import destination
 from tune_rescon.errors import StorageError
 from tune_rescon.tracking import Champion, SearchRunState, TrialRunState, registry
 from tune_rescon.tracking.mlflow_runs import PLACE_TAG, MlflowRunSync
@@ -62,6 +63,24 @@ def children(client: mlflow.MlflowClient) -> dict[int, str]:
 
 def everything(client: mlflow.MlflowClient, run_ids: list[str]) -> list[dict[str, Any]]:
     return [client.get_run(run_id).to_dictionary() for run_id in run_ids]
+
+
+@pytest.mark.parametrize(("shown", "kept"), [("s", "renamed"), ("my best", "my best")])
+def test_the_runs_follow_a_folder_that_was_renamed(
+    shown: str, kept: str, make_sync: MakeSync, client: mlflow.MlflowClient, store: str, tmp_path: Path
+) -> None:
+    first = make_sync()
+    parent = first.send(search())
+    first.send(trial(0))
+    client.update_run(parent, name=shown)
+    second = MlflowRunSync(destination(store, "renamed", tmp_path / "artifacts"))
+    second.connect()
+    assert second.send(search()) == parent
+    for number in range(2):
+        second.send(trial(number))
+    assert [run.data.tags["tune_rescon.search"] for run in runs(client)] == ["renamed"] * 3
+    assert client.get_run(parent).info.run_name == kept
+    assert sorted(children(client)) == [0, 1]
 
 
 def test_a_search_does_not_change_runs_of_another_with_its_name(

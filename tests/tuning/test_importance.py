@@ -42,6 +42,17 @@ def test_too_few_values_have_no_importance(count: int, step: float) -> None:
     assert parameter_importance(space, known, {number: number * step for number in known}) == {}
 
 
+@pytest.mark.parametrize("better", [1, 4])
+def test_nothing_is_known_of_a_best_tenth_that_equal_values_fill(better: int) -> None:
+    """PED-ANOVA would give each parameter the same share."""
+    space = load_space("digits")
+    known = trials(space, 60)
+    values = {number: 0.2 if number < better else 0.1 for number in known}
+    assert parameter_importance(space, known, values) == {}
+    enough = {number: 0.2 if number < 6 else 0.1 for number in known}
+    assert len(set(parameter_importance(space, known, enough).values())) > 1
+
+
 def test_trials_of_another_space_are_left_out() -> None:
     space = load_space("digits")
     known = trials(load_space("att92", ["initial=[]"]), 40)

@@ -12,13 +12,16 @@ import pytest
 from mlflow.entities import Run
 
 from tests.waiting import LONGEST_WAIT, reserved_port
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data import describe
 from tune_rescon.errors import LeaseError, StorageError
 from tune_rescon.tracking import writer
 from tune_rescon.tuning import SearchFolder, SearchLocation, StudyRecord, sync_tracking
 from tune_rescon.tuning.identity import read_id, write_id
+from tune_rescon.tuning.input_digests import record_images
 from tune_rescon.tuning.lease import hold_lease
 from tune_rescon.tuning.mlflow_sync import Synced
-from tune_rescon.tuning.study_attributes import record_run
+from tune_rescon.tuning.study_attributes import record_provenance, record_run
 from tune_rescon.tuning.study_lease import StudyLeaseStore
 
 MakeSearch = Callable[..., SearchFolder]
@@ -77,6 +80,35 @@ def test_all_data_is_sent_once(
     assert {t.number: t.mlflow_run_id for t in again.trials()} == {
         number: run.info.run_id for number, run in children.items()
     }
+
+
+def test_the_runs_have_the_searchs_own_times_and_origin(
+    make_search: MakeSearch, location: SearchLocation, store: str
+) -> None:
+    """A server that was away for the whole search gets its runs days later."""
+    folder = make_search("a", reports=4)
+    record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
+    info = describe(DatasetConfig(name="digits"), data_root=location.data_root)
+    record_run(record, {"digits": info}, None)
+    record_images(record, {"digits": "c0ffee"})
+    record_provenance(record, {"mlflow.source.git.commit": "1a2b3c", "tune_rescon.device": "2 CPU"})
+    sync(location)
+    parent, children = runs(store)
+    trials = record.trials()
+    starts = [int(trial.started.timestamp() * 1000) for trial in trials if trial.started]
+    ends = [
+        int(trial.ended.timestamp() * 1000) if trial.ended else max(start, *trial.times_ms, start)
+        for trial, start in zip(trials, starts, strict=True)
+    ]
+    assert any(trial.epochs and trial.ended is None for trial in trials), "one was interrupted"
+    assert [children[n].info.start_time for n in range(len(trials))] == starts
+    assert [children[n].info.end_time for n in range(len(trials))] == ends
+    assert (parent.info.start_time, parent.info.end_time) == (min(starts), max(ends))
+    assert parent.data.tags["mlflow.source.git.commit"] == "1a2b3c"
+    assert parent.data.tags["tune_rescon.device"] == "2 CPU"
+    assert parent.inputs is not None
+    (images,) = parent.inputs.dataset_inputs
+    assert (images.dataset.name, images.dataset.digest) == ("digits", "c0ffee")
 
 
 def test_sync_does_not_count_as_time_of_the_search(

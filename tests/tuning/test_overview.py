@@ -39,6 +39,31 @@ def test_a_line_agrees_with_the_search(
     assert datetime.now(UTC) - line.changed < timedelta(minutes=5)
 
 
+def test_a_killed_drivers_transaction_is_rolled_back_for_a_reader_who_may_not_write(
+    make_search: MakeSearch, location: SearchLocation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = make_search("a").study_db
+    (whole,) = list_searches(location)
+    copy = Path(shutil.copy(file, tmp_path / "study.db"))
+    with closing(sqlite3.connect(copy, isolation_level=None)) as killed:
+        killed.execute("PRAGMA cache_size=1")
+        killed.execute("BEGIN IMMEDIATE")
+        killed.execute("UPDATE trial_intermediate_values SET intermediate_value = 2.0")
+        killed.execute("CREATE TABLE large AS SELECT zeroblob(1000000)")
+        for suffix in ("", "-journal"):
+            shutil.copyfile(f"{copy}{suffix}", f"{file}{suffix}")
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def read_only(database: str | Path, **kwargs: bool | float) -> sqlite3.Connection:
+        # A test that runs as root may write any file.
+        is_ours = str(database) == f"{file.as_uri()}?mode=rw"
+        return connect(f"{file.as_uri()}?mode=ro" if is_ours else database, **kwargs)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    assert list_searches(location) == (whole,)
+    assert read_search(location, "a").state is SearchState.FINISHED
+
+
 @pytest.mark.parametrize("at", ["best", "last"])
 def test_a_lines_value_is_that_of_the_epoch_that_counts(
     at: str, make_search: MakeSearch, location: SearchLocation

@@ -12,6 +12,7 @@ from tune_rescon.config import trial_name
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.reporting.formatting import (
+    device_hours_unit,
     foreign_message,
     format_device_hours,
     format_number,
@@ -128,13 +129,24 @@ def comparison_row(result: StudyResult) -> tuple[str, ...]:
 
 
 def differences(results: Sequence[StudyResult]) -> list[str]:
-    """Return why values of the first search cannot be compared with those of others, a line for each.
+    """Return why values or hours of the first search cannot be compared with those of others.
 
     Images and splits are compared by their content. A search of an earlier version, whose record does not
     identify its images, counts as one of the same images if its dataset has the same name.
+
+    Returns:
+        At most a line about the values, and one about the hours, for each of the others.
     """
     first, *others = results
-    return [line for other in others if (line := _difference(first, other)) is not None]
+    lines = (line for other in others for line in (_difference(first, other), _other_hours(first, other)))
+    return [line for line in lines if line is not None]
+
+
+def _other_hours(first: StudyResult, other: StudyResult) -> str | None:
+    mine, theirs = (device_hours_unit(result.device) for result in (first, other))
+    if mine == theirs:
+        return None
+    return f"The hours of {first.name} are {mine}, and those of {other.name} {theirs}: do not compare them"
 
 
 def _difference(first: StudyResult, other: StudyResult) -> str | None:

@@ -183,6 +183,7 @@ class LiveTotals:
         self._paused: set[int] = set()
         self._ended: Counter[TrialState] = Counter()
         self._best: TrialRecord | None = None
+        self._newest: dict[int, TrialRecord] = {}
         self._known = 0
         self._trained = 0.0
         self._epochs = 0
@@ -303,10 +304,17 @@ class LiveTotals:
             self._paused.add(trial.number)
 
     def _compare(self, trial: TrialRecord) -> None:
+        self._newest[trial.number] = trial
         best = self._best
-        if not math.isfinite(trial.value):
-            return
-        if best is None or trial.number == best.number or _order(trial) < _order(best):
+        has_value = math.isfinite(trial.value)
+        if best is not None and trial.number == best.number:
+            if has_value and trial.state not in FAILED_STATES:
+                self._best = trial
+            else:
+                # No event follows from most of the others, so the next best is chosen now.
+                others = (one for one in self._newest.values() if math.isfinite(one.value))
+                self._best = min(others, key=_order, default=None)
+        elif has_value and (best is None or _order(trial) < _order(best)):
             self._best = trial
 
     def _seconds_left(self, reading: Reading) -> float | None:

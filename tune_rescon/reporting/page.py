@@ -41,6 +41,7 @@ from tune_rescon.reporting.formatting import (
     setting_text,
     value_text,
 )
+from tune_rescon.reporting.incumbents import Incumbent, grouping, groups
 from tune_rescon.reporting.search_charts import (
     costs,
     gantt,
@@ -58,16 +59,7 @@ from tune_rescon.reporting.summary import (
     shared_epoch,
     values_at,
 )
-from tune_rescon.reporting.timeline import (
-    GpuUse,
-    Incumbent,
-    Throughput,
-    gpu_use,
-    grouping,
-    groups,
-    throughput,
-    timeline,
-)
+from tune_rescon.reporting.timeline import GpuUse, Throughput, gpu_use, throughput, timeline
 from tune_rescon.tuning import (
     SearchFolder,
     SearchState,

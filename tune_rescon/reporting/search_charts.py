@@ -9,16 +9,9 @@ from typing import Any, Final
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.charts import HEIGHT, Chart, axis, dotted_line, markers, rounded
 from tune_rescon.reporting.formatting import MUTED, STATE_COLOUR, STATE_ORDER, device_hours_unit, setting_text
+from tune_rescon.reporting.incumbents import Group, Incumbent, incumbents
 from tune_rescon.reporting.summary import CostFront, cost_fronts, rung_survival
-from tune_rescon.reporting.timeline import (
-    GpuUse,
-    Group,
-    Incumbent,
-    Stretch,
-    Throughput,
-    Timeline,
-    incumbents,
-)
+from tune_rescon.reporting.timeline import GpuUse, Stretch, Throughput, Timeline
 from tune_rescon.tuning import StudyResult
 
 __all__ = [

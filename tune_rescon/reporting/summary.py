@@ -18,7 +18,7 @@ from tune_rescon.errors import hide_passwords
 from tune_rescon.reporting.formatting import device_hours_unit, format_number, setting_text
 from tune_rescon.spaces import CategoricalParameter, Space, place_config
 from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front
-from tune_rescon.tuning.trial import FAILED_STATES
+from tune_rescon.tuning.trial import FAILED_STATES, usable_trials
 
 __all__ = [
     "ABSENT",
@@ -127,7 +127,8 @@ class CostFront:
     points: tuple[tuple[TrialRecord, float], ...]
     """Each trial and its cost."""
     front: tuple[tuple[TrialRecord, float], ...]
-    """The trials with as many epochs as the best one that no other such trial dominates, cheapest first."""
+    """The trials with as many epochs as the best one that no other such trial dominates, cheapest first.
+    Trials that failed are left out."""
 
 
 def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
@@ -147,9 +148,8 @@ def _front(result: StudyResult, title: str, cost: Callable[[TrialRecord], float]
     priced = {number: point for number, point in priced.items() if math.isfinite(point[1])}
     furthest = result.best.epochs if result.best else 0
     sign = 1 if result.maximize else -1
-    peers = {
-        n: (sign * trial.value, spent) for n, (trial, spent) in priced.items() if trial.epochs == furthest
-    }
+    usable = {trial.number for trial in usable_trials(result.trials) if trial.epochs == furthest}
+    peers = {n: (sign * trial.value, spent) for n, (trial, spent) in priced.items() if n in usable}
     front = tuple(priced[number] for number in pareto_front(peers))
     return CostFront(title=title, points=tuple(priced.values()), front=front)
 

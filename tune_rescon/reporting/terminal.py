@@ -235,12 +235,20 @@ def _fitting(widths: Mapping[str, int], available: int) -> set[str]:
     return set(shown)
 
 
-def print_result(result: StudyResult, console: Console) -> None:
-    """Print the table, the trial states, the best trial, and where the report, files and MLflow are."""
+def print_result(result: StudyResult, console: Console, *, is_read: bool = False) -> None:
+    """Print the table, the trial states, the best trial, and where the report, files and MLflow are.
+
+    Args:
+        result: the result of the search.
+        console: the console to print to.
+        is_read: whether the result was read from the record. The files that a driver writes at the end of a
+            search may then be missing or old, and are named only if they are the search's.
+    """
     table = result_table(result, width=console.width)
     console.print(table)
     if table.row_count < len(result.trials) or len(table.columns) < len(headings(result)):
-        _print_line(console, f"All of it: {result.folder / 'trials.csv'}")
+        table_file = result.folder / "trials.csv"
+        _print_line(console, f"All of it: {_ended_file(result, '--csv') if is_read else table_file}")
     counts = Counter(trial.state.value for trial in result.trials)
     spent = sum(result.compute_hours(trial) for trial in result.trials)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
@@ -258,11 +266,33 @@ def print_result(result: StudyResult, console: Console) -> None:
     _print_line(
         console, f"Files:  {f'{result.url} (here: {result.folder})' if result.url else result.folder}"
     )
-    _print_line(console, f"Report: {result.folder / 'report.html'}")
+    page = _ended_file(result, "--html") if is_read else result.folder / "report.html"
+    _print_line(console, f"Report: {page}")
     _print_line(console, f"MLflow: {_view(result.tracking_uri)}")
     events = result.folder / "tensorboard"
     if events.is_dir():
         _print_line(console, f"TensorBoard: tensorboard --logdir {events}")
+
+
+#: The file that a driver writes at the end of a search, by the flag with which `report` writes the same.
+_ENDED_FILES: Final = {"--csv": "trials.csv", "--html": "report.html"}
+
+
+def _ended_file(result: StudyResult, flag: str) -> str:
+    """Return where a file of the search is, or the command that makes it if no driver has written it.
+
+    The table is only written when a run ends, and the page every minute.
+    """
+    file = result.folder / _ENDED_FILES[flag]
+    is_old = flag == "--csv" and result.state is SearchState.RUNNING
+    if result.url and not is_old:
+        # The folder is that of this machine's copies of the record.
+        return f"{result.url}/{file.name}"
+    if file.is_file() and not is_old:
+        return str(file)
+    storage = str(result.url or result.folder).rpartition("/")[0]
+    words = ["python", "-m", "tune_rescon.report", result.name, "--storage", storage, flag]
+    return shlex.join([*words, *(["report.html"] if flag == "--html" else [])])
 
 
 def _print_line(console: Console, text: str, *, style: str | None = None) -> None:
@@ -332,7 +362,7 @@ def print_overviews(found: Sequence[SearchOverview], console: Console, *, now: d
         table.add_column(name, justify="right" if right else "left", no_wrap=name in _KEPT)
     for one in found:
         table.add_row(
-            one.name,
+            Text(one.name),  # of a folder that a user may have renamed to `a [old]`
             Text(one.state.value, style=_STATE_STYLE[one.state])
             if one.state
             else Text("unreadable", style="red"),

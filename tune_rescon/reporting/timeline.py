@@ -1,8 +1,8 @@
-"""A search over time: which trial held which slot when, how busy the devices were, and the best value so far.
+"""A search over time: which trial held which slot when, and how busy the devices were.
 
-The record does not contain the worker process of an epoch. Slots are therefore assigned: a stretch of epochs
-gets the lowest slot that is free when the stretch begins. The number of slots is then the maximum number of
-stretches at once.
+The record does not contain the worker process of an epoch. Slots are therefore assigned: an epoch gets the
+slot of the trial's previous epoch, or else one that is free when it begins. The number of slots is the
+maximum number of epochs at once.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from tune_rescon.config import TrialState
@@ -26,15 +26,10 @@ from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
     "GpuUse",
-    "Group",
-    "Incumbent",
     "Stretch",
     "Throughput",
     "Timeline",
     "gpu_use",
-    "grouping",
-    "groups",
-    "incumbents",
     "throughput",
     "timeline",
 ]
@@ -61,7 +56,7 @@ class Stretch:
     """The first and the last epoch."""
     busy: float
     """Seconds between :attr:`begun` and :attr:`ended` in which an epoch ran."""
-    slot: int = 0
+    slot: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,35 +80,69 @@ def timeline(result: StudyResult) -> Timeline:
 
     Epochs that were lost are not in the record, so their time counts as idle.
     """
-    found = sorted(
-        (stretch for trial in result.trials for stretch in _stretches(trial)),
-        key=lambda stretch: (stretch.begun, stretch.number),
-    )
-    placed = tuple(_assign_slots(found))
-    slots = 1 + max((stretch.slot for stretch in placed), default=-1)
-    return Timeline(stretches=placed, slots=slots, seconds=_driver_seconds(placed))
+    found = (span for trial in result.trials for span in _spans(trial))
+    spans = sorted(found, key=lambda span: (span.begun, span.number, span.epoch))
+    held: defaultdict[int, list[_Span]] = defaultdict(list)
+    for span, slot in zip(spans, _assign_slots(spans), strict=True):
+        held[slot].append(span)
+    stretches = (stretch for slot, inside in held.items() for stretch in _stretches(inside, slot))
+    placed = tuple(sorted(stretches, key=lambda stretch: (stretch.begun, stretch.number)))
+    return Timeline(stretches=placed, slots=len(held), seconds=_driver_seconds(placed))
 
 
-def _stretches(trial: TrialRecord) -> Iterator[Stretch]:
-    """Yield the stretches of a trial, in order."""
-    held: Stretch | None = None
-    for epoch, (begun, ended) in enumerate(_epoch_spans(trial), 1):
-        if held is not None and begun - held.ended < max(PAUSE, (ended - begun) / 2):
-            busy = held.busy + ended - begun
-            held = replace(held, ended=ended, epochs=(held.epochs[0], epoch), busy=busy)
-            continue
-        if held is not None:
-            yield held
-        held = Stretch(
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """The time of one epoch."""
+
+    number: int
+    state: TrialState
+    """Final state of the trial."""
+    epoch: int
+    begun: float
+    ended: float
+    continues: bool
+    """Whether the trial's next epoch follows without a pause."""
+
+
+def _spans(trial: TrialRecord) -> Iterator[_Span]:
+    """Yield the times of a trial's epochs, in order."""
+    times = list(_epoch_spans(trial))
+    for epoch, ((begun, ended), after) in enumerate(itertools.zip_longest(times, times[1:]), 1):
+        yield _Span(
             number=trial.number,
             state=trial.state,
+            epoch=epoch,
             begun=begun,
             ended=ended,
-            epochs=(epoch, epoch),
-            busy=ended - begun,
+            continues=after is not None and after[0] - ended < max(PAUSE, (after[1] - after[0]) / 2),
         )
-    if held is not None:
-        yield held
+
+
+def _stretches(spans: Iterable[_Span], slot: int) -> Iterator[Stretch]:
+    """Yield the stretches of the epochs that ran in a slot, in order."""
+    whole: list[_Span] = []
+    for span in spans:
+        if whole and not (
+            whole[-1].continues and (whole[-1].number, whole[-1].epoch + 1) == (span.number, span.epoch)
+        ):
+            yield _stretch(whole, slot)
+            whole = []
+        whole.append(span)
+    if whole:
+        yield _stretch(whole, slot)
+
+
+def _stretch(spans: Sequence[_Span], slot: int) -> Stretch:
+    first, last = spans[0], spans[-1]
+    return Stretch(
+        number=first.number,
+        state=first.state,
+        begun=first.begun,
+        ended=last.ended,
+        epochs=(first.epoch, last.epoch),
+        busy=math.fsum(span.ended - span.begun for span in spans),
+        slot=slot,
+    )
 
 
 def _epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
@@ -129,17 +158,55 @@ def _epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
         before = ended
 
 
-def _assign_slots(stretches: Sequence[Stretch]) -> Iterator[Stretch]:
-    """Yield each stretch with the lowest slot that is free when the stretch begins."""
-    free: list[int] = []
-    busy: list[tuple[float, int]] = []
-    for stretch in stretches:
-        # A report takes a moment, so a stretch that begins within it was waiting for this slot.
-        while busy and busy[0][0] <= stretch.begun + 1e-3:
-            heapq.heappush(free, heapq.heappop(busy)[1])
-        slot = heapq.heappop(free) if free else len(busy)
-        heapq.heappush(busy, (stretch.ended, slot))
-        yield replace(stretch, slot=slot)
+#: A report takes a moment: an epoch that begins within this number of seconds was waiting for its slot.
+_MOMENT: Final = 1e-3
+
+
+def _assign_slots(spans: Sequence[_Span]) -> Iterator[int]:
+    """Yield the slot of each epoch, in the order in which the epochs begin.
+
+    A trial that continues keeps its slot. In a short pause of a trial, its slot may have run an epoch of
+    another one, or only waited for the driver: there are as many slots as epochs ran at once.
+    """
+    most = _most_at_once(spans)
+    last: list[_Span] = []
+    is_free: list[bool] = []
+    busy: list[tuple[float, bool, int]] = []
+    free: list[tuple[bool, int]] = []
+    kept: dict[int, int] = {}
+    for span in spans:
+        while busy and busy[0][0] <= span.begun + _MOMENT:
+            _, continues, slot = heapq.heappop(busy)
+            is_free[slot] = True
+            heapq.heappush(free, (continues, slot))
+        while free and not is_free[free[0][1]]:
+            heapq.heappop(free)
+        slot = kept.pop(span.number, -1)
+        if slot < 0 or not is_free[slot] or last[slot].number != span.number:
+            # The slots that wait for the next epoch of a trial are the last of the free ones.
+            if free and (len(last) == most or not free[0][0]):
+                _, slot = heapq.heappop(free)
+            else:
+                slot = len(last)
+                last.append(span)
+                is_free.append(False)
+        last[slot], is_free[slot] = span, False
+        heapq.heappush(busy, (span.ended, span.continues, slot))
+        if span.continues:
+            kept[span.number] = slot
+        yield slot
+
+
+def _most_at_once(spans: Iterable[_Span]) -> int:
+    """Return the maximum number of epochs at once; the epochs are in the order in which they begin."""
+    ends: list[float] = []
+    most = 0
+    for span in spans:
+        while ends and ends[0] <= span.begun + _MOMENT:
+            heapq.heappop(ends)
+        heapq.heappush(ends, span.ended)
+        most = max(most, len(ends))
+    return most
 
 
 def _driver_seconds(stretches: Sequence[Stretch]) -> float:
@@ -193,7 +260,7 @@ def throughput(result: StudyResult) -> Throughput | None:
     runs = [run for trial in result.trials for run in _runs(trial, "images_per_second")]
     if not runs:
         return None
-    devices = _devices_in_use(timeline(result).slots, result.devices_per_trial)
+    devices = _most_devices(result)
     images = math.fsum((run.ended - run.begun) * run.rate for run in runs)
     begun, ended = min(run.begun for run in runs), max(run.ended for run in runs)
     part = (ended - begun) / PARTS
@@ -205,6 +272,25 @@ def throughput(result: StudyResult) -> Throughput | None:
         per_device=images / _busy_seconds(runs) / devices,
         one_trial=images / math.fsum(run.ended - run.begun for run in runs),
     )
+
+
+def _most_devices(result: StudyResult) -> int:
+    """Return the maximum number of devices in use at once. A resume may have changed those of a trial."""
+    spans: list[tuple[float, float, float]] = []
+    for trial in result.trials:
+        held = itertools.chain(trial.held, itertools.repeat(None))
+        for (begun, ended), count in zip(_epoch_spans(trial), held, strict=False):
+            spans.append((begun, ended, result.devices_per_trial if count is None else count))
+    running: list[tuple[float, float]] = []
+    trials: Counter[float] = Counter()
+    most = 0
+    for begun, ended, share in sorted(spans):
+        while running and running[0][0] <= begun + _MOMENT:
+            trials[heapq.heappop(running)[1]] -= 1
+        heapq.heappush(running, (ended, share))
+        trials[share] += 1
+        most = max(most, sum(_devices_in_use(count, each) for each, count in trials.items()))
+    return most
 
 
 def _devices_in_use(trials: int, share: float) -> int:
@@ -307,123 +393,3 @@ def gpu_use(result: StudyResult) -> GpuUse | None:
             "between trials": 1.0 - found.utilisation,
         },
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Incumbent:
-    """The best trial from some moment on: the trial with the most epochs, and of these the best value."""
-
-    hours: float
-    """Device-hours that all trials had spent by then."""
-    number: int
-    epoch: int
-    value: float
-
-
-def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
-    """Return each time that the best trial changed or trained further.
-
-    The value may get worse when a trial with more epochs becomes the best.
-    """
-    found: list[Incumbent] = []
-    best = (0, -math.inf)
-    spent = 0.0
-    for _, number, epoch, value, seconds in sorted(_epochs(result, result.trials)):
-        spent += seconds / 3600
-        score = value if result.maximize else -value
-        if math.isfinite(value) and (epoch, score) > best:
-            best = (epoch, score)
-            found.append(Incumbent(hours=spent, number=number, epoch=epoch, value=value))
-    return tuple(found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """The trials of one value of a parameter, such as a network, and what they reached for what they cost."""
-
-    value: object
-    """The value of the parameter, as Optuna stores it."""
-    trials: int
-    epochs: int
-    hours: float
-    """Device-hours of the group's trials."""
-    best: tuple[Incumbent, ...]
-    """Each better value, with the device-hours that the group had spent by then."""
-
-    def best_within(self, hours: float) -> Incumbent | None:
-        """Return the best value of the first ``hours`` device-hours of the group; None if it had none."""
-        # A sum of the same numbers in another order may differ in its last digit.
-        return next((one for one in reversed(self.best) if one.hours <= hours * (1 + 1e-9)), None)
-
-
-def grouping(result: StudyResult) -> str | None:
-    """Return the parameter whose values are compared as groups; None without one.
-
-    It is ``scheduler.group_by``, and else the network.
-    """
-    name = result.space.scheduler.group_by or "network"
-    return name if name in result.space.parameters else None
-
-
-def groups(result: StudyResult) -> tuple[Group, ...]:
-    """Return the groups of :func:`grouping` that have an epoch, the best first; none of fewer than two.
-
-    Groups may have spent differently: compare them at the device-hours that all of them have spent.
-    """
-    name = grouping(result)
-    if name is None:
-        return ()
-    members: defaultdict[object, list[TrialRecord]] = defaultdict(list)
-    for trial in result.trials:
-        if trial.epochs:
-            members[trial.setting(name)].append(trial)
-    found = [_group(result, value, trials) for value, trials in members.items()]
-    sign = 1 if result.maximize else -1
-    order = sorted(found, key=lambda one: -sign * one.best[-1].value if one.best else math.inf)
-    return tuple(order) if len(order) > 1 else ()
-
-
-def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) -> Group:
-    best: list[Incumbent] = []
-    spent = 0.0
-    for _, number, epoch, reached, seconds in sorted(_epochs(result, trials)):
-        spent += seconds / 3600
-        lead = reached - best[-1].value if best else math.inf
-        if math.isfinite(reached) and (lead if result.maximize or not best else -lead) > 0:
-            best.append(Incumbent(hours=spent, number=number, epoch=epoch, value=reached))
-    return Group(
-        value=value,
-        trials=len(trials),
-        epochs=sum(trial.epochs for trial in trials),
-        hours=math.fsum(result.compute_hours(trial) for trial in trials),
-        best=tuple(best),
-    )
-
-
-def _epochs(result: StudyResult, trials: Iterable[TrialRecord]) -> list[tuple[int, int, int, float, float]]:
-    """Return each epoch's end time, trial and epoch number, the trial's value by then, and device-seconds."""
-    return [
-        (when, trial.number, epoch, value, seconds)
-        for trial in trials
-        for epoch, (when, value, seconds) in enumerate(
-            zip(
-                trial.times_ms,
-                _counted(trial),
-                itertools.chain(trial.device_seconds(result.devices_per_trial), itertools.repeat(0.0)),
-                strict=False,
-            ),
-            1,
-        )
-    ]
-
-
-def _counted(trial: TrialRecord) -> Sequence[float]:
-    """Return a trial's value after each epoch, as ``metric.at`` defines it."""
-    if trial.at == "last":
-        return trial.values
-    better, worst = (max, -math.inf) if trial.maximize else (min, math.inf)
-    finite = (value if math.isfinite(value) else worst for value in trial.values)
-    running = itertools.accumulate(finite, better)
-    return [
-        best if math.isfinite(value) else value for best, value in zip(running, trial.values, strict=True)
-    ]

@@ -12,10 +12,14 @@ can be read at the URL without downloading the file.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from tune_rescon.atomic_write import file_version
 
 __all__ = [
     "VERSION_BYTES",
@@ -109,8 +113,34 @@ def copy_database(source: Path, target: Path) -> None:
 
     Raises:
         sqlite3.Error: the source is no database, or stays locked for too long.
+        OSError: a file cannot be read or written.
     """
     target.unlink(missing_ok=True)
+    try:
+        _back_up(source, target)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+            raise
+        _back_up_unfinished(source, target)
+
+
+def _back_up_unfinished(source: Path, target: Path) -> None:
+    """Copy a database that this user may not write, with the journal of a process that was killed.
+
+    SQLite rolls the unfinished transaction back before it reads, and does so in a copy of both files.
+    """
+    journal = source.with_name(f"{source.name}-journal")
+    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
+        copy = Path(folder) / source.name
+        version = file_version(journal)
+        shutil.copyfile(journal, copy.with_name(journal.name))
+        shutil.copyfile(source, copy)
+        # A driver that resumes rolls back first, and then writes: only then do the two copies not fit.
+        is_same = journal.exists() and file_version(journal) == version
+        _back_up(copy if is_same else source, target)
+
+
+def _back_up(source: Path, target: Path) -> None:
     with closing(_connect(source)) as live, closing(sqlite3.connect(target)) as copy:
         # All pages in one step: with several steps, each write between two of them would restart the copy.
         live.backup(copy, pages=-1)

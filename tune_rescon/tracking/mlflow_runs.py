@@ -220,8 +220,15 @@ class MlflowRunSync:
         return run if ID_TAG not in tags and tags.get(SEARCH_TAG) == self._search else None
 
     def _adopt(self, run: Run, *, parent: _RunContent | None = None) -> _RunContent:
-        """Put this search's id on an existing run and move it below ``parent``; return its content."""
-        tags = {ID_TAG: self._id, **({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})}
+        """Put this search's id and name on an existing run and move it below ``parent``; return its content.
+
+        The folder of the search may have been renamed. A name that a user gave the parent run stays.
+        """
+        before = run.data.tags.get(SEARCH_TAG)
+        if parent is None and before not in (None, self._search) and run.info.run_name == before:
+            self._client.update_run(run.info.run_id, name=self._search)
+        tags = {ID_TAG: self._id, SEARCH_TAG: self._search}
+        tags |= {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
         missing = {key: text for key, text in tags.items() if run.data.tags.get(key) != text}
         if missing:
             self._log(run.info.run_id, tags=missing)

@@ -6,7 +6,8 @@ Subspaces" (IJCAI 2023). This module uses Optuna's implementation, which support
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import optuna
@@ -22,6 +23,11 @@ __all__ = ["parameter_importance"]
 #: is only two of 20 trials.
 MIN_TRIALS: Final = 20
 
+#: The share of the trials whose values PED-ANOVA explains, and the most that it may become by trials that are
+#: as good as the last of them. If these are nearly all, every parameter has nearly the same share.
+BEST: Final = 0.1
+MOST_BEST: Final = 0.5
+
 
 def parameter_importance(
     space: Space, trials: Mapping[int, TrialRecord], values: Mapping[int, float]
@@ -35,18 +41,20 @@ def parameter_importance(
             Trials without a value are ignored.
 
     Returns:
-        The shares, by parameter name. Empty if there are too few values or all values are equal.
+        The shares, by parameter name. Empty if there are too few values, or if more than half of the trials
+        are among the best tenth, because their values are equal.
     """
     known = distributions(space)
     placed = {number: trials[number].parameters_in(space, first=space) for number in values}
     usable = {number: params for number, params in placed.items() if params is not None}
-    if len(usable) < MIN_TRIALS or len(set(values.values())) < 2:
+    maximize = space.metric.mode == "max"
+    if len(usable) < MIN_TRIALS or _best_share([values[n] for n in usable], maximize=maximize) > MOST_BEST:
         return {}
     # Imported here because it imports scikit-learn, which only an evaluator that is not used here needs.
     from optuna.importance import get_param_importances
 
     with without_study_logs():
-        study = optuna.create_study(direction="maximize" if space.metric.mode == "max" else "minimize")
+        study = optuna.create_study(direction="maximize" if maximize else "minimize")
     study.add_trials(
         [
             create_trial(
@@ -58,3 +66,14 @@ def parameter_importance(
         ]
     )
     return {name: float(share) for name, share in get_param_importances(study).items()}
+
+
+def _best_share(values: Sequence[float], *, maximize: bool) -> float:
+    """Return the share of values that are in the best tenth, or equal to the last one in it.
+
+    >>> _best_share([0.1] * 18 + [0.2] * 2, maximize=True), _best_share([0.1] * 19 + [0.2], maximize=True)
+    (0.1, 1.0)
+    """
+    ranked = sorted(values, reverse=maximize)
+    last = ranked[math.ceil(BEST * len(ranked)) - 1]
+    return sum(value >= last if maximize else value <= last for value in ranked) / len(ranked)

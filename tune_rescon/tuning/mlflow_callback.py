@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from typing_extensions import override
 
 from tune_rescon.config import trial_name
-from tune_rescon.data import is_url
+from tune_rescon.data import DatasetInfo, is_url
 from tune_rescon.errors import hide_passwords
 from tune_rescon.metric_names import (
     GPU_METRICS,
@@ -40,7 +40,6 @@ from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import Identity
 from tune_rescon.tuning.options import RunOptions, sync_command
-from tune_rescon.tuning.prepare import PreparedDataset
 from tune_rescon.tuning.result import SearchState, StudyResult
 from tune_rescon.tuning.stopping.rule import Verdict
 from tune_rescon.tuning.store import SearchStore
@@ -54,6 +53,7 @@ __all__ = [
     "closing_words",
     "destination",
     "experiment_name",
+    "logged_images",
     "record_experiment",
 ]
 
@@ -138,7 +138,7 @@ class ParentRun:
         trials: Iterable[TrialRecord],
         tracking_uri: str | None,
         tags: Mapping[str, str],
-        datasets: Iterable[PreparedDataset] = (),
+        images: Iterable[Images] = (),
         files: Sequence[Path] = (),
     ) -> None:
         """Prepare the first state; :meth:`start` sends it.
@@ -150,7 +150,7 @@ class ParentRun:
             trials: The trials that the record already has.
             tracking_uri: MLflow's tracking URI; None for the storage's own store.
             tags: Tags of the search's run.
-            datasets: The datasets on which the trials train.
+            images: The datasets on which the trials train.
             files: Files to log as artifacts from the beginning.
         """
         self._writer = writer
@@ -158,14 +158,17 @@ class ParentRun:
         # The storage's own MLflow store is copied to its URL, but the artifacts are not.
         self._uploads = store.url is None or tracking_uri is not None
         folder = hide_passwords(store.url or str(store.folder.path))
+        trials = tuple(trials)
         self._state = SearchRunState(
             id=identity.id,
             place=identity.location,
             known_runs=tuple(trial.mlflow_run_id for trial in trials if trial.mlflow_run_id),
             tags={"tune_rescon.folder": folder, **tags},
             note=_with_identity(identity, ""),
-            images=tuple(map(_images, datasets)),
+            images=tuple(images),
             files=tuple(files) if self._uploads else (),
+            # The run may first be created after the search began: its server was away, or is another one now.
+            started_ms=min((_ms(trial.started) for trial in trials if trial.started), default=now_ms()),
         )
 
     def start(self) -> None:
@@ -181,13 +184,16 @@ class ParentRun:
         if self._uploads:
             self._show(preload_exporter=True)
 
-    def end(self, result: StudyResult, files: Sequence[Path], note: str) -> None:
+    def end(
+        self, result: StudyResult, files: Sequence[Path], note: str, *, ended_ms: int | None = None
+    ) -> None:
         """Show how the search ended, and register its :meth:`champion`.
 
         Args:
             result: The result of the search.
             files: Files to log as artifacts.
             note: The note of the search's run, as markdown.
+            ended_ms: When the search ended, in milliseconds since 1970; None for now.
         """
         self._show(
             state=result.state.value,
@@ -195,7 +201,7 @@ class ParentRun:
             closing={f"best_{_shown(result.metric)}": result.best.value} if result.best else {},
             champion=self.champion(result),
             files=tuple(files) if self._uploads else (),
-            ended_ms=now_ms(),
+            ended_ms=now_ms() if ended_ms is None else ended_ms,
         )
 
     def _show(self, **changes: Any) -> None:
@@ -222,10 +228,22 @@ def _with_identity(identity: Identity, note: str) -> str:
     return f"{note}\n\nSearch `{identity.id[:8]}`, in `{identity.location}`".strip()
 
 
-def _images(prepared: PreparedDataset) -> Images:
-    info = prepared.info
-    counts = {"train": info.train_images, "val": info.val_images, "test": info.test_images}
-    return Images(name=info.name, digest=prepared.digest, counts=counts)
+def logged_images(infos: Mapping[str, DatasetInfo], digests: Mapping[str, str]) -> tuple[Images, ...]:
+    """Return the datasets that MLflow shows with a search, which are those whose digest is known.
+
+    Args:
+        infos: The description of each dataset, by name.
+        digests: The digest of the images and splits of each dataset, by name.
+    """
+    return tuple(
+        Images(
+            name=info.name,
+            digest=digests[name],
+            counts={"train": info.train_images, "val": info.val_images, "test": info.test_images},
+        )
+        for name, info in infos.items()
+        if name in digests
+    )
 
 
 #: Fixed values that each trial's run also shows. They distinguish searches on one dataset that MLflow shows
@@ -320,7 +338,7 @@ class MlflowCallback(SearchCallback):
             error=trial.error,
             notes=trial.notes,
             started_ms=_ms(trial.started),
-            ended_ms=_ms(trial.ended),
+            ended_ms=last_ms(trial),
         )
 
     def _show(self, trial: TrialRecord) -> None:
@@ -335,6 +353,16 @@ def _is_logged_by_epoch(name: str) -> bool:
     logged when the trial ends. The seconds that a GPU may have been idle are only for the report.
     """
     return name == GPU_UTILISATION or not (name in GPU_METRICS or is_test_metric(name))
+
+
+def last_ms(trial: TrialRecord) -> int:
+    """Return when a trial ended, in milliseconds since 1970; before its end, when its last epoch ended.
+
+    The record has no end of a trial that was interrupted or paused, and MLflow may be told of it days later.
+    """
+    if trial.ended is None and trial.times_ms:
+        return trial.times_ms[-1]
+    return _ms(trial.ended or trial.started)
 
 
 def _ms(moment: datetime | None) -> int:

@@ -9,7 +9,14 @@ from tune_rescon.errors import hide_passwords, presentable
 from tune_rescon.tracking import mlflow_writer
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.identity import ensure_identity, write_id
-from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, destination
+from tune_rescon.tuning.input_digests import recorded_images
+from tune_rescon.tuning.mlflow_callback import (
+    MlflowCallback,
+    ParentRun,
+    destination,
+    last_ms,
+    logged_images,
+)
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.reader import SearchLocation, known_datasets, result_from_study
 from tune_rescon.tuning.result import StudyResult
@@ -95,13 +102,16 @@ def _send(
             identity=identity,
             trials=result.trials,
             tracking_uri=attributes.tracking_uri,
-            tags={},
+            tags=attributes.provenance,
+            images=logged_images(costs.datasets, recorded_images(record)),
         )
         parent.start()
         callback = MlflowCallback(writer, record, costs)
         callback.on_search_start(result.trials)
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
-        parent.end(result, [file for file in files if file.is_file()], note(result))
+        # The search has ended long ago, perhaps.
+        ended_ms = max(map(last_ms, result.trials), default=None)
+        parent.end(result, [file for file in files if file.is_file()], note(result), ended_ms=ended_ms)
         pending_updates = writer.close(timeout)
         callback.record_runs()
         return Synced(

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -59,14 +59,19 @@ class StudyConnections:
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: If the database is missing or cannot be opened. Creates no file.
+            StorageError: If the database has an unfinished transaction and cannot be copied.
         """
         file = sqlite_file(url)
-        if file is not None:
-            # With mode=rw, SQLite does not create a missing file.
-            self._local.uri = f"{file.absolute().as_uri()}?mode=rw"
-        engine = self._server(url) if file is None else self._files
-        with engine.connect() as connection:
-            yield connection
+        with ExitStack() as opened:
+            if file is not None:
+                if file.with_name(f"{file.name}-journal").exists():
+                    # Only a user who may write the file can roll back what a killed driver left in it.
+                    file = sqlite_file(opened.enter_context(snapshot(url)))
+                    assert file is not None, "a copy of a file"
+                # With mode=rw, SQLite does not create a missing file.
+                self._local.uri = f"{file.absolute().as_uri()}?mode=rw"
+            engine = self._server(url) if file is None else self._files
+            yield opened.enter_context(engine.connect())
 
     def _open_file(self) -> sqlite3.Connection:
         # The engine calls this method in the thread that requests the connection, so the URI is thread-local.

@@ -17,7 +17,7 @@ from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
 from tune_rescon.tuning.stopping.auto_words import rungs_and_reasons
-from tune_rescon.tuning.trial import FAILED_STATES, TABLE_COLUMNS, TrialRecord, best_by_value
+from tune_rescon.tuning.trial import TABLE_COLUMNS, TrialRecord, best_by_value, usable_trials
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,11 +169,12 @@ class StudyResult:
         """The Pareto front, the cheapest trial first; empty if the search has no second objective.
 
         The front contains only trials with as many epochs as the winner: a trial that was stopped early is
-        never compared as if it had finished.
+        never compared as if it had finished. Nor is a trial that failed, which keeps no network.
         """
         if self.against is None or self.best is None:
             return ()
-        peers = {trial.number: trial for trial in self.trials if trial.epochs == self.best.epochs}
+        usable = usable_trials(self.trials)
+        peers = {trial.number: trial for trial in usable if trial.epochs == self.best.epochs}
         sign = 1 if self.maximize else -1
         points = {number: (sign * trial.value, self.cost(trial)) for number, trial in peers.items()}
         return tuple(peers[number] for number in pareto_front(points))
@@ -212,10 +213,9 @@ def best_trial(trials: tuple[TrialRecord, ...], *, by_mean: bool = False) -> Tri
     if by_mean and (groups := repeated(trials)):
         best = max if groups[0][0].maximize else min
         return best(groups, key=lambda group: statistics.fmean(trial.value for trial in group))[0]
-    evaluated = [trial for trial in trials if trial.best_epoch]
-    finished = [trial for trial in evaluated if trial.state is TrialState.FINISHED]
-    usable = [trial for trial in evaluated if trial.state not in FAILED_STATES]
-    return min(finished or usable or evaluated, key=TrialRecord.rank_key, default=None)
+    usable = usable_trials(trials)
+    finished = [trial for trial in usable if trial.state is TrialState.FINISHED]
+    return min(finished or usable, key=TrialRecord.rank_key, default=None)
 
 
 def best_in_hand(trials: Iterable[TrialRecord], winner: TrialRecord | None) -> TrialRecord | None:

@@ -23,7 +23,7 @@ from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import ensure_identity, with_id
 from tune_rescon.tuning.input_digests import code_digests, record_code, record_images
 from tune_rescon.tuning.lease import LeaseKeeper
-from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_words
+from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_words, logged_images
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos
 from tune_rescon.tuning.ray.session import RaySession
@@ -39,6 +39,7 @@ from tune_rescon.tuning.study_attributes import (
     provenance,
     read_run_attributes,
     record_outcome,
+    record_provenance,
     record_run,
 )
 from tune_rescon.tuning.tensorboard_callback import EventFiles
@@ -140,14 +141,16 @@ class SearchRun:
 
     def _parent_run(self, resources: Mapping[str, float]) -> ParentRun:
         """Return the search's own run in MLflow, the parent of its trials' runs."""
+        tags = provenance(resources)
+        record_provenance(self.record, tags)
         return ParentRun(
             self.writer,
             self.store,
             identity=self._identity,
             trials=self.record.trials(),
             tracking_uri=self.options.tracking_uri,
-            tags=provenance(resources),
-            datasets=self.prepared.values(),
+            tags=tags,
+            images=logged_images(dataset_infos(self.prepared), dataset_digests(self.prepared)),
             files=[self.store.folder.space_yaml],
         )
 

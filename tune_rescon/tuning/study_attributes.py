@@ -6,6 +6,7 @@ They are:
   images cannot compute it.
 * ``dataset_account``: for each folder of images, the images found and the entries left out.
 * ``tracking_uri``: MLflow's tracking URI.
+* ``provenance``: the tags of the search's MLflow run, such as the commit and the devices.
 * ``slots``: the number of trials at once with which the scheduler ``auto`` plans; that of the first run.
 * ``outcome``: how the run ended; empty while a run lasts.
 """
@@ -37,6 +38,7 @@ __all__ = [
     "provenance",
     "read_run_attributes",
     "record_outcome",
+    "record_provenance",
     "record_run",
 ]
 
@@ -146,6 +148,8 @@ class RunAttributes:
     failure: str | None = None
     slots: int = 1
     """Number of trials at once with which the scheduler plans."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """See :func:`provenance`."""
 
 
 def planned_slots(record: StudyRecord, slots: int) -> int:
@@ -158,6 +162,11 @@ def planned_slots(record: StudyRecord, slots: int) -> int:
         record.set_attribute("slots", slots)
         return slots
     return int(recorded)
+
+
+def record_provenance(record: StudyRecord, tags: Mapping[str, str]) -> None:
+    """Record the tags of the search's MLflow run, because `report --sync` may be the first to send them."""
+    record.set_attribute("provenance", dict(tags))
 
 
 def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], tracking_uri: str | None) -> None:
@@ -201,6 +210,7 @@ def read_run_attributes(record: StudyRecord) -> RunAttributes:
         outcome=SearchState(outcome["state"]) if outcome else None,
         failure=outcome.get("failure"),
         slots=int(stored.get("slots") or 1),
+        provenance=stored.get("provenance") or {},
     )
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "find_origin",
     "make_origin",
     "trial_seed",
+    "usable_trials",
 ]
 
 
@@ -361,6 +362,15 @@ def best_by_value(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     """
     usable = (t for t in trials if t.state not in FAILED_STATES and math.isfinite(t.value))
     return min(usable, key=lambda t: (-t.value if t.maximize else t.value, -t.epochs, t.number), default=None)
+
+
+def usable_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that may be the best: those with a finite value that did not diverge or fail.
+
+    A trial that failed keeps no network. If all trials with a value failed, return these.
+    """
+    evaluated = [trial for trial in trials if trial.best_epoch]
+    return [trial for trial in evaluated if trial.state not in FAILED_STATES] or evaluated
 
 
 def by_epoch(epochs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:

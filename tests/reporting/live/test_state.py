@@ -83,7 +83,7 @@ def test_the_best_trial_is_the_furthest_until_one_finishes(
     assert best() == 1
     train(6, 0.1, 0.2, 0.3, ends=TrialState.FAILED)
     train(7, 0.1)
-    assert best() == 7, "a trial that failed keeps no network"
+    assert best() == 1, "a trial that failed keeps no network, and trial 1 came further than trial 7"
     train(2, *[0.5] * 9, ends=TrialState.FINISHED)
     assert best() == 2
     train(3, *[0.6] * 9)
@@ -92,6 +92,31 @@ def test_the_best_trial_is_the_furthest_until_one_finishes(
     assert best() == 2
     train(5, *[0.6] * 9, ends=TrialState.FINISHED)
     assert best() == 5
+
+
+@pytest.mark.parametrize("state_of_best", [TrialState.DIVERGED, TrialState.FAILED])
+def test_the_next_best_follows_a_best_trial_that_fails(
+    state_of_best: TrialState, state: LiveTotals, make_trial: MakeTrial, metrics: dict[str, float]
+) -> None:
+    state.on_search_start(
+        [
+            make_trial(0, 0.25, 0.5, state=TrialState.STOPPED),
+            make_trial(1, 0.25, 0.375, state=TrialState.STOPPED),
+        ]
+    )
+    state.on_trial_start(make_trial(2), 0.0)
+    values: tuple[float, ...] = (0.25, 0.5, 0.75)
+    state.on_epoch(make_trial(2, *values), metrics, 1.0)
+    seen = state.snapshot(TWO_SLOTS).best
+    assert seen is not None
+    assert seen.number == 2
+    if state_of_best is TrialState.DIVERGED:
+        values = (*values, math.nan)
+        state.on_epoch(make_trial(2, *values), metrics, 2.0)
+    state.on_trial_end(make_trial(2, *values, state=state_of_best))
+    seen = state.snapshot(TWO_SLOTS).best
+    assert seen is not None
+    assert (seen.number, seen.value) == (0, 0.5)
 
 
 def test_the_best_trial_has_the_smallest_value_if_minimized(state: LiveTotals, make_trial: MakeTrial) -> None:
