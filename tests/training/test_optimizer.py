@@ -170,7 +170,8 @@ def test_what_a_network_exempts_from_decay_does_not_decay_and_no_head_is_a_matri
         "head.weight",
         "head_dist.weight",
     }
-    assert {name for name, group in found.items() if group["matrix"]} == {"blocks.0.weight", "blocks.1.weight"}
+    matrices = {name for name, group in found.items() if group["matrix"]}
+    assert matrices == {"blocks.0.weight", "blocks.1.weight"}
 
 
 @pytest.mark.parametrize("name", ["lion", "muon"])

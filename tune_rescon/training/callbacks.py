@@ -209,7 +209,7 @@ class PreciseBatchNorm(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let all processes of the trial go on with the statistics that the epoch's checkpoint will have.
+        """Let all processes of the trial continue with the statistics that the epoch's checkpoint will have.
 
         A validation averages those of the evaluated network only, and not every epoch is followed by one.
         """
