@@ -302,7 +302,10 @@ def _ranks(logits_NK: Tensor) -> Tensor:
     # That cancels for a probability near 1, which only the class of the highest score has.
     others_N1 = logits_NK.scatter(1, top_N1, -math.inf).logsumexp(dim=1, keepdim=True)
     odds_NK = odds_NK.scatter(1, top_N1, logits_NK.gather(1, top_N1) - others_N1)
-    ranks = [odds_N.unique(return_inverse=True)[1] for odds_N in odds_NK.unbind(dim=1)]
+    ranks = []
+    for odds_N in odds_NK.unbind(dim=1):
+        _, ranks_N = odds_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]  # torch leaves it so
+        ranks.append(ranks_N)
     return torch.stack(ranks, dim=1).double() / len(logits_NK)
 
 
