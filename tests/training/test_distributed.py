@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pickle
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from tests.training.conftest import PLAIN
 from tune_rescon.config import TrialConfig
-from tune_rescon.training import EpochReport
+from tune_rescon.training import EpochReport, Objective
 from tune_rescon.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.torch
@@ -65,6 +66,10 @@ def _values(reports: list[EpochReport], name: str) -> list[float]:
     return [report.metrics[name] for report in reports]
 
 
+def _last(reports: list[EpochReport], name: str) -> float:
+    return reports[-1].metrics[name]
+
+
 def test_two_processes_learn_like_one(together: Together, train: Callable[..., list[EpochReport]]) -> None:
     """Batch norm by halves of a batch is what is left of a difference, and rounding."""
     first, second = together(epochs=3)
@@ -83,13 +88,27 @@ def test_a_missing_checkpoint_of_one_process_is_sent_by_the_other(together: Toge
     assert sent["trial"]["history"] == kept["trial"]["history"][:1]
 
 
-def test_a_resumed_trial_equals_an_uninterrupted_one(together: Together) -> None:
-    (whole, _), (until, told) = together(epochs=3), together(meeting="b", epochs=3, stop_after=1)
-    rest, _ = together(meeting="b", epochs=3)
+@pytest.mark.parametrize(
+    ("settings", "objective", "names"),
+    [
+        ({}, Objective(), ("val_loss", "val_accuracy")),
+        # Batch norm's running statistics are evaluated, of which each process has its own.
+        ({"precise_bn_batches": 0}, Objective(), ("val_loss", "val_accuracy")),
+        ({"precise_bn_batches": 0, "ema_decay": 0.0}, Objective(metric="test_accuracy"), ("test_loss",)),
+    ],
+)
+def test_a_resumed_trial_equals_an_uninterrupted_one(
+    together: Together, settings: dict[str, Any], objective: Objective, names: tuple[str, ...]
+) -> None:
+    config = dataclasses.replace(UNEVEN, **settings)
+    run = functools.partial(together, config, epochs=2, objective=objective)
+    (whole, _), (until, told) = run(), run(meeting="b", stop_after=1)
+    rest, _ = run(meeting="b")
     assert until == "InterruptedError after 1"
     assert [report.epoch for report in told] == [1]
-    for name in ("train_loss", "val_loss", "val_accuracy"):
-        assert _values(rest, name) == _values(whole, name)[1:]
+    assert _values(rest, "train_loss") == _values(whole, "train_loss")[1:]
+    for name in names:
+        assert _last(rest, name) == _last(whole, name)
 
 
 def test_only_rank_0_writes_files(together: Together, tmp_path: Path) -> None:

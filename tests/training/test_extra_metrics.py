@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -69,6 +70,21 @@ def test_metrics_match_scikit_learn() -> None:
         "calibration_error": calibration_error(probabilities, labels),
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_curves_of_a_confident_network_are_those_of_its_exact_probabilities() -> None:
+    logits_NK, labels_N = images()
+    logits_NK = 20 * logits_NK
+    rounded = logits_NK.softmax(dim=1).amax(dim=1) == 1
+    assert rounded.sum() > 70, "fp32 cannot tell these from each other"
+    found = measured(logits_NK, labels_N, *BY_CLASS)
+    scores, labels = logits_NK.double().numpy(), labels_N.numpy()
+    for k, name in enumerate(NAMES):
+        # By log odds images are in the order of the probabilities, none of which is 1.
+        odds = scores[:, k] - logsumexp(np.delete(scores, k, axis=1), axis=1)
+        assert found[f"auroc/{name}"] == pytest.approx(roc_auc_score(labels == k, odds), abs=1e-6)
+        precision = average_precision_score(labels == k, odds)
+        assert found[f"average_precision/{name}"] == pytest.approx(precision, abs=1e-6)
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:

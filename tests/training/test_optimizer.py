@@ -143,6 +143,37 @@ def test_muon_trains_all_matrices_but_the_classifier() -> None:
     )
 
 
+class _WithTokens(nn.Module):
+    """A network as timm's distilled vision transformers: tokens, positions, and two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.bias_tables = nn.ParameterList([nn.Parameter(torch.zeros(9, 2))])
+        self.blocks = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 3)
+        self.head_dist = nn.Linear(8, 3)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token", "bias_tables.*"}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_a_network_exempts_from_decay_does_not_decay_and_no_head_is_a_matrix(wrapped: bool) -> None:
+    network: nn.Module = nn.ModuleDict({"net": _WithTokens()}) if wrapped else _WithTokens()
+    groups = parameter_groups(network, TrialConfig(optimizer="muon", weight_decay=0.1))
+    names = {id(weight): name.removeprefix("net.") for name, weight in network.named_parameters()}
+    found = {names[id(weight)]: group for group in groups for weight in group["params"]}
+    assert {name for name, group in found.items() if group["weight_decay"]} == {
+        "blocks.0.weight",
+        "blocks.1.weight",
+        "head.weight",
+        "head_dist.weight",
+    }
+    matrices = {name for name, group in found.items() if group["matrix"]}
+    assert matrices == {"blocks.0.weight", "blocks.1.weight"}
+
+
 @pytest.mark.parametrize("name", ["lion", "muon"])
 def test_a_restored_optimizer_continues_bit_for_bit(name: str) -> None:
     def network() -> nn.Module:

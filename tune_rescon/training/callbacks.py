@@ -207,6 +207,16 @@ class PreciseBatchNorm(Callback):
             pl_module.reestimate_batch_norm(self._kept)
         self._kept = []
 
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let all processes of the trial continue with the statistics that the epoch's checkpoint will have.
+
+        A validation averages those of the evaluated network only, and not every epoch is followed by one.
+        """
+        assert isinstance(pl_module, TrialModule)
+        if trainer.current_epoch >= self._frozen:
+            pl_module.share_batch_norm()
+
 
 #: Seconds between two reports. A shorter epoch reports no progress, because its end is a report itself.
 PROGRESS_SECONDS: Final = 15.0

@@ -285,8 +285,28 @@ def _against_the_rest(by_class: Callable[..., Tensor], logits_NK: Tensor, labels
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(positive|negative) samples in targets.*")
         warnings.filterwarnings("ignore", message=".*scores for one or more classes was `nan`.*")
-        values_K = by_class(logits_NK.softmax(dim=1), labels_N, num_classes=classes, average=None)
+        values_K = by_class(_ranks(logits_NK), labels_N, num_classes=classes, average=None)
     return values_K.where((images_K > 0) & (images_K < len(labels_N)), math.nan)
+
+
+def _ranks(logits_NK: Tensor) -> Tensor:
+    """Return numbers in 0..1 that order the images as the probability of each class does (N, K).
+
+    fp32 rounds the probabilities of a confident network to 1, and their order is lost. Log odds have it: the
+    score of a class less the logarithm of the sum of the others' exponentials.
+    """
+    logits_NK = logits_NK.double()
+    top_N1 = logits_NK.argmax(dim=1, keepdim=True)
+    log_NK = logits_NK.log_softmax(dim=1)
+    odds_NK = log_NK - torch.log1p(-log_NK.exp())
+    # That cancels for a probability near 1, which only the class of the highest score has.
+    others_N1 = logits_NK.scatter(1, top_N1, -math.inf).logsumexp(dim=1, keepdim=True)
+    odds_NK = odds_NK.scatter(1, top_N1, logits_NK.gather(1, top_N1) - others_N1)
+    ranks = []
+    for odds_N in odds_NK.unbind(dim=1):
+        _, ranks_N = odds_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]  # torch leaves it so
+        ranks.append(ranks_N)
+    return torch.stack(ranks, dim=1).double() / len(logits_NK)
 
 
 def _mean_of_classes(by_class: Callable[[Tensor, Tensor], Tensor]) -> MetricFunction:

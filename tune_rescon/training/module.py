@@ -286,6 +286,15 @@ class TrialModule(pl.LightningModule):
             self._placement.within_range(estimate)
         self._peers.average(batch_norm_statistics(self.eval_network))
 
+    def share_batch_norm(self) -> None:
+        """Give all peers the average of their batch-norm statistics, also of those that are not evaluated.
+
+        Each peer's are those of its own share of the batches. A checkpoint has the first peer's only, from
+        which all of them resume.
+        """
+        networks = [self.network] if self.averaged is None else [self.network, self.averaged.network]
+        self._peers.average([one for network in networks for one in batch_norm_statistics(network)])
+
     def on_train_epoch_start(self) -> None:
         """Reset the metrics of the previous epoch."""
         self.train_metrics.reset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import torch
@@ -147,25 +148,26 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
     Weights of convolutions and linear layers decay; 1-d parameters do not. The authors' Caffe solver decays
     every convolution and the classifier. Its batch norms keep scale and shift separately. Decaying these, or
     biases, only has an effect that the next normalisation undoes (He et al. 2019, section 3.1), so they are
-    left out here. The 1-d parameters are exactly these: batch norm's scale and shift, and biases.
+    left out here. The 1-d parameters are exactly these: batch norm's scale and shift, and biases. A network
+    of timm names further ones by its ``no_weight_decay``: tables of positions, and tokens.
 
     With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier has such
     groups too if its rate differs, or if it is trained before the others; they are the first ones. With Muon,
-    ``matrix`` tells its groups from AdamW's, which are the 1-d parameters and the classifier.
+    ``matrix`` tells its groups from AdamW's, which are the parameters that do not decay, and the classifier.
     """
     trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     layers = trained_layers(network)
     depth = len(set(layers.values()))
     numbers = {layer: number for number, layer in enumerate(dict.fromkeys(layers.values()))}
-    last_matrix = max((n for n, (name, weight) in enumerate(trained.items()) if weight.ndim > 1), default=-1)
+    classifier, exempt = next(reversed(layers.values()), ""), _without_decay(network)
     apart = config.classifier_lr_mult != 1 or config.freeze_epochs > 0
     groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
-    for place, (name, weight) in enumerate(trained.items()):
+    for name, weight in trained.items():
         below = depth - 1 - numbers[layers[name]]
         # The state of parameters that begin to train later must not be mixed with that of the classifier.
         by_layer = below if config.layer_decay < 1 else int(apart and below > 0)
-        decays = weight.ndim > 1
-        matrix = config.optimizer == "muon" and decays and place != last_matrix
+        decays = weight.ndim > 1 and name not in exempt
+        matrix = config.optimizer == "muon" and decays and layers[name] != classifier
         group = groups.setdefault(
             (by_layer, not decays, matrix),
             {"params": [], "weight_decay": config.weight_decay if decays else 0.0},
@@ -177,6 +179,24 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
         if config.optimizer == "muon":
             group["matrix"] = matrix
     return [groups[key] for key in sorted(groups)]
+
+
+def _without_decay(network: nn.Module) -> set[str]:
+    """Return the names of the parameters that a network, or a part of it, exempts from weight decay.
+
+    Networks of timm do so by a method ``no_weight_decay``, which returns names or patterns of names.
+    """
+    found: set[str] = set()
+    for place, module in network.named_modules():
+        exempted = getattr(module, "no_weight_decay", None)
+        if callable(exempted):
+            patterns = list(exempted())
+            found |= {
+                f"{place}.{name}" if place else name
+                for name, _ in module.named_parameters()
+                if any(fnmatchcase(name, pattern) for pattern in patterns)
+            }
+    return found
 
 
 def make_optimizer(
