@@ -44,6 +44,13 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         _NO_ROWS | {14: "  dropout: {type: float, low: 0, high: 1}"},
         "s.yaml:14: parameters.dropout: unknown parameter 'dropout'",
     ),
+    (
+        {
+            13: "  lr: {type: float, low: 0.01, high: 0.3, log: true}",
+            17: "  - {depth: 92, lr: 0.1, batch_size: 32, drop_path: 0.0}",
+        },
+        "s.yaml:13: parameters.lr: unknown parameter 'lr'",
+    ),
     (_NO_ROWS | {14: "  mixup: {low: 0, high: 1}"}, "s.yaml:14: parameters.mixup.type: is missing."),
     (
         _NO_ROWS | {14: "  mixup: {type: uniform, low: 0}"},

@@ -16,6 +16,7 @@ from tests.tuning.coordinating import (
     metrics,
     next_number,
 )
+from tune_rescon.config import TrialState
 from tune_rescon.testing import simulate
 from tune_rescon.tuning import (
     Coordinator,
@@ -121,3 +122,18 @@ def test_remaining_trials_are_interrupted_in_the_order_of_their_numbers() -> Non
         search.next_trial()
     search.interrupt_remaining()
     assert callback.events[-12:] == [f"{number} interrupted" for number in range(12)]
+
+
+@pytest.mark.parametrize("resumed", [0, 2])
+def test_trials_that_a_dead_driver_left_running_are_interrupted_unless_they_are_resumed(resumed: int) -> None:
+    study, callback = Study(), RecordingCallback()
+    killed = coordinator(study)
+    for _ in range(4):
+        next_number(killed)
+    search = coordinator(study, callbacks=(callback,))
+    assert [next_number(search) for _ in range(resumed)] == list(range(resumed))
+    search.interrupt()
+    assert search.next_trial() is None
+    search.interrupt_remaining()
+    assert callback.events[-4:] == [f"{number} interrupted" for number in range(4)]
+    assert {trial.state for trial in study.record().trials()} == {TrialState.INTERRUPTED}

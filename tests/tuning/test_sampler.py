@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -212,6 +213,7 @@ def words(shown: list[FrozenTrial]) -> list[tuple[str, list[float] | None]]:
 
 
 RUNNING, STOPPED, DIVERGED = TrialState.RUNNING, TrialState.STOPPED, TrialState.DIVERGED
+PAUSED = TrialState.PAUSED
 
 
 @pytest.mark.parametrize("kind", ["random", "gp", "cmaes", "nsga2"])
@@ -252,6 +254,22 @@ def test_a_diverged_trial_counts_as_the_worst_that_ended(
         (search.on_trial_end if state.is_final else search.on_epoch)(trials[-1])
     (SearchSampler(space, existing_trials=trials) if resumed else search).ask()
     assert words(shown)[-1] == ("COMPLETE", [worst])
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_worst_value_of_a_diverged_trial_is_of_those_that_ended_before_it(
+    resumed: bool, shown: list[FrozenTrial]
+) -> None:
+    """Trials 0 and 1 pause. Trial 2 ends, then 1 diverges, then 0 ends with a value that is worse."""
+    search = SearchSampler(make_space("random"))
+    trials = fed(search, (PAUSED, (0.1,)), (PAUSED, (0.2,)), (RUNNING, (0.5,)))
+    ends = [(2, STOPPED, (0.5,)), (1, DIVERGED, (0.2, math.nan)), (0, STOPPED, (0.1, 0.05))]
+    for minute, (number, state, values) in enumerate(ends):
+        ended_at = datetime(2026, 1, 1, 0, minute)
+        trials[number] = dataclasses.replace(trials[number], state=state, values=values, ended=ended_at)
+        search.on_trial_end(trials[number])
+    (SearchSampler(make_space("random"), existing_trials=trials) if resumed else search).ask()
+    assert words(shown) == [("COMPLETE", [0.05]), ("COMPLETE", [0.5]), ("COMPLETE", [0.5])]
 
 
 def test_a_non_finite_value_at_a_rung_does_not_count_as_reaching_it(

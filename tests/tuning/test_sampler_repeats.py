@@ -11,6 +11,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, grid_points, load_space, to_optuna
 from tune_rescon.tuning import SearchSampler, TrialRecord
 from tune_rescon.tuning.space_versions import SpaceVersions
+from tune_rescon.tuning.trial import Enqueued
 
 SIX = (
     "parameters={depth: {type: categorical, choices: [56, 92]},"
@@ -97,6 +98,39 @@ def test_a_failed_point_does_not_run_again() -> None:
 def test_a_continuous_space_is_never_exhausted() -> None:
     space = make_space("parameters.drop_path={type: float, low: 0.0, high: 0.1}")
     assert len(set(points(run(space, 12)))) == 12
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
+def test_the_single_points_of_a_continuous_space_run_once(kind: str) -> None:
+    """Four of the five optimisers are one point each; only sgd has a continuous parameter."""
+    space = make_space(
+        "parameters={optimizer: {type: categorical, choices: [sgd, adamw, lion, rmsprop, muon]},"
+        " momentum: {type: float, low: 0.0, high: 0.9, when: {parameter: optimizer, in: [sgd]}}}",
+        kind=kind,
+    )
+    whole = run(space, 30)
+    assert len(set(points(whole))) == len(whole) == 30
+    assert run(space, 15, whole[:15]) == whole
+
+
+@pytest.mark.parametrize("kind", ["grid", "random"])
+def test_a_row_that_was_enqueued_does_not_run_again(kind: str) -> None:
+    space = make_space(kind=kind)
+    rows = rows_of(make_space(kind="grid"))
+    search = SearchSampler(space, initial_points=rows)
+    drawn: list[dict[str, Any]] = []
+    while proposal := search.ask(enqueued=None if drawn else Enqueued(number=0, params=rows[2])):
+        drawn.append(dict(proposal.params))
+        trial = TrialRecord(
+            number=len(drawn) - 1,
+            state=TrialState.RUNNING,
+            parameters=proposal.params,
+            metric="val_accuracy",
+            maximize=True,
+            values=(),
+        )
+        search.on_trial_start(trial)
+    assert drawn == [rows[2], *rows[:2], *rows[3:]]
 
 
 def rows_of(grid: Space) -> list[dict[str, Any]]:

@@ -162,13 +162,17 @@ _STEP_TOLERANCE: Final = 1e-8
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]], parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
-    """Check that every row of ``initial`` gives each active parameter, and no other, a value in its range."""
+    """Check that every row of ``initial`` gives each active parameter, and no other, a value in its range.
+
+    A parameter that is no field of a trial is left out: :func:`check_fields` yields its problem.
+    """
+    fields = {name: parameter for name, parameter in parameters.items() if name in field_names()}
     for index, row in enumerate(rows):
         path = ("initial", index)
         for name in row:
             if name not in parameters:
                 yield Problem(path=(*path, name), text=unknown_name_message("parameter", name, parameters))
-        for name, parameter in parameters.items():
+        for name, parameter in fields.items():
             problem = _row_problem((*path, name), name, parameter, row)
             if problem:
                 yield problem

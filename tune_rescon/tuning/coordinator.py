@@ -280,12 +280,12 @@ class Coordinator:
             self._unfinished.append(number)
 
     def interrupt_remaining(self) -> None:
-        """Interrupt the trials that still count as running, after all worker processes have ended.
+        """Interrupt the trials that count as running, after all worker processes have ended.
 
-        Paused trials keep waiting for a resume, unless the deadline has passed: then they are stopped.
+        An earlier driver that died may have left some. Paused trials are stopped if the deadline has passed.
         """
-        for number in sorted(self._running):
-            self._interrupt_trial(number)
+        for trial in filter(lambda trial: trial.state is TrialState.RUNNING, self._record.trials()):
+            self._interrupt_trial(trial.number)
         if not self._is_cut_short and self._past_deadline():
             self._stop_paused()
 

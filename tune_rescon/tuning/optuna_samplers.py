@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -82,12 +83,16 @@ class SamplerView:
         self._ids: dict[int, int] = {}
         self._worst = None
         for trial in self._warm_start_trials:
-            self._add(trial)
+            self._add(trial, self._outcome(trial))
         self._reported.clear()  # These numbers belong to another search.
+        outcomes: dict[int, SamplerTrial | None] = {}
+        # In the order of the ends: a trial that diverged has the worst value of those that had ended by then.
+        for trial in sorted(trials, key=lambda trial: trial.ended or datetime.max):
+            outcomes[trial.number] = self._outcome(trial)
+            self.note_worst(trial)
         for trial in trials:
             if trial.number in shown:
-                self._ids[trial.number] = self._add(trial)
-            self.note_worst(trial)
+                self._ids[trial.number] = self._add(trial, outcomes[trial.number])
         self._choose_parents(trials, next_number)
 
     def accepts(self, params: Mapping[str, Any]) -> bool:
@@ -161,9 +166,8 @@ class SamplerView:
     def _outcome(self, trial: TrialRecord) -> SamplerTrial | None:
         return sampler_trial(trial, self._space.sampler.type, worst=self._worst, epoch=self._epoch)
 
-    def _add(self, trial: TrialRecord) -> int:
+    def _add(self, trial: TrialRecord, outcome: SamplerTrial | None) -> int:
         """Add a trial to the study and return its id there."""
-        outcome = self._outcome(trial)
         if outcome is None:
             template = self._template(trial, state=OptunaState.RUNNING)
         else:

@@ -64,7 +64,7 @@ ATTEMPTS: Final = 20
 #: that is certain of its best point returns that point every time.
 REPEATED_DRAWS: Final = 5
 
-#: Uniform draws in which a network that keeps to the constraints is looked for, if the sampler finds none.
+#: Uniform draws in which a new point that keeps to the constraints is looked for, if the sampler finds none.
 RANDOM_DRAWS: Final = 1000
 
 #: Largest number of points for which the space is checked for exhaustion. No search exhausts a larger space.
@@ -139,6 +139,7 @@ class SearchSampler:
             if self._view.is_outdated:
                 self._renew()
             trial = self._view.draw(enqueued.number, 0, enqueued.params)
+            self._pending = pending_rows(self._pending, Counter([self._key(trial.params)]), self._key)
             return self._proposal(trial, enqueued.number, enqueued=enqueued)
         row = self._next_row()
         if row is None and self._is_exhausted:
@@ -248,12 +249,12 @@ class SearchSampler:
     def _draw_new(self, number: int, infeasible: Infeasible | None) -> optuna.Trial | None:
         """Draw a trial that keeps to the constraints; one that fits and is new, if the sampler finds one.
 
-        Return None if no point is left that keeps to the constraints.
+        Return None if no point is left that keeps to the constraints and may run.
         """
         repeated = 0
         for attempt in range(ATTEMPTS):
             trial = self._view.draw(number, attempt)
-            if not self._space.sampler.repeats and self._ran[self._key(trial.params)]:
+            if not self._may_run(trial.params):
                 repeated += 1
             elif self._keeps_to_constraints(trial.params) and (
                 infeasible is None or attempt == ATTEMPTS - 1 or not infeasible(self._config(trial.params))
@@ -262,12 +263,12 @@ class SearchSampler:
             self._view.discard(trial)
             if repeated == REPEATED_DRAWS:
                 break
-        point = self._free_point(number)
-        if point is None and self._violation is not None:
-            point = self._random_point(number)
-            if point is None:
-                return None
-        return self._view.draw(number, ATTEMPTS, point)
+        point = self._free_point(number) or self._random_point(number)
+        return None if point is None else self._view.draw(number, ATTEMPTS, point)
+
+    def _may_run(self, params: Mapping[str, Any]) -> bool:
+        """Return whether a point has not run, or may run again."""
+        return self._space.sampler.repeats or not self._ran[self._key(params)]
 
     def _config(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         return trial_config(self._space, from_optuna(self._space, params)).to_dict()
@@ -285,12 +286,15 @@ class SearchSampler:
         return kept[generator.integers(len(kept))]
 
     def _random_point(self, number: int) -> Mapping[str, Any] | None:
-        """Return a uniformly random point that keeps to the constraints, or None if no draw does."""
+        """Return a uniformly random point that may run and keeps to the constraints, or None if no draw does.
+
+        A space with a continuous parameter may have single points too, in branches without that parameter.
+        """
         if self._points is not None and not self._space.sampler.repeats:
             return None
         seed = int(np.random.SeedSequence((self._space.sampler.seed, number)).generate_state(1)[0])
         drawn = map(to_optuna, islice(random_points(self._space, seed=seed), RANDOM_DRAWS))
-        return next(filter(self._keeps_to_constraints, drawn), None)
+        return next((p for p in drawn if self._may_run(p) and self._keeps_to_constraints(p)), None)
 
     def _proposal(
         self,

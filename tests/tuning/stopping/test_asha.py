@@ -185,6 +185,20 @@ def test_a_replayed_rule_promotes_the_same_trials(arrivals: list[float], cut: in
     assert lived.paused() == resumed.paused()
 
 
+def test_a_replayed_rule_promotes_from_the_same_group() -> None:
+    """The values of a resumed search come in the order of the numbers, not in that of their arrival."""
+    lived, resumed = pausing(), pausing()
+    arrivals = [seen(1, 0.5, 2, group="b"), seen(1, 0.4, 0, group="a"), seen(1, 0.3, 1, group="b")]
+    for observation in arrivals:
+        assert lived.judge(observation).decision is Decision.PAUSE
+    for observation in sorted(arrivals, key=lambda one: one.number):
+        resumed.replay(observation)
+        resumed.pause_again(observation.number)
+    promoted = [0, 2, 1, None]
+    assert [lived.promote(force=True) for _ in promoted] == promoted
+    assert [resumed.promote(force=True) for _ in promoted] == promoted
+
+
 points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30, unique=True)
 
 

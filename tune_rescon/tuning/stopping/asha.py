@@ -82,7 +82,7 @@ class SuccessiveHalving(StoppingRule):
     def replay(self, seen: Observation) -> None:
         """Record a value without judging the trial. A resumed search rebuilds its rungs this way."""
         if seen.epoch in self.levels[:-1] and math.isfinite(seen.value):
-            rung = self._rungs.setdefault((seen.epoch, seen.group), _Rung())
+            rung = self._rungs.setdefault((seen.epoch, seen.group), _Rung(seen.number))
             rung.add(seen, -seen.value if self.maximize else seen.value)
             self._place[seen.number] = rung
 
@@ -99,8 +99,8 @@ class SuccessiveHalving(StoppingRule):
         The trial is no longer paused. With ``force``, the trial need not be in the top fraction. This is
         algorithm 2 of the paper. Return None if there is no such trial.
         """
-        # Sort by level only. The sort is stable, so groups of one level stay in the order of their arrival.
-        for _, rung in sorted(self._rungs.items(), key=lambda item: -item[0][0]):
+        # Groups of one level in the order of their oldest trials, which a resumed search knows too.
+        for _, rung in sorted(self._rungs.items(), key=lambda item: (-item[0][0], item[1].oldest)):
             best = rung.best_paused()
             if best is not None and (force or rung.rank(best) <= len(rung) // self.reduction_factor):
                 rung.paused.remove(best)
@@ -124,10 +124,11 @@ class SuccessiveHalving(StoppingRule):
 class _Rung:
     """The values of one level and one group.
 
-    ``loss`` is the metric with its sign chosen such that smaller is better.
+    ``loss`` is the metric with its sign chosen such that smaller is better. ``oldest`` is the lowest number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, oldest: int) -> None:
+        self.oldest = oldest
         self._points: dict[int, tuple[float, float]] = {}
         self._places: dict[int, tuple[float, float, int]] = {}
         self._order: list[tuple[float, float, int]] = []
@@ -138,6 +139,7 @@ class _Rung:
         return len(self._points)
 
     def add(self, seen: Observation, loss: float) -> None:
+        self.oldest = min(self.oldest, seen.number)
         self._costs_differ |= any(seen.cost != other for _, other in list(self._points.values())[:1])
         self._points[seen.number] = (loss, seen.cost)
         self._places[seen.number] = (loss, seen.tie, seen.number)
