@@ -187,7 +187,7 @@ def test_an_exported_safetensors_file_is_a_model(
 
 
 def test_a_network_whose_layers_share_weights_is_exported(checkpoint: Path, tmp_path: Path) -> None:
-    """safetensors refuses tensors that share memory; its format holds every network nevertheless."""
+    """The library refuses tensors that share memory; its format holds every network nevertheless."""
     _, family = load_trained(checkpoint)
     spec = ExternalSpec(
         network="tests.own_networks:tied", classes=3, in_channels=3, image_size=16, drop_path=0.0
