@@ -281,7 +281,9 @@ def read_bytes(source: Path, name: str) -> bytes:
     try:
         return (source / name).read_bytes() if source.is_dir() else open_zip(source).read(name)
     except OSError as error:
-        if error.errno in (None, errno.EINVAL):  # of damaged data in a zip: bz2's, and an impossible position
+        # Of damaged data in a zip: bz2's error has no number, and an impossible position is invalid. A file
+        # that has gone changes the fingerprint, so the images are decoded again.
+        if error.errno in (None, errno.EINVAL, errno.ENOENT):
             raise
         where = source / name if source.is_dir() else source
         rule = "every file and folder must be readable"

@@ -223,7 +223,7 @@ def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: 
         box: The part of the photograph that the mask covers; see :func:`seen_box`.
     """
     width, height = photograph.size
-    # Rounded down, because `round` of 1.5 and 2.5 is 2: the square of a picture one pixel high would be empty.
+    # Rounded down: `round` of 1.5 and of 2.5 is 2, and of a picture one pixel high nothing would be left.
     visible = (
         max(math.floor(box[0]), 0),
         max(math.floor(box[1]), 0),
