@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["broken", "no_network", "normalised", "placed", "reading", "small", "unused", "wrong_logits"]
+__all__ = [
+    "broken",
+    "no_network",
+    "normalised",
+    "placed",
+    "reading",
+    "small",
+    "tied",
+    "unused",
+    "wrong_logits",
+]
 
 #: How often :func:`small` was called.
 CALLS: list[int] = []
@@ -47,6 +57,25 @@ def normalised(*, num_classes: int, in_channels: int, image_size: int) -> nn.Mod
     """Its linear layer's weight is computed from two parameters."""
     linear = nn.Linear(in_channels * image_size**2, num_classes)
     return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(linear))
+
+
+class Tied(nn.Module):
+    """A network whose only convolution has two names, so that its state dict has each tensor of it twice."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        self.second = self.first
+        self.linear = nn.Linear(in_channels, num_classes)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.linear(self.second(self.first(images_BCHW).relu()).mean((2, 3)))
+        return logits_BK
+
+
+def tied(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    del image_size
+    return Tied(in_channels, num_classes)
 
 
 class Placed(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -326,6 +327,25 @@ def test_broken_images_are_skipped_if_asked(
     # The same cache, opened by someone who minds.
     with pytest.raises(DataError, match=r"dog/0003.png"):
         open_folder(root)
+
+
+def test_an_image_that_the_disk_does_not_give_is_no_broken_image(
+    make_folder: MakeFolder, open_folder: OpenFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be left out as long as the cache lives, although the disk is well again."""
+    root, read = make_folder(COUNTS), Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "0003.png":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(DataError, match=r"readable.*Input/output error"):
+            open_folder(root, on_bad_image="skip")
+    dataset = open_folder(root, on_bad_image="skip")
+    assert len(dataset.train) + len(dataset.val) == 12
 
 
 def test_statistics_leave_skipped_images_out(make_folder: MakeFolder, open_folder: OpenFolder) -> None:

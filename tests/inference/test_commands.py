@@ -30,14 +30,14 @@ from tune_rescon.data import decode_image
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.export import main as export
 from tune_rescon.inference.model import changed_network_message, check_own
-from tune_rescon.models import ExternalSpec, build_from_spec, resolve_network
+from tune_rescon.models import ExternalSpec, build_described, build_from_spec, resolve_network
 from tune_rescon.predict import main as predict
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import RemoteError
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.training import load_trained
 from tune_rescon.training.initial_weights import read_initial
-from tune_rescon.training.weights import Classifier, trained_values
+from tune_rescon.training.weights import Classifier, load_exported, trained_values
 from tune_rescon.tuning.input_digests import function_digest
 
 pytestmark = pytest.mark.torch
@@ -184,6 +184,24 @@ def test_an_exported_safetensors_file_can_be_used_by_predict(
     again = capsys.readouterr().out
     assert predict([str(checkpoint), str(pictures), "--json"]) == 0
     assert capsys.readouterr().out == again
+
+
+def test_a_network_whose_layers_share_weights_is_exported(checkpoint: Path, tmp_path: Path) -> None:
+    """The library refuses tensors that share memory; its format holds every network nevertheless."""
+    _, family = load_trained(checkpoint)
+    spec = ExternalSpec(
+        network="tests.own_networks:tied", classes=3, in_channels=3, image_size=16, drop_path=0.0
+    )
+    about = dataclasses.replace(family, spec=spec)
+    network = build_described(spec).eval()
+    torch.save(trained_values(network, about), tmp_path / "best.ckpt")
+    output = tmp_path / "a.safetensors"
+    assert export([str(tmp_path / "best.ckpt"), "--format", "safetensors", "--output", str(output)]) == 0
+    again, known = load_exported(output, where="MODEL")
+    assert known == about
+    assert again.first is again.second
+    pixels_BCHW = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again(pixels_BCHW), network(pixels_BCHW))
 
 
 class Code:

@@ -168,6 +168,22 @@ def test_a_panorama_wider_than_a_jpeg_is_scaled_down(tmp_path: Path) -> None:
         assert image.size == (65_500, 19)
 
 
+@pytest.mark.parametrize(
+    ("size", "seen"), [((4, 1), [1]), ((6, 1), [2]), ((1, 4), [1]), ((2000, 1), [999]), ((7, 2), [2, 3])]
+)
+def test_a_picture_whose_square_begins_between_two_pixels(
+    size: tuple[int, int], seen: list[int], tmp_path: Path
+) -> None:
+    """Of a picture one pixel high, that square is one pixel, which the mask must cover."""
+    path = tmp_path / "a.jpg"
+    draw_overlay(path, Image.new("RGB", size, "white"), np.ones((3, 3), np.float32), seen_box(size))
+    with Image.open(path) as image:
+        grey_HW = np.asarray(image.convert("L"))
+    assert grey_HW.shape[::-1] == size
+    line = grey_HW.min(axis=int(size[0] < size[1]))
+    assert np.flatnonzero(line < 190).tolist() == seen
+
+
 def test_seen_box_follows_the_resize_mode() -> None:
     assert seen_box((20, 30)) == (0, 5, 20, 25)
     assert seen_box((20, 30), "pad") == (-5, 0, 25, 30)

@@ -96,6 +96,24 @@ def test_preparing_a_search_reports_the_images_of_its_folder(tmp_path: Path, pro
     assert dark.startswith("folder: the training pictures are nearly black")
 
 
+def test_a_search_begins_with_the_images_that_it_skips(tmp_path: Path, progress: list[str]) -> None:
+    """The account, made before they are decoded, counts them as found."""
+    for label in "ab":
+        (tmp_path / "x" / label).mkdir(parents=True)
+        for number in range(6):
+            shade = 60 + 30 * number + (label == "b")
+            Image.new("RGB", (16, 16), (shade,) * 3).save(tmp_path / "x" / label / f"{number}.png")
+    for broken in ("a/1.png", "b/0.png"):
+        (tmp_path / "x" / broken).write_bytes(b"broken")
+    settings = [f"dataset.path={tmp_path / 'x'}", "dataset.on_bad_image=skip"]
+    prepare_data(
+        load_space("folder", settings),
+        RunOptions(name="s", storage=tmp_path, cache_root=tmp_path / "cache", show_progress=False),
+    )
+    assert progress[0] == "folder: found 2 classes; images: train 12 (a 6, b 6), val 0, test 0"
+    assert progress[-1] == "folder: left out, images that cannot be decoded: 2 (a/1.png, b/0.png)"
+
+
 @pytest.fixture
 def digits(tmp_path: Path) -> PreparedDataset:
     return PreparedDataset(info=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")

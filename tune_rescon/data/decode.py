@@ -204,7 +204,8 @@ def probe_size(source: Path, name: str) -> tuple[int, int]:
     The image is not decoded where possible.
 
     Raises:
-        BadImageError: The file cannot be read, or is not an image.
+        BadImageError: The file is not an image.
+        DataError: The system cannot read the file.
     """
     with blaming_the_image(), open_picture(read_bytes(source, name)) as image:
         return upright_size(image, orientation_of(image))
@@ -233,7 +234,7 @@ def decode_block(
 
     Raises:
         SizesDifferError: The size of an image is not ``size``.
-        DataError: The source itself is missing.
+        DataError: The system cannot read the source or a file of it.
     """
     form = _Form(side=side, size=size, resize=resize, levels=levels)
     images_BHWC = np.zeros((len(names), side, side, 3), dtype=np.uint8)

@@ -7,6 +7,7 @@ docs/howto/images.md has a table of the files that are read, left out and refuse
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -273,9 +274,20 @@ def read_bytes(source: Path, name: str) -> bytes:
     """Return the bytes of one file of a directory or .zip.
 
     Raises:
+        DataError: The system cannot read the file: a disk or network error, no permission, too many open
+            files. That says nothing about the image.
         ValueError: The member of a zip inflates to more than this machine's memory allows.
     """
-    return (source / name).read_bytes() if source.is_dir() else open_zip(source).read(name)
+    try:
+        return (source / name).read_bytes() if source.is_dir() else open_zip(source).read(name)
+    except OSError as error:
+        # Of damaged data in a zip: bz2's error has no number, and an impossible position is invalid. A file
+        # that has gone changes the fingerprint, so the images are decoded again.
+        if error.errno in (None, errno.EINVAL, errno.ENOENT):
+            raise
+        where = source / name if source.is_dir() else source
+        rule = "every file and folder must be readable"
+        raise DataError(format_error(rule, got=str(error), where=str(where))) from error
 
 
 def _stamps(root: Path, selection: Selection) -> Iterator[str]:

@@ -210,6 +210,7 @@ class Kind(StrEnum):
     SPECIAL = "neither files nor folders"
     ZIP_LINK = "links inside the zip"
     REPEATED = "earlier entries of the same name in the zip"
+    BROKEN = "images that cannot be decoded"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,7 +161,11 @@ def _write_weights(classifier: nn.Module, path: Path, metadata: Mapping[str, str
     from safetensors.torch import save
 
     network: Any = classifier.network
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    # Copies, because safetensors refuses tensors that share memory, as those of a layer with two names do.
+    weights = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
     # Written here, because a full disk is no OSError of safetensors.
     path.write_bytes(save(weights, metadata=dict(metadata)))
 

@@ -9,6 +9,7 @@ Shape legend: B images of a batch, C channels, H and W a map's height and width.
 from __future__ import annotations
 
 import html
+import math
 import os
 import urllib.parse
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -222,11 +223,12 @@ def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: 
         box: The part of the photograph that the mask covers; see :func:`seen_box`.
     """
     width, height = photograph.size
+    # Rounded down: `round` of 1.5 and of 2.5 is 2, and of a picture one pixel high nothing would be left.
     visible = (
-        max(round(box[0]), 0),
-        max(round(box[1]), 0),
-        min(round(box[2]), width),
-        min(round(box[3]), height),
+        max(math.floor(box[0]), 0),
+        max(math.floor(box[1]), 0),
+        min(math.floor(box[2]), width),
+        min(math.floor(box[3]), height),
     )
     # The visible part, in pixels of the mask.
     across, down = mask_HW.shape[1] / (box[2] - box[0]), mask_HW.shape[0] / (box[3] - box[1])

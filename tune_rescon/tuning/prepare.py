@@ -353,7 +353,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             _PROGRESS.info(f"{dataset.name}: {levels_text(images.levels)}")
         if info.account and (words := darkness_message(images.mean, images.std)) is not None:
             _PROGRESS.warning(f"{dataset.name}: {words}")
-        for line in images.repeats:
+        for line in (*images.left_out, *images.repeats):
             _PROGRESS.warning(f"{dataset.name}: {line}")
         check_metric_classes(space, info, val_labels_N=images.val.labels_N)
         if space.metric.of_test_images and not info.test_images:
