@@ -1,4 +1,4 @@
-"""Layouts of image folders, and the mistakes in them."""
+"""Supported layouts of image folders, and errors for the others."""
 
 from __future__ import annotations
 
@@ -91,6 +91,6 @@ def test_a_layout_gives_the_expected_splits_and_classes(layout: str) -> None:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_layout_mistake_is_reported(mistake: str) -> None:
-    entries, words = MISTAKES[mistake]
-    with pytest.raises(DataError, match=words):
+    entries, message = MISTAKES[mistake]
+    with pytest.raises(DataError, match=message):
         index_images(entries, where="x")
