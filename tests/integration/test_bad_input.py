@@ -1,4 +1,4 @@
-"""Everything a person can get wrong: a clear message, exit 2, no traceback, nothing left behind."""
+"""Bad input gives a clear message, exit code 2 and no traceback, and leaves no files."""
 
 from __future__ import annotations
 
@@ -57,27 +57,27 @@ CASES = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _imported() -> None:
-    """What the command imports takes seconds, and is no part of what is timed."""
+def _import_modules() -> None:
+    """Import the command's modules outside the tests' time limit."""
     for module in ("tune_rescon.tuning.search", "tune_rescon.reporting.run"):
         importlib.import_module(module)
 
 
 @pytest.fixture
 def folders(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
-    """Image folders, each wrong in its own way, and files of weights."""
-    made = {name: tmp_path / name for name in ("images", "one_class", "empty_class", "broken")}
-    for folder in made.values():
+    """A valid image folder, folders with one mistake each, and files of weights."""
+    created = {name: tmp_path / name for name in ("images", "one_class", "empty_class", "broken")}
+    for folder in created.values():
         for label in ("cat", "dog"):
             (folder / label).mkdir(parents=True)
             for index in range(8):
                 Image.new("RGB", (20, 20), (index, 9, 9)).save(folder / label / f"{index}.png")
-    for file in [*(made["one_class"] / "dog").iterdir(), *(made["empty_class"] / "dog").iterdir()]:
+    for file in [*(created["one_class"] / "dog").iterdir(), *(created["empty_class"] / "dog").iterdir()]:
         file.unlink()
-    (made["one_class"] / "dog").rmdir()
-    (made["broken"] / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
+    (created["one_class"] / "dog").rmdir()
+    (created["broken"] / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no jpeg")
     (tmp_path / "weights.ckpt").write_bytes(b"no weights")
-    return {**made, "weights": tmp_path / "weights.ckpt", "winner": checkpoint}
+    return {**created, "weights": tmp_path / "weights.ckpt", "winner": checkpoint}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -91,13 +91,13 @@ def test_bad_input_is_reported_and_leaves_no_files(
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
     storage = tmp_path / "runs"
     arguments, expected = CASES[case]
-    given = [argument.format(**folders) for argument in arguments]
-    named = "--space" in given or "--resume" in given or not given or "--spice" in given
-    argv = [*([] if named else ["--space", "digits"]), *given, "--storage", str(storage), "--plain"]
+    options = [argument.format(**folders) for argument in arguments]
+    has_start = "--space" in options or "--resume" in options or not options or "--spice" in options
+    argv = [*([] if has_start else ["--space", "digits"]), *options, "--storage", str(storage), "--plain"]
     assert main(argv) == 2
-    said = capsys.readouterr()
-    assert expected in said.err
-    assert "Traceback" not in said.err + said.out
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert "Traceback" not in captured.err + captured.out
     assert not storage.exists()
 
 
@@ -113,16 +113,16 @@ def test_an_existing_name_is_refused_and_its_files_unchanged(
 
 
 @pytest.mark.parametrize("storage", ["file", "file/runs", "x" * 300])
-@pytest.mark.parametrize("begin", [["--space", "digits"], ["--resume", "a"]])
+@pytest.mark.parametrize("start", [["--space", "digits"], ["--resume", "a"]])
 def test_an_unusable_storage_is_reported(
-    begin: list[str], storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    start: list[str], storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("not a directory")
-    assert main([*begin, "--storage", str(tmp_path / storage)]) == 2
-    said = capsys.readouterr().err
-    missing = begin[0] == "--resume" and storage.startswith("file")
-    wanted = "no search named 'a'" if missing else "--storage: the storage must be a directory"
-    assert wanted in said
+    assert main([*start, "--storage", str(tmp_path / storage)]) == 2
+    stderr = capsys.readouterr().err
+    missing = start[0] == "--resume" and storage.startswith("file")
+    expected = "no search named 'a'" if missing else "--storage: the storage must be a directory"
+    assert expected in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -134,6 +134,6 @@ def test_every_shipped_space_is_shown_by_a_dry_run(
     if name == "folder":
         argv += ["--set", f"dataset.path={folders['images']}"]
     assert main(argv) == 0
-    said = capsys.readouterr().out
-    assert "rungs (epochs):" in said
-    assert "worst-case PMACs" in said
+    stdout = capsys.readouterr().out
+    assert "rungs (epochs):" in stdout
+    assert "worst-case PMACs" in stdout
