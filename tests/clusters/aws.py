@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -18,7 +17,8 @@ from botocore.loaders import Loader
 from botocore.session import get_session
 from moto import mock_aws
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+
 TEMPLATE = ROOT / "cluster" / "aws" / "stack.yaml"
 ACCOUNT = "123456789012"
 
@@ -121,19 +121,19 @@ def allows(statements: Sequence[Mapping[str, Any]], request: Request) -> bool:
         any(matches(pattern, request.action) for pattern in as_list(statement["Action"]))
         and any(matches(pattern, request.resource) for pattern in as_list(statement["Resource"]))
         and all(
-            condition_matches(operator, wanted, request.context.get(key))
+            condition_matches(operator, expected, request.context.get(key))
             for operator, keys in statement.get("Condition", {}).items()
-            for key, wanted in keys.items()
+            for key, expected in keys.items()
         )
         for statement in statements
     )
 
 
-def condition_matches(operator: str, wanted: str, found: str | None) -> bool:
+def condition_matches(operator: str, expected: str, found: str | None) -> bool:
     if operator == "StringEqualsIfExists":
-        return found is None or found == wanted
+        return found is None or found == expected
     assert operator == "StringEquals", f"unsupported operator: {operator}"
-    return found == wanted
+    return found == expected
 
 
 def matches(pattern: str, text: str) -> bool:

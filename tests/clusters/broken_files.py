@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from tune_rescon.clusters import Finding
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [
     "cluster.yaml",
     "cluster/gcp.yaml",

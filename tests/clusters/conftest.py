@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.aws import ANOTHER_REGION, REGION, ROOT, TEMPLATE, client
+from tests.clusters.aws import ANOTHER_REGION, REGION, TEMPLATE, client
 from tests.clusters.broken_files import CheckBroken
-from tests.conftest import S3Server
+from tests.conftest import ROOT, S3Server
 from tune_rescon.clusters import Finding, check_file, head
 from tune_rescon.clusters import cluster as starting
 from tune_rescon.clusters.commands import Command, Done
 from tune_rescon.clusters.head import HeadState, Job, Node
+
+#: Makes the output of `inspect`, by its workers, jobs and exit code.
+InspectOutput = Callable[..., Done]
 
 #: A cluster of two listed hosts.
 CLUSTER_YAML = """
@@ -59,10 +62,10 @@ class FakeRay:
     def run(self, command: Command, *, capture: bool = False, timeout: float | None = None) -> Done:
         assert timeout is None or capture
         assert command.argv[2:4] == ("-m", "ray.scripts.scripts")
-        words = shlex.join(command.argv[4:])
-        self.commands.append(words)
+        line = shlex.join(command.argv[4:])
+        self.commands.append(line)
         for part, answers in self.answers.items():
-            if part in words:
+            if part in line:
                 answer = answers.pop(0) if len(answers) > 1 else answers[0]
                 if isinstance(answer, BaseException):
                     raise answer
@@ -70,7 +73,7 @@ class FakeRay:
         return Done(code=0)
 
     def commands_with(self, part: str) -> list[str]:
-        return [words for words in self.commands if part in words]
+        return [line for line in self.commands if part in line]
 
 
 @pytest.fixture
@@ -93,7 +96,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def inspect_output() -> Callable[..., Done]:
+def inspect_output() -> InspectOutput:
     """Makes the output of `inspect` in a login shell."""
 
     def make(workers: int = 0, jobs: tuple[Job, ...] = (), code: int = 0) -> Done:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.clusters.aws import REGION, ROOT, TEMPLATE, Request, Stack, allows, check_aws_line, deploy
-from tests.conftest import S3Server, accept_all
+from tests.clusters.aws import REGION, TEMPLATE, Request, Stack, allows, check_aws_line, deploy
+from tests.conftest import ROOT, S3Server, accept_all
 from tune_rescon.__main__ import main
 from tune_rescon.clusters.commands import Done
 from tune_rescon.clusters.head import Job
@@ -40,28 +40,28 @@ def split_line(line: str) -> list[str]:
     return done.stdout.removesuffix("\0").split("\0")
 
 
-def deploy_stack(words: list[str]) -> Stack:
+def deploy_stack(arguments: list[str]) -> Stack:
     """Deploy a new stack as `aws cloudformation deploy` does."""
-    assert words[:3] == ["aws", "cloudformation", "deploy"]
+    assert arguments[:3] == ["aws", "cloudformation", "deploy"]
     parser = argparse.ArgumentParser(exit_on_error=False)
     for option in ("--stack-name", "--template-file", "--capabilities"):
         parser.add_argument(option, required=True)
     parser.add_argument("--parameter-overrides", nargs="+", default=[])
-    given = parser.parse_args(words[3:])
-    assert Path(given.template_file).read_text() == TEMPLATE.read_text()
+    options = parser.parse_args(arguments[3:])
+    assert Path(options.template_file).read_text() == TEMPLATE.read_text()
     # Roles need CAPABILITY_IAM. Named resources would need CAPABILITY_NAMED_IAM; the stack has none.
-    assert given.capabilities == "CAPABILITY_IAM"
-    parameters = dict(word.split("=", 1) for word in given.parameter_overrides)
+    assert options.capabilities == "CAPABILITY_IAM"
+    parameters = dict(word.split("=", 1) for word in options.parameter_overrides)
     pattern = re.search(r"AllowedPattern: '(.*)'", TEMPLATE.read_text())
     assert pattern is not None
     assert re.fullmatch(pattern[1], parameters["SshFrom"])
-    return deploy(given.stack_name, REGION, **parameters)
+    return deploy(options.stack_name, REGION, **parameters)
 
 
 def test_both_pages_have_the_same_four_commands() -> None:
     readme, howto = ([shlex.split(line, comments=True) for line in command_lines(page)][:4] for page in PAGES)
     assert readme == howto
-    assert [words[:3] for words in howto] == [
+    assert [arguments[:3] for arguments in howto] == [
         ["aws", "cloudformation", "deploy"],
         ["tune-rescon", "cluster", "configure"],
         ["tune-rescon", "cluster", "up"],
@@ -89,7 +89,7 @@ def test_the_pages_four_commands_configure_start_and_submit(
 ) -> None:
     deploy_line, *our_lines = (split_line(line) for line in command_lines(page)[:4])
     stack = deploy_stack(deploy_line)
-    configure, up, submit = (words[1:] for words in our_lines)
+    configure, up, submit = (arguments[1:] for arguments in our_lines)
     assert main(configure) == 0
     stdout = capsys.readouterr().out
     changed = [line for line in stdout.splitlines() if " -> " in line]

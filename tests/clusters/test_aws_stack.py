@@ -14,7 +14,6 @@ from ruamel.yaml import YAML
 
 from tests.clusters.aws import (
     ACCOUNT,
-    ROOT,
     TEMPLATE,
     UNKNOWN_TO_MOTO,
     Request,
@@ -27,6 +26,7 @@ from tests.clusters.aws import (
     ec2_arn,
     iam_requests,
 )
+from tests.conftest import ROOT
 from tune_rescon.clusters.aws_stack import fill_in, read_stack
 
 pytestmark = pytest.mark.timeout(60)  # boto3 reads the descriptions of whole services, and Ray is imported
@@ -109,11 +109,11 @@ def test_an_existing_vpc_and_bucket_are_used(cloud: None) -> None:
     client("s3", REGION).create_bucket(
         Bucket="mine", CreateBucketConfiguration={"LocationConstraint": REGION}
     )
-    made = deploy("with-mine", REGION, VpcId=vpc, ExistingBucket="mine", ClusterName="second")
-    (group,) = ec2.describe_security_groups(GroupIds=[made["SecurityGroup"]])["SecurityGroups"]
+    deployed = deploy("with-mine", REGION, VpcId=vpc, ExistingBucket="mine", ClusterName="second")
+    (group,) = ec2.describe_security_groups(GroupIds=[deployed["SecurityGroup"]])["SecurityGroups"]
     assert group["VpcId"] == vpc
-    assert (made["Bucket"], made["ClusterName"]) == ("mine", "second")
-    assert allows(made.worker, Request(action="s3:PutObject", resource="arn:aws:s3:::mine/a"))
+    assert (deployed["Bucket"], deployed["ClusterName"]) == ("mine", "second")
+    assert allows(deployed.worker, Request(action="s3:PutObject", resource="arn:aws:s3:::mine/a"))
     names = {name["Name"] for name in client("s3", REGION).list_buckets()["Buckets"]}
     assert not any(name.startswith("with-mine") for name in names), "an unused bucket was created"
 
@@ -127,13 +127,13 @@ def test_the_spot_role_and_the_budget_are_created_on_request(cloud: None) -> Non
         "AWS::IAM::ServiceLinkedRole",
         "AWS::Budgets::Budget",
     }
-    made = load_template()
-    budget = made["Resources"]["Budget"]["Properties"]
+    loaded = load_template()
+    budget = loaded["Resources"]["Budget"]["Properties"]
     assert budget["Budget"]["BudgetLimit"] == {"Amount": ["!Ref", "BudgetDollars"], "Unit": "USD"}
     for notification in budget["NotificationsWithSubscribers"]:
         (subscriber,) = notification["Subscribers"]
         assert subscriber == {"SubscriptionType": "EMAIL", "Address": ["!Ref", "BudgetEmail"]}
-    spot = made["Resources"]["SpotRole"]
+    spot = loaded["Resources"]["SpotRole"]
     assert spot["Properties"] == {"AWSServiceName": "spot.amazonaws.com"}
 
 

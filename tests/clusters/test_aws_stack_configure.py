@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from moto.cloudformation.models import cloudformation_backends
 
-from tests.clusters.aws import ACCOUNT, ANOTHER_REGION, REGION, ROOT, TEMPLATE, check_aws_line, client, deploy
+from tests.clusters.aws import ACCOUNT, ANOTHER_REGION, REGION, TEMPLATE, check_aws_line, client, deploy
+from tests.conftest import ROOT
 from tune_rescon.__main__ import main
 from tune_rescon.clusters.aws_stack import StackOutputs, fill_in
 from tune_rescon.errors import ClusterFileError
@@ -123,8 +124,8 @@ def test_an_incomplete_stack_is_refused(
     status: str, then: str, account: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deploy("one", REGION)
-    (made,) = cloudformation_backends[ACCOUNT][REGION].stacks.values()
-    made.status = status
+    (stack,) = cloudformation_backends[ACCOUNT][REGION].stacks.values()
+    stack.status = status
     error = configure_error(capsys, account, 1)
     assert f"The stack one is not complete, but {status}. {then} What happened: " in error
     check_aws_line(error.strip().partition("What happened: ")[2])

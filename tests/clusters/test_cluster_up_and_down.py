@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clusters.conftest import InspectOutput
 from tune_rescon.cluster import main
 from tune_rescon.clusters import Finding, check
 from tune_rescon.clusters.check import check_file
 from tune_rescon.clusters.commands import Done
 from tune_rescon.errors import ClusterError
-
-InspectOutput = Callable[..., Done]
 
 HEAD = Done(code=0, output="Some words first.\n10.0.0.1\n")
 NO_HEAD = Done(code=1, output="Head node of cluster (lab) not found!\n")
@@ -233,7 +231,7 @@ def test_down_ends_mlflow_before_the_cluster(
 ) -> None:
     fake_ray.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=0, output="MLflow has ended\n")]}
     assert main(["down", str(file)]) == 0
-    assert [words.split()[0] for words in fake_ray.commands] == ["get-head-ip", "exec", "down"]
+    assert [line.split()[0] for line in fake_ray.commands] == ["get-head-ip", "exec", "down"]
     assert "ends by itself within a minute" in capsys.readouterr().out
 
 

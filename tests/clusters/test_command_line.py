@@ -62,9 +62,11 @@ def test_help_names_every_flag(command: str, capsys: pytest.CaptureFixture[str])
     assert all(flag in captured.out for flag in FLAGS[command])
 
 
-@pytest.mark.parametrize("words", [["nope"], ["up"], ["up", "a", "b"], ["check"], ["mlflow", "--port", "x"]])
-def test_bad_usage_exits_with_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
+@pytest.mark.parametrize(
+    "arguments", [["nope"], ["up"], ["up", "a", "b"], ["check"], ["mlflow", "--port", "x"]]
+)
+def test_bad_usage_exits_with_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
     assert "Error: " in capsys.readouterr().err
 
 

@@ -43,7 +43,7 @@ JOBS = "--address http://127.0.0.1:8265"
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "expected"),
     [
         (ray_up(AWS, restart=True), "up --log-style pretty -y --no-config-cache c.yaml"),
         (ray_up(AWS, restart=False), "up --log-style pretty -y --no-config-cache --no-restart c.yaml"),
@@ -56,9 +56,9 @@ JOBS = "--address http://127.0.0.1:8265"
         ),
     ],
 )
-def test_ray_command_lines_match(command: Command, words: str) -> None:
+def test_ray_command_lines_match(command: Command, expected: str) -> None:
     assert command.argv[:4] == (sys.executable, "-P", "-m", "ray.scripts.scripts")
-    assert shlex.join(command.argv[4:]) == words
+    assert shlex.join(command.argv[4:]) == expected
     assert command.env == {"RAY_AUTH_MODE": "token"}
 
 
@@ -68,7 +68,7 @@ def test_a_host_list_uses_autoscaler_v1(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "expected"),
     [
         (follow_command("j-1"), f"ray job logs {JOBS} --follow j-1"),
         (stop_command("j-1"), f"ray job stop {JOBS} j-1"),
@@ -76,8 +76,8 @@ def test_a_host_list_uses_autoscaler_v1(command: Command) -> None:
         (END_MLFLOW, "python -m tune_rescon.cluster mlflow --end"),
     ],
 )
-def test_command_lines_for_the_head_match(line: str, words: str) -> None:
-    assert line == words
+def test_command_lines_for_the_head_match(line: str, expected: str) -> None:
+    assert line == expected
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_command_lines_for_the_head_match(line: str, words: str) -> None:
 def test_the_arguments_of_a_search_arrive_unchanged(
     flag: str | None, name: str | None, arguments: list[str], expected: dict[str, object]
 ) -> None:
-    words = shlex.split(search_job("j-1", arguments, flag=flag, name=name))
-    submit_words, search_words = words[: words.index("--")], words[words.index("--") + 1 :]
-    assert shlex.join(submit_words) == f"ray job submit {JOBS} --submission-id j-1 --no-wait"
-    assert search_words[:3] == ["python", "-m", "tune_rescon.search"]
-    params = search.make_context("search", search_words[3:]).params
+    argv = shlex.split(search_job("j-1", arguments, flag=flag, name=name))
+    submit_argv, search_argv = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    assert shlex.join(submit_argv) == f"ray job submit {JOBS} --submission-id j-1 --no-wait"
+    assert search_argv[:3] == ["python", "-m", "tune_rescon.search"]
+    params = search.make_context("search", search_argv[3:]).params
     assert params["plain"]
     assert {key: params[key] for key in expected} == expected
     if "tracking_uri" not in expected:
@@ -120,11 +120,13 @@ def test_a_submission_id_contains_the_start_time() -> None:
 def test_a_tunnel_listens_on_localhost_and_never_prompts() -> None:
     cluster = replace(AWS, ssh_proxy_command="ssh -W %h:%p bastion")
     command = ssh_tunnel(cluster, "10.0.0.1", {5001: 5000, 8265: 8265}, [Path("/k")])
-    words = shlex.join(command.argv)
-    assert words.startswith("ssh -N -T -i /k -o ")
-    assert words.endswith("-L 127.0.0.1:5001:127.0.0.1:5000 -L 127.0.0.1:8265:127.0.0.1:8265 ubuntu@10.0.0.1")
+    command_line = shlex.join(command.argv)
+    assert command_line.startswith("ssh -N -T -i /k -o ")
+    assert command_line.endswith(
+        "-L 127.0.0.1:5001:127.0.0.1:5000 -L 127.0.0.1:8265:127.0.0.1:8265 ubuntu@10.0.0.1"
+    )
     for option in ("BatchMode=yes", "ExitOnForwardFailure=yes", "IdentitiesOnly=yes"):
-        assert f"-o {option}" in words
+        assert f"-o {option}" in command_line
     assert "ProxyCommand=ssh -W %h:%p bastion" in command.argv
 
 

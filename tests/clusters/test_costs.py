@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tune_rescon.clusters import most_per_hour, read_cluster_file
 from tune_rescon.clusters.check import PRICES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 AWS = """
 provider: {type: aws}

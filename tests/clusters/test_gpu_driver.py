@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ruamel.yaml import YAML
 
+from tests.conftest import ROOT
 from tune_rescon.training.device import oldest_driver
 
 pytestmark = pytest.mark.torch
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def shipped(name: str) -> dict[str, Any]:

@@ -253,8 +253,8 @@ def test_the_hours_survive_a_new_container(files: IdleFiles, tmp_path: Path) -> 
     """The hours are kept in the token's directory, which Ray mounts from the machine; the state is not."""
     head = IdleFiles.of_head()
     assert head.setting.parent == Path.home() / ".ray"
-    next_call = IdleFiles(setting=files.setting, folder=tmp_path / "new container")
-    assert SimulatedHead().watch(next_call) == [*END_ACTIONS, "end machines at 4.0"]
+    new_files = IdleFiles(setting=files.setting, folder=tmp_path / "new container")
+    assert SimulatedHead().watch(new_files) == [*END_ACTIONS, "end machines at 4.0"]
 
 
 def test_status_shows_end(
@@ -349,8 +349,8 @@ def test_up_sets_the_hours_on_the_head_before_it_waits_for_workers(
 ) -> None:
     fake_ray.answers = {"get-head-ip": [Done(code=1)], "inspect": [inspect_output(0)]}
     assert up(aws_file, "4") == 0
-    message = [message.split()[0] for message in fake_ray.commands]
-    assert message == ["get-head-ip", "up", "exec", "exec"]
+    commands = [line.split()[0] for line in fake_ray.commands]
+    assert commands == ["get-head-ip", "up", "exec", "exec"]
     assert "tune_rescon.cluster end-when-idle --hours 4'" in fake_ray.commands[2]
     assert "c ends itself after 4 h without use" in capsys.readouterr().out
     assert up(aws_file, "0") == 0

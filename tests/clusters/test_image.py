@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 #: Limit of the build context's size.
 MAX_CONTEXT_BYTES = 8 * 2**20
@@ -25,8 +25,8 @@ def instructions() -> list[tuple[str, str]]:
     """Return the instructions of the Dockerfile with their arguments."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
-    words = [line.partition(" ") for line in joined.splitlines() if line.strip()]
-    return [(keyword, rest.strip()) for keyword, _, rest in words]
+    parts = [line.partition(" ") for line in joined.splitlines() if line.strip()]
+    return [(keyword, rest.strip()) for keyword, _, rest in parts]
 
 
 def copied_files() -> list[str]:
@@ -113,8 +113,8 @@ def test_installs_use_pinned_versions_and_do_not_run_as_root() -> None:
 def requirements_script() -> str:
     """Return the Python script in the RUN instruction that lists the requirements."""
     run = next(rest for keyword, rest in instructions() if keyword == "RUN" and "requirements.txt" in rest)
-    words = shlex.split(run)
-    return words[words.index("-c") + 1]
+    arguments = shlex.split(run)
+    return arguments[arguments.index("-c") + 1]
 
 
 @pytest.mark.parametrize("extras", ["cluster s3", "cluster gcs"])

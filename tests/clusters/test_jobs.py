@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clusters.conftest import InspectOutput
 from tune_rescon.cluster import main
 from tune_rescon.clusters.commands import Done
 from tune_rescon.clusters.head import HeadState, Job, parse_demands, parse_jobs, parse_nodes
-
-InspectOutput = Callable[..., Done]
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +64,8 @@ def test_the_job_is_not_followed_with_no_follow(
 
 
 def test_resume_or_start_is_submitted_with_the_space(fake_ray: Any, file: Path) -> None:
-    message = ["submit", str(file), "--resume-or-start", "a", "--no-follow", "--", "--space", "digits"]
-    assert main(message) == 0
+    arguments = ["submit", str(file), "--resume-or-start", "a", "--no-follow", "--", "--space", "digits"]
+    assert main(arguments) == 0
     assert "--resume-or-start a --space digits" in fake_ray.commands[0]
 
 
@@ -95,7 +93,7 @@ def test_down_ends_the_cluster_whether_the_job_failed_or_not(
     }
     assert main(["submit", str(file), "--down"]) == code
     assert f"Job j-1 has ended as {state}: lab is ended" in capsys.readouterr().out
-    assert [message.split()[0] for message in fake_ray.commands[-3:]] == ["get-head-ip", "exec", "down"]
+    assert [line.split()[0] for line in fake_ray.commands[-3:]] == ["get-head-ip", "exec", "down"]
     assert "mlflow --end" in fake_ray.commands[-2]
 
 
@@ -187,8 +185,8 @@ def test_status_shows_nodes_jobs_and_mlflow(
     fake_ray.answers = {"inspect": [inspect_output(1, jobs=job("RUNNING"))]}
     assert main(["status", str(file)]) == 0
     stdout = capsys.readouterr().out
-    for message in ("10.0.0.2", "1 GPU", "gone", "Job j-1: running", "Last ended: j-0, failed", "3+ pending"):
-        assert message in stdout
+    for text in ("10.0.0.2", "1 GPU", "gone", "Job j-1: running", "Last ended: j-0, failed", "3+ pending"):
+        assert text in stdout
     assert "MLflow answers." in stdout
     assert main(["status", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mlflow_answers"] is True
@@ -272,7 +270,7 @@ def test_demands_are_parsed_from_either_autoscalers_text(text: str, demands: lis
 
 
 @pytest.mark.parametrize(
-    "message", ["", "no JSON", '{"nodes": ', '{"nodes": []}', '{"nodes": [{"x": 1}], "jobs": []}']
+    "output", ["", "no JSON", '{"nodes": ', '{"nodes": []}', '{"nodes": [{"x": 1}], "jobs": []}']
 )
-def test_output_without_a_state_is_none(message: str) -> None:
-    assert HeadState.parse(message) is None
+def test_output_without_a_state_is_none(output: str) -> None:
+    assert HeadState.parse(output) is None

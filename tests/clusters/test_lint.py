@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.broken_files import ROOT, CheckBroken, assert_error, assert_only_warning, has_finding
+from tests.clusters.broken_files import CheckBroken, assert_error, assert_only_warning, has_finding
+from tests.conftest import ROOT
 from tune_rescon.clusters import check_file
 
 #: The file, a text and its replacement (at its first occurrence), the rule, and a part of the finding.
@@ -379,10 +380,10 @@ def test_sum_of_min_workers_must_not_exceed_max_workers(check_broken: CheckBroke
 
 def test_a_finding_has_its_line(check_broken: CheckBroken) -> None:
     text = (ROOT / "cluster.yaml").read_text()
-    wanted = text[: text.index("MarketType")].count("\n") + 1
+    expected = text[: text.index("MarketType")].count("\n") + 1
     found = check_broken("cluster.yaml", "MarketType: spot", "MarketTyp: spot")
     # Node types that inherit the key by a YAML merge have no finding of their own.
-    assert [finding.line for finding in found if finding.rule == "node-config"] == [wanted]
+    assert [finding.line for finding in found if finding.rule == "node-config"] == [expected]
 
 
 def test_a_single_node_cluster_may_use_local_storage(check_broken: CheckBroken) -> None:
@@ -393,7 +394,7 @@ def test_a_single_node_cluster_may_use_local_storage(check_broken: CheckBroken) 
 
 
 @pytest.mark.parametrize(
-    ("text", "rule", "words"),
+    ("text", "rule", "message"),
     [
         ("", "yaml", "must describe a cluster, but got nothing."),
         ("- a\n", "yaml", "must be keys and values, but got ['a']."),
@@ -410,10 +411,10 @@ def test_a_single_node_cluster_may_use_local_storage(check_broken: CheckBroken) 
         ("{x: 1}\n", "ray-schema", "provider: is missing."),
     ],
 )
-def test_a_file_of_another_kind_is_reported(tmp_path: Path, text: str, rule: str, words: str) -> None:
+def test_a_file_of_another_kind_is_reported(tmp_path: Path, text: str, rule: str, message: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    assert has_finding(check_file(path), rule, "error", words), check_file(path)
+    assert has_finding(check_file(path), rule, "error", message), check_file(path)
 
 
 def test_a_token_path_of_an_unknown_user_is_reported(check_broken: CheckBroken) -> None:

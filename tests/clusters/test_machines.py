@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.clusters.aws import ROOT, Request, Stack, allows, aws_in_this_process, client, deploy, iam_requests
+from tests.clusters.aws import Request, Stack, allows, aws_in_this_process, client, deploy, iam_requests
+from tests.conftest import ROOT
 from tune_rescon.cluster import main
 from tune_rescon.clusters import this_head
 from tune_rescon.clusters.this_head import Ec2Machines, open_machines
@@ -45,9 +46,9 @@ def ec2_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, list[Req
 
     class RecordingSession:
         def client(self, service: str, region_name: str) -> Any:
-            made = client(service, region_name)
-            made.meta.events.register("provide-client-params.ec2", record)
-            return made
+            created = client(service, region_name)
+            created.meta.events.register("provide-client-params.ec2", record)
+            return created
 
     def record(params: Mapping[str, Any], model: Any, **_: object) -> None:
         ec2_calls.append(
@@ -61,7 +62,7 @@ def ec2_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, list[Req
 def start(kind: str, cluster: str | None = NAME) -> str:
     """Start an instance with Ray's tags and return its id."""
     tags = {"ray-cluster-name": cluster, "ray-node-type": kind} if cluster else {}
-    made = client("ec2", REGION).run_instances(
+    created = client("ec2", REGION).run_instances(
         ImageId="ami-12c6146b",
         InstanceType="m7i.large",
         MinCount=1,
@@ -75,7 +76,7 @@ def start(kind: str, cluster: str | None = NAME) -> str:
         if tags
         else [],
     )
-    return str(made["Instances"][0]["InstanceId"])
+    return str(created["Instances"][0]["InstanceId"])
 
 
 def instances() -> dict[str, dict[str, Any]]:

@@ -16,9 +16,8 @@ import kubernetes_validate
 import pytest
 from ruamel.yaml import YAML
 
+from tests.conftest import ROOT
 from tune_rescon.search import search
-
-ROOT = Path(__file__).resolve().parents[2]
 
 #: The fields of these objects in KubeRay 1.6 (`ray.io/v1`).
 RAY_JOB = {
@@ -52,10 +51,10 @@ def cluster(job: Mapping[str, Any]) -> dict[str, Any]:
     return spec
 
 
-def parse_options(words: list[str]) -> dict[str, Any]:
+def parse_options(arguments: list[str]) -> dict[str, Any]:
     """Parse a command line of the search."""
-    assert words[:3] == ["python", "-m", "tune_rescon.search"]
-    return search.make_context("search", words[3:]).params
+    assert arguments[:3] == ["python", "-m", "tune_rescon.search"]
+    return search.make_context("search", arguments[3:]).params
 
 
 def test_rayjob_has_only_fields_known_to_kuberay(job: Mapping[str, Any], cluster: Mapping[str, Any]) -> None:

@@ -92,15 +92,15 @@ class Service:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    made: list[Service] = []
+    services: list[Service] = []
     with ExitStack() as ports:
 
         def start(folder: str = "head", port: int | None = None, keep: str = "") -> Service:
-            made.append(Service(tmp_path / folder, port or ports.enter_context(reserved_port()), keep))
-            return made[-1]
+            services.append(Service(tmp_path / folder, port or ports.enter_context(reserved_port()), keep))
+            return services[-1]
 
         yield start
-        for one in made:
+        for one in services:
             if one.process.poll() is None:
                 one.process.kill()
                 one.process.wait()
@@ -177,11 +177,12 @@ def test_the_command_has_one_worker_and_no_password() -> None:
     argv, env = server_command(settings)
     assert "secret" not in " ".join(argv)
     assert env["MLFLOW_BACKEND_STORE_URI"] == "postgresql://u:secret@h/db"
-    words = " ".join(argv[1:])
+    command_line = " ".join(argv[1:])
     assert (
-        "-m mlflow server --workers 1 --host 127.0.0.1 --port 5000 --artifacts-destination s3://b/a" in words
+        "-m mlflow server --workers 1 --host 127.0.0.1 --port 5000 --artifacts-destination s3://b/a"
+        in command_line
     )
-    assert "--allowed-hosts" not in words
+    assert "--allowed-hosts" not in command_line
 
 
 def test_database_and_artifacts_default_to_the_folder() -> None:

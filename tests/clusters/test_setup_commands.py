@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tests.conftest import ROOT
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = ["cluster.yaml", "cluster/gcp.yaml", "cluster/local.yaml"]
 
 
@@ -123,8 +123,10 @@ def test_an_aws_head_starts_the_idle_watch(node: Node) -> None:
 def test_the_head_creates_its_token_once_without_printing_it(node: Node, file: str) -> None:
     token = node.home / ".ray" / "auth_token"
     # As Ray's command: it prints the token, and does not replace an existing one.
-    made = "test -s ~/.ray/auth_token || { echo made >> ~/made; echo secret > ~/.ray/auth_token; }"
-    node.program(node.home / "tools" / "ray", f'test "$1" = get-auth-token && {made}; cat ~/.ray/auth_token')
+    create_token = "test -s ~/.ray/auth_token || { echo made >> ~/made; echo secret > ~/.ray/auth_token; }"
+    node.program(
+        node.home / "tools" / "ray", f'test "$1" = get-auth-token && {create_token}; cat ~/.ray/auth_token'
+    )
     for _ in range(2):
         outputs = [node.run(command) for command in YAML(typ="safe").load(ROOT / file)["head_setup_commands"]]
         assert "".join(outputs) == ""

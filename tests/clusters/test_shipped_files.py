@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.broken_files import ROOT, SHIPPED
+from tests.clusters.broken_files import SHIPPED
+from tests.conftest import ROOT
 from tune_rescon.clusters import check_file
 from tune_rescon.clusters.cluster_file import read_documents, texts_in
 

@@ -48,8 +48,8 @@ class Job:
         self.folder = folder
         self.calls_folder = folder / "calls"
         programs = folder / "submitted" / ".venv" / "bin"
-        for made in (self.calls_folder, programs, folder / "home"):
-            made.mkdir(parents=True)
+        for directory in (self.calls_folder, programs, folder / "home"):
+            directory.mkdir(parents=True)
         for name, text in PROGRAMS.items():
             record = f'printf "%s\\n" "${{*@Q}}" >> "$CALLS/{name}"'
             (programs / name).write_text(f"#!/bin/bash\n{record}\n{text}")
@@ -104,8 +104,8 @@ def test_every_node_starts_ray_and_the_first_runs_the_search(job: Job) -> None:
     assert start[: start.index("ray")] == [
         *("--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=60")
     ]
-    ((_, *words),) = job.calls("ray")
-    options = words[: words.index("--")]
+    ((_, *arguments),) = job.calls("ray")
+    options = arguments[: arguments.index("--")]
     assert options[:3] == ["--address=10.0.0.7:21100", "--min-nodes=3", "--dashboard-host=127.0.0.1"]
     search = next(call for call in job.calls("python") if call[0] == "-m")
     assert search == [
@@ -117,15 +117,15 @@ def test_every_node_starts_ray_and_the_first_runs_the_search(job: Job) -> None:
 
 def test_ports_are_distinct_and_in_the_jobs_range(job: Job) -> None:
     job.run()
-    ((_, *words),) = job.calls("ray")
-    given = dict(word.removeprefix("--").split("=", 1) for word in words[: words.index("--")])
-    ports = {name: int(value) for name, value in given.items() if name.endswith("port")}
+    ((_, *arguments),) = job.calls("ray")
+    values = dict(word.removeprefix("--").split("=", 1) for word in arguments[: arguments.index("--")])
+    ports = {name: int(value) for name, value in values.items() if name.endswith("port")}
     assert len(ports) == 10
     assert len({*ports.values(), 21100}) == 11
     assert all(21100 <= port < 21200 for port in ports.values())
     (ray_start,) = (Path(sys.prefix) / "lib").glob("python3*/site-packages/ray/scripts/scripts.py")
     ray_options = ray_start.read_text()
-    assert [name for name in given if f'"--{name}"' not in ray_options] == ["min-nodes"], (
+    assert [name for name in values if f'"--{name}"' not in ray_options] == ["min-nodes"], (
         "an option of symmetric-run only"
     )
 

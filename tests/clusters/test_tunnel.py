@@ -22,11 +22,11 @@ SSH = f"""#!{sys.executable} -SE
 import os, socket, sys, time
 with open(os.path.join(os.path.dirname(__file__), "pid"), "w") as file:
     print(os.getpid(), file=file)
-if os.environ["PLAY"] == "fails":
+if os.environ["SSH_BEHAVIOR"] == "fails":
     sys.exit("Permission denied (publickey).")
 ports = [int(sys.argv[n + 1].split(":")[1]) for n, word in enumerate(sys.argv) if word == "-L"]
 held = [socket.create_server(("127.0.0.1", port)) for port in ports]
-time.sleep(1 if os.environ["PLAY"] == "ends" else 60)
+time.sleep(1 if os.environ["SSH_BEHAVIOR"] == "ends" else 60)
 """
 
 
@@ -45,7 +45,7 @@ def ssh(fake_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(SSH)
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("PLAY", "holds")
+    monkeypatch.setenv("SSH_BEHAVIOR", "holds")
     return path
 
 
@@ -66,9 +66,9 @@ def test_both_addresses_are_shown_and_the_tunnel_ends_cleanly(
         threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
 
     monkeypatch.setattr("click.echo", record_and_interrupt)
-    words = arguments(file, ports)
-    assert main(words) == 0
-    addresses = f"MLflow:    http://127.0.0.1:{words[3]}\nDashboard: http://127.0.0.1:{words[5]}\n"
+    argv = arguments(file, ports)
+    assert main(argv) == 0
+    addresses = f"MLflow:    http://127.0.0.1:{argv[3]}\nDashboard: http://127.0.0.1:{argv[5]}\n"
     token = f"It asks for the token: ray exec {file} 'cat ~/.ray/auth_token'\n"
     assert messages == [f"{addresses}{token}Ctrl-C ends it."]
     with pytest.raises(ProcessLookupError):
@@ -87,7 +87,7 @@ def test_an_ssh_that_ends_is_a_failure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert ssh.is_file()
-    monkeypatch.setenv("PLAY", behavior)
+    monkeypatch.setenv("SSH_BEHAVIOR", behavior)
     assert main(arguments(file, ports)) == 1
     assert f"The command failed: ssh ended with code {code}; see above." in capsys.readouterr().err
 
