@@ -61,9 +61,9 @@ class Moto:
                 stdout=log,
                 stderr=log,
             )
-        end = time.monotonic() + _TIMEOUT
+        deadline = time.monotonic() + _TIMEOUT
         while not self._answers():
-            assert time.monotonic() < end, (LAB / "moto.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, (LAB / "moto.log").read_text()[-2000:]
             time.sleep(0.1)
 
     def _answers(self) -> bool:

@@ -114,10 +114,10 @@ class Host:
         self._wait_for_ssh()
 
     def _plug_in(self, pid: int) -> None:
-        own = Path("/proc/self/ns/net").readlink()
-        end = time.monotonic() + TIMEOUT
-        while Path(f"/proc/{pid}/ns/net").readlink() == own:
-            assert time.monotonic() < end, f"{self.name} has no network of its own"
+        own_namespace = Path("/proc/self/ns/net").readlink()
+        deadline = time.monotonic() + TIMEOUT
+        while Path(f"/proc/{pid}/ns/net").readlink() == own_namespace:
+            assert time.monotonic() < deadline, f"{self.name} has no network of its own"
             time.sleep(0.01)
         # The MAC address stays the same after a restart, because other hosts cache it.
         card = ":".join(["02", "00", *(f"{int(part):02x}" for part in self.address.split("."))])
@@ -125,17 +125,21 @@ class Host:
         _ip("link", "add", self._cable, "type", "veth", *peer)
         _ip("link", "set", self._cable, "master", "br0", "up")
         inside = ["nsenter", "--target", str(pid), "--net", "ip"]
-        for words in ("link set lo up", "link set eth0 up", f"addr add {self.address}/{_PREFIX} dev eth0"):
-            subprocess.run([*inside, *words.split()], check=True)
+        for arguments in (
+            "link set lo up",
+            "link set eth0 up",
+            f"addr add {self.address}/{_PREFIX} dev eth0",
+        ):
+            subprocess.run([*inside, *arguments.split()], check=True)
 
     @property
     def _cable(self) -> str:
         return f"v{self.address.replace('.', '')}"[:15]
 
     def _wait_for_ssh(self) -> None:
-        end = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + TIMEOUT
         while self.run("true", check=False).returncode != 0:
-            assert time.monotonic() < end, (self.folder / "console").read_text()
+            assert time.monotonic() < deadline, (self.folder / "console").read_text()
             time.sleep(0.1)
 
     def cut_power(self) -> None:

@@ -104,13 +104,13 @@ def wait_for(
     description: str, poll: Callable[[], _T], seconds: float, pause: float = 0.25, *, log: Path | None = None
 ) -> _T:
     """Poll until a value is truthy and return it. A failure shows the file ``log``."""
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while True:
         found = poll()
         if found:
             return found
         shown = log.read_text() if log is not None else ""
-        assert time.monotonic() < end, f"no {description} within {seconds:g} s\n{shown}"
+        assert time.monotonic() < deadline, f"no {description} within {seconds:g} s\n{shown}"
         time.sleep(pause)
 
 
