@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.lab.cloud import CREDENTIALS, Cloud, make_bucket
+from tests.cluster.lab.cloud_file import write_one_worker_file
 from tests.cluster.lab.hosts import Network
 from tests.cluster.lab.operator import ROOT, PhaseTimer
 
@@ -46,6 +48,13 @@ def cloud(network: Network) -> Iterator[Cloud]:
     make_bucket("lab")
     yield cloud
     cloud.stop()
+
+
+@pytest.fixture(scope="module")
+def file(cloud: Cloud) -> Path:
+    """A cluster file with one worker. Some modules override this fixture."""
+    del cloud
+    return write_one_worker_file()
 
 
 @pytest.fixture(scope="module")

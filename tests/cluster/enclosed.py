@@ -19,7 +19,7 @@ __all__ = ["LAB", "in_new_namespaces", "missing_requirements", "tmp_bind_mounts"
 #: Directory of the hosts' files: an in-memory file system that only the namespaces see.
 LAB: Final = Path("/mnt/lab")
 
-#: Command -> Debian's package.
+#: The Debian package of each required command.
 _REQUIRED_COMMANDS: Final = {
     "unshare": "util-linux",
     "nsenter": "util-linux",

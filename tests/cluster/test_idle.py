@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab.cloud import Cloud, client
-from tests.cluster.lab.cloud_file import write_one_worker_file
 from tests.cluster.lab.operator import PhaseTimer, run_command, wait_for
 
 pytestmark = [pytest.mark.hosts, pytest.mark.nightly, pytest.mark.timeout(600)]
@@ -19,12 +18,6 @@ pytestmark = [pytest.mark.hosts, pytest.mark.nightly, pytest.mark.timeout(600)]
 #: The idle limit in hours and in seconds.
 HOURS = 0.01
 IDLE = HOURS * 3600
-
-
-@pytest.fixture(scope="module")
-def file(cloud: Cloud) -> Path:
-    del cloud
-    return write_one_worker_file()
 
 
 def test_up_reports_that_the_cluster_ends_itself(cloud: Cloud, file: Path, timer: PhaseTimer) -> None:

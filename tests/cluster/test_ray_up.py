@@ -8,19 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab.cloud import Cloud, tags
-from tests.cluster.lab.cloud_file import write_one_worker_file
 from tests.cluster.lab.hosts import Host
 from tests.cluster.lab.operator import PhaseTimer, open_ports_that_answer, run_command, wait_for
 
 pytestmark = [pytest.mark.hosts, pytest.mark.nightly, pytest.mark.timeout(300)]
 
 RAY = "ray.scripts.scripts"
-
-
-@pytest.fixture(scope="module")
-def file(cloud: Cloud) -> Path:
-    del cloud
-    return write_one_worker_file()
 
 
 def worker(cloud: Cloud) -> Host:
