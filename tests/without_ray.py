@@ -52,7 +52,7 @@ def _single_machine(address: str | None) -> Iterator[RaySession]:
 
 @contextmanager
 def _writer_in_this_process(destination: Destination, *, delay: float) -> Iterator[MlflowWriter]:
-    del delay  # of a process that imports
+    del delay  # only for a worker process
     writer = MlflowWriter(destination, open_worker=MlflowWorker)
     writer.start()
     try:

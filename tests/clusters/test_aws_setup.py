@@ -146,7 +146,7 @@ def s3_request(method: str, path: str) -> Request:
 
 @pytest.mark.s3
 def test_worker_role_allows_every_bucket_request_of_search_and_mlflow(s3: S3Server, account: Path) -> None:
-    # Imported here: it takes seconds.
+    # Imported here: the import takes seconds.
     from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
     stack = deploy("one", REGION)

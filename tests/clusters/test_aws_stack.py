@@ -29,7 +29,7 @@ from tests.clusters.aws import (
 from tests.conftest import ROOT
 from tune_rescon.clusters.aws_stack import fill_in, read_stack
 
-pytestmark = pytest.mark.timeout(60)  # boto3 reads the descriptions of whole services, and Ray is imported
+pytestmark = pytest.mark.timeout(60)  # boto3 loads the models of whole services, and Ray is imported
 
 REGION = "us-west-2"
 CLUSTER_TAG = "ray-cluster-name"
@@ -223,7 +223,7 @@ PASS_TO_EC2 = {"iam:PassedToService": "ec2.amazonaws.com"}
 #: Requests that neither the head nor a worker may make.
 FORBIDDEN = {
     "starting an untagged machine": Request(action="ec2:RunInstances", resource=INSTANCE),
-    "starting another cluster's": Request(
+    "starting another cluster's machine": Request(
         action="ec2:RunInstances", resource=INSTANCE, context=cluster_tag("theirs")
     ),
     "starting in another region": Request(
@@ -231,24 +231,24 @@ FORBIDDEN = {
         resource=ec2_arn("us-east-1", "instance", "i-1"),
         context=cluster_tag("tune-rescon"),
     ),
-    "starting in another group": Request(
+    "starting in another security group": Request(
         action="ec2:RunInstances",
         resource=ec2_arn(REGION, "security-group", "sg-1"),
         context=cluster_tag("tune-rescon"),
     ),
-    "ending an untagged machine": Request(action="ec2:TerminateInstances", resource=INSTANCE),
-    "ending another cluster's": Request(
+    "terminating an untagged machine": Request(action="ec2:TerminateInstances", resource=INSTANCE),
+    "terminating another cluster's machine": Request(
         action="ec2:TerminateInstances", resource=INSTANCE, context=cluster_tag("theirs", "Resource")
     ),
-    "taking an untagged machine for its cluster": Request(
+    "tagging an untagged machine": Request(
         action="ec2:CreateTags", resource=INSTANCE, context=cluster_tag("tune-rescon")
     ),
-    "taking another cluster's": Request(
+    "retagging another cluster's machine": Request(
         action="ec2:CreateTags",
         resource=INSTANCE,
         context={**cluster_tag("tune-rescon"), **cluster_tag("theirs", "Resource")},
     ),
-    "giving its machine to another cluster": Request(
+    "retagging its machine for another cluster": Request(
         action="ec2:CreateTags",
         resource=INSTANCE,
         context={**cluster_tag("theirs"), **cluster_tag("tune-rescon", "Resource")},
@@ -264,9 +264,9 @@ FORBIDDEN = {
     "stopping its machine": Request(
         action="ec2:StopInstances", resource=INSTANCE, context=cluster_tag("tune-rescon", "Resource")
     ),
-    "opening its group": Request(action="ec2:AuthorizeSecurityGroupIngress"),
-    "making a key": Request(action="ec2:CreateKeyPair"),
-    "making a role": Request(action="iam:CreateRole"),
+    "opening its security group": Request(action="ec2:AuthorizeSecurityGroupIngress"),
+    "creating a key pair": Request(action="ec2:CreateKeyPair"),
+    "creating a role": Request(action="iam:CreateRole"),
     "reading a secret": Request(
         action="ssm:GetParameters", resource=f"arn:aws:ssm:{REGION}:{ACCOUNT}:parameter/password"
     ),

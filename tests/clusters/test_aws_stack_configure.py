@@ -358,29 +358,29 @@ def test_line_endings_and_non_ascii_text_are_kept() -> None:
 #: A text of the shipped file, its replacement, and a part of the error.
 MISSING_VALUES = {
     "no region": ("  region: us-west-2 ", "  # ", "none that sets provider.region."),
-    "no group": (
+    "no security group": (
         "      SecurityGroupIds:",
         "      # ",
         "available_node_types.head.node_config.SecurityGroupIds",
     ),
-    "two groups": (
+    "two security groups": (
         "[sg-CHANGE]",
         "[sg-CHANGE, sg-2]",
         "available_node_types.l4.node_config.SecurityGroupIds",
     ),
-    "a worker with the head's profile": (
+    "a worker without a profile": (
         "      IamInstanceProfile: {Name: CHANGE-worker}",
         "      # ",
         "none that sets available_node_types.a10g.node_config.IamInstanceProfile, available_node_types.l4.",
     ),
-    "a profile by its address": ("{Name: CHANGE-head}", "{Arn: a}", "head.node_config.IamInstanceProfile."),
+    "a profile by its ARN": ("{Name: CHANGE-head}", "{Arn: a}", "head.node_config.IamInstanceProfile."),
     "no storage": ("TUNE_RESCON_STORAGE=", "STORAGE=", "TUNE_RESCON_STORAGE=s3://... in setup_commands."),
-    "a storage elsewhere": (
+    "a storage of another cloud": (
         "=s3://CHANGE",
         "=gs://CHANGE",
         "TUNE_RESCON_STORAGE=s3://... in setup_commands.",
     ),
-    "a value that another one repeats": (
+    "an aliased value": (
         "region: us-west-2 ",
         "region: &here us-west-2\n  availability_zone: *here ",
         "must have plain values, but got anchors or quotes.",

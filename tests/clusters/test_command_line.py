@@ -70,7 +70,7 @@ def test_bad_usage_exits_with_code_2(arguments: list[str], capsys: pytest.Captur
     assert "Error: " in capsys.readouterr().err
 
 
-@pytest.mark.timeout(20)  # an interpreter
+@pytest.mark.timeout(20)  # starts an interpreter
 def test_the_module_imports_neither_ray_nor_mlflow() -> None:
     script = "import sys, tune_rescon.cluster as c; c.main(['status', 'nope.yaml']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

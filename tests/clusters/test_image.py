@@ -145,7 +145,7 @@ def test_every_default_requirement_is_pinned() -> None:
     assert {name.replace("_", "-") for name in names} - {name.replace("_", "-") for name in pinned} == set()
 
 
-@pytest.mark.timeout(60)  # two interpreters and a build
+@pytest.mark.timeout(60)  # starts two interpreters and a build
 def test_the_build_context_installs_and_runs_a_dry_search(context: Path, tmp_path: Path) -> None:
     """Installs as the last RUN does: without dependencies and with the installed setuptools."""
     copy, site = tmp_path / "source", tmp_path / "site"

@@ -18,7 +18,7 @@ from tune_rescon.clusters import this_head
 from tune_rescon.clusters.this_head import Ec2Machines, open_machines
 from tune_rescon.errors import ClusterError, UserError
 
-pytestmark = pytest.mark.timeout(60)  # boto3 reads the descriptions of whole services
+pytestmark = pytest.mark.timeout(60)  # boto3 loads the models of whole services
 
 REGION = "us-west-2"
 NAME = "tune-rescon"

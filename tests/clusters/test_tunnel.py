@@ -55,7 +55,7 @@ def arguments(file: Path, ports: tuple[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.timeout(20)  # a process
+@pytest.mark.timeout(20)  # starts a process
 def test_both_addresses_are_shown_and_the_tunnel_ends_cleanly(
     number: signal.Signals, ssh: Path, file: Path, ports: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +76,7 @@ def test_both_addresses_are_shown_and_the_tunnel_ends_cleanly(
 
 
 @pytest.mark.parametrize(("behavior", "code"), [("fails", 1), ("ends", 0)])
-@pytest.mark.timeout(20)  # a process
+@pytest.mark.timeout(20)  # starts a process
 def test_an_ssh_that_ends_is_a_failure(
     behavior: str,
     code: int,

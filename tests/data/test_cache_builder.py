@@ -96,8 +96,8 @@ def replace_by_file(folder: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     **{f"{name} missing": remove(name) for name in FILES},
     **{f"{name} empty": overwrite(name, b"") for name in FILES},
-    "images cut inside": truncate("images.npy", 1000),
-    "images cut by one byte": truncate("images.npy", 128 + 12 * 16 * 16 * 3 - 1),
+    "images truncated": truncate("images.npy", 1000),
+    "images truncated by one byte": truncate("images.npy", 128 + 12 * 16 * 16 * 3 - 1),
     "images too long": lambda folder: os.truncate(folder / "images.npy", 10**6),
     "header: magic": flip_bit("images.npy", 0),
     "header: shape": flip_bit("images.npy", 62),
@@ -107,9 +107,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "meta: any bit": flip_bit("meta.json", 300),
     "meta: not json": overwrite("meta.json", b"{"),
     "meta: other json": overwrite("meta.json", b"[1]"),
-    "meta: wrong kinds": overwrite("meta.json", b'{"digest": 1, "meta": 2}'),
+    "meta: wrong types": overwrite("meta.json", b'{"digest": 1, "meta": 2}'),
     "meta: not text": overwrite("meta.json", b"\xff\xfe\xfd"),
-    "a file in its place": replace_by_file,
+    "a file instead of the folder": replace_by_file,
 }
 
 

@@ -90,14 +90,17 @@ def test_builtin_dataset_info_is_consistent(name: str, tmp_path: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown": ({"name": "cifar"}, r"unknown dataset 'cifar' \(did you mean 'cifar1"),
+    "unknown name": ({"name": "cifar"}, r"unknown dataset 'cifar' \(did you mean 'cifar1"),
     "no path": ({"name": "folder"}, "needs a path"),
     "a path for digits": ({"name": "digits", "path": "x"}, "only the dataset `folder` takes a path"),
-    "a path to nothing": (
+    "a missing path": (
         {"name": "folder", "path": "/nowhere/at/all"},
         "must be an existing directory or .zip",
     ),
-    "a limit below two a class": ({"name": "cifar100", "limit": 150}, "at least 200 training images"),
+    "a limit below two images per class": (
+        {"name": "cifar100", "limit": 150},
+        "at least 200 training images",
+    ),
 }
 
 

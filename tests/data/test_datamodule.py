@@ -111,7 +111,7 @@ def test_a_balanced_epoch_has_its_own_order_and_images() -> None:
     orders = [balanced_order(labels, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 9
     assert len({tuple(np.unique(order[order < 400])) for order in orders}) == 9
-    # No class comes first.
+    # The classes are mixed.
     assert all(60 < np.count_nonzero(labels[order[:210]]) < 150 for order in orders)
 
 

@@ -193,7 +193,7 @@ EXIF_CASES = {
     "orientation 9": (exif_block(orientation_entry(3, b"\x09\0")), 1),
     "no TIFF": (b"Exif\0\0this is no TIFF", 1),
     "empty": (b"", 1),
-    "cut short": (exif_block(orientation_entry(3, b"\x06\0"))[:20], 1),
+    "truncated": (exif_block(orientation_entry(3, b"\x06\0"))[:20], 1),
 }
 
 

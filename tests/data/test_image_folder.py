@@ -40,7 +40,7 @@ def test_a_truncated_zip_is_reported(make_folder: MakeFolder) -> None:
 def test_an_encrypted_zip_is_reported(make_folder: MakeFolder) -> None:
     path = make_folder({"a": 1, "b": 1}, "x.zip")
     data = bytearray(path.read_bytes())
-    # The flags of the first entry of the archive's directory.
+    # The flags of the first entry in the central directory.
     data[data.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"encrypted a/0000.png"):

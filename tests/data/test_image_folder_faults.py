@@ -52,7 +52,7 @@ LAYOUTS = {
     ),
     "dev is val": ([*PAIR, "dev/a/1.png"], [*PAIR, "dev/a/1.png"], {}),
     "eval is val": ([*PAIR, "Eval/a/1.png"], [*PAIR, "Eval/a/1.png"], {}),
-    "a folder beside the parts": (
+    "a folder beside the splits": (
         [*PAIR, "unlabelled/1.png"],
         PAIR,
         {Kind.OUTSIDE: (1, ("unlabelled/1.png",))},
@@ -62,13 +62,13 @@ LAYOUTS = {
         CLASSES,
         {Kind.OTHER: (1, ("docs/readme.txt",)), Kind.EMPTY: (2, ("c", "docs"))},
     ),
-    "a part without images": ([*PAIR, "test/a/"], PAIR, {Kind.EMPTY: (1, ("test",))}),
-    "folders beside the only one": (
+    "a split without images": ([*PAIR, "test/a/"], PAIR, {Kind.EMPTY: (1, ("test",))}),
+    "an empty folder beside the dataset": (
         ["photos/a/1.png", "photos/b/1.png", "docs/"],
         ["photos/a/1.png", "photos/b/1.png"],
         {Kind.EMPTY: (1, ("docs",))},
     ),
-    "what other programs leave": (
+    "files of other programs": (
         [
             *CLASSES,
             "a/@eaDir/1.png",
@@ -84,7 +84,7 @@ LAYOUTS = {
         [".net/1.png", "java/1.png"],
         {Kind.IN_HIDDEN: (1, ("java/.thumbs/1.png",)), Kind.HIDDEN: (1, ("java/._1.png",))},
     ),
-    "formats that are not read": (
+    "unsupported formats": (
         [*CLASSES, "a/2.heic", "Thumbs.db", ".DS_Store"],
         CLASSES,
         {Kind.FORMAT: (1, ("a/2.heic",))},
@@ -115,19 +115,19 @@ AMBIGUOUS = {
         {"train": "."},
         ["test/2.png", "train/1.png"],
     ),
-    "parts by longer names": (
+    "splits with longer names": (
         [f"{part}_set/{part}_set/{name}/1.png" for part in ("training", "test") for name in "ab"],
         "test_set/ and training_set/ must be parts of the data set or classes",
         {"train": "training_set/training_set", "test": "test_set/test_set"},
         [f"{part}_set/{part}_set/{name}/1.png" for part in ("training", "test") for name in "ab"],
     ),
-    "three parts by longer names": (
+    "three splits with longer names": (
         [*(f"seg_{part}/{name}/1.png" for part in ("train", "test") for name in "ab"), "seg_pred/1.png"],
         "names that suggest parts",
         {"train": "seg_train", "test": "seg_test"},
         [f"seg_{part}/{name}/1.png" for part in ("train", "test") for name in "ab"],
     ),
-    "classes beside longer names": (
+    "classes with names like splits": (
         ["train station/1.png", "test tube/1.png", "bus/1.png"],
         "must be parts of the data set or classes",
         {"train": "."},
@@ -163,13 +163,13 @@ AMBIGUOUS = {
         {"train": "train"},
         ["train/a/1.png", "train/b/1.png"],
     ),
-    "two validation parts": (
+    "two validation splits": (
         [*PAIR, "dev/a/2.png", "val/b/3.png"],
         "one folder may hold the val part, but got dev and val",
         {"val": "dev"},
         [*PAIR, "dev/a/2.png"],
     ),
-    "a class in val alone": (
+    "a class in val only": (
         [*PAIR, "val/c/1.png", "val/a/1.png"],
         "also be in the training part, but got 'c'",
         {"ignore": "val/c"},

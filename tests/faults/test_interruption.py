@@ -76,7 +76,7 @@ def test_a_killed_or_interrupted_search_resumes_where_it_stopped(
     slow_searches.assert_complete(before)
 
 
-@pytest.mark.nightly  # Ctrl-C in a terminal goes to the group, too: tests/integration/test_terminal.py
+@pytest.mark.nightly  # tests/integration/test_terminal.py also sends SIGINT to the group
 @pytest.mark.parametrize("signal_number", [TERM, INT])
 def test_a_signal_to_the_process_group_lets_epochs_finish(
     signal_number: signal.Signals, slow_searches: SlowSearches

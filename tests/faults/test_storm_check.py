@@ -73,29 +73,29 @@ def remove_kept_checkpoint(storage: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], Fault]] = {
-    "a trial is gone": (
+    "a missing trial": (
         lambda storage: execute_in_study(storage, "UPDATE trials SET number = 7 WHERE number = 5"),
         Fault.TRIALS_LOST,
     ),
-    "an epoch is gone": (
+    "a missing epoch": (
         lambda storage: execute_in_study(
             storage, "DELETE FROM trial_intermediate_values WHERE step = 1 AND trial_id = 1"
         ),
         Fault.EPOCHS_MISSING,
     ),
-    "a trial still runs": (
+    "a running trial": (
         lambda storage: execute_in_study(storage, "UPDATE trials SET state = 'RUNNING' WHERE number = 0"),
         Fault.RUNNING_IN_OPTUNA,
     ),
-    "a state is another one": (
+    "a wrong state": (
         lambda storage: execute_in_study(storage, "UPDATE trials SET state = 'FAIL' WHERE number = 0"),
         Fault.WRONG_IN_OPTUNA,
     ),
-    "an epoch of one metric is not in MLflow": (
+    "a missing epoch of one metric in MLflow": (
         lambda storage: execute_in_mlflow(storage, "DELETE FROM metrics WHERE key = 'val_loss' AND step = 1"),
         Fault.RUN_EPOCHS_MISSING,
     ),
-    "an epoch is twice in MLflow": (
+    "a duplicate epoch in MLflow": (
         lambda storage: execute_in_mlflow(
             storage,
             "INSERT INTO metrics SELECT key, value, timestamp + 1, run_uuid, step, is_nan"
@@ -103,26 +103,26 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], Fault]] = {
         ),
         Fault.RUN_EPOCHS_TWICE,
     ),
-    "a run still runs": (
+    "a running run": (
         lambda storage: execute_in_mlflow(storage, "UPDATE runs SET status = 'RUNNING'"),
         Fault.RUNS_RUNNING,
     ),
-    "a trial has two runs": (add_second_run, Fault.RUNS_TWICE),
-    "a trial has no run": (
+    "two runs of one trial": (add_second_run, Fault.RUNS_TWICE),
+    "a missing run": (
         lambda storage: execute_in_mlflow(
             storage, "UPDATE runs SET lifecycle_stage = 'deleted' WHERE name = 'trial_0003'"
         ),
         Fault.RUNS_MISSING,
     ),
-    "MLflow has another value": (
+    "a wrong value in MLflow": (
         lambda storage: execute_in_mlflow(
             storage, "UPDATE metrics SET value = 0.5 WHERE key = 'val_accuracy' AND step = 1"
         ),
         Fault.OTHER,
     ),
-    "a loser keeps a checkpoint": (add_discarded_checkpoint, Fault.CHECKPOINTS),
-    "a winner has none": (remove_kept_checkpoint, Fault.CHECKPOINTS),
-    "a file is missing": (lambda storage: (storage / NAME / "best.yaml").unlink(), Fault.OTHER),
+    "a checkpoint of a discarded trial": (add_discarded_checkpoint, Fault.CHECKPOINTS),
+    "a missing checkpoint of a kept trial": (remove_kept_checkpoint, Fault.CHECKPOINTS),
+    "a missing file": (lambda storage: (storage / NAME / "best.yaml").unlink(), Fault.OTHER),
 }
 
 

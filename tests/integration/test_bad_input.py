@@ -16,7 +16,7 @@ FOLDER = ["--space", "folder", "--set", "dataset.path={images}"]
 CASES = {
     "no space": ([], "Give --space"),
     "unknown space": (["--space", "nope"], "unknown space 'nope'; known: att56"),
-    "no such file": (["--space", "nope.yaml"], "nope.yaml"),
+    "missing space file": (["--space", "nope.yaml"], "nope.yaml"),
     "unknown option": (["--spice", "digits"], "--spice"),
     "unknown key": (["--set", "budget.trial=3"], "unknown key 'trial' (did you mean 'trials'?)"),
     "unknown parameter": (["--set", "fixed.depht=56"], "unknown parameter 'depht' (did you mean 'depth'?)"),
@@ -24,27 +24,30 @@ CASES = {
     "unknown preset": (["--set", "fixed.preset=att"], "unknown preset 'att'; known: attention128"),
     "unknown metric": (["--set", "metric.name=val_acc"], "(did you mean 'val_accuracy'?)"),
     "impossible range": (["--set", "parameters.learning_rate.low=1.0"], "`low < high` must hold"),
-    "no such parent": (["--set", "parameters.drop_path.when.parameter=x"], "must name a categorical"),
+    "unknown parent parameter": (
+        ["--set", "parameters.drop_path.when.parameter=x"],
+        "must name a categorical",
+    ),
     "tiny image": (["--set", "fixed.image_size=8"], "must be in [16, 1024], but got 8"),
     "too small for the layout": (
         ["--set", "fixed.layout=imagenet", "--set", "fixed.image_size=16"],
         "needs at least 17 pixels",
     ),
-    "a depth that cannot be": (
+    "invalid depth": (
         ["--set", "parameters.depth.choices=[92, 156]"],
         "The nearest is 164",
     ),
     "no trials": (["--trials", "0"], "must be at least 1, but got 0"),
-    "a word for a number": (["--trials", "many"], "not a valid integer"),
-    "no tracking store": (["--tracking-uri", "./mlruns"], "must begin with one of"),
-    "no such search": (["--resume", "a"], "no search named 'a'"),
-    "a bad name": (["--name", "../a"], "--name"),
-    "no path": (["--space", "folder"], "--set dataset.path="),
+    "number of trials is no number": (["--trials", "many"], "not a valid integer"),
+    "invalid tracking URI": (["--tracking-uri", "./mlruns"], "must begin with one of"),
+    "missing search": (["--resume", "a"], "no search named 'a'"),
+    "invalid name": (["--name", "../a"], "--name"),
+    "no dataset path": (["--space", "folder"], "--set dataset.path="),
     "no images": ([*FOLDER, "--set", "dataset.path=nowhere"], "nowhere"),
     "one class": ([*FOLDER[:3], "dataset.path={one_class}"], "class"),
     "an empty class": ([*FOLDER[:3], "dataset.path={empty_class}"], "dog"),
-    "no weights to begin with": (["--init-from", "nowhere.ckpt"], "init_from: must be a file that exists"),
-    "weights that are none": (
+    "missing initial weights": (["--init-from", "nowhere.ckpt"], "init_from: must be a file that exists"),
+    "a file without weights": (
         ["--init-from", "{weights}"],
         "must be a whole file that torch wrote",
     ),
@@ -52,7 +55,7 @@ CASES = {
         ["--init-from", "{winner}", "--set", "parameters.depth.choices=[56, 92]"],
         "init_from, with depth 56: a trial's network must be that of",
     ),
-    "a broken picture": ([*FOLDER[:3], "dataset.path={broken}"], "broken.jpg"),
+    "a broken image": ([*FOLDER[:3], "dataset.path={broken}"], "broken.jpg"),
 }
 
 

@@ -42,11 +42,11 @@ STAGES = {
     "the images": "tune_rescon.tuning.search_run.record_images",
     "space.yaml": "tune_rescon.tuning.search_run.write_atomically",
     "the first trial": "tune_rescon.tuning.study.StudyRecord.open",
-    "its epoch": "tune_rescon.tuning.study.StudyRecord.report",
+    "the first epoch": "tune_rescon.tuning.study.StudyRecord.report",
 }
 
 #: The stages at which the search has started.
-AFTER_START = ("space.yaml", "the first trial", "its epoch")
+AFTER_START = ("space.yaml", "the first trial", "the first epoch")
 
 #: Above the largest process id on Linux.
 NO_PROCESS = 2**22 + 1
@@ -198,7 +198,7 @@ def test_the_command_exits_with_75_while_another_driver_holds_the_lease(
 def test_trials_of_another_storage_are_not_restarted(
     interrupted_search: Callable[[str, Path, bool], RunOptions], tmp_path: Path
 ) -> None:
-    options = interrupted_search("its epoch", tmp_path, True)
+    options = interrupted_search("the first epoch", tmp_path, True)
     elsewhere = dataclasses.replace(options, storage=tmp_path / "elsewhere")
     with search_without_ray(), pytest.raises(Exception, match="the --storage of its folder"):
         run(elsewhere)

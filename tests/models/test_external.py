@@ -93,7 +93,7 @@ def test_multiply_adds_are_counted_for_one_image() -> None:
     # timm's results table has 1.82 GMACs for resnet18 at 224 pixels.
     cost = network_cost(spec_of("timm/resnet18", classes=1000, image_size=224))
     assert cost.macs == pytest.approx(1.82e9, rel=0.005)
-    # A convolution of 9 x 3 weights at 16 x 16 places for 16 channels, and a linear layer.
+    # A convolution of 9 x 3 weights at 16 x 16 positions for 16 channels, and a linear layer.
     assert network_cost(spec_of(f"{CUSTOM}:small")).macs == 16 * 16 * 16 * 27 + 64 * 10
 
 

@@ -95,7 +95,7 @@ def test_trunk_enters_the_mask_only_as_added_reference(added_reference: bool, sa
 def test_added_reference_changes_the_output_but_not_the_parameters() -> None:
     plain, added = module_of().mask, module_of(added_reference=True).mask
     added.load_state_dict(plain.state_dict())
-    zeros = torch.zeros(2, CHANNELS, 9, 9)  # nothing added at full resolution: the inner levels must differ
+    zeros = torch.zeros(2, CHANNELS, 9, 9)  # adds nothing at full resolution, so the inner levels must differ
     assert not torch.allclose(masked(plain, trunk_BCHW=zeros), masked(added, trunk_BCHW=zeros))
 
 

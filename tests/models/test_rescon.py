@@ -119,7 +119,7 @@ WRAPPINGS: dict[str, Callable[[StateDict], dict[str, Any]]] = {
     "no counters": lambda weights: {
         k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")
     },
-    "no dead weights": lambda weights: {
+    "no unused weights": lambda weights: {
         key: value
         for key, value in weights.items()
         if not (key.endswith("conv4.weight") and value.numel() == 1)
@@ -158,7 +158,7 @@ CONTAINERS: dict[str, Callable[[StateDict], Any]] = {
         "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
     },
     "nested": lambda weights: {"trainer": {"model": {"module": weights}}, "loss": {"weight": torch.ones(3)}},
-    "beside tensors": lambda weights: {"mean": torch.ones(3), "net": weights},
+    "other tensors": lambda weights: {"mean": torch.ones(3), "net": weights},
     "a module": module_with_state,
     "a module inside": lambda weights: {"model": module_with_state(weights)},
 }
