@@ -1,4 +1,4 @@
-"""Shared by all tests: time limits by kind, the reference data beside the checkout, an S3 on loopback."""
+"""Shared by all tests: time limits by marker, the reference data beside the checkout, an S3 server."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from tune_rescon.command import progress_shown
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
-#: Seconds by the clock that a marked test may take, by its first marker here.
+#: Wall-clock limit of a marked test in seconds. The first marker in this order counts.
 TIMEOUTS = {"ray": 600, "browser": 120, "torch": 120, "server": 120, "s3": 30}
 
-#: A test's limit by the clock ends one that hangs. A machine with other work is slower by several times, so
-#: that a test gets this many times what its marker says, up to a number of seconds.
+#: The wall-clock limit ends a test that hangs. A busy machine is several times slower, so limits are
+#: multiplied by this factor, up to a number of seconds.
 SLOWDOWN, LONGEST_BY_SLOWDOWN = 4, 600
 
-#: Seconds of processor time that a quick test may take. A busy machine does not change them. A slow one does:
-#: what takes a second on a fast processor may take two and a half on another.
+#: Limit of a quick test in seconds of processor time, which does not depend on the machine's load. A slow
+#: processor may need two and a half times as long as a fast one.
 QUICK_SECONDS = 5.0
 
-# A test has a limit already. Hypothesis's own, a fifth of a second an example, fails on a busy machine.
+# Tests have limits already. Hypothesis's limit of 0.2 seconds an example fails on a busy machine.
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")
 
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and nohup a hangup. Every child
-# inherits both.
+# Tests that a shell starts in the background ignore Ctrl-C, and with nohup SIGHUP. Child processes inherit
+# both.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
 
 def pytest_sessionfinish() -> None:
-    # Some libraries complain at the process's end about frozen objects that cannot be freed.
+    # Some libraries warn at exit about frozen objects that cannot be freed.
     gc.unfreeze()
 
 
@@ -63,14 +63,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(seconds))
         if not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.quick)
-    # The longest first, so that the test processes end at about the same time. A file stays in one piece.
+    # The longest files come first, so that the test processes end at about the same time.
     longest: dict[Path, float] = {}
     for item in items:
         limit = item.get_closest_marker("timeout")
         longest[item.path] = max(longest.get(item.path, 0), limit.args[0] if limit else 0)
         if limit:
-            asked = limit.args[0]
-            seconds = max(asked, min(SLOWDOWN * asked, LONGEST_BY_SLOWDOWN))
+            marked = limit.args[0]
+            seconds = max(marked, min(SLOWDOWN * marked, LONGEST_BY_SLOWDOWN))
             item.add_marker(pytest.mark.timeout(seconds), append=False)
     items.sort(key=lambda item: -longest[item.path])
 
@@ -98,7 +98,7 @@ def processor_time_limit(seconds: float) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _own_garbage() -> None:
+def _freeze_garbage() -> None:
     """Collect garbage before each file, and exclude what is left from later collections.
 
     Otherwise a full collection falls within some test's time limit. It takes seconds there, because it visits
@@ -110,7 +110,7 @@ def _own_garbage() -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference facts, logits and images; the test skips where it is absent."""
+    """The folder of reference data, logits and images. The test is skipped if it is missing."""
     if not SHARED.is_dir():
         pytest.skip("the shared reference folder is not beside this checkout")
     return SHARED
@@ -125,7 +125,7 @@ def short_tmp() -> Iterator[Path]:
 
 @pytest.fixture
 def progress() -> Iterator[list[str]]:
-    """The messages to the user, in order."""
+    """The progress messages, in order."""
     lines: list[str] = []
     with progress_shown(lines.append):
         yield lines
@@ -133,8 +133,8 @@ def progress() -> Iterator[list[str]]:
 
 @pytest.fixture
 def without_ray() -> Iterator[None]:
-    """Searches run their trials in this process."""
-    # Imported here: it takes Ray's modules, which most tests do without.
+    """Run the trials of searches in this process."""
+    # Imported here: it imports Ray, which most tests do not need.
     from tests.without_ray import search_without_ray
 
     with search_without_ray():
@@ -142,30 +142,30 @@ def without_ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ask_driver(short_tmp: Path) -> Callable[..., dict[str, Any]]:
-    """Runs a script that has a Ray cluster of its own; what it found is its one line of JSON."""
+def run_driver(short_tmp: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a script that starts its own Ray cluster, and returns the JSON object that it prints."""
 
-    def ask(script: str, *arguments: str) -> dict[str, Any]:
+    def run(script: str, *arguments: str) -> dict[str, Any]:
         ray_folder = Path(tempfile.mkdtemp(prefix="", dir=short_tmp))
-        driver = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", script, *arguments],
             env={**os.environ, "RAY_TMPDIR": str(ray_folder), "RAY_USAGE_STATS_ENABLED": "0"},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert driver.returncode == 0, driver.stderr
-        # Ray, too, says things: that a process has died.
-        (said,) = [line for line in driver.stdout.splitlines() if line.startswith("{")]
-        found: dict[str, Any] = json.loads(said)
-        return found
+        assert process.returncode == 0, process.stderr
+        # Ray prints messages, too.
+        (line,) = [line for line in process.stdout.splitlines() if line.startswith("{")]
+        result: dict[str, Any] = json.loads(line)
+        return result
 
-    return ask
+    return run
 
 
 @pytest.fixture
 def largest_file() -> Callable[[int], AbstractContextManager[None]]:
-    """Limit the size of files that this process writes within the block: like a full disk, without root."""
+    """Limits the size of files that this process writes within a block, which simulates a full disk."""
 
     @contextmanager
     def limited(size: int) -> Iterator[None]:
@@ -181,8 +181,8 @@ def largest_file() -> Callable[[int], AbstractContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ``best.ckpt`` of a small network of three classes, with weights of its own."""
-    # Imported here: they take torch, which most tests do without.
+    """The ``best.ckpt`` of a small network with three classes."""
+    # Imported here: they import torch, which most tests do not need.
     import torch
 
     from tune_rescon.config import TrialConfig
@@ -191,7 +191,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=16)
     spec = resolve_network(config, classes=3, in_channels=3)
-    about = TrainedNetwork(
+    trained = TrainedNetwork(
         spec=spec,
         config=config,
         class_names=("ant", "bee", "cat"),
@@ -205,18 +205,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = build_from_spec(spec)
     with torch.no_grad():
-        # Batch norm's statistics: without them one class has all the probability, whatever the picture.
+        # Update the batch norm statistics. Without them one class gets all the probability for any image.
         for _ in range(40):
             network((torch.rand(32, 3, 16, 16) - 0.5) / 0.3)
     path = tmp_path_factory.mktemp("winner") / "best.ckpt"
-    torch.save(trained_values(network, about), path)
+    torch.save(trained_values(network, trained), path)
     return path
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store to copy: its migrations take seconds."""
-    # Imported here: it takes seconds, and most tests need no MLflow.
+    """An empty MLflow database to copy, because its migrations take seconds."""
+    # Imported here: the import takes seconds, and most tests do not need MLflow.
     import mlflow
 
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
@@ -224,16 +224,16 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def never(_method: str, _path: str) -> bool:
-    """No request is refused."""
+def accept_all(_method: str, _path: str) -> bool:
+    """Reject no request."""
     return False
 
 
 class S3Server:
-    """moto's S3 in a thread of this process, which can be told to have a bad time."""
+    """moto's S3 server in a thread of this process. It can be made to reject requests."""
 
     def __init__(self) -> None:
-        # Imported here: they take a second, and most tests need no S3.
+        # Imported here: the imports take a second, and most tests do not need S3.
         from moto.moto_server.werkzeug_app import (
             DomainDispatcherApplication,
             MotoRequestHandler,
@@ -247,13 +247,14 @@ class S3Server:
             "127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler
         )
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        self.refuses: Callable[[str, str], bool] = never
-        """Says of a request, by its method and path, whether it is answered with 503."""
-        self.refused = 0
+        self.should_reject: Callable[[str, str], bool] = accept_all
+        """Whether a request with this method and path is answered with status 503."""
+        self.rejected = 0
+        """Number of rejected requests."""
         threading.Thread(target=self._server.serve_forever, name="s3", daemon=True).start()
 
     def bucket(self) -> str:
-        """A new bucket; its URL."""
+        """Create a bucket and return its URL."""
         name = f"bucket-{uuid.uuid4().hex[:12]}"
         request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
         urllib.request.urlopen(request).close()
@@ -264,8 +265,8 @@ class S3Server:
         self._server.server_close()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if self.refuses(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
-            self.refused += 1
+        if self.should_reject(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+            self.rejected += 1
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>"]
         answer: Iterable[bytes] = self._app(environ, start_response)
@@ -276,7 +277,7 @@ class S3Server:
 def _s3_running() -> Iterator[S3Server]:
     server = S3Server()
     with pytest.MonkeyPatch.context() as patch:
-        # As a person would give them; subprocesses have them too.
+        # Subprocesses inherit these variables.
         patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
         patch.setenv("AWS_ACCESS_KEY_ID", "tester")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -289,7 +290,7 @@ def _s3_running() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(_s3_running: S3Server) -> Iterator[S3Server]:
-    """An S3 that works, until a test makes it refuse."""
+    """An S3 server that rejects no request unless a test makes it."""
     yield _s3_running
-    _s3_running.refuses = never
-    _s3_running.refused = 0
+    _s3_running.should_reject = accept_all
+    _s3_running.rejected = 0

@@ -1,4 +1,4 @@
-"""Wait for a condition instead of for a time, and reserve a port until a server takes it."""
+"""Wait for a condition instead of a fixed time, and reserve a port."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from typing import Final
 
 __all__ = ["LONGEST_WAIT", "reserved_port", "wait_until"]
 
-#: Seconds by the clock after which a wait gives up. Only a hang takes so long, also on a busy machine.
+#: Timeout of a wait in seconds. Even on a busy machine only a hang takes so long.
 LONGEST_WAIT: Final = 200.0
 
 
-def wait_until(true: Callable[[], bool], *, every: float = 0.01) -> None:
-    """Return as soon as ``true`` returns True.
+def wait_until(condition: Callable[[], bool], *, every: float = 0.01) -> None:
+    """Return as soon as ``condition`` returns True.
 
     Args:
-        true: The condition. It may raise, for example once the process that it looks at has ended.
-        every: Seconds between two calls of it.
+        condition: The condition. It may raise, for example if the process that it checks has ended.
+        every: Seconds between two calls of the condition.
 
     Raises:
-        AssertionError: If it does not become true within :data:`LONGEST_WAIT`.
+        AssertionError: If the condition is not true within :data:`LONGEST_WAIT`.
     """
-    end = time.monotonic() + LONGEST_WAIT
-    while not true():
-        assert time.monotonic() < end, f"not true within {LONGEST_WAIT:g} s"
+    deadline = time.monotonic() + LONGEST_WAIT
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {LONGEST_WAIT:g} s"
         time.sleep(every)
 
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """Provide a port of 127.0.0.1 where nothing listens, and that no other program is given.
+    """Reserve a port of 127.0.0.1 without a listener.
 
-    A port that was free a moment ago may be another program's by now, or the source port of the connection
-    that a test expects to be refused. A server that sets SO_REUSEADDR, as most do, can listen on this one.
+    A port that is only known to be free may be taken by another program, or be the source port of a
+    connection that should be refused. A server that sets SO_REUSEADDR, as most do, can listen on the reserved
+    port.
     """
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        yield int(held.getsockname()[1])
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield int(reserved.getsockname()[1])

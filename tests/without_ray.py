@@ -1,9 +1,9 @@
-"""A whole search in this process: everything is real but Ray, and the process that talks to MLflow.
+"""A search in this process, without Ray and without the MLflow worker process.
 
-``run_search`` reads the space and the data, and writes the record, as always. Its trials run one after the
-other in this process, without a cluster, workers or Tune's controller. This package's searcher and scheduler
-sit in between, so that a trial takes the same path as on Ray: suggested, reported by ``tune.report``, and
-stopped by SystemExit. MLflow is called from the writer's thread.
+``run_search`` prepares the data and records the study as usual. The trials run one after the other in this
+process, without a cluster, workers or Tune's controller. They use this package's searcher and scheduler, as
+on Ray: a trial is suggested, reports by ``tune.report``, and is stopped by SystemExit. The writer's thread
+calls MLflow.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from tune_rescon.tuning.resources import Nodes
 
 __all__ = ["search_without_ray"]
 
-#: What the only machine has.
+#: The resources of the only machine.
 RESOURCES: Final = {"CPU": 2.0}
 
 
 @contextmanager
 def search_without_ray() -> Iterator[None]:
-    """Within it ``run_search``, and the commands that call it, run their trials in this process."""
+    """Make ``run_search``, and the commands that call it, run trials in this process within the block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tune_rescon.tuning.search.ray_session", _one_machine)
-        patch.setattr("tune_rescon.tuning.ray.tune_adapter.execute", _execute_here)
+        patch.setattr("tune_rescon.tuning.search.ray_session", _single_machine)
+        patch.setattr("tune_rescon.tuning.ray.tune_adapter.execute", _execute_in_process)
         patch.setattr("tune_rescon.tuning.search.mlflow_writer", _writer_in_this_process)
         yield
 
 
 @contextmanager
-def _one_machine(address: str | None) -> Iterator[RaySession]:
+def _single_machine(address: str | None) -> Iterator[RaySession]:
     del address
     machine = Nodes(count=1, resources=RESOURCES)
     yield RaySession(resources=RESOURCES, now=(machine,), later=(), gone=lambda: "")
@@ -52,7 +52,7 @@ def _one_machine(address: str | None) -> Iterator[RaySession]:
 
 @contextmanager
 def _writer_in_this_process(destination: Destination, *, delay: float) -> Iterator[MlflowWriter]:
-    del delay  # of a process that imports
+    del delay  # only for a worker process
     writer = MlflowWriter(destination, open_worker=InProcessWorker)
     writer.start()
     try:
@@ -61,7 +61,7 @@ def _writer_in_this_process(destination: Destination, *, delay: float) -> Iterat
         writer.close(0)
 
 
-def _execute_here(
+def _execute_in_process(
     coordinator: Coordinator,
     *,
     make_task: Callable[[TrialRecord], TrialTask],
@@ -69,7 +69,7 @@ def _execute_here(
     lock: DriverLock,
     **_resources: object,
 ) -> None:
-    """Tune's part: ask for trials until there are no more, run each, hand its reports on."""
+    """Run trials as Tune does: the searcher suggests them, and the scheduler gets their reports."""
     searcher = CoordinatorSearcher(coordinator, make_task, lock)
     processes = ActorReuse(coordinator, resources=None, slots=0)
     scheduler = CoordinatorScheduler(coordinator, lock, processes, node_is_gone=lambda _: False)

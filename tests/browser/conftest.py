@@ -1,4 +1,4 @@
-"""A real browser, once for all tests here."""
+"""A browser that all tests of this directory share."""
 
 from __future__ import annotations
 

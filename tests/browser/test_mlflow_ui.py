@@ -1,4 +1,4 @@
-"""MLflow's own UI on what the writer wrote: trials nested under their search, and comparable."""
+"""MLflow's UI on the runs of a search: trials are nested under their search, and can be compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.nightly]
 
 TRIALS = 8
 NAMES = [f"trial_{number:04d}" for number in range(TRIALS)]
-FAILED = "log: Failed to load resource: the server responded with a status of 5"
+SERVER_ERROR = "log: Failed to load resource: the server responded with a status of 5"
 SPACE = load_space(
     "att92", ["initial=[]", f"budget.trials={TRIALS}", "fidelity.max=9", "sampler.type=random"]
 )
@@ -28,7 +28,7 @@ SPACE = load_space(
 
 @pytest.fixture(scope="module")
 def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server on the store of a simulated search, which the project's own writer has filled."""
+    """An MLflow server with the runs of a simulated search."""
     storage = tmp_path_factory.mktemp("ui")
     shutil.copy(empty_store, storage / "mlflow.db")
     search = SimulatedSearch(SPACE, folder=SearchFolder(storage=storage, name="s"))
@@ -36,26 +36,28 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     simulation.drive(search.policy())
     location = SearchLocation(storage=storage, cache_root=storage / "cache", data_root=storage / "data")
     assert sync_tracking(location, "s", timeout=60, note=note_text).pending_updates == 0
-    made = MlflowServer(storage)
-    made.start()
-    yield made
-    made.kill()
+    mlflow_server = MlflowServer(storage)
+    mlflow_server.start()
+    yield mlflow_server
+    mlflow_server.kill()
 
 
-def faults(page: Page) -> list[str]:
-    """What went wrong in the page. It also asks for what a server may not have (404), which is its own."""
-    return [text for text in page.complaints() if text.startswith(("exception:", "console.error", FAILED))]
+def page_errors(page: Page) -> list[str]:
+    """Errors of the page, without the 404s: MLflow requests resources that a server may not have."""
+    return [
+        text for text in page.complaints() if text.startswith(("exception:", "console.error", SERVER_ERROR))
+    ]
 
 
 def test_trials_are_nested_under_their_search(chromium: Browser, server: MlflowServer) -> None:
     table = open_runs(chromium, server.uri, trials_of(server.uri, "s"))
-    # Its trials are hidden until it is expanded, so they are taken for its children.
+    # The trials are hidden until the search is expanded, so MLflow treats them as its children.
     assert table.names() == ["s"]
     table.expand("s")
     table.page.wait_for(f"document.body.innerText.includes('{NAMES[-1]}')")
     first, *below = table.names()
     assert (first, sorted(below)) == ("s", NAMES)
-    assert faults(table.page) == []
+    assert page_errors(table.page) == []
     table.page.close()
 
 
@@ -64,18 +66,18 @@ def test_parallel_coordinates_have_every_trial_and_the_searched_parameters(
 ) -> None:
     trials = trials_of(server.uri, "s")
     comparison = open_comparison(chromium, server.uri, trials)
-    # It begins with three of the parameters in which the runs differ, so not with what is fixed.
+    # MLflow starts with three of the parameters that differ between the runs, so fixed ones are left out.
     assert set(comparison.titles()[:-1]) < set(SPACE.parameters)
     for name in set(SPACE.parameters) - set(comparison.titles()):
         comparison.choose_parameter(name)
     axes = {axis["name"]: axis for axis in comparison.axes()}
     assert set(axes) > set(SPACE.parameters)
     assert set(comparison.titles()) == set(axes)
-    # A run without a value on an axis is left out of the plot: where a parameter is inactive it is `none`.
+    # MLflow leaves out a run without a value on some axis, so an inactive parameter has the value `none`.
     inactive = sum(run.data.params["depth"] == "56" for run in trials)
     assert 0 < inactive < TRIALS
     assert {name: len(axis["values"]) for name, axis in axes.items()} == dict.fromkeys(axes, TRIALS)
     assert len(axes["drop_path"]["words"]) == 1 + TRIALS - inactive
     assert "none" in axes["drop_path"]["words"]
-    assert faults(comparison.page) == []
+    assert page_errors(comparison.page) == []
     comparison.page.close()

@@ -1,4 +1,4 @@
-"""report.html in a real browser: every plot is drawn, in any light, on any screen, without a network."""
+"""report.html in a browser: every plot is drawn, in both themes, on small screens, without a network."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from tune_rescon.tuning import SearchState, StudyResult, best_trial
 
 pytestmark = pytest.mark.browser
 
-OpenPage = Callable[..., Page]
+OpenReport = Callable[..., Page]
 
-COMPLETE = "document.documentElement?.dataset.complete === 'yes'"
+PAGE_IS_COMPLETE = "document.documentElement?.dataset.complete === 'yes'"
 
-#: Plots without a single line, point or bar in them.
-EMPTY = """
+#: Finds plots without a line, point or bar.
+EMPTY_PLOTS = """
 [...document.querySelectorAll('.chart')]
   .filter(chart => !chart.querySelector('path.js-line, path.point, .points path, .bars path'))
   .map(chart => chart.id)
 """
 
-#: Elements that reach beyond the screen, and are in no box that scrolls.
-WIDE = """
+#: Finds elements that overflow the screen and are not inside a scrolling box.
+OVERFLOWING = """
 [...document.querySelectorAll('body *')]
-  .filter(one => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest('.wide, .rows'))
-  .map(one => one.outerHTML.slice(0, 80))
+  .filter(item => item.getBoundingClientRect().right > innerWidth + 1 && !item.closest('.wide, .rows'))
+  .map(item => item.outerHTML.slice(0, 80))
 """
 
 
-def simulated(trials: int = 60) -> StudyResult:
+def simulate_search(trials: int = 60) -> StudyResult:
     settings = ("initial=[]", f"budget.trials={trials}", "fidelity.max=9", "sampler.type=random")
     space, landscape = load_space("att92", settings), LANDSCAPES["diverging"]
 
@@ -52,54 +52,54 @@ def simulated(trials: int = 60) -> StudyResult:
 
 
 @pytest.fixture(scope="module")
-def searched() -> StudyResult:
-    return simulated()
+def search_result() -> StudyResult:
+    return simulate_search()
 
 
 @pytest.fixture
-def opened(chromium: Browser, tmp_path: Path) -> OpenPage:
+def open_report(chromium: Browser, tmp_path: Path) -> OpenReport:
     def open_page(result: StudyResult, *compared: StudyResult, width: int = 1280, dark: bool = False) -> Page:
         path = tmp_path / "report.html"
         write_report(result, path, compared=compared)
         page = chromium.open(path.as_uri(), width=width, dark=dark)
-        page.wait_for(COMPLETE)
+        page.wait_for(PAGE_IS_COMPLETE)
         return page
 
     return open_page
 
 
 def luminance(page: Page, element: str) -> float:
-    """Of an element's background, 0 (black) to 255."""
-    colour = str(page.evaluate(f"getComputedStyle(document.querySelector('{element}')).backgroundColor"))
-    red, green, blue = (int(part) for part in colour.strip("rgb()").split(","))
+    """Luminance of an element's background, from 0 (black) to 255 (white)."""
+    color = str(page.evaluate(f"getComputedStyle(document.querySelector('{element}')).backgroundColor"))
+    red, green, blue = (int(part) for part in color.strip("rgb()").split(","))
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def ink(page: Page) -> str:
-    """The colour of the text of the first plot's axis."""
+def axis_text_color(page: Page) -> str:
+    """Text color of the first plot's axis."""
     return str(page.evaluate("getComputedStyle(document.querySelector('.chart .xtick text')).fill"))
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_plot_is_drawn_without_browser_errors(
-    width: int, dark: bool, searched: StudyResult, opened: OpenPage
+    width: int, dark: bool, search_result: StudyResult, open_report: OpenReport
 ) -> None:
-    other = dataclasses.replace(searched, name="other")
-    page = opened(searched, other, width=width, dark=dark)
+    other = dataclasses.replace(search_result, name="other")
+    page = open_report(search_result, other, width=width, dark=dark)
     count = page.evaluate("document.querySelectorAll('.chart').length")
     # Curves, coordinates, five slices, importance, rungs, three costs, slots, speed, and the comparison.
     assert count == 15
     assert page.evaluate("document.documentElement.dataset.drawn") == f"{count}/{count}"
-    assert page.evaluate(EMPTY) == []
+    assert page.evaluate(EMPTY_PLOTS) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate(WIDE) == []
+    assert page.evaluate(OVERFLOWING) == []
     assert (luminance(page, "body") < 60) == dark
     assert page.complaints() == []
     page.close()
 
 
-def _without_epochs(result: StudyResult) -> StudyResult:
+def all_failed(result: StudyResult) -> StudyResult:
     trials = tuple(
         dataclasses.replace(t, state=TrialState.FAILED, values=(), history={}, times_ms=(), error="no")
         for t in result.trials
@@ -107,14 +107,14 @@ def _without_epochs(result: StudyResult) -> StudyResult:
     return dataclasses.replace(result, trials=trials, best=None, best_config={})
 
 
-def _old(result: StudyResult) -> StudyResult:
-    """Without what an early version did not record."""
+def without_history_and_costs(result: StudyResult) -> StudyResult:
+    """The result of an early version, which recorded neither the history nor the model size."""
     trials = tuple(dataclasses.replace(t, history={}, times_ms=()) for t in result.trials)
     costs = {n: dataclasses.replace(c, params_m=math.nan, gmacs=math.nan) for n, c in result.costs.items()}
     return dataclasses.replace(result, trials=trials, costs=costs)
 
 
-def _one(result: StudyResult) -> StudyResult:
+def one_trial(result: StudyResult) -> StudyResult:
     trials = result.trials[:1]
     return dataclasses.replace(result, trials=trials, best=best_trial(trials))
 
@@ -123,25 +123,25 @@ def _one(result: StudyResult) -> StudyResult:
     "change",
     [
         pytest.param(lambda r: dataclasses.replace(r, trials=(), best=None), id="no trial"),
-        pytest.param(_one, id="one trial"),
-        pytest.param(_without_epochs, id="all failed"),
-        pytest.param(_old, id="old record"),
+        pytest.param(one_trial, id="one trial"),
+        pytest.param(all_failed, id="all failed"),
+        pytest.param(without_history_and_costs, id="old record"),
         pytest.param(lambda r: dataclasses.replace(r, state=SearchState.RUNNING), id="running"),
     ],
 )
 def test_page_is_complete_for_every_search_outcome(
-    change: Callable[[StudyResult], StudyResult], searched: StudyResult, opened: OpenPage
+    change: Callable[[StudyResult], StudyResult], search_result: StudyResult, open_report: OpenReport
 ) -> None:
-    page = opened(change(searched), width=390)
-    assert page.evaluate(EMPTY) == []
-    assert page.evaluate(WIDE) == []
+    page = open_report(change(search_result), width=390)
+    assert page.evaluate(EMPTY_PLOTS) == []
+    assert page.evaluate(OVERFLOWING) == []
     assert page.complaints() == []
     page.close()
 
 
-def test_theme_button_switches_to_dark_mode(searched: StudyResult, opened: OpenPage) -> None:
-    page = opened(searched)
-    before = ink(page)
+def test_theme_button_switches_to_dark_mode(search_result: StudyResult, open_report: OpenReport) -> None:
+    page = open_report(search_result)
+    before = axis_text_color(page)
     page.evaluate("document.getElementById('theme').click()")
     page.wait_for(f"getComputedStyle(document.querySelector('.chart .xtick text')).fill !== '{before}'")
     assert luminance(page, "body") < 60
@@ -149,8 +149,8 @@ def test_theme_button_switches_to_dark_mode(searched: StudyResult, opened: OpenP
     page.close()
 
 
-def test_clicking_a_heading_sorts_the_table(searched: StudyResult, opened: OpenPage) -> None:
-    page = opened(searched)
+def test_clicking_a_heading_sorts_the_table(search_result: StudyResult, open_report: OpenReport) -> None:
+    page = open_report(search_result)
     numbers = (
         "[...document.querySelectorAll('table.sortable tbody tr')].map(row => +row.cells[0].textContent)"
     )

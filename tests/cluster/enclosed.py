@@ -1,7 +1,7 @@
-"""``python -m tests.cluster.enclosed``: the tests of clusters, in namespaces of their own.
+"""``python -m tests.cluster.enclosed``: run the cluster tests in new Linux namespaces.
 
-They need root and some of Debian's packages; without them it says so and ends well, or badly where
-``REQUIRE_HOSTS=1`` says that they must run. Arguments go to pytest.
+They need root and some Debian packages. If one is missing, the tests are skipped; with ``REQUIRE_HOSTS=1``
+that is an error. Arguments are passed to pytest.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LAB", "enclosing", "kept_in_tmp", "missing"]
+__all__ = ["LAB", "in_new_namespaces", "missing_requirements", "tmp_bind_mounts"]
 
-#: Where the lab keeps its hosts' files; a file system in memory that only the namespaces see.
+#: Directory of the hosts' files: an in-memory file system that only the namespaces see.
 LAB: Final = Path("/mnt/lab")
 
-#: Command -> Debian's package.
-_NEEDED: Final = {
+#: The Debian package of each required command.
+_REQUIRED_COMMANDS: Final = {
     "unshare": "util-linux",
     "nsenter": "util-linux",
     "ip": "iproute2",
@@ -34,8 +34,8 @@ _NEEDED: Final = {
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
-#: ``/tmp`` is the operator's own: Ray keeps the state of clusters there, by name. So is the home, which ssh
-#: takes from passwd and nowhere else.
+#: The operator gets its own ``/tmp``, because Ray keeps the state of clusters there by name, and its own
+#: home, which ssh only reads from passwd.
 _SCRIPT: Final = """
 set -eu
 mount --make-rprivate /
@@ -51,16 +51,18 @@ exec {command}
 """
 
 
-def missing() -> list[str]:
-    """What is not there, in words."""
+def missing_requirements() -> list[str]:
+    """Return a description of each requirement that is missing."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    packages = {package for name, package in _NEEDED.items() if shutil.which(name, path=path) is None}
+    packages = {
+        package for name, package in _REQUIRED_COMMANDS.items() if shutil.which(name, path=path) is None
+    }
     found = [f"Debian's packages {' '.join(sorted(packages))}"] if packages else []
     return found if os.geteuid() == 0 else ["root", *found]
 
 
-def kept_in_tmp(target: Path) -> str:
-    """Shell commands that have a new ``/tmp`` made of ``target`` show what Python needs of the old one."""
+def tmp_bind_mounts(target: Path) -> str:
+    """Return shell commands that mount what Python needs from ``/tmp`` below ``target``, the new ``/tmp``."""
     needed = {Path(sys.prefix), Path(sys.base_prefix), _ROOT}
     lines = []
     for path in sorted(path for path in needed if path.is_relative_to("/tmp")):
@@ -70,23 +72,23 @@ def kept_in_tmp(target: Path) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Become pytest, in there; or its exit code without."""
-    lacking = missing()
-    if lacking:
+    """Replace this process by pytest in new namespaces; return an exit code if requirements are missing."""
+    missing = missing_requirements()
+    if missing:
         required = os.environ.get("REQUIRE_HOSTS") == "1"
-        verdict = "and REQUIRE_HOSTS=1 says that they must run." if required else "they are SKIPPED."
-        print(f"The tests of clusters need {' and '.join(lacking)}: {verdict}", file=sys.stderr)
+        consequence = "and REQUIRE_HOSTS=1 says that they must run." if required else "they are SKIPPED."
+        print(f"The tests of clusters need {' and '.join(missing)}: {consequence}", file=sys.stderr)
         return 1 if required else 0
     tests = str(Path(__file__).parent)
-    command = enclosing([sys.executable, "-m", "pytest", "-m", "hosts", tests, *arguments])
+    command = in_new_namespaces([sys.executable, "-m", "pytest", "-m", "hosts", tests, *arguments])
     return os.execvp(command[0], command)
 
 
-def enclosing(command: Sequence[str]) -> list[str]:
-    """Return a command that runs ``command`` in new namespaces: its end is the end of all that it started."""
-    # --kill-child: with this process goes the first one of the namespaces, and with that all of them.
+def in_new_namespaces(command: Sequence[str]) -> list[str]:
+    """Return a command that runs ``command`` in new namespaces, which end with it."""
+    # --kill-child: the end of this process kills the first process of the namespaces, and so all of them.
     unshare = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
-    keep = kept_in_tmp(LAB / "operator" / "tmp")
+    keep = tmp_bind_mounts(LAB / "operator" / "tmp")
     script = _SCRIPT.format(lab=LAB, keep=keep, command=shlex.join(command))
     return [*unshare, "--mount-proc", "bash", "-c", script]
 

@@ -1,4 +1,4 @@
-"""A cluster's stack on moto, and IAM's rules: what a role's policies allow."""
+"""Deploy the stack on moto, and evaluate the IAM policies of its roles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -18,32 +17,32 @@ from botocore.loaders import Loader
 from botocore.session import get_session
 from moto import mock_aws
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+
 TEMPLATE = ROOT / "cluster" / "aws" / "stack.yaml"
 ACCOUNT = "123456789012"
 
-#: The region of the `s3` fixture's server, and that of the shipped file.
+#: The region of the `s3` fixture's server, and the region of the shipped file.
 REGION = "us-east-1"
 ANOTHER_REGION = "us-west-2"
 
-#: moto's answer where it cannot make a resource.
+#: moto's warning about resource types that it does not support.
 UNKNOWN_TO_MOTO = "ignore:Tried to parse AWS..(Budgets..Budget|IAM..ServiceLinkedRole):UserWarning"
 
-
-#: What botocore has read of AWS's descriptions, which takes seconds for EC2's.
-DESCRIPTIONS = Loader()
+#: Shared by all clients, because botocore takes seconds to load the EC2 model.
+LOADER = Loader()
 
 
 def client(service: str, region: str = "us-east-1") -> Any:
-    """A client of AWS; by a session of its own, because boto3's keeps the variables it began with."""
+    """Create an AWS client. It has its own session, because boto3's default session keeps old credentials."""
     session = get_session()
-    session.register_component("data_loader", DESCRIPTIONS)
+    session.register_component("data_loader", LOADER)
     return boto3.Session(botocore_session=session).client(service, region_name=region)
 
 
 @contextmanager
 def aws_in_this_process(region: str) -> Iterator[None]:
-    """An AWS of moto's within the block, and no variables of another one."""
+    """Run the block with moto as AWS, without the environment variables of another AWS."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -67,7 +66,7 @@ class Stack:
 
 
 def deploy(name: str, region: str, **parameters: str) -> Stack:
-    """Create the stack in the moto that boto3 reaches."""
+    """Create the stack in moto."""
     parameters = {"SshFrom": "203.0.113.7/32", **parameters}
     cloud = client("cloudformation", region)
     cloud.create_stack(
@@ -88,14 +87,14 @@ def deploy(name: str, region: str, **parameters: str) -> Stack:
 
 
 def role_of(profile: str) -> str:
-    """The name of an instance profile's one role."""
+    """Return the name of an instance profile's only role."""
     found = client("iam").get_instance_profile(InstanceProfileName=profile)
     (role,) = found["InstanceProfile"]["Roles"]
     return str(role["RoleName"])
 
 
 def policies(role: str) -> list[Mapping[str, Any]]:
-    """The statements of all policies of a role; none of them is attached."""
+    """Return the statements of a role's inline policies; it must have no attached ones."""
     iam = client("iam")
     assert iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"] == []
     names = iam.list_role_policies(RoleName=role)["PolicyNames"]
@@ -108,7 +107,7 @@ def policies(role: str) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One thing that IAM is asked for: an action on a resource, with the keys that conditions look at."""
+    """An authorization request to IAM: an action on a resource, with the context keys of conditions."""
 
     action: str
     resource: str = "*"
@@ -116,34 +115,34 @@ class Request:
 
 
 def allows(statements: Sequence[Mapping[str, Any]], request: Request) -> bool:
-    """Whether any statement allows it; what no statement allows is denied."""
+    """Whether any statement allows the request; requests are denied by default."""
     assert {statement["Effect"] for statement in statements} == {"Allow"}
     return any(
-        any(matches(pattern, request.action) for pattern in listed(statement["Action"]))
-        and any(matches(pattern, request.resource) for pattern in listed(statement["Resource"]))
+        any(matches(pattern, request.action) for pattern in as_list(statement["Action"]))
+        and any(matches(pattern, request.resource) for pattern in as_list(statement["Resource"]))
         and all(
-            holds(operator, wanted, request.context.get(key))
+            condition_matches(operator, expected, request.context.get(key))
             for operator, keys in statement.get("Condition", {}).items()
-            for key, wanted in keys.items()
+            for key, expected in keys.items()
         )
         for statement in statements
     )
 
 
-def holds(operator: str, wanted: str, found: str | None) -> bool:
+def condition_matches(operator: str, expected: str, found: str | None) -> bool:
     if operator == "StringEqualsIfExists":
-        return found is None or found == wanted
-    assert operator == "StringEquals", f"not known here: {operator}"
-    return found == wanted
+        return found is None or found == expected
+    assert operator == "StringEquals", f"unsupported operator: {operator}"
+    return found == expected
 
 
 def matches(pattern: str, text: str) -> bool:
-    """``*`` is any text and ``?`` any character."""
-    wild = "".join({"*": ".*", "?": "."}.get(part, re.escape(part)) for part in re.split(r"([*?])", pattern))
-    return re.fullmatch(wild, text) is not None
+    """Whether ``text`` matches an IAM pattern: ``*`` is any text and ``?`` any character."""
+    regex = "".join({"*": ".*", "?": "."}.get(part, re.escape(part)) for part in re.split(r"([*?])", pattern))
+    return re.fullmatch(regex, text) is not None
 
 
-def listed(value: str | list[str]) -> list[str]:
+def as_list(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
@@ -151,24 +150,24 @@ def ec2_arn(region: str, kind: str, name: str = "x", account: str = ACCOUNT) -> 
     return f"arn:aws:ec2:{region}:{account}:{kind}/{name}"
 
 
-def requests_of(operation: str, params: Mapping[str, Any], region: str) -> Iterator[Request]:
-    """What IAM is asked for by one call of EC2."""
+def iam_requests(operation: str, params: Mapping[str, Any], region: str) -> Iterator[Request]:
+    """Yield the authorization requests of one EC2 call."""
     if operation == "RunInstances":
-        yield from of_run_instances(params, region)
+        yield from run_instances_requests(params, region)
     elif operation == "CreateTags":
         tags = {f"aws:RequestTag/{tag['Key']}": tag["Value"] for tag in params["Tags"]}
         for instance in params["Resources"]:
-            yield on_instance("ec2:CreateTags", instance, region, tags)
+            yield instance_request("ec2:CreateTags", instance, region, tags)
     elif operation == "TerminateInstances":
         for instance in params["InstanceIds"]:
-            yield on_instance("ec2:TerminateInstances", instance, region, {})
+            yield instance_request("ec2:TerminateInstances", instance, region, {})
     else:
-        # EC2's Describe actions know no resource.
+        # EC2's Describe actions have no resource.
         assert operation.startswith("Describe"), operation
         yield Request(action=f"ec2:{operation}")
 
 
-def of_run_instances(params: Mapping[str, Any], region: str) -> Iterator[Request]:
+def run_instances_requests(params: Mapping[str, Any], region: str) -> Iterator[Request]:
     tags = {
         f"aws:RequestTag/{tag['Key']}": tag["Value"]
         for specification in params["TagSpecifications"]
@@ -196,7 +195,7 @@ def of_run_instances(params: Mapping[str, Any], region: str) -> Iterator[Request
         yield Request(action="ssm:GetParameters", resource=f"arn:aws:ssm:{region}::parameter{parameter}")
 
 
-def on_instance(action: str, instance: str, region: str, context: Mapping[str, str]) -> Request:
+def instance_request(action: str, instance: str, region: str, context: Mapping[str, str]) -> Request:
     reserved = client("ec2", region).describe_instances(InstanceIds=[instance])
     (found,) = reserved["Reservations"][0]["Instances"]
     tags = {f"aws:ResourceTag/{tag['Key']}": tag["Value"] for tag in found.get("Tags", [])}
@@ -205,7 +204,7 @@ def on_instance(action: str, instance: str, region: str, context: Mapping[str, s
 
 
 def check_aws_line(line: str) -> None:
-    """Fail unless the service has the operation, and the operation the options, with what it requires."""
+    """Check an ``aws`` command: its operation and options exist, and all required options are given."""
     _, service, operation, *options = shlex.split(line)
     model = Loader().load_service_model(service, "service-2")
     (found,) = [name for name in model["operations"] if xform_name(name, "-") == operation]

@@ -1,4 +1,4 @@
-"""A simulated cluster, whose commands are recorded and answered as a test wants; and an AWS account."""
+"""A fake of Ray's command line with given answers, and an AWS account on moto."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.aws import ANOTHER_REGION, REGION, ROOT, TEMPLATE, client
-from tests.clusters.broken_files import Broken
-from tests.conftest import S3Server
+from tests.clusters.aws import ANOTHER_REGION, REGION, TEMPLATE, client
+from tests.clusters.broken_files import CheckBroken
+from tests.conftest import ROOT, S3Server
 from tune_rescon.clusters import Finding, check_file, head
 from tune_rescon.clusters import cluster as starting
 from tune_rescon.clusters.commands import Command, Done
 from tune_rescon.clusters.head import HeadState, Job, Node
 
-#: A list of two hosts.
+#: Makes the output of `inspect`, by its workers, jobs and exit code.
+InspectOutput = Callable[..., Done]
+
+#: A cluster of two listed hosts.
 CLUSTER_YAML = """
 cluster_name: lab
 provider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}
@@ -47,39 +50,42 @@ def served_once(answer: bytes) -> Iterator[str]:
 
 
 @dataclass
-class Played:
-    """Answers by the first words that are in a command: each list from its start, its last for ever."""
+class FakeRay:
+    """Records Ray commands and answers them.
+
+    ``answers`` maps a part of a command line to its answers, used in order; the last one is repeated.
+    """
 
     answers: dict[str, list[Done | BaseException]] = field(default_factory=dict)
-    ran: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
 
     def run(self, command: Command, *, capture: bool = False, timeout: float | None = None) -> Done:
         assert timeout is None or capture
         assert command.argv[2:4] == ("-m", "ray.scripts.scripts")
-        words = shlex.join(command.argv[4:])
-        self.ran.append(words)
+        line = shlex.join(command.argv[4:])
+        self.commands.append(line)
         for part, answers in self.answers.items():
-            if part in words:
+            if part in line:
                 answer = answers.pop(0) if len(answers) > 1 else answers[0]
                 if isinstance(answer, BaseException):
                     raise answer
                 return answer
         return Done(code=0)
 
-    def ran_with(self, part: str) -> list[str]:
-        return [words for words in self.ran if part in words]
+    def commands_with(self, part: str) -> list[str]:
+        return [line for line in self.commands if part in line]
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Played:
-    made = Played()
+def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
+    fake = FakeRay()
     for module in (head, starting):
-        monkeypatch.setattr(module, "run", made.run)
+        monkeypatch.setattr(module, "run", fake.run)
     monkeypatch.setattr(starting, "PAUSE", 0.01)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     (tmp_path / "token").write_text("t")
-    return made
+    return fake
 
 
 @pytest.fixture
@@ -90,10 +96,10 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stands() -> Callable[..., Done]:
-    """Makes what `inspect` says through a login shell."""
+def inspect_output() -> InspectOutput:
+    """Makes the output of `inspect` in a login shell."""
 
-    def stands(workers: int = 0, jobs: tuple[Job, ...] = (), code: int = 0) -> Done:
+    def make(workers: int = 0, jobs: tuple[Job, ...] = (), code: int = 0) -> Done:
         nodes = [Node(name="10.0.0.1", type="head", alive=True, is_head=True, resources={})]
         nodes += [
             Node(name=f"10.0.0.{2 + n}", type="worker", alive=True, is_head=False, resources={"GPU": 1.0})
@@ -105,25 +111,25 @@ def stands() -> Callable[..., Done]:
         )
         return Done(code=code, output=f"bash: no job control\n{state.as_json()}\nShared connection closed.\n")
 
-    return stands
+    return make
 
 
 @pytest.fixture(scope="session")
-def models_read() -> None:
-    """The description of EC2 takes a while to read, which is no test's."""
+def ec2_model() -> None:
+    """Load botocore's EC2 model once, because it takes seconds."""
     check_file(ROOT / "cluster.yaml")
 
 
 @pytest.fixture
-def python_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever Python runs the tests."""
+def image_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of the shipped images, whatever version runs the tests."""
     monkeypatch.setattr("tune_rescon.clusters.lint.our_python", lambda: "py311")
 
 
 @pytest.fixture
-def broken(models_read: None, python_of_the_images: None, tmp_path: Path) -> Broken:
-    """Checks a shipped file with one thing in it replaced."""
-    del models_read, python_of_the_images
+def check_broken(ec2_model: None, image_python: None, tmp_path: Path) -> CheckBroken:
+    """Checks a shipped file in which one text is replaced."""
+    del ec2_model, image_python
 
     def check(name: str, old: str, new: str) -> list[Finding]:
         text = (ROOT / name).read_text()
@@ -137,7 +143,7 @@ def broken(models_read: None, python_of_the_images: None, tmp_path: Path) -> Bro
 
 @pytest.fixture
 def account(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A checkout's files as the current directory, and an account without a stack."""
+    """An AWS account without a stack; the current directory has the checkout's cluster files."""
     del s3
     (tmp_path / "cluster" / "aws").mkdir(parents=True)
     shutil.copy(TEMPLATE, tmp_path / "cluster" / "aws")

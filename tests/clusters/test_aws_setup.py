@@ -1,4 +1,4 @@
-"""From an AWS account to a cluster: the pages' four commands on moto, and the bucket in the workers' use."""
+"""From an AWS account to a cluster: the documented commands on moto, and access to the bucket."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.clusters.aws import REGION, ROOT, TEMPLATE, Request, Stack, allows, check_aws_line, deploy
-from tests.conftest import S3Server, never
+from tests.clusters.aws import REGION, TEMPLATE, Request, Stack, allows, check_aws_line, deploy
+from tests.conftest import ROOT, S3Server, accept_all
 from tune_rescon.__main__ import main
 from tune_rescon.clusters.commands import Done
 from tune_rescon.clusters.head import Job
@@ -25,43 +25,43 @@ PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/howto/c
 
 
 def command_lines(page: str) -> list[str]:
-    """The commands of a page's indented blocks below the title `A GPU cluster`, each as it stands there."""
+    """Return the commands of the indented blocks below a page's title `A GPU cluster`."""
     _, _, section = PAGES[page].partition("# A GPU cluster\n")
     section = re.split(r"^## (?!Ask|What it costs|The stack)", section, flags=re.MULTILINE)[0]
     blocks = [line[4:] for line in section.splitlines() if line.startswith("    ")]
     return re.sub(r"\\\n\s*", "", "\n".join(blocks)).splitlines()
 
 
-def words_of(line: str) -> list[str]:
-    """A command's words as a shell makes them, with an address of the operator's."""
+def split_line(line: str) -> list[str]:
+    """Split a command line as a shell does, with a fixed address of the operator."""
     shell = "aws() { printf '%s\\0' aws \"$@\"; }; tune-rescon() { printf '%s\\0' tune-rescon \"$@\"; }\n"
     shell += "curl() { echo 203.0.113.7; }\n"
     done = subprocess.run(["bash", "-c", shell + line], capture_output=True, text=True, check=True)
     return done.stdout.removesuffix("\0").split("\0")
 
 
-def aws_deploys(words: list[str]) -> Stack:
-    """What `aws cloudformation deploy` does with a new stack."""
-    assert words[:3] == ["aws", "cloudformation", "deploy"]
+def deploy_stack(arguments: list[str]) -> Stack:
+    """Deploy a new stack as `aws cloudformation deploy` does."""
+    assert arguments[:3] == ["aws", "cloudformation", "deploy"]
     parser = argparse.ArgumentParser(exit_on_error=False)
     for option in ("--stack-name", "--template-file", "--capabilities"):
         parser.add_argument(option, required=True)
     parser.add_argument("--parameter-overrides", nargs="+", default=[])
-    given = parser.parse_args(words[3:])
-    assert Path(given.template_file).read_text() == TEMPLATE.read_text()
-    # Roles need it; names of one's own, which would need more, no resource has.
-    assert given.capabilities == "CAPABILITY_IAM"
-    parameters = dict(word.split("=", 1) for word in given.parameter_overrides)
+    options = parser.parse_args(arguments[3:])
+    assert Path(options.template_file).read_text() == TEMPLATE.read_text()
+    # Roles need CAPABILITY_IAM. Named resources would need CAPABILITY_NAMED_IAM; the stack has none.
+    assert options.capabilities == "CAPABILITY_IAM"
+    parameters = dict(word.split("=", 1) for word in options.parameter_overrides)
     pattern = re.search(r"AllowedPattern: '(.*)'", TEMPLATE.read_text())
     assert pattern is not None
     assert re.fullmatch(pattern[1], parameters["SshFrom"])
-    return deploy(given.stack_name, REGION, **parameters)
+    return deploy(options.stack_name, REGION, **parameters)
 
 
 def test_both_pages_have_the_same_four_commands() -> None:
     readme, howto = ([shlex.split(line, comments=True) for line in command_lines(page)][:4] for page in PAGES)
     assert readme == howto
-    assert [words[:3] for words in howto] == [
+    assert [arguments[:3] for arguments in howto] == [
         ["aws", "cloudformation", "deploy"],
         ["tune-rescon", "cluster", "configure"],
         ["tune-rescon", "cluster", "up"],
@@ -70,8 +70,8 @@ def test_both_pages_have_the_same_four_commands() -> None:
     assert not any("..." in line for page in PAGES for line in command_lines(page))
 
 
-class Terminal(StringIO):
-    """A person who types."""
+class InteractiveInput(StringIO):
+    """Standard input that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -82,42 +82,42 @@ class Terminal(StringIO):
 def test_the_pages_four_commands_configure_start_and_submit(
     page: str,
     account: Path,
-    played: Any,
-    stands: Callable[..., Done],
+    fake_ray: Any,
+    inspect_output: Callable[..., Done],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    deployed, *ours = (words_of(line) for line in command_lines(page)[:4])
-    stack = aws_deploys(deployed)
-    configure, up, submit = (words[1:] for words in ours)
+    deploy_line, *our_lines = (split_line(line) for line in command_lines(page)[:4])
+    stack = deploy_stack(deploy_line)
+    configure, up, submit = (arguments[1:] for arguments in our_lines)
     assert main(configure) == 0
-    said = capsys.readouterr().out
-    changed = [line for line in said.splitlines() if " -> " in line]
+    stdout = capsys.readouterr().out
+    changed = [line for line in stdout.splitlines() if " -> " in line]
     marked = [line for line in SHIPPED.splitlines() if "# CHANGE" in line]
     assert len(changed) == len(marked) == 5
 
-    # What `up` checks first: not one warning is left.
+    # `up` runs this check first. It has no warnings left.
     assert main(["cluster", "check", "cluster.yaml"]) == 0
     assert capsys.readouterr().out == ""
     text = (account / "cluster.yaml").read_text()
     for value in stack.outputs.values():
         assert value in text
 
-    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    monkeypatch.setattr("sys.stdin", InteractiveInput("y\n"))
     monkeypatch.setattr("tune_rescon.clusters.cluster.submission_id", lambda *_: "j-1")
     ended = (Job(id="j-1", status="SUCCEEDED", message=""),)
-    played.answers = {
+    fake_ray.answers = {
         "get-head-ip": [Done(code=1), Done(code=0, output="10.0.0.1\n")],
-        "inspect": [stands(0, ended)],
+        "inspect": [inspect_output(0, ended)],
     }
     assert main(up) == 0
-    assert played.ran_with("up --log") == ["up --log-style pretty -y --no-config-cache cluster.yaml"]
+    assert fake_ray.commands_with("up --log") == ["up --log-style pretty -y --no-config-cache cluster.yaml"]
     assert main(submit) == 0
-    (job,) = played.ran_with("ray job submit")
+    (job,) = fake_ray.commands_with("ray job submit")
     assert job.endswith("--name first --space att92 --trials 64'")
 
 
-def aws_lines() -> list[str]:
+def other_aws_lines() -> list[str]:
     return [
         line
         for line in command_lines("docs/howto/cluster.md")
@@ -126,18 +126,18 @@ def aws_lines() -> list[str]:
 
 
 def test_the_pages_other_aws_commands_exist() -> None:
-    assert len(aws_lines()) == 2
-    for line in [*aws_lines(), *re.findall(r"`(aws [^`]+)`", PAGES["docs/howto/cluster.md"])]:
+    assert len(other_aws_lines()) == 2
+    for line in [*other_aws_lines(), *re.findall(r"`(aws [^`]+)`", PAGES["docs/howto/cluster.md"])]:
         if line != "aws configure":
             check_aws_line(line)
 
 
-def asked(method: str, path: str) -> Request:
-    """What S3 asks IAM for, by the method and path of a request."""
+def s3_request(method: str, path: str) -> Request:
+    """Return the authorization request of an S3 request."""
     bucket, _, key = path.lstrip("/").partition("/")
     resource = f"arn:aws:s3:::{bucket}" + (f"/{key}" if key else "")
     if not key:
-        # Several keys are deleted by a POST to the bucket.
+        # A POST to the bucket deletes several keys.
         action = {"GET": "ListBucket", "HEAD": "ListBucket", "POST": "DeleteObject"}.get(method, "no")
         return Request(action=f"s3:{action}", resource=f"{resource}/*" if method == "POST" else resource)
     actions = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "POST": "PutObject"}
@@ -146,17 +146,17 @@ def asked(method: str, path: str) -> Request:
 
 @pytest.mark.s3
 def test_worker_role_allows_every_bucket_request_of_search_and_mlflow(s3: S3Server, account: Path) -> None:
-    # Imported here: it takes seconds.
+    # Imported here: the import takes seconds.
     from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
     stack = deploy("one", REGION)
-    seen: list[Request] = []
+    requests: list[Request] = []
 
-    def refuses(method: str, path: str) -> bool:
-        seen.append(asked(method, path))
-        return not allows(stack.worker, seen[-1])
+    def should_reject(method: str, path: str) -> bool:
+        requests.append(s3_request(method, path))
+        return not allows(stack.worker, requests[-1])
 
-    s3.refuses = refuses
+    s3.should_reject = should_reject
     try:
         folder = RemoteFolder.connect(StorageUrl(url=f"s3://{stack['Bucket']}/tune_rescon"))
         folder.write("a/best.yaml", b"x")
@@ -175,9 +175,9 @@ def test_worker_role_allows_every_bucket_request_of_search_and_mlflow(s3: S3Serv
         assert Path(artifacts.download_artifacts("large")).stat().st_size == 9 << 20
         artifacts.delete_artifacts()
     finally:
-        s3.refuses = never
-    assert s3.refused == 0, [one for one in seen if not allows(stack.worker, one)]
-    assert {one.action for one in seen} == {
+        s3.should_reject = accept_all
+    assert s3.rejected == 0, [one for one in requests if not allows(stack.worker, one)]
+    assert {one.action for one in requests} == {
         "s3:ListBucket",
         "s3:GetObject",
         "s3:PutObject",

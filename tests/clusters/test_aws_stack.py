@@ -1,4 +1,4 @@
-"""The stack of `cluster/aws`: what it creates, and that its roles allow what Ray does and no more."""
+"""The stack of `cluster/aws`: its resources, and that its roles allow Ray's requests and no more."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from ruamel.yaml import YAML
 
 from tests.clusters.aws import (
     ACCOUNT,
-    ROOT,
     TEMPLATE,
     UNKNOWN_TO_MOTO,
     Request,
     Stack,
     allows,
+    as_list,
     aws_in_this_process,
     client,
     deploy,
     ec2_arn,
-    listed,
-    requests_of,
+    iam_requests,
 )
+from tests.conftest import ROOT
 from tune_rescon.clusters.aws_stack import fill_in, read_stack
 
-pytestmark = pytest.mark.timeout(60)  # boto3 reads the descriptions of whole services, and Ray is imported
+pytestmark = pytest.mark.timeout(60)  # boto3 loads the models of whole services, and Ray is imported
 
 REGION = "us-west-2"
-OURS = "ray-cluster-name"
+CLUSTER_TAG = "ray-cluster-name"
 
 
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[None]:
-    """An AWS of moto's in this process."""
+    """Moto as AWS in this process."""
     with aws_in_this_process(REGION):
         yield
 
@@ -48,23 +48,23 @@ def stack(cloud: None) -> Stack:
     return deploy("tune-rescon", REGION)
 
 
-def template() -> dict[str, Any]:
+def load_template() -> dict[str, Any]:
     yaml = YAML(typ="safe")
     for tag in ("!Ref", "!Sub", "!If", "!Not", "!Equals", "!GetAtt"):
-        yaml.constructor.add_constructor(tag, plain)
+        yaml.constructor.add_constructor(tag, construct_intrinsic)
     loaded: dict[str, Any] = yaml.load(TEMPLATE)
     return loaded
 
 
-def plain(loader: Any, node: Any) -> Any:
-    """An intrinsic function by its arguments, after its name."""
+def construct_intrinsic(loader: Any, node: Any) -> Any:
+    """Load an intrinsic function as a list of its name and arguments."""
     if isinstance(node.value, str):
         return [node.tag, node.value]
     return [node.tag, *loader.construct_sequence(node, deep=True)]
 
 
 def test_the_template_passes_cfn_lint() -> None:
-    # With its informational rules, and every warning an error.
+    # Informational rules are included, and every finding is an error.
     linter = Path(sys.executable).with_name("cfn-lint")
     argv = [str(linter), "--include-checks", "I", "--", str(TEMPLATE)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -75,8 +75,8 @@ def test_the_bucket_is_private_encrypted_and_kept(stack: Stack) -> None:
     found = client("s3", REGION).get_bucket_encryption(Bucket=stack["Bucket"])
     (rule,) = found["ServerSideEncryptionConfiguration"]["Rules"]
     assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
-    # moto makes buckets without these.
-    bucket = template()["Resources"]["Bucket"]
+    # moto ignores these properties.
+    bucket = load_template()["Resources"]["Bucket"]
     assert bucket["DeletionPolicy"] == bucket["UpdateReplacePolicy"] == "Retain"
     blocks = ("BlockPublicAcls", "BlockPublicPolicy", "IgnorePublicAcls", "RestrictPublicBuckets")
     assert bucket["Properties"]["PublicAccessBlockConfiguration"] == dict.fromkeys(blocks, True)
@@ -96,7 +96,7 @@ def test_the_security_group_allows_only_operator_ssh_and_itself(stack: Stack) ->
 
 @pytest.mark.parametrize("cidr", ["0.0.0.0/0", "10.0.0.0/7", "203.0.113.7", "::/0", "203.0.113.7/33"])
 def test_ssh_from_everywhere_is_refused(cidr: str) -> None:
-    pattern = template()["Parameters"]["SshFrom"]["AllowedPattern"]
+    pattern = load_template()["Parameters"]["SshFrom"]["AllowedPattern"]
     assert re.fullmatch(pattern, "203.0.113.7/32")
     assert re.fullmatch(pattern, "10.0.0.0/8")
     assert not re.fullmatch(pattern, cidr)
@@ -109,13 +109,13 @@ def test_an_existing_vpc_and_bucket_are_used(cloud: None) -> None:
     client("s3", REGION).create_bucket(
         Bucket="mine", CreateBucketConfiguration={"LocationConstraint": REGION}
     )
-    made = deploy("with-mine", REGION, VpcId=vpc, ExistingBucket="mine", ClusterName="second")
-    (group,) = ec2.describe_security_groups(GroupIds=[made["SecurityGroup"]])["SecurityGroups"]
+    deployed = deploy("with-mine", REGION, VpcId=vpc, ExistingBucket="mine", ClusterName="second")
+    (group,) = ec2.describe_security_groups(GroupIds=[deployed["SecurityGroup"]])["SecurityGroups"]
     assert group["VpcId"] == vpc
-    assert (made["Bucket"], made["ClusterName"]) == ("mine", "second")
-    assert allows(made.worker, Request(action="s3:PutObject", resource="arn:aws:s3:::mine/a"))
+    assert (deployed["Bucket"], deployed["ClusterName"]) == ("mine", "second")
+    assert allows(deployed.worker, Request(action="s3:PutObject", resource="arn:aws:s3:::mine/a"))
     names = {name["Name"] for name in client("s3", REGION).list_buckets()["Buckets"]}
-    assert not any(name.startswith("with-mine") for name in names), "a bucket that is not needed"
+    assert not any(name.startswith("with-mine") for name in names), "an unused bucket was created"
 
 
 @pytest.mark.filterwarnings(UNKNOWN_TO_MOTO)
@@ -127,13 +127,13 @@ def test_the_spot_role_and_the_budget_are_created_on_request(cloud: None) -> Non
         "AWS::IAM::ServiceLinkedRole",
         "AWS::Budgets::Budget",
     }
-    made = template()
-    budget = made["Resources"]["Budget"]["Properties"]
+    loaded = load_template()
+    budget = loaded["Resources"]["Budget"]["Properties"]
     assert budget["Budget"]["BudgetLimit"] == {"Amount": ["!Ref", "BudgetDollars"], "Unit": "USD"}
     for notification in budget["NotificationsWithSubscribers"]:
         (subscriber,) = notification["Subscribers"]
         assert subscriber == {"SubscriptionType": "EMAIL", "Address": ["!Ref", "BudgetEmail"]}
-    spot = made["Resources"]["SpotRole"]
+    spot = loaded["Resources"]["SpotRole"]
     assert spot["Properties"] == {"AWSServiceName": "spot.amazonaws.com"}
 
 
@@ -144,14 +144,14 @@ def test_only_ec2_assumes_the_roles_and_no_action_has_a_wildcard(stack: Stack) -
         (trusted,) = role["AssumeRolePolicyDocument"]["Statement"]
         assert trusted["Principal"] == {"Service": "ec2.amazonaws.com"}
     statements = [*stack.head, *stack.worker]
-    assert not [action for one in statements for action in listed(one["Action"]) if "*" in action]
-    everywhere = {action for one in statements if one["Resource"] == "*" for action in listed(one["Action"])}
+    assert not [action for one in statements for action in as_list(one["Action"]) if "*" in action]
+    everywhere = {action for one in statements if one["Resource"] == "*" for action in as_list(one["Action"])}
     assert everywhere == {"ec2:DescribeInstances"}
 
 
 @pytest.fixture(scope="module")
-def calls_of_ray(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, list[Request]]]:
-    """Each call of EC2 by Ray's node provider on the head, as IAM sees it: workers come and go."""
+def ray_calls(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, list[Request]]]:
+    """The EC2 calls of Ray's node provider that starts and terminates workers, with their IAM requests."""
     del stack
     from ray.autoscaler._private.aws import node_provider, utils
     from ray.autoscaler._private.aws.config import bootstrap_aws
@@ -165,13 +165,13 @@ def calls_of_ray(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list
         nonlocal inside
         if not inside:
             inside = True
-            calls.append((model.name, list(requests_of(model.name, params, REGION))))
+            calls.append((model.name, list(iam_requests(model.name, params, REGION))))
             inside = False
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr(node_provider, "TAG_BATCH_DELAY", 0)
-        # `up` does this on the operator's machine; the head has its result.
+        # `up` does this on the operator's machine; the head gets the result.
         config = bootstrap_aws(config)
         provider = node_provider.AWSNodeProvider(config["provider"], config["cluster_name"])
         for resource in (provider.ec2, provider.ec2_fail_fast):
@@ -191,82 +191,82 @@ def calls_of_ray(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 def test_the_head_role_allows_every_request_of_rays_autoscaler(
-    stack: Stack, calls_of_ray: list[tuple[str, list[Request]]]
+    stack: Stack, ray_calls: list[tuple[str, list[Request]]]
 ) -> None:
-    names = {name for name, _ in calls_of_ray}
+    names = {name for name, _ in ray_calls}
     assert {"RunInstances", "CreateTags", "DescribeInstances", "TerminateInstances"} <= names
     refused = [
-        request for _, requests in calls_of_ray for request in requests if not allows(stack.head, request)
+        request for _, requests in ray_calls for request in requests if not allows(stack.head, request)
     ]
     assert refused == []
 
 
 def test_the_head_role_allows_nothing_beyond_rays_requests(
-    stack: Stack, calls_of_ray: list[tuple[str, list[Request]]]
+    stack: Stack, ray_calls: list[tuple[str, list[Request]]]
 ) -> None:
-    requests = [request for _, requests in calls_of_ray for request in requests]
-    compute = [one for one in stack.head if not any("s3:" in action for action in listed(one["Action"]))]
+    requests = [request for _, requests in ray_calls for request in requests]
+    compute = [one for one in stack.head if not any("s3:" in action for action in as_list(one["Action"]))]
     for statement in compute:
         others = [one for one in compute if one is not statement]
         assert not all(allows(others, request) for request in requests), f"not needed: {statement['Sid']}"
-    actions = {action for one in compute for action in listed(one["Action"])}
+    actions = {action for one in compute for action in as_list(one["Action"])}
     assert actions == {request.action for request in requests}
 
 
-def tagged(name: str, kind: str = "Request") -> dict[str, str]:
-    return {f"aws:{kind}Tag/{OURS}": name}
+def cluster_tag(name: str, kind: str = "Request") -> dict[str, str]:
+    return {f"aws:{kind}Tag/{CLUSTER_TAG}": name}
 
 
 INSTANCE = ec2_arn(REGION, "instance", "i-1")
-PASSED = {"iam:PassedToService": "ec2.amazonaws.com"}
+PASS_TO_EC2 = {"iam:PassedToService": "ec2.amazonaws.com"}
 
-#: What the head is not allowed: why, and the request.
-REFUSED = {
+#: Requests that neither the head nor a worker may make.
+FORBIDDEN = {
     "starting an untagged machine": Request(action="ec2:RunInstances", resource=INSTANCE),
-    "starting another cluster's": Request(
-        action="ec2:RunInstances", resource=INSTANCE, context=tagged("theirs")
+    "starting another cluster's machine": Request(
+        action="ec2:RunInstances", resource=INSTANCE, context=cluster_tag("theirs")
     ),
     "starting in another region": Request(
         action="ec2:RunInstances",
         resource=ec2_arn("us-east-1", "instance", "i-1"),
-        context=tagged("tune-rescon"),
+        context=cluster_tag("tune-rescon"),
     ),
-    "starting in another group": Request(
+    "starting in another security group": Request(
         action="ec2:RunInstances",
         resource=ec2_arn(REGION, "security-group", "sg-1"),
-        context=tagged("tune-rescon"),
+        context=cluster_tag("tune-rescon"),
     ),
-    "ending an untagged machine": Request(action="ec2:TerminateInstances", resource=INSTANCE),
-    "ending another cluster's": Request(
-        action="ec2:TerminateInstances", resource=INSTANCE, context=tagged("theirs", "Resource")
+    "terminating an untagged machine": Request(action="ec2:TerminateInstances", resource=INSTANCE),
+    "terminating another cluster's machine": Request(
+        action="ec2:TerminateInstances", resource=INSTANCE, context=cluster_tag("theirs", "Resource")
     ),
-    "taking an untagged machine for its cluster": Request(
-        action="ec2:CreateTags", resource=INSTANCE, context=tagged("tune-rescon")
+    "tagging an untagged machine": Request(
+        action="ec2:CreateTags", resource=INSTANCE, context=cluster_tag("tune-rescon")
     ),
-    "taking another cluster's": Request(
+    "retagging another cluster's machine": Request(
         action="ec2:CreateTags",
         resource=INSTANCE,
-        context={**tagged("tune-rescon"), **tagged("theirs", "Resource")},
+        context={**cluster_tag("tune-rescon"), **cluster_tag("theirs", "Resource")},
     ),
-    "giving its machine to another cluster": Request(
+    "retagging its machine for another cluster": Request(
         action="ec2:CreateTags",
         resource=INSTANCE,
-        context={**tagged("theirs"), **tagged("tune-rescon", "Resource")},
+        context={**cluster_tag("theirs"), **cluster_tag("tune-rescon", "Resource")},
     ),
     "tagging a volume": Request(
         action="ec2:CreateTags",
         resource=ec2_arn(REGION, "volume", "vol-1"),
-        context=tagged("tune-rescon", "Resource"),
+        context=cluster_tag("tune-rescon", "Resource"),
     ),
     "passing another role": Request(
-        action="iam:PassRole", resource=f"arn:aws:iam::{ACCOUNT}:role/Admin", context=PASSED
+        action="iam:PassRole", resource=f"arn:aws:iam::{ACCOUNT}:role/Admin", context=PASS_TO_EC2
     ),
     "stopping its machine": Request(
-        action="ec2:StopInstances", resource=INSTANCE, context=tagged("tune-rescon", "Resource")
+        action="ec2:StopInstances", resource=INSTANCE, context=cluster_tag("tune-rescon", "Resource")
     ),
-    "opening its group": Request(action="ec2:AuthorizeSecurityGroupIngress"),
-    "making a key": Request(action="ec2:CreateKeyPair"),
-    "making a role": Request(action="iam:CreateRole"),
+    "opening its security group": Request(action="ec2:AuthorizeSecurityGroupIngress"),
+    "creating a key pair": Request(action="ec2:CreateKeyPair"),
+    "creating a role": Request(action="iam:CreateRole"),
     "reading a secret": Request(
         action="ssm:GetParameters", resource=f"arn:aws:ssm:{REGION}:{ACCOUNT}:parameter/password"
     ),
@@ -275,10 +275,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_forbidden_requests_are_denied_to_head_and_workers(stack: Stack, what: str) -> None:
-    assert not allows(stack.head, REFUSED[what])
-    assert not allows(stack.worker, REFUSED[what])
+@pytest.mark.parametrize("case", FORBIDDEN)
+def test_forbidden_requests_are_denied_to_head_and_workers(stack: Stack, case: str) -> None:
+    assert not allows(stack.head, FORBIDDEN[case])
+    assert not allows(stack.worker, FORBIDDEN[case])
 
 
 def test_the_head_passes_only_the_worker_role_and_only_to_ec2(stack: Stack) -> None:
@@ -287,15 +287,15 @@ def test_the_head_passes_only_the_worker_role_and_only_to_ec2(stack: Stack) -> N
         iam.get_instance_profile(InstanceProfileName=stack[name])["InstanceProfile"]["Roles"][0]["Arn"]
         for name in ("HeadProfile", "WorkerProfile")
     )
-    assert allows(stack.head, Request(action="iam:PassRole", resource=worker, context=PASSED))
-    assert not allows(stack.head, Request(action="iam:PassRole", resource=head, context=PASSED))
+    assert allows(stack.head, Request(action="iam:PassRole", resource=worker, context=PASS_TO_EC2))
+    assert not allows(stack.head, Request(action="iam:PassRole", resource=head, context=PASS_TO_EC2))
     other = {"iam:PassedToService": "lambda.amazonaws.com"}
     assert not allows(stack.head, Request(action="iam:PassRole", resource=worker, context=other))
 
 
 def test_worker_role_allows_only_the_bucket(stack: Stack) -> None:
     bucket = f"arn:aws:s3:::{stack['Bucket']}"
-    assert {action for one in stack.worker for action in listed(one["Action"])} == {
+    assert {action for one in stack.worker for action in as_list(one["Action"])} == {
         "s3:ListBucket",
         "s3:GetObject",
         "s3:PutObject",

@@ -1,4 +1,4 @@
-"""`cluster configure`: what it writes into a cluster's file, and what it refuses, with moto as AWS."""
+"""`cluster configure`: the values that it writes into a cluster file, and its errors, with moto as AWS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from moto.cloudformation.models import cloudformation_backends
 
-from tests.clusters.aws import ACCOUNT, ANOTHER_REGION, REGION, ROOT, TEMPLATE, check_aws_line, client, deploy
+from tests.clusters.aws import ACCOUNT, ANOTHER_REGION, REGION, TEMPLATE, check_aws_line, client, deploy
+from tests.conftest import ROOT
 from tune_rescon.__main__ import main
 from tune_rescon.clusters.aws_stack import StackOutputs, fill_in
 from tune_rescon.errors import ClusterFileError
@@ -39,7 +40,7 @@ def test_a_second_run_changes_nothing(account: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert configure() == 0
     assert capsys.readouterr().out.startswith("cluster.yaml has the outputs of one already.\n")
-    assert (account / "cluster.yaml").stat().st_ino == first.st_ino, "it was written"
+    assert (account / "cluster.yaml").stat().st_ino == first.st_ino, "the file was written"
 
 
 @pytest.mark.s3
@@ -71,7 +72,7 @@ def test_a_missing_spot_role_shows_the_command_that_creates_it(capsys: pytest.Ca
     assert configure() == 0
     (line,) = [one.strip() for one in capsys.readouterr().out.splitlines() if one.startswith("    aws ")]
     check_aws_line(line)
-    # moto gives the role that this command makes another name.
+    # moto gives the role that this command creates another name.
     client("iam").create_role(RoleName="AWSServiceRoleForEC2Spot", AssumeRolePolicyDocument="{}")
     assert configure() == 0
     assert "aws iam" not in capsys.readouterr().out
@@ -89,25 +90,25 @@ def test_a_failed_spot_role_lookup_does_not_stop_configure(
     assert "aws iam" not in capsys.readouterr().out
 
 
-def refused(capsys: pytest.CaptureFixture[str], account: Path, code: int, *options: str) -> str:
-    """What `configure` says where it fails: one line, and the file and its folder stay as they were."""
+def configure_error(capsys: pytest.CaptureFixture[str], account: Path, code: int, *options: str) -> str:
+    """Return the one-line error of a failing `configure`, which must not change the file or its folder."""
     before = sorted(account.iterdir())
     text = (account / "cluster.yaml").read_text()
     assert configure(*options) == code
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert len(said.err.splitlines()) == 1, said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1, captured.err
     assert (account / "cluster.yaml").read_text() == text
     assert sorted(account.iterdir()) == before
-    return said.err
+    return captured.err
 
 
 @pytest.mark.s3
 def test_an_unknown_stack_is_refused(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deploy("two", REGION)
-    said = refused(capsys, account, 2)
-    assert said.startswith("Error: --stack: must be a stack in us-east-1, but got one. Deploy it with `aws ")
-    assert "--region" in said
+    error = configure_error(capsys, account, 2)
+    assert error.startswith("Error: --stack: must be a stack in us-east-1, but got one. Deploy it with `aws ")
+    assert "--region" in error
 
 
 @pytest.mark.s3
@@ -123,11 +124,11 @@ def test_an_incomplete_stack_is_refused(
     status: str, then: str, account: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deploy("one", REGION)
-    (made,) = cloudformation_backends[ACCOUNT][REGION].stacks.values()
-    made.status = status
-    said = refused(capsys, account, 1)
-    assert f"The stack one is not complete, but {status}. {then} What happened: " in said
-    check_aws_line(said.strip().partition("What happened: ")[2])
+    (stack,) = cloudformation_backends[ACCOUNT][REGION].stacks.values()
+    stack.status = status
+    error = configure_error(capsys, account, 1)
+    assert f"The stack one is not complete, but {status}. {then} What happened: " in error
+    check_aws_line(error.strip().partition("What happened: ")[2])
 
 
 @pytest.mark.s3
@@ -136,18 +137,18 @@ def test_a_stack_with_missing_outputs_is_refused(account: Path, capsys: pytest.C
     cloud = client("cloudformation", REGION)
     address = {"ParameterKey": "SshFrom", "ParameterValue": "10.0.0.0/8"}
     cloud.create_stack(StackName="one", TemplateBody=template, Parameters=[address])
-    said = refused(capsys, account, 2)
+    error = configure_error(capsys, account, 2)
     assert (
         "must be a stack of cluster/aws/stack.yaml, with the outputs WorkerProfile, but got one, which"
-        in said
+        in error
     )
 
 
 @pytest.mark.s3
 def test_a_stack_for_another_cluster_is_refused(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deploy("one", REGION, ClusterName="second")
-    said = refused(capsys, account, 2)
-    assert "cluster_name: must be second, the ClusterName of the stack one, but got tune-rescon." in said
+    error = configure_error(capsys, account, 2)
+    assert "cluster_name: must be second, the ClusterName of the stack one, but got tune-rescon." in error
 
 
 @pytest.mark.s3
@@ -174,23 +175,23 @@ def test_missing_or_invalid_credentials_are_reported(
                 patch.delenv(name)
             else:
                 patch.setenv(name, value)
-        said = refused(capsys, account, 2)
-    assert said.startswith("Error: AWS credentials: must be there and valid, but got ")
-    assert why in said
-    assert "`aws configure`" in said
+        error = configure_error(capsys, account, 2)
+    assert error.startswith("Error: AWS credentials: must be there and valid, but got ")
+    assert why in error
+    assert "`aws configure`" in error
 
 
-class Refusing(http.server.HTTPServer):
-    """An AWS that answers every request with the same error."""
+class ErrorServer(http.server.HTTPServer):
+    """An AWS endpoint that answers every request with the same error."""
 
     def __init__(self, code: str) -> None:
-        super().__init__(("127.0.0.1", 0), Refusal)
+        super().__init__(("127.0.0.1", 0), ErrorHandler)
         self.code = code
 
 
-class Refusal(http.server.BaseHTTPRequestHandler):
+class ErrorHandler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        assert isinstance(self.server, Refusing)
+        assert isinstance(self.server, ErrorServer)
         code = self.server.code
         body = f"<ErrorResponse><Error><Code>{code}</Code><Message>No.</Message></Error></ErrorResponse>"
         self.send_response(403)
@@ -204,7 +205,7 @@ class Refusal(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.s3
 @pytest.mark.parametrize(
-    ("code", "exit_code", "words"),
+    ("code", "exit_code", "message"),
     [
         ("ExpiredToken", 2, "AWS credentials: must be there and valid"),
         ("InvalidClientTokenId", 2, "AWS credentials: must be there and valid"),
@@ -214,18 +215,18 @@ class Refusal(http.server.BaseHTTPRequestHandler):
 def test_an_aws_error_response_is_reported(
     code: str,
     exit_code: int,
-    words: str,
+    message: str,
     account: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    server = Refusing(code)
+    server = ErrorServer(code)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         with monkeypatch.context() as patch:
             patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-            assert words in refused(capsys, account, exit_code)
+            assert message in configure_error(capsys, account, exit_code)
     finally:
         server.shutdown()
         thread.join()
@@ -238,8 +239,8 @@ def test_an_unreachable_aws_is_reported(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-        said = refused(capsys, account, 1)
-    assert "AWS did not give the stack one in us-east-1: Could not connect to the endpoint URL" in said
+        error = configure_error(capsys, account, 1)
+    assert "AWS did not give the stack one in us-east-1: Could not connect to the endpoint URL" in error
 
 
 @pytest.mark.s3
@@ -248,12 +249,12 @@ def test_a_full_disk_leaves_the_file_as_it_was(
 ) -> None:
     deploy("one", REGION)
 
-    def full(path: Path) -> None:
+    def fail_sync(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr("tune_rescon.atomic_write.sync", full)
-        assert "No space left on device" in refused(capsys, account, 1)
+        patch.setattr("tune_rescon.atomic_write.sync", fail_sync)
+        assert "No space left on device" in configure_error(capsys, account, 1)
 
 
 @pytest.mark.s3
@@ -298,9 +299,6 @@ def test_missing_boto3_is_reported_with_the_install_command(
     assert "pip install 'tune_rescon[cluster]'" in capsys.readouterr().err
 
 
-# What is written, and where.
-
-
 def test_only_the_five_marked_values_change() -> None:
     filled, changes = fill_in(SHIPPED, OUTPUTS, where="cluster.yaml")
     lines = list(zip(SHIPPED.splitlines(), filled.splitlines(), strict=True))
@@ -320,7 +318,7 @@ def test_only_the_five_marked_values_change() -> None:
     assert fill_in(filled, OUTPUTS, where="") == (filled, [])
 
 
-OTHER = """\
+OTHER_STYLE = """\
 cluster_name: tune-rescon
 provider: {type: aws, region: "us-west-2"}   # quotes, and a flow
 head_node_type: first
@@ -343,8 +341,8 @@ head_setup_commands:
 
 
 def test_a_file_in_another_yaml_style_is_filled_in() -> None:
-    filled, changes = fill_in(OTHER, OUTPUTS, where="")
-    assert filled == OTHER.replace('"us-west-2"', "eu-west-1").replace("sg-old", "sg-0123").replace(
+    filled, changes = fill_in(OTHER_STYLE, OUTPUTS, where="")
+    assert filled == OTHER_STYLE.replace('"us-west-2"', "eu-west-1").replace("sg-old", "sg-0123").replace(
         "'old'", "mine-WorkerProfile-B2"
     ).replace("{Name: old}", "{Name: mine-HeadProfile-A1}").replace("old/runs", "mine-bucket-c3/runs")
     assert [change.line for change in changes] == [2, 8, 10, 12, 12, 14, 17]
@@ -357,32 +355,32 @@ def test_line_endings_and_non_ascii_text_are_kept() -> None:
     assert filled.count("\r\n") == filled.count("\n") == text.count("\n")
 
 
-#: What a file lacks: a part of the shipped one, what is there instead, and the places that are named.
-LACKING = {
+#: A text of the shipped file, its replacement, and a part of the error.
+MISSING_VALUES = {
     "no region": ("  region: us-west-2 ", "  # ", "none that sets provider.region."),
-    "no group": (
+    "no security group": (
         "      SecurityGroupIds:",
         "      # ",
         "available_node_types.head.node_config.SecurityGroupIds",
     ),
-    "two groups": (
+    "two security groups": (
         "[sg-CHANGE]",
         "[sg-CHANGE, sg-2]",
         "available_node_types.l4.node_config.SecurityGroupIds",
     ),
-    "a worker with the head's profile": (
+    "a worker without a profile": (
         "      IamInstanceProfile: {Name: CHANGE-worker}",
         "      # ",
         "none that sets available_node_types.a10g.node_config.IamInstanceProfile, available_node_types.l4.",
     ),
-    "a profile by its address": ("{Name: CHANGE-head}", "{Arn: a}", "head.node_config.IamInstanceProfile."),
+    "a profile by its ARN": ("{Name: CHANGE-head}", "{Arn: a}", "head.node_config.IamInstanceProfile."),
     "no storage": ("TUNE_RESCON_STORAGE=", "STORAGE=", "TUNE_RESCON_STORAGE=s3://... in setup_commands."),
-    "a storage elsewhere": (
+    "a storage of another cloud": (
         "=s3://CHANGE",
         "=gs://CHANGE",
         "TUNE_RESCON_STORAGE=s3://... in setup_commands.",
     ),
-    "a value that another one repeats": (
+    "an aliased value": (
         "region: us-west-2 ",
         "region: &here us-west-2\n  availability_zone: *here ",
         "must have plain values, but got anchors or quotes.",
@@ -390,11 +388,11 @@ LACKING = {
 }
 
 
-@pytest.mark.parametrize("what", LACKING)
-def test_a_file_without_the_expected_values_is_refused(what: str) -> None:
-    old, new, words = LACKING[what]
+@pytest.mark.parametrize("case", MISSING_VALUES)
+def test_a_file_without_the_expected_values_is_refused(case: str) -> None:
+    old, new, message = MISSING_VALUES[case]
     assert SHIPPED.count(old) == 1
     with pytest.raises(ClusterFileError) as refusal:
         fill_in(SHIPPED.replace(old, new), OUTPUTS, where="cluster.yaml")
     assert str(refusal.value).startswith("cluster.yaml: ")
-    assert words in str(refusal.value)
+    assert message in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Reading a cluster file: its values and aliases, within bounds, and files that describe no cluster."""
+"""Reading a cluster file: its values, its aliases within limits, and invalid files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.broken_files import Broken, told
+from tests.clusters.broken_files import CheckBroken, has_finding
 from tune_rescon.clusters import check_file, read_cluster_file
 from tune_rescon.errors import ClusterFileError
 
@@ -45,7 +45,7 @@ def test_workers_of_a_host_list_are_counted(file: Path, more: str, workers: int)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: [", "FILE:1: is not YAML: "),
         ("a: 1\n\tb: 2", "FILE:2: is not YAML: "),
@@ -59,11 +59,11 @@ def test_workers_of_a_host_list_are_counted(file: Path, more: str, workers: int)
         ("provider: {type: aws}\navailable_node_types: {a: 3}", "FILE: available_node_types.a: must be a"),
     ],
 )
-def test_an_invalid_cluster_file_is_reported_in_one_line(file: Path, text: str, said: str) -> None:
+def test_an_invalid_cluster_file_is_reported_in_one_line(file: Path, text: str, message: str) -> None:
     file.write_text(text)
     with pytest.raises(ClusterFileError) as caught:
         read_cluster_file(file)
-    assert str(caught.value).startswith(said.replace("FILE", str(file)))
+    assert str(caught.value).startswith(message.replace("FILE", str(file)))
     assert "\n" not in str(caught.value)
 
 
@@ -78,7 +78,7 @@ def test_a_missing_or_binary_file_is_reported(tmp_path: Path) -> None:
 
 
 def aliases(levels: int) -> str:
-    """Nested lists of ten aliases each, which stand for ten to the power of ``levels`` values."""
+    """Return nested lists of ten aliases each, which expand to ten to the power of ``levels`` values."""
     lines = [
         "a0: &a0 [x]",
         *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels + 1)),
@@ -87,7 +87,7 @@ def aliases(levels: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (aliases(30), "a cluster's file must have at most 50000 values, its aliases expanded, but got"),
         ("a: &a [1, *a]\n", "the anchor `&a` must not contain itself, but got an alias `*a` within it."),
@@ -99,16 +99,16 @@ def aliases(levels: int) -> str:
         (f"a: {'9' * 5000}\n", "is not YAML: a value cannot be read: "),
     ],
 )
-def test_unreadable_yaml_is_a_finding_and_an_error(tmp_path: Path, text: str, words: str) -> None:
+def test_unreadable_yaml_is_a_finding_and_an_error(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     (finding,) = check_file(path)
     assert (finding.rule, finding.severity) == ("yaml", "error")
-    assert words in finding.text
+    assert message in finding.text
     with pytest.raises(ClusterFileError, match=r"x\.yaml:"):
         read_cluster_file(path)
 
 
-def test_aliases_of_an_ordinary_size_are_expanded(broken: Broken) -> None:
-    found = broken("cluster.yaml", "cluster_name: tune-rescon", f"cluster_name: x\n{aliases(3)}")
-    assert not told(found, "yaml", "error", "")
+def test_aliases_of_an_ordinary_size_are_expanded(check_broken: CheckBroken) -> None:
+    found = check_broken("cluster.yaml", "cluster_name: tune-rescon", f"cluster_name: x\n{aliases(3)}")
+    assert not has_finding(found, "yaml", "error", "")

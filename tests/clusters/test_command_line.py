@@ -1,4 +1,4 @@
-"""The flags of `python -m tune_rescon.cluster`, as the contract has them."""
+"""The flags of `python -m tune_rescon.cluster`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.test_command_options import LOG_FLAGS
 from tune_rescon.cluster import cluster, main
 
-#: A command's flags, and the word for each value ("" = none).
+#: The flags of each command, with the metavar of their values ("" for a flag without a value).
 FLAGS = {
     "check": {},
     "configure": {"--stack": "NAME", "--region": "REGION"},
@@ -57,18 +57,20 @@ def test_flags_match_the_contract() -> None:
 @pytest.mark.parametrize("command", FLAGS)
 def test_help_names_every_flag(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert all(flag in said.out for flag in FLAGS[command])
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert all(flag in captured.out for flag in FLAGS[command])
 
 
-@pytest.mark.parametrize("words", [["nope"], ["up"], ["up", "a", "b"], ["check"], ["mlflow", "--port", "x"]])
-def test_bad_usage_exits_with_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
+@pytest.mark.parametrize(
+    "arguments", [["nope"], ["up"], ["up", "a", "b"], ["check"], ["mlflow", "--port", "x"]]
+)
+def test_bad_usage_exits_with_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
     assert "Error: " in capsys.readouterr().err
 
 
-@pytest.mark.timeout(20)  # an interpreter
+@pytest.mark.timeout(20)  # starts an interpreter
 def test_the_module_imports_neither_ray_nor_mlflow() -> None:
     script = "import sys, tune_rescon.cluster as c; c.main(['status', 'nope.yaml']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

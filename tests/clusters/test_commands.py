@@ -1,4 +1,4 @@
-"""The command lines for this machine and for the head, word by word; none is run."""
+"""Command lines for this machine and for the head, and how commands are run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ JOBS = "--address http://127.0.0.1:8265"
 
 
 @pytest.mark.parametrize(
-    ("command", "words"),
+    ("command", "expected"),
     [
         (ray_up(AWS, restart=True), "up --log-style pretty -y --no-config-cache c.yaml"),
         (ray_up(AWS, restart=False), "up --log-style pretty -y --no-config-cache --no-restart c.yaml"),
@@ -56,9 +56,9 @@ JOBS = "--address http://127.0.0.1:8265"
         ),
     ],
 )
-def test_ray_command_lines_match(command: Command, words: str) -> None:
+def test_ray_command_lines_match(command: Command, expected: str) -> None:
     assert command.argv[:4] == (sys.executable, "-P", "-m", "ray.scripts.scripts")
-    assert shlex.join(command.argv[4:]) == words
+    assert shlex.join(command.argv[4:]) == expected
     assert command.env == {"RAY_AUTH_MODE": "token"}
 
 
@@ -68,7 +68,7 @@ def test_a_host_list_uses_autoscaler_v1(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "expected"),
     [
         (follow_command("j-1"), f"ray job logs {JOBS} --follow j-1"),
         (stop_command("j-1"), f"ray job stop {JOBS} j-1"),
@@ -76,8 +76,8 @@ def test_a_host_list_uses_autoscaler_v1(command: Command) -> None:
         (END_MLFLOW, "python -m tune_rescon.cluster mlflow --end"),
     ],
 )
-def test_command_lines_for_the_head_match(line: str, words: str) -> None:
-    assert line == words
+def test_command_lines_for_the_head_match(line: str, expected: str) -> None:
+    assert line == expected
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_command_lines_for_the_head_match(line: str, words: str) -> None:
         (None, None, ["--space", "digits"], {"space_name": "digits", "name": None, "resume": None}),
         ("--name", "a", ["--space", "digits"], {"name": "a", "resume": None}),
         ("--resume", "a", [], {"name": None, "resume": "a"}),
-        # What a person gives goes before what is given here.
+        # The user's options take precedence over the defaults.
         (None, None, ["--tracking-uri", "http://m"], {"tracking_uri": "http://m", "address": "auto"}),
         (None, None, ["--space", "it's $HOME `x`"], {"space_name": "it's $HOME `x`"}),
         (None, None, ["--set", "a=[1, 2]", "--set", "b=x y"], {"settings": ("a=[1, 2]", "b=x y")}),
@@ -95,15 +95,15 @@ def test_command_lines_for_the_head_match(line: str, words: str) -> None:
 def test_the_arguments_of_a_search_arrive_unchanged(
     flag: str | None, name: str | None, arguments: list[str], expected: dict[str, object]
 ) -> None:
-    words = shlex.split(search_job("j-1", arguments, flag=flag, name=name))
-    here, there = words[: words.index("--")], words[words.index("--") + 1 :]
-    assert shlex.join(here) == f"ray job submit {JOBS} --submission-id j-1 --no-wait"
-    assert there[:3] == ["python", "-m", "tune_rescon.search"]
-    read = search.make_context("search", there[3:]).params
-    assert read["plain"]
-    assert {key: read[key] for key in expected} == expected
+    argv = shlex.split(search_job("j-1", arguments, flag=flag, name=name))
+    submit_argv, search_argv = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    assert shlex.join(submit_argv) == f"ray job submit {JOBS} --submission-id j-1 --no-wait"
+    assert search_argv[:3] == ["python", "-m", "tune_rescon.search"]
+    params = search.make_context("search", search_argv[3:]).params
+    assert params["plain"]
+    assert {key: params[key] for key in expected} == expected
     if "tracking_uri" not in expected:
-        assert read["tracking_uri"] == "http://127.0.0.1:5000"
+        assert params["tracking_uri"] == "http://127.0.0.1:5000"
 
 
 def test_a_password_is_not_put_on_a_jobs_command_line() -> None:
@@ -120,11 +120,13 @@ def test_a_submission_id_contains_the_start_time() -> None:
 def test_a_tunnel_listens_on_localhost_and_never_prompts() -> None:
     cluster = replace(AWS, ssh_proxy_command="ssh -W %h:%p bastion")
     command = ssh_tunnel(cluster, "10.0.0.1", {5001: 5000, 8265: 8265}, [Path("/k")])
-    words = shlex.join(command.argv)
-    assert words.startswith("ssh -N -T -i /k -o ")
-    assert words.endswith("-L 127.0.0.1:5001:127.0.0.1:5000 -L 127.0.0.1:8265:127.0.0.1:8265 ubuntu@10.0.0.1")
+    command_line = shlex.join(command.argv)
+    assert command_line.startswith("ssh -N -T -i /k -o ")
+    assert command_line.endswith(
+        "-L 127.0.0.1:5001:127.0.0.1:5000 -L 127.0.0.1:8265:127.0.0.1:8265 ubuntu@10.0.0.1"
+    )
     for option in ("BatchMode=yes", "ExitOnForwardFailure=yes", "IdentitiesOnly=yes"):
-        assert f"-o {option}" in words
+        assert f"-o {option}" in command_line
     assert "ProxyCommand=ssh -W %h:%p bastion" in command.argv
 
 
@@ -153,17 +155,17 @@ def test_a_timeout_kills_the_commands_child_processes(tmp_path: Path) -> None:
     script = "sleep 99 & echo $! > pid; wait"
     command = Command(argv=("sh", "-c", f"cd {shlex.quote(str(tmp_path))}; {script}"))
     file = tmp_path / "pid"
-    # On a busy machine the shell has not come so far within the first limit.
+    # On a busy machine the shell may not have written the file within the first limit.
     for seconds in (0.3, 3, 30):
         with pytest.raises(ClusterError, match=rf"did not end within {seconds} s"):
             run(command, capture=True, timeout=seconds)
         if file.exists() and file.read_text():
             break
     pid = int(file.read_text())
-    wait_until(lambda: not is_there(pid))
+    wait_until(lambda: not is_running(pid))
 
 
-def is_there(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Ray's own command line over a simulated ssh: the arguments arrive at the head's shell unchanged."""
+"""`ray exec` over a simulated ssh: the arguments arrive at the head's shell unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tune_rescon.clusters import find_head, read_cluster_file
 from tune_rescon.clusters.commands import ray_exec, run
 
-#: Hands the words after the address to a shell, as sshd does.
+#: Runs the arguments after the address in a shell, as sshd does.
 SSH = f"""#!{sys.executable} -SE
 import os, sys
 words = iter(sys.argv[1:])
@@ -32,7 +32,7 @@ def cluster(short_tmp: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     ssh = short_tmp / "bin" / "ssh"
     ssh.write_text(SSH)
     ssh.chmod(0o755)
-    # Where Ray keeps what it knows of a list of hosts, and its cache.
+    # Ray keeps the state of listed hosts and its cache in these directories.
     monkeypatch.setenv("RAY_TMPDIR", str(short_tmp))
     monkeypatch.setenv("TMPDIR", str(short_tmp))
     monkeypatch.setenv("HOME", str(short_tmp))
@@ -41,7 +41,7 @@ def cluster(short_tmp: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return file
 
 
-def know_head(folder: Path, state: str) -> None:
+def write_head_state(folder: Path, state: str) -> None:
     tags = {"ray-node-type": "head", "ray-node-status": "up-to-date"}
     nodes = {"10.0.0.1": {"tags": tags, "state": state}}
     nodes |= {f"10.0.0.{n}": {"tags": {"ray-node-type": "worker"}, "state": "terminated"} for n in (2, 3)}
@@ -51,19 +51,19 @@ def know_head(folder: Path, state: str) -> None:
 
 @pytest.mark.ray
 def test_ray_exec_passes_arguments_unchanged(cluster: Path, short_tmp: Path) -> None:
-    read = read_cluster_file(cluster)
-    know_head(short_tmp, "terminated")
-    assert find_head(read) is None
-    know_head(short_tmp, "running")
-    assert find_head(read) == "10.0.0.1"
+    cluster_file = read_cluster_file(cluster)
+    write_head_state(short_tmp, "terminated")
+    assert find_head(cluster_file) is None
+    write_head_state(short_tmp, "running")
+    assert find_head(cluster_file) == "10.0.0.1"
 
-    words = ["it's", "$HOME", "`x`", '"q"', "a b", "é"]
-    line = shlex.join(["printf", r"%s\n", *words])
-    done = run(ray_exec(read, f'{line}; echo "$RAY_AUTH_MODE"'), capture=True)
+    arguments = ["it's", "$HOME", "`x`", '"q"', "a b", "é"]
+    line = shlex.join(["printf", r"%s\n", *arguments])
+    done = run(ray_exec(cluster_file, f'{line}; echo "$RAY_AUTH_MODE"'), capture=True)
     assert done.code == 0
-    assert done.output.splitlines()[-len(words) - 1 :] == [*words, "token"]
+    assert done.output.splitlines()[-len(arguments) - 1 :] == [*arguments, "token"]
     assert "printf" not in done.output
 
-    failed = run(ray_exec(read, "echo why; exit 3"), capture=True)
+    failed = run(ray_exec(cluster_file, "echo why; exit 3"), capture=True)
     assert failed.code == 1
     assert "why" in failed.last_words

@@ -1,4 +1,4 @@
-"""The highest cost of a cluster, and that every machine of the shipped files has a price."""
+"""The highest cost of a cluster. Every machine of the shipped files has a price."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tune_rescon.clusters import most_per_hour, read_cluster_file
 from tune_rescon.clusters.check import PRICES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 AWS = """
 provider: {type: aws}
@@ -38,10 +37,10 @@ def test_every_machine_of_a_shipped_file_has_a_price(name: str) -> None:
 
 def test_highest_cost_takes_the_dearest_machines_within_max_workers(file: Path) -> None:
     file.write_text(AWS)
-    words = most_per_hour(read_cluster_file(file))
+    message = most_per_hour(read_cluster_file(file))
     # 0.1008 + 55.04 + 3 x 1.212
-    assert words is not None
-    assert words.startswith(
+    assert message is not None
+    assert message.startswith(
         "At most 58.78 US dollars an hour for machines (1 x m7i.large 0.10, 1 x p5.48xlarge 55.04,"
         " 3 x g5.2xlarge 3.64; approximate on-demand prices of "
     )
@@ -54,9 +53,9 @@ def test_a_node_type_without_max_workers_gets_the_clusters_limit(file: Path) -> 
 
 def test_a_machine_without_a_known_price_is_named(file: Path) -> None:
     file.write_text(AWS.replace("p5.48xlarge", "p9.metal"))
-    words = str(most_per_hour(read_cluster_file(file)))
-    assert "4 x g5.2xlarge 4.85" in words
-    assert words.endswith("Not counted, because no price is known here: 1 x p9.metal.")
+    message = str(most_per_hour(read_cluster_file(file)))
+    assert "4 x g5.2xlarge 4.85" in message
+    assert message.endswith("Not counted, because no price is known here: 1 x p9.metal.")
 
 
 def test_on_premises_machines_have_no_price() -> None:

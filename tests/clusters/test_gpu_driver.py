@@ -1,20 +1,18 @@
-"""torch's CUDA, the drivers that the shipped files boot, and the driver that is named to the user."""
+"""The NVIDIA drivers of the shipped files and the documentation support the CUDA version of torch."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ruamel.yaml import YAML
 
+from tests.conftest import ROOT
 from tune_rescon.training.device import oldest_driver
 
 pytestmark = pytest.mark.torch
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def shipped(name: str) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def test_googles_images_have_a_driver_that_torch_can_use(oldest: int) -> None:
 
 
 def test_amazon_image_is_the_latest_with_an_nvidia_driver() -> None:
-    """Its name has no version, so it must be the newest one, which has had driver 580 since October 2025."""
+    """Its name has no version. The latest image has had driver 580 since October 2025."""
     images = {
         kind["node_config"]["ImageId"] for kind in shipped("cluster.yaml")["available_node_types"].values()
     }
@@ -59,7 +57,7 @@ def test_amazon_image_is_the_latest_with_an_nvidia_driver() -> None:
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "cluster/gcp.yaml"])
 def test_a_container_asks_for_no_newer_driver_than_torch(name: str, oldest: int) -> None:
-    """Ray's `-gpu` images have CUDA 12. A tag with a CUDA must not have a newer one than torch."""
+    """Ray's `-gpu` images have CUDA 12. A tag that names a CUDA version must not be newer than torch's."""
     image = shipped(name)["docker"]["image"]
     assert "-gpu" in image or "-cu" in image
     cuda = re.search(r"-cu(\d\d)\d*", image)

@@ -1,4 +1,4 @@
-"""The Dockerfile and its context, without Docker: what is copied, what is installed, and as which user."""
+"""The Dockerfile and its build context, checked without Docker: copied files, installs, and the user."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
-#: Bytes of a context that is sent to a builder without a thought.
-SMALL = 8 * 2**20
+#: Limit of the build context's size.
+MAX_CONTEXT_BYTES = 8 * 2**20
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The instructions and their arguments; continued lines are joined, comments left out."""
+    """Return the instructions of the Dockerfile with their arguments."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
-    words = [line.partition(" ") for line in joined.splitlines() if line.strip()]
-    return [(keyword, rest.strip()) for keyword, _, rest in words]
+    parts = [line.partition(" ") for line in joined.splitlines() if line.strip()]
+    return [(keyword, rest.strip()) for keyword, _, rest in parts]
 
 
-def copied() -> list[str]:
-    """The sources of every COPY, from the context."""
+def copied_files() -> list[str]:
+    """Return the sources of all COPY instructions."""
     return [
         word
         for keyword, rest in instructions()
@@ -40,21 +40,21 @@ def copied() -> list[str]:
     ]
 
 
-def is_sent(path: str) -> bool:
-    """Whether .dockerignore lets a file into the context: the last pattern of it or its folders decides."""
-    sent = True
+def is_in_context(path: str) -> bool:
+    """Whether .dockerignore includes a file: the last pattern that matches it or a parent folder decides."""
+    included = True
     names = path.split("/")
-    above = ["/".join(names[: count + 1]) for count in range(len(names))]
+    parents = ["/".join(names[: count + 1]) for count in range(len(names))]
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if not line or line.startswith("#"):
             continue
         pattern = line.removeprefix("!")
-        if any(_fits(pattern, each) for each in above):
-            sent = line.startswith("!")
-    return sent
+        if any(_matches(pattern, parent) for parent in parents):
+            included = line.startswith("!")
+    return included
 
 
-def _fits(pattern: str, path: str) -> bool:
+def _matches(pattern: str, path: str) -> bool:
     if pattern.startswith("**/"):
         return fnmatchcase(path.rpartition("/")[2], pattern.removeprefix("**/"))
     return path.count("/") == pattern.count("/") and fnmatchcase(path, pattern)
@@ -62,23 +62,23 @@ def _fits(pattern: str, path: str) -> bool:
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that a builder receives."""
+    """A copy of the files of the build context."""
     folder = tmp_path_factory.mktemp("context")
     for top in ROOT.iterdir():
-        for path in [top] if top.is_file() else top.rglob("*") if is_sent(top.name) else []:
+        for path in [top] if top.is_file() else top.rglob("*") if is_in_context(top.name) else []:
             name = str(path.relative_to(ROOT))
-            if path.is_file() and is_sent(name):
+            if path.is_file() and is_in_context(name):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
     return folder
 
 
 def test_the_build_context_has_the_copied_files_only(context: Path) -> None:
-    sources = copied()
+    sources = copied_files()
     assert {"pyproject.toml", "constraints.txt", "tune_rescon", "search_spaces"} <= set(sources)
     assert sorted(path.name for path in context.iterdir()) == sorted(sources)
     files = [path for path in context.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < SMALL
+    assert sum(path.stat().st_size for path in files) < MAX_CONTEXT_BYTES
     assert not [path for path in files if path.suffix == ".pyc"]
 
 
@@ -86,7 +86,7 @@ def test_the_build_context_has_the_copied_files_only(context: Path) -> None:
     "name", [".git/config", ".venv/bin/python", "runs/a/study.db", "data/x", "tests/a.py"]
 )
 def test_large_and_private_files_are_not_in_the_build_context(name: str) -> None:
-    assert not is_sent(name)
+    assert not is_in_context(name)
 
 
 def test_the_base_image_has_the_installed_ray_version() -> None:
@@ -111,10 +111,10 @@ def test_installs_use_pinned_versions_and_do_not_run_as_root() -> None:
 
 
 def requirements_script() -> str:
-    """The Python of the RUN that lists what is installed."""
+    """Return the Python script in the RUN instruction that lists the requirements."""
     run = next(rest for keyword, rest in instructions() if keyword == "RUN" and "requirements.txt" in rest)
-    words = shlex.split(run)
-    return words[words.index("-c") + 1]
+    arguments = shlex.split(run)
+    return arguments[arguments.index("-c") + 1]
 
 
 @pytest.mark.parametrize("extras", ["cluster s3", "cluster gcs"])
@@ -128,26 +128,26 @@ def test_the_listed_requirements_match_pyproject(extras: str, context: Path) -> 
         check=True,
     )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [
+    expected = [
         *project["dependencies"],
         *(r for e in extras.split() for r in project["optional-dependencies"][e]),
     ]
-    assert done.stdout.splitlines() == ["setuptools", *wanted]
+    assert done.stdout.splitlines() == ["setuptools", *expected]
 
 
 def test_every_default_requirement_is_pinned() -> None:
-    """Directly: a new requirement without a line in constraints.txt would come in any version."""
+    """A requirement without a line in constraints.txt would be installed in any version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    wanted = [*project["dependencies"], *extras["cluster"], *extras["s3"], "setuptools"]
-    names = {re.split(r"[\[<>=!~; ]", requirement)[0].lower() for requirement in wanted}
+    expected = [*project["dependencies"], *extras["cluster"], *extras["s3"], "setuptools"]
+    names = {re.split(r"[\[<>=!~; ]", requirement)[0].lower() for requirement in expected}
     assert {name.replace("_", "-") for name in names} - {name.replace("_", "-") for name in pinned} == set()
 
 
-@pytest.mark.timeout(60)  # two interpreters and a build
+@pytest.mark.timeout(60)  # starts two interpreters and a build
 def test_the_build_context_installs_and_runs_a_dry_search(context: Path, tmp_path: Path) -> None:
-    """As the last RUN does: without dependencies, which this environment has, and with its setuptools."""
+    """Installs as the last RUN does: without dependencies and with the installed setuptools."""
     copy, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(context, copy)
     build = "import setuptools.build_meta as b, sys; print(b.build_editable(sys.argv[1]))"
@@ -184,14 +184,14 @@ def test_setup_commands_find_the_images_stamp_and_install_nothing(context: Path,
         "/home/ray/tune_rescon_source",
         "/home/ray",
     ]
-    wanted = subprocess.run(
+    expected = subprocess.run(
         ["bash", "-c", "cat pyproject.toml constraints.txt | sha256sum"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert (tmp_path / ".tune_rescon_installed").read_text() == wanted.stdout
+    assert (tmp_path / ".tune_rescon_installed").read_text() == expected.stdout
     setup = (ROOT / "cluster.yaml").read_text()
     assert "wanted=$(cat pyproject.toml constraints.txt | sha256sum)" in setup
     assert "~/.tune_rescon_installed" in setup

@@ -1,19 +1,17 @@
-"""Submitting and following jobs on a simulated cluster, and its status."""
+"""`submit` and `status` with a fake of Ray's command line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clusters.conftest import InspectOutput
 from tune_rescon.cluster import main
 from tune_rescon.clusters.commands import Done
 from tune_rescon.clusters.head import HeadState, Job, parse_demands, parse_jobs, parse_nodes
-
-Stands = Callable[..., Done]
 
 
 @pytest.fixture(autouse=True)
@@ -26,74 +24,81 @@ def job(status: str, message: str = "") -> tuple[Job, ...]:
 
 
 def test_a_submitted_search_is_followed_until_it_succeeds(
-    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"inspect": [stands(jobs=job("SUCCEEDED"))]}
+    fake_ray.answers = {"inspect": [inspect_output(jobs=job("SUCCEEDED"))]}
     assert main(["submit", str(file), "--name", "a", "--", "--space", "digits", "--trials", "3"]) == 0
-    assert len(played.ran) == 3
-    assert "--submission-id j-1 --no-wait -- python -m tune_rescon.search --address auto" in played.ran[0]
-    assert "--name a --space digits --trials 3" in played.ran[0]
-    assert "ray job logs --address http://127.0.0.1:8265 --follow j-1" in played.ran[1]
+    assert len(fake_ray.commands) == 3
+    assert (
+        "--submission-id j-1 --no-wait -- python -m tune_rescon.search --address auto" in fake_ray.commands[0]
+    )
+    assert "--name a --space digits --trials 3" in fake_ray.commands[0]
+    assert "ray job logs --address http://127.0.0.1:8265 --follow j-1" in fake_ray.commands[1]
     assert capsys.readouterr().out == "Job j-1 runs on lab\n"
 
 
-def test_finals_are_submitted_too(played: Any, stands: Stands, file: Path) -> None:
-    played.answers = {"inspect": [stands(jobs=job("SUCCEEDED"))]}
+def test_finals_are_submitted_too(fake_ray: Any, inspect_output: InspectOutput, file: Path) -> None:
+    fake_ray.answers = {"inspect": [inspect_output(jobs=job("SUCCEEDED"))]}
     assert main(["submit", str(file), "--train", "--", "--from", "a", "--top", "2"]) == 0
-    assert "-- python -m tune_rescon.train --address auto --plain" in played.ran[0]
-    assert "--from a --top 2" in played.ran[0]
+    assert "-- python -m tune_rescon.train --address auto --plain" in fake_ray.commands[0]
+    assert "--from a --top 2" in fake_ray.commands[0]
 
 
 def test_submit_fails_if_the_job_failed(
-    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"inspect": [stands(jobs=job("FAILED", "It ended with code 2."))]}
+    fake_ray.answers = {"inspect": [inspect_output(jobs=job("FAILED", "It ended with code 2."))]}
     assert main(["submit", str(file)]) == 1
     assert "job j-1 has ended as FAILED. It ended with code 2." in capsys.readouterr().err
 
 
 def test_the_job_is_not_followed_with_no_follow(
-    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", str(file), "--resume", "a", "--no-follow"]) == 0
-    assert len(played.ran) == 1
-    assert "--resume a" in played.ran[0]
-    said = capsys.readouterr().out
-    assert "Follow it: ray exec " in said
-    assert "ray job stop --address http://127.0.0.1:8265 j-1" in said
+    assert len(fake_ray.commands) == 1
+    assert "--resume a" in fake_ray.commands[0]
+    stdout = capsys.readouterr().out
+    assert "Follow it: ray exec " in stdout
+    assert "ray job stop --address http://127.0.0.1:8265 j-1" in stdout
 
 
-def test_resume_or_start_is_submitted_with_the_space(played: Any, file: Path) -> None:
-    words = ["submit", str(file), "--resume-or-start", "a", "--no-follow", "--", "--space", "digits"]
-    assert main(words) == 0
-    assert "--resume-or-start a --space digits" in played.ran[0]
+def test_resume_or_start_is_submitted_with_the_space(fake_ray: Any, file: Path) -> None:
+    arguments = ["submit", str(file), "--resume-or-start", "a", "--no-follow", "--", "--space", "digits"]
+    assert main(arguments) == 0
+    assert "--resume-or-start a --space digits" in fake_ray.commands[0]
 
 
 def test_after_an_interrupt_the_commands_to_follow_and_stop_are_shown(
-    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"job logs": [KeyboardInterrupt()]}
+    fake_ray.answers = {"job logs": [KeyboardInterrupt()]}
     assert main(["submit", str(file)]) == 130
-    said = capsys.readouterr().out
-    assert "The job continues.\nFollow it: ray exec" in said
+    stdout = capsys.readouterr().out
+    assert "The job continues.\nFollow it: ray exec" in stdout
 
 
 @pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("STOPPED", 1)])
 def test_down_ends_the_cluster_whether_the_job_failed_or_not(
-    state: str, code: int, played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+    state: str,
+    code: int,
+    fake_ray: Any,
+    inspect_output: InspectOutput,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    played.answers = {
-        "inspect": [stands(jobs=job(state))],
+    fake_ray.answers = {
+        "inspect": [inspect_output(jobs=job(state))],
         "get-head-ip": [Done(code=0, output="10.0.0.1\n")],
     }
     assert main(["submit", str(file), "--down"]) == code
     assert f"Job j-1 has ended as {state}: lab is ended" in capsys.readouterr().out
-    assert [words.split()[0] for words in played.ran[-3:]] == ["get-head-ip", "exec", "down"]
-    assert "mlflow --end" in played.ran[-2]
+    assert [line.split()[0] for line in fake_ray.commands[-3:]] == ["get-head-ip", "exec", "down"]
+    assert "mlflow --end" in fake_ray.commands[-2]
 
 
 @pytest.mark.parametrize(
-    ("answers", "code", "words"),
+    ("answers", "code", "message"),
     [
         ({"job logs": [KeyboardInterrupt()]}, 130, "The job continues. So does the cluster: end it by"),
         (
@@ -107,53 +112,57 @@ def test_down_ends_the_cluster_whether_the_job_failed_or_not(
 def test_down_keeps_the_cluster_if_the_jobs_end_was_not_seen(
     answers: dict[str, Any],
     code: int,
-    words: str,
-    played: Any,
+    message: str,
+    fake_ray: Any,
     file: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    played.answers = answers
+    fake_ray.answers = answers
     assert main(["submit", str(file), "--down"]) == code
-    assert words in capsys.readouterr().out
-    assert not [line for line in played.ran if line.startswith("down")]
+    assert message in capsys.readouterr().out
+    assert not [line for line in fake_ray.commands if line.startswith("down")]
 
 
-def test_down_with_no_follow_is_refused(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_down_with_no_follow_is_refused(
+    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["submit", str(file), "--down", "--no-follow"]) == 2
     assert "--down waits for the job's end: leave out --no-follow." in capsys.readouterr().err
-    assert played.ran == []
+    assert fake_ray.commands == []
 
 
 def test_the_log_is_followed_again_after_a_lost_connection(
-    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     down = Done(code=1, output="ssh: no route\n")
-    played.answers = {"inspect": [down, stands(jobs=job("RUNNING")), down, stands(jobs=job("SUCCEEDED"))]}
+    fake_ray.answers = {
+        "inspect": [down, inspect_output(jobs=job("RUNNING")), down, inspect_output(jobs=job("SUCCEEDED"))]
+    }
     assert main(["submit", str(file)]) == 0
-    assert len(played.ran_with("job logs")) == 4
+    assert len(fake_ray.commands_with("job logs")) == 4
     assert "the job continues: its log again" in capsys.readouterr().out
 
 
 def test_a_lost_head_is_a_failure_that_shows_how_to_follow_the_job(
-    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"inspect": [Done(code=1, output="ssh: no route\n")]}
+    fake_ray.answers = {"inspect": [Done(code=1, output="ssh: no route\n")]}
     assert main(["submit", str(file)]) == 1
-    said = capsys.readouterr()
-    assert "Follow it: " in said.out
-    assert "ssh: no route" in said.err
+    captured = capsys.readouterr()
+    assert "Follow it: " in captured.out
+    assert "ssh: no route" in captured.err
 
 
 def test_a_rejected_submission_is_reported(
-    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"job submit": [Done(code=1, output="RuntimeError: 401\nSSH command failed.\n")]}
+    fake_ray.answers = {"job submit": [Done(code=1, output="RuntimeError: 401\nSSH command failed.\n")]}
     assert main(["submit", str(file)]) == 1
     assert "did not take the job: RuntimeError: 401 / SSH command failed." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--name", "a", "--resume", "a"], "Give one of --name and --resume."),
         (["--resume-or-start", "a", "--name", "a"], "Give one of --name and --resume-or-start."),
@@ -163,26 +172,28 @@ def test_a_rejected_submission_is_reported(
         (["--resume", "a b"], "--resume: must be letters, digits"),
     ],
 )
-def test_bad_names_fail(flags: list[str], said: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_names_fail(
+    flags: list[str], message: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["submit", str(file), *flags]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_status_shows_nodes_jobs_and_mlflow(
-    played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"inspect": [stands(1, jobs=job("RUNNING"))]}
+    fake_ray.answers = {"inspect": [inspect_output(1, jobs=job("RUNNING"))]}
     assert main(["status", str(file)]) == 0
-    said = capsys.readouterr().out
-    for words in ("10.0.0.2", "1 GPU", "gone", "Job j-1: running", "Last ended: j-0, failed", "3+ pending"):
-        assert words in said
-    assert "MLflow answers." in said
+    stdout = capsys.readouterr().out
+    for text in ("10.0.0.2", "1 GPU", "gone", "Job j-1: running", "Last ended: j-0, failed", "3+ pending"):
+        assert text in stdout
+    assert "MLflow answers." in stdout
     assert main(["status", str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mlflow_answers"] is True
 
 
-#: As Ray 2.60 answers.
-NODES = {
+#: A response of the dashboard of Ray 2.60.
+DASHBOARD_NODES = {
     "data": {
         "result": {
             "result": [
@@ -221,7 +232,7 @@ NODES = {
 
 
 def test_nodes_are_parsed_from_the_dashboards_response() -> None:
-    head, alive, dead = parse_nodes(NODES)
+    head, alive, dead = parse_nodes(DASHBOARD_NODES)
     assert (head.is_head, head.type, dict(head.resources)) == (True, "head", {})
     assert (alive.name, alive.type, alive.accelerator) == ("10.0.0.3", "worker", "A10G")
     assert alive.resources == {"CPU": 8.0, "GPU": 1.0}
@@ -259,7 +270,7 @@ def test_demands_are_parsed_from_either_autoscalers_text(text: str, demands: lis
 
 
 @pytest.mark.parametrize(
-    "said", ["", "no JSON", '{"nodes": ', '{"nodes": []}', '{"nodes": [{"x": 1}], "jobs": []}']
+    "output", ["", "no JSON", '{"nodes": ', '{"nodes": []}', '{"nodes": [{"x": 1}], "jobs": []}']
 )
-def test_output_without_a_state_is_none(said: str) -> None:
-    assert HeadState.parse(said) is None
+def test_output_without_a_state_is_none(output: str) -> None:
+    assert HeadState.parse(output) is None

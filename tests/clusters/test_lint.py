@@ -1,4 +1,4 @@
-"""A shipped cluster file with one part broken has a finding: keys, images, access."""
+"""Findings of `check` about keys, machines, access and images in a modified shipped cluster file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.broken_files import ROOT, Broken, assert_error, assert_warning_alone, told
+from tests.clusters.broken_files import CheckBroken, assert_error, assert_only_warning, has_finding
+from tests.conftest import ROOT
 from tune_rescon.clusters import check_file
 
-#: The file; what in it becomes what (once, at its first place); the rule; what must be told.
+#: The file, a text and its replacement (at its first occurrence), the rule, and a part of the finding.
 ERRORS: list[tuple[str, str, str, str, str]] = [
     # YAML.
     ("cluster.yaml", "cluster_name: tune-rescon", "cluster_name: [x", "yaml", "is not YAML: "),
@@ -52,7 +53,7 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "head_node_type: unknown node type 'haed' (did you mean 'head'?); known: a100x8, a10g,",
     ),
     ("cluster/local.yaml", "head_ip:", "head:", "head-type", "provider.head_ip: is missing."),
-    # How many.
+    # Numbers of workers.
     (
         "cluster.yaml",
         "min_workers: 0\n    max_workers: 8",
@@ -68,7 +69,7 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "must hold, but got -1 and 8.",
     ),
     ("cluster/local.yaml", "min_workers: 2", "min_workers: 3", "workers", "must hold, but got 3 and 2."),
-    # Who gets in.
+    # Network access.
     (
         "cluster.yaml",
         "  type: aws",
@@ -150,7 +151,7 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "auth-token",
         "Without the token no node may join. cluster.yaml shows both lines.",
     ),
-    # The head is no worker, and stays.
+    # The head runs no trials, and is not a spot instance.
     (
         "cluster.yaml",
         "{CPU: 0, GPU: 0}",
@@ -228,7 +229,7 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "spec.rayClusterSpec.rayVersion: must be the Ray of this environment, ",
     ),
     ("cluster/kuberay.yaml", "minReplicas: 0", "minReplicas: 9", "workers", "must hold, but got 9 and 8."),
-    # Where searches are kept.
+    # Storage.
     (
         "cluster.yaml",
         "TUNE_RESCON_STORAGE=s3://CHANGE-bucket/tune_rescon",
@@ -260,7 +261,7 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "must be set on every node, but got no",
     ),
     ("cluster/slurm.sh", "STORAGE=s3://", "STORAGE=/scratch/", "storage", "must be a URL, but got /scratch/"),
-    # What is mounted.
+    # Mounts.
     (
         "cluster.yaml",
         "~/tune_rescon_source/README.md: ./README.md",
@@ -268,7 +269,7 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
         "mounts",
         "file_mounts.~/all: a whole checkout must not be mounted",
     ),
-    # What EC2 would refuse.
+    # Requests that EC2 would reject.
     (
         "cluster.yaml",
         "IamInstanceProfile: {Name: CHANGE-worker}",
@@ -354,44 +355,46 @@ WARNINGS: list[tuple[str, str, str, str, str]] = [
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), ERRORS)
 def test_a_broken_rule_is_an_error(
-    broken: Broken, name: str, old: str, new: str, rule: str, text: str
+    check_broken: CheckBroken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
-    assert_error(broken(name, old, new), rule, text)
+    assert_error(check_broken(name, old, new), rule, text)
 
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), WARNINGS)
 def test_a_questionable_choice_is_only_a_warning(
-    broken: Broken, name: str, old: str, new: str, rule: str, text: str
+    check_broken: CheckBroken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
-    assert_warning_alone(broken(name, old, new), rule, text)
+    assert_only_warning(check_broken(name, old, new), rule, text)
 
 
-def test_sum_of_min_workers_must_not_exceed_max_workers(broken: Broken) -> None:
-    found = broken("cluster.yaml", "max_workers: 8 ", "max_workers: 1 ")
-    assert not told(found, "workers", "error", "")
-    found = broken("cluster.yaml", "min_workers: 0\n    max_workers: 8", "min_workers: 9\n    max_workers: 9")
-    assert told(
+def test_sum_of_min_workers_must_not_exceed_max_workers(check_broken: CheckBroken) -> None:
+    found = check_broken("cluster.yaml", "max_workers: 8 ", "max_workers: 1 ")
+    assert not has_finding(found, "workers", "error", "")
+    found = check_broken(
+        "cluster.yaml", "min_workers: 0\n    max_workers: 8", "min_workers: 9\n    max_workers: 9"
+    )
+    assert has_finding(
         found, "workers", "error", "sum of all `min_workers` must be at most `max_workers`, but got 9"
     )
 
 
-def test_a_finding_has_its_line(broken: Broken) -> None:
+def test_a_finding_has_its_line(check_broken: CheckBroken) -> None:
     text = (ROOT / "cluster.yaml").read_text()
-    wanted = text[: text.index("MarketType")].count("\n") + 1
-    found = broken("cluster.yaml", "MarketType: spot", "MarketTyp: spot")
-    # The types that take it over by a merge key are not told of again.
-    assert [finding.line for finding in found if finding.rule == "node-config"] == [wanted]
+    expected = text[: text.index("MarketType")].count("\n") + 1
+    found = check_broken("cluster.yaml", "MarketType: spot", "MarketTyp: spot")
+    # Node types that inherit the key by a YAML merge have no finding of their own.
+    assert [finding.line for finding in found if finding.rule == "node-config"] == [expected]
 
 
-def test_a_single_node_cluster_may_use_local_storage(broken: Broken) -> None:
-    found = broken("cluster.yaml", "s3://CHANGE-bucket/tune_rescon", "/runs")
-    assert told(found, "storage", "error", "/runs")
-    found = broken("cluster.yaml", "max_workers: 8 ", "max_workers: 0 ")
-    assert not told(found, "storage", "error", "")
+def test_a_single_node_cluster_may_use_local_storage(check_broken: CheckBroken) -> None:
+    found = check_broken("cluster.yaml", "s3://CHANGE-bucket/tune_rescon", "/runs")
+    assert has_finding(found, "storage", "error", "/runs")
+    found = check_broken("cluster.yaml", "max_workers: 8 ", "max_workers: 0 ")
+    assert not has_finding(found, "storage", "error", "")
 
 
 @pytest.mark.parametrize(
-    ("text", "rule", "words"),
+    ("text", "rule", "message"),
     [
         ("", "yaml", "must describe a cluster, but got nothing."),
         ("- a\n", "yaml", "must be keys and values, but got ['a']."),
@@ -408,15 +411,15 @@ def test_a_single_node_cluster_may_use_local_storage(broken: Broken) -> None:
         ("{x: 1}\n", "ray-schema", "provider: is missing."),
     ],
 )
-def test_a_file_of_another_kind_is_reported(tmp_path: Path, text: str, rule: str, words: str) -> None:
+def test_a_file_of_another_kind_is_reported(tmp_path: Path, text: str, rule: str, message: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    assert told(check_file(path), rule, "error", words), check_file(path)
+    assert has_finding(check_file(path), rule, "error", message), check_file(path)
 
 
-def test_a_token_path_of_an_unknown_user_is_reported(broken: Broken) -> None:
-    found = broken("cluster.yaml", "~/.ray: ./cluster/token", "~/.ray/auth_token: ~no-such-user/token")
-    assert told(found, "auth-token", "warning", "names a file that is not there")
+def test_a_token_path_of_an_unknown_user_is_reported(check_broken: CheckBroken) -> None:
+    found = check_broken("cluster.yaml", "~/.ray: ./cluster/token", "~/.ray/auth_token: ~no-such-user/token")
+    assert has_finding(found, "auth-token", "warning", "names a file that is not there")
 
 
 def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:

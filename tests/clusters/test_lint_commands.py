@@ -1,4 +1,4 @@
-"""Unsafe commands, credentials and costs in a cluster file that a plain search, or Ray, would accept."""
+"""Findings of `check` about unsafe commands, credentials and costs in a modified shipped cluster file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.broken_files import Broken, assert_error, assert_warning_alone, told
+from tests.clusters.broken_files import CheckBroken, assert_error, assert_only_warning, has_finding
 from tune_rescon.clusters import check_file
 
-#: The file; what in it becomes what (once, at its first place); the rule; what must be told.
+#: The file, a text and its replacement (at its first occurrence), the rule, and a part of the finding.
 ERRORS: list[tuple[str, str, str, str, str]] = [
-    # Commands that a regular expression takes for safe.
+    # Commands that a regular expression would accept as safe.
     (
         "cluster.yaml",
         "RAY_AUTH_MODE=token ray start --head",
@@ -135,23 +135,23 @@ WARNINGS: list[tuple[str, str, str, str, str]] = [
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), ERRORS)
 def test_a_broken_rule_is_an_error(
-    broken: Broken, name: str, old: str, new: str, rule: str, text: str
+    check_broken: CheckBroken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
-    assert_error(broken(name, old, new), rule, text)
+    assert_error(check_broken(name, old, new), rule, text)
 
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), WARNINGS)
 def test_a_questionable_choice_is_only_a_warning(
-    broken: Broken, name: str, old: str, new: str, rule: str, text: str
+    check_broken: CheckBroken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
-    assert_warning_alone(broken(name, old, new), rule, text)
+    assert_only_warning(check_broken(name, old, new), rule, text)
 
 
 def test_script_exports_apply_to_later_lines_and_findings_have_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.sh"
     safe = "ray start --head --dashboard-host=127.0.0.1"
     path.write_text(f"#!/bin/bash\n# it's not\nexport RAY_AUTH_MODE=token \\\n  A=1\n{safe}\n")
-    assert not told(check_file(path), "auth-mode", "error", "")
+    assert not has_finding(check_file(path), "auth-mode", "error", "")
     path.write_text(f"#!/bin/bash\ncat <<EOF\nexport RAY_AUTH_MODE=token\nEOF\nA=1 \\\n  {safe}\n")
-    (finding,) = [one for one in check_file(path) if one.rule == "auth-mode"]
+    (finding,) = [finding for finding in check_file(path) if finding.rule == "auth-mode"]
     assert finding.line == 5

@@ -1,4 +1,4 @@
-"""The head ends its cluster's machines on moto's EC2: its own and no others, with the rights of the stack."""
+"""The head terminates the machines of its own cluster on moto's EC2, with the permissions of the stack."""
 
 from __future__ import annotations
 
@@ -11,55 +11,58 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.clusters.aws import ROOT, Request, Stack, allows, aws_in_this_process, client, deploy, requests_of
+from tests.clusters.aws import Request, Stack, allows, aws_in_this_process, client, deploy, iam_requests
+from tests.conftest import ROOT
 from tune_rescon.cluster import main
 from tune_rescon.clusters import this_head
 from tune_rescon.clusters.this_head import Ec2Machines, open_machines
 from tune_rescon.errors import ClusterError, UserError
 
-pytestmark = pytest.mark.timeout(60)  # boto3 reads the descriptions of whole services
+pytestmark = pytest.mark.timeout(60)  # boto3 loads the models of whole services
 
 REGION = "us-west-2"
 NAME = "tune-rescon"
 
 
 @pytest.fixture(scope="module")
-def deployed() -> Iterator[Stack]:
-    """An AWS of moto's in this process, with the stack."""
+def deployed_stack() -> Iterator[Stack]:
+    """The stack, deployed in moto in this process."""
     with aws_in_this_process(REGION):
         yield deploy(NAME, REGION)
 
 
 @pytest.fixture
-def stack(deployed: Stack) -> Iterator[Stack]:
-    """The stack, and no machine yet."""
-    yield deployed
-    if left := sorted(billed()):
+def stack(deployed_stack: Stack) -> Iterator[Stack]:
+    """The stack, without any machine."""
+    yield deployed_stack
+    if left := sorted(running_instances()):
         client("ec2", REGION).terminate_instances(InstanceIds=left)
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, list[Request]]]:
-    """Each call of EC2 by the machines: its name, whether it only asks, and what IAM is asked for."""
-    calls: list[tuple[str, bool, list[Request]]] = []
+def ec2_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, list[Request]]]:
+    """The EC2 calls of this package: name, whether it is a dry run, and the IAM requests."""
+    ec2_calls: list[tuple[str, bool, list[Request]]] = []
 
-    class Recorded:
+    class RecordingSession:
         def client(self, service: str, region_name: str) -> Any:
-            made = client(service, region_name)
-            made.meta.events.register("provide-client-params.ec2", record)
-            return made
+            created = client(service, region_name)
+            created.meta.events.register("provide-client-params.ec2", record)
+            return created
 
     def record(params: Mapping[str, Any], model: Any, **_: object) -> None:
-        calls.append((model.name, bool(params.get("DryRun")), list(requests_of(model.name, params, REGION))))
+        ec2_calls.append(
+            (model.name, bool(params.get("DryRun")), list(iam_requests(model.name, params, REGION)))
+        )
 
-    monkeypatch.setattr(this_head, "aws_session", lambda _what: nullcontext(Recorded()))
-    return calls
+    monkeypatch.setattr(this_head, "aws_session", lambda _what: nullcontext(RecordingSession()))
+    return ec2_calls
 
 
 def start(kind: str, cluster: str | None = NAME) -> str:
-    """Start an instance as Ray does; its name."""
+    """Start an instance with Ray's tags and return its id."""
     tags = {"ray-cluster-name": cluster, "ray-node-type": kind} if cluster else {}
-    made = client("ec2", REGION).run_instances(
+    created = client("ec2", REGION).run_instances(
         ImageId="ami-12c6146b",
         InstanceType="m7i.large",
         MinCount=1,
@@ -73,41 +76,41 @@ def start(kind: str, cluster: str | None = NAME) -> str:
         if tags
         else [],
     )
-    return str(made["Instances"][0]["InstanceId"])
+    return str(created["Instances"][0]["InstanceId"])
 
 
-def described() -> dict[str, dict[str, Any]]:
+def instances() -> dict[str, dict[str, Any]]:
     pages = client("ec2", REGION).describe_instances()["Reservations"]
     return {one["InstanceId"]: one for page in pages for one in page["Instances"]}
 
 
-def billed() -> set[str]:
+def running_instances() -> set[str]:
     gone = ("shutting-down", "terminated")
-    return {name for name, one in described().items() if one["State"]["Name"] not in gone}
+    return {name for name, one in instances().items() if one["State"]["Name"] not in gone}
 
 
-def on(head: str) -> Ec2Machines:
-    return Ec2Machines(NAME, REGION, [described()[head]["PrivateIpAddress"]])
+def machines_of(head: str) -> Ec2Machines:
+    return Ec2Machines(NAME, REGION, [instances()[head]["PrivateIpAddress"]])
 
 
-def wait_no_longer(_seconds: float) -> None:
-    """Time passes at once."""
+def skip_wait(_seconds: float) -> None:
+    """Do not wait."""
 
 
 def test_the_workers_end_first_and_the_head_last(
-    stack: Stack, calls: list[tuple[str, bool, list[Request]]]
+    stack: Stack, ec2_calls: list[tuple[str, bool, list[Request]]]
 ) -> None:
     head, *workers = start("head"), start("worker"), start("worker")
     others = {start("head", "theirs"), start("worker", "theirs"), start("worker", None)}
-    ended = on(head)
-    ended.check()
-    assert billed() == {head, *workers, *others}, "to ask is not to end"
-    calls.clear()
-    ended.end(wait_no_longer)
-    assert billed() == others
+    machines = machines_of(head)
+    machines.check()
+    assert running_instances() == {head, *workers, *others}, "a dry run terminates nothing"
+    ec2_calls.clear()
+    machines.end(skip_wait)
+    assert running_instances() == others
     named = [
         [request.resource.rpartition("/")[2] for request in requests]
-        for name, _, requests in calls
+        for name, _, requests in ec2_calls
         if name == "TerminateInstances"
     ]
     assert [set(one) for one in named] == [set(workers), {head}]
@@ -115,16 +118,16 @@ def test_the_workers_end_first_and_the_head_last(
 
 
 def test_the_stack_allows_termination_to_the_head_only(
-    stack: Stack, calls: list[tuple[str, bool, list[Request]]]
+    stack: Stack, ec2_calls: list[tuple[str, bool, list[Request]]]
 ) -> None:
     head = start("head")
     start("worker")
-    ended = on(head)
-    ended.check()
-    ended.end(wait_no_longer)
-    assert {name for name, _, _ in calls} == {"DescribeInstances", "TerminateInstances"}
-    assert [only_asks for name, only_asks, _ in calls if name == "TerminateInstances"] == [True, False, False]
-    for _, _, requests in calls:
+    machines = machines_of(head)
+    machines.check()
+    machines.end(skip_wait)
+    assert {name for name, _, _ in ec2_calls} == {"DescribeInstances", "TerminateInstances"}
+    assert [dry_run for name, dry_run, _ in ec2_calls if name == "TerminateInstances"] == [True, False, False]
+    for _, _, requests in ec2_calls:
         for request in requests:
             assert allows(stack.head, request), request
             assert not allows(stack.worker, request), request
@@ -133,9 +136,9 @@ def test_the_stack_allows_termination_to_the_head_only(
 def test_a_worker_that_starts_during_termination_is_terminated_too(stack: Stack) -> None:
     head = start("head")
     start("worker")
-    late = iter([lambda: start("worker")])
-    on(head).end(lambda _seconds: next(late, lambda: None)())
-    assert billed() == set()
+    extra_starts = iter([lambda: start("worker")])
+    machines_of(head).end(lambda _seconds: next(extra_starts, lambda: None)())
+    assert running_instances() == set()
     del stack
 
 
@@ -144,20 +147,20 @@ def test_workers_that_do_not_end_keep_the_head(stack: Stack, monkeypatch: pytest
     head = start("head")
     start("worker")
     with pytest.raises(ClusterError, match=f"EC2 does not end the workers of {NAME}"):
-        on(head).end(lambda _seconds: start("worker") and None)
-    assert head in billed()
+        machines_of(head).end(lambda _seconds: start("worker") and None)
+    assert head in running_instances()
     del stack
 
 
 @pytest.mark.parametrize("heads", [0, 1, 2])
 def test_only_the_single_head_may_terminate_machines(stack: Stack, heads: int) -> None:
     started = [*(start("head") for _ in range(heads)), start("worker")]
-    address = "192.0.2.1" if heads == 1 else described()[started[0]]["PrivateIpAddress"]
+    address = "192.0.2.1" if heads == 1 else instances()[started[0]]["PrivateIpAddress"]
     elsewhere = Ec2Machines(NAME, REGION, [address])
-    for act in (elsewhere.check, elsewhere.end):
+    for action in (elsewhere.check, elsewhere.end):
         with pytest.raises(ClusterError, match="must be the head of tune-rescon, and the only one"):
-            act()
-    assert billed() == set(started)
+            action()
+    assert running_instances() == set(started)
     del stack
 
 
@@ -165,7 +168,7 @@ def test_a_missing_right_to_terminate_is_reported(stack: Stack, monkeypatch: pyt
     import botocore.client
 
     head = start("head")
-    ready = on(head)
+    ready = machines_of(head)
     real = botocore.client.BaseClient._make_api_call
 
     def refuse(self: Any, operation: str, params: Any) -> Any:
@@ -186,15 +189,15 @@ def test_the_cluster_is_read_from_rays_bootstrap_config(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = start("head")
-    address = described()[head]["PrivateIpAddress"]
+    address = instances()[head]["PrivateIpAddress"]
     monkeypatch.setattr(this_head, "local_addresses", lambda: frozenset({address}))
-    written = tmp_path / "ray_bootstrap_config.yaml"
-    written.write_text((ROOT / "cluster.yaml").read_text())
-    open_machines(written).end(wait_no_longer)
-    assert billed() == set()
-    written.write_text((ROOT / "cluster" / "local.yaml").read_text())
+    config_file = tmp_path / "ray_bootstrap_config.yaml"
+    config_file.write_text((ROOT / "cluster.yaml").read_text())
+    open_machines(config_file).end(skip_wait)
+    assert running_instances() == set()
+    config_file.write_text((ROOT / "cluster" / "local.yaml").read_text())
     with pytest.raises(UserError, match="a cluster can end itself where its provider is aws, but got local"):
-        open_machines(written)
+        open_machines(config_file)
     del stack
 
 
@@ -210,7 +213,7 @@ def test_hours_are_saved_only_if_the_head_may_end_the_cluster(
     assert "must be the head of tune-rescon" in capsys.readouterr().err
     assert (setting.exists(), started) == (False, [])
     head = start("head")
-    address = described()[head]["PrivateIpAddress"]
+    address = instances()[head]["PrivateIpAddress"]
     monkeypatch.setattr(this_head, "local_addresses", lambda: frozenset({address}))
     assert main(["end-when-idle", "--hours", "4"]) == 0
     assert setting.read_text() == "4\n"

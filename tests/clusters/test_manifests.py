@@ -1,4 +1,4 @@
-"""``cluster/kuberay.yaml`` and ``cluster/sky.yaml``, checked against KubeRay's and SkyPilot's schemas."""
+"""``cluster/kuberay.yaml`` and ``cluster/sky.yaml`` match KubeRay's and SkyPilot's schemas."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ import kubernetes_validate
 import pytest
 from ruamel.yaml import YAML
 
+from tests.conftest import ROOT
 from tune_rescon.search import search
 
-ROOT = Path(__file__).resolve().parents[2]
-
-#: The fields that these objects may have here, from the definitions of KubeRay 1.6 (`ray.io/v1`).
+#: The fields of these objects in KubeRay 1.6 (`ray.io/v1`).
 RAY_JOB = {
     *("entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec"),
     *("activeDeadlineSeconds", "submissionMode", "submitterPodTemplate", "runtimeEnvYAML", "suspend"),
@@ -35,14 +34,14 @@ WORKER_GROUP = {*HEAD_GROUP, "groupName", "replicas", "minReplicas", "maxReplica
 }
 
 
-def read(name: str) -> dict[str, Any]:
+def load_manifest(name: str) -> dict[str, Any]:
     found: dict[str, Any] = YAML(typ="safe").load(ROOT / "cluster" / name)
     return found
 
 
 @pytest.fixture
 def job() -> dict[str, Any]:
-    spec: dict[str, Any] = read("kuberay.yaml")["spec"]
+    spec: dict[str, Any] = load_manifest("kuberay.yaml")["spec"]
     return spec
 
 
@@ -52,10 +51,10 @@ def cluster(job: Mapping[str, Any]) -> dict[str, Any]:
     return spec
 
 
-def parsed(words: list[str]) -> dict[str, Any]:
-    """The options of a command line of the search; fails where the command would."""
-    assert words[:3] == ["python", "-m", "tune_rescon.search"]
-    return search.make_context("search", words[3:]).params
+def parse_options(arguments: list[str]) -> dict[str, Any]:
+    """Parse a command line of the search."""
+    assert arguments[:3] == ["python", "-m", "tune_rescon.search"]
+    return search.make_context("search", arguments[3:]).params
 
 
 def test_rayjob_has_only_fields_known_to_kuberay(job: Mapping[str, Any], cluster: Mapping[str, Any]) -> None:
@@ -66,7 +65,7 @@ def test_rayjob_has_only_fields_known_to_kuberay(job: Mapping[str, Any], cluster
 
 
 def test_pods_validate_against_the_kubernetes_schema(cluster: Mapping[str, Any]) -> None:
-    """Of the oldest Kubernetes that the file names, and nothing is in them that it would not read."""
+    """The schema is that of the oldest supported Kubernetes. Unknown fields are an error."""
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for template in (group["template"] for group in groups):
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **template}
@@ -77,7 +76,7 @@ def test_pods_validate_against_the_kubernetes_schema(cluster: Mapping[str, Any])
 
 
 def test_a_failed_rayjob_is_retried_with_a_command_that_resumes(job: Mapping[str, Any]) -> None:
-    options = parsed(shlex.split(job["entrypoint"]))
+    options = parse_options(shlex.split(job["entrypoint"]))
     assert options["resume_or_start"] == "att92"
     assert options["space_name"] == "att92"
     assert options["address"] == "auto"
@@ -93,10 +92,12 @@ def test_mlflow_sidecar_serves_the_drivers_tracking_uri_on_localhost(
 
     pod = cluster["headGroupSpec"]["template"]["spec"]
     (mlflow,) = pod["initContainers"]
-    assert mlflow["restartPolicy"] == "Always", "it runs beside the head, and is begun again"
+    assert mlflow["restartPolicy"] == "Always", "Kubernetes restarts a sidecar only with this policy"
     assert mlflow["command"] == ["python", "-m", "tune_rescon.cluster", "mlflow"]
     options = commands.commands["mlflow"].make_context("mlflow", list(mlflow["args"])).params
-    assert parsed(shlex.split(job["entrypoint"]))["tracking_uri"] == f"http://127.0.0.1:{options['port']}"
+    assert (
+        parse_options(shlex.split(job["entrypoint"]))["tracking_uri"] == f"http://127.0.0.1:{options['port']}"
+    )
     assert options["host"] == "127.0.0.1"
     assert options["keep"].startswith("s3://")
     assert options["artifacts"].startswith("s3://")
@@ -106,8 +107,8 @@ def test_workers_request_and_tolerate_gpu_nodes(cluster: Mapping[str, Any]) -> N
     for group in cluster["workerGroupSpecs"]:
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
-        asked = container["resources"]
-        assert asked["requests"]["nvidia.com/gpu"] == asked["limits"]["nvidia.com/gpu"] == "1"
+        resources = container["resources"]
+        assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "1"
         tolerated = {toleration["key"]: toleration for toleration in pod["tolerations"]}
         assert tolerated["nvidia.com/gpu"]["operator"] == "Exists"
 
@@ -125,16 +126,16 @@ def test_every_pod_has_the_image_of_the_dockerfile(cluster: Mapping[str, Any]) -
 
 
 def test_skypilot_recovers_a_lost_machine_with_the_same_command() -> None:
-    task = read("sky.yaml")
+    task = load_manifest("sky.yaml")
     resources = task["resources"]
     assert resources["use_spot"] is True
     assert resources["job_recovery"]["recover_on_exit_codes"] == [75, 130]
     command = task["run"].splitlines()[-1]
-    assert parsed(shlex.split(command))["resume_or_start"] == "att92"
+    assert parse_options(shlex.split(command))["resume_or_start"] == "att92"
     subprocess.run(["bash", "-n", "-c", task["setup"] + task["run"]], check=True)
 
 
-READ_BY_SKYPILOT = """
+SKYPILOT_SCRIPT = """
 import sys
 from sky import Task
 task = Task.from_yaml(sys.argv[1])
@@ -142,12 +143,12 @@ print(*sorted(next(iter(r.accelerators)) for r in task.resources), {r.use_spot f
 """
 
 
-@pytest.mark.timeout(120)  # SkyPilot takes its clouds' libraries
+@pytest.mark.timeout(120)  # SkyPilot imports its clouds' libraries
 def test_skypilot_reads_its_task(tmp_path: Path) -> None:
     if importlib.util.find_spec("sky") is None:
         pytest.skip("SkyPilot is not installed: pip install skypilot")
     done = subprocess.run(
-        [sys.executable, "-c", READ_BY_SKYPILOT, str(ROOT / "cluster" / "sky.yaml")],
+        [sys.executable, "-c", SKYPILOT_SCRIPT, str(ROOT / "cluster" / "sky.yaml")],
         env={**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
         capture_output=True,
         text=True,
@@ -159,4 +160,4 @@ def test_skypilot_reads_its_task(tmp_path: Path) -> None:
 
 def test_a_misspelt_option_in_a_manifest_is_detected() -> None:
     with pytest.raises(click.UsageError):
-        parsed(["python", "-m", "tune_rescon.search", "--resume-or-begin", "a"])
+        parse_options(["python", "-m", "tune_rescon.search", "--resume-or-begin", "a"])

@@ -1,4 +1,4 @@
-"""A head's MLflow server: one process, restarted when it is killed or hangs, its database restored."""
+"""The head's MLflow server: it is restarted after a crash or a hang, and its database is restored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tune_rescon.clusters.mlflow_service import (
 from tune_rescon.errors import StorageError
 from tune_rescon.storage import RemoteError, RemoteFolder
 
-#: Keeps a server running as the command does, with shorter timeouts.
+#: Supervises a server as the command does, with shorter timeouts.
 SCRIPT = """
 import logging, sys
 from pathlib import Path
@@ -54,7 +54,7 @@ with progress_shown(print):
 
 
 class Service:
-    """One head's process, and what it serves."""
+    """A supervisor in a subprocess, and its MLflow server."""
 
     def __init__(self, folder: Path, port: int, keep: str = "") -> None:
         self.uri = f"http://127.0.0.1:{port}"
@@ -74,7 +74,7 @@ class Service:
         return None
 
     def servers(self) -> list[psutil.Process]:
-        """The processes that serve, and those that watch them."""
+        """Return the server's processes and their guards."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -92,15 +92,15 @@ class Service:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    made: list[Service] = []
+    services: list[Service] = []
     with ExitStack() as ports:
 
         def start(folder: str = "head", port: int | None = None, keep: str = "") -> Service:
-            made.append(Service(tmp_path / folder, port or ports.enter_context(reserved_port()), keep))
-            return made[-1]
+            services.append(Service(tmp_path / folder, port or ports.enter_context(reserved_port()), keep))
+            return services[-1]
 
         yield start
-        for one in made:
+        for one in services:
             if one.process.poll() is None:
                 one.process.kill()
                 one.process.wait()
@@ -120,27 +120,27 @@ def test_a_killed_or_frozen_server_is_restarted_and_ends_with_supervisor(
     service.wait_for_answer()
     first = {process.pid for process in service.servers()}
 
-    for pid in first:  # All but the keeper, at once.
+    for pid in first:  # all but the supervisor
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     service.wait_for_answer()
     second = {process.pid for process in service.servers()}
     assert not first & second
 
-    time.sleep(2)  # Its keeper has had an answer, too.
+    time.sleep(2)  # the supervisor gets an answer, too
     for process in service.servers():
         if "tune_rescon.clusters.guard" not in process.cmdline():
             process.suspend()
     wait_until(lambda: not second & {process.pid for process in service.servers()}, every=0.1)
     service.wait_for_answer()
 
-    # Its keeper gone without a word: nothing stays, and the port is free for the next.
+    # The end of a killed supervisor ends its server, so that the port is free.
     service.end(signal.SIGKILL)
     wait_until(service.has_no_servers, every=0.1)
-    again = start(port=int(service.uri.rpartition(":")[2]))
-    again.wait_for_answer()
-    assert again.end() == 0
-    assert not again.servers()
+    restarted = start(port=int(service.uri.rpartition(":")[2]))
+    restarted.wait_for_answer()
+    assert restarted.end() == 0
+    assert not restarted.servers()
 
 
 @pytest.mark.nightly
@@ -151,7 +151,7 @@ def test_a_new_machine_restores_the_kept_database(start: Callable[..., Service],
     first.wait_for_answer()
     assert first.ask("/api/2.0/mlflow/experiments/create", {"name": "before"}) is not None
     copy = tmp_path / "bucket" / "mlflow.db"
-    # While it runs, for a head may be lost without notice.
+    # The copy is made while the server runs, because a head may be lost without notice.
     wait_until(lambda: "before" in experiments(copy), every=0.1)
     assert first.ask("/api/2.0/mlflow/experiments/create", {"name": "last"}) is not None
     end_mlflow(first.folder)
@@ -177,11 +177,12 @@ def test_the_command_has_one_worker_and_no_password() -> None:
     argv, env = server_command(settings)
     assert "secret" not in " ".join(argv)
     assert env["MLFLOW_BACKEND_STORE_URI"] == "postgresql://u:secret@h/db"
-    words = " ".join(argv[1:])
+    command_line = " ".join(argv[1:])
     assert (
-        "-m mlflow server --workers 1 --host 127.0.0.1 --port 5000 --artifacts-destination s3://b/a" in words
+        "-m mlflow server --workers 1 --host 127.0.0.1 --port 5000 --artifacts-destination s3://b/a"
+        in command_line
     )
-    assert "--allowed-hosts" not in words
+    assert "--allowed-hosts" not in command_line
 
 
 def test_database_and_artifacts_default_to_the_folder() -> None:
@@ -225,21 +226,21 @@ def test_a_damaged_copy_is_not_restored(tmp_path: Path) -> None:
 def test_no_server_starts_while_the_kept_database_is_unreadable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ending = threading.Event()
+    stop_event = threading.Event()
 
-    def refuse(*_: object, **__: object) -> None:
-        ending.set()
+    def fail_read(*_: object, **__: object) -> None:
+        stop_event.set()
         raise RemoteError("503")
 
-    monkeypatch.setattr(RemoteFolder, "read", refuse)
-    monkeypatch.setattr(mlflow_service, "_Server", lambda _: pytest.fail("it was started"))
+    monkeypatch.setattr(RemoteFolder, "read", fail_read)
+    monkeypatch.setattr(mlflow_service, "_Server", lambda _: pytest.fail("the server was started"))
     settings = replace(MlflowSettings(folder=tmp_path), keep=f"file://{tmp_path}/kept")
     with caplog.at_level(logging.WARNING):
-        mlflow_service._keep(settings, ending, RestartTiming())
+        mlflow_service._keep(settings, stop_event, RestartTiming())
     assert "the kept database cannot be read; next try in 1 s: 503" in caplog.text
 
 
-#: Holds the folder as a keeper does, until it is asked to end; its last copy fails.
+#: Locks the folder as a supervisor does until SIGTERM; its last copy fails.
 KEEPER = """
 import os, signal, sys
 from pathlib import Path
@@ -264,7 +265,7 @@ def test_an_incomplete_last_copy_is_reported(tmp_path: Path, capsys: pytest.Capt
         assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 1
     assert "the last changes of MLflow's database are not kept yet" in capsys.readouterr().err
     assert mlflow_command(tmp_path) == []
-    # Nor are they kept because the process has ended.
+    # The end of the process does not change that.
     assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 1
 
 

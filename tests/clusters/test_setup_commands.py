@@ -1,4 +1,4 @@
-"""The setup commands of the shipped files, in a temporary home, with a pip that only counts its calls."""
+"""The setup commands of the shipped files in a temporary home, with a fake pip that records its calls."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tests.conftest import ROOT
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = ["cluster.yaml", "cluster/gcp.yaml", "cluster/local.yaml"]
 
 
 class Node:
-    """A home directory with the mounted requirements, and what was installed there."""
+    """A home directory with mounted requirement files and fake programs."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -72,11 +72,11 @@ def test_the_project_is_reinstalled_only_if_requirements_change(node: Node, file
 @pytest.mark.parametrize("file", FILES)
 def test_a_failed_installation_is_retried(node: Node, file: str) -> None:
     pip = node.home / "tools" / "pip"
-    sound = pip.read_text()
+    working_pip = pip.read_text()
     node.program(pip, "exit 1")
     with pytest.raises(AssertionError):
         node.set_up(file)
-    pip.write_text(sound)
+    pip.write_text(working_pip)
     node.set_up(file)
     assert len(node.installed()) == 1
 
@@ -100,15 +100,15 @@ def test_mlflow_keeps_its_database_in_the_bucket(node: Node, file: str) -> None:
     node.run(start)
     scheme = "gs" if "gcp" in file else "s3"
     bucket = f"{scheme}://CHANGE-bucket/mlflow"
-    wanted = f"-m tune_rescon.cluster mlflow --artifacts {bucket}/artifacts --keep {bucket}/database\n"
+    expected = f"-m tune_rescon.cluster mlflow --artifacts {bucket}/artifacts --keep {bucket}/database\n"
     log = node.home / "mlflow.log"
-    # The command does not wait for what it starts.
+    # The command starts the server in the background.
     wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
-    assert log.read_text() == wanted
+    assert log.read_text() == expected
 
 
 def test_an_aws_head_starts_the_idle_watch(node: Node) -> None:
-    """Also in a new container, which gets the hours from the folder of the token."""
+    """A new container gets the hours from the token's directory."""
     node.set_up("cluster.yaml")
     node.program(node.home / "tools" / "python", 'echo "$@"')
     content = YAML(typ="safe").load(ROOT / "cluster.yaml")
@@ -122,19 +122,21 @@ def test_an_aws_head_starts_the_idle_watch(node: Node) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_the_head_creates_its_token_once_without_printing_it(node: Node, file: str) -> None:
     token = node.home / ".ray" / "auth_token"
-    # As Ray's: it prints the token, and leaves one alone that is there.
-    made = "test -s ~/.ray/auth_token || { echo made >> ~/made; echo secret > ~/.ray/auth_token; }"
-    node.program(node.home / "tools" / "ray", f'test "$1" = get-auth-token && {made}; cat ~/.ray/auth_token')
+    # As Ray's command: it prints the token, and does not replace an existing one.
+    create_token = "test -s ~/.ray/auth_token || { echo made >> ~/made; echo secret > ~/.ray/auth_token; }"
+    node.program(
+        node.home / "tools" / "ray", f'test "$1" = get-auth-token && {create_token}; cat ~/.ray/auth_token'
+    )
     for _ in range(2):
-        said = [node.run(command) for command in YAML(typ="safe").load(ROOT / file)["head_setup_commands"]]
-        assert "".join(said) == ""
+        outputs = [node.run(command) for command in YAML(typ="safe").load(ROOT / file)["head_setup_commands"]]
+        assert "".join(outputs) == ""
     assert (node.home / "made").read_text() == "made\n"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
 @pytest.fixture
 def gpu_machine(node: Node) -> str:
-    """gcp.yaml's command that waits for the driver, on a machine with NVIDIA's card."""
+    """The command of gcp.yaml that waits for the driver, on a machine with an NVIDIA GPU."""
     vendor = node.home / "devices" / "0000:00:04.0" / "vendor"
     vendor.parent.mkdir(parents=True)
     vendor.write_text("0x10de\n")
@@ -148,7 +150,7 @@ def gpu_machine(node: Node) -> str:
     return str(command).replace("/sys/bus/pci/devices", f"{node.home}/devices")
 
 
-def slept(node: Node) -> int:
+def sleep_count(node: Node) -> int:
     path = node.home / "slept"
     return len(path.read_text().split()) if path.exists() else 0
 
@@ -156,18 +158,18 @@ def slept(node: Node) -> int:
 def test_a_machine_with_a_gpu_waits_for_its_driver(node: Node, gpu_machine: str) -> None:
     node.program(node.home / "tools" / "nvidia-smi", "test $(wc -l < ~/slept || echo 0) -ge 3")
     node.run(gpu_machine)
-    assert slept(node) == 3
+    assert sleep_count(node) == 3
 
 
 def test_a_missing_driver_is_an_error_after_ten_minutes(node: Node, gpu_machine: str) -> None:
     node.program(node.home / "tools" / "nvidia-smi", "exit 9")
     with pytest.raises(AssertionError, match="NVIDIA's driver did not answer within 10 minutes"):
         node.run(gpu_machine)
-    assert slept(node) == 60
+    assert sleep_count(node) == 60
     assert set((node.home / "slept").read_text().split()) == {"10"}
 
 
 def test_a_machine_without_a_gpu_does_not_wait(node: Node, gpu_machine: str) -> None:
     (node.home / "devices" / "0000:00:04.0" / "vendor").write_text("0x8086\n")
     node.run(gpu_machine)
-    assert slept(node) == 0
+    assert sleep_count(node) == 0

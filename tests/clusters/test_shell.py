@@ -1,4 +1,4 @@
-"""Commands as a shell reads them: which variables a `ray start` gets, compared with bash itself."""
+"""The shell parser: the environment variables of a `ray start` match those that bash passes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tune_rescon.clusters.lint import ray_starts
 from tune_rescon.clusters.shell import ShellSyntaxError, commands_in
 
-#: A text, and whether its one `ray start` gets RAY_AUTH_MODE=token.
+#: A script, and whether its only `ray start` gets RAY_AUTH_MODE=token.
 MODES: list[tuple[str, bool]] = [
     ("RAY_AUTH_MODE=token ray start --head", True),
     ("RAY_AUTH_MODE=token true; ray start --head", False),
@@ -71,8 +71,8 @@ MODES: list[tuple[str, bool]] = [
     ("y=${x#a}; RAY_AUTH_MODE=token ray start", True),
 ]
 
-#: What bash cannot show here: another user, a container, and a program that is not installed.
-ELSEWHERE: list[tuple[str, bool]] = [
+#: Scripts that cannot run in the test: with another user, a container, or a program that is not installed.
+WRAPPERS: list[tuple[str, bool]] = [
     ("export RAY_AUTH_MODE=token; sudo ray start", False),
     ("export RAY_AUTH_MODE=token; sudo -E ray start", True),
     ("export RAY_AUTH_MODE=token; sudo --preserve-env=HOME,RAY_AUTH_MODE ray start", True),
@@ -89,15 +89,15 @@ ELSEWHERE: list[tuple[str, bool]] = [
 ]
 
 
-def mode(text: str) -> str | None:
+def auth_mode(text: str) -> str | None:
     (start,) = ray_starts(text)
     return start.environment.get("RAY_AUTH_MODE")
 
 
 @pytest.mark.parametrize(("text", "is_token"), MODES)
 def test_ray_start_gets_the_same_variables_as_in_bash(text: str, is_token: bool, tmp_path: Path) -> None:
-    assert (mode(text) == "token") is is_token
-    # `ray` writes down what it got.
+    assert (auth_mode(text) == "token") is is_token
+    # A fake `ray` writes its variable to a file.
     ray = tmp_path / "ray"
     ray.write_text('#!/bin/sh\necho "[$RAY_AUTH_MODE]" >> "$OUT"\n')
     ray.chmod(0o755)
@@ -106,9 +106,9 @@ def test_ray_start_gets_the_same_variables_as_in_bash(text: str, is_token: bool,
     assert ("[token]" in (tmp_path / "out").read_text()) is is_token
 
 
-@pytest.mark.parametrize(("text", "is_token"), ELSEWHERE)
+@pytest.mark.parametrize(("text", "is_token"), WRAPPERS)
 def test_wrapper_programs_pass_the_environment_on(text: str, is_token: bool) -> None:
-    assert (mode(text) == "token") is is_token
+    assert (auth_mode(text) == "token") is is_token
 
 
 @pytest.mark.parametrize("text", ["echo 'a", 'echo "a', "echo `a", "echo ${a", "(ray start", "x=$(ray start"])

@@ -1,4 +1,4 @@
-"""The shipped cluster files are valid: for `check`, for Ray, and for bash."""
+"""`check`, Ray and bash accept the shipped cluster files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters.broken_files import ROOT, SHIPPED
+from tests.clusters.broken_files import SHIPPED
+from tests.conftest import ROOT
 from tune_rescon.clusters import check_file
 from tune_rescon.clusters.cluster_file import read_documents, texts_in
 
-pytestmark = pytest.mark.usefixtures("python_of_the_images")
+pytestmark = pytest.mark.usefixtures("image_python")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -31,8 +32,8 @@ def test_marked_lines_match_the_placeholder_finding() -> None:
     assert f"{finding}".startswith(f"{finding.line}: warning: ")
 
 
-#: What a user would put in the place of the names with CHANGE.
-MINE = {
+#: Values for the placeholders.
+VALUES = {
     "sg-CHANGE": "sg-0123456789abcdef0",
     "CHANGE-bucket": "my-bucket",
     "CHANGE-head": "192.0.2.1",
@@ -44,9 +45,9 @@ MINE = {
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_filled_in_shipped_file_has_no_findings(name: str, tmp_path: Path) -> None:
-    """The whole file, with the docker section and the commands that the cluster tests leave out."""
+    """Including the docker section and the commands that the tests in tests/cluster remove."""
     text = (ROOT / name).read_text()
-    for old, new in MINE.items():
+    for old, new in VALUES.items():
         text = re.sub(rf"{old}(?=[\w-]|\b)", new, text)
     path = tmp_path / Path(name).name
     path.write_text(text)

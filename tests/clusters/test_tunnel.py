@@ -1,4 +1,4 @@
-"""The tunnel with a simulated ssh: it opens its ports, or fails."""
+"""`tunnel` with a simulated ssh that opens its ports or fails."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from tests.waiting import reserved_port
 from tune_rescon.cluster import main
 from tune_rescon.clusters.commands import Done
 
-#: Listens where it is told to, and writes down who it is.
+#: Listens on the ports of its -L options, and writes its process id to a file.
 SSH = f"""#!{sys.executable} -SE
 import os, socket, sys, time
 with open(os.path.join(os.path.dirname(__file__), "pid"), "w") as file:
     print(os.getpid(), file=file)
-if os.environ["PLAY"] == "fails":
+if os.environ["SSH_BEHAVIOR"] == "fails":
     sys.exit("Permission denied (publickey).")
 ports = [int(sys.argv[n + 1].split(":")[1]) for n, word in enumerate(sys.argv) if word == "-L"]
 held = [socket.create_server(("127.0.0.1", port)) for port in ports]
-time.sleep(1 if os.environ["PLAY"] == "ends" else 60)
+time.sleep(1 if os.environ["SSH_BEHAVIOR"] == "ends" else 60)
 """
 
 
 @pytest.fixture
 def ports() -> Iterator[tuple[str, str]]:
-    """Of MLflow and of the dashboard."""
+    """Free ports for MLflow and for the dashboard."""
     with reserved_port() as mlflow, reserved_port() as dashboard:
         yield str(mlflow), str(dashboard)
 
 
 @pytest.fixture
-def ssh(played: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    played.answers = {"get-head-ip": [Done(code=0, output="10.0.0.1\n")]}
+def ssh(fake_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    fake_ray.answers = {"get-head-ip": [Done(code=0, output="10.0.0.1\n")]}
     (tmp_path / "bin").mkdir()
     path = tmp_path / "bin" / "ssh"
     path.write_text(SSH)
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("PLAY", "holds")
+    monkeypatch.setenv("SSH_BEHAVIOR", "holds")
     return path
 
 
@@ -55,30 +55,30 @@ def arguments(file: Path, ports: tuple[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.timeout(20)  # a process
+@pytest.mark.timeout(20)  # starts a process
 def test_both_addresses_are_shown_and_the_tunnel_ends_cleanly(
     number: signal.Signals, ssh: Path, file: Path, ports: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
-    def say(text: str) -> None:
-        said.append(text)
+    def record_and_interrupt(text: str) -> None:
+        messages.append(text)
         threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
 
-    monkeypatch.setattr("click.echo", say)
-    words = arguments(file, ports)
-    assert main(words) == 0
-    addresses = f"MLflow:    http://127.0.0.1:{words[3]}\nDashboard: http://127.0.0.1:{words[5]}\n"
+    monkeypatch.setattr("click.echo", record_and_interrupt)
+    argv = arguments(file, ports)
+    assert main(argv) == 0
+    addresses = f"MLflow:    http://127.0.0.1:{argv[3]}\nDashboard: http://127.0.0.1:{argv[5]}\n"
     token = f"It asks for the token: ray exec {file} 'cat ~/.ray/auth_token'\n"
-    assert said == [f"{addresses}{token}Ctrl-C ends it."]
+    assert messages == [f"{addresses}{token}Ctrl-C ends it."]
     with pytest.raises(ProcessLookupError):
         os.kill(int((ssh.parent / "pid").read_text()), 0)
 
 
-@pytest.mark.parametrize(("play", "code"), [("fails", 1), ("ends", 0)])
-@pytest.mark.timeout(20)  # a process
+@pytest.mark.parametrize(("behavior", "code"), [("fails", 1), ("ends", 0)])
+@pytest.mark.timeout(20)  # starts a process
 def test_an_ssh_that_ends_is_a_failure(
-    play: str,
+    behavior: str,
     code: int,
     ssh: Path,
     file: Path,
@@ -87,42 +87,47 @@ def test_an_ssh_that_ends_is_a_failure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert ssh.is_file()
-    monkeypatch.setenv("PLAY", play)
+    monkeypatch.setenv("SSH_BEHAVIOR", behavior)
     assert main(arguments(file, ports)) == 1
     assert f"The command failed: ssh ended with code {code}; see above." in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_reported(
-    played: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
         assert main(["tunnel", str(file), "--dashboard-port", str(port), "--mlflow-port", ports[0]]) == 2
-    said = capsys.readouterr().err
-    assert f"--dashboard-port: must be a port that is free here, but got {port} (" in said
+    stderr = capsys.readouterr().err
+    assert f"--dashboard-port: must be a port that is free here, but got {port} (" in stderr
     assert main(["tunnel", str(file), "--mlflow-port", "8265"]) == 2
-    assert played.ran == []
+    assert fake_ray.commands == []
 
 
 def test_a_tunnel_without_a_running_head_fails(
-    played: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    fake_ray: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    played.answers = {"get-head-ip": [Done(code=1, output="Head node of cluster (lab) not found!\n")]}
+    fake_ray.answers = {"get-head-ip": [Done(code=1, output="Head node of cluster (lab) not found!\n")]}
     assert main(arguments(file, ports)) == 1
     assert "lab has no head that runs: start it by `up`." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("auth", "said"),
+    ("auth", "message"),
     [
         ("{ssh_private_key: k}", "auth.ssh_user: must name a user."),
         ("{ssh_user: u, ssh_proxy_use_node_id: true}", "Use: ray attach -p 5000 -p 8265"),
     ],
 )
 def test_a_file_without_usable_ssh_settings_is_refused(
-    auth: str, said: str, played: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    auth: str,
+    message: str,
+    fake_ray: Any,
+    file: Path,
+    ports: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file.write_text(f"cluster_name: c\nprovider: {{type: aws}}\nauth: {auth}\n")
     assert main(arguments(file, ports)) == 2
-    assert said in capsys.readouterr().err
-    assert played.ran == []
+    assert message in capsys.readouterr().err
+    assert fake_ray.commands == []

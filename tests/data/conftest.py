@@ -1,4 +1,4 @@
-"""Small image folders and zips."""
+"""Creates small image folders and zip archives, and opens them."""
 
 from __future__ import annotations
 
@@ -20,35 +20,46 @@ MakeFolder = Callable[..., Path]
 OpenFolder = Callable[..., ImageDataset]
 
 
-def picture(seed: int, size: tuple[int, int] = (16, 16), kind: str = "PNG") -> bytes:
-    """An encoded picture of noise; ``size`` is (width, height)."""
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
+    """Return the bytes of an image file."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **settings)
+    return stream.getvalue()
+
+
+def encoded_image(seed: int, size: tuple[int, int] = (16, 16), kind: str = "PNG") -> bytes:
+    """Return an encoded noise image; ``size`` is (width, height)."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, kind)
-    return encoded.getvalue()
+    return encode(Image.fromarray(pixels), kind)
 
 
-def left_out(listing: ImageIndex) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """The files that a listing leaves out, by kind."""
+def left_out_files(listing: ImageIndex) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Return the count and the first names of the files that an index leaves out, by kind."""
     return {one.kind: (one.count, one.names) for one in listing.account.left_out}
 
 
 def write_zip(path: Path, entries: Mapping[str, bytes] | Iterable[str], method: int = 0) -> Path:
-    """Write a zip of these entries, whose contents are their own names if none are given."""
-    with zipfile.ZipFile(path, "w", method) as made:
+    """Write a zip archive. The content of an entry is its own name if none is given."""
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name in entries:
-            made.writestr(name, entries[name] if isinstance(entries, Mapping) else name.encode())
+            archive.writestr(name, entries[name] if isinstance(entries, Mapping) else name.encode())
     return path
 
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """Write ``{"train/cat": 3, ...}`` images below a folder or into a zip; returns its path."""
+    """Writes ``{"train/cat": 3, ...}`` images into a folder, or into a zip if ``name`` ends in ``.zip``."""
 
-    def make(counts: Mapping[str, int], name: str = "images", size: tuple[int, int] = (16, 16)) -> Path:
+    def make_images(
+        counts: Mapping[str, int], name: str = "images", size: tuple[int, int] = (16, 16)
+    ) -> Path:
         files = {
-            f"{folder}/{number:04}.png": picture(1000 * place + number, size)
-            for place, (folder, count) in enumerate(counts.items())
+            f"{folder}/{number:04}.png": encoded_image(1000 * index + number, size)
+            for index, (folder, count) in enumerate(counts.items())
             for number in range(count)
         }
         root = tmp_path / name
@@ -63,16 +74,16 @@ def make_folder(tmp_path: Path) -> MakeFolder:
             (root / path).write_bytes(data)
         return root
 
-    return make
+    return make_images
 
 
 @pytest.fixture
 def open_folder(tmp_path: Path) -> OpenFolder:
-    """Open a folder or zip with the cache in ``tmp_path/cache``; settings go to DatasetConfig."""
+    """Opens a folder or zip with its cache in ``tmp_path/cache``; settings are passed to DatasetConfig."""
 
-    def open_it(path: Path, **settings: Any) -> ImageDataset:
-        known: dict[str, Any] = {"name": "folder", "path": str(path), "val_fraction": 0.25, **settings}
-        config = DatasetConfig(**known)
+    def open_dataset_of(path: Path, **settings: Any) -> ImageDataset:
+        arguments: dict[str, Any] = {"name": "folder", "path": str(path), "val_fraction": 0.25, **settings}
+        config = DatasetConfig(**arguments)
         return open_dataset(config, data_root=tmp_path / "data", cache_root=tmp_path / "cache")
 
-    return open_it
+    return open_dataset_of

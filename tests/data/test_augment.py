@@ -1,4 +1,4 @@
-"""Augmentation: what each operation may and may not change, and agreement with torchvision's."""
+"""Augmentations: their effect on images and targets, and agreement with torchvision."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
+from tests.data.conftest import rng
 from tune_rescon.data.augment import crop_and_flip, cutmix, mixup
 from tune_rescon.data.policies import OPERATIONS, POLICIES, augment, strengths
 from tune_rescon.data.preprocessing import resized
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
 
 
 def noise(batch: int = 6, channels: int = 3, side: int = 16) -> Tensor:
@@ -27,20 +24,20 @@ def noise(batch: int = 6, channels: int = 3, side: int = 16) -> Tensor:
     return torch.randint(0, 256, (batch, channels, side, side), dtype=torch.uint8, generator=generator)
 
 
-def crops_of(image_HWC: Tensor, padding: int) -> list[Tensor]:
-    """Every crop and mirrored crop there is of one image."""
+def all_crops(image_HWC: Tensor, padding: int) -> list[Tensor]:
+    """Return every possible crop and mirrored crop of an image."""
     side = image_HWC.shape[0]
     padded = torch.nn.functional.pad(image_HWC, (0, 0, padding, padding, padding, padding))
-    places = [(y, x) for y in range(2 * padding + 1) for x in range(2 * padding + 1)]
-    cuts = [padded[y : y + side, x : x + side] for y, x in places]
-    return cuts + [cut.flip(1) for cut in cuts]
+    offsets = [(y, x) for y in range(2 * padding + 1) for x in range(2 * padding + 1)]
+    crops = [padded[y : y + side, x : x + side] for y, x in offsets]
+    return crops + [cut.flip(1) for cut in crops]
 
 
 def test_crop_and_flip_draws_a_crop_for_each_image() -> None:
     images = noise(40, side=6).permute(0, 2, 3, 1)
     found = crop_and_flip(images, rng(), padding=2, flip=True)
     chosen = [
-        next(i for i, crop in enumerate(crops_of(image, 2)) if torch.equal(crop, result))
+        next(i for i, crop in enumerate(all_crops(image, 2)) if torch.equal(crop, result))
         for image, result in zip(images, found, strict=True)
     ]
     assert len(set(chosen)) > 15
@@ -53,7 +50,7 @@ def test_only_requested_transforms_are_applied(padding: int, flip: bool) -> None
     images = noise(30, side=6).permute(0, 2, 3, 1)
     found = crop_and_flip(images, rng(), padding=padding, flip=flip)
     for image, result in zip(images, found, strict=True):
-        crops = crops_of(image, padding)
+        crops = all_crops(image, padding)
         allowed = crops if flip else crops[: len(crops) // 2]
         assert any(torch.equal(crop, result) for crop in allowed)
     assert torch.equal(found, images) == (not padding and not flip)
@@ -84,7 +81,7 @@ def test_cutmix_targets_match_the_pasted_area(seed: int) -> None:
 
 
 def torchvision_result(name: str, image: Tensor, strength: float) -> Tensor:
-    """What torchvision's own policies do, one image at a time."""
+    """Apply an operation of torchvision's policies to one image."""
     transform_id = "".join(word.capitalize() for word in name.split("_"))
     transform_id = {"Autocontrast": "AutoContrast"}.get(transform_id, transform_id)
     magnitude = strength
@@ -105,16 +102,19 @@ def test_operations_match_torchvision(name: str, channels: int, policy: str) -> 
     images = noise(7, channels)
     bins, signs = np.array([0, 4, 9, 15, 20, 29, 30]), np.array([1.0, -1, 1, -1, 1, -1, 1])
     bins = bins * (POLICIES[policy].bins - 1) // 30
-    by = strengths(name, bins, signs, POLICIES[policy], side=16)
-    found = OPERATIONS[name](images, torch.from_numpy(by).float())
+    magnitudes = strengths(name, bins, signs, POLICIES[policy], side=16)
+    found = OPERATIONS[name](images, torch.from_numpy(magnitudes).float())
     expected = torch.stack(
-        [torchvision_result(name, image, float(value)) for image, value in zip(images, by, strict=True)]
+        [
+            torchvision_result(name, image, float(value))
+            for image, value in zip(images, magnitudes, strict=True)
+        ]
     )
     assert found.dtype == torch.uint8
-    # Rounding may put a sampled pixel's place, or a blended value, on the other side of a half.
-    off = (found.int() - expected.int()).abs()
-    assert (off > 1).float().mean() < 0.02
-    assert (off > 0).float().mean() < 0.05
+    # Positions and blended values that are close to a half may be rounded differently.
+    difference = (found.int() - expected.int()).abs()
+    assert (difference > 1).float().mean() < 0.02
+    assert (difference > 0).float().mean() < 0.05
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_magnitude_ranges_match_torchvision(policy: str, reference: Any) -> None
         if name == "solarize":
             found = found / 255
         if theirs.startswith("Translate"):
-            # 32 / 30 * 15 is a hair below 16 in their float32.
+            # 32 / 30 * 15 is slightly below 16 in torchvision's float32.
             expected = (expected + 1e-4).trunc()
         np.testing.assert_allclose(found, expected.double().numpy(), atol=1e-6)
 

@@ -1,8 +1,8 @@
-"""Random crops, rotation, colour jitter, erasing and AugMix are distributed as torchvision's.
+"""The results of random crops, rotation, colour jitter, erasing and AugMix are distributed as torchvision's.
 
-Each test takes the same image through a transform many times, here in one batch and there one by one, and
-compares the distributions of a few numbers of the results by the Kolmogorov-Smirnov test. The seeds are
-fixed, so that a test passes always or never. ``test_a_wrong_range_is_noticed`` shows how fine the tests are.
+Each test transforms the same image many times, with this package as a batch and with torchvision one by one,
+and compares the distributions of a few statistics by the Kolmogorov-Smirnov test. Seeds are fixed, so the
+tests are deterministic. ``test_a_wrong_range_is_noticed`` shows their sensitivity.
 """
 
 from __future__ import annotations
@@ -18,39 +18,40 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as VF
 
+from tests.data.conftest import rng
 from tune_rescon.data.augment import draw_boxes, erase, jitter_colors, resized_crop_and_flip, rotate
 from tune_rescon.data.policies import POLICIES, augment
 
 COUNT = 1500
 SIDE = 32
 
-#: Below this, two samples of COUNT count as differently distributed.
-LEAST_P = 1e-4
+#: A smaller p-value means that two samples of COUNT images are differently distributed.
+P_VALUE_LIMIT = 1e-4
 
 
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
-def ramps() -> Tensor:
-    """An image whose channels tell a pixel's column, row, and their product."""
+def gradient_image() -> Tensor:
+    """Return an image whose channels are a pixel's column, row, and their product."""
     columns = torch.linspace(0, 255, SIDE).expand(SIDE, SIDE)
     return torch.stack([columns, columns.T, columns * columns.T / 255]).byte()
 
 
 def photograph(channels: int = 3) -> Tensor:
-    """Smooth colours with some noise, so that every operation changes it."""
+    """Return an image of smooth colours with noise, which every operation changes."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(-30, 30, (channels, SIDE, SIDE), generator=generator)
     return (
-        (0.7 * ramps()[:channels] + 60 * torch.tensor([0.2, 0.9, 0.5])[:channels, None, None] + noise)
+        (
+            0.7 * gradient_image()[:channels]
+            + 60 * torch.tensor([0.2, 0.9, 0.5])[:channels, None, None]
+            + noise
+        )
         .clamp(0, 255)
         .byte()
     )
 
 
-def numbers(images_BCHW: Tensor) -> dict[str, np.ndarray[Any, Any]]:
-    """What is compared: the colours' means and spreads, and single pixels off the centre."""
+def statistics(images_BCHW: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the compared statistics: extent, means and deviations of the channels, and a few pixels."""
     images = images_BCHW.double()
     found = {"extent": images.amax((1, 2, 3)) - images.amin((1, 2, 3))}
     for channel in range(images.shape[1]):
@@ -61,43 +62,45 @@ def numbers(images_BCHW: Tensor) -> dict[str, np.ndarray[Any, Any]]:
     return {name: values.numpy() for name, values in found.items()}
 
 
-def one_by_one(transform: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+def transform_repeatedly(transform: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     torch.manual_seed(0)
     return torch.stack([transform(image) for _ in range(COUNT)])
 
 
-def least_p(ours: Tensor, theirs: Tensor) -> tuple[float, str]:
-    """The smallest p-value of all numbers, and the number."""
-    mine, other = numbers(ours), numbers(theirs)
+def smallest_p_value(ours: Tensor, theirs: Tensor) -> tuple[float, str]:
+    """Return the smallest p-value of all statistics, and the name of that statistic."""
+    mine, other = statistics(ours), statistics(theirs)
     return min((float(ks_2samp(mine[name], other[name]).pvalue), name) for name in mine)
 
 
-def batch(image: Tensor) -> Tensor:
+def repeat_image(image: Tensor) -> Tensor:
     return image.expand(COUNT, -1, -1, -1)
 
 
-def ours_cropped(
-    smallest: float = 0.2, ratio: float = 1.5, *, flip: bool = False, side: int = SIDE
-) -> Tensor:
-    return resized_crop_and_flip(batch(ramps()), rng(), smallest=smallest, ratio=ratio, flip=flip, side=side)
+def cropped(smallest: float = 0.2, ratio: float = 1.5, *, flip: bool = False, side: int = SIDE) -> Tensor:
+    return resized_crop_and_flip(
+        repeat_image(gradient_image()), rng(), smallest=smallest, ratio=ratio, flip=flip, side=side
+    )
 
 
 CROP = v2.RandomResizedCrop(SIDE, scale=(0.2, 1), ratio=(1 / 1.5, 1.5))
 JITTER = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
 
 
-def ours_erased(probability: float = 0.6) -> Tensor:
-    return erase(batch(ramps() + 1).float(), rng(), probability=probability)
+def erased(probability: float = 0.6) -> Tensor:
+    return erase(repeat_image(gradient_image() + 1).float(), rng(), probability=probability)
 
 
 @pytest.fixture(scope="module")
-def theirs() -> dict[str, Tensor]:
+def torchvision_images() -> dict[str, Tensor]:
     return {
-        "crop": one_by_one(CROP, ramps()),
-        "crop and flip": one_by_one(v2.Compose([CROP, v2.RandomHorizontalFlip()]), ramps()),
-        "rotation": one_by_one(v2.RandomRotation(25), photograph()),
-        "jitter": one_by_one(JITTER, photograph()),
-        "erasing": one_by_one(v2.RandomErasing(0.6), (ramps() + 1).float()),
+        "crop": transform_repeatedly(CROP, gradient_image()),
+        "crop and flip": transform_repeatedly(
+            v2.Compose([CROP, v2.RandomHorizontalFlip()]), gradient_image()
+        ),
+        "rotation": transform_repeatedly(v2.RandomRotation(25), photograph()),
+        "jitter": transform_repeatedly(JITTER, photograph()),
+        "erasing": transform_repeatedly(v2.RandomErasing(0.6), (gradient_image() + 1).float()),
     }
 
 
@@ -105,53 +108,58 @@ def theirs() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("name", "ours"),
     [
-        ("crop", ours_cropped),
-        ("crop and flip", lambda: ours_cropped(flip=True)),
-        ("rotation", lambda: rotate(batch(photograph()), rng(), degrees=25)),
-        ("jitter", lambda: jitter_colors(batch(photograph()), rng(), strength=0.4)),
-        ("erasing", ours_erased),
+        ("crop", cropped),
+        ("crop and flip", lambda: cropped(flip=True)),
+        ("rotation", lambda: rotate(repeat_image(photograph()), rng(), degrees=25)),
+        ("jitter", lambda: jitter_colors(repeat_image(photograph()), rng(), strength=0.4)),
+        ("erasing", erased),
     ],
 )
 def test_result_distribution_matches_torchvision(
-    name: str, ours: Callable[[], Tensor], theirs: dict[str, Tensor]
+    name: str, ours: Callable[[], Tensor], torchvision_images: dict[str, Tensor]
 ) -> None:
-    p, number = least_p(ours(), theirs[name])
-    assert p > LEAST_P, number
+    p, statistic = smallest_p_value(ours(), torchvision_images[name])
+    assert p > P_VALUE_LIMIT, statistic
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    ("name", "wrong"),
+    ("name", "changed"),
     [
-        ("crop", lambda: ours_cropped(0.25)),
-        ("crop", lambda: ours_cropped(ratio=1.8)),
-        ("crop", lambda: ours_cropped(flip=True)),
-        ("crop and flip", ours_cropped),
-        ("rotation", lambda: rotate(batch(photograph()), rng(), degrees=29)),
-        ("jitter", lambda: jitter_colors(batch(photograph()), rng(), strength=0.46)),
-        ("erasing", lambda: ours_erased(0.68)),
+        ("crop", lambda: cropped(0.25)),
+        ("crop", lambda: cropped(ratio=1.8)),
+        ("crop", lambda: cropped(flip=True)),
+        ("crop and flip", cropped),
+        ("rotation", lambda: rotate(repeat_image(photograph()), rng(), degrees=29)),
+        ("jitter", lambda: jitter_colors(repeat_image(photograph()), rng(), strength=0.46)),
+        ("erasing", lambda: erased(0.68)),
     ],
 )
-def test_a_wrong_range_is_noticed(name: str, wrong: Callable[[], Tensor], theirs: dict[str, Tensor]) -> None:
-    p, _ = least_p(wrong(), theirs[name])
-    assert p < LEAST_P
+def test_a_wrong_range_is_noticed(
+    name: str, changed: Callable[[], Tensor], torchvision_images: dict[str, Tensor]
+) -> None:
+    p, _ = smallest_p_value(changed(), torchvision_images[name])
+    assert p < P_VALUE_LIMIT
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("channels", [1, 3])
 def test_augmix_distribution_matches_torchvision(channels: int) -> None:
     image = photograph(channels)
-    theirs = one_by_one(v2.AugMix(interpolation=v2.InterpolationMode.NEAREST), image)
-    p, number = least_p(augment(batch(image), rng(), POLICIES["augmix"]), theirs)
-    assert p > LEAST_P, number
-    other = {name: augment(batch(image), rng(), POLICIES[name]) for name in ("randaugment", "trivialaugment")}
-    assert all(least_p(found, theirs)[0] < LEAST_P for found in other.values())
+    theirs = transform_repeatedly(v2.AugMix(interpolation=v2.InterpolationMode.NEAREST), image)
+    p, statistic = smallest_p_value(augment(repeat_image(image), rng(), POLICIES["augmix"]), theirs)
+    assert p > P_VALUE_LIMIT, statistic
+    other = {
+        name: augment(repeat_image(image), rng(), POLICIES[name])
+        for name in ("randaugment", "trivialaugment")
+    }
+    assert all(smallest_p_value(found, theirs)[0] < P_VALUE_LIMIT for found in other.values())
 
 
 @pytest.mark.parametrize("side", [8, 32, 50])
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_crop_matches_torchvision_within_one_level(side: int, flip: bool) -> None:
-    """Larger, smaller and equal boxes; pixels of noise outside the box do not show."""
+    """Boxes are larger, smaller and equal to the result; pixels outside the box have no effect."""
     images = torch.randint(0, 256, (40, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).byte()
     found = resized_crop_and_flip(images, rng(4), smallest=0.05, ratio=2, flip=flip, side=side)
     draws = rng(4)

@@ -1,4 +1,4 @@
-"""All sources give the same batches; batches that are made ahead are made by another thread."""
+"""All batch sources give the same batches, and prefetching uses a background thread."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from tune_rescon.data.batch_sources import BatchSource, DeviceSource, MemmapSour
 CPU = torch.device("cpu")
 
 
-def split_of(images: int) -> Split:
-    """Every second image of a cache of noise, in no order."""
+def make_split(images: int) -> Split:
+    """Return a split of every second image of a noise cache, in random order."""
     rng = np.random.default_rng(images)
     rows = rng.permutation(2 * images)[:images]
     pixels = rng.integers(0, 256, (2 * images, 4, 4, 3), dtype=np.uint8)
     return Split(images_NHWC=pixels, rows_N=rows, labels_N=rows % 5)
 
 
-def supplies(split: Split) -> list[BatchSource]:
+def all_sources(split: Split) -> list[BatchSource]:
     images_NHWC, labels_N = split.gather(np.arange(len(split)))
     resident = DeviceSource(images_NHWC=torch.from_numpy(images_NHWC), labels_N=torch.from_numpy(labels_N))
     return [MemmapSource(split=split), PrefetchSource(split=split, device=CPU), resident]
 
 
-@given(images=st.integers(1, 40), batch_size=st.integers(1, 50), used=st.floats(0, 1))
-def test_all_sources_give_the_same_batches(images: int, batch_size: int, used: float) -> None:
-    split = split_of(images)
-    order = np.random.default_rng(1).permutation(images)[: round(used * images)]
+@given(images=st.integers(1, 40), batch_size=st.integers(1, 50), fraction=st.floats(0, 1))
+def test_all_sources_give_the_same_batches(images: int, batch_size: int, fraction: float) -> None:
+    split = make_split(images)
+    order = np.random.default_rng(1).permutation(images)[: round(fraction * images)]
     images_BHWC, labels_B = split.gather(order)
-    for supply in supplies(split):
-        assert len(supply) == images
-        pairs = list(supply.batches(order, batch_size))
+    for source in all_sources(split):
+        assert len(source) == images
+        pairs = list(source.batches(order, batch_size))
         assert [len(labels) for _, labels in pairs] == [
             min(batch_size, len(order) - start) for start in range(0, len(order), batch_size)
         ]
@@ -48,24 +48,24 @@ def test_all_sources_give_the_same_batches(images: int, batch_size: int, used: f
             assert torch.equal(torch.cat([pair[1] for pair in pairs]), torch.from_numpy(labels_B))
 
 
-@pytest.mark.parametrize("supply", supplies(split_of(8)), ids=["mapped", "ahead", "resident"])
-def test_a_batch_is_a_copy(supply: BatchSource) -> None:
+@pytest.mark.parametrize("source", all_sources(make_split(8)), ids=["memmap", "prefetch", "device"])
+def test_a_batch_is_a_copy(source: BatchSource) -> None:
     order = np.arange(8)
-    first, _ = next(supply.batches(order, 4))
+    first, _ = next(source.batches(order, 4))
     first.zero_()
-    again, _ = next(supply.batches(order, 4))
-    assert again.any()
+    second, _ = next(source.batches(order, 4))
+    assert second.any()
 
 
 def batch_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
-def numbers(made: list[int], *, fails_at: int | None = None) -> Iterator[Callable[[], int]]:
+def tasks(completed: list[int], *, fails_at: int | None = None) -> Iterator[Callable[[], int]]:
     def make(number: int) -> int:
         if number == fails_at:
             raise OSError("the disk is gone")
-        made.append(number)
+        completed.append(number)
         return number
 
     return (partial(make, number) for number in range(10))
@@ -81,37 +81,37 @@ def test_next_batches_are_prefetched_by_a_thread() -> None:
             third.set()
         return number
 
-    ahead = prefetched((partial(make, number) for number in range(10)), depth=2)
-    assert next(ahead) == 0
-    assert third.wait(30), "nothing is made until it is asked for"
-    assert list(ahead) == list(range(1, 10))
+    prefetcher = prefetched((partial(make, number) for number in range(10)), depth=2)
+    assert next(prefetcher) == 0
+    assert third.wait(30), "batches are not prefetched"
+    assert list(prefetcher) == list(range(1, 10))
     assert {name.startswith("batches") for name in made_by} == {True}
     assert batch_threads() == []
 
 
 def test_prefetching_is_limited_by_the_depth() -> None:
-    made: list[int] = []
-    ahead = prefetched(numbers(made), depth=2)
-    for asked in range(5):
-        assert next(ahead) == asked
-        assert max(made) <= asked + 2
-    ahead.close()
-    assert max(made) <= 6
+    completed: list[int] = []
+    prefetcher = prefetched(tasks(completed), depth=2)
+    for number in range(5):
+        assert next(prefetcher) == number
+        assert max(completed) <= number + 2
+    prefetcher.close()
+    assert max(completed) <= 6
     assert batch_threads() == []
 
 
 def test_an_error_is_raised_at_its_batch_and_ends_the_thread() -> None:
-    made: list[int] = []
-    ahead = prefetched(numbers(made, fails_at=3), depth=2)
-    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    completed: list[int] = []
+    prefetcher = prefetched(tasks(completed, fails_at=3), depth=2)
+    assert [next(prefetcher) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="the disk is gone"):
-        next(ahead)
+        next(prefetcher)
     assert batch_threads() == []
 
 
 def test_an_abandoned_pass_leaves_no_thread() -> None:
-    walk = PrefetchSource(split=split_of(40), device=CPU).batches(np.arange(40), 4)
-    next(walk)
+    iterator = PrefetchSource(split=make_split(40), device=CPU).batches(np.arange(40), 4)
+    next(iterator)
     assert len(batch_threads()) == 1
-    del walk
+    del iterator
     assert batch_threads() == []

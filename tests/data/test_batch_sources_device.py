@@ -1,14 +1,14 @@
-"""Images in a device's memory; the device is the CPU, which gets a simulated memory."""
+"""Images in a device's memory. The device is the CPU with a simulated memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.data.conftest import MakeFolder, OpenFolder
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, batch_sources
 from tune_rescon.data.batch_sources import (
@@ -19,9 +19,6 @@ from tune_rescon.data.batch_sources import (
     fits,
     release,
 )
-
-MakeFolder = Callable[..., Path]
-OpenFolder = Callable[..., ImageDataset]
 
 DEVICE = torch.device("cpu")
 #: 24 training images of 16 x 16 x 3.
@@ -35,7 +32,7 @@ def dataset(make_folder: MakeFolder, open_folder: OpenFolder) -> ImageDataset:
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """``device["free"]`` is its memory."""
+    """The simulated device; ``device["free"]`` is its free memory in bytes."""
     memory = {"free": 8 * TRAIN_BYTES}
     monkeypatch.setattr(batch_sources, "has_own_memory", lambda _: True)
     monkeypatch.setattr(batch_sources, "free_memory", lambda _: memory["free"])
@@ -85,7 +82,7 @@ def test_another_dataset_replaces_the_copy_on_the_device(
     first = choose_source(dataset, "train", DEVICE)
     other = open_folder(tmp_path / "images", limit=8)
     choose_source(other, "train", DEVICE)
-    assert [held.digest for held in batch_sources._held.values()] == [other.digest]
+    assert [source.digest for source in batch_sources._held.values()] == [other.digest]
     assert choose_source(dataset, "train", DEVICE) is not first
 
 
@@ -105,26 +102,26 @@ def test_released_images_stay_off_the_device_until_another_dataset(
 def test_an_upload_that_ran_out_of_memory_is_not_retried(
     dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> torch.Tensor:
-        tried.append(1)
+    def fail_upload(*_: object, **__: object) -> torch.Tensor:
+        attempts.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    tried: list[int] = []
-    monkeypatch.setattr(batch_sources, "_upload", full)
+    attempts: list[int] = []
+    monkeypatch.setattr(batch_sources, "_upload", fail_upload)
     for _ in range(2):
         assert isinstance(choose_source(dataset, "train", DEVICE), PrefetchSource)
-    assert tried == [1]
+    assert attempts == [1]
 
 
 def test_a_large_split_is_uploaded_in_chunks(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_sources, "_CHUNK_BYTES", 5 * 16 * 16 * 3)
-    held = choose_source(dataset, "train", DEVICE)
-    assert isinstance(held, DeviceSource)
-    assert torch.equal(held.images_NHWC, torch.from_numpy(dataset.train.images_NHWC[dataset.train.rows_N]))
-    assert torch.equal(held.labels_N, torch.from_numpy(dataset.train.labels_N))
+    source = choose_source(dataset, "train", DEVICE)
+    assert isinstance(source, DeviceSource)
+    assert torch.equal(source.images_NHWC, torch.from_numpy(dataset.train.images_NHWC[dataset.train.rows_N]))
+    assert torch.equal(source.labels_N, torch.from_numpy(dataset.train.labels_N))
 
 
-@pytest.mark.parametrize("free", [8 * TRAIN_BYTES, 0], ids=["resident", "ahead"])
+@pytest.mark.parametrize("free", [8 * TRAIN_BYTES, 0], ids=["device", "prefetch"])
 def test_batches_match_those_of_the_cpu_bit_for_bit(
     dataset: ImageDataset, device: dict[str, int], monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
@@ -137,8 +134,8 @@ def test_batches_match_those_of_the_cpu_bit_for_bit(
         return [tensor for pair in pairs for tensor in pair]
 
     device["free"] = free
-    found = batches()
+    device_batches = batches()
     assert bool(batch_sources._held[DEVICE].splits) is bool(free)
     monkeypatch.undo()
-    for mine, expected in zip(found, batches(), strict=True):
-        assert torch.equal(mine, expected)
+    for found, expected in zip(device_batches, batches(), strict=True):
+        assert torch.equal(found, expected)

@@ -1,4 +1,4 @@
-"""The shares of a batch: disjoint, and together the batch, for odd sizes too."""
+"""The shards of a batch are disjoint and add up to the batch, also for odd sizes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tune_rescon.data.batch_sources import WHOLE, Shard
 @pytest.mark.parametrize(("images", "batch_size"), [(12, 4), (13, 4), (33, 33), (7, 10), (100, 17), (41, 20)])
 def test_shards_of_each_batch_add_up_to_the_batch(images: int, batch_size: int, count: int) -> None:
     order = np.random.default_rng(0).permutation(images)
-    shares = [Shard(rank=rank, count=count) for rank in range(count)]
-    cuts = [share.cut(order, batch_size) for share in shares]
+    shards = [Shard(rank=rank, count=count) for rank in range(count)]
+    cuts = [shard.cut(order, batch_size) for shard in shards]
     for start in range(0, images, batch_size):
         number, batch = start // batch_size, order[start : start + batch_size]
-        parts = [mine[number * size : (number + 1) * size] for mine, size in cuts]
+        parts = [own_rows[number * size : (number + 1) * size] for own_rows, size in cuts]
         if len(batch) == min(batch_size, images):
-            assert [len(part) for part in parts] == [share.of(len(batch)) for share in shares]
+            assert [len(part) for part in parts] == [shard.of(len(batch)) for shard in shards]
         assert np.concatenate(parts).tolist() == batch.tolist()
 
 
 def test_a_single_process_gets_the_whole_batch() -> None:
     order = np.arange(7)
-    mine, size = WHOLE.cut(order, 3)
-    assert mine is order
+    own_rows, size = WHOLE.cut(order, 3)
+    assert own_rows is order
     assert size == 3

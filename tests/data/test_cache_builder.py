@@ -1,4 +1,4 @@
-"""The cache on disk: damage is repaired, builders do not disturb each other, failures leave no files."""
+"""The cache on disk: damage is repaired, concurrent builders build once, and failures leave no files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from typing import Any, cast
 import joblib
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.data.conftest import MakeFolder, OpenFolder, encode
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import ImageDataset, cache_builder, open_dataset
 from tune_rescon.data.cache import (
@@ -38,9 +40,6 @@ from tune_rescon.data.cache_builder import fill
 from tune_rescon.data.sources import Plan
 from tune_rescon.errors import DataError, StorageError
 
-MakeFolder = Callable[..., Path]
-OpenFolder = Callable[..., ImageDataset]
-
 FILES = ("images.npy", "labels.npy", "meta.json")
 COUNTS = {"cat": 6, "dog": 6}
 
@@ -56,28 +55,28 @@ def pixels(dataset: ImageDataset) -> bytes:
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """One entry for each cache that is built."""
-    built: list[str] = []
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the caches that were built."""
+    names: list[str] = []
     build = cache_builder._build
 
-    def counting(order: cache_builder._Order, scratch: Path) -> None:
-        built.append(scratch.name)
+    def counted_build(order: cache_builder._Order, scratch: Path) -> None:
+        names.append(scratch.name)
         build(order, scratch)
 
-    monkeypatch.setattr(cache_builder, "_build", counting)
-    return built
+    monkeypatch.setattr(cache_builder, "_build", counted_build)
+    return names
 
 
-def _write(name: str, data: bytes) -> Callable[[Path], object]:
+def overwrite(name: str, data: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(data)
 
 
-def _remove(name: str) -> Callable[[Path], object]:
+def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
-def _flip(name: str, at: int) -> Callable[[Path], object]:
+def flip_bit(name: str, at: int) -> Callable[[Path], object]:
     def flip(folder: Path) -> None:
         data = bytearray((folder / name).read_bytes())
         data[at] ^= 1
@@ -86,68 +85,68 @@ def _flip(name: str, at: int) -> Callable[[Path], object]:
     return flip
 
 
-def _cut(name: str, length: int) -> Callable[[Path], object]:
+def truncate(name: str, length: int) -> Callable[[Path], object]:
     return lambda folder: os.truncate(folder / name, length)
 
 
-def _replace(folder: Path) -> None:
+def replace_by_file(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.write_text("not a cache")
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    **{f"{name} missing": _remove(name) for name in FILES},
-    **{f"{name} empty": _write(name, b"") for name in FILES},
-    "images cut inside": _cut("images.npy", 1000),
-    "images cut by one byte": _cut("images.npy", 128 + 12 * 16 * 16 * 3 - 1),
+    **{f"{name} missing": remove(name) for name in FILES},
+    **{f"{name} empty": overwrite(name, b"") for name in FILES},
+    "images truncated": truncate("images.npy", 1000),
+    "images truncated by one byte": truncate("images.npy", 128 + 12 * 16 * 16 * 3 - 1),
     "images too long": lambda folder: os.truncate(folder / "images.npy", 10**6),
-    "header: magic": _flip("images.npy", 0),
-    "header: shape": _flip("images.npy", 62),
-    "first pixel": _flip("images.npy", 128),
-    "last pixel": _flip("images.npy", -1),
-    "label": _flip("labels.npy", -8),
-    "meta: any bit": _flip("meta.json", 300),
-    "meta: not json": _write("meta.json", b"{"),
-    "meta: other json": _write("meta.json", b"[1]"),
-    "meta: wrong kinds": _write("meta.json", b'{"digest": 1, "meta": 2}'),
-    "meta: not text": _write("meta.json", b"\xff\xfe\xfd"),
-    "a file in its place": _replace,
+    "header: magic": flip_bit("images.npy", 0),
+    "header: shape": flip_bit("images.npy", 62),
+    "first pixel": flip_bit("images.npy", 128),
+    "last pixel": flip_bit("images.npy", -1),
+    "label": flip_bit("labels.npy", -8),
+    "meta: any bit": flip_bit("meta.json", 300),
+    "meta: not json": overwrite("meta.json", b"{"),
+    "meta: other json": overwrite("meta.json", b"[1]"),
+    "meta: wrong types": overwrite("meta.json", b'{"digest": 1, "meta": 2}'),
+    "meta: not text": overwrite("meta.json", b"\xff\xfe\xfd"),
+    "a file instead of the folder": replace_by_file,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_detected_and_repaired(
-    damage: str, make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, decoded: list[str]
+    damage: str, make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, builds: list[str]
 ) -> None:
     root = make_folder(COUNTS)
     before = pixels(open_folder(root))
     DAMAGE[damage](cache_folder(tmp_path))
     assert pixels(open_folder(root)) == before
-    assert len(decoded) == 2
+    assert len(builds) == 2
     open_folder(root)
-    assert len(decoded) == 2
+    assert len(builds) == 2
 
 
 def test_an_intact_cache_is_not_rebuilt(
-    make_folder: MakeFolder, open_folder: OpenFolder, decoded: list[str]
+    make_folder: MakeFolder, open_folder: OpenFolder, builds: list[str]
 ) -> None:
     root = make_folder(COUNTS)
     for limit in (None, 8, 4):
         open_folder(root, limit=limit, split_seed=limit or 0)
-    assert len(decoded) == 1
+    assert len(builds) == 1
 
 
 def test_a_changed_source_is_decoded_again(
-    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, decoded: list[str]
+    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, builds: list[str]
 ) -> None:
     root = make_folder(COUNTS)
     before = open_folder(root)
     (root / "cat/0000.png").unlink()
     after = open_folder(root)
-    assert len(decoded) == 2
+    assert len(builds) == 2
     assert len(after.train) + len(after.val) == 11
     assert after.digest != before.digest
-    # One cache a source: the old one is deleted, but a process that had it open can still read it.
+    # A source has one cache. The old one is deleted, but a process that has it open can still read it.
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [
         cache_folder(tmp_path).name
     ]
@@ -155,17 +154,19 @@ def test_a_changed_source_is_decoded_again(
 
 
 def test_a_cache_of_another_source_is_rebuilt(
-    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, decoded: list[str]
+    make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, builds: list[str]
 ) -> None:
     first, second = make_folder(COUNTS, "first"), make_folder({"cat": 5, "dog": 5}, "second")
     open_folder(first)
-    ours = cache_folder(tmp_path)
+    first_cache = cache_folder(tmp_path)
     expected = pixels(open_folder(second))
-    theirs = next(path for path in (tmp_path / "cache").iterdir() if path.is_dir() and path != ours)
-    shutil.rmtree(theirs)
-    shutil.copytree(ours, theirs)
+    second_cache = next(
+        path for path in (tmp_path / "cache").iterdir() if path.is_dir() and path != first_cache
+    )
+    shutil.rmtree(second_cache)
+    shutil.copytree(first_cache, second_cache)
     assert pixels(open_folder(second)) == expected
-    assert len(decoded) == 3
+    assert len(builds) == 3
 
 
 def test_a_cache_of_another_format_is_refused(
@@ -181,8 +182,8 @@ def test_a_cache_of_another_format_is_refused(
 SHAPE = (45, 4, 4, 3)
 
 
-def made(folder: Path, monkeypatch: pytest.MonkeyPatch, *, chunk: int = 2) -> Meta:
-    """A cache of 45 small images of random pixels, ``chunk`` to a chunk."""
+def write_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, *, chunk: int = 2) -> Meta:
+    """Write a cache of 45 small random images, ``chunk`` images to a chunk."""
     monkeypatch.setattr("tune_rescon.data.cache.CHUNK_BYTES", chunk * 4 * 4 * 3)
     images_NHWC = np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
     folder.mkdir(exist_ok=True)
@@ -208,7 +209,7 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch, *, chunk: int = 2) -> Me
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 45, 100])
 def test_chunked_cache_reads_back_equal(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meta = made(tmp_path, monkeypatch, chunk=chunk)
+    meta = write_cache(tmp_path, monkeypatch, chunk=chunk)
     cache = open_cache(tmp_path, "the source")
     assert cache.meta == meta
     assert cache.folder == tmp_path
@@ -222,33 +223,35 @@ def test_chunked_cache_reads_back_equal(chunk: int, tmp_path: Path, monkeypatch:
 
 def test_chunks_are_consecutive_and_fit_their_size() -> None:
     assert list(chunks((7, CHUNK_BYTES // 6, 2, 1))) == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    assert list(chunks((2, CHUNK_BYTES, 2, 1))) == [slice(0, 1), slice(1, 2)], "one image at least"
+    assert list(chunks((2, CHUNK_BYTES, 2, 1))) == [slice(0, 1), slice(1, 2)], (
+        "a chunk has at least one image"
+    )
     assert list(chunks((0, 4, 4, 3))) == []
 
 
 def test_opening_reads_eight_chunks_spread_from_the_first_to_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made(tmp_path, monkeypatch, chunk=1)
-    noticed: dict[int, str] = {}
+    write_cache(tmp_path, monkeypatch, chunk=1)
+    detected: dict[int, str] = {}
     for number in range(45):
-        flip = _flip("images.npy", 128 + number * 4 * 4 * 3 + 5)
+        flip = flip_bit("images.npy", 128 + number * 4 * 4 * 3 + 5)
         flip(tmp_path)
         try:
             open_cache(tmp_path, "the source")
         except CacheError as error:
-            noticed[number] = str(error)
+            detected[number] = str(error)
         flip(tmp_path)
-    assert list(noticed) == [0, 6, 13, 19, 25, 31, 38, 44]
-    assert all(f"between images {number} and {number + 1}" in said for number, said in noticed.items())
+    assert list(detected) == [0, 6, 13, 19, 25, 31, 38, 44]
+    assert all(f"between images {number} and {number + 1}" in message for number, message in detected.items())
 
 
 def test_every_chunk_of_a_small_cache_is_read_on_opening(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made(tmp_path, monkeypatch, chunk=6)
+    write_cache(tmp_path, monkeypatch, chunk=6)
     for number in range(8):
-        flip = _flip("images.npy", 128 + number * 6 * 4 * 4 * 3)
+        flip = flip_bit("images.npy", 128 + number * 6 * 4 * 4 * 3)
         flip(tmp_path)
         with pytest.raises(CacheError, match="is damaged between"):
             open_cache(tmp_path, "the source")
@@ -257,20 +260,20 @@ def test_every_chunk_of_a_small_cache_is_read_on_opening(
 
 
 def test_a_cache_of_another_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made(tmp_path, monkeypatch)
+    write_cache(tmp_path, monkeypatch)
     with pytest.raises(CacheError, match="the source has changed"):
         open_cache(tmp_path, "another source")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made(tmp_path, monkeypatch)
+    write_cache(tmp_path, monkeypatch)
     (tmp_path / name).unlink()
     with pytest.raises(CacheError, match=f"{name} is missing"):
         open_cache(tmp_path, "the source")
 
 
-CONTENT: dict[str, object] = {
+CONTENT_FIELDS: dict[str, object] = {
     "shape": (15, 4, 12, 3),
     "counts": {"train": 29, "val": 16},
     "class_names": ("dog", "cat"),
@@ -278,7 +281,7 @@ CONTENT: dict[str, object] = {
     "labels_digest": "0" * 32,
     "chunk_digests": ("0" * 16,),
 }
-ORIGIN: dict[str, object] = {
+OTHER_FIELDS: dict[str, object] = {
     "format": 99,
     "source": "another",
     "mean": (0.0, 0.0, 0.0),
@@ -290,19 +293,19 @@ ORIGIN: dict[str, object] = {
 @pytest.mark.parametrize(
     ("field", "value", "same"),
     [
-        *((field, value, False) for field, value in CONTENT.items()),
-        *((field, value, True) for field, value in ORIGIN.items()),
+        *((field, value, False) for field, value in CONTENT_FIELDS.items()),
+        *((field, value, True) for field, value in OTHER_FIELDS.items()),
     ],
 )
 def test_content_digest_depends_only_on_images_labels_and_splits(
     field: str, value: Any, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meta = made(tmp_path, monkeypatch)
+    meta = write_cache(tmp_path, monkeypatch)
     changed: Meta = dataclasses.replace(meta, **{field: value})
     assert (changed.content == meta.content) is same
 
 
-def break_image(root: Path) -> Path:
+def truncate_image(root: Path) -> Path:
     path = root / "dog/0003.png"
     path.write_bytes(path.read_bytes()[:100])
     return root
@@ -311,7 +314,7 @@ def break_image(root: Path) -> Path:
 def test_a_broken_image_is_named_and_no_cache_remains(
     make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path
 ) -> None:
-    root = break_image(make_folder(COUNTS))
+    root = truncate_image(make_folder(COUNTS))
     with pytest.raises(DataError, match=r"dog/0003.png, which cannot be decoded.*on_bad_image"):
         open_folder(root)
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
@@ -320,11 +323,11 @@ def test_a_broken_image_is_named_and_no_cache_remains(
 def test_broken_images_are_skipped_if_asked(
     make_folder: MakeFolder, open_folder: OpenFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root = break_image(make_folder(COUNTS))
+    root = truncate_image(make_folder(COUNTS))
     dataset = open_folder(root, on_bad_image="skip")
     assert len(dataset.train) + len(dataset.val) == 11
     assert "left out 1 broken images, the first is dog/0003.png" in caplog.text
-    # The same cache, opened by someone who minds.
+    # The same cache, opened with the default `on_bad_image`.
     with pytest.raises(DataError, match=r"dog/0003.png"):
         open_folder(root)
 
@@ -349,7 +352,7 @@ def test_an_image_that_the_disk_does_not_give_is_no_broken_image(
 
 
 def test_statistics_leave_skipped_images_out(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
-    dataset = open_folder(break_image(make_folder(COUNTS)), on_bad_image="skip")
+    dataset = open_folder(truncate_image(make_folder(COUNTS)), on_bad_image="skip")
     rows = np.concatenate([dataset.train.rows_N, dataset.val.rows_N])
     images = dataset.train.images_NHWC[np.sort(rows)] / 255
     assert dataset.mean == pytest.approx(images.mean((0, 1, 2)))
@@ -387,19 +390,9 @@ def test_stored_size_follows_image_sizes_and_settings(
     side: int,
 ) -> None:
     root = make_folder({f"class{i}": 2 for i in range(2)}, size=sizes[0])
-    for place, size in enumerate(sizes):
-        (root / f"class{place}/0001.png").write_bytes(_picture(size))
+    for index, size in enumerate(sizes):
+        (root / f"class{index}/0001.png").write_bytes(encode(Image.new("RGB", size)))
     assert open_folder(root, **settings).train.images_NHWC.shape == (4, side, side, 3)
-
-
-def _picture(size: tuple[int, int]) -> bytes:
-    import io
-
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("RGB", size).save(stream, "PNG")
-    return stream.getvalue()
 
 
 @pytest.mark.timeout(60)
@@ -409,7 +402,7 @@ def test_a_single_odd_size_is_detected_while_decoding(
 ) -> None:
     monkeypatch.setattr(cache_builder, "_WORTH_PROCESSES", worth_processes)
     root = make_folder({"a": 60, "b": 60})
-    (root / "a/0001.png").write_bytes(_picture((16, 17)))
+    (root / "a/0001.png").write_bytes(encode(Image.new("RGB", (16, 17))))
     assert open_folder(root, store_size=None).train.images_NHWC.shape == (120, 256, 256, 3)
 
 
@@ -423,10 +416,10 @@ def test_an_unwritable_cache_root_is_reported(make_folder: MakeFolder, tmp_path:
 def test_a_full_disk_is_reported(
     make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def fail_allocation(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", fail_allocation)
     with pytest.raises(StorageError, match="have room, but got No space left"):
         open_folder(make_folder(COUNTS))
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
@@ -440,7 +433,7 @@ def test_a_killed_decoding_process_is_reported(tmp_path: Path) -> None:
         counts={"train": 300, "val": 0, "test": 0},
         class_names=("cat", "dog"),
         labels_N=np.zeros(300, dtype=np.int64),
-        # `Any`, because it returns no block.
+        # The cast is needed because this reader returns no block.
         reader=cast(Any, lambda _rows: partial(signal.raise_signal, signal.SIGKILL)),
         decodes=True,
     )
@@ -449,16 +442,16 @@ def test_a_killed_decoding_process_is_reported(tmp_path: Path) -> None:
 
 
 def test_progress_is_reported(make_folder: MakeFolder, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     config = DatasetConfig(name="folder", path=str(make_folder(COUNTS)))
     for _ in range(2):
         open_dataset(
             config,
             data_root=tmp_path,
             cache_root=tmp_path / "cache",
-            progress=lambda *done: told.append(done),
+            progress=lambda *done: reported.append(done),
         )
-    assert told == [(12, 12)]
+    assert reported == [(12, 12)]
 
 
 def test_a_bar_is_drawn(make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,7 +461,7 @@ def test_a_bar_is_drawn(make_folder: MakeFolder, tmp_path: Path, capsys: pytest.
     assert "12/12" in capsys.readouterr().err
 
 
-OPENER = textwrap.dedent("""
+OPEN_SCRIPT = textwrap.dedent("""
     import sys, time
     from pathlib import Path
     from tune_rescon.config import DatasetConfig
@@ -485,17 +478,17 @@ OPENER = textwrap.dedent("""
 """)
 
 
-def start_opener(root: Path, cache: Path, pause: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", OPENER, str(root), str(cache), str(pause)]
-    # A killed one's semaphore tracker reports what it tidies up; each test judges what comes out.
+def start_opening(root: Path, cache: Path, pause: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", OPEN_SCRIPT, str(root), str(cache), str(pause)]
+    # stderr is discarded: the semaphore tracker of a killed process reports what it cleans up.
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
 @pytest.mark.timeout(60)
 def test_two_processes_at_once_build_one_cache(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"cat": 150, "dog": 150})
-    openers = [start_opener(root, tmp_path / "cache", 0.5) for _ in range(2)]
-    outputs = [opener.communicate()[0].split() for opener in openers]
+    processes = [start_opening(root, tmp_path / "cache", 0.5) for _ in range(2)]
+    outputs = [process.communicate()[0].split() for process in processes]
     assert sum("decoding" in output for output in outputs) == 1
     assert outputs[0][-1] == outputs[1][-1]
 
@@ -503,10 +496,10 @@ def test_two_processes_at_once_build_one_cache(make_folder: MakeFolder, tmp_path
 @pytest.mark.timeout(60)
 def test_files_of_a_killed_builder_are_discarded(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"cat": 150, "dog": 150})
-    with start_opener(root, tmp_path / "cache", 60) as opener:
-        assert opener.stdout is not None
-        assert opener.stdout.readline() == "decoding\n"
-        opener.send_signal(signal.SIGKILL)
+    with start_opening(root, tmp_path / "cache", 60) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "decoding\n"
+        process.send_signal(signal.SIGKILL)
     assert any(".building-" in path.name for path in (tmp_path / "cache").iterdir())
     config = DatasetConfig(name="folder", path=str(root))
     dataset = open_dataset(config, data_root=tmp_path, cache_root=tmp_path / "cache")
@@ -515,26 +508,26 @@ def test_files_of_a_killed_builder_are_discarded(make_folder: MakeFolder, tmp_pa
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("why_one", ["few images", "no joblib"])
+@pytest.mark.parametrize("reason", ["few images", "no joblib"])
 def test_parallel_decoding_matches_a_single_process(
     make_folder: MakeFolder,
     open_folder: OpenFolder,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    why_one: str,
+    reason: str,
 ) -> None:
     root = make_folder({"train/cat": 150, "train/dog": 150, "test/cat": 9})
-    several = open_folder(root)
+    parallel = open_folder(root)
     shutil.rmtree(tmp_path / "cache")
-    if why_one == "few images":
+    if reason == "few images":
         monkeypatch.setattr(cache_builder, "_WORTH_PROCESSES", 1000)
     else:
         monkeypatch.setitem(sys.modules, "joblib", None)
-    one = open_folder(root)
-    assert (several.digest, several.mean, several.std) == (one.digest, one.mean, one.std)
+    single = open_folder(root)
+    assert (parallel.digest, parallel.mean, parallel.std) == (single.digest, single.mean, single.std)
 
 
 @pytest.mark.timeout(60)
 def test_parallel_decoding_names_a_broken_image(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     with pytest.raises(DataError, match=r"dog/0003.png, which cannot be decoded"):
-        open_folder(break_image(make_folder({"cat": 150, "dog": 150})))
+        open_folder(truncate_image(make_folder({"cat": 150, "dog": 150})))

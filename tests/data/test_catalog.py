@@ -1,4 +1,4 @@
-"""A dataset's description equals the opened dataset, and every mistake has an error message."""
+"""`describe` matches the opened dataset, and every mistake has an error message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,29 +17,31 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
+from tests.data.conftest import MakeFolder
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import ImageDataset, describe, list_datasets, open_dataset
 from tune_rescon.data.catalog import BUILTIN
 from tune_rescon.errors import DataError
 
-MakeFolder = Callable[..., Path]
-
 TORCHVISION = sorted(set(BUILTIN) - {"digits"})
 
 
-def facts_match(config: DatasetConfig, dataset: ImageDataset, tmp_path: Path) -> bool:
+def description_matches(config: DatasetConfig, dataset: ImageDataset, tmp_path: Path) -> bool:
     info = describe(config, data_root=tmp_path)
-    said = (info.classes, info.channels, info.image_size, info.class_names)
+    described = (info.classes, info.channels, info.image_size, info.class_names)
     found = (dataset.classes, dataset.channels, dataset.train.images_NHWC.shape[1], dataset.class_names)
-    said_images = (info.train_images, info.val_images, info.test_images)
-    return (said, said_images) == (found, tuple(map(len, (dataset.train, dataset.val, dataset.test))))
+    described_images = (info.train_images, info.val_images, info.test_images)
+    return (described, described_images) == (
+        found,
+        tuple(map(len, (dataset.train, dataset.val, dataset.test))),
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, {"limit": 100}, {"val_fraction": 0.5, "limit": 21}])
 def test_digits_description_matches_the_dataset(settings: dict[str, Any], tmp_path: Path) -> None:
     config = DatasetConfig(**settings)
     dataset = open_dataset(config, data_root=tmp_path, cache_root=tmp_path)
-    assert facts_match(config, dataset, tmp_path)
+    assert description_matches(config, dataset, tmp_path)
     levels = np.rint(dataset.train.images_NHWC[..., 0].astype(float) * 16 / 255)
     assert sorted(levels.reshape(-1, 64).tolist()) == sorted(load_digits().data.tolist())
     for split in (dataset.train, dataset.val, dataset.test):
@@ -71,7 +72,7 @@ def test_folder_description_matches_the_dataset(
 ) -> None:
     config = DatasetConfig(name="folder", path=str(make_folder(counts, name)), **settings)
     dataset = open_dataset(config, data_root=tmp_path, cache_root=tmp_path / "cache")
-    assert facts_match(config, dataset, tmp_path)
+    assert description_matches(config, dataset, tmp_path)
 
 
 def test_images_of_many_sizes_have_no_native_size(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -89,21 +90,24 @@ def test_builtin_dataset_info_is_consistent(name: str, tmp_path: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown": ({"name": "cifar"}, r"unknown dataset 'cifar' \(did you mean 'cifar1"),
+    "unknown name": ({"name": "cifar"}, r"unknown dataset 'cifar' \(did you mean 'cifar1"),
     "no path": ({"name": "folder"}, "needs a path"),
     "a path for digits": ({"name": "digits", "path": "x"}, "only the dataset `folder` takes a path"),
-    "a path to nothing": (
+    "a missing path": (
         {"name": "folder", "path": "/nowhere/at/all"},
         "must be an existing directory or .zip",
     ),
-    "a limit below two a class": ({"name": "cifar100", "limit": 150}, "at least 200 training images"),
+    "a limit below two images per class": (
+        {"name": "cifar100", "limit": 150},
+        "at least 200 training images",
+    ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_config_mistake_is_reported(mistake: str, tmp_path: Path) -> None:
-    settings, words = MISTAKES[mistake]
-    with pytest.raises(DataError, match=words):
+    settings, message = MISTAKES[mistake]
+    with pytest.raises(DataError, match=message):
         describe(DatasetConfig(**settings), data_root=tmp_path)
 
 
@@ -112,12 +116,12 @@ def test_one_image_cannot_train_and_validate(
     counts: dict[str, int], make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     config = DatasetConfig(name="folder", path=str(make_folder(counts)))
-    for ask in (
+    for call in (
         lambda: describe(config, data_root=tmp_path),
         lambda: open_dataset(config, data_root=tmp_path, cache_root=tmp_path / "cache"),
     ):
         with pytest.raises(DataError, match=r"at least 2 training images.*1 of 'b'"):
-            ask()
+            call()
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -137,9 +141,7 @@ def test_offline_error_names_the_missing_file_and_its_folder(
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
-def _as_torchvision_gives_it(
-    name: str, images_NHWC: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
-) -> Any:
+def torchvision_dataset(name: str, images_NHWC: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Any:
     if name == "svhn":
         return SimpleNamespace(data=images_NHWC.transpose(0, 3, 1, 2), labels=labels)
     if name == "stl10":
@@ -156,11 +158,11 @@ def test_torchvision_data_is_converted(name: str, tmp_path: Path, monkeypatch: p
     labels = np.tile(np.arange(classes), 3)
     shape = (len(labels), known.image_size, known.image_size, known.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    kind = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN", "stl10": "STL10"}.get(
+    class_name = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN", "stl10": "STL10"}.get(
         name, "FashionMNIST"
     )
-    given = _as_torchvision_gives_it(name, images, labels)
-    monkeypatch.setattr(datasets, kind, lambda *_, **__: given)
+    torchvision_data = torchvision_dataset(name, images, labels)
+    monkeypatch.setattr(datasets, class_name, lambda *_, **__: torchvision_data)
     dataset = open_dataset(DatasetConfig(name=name), data_root=tmp_path, cache_root=tmp_path / "cache")
     stored = dataset.test.gather(np.arange(len(dataset.test)))
     assert np.array_equal(stored[0], images)
@@ -168,13 +170,13 @@ def test_torchvision_data_is_converted(name: str, tmp_path: Path, monkeypatch: p
     assert stored[1].dtype == np.int64
 
 
-@pytest.mark.timeout(30)  # making it
+@pytest.mark.timeout(30)  # the archive takes seconds to write
 def test_a_zip_of_60_000_images_is_listed_quickly(tmp_path: Path) -> None:
     path = tmp_path / "many.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(60_000):
             archive.writestr(zipfile.ZipInfo(f"class{number % 10}/{number:05}.jpg"), b"")
-    started = time.process_time()  # which a busy machine does not change
+    started = time.process_time()  # does not depend on the machine's load
     info = describe(DatasetConfig(name="folder", path=str(path)), data_root=tmp_path)
     assert time.process_time() - started < 1.5
     assert info.train_images + info.val_images == 60_000

@@ -1,10 +1,9 @@
-"""Batches are a function of (seed, epoch), and change no global random state."""
+"""Batches depend only on (seed, epoch), and do not change the global random state."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.data.conftest import MakeFolder, OpenFolder
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, Split
 from tune_rescon.data.batch_sources import MemmapSource, Shard
@@ -27,18 +27,14 @@ from tune_rescon.data.datamodule import (
     epoch_order,
 )
 
-MakeFolder = Callable[..., Path]
-OpenFolder = Callable[..., ImageDataset]
-
-EVERYTHING: dict[str, Any] = {
+PADDED_CROP: dict[str, Any] = {
     "crop_padding": 2,
     "flip": True,
     "augment": "randaugment",
     "mixup": 0.2,
     "cutmix": 1.0,
 }
-#: With what takes the place of the padded crop.
-RESIZED: dict[str, Any] = {
+RESIZED_CROP: dict[str, Any] = {
     "crop_scale": 0.3,
     "rotation": 20.0,
     "color_jitter": 0.4,
@@ -46,28 +42,30 @@ RESIZED: dict[str, Any] = {
     "random_erasing": 0.5,
     "cutmix": 1.0,
 }
-PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": False}
+NO_AUGMENTATION: dict[str, Any] = {"crop_padding": 0, "flip": False}
 
 
-def numbered(images: int) -> MemmapSource:
-    """Image i is filled with i."""
+def numbered_images(images: int) -> MemmapSource:
+    """Return images of which image i is filled with the value i."""
     pixels = np.arange(images, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), dtype=np.uint8)
     rows = np.arange(images)
     return MemmapSource(split=Split(images_NHWC=pixels, rows_N=rows, labels_N=rows % 3))
 
 
-def visited(loader: Batches) -> list[list[int]]:
+def image_numbers(loader: Batches) -> list[list[int]]:
     return [batch.images_BHWC[:, 0, 0, 0].tolist() for batch in loader]
 
 
 def shuffled(images: int, batch_size: int, epoch: int = 0, seed: int = 0) -> ShuffledBatches:
-    return ShuffledBatches(images=numbered(images), batch_size=batch_size, seed=seed, epoch=lambda: epoch)
+    return ShuffledBatches(
+        images=numbered_images(images), batch_size=batch_size, seed=seed, epoch=lambda: epoch
+    )
 
 
 @given(st.integers(1, 100), st.integers(2, 40))
 def test_validation_visits_every_image_in_order(images: int, batch_size: int) -> None:
-    loader = Batches(images=numbered(images), batch_size=batch_size)
-    found = visited(loader)
+    loader = Batches(images=numbered_images(images), batch_size=batch_size)
+    found = image_numbers(loader)
     assert list(chain(*found)) == list(range(images))
     assert len(found) == len(loader)
     assert all(len(batch) == batch_size for batch in found[:-1])
@@ -76,7 +74,7 @@ def test_validation_visits_every_image_in_order(images: int, batch_size: int) ->
 @given(st.integers(2, 100), st.integers(2, 40))
 def test_training_drops_a_short_last_batch_only_if_there_is_another(images: int, batch_size: int) -> None:
     loader = shuffled(images, batch_size)
-    found = visited(loader)
+    found = image_numbers(loader)
     assert len(found) == len(loader)
     assert [len(batch) for batch in found] == [batch_size] * (images // batch_size) or [len(found[0])] == [
         images
@@ -102,9 +100,9 @@ def test_a_balanced_epoch_shows_classes_and_their_images_equally_often(
     order = balanced_order(labels, seed=seed, epoch=epoch)
     assert len(order) == len(labels)
     assert np.ptp(np.bincount(labels[order])) <= 1
-    shown = np.bincount(order, minlength=len(labels))
+    counts = np.bincount(order, minlength=len(labels))
     for label in np.unique(labels):
-        assert np.ptp(shown[labels == label]) <= 1
+        assert np.ptp(counts[labels == label]) <= 1
     assert np.array_equal(balanced_order(labels, seed=seed, epoch=epoch), order)
 
 
@@ -113,27 +111,29 @@ def test_a_balanced_epoch_has_its_own_order_and_images() -> None:
     orders = [balanced_order(labels, seed=seed, epoch=epoch) for seed in range(3) for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 9
     assert len({tuple(np.unique(order[order < 400])) for order in orders}) == 9
-    # No class comes first.
+    # The classes are mixed.
     assert all(60 < np.count_nonzero(labels[order[:210]]) < 150 for order in orders)
 
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_shards_add_up_to_the_balanced_batches(count: int) -> None:
     labels = np.repeat([0, 1, 2], [30, 5, 2])
-    source = MemmapSource(split=dataclasses.replace(numbered(37).split, labels_N=labels))
+    source = MemmapSource(split=dataclasses.replace(numbered_images(37).split, labels_N=labels))
     settings: dict[str, Any] = {"images": source, "batch_size": 9, "seed": 1, "epoch": lambda: 2}
-    whole = visited(ShuffledBatches(**settings, balanced_N=labels))
-    shares = [
-        visited(ShuffledBatches(**settings, balanced_N=labels, share=Shard(rank=rank, count=count)))
+    whole = image_numbers(ShuffledBatches(**settings, balanced_N=labels))
+    shards = [
+        image_numbers(ShuffledBatches(**settings, balanced_N=labels, share=Shard(rank=rank, count=count)))
         for rank in range(count)
     ]
-    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
+    assert [list(chain(*parts)) for parts in zip(*shards, strict=True)] == whole
     assert max(np.bincount(list(chain(*whole)))) >= 5
 
 
 def test_augmentation_streams_differ_by_epoch_batch_and_seed() -> None:
-    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    draws = {float(augmentation_rng(place, seed=seed).random()) for place in places for seed in (0, 1)}
+    positions = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    draws = {
+        float(augmentation_rng(position, seed=seed).random()) for position in positions for seed in (0, 1)
+    }
     assert len(draws) == 8
 
 
@@ -145,16 +145,16 @@ def dataset(make_folder: MakeFolder, open_folder: OpenFolder) -> ImageDataset:
 def module_of(
     dataset: ImageDataset, *, seed: int = 0, image_size: int = 16, **settings: Any
 ) -> ImageDataModule:
-    config = TrialConfig(**{"batch_size": 8, **PLAIN, **settings})
+    config = TrialConfig(**{"batch_size": 8, **NO_AUGMENTATION, **settings})
     return ImageDataModule(dataset, config, image_size=image_size, seed=seed)
 
 
-def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+def batches_equal(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
     pairs = zip(first, second, strict=True)
     return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
 
 
-@pytest.mark.parametrize("settings", [EVERYTHING, RESIZED])
+@pytest.mark.parametrize("settings", [PADDED_CROP, RESIZED_CROP])
 def test_an_epoch_does_not_depend_on_earlier_ones(dataset: ImageDataset, settings: dict[str, Any]) -> None:
     module = module_of(dataset, **settings)
     expected = list(module.train_batches(epoch=3))
@@ -162,25 +162,27 @@ def test_an_epoch_does_not_depend_on_earlier_ones(dataset: ImageDataset, setting
     np.random.seed(5)
     random.seed(5)
     list(module.train_batches(epoch=0))
-    assert same(list(module_of(dataset, **settings).train_batches(epoch=3)), expected)
+    assert batches_equal(list(module_of(dataset, **settings).train_batches(epoch=3)), expected)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"crop_padding": 1, "mixup": 0.2}, {"crop_padding": 1, "class_sampling": "balanced"}, RESIZED],
+    [{"crop_padding": 1, "mixup": 0.2}, {"crop_padding": 1, "class_sampling": "balanced"}, RESIZED_CROP],
 )
 def test_an_epoch_resumes_from_any_batch(dataset: ImageDataset, settings: dict[str, Any]) -> None:
     whole = list(module_of(dataset, **settings).train_batches(epoch=3))
     rest = list(module_of(dataset, **settings).train_batches(epoch=3, first=1))
     assert len(rest) == len(whole) - 1 > 0
-    assert same(rest, whole[1:])
+    assert batches_equal(rest, whole[1:])
 
 
 @pytest.mark.parametrize("other", [{"epoch": 1}, {"seed": 1}])
 def test_epoch_and_seed_change_the_batches(dataset: ImageDataset, other: dict[str, int]) -> None:
     seed, epoch = other.get("seed", 0), other.get("epoch", 0)
-    first = list(module_of(dataset, **EVERYTHING).train_batches(epoch=0))
-    assert not same(list(module_of(dataset, seed=seed, **EVERYTHING).train_batches(epoch=epoch)), first)
+    first = list(module_of(dataset, **PADDED_CROP).train_batches(epoch=0))
+    assert not batches_equal(
+        list(module_of(dataset, seed=seed, **PADDED_CROP).train_batches(epoch=epoch)), first
+    )
 
 
 def test_balanced_sampling_shows_a_rare_class_equally_often(
@@ -197,7 +199,7 @@ def test_balanced_sampling_shows_a_rare_class_equally_often(
 
 def test_global_random_states_are_left_alone(dataset: ImageDataset) -> None:
     before = torch.get_rng_state(), np.random.get_state(legacy=True), random.getstate()
-    list(module_of(dataset, image_size=24, **EVERYTHING).train_batches(epoch=0))
+    list(module_of(dataset, image_size=24, **PADDED_CROP).train_batches(epoch=0))
     assert torch.equal(before[0], torch.get_rng_state())
     assert str(before[1]) == str(np.random.get_state(legacy=True))
     assert before[2] == random.getstate()
@@ -216,8 +218,8 @@ def test_no_augmentation_without_request(dataset: ImageDataset) -> None:
 def test_validation_batches_are_larger_and_on_a_gpu_larger_still(
     dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the GPU only the images' place is missing."""
-    monkeypatch.setattr("tune_rescon.data.datamodule.choose_source", lambda *_: numbered(9))
+    """Without a GPU: the batch source is replaced."""
+    monkeypatch.setattr("tune_rescon.data.datamodule.choose_source", lambda *_: numbered_images(9))
     data = ImageDataModule(dataset, TrialConfig(batch_size=2), image_size=16, seed=0)
     sizes = {device: data._in_order("val", torch.device(device)).batch_size for device in ("cpu", "cuda")}
     assert sizes == {"cpu": 4, "cuda": 16}
@@ -239,7 +241,7 @@ def test_a_small_crop_is_not_padded(dataset: ImageDataset) -> None:
         list(module_of(dataset, crop_scale=0.3, crop_padding=padding).train_batches(epoch=0))
         for padding in (0, 8)
     ]
-    assert same(*batches)
+    assert batches_equal(*batches)
 
 
 def test_a_box_is_erased_to_the_mean_colour(dataset: ImageDataset) -> None:
@@ -253,7 +255,7 @@ def test_a_box_is_erased_to_the_mean_colour(dataset: ImageDataset) -> None:
 
 def test_validation_is_not_augmented(dataset: ImageDataset) -> None:
     ((plain, _),) = module_of(dataset).val_batches()
-    for settings in (EVERYTHING, RESIZED):
+    for settings in (PADDED_CROP, RESIZED_CROP):
         ((found, labels),) = module_of(dataset, **settings).val_batches()
         assert torch.equal(found, plain)
         assert torch.equal(labels, torch.from_numpy(dataset.val.labels_N))
@@ -266,7 +268,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(dataset: ImageDa
 
 
 @pytest.mark.parametrize("image_size", [8, 16, 33])
-@pytest.mark.parametrize("settings", [{}, EVERYTHING, RESIZED])
+@pytest.mark.parametrize("settings", [{}, PADDED_CROP, RESIZED_CROP])
 def test_batches_have_the_networks_shape_dtype_and_memory_format(
     dataset: ImageDataset, image_size: int, settings: dict[str, Any]
 ) -> None:
@@ -324,27 +326,27 @@ def test_images_of_one_colour_can_be_normalised(make_folder: MakeFolder, open_fo
     assert not images.any()
 
 
-class GraphCapture(nn.Module):
-    """Stands for a network; keeps the sums of what it was shown."""
-
+class OneParameter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(()))
 
 
-def record(module: ImageDataModule, folder: Path, *, epochs: int, resume: Path | None = None) -> list[float]:
-    """Sums of the training batches that Lightning shows, epoch after epoch."""
+def train_and_record(
+    module: ImageDataModule, folder: Path, *, epochs: int, resume: Path | None = None
+) -> list[float]:
+    """Train with Lightning and return the sum of each training batch."""
     import pytorch_lightning as pl
 
-    shown: list[float] = []
+    sums: list[float] = []
 
-    class Watcher(pl.LightningModule):
+    class RecordingModule(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = GraphCapture()
+            self.net = OneParameter()
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-            shown.append(float(batch[0].double().sum()))
+            sums.append(float(batch[0].double().sum()))
             return self.net.bias.square()
 
         def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
@@ -362,21 +364,23 @@ def record(module: ImageDataModule, folder: Path, *, epochs: int, resume: Path |
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(Watcher(), datamodule=module, ckpt_path=resume, weights_only=False)
+    trainer.fit(RecordingModule(), datamodule=module, ckpt_path=resume, weights_only=False)
     trainer.save_checkpoint(folder / "last.ckpt")
-    return shown
+    return sums
 
 
-# Lightning 2.6 asks torch 2.15's tree utilities in a way they deprecate.
+# Lightning 2.6 uses torch's tree utilities in a way that torch 2.15 deprecates.
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")
 @pytest.mark.torch
 def test_lightning_trains_every_epoch_and_resumes_at_the_right_one(
     dataset: ImageDataset, tmp_path: Path
 ) -> None:
-    module = module_of(dataset, **EVERYTHING)
-    whole = record(module, tmp_path, epochs=4)
-    first = record(module_of(dataset, **EVERYTHING), tmp_path, epochs=2)
-    rest = record(module_of(dataset, **EVERYTHING), tmp_path, epochs=4, resume=tmp_path / "last.ckpt")
+    module = module_of(dataset, **PADDED_CROP)
+    whole = train_and_record(module, tmp_path, epochs=4)
+    first = train_and_record(module_of(dataset, **PADDED_CROP), tmp_path, epochs=2)
+    rest = train_and_record(
+        module_of(dataset, **PADDED_CROP), tmp_path, epochs=4, resume=tmp_path / "last.ckpt"
+    )
     expected = [
         float(images.double().sum()) for epoch in range(4) for images, _ in module.train_batches(epoch=epoch)
     ]

@@ -1,9 +1,8 @@
-"""Any picture becomes one upright RGB square; a broken picture is an error."""
+"""An image is decoded to an upright RGB square; a broken one raises BadImageError."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import struct
 import warnings
@@ -17,26 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.data.conftest import encode
 from tune_rescon.data.decode import BadImageError, SizesDifferError, decode_block, decode_image, probe_size
 from tune_rescon.data.opening import FORMATS
 
 RED = (200, 30, 40)
 
 
-def encode(image: Image.Image, kind: str, **settings: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **settings)
-    return stream.getvalue()
-
-
 def gradient(width: int = 24, height: int = 16) -> Image.Image:
-    """Every corner tells itself from the others."""
+    """Return an image with four different corners."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
 
 
-def half_clear(mode: str) -> Image.Image:
-    """Opaque left half, fully transparent right half, over a colour that must not show."""
+def half_transparent(mode: str) -> Image.Image:
+    """Return an image with an opaque left half and a fully transparent right half."""
     alpha = Image.new("L", (16, 16), 0)
     alpha.paste(255, (0, 0, 8, 16))
     image = Image.new("L" if mode == "LA" else "RGB", (16, 16), 100 if mode == "LA" else RED)
@@ -72,7 +66,7 @@ def test_each_mode_is_converted_to_rgb(image: Image.Image, kind: str, expected: 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_pixels_become_white(mode: str) -> None:
-    image = decode_image(encode(half_clear(mode), "PNG"), 16)
+    image = decode_image(encode(half_transparent(mode), "PNG"), 16)
     assert (image[:, 8:] == 255).all()
     assert (image[:, :8] < 255).any(-1).all()
 
@@ -82,7 +76,7 @@ def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = gradient()
-    turns = {
+    transposes = {
         1: [],
         2: [Image.Transpose.FLIP_LEFT_RIGHT],
         3: [Image.Transpose.ROTATE_180],
@@ -93,8 +87,8 @@ def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
         8: [Image.Transpose.ROTATE_270],
     }
     stored = upright
-    for turn in turns[orientation]:
-        stored = stored.transpose(turn)
+    for transpose in transposes[orientation]:
+        stored = stored.transpose(transpose)
     data = encode(stored, "PNG", exif=exif)
     assert np.array_equal(decode_image(data, 16), decode_image(encode(upright, "PNG"), 16))
     (tmp_path / "x.png").write_bytes(data)
@@ -120,17 +114,17 @@ def test_an_animation_gives_its_first_frame() -> None:
     assert (decode_image(data, 16) == RED).all()
 
 
-def _noise(side: int) -> Image.Image:
+def noise(side: int) -> Image.Image:
     pixels: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9])
-def test_a_truncated_image_is_bad(kind: str, share: float) -> None:
-    data = encode(_noise(64), kind)
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.9])
+def test_a_truncated_image_is_bad(kind: str, fraction: float) -> None:
+    data = encode(noise(64), kind)
     with pytest.raises(BadImageError, match=r"."):
-        decode_image(data[: int(share * len(data))], 32)
+        decode_image(data[: int(fraction * len(data))], 32)
 
 
 @pytest.mark.parametrize(
@@ -145,50 +139,50 @@ def test_bytes_that_are_no_image_are_bad(data: bytes, tmp_path: Path) -> None:
 
 
 def test_a_block_names_its_bad_images(tmp_path: Path) -> None:
-    (tmp_path / "good.png").write_bytes(encode(_noise(16), "PNG"))
+    (tmp_path / "good.png").write_bytes(encode(noise(16), "PNG"))
     (tmp_path / "bad.png").write_bytes(b"no")
     names = ("bad.png", "good.png", "gone.png")
     block = decode_block(tmp_path, names, first_row=5, side=16, size=None)
     assert [(bad.row, bad.name) for bad in block.bad] == [(5, "bad.png"), (7, "gone.png")]
-    assert np.array_equal(block.images_BHWC[1], np.asarray(_noise(16)))
+    assert np.array_equal(block.images_BHWC[1], np.asarray(noise(16)))
     assert not block.images_BHWC[[0, 2]].any()
 
 
 def test_a_block_of_one_size_refuses_another(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encode(_noise(16), "PNG"))
+    (tmp_path / "a.png").write_bytes(encode(noise(16), "PNG"))
     with pytest.raises(SizesDifferError):
         decode_block(tmp_path, ("a.png",), first_row=0, side=32, size=(32, 32))
 
 
 @given(st.binary(max_size=8), st.floats(0, 1), st.sampled_from(["PNG", "WEBP", "JPEG"]))
-def test_damaged_bytes_decode_or_raise_bad_image_error(damage: bytes, place: float, kind: str) -> None:
+def test_damaged_bytes_decode_or_raise_bad_image_error(damage: bytes, position: float, kind: str) -> None:
     data = _encoded_noise(kind)
-    at = int(place * len(data))
+    start = int(position * len(data))
     with warnings.catch_warnings(), contextlib.suppress(BadImageError):
         warnings.filterwarnings("ignore", module="PIL")
-        assert decode_image(data[:at] + damage + data[at + len(damage) :], 16).shape == (16, 16, 3)
+        assert decode_image(data[:start] + damage + data[start + len(damage) :], 16).shape == (16, 16, 3)
 
 
 @cache
 def _encoded_noise(kind: str) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encode(_noise(24), kind, exif=exif)
+    return encode(noise(24), kind, exif=exif)
 
 
 def exif_block(*entries: bytes) -> bytes:
-    """An EXIF block of raw directory entries, little-endian: Pillow writes none of the odd ones."""
+    """Return an EXIF block of raw little-endian entries. Pillow cannot write invalid ones."""
     count = struct.pack("<H", len(entries))
     return b"Exif\0\0II*\0\x08\0\0\0" + count + b"".join(entries) + struct.pack("<I", 0)
 
 
 def orientation_entry(kind: int, value: bytes) -> bytes:
-    """One value of EXIF type ``kind`` for the orientation's tag."""
+    """Return an orientation entry with one value of EXIF type ``kind``."""
     return struct.pack("<HHI", 0x0112, kind, 1) + value.ljust(4, b"\0")
 
 
-ODD_EXIF = {
-    # A resolution as a signed rational, which lies beyond the block's end, beside a right orientation.
+EXIF_CASES = {
+    # A valid orientation, and a resolution whose value is beyond the end of the block.
     "signed rational": (
         exif_block(orientation_entry(3, b"\x06\0"), struct.pack("<HHII", 0x011A, 10, 1, 38), b"\xff" * 8),
         None,
@@ -199,15 +193,15 @@ ODD_EXIF = {
     "orientation 9": (exif_block(orientation_entry(3, b"\x09\0")), 1),
     "no TIFF": (b"Exif\0\0this is no TIFF", 1),
     "empty": (b"", 1),
-    "cut short": (exif_block(orientation_entry(3, b"\x06\0"))[:20], 1),
+    "truncated": (exif_block(orientation_entry(3, b"\x06\0"))[:20], 1),
 }
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("odd", ODD_EXIF)
-def test_odd_exif_never_makes_an_image_bad(odd: str, kind: str) -> None:
-    block, orientation = ODD_EXIF[odd]
+@pytest.mark.parametrize("case", EXIF_CASES)
+def test_odd_exif_never_makes_an_image_bad(case: str, kind: str) -> None:
+    block, orientation = EXIF_CASES[case]
     settings = {"lossless": True} if kind == "WEBP" else {}
     plain = encode(gradient(), kind, **settings)
     found = decode_image(encode(gradient(), kind, exif=block, **settings), 16)
@@ -217,7 +211,7 @@ def test_odd_exif_never_makes_an_image_bad(odd: str, kind: str) -> None:
 
 
 def test_the_orientation_is_read_beside_damaged_exif_entries() -> None:
-    """A negative rational, which Pillow cannot write again: turning must not need to."""
+    """Pillow cannot write a negative rational, so the rotation must not write the EXIF data again."""
     resolution = struct.pack("<HHII", 0x011A, 5, 1, 38)
     block = exif_block(orientation_entry(3, b"\x03\0"), resolution) + struct.pack("<ii", -72, 1)
     turned = gradient().transpose(Image.Transpose.ROTATE_180)
@@ -229,14 +223,14 @@ def test_the_orientation_is_read_beside_damaged_exif_entries() -> None:
 def test_a_tiff_is_rotated_only_once(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    back = {
+    transposes = {
         1: None,
         3: Image.Transpose.ROTATE_180,
         6: Image.Transpose.ROTATE_90,
         8: Image.Transpose.ROTATE_270,
     }
-    turn = back[orientation]
-    stored = gradient() if turn is None else gradient().transpose(turn)
+    transpose = transposes[orientation]
+    stored = gradient() if transpose is None else gradient().transpose(transpose)
     (tmp_path / "x.tif").write_bytes(encode(stored, "TIFF", exif=exif))
     assert probe_size(tmp_path, "x.tif") == gradient().size
     found = decode_image((tmp_path / "x.tif").read_bytes(), 16)
@@ -251,14 +245,14 @@ def test_every_format_is_decoded(kind: str) -> None:
 
 
 def test_decoding_starts_no_other_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow would have Ghostscript draw an EPS, whatever its name ends in."""
-    told = tmp_path / "started"
-    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {told}\nexit 1\n")
+    """Pillow would run Ghostscript for an EPS file, whatever its suffix."""
+    marker = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {marker}\nexit 1\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(BadImageError, match="not an image in a format that is read"):
         decode_image(encode(Image.new("RGB", (16, 16), RED), "EPS"), 16)
-    assert not told.exists()
+    assert not marker.exists()
 
 
 def test_an_error_message_contains_no_memory_address() -> None:
@@ -270,7 +264,7 @@ def test_an_error_message_contains_no_memory_address() -> None:
 def test_an_image_above_pillows_pixel_limit_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert decode_image(encode(gradient(40, 40), "PNG"), 16).shape == (16, 16, 3)
-    assert Image.MAX_IMAGE_PIXELS == 100, "the bound of the process's other users"
+    assert Image.MAX_IMAGE_PIXELS == 100, "the process-wide limit must not change"
 
 
 def test_an_image_too_large_for_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""An archive at a URL is fetched once to a node; another version is another file."""
+"""An archive at a URL is downloaded once to a node; a new version becomes a new file."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def _bucket() -> Iterator[None]:
     fetched.cache_clear()
 
 
-def put(tmp_path: Path, shade: int) -> None:
+def upload_archive(tmp_path: Path, shade: int) -> None:
     archive = tmp_path / "made.zip"
-    with zipfile.ZipFile(archive, "w") as made:
+    with zipfile.ZipFile(archive, "w") as archive_file:
         for name in ("cat", "dog"):
             for number in range(4):
-                picture = tmp_path / "picture.png"
-                Image.fromarray(np.full((8, 8, 3), shade + number, np.uint8)).save(picture)
-                made.write(picture, f"{name}/{number}.png")
+                image_path = tmp_path / "picture.png"
+                Image.fromarray(np.full((8, 8, 3), shade + number, np.uint8)).save(image_path)
+                archive_file.write(image_path, f"{name}/{number}.png")
     fsspec.filesystem("memory").put_file(str(archive), "/bucket/photos.zip")
 
 
 def test_an_archive_at_a_url_is_opened_as_a_dataset(tmp_path: Path) -> None:
-    put(tmp_path, 10)
+    upload_archive(tmp_path, 10)
     config = DatasetConfig(name="folder", path=URL, val_fraction=0.25)
     data = tmp_path / "data"
     assert describe(config, data_root=data).class_names == ("cat", "dog")
@@ -50,7 +50,7 @@ def test_an_archive_at_a_url_is_opened_as_a_dataset(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_fetched_once_per_version(tmp_path: Path) -> None:
-    put(tmp_path, 10)
+    upload_archive(tmp_path, 10)
     first = fetched(URL, tmp_path / "data")
     stamp = first.stat().st_mtime_ns
     fetched.cache_clear()
@@ -66,7 +66,7 @@ def test_an_archive_is_fetched_once_per_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         (
             "memory://bucket/none.zip",
@@ -76,23 +76,23 @@ def test_an_archive_is_fetched_once_per_version(tmp_path: Path) -> None:
         ("memory://bucket/photos.tar", "must be that of a .zip of images"),
     ],
 )
-def test_an_unsupported_or_missing_archive_is_reported(url: str, said: str, tmp_path: Path) -> None:
+def test_an_unsupported_or_missing_archive_is_reported(url: str, message: str, tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe_file("/bucket/photos.tar", b"tar")
     with pytest.raises(DataError) as caught:
         fetched(url, tmp_path / "data")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert not list(tmp_path.rglob("*.zip"))
 
 
-class _Server(fsspec.AbstractFileSystem):
-    """A web server that has one file, and tells what ``facts`` holds of it."""
+class FileServer(fsspec.AbstractFileSystem):
+    """A web server with one file, whose info has ``info_fields``."""
 
     protocol = "lender"
     cachable = False
-    facts: ClassVar[dict[str, object]] = {}
+    info_fields: ClassVar[dict[str, object]] = {}
 
     def info(self, path: str, **_: object) -> dict[str, object]:
-        return {"name": path, "type": "file", **self.facts}
+        return {"name": path, "type": "file", **self.info_fields}
 
     def get_file(self, rpath: str, lpath: str, **_: object) -> None:
         if "denied" in rpath:
@@ -108,13 +108,13 @@ SIGNED = "lender://host/photos.zip?X-Amz-Date={0}&X-Amz-Signature={0}abc&version
 
 
 @pytest.mark.parametrize(
-    ("facts", "files"), [({"size": 3, "ETag": "e"}, 1), ({"size": 3}, 1), ({"size": None}, 2)]
+    ("info_fields", "files"), [({"size": 3, "ETag": "e"}, 1), ({"size": 3}, 1), ({"size": None}, 2)]
 )
 def test_a_url_with_a_new_signature_is_the_same_file(
-    facts: dict[str, object], files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    info_fields: dict[str, object], files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsspec.register_implementation("lender", _Server, clobber=True)
-    monkeypatch.setattr(_Server, "facts", facts)
+    fsspec.register_implementation("lender", FileServer, clobber=True)
+    monkeypatch.setattr(FileServer, "info_fields", info_fields)
     found = {fetched(SIGNED.format(day), tmp_path / "data") for day in (1, 2)}
     assert len(found) == files
     assert all(path.suffix == ".zip" and path.name.startswith("photos-") for path in found)
@@ -123,7 +123,7 @@ def test_a_url_with_a_new_signature_is_the_same_file(
 
 
 def test_error_messages_hide_the_signature(tmp_path: Path) -> None:
-    fsspec.register_implementation("lender", _Server, clobber=True)
+    fsspec.register_implementation("lender", FileServer, clobber=True)
     for url in (SIGNED.replace("photos", "denied"), SIGNED.replace(".zip", ".tar")):
         with pytest.raises(DataError) as caught:
             fetched(url.format("s3cret"), tmp_path / "data")
@@ -132,14 +132,14 @@ def test_error_messages_hide_the_signature(tmp_path: Path) -> None:
 
 
 def test_a_partial_download_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    put(tmp_path, 10)
+    upload_archive(tmp_path, 10)
     memory = type(fsspec.filesystem("memory"))
 
-    def cut(_self: object, _path: str, target: str) -> None:
+    def fail_download(_self: object, _path: str, target: str) -> None:
         Path(target).write_bytes(b"half")
         raise OSError("connection reset")
 
-    monkeypatch.setattr(memory, "get_file", cut)
+    monkeypatch.setattr(memory, "get_file", fail_download)
     with pytest.raises(DataError, match="connection reset"):
         fetched(URL, tmp_path / "data")
     assert not [path for path in (tmp_path / "data").iterdir() if path.suffix in (".zip", ".partial")]
@@ -148,7 +148,7 @@ def test_a_partial_download_is_not_used(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_unwritable_data_root_is_reported(tmp_path: Path) -> None:
-    put(tmp_path, 10)
+    upload_archive(tmp_path, 10)
     (tmp_path / "data").touch()
     with pytest.raises(StorageError, match=r"data: the folder for the archives .* but got File exists"):
         fetched(URL, tmp_path / "data")

@@ -1,4 +1,4 @@
-"""Directories and zips: read equally, with changes detected and mistakes reported."""
+"""Directories and zip archives give the same index; changes are detected and mistakes reported."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.conftest import MakeFolder
 from tune_rescon.data.image_folder import fingerprint, list_folder
 from tune_rescon.errors import DataError
-
-MakeFolder = Callable[..., Path]
 
 
 def test_folder_and_zip_give_the_same_listing(make_folder: MakeFolder) -> None:
@@ -21,13 +20,13 @@ def test_folder_and_zip_give_the_same_listing(make_folder: MakeFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "existing directory or .zip"), (b"PK no", "readable zip archive")]
+    ("content", "message"), [(None, "existing directory or .zip"), (b"PK no", "readable zip archive")]
 )
-def test_an_invalid_zip_is_reported(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_an_invalid_zip_is_reported(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "x.zip"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         list_folder(path)
 
 
@@ -41,7 +40,7 @@ def test_a_truncated_zip_is_reported(make_folder: MakeFolder) -> None:
 def test_an_encrypted_zip_is_reported(make_folder: MakeFolder) -> None:
     path = make_folder({"a": 1, "b": 1}, "x.zip")
     data = bytearray(path.read_bytes())
-    # The flags of the first entry of the archive's directory.
+    # The flags of the first entry in the central directory.
     data[data.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"encrypted a/0000.png"):

@@ -1,4 +1,4 @@
-"""Files of folders and zips, as people and tools make them, that are read, left out or refused."""
+"""Unusual files and layouts of folders and zips: which files are read, left out or refused."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tune_rescon.data.selection import Account, Kind, Selection
 from tune_rescon.errors import DataError
 from tune_rescon.inference import find_pictures
 
-from .conftest import MakeFolder, OpenFolder, left_out, write_zip
+from .conftest import MakeFolder, OpenFolder, left_out_files, write_zip
 
 PAIR = ["train/a/1.png", "train/b/1.png"]
 CLASSES = ["a/1.png", "b/1.png"]
 
 
-def write(root: Path, paths: Iterable[str]) -> Path:
+def write_files(root: Path, paths: Iterable[str]) -> Path:
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(os.fsencode(path))
     return root
 
 
-#: paths -> what is read, and what is left out by kind.
-READ = {
+#: The paths, the images that are read, and the files that are left out by kind.
+LAYOUTS = {
     "a stray picture in val": (
         [*PAIR, "val/a/2.png", "val/x.png", "test/b/3.png", "test/y.png"],
         [*PAIR, "val/a/2.png", "test/b/3.png"],
@@ -52,7 +52,7 @@ READ = {
     ),
     "dev is val": ([*PAIR, "dev/a/1.png"], [*PAIR, "dev/a/1.png"], {}),
     "eval is val": ([*PAIR, "Eval/a/1.png"], [*PAIR, "Eval/a/1.png"], {}),
-    "a folder beside the parts": (
+    "a folder beside the splits": (
         [*PAIR, "unlabelled/1.png"],
         PAIR,
         {Kind.OUTSIDE: (1, ("unlabelled/1.png",))},
@@ -62,13 +62,13 @@ READ = {
         CLASSES,
         {Kind.OTHER: (1, ("docs/readme.txt",)), Kind.EMPTY: (2, ("c", "docs"))},
     ),
-    "a part without images": ([*PAIR, "test/a/"], PAIR, {Kind.EMPTY: (1, ("test",))}),
-    "folders beside the only one": (
+    "a split without images": ([*PAIR, "test/a/"], PAIR, {Kind.EMPTY: (1, ("test",))}),
+    "an empty folder beside the dataset": (
         ["photos/a/1.png", "photos/b/1.png", "docs/"],
         ["photos/a/1.png", "photos/b/1.png"],
         {Kind.EMPTY: (1, ("docs",))},
     ),
-    "what other programs leave": (
+    "files of other programs": (
         [
             *CLASSES,
             "a/@eaDir/1.png",
@@ -84,7 +84,7 @@ READ = {
         [".net/1.png", "java/1.png"],
         {Kind.IN_HIDDEN: (1, ("java/.thumbs/1.png",)), Kind.HIDDEN: (1, ("java/._1.png",))},
     ),
-    "formats that are not read": (
+    "unsupported formats": (
         [*CLASSES, "a/2.heic", "Thumbs.db", ".DS_Store"],
         CLASSES,
         {Kind.FORMAT: (1, ("a/2.heic",))},
@@ -92,42 +92,42 @@ READ = {
 }
 
 
-@pytest.mark.parametrize("case", READ)
+@pytest.mark.parametrize("case", LAYOUTS)
 @pytest.mark.parametrize("zipped", [False, True])
 def test_files_are_read_or_skipped_by_name(case: str, zipped: bool, tmp_path: Path) -> None:
-    paths, names, left = READ[case]
+    paths, names, skipped = LAYOUTS[case]
     if zipped:
         root = write_zip(tmp_path / "x.zip", paths)
     else:
-        root = write(tmp_path / "x", [path for path in paths if not path.endswith("/")])
+        root = write_files(tmp_path / "x", [path for path in paths if not path.endswith("/")])
         for path in paths:
             (root / path.rpartition("/")[0]).mkdir(parents=True, exist_ok=True)
     listing = list_folder(root)
     assert sorted(listing.names) == sorted(names)
-    assert left_out(listing) == left
+    assert left_out_files(listing) == skipped
 
 
-#: paths -> words of the refusal, the line that settles it, and the images that are read with that line.
-SETTLED = {
+#: The paths, a part of the error, the settings that it suggests, and the images that are read with them.
+AMBIGUOUS = {
     "Kaggle's layout": (
         ["train/1.png", "test/2.png"],
         "images directly in test/ and train/, which are in no class's folder",
         {"train": "."},
         ["test/2.png", "train/1.png"],
     ),
-    "parts by longer names": (
+    "splits with longer names": (
         [f"{part}_set/{part}_set/{name}/1.png" for part in ("training", "test") for name in "ab"],
         "test_set/ and training_set/ must be parts of the data set or classes",
         {"train": "training_set/training_set", "test": "test_set/test_set"},
         [f"{part}_set/{part}_set/{name}/1.png" for part in ("training", "test") for name in "ab"],
     ),
-    "three parts by longer names": (
+    "three splits with longer names": (
         [*(f"seg_{part}/{name}/1.png" for part in ("train", "test") for name in "ab"), "seg_pred/1.png"],
         "names that suggest parts",
         {"train": "seg_train", "test": "seg_test"},
         [f"seg_{part}/{name}/1.png" for part in ("train", "test") for name in "ab"],
     ),
-    "classes beside longer names": (
+    "classes with names like splits": (
         ["train station/1.png", "test tube/1.png", "bus/1.png"],
         "must be parts of the data set or classes",
         {"train": "."},
@@ -163,13 +163,13 @@ SETTLED = {
         {"train": "train"},
         ["train/a/1.png", "train/b/1.png"],
     ),
-    "two validation parts": (
+    "two validation splits": (
         [*PAIR, "dev/a/2.png", "val/b/3.png"],
         "one folder may hold the val part, but got dev and val",
         {"val": "dev"},
         [*PAIR, "dev/a/2.png"],
     ),
-    "a class in val alone": (
+    "a class in val only": (
         [*PAIR, "val/c/1.png", "val/a/1.png"],
         "also be in the training part, but got 'c'",
         {"ignore": "val/c"},
@@ -190,21 +190,21 @@ SETTLED = {
 }
 
 
-@pytest.mark.parametrize("case", SETTLED)
+@pytest.mark.parametrize("case", AMBIGUOUS)
 def test_an_ambiguous_layout_is_refused_with_the_setting_that_decides_it(case: str) -> None:
-    paths, words, lines, names = SETTLED[case]
-    with pytest.raises(DataError, match=words) as caught:
+    paths, message, settings, names = AMBIGUOUS[case]
+    with pytest.raises(DataError, match=message) as caught:
         index_images(paths, where="x")
-    for field, value in lines.items():
+    for field, value in settings.items():
         assert f"`--set {shlex.quote(f'dataset.{field}={value}')}`" in str(caught.value)
-    assert sorted(index_images(paths, where="x", selection=Selection(**lines)).names) == sorted(names)
+    assert sorted(index_images(paths, where="x", selection=Selection(**settings)).names) == sorted(names)
 
 
 @pytest.mark.parametrize(
     ("train", "test"), [("train", "test1"), ("train_images", "test_images"), ("train2017", "val2017")]
 )
 def test_unsorted_images_are_refused(train: str, test: str) -> None:
-    """As on Kaggle: the training images' classes are in their names or in a table."""
+    """As on Kaggle, where classes are in the file names or in a table."""
     paths = [f"{train}/cat.1.png", f"{train}/dog.2.png", f"{test}/1.png"]
     with pytest.raises(DataError, match=rf"sort the training images into {train}/CLASS/"):
         index_images(paths, where="x")
@@ -239,7 +239,7 @@ def test_images_of_a_nested_split_are_not_read_twice() -> None:
 
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_nested_folders_of_the_same_split_are_refused(part: str) -> None:
-    """Each image of the inner folder would be an image of two classes."""
+    """Each image of the inner folder would have two classes."""
     paths = ["x/train/a/1.png", "x/train/b/1.png", "x/train/train/a/2.png", "x/train/train/b/2.png"]
     selection = Selection(**{part: "**/train"})
     with pytest.raises(DataError, match=rf"dataset\.{part} must match no folder inside.*and x/train/train"):
@@ -247,7 +247,7 @@ def test_nested_folders_of_the_same_split_are_refused(part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("selection", "words"),
+    ("selection", "message"),
     [
         (Selection(val="holdout"), r"dataset.val must name a folder.*Folders there: a, b, c"),
         (Selection(val="c"), r"a folder that holds class folders, but got c, .*dataset.val=\.`"),
@@ -255,8 +255,8 @@ def test_nested_folders_of_the_same_split_are_refused(part: str) -> None:
         (Selection(train=".", val="."), "different folders"),
     ],
 )
-def test_a_missing_split_is_refused(selection: Selection, words: str) -> None:
-    with pytest.raises(DataError, match=words):
+def test_a_missing_split_is_refused(selection: Selection, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         index_images(["a/1.png", "b/1.png", "c/1.png"], where="x", selection=selection)
 
 
@@ -264,7 +264,7 @@ def test_ignored_files_are_counted() -> None:
     paths = [*CLASSES, "a/1_mask.png", "b/1_mask.png", "raw/c/1.png"]
     found = index_images(paths, where="x", selection=Selection(ignore="*_mask.png, /raw"))
     assert sorted(found.names) == CLASSES
-    assert left_out(found) == {Kind.IGNORED: (3, ("a/1_mask.png", "b/1_mask.png", "raw"))}
+    assert left_out_files(found) == {Kind.IGNORED: (3, ("a/1_mask.png", "b/1_mask.png", "raw"))}
 
 
 def test_patterns_that_match_nothing_are_reported() -> None:
@@ -275,31 +275,31 @@ def test_patterns_that_match_nothing_are_reported() -> None:
 
 def test_every_supported_suffix_is_listed(tmp_path: Path) -> None:
     names = [f"a/1{suffix}" for suffix in SUFFIXES] + [f"b/1{suffix.upper()}" for suffix in SUFFIXES]
-    root = write(tmp_path / "x", names)
+    root = write_files(tmp_path / "x", names)
     assert sorted(list_folder(root).names) == sorted(names)
     assert find_pictures([root]) == sorted(root / name for name in names)
 
 
 def test_a_class_in_two_unicode_forms_is_one_class() -> None:
-    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    found = index_images([f"train/{composed}/1.png", "train/tea/1.png", f"val/{apart}/2.png"], where="x")
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    found = index_images([f"train/{composed}/1.png", "train/tea/1.png", f"val/{decomposed}/2.png"], where="x")
     assert (found.class_names, found.val.labels) == ((composed, "tea"), (0,))
-    merged = index_images([f"{composed}/1.png", f"{apart}/2.png", "tea/1.png"], where="x")
+    merged = index_images([f"{composed}/1.png", f"{decomposed}/2.png", "tea/1.png"], where="x")
     assert (len(merged.class_names), merged.train.labels) == (2, (0, 0, 1))
 
 
 def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
-    """As older programs write them. The class's name is text that every file and database holds."""
-    odd = os.fsdecode(b"caf\xe9")
-    root = write(
-        tmp_path / "x", [f"train/{odd}/1.png", "train/b/2.png", f"val/{odd}/{odd}.png", f"{odd}.txt"]
+    """Class names are written to files and databases, so they must be valid text."""
+    name = os.fsdecode(b"caf\xe9")
+    root = write_files(
+        tmp_path / "x", [f"train/{name}/1.png", "train/b/2.png", f"val/{name}/{name}.png", f"{name}.txt"]
     )
     found = list_folder(root)
     assert found.class_names == ("b", r"caf\xe9")
-    assert found.val.names == (f"val/{odd}/{odd}.png",)
+    assert found.val.names == (f"val/{name}/{name}.png",)
     "\n".join(found.account.lines()).encode()
     assert found.account.lines()[-1] == r"left out, files that are no images: 1 (caf\xe9.txt)"
-    assert list_folder(root, Selection(ignore=f"val/{odd}")).val.names == ()
+    assert list_folder(root, Selection(ignore=f"val/{name}")).val.names == ()
 
 
 @pytest.mark.parametrize("typed", ["NFC", "NFD"])
@@ -321,24 +321,21 @@ def test_the_account_is_printed_and_round_trips_through_json() -> None:
     assert Account.from_json(found.to_json()) == found
 
 
-# Links and changes
-
-
 def test_linked_folders_are_followed_and_loops_skipped(tmp_path: Path) -> None:
-    write(tmp_path / "elsewhere", ["1.png", "deep/2.png"])
-    root = write(tmp_path / "x", ["a/1.png"])
+    write_files(tmp_path / "elsewhere", ["1.png", "deep/2.png"])
+    root = write_files(tmp_path / "x", ["a/1.png"])
     (root / "b").symlink_to(tmp_path / "elsewhere")
     (root / "a/back").symlink_to(root)
     (root / "a/self.png").symlink_to("self.png")
     names = ("a/1.png", "b/1.png", "b/deep/2.png")
     listing = list_folder(root)
     assert listing.names == names
-    assert left_out(listing) == {Kind.DANGLING: (1, ("a/self.png",)), Kind.LOOP: (1, ("a/back",))}
+    assert left_out_files(listing) == {Kind.DANGLING: (1, ("a/self.png",)), Kind.LOOP: (1, ("a/back",))}
     assert find_pictures([root]) == [root / name for name in names]
 
 
 def test_dangling_links_and_pipes_are_skipped(tmp_path: Path) -> None:
-    root = write(tmp_path / "x", CLASSES)
+    root = write_files(tmp_path / "x", CLASSES)
     before = fingerprint(root)
     (root / "notes").symlink_to("none")
     (root / ".#lock").symlink_to("user@host.1234")
@@ -347,30 +344,30 @@ def test_dangling_links_and_pipes_are_skipped(tmp_path: Path) -> None:
     os.mkfifo(root / "a/pipe.png")
     listing = list_folder(root)
     assert listing.names == tuple(CLASSES)
-    found = left_out(listing)
+    found = left_out_files(listing)
     assert found[Kind.DANGLING] == (1, ("a/gone.png",))
     assert found[Kind.SPECIAL] == (1, ("a/pipe.png",))
     assert found[Kind.OTHER] == (1, ("notes",))
     assert fingerprint(root) == before
 
 
-def exchanged(one: Path, other: Path) -> None:
-    between = one.with_name("between")
-    one.rename(between)
+def exchange(one: Path, other: Path) -> None:
+    temporary = one.with_name("between")
+    one.rename(temporary)
     other.rename(one)
-    between.rename(other)
+    temporary.rename(other)
 
 
-def rewritten(one: Path, _other: Path) -> None:
+def rewrite(one: Path, _other: Path) -> None:
     before = one.stat()
     one.write_bytes(bytes(before.st_size))
     os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "images exchanged": lambda root: exchanged(root / "a/1.png", root / "b/1.png"),
-    "classes exchanged": lambda root: exchanged(root / "a", root / "b"),
-    "rewritten": lambda root: rewritten(root / "a/1.png", root),
+    "images exchanged": lambda root: exchange(root / "a/1.png", root / "b/1.png"),
+    "classes exchanged": lambda root: exchange(root / "a", root / "b"),
+    "rewritten": lambda root: rewrite(root / "a/1.png", root),
 }
 
 
@@ -378,9 +375,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def test_a_change_of_equal_size_and_time_changes_the_fingerprint(change: str, tmp_path: Path) -> None:
     root = tmp_path / "x"
     for path in CLASSES:
-        write(root, [path])
+        write_files(root, [path])
         os.utime(root / path, ns=(0, 0))
-        # Where inodes do not count, the time of change must differ: the kernel's clock ticks every 4 ms.
+        # Without inode numbers the change time must differ: the kernel's clock ticks every 4 ms.
         time.sleep(0.02)
     before = fingerprint(root)
     CHANGES[change](root)
@@ -388,15 +385,15 @@ def test_a_change_of_equal_size_and_time_changes_the_fingerprint(change: str, tm
 
 
 def test_other_files_do_not_change_the_fingerprint(tmp_path: Path) -> None:
-    root = write(tmp_path / "x", CLASSES)
+    root = write_files(tmp_path / "x", CLASSES)
     before = fingerprint(root)
-    write(root, [".DS_Store", "a/notes.txt", "a/@eaDir/1.png", "__MACOSX/a/._1.png"])
+    write_files(root, [".DS_Store", "a/notes.txt", "a/@eaDir/1.png", "__MACOSX/a/._1.png"])
     assert fingerprint(root) == before
     assert fingerprint(root, Selection(ignore="*.gif")) != before, "another selection lists other images"
 
 
 def test_moved_zip_entries_change_the_fingerprint(tmp_path: Path) -> None:
-    def made(moved: bool) -> Path:
+    def write_archive(moved: bool) -> Path:
         path = tmp_path / "x.zip"
         names = [f"{'ab'[number % 2]}/{number:05}-{'x' * 100}.png" for number in range(12_000)]
         if moved:
@@ -405,15 +402,15 @@ def test_moved_zip_entries_change_the_fingerprint(tmp_path: Path) -> None:
         os.utime(path, ns=(0, 0))
         return path
 
-    before, size = fingerprint(made(False)), (tmp_path / "x.zip").stat().st_size
-    after = fingerprint(made(True))
+    before, size = fingerprint(write_archive(False)), (tmp_path / "x.zip").stat().st_size
+    after = fingerprint(write_archive(True))
     assert (tmp_path / "x.zip").stat().st_size == size
     assert after != before
 
 
 def test_predict_and_training_list_same_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [*CLASSES, "a/@eaDir/1.png", "b/.ipynb_checkpoints/1.png", "__MACOSX/a/1.png", "a/._1.png"]
-    root = write(tmp_path / "x", [*paths, ".net/1.png", "a/.thumbs/1.png", "a/1.txt"])
+    root = write_files(tmp_path / "x", [*paths, ".net/1.png", "a/.thumbs/1.png", "a/1.txt"])
     found = find_pictures([root])
     assert [str(path.relative_to(root)) for path in found] == sorted(list_folder(root).names)
     assert capsys.readouterr().err.splitlines() == [
@@ -434,7 +431,7 @@ def test_a_path_with_a_too_long_name_is_reported_as_missing(tmp_path: Path) -> N
 
 
 def test_copies_of_training_images_are_reported(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
-    """A network that has seen an image in training knows it: its accuracy on copies says nothing."""
+    """The accuracy on copies of training images is meaningless."""
     counts = {"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 2, "test/cat": 2, "test/dog": 2}
     root = make_folder(counts)
     assert open_folder(root).repeats == ()
@@ -488,7 +485,7 @@ def test_copies_separated_by_a_split_are_reported(make_folder: MakeFolder, open_
 
 
 def test_classes_missing_from_a_split_are_reported(make_folder: MakeFolder) -> None:
-    """Its images are trained on, and the search's values say nothing about it."""
+    """Such a class is trained, but not measured."""
     counts = {"train/cat": 2, "train/dog": 2, "train/eel": 2, "val/cat": 1, "val/dog": 1, "test/eel": 1}
     found, *unseen = list_folder(make_folder(counts)).account.lines()
     assert found.startswith("found 3 classes; images: train 6")

@@ -1,4 +1,4 @@
-"""Layouts of image folders, and the mistakes in them."""
+"""Supported layouts of image folders, and errors for the others."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import pytest
 from tune_rescon.data.image_folder import index_images
 from tune_rescon.errors import DataError
 
-#: entries -> (train names, val names, test names, class names)
+#: The entries, and the expected names of train, val and test images and of the classes.
 LAYOUTS = {
     "classes only": (["cat/1.jpg", "dog/1.png"], "cat/1.jpg dog/1.png", "", "", "cat dog"),
     "unsorted": (["dog/1.png", "cat/2.jpg", "cat/1.jpg"], "cat/1.jpg cat/2.jpg dog/1.png", "", "", "cat dog"),
-    "three parts": (
+    "three splits": (
         ["train/a/1.jpg", "train/b/1.jpg", "val/a/2.jpg", "test/b/3.jpg"],
         "train/a/1.jpg train/b/1.jpg",
         "val/a/2.jpg",
         "test/b/3.jpg",
         "a b",
     ),
-    "other usual names": (
+    "other common names": (
         ["Training/a/1.JPEG", "Training/b/1.webp", "valid/b/2.jpg", "TESTING/a/3.jpg"],
         "Training/a/1.JPEG Training/b/1.webp",
         "valid/b/2.jpg",
         "TESTING/a/3.jpg",
         "a b",
     ),
-    "one folder on top": (["x/a/1.jpg", "x/b/1.jpg"], "x/a/1.jpg x/b/1.jpg", "", "", "a b"),
-    "parts below one folder": (
+    "one top folder": (["x/a/1.jpg", "x/b/1.jpg"], "x/a/1.jpg x/b/1.jpg", "", "", "a b"),
+    "splits below one folder": (
         ["x/train/a/1.jpg", "x/train/b/1.jpg", "x/validation/a/2.jpg"],
         "x/train/a/1.jpg x/train/b/1.jpg",
         "x/validation/a/2.jpg",
@@ -36,14 +36,14 @@ LAYOUTS = {
     "only train": (["train/a/1.jpg", "train/b/1.jpg"], "train/a/1.jpg train/b/1.jpg", "", "", "a b"),
     "a class called train": (["train/1.jpg", "bus/1.jpg"], "bus/1.jpg train/1.jpg", "", "", "bus train"),
     "folders in classes": (["a/x/1.jpg", "a/2.jpg", "b/3.jpg"], "a/2.jpg a/x/1.jpg b/3.jpg", "", "", "a b"),
-    "what tools leave": (
+    "files of tools": (
         ["__MACOSX/a/1.jpg", "a/.DS_Store", "a/._1.jpg", "a/1.jpg", ".git/c/1.jpg", "b/1.jpg", "b/Thumbs.db"],
         "a/1.jpg b/1.jpg",
         "",
         "",
         "a b",
     ),
-    "other files beside": (
+    "other files": (
         ["readme.txt", "a/1.jpg", "b/1.jpg", "b/notes.txt"],
         "a/1.jpg b/1.jpg",
         "",
@@ -91,6 +91,6 @@ def test_a_layout_gives_the_expected_splits_and_classes(layout: str) -> None:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_layout_mistake_is_reported(mistake: str) -> None:
-    entries, words = MISTAKES[mistake]
-    with pytest.raises(DataError, match=words):
+    entries, message = MISTAKES[mistake]
+    with pytest.raises(DataError, match=message):
         index_images(entries, where="x")

@@ -1,4 +1,4 @@
-"""The source of the test images: their folder, a share of the training images, or the validation images."""
+"""Test images come from their folder, from a fraction of the training images, or from validation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CLASSES = {"a": 20, "b": 10}
 WITH_VAL = {"train/a": 20, "train/b": 10, "val/a": 4, "val/b": 2}
 
 
-def rows(found: ImageDataset) -> dict[str, set[int]]:
+def rows_by_split(found: ImageDataset) -> dict[str, set[int]]:
     return {part: set(getattr(found, part).rows_N.tolist()) for part in ("train", "val", "test")}
 
 
-def counts(found: ImageDataset) -> tuple[int, int, int]:
+def split_sizes(found: ImageDataset) -> tuple[int, int, int]:
     return len(found.train), len(found.val), len(found.test)
 
 
@@ -48,8 +48,8 @@ def test_splits_are_disjoint_and_match_the_description(
 ) -> None:
     root = make_folder(folders)
     found = open_folder(root, **settings)
-    assert counts(found) == expected
-    parts = rows(found)
+    assert split_sizes(found) == expected
+    parts = rows_by_split(found)
     assert sum(map(len, parts.values())) == len(set().union(*parts.values()))
     config = DatasetConfig(**{"name": "folder", "path": str(root), "val_fraction": 0.25, **settings})
     info = describe(config, data_root=root)
@@ -63,8 +63,8 @@ def test_test_images_are_the_same_for_the_search_and_for_train(
     make_folder: MakeFolder, open_folder: OpenFolder
 ) -> None:
     root = make_folder(CLASSES)
-    search = rows(open_folder(root, test_fraction=0.2))
-    final = rows(open_folder(root, test_fraction=0.2, hold_out=False, without_test="val"))
+    search = rows_by_split(open_folder(root, test_fraction=0.2))
+    final = rows_by_split(open_folder(root, test_fraction=0.2, hold_out=False, without_test="val"))
     assert search["test"] == final["test"]
     assert search["train"] | search["val"] == final["train"]
 
@@ -113,8 +113,8 @@ def test_a_class_too_small_for_three_splits_is_reported(
 ) -> None:
     root = make_folder({"a": 60, "b": 2})
     config = DatasetConfig(name="folder", path=str(root), test_fraction=0.1)
-    words = "besides those that `dataset.test_fraction` holds out, but got 1 of 'b'"
-    with pytest.raises(DataError, match=words):
+    message = "besides those that `dataset.test_fraction` holds out, but got 1 of 'b'"
+    with pytest.raises(DataError, match=message):
         describe(config, data_root=root)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         open_folder(root, test_fraction=0.1)

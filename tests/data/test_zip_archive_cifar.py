@@ -1,4 +1,4 @@
-"""The 60,000 jpegs of CIFAR-10 in one zip: decoded once on all cores, then opened at once."""
+"""The 60,000 JPEG files of CIFAR-10 in one zip: decoded once, then opened from the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tune_rescon.data.catalog import BUILTIN
 
 pytestmark = [pytest.mark.shared, pytest.mark.nightly, pytest.mark.timeout(300)]
 
-#: Published per-channel statistics of CIFAR-10's training images; jpeg moves them a little.
+#: Published per-channel statistics of CIFAR-10's training images. JPEG compression changes them slightly.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
@@ -27,10 +27,10 @@ def config(shared: Path) -> DatasetConfig:
 @pytest.fixture(scope="module")
 def cache_root(config: DatasetConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cache")
-    told: list[tuple[int, int]] = []
-    open_dataset(config, data_root=root, cache_root=root, progress=lambda *done: told.append(done))
-    assert told[-1] == (60_000, 60_000)
-    assert len(told) > 50
+    reported: list[tuple[int, int]] = []
+    open_dataset(config, data_root=root, cache_root=root, progress=lambda *done: reported.append(done))
+    assert reported[-1] == (60_000, 60_000)
+    assert len(reported) > 50
     return root
 
 
@@ -46,10 +46,10 @@ def test_the_zip_is_read_as_cifar10(config: DatasetConfig, cache_root: Path) -> 
 
 
 def test_opening_a_built_cache_takes_less_than_half_a_second(config: DatasetConfig, cache_root: Path) -> None:
-    # Processor time: a busy machine does not change it.
-    started = time.process_time()
+    # Processor time does not depend on the machine's load.
+    started_at = time.process_time()
     open_dataset(config, data_root=cache_root, cache_root=cache_root)
-    assert time.process_time() - started < 0.5
+    assert time.process_time() - started_at < 0.5
 
 
 def test_a_limit_is_stratified(config: DatasetConfig, cache_root: Path) -> None:

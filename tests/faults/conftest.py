@@ -1,4 +1,4 @@
-"""Drivers in processes of their own, which a test strikes down at a moment of its choice."""
+"""Drivers in subprocesses, which a test kills or interrupts at a chosen time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 class CheapSearch:
-    """The fault storm's search: six cheap trials; its driver starts or resumes it."""
+    """The search of the fault storm with six cheap trials. Each driver starts or resumes it."""
 
     trials = 6
 
@@ -54,27 +54,27 @@ class CheapSearch:
         self.started.append(driver)
         return driver
 
-    def wait_for(self, true: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
-        def there() -> bool:
-            if true():
+    def wait_for(self, condition: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
+        def condition_met() -> bool:
+            if condition():
                 return True
             assert driver.poll() is None, driver.communicate()[0]
             return False
 
-        wait_until(there, every=0.05)
+        wait_until(condition_met, every=0.05)
 
-    def kill_once(self, true: Callable[[], bool]) -> None:
-        """Start a driver, and SIGKILL it as soon as ``true``."""
+    def kill_once(self, condition: Callable[[], bool]) -> None:
+        """Start a driver, and SIGKILL it as soon as ``condition`` is true."""
         driver = self.start()
-        self.wait_for(true, driver)
+        self.wait_for(condition, driver)
         driver.kill()
         driver.communicate()
 
     def finish(self) -> None:
-        """Let a driver end by itself, and hold the search against the contract."""
-        self.ends_well(self.start())
+        """Run a driver to its end, and check the search."""
+        self.assert_finishes(self.start())
 
-    def ends_well(self, driver: subprocess.Popen[str]) -> None:
+    def assert_finishes(self, driver: subprocess.Popen[str]) -> None:
         output, _ = driver.communicate(timeout=LONGEST_WAIT)
         assert driver.returncode == 0, output
         assert check_ours(self.storage, self.trials).notes == []
@@ -83,8 +83,8 @@ class CheapSearch:
         return optuna.load_study(study_name=NAME, storage=f"sqlite:///{self.folder / 'study.db'}")
 
 
-#: A driver as the command is one, but with trials that learn nothing, slowly: NAME new|resume KEY=VALUE...
-#: Its trials run for `pace` seconds an epoch; `place` is where it claims to be.
+#: A driver like the command's, with slow trials that train nothing. Arguments: NAME new|resume KEY=VALUE...
+#: An epoch takes `pace` seconds; `machine` is the name of the machine on which the driver claims to run.
 SLOW_DRIVER = """
 import sys
 from pathlib import Path
@@ -94,11 +94,11 @@ from tune_rescon.spaces import load_space
 from tune_rescon.tuning import RunOptions, run_search
 from tune_rescon.tuning import driver
 
-storage, cache, name, how, *settings = sys.argv[1:]
+storage, cache, name, mode, *settings = sys.argv[1:]
 chosen = dict(setting.split("=", 1) for setting in settings)
 pace = float(chosen.get("pace", 0.3))
-if "place" in chosen:
-    driver._place = lambda: chosen["place"]
+if "machine" in chosen:
+    driver._place = lambda: chosen["machine"]
 
 def learn(config):
     from tune_rescon.testing import trainables
@@ -110,7 +110,7 @@ options = RunOptions(
     name=name,
     storage=Path(storage),
     cache_root=Path(cache),
-    resume=how == "resume",
+    resume=mode == "resume",
     lease_seconds=float(chosen.get("lease", 20)),
 )
 def say(text):
@@ -128,7 +128,7 @@ sys.exit(130 if result.interrupted else 1 if result.failure else 0)
 
 
 class SlowSearches:
-    """Searches of six slow trials on one storage, each driver at the head of a session of its own."""
+    """Searches of six slow trials on one storage. Each driver is the leader of a new session."""
 
     def __init__(self, storage: Path, cache: Path, ray_tmp: Path) -> None:
         self.storage = storage
@@ -136,9 +136,9 @@ class SlowSearches:
         self._environment = {**os.environ, "RAY_TMPDIR": str(ray_tmp)}
         self.started: list[subprocess.Popen[str]] = []
 
-    def start(self, how: str, *settings: str, name: str = "s", grace: float = 15) -> subprocess.Popen[str]:
+    def start(self, mode: str, *settings: str, name: str = "s", grace: float = 15) -> subprocess.Popen[str]:
         driver = subprocess.Popen(
-            [sys.executable, "-c", SLOW_DRIVER, str(self.storage), str(self._cache), name, how, *settings],
+            [sys.executable, "-c", SLOW_DRIVER, str(self.storage), str(self._cache), name, mode, *settings],
             env={**self._environment, "TUNE_RESCON_GRACE_SECONDS": str(grace)},
             text=True,
             stdout=subprocess.PIPE,
@@ -148,39 +148,39 @@ class SlowSearches:
         self.started.append(driver)
         return driver
 
-    def resume_here(self) -> list[str]:
-        """Resume the search ``s`` in this process, without Ray; what it says."""
-        said: list[str] = []
+    def resume_in_process(self) -> list[str]:
+        """Resume the search ``s`` in this process without Ray, and return its messages."""
+        messages: list[str] = []
         space = load_space("digits", ["budget.trials=6", "scheduler.type=none"])
         options = RunOptions(name="s", storage=self.storage, cache_root=self._cache, resume=True)
-        with search_without_ray(), progress_shown(said.append):
+        with search_without_ray(), progress_shown(messages.append):
             result = run_search(space, options, trainable=learn_nothing)
-        assert result.failure is None, said
-        return said
+        assert result.failure is None, messages
+        return messages
 
     def study(self, name: str = "s") -> optuna.Study:
         return optuna.load_study(study_name=name, storage=f"sqlite:///{self.storage / name / 'study.db'}")
 
     def start_and_wait(self, *settings: str, epochs: int = 2, grace: float = 15) -> subprocess.Popen[str]:
-        """A new search, once two trials run and have reported the given number of epochs."""
+        """Start a new search, and wait until two trials run and have reported this number of epochs."""
         driver = self.start("new", *settings, grace=grace)
 
-        def there() -> bool:
+        def condition_met() -> bool:
             assert driver.poll() is None, driver.communicate()[0]
             if not (self.storage / "s" / "space.yaml").exists():
                 return False
             running = self.study().get_trials(states=(optuna.trial.TrialState.RUNNING,))
             return len(running) == 2 and all(len(t.intermediate_values) >= epochs for t in running)
 
-        wait_until(there, every=0.1)
+        wait_until(condition_met, every=0.1)
         return driver
 
     def values(self) -> dict[int, dict[int, float]]:
-        """Every recorded epoch's value, by trial."""
+        """Return the value of every recorded epoch, by trial."""
         return {trial.number: dict(trial.intermediate_values) for trial in self.study().trials}
 
     def assert_complete(self, before: dict[int, dict[int, float]]) -> None:
-        """Six trials of nine epochs, each there once, and what was there ``before`` as it was."""
+        """Assert that six trials have nine epochs each, and that the values ``before`` are unchanged."""
         after = self.values()
         assert sorted(after) == list(range(6))
         assert all(list(values) == list(range(1, 10)) for values in after.values())
@@ -201,15 +201,15 @@ def slow_searches(tmp_path: Path, fault_cache: Path, short_tmp: Path) -> Iterato
 
 @pytest.fixture(scope="session")
 def new_search(fault_cache: Path, short_tmp: Path) -> Iterator[Callable[[Path], CheapSearch]]:
-    """Makes a search on a storage; what still runs of it at the end is ended."""
-    made: list[CheapSearch] = []
+    """Makes a search on a storage. Drivers that still run at the end are killed."""
+    searches: list[CheapSearch] = []
 
     def make(storage: Path) -> CheapSearch:
-        made.append(CheapSearch(storage, fault_cache, short_tmp))
-        return made[-1]
+        searches.append(CheapSearch(storage, fault_cache, short_tmp))
+        return searches[-1]
 
     yield make
-    for driver in (driver for search in made for driver in search.started):
+    for driver in (driver for search in searches for driver in search.started):
         if driver.poll() is None:
             driver.kill()
             driver.communicate()

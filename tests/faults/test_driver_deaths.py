@@ -1,4 +1,4 @@
-"""The driver SIGKILLed where the least is recorded, and a record that another process has locked."""
+"""A driver that is killed at several stages, and a database that another process has locked."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
-#: Seconds for which another process holds the record: more than SQLite's own patience, which is five.
-LOCKED = 7.0
+#: Seconds for which another process locks the database: more than SQLite's timeout of five seconds.
+LOCK_SECONDS = 7.0
 
 
 def test_drivers_killed_one_after_the_other_lose_nothing(cheap_search: CheapSearch) -> None:
-    for sign in ("search.log", "study.db", "space.yaml"):
-        cheap_search.kill_once((cheap_search.folder / sign).exists)
+    for name in ("search.log", "study.db", "space.yaml"):
+        cheap_search.kill_once((cheap_search.folder / name).exists)
 
-    cheap_search.kill_once(lambda: epochs(cheap_search) >= 5)
+    cheap_search.kill_once(lambda: recorded_epochs(cheap_search) >= 5)
     before = {trial.number: dict(trial.intermediate_values) for trial in cheap_search.study().trials}
 
-    cheap_search.kill_once(lambda: ended(cheap_search) == cheap_search.trials)
+    cheap_search.kill_once(lambda: finished_trials(cheap_search) == cheap_search.trials)
     trained = (cheap_search.storage / "ledger").read_text()
 
     cheap_search.finish()
-    assert (cheap_search.storage / "ledger").read_text() == trained, "there was only to conclude"
+    assert (cheap_search.storage / "ledger").read_text() == trained, "the last driver trained an epoch"
     for trial in cheap_search.study().trials:
-        known = before.get(trial.number, {})
-        assert {epoch: trial.intermediate_values[epoch] for epoch in known} == known
+        recorded = before.get(trial.number, {})
+        assert {epoch: trial.intermediate_values[epoch] for epoch in recorded} == recorded
 
 
 def test_a_database_locked_by_another_process_is_waited_for(cheap_search: CheapSearch) -> None:
     driver = cheap_search.start()
-    cheap_search.wait_for(lambda: epochs(cheap_search) >= 2, driver)
+    cheap_search.wait_for(lambda: recorded_epochs(cheap_search) >= 2, driver)
     with sqlite3.connect(cheap_search.folder / "study.db", timeout=30, isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
-        time.sleep(LOCKED)
+        time.sleep(LOCK_SECONDS)
         assert driver.poll() is None
         other.execute("ROLLBACK")
-    cheap_search.ends_well(driver)
+    cheap_search.assert_finishes(driver)
 
 
-def epochs(search: CheapSearch) -> int:
-    """Epochs recorded so far."""
+def recorded_epochs(search: CheapSearch) -> int:
+    """Return the number of recorded epochs."""
     if not (search.folder / "space.yaml").exists():
         return 0
     return sum(len(trial.intermediate_values) for trial in search.study().trials)
 
 
-def ended(search: CheapSearch) -> int:
-    """Trials closed so far."""
+def finished_trials(search: CheapSearch) -> int:
+    """Return the number of finished trials."""
     if not (search.folder / "space.yaml").exists():
         return 0
     return sum(trial.state.is_finished() for trial in search.study().trials)

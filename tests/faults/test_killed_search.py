@@ -1,4 +1,4 @@
-"""The whole promise at once: the real command, real training, a driver that is killed again and again."""
+"""End to end: the command trains real networks, and its driver is killed repeatedly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tune_rescon.search import main
 
 pytestmark = pytest.mark.timeout(600)
 
-#: The command, whose trials run in the driver's own process.
+#: The command, with trials in the driver's process.
 WITHOUT_RAY = """
 import sys
 from tests.without_ray import search_without_ray
@@ -32,7 +32,7 @@ with search_without_ray():
     sys.exit(main(sys.argv[1:]))
 """
 
-#: Three trials, one at a time, on the embedded digits: small networks, rungs at 1 and 2 of 4 epochs.
+#: Three trials, one at a time, of small networks on digits, with rungs at 1 and 2 of 4 epochs.
 SEARCH = [
     "--trials=3",
     "--concurrent=1",
@@ -47,12 +47,12 @@ SEARCH = [
     "--plain",
 ]
 
-#: Metrics that tell the time.
-CLOCKS = {"compute_hours", "epoch_seconds", "images_per_second", "mean_images_per_second"}
+#: Metrics that depend on the machine's speed.
+TIME_METRICS = {"compute_hours", "epoch_seconds", "images_per_second", "mean_images_per_second"}
 
 
 class Command:
-    """Runs ``python -m tune_rescon.search`` on one storage, its trials on Ray or in its own process."""
+    """Runs ``python -m tune_rescon.search`` on one storage, with trials on Ray or in the driver's process."""
 
     def __init__(self, storage: Path, ray_tmp: Path, *, on_ray: bool) -> None:
         self.storage = storage
@@ -68,7 +68,7 @@ class Command:
         )
 
     def finish(self, *arguments: str) -> None:
-        """Run the command to its end: without Ray in this process, which has imported torch and MLflow."""
+        """Run the command to its end; without Ray in this process, which has imported torch and MLflow."""
         if not self._on_ray:
             with search_without_ray():
                 assert main([*arguments, "--storage", str(self.storage)]) == 0
@@ -78,14 +78,16 @@ class Command:
         assert process.returncode == 0, output
 
     @staticmethod
-    def wait_for(true: Callable[[], bool], driver: subprocess.Popen[str], *, every: float = 0.05) -> None:
-        """Wait until ``true``, while ``driver`` runs."""
+    def wait_for(
+        condition: Callable[[], bool], driver: subprocess.Popen[str], *, every: float = 0.05
+    ) -> None:
+        """Wait until ``condition`` is true, while ``driver`` runs."""
 
-        def there() -> bool:
+        def condition_met() -> bool:
             assert driver.poll() is None, driver.stdout and driver.stdout.read()
-            return true()
+            return condition()
 
-        wait_until(there, every=every)
+        wait_until(condition_met, every=every)
 
     def trials(self, name: str) -> list[FrozenTrial]:
         path = self.storage / name / "study.db"
@@ -100,7 +102,7 @@ class Command:
         return self.epochs(name) >= epochs
 
     def children(self, name: str) -> list[str]:
-        """MLflow's numbers of the trials under the search's one run."""
+        """Return the trial numbers of the MLflow runs under the search's only run."""
         client = mlflow.MlflowClient(f"sqlite:///{self.storage / 'mlflow.db'}")
         runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
         (parent,) = [run for run in runs if run.info.run_name == name]
@@ -111,7 +113,7 @@ class Command:
         )
 
     def metrics(self, name: str) -> dict[tuple[str, str], list[tuple[int, float]]]:
-        """What MLflow shows: each trial's series, as (epoch, value)."""
+        """Return the metrics of all trials in MLflow as (epoch, value) pairs."""
         client = mlflow.MlflowClient(f"sqlite:///{self.storage / 'mlflow.db'}")
         ids = [experiment.experiment_id for experiment in client.search_experiments()]
         query = f"tags.`tune_rescon.search` = '{name}' AND tags.`tune_rescon.trial` LIKE '%'"
@@ -122,7 +124,7 @@ class Command:
             )
             for run in runs
             for key in run.data.metrics
-            if key not in CLOCKS
+            if key not in TIME_METRICS
         }
 
 
@@ -130,7 +132,7 @@ class Command:
 def test_a_search_killed_twice_matches_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path, short_tmp: Path, *, on_ray: bool
 ) -> None:
-    """Also, the two are side by side on one storage, and do not touch each other."""
+    """Both searches run side by side on one storage."""
     command = Command(tmp_path, short_tmp, on_ray=on_ray)
 
     def kill_twice() -> None:
@@ -142,10 +144,10 @@ def test_a_search_killed_twice_matches_an_uninterrupted_one_bit_for_bit(
             driver.communicate(timeout=LONGEST_WAIT)
             arguments = ["--resume=killed", "--plain"]
 
-    with ThreadPoolExecutor(1) as beside:
-        killed_by_now = beside.submit(kill_twice)
+    with ThreadPoolExecutor(1) as executor:
+        kills = executor.submit(kill_twice)
         command.finish("--space=digits", "--name=whole", *SEARCH)
-        killed_by_now.result()
+        kills.result()
     command.finish("--resume=killed", "--plain")
 
     whole, killed = command.trials("whole"), command.trials("killed")
@@ -158,8 +160,8 @@ def test_a_search_killed_twice_matches_an_uninterrupted_one_bit_for_bit(
         assert command.children(name) == ["0", "1", "2"]
 
 
-#: The moments at which the driver is killed: what has just come to be in the search's folder or its study.
-MOMENTS: list[tuple[str, Callable[[Command], bool]]] = [
+#: The conditions on the search's folder or study upon which the driver is killed.
+KILL_CONDITIONS: list[tuple[str, Callable[[Command], bool]]] = [
     ("the directory", lambda command: (command.storage / "again").is_dir()),
     ("the log", lambda command: (command.storage / "again" / "search.log").is_file()),
     ("the study", lambda command: (command.storage / "again" / "study.db").is_file()),
@@ -171,12 +173,12 @@ MOMENTS: list[tuple[str, Callable[[Command], bool]]] = [
 
 @pytest.mark.nightly
 def test_repeating_a_command_finishes_a_search_killed_at_every_stage(tmp_path: Path, short_tmp: Path) -> None:
-    """The trials are in the driver's process, which SIGKILL takes with them. Its lease has not expired."""
+    """SIGKILL ends the trials too, which run in the driver's process. The lease has not expired."""
     command = Command(tmp_path, short_tmp, on_ray=False)
     arguments = ["--space=digits", "--resume-or-start=again", *SEARCH]
-    for _, has_come in MOMENTS:
+    for _, condition in KILL_CONDITIONS:
         driver = command.start(*arguments)
-        command.wait_for(partial(has_come, command), driver, every=0.002)
+        command.wait_for(partial(condition, command), driver, every=0.002)
         driver.send_signal(signal.SIGKILL)
         driver.communicate(timeout=LONGEST_WAIT)
     command.finish(*arguments)
@@ -196,8 +198,8 @@ def test_one_of_two_concurrent_commands_searches_and_the_other_waits(tmp_path: P
     command = Command(tmp_path, short_tmp, on_ray=False)
     arguments = ["--space=digits", "--resume-or-start=again", *SEARCH]
     drivers = [command.start(*arguments) for _ in range(2)]
-    said = [driver.communicate(timeout=300)[0] for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0], said
-    (waited,) = [output for output in said if "Waiting for up to 180 s" in output]
-    assert "again is finished: 3 of 3 trials have run" in waited
+    outputs = [driver.communicate(timeout=300)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], outputs
+    (second,) = [output for output in outputs if "Waiting for up to 180 s" in output]
+    assert "again is finished: 3 of 3 trials have run" in second
     assert [trial.number for trial in command.trials("again")] == [0, 1, 2]

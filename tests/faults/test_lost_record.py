@@ -1,4 +1,4 @@
-"""A record that is deleted while its search runs: the search says so, and how to resume."""
+"""A study that is deleted while its search runs: the error shows how to resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of a search after a storm sees each thing that can be wrong with it."""
+"""The check of a search after a fault storm detects every kind of damage."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import RunOptions, run_search
 
-#: The first one runs a search, the others copy its storage.
+# The first test runs a search, the others copy its storage.
 pytestmark = pytest.mark.server
 
 TRIALS = 6
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, fault_cache: Path, empty_store: Path) -> Path:
-    """The storage of a search that nothing is wrong with. Its trials ran in this process."""
+def finished_storage(tmp_path_factory: pytest.TempPathFactory, fault_cache: Path, empty_store: Path) -> Path:
+    """The storage of a valid search. Its trials ran in this process."""
     storage = tmp_path_factory.mktemp("whole")
     shutil.copyfile(empty_store, storage / "mlflow.db")
     space = load_space("digits", [f"budget.trials={TRIALS}", "sampler.seed=0"])
@@ -38,90 +38,99 @@ def whole(tmp_path_factory: pytest.TempPathFactory, fault_cache: Path, empty_sto
     return storage
 
 
-def study(storage: Path, statement: str) -> None:
+def execute_in_study(storage: Path, statement: str) -> None:
     with sqlite3.connect(storage / NAME / "study.db") as database:
         database.execute(statement)
 
 
-def mlflow(storage: Path, statement: str) -> None:
+def execute_in_mlflow(storage: Path, statement: str) -> None:
     with sqlite3.connect(storage / "mlflow.db") as database:
         database.execute(statement)
 
 
-def second_run(storage: Path) -> None:
+def add_second_run(storage: Path) -> None:
     client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name != "Default"]
     run = client.create_run(experiment.experiment_id, tags={"tune_rescon.trial": "0"})
     client.set_terminated(run.info.run_id)
 
 
-def loser(storage: Path) -> Path:
-    """Where the checkpoints of the only trial that keeps none would be."""
+def discarded_checkpoints(storage: Path) -> Path:
+    """Return the checkpoint folder of the only trial that keeps no checkpoint."""
     folders = {storage / NAME / "checkpoints" / f"trial_{number:04d}" for number in range(TRIALS)}
-    (lost,) = [folder for folder in folders if not folder.exists()]
-    return lost
+    (folder,) = [folder for folder in folders if not folder.exists()]
+    return folder
 
 
-def keep_a_losers_checkpoint(storage: Path) -> None:
-    folder = loser(storage)
+def add_discarded_checkpoint(storage: Path) -> None:
+    folder = discarded_checkpoints(storage)
     folder.mkdir()
     (folder / "last.ckpt").touch()
 
 
-def lose_a_winners_checkpoint(storage: Path) -> None:
+def remove_kept_checkpoint(storage: Path) -> None:
     shutil.rmtree(next((storage / NAME / "checkpoints").iterdir()))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], Fault]] = {
-    "a trial is gone": (
-        lambda at: study(at, "UPDATE trials SET number = 7 WHERE number = 5"),
+    "a missing trial": (
+        lambda storage: execute_in_study(storage, "UPDATE trials SET number = 7 WHERE number = 5"),
         Fault.TRIALS_LOST,
     ),
-    "an epoch is gone": (
-        lambda at: study(at, "DELETE FROM trial_intermediate_values WHERE step = 1 AND trial_id = 1"),
+    "a missing epoch": (
+        lambda storage: execute_in_study(
+            storage, "DELETE FROM trial_intermediate_values WHERE step = 1 AND trial_id = 1"
+        ),
         Fault.EPOCHS_MISSING,
     ),
-    "a trial still runs": (
-        lambda at: study(at, "UPDATE trials SET state = 'RUNNING' WHERE number = 0"),
+    "a running trial": (
+        lambda storage: execute_in_study(storage, "UPDATE trials SET state = 'RUNNING' WHERE number = 0"),
         Fault.RUNNING_IN_OPTUNA,
     ),
-    "a state is another one": (
-        lambda at: study(at, "UPDATE trials SET state = 'FAIL' WHERE number = 0"),
+    "a wrong state": (
+        lambda storage: execute_in_study(storage, "UPDATE trials SET state = 'FAIL' WHERE number = 0"),
         Fault.WRONG_IN_OPTUNA,
     ),
-    "an epoch of one metric is not in MLflow": (
-        lambda at: mlflow(at, "DELETE FROM metrics WHERE key = 'val_loss' AND step = 1"),
+    "a missing epoch of one metric in MLflow": (
+        lambda storage: execute_in_mlflow(storage, "DELETE FROM metrics WHERE key = 'val_loss' AND step = 1"),
         Fault.RUN_EPOCHS_MISSING,
     ),
-    "an epoch is twice in MLflow": (
-        lambda at: mlflow(
-            at,
+    "a duplicate epoch in MLflow": (
+        lambda storage: execute_in_mlflow(
+            storage,
             "INSERT INTO metrics SELECT key, value, timestamp + 1, run_uuid, step, is_nan"
             " FROM metrics WHERE key = 'val_accuracy' AND step = 1",
         ),
         Fault.RUN_EPOCHS_TWICE,
     ),
-    "a run still runs": (lambda at: mlflow(at, "UPDATE runs SET status = 'RUNNING'"), Fault.RUNS_RUNNING),
-    "a trial has two runs": (second_run, Fault.RUNS_TWICE),
-    "a trial has no run": (
-        lambda at: mlflow(at, "UPDATE runs SET lifecycle_stage = 'deleted' WHERE name = 'trial_0003'"),
+    "a running run": (
+        lambda storage: execute_in_mlflow(storage, "UPDATE runs SET status = 'RUNNING'"),
+        Fault.RUNS_RUNNING,
+    ),
+    "two runs of one trial": (add_second_run, Fault.RUNS_TWICE),
+    "a missing run": (
+        lambda storage: execute_in_mlflow(
+            storage, "UPDATE runs SET lifecycle_stage = 'deleted' WHERE name = 'trial_0003'"
+        ),
         Fault.RUNS_MISSING,
     ),
-    "MLflow has another value": (
-        lambda at: mlflow(at, "UPDATE metrics SET value = 0.5 WHERE key = 'val_accuracy' AND step = 1"),
+    "a wrong value in MLflow": (
+        lambda storage: execute_in_mlflow(
+            storage, "UPDATE metrics SET value = 0.5 WHERE key = 'val_accuracy' AND step = 1"
+        ),
         Fault.OTHER,
     ),
-    "a loser keeps a checkpoint": (keep_a_losers_checkpoint, Fault.CHECKPOINTS),
-    "a winner has none": (lose_a_winners_checkpoint, Fault.CHECKPOINTS),
-    "a file is missing": (lambda at: (at / NAME / "best.yaml").unlink(), Fault.OTHER),
+    "a checkpoint of a discarded trial": (add_discarded_checkpoint, Fault.CHECKPOINTS),
+    "a missing checkpoint of a kept trial": (remove_kept_checkpoint, Fault.CHECKPOINTS),
+    "a missing file": (lambda storage: (storage / NAME / "best.yaml").unlink(), Fault.OTHER),
 }
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-def test_the_check_detects_each_kind_of_damage(what: str, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", DAMAGE)
+def test_the_check_detects_each_kind_of_damage(case: str, finished_storage: Path, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
-    shutil.copytree(whole, storage)
+    shutil.copytree(finished_storage, storage)
     assert check_ours(storage, TRIALS).notes == []
-    damage, fault = DAMAGE[what]
+    damage, fault = DAMAGE[case]
     damage(storage)
     assert check_ours(storage, TRIALS).counts[fault] >= 1

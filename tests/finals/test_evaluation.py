@@ -1,4 +1,4 @@
-"""The results on the test images, over the seeds."""
+"""The evaluation of final trainings on the test images, over the seeds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAN = math.nan
 
 
 def trial(number: int, rate: float, accuracy: float, state: TrialState = TrialState.FINISHED) -> TrialRecord:
-    once = {
+    metrics = {
         "test_loss": 1 - accuracy,
         "test_accuracy": accuracy,
         "test_top5": 1.0,
@@ -53,7 +53,7 @@ def trial(number: int, rate: float, accuracy: float, state: TrialState = TrialSt
         history={
             "train_loss": (1.0, 0.5),
             "epoch_seconds": (1800.0, 1800.0),
-            **{name: (NAN, value) for name, value in once.items()},
+            **{name: (NAN, value) for name, value in metrics.items()},
         },
     )
 
@@ -92,7 +92,7 @@ def result(tmp_path: Path) -> StudyResult:
     )
 
 
-def said(result: StudyResult) -> str:
+def printed_evaluation(result: StudyResult) -> str:
     console = Console(file=io.StringIO(), width=140)
     print_evaluation(result, console)
     assert isinstance(console.file, io.StringIO)
@@ -112,20 +112,20 @@ def test_configs_are_ranked_by_mean_over_seeds(result: StudyResult) -> None:
 
 
 def test_a_lead_within_the_spread_of_seeds_is_reported(result: StudyResult) -> None:
-    text = said(result)
+    text = printed_evaluation(result)
     assert "0.81 ± 0.014" in text
     assert "The first of 2 was chosen by these very images" in text
     assert "Mean ± standard deviation over 2 trainings." in text
     assert "Its lead on the second, 0.01 ± " in text
     assert "(95% interval), is within what the seed alone changes." in text
-    ahead = dataclasses.replace(
+    clear_lead = dataclasses.replace(
         result, trials=(*(t for t in result.trials if t.number != 2), trial(2, 0.1, 0.71))
     )
-    assert "Its lead" not in said(ahead)
+    assert "Its lead" not in printed_evaluation(clear_lead)
 
 
 @pytest.mark.parametrize(
-    ("test_images", "fraction", "words"),
+    ("test_images", "fraction", "message"),
     [
         (5, None, "finalists on the test images"),
         (0, 0.2, "finalists on the test images"),
@@ -133,21 +133,21 @@ def test_a_lead_within_the_spread_of_seeds_is_reported(result: StudyResult) -> N
     ],
 )
 def test_the_number_and_source_of_test_images_are_shown(
-    result: StudyResult, test_images: int, fraction: float | None, words: str
+    result: StudyResult, test_images: int, fraction: float | None, message: str
 ) -> None:
     counts = {"train": (9, 9), "val": (2, 2), "test": (test_images, 0)}
     dataset = dataclasses.replace(result.space.dataset, test_fraction=fraction)
-    told = dataclasses.replace(
+    changed = dataclasses.replace(
         result,
         space=result.space.model_copy(update={"dataset": dataset}),
         accounts={dataset.name: Account(class_names=("a", "b"), per_class=counts)},
     )
-    assert words in said(told)
+    assert message in printed_evaluation(changed)
 
 
 def test_a_single_seed_per_network_is_reported_as_inconclusive(result: StudyResult) -> None:
     for trials in (result.trials[:2], result.trials[:3]):
-        text = said(dataclasses.replace(result, trials=trials))
+        text = printed_evaluation(dataclasses.replace(result, trials=trials))
         assert "One training of a network cannot distinguish a lead from the effect of the seed" in text
         assert "`--seeds 3`" in text
         assert "within what the seed alone changes" not in text
@@ -157,21 +157,21 @@ def test_a_single_seed_per_network_is_reported_as_inconclusive(result: StudyResu
 def test_the_interval_matches_welchs_t_test() -> None:
     first, second = Estimate.of([0.80, 0.82, 0.81]), Estimate.of([0.78, 0.79])
     lead = Lead.of(first, second, maximize=True)
-    wanted = ttest_ind(first.values, second.values, equal_var=False).confidence_interval(0.95)
-    assert lead.difference - lead.margin == pytest.approx(wanted.low)
-    assert lead.difference + lead.margin == pytest.approx(wanted.high)
-    assert lead.is_beyond_seeds == (wanted.low > 0)
+    interval = ttest_ind(first.values, second.values, equal_var=False).confidence_interval(0.95)
+    assert lead.difference - lead.margin == pytest.approx(interval.low)
+    assert lead.difference + lead.margin == pytest.approx(interval.high)
+    assert lead.is_beyond_seeds == (interval.low > 0)
     assert Lead.of(second, first, maximize=False).difference == pytest.approx(lead.difference)
     same = Lead.of(Estimate.of([0.5, 0.5]), Estimate.of([0.5, 0.5]), maximize=True)
     assert (same.is_known, same.is_beyond_seeds) == (True, False)
 
 
 def test_a_single_finalist_has_no_selection_note(result: StudyResult) -> None:
-    alone = dataclasses.replace(result, trials=(result.trials[1],))
-    text = said(alone)
+    single = dataclasses.replace(result, trials=(result.trials[1],))
+    text = printed_evaluation(single)
     assert "One training each." in text
     assert "chosen" not in text
-    assert said(dataclasses.replace(result, trials=())) == ""
+    assert printed_evaluation(dataclasses.replace(result, trials=())) == ""
 
 
 def test_the_document_has_every_metric_and_no_nan(result: StudyResult) -> None:
@@ -180,8 +180,10 @@ def test_the_document_has_every_metric_and_no_nan(result: StudyResult) -> None:
     assert first["trials"] == [1, 3]
     assert first["test_accuracy"]["values"] == [0.8, 0.82]
     assert first["accuracy_by_class"]["cat"]["mean"] == pytest.approx(0.71)
-    alone = dataclasses.replace(result, trials=(result.trials[1],))
-    assert evaluation_document(alone, evaluated_configs(alone))["finalists"][0]["test_loss"]["spread"] is None
+    single = dataclasses.replace(result, trials=(result.trials[1],))
+    assert (
+        evaluation_document(single, evaluated_configs(single))["finalists"][0]["test_loss"]["spread"] is None
+    )
 
 
 def test_the_mlflow_note_begins_with_the_table_of_finalists(result: StudyResult) -> None:

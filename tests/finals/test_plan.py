@@ -1,4 +1,4 @@
-"""From a search, a preset or a published row to the space of its finals."""
+"""The space of final trainings from a search, a preset or a published row."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ ONE_CPU = Resources(cpu=1)
 
 
 @pytest.fixture(scope="module")
-def searched() -> StudyResult:
-    """12 trials, of which some are stopped; a trial's final value is its learning rate."""
+def search_result() -> StudyResult:
+    """A search of 12 trials, some of them stopped. The final value of a trial is its learning rate."""
     space = load_space("digits", ["sampler.type=random"])
     search = SimulatedSearch(space)
     Simulation(lambda trial: SyntheticCurve(limit=trial.parameters["learning_rate"]), workers=2).drive(
@@ -53,7 +53,7 @@ def searched() -> StudyResult:
     return search.result(Path("runs/s"))
 
 
-def space_of(configs: tuple[TrialConfig, ...], seeds: int = 1, overrides: Sequence[str] = ()) -> Space:
+def make_space(configs: tuple[TrialConfig, ...], seeds: int = 1, overrides: Sequence[str] = ()) -> Space:
     return finals_space(
         "f",
         configs,
@@ -63,7 +63,7 @@ def space_of(configs: tuple[TrialConfig, ...], seeds: int = 1, overrides: Sequen
     )
 
 
-def configs_of(space: Space) -> list[TrialConfig]:
+def initial_configs(space: Space) -> list[TrialConfig]:
     return [trial_config(space, row) for row in space.initial]
 
 
@@ -75,15 +75,15 @@ def configs_of(space: Space) -> list[TrialConfig]:
             TrialConfig(network="timm/resnet18", image_size=64, drop_path=0.1),
             TrialConfig(network="clinic:small"),
         ),
-        # Neither layout has the other's depth.
+        # Neither layout has the other one's depth.
         (TrialConfig(layout="cifar", depth=452), TrialConfig(layout="port448", depth=107, image_size=448)),
     ],
 )
 def test_networks_without_common_fields_are_trained_together(
     configs: tuple[TrialConfig, ...],
 ) -> None:
-    space = space_of(configs, seeds=2)
-    assert configs_of(space) == [*configs, *configs]
+    space = make_space(configs, seeds=2)
+    assert initial_configs(space) == [*configs, *configs]
     expected = [config for config in configs if config.network]
     assert {config.network for config in external_trials(space)} == {one.network for one in expected}
     assert largest_image_size(space) == max(config.image_size or 32 for config in configs)
@@ -92,69 +92,69 @@ def test_networks_without_common_fields_are_trained_together(
 def test_an_invalid_network_is_reported_once_for_all_seeds() -> None:
     configs = (TrialConfig(), TrialConfig(network="timm/resnet18", depth=92))
     with pytest.raises(SpaceError, match=r"initial\[1\]\.depth: depth: `depth` does not apply") as raised:
-        space_of(configs, seeds=3)
+        make_space(configs, seeds=3)
     assert str(raised.value).count("does not apply") == 1
 
 
-def test_the_best_finished_configurations_are_chosen_without_duplicates(searched: StudyResult) -> None:
-    ended = [t for t in searched.trials if t.state is TrialState.FINISHED]
+def test_the_best_finished_configurations_are_chosen_without_duplicates(search_result: StudyResult) -> None:
+    ended = [t for t in search_result.trials if t.state is TrialState.FINISHED]
     rates = sorted((t.parameters["learning_rate"] for t in ended), reverse=True)
-    found = top_configs(searched, 2)
+    found = top_configs(search_result, 2)
     assert [config.learning_rate for config in found] == rates[:2]
-    assert len(top_configs(searched, 99)) == len(set(rates))
-    doubled = dataclasses.replace(searched, trials=searched.trials * 2)
+    assert len(top_configs(search_result, 99)) == len(set(rates))
+    doubled = dataclasses.replace(search_result, trials=search_result.trials * 2)
     assert top_configs(doubled, 2) == found
 
 
-def test_only_the_best_trials_need_a_known_configuration(searched: StudyResult) -> None:
+def test_only_the_best_trials_need_a_known_configuration(search_result: StudyResult) -> None:
     def with_unknown(number: int) -> StudyResult:
         trials = tuple(
             dataclasses.replace(trial, origin=None, parameters={"unknown": 1})
             if trial.number == number
             else trial
-            for trial in searched.trials
+            for trial in search_result.trials
         )
-        return dataclasses.replace(searched, trials=trials)
+        return dataclasses.replace(search_result, trials=trials)
 
-    finished = [trial for trial in searched.trials if trial.state is TrialState.FINISHED]
+    finished = [trial for trial in search_result.trials if trial.state is TrialState.FINISHED]
     first, *_, last = sorted(finished, key=lambda trial: trial.rank_key())
-    best = top_configs(searched, 1)
+    best = top_configs(search_result, 1)
     edited = with_unknown(last.number)
     assert top_configs(edited, 1) == best
-    assert seconds_per_epoch(edited, best) == seconds_per_epoch(searched, best)
+    assert seconds_per_epoch(edited, best) == seconds_per_epoch(search_result, best)
     with pytest.raises(StorageError, match=f"trial {first.number} of digits, recorded before"):
         top_configs(with_unknown(first.number), 1)
 
 
-def test_a_search_without_a_finished_trial_has_no_finalists(searched: StudyResult) -> None:
-    empty = dataclasses.replace(searched, trials=searched.trials[:0])
+def test_a_search_without_a_finished_trial_has_no_finalists(search_result: StudyResult) -> None:
+    empty = dataclasses.replace(search_result, trials=search_result.trials[:0])
     with pytest.raises(StorageError, match=r"--from: a search must have a trial that reached its last epoch"):
         top_configs(empty, 3)
 
 
-def test_trials_are_chosen_by_number_finished_or_not(searched: StudyResult) -> None:
-    stopped = next(t for t in searched.trials if t.state is TrialState.STOPPED)
-    finished = next(t for t in searched.trials if t.state is TrialState.FINISHED)
-    wanted = (stopped, finished)
-    found = trial_configs(searched, [stopped.number, finished.number, stopped.number])
-    assert found == tuple(trial.config(searched.space) for trial in wanted)
-    assert seconds_per_epoch(searched, found) == pytest.approx(
-        sum(trial.seconds for trial in wanted) / sum(trial.epochs for trial in wanted)
+def test_trials_are_chosen_by_number_finished_or_not(search_result: StudyResult) -> None:
+    stopped = next(t for t in search_result.trials if t.state is TrialState.STOPPED)
+    finished = next(t for t in search_result.trials if t.state is TrialState.FINISHED)
+    chosen = (stopped, finished)
+    found = trial_configs(search_result, [stopped.number, finished.number, stopped.number])
+    assert found == tuple(trial.config(search_result.space) for trial in chosen)
+    assert seconds_per_epoch(search_result, found) == pytest.approx(
+        sum(trial.seconds for trial in chosen) / sum(trial.epochs for trial in chosen)
     )
 
 
-def test_an_unknown_trial_number_is_refused(searched: StudyResult) -> None:
+def test_an_unknown_trial_number_is_refused(search_result: StudyResult) -> None:
     with pytest.raises(
         StorageError, match=r"--trial: must be .* of a trial of .*, but got 98, 99\. .* 0 to 11\."
     ):
-        trial_configs(searched, [0, 98, 99])
+        trial_configs(search_result, [0, 98, 99])
     with pytest.raises(StorageError, match=r"but got 0\. It has no trials yet\."):
-        trial_configs(dataclasses.replace(searched, trials=()), [0])
+        trial_configs(dataclasses.replace(search_result, trials=()), [0])
 
 
-def test_a_trial_without_an_epoch_is_refused(searched: StudyResult) -> None:
-    empty = dataclasses.replace(searched.trials[1], values=(), history={})
-    result = dataclasses.replace(searched, trials=(searched.trials[0], empty))
+def test_a_trial_without_an_epoch_is_refused(search_result: StudyResult) -> None:
+    empty = dataclasses.replace(search_result.trials[1], values=(), history={})
+    result = dataclasses.replace(search_result, trials=(search_result.trials[0], empty))
     assert len(trial_configs(result, [0])) == 1
     with pytest.raises(
         StorageError, match=r"--trial: must be a trial with at least one epoch.* but got 1 of"
@@ -162,10 +162,10 @@ def test_a_trial_without_an_epoch_is_refused(searched: StudyResult) -> None:
         trial_configs(result, [0, 1])
 
 
-def test_finals_run_each_finalist_once_per_seed(searched: StudyResult) -> None:
-    found, dataset = of_dataset(top_configs(searched, 3), searched.space)
+def test_finals_run_each_finalist_once_per_seed(search_result: StudyResult) -> None:
+    found, dataset = of_dataset(top_configs(search_result, 3), search_result.space)
     space = finals_space("f", found, TrainingPlan(epochs=9, seeds=2, resources=ONE_CPU), dataset=dataset)
-    assert configs_of(space) == [*found, *found]
+    assert initial_configs(space) == [*found, *found]
     assert space.budget.trials == 2 * len(found)
     assert (space.dataset.hold_out, space.metric.name, space.scheduler.type) == (
         False,
@@ -177,7 +177,7 @@ def test_finals_run_each_finalist_once_per_seed(searched: StudyResult) -> None:
 
 def test_a_single_finalist_can_be_trained() -> None:
     config = TrialConfig(depth=92, learning_rate=0.25, schedule="multistep", step_fractions=(30, 90))
-    assert configs_of(space_of((config,), seeds=3)) == [config] * 3
+    assert initial_configs(make_space((config,), seeds=3)) == [config] * 3
 
 
 def test_finalists_may_differ_in_anything() -> None:
@@ -185,19 +185,19 @@ def test_finalists_may_differ_in_anything() -> None:
         TrialConfig(depth=92, drop_path=0.1, image_size=32),
         TrialConfig(depth=56, image_size=None, step_fractions=(20, 80)),
     )
-    assert configs_of(space_of(configs)) == list(configs)
+    assert initial_configs(make_space(configs)) == list(configs)
 
 
 def test_finalists_keep_their_datasets() -> None:
     space = load_space("rescon_table")
     configs = tuple(TrialConfig(dataset=name) for name in ("cifar100", "cifar10"))
     assert of_dataset(configs, space)[0] == configs
-    alone, dataset = of_dataset(configs[:1], space)
-    assert (alone[0].dataset, dataset.name) == (None, "cifar100")
+    single, dataset = of_dataset(configs[:1], space)
+    assert (single[0].dataset, dataset.name) == (None, "cifar100")
 
 
 def test_finalists_of_a_folder_and_a_builtin_dataset_keep_the_folder() -> None:
-    """The best one was trained on the known dataset, which has no path."""
+    """The best configuration was trained on the built-in dataset, which has no path."""
     changes = [
         "dataset={name: folder, path: /pets, ignore: masks}",
         "parameters.dataset={type: categorical, choices: [folder, cifar10]}",
@@ -208,17 +208,17 @@ def test_finalists_of_a_folder_and_a_builtin_dataset_keep_the_folder() -> None:
     configs, dataset = of_dataset(found, space)
     plan = TrainingPlan(epochs=3, seeds=1, resources=ONE_CPU)
     finals = finals_space("f", configs, plan, dataset=dataset)
-    assert configs_of(finals) == list(found)
-    own = finals.dataset_config("folder")
-    assert (own.path, own.ignore) == ("/pets", "masks")
+    assert initial_configs(finals) == list(found)
+    folder = finals.dataset_config("folder")
+    assert (folder.path, folder.ignore) == ("/pets", "masks")
     assert finals.dataset_config("cifar10").path is None
 
 
 def test_settings_apply_to_the_finals() -> None:
     configs = (TrialConfig(),)
-    assert space_of(configs, overrides=["resources_per_trial.cpu=3"]).resources_per_trial.cpu == 3
+    assert make_space(configs, overrides=["resources_per_trial.cpu=3"]).resources_per_trial.cpu == 3
     with pytest.raises(SpaceError, match=r"budget\.trials: must be at most the 1 row"):
-        space_of(configs, overrides=["budget.trials=2"])
+        make_space(configs, overrides=["budget.trials=2"])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -229,7 +229,7 @@ def test_a_recipe_configures_a_preset(name: str) -> None:
     short = preset_config("cifar_attention56", recipe, epochs=3, image_size=64)
     assert short.image_size == 64
     assert short.warmup_epochs == pytest.approx(config.warmup_epochs * 3 / recipe.epochs)
-    assert configs_of(space_of((short,))) == [short]
+    assert initial_configs(make_space((short,))) == [short]
 
 
 def test_epochs_of_the_paper_recipe_match_its_iterations() -> None:
@@ -248,13 +248,13 @@ def test_an_unknown_recipe_suggests_a_known_one() -> None:
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
 def test_every_published_row_gives_a_valid_space(row: PublishedRow) -> None:
     space = row_space(row, name="r", shares=Shares(schedule=0.01, images=0.01), seeds=1, resources=ONE_CPU)
-    (config,) = configs_of(space)
+    (config,) = initial_configs(space)
     assert config.preset == row.preset
     assert space.dataset.label_noise == row.label_noise
     assert space.dataset.name == row.dataset
-    whole = row_space(row, name="r", shares=Shares(schedule=1, images=1), seeds=1, resources=ONE_CPU)
-    assert whole.dataset.limit is None
-    assert whole.fidelity.max == find_recipe(row.recipe).epochs
+    full = row_space(row, name="r", shares=Shares(schedule=1, images=1), seeds=1, resources=ONE_CPU)
+    assert full.dataset.limit is None
+    assert full.fidelity.max == find_recipe(row.recipe).epochs
 
 
 def test_published_rows_have_the_published_values() -> None:
@@ -275,29 +275,29 @@ def test_an_invalid_time_is_refused(text: str) -> None:
         read_duration(text)
 
 
-def test_a_time_budget_gives_as_many_epochs_as_fit(searched: StudyResult) -> None:
-    found = top_configs(searched, 2)
-    seconds = seconds_per_epoch(searched, found)
+def test_a_time_budget_gives_as_many_epochs_as_fit(search_result: StudyResult) -> None:
+    found = top_configs(search_result, 2)
+    seconds = seconds_per_epoch(search_result, found)
     assert math.isfinite(seconds)
     assert epochs_within(61 * seconds, seconds, found, trainings=6, slots=2) == 20
     with pytest.raises(ConfigError, match=r"--budget: must be enough for 1 epoch of 6 trainings"):
         epochs_within(2 * seconds, seconds, found, trainings=6, slots=2)
 
 
-@pytest.mark.parametrize(("listed", "cuda", "asked"), [(0, "13.2", 0), (1, "13.2", 1), (1, None, 0)])
+@pytest.mark.parametrize(("listed", "cuda", "requested"), [(0, "13.2", 0), (1, "13.2", 1), (1, None, 0)])
 def test_a_local_gpu_is_requested_even_if_torch_cannot_use_it(
-    listed: int, cuda: str | None, asked: int, monkeypatch: pytest.MonkeyPatch
+    listed: int, cuda: str | None, requested: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its training then ends with the reason, instead of a training on the CPU."""
-    here = Nodes(count=1, resources={"CPU": 2.0, "GPU": float(listed)})
-    monkeypatch.setattr("tune_rescon.finals.plan.this_machine", lambda: here)
+    """The training then fails with the reason, instead of running on the CPU."""
+    machine = Nodes(count=1, resources={"CPU": 2.0, "GPU": float(listed)})
+    monkeypatch.setattr("tune_rescon.finals.plan.this_machine", lambda: machine)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.version.cuda", cuda)
-    assert local_resources().gpu == asked
+    assert local_resources().gpu == requested
 
 
-def test_images_changed_since_the_search_are_reported(searched: StudyResult, tmp_path: Path) -> None:
-    """A class that was added after the search is trained too, and the values are of other images."""
+def test_images_changed_since_the_search_are_reported(search_result: StudyResult, tmp_path: Path) -> None:
+    """A class that was added after the search is trained too, so the values are not comparable."""
     images = tmp_path / "images"
     for name in ("cat/1", "cat/2", "cat/3", "dog/1", "dog/2", "dog/3"):
         (images / name).parent.mkdir(parents=True, exist_ok=True)
@@ -305,14 +305,14 @@ def test_images_changed_since_the_search_are_reported(searched: StudyResult, tmp
     dataset = DatasetConfig(name="folder", path=str(images))
     account = describe(dataset, data_root=tmp_path).account
     assert account is not None
-    result = dataclasses.replace(searched, accounts={"folder": account})
+    result = dataclasses.replace(search_result, accounts={"folder": account})
     plan = TrainingPlan(epochs=3, seeds=1, resources=ONE_CPU)
-    space = finals_space("f", top_configs(searched, 1), plan, dataset=dataset)
+    space = finals_space("f", top_configs(search_result, 1), plan, dataset=dataset)
     assert changed_images(result, space, tmp_path) is None
-    assert changed_images(searched, space, tmp_path) is None
+    assert changed_images(search_result, space, tmp_path) is None
     (images / "eel").mkdir()
     for number in range(3):
         Image.new("RGB", (16, 16)).save(images / "eel" / f"{number}.png")
-    words = changed_images(result, space, tmp_path)
-    assert words is not None
-    assert "(2 classes then, 3 now; train 6 then, 9 now)" in words
+    message = changed_images(result, space, tmp_path)
+    assert message is not None
+    assert "(2 classes then, 3 now; train 6 then, 9 now)" in message

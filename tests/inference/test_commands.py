@@ -1,4 +1,4 @@
-"""predict and export on a checkpoint: equal answers in every format, and errors for bad input."""
+"""predict and export on a checkpoint: equal probabilities in every format, and errors for bad input."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tune_rescon.tuning.input_digests import function_digest
 pytestmark = pytest.mark.torch
 
 
-def expected(checkpoint: Path, picture: Path, *, mirrored: bool = False) -> torch.Tensor:
+def expected_probabilities(checkpoint: Path, picture: Path, *, mirrored: bool = False) -> torch.Tensor:
     network, about = load_trained(checkpoint)
     image = torch.tensor(decode_image(picture.read_bytes(), 16))
     pixels = image.permute(2, 0, 1)[None].float() / 255
@@ -60,10 +60,10 @@ def test_json_has_one_line_per_image(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["path"]).name for line in lines] == ["0.png", "1.png", "2.png", "3.png", "grey.jpg"]
     for line in lines:
-        wanted = expected(checkpoint, Path(line["path"]))
-        assert line["class"] == ("ant", "bee", "cat")[int(wanted.argmax())]
-        assert line["probability"] == pytest.approx(float(wanted.max()), rel=1e-4)
-        assert line["probability"] < 0.999, "a network that is always sure would show no difference"
+        expected = expected_probabilities(checkpoint, Path(line["path"]))
+        assert line["class"] == ("ant", "bee", "cat")[int(expected.argmax())]
+        assert line["probability"] == pytest.approx(float(expected.max()), rel=1e-4)
+        assert line["probability"] < 0.999, "a saturated network would hide differences"
         assert sum(one["probability"] for one in line["top"]) == pytest.approx(1, abs=1e-5)
 
 
@@ -73,15 +73,17 @@ def test_flip_averages_the_image_and_its_mirror_image(
     assert predict([str(checkpoint), str(pictures), "--json", "--tta", "flip", "--batch-size", "2"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 5
-    moved = 0.0
+    difference = 0.0
     for line in lines:
-        plain, mirrored = (expected(checkpoint, Path(line["path"]), mirrored=one) for one in (False, True))
-        wanted = (plain + mirrored) / 2
+        plain, mirrored = (
+            expected_probabilities(checkpoint, Path(line["path"]), mirrored=one) for one in (False, True)
+        )
+        expected = (plain + mirrored) / 2
         assert line["tta"] == "flip"
-        assert line["class"] == ("ant", "bee", "cat")[int(wanted.argmax())]
-        assert line["probability"] == pytest.approx(float(wanted.max()), rel=1e-4)
-        moved = max(moved, float((plain - mirrored).abs().max()))
-    assert moved > 0.01, "a network that sees no mirroring would show no difference"
+        assert line["class"] == ("ant", "bee", "cat")[int(expected.argmax())]
+        assert line["probability"] == pytest.approx(float(expected.max()), rel=1e-4)
+        difference = max(difference, float((plain - mirrored).abs().max()))
+    assert difference > 0.01, "the mirror images must change the result"
 
 
 def test_csv_and_table_output(checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,9 +114,9 @@ def test_unreadable_pictures_are_reported_and_the_others_classified(
 ) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
     assert predict([str(checkpoint), str(pictures), "--json"]) == 2
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 5
-    assert "broken.png: not a picture" in said.err
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 5
+    assert "broken.png: not a picture" in captured.err
 
 
 def test_masks_are_drawn(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
@@ -133,16 +135,16 @@ def test_masks_are_drawn(checkpoint: Path, pictures: Path, tmp_path: Path) -> No
 def test_nan_outputs_give_no_prediction(
     form: str, checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not the first class, with exit 0."""
+    """Otherwise the first class would be printed, with exit code 0."""
     network, about = load_trained(checkpoint)
     for parameter in network.parameters():
         parameter.data.fill_(torch.nan)
     torch.save(trained_values(network, about), tmp_path / "lost.ckpt")
     masks = tmp_path / "masks"
     assert predict([str(tmp_path / "lost.ckpt"), str(pictures), form, "--masks", str(masks)]) == 2
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == (0 if form == "--json" else 1)
-    assert said.err.count("no prediction (the network returns nan instead of probabilities)") == 5
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == (0 if form == "--json" else 1)
+    assert captured.err.count("no prediction (the network returns nan instead of probabilities)") == 5
     assert not list(masks.iterdir())
 
 
@@ -154,8 +156,8 @@ def test_every_exported_format_gives_the_same_probabilities(
 ) -> None:
     output = tmp_path / name
     assert export([str(checkpoint), "--format", form, "--output", str(output)]) == 0
-    said = capsys.readouterr().out
-    assert "3 classes, pixels 3 x 16 x 16; loaded again, its probabilities differ by at most" in said
+    stdout = capsys.readouterr().out
+    assert "3 classes, pixels 3 x 16 x 16; loaded again, its probabilities differ by at most" in stdout
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -181,9 +183,9 @@ def test_an_exported_safetensors_file_can_be_used_by_predict(
     assert export([str(checkpoint), "--format", "safetensors", "--output", str(output)]) == 0
     capsys.readouterr()
     assert predict([str(output), str(pictures), "--json"]) == 0
-    again = capsys.readouterr().out
+    predictions = capsys.readouterr().out
     assert predict([str(checkpoint), str(pictures), "--json"]) == 0
-    assert capsys.readouterr().out == again
+    assert capsys.readouterr().out == predictions
 
 
 def test_a_network_whose_layers_share_weights_is_exported(checkpoint: Path, tmp_path: Path) -> None:
@@ -204,8 +206,8 @@ def test_a_network_whose_layers_share_weights_is_exported(checkpoint: Path, tmp_
     assert torch.equal(again(pixels_BCHW), network(pixels_BCHW))
 
 
-class Code:
-    """What runs when its pickle is loaded: it makes a directory."""
+class Payload:
+    """An object whose unpickling runs code: it creates a directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
@@ -215,7 +217,7 @@ class Code:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ("nosuch", "nosuch"),
         ("no/such.ckpt", "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"),
@@ -224,16 +226,16 @@ class Code:
     ],
 )
 def test_an_unknown_model_is_reported(
-    model: str, said: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, message: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict([model, str(pictures), "--storage", str(tmp_path / "runs")]) == 2
-    words = capsys.readouterr().err
-    assert said in words
-    assert "Traceback" not in words
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert "Traceback" not in stderr
 
 
 def test_a_search_name_with_dots_is_not_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rows of published tables are searches such as reproduce-attention56-nal-0.1x0.05."""
+    """Searches of published rows have names such as reproduce-attention56-nal-0.1x0.05."""
     output = ["--format", "safetensors", "--output", str(tmp_path / "x.safetensors")]
     assert export(["pets-v1.2", *output, "--storage", str(tmp_path / "runs")]) == 2
     assert "no search named 'pets-v1.2'" in capsys.readouterr().err
@@ -242,7 +244,7 @@ def test_a_search_name_with_dots_is_not_a_file(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_checkpoint_of_another_search_is_refused(checkpoint: Path) -> None:
-    """A copy of a storage may mix the checkpoints of two searches of one name."""
+    """A copied storage may mix the checkpoints of two searches with the same name."""
     search = SimulatedSearch(load_space("digits", ["budget.trials=4", "sampler.type=random"]))
     Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
     result = dataclasses.replace(search.result(Path("runs/s")), images={"digits": "0123"})
@@ -252,27 +254,25 @@ def test_a_checkpoint_of_another_search_is_refused(checkpoint: Path) -> None:
     config = best.config(result.space)
     assert config is not None
     _, about = load_trained(checkpoint)
-    own = dataclasses.replace(about, config=config, seed=best.origin.seed, dataset="0123")
-    check_own(own, result, best)
+    matching = dataclasses.replace(about, config=config, seed=best.origin.seed, dataset="0123")
+    check_own(matching, result, best)
     url = "https://ann:s3cret@host/a.ckpt"
     origin = dataclasses.replace(best.origin, config={**best.origin.config, "init_from": url})
-    for known in (
-        url,
-        "https://ann:***@host/a.ckpt",
-    ):  # the file has the second, that of an older version the first
-        from_url = dataclasses.replace(own, config=dataclasses.replace(config, init_from=known))
+    # A file of an earlier version has the first URL.
+    for known in (url, "https://ann:***@host/a.ckpt"):
+        from_url = dataclasses.replace(matching, config=dataclasses.replace(config, init_from=known))
         check_own(from_url, result, dataclasses.replace(best, origin=origin))
     for other, what in (
-        (dataclasses.replace(own, config=about.config), "configuration"),
-        (dataclasses.replace(own, seed=own.seed + 1), "seed"),
-        (dataclasses.replace(own, dataset="4567"), "images"),
+        (dataclasses.replace(matching, config=about.config), "configuration"),
+        (dataclasses.replace(matching, seed=matching.seed + 1), "seed"),
+        (dataclasses.replace(matching, dataset="4567"), "images"),
     ):
         with pytest.raises(StorageError, match=f"of a training with another {what}"):
             check_own(other, result, best)
 
 
 def test_changed_code_of_a_custom_network_is_reported(checkpoint: Path) -> None:
-    """It has the same tensors, so that they load, and predicts something else."""
+    """The weights load, because the tensors are the same, but the predictions differ."""
     search = SimulatedSearch(load_space("digits", ["budget.trials=4", "sampler.type=random"]))
     result, name = search.result(Path("runs/s")), "tests.own_networks:small"
     _, family = load_trained(checkpoint)
@@ -287,10 +287,10 @@ def test_changed_code_of_a_custom_network_is_reported(checkpoint: Path) -> None:
     assert message.startswith(f"The code of {name} has changed since {result.name}.")
 
 
-def foreign_file(kind: str, folder: Path) -> Path:
-    """A file that is no trained network. Running the code in it creates ``ran`` beside it."""
+def untrusted_file(kind: str, folder: Path) -> Path:
+    """Write a file that is not a trained network. If its code runs, it creates ``ran`` beside the file."""
     path = folder / "foreign.ckpt"
-    code = Code(folder / "ran")
+    code = Payload(folder / "ran")
     lightning = {"epoch": 1, "pytorch-lightning_version": "2.6.6", "state_dict": {"a": torch.ones(3)}}
     values: dict[str, Any] = {
         "code": {"format": 1, "weights": code},
@@ -334,7 +334,7 @@ def foreign_file(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     {
         "code": "holds an object of posix.mkdir",
         "code, as before torch 1.6": "holds an object of posix.mkdir",
@@ -358,29 +358,30 @@ def foreign_file(kind: str, folder: Path) -> Path:
     }.items(),
 )
 def test_an_untrusted_file_is_refused_without_running_its_code(
-    kind: str, said: str, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    kind: str, message: str, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = foreign_file(kind, tmp_path)
+    path = untrusted_file(kind, tmp_path)
     assert predict([str(path), str(pictures)]) == 2
-    words = capfd.readouterr().err
-    assert said in words
+    stderr = capfd.readouterr().err
+    assert message in stderr
     assert export([str(path), "--format", "safetensors", "--output", str(tmp_path / "a")]) == 2
     with pytest.raises(UserError) as caught:
         read_initial(str(path))
-    for text in (words, capfd.readouterr().err, str(caught.value)):
+    for text in (stderr, capfd.readouterr().err, str(caught.value)):
         assert path.name in text
-        # torch's words: it advises running the code in the file.
+        # torch's message would advise the user to run the code in the file.
         assert not re.search(r"weights_only|torch\.load|safe_globals|Traceback|Warning", text), text
     assert not (tmp_path / "ran").exists()
 
 
 def test_loading_an_untrusted_file_with_plain_torch_runs_its_code(tmp_path: Path) -> None:
     for kind in ("code", "code, as before torch 1.6"):
-        torch.load(foreign_file(kind, tmp_path), weights_only=False)
+        torch.load(untrusted_file(kind, tmp_path), weights_only=False)
         (tmp_path / "ran").rmdir()
-    # Why SECURITY.md says that an exported program is trusted like code. It fails when torch has mended that.
-    with suppress(Exception):  # the result of the code is no input of the program
-        torch.export.load(foreign_file("an exported program", tmp_path))
+    # SECURITY.md says for this reason that an exported program is trusted like code. This fails once torch
+    # no longer runs the code.
+    with suppress(Exception):  # the result of the code is not a valid input of the program
+        torch.export.load(untrusted_file("an exported program", tmp_path))
     assert (tmp_path / "ran").is_dir()
 
 
@@ -400,7 +401,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_export(
 
 
 def test_saved_model_supports_every_operation_of_the_networks() -> None:
-    """Seen without TensorFlow, which few machines have; `test_saved_model` needs it."""
+    """Checked without TensorFlow, which `test_saved_model` needs."""
     name = "tune_rescon.inference.saved_model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "tensorflow", MagicMock())
@@ -408,7 +409,7 @@ def test_saved_model_supports_every_operation_of_the_networks() -> None:
         known = importlib.import_module(name).OPERATIONS
         patch.delitem(sys.modules, name)
     for config in (
-        # Narrow, it has strided projections of its own kind.
+        # A narrow network has strided projections of another type.
         TrialConfig(layout="cifar", depth=56, width=0.125, image_size=18),
         TrialConfig(layout="cifar", depth=56, width=0.25, image_size=17, attention="channel"),
     ):

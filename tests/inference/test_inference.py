@@ -1,13 +1,11 @@
-"""The comparison of ``benchmarks/inference.py``: every format gives the same answers on real images."""
+"""``benchmarks/inference.py``: every format gives the same results on real images."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from inference import COMPARED, forms, real_pixels, same, trained
 
 pytestmark = [pytest.mark.torch, pytest.mark.shared, pytest.mark.nightly, pytest.mark.timeout(300)]
@@ -15,7 +13,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.shared, pytest.mark.nightly, pytest
 
 @pytest.fixture(scope="module")
 def photographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 60 of each of CIFAR-10's classes, half of them for validation."""
+    """A folder of 60 images of each CIFAR-10 class, half of them for validation."""
     folder = tmp_path_factory.mktemp("photographs")
     with zipfile.ZipFile(shared / "data" / "cifar10-jpeg.zip") as archive:
         found: dict[str, int] = {}
@@ -30,20 +28,11 @@ def photographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    """On a busy machine torch's threads mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_every_format_gives_the_same_result_on_real_images(photographs: Path, tmp_path: Path) -> None:
     pixels_BCHW = real_pixels(str(photographs), tmp_path)
     assert pixels_BCHW.shape == (COMPARED, 3, 32, 32)
-    made = forms(*trained("cifar_attention56"), tmp_path, threads=1)
-    assert {"torch eager", "torch-export", "onnx"} <= set(made)
-    row = same(made, pixels_BCHW)
+    models = forms(*trained("cifar_attention56"), tmp_path, threads=1)
+    assert {"torch eager", "torch-export", "onnx"} <= set(models)
+    row = same(models, pixels_BCHW)
     assert row.met, row.measured

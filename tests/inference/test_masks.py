@@ -1,4 +1,4 @@
-"""Masks over photographs: their place on the photograph, and the files after an interrupt."""
+"""Mask overlays: their position and size on the photograph, and the files after an interrupt."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def test_overlays_have_the_photographs_size_and_follow_the_predictions(
     folder = tmp_path / "masks"
     (pictures / "0.png").rename(pictures / "0 #1 50%.png")
     assert predict([str(checkpoint), str(pictures), "--masks", str(folder)]) == 0
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 6
-    assert "Drawing the masks of 5 pictures" in said.err
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 6
+    assert "Drawing the masks of 5 pictures" in captured.err
     page = (folder / "index.html").read_text()
     assert 'src="0000-0%20%231%2050%25.png"' in page
     overlays = sorted(folder.glob("0001-1-*.jpg"))
@@ -46,11 +46,11 @@ def test_an_image_name_that_is_not_utf8_is_printed_and_linked(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, printed = tmp_path / "masks", io.BytesIO()
-    odd = os.fsdecode(b"caf\xe9.png")
-    (pictures / "0.png").rename(pictures / odd)
+    name = os.fsdecode(b"caf\xe9.png")
+    (pictures / "0.png").rename(pictures / name)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict"))
-    assert predict([str(checkpoint), str(pictures / odd), "--csv", "--masks", str(folder)]) == 0
-    assert os.fsencode(pictures / odd) in printed.getvalue(), "as `ls` prints it"
+    assert predict([str(checkpoint), str(pictures / name), "--csv", "--masks", str(folder)]) == 0
+    assert os.fsencode(pictures / name) in printed.getvalue(), "as `ls` prints it"
     page = (folder / "index.html").read_text()
     assert 'src="0000-caf%E9.png"' in page
     assert r"caf\xe9.png</figcaption>" in page
@@ -77,17 +77,17 @@ def test_table_rows_are_aligned(checkpoint: Path, pictures: Path, capsys: pytest
 
 
 @pytest.fixture
-def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int], None]:
-    """Has a function's n-th call interrupted."""
+def interrupt_call(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int], None]:
+    """Raises KeyboardInterrupt in the n-th call of a function."""
 
     def interrupt(owner: Any, name: str, call: int) -> None:
-        plain, calls = getattr(owner, name), []
+        original, calls = getattr(owner, name), []
 
         def counted(*arguments: Any, **named: Any) -> Any:
             calls.append(1)
             if len(calls) == call:
                 raise KeyboardInterrupt
-            return plain(*arguments, **named)
+            return original(*arguments, **named)
 
         monkeypatch.setattr(owner, name, counted)
 
@@ -100,15 +100,15 @@ def test_an_interrupt_keeps_predictions_and_drawings(
     checkpoint: Path,
     pictures: Path,
     tmp_path: Path,
-    interrupted: Callable[[Any, str, int], None],
+    interrupt_call: Callable[[Any, str, int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    interrupted(masks, "draw_overlay", 8)
+    interrupt_call(masks, "draw_overlay", 8)
     folder = tmp_path / "masks"
     assert predict([str(checkpoint), str(pictures), form, "--masks", str(folder)]) == 130
-    said = capsys.readouterr()
-    assert len(said.out.splitlines()) == (5 if form == "--json" else 6)
-    assert "Interrupted. The predictions that were printed and the masks that were drawn are" in said.err
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == (5 if form == "--json" else 6)
+    assert "Interrupted. The predictions that were printed and the masks that were drawn are" in captured.err
     page = (folder / "index.html").read_text()
     assert page.count("<figure>") == 2
     assert not list(folder.glob(".*"))
@@ -117,12 +117,12 @@ def test_an_interrupt_keeps_predictions_and_drawings(
 def test_an_interrupt_in_the_second_batch_keeps_the_first(
     checkpoint: Path,
     pictures: Path,
-    interrupted: Callable[[Any, str, int], None],
+    interrupt_call: Callable[[Any, str, int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from tune_rescon.inference import model as predicting
 
-    interrupted(predicting, "pixels", 2)
+    interrupt_call(predicting, "pixels", 2)
     assert predict([str(checkpoint), str(pictures), "--json", "--batch-size", "2"]) == 130
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["path"]).name for line in lines] == ["0.png", "1.png"]
@@ -137,8 +137,8 @@ def test_the_page_grows_with_every_batch(checkpoint: Path, pictures: Path, tmp_p
         for n in range(2)
     ]
     drawing = masks.draw_gallery(network, about, batches, tmp_path)
-    seen = [next(drawing), next(drawing)]
-    assert [one.name for one in seen] == ["0.png", "1.png"]
+    paths = [next(drawing), next(drawing)]
+    assert [one.name for one in paths] == ["0.png", "1.png"]
     assert (tmp_path / "index.html").read_text().count("<figure>") == 1
     drawing.close()
     assert (tmp_path / "index.html").read_text().count("<figure>") == 2
@@ -199,8 +199,8 @@ def test_photographs_are_upright_and_keep_their_size(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), "red").save(path, exif=exif)
     photograph = load_photograph(path)
     assert (photograph.size, photograph.mode) == ((20, 40), "RGB")
-    for odd in (b"Exif\0\0no TIFF at all", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM"):
-        Image.new("RGB", (40, 20), "red").save(path, exif=odd)
+    for invalid_exif in (b"Exif\0\0no TIFF at all", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM"):
+        Image.new("RGB", (40, 20), "red").save(path, exif=invalid_exif)
         assert load_photograph(path).size == (40, 20)
 
 
@@ -212,8 +212,8 @@ def test_every_orientation_matches_pillow(orientation: int, tmp_path: Path) -> N
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, exif=exif)
     with Image.open(path) as image:
-        wanted = np.asarray(ImageOps.exif_transpose(image))
-    assert np.array_equal(np.asarray(load_photograph(path)), wanted)
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(np.asarray(load_photograph(path)), expected)
 
 
 def test_high_bit_depth_and_transparent_images_are_shown(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The page of a network's mistakes: its counts equal validation's, and it shows confident mistakes."""
+"""The page of a network's mistakes: its counts match validation, and it shows the most confident ones."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def searched(storage: Path) -> StudyResult:
+def search_result(storage: Path) -> StudyResult:
     settings = ["trials=1", "fidelity.max=1", "width=0.125", "initial=[]", "dataset.limit=200"]
     options = RunOptions(name="s", storage=storage, cache_root=storage / "cache")
     with search_without_ray():
@@ -119,47 +119,47 @@ def searched(storage: Path) -> StudyResult:
 
 @pytest.mark.torch
 def test_counts_match_the_searchs_validation_accuracy(
-    searched: StudyResult,
+    search_result: StudyResult,
     storage: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(storage / "cache"))
-    assert searched.best is not None
+    assert search_result.best is not None
     file = tmp_path / "errors.html"
     assert main(["s", "--storage", str(storage), "--errors", str(file)]) == 0
-    said = capsys.readouterr().out
-    found = re.match(r"(\d+) of (\d+) validation images are right", said)
+    stdout = capsys.readouterr().out
+    found = re.match(r"(\d+) of (\d+) validation images are right", stdout)
     assert found is not None
-    assert int(found[1]) / int(found[2]) == pytest.approx(searched.best.best_value, abs=1e-6)
+    assert int(found[1]) / int(found[2]) == pytest.approx(search_result.best.best_value, abs=1e-6)
     page = file.read_text()
     assert page.count("<figure>") == min(int(found[2]) - int(found[1]), 40)
     shares = [float(share) for share in re.findall(r"\(([\d.]+) %\)", page)]
     assert shares == sorted(shares, reverse=True)
 
-    network, about = load_trained(str(searched.kept_checkpoint(searched.best)))
-    other = dataclasses.replace(searched.space.dataset, split_seed=1)
+    network, about = load_trained(str(search_result.kept_checkpoint(search_result.best)))
+    other = dataclasses.replace(search_result.space.dataset, split_seed=1)
     dataset = open_dataset(other, data_root=tmp_path, cache_root=storage / "cache")
     with pytest.raises(DataError, match="images that have changed since"):
         find_mistakes(network, about, dataset, dataset.val, placement=resolve_device("cpu", precision="fp32"))
 
     for parameter in network.parameters():
         parameter.data.fill_(torch.nan)
-    dataset = open_dataset(searched.space.dataset, data_root=tmp_path, cache_root=storage / "cache")
+    dataset = open_dataset(search_result.space.dataset, data_root=tmp_path, cache_root=storage / "cache")
     with pytest.raises(NetworkError, match="must give probabilities, but got nan"):
         find_mistakes(network, about, dataset, dataset.val, placement=resolve_device("cpu", precision="fp32"))
 
 
 @pytest.mark.torch
 def test_activations_beyond_the_range_of_fp16_are_computed_in_fp32(
-    searched: StudyResult, storage: Path
+    search_result: StudyResult, storage: Path
 ) -> None:
-    """Here and in predict."""
-    network, about = load_trained(str(searched.kept_checkpoint(cast(TrialRecord, searched.best))))
+    """In `report --errors` and in `predict`."""
+    network, about = load_trained(str(search_result.kept_checkpoint(cast(TrialRecord, search_result.best))))
     first = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
     first.weight.data *= 1e6
-    dataset = open_dataset(searched.space.dataset, data_root=storage, cache_root=storage / "cache")
+    dataset = open_dataset(search_result.space.dataset, data_root=storage, cache_root=storage / "cache")
     half, plain = (DeviceConfig(device=torch.device("cpu"), precision=name) for name in ("fp16", "fp32"))
     found, expected = (
         find_mistakes(network, about, dataset, dataset.val, placement=one) for one in (half, plain)
@@ -184,19 +184,22 @@ def test_errors_cannot_be_combined_with_other_report_formats(
 
 @pytest.mark.torch
 def test_the_report_shows_mistakes_of_the_best_network_only(
-    searched: StudyResult, storage: Path, tmp_path: Path
+    search_result: StudyResult, storage: Path, tmp_path: Path
 ) -> None:
     options = RunOptions(name="s", storage=storage, cache_root=storage / "cache")
     written = tmp_path / "mistakes.json"
-    write_mistakes(searched, written, options=options)
+    write_mistakes(search_result, written, options=options)
     document = json.loads(written.read_text())
-    assert searched.best is not None
-    assert (document["trial"], document["epoch"]) == (searched.best.number, searched.best.value_epoch)
+    assert search_result.best is not None
+    assert (document["trial"], document["epoch"]) == (
+        search_result.best.number,
+        search_result.best.value_epoch,
+    )
     shown = min(document["wrong"], 24)
     assert len(document["worst"]) == shown > 0
     assert sum(map(sum, document["confusion"])) - document["wrong"] > 0
 
-    file = searched.folder / "mistakes.json"
+    file = search_result.folder / "mistakes.json"
     pages = {}
     for name, text in {
         "none": None,
@@ -209,7 +212,7 @@ def test_the_report_shows_mistakes_of_the_best_network_only(
         file.unlink(missing_ok=True)
         if text is not None:
             file.write_text(text)
-        write_report(searched, tmp_path / "report.html")
+        write_report(search_result, tmp_path / "report.html")
         pages[name] = (tmp_path / "report.html").read_text()
     file.unlink()
     assert "Mistakes of the best network" in pages["own"]
@@ -222,31 +225,33 @@ def test_the_report_shows_mistakes_of_the_best_network_only(
 
 
 def test_only_a_finished_search_writes_its_mistakes(
-    searched: StudyResult, storage: Path, caplog: pytest.LogCaptureFixture
+    search_result: StudyResult, storage: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = SearchFolder(storage=storage, name="s")
-    judged: list[Path] = []
+    written: list[Path] = []
 
-    def judge(result: StudyResult, path: Path) -> None:
-        assert folder.report_html.is_file(), "a page without it is there first"
-        judged.append(path)
+    def write(result: StudyResult, path: Path) -> None:
+        assert folder.report_html.is_file(), "a report without mistakes must be written first"
+        written.append(path)
         raise DataError(f"no images for {result.name}")
 
     folder.report_html.unlink(missing_ok=True)
-    presentation = SearchPresentation(judge)
-    interrupted = dataclasses.replace(searched, state=SearchState.INTERRUPTED)
+    presentation = SearchPresentation(write)
+    interrupted = dataclasses.replace(search_result, state=SearchState.INTERRUPTED)
     assert presentation.conclude(interrupted, folder)[0] == folder.report_html
-    assert judged == []
+    assert written == []
     folder.report_html.unlink()
-    assert presentation.conclude(searched, folder)[0] == folder.report_html
-    assert judged == [folder.mistakes_json]
+    assert presentation.conclude(search_result, folder)[0] == folder.report_html
+    assert written == [folder.mistakes_json]
     assert "could not be added to the report" in caplog.text
 
 
 @pytest.mark.torch
-def test_images_beyond_the_time_limit_are_skipped_and_counted(searched: StudyResult, storage: Path) -> None:
-    network, about = load_trained(str(searched.kept_checkpoint(cast(TrialRecord, searched.best))))
-    many = dataclasses.replace(searched.space.dataset, val_fraction=0.6)
+def test_images_beyond_the_time_limit_are_skipped_and_counted(
+    search_result: StudyResult, storage: Path
+) -> None:
+    network, about = load_trained(str(search_result.kept_checkpoint(cast(TrialRecord, search_result.best))))
+    many = dataclasses.replace(search_result.space.dataset, val_fraction=0.6)
     dataset = open_dataset(many, data_root=storage, cache_root=storage / "cache")
     about = dataclasses.replace(about, dataset=dataset.digest)
     cpu = resolve_device("cpu", precision="fp32")

@@ -1,4 +1,4 @@
-"""A picture gets the same probabilities from validation, ``predict`` and every exported form."""
+"""An image gets the same probabilities from validation, ``predict`` and every exported format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,14 @@ from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.device import resolve_device
 from tune_rescon.training.weights import TrainedNetwork, load_trained, trained_values
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
-#: The largest difference of two probabilities that a rounding may make.
-CLOSE = 1e-4
+#: The largest difference of two probabilities due to rounding.
+TOLERANCE = 1e-4
 
 
 def photograph(seed: int, size: tuple[int, int], *, red: bool = True) -> bytes:
-    """A jpeg with large shapes and fine stripes, which every way of scaling renders differently."""
+    """Return a JPEG file with large shapes and fine stripes, which differ between methods of scaling."""
     rng = np.random.default_rng(seed)
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
@@ -48,8 +48,8 @@ def photograph(seed: int, size: tuple[int, int], *, red: bool = True) -> bytes:
     return data.getvalue()
 
 
-def folder_of(root: Path, size: tuple[int, int], *, red: bool = True) -> Path:
-    """Twelve pictures to train on and six to validate on, of two classes; without red as PNG."""
+def write_folder(root: Path, size: tuple[int, int], *, red: bool = True) -> Path:
+    """Write twelve training and six validation images of two classes; images without red are PNG files."""
     for part, count in (("train", 6), ("val", 3)):
         for label in ("ant", "bee"):
             folder = root / part / label
@@ -61,8 +61,8 @@ def folder_of(root: Path, size: tuple[int, int], *, red: bool = True) -> Path:
     return root
 
 
-def trained_on(dataset: ImageDataset, config: TrialConfig) -> tuple[nn.Module, TrainedNetwork, Tensor]:
-    """A network with statistics of its data, what goes with it, and its validation probabilities."""
+def make_network(dataset: ImageDataset, config: TrialConfig) -> tuple[nn.Module, TrainedNetwork, Tensor]:
+    """Return a network with batch statistics of the data, its description, and its validation output."""
     spec = resolve_network(config, classes=dataset.classes, in_channels=dataset.channels)
     torch.manual_seed(0)
     network = build_from_spec(spec)
@@ -85,17 +85,17 @@ def trained_on(dataset: ImageDataset, config: TrialConfig) -> tuple[nn.Module, T
         metrics={},
     )
     with torch.inference_mode():
-        validated = [network(images_BCHW).softmax(1) for images_BCHW, _ in module.val_batches()]
-    return network, about, torch.cat(validated)
+        batches = [network(images_BCHW).softmax(1) for images_BCHW, _ in module.val_batches()]
+    return network, about, torch.cat(batches)
 
 
-def opened(path: Path, tmp_path: Path, **settings: Any) -> ImageDataset:
+def open_folder(path: Path, tmp_path: Path, **settings: Any) -> ImageDataset:
     config = DatasetConfig(name="folder", path=str(path), **settings)
     return open_dataset(config, data_root=tmp_path / "data", cache_root=tmp_path / "cache")
 
 
-def predicted(network: nn.Module, about: TrainedNetwork, path: Path) -> tuple[Tensor, Tensor]:
-    """What ``predict`` finds of the validation pictures, and the pixels it showed the network."""
+def predict_validation(network: nn.Module, about: TrainedNetwork, path: Path) -> tuple[Tensor, Tensor]:
+    """Return the probabilities of ``predict`` for the validation images, and the network's input."""
     files = sorted((path / "val").rglob("*.*"))
     refused: list[str] = []
     batches = list(
@@ -103,49 +103,49 @@ def predicted(network: nn.Module, about: TrainedNetwork, path: Path) -> tuple[Te
     )
     assert not refused
     cpu = resolve_device("cpu", precision="fp32")
-    # Its own copy: predictions change the layout of the weights in memory.
+    # A copy, because `predictions` changes the memory format of the weights.
     found = predictions(copy.deepcopy(network), about, batches, cpu, top=len(about.class_names))
     rows = [[dict(one.classes)[name] for name in about.class_names] for one in found]
     return torch.tensor(rows), torch.cat([pixels(batch, about) for batch in batches])
 
 
-# A side that is halved exactly or left alone is the easier case.
-MORE_SIZES = [pytest.param(sizes, marks=pytest.mark.nightly) for sizes in [((40, 32), 32), ((48, 48), 32)]]
+# These sizes are halved exactly or not scaled, which are easier cases.
+NIGHTLY_SIZES = [pytest.param(sizes, marks=pytest.mark.nightly) for sizes in [((40, 32), 32), ((48, 48), 32)]]
 
 
-@pytest.fixture(scope="module", params=[((90, 70), 32), *MORE_SIZES], ids=str)
+@pytest.fixture(scope="module", params=[((90, 70), 32), *NIGHTLY_SIZES], ids=str)
 def winner(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[nn.Module, TrainedNetwork, Tensor, Path]:
-    """Pictures larger than the network's input, or of its size: decoded in one step or in two."""
+    """A network and images larger than its input or of its size, so that they are scaled once or twice."""
     size, side = request.param
     tmp_path = tmp_path_factory.mktemp("one")
-    path = folder_of(tmp_path / "photographs", size)
-    dataset = opened(path, tmp_path)
+    path = write_folder(tmp_path / "photographs", size)
+    dataset = open_folder(path, tmp_path)
     config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=side, batch_size=4)
-    return *trained_on(dataset, config), path
+    return *make_network(dataset, config), path
 
 
-def close(got: Tensor, wanted: Tensor) -> None:
-    assert torch.equal(got.argmax(1), wanted.argmax(1))
-    torch.testing.assert_close(got, wanted, atol=CLOSE, rtol=0)
+def assert_close(got: Tensor, expected: Tensor) -> None:
+    assert torch.equal(got.argmax(1), expected.argmax(1))
+    torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_predict_matches_validation(winner: tuple[nn.Module, TrainedNetwork, Tensor, Path]) -> None:
-    network, about, validated_BK, path = winner
-    assert validated_BK.std() > CLOSE, "probabilities must differ for the comparison to mean something"
-    found_BK, _ = predicted(network, about, path)
-    close(found_BK, validated_BK)
+    network, about, validation_BK, path = winner
+    assert validation_BK.std() > TOLERANCE, "probabilities must differ for the comparison to mean something"
+    found_BK, _ = predict_validation(network, about, path)
+    assert_close(found_BK, validation_BK)
 
 
 def test_a_checkpoint_keeps_the_preprocessing(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path
 ) -> None:
-    network, about, validated_BK, path = winner
+    network, about, validation_BK, path = winner
     torch.save(trained_values(network, about), tmp_path / "best.ckpt")
     loaded, known = load_trained(tmp_path / "best.ckpt")
     assert known.preprocessing == about.preprocessing
-    close(predicted(loaded, known, path)[0], validated_BK)
+    assert_close(predict_validation(loaded, known, path)[0], validation_BK)
 
 
 def test_a_checkpoint_of_an_earlier_version_decodes_to_the_networks_own_size(
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_an_earlier_version_decodes_to_the_networks_own_size(
     assert known.preprocessing.stored_side == known.preprocessing.image_size == 32
 
 
-# The slow ones are nightly: an export compares the file with the network, whose preprocessing is shown above.
+# The slow formats are nightly: an export itself compares the file with the network.
 SLOW_FORMS = [
     pytest.param(form, marks=pytest.mark.nightly) for form in ("torch-export", "onnx", "tensorflow")
 ]
@@ -173,69 +173,72 @@ def test_an_exported_model_matches_validation(
 ) -> None:
     if form == "tensorflow":
         pytest.importorskip("tensorflow", reason="TensorFlow is not installed: tune_rescon[tensorflow]")
-    network, about, validated_BK, path = winner
-    made: list[Callable[[Tensor], Tensor]] = []
+    network, about, validation_BK, path = winner
+    exported: list[Callable[[Tensor], Tensor]] = []
     write = export.FORMATS[form]
 
-    def kept(classifier: nn.Module, known: TrainedNetwork, target: Path) -> Callable[[Tensor], Tensor]:
-        made.append(write(classifier, known, target))
-        return made[-1]
+    def capture(classifier: nn.Module, known: TrainedNetwork, target: Path) -> Callable[[Tensor], Tensor]:
+        exported.append(write(classifier, known, target))
+        return exported[-1]
 
-    monkeypatch.setattr(export, "FORMATS", {form: kept})
+    monkeypatch.setattr(export, "FORMATS", {form: capture})
     export_model(network, about, form=form, output=tmp_path / "model")
-    _, pixels_BCHW = predicted(network, about, path)
+    _, pixels_BCHW = predict_validation(network, about, path)
     with torch.inference_mode():
-        close(made[0](pixels_BCHW), validated_BK)
+        assert_close(exported[0](pixels_BCHW), validation_BK)
 
 
 def test_the_mlflow_champion_matches_validation(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path
 ) -> None:
-    """MLflow's model, by MLflow's own reader."""
+    """The model is loaded by MLflow."""
     import mlflow
 
     from tune_rescon.tracking.registry import exported
 
-    network, about, validated_BK, path = winner
+    network, about, validation_BK, path = winner
     torch.save(trained_values(network, about), tmp_path / "best.ckpt")
-    _, pixels_BCHW = predicted(network, about, path)
+    _, pixels_BCHW = predict_validation(network, about, path)
     with exported(str(tmp_path / "best.ckpt")) as folder:
         found_BK = mlflow.pyfunc.load_model(str(folder)).predict(pixels_BCHW.numpy())
-    close(torch.from_numpy(np.asarray(found_BK)), validated_BK)
+    assert_close(torch.from_numpy(np.asarray(found_BK)), validation_BK)
 
 
 def test_timm_export_matches_validation(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path
 ) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
-    network, about, validated_BK, path = winner
+    network, about, validation_BK, path = winner
     export_model(network, about, form="timm", output=tmp_path / "winner")
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'winner'}", pretrained=True).eval()
+    timm_network = timm.create_model(f"local-dir:{tmp_path / 'winner'}", pretrained=True).eval()
     files = sorted((path / "val").rglob("*.*"))
-    close(_shown(theirs, files, theirs.preprocess), validated_BK)
-    # timm's own transform scales in one step, whose probabilities differ; the labels do not.
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
-    own_BK = _shown(theirs, files, lambda picture: transform(picture.convert("RGB")))
-    assert torch.equal(own_BK.argmax(1), validated_BK.argmax(1))
+    assert_close(probabilities_of(timm_network, files, timm_network.preprocess), validation_BK)
+    # timm's own transform scales in one step, so probabilities differ slightly, but labels do not.
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(timm_network))
+    transformed_BK = probabilities_of(timm_network, files, lambda picture: transform(picture.convert("RGB")))
+    assert torch.equal(transformed_BK.argmax(1), validation_BK.argmax(1))
 
 
 @pytest.mark.parametrize(("size", "resize"), [((32, 32), "crop"), ((90, 70), "squash")])
 def test_timms_transform_matches_validation_if_images_are_scaled_once(
     size: tuple[int, int], resize: str, tmp_path: Path
 ) -> None:
-    """It scales in one step what validation scales in two; a picture of the stored size is scaled by none."""
+    """Timm scales in one step and validation in two; an image of the stored size is not scaled at all."""
     timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
-    path = folder_of(tmp_path / "photographs", size)
-    dataset = opened(path, tmp_path, store_size=32, resize=resize)
+    path = write_folder(tmp_path / "photographs", size)
+    dataset = open_folder(path, tmp_path, store_size=32, resize=resize)
     config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=32, batch_size=4)
-    network, about, validated_BK = trained_on(dataset, config)
+    network, about, validation_BK = make_network(dataset, config)
     about = dataclasses.replace(about, resize=resize)
     export_model(network, about, form="timm", output=tmp_path / "winner")
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'winner'}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    timm_network = timm.create_model(f"local-dir:{tmp_path / 'winner'}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(timm_network))
     files = sorted((path / "val").rglob("*.*"))
-    close(_shown(theirs, files, lambda picture: transform(picture.convert("RGB"))), validated_BK)
-    assert theirs.pretrained_cfg["label_names"] == ["ant", "bee"]
+    assert_close(
+        probabilities_of(timm_network, files, lambda picture: transform(picture.convert("RGB"))),
+        validation_BK,
+    )
+    assert timm_network.pretrained_cfg["label_names"] == ["ant", "bee"]
 
 
 def test_a_transform_unsupported_by_timm_is_reported(
@@ -243,20 +246,22 @@ def test_a_transform_unsupported_by_timm_is_reported(
 ) -> None:
     pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
     network, about, _, _ = winner
-    deep = dataclasses.replace(about, resize="pad", levels=(0.0, 4095.0))
-    torch.save(trained_values(network, deep), tmp_path / "best.ckpt")
+    unsupported = dataclasses.replace(about, resize="pad", levels=(0.0, 4095.0))
+    torch.save(trained_values(network, unsupported), tmp_path / "best.ckpt")
     arguments = [str(tmp_path / "best.ckpt"), "--format", "timm", "--output", str(tmp_path / "winner")]
     assert export_command(arguments) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
         "timm's own transform scales in one step, pads with the mean colour instead of black, does not scale"
         " pictures of more than 8 bits; the pixels of validation are those of `network.preprocess(picture)`"
     )
-    alike = dataclasses.replace(about, resize="squash", stored_side=about.spec.image_size)
-    assert export.timm_transform_message(alike) is None
+    supported = dataclasses.replace(about, resize="squash", stored_side=about.spec.image_size)
+    assert export.timm_transform_message(supported) is None
 
 
-def _shown(network: nn.Module, files: list[Path], preprocess: Callable[[Image.Image], Tensor]) -> Tensor:
-    """A network's probabilities of pictures."""
+def probabilities_of(
+    network: nn.Module, files: list[Path], preprocess: Callable[[Image.Image], Tensor]
+) -> Tensor:
+    """Return a network's probabilities for image files."""
     images = []
     for file in files:
         with Image.open(file) as picture:
@@ -275,28 +280,26 @@ def test_an_exported_file_names_its_preprocessing(
     export_model(network, about, form="safetensors", output=tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         known: Mapping[str, Any] = json.loads(file.metadata()["preprocessing"])
-    wanted = about.preprocessing
-    assert (known["stored_side"], known["image_size"]) == (wanted.stored_side, 32)
-    assert (known["mean"], known["std"]) == (list(wanted.mean), list(wanted.std))
+    expected = about.preprocessing
+    assert (known["stored_side"], known["image_size"]) == (expected.stored_side, 32)
+    assert (known["mean"], known["std"]) == (list(expected.mean), list(expected.std))
     assert (known["resize"], known["interpolation"]) == ("crop", "bilinear")
     assert known["channel_order"] == "RGB"
 
 
 def test_a_constant_channel_is_normalised_alike_in_training_and_predict(tmp_path: Path) -> None:
-    """Its deviation is 0: training and the kept network must divide by the same number."""
-    path = folder_of(tmp_path / "green", (32, 32), red=False)
-    dataset = opened(path, tmp_path)
+    """Its standard deviation is 0, so training and inference must replace it by the same number."""
+    path = write_folder(tmp_path / "green", (32, 32), red=False)
+    dataset = open_folder(path, tmp_path)
     assert dataset.std[0] == 0
     config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=32, batch_size=4)
-    network, about, validated_BK = trained_on(dataset, config)
-    assert validated_BK.isfinite().all()
-    close(predicted(network, about, path)[0], validated_BK)
-    assert export_model(network, about, form="safetensors", output=tmp_path / "a") <= CLOSE
+    network, about, validation_BK = make_network(dataset, config)
+    assert validation_BK.isfinite().all()
+    assert_close(predict_validation(network, about, path)[0], validation_BK)
+    assert export_model(network, about, form="safetensors", output=tmp_path / "a") <= TOLERANCE
 
 
-class _Broken(nn.Module):
-    """Says NaN of everything."""
-
+class NanNetwork(nn.Module):
     def forward(self, images_BCHW: Tensor) -> Tensor:
         return torch.full((len(images_BCHW), 2), torch.nan)
 
@@ -309,12 +312,12 @@ def test_an_export_that_gives_nan_is_refused(
     def write(classifier: nn.Module, known: TrainedNetwork, target: Path) -> Callable[[Tensor], Tensor]:
         del classifier, known
         target.write_bytes(b"")
-        return _Broken()
+        return NanNetwork()
 
     cpu = resolve_device("cpu", precision="fp32")
     batch = Pictures(paths=(tmp_path / "a.png",), images_BHWC=np.zeros((1, 32, 32, 3), np.uint8))
     with pytest.raises(NetworkError, match=r"must give probabilities, but got nan for .*a\.png"):
-        list(predictions(_Broken(), about, [batch], cpu, top=1))
+        list(predictions(NanNetwork(), about, [batch], cpu, top=1))
 
     monkeypatch.setattr(export, "FORMATS", {"onnx": write})
     with pytest.raises(StorageError, match="a difference of nan"):
@@ -322,19 +325,10 @@ def test_an_export_that_gives_nan_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """On a busy machine torch's threads mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_the_documented_request_applies_exif_orientation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A phone held upright writes its photographs on their side, and says so in the EXIF data."""
+    """Phones save upright photographs rotated, with the orientation in the EXIF data."""
     monkeypatch.chdir(tmp_path)
     exif = Image.Exif()
     exif[0x112] = 6

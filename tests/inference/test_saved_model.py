@@ -1,4 +1,4 @@
-"""TensorFlow's SavedModel: every kind of network, loaded without this package's code, on real images."""
+"""TensorFlow's SavedModel: every kind of network gives PyTorch's probabilities, also on real images."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::Deprecation
 
 
 def classify(folder: Path, pixels_BCHW: torch.Tensor) -> np.ndarray[Any, Any]:
-    """As somebody would who has TensorFlow alone."""
+    """Classify with TensorFlow alone."""
     loaded = tf.saved_model.load(str(folder))
     pixels_BHWC = tf.constant(pixels_BCHW.permute(0, 2, 3, 1).numpy())
     answer: np.ndarray[Any, Any] = loaded.classify(pixels_BHWC)["probabilities"].numpy()
     return answer
 
 
-def trained(config: TrialConfig, like: TrainedNetwork) -> tuple[torch.nn.Module, TrainedNetwork]:
-    """A network of ``config`` whose statistics are of some images."""
+def make_network(config: TrialConfig, template: TrainedNetwork) -> tuple[torch.nn.Module, TrainedNetwork]:
+    """Return a network of ``config`` with batch statistics of random images, and its description."""
     torch.manual_seed(0)
     spec = resolve_network(config, classes=3, in_channels=3)
     network, side = build_from_spec(spec), spec.image_size
     with torch.no_grad():
         for _ in range(4):
             network((torch.rand(8, 3, side, side) - 0.5) / 0.3)
-    values = {**like.to_dict(), "spec": spec.to_dict(), "config": config.to_dict()}
+    values = {**template.to_dict(), "spec": spec.to_dict(), "config": config.to_dict()}
     return network.eval(), TrainedNetwork.from_dict(values)
 
 
@@ -59,24 +59,26 @@ def trained(config: TrialConfig, like: TrainedNetwork) -> tuple[torch.nn.Module,
     ids=["mixed", "narrow", "channel", "spatial", "rescon", "attentionnext"],
 )
 def test_every_network_kind_matches_pytorch(config: TrialConfig, checkpoint: Path, tmp_path: Path) -> None:
-    network, about = trained(config, load_trained(checkpoint)[1])
+    network, about = make_network(config, load_trained(checkpoint)[1])
     assert export_model(network, about, form="tensorflow", output=tmp_path / "a") < 1e-4
     pixels_BCHW = torch.rand(3, 3, about.spec.image_size, about.spec.image_size)
     with torch.inference_mode():
-        wanted_BK = Classifier(network, about).eval()(pixels_BCHW).numpy()
-    np.testing.assert_allclose(classify(tmp_path / "a", pixels_BCHW), wanted_BK, rtol=1e-4)
+        expected_BK = Classifier(network, about).eval()(pixels_BCHW).numpy()
+    np.testing.assert_allclose(classify(tmp_path / "a", pixels_BCHW), expected_BK, rtol=1e-4)
 
 
 def test_the_command_writes_the_model_folder_with_its_files(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "winner"
-    for _ in "again":
+    for _ in range(2):
         code = export([str(checkpoint), "--format", "tensorflow", "--output", str(output)])
-        said = capsys.readouterr()
+        captured = capsys.readouterr()
         if code:
             break
-    assert "--output: must be a folder that can be made, or an empty one" in said.err, "what is there stays"
+    assert "--output: must be a folder that can be made, or an empty one" in captured.err, (
+        "an existing folder must not be replaced"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["winner"]
     facts = json.loads((output / "assets.extra" / "tune_rescon.json").read_text())
     assert json.loads(facts["class_names"]) == ["ant", "bee", "cat"]
@@ -84,7 +86,7 @@ def test_the_command_writes_the_model_folder_with_its_files(
 
 @pytest.mark.shared
 def test_probabilities_match_on_real_images(checkpoint: Path, tmp_path: Path, shared: Path) -> None:
-    """256 of CIFAR-10's, scaled to the network's 16 pixels."""
+    """256 images of CIFAR-10, scaled to the network's 16 pixels."""
     network, about = load_trained(checkpoint)
     with zipfile.ZipFile(shared / "data" / "cifar10-jpeg.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith((".jpg", ".jpeg"))][::200][:256]
@@ -93,5 +95,5 @@ def test_probabilities_match_on_real_images(checkpoint: Path, tmp_path: Path, sh
     assert pixels_BCHW.shape == (256, 3, 16, 16)
     export_model(network, about, form="tensorflow", output=tmp_path / "a")
     with torch.inference_mode():
-        wanted_BK = Classifier(network, about).eval()(pixels_BCHW).numpy()
-    np.testing.assert_allclose(classify(tmp_path / "a", pixels_BCHW), wanted_BK, rtol=1e-4)
+        expected_BK = Classifier(network, about).eval()(pixels_BCHW).numpy()
+    np.testing.assert_allclose(classify(tmp_path / "a", pixels_BCHW), expected_BK, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""MLflow's own server on the champion of a search: the pixels of a jpeg get the network's probabilities."""
+"""MLflow's model server on the champion of a search returns the network's probabilities for a JPEG file."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.nightly]
 
 
 @contextmanager
-def served(model: str, tracking_uri: str, log: Path) -> Iterator[str]:
-    """The documented command, until it answers; yields its URL."""
+def serve_model(model: str, tracking_uri: str, log: Path) -> Iterator[str]:
+    """Run the documented command and yield the server's URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = ["models", "serve", "--model-uri", model, "--env-manager", "local", "--port", str(port)]
@@ -68,7 +68,7 @@ def test_a_jpeg_gets_the_networks_probabilities(tmp_path: Path, monkeypatch: pyt
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
     picture = tmp_path / "seven.jpg"
     Image.fromarray(pixels).save(picture, quality=95)
-    with served("models:/s@champion", f"sqlite:///{storage}/mlflow.db", tmp_path / "serve.log") as url:
+    with serve_model("models:/s@champion", f"sqlite:///{storage}/mlflow.db", tmp_path / "serve.log") as url:
         image_HW = np.asarray(Image.open(picture).convert("L"), dtype=np.float32) / 255
         request = urllib.request.Request(
             f"{url}/invocations",

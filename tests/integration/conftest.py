@@ -1,13 +1,24 @@
-"""A small search of digits, and where it goes."""
+"""The space and the options of a small search on digits, and a search of an earlier version."""
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.tuning import RunOptions
+from tune_rescon.tuning import RunOptions, SearchFolder
+
+#: A storage of an earlier version; tests/fixtures/README.md describes its origin.
+OLD_SEARCH = Path(__file__).parents[1] / "fixtures" / "old_search.tar.xz"
+
+
+def extract_old_search(storage: Path) -> SearchFolder:
+    """Extract the search ``old`` of an earlier version into a storage."""
+    with tarfile.open(OLD_SEARCH) as archive:
+        archive.extractall(storage, filter="data")
+    return SearchFolder(storage=storage, name="old")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The driver of test_four_nodes.py: run as a script with one JSON argument; prints one line of JSON."""
+"""The driver of test_four_nodes.py: a script with one JSON argument that prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def options(name: str, folder: Path) -> RunOptions:
     return RunOptions(name=name, storage=folder / "runs", data_root=folder, cache_root=folder / "cache")
 
 
-def staging(folder: Path) -> dict[str, Any]:
-    """What is said of images that are there, of others, of images that are not, and of too small machines.
+def run_staging(folder: Path) -> dict[str, Any]:
+    """Stage existing, changed and missing images, also on machines that are too small for a trial.
 
-    And of measuring on a GPU that only Ray believes in.
+    Also measure a trial on a GPU that Ray lists and torch cannot use.
     """
 
     def stage(path: str, need: dict[str, float], digests: Mapping[str, str] | None = None) -> list[str]:
@@ -75,12 +75,12 @@ def staging(folder: Path) -> dict[str, Any]:
     }
 
 
-class Blow(SearchCallback):
-    """Kills a process of each trial once, after its second epoch."""
+class KillProcess(SearchCallback):
+    """Kills one process of each trial after its second epoch."""
 
     def __init__(self, victims: Sequence[str]) -> None:
         self._victims = victims
-        self.struck: list[int] = []
+        self.killed: list[int] = []
 
     @override
     def on_trial_note(self, trial: TrialRecord, text: str) -> None:
@@ -93,32 +93,32 @@ class Blow(SearchCallback):
     @override
     def on_epoch(self, trial: TrialRecord, metrics: Mapping[str, float], verdict: Verdict) -> None:
         del metrics, verdict
-        if trial.epochs == 2 and trial.number not in self.struck:
+        if trial.epochs == 2 and trial.number not in self.killed:
             name = self._victims[trial.number]
-            ours = psutil.Process().children(recursive=True)
-            (one,) = [process for process in ours if "".join(process.cmdline()[:1]).startswith(name)]
-            self.struck.append(trial.number)
-            one.kill()
+            children = psutil.Process().children(recursive=True)
+            (process,) = [process for process in children if "".join(process.cmdline()[:1]).startswith(name)]
+            self.killed.append(trial.number)
+            process.kill()
 
 
-def pairs(folder: Path, victims: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
-    """A search of trials of two processes, each of which loses one."""
-    blow = Blow(victims)
-    result = run_search(load_space("digits", overrides), options("pairs", folder), callbacks=[blow])
+def run_pairs(folder: Path, victims: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """Run a search of two-process trials, each of which loses one process."""
+    killer = KillProcess(victims)
+    result = run_search(load_space("digits", overrides), options("pairs", folder), callbacks=[killer])
     return {
         "state": result.state.value,
         "trials": [[trial.state.value, trial.epochs, *trial.values] for trial in result.trials],
-        "struck": blow.struck,
+        "killed": killer.killed,
     }
 
 
-def steps_of(ledger: Path) -> list[list[str]]:
-    """Of each training step so far: the process that took it, and its node."""
+def read_steps(ledger: Path) -> list[list[str]]:
+    """Return the process and the node of each training step so far."""
     return [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
 
 
 def trainable(folder: Path, ledger: Path, pace: float) -> Callable[[dict[str, Any]], None]:
-    """A trial that writes a line for each step, ``pace`` seconds each, and gets a spot notice as a file."""
+    """Make a trainable that logs each step of ``pace`` seconds, and reads spot notices from files."""
 
     def train(config: dict[str, Any]) -> None:
         import functools
@@ -131,19 +131,19 @@ def trainable(folder: Path, ledger: Path, pace: float) -> Callable[[dict[str, An
         from tune_rescon.tuning.ray.preemption import CLOUDS, Cloud, SpotNotice
         from tune_rescon.tuning.ray.worker import run_trial
 
-        whole, node = TrialModule.training_step, ray.get_runtime_context().get_node_id()
+        original_step, node = TrialModule.training_step, ray.get_runtime_context().get_node_id()
 
-        @functools.wraps(whole)
+        @functools.wraps(original_step)
         def training_step(self: Any, batch: Any) -> Any:
             with ledger.open("a") as file:
                 file.write(f"{os.getpid()} {node}\n")
             time.sleep(pace)
-            return whole(self, batch)
+            return original_step(self, batch)
 
         def announced(_: object) -> Cloud | None:
             return CLOUDS[0] if (folder / node).exists() else None
 
-        # Never undone: the process asks for notices after the trial as well, and there is no cloud to ask.
+        # This patch stays: the process checks for notices after the trial, too, and there is no cloud.
         mock.patch.object(SpotNotice, "announced", announced).start()
         with mock.patch.object(TrialModule, "training_step", training_step):
             run_trial(config)
@@ -151,11 +151,10 @@ def trainable(folder: Path, ledger: Path, pace: float) -> Callable[[dict[str, An
     return train
 
 
-def spot(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The same search twice. The second time its trial is preempted in each of three epochs.
+def run_spot(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Run the same search twice. The second time the trial is preempted in each of three epochs.
 
-    First its process gets a SIGTERM; then the machine it is on is drained; then it hears, from EC2, that its
-    machine will be taken away.
+    Its process first gets a SIGTERM, then its node is drained, and then it gets a spot notice from EC2.
     """
     control = ray._private.worker.global_worker.gcs_client
     space = load_space("digits", overrides)
@@ -169,35 +168,35 @@ def spot(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
             "error": trial.error,
             "values": list(trial.values),
             "notes": list(trial.notes),
-            "steps": steps_of(ledger),
+            "steps": read_steps(ledger),
         }
 
-    def taken(steps: float) -> list[str]:
-        ledger = folder / "struck.steps"
-        while len(steps_of(ledger)) < steps:
+    def wait_for_steps(steps: float) -> list[str]:
+        ledger = folder / "preempted.steps"
+        while len(read_steps(ledger)) < steps:
             time.sleep(0.05)
-        return steps_of(ledger)[-1]
+        return read_steps(ledger)[-1]
 
-    def strike(batches: float) -> None:
-        os.kill(int(taken(0.5 * batches)[0]), signal.SIGTERM)
+    def preempt(batches: float) -> None:
+        os.kill(int(wait_for_steps(0.5 * batches)[0]), signal.SIGTERM)
         deadline = int(1000 * (time.time() + 600))
-        control.drain_node(taken(1.2 * batches)[1], 2, "a spot notice", deadline)
-        (folder / taken(2.2 * batches)[1]).touch()
+        control.drain_node(wait_for_steps(1.2 * batches)[1], 2, "a spot notice", deadline)
+        (folder / wait_for_steps(2.2 * batches)[1]).touch()
 
-    whole = search("whole", 0.0)
-    blows = functools.partial(strike, len(whole["steps"]) / 3)
-    threading.Thread(target=blows, daemon=True).start()
-    struck = search("struck", 0.15)
-    # A raylet that is drained ends once it is idle.
+    uninterrupted = search("uninterrupted", 0.0)
+    preempt_thread = functools.partial(preempt, len(uninterrupted["steps"]) / 3)
+    threading.Thread(target=preempt_thread, daemon=True).start()
+    preempted = search("preempted", 0.15)
+    # A drained raylet ends once it is idle.
     drained = control.get_draining_nodes()
     usable = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in drained]
-    return {"whole": whole, "struck": struck, "usable": usable}
+    return {"uninterrupted": uninterrupted, "preempted": preempted, "usable": usable}
 
 
 def main() -> None:
-    """Start the cluster, do everything on it, print what was found."""
-    given: dict[str, Any] = json.loads(sys.argv[1])
-    folder = Path(given["folder"])
+    """Start the cluster, run every section on it, and print the results."""
+    arguments: dict[str, Any] = json.loads(sys.argv[1])
+    folder = Path(arguments["folder"])
     prepare_environment(own_ray=True)
     small: dict[str, Any] = {"object_store_memory": 80 << 20}
     head = {"num_cpus": 0, "include_dashboard": False, **small}
@@ -205,13 +204,13 @@ def main() -> None:
     for gpus in (1, 0, 0):
         cluster.add_node(num_cpus=1, num_gpus=gpus, **small)
     ray.init(address=cluster.address, log_to_driver=False)
-    # Preemption comes last: it drains two of the machines.
-    found = {
-        "staging": staging(folder),
-        "pairs": pairs(folder, given["victims"], given["pairs"]),
-        "spot": spot(folder, given["alone"]),
+    # Preemption comes last, because it drains two of the nodes.
+    results = {
+        "staging": run_staging(folder),
+        "pairs": run_pairs(folder, arguments["victims"], arguments["pairs"]),
+        "spot": run_spot(folder, arguments["alone"]),
     }
-    print(json.dumps(found))
+    print(json.dumps(results))
     ray.shutdown()
     cluster.shutdown()
 

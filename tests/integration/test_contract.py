@@ -1,4 +1,4 @@
-"""The command's contract: files, study and MLflow runs of a real search, and that they agree."""
+"""The files, the study and the MLflow runs of a search match their documentation and each other."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.ray
 
 TRIALS = 6
 
-#: What MLflow has of a trial as a single point; on a GPU its peak memory as well.
-CLOSING = (
+#: Metrics that a trial logs once in MLflow. On a GPU there is also its peak memory.
+FINAL_METRICS = (
     "best_epoch",
     "best_val_accuracy",
     "compute_hours",
@@ -38,7 +38,7 @@ CLOSING = (
 
 
 @dataclass(frozen=True)
-class Finished:
+class SearchRun:
     """A search that the command ran."""
 
     code: int
@@ -71,20 +71,21 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchRun:
     storage = tmp_path_factory.mktemp("contract") / "runs"
     command = [sys.executable, "-m", "tune_rescon.search", "--space", "digits", "--trials", str(TRIALS)]
     command += ["--name", "a", "--storage", str(storage), "--plain"]
-    # Three epochs instead of nine, a narrow network, few images, and one process that imports torch: what is
-    # checked does not depend on them.
+    # Fewer epochs and images, a narrow network and one process make the search faster.
     command += ["--set", "fidelity.max=3", "--set", "fixed.width=0.125", "--concurrent", "1"]
     command += ["--set", "dataset.limit=200"]
     env = {**os.environ, "RAY_TMPDIR": str(short_tmp), "TUNE_RESCON_CACHE": str(cache_root)}
-    done = subprocess.run(command, env=env, cwd=storage.parent, capture_output=True, text=True, check=False)
-    return Finished(code=done.returncode, output=done.stdout + done.stderr, storage=storage)
+    process = subprocess.run(
+        command, env=env, cwd=storage.parent, capture_output=True, text=True, check=False
+    )
+    return SearchRun(code=process.returncode, output=process.stdout + process.stderr, storage=storage)
 
 
-def test_the_search_succeeds_and_prints_where_its_files_are(search: Finished) -> None:
+def test_the_search_succeeds_and_prints_where_its_files_are(search: SearchRun) -> None:
     assert search.code == 0, search.output
     store = search.storage / "mlflow.db"
     assert search.output.startswith(
@@ -99,18 +100,18 @@ def test_the_search_succeeds_and_prints_where_its_files_are(search: Finished) ->
     assert "WARNING" not in search.output
 
 
-def test_plain_output_has_one_line_per_event(search: Finished) -> None:
+def test_plain_output_has_one_line_per_event(search: SearchRun) -> None:
     assert "\x1b[" not in search.output
     epochs = re.findall(r"^trial_\d{4} epoch \d+/3: val_accuracy ", search.output, re.MULTILINE)
     assert len(epochs) == sum(int(row["epochs"]) for row in search.rows())
 
 
-def test_the_written_space_is_the_one_that_was_searched(search: Finished) -> None:
+def test_the_written_space_is_the_one_that_was_searched(search: SearchRun) -> None:
     space = load_space(str(search.folder / "space.yaml"))
     assert (space.budget.trials, space.fidelity.max, space.fixed["width"]) == (TRIALS, 3, 0.125)
 
 
-def test_optuna_study_has_every_trial_in_its_documented_state(search: Finished) -> None:
+def test_optuna_study_has_every_trial_in_its_documented_state(search: SearchRun) -> None:
     study = search.study()
     assert [trial.number for trial in study.trials] == list(range(TRIALS))
     for trial in study.trials:
@@ -121,7 +122,7 @@ def test_optuna_study_has_every_trial_in_its_documented_state(search: Finished) 
         assert (trial.state is OptunaState.COMPLETE) == (len(trial.intermediate_values) == 3)
 
 
-def test_study_csv_and_mlflow_agree_on_every_epoch(search: Finished) -> None:
+def test_study_csv_and_mlflow_agree_on_every_epoch(search: SearchRun) -> None:
     client = search.client()
     for trial, row in zip(search.study().trials, search.rows(), strict=True):
         values = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
@@ -138,7 +139,7 @@ def test_study_csv_and_mlflow_agree_on_every_epoch(search: Finished) -> None:
             assert sorted(metric.step for metric in history) == list(range(1, len(values) + 1))
 
 
-def test_mlflow_shows_children_under_one_parent(search: Finished) -> None:
+def test_mlflow_shows_children_under_one_parent(search: SearchRun) -> None:
     runs = search.runs()
     (parent,) = [run for run in runs if "tune_rescon.trial" not in run.data.tags]
     assert parent.info.run_name == "a"
@@ -153,14 +154,14 @@ def test_mlflow_shows_children_under_one_parent(search: Finished) -> None:
     assert artifacts >= {"space.yaml", "trials.csv", "best.yaml", "report.html"}
 
 
-def test_closing_metrics_and_parameters_are_logged_once(search: Finished) -> None:
+def test_closing_metrics_and_parameters_are_logged_once(search: SearchRun) -> None:
     for row in search.rows():
         run = search.child(int(row["trial"]))
-        for name in CLOSING:
+        for name in FINAL_METRICS:
             assert math.isfinite(run.data.metrics[name])
             assert len(search.client().get_metric_history(run.info.run_id, name)) == 1
-        # Resources of this space have no GPU, and a CPU's memory is not counted.
-        assert set(run.data.metrics) == {*METRICS, *CLOSING}
+        # Trials of this space have no GPU, and CPU memory is not logged.
+        assert set(run.data.metrics) == {*METRICS, *FINAL_METRICS}
         assert run.data.metrics["best_val_accuracy"] == float(row["best_value"])
         searched = {"depth", "learning_rate", "weight_decay", "label_smoothing", "drop_path"}
         assert set(run.data.params) == searched | {"layout", "width", "image_size", "batch_size", "optimizer"}
@@ -168,7 +169,7 @@ def test_closing_metrics_and_parameters_are_logged_once(search: Finished) -> Non
         assert (row["drop_path"] == "none") == (row["depth"] == "56")
 
 
-def test_best_yaml_names_the_best_finished_trial_and_its_checkpoint(search: Finished) -> None:
+def test_best_yaml_names_the_best_finished_trial_and_its_checkpoint(search: SearchRun) -> None:
     best = YAML(typ="safe").load(search.folder / "best.yaml")
     finished = [row for row in search.rows() if row["state"] == "finished"]
     assert best["value"] == max(float(row["value"]) for row in finished)
@@ -179,13 +180,13 @@ def test_best_yaml_names_the_best_finished_trial_and_its_checkpoint(search: Fini
     assert about.epoch == best["best_epoch"]
 
 
-def test_five_trials_keep_one_checkpoint_each(search: Finished) -> None:
+def test_five_trials_keep_one_checkpoint_each(search: SearchRun) -> None:
     files = sorted(search.folder.glob("checkpoints/*/*"))
     assert len(files) == 5
     assert {path.name for path in files} == {"best.ckpt"}
 
 
-def test_the_report_needs_no_network_connection(search: Finished) -> None:
+def test_the_report_needs_no_network_connection(search: SearchRun) -> None:
     text = (search.folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?http", text)
     assert text.count('<td class="fate"') == TRIALS, "a row for each trial"

@@ -1,4 +1,4 @@
-"""``tune_rescon.enqueue`` and ``tune_rescon.stop``: a trial of chosen values, and one that is to end."""
+"""``tune_rescon.enqueue`` adds a trial with given values, and ``tune_rescon.stop`` stops a trial."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def test_an_ended_search_runs_the_enqueued_trial_when_resumed(
     options: RunOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = search(options, 1)
-    given = ["s", "--storage", str(options.storage), "--set", "depth=92", "--set", "learning_rate=0.25"]
-    assert main(given) == 0
+    arguments = ["s", "--storage", str(options.storage), "--set", "depth=92", "--set", "learning_rate=0.25"]
+    assert main(arguments) == 0
     assert capsys.readouterr().out.startswith("trial_0001 waits: depth=92 learning_rate=0.25. s runs it")
     assert isinstance(options.storage, Path)
     assert len(read_search(SearchLocation(storage=options.storage), "s").trials) == 1, "it has not run"
     after = search(dataclasses.replace(options, resume=True), 3)
     assert len(after.trials) == 3
     assert after.trials[0] == dataclasses.replace(before.trials[0], checkpoint=after.trials[0].checkpoint)
-    chosen = after.trials[1].parameters
-    assert (chosen["depth"], chosen["learning_rate"]) == (92, 0.25)
-    assert 0 <= chosen["drop_path"] <= 0.1, "the sampler drew what was left out"
+    parameters = after.trials[1].parameters
+    assert (parameters["depth"], parameters["learning_rate"]) == (92, 0.25)
+    assert 0 <= parameters["drop_path"] <= 0.1, "the sampler draws missing values"
 
 
-class Enqueue(SearchCallback):
+class EnqueueTrial(SearchCallback):
     """Enqueues a trial while the first one runs, as another program would."""
 
     def __init__(self, storage: Path) -> None:
@@ -67,7 +67,7 @@ class Enqueue(SearchCallback):
 @pytest.mark.usefixtures("without_ray")
 def test_a_running_search_runs_the_enqueued_trial_next(options: RunOptions) -> None:
     assert isinstance(options.storage, Path)
-    result = search(options, 4, Enqueue(options.storage))
+    result = search(options, 4, EnqueueTrial(options.storage))
     assert [trial.number for trial in result.trials] == [0, 1, 2, 3]
     assert result.trials[1].parameters["learning_rate"] == 0.125
     assert result.foreign == ()
@@ -80,8 +80,8 @@ def test_invalid_values_are_all_reported_in_one_error(
 ) -> None:
     search(options, 1)
     wrong = ["learning_rate=9", "depht=56", "depth=57", "drop_path=0.05", "weight_decay"]
-    given = [part for setting in wrong for part in ("--set", setting)]
-    assert main(["s", "--storage", str(options.storage), *given]) == 2
+    arguments = [part for setting in wrong for part in ("--set", setting)]
+    assert main(["s", "--storage", str(options.storage), *arguments]) == 2
     assert capsys.readouterr().err == (
         "Error: --set depht: unknown parameter 'depht' (did you mean 'depth'?); known: depth, drop_path,"
         " label_smoothing, learning_rate, weight_decay.\n"
@@ -103,7 +103,7 @@ def test_enqueue_to_a_missing_search_is_refused(tmp_path: Path, capsys: pytest.C
     assert "the study must be in a database that this machine reaches" in capsys.readouterr().err
 
 
-class Stop(SearchCallback):
+class StopTrial(SearchCallback):
     """Stops a trial while it runs, as another program would."""
 
     def __init__(self, storage: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_running_search_stops_the_trial_and_starts_the_next(
 ) -> None:
     assert isinstance(options.storage, Path)
     space = load_space("digits", [*SPACE, "fidelity.max=3", "budget.trials=3"])
-    stopping = Stop(options.storage)
-    result = run_search(space, options, trainable=learn_nothing, callbacks=[stopping])
+    callback = StopTrial(options.storage)
+    result = run_search(space, options, trainable=learn_nothing, callbacks=[callback])
     assert [(trial.state, trial.epochs) for trial in result.trials] == [
         (TrialState.FINISHED, 3),
         (TrialState.STOPPED, 1),
@@ -131,10 +131,10 @@ def test_a_running_search_stops_the_trial_and_starts_the_next(
     ]
     assert "stopped after epoch 1, as `tune-rescon stop` requested" in result.trials[1].notes
     assert "s stops trial_0001 after the current epoch" in capsys.readouterr().out
-    for number, words in (("1", "1, which is stopped"), ("7", "7, which it does not have")):
+    for number, message in (("1", "1, which is stopped"), ("7", "7, which it does not have")):
         assert stop(["s", "--storage", str(options.storage), "--trial", number]) == 2
-        said = capsys.readouterr().err
-        assert f"--trial: must be a trial of s that has not ended, but got {words}." in said
+        stderr = capsys.readouterr().err
+        assert f"--trial: must be a trial of s that has not ended, but got {message}." in stderr
 
 
 def test_stop_without_trial_or_search_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

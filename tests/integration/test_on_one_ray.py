@@ -1,7 +1,7 @@
-"""What only Ray shows of a search: processes that are killed, paused, kept, shared and too large.
+"""Searches on Ray: killed processes, paused trials, process reuse, multi-process trials and resources.
 
-One Ray for the whole file, because a Ray takes long to start. Only gangs train a real network;
-the other trials learn nothing. What needs no Ray is in test_run_search_in_process.py.
+All tests share one Ray, because it takes long to start. Only multi-process trials train a network.
+Tests that need no Ray are in test_run_search_in_process.py.
 """
 
 from __future__ import annotations
@@ -42,53 +42,55 @@ def study(result: StudyResult) -> optuna.Study:
 
 
 @pytest.fixture
-def asked() -> Iterator[mock.Mock]:
-    """Counts the processes that Tune asks Ray for."""
-    places, ask = PlacementGroupResourceManager, PlacementGroupResourceManager.request_resources
-    with mock.patch.object(places, "request_resources", autospec=True, side_effect=ask) as counted:
-        yield counted
+def resource_requests() -> Iterator[mock.Mock]:
+    """Counts the processes that Tune requests from Ray."""
+    manager, request = PlacementGroupResourceManager, PlacementGroupResourceManager.request_resources
+    with mock.patch.object(manager, "request_resources", autospec=True, side_effect=request) as requests:
+        yield requests
 
 
 def test_paused_trials_are_promoted_without_requesting_extra_processes(
-    options: RunOptions, asked: mock.Mock
+    options: RunOptions, resource_requests: mock.Mock
 ) -> None:
     space = load_space(
         "digits", ["budget.trials=9", "sampler.n_startup_trials=3", "scheduler.variant=promote"]
     )
-    # Some trials end while the second slot's process starts.
+    # Some trials end while the process of the second slot starts.
     result = run_search(space, options, trainable=learn_nothing)
-    assert asked.call_count == 2
+    assert resource_requests.call_count == 2
     assert [trial.number for trial in result.trials] == list(range(9))
     assert {trial.state for trial in result.trials} == {TrialState.FINISHED, TrialState.STOPPED}
     for trial in result.trials:
         assert trial.epochs in (1, 3, 9)
-        rises = "the curve rises: no epoch is missing or there twice"
-        assert list(trial.values) == sorted(trial.values), rises
+        message = "the curve rises: no epoch is missing or there twice"
+        assert list(trial.values) == sorted(trial.values), message
     assert {trial.state for trial in study(result).trials} == {OptunaState.COMPLETE, OptunaState.PRUNED}
 
 
-SHORT = ("budget.trials=12", "fidelity.max=1", "fixed.warmup_epochs=0", "scheduler={type: none}")
+SHORT_TRIALS = ("budget.trials=12", "fidelity.max=1", "fixed.warmup_epochs=0", "scheduler={type: none}")
 
 
-def test_each_slot_reuses_its_process_when_trials_end_together(options: RunOptions, asked: mock.Mock) -> None:
-    result = run_search(load_space("digits", SHORT), options, trainable=end_together)
+def test_each_slot_reuses_its_process_when_trials_end_together(
+    options: RunOptions, resource_requests: mock.Mock
+) -> None:
+    result = run_search(load_space("digits", SHORT_TRIALS), options, trainable=end_together)
     processes = {note for trial in result.trials for note in trial.notes}
     assert len(result.trials) == 12
     assert len(processes) == 2, processes
-    assert asked.call_count == 2
+    assert resource_requests.call_count == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what a process was started with")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the initial environment of a process")
 def test_a_trial_process_starts_with_a_single_malloc_arena() -> None:
-    # Ray sends a lambda as it is. For a function of this file, the process would import this file.
-    first_environment = ray.remote(lambda: Path("/proc/self/environ").read_bytes().split(b"\0"))
-    (began_with,) = ray.get([first_environment.remote()])
-    assert b"MALLOC_ARENA_MAX=1" in began_with, "glibc reads it once, before anything else"
+    # Ray pickles a lambda by value. For a function of this file, the process would import this file.
+    read_environment = ray.remote(lambda: Path("/proc/self/environ").read_bytes().split(b"\0"))
+    (environment,) = ray.get([read_environment.remote()])
+    assert b"MALLOC_ARENA_MAX=1" in environment, "glibc reads the variable only at startup"
 
 
 @pytest.fixture(scope="module")
-def mortal(cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
-    """A search of six trials, which lose their processes in different ways."""
+def crashing_search(cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    """A search of six trials whose processes die in different ways."""
     space = load_space("digits", ["budget.trials=6", "scheduler.type=none", "sampler.type=random"])
     options = RunOptions(name="s", storage=tmp_path_factory.mktemp("runs"), cache_root=cache_root)
     return run_search(space, options, trainable=die_variously)
@@ -96,39 +98,39 @@ def mortal(cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyR
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 5])
 def test_a_trial_whose_process_died_once_resumes_from_its_checkpoint(
-    number: int, mortal: StudyResult
+    number: int, crashing_search: StudyResult
 ) -> None:
-    trial = mortal.trials[number]
+    trial = crashing_search.trials[number]
     assert trial.state is TrialState.FINISHED, trial.error
     assert trial.epochs == 9
     assert sorted(set(trial.values)) == list(trial.values), "the curve rises: no epoch twice, none missing"
 
 
-def test_a_trial_whose_process_keeps_dying_fails_and_keeps_its_epochs(mortal: StudyResult) -> None:
-    trial = mortal.trials[4]
+def test_a_trial_whose_process_keeps_dying_fails_and_keeps_its_epochs(crashing_search: StudyResult) -> None:
+    trial = crashing_search.trials[4]
     assert trial.state is TrialState.FAILED
     assert trial.error is not None
     assert "process" in trial.error
     assert trial.epochs == 1
 
 
-#: A real search, small: the paper's CIFAR-56 at a quarter of its width on half of digits.
-GANG = [
+#: A small search: the paper's CIFAR-56 at a quarter of its width on a part of digits.
+MULTI_PROCESS = [
     *("fixed.width=0.25", "scheduler.reduction_factor=2", "sampler.type=random"),
     "parameters={learning_rate: {type: float, low: 0.05, high: 0.2, log: true}}",
     *("initial=[{learning_rate: 0.1}]", "budget.concurrent=1", "dataset.limit=600"),
 ]
 
 
-def gang_search(options: RunOptions, *, workers: int, trials: int, epochs: int) -> StudyResult:
+def multi_process_search(options: RunOptions, *, workers: int, trials: int, epochs: int) -> StudyResult:
     more = [f"resources_per_trial.workers={workers}", f"budget.trials={trials}", f"fidelity.max={epochs}"]
-    named = dataclasses.replace(options, name=f"of_{workers}")
-    return run_search(load_space("digits", [*GANG, *more]), named)
+    run_options = dataclasses.replace(options, name=f"of_{workers}")
+    return run_search(load_space("digits", [*MULTI_PROCESS, *more]), run_options)
 
 
 @pytest.mark.nightly
 def test_a_two_process_trial_is_one_trial_and_one_mlflow_run(options: RunOptions) -> None:
-    result = gang_search(options, workers=2, trials=1, epochs=2)
+    result = multi_process_search(options, workers=2, trials=1, epochs=2)
     assert result.state.value == "finished"
     assert [(trial.state, trial.epochs) for trial in result.trials] == [(TrialState.FINISHED, 2)]
     assert result.devices_per_trial == 2
@@ -138,20 +140,22 @@ def test_a_two_process_trial_is_one_trial_and_one_mlflow_run(options: RunOptions
 
 @pytest.mark.nightly
 def test_two_processes_reach_the_accuracy_of_one(options: RunOptions) -> None:
-    one, two = (gang_search(options, workers=count, trials=1, epochs=4).trials[0] for count in (1, 2))
+    one, two = (
+        multi_process_search(options, workers=count, trials=1, epochs=4).trials[0] for count in (1, 2)
+    )
     assert one.parameters == two.parameters
     assert max(two.values) == pytest.approx(max(one.values), abs=0.15)
     assert max(two.values) > 0.5
 
 
-@pytest.mark.parametrize(("kind", "unit", "asked"), [("gpu", "GPU", 1), ("cpu", "CPU", 99)])
+@pytest.mark.parametrize(("kind", "unit", "amount"), [("gpu", "GPU", 1), ("cpu", "CPU", 99)])
 def test_resources_beyond_the_machine_are_refused(
-    kind: str, unit: str, asked: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, unit: str, amount: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage = tmp_path / "runs"
-    argv = ["--space", "digits", "--set", f"resources_per_trial.{kind}={asked}", "--storage", str(storage)]
+    argv = ["--space", "digits", "--set", f"resources_per_trial.{kind}={amount}", "--storage", str(storage)]
     assert main(argv) == 2
-    said = capsys.readouterr().err
-    assert f"a trial asks for {asked} {unit}" in said
-    assert f"--set resources_per_trial.{kind}=" in said
+    stderr = capsys.readouterr().err
+    assert f"a trial asks for {amount} {unit}" in stderr
+    assert f"--set resources_per_trial.{kind}=" in stderr
     assert not storage.exists()

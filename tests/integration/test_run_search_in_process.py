@@ -1,7 +1,6 @@
-"""Whole searches whose trials run in this process: extended, warm, with a fault, over hours, over a grid.
+"""Searches whose trials run in this process: resumed, warm-started, with errors, with custom code.
 
-What only Ray can show (processes that are killed, kept and shared) is in test_run_search.py. Schedulers are
-simulated in tests/testing/test_searches_in_folders.py.
+Tests that need Ray are in test_on_one_ray.py. tests/testing/test_searches_in_folders.py simulates schedulers.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ pytestmark = [pytest.mark.server, pytest.mark.usefixtures("without_ray")]
 
 SMALL = ["budget.trials=9", "sampler.n_startup_trials=3", "budget.concurrent=1"]
 
-RATE = "{learning_rate: {type: float, low: 0.01, high: 0.1}}"
+LEARNING_RATE = "{learning_rate: {type: float, low: 0.01, high: 0.1}}"
 
 GRID = (
     "parameters={depth: {type: categorical, choices: [56, 92]},"
@@ -62,7 +61,7 @@ GRID = (
 
 @pytest.fixture
 def options(options: RunOptions, empty_store: Path) -> RunOptions:
-    """Options whose MLflow store has its tables: they take seconds to make."""
+    """Options with an empty MLflow database, whose tables take seconds to create."""
     assert isinstance(options.storage, Path)
     options.storage.mkdir(parents=True)
     shutil.copyfile(empty_store, options.storage / "mlflow.db")
@@ -76,17 +75,17 @@ def search(
 
 
 def test_an_extended_search_matches_an_uninterrupted_one(options: RunOptions) -> None:
-    """With the same seed, one trial at a time."""
+    """Both have the same seed and run one trial at a time."""
     whole = search(options)
     half = dataclasses.replace(options, name="half")
     before = search(half, "budget.trials=4")
     resumed = search(dataclasses.replace(half, resume=True))
-    # All but the checkpoints: only five trials keep theirs, and more trials were better since.
-    first, then = (
+    # Checkpoints are not compared: only the five best trials keep theirs, and later trials may be better.
+    first, after_resume = (
         [dataclasses.replace(trial, checkpoint=None) for trial in trials[:4]]
         for trials in (before.trials, resumed.trials)
     )
-    assert then == first
+    assert after_resume == first
     assert len(resumed.trials) == 9
     assert [trial.parameters for trial in resumed.trials] == [trial.parameters for trial in whole.trials]
     assert [trial.values for trial in resumed.trials] == [trial.values for trial in whole.trials]
@@ -99,11 +98,11 @@ def test_a_warm_start_is_used_also_after_a_resume(options: RunOptions, progress:
     whole = run_search(space, warm, trainable=learn_nothing)
     assert any(line.startswith("used ") and " of 6 trials of s" in line for line in progress)
 
-    again = dataclasses.replace(warm, name="again")
+    short = dataclasses.replace(warm, name="again")
     few = space.model_copy(update={"budget": space.budget.model_copy(update={"trials": 4})})
-    run_search(few, again, trainable=learn_nothing)
+    run_search(few, short, trainable=learn_nothing)
     resumed = run_search(
-        space, dataclasses.replace(again, warm_start=None, resume=True), trainable=learn_nothing
+        space, dataclasses.replace(short, warm_start=None, resume=True), trainable=learn_nothing
     )
     assert [trial.parameters for trial in resumed.trials] == [trial.parameters for trial in whole.trials]
     cold = search(dataclasses.replace(options, name="cold"))
@@ -111,8 +110,6 @@ def test_a_warm_start_is_used_also_after_a_resume(options: RunOptions, progress:
 
 
 class BrokenPresentation(SearchPresentation):
-    """Draws well until the end."""
-
     def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
         raise ValueError(f"no colour left for {result.name} in {folder.path}")
 
@@ -120,18 +117,18 @@ class BrokenPresentation(SearchPresentation):
 def test_errors_in_a_trial_and_the_report_do_not_end_the_search(
     small_space: Space, options: RunOptions, progress: list[str]
 ) -> None:
-    shown: list[tuple[StudyResult, list[str]]] = []
+    results: list[tuple[StudyResult, list[str]]] = []
     result = run_search(
         small_space,
         options,
         trainable=fail_second,
         presentation=BrokenPresentation(),
-        on_result=lambda result: shown.append((result, list(progress))),
+        on_result=lambda result: results.append((result, list(progress))),
     )
-    ((at_first, lines_by_then),) = shown
-    assert [trial.state for trial in at_first.trials] == [trial.state for trial in result.trials]
-    assert at_first.best == result.best
-    assert not any("report" in line for line in lines_by_then), "the result comes before the report"
+    ((first_result, messages_before),) = results
+    assert [trial.state for trial in first_result.trials] == [trial.state for trial in result.trials]
+    assert first_result.best == result.best
+    assert not any("report" in line for line in messages_before), "the result comes before the report"
     states = [trial.state for trial in result.trials]
     assert states[1] is TrialState.FAILED
     assert len(states) == 6
@@ -169,18 +166,18 @@ def test_an_error_in_on_result_still_writes_the_report_and_mlflow_runs(
 
 
 class WatchedPresentation(SearchPresentation):
-    """Notes whether it draws."""
+    """Records whether the live view is drawn."""
 
-    draws = False
+    is_drawing = False
 
     @contextmanager
     def watching(self, snapshot: Callable[[], StudyResult], folder: SearchFolder) -> Iterator[SearchCallback]:
-        self.draws = True
+        self.is_drawing = True
         try:
             with super().watching(snapshot, folder) as callback:
                 yield callback
         finally:
-            self.draws = False
+            self.is_drawing = False
 
 
 def test_the_live_view_stops_if_the_search_fails_before_its_first_trial(
@@ -189,12 +186,12 @@ def test_the_live_view_stops_if_the_search_fails_before_its_first_trial(
     presentation = WatchedPresentation()
 
     def fail(_: Gauges) -> None:
-        assert presentation.draws
+        assert presentation.is_drawing
         raise RuntimeError("no place for the gauges")
 
     with pytest.raises(RuntimeError, match="no place"):
         run_search(small_space, options, trainable=learn_nothing, presentation=presentation, on_start=fail)
-    assert not presentation.draws
+    assert not presentation.is_drawing
 
 
 def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
@@ -205,7 +202,7 @@ def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
 
 
 def test_a_resume_changes_the_space_of_later_trials_only(options: RunOptions, progress: list[str]) -> None:
-    """The past is in the record and its files; a space that is exhausted ends the search and says so."""
+    """Earlier trials are unchanged. A search whose space is exhausted ends with a message."""
     fixed = "fixed={layout: cifar, image_size: 16, width: 0.25}"
     shared = ["sampler.type=tpe", "initial=[]", fixed, "fidelity.max=1", "scheduler={type: none}"]
     first = run_search(
@@ -214,16 +211,18 @@ def test_a_resume_changes_the_space_of_later_trials_only(options: RunOptions, pr
         trainable=learn_nothing,
     )
     assert first.best is not None
-    again = dataclasses.replace(options, resume=True)
+    resumed_options = dataclasses.replace(options, resume=True)
     with pytest.raises(SpaceError, match=r"fixed\.width would become 1\.0"):
         run_search(
-            load_space(first.folder / "space.yaml", ["fixed.width=1.0"]), again, trainable=learn_nothing
+            load_space(first.folder / "space.yaml", ["fixed.width=1.0"]),
+            resumed_options,
+            trainable=learn_nothing,
         )
     more = ["parameters.depth.choices=[92]", "parameters.width={type: categorical, choices: [0.25, 0.5]}"]
     changed = load_space(
         "digits", [*shared, GRID, *more, fixed.replace(", width: 0.25", ""), "budget.trials=20"]
     )
-    result = run_search(changed, again, trainable=learn_nothing)
+    result = run_search(changed, resumed_options, trainable=learn_nothing)
     assert result.trials[:2] == first.trials
     assert len(result.trials) == 2 + 4
     assert any("The space is exhausted" in line and "6 of 20 trials" in line for line in progress)
@@ -237,14 +236,16 @@ def test_a_resume_changes_the_space_of_later_trials_only(options: RunOptions, pr
 
 
 def test_recorded_costs_stay_when_a_resume_changes_the_resources(options: RunOptions) -> None:
-    """Their sampler, a second objective and the report count what each epoch held."""
+    """The sampler, a second objective and the report use the resources that each epoch had."""
     changes = ("initial=[]", "scheduler={type: none}", "fidelity.max=1", "metric.against=compute_hours")
     learn = learn_slowly
     first = search(options, *changes, "budget.trials=2", "resources_per_trial.cpu=1", trainable=learn)
     before = [first.compute_hours(trial) for trial in first.trials]
     assert before == [trial.cost for trial in first.trials]
-    again = dataclasses.replace(options, resume=True)
-    result = search(again, *changes, "budget.trials=3", "resources_per_trial.cpu=2", trainable=learn)
+    resumed_options = dataclasses.replace(options, resume=True)
+    result = search(
+        resumed_options, *changes, "budget.trials=3", "resources_per_trial.cpu=2", trainable=learn
+    )
     assert [result.compute_hours(trial) for trial in result.trials[:2]] == before
     last = result.trials[2]
     assert result.compute_hours(last) == last.cost == pytest.approx(2 * last.seconds / 3600) != 0
@@ -345,20 +346,22 @@ def test_custom_networks_are_searched_beside_the_builtin_ones(
 
 
 @pytest.mark.parametrize(
-    ("network", "words"),
+    ("network", "message"),
     [
         ("timm/resnet81", "network: must be a network of timm"),
         ("nosuch:network", "network: the module of a network must be importable"),
     ],
 )
 def test_an_unknown_network_is_refused_before_the_data_is_prepared(
-    network: str, words: str, options: RunOptions, monkeypatch: pytest.MonkeyPatch
+    network: str, message: str, options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "tune_rescon.tuning.search.prepare_data", lambda *_: pytest.fail("images were prepared")
     )
-    space = load_space("digits", [f"fixed={{network: '{network}'}}", f"parameters={RATE}", "initial=[]"])
-    with pytest.raises((NetworkError, ConfigError), match=words):
+    space = load_space(
+        "digits", [f"fixed={{network: '{network}'}}", f"parameters={LEARNING_RATE}", "initial=[]"]
+    )
+    with pytest.raises((NetworkError, ConfigError), match=message):
         run_search(space, options)
     assert isinstance(options.storage, Path)
     assert not (options.storage / options.name).exists()
@@ -366,7 +369,9 @@ def test_an_unknown_network_is_refused_before_the_data_is_prepared(
 
 def test_a_network_with_wrong_output_is_refused_before_the_first_trial(options: RunOptions) -> None:
     network = "tests.own_networks:wrong_logits"
-    space = load_space("digits", [f"fixed={{network: '{network}'}}", f"parameters={RATE}", "initial=[]"])
+    space = load_space(
+        "digits", [f"fixed={{network: '{network}'}}", f"parameters={LEARNING_RATE}", "initial=[]"]
+    )
     with pytest.raises(NetworkError, match=r"must map images .* to logits \(2, 10\)"):
         run_search(space, options)
     assert isinstance(options.storage, Path)
@@ -382,28 +387,28 @@ def test_a_metric_that_cannot_be_imported_is_refused_at_the_start(options: RunOp
 
 
 @pytest.mark.parametrize(
-    ("metric", "words"),
+    ("metric", "message"),
     [
         ("{name: val_f1/11, mode: max}", r"metric\.name: unknown class '11' \(did you mean '1'"),
         ("{name: val_loss, mode: min, log: [val_auroc/x]}", r"metric\.log: unknown class 'x'; known: 0, 1, "),
     ],
 )
 def test_a_class_that_does_not_exist_is_refused_before_images_are_decoded(
-    options: RunOptions, tmp_path: Path, metric: str, words: str
+    options: RunOptions, tmp_path: Path, metric: str, message: str
 ) -> None:
     options = dataclasses.replace(options, cache_root=tmp_path / "cache")
     space = load_space("digits", [f"metric={metric}"])
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         run_search(space, options)
     assert not options.cache_root.exists()
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         print_dry_run(space, Console(), data_root=tmp_path)
 
 
 def test_a_resumed_search_reuses_the_measured_latencies(
     options: RunOptions, monkeypatch: pytest.MonkeyPatch, progress: list[str]
 ) -> None:
-    """A network that was slow then is not trained now, whatever this machine would measure."""
+    """A network that was too slow before the resume is not trained after it."""
     limit = ("constraints={latency_ms: {max: 10}}", "initial=[]")
 
     def measure(spec: NetworkSpec, device: str) -> float:
@@ -416,25 +421,25 @@ def test_a_resumed_search_reuses_the_measured_latencies(
     resumed = search(dataclasses.replace(options, resume=True), *limit)
     assert (len(first.trials), len(resumed.trials)) == (4, 9)
     assert {trial.parameters["depth"] for trial in resumed.trials} == {56}
-    said = [line for line in progress if line.startswith("constraints: ")]
-    assert [line.partition(". ")[2] for line in said] == ["An image takes 4 to 14 ms on cpu"] * 2
+    latencies = [line for line in progress if line.startswith("constraints: ")]
+    assert [line.partition(". ")[2] for line in latencies] == ["An image takes 4 to 14 ms on cpu"] * 2
 
 
 def test_each_trial_gets_the_digest_of_its_images(small_space: Space, options: RunOptions) -> None:
-    """Its process may begin after the images have changed, or on a machine that has others."""
-    told: list[object] = []
+    """Its process may start after the images have changed, or on a machine with other images."""
+    digests: list[object] = []
 
     def spy(config: dict[str, object]) -> None:
-        told.append(config["images"])
+        digests.append(config["images"])
         learn_nothing(config)
 
     result = run_search(small_space, options, trainable=spy)
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{result.folder / 'study.db'}")
-    assert set(told) == {study.user_attrs["image_digests"]["digits"]}
+    assert set(digests) == {study.user_attrs["image_digests"]["digits"]}
 
 
 def save_weights(path: Path, seed: int) -> None:
-    """A network of digits."""
+    """Save a network for digits."""
     config = TrialConfig(layout="cifar", depth=56, width=0.125, image_size=16)
     spec = resolve_network(config, classes=10, in_channels=1)
     about = TrainedNetwork(
@@ -455,28 +460,28 @@ def save_weights(path: Path, seed: int) -> None:
 def test_changed_initial_weights_are_refused_on_resume(
     options: RunOptions, tmp_path: Path, progress: list[str]
 ) -> None:
-    """The trials to come would be ranked with those that began with the weights before.
+    """Otherwise trials with different initial weights would be ranked together.
 
-    A warm start does not learn from the earlier ones, and final trainings say that they begin otherwise.
+    A warm start ignores such trials, and final trainings report the difference.
     """
     weights = tmp_path / "weights.ckpt"
     save_weights(weights, seed=0)
     fixed = f"fixed={{layout: cifar, depth: 56, width: 0.125, image_size: 16, init_from: {weights}}}"
-    changes = ("initial=[]", fixed, f"parameters={RATE}")
+    changes = ("initial=[]", fixed, f"parameters={LEARNING_RATE}")
     search(options, *changes, "budget.trials=2")
-    again = dataclasses.replace(options, resume=True)
+    resumed_options = dataclasses.replace(options, resume=True)
     save_weights(weights, seed=0)
-    assert len(search(again, *changes, "budget.trials=3").trials) == 3
+    assert len(search(resumed_options, *changes, "budget.trials=3").trials) == 3
     save_weights(weights, seed=1)
     with pytest.raises(StorageError, match="must have the initial weights that its trials began with"):
-        search(again, *changes, "budget.trials=4")
+        search(resumed_options, *changes, "budget.trials=4")
     earlier = read_search(SearchLocation(storage=options.storage), "s")
     assert len(earlier.trials) == 3
     warm = dataclasses.replace(options, name="warm", warm_start="s")
     result = search(warm, *changes, "budget.trials=1")
     assert "used 0 of 3 trials of s: 3 differ in the weights in init_from" in progress
-    (words,) = changes_since(earlier, result.space, tmp_path)
-    assert words.startswith(f"The weights in {weights} are not those that the trials of s began with.")
+    (message,) = changes_since(earlier, result.space, tmp_path)
+    assert message.startswith(f"The weights in {weights} are not those that the trials of s began with.")
     save_weights(weights, seed=0)
     search(dataclasses.replace(warm, name="same"), *changes, "budget.trials=1")
     assert "used 3 of 3 trials of s" in progress
@@ -486,14 +491,14 @@ def test_changed_initial_weights_are_refused_on_resume(
 def test_changed_user_code_is_reported_wherever_earlier_trials_count(
     options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: list[str]
 ) -> None:
-    """On a resume, in the report, in a warm start and before final trainings; a change during a run too."""
+    """On a resume, in the report, in a warm start and before final trainings; also a change during a run."""
     monkeypatch.chdir(tmp_path)
     code = tmp_path / "users_metric_of_this_test.py"
     code.write_text("def score(scores, labels):\n    return 1.0\n")
     log = "metric.log=['users_metric_of_this_test:score']"
     search(options, log, "budget.trials=2")
-    again = dataclasses.replace(options, resume=True)
-    search(again, log, "budget.trials=3")
+    resumed_options = dataclasses.replace(options, resume=True)
+    search(resumed_options, log, "budget.trials=3")
     assert not [line for line in progress if "The code of" in line]
 
     code.write_text("def score(scores, labels):\n    return 2.0\n")
@@ -502,7 +507,7 @@ def test_changed_user_code_is_reported_wherever_earlier_trials_count(
         code.write_text("def score(scores, labels):\n    return 3.0\n")
         learn_nothing(config)
 
-    search(again, log, "budget.trials=5", trainable=change)
+    search(resumed_options, log, "budget.trials=5", trainable=change)
     when = [line.partition(". ")[0] for line in progress if "The code of" in line]
     changed = "The code of users_metric_of_this_test:score has changed"
     assert when == [f"{changed} since its last run", f"{changed} while the trials ran"]
@@ -520,8 +525,8 @@ def test_changed_user_code_is_reported_wherever_earlier_trials_count(
     code.write_text("def score(scores, labels):\n    return 4.0\n")
     search(dataclasses.replace(warm, name="other"), log, "budget.trials=1")
     assert any(line.startswith("s had other code of users_metric_of_this_test:score: ") for line in progress)
-    (words,) = changes_since(earlier, result.space, tmp_path)
-    assert words.startswith(f"{changed} since s. Its configurations are trained with")
+    (message,) = changes_since(earlier, result.space, tmp_path)
+    assert message.startswith(f"{changed} since s. Its configurations are trained with")
 
 
 def test_a_two_objective_search_warm_starts_from_a_single_objective_one(options: RunOptions) -> None:

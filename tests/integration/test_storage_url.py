@@ -1,4 +1,4 @@
-"""A search in an S3 bucket: its machine dies with its disk, and another machine resumes it."""
+"""A search in an S3 bucket: its machine is lost with its disk, and another machine resumes it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.waiting import wait_until
 from tune_rescon.search import main
 from tune_rescon.storage import RemoteFolder, StorageUrl
 
-#: Drivers are processes that train nothing, but import and wait.
+# Each driver is a subprocess, which imports the package and waits.
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(300)]
 
 TRIALS = 7
 
-#: A driver as the command is one, but with trials that learn nothing, slowly: on Ray, or in its own process.
+#: A driver like the command's, with slow trials that train nothing, on Ray or in the driver's process.
 DRIVER = f"""
 import sys
 from contextlib import nullcontext
@@ -47,18 +47,18 @@ sys.exit(result.pending_uploads)
 
 
 class Machines:
-    """Starts drivers on one URL, each with a disk of its own; their trials run ``on`` Ray, or in them."""
+    """Starts drivers on one URL, each with its own disk. Trials run on Ray or in the driver's process."""
 
-    def __init__(self, storage: str, disks: Path, ray_tmp: Path, on: str) -> None:
+    def __init__(self, storage: str, disks: Path, ray_tmp: Path, runner: str) -> None:
         self.storage = storage
         self.remote = RemoteFolder.connect(StorageUrl(url=storage)).folder("s")
         self._disks = disks
         self._env = {**os.environ, "RAY_TMPDIR": str(ray_tmp), "PYTHONPATH": str(ROOT)}
-        self._on = on
+        self._runner = runner
         self.started: list[subprocess.Popen[str]] = []
 
-    def start(self, disk: str, how: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", DRIVER, self.storage, str(self._disks / disk), how, self._on]
+    def start(self, disk: str, mode: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", DRIVER, self.storage, str(self._disks / disk), mode, self._runner]
         driver = subprocess.Popen(
             command, env=self._env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -69,21 +69,21 @@ class Machines:
         shutil.rmtree(self._disks / disk)
 
     def study(self) -> optuna.Study:
-        """As the URL has it."""
+        """Load the study from the URL."""
         copy = self._disks / "look.db"
         assert self.remote.download("study.db", copy)
         return optuna.load_study(study_name="s", storage=f"sqlite:///{copy}")
 
-    def wait_for_the_middle(self, driver: subprocess.Popen[str]) -> None:
-        def there() -> bool:
+    def wait_until_half_done(self, driver: subprocess.Popen[str]) -> None:
+        def is_half_done() -> bool:
             assert driver.poll() is None, driver.communicate()[0]
             if self.remote.read("space.yaml") is None:
                 return False
-            # The copy lags some seconds behind trials of three: by now the driver is further.
+            # The copy is some seconds old, and trials take about three, so the driver is further.
             trials = self.study().get_trials()
             return 3 <= len(trials) < TRIALS and any(t.state is OptunaState.RUNNING for t in trials)
 
-        wait_until(there, every=0.1)
+        wait_until(is_half_done, every=0.1)
 
 
 @pytest.fixture
@@ -95,9 +95,9 @@ def storage(s3: S3Server) -> str:
 def machines(
     request: pytest.FixtureRequest, storage: str, tmp_path: Path, short_tmp: Path
 ) -> Iterator[Machines]:
-    group = Machines(storage, tmp_path, short_tmp, request.param)
-    yield group
-    for driver in group.started:
+    machines = Machines(storage, tmp_path, short_tmp, request.param)
+    yield machines
+    for driver in machines.started:
         if driver.poll() is None:
             driver.kill()
             driver.communicate()
@@ -105,7 +105,7 @@ def machines(
 
 def test_a_machine_lost_with_its_disk_loses_no_trial_or_epoch(machines: Machines) -> None:
     driver = machines.start("first", "new")
-    machines.wait_for_the_middle(driver)
+    machines.wait_until_half_done(driver)
     driver.kill()
     driver.communicate()
     before = {trial.number: dict(trial.intermediate_values) for trial in machines.study().trials}
@@ -120,14 +120,14 @@ def test_a_machine_lost_with_its_disk_loses_no_trial_or_epoch(machines: Machines
     for trial in trials:
         assert trial.state is OptunaState.COMPLETE
         assert list(trial.intermediate_values) == list(range(1, 10))
-        known = before.get(trial.number, {})
-        assert {step: trial.intermediate_values[step] for step in known} == known
-    assert_kept(machines, trials)
-    assert_one_run_each(machines)
+        recorded = before.get(trial.number, {})
+        assert {step: trial.intermediate_values[step] for step in recorded} == recorded
+    assert_files_are_uploaded(machines, trials)
+    assert_one_mlflow_run_per_trial(machines)
 
 
-def assert_kept(machines: Machines, trials: list[optuna.trial.FrozenTrial]) -> None:
-    """Every file is at the URL, and of checkpoints the best five trials'."""
+def assert_files_are_uploaded(machines: Machines, trials: list[optuna.trial.FrozenTrial]) -> None:
+    """Assert that the URL has every file, and the checkpoints of the best five trials."""
     names = machines.remote.names()
     files = {name for name in names if "/" not in name}
     assert files >= {"space.yaml", "study.db", "trials.csv", "best.yaml", "search.json", "mlflow.db"}
@@ -136,8 +136,8 @@ def assert_kept(machines: Machines, trials: list[optuna.trial.FrozenTrial]) -> N
     assert checkpoints == {t.user_attrs["checkpoint"] for t in trials if t.user_attrs["checkpoint"]}
 
 
-def assert_one_run_each(machines: Machines) -> None:
-    """MLflow's store has come along: no trial has two runs, and each run has every epoch."""
+def assert_one_mlflow_run_per_trial(machines: Machines) -> None:
+    """Assert that the uploaded MLflow store has one run for each trial, with every epoch."""
     copy = machines._disks / "mlflow.db"
     assert machines.remote.download("mlflow.db", copy)
     client = mlflow.MlflowClient(f"sqlite:///{copy}")
@@ -153,23 +153,23 @@ def assert_one_run_each(machines: Machines) -> None:
 
 @pytest.mark.nightly
 def test_temporary_bucket_errors_lose_no_epoch(machines: Machines, s3: S3Server) -> None:
-    copies: list[str] = []
+    uploads: list[str] = []
 
-    def refuses(method: str, path: str) -> bool:
-        """Every copy of the study after the second, for ten times."""
+    def should_reject(method: str, path: str) -> bool:
+        """Reject ten uploads of the study after the second one."""
         if method == "PUT" and path.endswith("/study.db"):
-            copies.append(path)
-            return 2 < len(copies) <= 12
+            uploads.append(path)
+            return 2 < len(uploads) <= 12
         return False
 
-    s3.refuses = refuses
+    s3.should_reject = should_reject
     driver = machines.start("first", "new")
     output, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, output
-    assert s3.refused == 10
+    assert s3.rejected == 10
     trials = machines.study().trials
     assert [len(trial.intermediate_values) for trial in trials] == [9] * TRIALS
-    assert_kept(machines, trials)
+    assert_files_are_uploaded(machines, trials)
 
 
 def test_an_unwritable_url_is_reported_before_the_search_starts(
@@ -180,7 +180,7 @@ def test_an_unwritable_url_is_reported_before_the_search_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
-    s3.refuses = lambda method, _: method == "PUT"
+    s3.should_reject = lambda method, _: method == "PUT"
     assert main(["--space", "digits", "--storage", storage, "--plain"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("Error: --storage: must be a URL that can be read and written, but got s3://")

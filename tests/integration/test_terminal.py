@@ -1,4 +1,4 @@
-"""The command in a real pseudo-terminal, as a person sees it: drawn, resized, interrupted, given back."""
+"""The command in a pseudo-terminal: the table is drawn and resized, and the terminal is restored."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.waiting import LONGEST_WAIT
 
 pytestmark = pytest.mark.ray
 
-#: The command, but with trials that learn nothing, slowly. A terminal that the head of a session opens is its
-#: own from then on: Ctrl-C typed there comes as a signal.
+#: The command with slow trials that train nothing. The session leader opens the terminal, which makes it the
+#: controlling terminal, so that a typed Ctrl-C sends SIGINT.
 DRIVER = """
 import functools, os, sys
 os.close(os.open(os.ttyname(0), os.O_RDWR))
@@ -42,12 +42,12 @@ from tune_rescon.search import main
 sys.exit(main(sys.argv[1:]))
 """
 
-#: What Ray writes: a file of its C++ with a line, a level, a Python traceback.
-RAYS_OWN = r"\.cc:\d+|WARNING|ERROR|Traceback"
+#: Output of Ray: a C++ file with a line number, a log level, or a Python traceback.
+RAY_OUTPUT = r"\.cc:\d+|WARNING|ERROR|Traceback"
 
 
 class Terminal:
-    """A terminal of some size, a program in it, and what is on the screen."""
+    """A pseudo-terminal that runs a program and emulates its screen."""
 
     def __init__(self, command: list[str], environment: dict[str, str], *, columns: int, lines: int) -> None:
         self._screen = pyte.HistoryScreen(columns, lines, history=1000)
@@ -71,20 +71,20 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
 
-    def wait_for(self, true: Callable[[str], bool]) -> str:
-        """What is on the screen once that is ``true``."""
-        until = time.monotonic() + LONGEST_WAIT
-        while time.monotonic() < until:
+    def wait_for(self, condition: Callable[[str], bool]) -> str:
+        """Wait until ``condition`` is true for the screen, and return the screen."""
+        deadline = time.monotonic() + LONGEST_WAIT
+        while time.monotonic() < deadline:
             self._read(0.1)
-            if true(self.screen):
+            if condition(self.screen):
                 return self.screen
-            assert self.process.poll() is None, self.everything
-        raise AssertionError(self.everything)
+            assert self.process.poll() is None, self.full_output
+        raise AssertionError(self.full_output)
 
     def end(self) -> int:
-        """Its exit code, once all it printed is read."""
-        until = time.monotonic() + LONGEST_WAIT
-        while self.process.poll() is None and time.monotonic() < until:
+        """Wait for the end of the program, read all output, and return the exit code."""
+        deadline = time.monotonic() + LONGEST_WAIT
+        while self.process.poll() is None and time.monotonic() < deadline:
             self._read(0.1)
         self._read(0.1)
         return self.process.wait(timeout=1)
@@ -94,8 +94,8 @@ class Terminal:
         return "\n".join(line.rstrip() for line in self._screen.display).rstrip()
 
     @property
-    def everything(self) -> str:
-        """What scrolled out above, and the screen."""
+    def full_output(self) -> str:
+        """The scrollback and the screen."""
         rows = ("".join(row[x].data for x in range(self._screen.columns)) for row in self._screen.history.top)
         return "\n".join([*(row.rstrip() for row in rows), self.screen])
 
@@ -104,7 +104,7 @@ class Terminal:
         return bool(self._screen.cursor.hidden)
 
     @property
-    def settings_now(self) -> list[object]:
+    def current_settings(self) -> list[object]:
         return termios.tcgetattr(self._slave)
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ def terminal(tmp_path: Path, short_tmp: Path) -> Iterator[Terminal]:
 
 
 def test_the_table_is_drawn_and_the_terminal_restored(terminal: Terminal, tmp_path: Path) -> None:
-    # All at once: what is read may be the half of a redraw, and the best trial is known after an epoch.
+    # All in one condition: the screen may be half redrawn, and the best trial is known after an epoch.
     terminal.wait_for(
         lambda screen: (
             screen.count("/9  ") == 2
@@ -148,7 +148,7 @@ def test_the_table_is_drawn_and_the_terminal_restored(terminal: Terminal, tmp_pa
     assert terminal.cursor_is_hidden
 
     terminal.resize(60, 12)
-    # Not what is left of the larger screen: that is its last lines, without the first of the table.
+    # The rest of the larger screen does not count: it has only the last lines of the table.
     terminal.wait_for(
         lambda screen: (
             "parameters" not in screen.splitlines()[-7:]
@@ -157,15 +157,15 @@ def test_the_table_is_drawn_and_the_terminal_restored(terminal: Terminal, tmp_pa
         )
     )
 
-    family = psutil.Process(terminal.process.pid).children(recursive=True)
+    processes = psutil.Process(terminal.process.pid).children(recursive=True)
     before = {trial.number: len(trial.intermediate_values) for trial in running(tmp_path)}
-    # It goes to the whole group of processes, and Ray is left to finish its epochs.
+    # The signal goes to the whole process group. Ray must finish its epochs.
     terminal.type(b"\x03")
     terminal.wait_for(lambda screen: "finishing the running epochs" in screen.replace("\n", ""))
-    assert terminal.end() == 130, terminal.everything
-    assert "stopping now" not in terminal.everything
-    assert "Interrupted. Resume with: python -m" in terminal.everything
-    _, left = psutil.wait_procs(family, timeout=45)
+    assert terminal.end() == 130, terminal.full_output
+    assert "stopping now" not in terminal.full_output
+    assert "Interrupted. Resume with: python -m" in terminal.full_output
+    _, left = psutil.wait_procs(processes, timeout=45)
     assert [process.name() for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
     trials = study(tmp_path).trials
     assert len(before) == 2
@@ -174,8 +174,8 @@ def test_the_table_is_drawn_and_the_terminal_restored(terminal: Terminal, tmp_pa
         assert trials[number].user_attrs["state"] in ("interrupted", "stopped")
     assert "Used" not in terminal.screen
     assert not terminal.cursor_is_hidden
-    assert terminal.settings_now == terminal.settings
-    # Each of the two trials has its files, and what the record holds is in them.
+    assert terminal.current_settings == terminal.settings
+    # The TensorBoard files of both trials match the study.
     for number in (0, 1):
         files = EventAccumulator(
             str(tmp_path / "runs" / "s" / "tensorboard" / f"trial_{number:04d}")
@@ -198,12 +198,12 @@ def test_output_of_a_dying_ray_goes_to_the_log(terminal: Terminal, tmp_path: Pat
     children = psutil.Process(terminal.process.pid).children(recursive=True)
     (raylet,) = [process for process in children if process.name() == "raylet"]
     raylet.kill()
-    assert terminal.end() == 1, terminal.everything
-    said = terminal.everything
-    assert "Ray must live as long as the search, but its node manager (raylet) has died" in said
-    assert not re.search(RAYS_OWN, said), said
+    assert terminal.end() == 1, terminal.full_output
+    output = terminal.full_output
+    assert "Ray must live as long as the search, but its node manager (raylet) has died" in output
+    assert not re.search(RAY_OUTPUT, output), output
     folder = tmp_path / "runs" / "s"
-    assert re.search(RAYS_OWN, (folder / "search.log").read_text())
+    assert re.search(RAY_OUTPUT, (folder / "search.log").read_text())
     assert not terminal.cursor_is_hidden
     assert {trial.user_attrs["state"] for trial in study(tmp_path).trials} == {"interrupted"}
     assert (folder / "trials.csv").is_file()

@@ -1,4 +1,4 @@
-"""From a search to its winner in other hands, through the commands alone."""
+"""The commands from a search over final trainings to export and prediction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from tests.without_ray import search_without_ray
 
-#: The search only has to have two trials to choose from; what they are learns enough in its finals.
+#: A search of two trials. Their networks learn enough in the final trainings.
 SMALL = (
     "dataset.limit=700",
     "fidelity.max=1",
@@ -29,8 +29,8 @@ SMALL = (
     "scheduler={type: none}",
 )
 
-#: A program that knows nothing of this package: pixels in, classes out.
-STRANGER = """
+#: A program that classifies pixels without this package.
+ONNX_PROGRAM = """
 import json, sys
 import numpy as np, onnxruntime
 assert not any(name.startswith("tune_rescon") for name in sys.modules)
@@ -41,18 +41,17 @@ pixels = np.load(sys.argv[2])
 print(json.dumps([names[k] for k in probabilities.argmax(1)]))
 """
 
-
-#: Ten commands.
+# The test runs ten commands.
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(400)]
 
 Command = Callable[..., str]
-"""Runs a command of the package by name on one storage; its output."""
+"""Runs a command of the package by name on one storage, and returns its output."""
 
 
 @pytest.fixture(
     params=[
-        pytest.param("in this process", marks=pytest.mark.torch),
-        pytest.param("as a person does", marks=pytest.mark.ray),
+        pytest.param("in process", marks=pytest.mark.torch),
+        pytest.param("subprocess", marks=pytest.mark.ray),
     ]
 )
 def command(
@@ -63,33 +62,33 @@ def command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Iterator[Command]:
-    """Commands, all in this process without Ray, or each in its own process with a Ray of its own."""
+    """Runs commands in this process without Ray, or each in a subprocess with its own Ray."""
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(cache_root))
     monkeypatch.setenv("RAY_TMPDIR", str(short_tmp))
     storage = ["--storage", str(tmp_path / "runs")]
 
-    def here(name: str, *arguments: str | Path, code: int = 0) -> str:
+    def run_in_process(name: str, *arguments: str | Path, code: int = 0) -> str:
         main = importlib.import_module(f"tune_rescon.{name}").main
-        ended = main([*map(str, arguments), *storage])
-        printed = capsys.readouterr()
-        assert ended == code, printed.out + printed.err
-        return str(printed.out)
+        exit_code = main([*map(str, arguments), *storage])
+        captured = capsys.readouterr()
+        assert exit_code == code, captured.out + captured.err
+        return str(captured.out)
 
-    def apart(name: str, *arguments: str | Path, code: int = 0) -> str:
+    def run_in_subprocess(name: str, *arguments: str | Path, code: int = 0) -> str:
         line = [sys.executable, "-m", f"tune_rescon.{name}", *map(str, arguments), *storage]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
-    if request.param == "in this process":
+    if request.param == "in process":
         with search_without_ray():
-            yield here
+            yield run_in_process
     else:
-        yield apart
+        yield run_in_subprocess
 
 
 def check_finals(runs: Path) -> None:
-    """Two finalists twice each, in the study, in ``finals.json`` and in MLflow; each judged once."""
+    """Assert that two finalists with two seeds are in the study, in ``finals.json`` and in MLflow."""
     study = optuna.load_study(study_name="a-final", storage=f"sqlite:///{runs / 'a-final' / 'study.db'}")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
     assert study.trials[0].params == study.trials[2].params != study.trials[1].params
@@ -114,21 +113,21 @@ def check_finals(runs: Path) -> None:
 
 def test_search_finals_export_and_predict_work_together(command: Command, tmp_path: Path) -> None:
     search = ["--space", "digits", "--name", "a", "--plain", "--trials", "2"]
-    for small in SMALL:
-        search += ["--set", small]
+    for setting in SMALL:
+        search += ["--set", setting]
     command("search", *search)
     report = json.loads(command("report", "a", "--json"))
     assert report["state"] == "finished"
 
     train = ["--from", "a", "--top", "2", "--seeds", "2", "--epochs", "3", "--plain"]
-    said = command("train", *train)
-    assert "a-final: 2 finalists on the test images" in said
+    train_output = command("train", *train)
+    assert "a-final: 2 finalists on the test images" in train_output
     check_finals(tmp_path / "runs")
     for name, images in (("a", "validation"), ("a-final", "test")):
         page = (tmp_path / "runs" / name / "report.html").read_text()
         assert "Mistakes of the best network" in page
         assert f" {images} images are right (" in page
-    # Its name is taken now; by --resume there is nothing left to do.
+    # The name exists now, and --resume has nothing left to do.
     command("train", *train, code=2)
     command("train", "--resume", "a-final", "--plain")
     check_finals(tmp_path / "runs")
@@ -152,7 +151,7 @@ def test_search_finals_export_and_predict_work_together(command: Command, tmp_pa
         for one in sorted(pictures.iterdir())
     ]
     np.save(tmp_path / "pixels.npy", np.stack(stack)[:, None].astype(np.float32) / 255)
-    (tmp_path / "stranger.py").write_text(STRANGER)
-    stranger = [sys.executable, "-I", *map(str, (tmp_path / "stranger.py", output, tmp_path / "pixels.npy"))]
-    said = json.loads(subprocess.run(stranger, capture_output=True, text=True, check=True).stdout)
-    assert said == [line["class"] for line in lines]
+    (tmp_path / "classify.py").write_text(ONNX_PROGRAM)
+    program = [sys.executable, "-I", *map(str, (tmp_path / "classify.py", output, tmp_path / "pixels.npy"))]
+    classes = json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+    assert classes == [line["class"] for line in lines]

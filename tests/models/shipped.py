@@ -1,4 +1,4 @@
-"""The shipped presets as parameters of a test."""
+"""The shipped presets as test parameters."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 
 from tune_rescon.models import list_presets
 
-#: They repeat the blocks of shallower presets, and take seconds each.
+#: Deep presets repeat the blocks of shallower ones, and take seconds each.
 DEEP = {"attention128", "attention164", "cifar_attention164", "cifar_attention236", "cifar_attention452"}
 
 
 def preset_parameters() -> list[Any]:
-    """Every preset; the deep ones in the nightly tests."""
+    """Return every preset; deep ones are marked as nightly."""
     assert set(list_presets()) > DEEP
     return [
         pytest.param(name, marks=[pytest.mark.nightly] if name in DEEP else []) for name in list_presets()

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: their description, the fields that apply to them, their cost, and errors."""
+"""Networks of timm and of user code: their description, applicable fields, cost, and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tune_rescon.models import (
 )
 from tune_rescon.models.external import check_exists, check_external, pretrained_images
 
-OWN = "tests.own_networks"
+CUSTOM = "tests.own_networks"
 
 
 def spec_of(network: str, *, classes: int = 10, in_channels: int = 3, **fields: Any) -> ExternalSpec:
@@ -34,12 +34,12 @@ def spec_of(network: str, *, classes: int = 10, in_channels: int = 3, **fields: 
 
 
 def test_a_description_round_trips_through_json() -> None:
-    known: list[NetworkDescription] = [
+    specs: list[NetworkDescription] = [
         spec_of("timm/resnet18", image_size=64, drop_path=0.1),
         spec_of("clinic.networks:small", classes=3, in_channels=1),
         describe_network(TrialConfig(depth=92), classes=10, in_channels=3),
     ]
-    assert [description_from_dict(json.loads(json.dumps(spec.to_dict()))) for spec in known] == known
+    assert [description_from_dict(json.loads(json.dumps(spec.to_dict()))) for spec in specs] == specs
 
 
 def test_the_default_image_size_is_32() -> None:
@@ -48,7 +48,7 @@ def test_the_default_image_size_is_32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"network": "resnet18"}, "network: must be timm/NAME, or MODULE:FUNCTION of your own code, but got"),
         ({"network": "timm/"}, "network: must be timm/NAME, or MODULE:FUNCTION"),
@@ -66,10 +66,10 @@ def test_the_default_image_size_is_32() -> None:
         ),
     ],
 )
-def test_fields_that_do_not_apply_are_refused(fields: dict[str, Any], words: str) -> None:
+def test_fields_that_do_not_apply_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(NetworkError) as raised:
         describe_network(TrialConfig(**fields), classes=10, in_channels=3)
-    assert str(raised.value).startswith(words)
+    assert str(raised.value).startswith(message)
 
 
 def test_resolve_network_refuses_an_external_network() -> None:
@@ -93,23 +93,23 @@ def test_multiply_adds_are_counted_for_one_image() -> None:
     # timm's results table has 1.82 GMACs for resnet18 at 224 pixels.
     cost = network_cost(spec_of("timm/resnet18", classes=1000, image_size=224))
     assert cost.macs == pytest.approx(1.82e9, rel=0.005)
-    # A convolution of 9 x 3 weights at 16 x 16 places for 16 channels, and a linear layer.
-    assert network_cost(spec_of(f"{OWN}:small")).macs == 16 * 16 * 16 * 27 + 64 * 10
+    # A convolution of 9 x 3 weights at 16 x 16 positions for 16 channels, and a linear layer.
+    assert network_cost(spec_of(f"{CUSTOM}:small")).macs == 16 * 16 * 16 * 27 + 64 * 10
 
 
 @pytest.mark.torch
 def test_costs_are_cached_and_draw_no_random_numbers() -> None:
-    network_cost(spec_of(f"{OWN}:small", image_size=48))
+    network_cost(spec_of(f"{CUSTOM}:small", image_size=48))
     calls, state = len(CALLS), torch.get_rng_state()
-    network_cost(spec_of(f"{OWN}:small", image_size=48))
+    network_cost(spec_of(f"{CUSTOM}:small", image_size=48))
     assert len(CALLS) == calls
-    assert network_cost(spec_of(f"{OWN}:reading", image_size=16)).parameters == 8 * (768 + 1) + 8 * 10 + 10
+    assert network_cost(spec_of(f"{CUSTOM}:reading", image_size=16)).parameters == 8 * (768 + 1) + 8 * 10 + 10
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    ("network", "fields", "words"),
+    ("network", "fields", "message"),
     [
         ("timm/resnet81", {}, r"network: must be a network of timm .* Did you mean resnet18 or"),
         (
@@ -120,14 +120,18 @@ def test_costs_are_cached_and_draw_no_random_numbers() -> None:
         ("timm/vgg11", {"drop_path": 0.1}, "drop_path: timm's vgg11 has no dropped paths"),
         ("timm/inception_v3", {}, r"network timm/inception_v3: must map images \(2, 3, 32, 32\)"),
         ("nosuch:network", {}, "network: the module of a network must be importable"),
-        (f"{OWN}:nosuch", {}, r"network: the module tests\.own_networks must have this function"),
-        (f"{OWN}:no_network", {}, r"the function must return a torch\.nn\.Module, but got int"),
-        (f"{OWN}:broken", {}, r"called with num_classes=10, .*, but got ValueError: cannot do 10 classes\.$"),
-        (f"{OWN}:wrong_logits", {}, r"to logits \(2, 10\), but got \(2, 7, 32, 32\)"),
+        (f"{CUSTOM}:nosuch", {}, r"network: the module tests\.own_networks must have this function"),
+        (f"{CUSTOM}:no_network", {}, r"the function must return a torch\.nn\.Module, but got int"),
+        (
+            f"{CUSTOM}:broken",
+            {},
+            r"called with num_classes=10, .*, but got ValueError: cannot do 10 classes\.$",
+        ),
+        (f"{CUSTOM}:wrong_logits", {}, r"to logits \(2, 10\), but got \(2, 7, 32, 32\)"),
     ],
 )
-def test_a_mistake_is_reported_in_one_paragraph(network: str, fields: dict[str, Any], words: str) -> None:
-    with pytest.raises((NetworkError, ConfigError), match=words) as raised:
+def test_a_mistake_is_reported_in_one_paragraph(network: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises((NetworkError, ConfigError), match=message) as raised:
         check_external(spec_of(network, **fields))
     assert "\n" not in str(raised.value)
 
@@ -150,10 +154,10 @@ def test_weights_that_cannot_be_loaded_are_reported(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(NetworkError) as raised:
         check_exists(spec_of("timm/resnet18"), pretrained=True)
-    words = (
+    message = (
         "pretrained: timm must be able to load the pretrained weights of resnet18, but got OSError: no route"
     )
-    assert str(raised.value).startswith(words)
+    assert str(raised.value).startswith(message)
     assert "init_from" in str(raised.value)
     check_exists(spec_of("timm/resnet18"), pretrained=False)
 
@@ -179,7 +183,7 @@ def test_drop_path_sets_the_highest_drop_rate() -> None:
 
 @pytest.mark.torch
 def test_drop_path_is_zero_by_default() -> None:
-    """Of some networks timm drops paths by default, and a search would compare that with `drop_path` 0."""
+    """Some networks of timm have drop path by default."""
     from timm.layers.drop import DropPath
 
     def rates(drop_path: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""Networks that run: any size, any channels, no dead parameter, the initialisation, drop path."""
+"""The forward and backward pass at any size, the initialisation, names of parameters, and drop path."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_images_below_16_pixels_are_refused(height: int, width: int) -> None:
             network(torch.empty(2, 3, height, width))
 
 
-# One row for each branch of the code; widths keep them quick.
+# One configuration for each branch of the code, narrow to be fast.
 GRADIENTS: list[dict[str, Any]] = [
     {},
     {"attention": "channel"},
@@ -82,12 +82,12 @@ def test_every_parameter_gets_a_gradient(values: dict[str, Any]) -> None:
     logits_BK = network(images(network.spec.image_size, batch=3))
     assert torch.isfinite(logits_BK).all()
     torch.autograd.backward(nn.functional.cross_entropy(logits_BK, torch.tensor([0, 1, 2])))
-    dead = [
+    without_gradient = [
         name
         for name, parameter in network.named_parameters()
         if parameter.grad is None or not parameter.grad.any() or not torch.isfinite(parameter.grad).all()
     ]
-    assert dead == []
+    assert without_gradient == []
 
 
 @pytest.mark.torch

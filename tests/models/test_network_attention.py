@@ -1,4 +1,4 @@
-"""The attention module's formulas, and its shape at any size."""
+"""The formulas of the attention module, and its output shape at any size."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def test_shape_is_kept_at_any_size(mask: str, height: int, width: int) -> None:
 @pytest.mark.parametrize("learning", ["arl", "nal"])
 def test_mask_and_trunk_are_combined_as_in_the_paper(learning: str, attention: str) -> None:
     module = module_of(attention_learning=learning, attention=attention)
-    seen: dict[str, Tensor] = {}
-    module.trunk.register_forward_hook(lambda _, __, output: seen.update(trunk=output))
-    module.mask.register_forward_hook(lambda _, __, output: seen.update(mask=output))
-    module.post.register_forward_hook(lambda _, args, __: seen.update(combined=args[0]))
+    outputs: dict[str, Tensor] = {}
+    module.trunk.register_forward_hook(lambda _, __, output: outputs.update(trunk=output))
+    module.mask.register_forward_hook(lambda _, __, output: outputs.update(mask=output))
+    module.post.register_forward_hook(lambda _, args, __: outputs.update(combined=args[0]))
     module(features(8, 8))
-    weight_BCHW = 1 + seen["mask"] if learning == "arl" else seen["mask"]
-    torch.testing.assert_close(seen["combined"], weight_BCHW * seen["trunk"])
+    weight_BCHW = 1 + outputs["mask"] if learning == "arl" else outputs["mask"]
+    torch.testing.assert_close(outputs["combined"], weight_BCHW * outputs["trunk"])
 
 
 def masked(mask: Mask, *, trunk_BCHW: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def test_trunk_enters_the_mask_only_as_added_reference(added_reference: bool, sa
 def test_added_reference_changes_the_output_but_not_the_parameters() -> None:
     plain, added = module_of().mask, module_of(added_reference=True).mask
     added.load_state_dict(plain.state_dict())
-    zeros = torch.zeros(2, CHANNELS, 9, 9)  # nothing added at full resolution: the inner levels must differ
+    zeros = torch.zeros(2, CHANNELS, 9, 9)  # adds nothing at full resolution, so the inner levels must differ
     assert not torch.allclose(masked(plain, trunk_BCHW=zeros), masked(added, trunk_BCHW=zeros))
 
 
@@ -111,7 +111,7 @@ def test_local_mask_never_pools() -> None:
 
 
 def test_a_mask_is_upsampled_in_bf16_under_autocast() -> None:
-    """Autocast alone would do it, and all that follows up to the next convolution, in fp32."""
+    """Autocast alone would run it, and all operations up to the next convolution, in fp32."""
     small_BCHW = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     expected_BCHW = interpolate_like(small_BCHW, torch.empty(2, 4, 5, 5))
     with torch.autocast("cpu", dtype=torch.bfloat16):

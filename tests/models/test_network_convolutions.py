@@ -1,4 +1,4 @@
-"""Convolutions of few channels, which a library's kernel gets wrong."""
+"""Strided projections with few channels, for which oneDNN's kernel is wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tune_rescon.models.network import conv
 
 pytestmark = pytest.mark.torch
 
-#: In a process of its own: the library's kernel writes beyond its memory, which ends the process or not.
+#: Runs in a subprocess, because the kernel writes out of bounds, which may crash the process.
 BACKWARD = """
 import sys, torch
 from tune_rescon.models.network import conv
@@ -34,17 +34,17 @@ def test_a_strided_projection_matches_torch(channels: int, side: int, stride: in
     theirs = nn.Conv2d(channels, 2 * channels, 1, stride, bias=False)
     theirs.load_state_dict(ours.state_dict())
     x_BCHW = torch.randn(2, channels, side, side, requires_grad=True)
-    (wanted,) = torch.autograd.grad(theirs(x_BCHW).square().sum(), x_BCHW)
+    (expected,) = torch.autograd.grad(theirs(x_BCHW).square().sum(), x_BCHW)
     (found,) = torch.autograd.grad(ours(x_BCHW).square().sum(), x_BCHW)
     torch.testing.assert_close(ours(x_BCHW), theirs(x_BCHW))
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("channels", "side", "batch"), [(4, 48, 64), (8, 48, 64), (12, 96, 64)])
 def test_a_backward_pass_does_not_crash_the_process(channels: int, side: int, batch: int) -> None:
     command = [sys.executable, "-c", BACKWARD, *map(str, (channels, side, batch))]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_most_projections_are_plain_conv2d() -> None:

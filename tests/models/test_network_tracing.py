@@ -1,4 +1,4 @@
-"""The networks in TorchScript and torch.fx: the same outputs."""
+"""Networks in TorchScript and torch.fx give the same outputs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ pytestmark = [
     pytest.mark.torch,
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
-    # Of torch's own GraphModule, whatever was traced.
+    # A warning about torch's own GraphModule.
     pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't:UserWarning"),
 ]
 
-#: A row for each branch that tracing could lose.
+#: One configuration for each branch that tracing could lose.
 NETWORKS: list[dict[str, Any]] = [
     {"drop_path": 0.5},
     {"attention": "channel", "added_reference": True},
@@ -62,8 +62,8 @@ def test_a_scripted_network_can_be_saved_and_a_traced_one_scripted() -> None:
     file.seek(0)
     loaded: Any = torch.jit.load(file)
     torch.testing.assert_close(output(loaded, 20), output(network, 20))
-    again = torch.jit.script(torch.fx.symbolic_trace(network))
-    torch.testing.assert_close(output(again, 20), output(network, 20))
+    scripted = torch.jit.script(torch.fx.symbolic_trace(network))
+    torch.testing.assert_close(output(scripted, 20), output(network, 20))
 
 
 def test_scripted_and_traced_networks_check_the_image_size() -> None:

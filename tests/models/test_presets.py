@@ -1,4 +1,4 @@
-"""Every network of the table: its parameters and multiply-adds from numbers alone."""
+"""Presets: parameters, multiply-adds, depths and image sizes, computed from the spec."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def spec_of(preset: str, classes: int = 10) -> NetworkSpec:
     return resolve_network(TrialConfig(preset=preset), classes=classes, in_channels=3)
 
 
-# Preset, image size, classes, parameters, multiply-adds: counted from the authors', ResCon's and the port's
-# definitions; cifar_attention452 and the depths 128 and 164 at 224 pixels from this package's own numbers.
+# Preset, image size, classes, parameters, multiply-adds. They are counted from the definitions of the
+# authors, ResCon and the port; those of cifar_attention452 and the depths 128 and 164 come from this package.
 TABLE = [
     ("attention56", 224, 1000, 31_810_728, 6_270_836_736),
     ("attention56", 224, 10, 29_782_218, 6_268_809_216),

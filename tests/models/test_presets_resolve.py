@@ -1,4 +1,4 @@
-"""From a trial's configuration to a spec: defaults, combinations, and the errors for the others."""
+"""A trial's configuration is resolved to a spec: defaults, combinations, and errors."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_auto_layout_follows_the_image_size(image_size: int | None, layout: str)
 )
 def test_a_preset_equals_its_layout_and_depth(preset: str) -> None:
     numbers = PRESETS[preset]
-    by_hand = resolve(layout=numbers.layout, depth=numbers.depth, added_reference=numbers.added_reference)
-    assert resolve(preset=preset) == by_hand
+    expected = resolve(layout=numbers.layout, depth=numbers.depth, added_reference=numbers.added_reference)
+    assert resolve(preset=preset) == expected
 
 
 def test_a_preset_can_be_varied_by_other_fields() -> None:
@@ -56,7 +56,7 @@ def test_a_preset_can_be_varied_by_other_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "messages"),
     [
         ({"depth": 156}, ["2 + 3 x units", "56, 92, 128, 164, 236, 452", "got 156", "nearest is 164"]),
         ({"depth": 156, "image_size": 224}, ["56, 92, 128, 164", "nearest is 164"]),
@@ -75,11 +75,11 @@ def test_a_preset_can_be_varied_by_other_fields() -> None:
         ({"layout": "port448", "depth": 107, "image_size": 32}, ["at least 33 pixels", "got 32"]),
     ],
 )
-def test_an_invalid_combination_is_refused(values: dict[str, Any], words: list[str]) -> None:
+def test_an_invalid_combination_is_refused(values: dict[str, Any], messages: list[str]) -> None:
     with pytest.raises(NetworkError) as caught:
         resolve(**values)
-    for word in words:
-        assert word in str(caught.value)
+    for message in messages:
+        assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(("classes", "in_channels", "name"), [(0, 3, "classes"), (10, 0, "in_channels")])
@@ -147,12 +147,12 @@ def test_width_keeps_resnext_groups_whole(width: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "word"), [({"drop_path": None}, "missing drop_path"), ({"colour": 1}, "unknown colour")]
+    ("change", "message"), [({"drop_path": None}, "missing drop_path"), ({"colour": 1}, "unknown colour")]
 )
-def test_an_invalid_spec_names_the_field(change: dict[str, Any], word: str) -> None:
+def test_an_invalid_spec_names_the_field(change: dict[str, Any], message: str) -> None:
     values = {**resolve().to_dict(), **change}
     values = {name: value for name, value in values.items() if value is not None}
-    with pytest.raises(NetworkError, match=word):
+    with pytest.raises(NetworkError, match=message):
         NetworkSpec.from_dict(values)
 
 
@@ -162,5 +162,5 @@ def test_parameter_counts_need_no_torch() -> None:
         "spec = models.resolve_network(TrialConfig(), classes=10, in_channels=3);"
         "print(models.count_params_and_macs(spec).parameters, 'torch' in sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["1030362", "False"]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["1030362", "False"]

@@ -1,4 +1,4 @@
-"""ResCon's and the port's checkpoints: reference logits, how they come wrapped, and what is refused."""
+"""ResCon's and the port's checkpoints: reference logits, wrapped state dicts, and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ StateDict = dict[str, Tensor]
 
 
 def fixture_value(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weight the reference logits were computed with: a rule of key and shape."""
+    """Return the weight with which the reference logits were computed, from its key and shape."""
     generator = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape)
@@ -57,15 +57,15 @@ def test_logits_match_rescon(name: str, batch: int, size: int, shared: Path) -> 
 
 @pytest.fixture(scope="module")
 def checkpoint() -> StateDict:
-    """Attention-92 for 32x32 under ResCon's names, dead weights and all; 7 classes, 2 channels."""
-    return their_checkpoint("rescon_attention92_32")
+    """Attention-92 for 32x32 with ResCon's names, including unused weights; 7 classes, 2 channels."""
+    return rescon_checkpoint("rescon_attention92_32")
 
 
-def their_checkpoint(preset: str) -> StateDict:
+def rescon_checkpoint(preset: str) -> StateDict:
     spec = resolve_network(TrialConfig(preset=preset), classes=7, in_channels=2)
     torch.manual_seed(3)
-    own = build_network(preset, num_classes=7, in_channels=2).state_dict()
-    weights = {theirs: own[ours] for theirs, ours in rescon_names(spec).items()}
+    state = build_network(preset, num_classes=7, in_channels=2).state_dict()
+    weights = {theirs: state[ours] for theirs, ours in rescon_names(spec).items()}
     dead = {key.replace("conv3", "conv4") for key in weights if key.endswith(".conv3.weight")}
     return weights | {key: torch.ones(1) for key in dead - weights.keys()}
 
@@ -73,7 +73,7 @@ def their_checkpoint(preset: str) -> StateDict:
 @pytest.mark.torch
 @pytest.mark.parametrize("preset", RESCON_PRESETS)
 def test_the_preset_is_recognised_from_a_checkpoint(preset: str) -> None:
-    weights = their_checkpoint(preset)
+    weights = rescon_checkpoint(preset)
     network = load_rescon(weights)
     assert network.spec == resolve_network(TrialConfig(preset=preset), classes=7, in_channels=2)
     assert network.spec.added_reference
@@ -119,7 +119,7 @@ WRAPPINGS: dict[str, Callable[[StateDict], dict[str, Any]]] = {
     "no counters": lambda weights: {
         k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")
     },
-    "no dead weights": lambda weights: {
+    "no unused weights": lambda weights: {
         key: value
         for key, value in weights.items()
         if not (key.endswith("conv4.weight") and value.numel() == 1)
@@ -135,22 +135,22 @@ def test_a_wrapped_state_dict_is_unwrapped(wrapping: str, checkpoint: StateDict)
     assert network.spec.layout == "rescon"
 
 
-def _module(weights: StateDict) -> torch.nn.Module:
-    """One whose state dict has these names."""
+def module_with_state(weights: StateDict) -> torch.nn.Module:
+    """Return a module whose state dict has these weights."""
     root = torch.nn.Module()
     for name, tensor in weights.items():
         *path, last = name.split(".")
-        place = root
+        module = root
         for part in path:
-            if part not in dict(place.named_children()):
-                place.add_module(part, torch.nn.Module())
-            place = place.get_submodule(part)
-        place.register_buffer(last, tensor)
+            if part not in dict(module.named_children()):
+                module.add_module(part, torch.nn.Module())
+            module = module.get_submodule(part)
+        module.register_buffer(last, tensor)
     return root
 
 
-#: What training scripts save, and holds one network.
-HOLDERS: dict[str, Callable[[StateDict], Any]] = {
+#: Files of training scripts that contain one network.
+CONTAINERS: dict[str, Callable[[StateDict], Any]] = {
     "net": lambda weights: {"net": weights, "acc": 91.5, "epoch": 3},
     "model_state_dict": lambda weights: {
         "epoch": 3,
@@ -158,22 +158,22 @@ HOLDERS: dict[str, Callable[[StateDict], Any]] = {
         "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
     },
     "nested": lambda weights: {"trainer": {"model": {"module": weights}}, "loss": {"weight": torch.ones(3)}},
-    "beside tensors": lambda weights: {"mean": torch.ones(3), "net": weights},
-    "a module": _module,
-    "a module inside": lambda weights: {"model": _module(weights)},
+    "other tensors": lambda weights: {"mean": torch.ones(3), "net": weights},
+    "a module": module_with_state,
+    "a module inside": lambda weights: {"model": module_with_state(weights)},
 }
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("holder", HOLDERS)
-def test_a_nested_network_is_found(holder: str, checkpoint: StateDict) -> None:
-    network = load_rescon(HOLDERS[holder](checkpoint))
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_nested_network_is_found(container: str, checkpoint: StateDict) -> None:
+    network = load_rescon(CONTAINERS[container](checkpoint))
     assert torch.equal(network.classifier.weight, checkpoint["fc.weight"])
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (None, "state_dict: must be a state dict, or hold one, but got None, without tensors."),
         ([1], "but got a list, without tensors."),
@@ -186,15 +186,17 @@ def test_a_nested_network_is_found(holder: str, checkpoint: StateDict) -> None:
         (torch.nn.ReLU(), "but got a ReLU, without tensors."),
     ],
 )
-def test_a_file_without_a_network_is_reported(value: Any, said: str) -> None:
+def test_a_file_without_a_network_is_reported(value: Any, message: str) -> None:
     with pytest.raises(NetworkError) as caught:
         load_rescon(value)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.torch
 def test_two_networks_in_one_file_are_refused(checkpoint: StateDict) -> None:
-    prefixed = {f"{who}.{key}": one for who in ("student", "teacher") for key, one in checkpoint.items()}
+    prefixed = {
+        f"{prefix}.{key}": one for prefix in ("student", "teacher") for key, one in checkpoint.items()
+    }
     for value in ({"student": checkpoint, "teacher": checkpoint}, prefixed):
         with pytest.raises(NetworkError, match="must hold one network, but got 2, in student, teacher"):
             load_rescon(value)
@@ -209,12 +211,12 @@ def test_missing_and_unexpected_names_are_reported(checkpoint: StateDict) -> Non
     del wrong["residual_block6.bn1.bias"]
     with pytest.raises(NetworkError) as caught:
         load_rescon(wrong)
-    for words in (
+    for part in (
         "nearest: rescon_attention92_32",
         "missing residual_block6.bn1.bias",
         "unexpected fc2.weight",
     ):
-        assert words in str(caught.value)
+        assert part in str(caught.value)
 
 
 @pytest.mark.parametrize("state_dict", [{}, {"layer1.0.conv1.weight": torch.ones(1)}])

@@ -1,4 +1,4 @@
-"""A network's spec: its counts equal those of the network and of the authors' files, layer by layer."""
+"""A network's spec matches the layers of the network and of the authors' files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tune_rescon.models import Layer, build_from_spec, count_params_and_macs, it
 
 KINDS = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", nn.Linear: "linear"}
 
-VARIATIONS: list[dict[str, Any]] = [
+CONFIGS: list[dict[str, Any]] = [
     {"preset": "attention56", "image_size": 97},
     {"preset": "attentionnext56", "image_size": 75, "width": 0.5},
     {"preset": "port_attention_448", "image_size": 131},
@@ -30,22 +30,22 @@ VARIATIONS: list[dict[str, Any]] = [
 ]
 
 
-def met_in_order(network: nn.Module, images_BCHW: Tensor) -> list[Layer]:
-    """The layers of a real network in the order its forward pass meets them."""
-    met: list[Layer] = []
+def executed_layers(network: nn.Module, images_BCHW: Tensor) -> list[Layer]:
+    """Return the layers of a network in the order of its forward pass."""
+    layers: list[Layer] = []
 
-    def meet(name: str, module: nn.Module) -> None:
-        module.register_forward_hook(lambda module, _, output: met.append(layer(name, module, output)))
+    def add_hook(name: str, module: nn.Module) -> None:
+        module.register_forward_hook(lambda module, _, output: layers.append(layer(name, module, output)))
 
     for name, module in network.named_modules():
-        if any(isinstance(module, known) for known in KINDS):
-            meet(name, module)
+        if any(isinstance(module, module_type) for module_type in KINDS):
+            add_hook(name, module)
     network(images_BCHW)
-    return met
+    return layers
 
 
 def layer(name: str, module: nn.Module, output: Tensor) -> Layer:
-    (kind,) = (kind for known, kind in KINDS.items() if isinstance(module, known))
+    (kind,) = (kind for module_type, kind in KINDS.items() if isinstance(module, module_type))
     side = output.shape[-1] if output.ndim == 4 else 1
     if isinstance(module, nn.Conv2d):
         assert module.bias is None
@@ -75,21 +75,21 @@ def layer(name: str, module: nn.Module, output: Tensor) -> Layer:
 @pytest.mark.torch
 @pytest.mark.parametrize("preset", preset_parameters())
 def test_the_spec_of_a_preset_lists_the_layers_that_run(preset: str) -> None:
-    assert_the_plan_is_what_runs({"preset": preset})
+    assert_spec_matches_network({"preset": preset})
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("values", VARIATIONS, ids=lambda values: "-".join(map(str, values.values())))
+@pytest.mark.parametrize("values", CONFIGS, ids=lambda values: "-".join(map(str, values.values())))
 def test_the_spec_lists_the_layers_that_run(values: dict[str, Any]) -> None:
-    assert_the_plan_is_what_runs(values)
+    assert_spec_matches_network(values)
 
 
-def assert_the_plan_is_what_runs(values: dict[str, Any]) -> None:
+def assert_spec_matches_network(values: dict[str, Any]) -> None:
     spec = resolve_network(TrialConfig(**values), classes=7, in_channels=2)
     with torch.device("meta"):
         network = build_from_spec(spec)
         images_BCHW = torch.empty(2, 2, spec.image_size, spec.image_size)
-    assert list(iter_layers(spec)) == met_in_order(network, images_BCHW)
+    assert list(iter_layers(spec)) == executed_layers(network, images_BCHW)
     assert count_params_and_macs(spec).parameters == sum(
         parameter.numel() for parameter in network.parameters()
     )

@@ -165,7 +165,7 @@ def find_mistakes(
 
     Raises:
         DataError: The images are not those of the training, or the split has none.
-        NetworkError: The network gives nan instead of probabilities.
+        NetworkError: The network returns nan instead of probabilities.
     """
     if about.dataset != dataset.digest:
         rule = "a network must be evaluated on the images, in the splits, with which it was trained"

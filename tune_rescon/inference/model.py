@@ -207,7 +207,7 @@ def predictions(
         placement: Device and precision of the forward pass.
         top: Maximum number of classes per picture.
         mirrored: Also classify each picture's mirror image, and return the means of the two probabilities.
-        on_unknown: Called with the path of each picture for which the network gives nan instead of
+        on_unknown: Called with the path of each picture for which the network returns nan instead of
             probabilities. Such a picture has no prediction. None: raise the error.
 
     Raises:

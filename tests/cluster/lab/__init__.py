@@ -1,5 +1,5 @@
-"""Machines that are none: hosts in namespaces with a real sshd, and a cloud that lends them.
+"""Simulated machines: hosts in namespaces, each with a real sshd, and a cloud that starts and ends them.
 
-Everything is inside the namespaces of :mod:`tests.cluster.enclosed`: no packet leaves it, and when its first
-process ends, in whatever way, the kernel ends all the others and forgets the mounts and the networks.
+Everything is inside the namespaces of :mod:`tests.cluster.enclosed`: no packet leaves them. When their first
+process ends, the kernel ends all the others and removes the mounts and the networks.
 """

@@ -1,4 +1,4 @@
-"""A cloud: moto's EC2, S3 and IAM on the operator's network, and a real host for each of its machines."""
+"""A simulated cloud: moto's EC2, S3 and IAM on the operator's network, and a host for each instance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import boto3
@@ -18,14 +17,14 @@ import boto3
 from tests.cluster.enclosed import LAB
 from tests.cluster.lab.hosts import KEY, OPERATOR, Host, Network
 
-__all__ = ["CREDENTIALS", "ENDPOINT", "REGION", "Cloud", "Machine", "Moto", "client", "make_bucket", "tags"]
+__all__ = ["CREDENTIALS", "ENDPOINT", "REGION", "Cloud", "Moto", "client", "make_bucket", "tags"]
 
-#: Where the cloud's interfaces answer: the operator's address.
+#: The endpoint of the cloud's services is at the operator's address.
 _PORT: Final = 5000
 ENDPOINT: Final = f"http://{OPERATOR}:{_PORT}"
 REGION: Final = "us-west-2"
 
-#: What a machine would be given by its profile. moto takes any.
+#: The credentials that an instance would get from its profile. moto accepts any.
 CREDENTIALS: Final[Mapping[str, str]] = {
     "AWS_ENDPOINT_URL": ENDPOINT,
     "AWS_ACCESS_KEY_ID": "testing",
@@ -34,8 +33,8 @@ CREDENTIALS: Final[Mapping[str, str]] = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 
-#: Seconds between two looks at what is to run.
-_TICK: Final = 0.5
+#: Seconds between two reads of the instances' states.
+_POLL_INTERVAL: Final = 0.5
 _TIMEOUT: Final = 60.0
 
 
@@ -51,10 +50,10 @@ def client(service: str) -> Any:
 
 
 class Moto:
-    """moto's server, a process of its own."""
+    """moto's server in a subprocess."""
 
     def __init__(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it answers."""
         with (LAB / "moto.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "moto.server", "--host", OPERATOR, "--port", str(_PORT)],
@@ -62,9 +61,9 @@ class Moto:
                 stdout=log,
                 stderr=log,
             )
-        end = time.monotonic() + _TIMEOUT
+        deadline = time.monotonic() + _TIMEOUT
         while not self._answers():
-            assert time.monotonic() < end, (LAB / "moto.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, (LAB / "moto.log").read_text()[-2000:]
             time.sleep(0.1)
 
     def _answers(self) -> bool:
@@ -75,36 +74,27 @@ class Moto:
             return False
 
     def stop(self) -> None:
-        """Kill it."""
+        """Kill the server."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """An instance, and when its state was seen to change (time.time)."""
-
-    instance: str
-    kind: str
-    host: Host
-    booted: float
-
-
 class Cloud:
-    """Gives each running instance a host at its private address, and takes it away again."""
+    """Starts a host for each running instance at its private address, and stops it with the instance."""
 
     def __init__(self, network: Network) -> None:
-        """Nothing runs yet."""
+        """Store the network; :meth:`start` starts the services."""
         self._network = network
         self._moto: Moto | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hypervisor", daemon=True)
-        self.machines: dict[str, Machine] = {}
-        self.gone: dict[str, float] = {}
-        self.error: BaseException | None = None
+        #: The hosts of all instances so far, by instance id.
+        self.hosts: dict[str, Host] = {}
+        self._terminated: set[str] = set()
+        self._error: BaseException | None = None
 
     def start(self) -> None:
-        """Answer, and begin to give hosts."""
+        """Start the services and the thread that starts and stops hosts."""
         self._moto = Moto()
         iam = client("iam")
         for name in ("tune-rescon-head", "tune-rescon-worker"):
@@ -114,58 +104,60 @@ class Cloud:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take everything back."""
+        """Stop the thread and the services."""
         self._done.set()
         if self._thread.ident is not None:
             self._thread.join(_TIMEOUT)
         if self._moto is not None:
             self._moto.stop()
-        assert self.error is None, self.error
+        assert self._error is None, self._error
 
     def instances(self) -> list[dict[str, Any]]:
-        """All there ever were, as EC2 describes them."""
+        """Return EC2's descriptions of all instances, terminated ones included."""
         pages = client("ec2").describe_instances()["Reservations"]
         return [instance for page in pages for instance in page["Instances"]]
 
     def running(self, node_type: str | None = None) -> list[dict[str, Any]]:
-        """Those that run; of one of Ray's node types."""
+        """Return the running instances, of all node types of Ray or of one."""
         found = [one for one in self.instances() if one["State"]["Name"] == "running"]
         return [one for one in found if node_type is None or tags(one).get("ray-user-node-type") == node_type]
 
+    def head(self) -> Host:
+        """Return the host of the running head."""
+        (instance,) = [one for one in self.running() if tags(one)["ray-node-type"] == "head"]
+        return self.hosts[instance["InstanceId"]]
+
     def reclaim(self, instance: str) -> None:
-        """What happens to a spot machine: its power goes, and EC2 says so."""
-        self.machines[instance].host.cut_power()
+        """Reclaim a spot instance: its host loses power, and EC2 terminates it."""
+        self.hosts[instance].cut_power()
         client("ec2").terminate_instances(InstanceIds=[instance])
 
     def _run(self) -> None:
         try:
-            while not self._done.wait(_TICK):
-                self._look()
+            while not self._done.wait(_POLL_INTERVAL):
+                self._synchronize()
         except BaseException as error:
-            self.error = error
+            self._error = error
             raise
 
-    def _look(self) -> None:
+    def _synchronize(self) -> None:
         for one in self.instances():
             instance, state = one["InstanceId"], one["State"]["Name"]
-            if state == "running" and instance not in self.machines:
-                host = self._network.add(instance[:10], one["PrivateIpAddress"])
-                self.machines[instance] = Machine(
-                    instance=instance, kind=one["InstanceType"], host=host, booted=time.time()
-                )
-            elif state in ("shutting-down", "terminated") and instance not in self.gone:
-                machine = self.machines.get(instance)
-                if machine is not None and machine.host.is_on:
-                    machine.host.cut_power()
-                self.gone[instance] = time.time()
+            if state == "running" and instance not in self.hosts:
+                self.hosts[instance] = self._network.add(instance[:10], one["PrivateIpAddress"])
+            elif state in ("shutting-down", "terminated") and instance not in self._terminated:
+                host = self.hosts.get(instance)
+                if host is not None and host.is_on:
+                    host.cut_power()
+                self._terminated.add(instance)
 
 
 def tags(instance: Mapping[str, Any]) -> dict[str, str]:
-    """An instance's tags."""
+    """Return an instance's tags as a mapping."""
     return {tag["Key"]: tag["Value"] for tag in instance.get("Tags", [])}
 
 
 def make_bucket(name: str) -> None:
-    """In S3."""
-    place = {"LocationConstraint": REGION}
-    client("s3").create_bucket(Bucket=name, CreateBucketConfiguration=place)
+    """Create a bucket in S3."""
+    configuration = {"LocationConstraint": REGION}
+    client("s3").create_bucket(Bucket=name, CreateBucketConfiguration=configuration)

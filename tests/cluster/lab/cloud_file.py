@@ -1,4 +1,4 @@
-"""cluster.yaml for the lab's cloud: a head, and one worker from the start that never leaves by itself."""
+"""cluster.yaml for the lab's cloud: a head and one worker, which is never scaled down."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 from tests.cluster.lab.cloud import client
 from tests.cluster.lab.hosts import KEY
-from tests.cluster.lab.operator import overlaid
+from tests.cluster.lab.operator import write_cluster_file
 
-__all__ = ["one_worker_file"]
+__all__ = ["write_one_worker_file"]
 
 
-def one_worker_file() -> Path:
-    """Write the file, and make the security group that it names. The cloud must answer."""
+def write_one_worker_file() -> Path:
+    """Create a security group in the running cloud, and write the cluster file that names it."""
     (vpc,) = client("ec2").describe_vpcs()["Vpcs"]
-    made = client("ec2").create_security_group(GroupName="mine", Description="mine", VpcId=vpc["VpcId"])
+    group = client("ec2").create_security_group(GroupName="mine", Description="mine", VpcId=vpc["VpcId"])
     names = {
-        "sg-CHANGE": str(made["GroupId"]),
+        "sg-CHANGE": str(group["GroupId"]),
         "CHANGE-head": "tune-rescon-head",
         "CHANGE-worker": "tune-rescon-worker",
         "CHANGE-bucket": "lab",
     }
-    return overlaid("cluster.yaml", names, _smaller)
+    return write_cluster_file("cluster.yaml", names, adapt_to_lab)
 
 
-def _smaller(cluster: dict[str, Any]) -> None:
+def adapt_to_lab(cluster: dict[str, Any]) -> None:
     del cluster["docker"], cluster["initialization_commands"]
     cluster["provider"]["use_internal_ips"] = True
     cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(KEY)}

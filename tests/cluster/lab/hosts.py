@@ -1,4 +1,4 @@
-"""Hosts: a network, process, mount, name and IPC namespace each, with sshd as its first process."""
+"""Hosts: each has a network, process, mount, name and IPC namespace, with sshd as its first process."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.cluster.enclosed import LAB, kept_in_tmp
+from tests.cluster.enclosed import LAB, tmp_bind_mounts
 
 __all__ = ["KEY", "OPERATOR", "Host", "Network"]
 
-#: The operator's own address, on the network that moto gives addresses of.
+#: The operator's address, on the network from which moto assigns addresses.
 OPERATOR: Final = "172.31.255.2"
 _PREFIX: Final = 16
 
-#: The operator's key, which every host lets in.
+#: The operator's ssh key, which every host accepts.
 KEY: Final = LAB / "operator" / "home" / ".ssh" / "id"
 
-#: Every host's home has the same path, as in machines of one image.
+#: The home directory has the same path on every host, as on machines of one image.
 _HOME: Final = LAB / "home"
 
 TIMEOUT: Final = 90.0
 
-#: The first process of a host. It waits for its cable before it listens.
+#: The first process of a host. It waits for its network interface before it listens.
 _INIT: Final = """
 set -eu
 mount --make-rprivate /
@@ -59,24 +59,24 @@ def _ip(*arguments: str) -> None:
 
 
 def _requirements() -> str:
-    """What the setup of the shipped files writes down when it has installed: the image brings it all."""
+    """Return the stamp of an installation by the shipped setup commands, so that they install nothing."""
     files = [Path(name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     return f"{hashlib.sha256(b''.join(files)).hexdigest()}  -\n"
 
 
 @dataclass(kw_only=True)
 class Host:
-    """A machine of one address. Its disk outlives a power cut."""
+    """A machine with one address. Its disk survives a power cut."""
 
     name: str
     address: str
     image: str
-    """Its ~/.bashrc: what a machine image would bring."""
+    """The content of ``~/.bashrc``, which stands for the machine image."""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
     def folder(self) -> Path:
-        """Its disk: ``home`` and ``tmp``."""
+        """The directory of the disk: ``home`` and ``tmp``."""
         return LAB / "hosts" / self.name
 
     def start(self) -> None:
@@ -100,7 +100,7 @@ class Host:
             folder=folder,
             home=_HOME,
             address=self.address,
-            keep=kept_in_tmp(folder / "tmp"),
+            keep=tmp_bind_mounts(folder / "tmp"),
         )
         flags = ["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
         with (folder / "console").open("ab") as console:
@@ -114,52 +114,56 @@ class Host:
         self._wait_for_ssh()
 
     def _plug_in(self, pid: int) -> None:
-        own = Path("/proc/self/ns/net").readlink()
-        end = time.monotonic() + TIMEOUT
-        while Path(f"/proc/{pid}/ns/net").readlink() == own:
-            assert time.monotonic() < end, f"{self.name} has no network of its own"
+        own_namespace = Path("/proc/self/ns/net").readlink()
+        deadline = time.monotonic() + TIMEOUT
+        while Path(f"/proc/{pid}/ns/net").readlink() == own_namespace:
+            assert time.monotonic() < deadline, f"{self.name} has no network of its own"
             time.sleep(0.01)
-        # A machine keeps its network card: the others remember which address it had.
+        # The MAC address stays the same after a restart, because other hosts cache it.
         card = ":".join(["02", "00", *(f"{int(part):02x}" for part in self.address.split("."))])
         peer = ["peer", "name", "eth0", "address", card, "netns", str(pid)]
         _ip("link", "add", self._cable, "type", "veth", *peer)
         _ip("link", "set", self._cable, "master", "br0", "up")
         inside = ["nsenter", "--target", str(pid), "--net", "ip"]
-        for words in ("link set lo up", "link set eth0 up", f"addr add {self.address}/{_PREFIX} dev eth0"):
-            subprocess.run([*inside, *words.split()], check=True)
+        for arguments in (
+            "link set lo up",
+            "link set eth0 up",
+            f"addr add {self.address}/{_PREFIX} dev eth0",
+        ):
+            subprocess.run([*inside, *arguments.split()], check=True)
 
     @property
     def _cable(self) -> str:
         return f"v{self.address.replace('.', '')}"[:15]
 
     def _wait_for_ssh(self) -> None:
-        end = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + TIMEOUT
         while self.run("true", check=False).returncode != 0:
-            assert time.monotonic() < end, (self.folder / "console").read_text()
+            assert time.monotonic() < deadline, (self.folder / "console").read_text()
             time.sleep(0.1)
 
     def cut_power(self) -> None:
-        """SIGKILL its first process; the kernel kills the others, and the cable falls out."""
+        """SIGKILL the first process; the kernel kills the others and removes the network interface."""
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in [*map(int, children), self._process.pid]:
             os.kill(pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
-        # The kernel pulls it as well, but in its own time.
+        # The kernel removes the interface as well, but later.
         subprocess.run(["ip", "link", "del", self._cable], check=False, stderr=subprocess.DEVNULL)
 
     def wipe(self) -> None:
-        """A new disk."""
+        """Delete the disk."""
         shutil.rmtree(self.folder)
 
     @property
     def is_on(self) -> bool:
-        """Whether it has power."""
+        """Whether the host is running."""
         return self._process is not None
 
     def run(self, command: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Over ssh, with its ~/.bashrc, as a person would."""
+        """Run a command over ssh, in a shell that has read ``~/.bashrc``."""
         remote = f"bash --login -c {shlex.quote(f'source ~/.bashrc; {command}')}"
         quiet = (
             "-oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null -oLogLevel=ERROR -oConnectTimeout=5"
@@ -169,17 +173,17 @@ class Host:
 
 
 class Network:
-    """A switch, the operator on it, and the hosts that were plugged in."""
+    """A network bridge with the operator and the hosts."""
 
     def __init__(self, image: Mapping[str, str]) -> None:
-        """Nothing yet; ``image``: variables that every machine's shells have."""
+        """Store ``image``, the environment variables of every host's shells."""
         search = [str(Path(sys.executable).parent), "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
         variables = {"PATH": os.pathsep.join(search), **image}
         self._image = "".join(f"export {key}={shlex.quote(value)}\n" for key, value in variables.items())
         self.hosts: dict[str, Host] = {}
 
     def start(self) -> None:
-        """Lay the cables, and make the operator's key."""
+        """Create the bridge and the operator's ssh key."""
         _ip("link", "add", "br0", "type", "bridge")
         _ip("addr", "add", f"{OPERATOR}/{_PREFIX}", "dev", "br0")
         _ip("link", "set", "br0", "up")
@@ -187,19 +191,19 @@ class Network:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(KEY)], check=True)
 
     def add(self, name: str, address: str) -> Host:
-        """Power a new machine on."""
+        """Start a new host."""
         host = self.hosts[name] = Host(name=name, address=address, image=self._image)
         host.start()
         return host
 
     def stop(self) -> None:
-        """Power all off."""
+        """Stop all hosts and remove the bridge and their files."""
         for host in self.hosts.values():
             if host.is_on:
                 host.cut_power()
         self.hosts.clear()
         _ip("link", "del", "br0")
-        # The next story's operator is another one: no key, no token, no cluster that Ray remembers.
+        # The next scenario starts without a key, a token or a cluster in Ray's state.
         for left in (LAB / "hosts", KEY.parent, KEY.parent.with_name(".ray"), *Path("/tmp").glob("ray*")):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The operator: writes a cluster's file out of a shipped one, and types the commands."""
+"""The operator: writes a cluster file from a shipped one, and runs the commands."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ from tests.cluster.lab.hosts import Host
 
 __all__ = [
     "ROOT",
-    "Clock",
     "JobLog",
-    "command",
+    "PhaseTimer",
+    "cluster_status",
     "open_ports_that_answer",
-    "overlaid",
-    "start",
-    "status",
-    "submitted",
+    "run_command",
+    "start_command",
+    "submit_search",
     "wait_for",
+    "write_cluster_file",
 ]
 
 _T = TypeVar("_T")
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 
-#: Where Ray's job manager writes a job's output, in the head's /tmp.
+#: The log file of a job in the head's ``/tmp``, written by Ray's job manager.
 _LOGS: Final = "ray/session_*/logs/job-driver-{identity}.log"
 
 _EPOCH: Final = re.compile(r"trial_(\d+) epoch (\d+)/\d+:")
 
 
-def overlaid(shipped: str, names: Mapping[str, str], change: Callable[[dict[str, Any]], None]) -> Path:
-    """A cluster's file: a shipped one with its CHANGE names filled in, and then changed."""
+def write_cluster_file(
+    shipped: str, names: Mapping[str, str], change: Callable[[dict[str, Any]], None]
+) -> Path:
+    """Fill in the placeholders of a shipped cluster file, apply ``change`` to it, and write it."""
     text = (ROOT / shipped).read_text()
     for name, value in names.items():
         assert name in text, f"{shipped} has no {name}"
@@ -58,9 +60,9 @@ def overlaid(shipped: str, names: Mapping[str, str], change: Callable[[dict[str,
     return path
 
 
-def command(*arguments: str | Path, check: bool = True, timeout: float = 300) -> str:
-    """``python -m tune_rescon...``, from the top of the checkout; what it said."""
-    # Not in a new session, so that it ends with the namespaces.
+def run_command(*arguments: str | Path, check: bool = True, timeout: float = 300) -> str:
+    """Run ``python -m ...`` in the root of the checkout and return its output."""
+    # The command stays in this session, so that it ends with the namespaces.
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
@@ -79,43 +81,43 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **CREDENTIALS, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
-    """A command that is still running."""
+def start_command(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    """Start ``python -m ...`` and return the running process."""
     argv = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.Popen(argv, cwd=ROOT, env=_environment(), stdin=subprocess.DEVNULL)
 
 
-def submitted(file: Path, *arguments: str) -> str:
-    """Submit a search; its job's identity."""
-    said = command("tune_rescon.cluster", "submit", file, "--no-follow", *arguments)
-    return next(line.split()[1] for line in said.splitlines() if line.startswith("Job "))
+def submit_search(file: Path, *arguments: str) -> str:
+    """Submit a search and return the id of its job."""
+    output = run_command("tune_rescon.cluster", "submit", file, "--no-follow", *arguments)
+    return next(line.split()[1] for line in output.splitlines() if line.startswith("Job "))
 
 
-def status(file: Path) -> dict[str, Any]:
-    """The cluster as its head sees it."""
-    said = command("tune_rescon.cluster", "status", file, "--json")
-    found: dict[str, Any] = json.loads(said[said.index("{") :])
+def cluster_status(file: Path) -> dict[str, Any]:
+    """Return the output of ``status --json``."""
+    output = run_command("tune_rescon.cluster", "status", file, "--json")
+    found: dict[str, Any] = json.loads(output[output.index("{") :])
     return found
 
 
 def wait_for(
-    what: str, look: Callable[[], _T], seconds: float, pause: float = 0.25, *, log: Path | None = None
+    description: str, poll: Callable[[], _T], seconds: float, pause: float = 0.25, *, log: Path | None = None
 ) -> _T:
-    """The first answer that is not false. ``log`` is a file that a failure shows."""
-    end = time.monotonic() + seconds
+    """Poll until a value is truthy and return it. A failure shows the file ``log``."""
+    deadline = time.monotonic() + seconds
     while True:
-        found = look()
+        found = poll()
         if found:
             return found
         shown = log.read_text() if log is not None else ""
-        assert time.monotonic() < end, f"no {what} within {seconds:g} s\n{shown}"
+        assert time.monotonic() < deadline, f"no {description} within {seconds:g} s\n{shown}"
         time.sleep(pause)
 
 
 def open_ports_that_answer(host: Host) -> list[str]:
-    """The requests without a token that some port of a host answers which others can reach, and how.
+    """Return the requests without a token that a public port of a host answers with a 2xx status.
 
-    Ray's ports speak gRPC, refuse with 401, or have nothing at these paths.
+    Ray's ports speak gRPC, answer 401, or have nothing at these paths.
     """
     sockets = host.run("ss -Hltn").stdout.splitlines()
     local = ("127.0.0.1:", "[::1]:", "[::ffff:127.0.0.1]:")
@@ -124,55 +126,55 @@ def open_ports_that_answer(host: Host) -> list[str]:
     urls = [
         f"http://{host.address}:{port}{path}" for port in sorted(ports) for path in ("/metrics", "/api/jobs/")
     ]
-    # All at once: a port that speaks gRPC keeps a request waiting.
-    ask = "curl -s -m 5 -o /dev/null -w '%{{http_code}} {url}\\n' {url} &"
-    said = host.run(" ".join(ask.format(url=url) for url in urls) + " wait").stdout
-    return [line for line in said.splitlines() if line.startswith("2")]
+    # The requests run in parallel, because a gRPC port leaves a request without an answer.
+    curl = "curl -s -m 5 -o /dev/null -w '%{{http_code}} {url}\\n' {url} &"
+    output = host.run(" ".join(curl.format(url=url) for url in urls) + " wait").stdout
+    return [line for line in output.splitlines() if line.startswith("2")]
 
 
 @dataclass(frozen=True)
 class JobLog:
-    """What a search said that runs as a job."""
+    """The output of a search that runs as a job."""
 
     head: Host
     identity: str
 
     def text(self) -> str:
-        """All of it so far."""
+        """Return the output so far."""
         found = sorted((self.head.folder / "tmp").glob(_LOGS.format(identity=self.identity)))
         return found[-1].read_text(errors="replace") if found else ""
 
     def epochs(self) -> list[tuple[int, int]]:
-        """(trial, epoch), in the order of their reports."""
+        """Return the reported (trial, epoch) pairs in order."""
         return [(int(trial), int(epoch)) for trial, epoch in _EPOCH.findall(self.text())]
 
-    def wait_for(self, what: str, look: Callable[[], bool], seconds: float) -> None:
-        """Wait until ``look`` sees it; what the job said otherwise."""
+    def wait_for(self, description: str, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until ``condition`` is true; a failure shows the job's output."""
         try:
-            wait_for(what, look, seconds)
+            wait_for(description, condition, seconds)
         except AssertionError as error:
-            raise AssertionError(f"{error}; the job said:\n{self.text()[-4000:]}") from None
+            raise AssertionError(f"{error}; output of the job:\n{self.text()[-4000:]}") from None
 
-    def wait_for_words(self, words: str, seconds: float) -> None:
-        """Wait until it says them."""
-        self.wait_for(repr(words), lambda: words in self.text(), seconds)
+    def wait_for_text(self, text: str, seconds: float) -> None:
+        """Wait until the output contains ``text``."""
+        self.wait_for(repr(text), lambda: text in self.text(), seconds)
 
     def wait_for_epochs(self, epochs: Collection[tuple[int, int]], seconds: float) -> None:
-        """Wait until all of them, (trial, epoch), are reported."""
+        """Wait until all of these (trial, epoch) pairs are reported."""
         self.wait_for(f"epochs {epochs}", lambda: set(epochs) <= set(self.epochs()), seconds)
 
 
 @dataclass
-class Clock:
-    """Seconds that the phases of a story took."""
+class PhaseTimer:
+    """Durations of the phases of a scenario, in seconds."""
 
     phases: dict[str, float] = field(default_factory=dict)
 
-    def note(self, phase: str, since: float) -> None:
-        """``since``: of time.monotonic."""
+    def record(self, phase: str, since: float) -> None:
+        """Record the seconds since ``since``, a value of ``time.monotonic``."""
         self.phases[phase] = time.monotonic() - since
 
     def table(self, title: str) -> str:
-        """As markdown."""
+        """Return a Markdown table."""
         rows = [f"| {phase} | {seconds:.1f} |" for phase, seconds in self.phases.items()]
         return "\n".join([f"| {title} | seconds |", "|---|---|", *rows])
