@@ -261,7 +261,8 @@ class Scheduler(Section):
     """``auto``: the budget is divided between new trials and finishing the best paused ones, and the first
     rung is chosen by how well the early ranks of this search's trials agree with the later ones. ``asha``: a
     trial continues past a rung if it is among the best there. ``median``: a trial continues past each epoch
-    from ``fidelity.min`` on if it is in the upper half there. ``none``: every trial continues."""
+    from ``fidelity.min`` on if its best value is in the upper half, compared with the averages of the others
+    so far. ``none``: every trial continues."""
     reduction_factor: Annotated[int, Field(ge=2)] = _REDUCTION_FACTOR
     """ASHA: one trial in this many continues past a rung."""
     variant: Literal["stop", "promote"] = "stop"
