@@ -55,11 +55,11 @@ def flags(command: click.Command) -> dict[str, str]:
     }
 
 
-def test_the_flags_are_the_contracts() -> None:
+def test_flags_match_the_contract() -> None:
     assert flags(search) == SEARCH_FLAGS
 
 
-def test_help_names_every_flag_and_ends_well(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_flag_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -73,7 +73,7 @@ def test_without_a_space_the_error_names_the_options(capsys: pytest.CaptureFixtu
     assert said.out == ""
 
 
-def test_a_resumed_search_keeps_its_space(capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_refuses_a_space(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--resume", "s", "--space", "digits"]) == 2
     assert "Leave out --space" in capsys.readouterr().err
 
@@ -86,14 +86,14 @@ def test_a_resumed_search_keeps_its_space(capsys: pytest.CaptureFixture[str]) ->
         ([], "Give --space NAME|FILE with --resume-or-start"),
     ],
 )
-def test_a_command_to_repeat_names_its_search_once_and_its_space(
+def test_resume_or_start_requires_a_space_and_no_other_name(
     given: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--resume-or-start", "a", *given]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_warm_start_names_a_search_of_the_storage(
+def test_warm_start_requires_a_search_of_the_storage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("first", "second"):
@@ -107,9 +107,7 @@ def test_a_warm_start_names_a_search_of_the_storage(
     assert main([*asked, "first"]) == 0
 
 
-def test_a_resumed_search_begins_with_nothing_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_refuses_warm_start_and_init_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "space.yaml").write_text(dump_space(load_space("digits")))
     for flag in ("--warm-start", "--init-from"):
@@ -118,7 +116,7 @@ def test_a_resumed_search_begins_with_nothing_else(
         assert f"a resumed search knows what it began with, but got {flag} first." in said
 
 
-def test_weights_to_begin_with_are_a_fixed_field(capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_from_becomes_a_fixed_field(capsys: pytest.CaptureFixture[str]) -> None:
     whole = "fixed={layout: cifar, image_size: 16}"
     asked = ["--space", "digits", "--dry-run", "--plain", "--set", whole, "--init-from", "a: b #1.ckpt"]
     assert main(asked) == 0
@@ -172,7 +170,7 @@ def _ended_early(folder: Path) -> StudyResult:
     )
 
 
-def test_a_search_that_ended_early_has_failed_though_it_has_a_winner(
+def test_a_search_that_ended_early_exits_with_1_despite_a_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ended(*_: object, on_result: Callable[[StudyResult], object], **__: object) -> StudyResult:
@@ -187,7 +185,7 @@ def test_a_search_that_ended_early_has_failed_though_it_has_a_winner(
     assert "Best: trial_0000" in said
 
 
-def test_the_command_to_resume_can_be_pasted() -> None:
+def test_the_resume_command_is_quoted_for_the_shell() -> None:
     from tune_rescon.reporting import resume_command
 
     options = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y", data_root=Path("/d"))
@@ -199,7 +197,7 @@ def test_the_command_to_resume_can_be_pasted() -> None:
     assert not read["tensorboard"]
 
 
-def test_the_command_to_resume_names_the_same_tracking_store_in_any_directory(
+def test_the_resume_command_has_an_absolute_tracking_uri(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tune_rescon.reporting import resume_command
@@ -209,7 +207,7 @@ def test_the_command_to_resume_names_the_same_tracking_store_in_any_directory(
     assert words[words.index("--tracking-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
 
 
-def test_the_command_to_resume_names_the_variable_of_a_url_with_a_password(
+def test_the_resume_command_uses_a_variable_for_a_url_with_a_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from tune_rescon.reporting import resume_command
@@ -227,7 +225,7 @@ def test_the_command_to_resume_names_the_variable_of_a_url_with_a_password(
 
 
 @pytest.mark.parametrize("name", ["search", "report", "train"])
-def test_the_database_may_be_named_by_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_study_url_can_come_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     command = getattr(importlib.import_module(f"tune_rescon.{name}"), name)
     monkeypatch.setenv("TUNE_RESCON_STUDY", "postgresql://ann@db/studies")
     assert command.make_context(name, []).params["study"] == "postgresql://ann@db/studies"
@@ -252,14 +250,14 @@ def test_no_error_shows_a_password(
     assert "s3cret" not in said
 
 
-def test_a_resumed_search_continues_its_tensorboard_files() -> None:
+def test_the_resume_command_keeps_the_tensorboard_flag() -> None:
     from tune_rescon.reporting import resume_command
 
     assert "--tensorboard" in resume_command(RunOptions(name="s", tensorboard=True)).split()
 
 
 @pytest.mark.timeout(30)  # three interpreters
-def test_as_a_module_it_exits_with_the_same_codes(tmp_path: Path) -> None:
+def test_the_module_exits_with_the_documented_codes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tune_rescon.search"]
     codes = [
         subprocess.run(command + more, cwd=tmp_path, env=dict(os.environ), capture_output=True, check=False)

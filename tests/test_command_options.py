@@ -45,7 +45,7 @@ def options(command: click.Command) -> list[click.Option]:
 
 
 @EACH
-def test_each_option_is_a_variable_and_the_help_says_so(command: click.Command) -> None:
+def test_each_option_has_an_environment_variable_named_in_the_help(command: click.Command) -> None:
     assert isinstance(command, OptionsCommand)
     own = [option for option in options(command) if option.opts[0] not in SHARED]
     assert all(str(option.envvar).startswith("TUNE_RESCON_") for option in own)
@@ -57,7 +57,7 @@ def test_each_option_is_a_variable_and_the_help_says_so(command: click.Command) 
             assert f"[envvar:{option.envvar}]" in "".join(shown.split())
 
 
-def test_no_variable_stands_for_two_things() -> None:
+def test_no_environment_variable_has_two_meanings() -> None:
     own = [
         str(option.envvar)
         for command in every_command()
@@ -81,20 +81,20 @@ def test_no_variable_stands_for_two_things() -> None:
         ("TUNE_RESCON_TRAIN_TRIALS", "7", "trials", None),
     ],
 )
-def test_a_variable_is_read_as_its_option(
+def test_an_environment_variable_sets_its_option(
     variable: str, value: str, parameter: str, read: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert search.make_context("search", []).params[parameter] == read
 
 
-def test_the_command_line_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE_RESCON_SEARCH_TRIALS", "7")
     assert search.make_context("search", ["--trials", "8"]).params["trials"] == 8
 
 
 @EACH
-def test_a_command_with_groups_leaves_no_option_of_its_own_out(command: click.Command) -> None:
+def test_every_option_of_a_command_is_in_a_help_group(command: click.Command) -> None:
     assert isinstance(command, OptionsCommand)
     if not command.groups:
         return
@@ -124,7 +124,7 @@ def speak(plain: bool) -> int:
         (["--quiet", "--plain"], ["error"], True),
     ],
 )
-def test_log_records_are_printed_as_asked(
+def test_verbosity_flags_select_the_log_records_printed(
     arguments: list[str], levels: list[str], plain: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = (logging.getLogger("tune_rescon").level, list(logging.getLogger().handlers))
@@ -136,7 +136,7 @@ def test_log_records_are_printed_as_asked(
     assert (logging.getLogger("tune_rescon").level, list(logging.getLogger().handlers)) == before
 
 
-def test_only_one_of_them_is_given() -> None:
+def test_verbose_and_quiet_cannot_be_combined() -> None:
     with (
         speak.make_context("speak", ["-v", "-q"]) as context,
         pytest.raises(click.UsageError, match="one of -v"),

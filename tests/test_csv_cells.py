@@ -16,7 +16,7 @@ from tune_rescon.csv_cells import csv_cell, csv_line
 @pytest.mark.parametrize(
     "text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "-", "- 1"]
 )
-def test_a_formula_becomes_a_text(text: str) -> None:
+def test_a_formula_is_escaped_as_text(text: str) -> None:
     assert csv_cell(text) == f"'{text}"
     assert next(csv.reader(io.StringIO(csv_line([text]), newline=""))) == [f"'{text}"]
 
@@ -35,7 +35,7 @@ def test_numbers_stay_numbers(number: float) -> None:
 
 
 @given(st.text())
-def test_no_text_begins_as_a_formula_and_all_can_be_read_back(text: str) -> None:
+def test_no_cell_is_a_formula_and_every_text_round_trips(text: str) -> None:
     cell = csv_cell(text)
     assert isinstance(cell, str)
     assert cell.removeprefix("'") == text.removeprefix("'")

@@ -85,7 +85,7 @@ def unnamed(file: str, modules: Iterator[str]) -> list[str]:
 FILES = [str(file.relative_to(PACKAGE)) for file in sorted(PACKAGE.rglob("*.py"))]
 
 
-def test_every_import_is_of_a_distribution_that_is_named() -> None:
+def test_every_import_is_listed_in_pyproject() -> None:
     missing = {file: found for file in FILES if (found := unnamed(file, imported(PACKAGE / file)))}
     assert not missing, "name them in pyproject.toml: in `dependencies`, or in the extra of their part"
 
@@ -100,17 +100,17 @@ def test_every_import_is_of_a_distribution_that_is_named() -> None:
         ("search.py", "nosuchmodule"),
     ],
 )
-def test_what_is_named_for_another_part_is_missed(file: str, module: str) -> None:
+def test_a_dependency_of_another_extra_is_reported_as_missing(file: str, module: str) -> None:
     assert unnamed(file, iter([module, "torch", "PIL"])) == [module]
 
 
-def test_each_part_exists() -> None:
+def test_each_part_and_its_extras_exist() -> None:
     for part, extras in PARTS.items():
         assert (PACKAGE / part).exists()
         assert set(extras) <= set(project())
 
 
-def test_no_release_with_a_known_fault_is_admitted() -> None:
+def test_lower_bounds_exclude_releases_with_known_faults() -> None:
     """The first releases in which the faults are mended."""
     text = PROJECT_FILE.read_text(encoding="utf-8")
     floors = dict(re.findall(r'"([a-z-]+)(?:\[[a-z]+\])?>=([0-9.]+)', text))

@@ -58,7 +58,7 @@ def parsed(words: list[str]) -> click.Context:
     return command.make_context(name, [*arguments])
 
 
-def test_there_are_command_lines_to_check() -> None:
+def test_command_lines_are_found_in_the_documentation() -> None:
     assert len(LINES) > 50
     assert len(list(command_lines(ROOT / "docs/tutorial.md"))) >= 10
 
@@ -82,7 +82,7 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "photos"
 
 
-def test_the_tutorials_searches_would_start(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tutorials_searches_pass_a_dry_run(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert photographs.is_dir()
     searches = [
         words

@@ -59,7 +59,7 @@ def test_importing_it_runs_nothing(
     assert capsys.readouterr().out == ""
 
 
-def test_own_images_are_looked_at(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_images_example_shows_the_dataset(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = load("own_images")
     space = example.make_space(photographs, trials=3, epochs=6)
     assert (space.budget.trials, space.fidelity.max, space.fixed["image_size"]) == (3, 6, 64)
@@ -130,7 +130,7 @@ def test_a_callback_sees_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.torch
 @pytest.mark.nightly
 @pytest.mark.usefixtures("without_ray")
-def test_a_search_is_runs_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_trial_is_logged_as_a_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed: pip install wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -144,7 +144,7 @@ def test_a_search_is_runs_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.torch
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")  # of gradio, about the libraries beside it
-def test_a_page_of_gradio_classifies_a_picture(photographs: Path, checkpoint: Path) -> None:
+def test_the_gradio_page_classifies_an_image(photographs: Path, checkpoint: Path) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install gradio")
     client = importlib.import_module("gradio_client")
     page = load("serve_with_gradio").page(str(checkpoint))
@@ -165,7 +165,7 @@ def test_a_page_of_gradio_classifies_a_picture(photographs: Path, checkpoint: Pa
 
 
 @pytest.mark.torch
-def test_a_training_loop_of_ones_own_learns() -> None:
+def test_the_custom_training_loop_reduces_the_loss() -> None:
     example = load("custom_training_loop")
     module = example.DigitClassifier(width=0.125)
     train, val = example.load_batches(32)

@@ -87,7 +87,7 @@ def _run(script: str, *arguments: str) -> str:
         pytest.param("report --list", "Reading the storage", id="list"),
     ],
 )
-def test_the_first_line_waits_for_nothing_slow(command: str, says: str, picture: Path) -> None:
+def test_no_slow_library_is_imported_before_the_first_output(command: str, says: str, picture: Path) -> None:
     module, *arguments = (str(picture) if word == "PICTURE" else word for word in command.split())
     text, modules = json.loads(_run(FIRST_OUTPUT, module, *arguments))
     assert text.startswith(says)

@@ -64,13 +64,13 @@ BAD: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_input_is_answered_without_an_address(kind: str, tmp_path: Path) -> None:
+def test_bad_input_errors_contain_no_memory_address(kind: str, tmp_path: Path) -> None:
     with pytest.raises((UserError, BadImageError, RemoteError)) as caught:
         BAD[kind](tmp_path)
     assert_no_address(str(caught.value))
 
 
-def test_images_that_are_left_out_are_named_without_one(tmp_path: Path) -> None:
+def test_skipped_images_are_reported_without_a_memory_address(tmp_path: Path) -> None:
     _file(tmp_path, "a.png", b"no image")
     (bad,) = decode_block(tmp_path, ("a.png",), first_row=0, side=16, size=None).bad
     assert_no_address(bad.reason)
@@ -80,7 +80,7 @@ def test_images_that_are_left_out_are_named_without_one(tmp_path: Path) -> None:
     )
 
 
-def test_whatever_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quoted_objects_are_shown_without_a_memory_address(capsys: pytest.CaptureFixture[str]) -> None:
     thing = repr(io.BytesIO())
     assert " at 0x" in thing
     print_line(f"failed: {thing}")

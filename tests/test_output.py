@@ -73,7 +73,7 @@ def run(program: str, how: str, cwd: Path, output: str) -> subprocess.CompletedP
         ),
     ],
 )
-def test_a_command_whose_output_is_not_taken(
+def test_unwritable_output_gives_the_expected_exit_code(
     output: str, code: int, said: bytes, how: str, tmp_path: Path
 ) -> None:
     done = run(PROGRAM, how, tmp_path, output)
@@ -88,7 +88,7 @@ def test_a_search_continues_when_its_output_is_closed(output: str, tmp_path: Pat
     assert (done.returncode, done.stderr) == (0, b"the search ended by itself\n")
 
 
-def test_another_pipe_that_breaks_is_no_reader_that_left() -> None:
+def test_an_unrelated_broken_pipe_error_is_raised() -> None:
     @click.command()
     def talk() -> None:
         raise BrokenPipeError(32, "Broken pipe")
@@ -97,7 +97,7 @@ def test_another_pipe_that_breaks_is_no_reader_that_left() -> None:
         run_command(talk, [], name="talk", what="The talk")
 
 
-def test_a_report_is_cut_off_quietly(tmp_path: Path) -> None:
+def test_a_report_into_a_closed_pipe_exits_quietly(tmp_path: Path) -> None:
     with tarfile.open(Path(__file__).parent / "fixtures" / "old_search.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     command = f"{sys.executable} -m tune_rescon.report old --storage {tmp_path}"

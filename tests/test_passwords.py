@@ -35,7 +35,7 @@ WITHOUT = (
 
 
 @pytest.mark.parametrize(("url", "shown"), WITH.items())
-def test_a_password_is_hidden_wherever_it_stands(url: str, shown: str) -> None:
+def test_a_password_is_hidden_anywhere_in_a_url(url: str, shown: str) -> None:
     assert hide_passwords(url) == shown
     assert hide_passwords(f"no answer from '{url}' (n = 2)") == f"no answer from '{shown}' (n = 2)"
     assert has_password(url)
@@ -55,7 +55,7 @@ def test_a_text_without_a_password_is_not_changed(text: str) -> None:
 @given(
     st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), st.sampled_from(["", ":5432"])
 )
-def test_no_password_of_a_database_gets_through(password: str, port: str) -> None:
+def test_database_passwords_are_always_hidden(password: str, port: str) -> None:
     secret = f"S{password}S"
     url = f"postgresql://ann:{secret}@db{port}/studies"
     assert hide_passwords(f"at {url} now") == f"at postgresql://ann:***@db{port}/studies now"

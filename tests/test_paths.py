@@ -44,7 +44,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
         ("not writable", "No such file or directory"),
     ],
 )
-def test_a_file_is_one_that_can_be_written(place: str, why: str, places: dict[str, Path]) -> None:
+def test_an_unwritable_output_file_is_refused(place: str, why: str, places: dict[str, Path]) -> None:
     before = sorted(places["new"].parent.rglob("*"))
     if why:
         with pytest.raises(
@@ -70,7 +70,7 @@ def test_a_file_is_one_that_can_be_written(place: str, why: str, places: dict[st
         ("not writable", "No such file or directory", "No such file or directory"),
     ],
 )
-def test_a_folder_is_one_that_can_be_written(
+def test_an_unwritable_output_folder_is_refused(
     place: str, anywhere: str, new: str, places: dict[str, Path]
 ) -> None:
     before = sorted(places["new"].parent.rglob("*"))
@@ -127,7 +127,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], str]] = {
 
 @pytest.mark.torch
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_checks_its_path_first(
+def test_a_command_checks_its_output_path_first(
     command: str, places: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main, words, said = COMMANDS[command]
@@ -161,7 +161,7 @@ def test_a_suffix_of_another_format_is_refused(
 @pytest.mark.parametrize(
     ("form", "name"), [("onnx", "a.onnx"), ("onnx", "a"), ("onnx", "a.v2"), ("timm", "a.1")]
 )
-def test_other_suffixes_are_free(
+def test_other_suffixes_are_accepted(
     form: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(["m", "--format", form, "--output", str(tmp_path / name)]) == 2

@@ -20,7 +20,7 @@ def test_the_program_is_installed() -> None:
     assert found.value == "tune_rescon.__main__:main"
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"tune-rescon, version {tune_rescon.__version__}\n"
 
@@ -33,7 +33,7 @@ def test_help_lists_every_command_without_importing_it() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_is_the_module_of_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_command_runs_the_module_of_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     shown = capsys.readouterr().out
     assert importlib.import_module(f"tune_rescon.{name}").main(["--help"]) == 0
@@ -71,5 +71,5 @@ def test_the_shipped_spaces_and_presets_are_listed(capsys: pytest.CaptureFixture
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", importlib.import_module("tune_rescon").__all__)
-def test_the_python_api(name: str) -> None:
+def test_every_public_name_can_be_imported(name: str) -> None:
     assert getattr(tune_rescon, name) is not None

@@ -27,19 +27,19 @@ def package(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
-def test_the_packages_are_all_there() -> None:
+def test_every_package_is_found() -> None:
     rooms = "clusters data finals inference models reporting spaces storage testing tracking training tuning"
     assert {f"tune_rescon.{room}" for room in rooms.split()} <= set(PACKAGES)
 
 
-def test_names_are_sorted_and_there(package: ModuleType) -> None:
+def test_public_names_are_sorted_and_not_empty(package: ModuleType) -> None:
     names = list(package.__all__)
     # As ruff sorts them: constants, classes, the rest.
     assert names == sorted(set(names), key=lambda name: (not name.isupper(), not name[0].isupper(), name))
     assert names, "a package that gives nothing away needs no __init__"
 
 
-def test_each_name_is_public_where_it_lives(package: ModuleType) -> None:
+def test_each_name_is_public_in_its_own_module(package: ModuleType) -> None:
     for name in package.__all__:
         home = getattr(getattr(package, name), "__module__", None)
         if home is not None and home.startswith("tune_rescon."):
@@ -59,6 +59,6 @@ def module(request: pytest.FixtureRequest) -> ModuleType:
     return importlib.import_module(request.param)
 
 
-def test_every_module_lists_its_public_names(module: ModuleType) -> None:
+def test_names_in_all_exist_and_are_unique(module: ModuleType) -> None:
     assert all(hasattr(module, public) for public in module.__all__)
     assert len(set(module.__all__)) == len(module.__all__)

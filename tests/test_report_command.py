@@ -47,7 +47,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_flags_are_the_contracts() -> None:
+def test_flags_match_the_contract() -> None:
     options = [parameter for parameter in report.params if isinstance(parameter, click.Option)]
     assert {
         o.opts[0]: "" if o.is_flag else f"{o.metavar}{'...' if o.multiple else ''}"
@@ -62,7 +62,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(flag in said for flag in REPORT_FLAGS)
 
 
-def test_without_a_form_it_is_the_table_and_where_things_are(
+def test_the_default_report_is_the_table_and_the_files(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["a", "--storage", str(storage)]) == 0
@@ -79,13 +79,13 @@ def test_json_is_one_document(storage: Path, capsys: pytest.CaptureFixture[str])
     assert [other["search"] for other in read["compared"]] == ["a"]
 
 
-def test_csv_is_a_table_of_trials(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_has_one_row_per_trial(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["a", "--storage", str(storage), "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["trial"] for row in rows] == list("01234")
 
 
-def test_markdown_and_a_page(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_markdown_and_html_output(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["a", "--storage", str(storage), "--markdown", "--compare", "b"]) == 0
     assert "## Compared" in capsys.readouterr().out
     assert main(["a", "--storage", str(storage), "--html", str(tmp_path / "a.html")]) == 0
@@ -93,7 +93,7 @@ def test_markdown_and_a_page(storage: Path, tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_the_list_names_every_search(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_every_search_and_its_state(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list", "--storage", str(storage)]) == 0
     said = capsys.readouterr().out
     assert all(state in said for state in ("finished", "interrupted"))
@@ -102,7 +102,7 @@ def test_the_list_names_every_search(storage: Path, capsys: pytest.CaptureFixtur
     assert (read["a"]["state"], read["b"]["state"]) == ("finished", "interrupted")
 
 
-def test_an_empty_storage_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_storage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list", "--storage", str(tmp_path)]) == 0
     assert f"There is no search in {tmp_path} yet." in capsys.readouterr().out
 

@@ -29,7 +29,7 @@ def test_every_preset_is_registered() -> None:
 
 
 @pytest.mark.parametrize("preset", preset_parameters())
-def test_metadata_and_methods(preset: str) -> None:
+def test_metadata_and_methods_match_the_output_shapes(preset: str) -> None:
     """On no device: shapes are all that is asked."""
     with torch.device("meta"):
         network = timm.create_model(f"tune_rescon_{preset}", num_classes=7, in_chans=2).eval()
@@ -53,7 +53,7 @@ def test_metadata_and_methods(preset: str) -> None:
     assert about["architecture"] == f"tune_rescon_{preset}"
 
 
-def test_what_a_network_gives_follows_its_classifier() -> None:
+def test_output_shape_follows_reset_classifier() -> None:
     """Called whole; above each network's head is asked alone, for a deep one takes seconds on no device."""
     with torch.device("meta"):
         network = timm.create_model("tune_rescon_cifar_attention56", num_classes=7).eval()
@@ -66,7 +66,7 @@ def test_what_a_network_gives_follows_its_classifier() -> None:
         assert network(images_BCHW).shape == network.forward_features(images_BCHW).shape
 
 
-def test_classes_are_the_metadatas_unless_given() -> None:
+def test_num_classes_defaults_to_the_metadata() -> None:
     with torch.device("meta"):
         for name, classes in (("tune_rescon_attention56", 1000), ("tune_rescon_cifar_attention56", 10)):
             network = timm.create_model(name)
@@ -74,7 +74,7 @@ def test_classes_are_the_metadatas_unless_given() -> None:
         assert timm.create_model("tune_rescon_cifar_attention56", num_classes=0).num_classes == 0
 
 
-def test_an_unknown_pooling() -> None:
+def test_an_unsupported_pooling_is_refused() -> None:
     with torch.device("meta"):
         network = timm.create_model("tune_rescon_cifar_attention56")
     with pytest.raises(ConfigError, match='global_pool must be "avg", or "" with num_classes=0'):
@@ -83,7 +83,7 @@ def test_an_unknown_pooling() -> None:
         network.reset_classifier(3, "")
 
 
-def test_an_exported_file_is_a_checkpoint_of_timm(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_exported_file_loads_as_a_timm_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     from tune_rescon.training import load_trained
 
     about = load_trained(checkpoint)[1]
@@ -102,7 +102,7 @@ def test_an_exported_file_is_a_checkpoint_of_timm(checkpoint: Path, tmp_path: Pa
         torch.testing.assert_close(theirs(images_BCHW), ours(images_BCHW), rtol=0, atol=0)
 
 
-def test_drop_path_is_the_networks_own() -> None:
+def test_drop_path_rate_and_drop_rate_are_passed_to_the_network() -> None:
     with torch.device("meta"):
         network = timm.create_model("tune_rescon_cifar_attention56", drop_path_rate=0.1, drop_rate=0.5)
     assert (network.spec.drop_path, network.drop_rate) == (0.1, 0.5)

@@ -43,7 +43,7 @@ def create(name: str, **options: Any) -> Any:
     list(zip(NAMES, CHANNELS, REDUCTIONS, MODULES, strict=True)),
 )
 @pytest.mark.parametrize("kind", ["list", "dict", "hook", "fx", "getter"])
-def test_the_table_of_features(
+def test_feature_info_matches_the_feature_maps(
     name: str, channels: list[int], reductions: list[int], modules: list[str], kind: str
 ) -> None:
     with torch.device("meta"):
@@ -56,7 +56,7 @@ def test_the_table_of_features(
 
 
 @pytest.mark.parametrize("kind", ["list", "hook", "fx", "getter"])
-def test_features_are_the_networks_own(kind: str) -> None:
+def test_features_match_forward_intermediates(kind: str) -> None:
     features = create(NAMES[0], features_only=True, feature_cls=kind).eval()
     network = create(NAMES[0]).eval()
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_features_are_the_networks_own(kind: str) -> None:
 
 
 @names
-def test_features_that_are_chosen(name: str) -> None:
+def test_out_indices_select_the_features(name: str) -> None:
     with torch.device("meta"):
         network = timm.create_model(name, features_only=True, out_indices=(1, -2)).eval()
         shapes = [one.shape[1] for one in network(torch.empty(2, 3, 33, 33))]
@@ -73,7 +73,7 @@ def test_features_that_are_chosen(name: str) -> None:
 
 
 @names
-def test_intermediates(name: str) -> None:
+def test_forward_intermediates_follows_timms_conventions(name: str) -> None:
     network = create(name).eval()
     with torch.no_grad():
         last, every = network.forward_intermediates(IMAGES_BCHW)
@@ -91,7 +91,7 @@ def test_intermediates(name: str) -> None:
         network.forward_intermediates(IMAGES_BCHW[..., :9])
 
 
-def test_a_pruned_network_ends_in_the_map_that_is_wanted() -> None:
+def test_a_pruned_network_ends_at_the_requested_layer() -> None:
     network = create(NAMES[0]).eval()
     with torch.no_grad():
         every = network.forward_intermediates(IMAGES_BCHW, intermediates_only=True)
@@ -107,7 +107,7 @@ def test_a_pruned_network_ends_in_the_map_that_is_wanted() -> None:
         assert torch.equal(kept(IMAGES_BCHW), network(IMAGES_BCHW))
 
 
-def test_pruning_takes_what_follows_the_stem() -> None:
+def test_pruning_removes_every_layer_after_the_stem() -> None:
     with torch.device("meta"):
         network = timm.create_model(NAMES[1]).eval()
         network.prune_intermediate_layers([0])
@@ -130,7 +130,7 @@ def _step(network: Any) -> tuple[int, list[Tensor]]:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_gradient_checkpointing_keeps_less_and_changes_nothing(training: bool) -> None:
+def test_gradient_checkpointing_saves_memory_and_changes_no_result(training: bool) -> None:
     plain = create(NAMES[0], drop_path_rate=0.3).train(training)
     ours = copy.deepcopy(plain)
     ours.set_grad_checkpointing(True)
@@ -144,7 +144,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_nothing(training: bool) -
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
-def test_scripted_and_traced() -> None:
+def test_scripted_and_traced_networks_match_the_original() -> None:
     network = create(NAMES[0], num_classes=3).eval()
     features = create(NAMES[0], features_only=True).eval()
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_scripted_and_traced() -> None:
 
 
 @names
-def test_layers_for_their_decay(name: str) -> None:
+def test_layer_decay_groups_follow_the_order_of_layers(name: str) -> None:
     with torch.device("meta"):
         network = timm.create_model(name)
     fine, coarse = (
@@ -175,7 +175,7 @@ def test_layers_for_their_decay(name: str) -> None:
     assert scales == [0.5**power for power in reversed(range(max(fine.values()) + 1))]
 
 
-def test_the_size_of_the_images() -> None:
+def test_img_size_sets_the_image_size() -> None:
     with torch.device("meta"):
         assert create(NAMES[0], img_size=64).spec.image_size == 64
         network = create(NAMES[0], img_size=(48, 64), num_classes=2)

@@ -61,7 +61,7 @@ REPRODUCE = {
 
 
 @pytest.mark.parametrize(("command", "flags"), [(train, TRAIN), (reproduce_command, REPRODUCE)])
-def test_the_flags_are_the_contracts(command: click.Command, flags: dict[str, str]) -> None:
+def test_commands_have_exactly_the_expected_flags(command: click.Command, flags: dict[str, str]) -> None:
     found = {
         option.opts[0]: "" if option.is_flag else option.metavar or option.type.name.upper()
         for option in command.params
@@ -140,7 +140,7 @@ def test_a_dry_run_shows_what_would_be_trained(capsys: pytest.CaptureFixture[str
         assert line in said
 
 
-def test_a_dataset_in_the_home_folder(
+def test_a_quoted_tilde_in_the_dataset_path_is_expanded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A shell leaves a quoted ~ as it is. A search takes it too."""
@@ -164,7 +164,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_trials_of_the_given_numbers_are_trained(
+def test_unfinished_trials_can_be_selected_by_number(
     searched: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """None of them has finished, so that the best cannot be trained."""
@@ -180,7 +180,7 @@ def test_the_trials_of_the_given_numbers_are_trained(
     assert [float(rate) for rate in rates] == [trials[n].parameters["learning_rate"] for n in (3, 1, 3, 1)]
 
 
-def test_the_images_that_the_search_left_out_are_said(
+def test_the_image_limit_of_the_search_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The finals of a search on a part of the images would pass for a training on all of them."""
@@ -208,12 +208,12 @@ def test_a_trial_that_the_search_does_not_have_is_refused(
     assert "--trial: must be the number of a trial of a, but got 4. Its trials are 0 to 3." in said
 
 
-def test_rows_of_two_datasets_have_no_images_in_common(capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_for_rows_of_two_datasets_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(["rescon", "--images", "photos.zip"]) == 2
     assert "--images: rows of one dataset can be given its images" in capsys.readouterr().err
 
 
-def test_without_a_row_they_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_row_all_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(["--plain"]) == 0
     assert "attention92-noise70" in capsys.readouterr().out
     assert reproduce(["attention92-noise71"]) == 2
@@ -221,7 +221,7 @@ def test_without_a_row_they_are_listed(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.timeout(20)  # a study's database
-def test_a_row_that_was_trained_stands_for_no_other_images_or_settings(
+def test_a_trained_row_is_not_reused_with_other_images_or_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its values would be printed as measured with what the command asks for."""

@@ -47,7 +47,7 @@ def faults(page: Page) -> list[str]:
     return [text for text in page.complaints() if text.startswith(("exception:", "console.error", FAILED))]
 
 
-def test_the_trials_are_under_their_search(chromium: Browser, server: MlflowServer) -> None:
+def test_trials_are_nested_under_their_search(chromium: Browser, server: MlflowServer) -> None:
     table = open_runs(chromium, server.uri, trials_of(server.uri, "s"))
     # Its trials are hidden until it is expanded, so they are taken for its children.
     assert table.names() == ["s"]

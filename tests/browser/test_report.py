@@ -82,7 +82,7 @@ def ink(page: Page) -> str:
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_plot_is_drawn_and_nothing_is_complained_of(
+def test_every_plot_is_drawn_without_browser_errors(
     width: int, dark: bool, searched: StudyResult, opened: OpenPage
 ) -> None:
     other = dataclasses.replace(searched, name="other")
@@ -129,7 +129,7 @@ def _one(result: StudyResult) -> StudyResult:
         pytest.param(lambda r: dataclasses.replace(r, state=SearchState.RUNNING), id="running"),
     ],
 )
-def test_whatever_the_search_came_to_its_page_is_whole(
+def test_page_is_complete_for_every_search_outcome(
     change: Callable[[StudyResult], StudyResult], searched: StudyResult, opened: OpenPage
 ) -> None:
     page = opened(change(searched), width=390)
@@ -139,7 +139,7 @@ def test_whatever_the_search_came_to_its_page_is_whole(
     page.close()
 
 
-def test_the_reader_turns_the_light_off(searched: StudyResult, opened: OpenPage) -> None:
+def test_theme_button_switches_to_dark_mode(searched: StudyResult, opened: OpenPage) -> None:
     page = opened(searched)
     before = ink(page)
     page.evaluate("document.getElementById('theme').click()")
@@ -149,7 +149,7 @@ def test_the_reader_turns_the_light_off(searched: StudyResult, opened: OpenPage)
     page.close()
 
 
-def test_a_click_on_a_heading_sorts(searched: StudyResult, opened: OpenPage) -> None:
+def test_clicking_a_heading_sorts_the_table(searched: StudyResult, opened: OpenPage) -> None:
     page = opened(searched)
     numbers = (
         "[...document.querySelectorAll('table.sortable tbody tr')].map(row => +row.cells[0].textContent)"

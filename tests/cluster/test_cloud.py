@@ -87,7 +87,7 @@ def head(cloud: Cloud) -> Host:
     return cloud.machines[instance["InstanceId"]].host
 
 
-def test_up_starts_the_head_and_nothing_else(cloud: Cloud, file: Path, group: str, clock: Clock) -> None:
+def test_up_starts_only_the_head(cloud: Cloud, file: Path, group: str, clock: Clock) -> None:
     before = {one["GroupId"] for one in client("ec2").describe_security_groups()["SecurityGroups"]}
     began = time.monotonic()
     command("tune_rescon.cluster", "up", file, "--yes")
@@ -106,7 +106,7 @@ def test_up_starts_the_head_and_nothing_else(cloud: Cloud, file: Path, group: st
     assert rules == [], "Ray opened the group"
 
 
-def test_a_second_up_leaves_what_runs_alone(cloud: Cloud, file: Path) -> None:
+def test_a_second_up_does_not_restart_the_head(cloud: Cloud, file: Path) -> None:
     store = "pgrep -x gcs_server"
     before = head(cloud).run(store).stdout
     said = command("tune_rescon.cluster", "up", file, "--yes")
@@ -114,7 +114,7 @@ def test_a_second_up_leaves_what_runs_alone(cloud: Cloud, file: Path) -> None:
     assert head(cloud).run(store).stdout == before != ""
 
 
-def test_nothing_answers_outside_but_ssh_and_ray(cloud: Cloud) -> None:
+def test_mlflow_and_dashboard_listen_on_localhost_only(cloud: Cloud) -> None:
     """What is open to whom: the README's paragraph on security."""
     sockets = head(cloud).run("ss -Hltnp").stdout.splitlines()
     open_to_others = {
@@ -132,13 +132,13 @@ def test_no_open_port_answers_without_the_token(cloud: Cloud) -> None:
     assert open_ports_that_answer(head(cloud)) == []
 
 
-def test_the_jobs_want_the_token(cloud: Cloud) -> None:
+def test_jobs_api_requires_the_token(cloud: Cloud) -> None:
     ask = "curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8265/api/jobs/"
     assert head(cloud).run(ask).stdout == "401"
     assert head(cloud).run(f'{ask} -H "Authorization: Bearer $(cat ~/.ray/auth_token)"').stdout == "200"
 
 
-def test_trials_that_wait_bring_spot_workers(
+def test_pending_trials_start_spot_workers(
     cloud: Cloud, file: Path, clock: Clock, story: dict[str, Any]
 ) -> None:
     began = time.monotonic()
@@ -159,7 +159,7 @@ def both(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return workers if len(workers) == 2 else []
 
 
-def test_a_reclaimed_worker_costs_an_epoch(cloud: Cloud, clock: Clock, story: dict[str, Any]) -> None:
+def test_a_reclaimed_worker_costs_at_most_an_epoch(cloud: Cloud, clock: Clock, story: dict[str, Any]) -> None:
     job: JobLog = story["job"]
     job.wait_for_epochs({(0, 2), (1, 2)}, 180)
     first = cloud.running("a10g")[0]["InstanceId"]
@@ -176,7 +176,7 @@ def test_a_reclaimed_worker_costs_an_epoch(cloud: Cloud, clock: Clock, story: di
     assert len(job.epochs()) == len(set(job.epochs()))
 
 
-def test_the_search_ends_whole(file: Path, story: dict[str, Any]) -> None:
+def test_every_trial_finishes_with_every_epoch(file: Path, story: dict[str, Any]) -> None:
     job: JobLog = story["job"]
     job.wait_for_words(f"{TRIALS} of {TRIALS} trials ended", 240)
     wait_for("end of the job", lambda: status(file)["jobs"][-1]["status"] == "SUCCEEDED", 90, pause=2)
@@ -187,7 +187,7 @@ def test_the_search_ends_whole(file: Path, story: dict[str, Any]) -> None:
     assert set(job.epochs()) == {(t, e) for t in range(TRIALS) for e in range(1, EPOCHS + 1)}
 
 
-def test_mlflow_is_seen_through_the_tunnel(file: Path) -> None:
+def test_mlflow_is_reachable_through_the_tunnel(file: Path) -> None:
     tunnel = start("tune_rescon.cluster", "tunnel", file, "--mlflow-port", "5101", "--dashboard-port", "8365")
     try:
         wait_for("MLflow", lambda: answers("http://127.0.0.1:5101/health"), 60)
@@ -210,12 +210,12 @@ def answers(url: str) -> bool:
     return done.returncode == 0
 
 
-def test_workers_with_nothing_to_do_go(cloud: Cloud, clock: Clock, story: dict[str, Any]) -> None:
+def test_idle_workers_are_terminated(cloud: Cloud, clock: Clock, story: dict[str, Any]) -> None:
     wait_for("end of the workers", lambda: not cloud.running("a10g"), 150, pause=1)
     clock.note(f"search ended: to no worker, of which {IDLE} s idle by the file", story["ended"])
 
 
-def test_down_leaves_nothing_that_costs_money(cloud: Cloud, file: Path, clock: Clock) -> None:
+def test_down_terminates_every_machine_and_keeps_the_bucket(cloud: Cloud, file: Path, clock: Clock) -> None:
     began = time.monotonic()
     command("tune_rescon.cluster", "down", file)
     clock.note("down", began)

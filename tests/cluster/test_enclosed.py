@@ -22,7 +22,7 @@ def sleeping() -> bool:
     )
 
 
-def test_who_is_killed_takes_everything_along() -> None:
+def test_killing_the_lab_ends_its_processes_and_network() -> None:
     mounts = Path("/proc/self/mounts").read_text()
     inside = f"sleep {SECONDS} & ip link add br7 type bridge; exec sleep {SECONDS}"
     lab = subprocess.Popen(enclosing(["bash", "-c", inside]))

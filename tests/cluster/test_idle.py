@@ -33,7 +33,7 @@ def head(cloud: Cloud) -> Host:
     return cloud.machines[instance["InstanceId"]].host
 
 
-def test_up_says_that_the_cluster_ends_itself(cloud: Cloud, file: Path, clock: Clock) -> None:
+def test_up_reports_that_the_cluster_ends_itself(cloud: Cloud, file: Path, clock: Clock) -> None:
     began = time.monotonic()
     said = command("tune_rescon.cluster", "up", file, "--yes", "--end-after-idle", str(HOURS))
     clock.note("up: to the head and its worker", began)
@@ -41,7 +41,7 @@ def test_up_says_that_the_cluster_ends_itself(cloud: Cloud, file: Path, clock: C
     assert len(cloud.running()) == 2
 
 
-def test_status_says_when_and_a_job_keeps_the_cluster(cloud: Cloud, file: Path) -> None:
+def test_status_shows_the_idle_limit_and_a_job_keeps_the_cluster(cloud: Cloud, file: Path) -> None:
     machine = head(cloud)
     # A job that uses no worker; this returns at once.
     machine.run(f"ray job submit --address http://127.0.0.1:8265 --no-wait -- sleep {2 * IDLE:g}")
@@ -52,7 +52,7 @@ def test_status_says_when_and_a_job_keeps_the_cluster(cloud: Cloud, file: Path) 
     assert len(cloud.running()) == 2, (machine.folder / "home" / "idle.log").read_text()
 
 
-def test_afterwards_the_worker_ends_first_and_then_the_head(cloud: Cloud, clock: Clock) -> None:
+def test_idle_cluster_ends_the_worker_before_the_head(cloud: Cloud, clock: Clock) -> None:
     machine = head(cloud)
     began = time.monotonic()
     (worker,) = (one["InstanceId"] for one in cloud.running("a10g"))
@@ -65,6 +65,6 @@ def test_afterwards_the_worker_ends_first_and_then_the_head(cloud: Cloud, clock:
     assert {one["State"]["Name"] for one in cloud.instances()} <= {"terminated", "shutting-down"}
 
 
-def test_mlflows_database_is_in_the_bucket() -> None:
+def test_mlflow_database_is_kept_in_the_bucket() -> None:
     kept = {one["Key"] for one in client("s3").list_objects_v2(Bucket="lab")["Contents"]}
     assert any(key.startswith("mlflow/database/") for key in kept), kept

@@ -76,7 +76,7 @@ def test_up_counts_every_worker(file: Path, clock: Clock) -> None:
     assert "2 of 2 workers are there" in said
 
 
-def test_the_dashboard_wants_the_token(hosts: dict[str, Host]) -> None:
+def test_dashboard_requires_the_token(hosts: dict[str, Host]) -> None:
     ask = "curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8265/api/jobs/"
     assert hosts["head"].run(ask).stdout == "401"
     with_token = ask + ' -H "Authorization: Bearer $(cat ~/.ray/auth_token)"'
@@ -98,7 +98,7 @@ def test_a_search_runs_on_the_workers(
     assert [int(hosts[name].run(running).stdout) for name in ("head", "first", "second")] == [0, 1, 1]
 
 
-def test_a_trial_outlives_its_worker(hosts: dict[str, Host], clock: Clock, story: dict[str, Any]) -> None:
+def test_a_trial_resumes_after_power_cut(hosts: dict[str, Host], clock: Clock, story: dict[str, Any]) -> None:
     job: JobLog = story["job"]
     job.wait_for_epochs({(0, 2), (1, 2)}, 300)
     before = {trial: max(e for t, e in job.epochs() if t == trial) for trial in (0, 1)}
@@ -117,7 +117,7 @@ def test_a_trial_outlives_its_worker(hosts: dict[str, Host], clock: Clock, story
 
 
 @pytest.mark.nightly
-def test_a_search_outlives_its_head(
+def test_a_search_resumes_on_a_replaced_head(
     file: Path, hosts: dict[str, Host], clock: Clock, story: dict[str, Any]
 ) -> None:
     cut = time.monotonic()
@@ -137,7 +137,7 @@ def test_a_search_outlives_its_head(
     assert set(done) == {(trial, epoch) for trial in (0, 1) for epoch in range(1, EPOCHS + 1)}
 
 
-def test_the_record_is_whole(file: Path, clock: Clock) -> None:
+def test_every_trial_finishes_and_down_keeps_the_bucket(file: Path, clock: Clock) -> None:
     wait_for("end of the job", lambda: status(file)["jobs"][-1]["status"] == "SUCCEEDED", 480, pause=2)
     said = command("tune_rescon.report", "a", "--storage", STORAGE, "--json")
     found = json.loads(said[said.index("{") :])

@@ -46,7 +46,7 @@ def test_ray_up_works_from_a_fresh_home(cloud: Cloud, file: Path, clock: Clock) 
     assert not (Path.home() / ".ray" / "auth_token").exists(), "the token stays on the cluster"
 
 
-def test_the_head_made_a_token_that_its_jobs_want(cloud: Cloud) -> None:
+def test_the_head_creates_a_token_that_the_jobs_api_requires(cloud: Cloud) -> None:
     assert head(cloud).run("stat -c %a ~/.ray/auth_token").stdout.strip() == "600"
     ask = "curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8265/api/jobs/"
     assert head(cloud).run(ask).stdout == "401"
@@ -72,7 +72,7 @@ def test_no_open_port_of_a_node_answers_without_the_token(cloud: Cloud) -> None:
         assert open_ports_that_answer(host) == []
 
 
-def test_ray_exec_and_ray_down_need_no_token_here_either(cloud: Cloud, file: Path) -> None:
+def test_ray_exec_and_ray_down_need_no_local_token(cloud: Cloud, file: Path) -> None:
     said = command(RAY, "exec", file, "cat ~/.ray/auth_token")
     assert head(cloud).run("cat ~/.ray/auth_token").stdout.strip() in said
     command(RAY, "down", "--yes", file)

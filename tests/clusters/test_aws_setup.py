@@ -79,7 +79,7 @@ class Terminal(StringIO):
 
 @pytest.mark.s3
 @pytest.mark.parametrize("page", PAGES)
-def test_four_commands_word_for_word(
+def test_the_pages_four_commands_configure_start_and_submit(
     page: str,
     account: Path,
     played: Any,
@@ -145,9 +145,7 @@ def asked(method: str, path: str) -> Request:
 
 
 @pytest.mark.s3
-def test_the_workers_may_do_all_that_a_search_and_mlflow_do_in_the_bucket(
-    s3: S3Server, account: Path
-) -> None:
+def test_worker_role_allows_every_bucket_request_of_search_and_mlflow(s3: S3Server, account: Path) -> None:
     # Imported here: it takes seconds.
     from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 

@@ -63,7 +63,7 @@ def plain(loader: Any, node: Any) -> Any:
     return [node.tag, *loader.construct_sequence(node, deep=True)]
 
 
-def test_the_template_follows_cloudformations_rules() -> None:
+def test_the_template_passes_cfn_lint() -> None:
     # With its informational rules, and every warning an error.
     linter = Path(sys.executable).with_name("cfn-lint")
     argv = [str(linter), "--include-checks", "I", "--", str(TEMPLATE)]
@@ -82,7 +82,7 @@ def test_the_bucket_is_private_encrypted_and_kept(stack: Stack) -> None:
     assert bucket["Properties"]["PublicAccessBlockConfiguration"] == dict.fromkeys(blocks, True)
 
 
-def test_the_group_lets_in_ssh_from_the_operator_and_itself(stack: Stack) -> None:
+def test_the_security_group_allows_only_operator_ssh_and_itself(stack: Stack) -> None:
     group = stack["SecurityGroup"]
     (found,) = client("ec2", REGION).describe_security_groups(GroupIds=[group])["SecurityGroups"]
     ssh, within = sorted(found["IpPermissions"], key=lambda rule: str(rule["IpProtocol"]), reverse=True)
@@ -102,7 +102,7 @@ def test_ssh_from_everywhere_is_refused(cidr: str) -> None:
     assert not re.fullmatch(pattern, cidr)
 
 
-def test_a_network_and_a_bucket_that_exist(cloud: None) -> None:
+def test_an_existing_vpc_and_bucket_are_used(cloud: None) -> None:
     del cloud
     ec2 = client("ec2", REGION)
     vpc = ec2.create_vpc(CidrBlock="10.7.0.0/16")["Vpc"]["VpcId"]
@@ -119,7 +119,7 @@ def test_a_network_and_a_bucket_that_exist(cloud: None) -> None:
 
 
 @pytest.mark.filterwarnings(UNKNOWN_TO_MOTO)
-def test_the_spot_role_and_the_budget_are_made_where_asked_for(cloud: None) -> None:
+def test_the_spot_role_and_the_budget_are_created_on_request(cloud: None) -> None:
     del cloud
     with pytest.warns(UserWarning, match="not supported by moto") as warned:
         deploy("asked", REGION, CreateSpotRole="true", BudgetEmail="ann@example.com", BudgetDollars="50")
@@ -137,7 +137,7 @@ def test_the_spot_role_and_the_budget_are_made_where_asked_for(cloud: None) -> N
     assert spot["Properties"] == {"AWSServiceName": "spot.amazonaws.com"}
 
 
-def test_only_ec2_takes_the_roles_and_no_action_is_a_pattern(stack: Stack) -> None:
+def test_only_ec2_assumes_the_roles_and_no_action_has_a_wildcard(stack: Stack) -> None:
     iam = client("iam", REGION)
     for profile in (stack["HeadProfile"], stack["WorkerProfile"]):
         (role,) = iam.get_instance_profile(InstanceProfileName=profile)["InstanceProfile"]["Roles"]
@@ -190,7 +190,7 @@ def calls_of_ray(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> list
     return calls
 
 
-def test_the_head_may_do_all_that_rays_autoscaler_does(
+def test_the_head_role_allows_every_request_of_rays_autoscaler(
     stack: Stack, calls_of_ray: list[tuple[str, list[Request]]]
 ) -> None:
     names = {name for name, _ in calls_of_ray}
@@ -201,7 +201,7 @@ def test_the_head_may_do_all_that_rays_autoscaler_does(
     assert refused == []
 
 
-def test_the_head_may_do_nothing_that_ray_does_not(
+def test_the_head_role_allows_nothing_beyond_rays_requests(
     stack: Stack, calls_of_ray: list[tuple[str, list[Request]]]
 ) -> None:
     requests = [request for _, requests in calls_of_ray for request in requests]
@@ -276,12 +276,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_the_head_may_not(stack: Stack, what: str) -> None:
+def test_forbidden_requests_are_denied_to_head_and_workers(stack: Stack, what: str) -> None:
     assert not allows(stack.head, REFUSED[what])
     assert not allows(stack.worker, REFUSED[what])
 
 
-def test_the_head_passes_the_workers_role_to_ec2_alone(stack: Stack) -> None:
+def test_the_head_passes_only_the_worker_role_and_only_to_ec2(stack: Stack) -> None:
     iam = client("iam", REGION)
     head, worker = (
         iam.get_instance_profile(InstanceProfileName=stack[name])["InstanceProfile"]["Roles"][0]["Arn"]
@@ -293,7 +293,7 @@ def test_the_head_passes_the_workers_role_to_ec2_alone(stack: Stack) -> None:
     assert not allows(stack.head, Request(action="iam:PassRole", resource=worker, context=other))
 
 
-def test_the_workers_have_the_bucket_alone(stack: Stack) -> None:
+def test_worker_role_allows_only_the_bucket(stack: Stack) -> None:
     bucket = f"arn:aws:s3:::{stack['Bucket']}"
     assert {action for one in stack.worker for action in listed(one["Action"])} == {
         "s3:ListBucket",

@@ -32,7 +32,7 @@ def configure(*options: str, stack: str = "one") -> int:
 
 
 @pytest.mark.s3
-def test_a_second_time_it_changes_nothing(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_changes_nothing(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deploy("one", REGION)
     assert configure() == 0
     first = (account / "cluster.yaml").stat()
@@ -53,7 +53,7 @@ def test_another_stack_replaces_the_first(account: Path) -> None:
 
 
 @pytest.mark.s3
-def test_the_files_region_is_asked_where_none_is_configured(
+def test_the_region_of_the_file_is_used_if_none_is_configured(
     account: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deploy("one", ANOTHER_REGION)
@@ -66,7 +66,7 @@ def test_the_files_region_is_asked_where_none_is_configured(
 
 @pytest.mark.s3
 @pytest.mark.usefixtures("account")
-def test_without_the_spot_role_the_command_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_spot_role_shows_the_command_that_creates_it(capsys: pytest.CaptureFixture[str]) -> None:
     deploy("one", REGION)
     assert configure() == 0
     (line,) = [one.strip() for one in capsys.readouterr().out.splitlines() if one.startswith("    aws ")]
@@ -79,7 +79,7 @@ def test_without_the_spot_role_the_command_is_shown(capsys: pytest.CaptureFixtur
 
 @pytest.mark.s3
 @pytest.mark.usefixtures("account")
-def test_an_account_that_cannot_be_asked_for_the_role_is_configured(
+def test_a_failed_spot_role_lookup_does_not_stop_configure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deploy("one", REGION)
@@ -103,7 +103,7 @@ def refused(capsys: pytest.CaptureFixture[str], account: Path, code: int, *optio
 
 
 @pytest.mark.s3
-def test_no_such_stack(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_stack_is_refused(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deploy("two", REGION)
     said = refused(capsys, account, 2)
     assert said.startswith("Error: --stack: must be a stack in us-east-1, but got one. Deploy it with `aws ")
@@ -119,7 +119,7 @@ def test_no_such_stack(account: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ("ROLLBACK_COMPLETE", "Delete it, and deploy it again."),
     ],
 )
-def test_a_stack_that_is_not_complete(
+def test_an_incomplete_stack_is_refused(
     status: str, then: str, account: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     deploy("one", REGION)
@@ -131,7 +131,7 @@ def test_a_stack_that_is_not_complete(
 
 
 @pytest.mark.s3
-def test_a_stack_of_another_template(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stack_with_missing_outputs_is_refused(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
     template = TEMPLATE.read_text().replace("  WorkerProfile: {Value: !Ref WorkerProfile}\n", "")
     cloud = client("cloudformation", REGION)
     address = {"ParameterKey": "SshFrom", "ParameterValue": "10.0.0.0/8"}
@@ -144,7 +144,7 @@ def test_a_stack_of_another_template(account: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.s3
-def test_a_stack_for_another_cluster(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stack_for_another_cluster_is_refused(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deploy("one", REGION, ClusterName="second")
     said = refused(capsys, account, 2)
     assert "cluster_name: must be second, the ClusterName of the stack one, but got tune-rescon." in said
@@ -159,7 +159,7 @@ def test_a_stack_for_another_cluster(account: Path, capsys: pytest.CaptureFixtur
         ({"AWS_PROFILE": "nope"}, "The config profile (nope) could not be found"),
     ],
 )
-def test_no_credentials(
+def test_missing_or_invalid_credentials_are_reported(
     variables: dict[str, str | None],
     why: str,
     account: Path,
@@ -211,7 +211,7 @@ class Refusal(http.server.BaseHTTPRequestHandler):
         ("AccessDenied", 1, "AWS did not give the stack one in us-east-1: An error occurred (AccessDenied)"),
     ],
 )
-def test_an_aws_that_refuses(
+def test_an_aws_error_response_is_reported(
     code: str,
     exit_code: int,
     words: str,
@@ -233,7 +233,7 @@ def test_an_aws_that_refuses(
 
 
 @pytest.mark.s3
-def test_an_aws_that_does_not_answer(
+def test_an_unreachable_aws_is_reported(
     account: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(
 
 
 @pytest.mark.s3
-def test_a_link_and_its_files_mode_stay(account: Path) -> None:
+def test_a_symlink_and_the_mode_of_its_target_are_kept(account: Path) -> None:
     deploy("one", REGION)
     link, real = account / "cluster.yaml", account / "real.yaml"
     link.rename(real)
@@ -270,14 +270,14 @@ def test_a_link_and_its_files_mode_stay(account: Path) -> None:
 
 
 @pytest.mark.parametrize("provider", ["gcp", "local"])
-def test_a_file_for_another_cloud(provider: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_cloud_is_refused(provider: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text(f"provider: {{type: {provider}}}\n")
     assert main(["cluster", "configure", str(path), "--stack", "one"]) == 2
     assert f"provider.type: must be a file for AWS, but got {provider}." in capsys.readouterr().err
 
 
-def test_no_region_anywhere(
+def test_a_missing_region_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
@@ -288,7 +288,7 @@ def test_no_region_anywhere(
     assert f"{path}: provider.region: must be there." in capsys.readouterr().err
 
 
-def test_without_boto3(
+def test_missing_boto3_is_reported_with_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
@@ -301,7 +301,7 @@ def test_without_boto3(
 # What is written, and where.
 
 
-def test_five_values_change_and_nothing_else() -> None:
+def test_only_the_five_marked_values_change() -> None:
     filled, changes = fill_in(SHIPPED, OUTPUTS, where="cluster.yaml")
     lines = list(zip(SHIPPED.splitlines(), filled.splitlines(), strict=True))
     changed = [number for number, (old, new) in enumerate(lines, start=1) if old != new]
@@ -342,7 +342,7 @@ head_setup_commands:
 """
 
 
-def test_a_file_in_another_style() -> None:
+def test_a_file_in_another_yaml_style_is_filled_in() -> None:
     filled, changes = fill_in(OTHER, OUTPUTS, where="")
     assert filled == OTHER.replace('"us-west-2"', "eu-west-1").replace("sg-old", "sg-0123").replace(
         "'old'", "mine-WorkerProfile-B2"
@@ -350,7 +350,7 @@ def test_a_file_in_another_style() -> None:
     assert [change.line for change in changes] == [2, 8, 10, 12, 12, 14, 17]
 
 
-def test_line_ends_and_letters_of_other_languages_stay() -> None:
+def test_line_endings_and_non_ascii_text_are_kept() -> None:
     text = ("# größer 🐜\n" + SHIPPED).replace("\n", "\r\n")
     filled, _ = fill_in(text, OUTPUTS, where="")
     assert filled.replace("\r\n", "\n") == "# größer 🐜\n" + fill_in(SHIPPED, OUTPUTS, where="")[0]
@@ -391,7 +391,7 @@ LACKING = {
 
 
 @pytest.mark.parametrize("what", LACKING)
-def test_a_file_without_the_marked_lines(what: str) -> None:
+def test_a_file_without_the_expected_values_is_refused(what: str) -> None:
     old, new, words = LACKING[what]
     assert SHIPPED.count(old) == 1
     with pytest.raises(ClusterFileError) as refusal:

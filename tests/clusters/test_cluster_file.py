@@ -31,7 +31,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "cluster.yaml"
 
 
-def test_a_clouds(file: Path) -> None:
+def test_a_cloud_cluster_file_is_read(file: Path) -> None:
     file.write_text(AWS)
     read = read_cluster_file(file)
     assert (read.name, read.provider, read.region, read.workers) == ("c", "aws", "us-west-2", 3)
@@ -39,7 +39,7 @@ def test_a_clouds(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("more", "workers"), [("", 2), ("min_workers: 1\n", 1), ("min_workers: 0\n", 0)])
-def test_a_list_of_hosts(file: Path, more: str, workers: int) -> None:
+def test_workers_of_a_host_list_are_counted(file: Path, more: str, workers: int) -> None:
     file.write_text(LOCAL + more)
     assert read_cluster_file(file).workers == workers
 
@@ -59,7 +59,7 @@ def test_a_list_of_hosts(file: Path, more: str, workers: int) -> None:
         ("provider: {type: aws}\navailable_node_types: {a: 3}", "FILE: available_node_types.a: must be a"),
     ],
 )
-def test_a_file_that_is_no_cluster_file_is_reported_in_one_line(file: Path, text: str, said: str) -> None:
+def test_an_invalid_cluster_file_is_reported_in_one_line(file: Path, text: str, said: str) -> None:
     file.write_text(text)
     with pytest.raises(ClusterFileError) as caught:
         read_cluster_file(file)
@@ -67,7 +67,7 @@ def test_a_file_that_is_no_cluster_file_is_reported_in_one_line(file: Path, text
     assert "\n" not in str(caught.value)
 
 
-def test_no_file_and_no_text(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ClusterFileError, match=r"FILE: must be a cluster's file, but got .*No such file"):
         read_cluster_file(tmp_path / "nope.yaml")
     with pytest.raises(ClusterFileError, match="Is a directory"):
@@ -99,7 +99,7 @@ def aliases(levels: int) -> str:
         (f"a: {'9' * 5000}\n", "is not YAML: a value cannot be read: "),
     ],
 )
-def test_what_cannot_be_read_is_a_finding_at_once(tmp_path: Path, text: str, words: str) -> None:
+def test_unreadable_yaml_is_a_finding_and_an_error(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     (finding,) = check_file(path)

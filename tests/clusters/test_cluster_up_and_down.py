@@ -32,7 +32,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
     return found
 
 
-def test_a_new_cluster_is_started_and_counted(
+def test_up_starts_a_new_cluster_and_counts_its_workers(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {
@@ -95,7 +95,7 @@ def test_a_head_without_ray_is_started(played: Any, stands: Stands, file: Path) 
     assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
 
 
-def test_a_head_without_a_status_is_not_touched(
+def test_a_head_of_unknown_status_is_restarted_only_on_request(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The error quotes the command, which has both answers in it.
@@ -111,7 +111,7 @@ def test_a_head_without_a_status_is_not_touched(
     assert played.ran_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
 
 
-def test_too_few_workers_are_a_failure_that_says_how_many(
+def test_too_few_workers_are_a_failure_with_their_count(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"get-head-ip": [NO_HEAD], "inspect": [stands(1)]}
@@ -128,13 +128,13 @@ def test_a_head_that_never_answers_is_a_failure(
     assert "The head of lab returned no status: ssh: no route" in said
 
 
-def test_a_start_that_fails_is_a_failure(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_ray_up_is_reported(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     played.answers = {"get-head-ip": [NO_HEAD], "up --log": [Done(code=1)]}
     assert main(["up", str(file), "--yes"]) == 1
     assert f"The command failed: `ray up` of {file} ended with code 1" in capsys.readouterr().err
 
 
-def test_the_token_is_made_once_and_for_its_owner(
+def test_the_token_is_created_once_and_private_to_its_owner(
     played: Any, stands: Stands, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a file that brings this machine's token to the nodes."""
@@ -154,7 +154,7 @@ def test_the_token_is_made_once_and_for_its_owner(
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
-def test_a_cluster_that_makes_its_token_needs_no_local_one(
+def test_a_cluster_that_creates_its_token_needs_no_local_one(
     played: Any, stands: Stands, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
@@ -191,13 +191,13 @@ def test_a_file_with_errors_starts_nothing(
     assert played.ran == []
 
 
-def test_no_question_without_a_terminal(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_up_without_terminal_needs_yes(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["up", str(file)]) == 2
     assert "Give --yes where no terminal can ask." in capsys.readouterr().err
     assert played.ran == []
 
 
-def test_check_takes_several_and_warnings_are_no_error(
+def test_check_accepts_several_files_and_warnings_are_no_error(
     file: Path, found: list[Finding], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found.append(Finding(severity="warning", rule="w", text="may cost", line=3))
@@ -214,13 +214,13 @@ def test_check_reports_a_missing_file(
 
 
 @pytest.mark.parametrize("command", ["up", "submit", "status", "tunnel", "down"])
-def test_a_file_that_is_no_cluster_file_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_reported_in_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "nope.yaml"]) == 2
     said = capsys.readouterr().err
     assert said == "Error: FILE: must be a cluster's file, but got nope.yaml (No such file or directory).\n"
 
 
-def test_down_keeps_mlflows_database_first(
+def test_down_ends_mlflow_before_the_cluster(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=0, output="MLflow has ended\n")]}
@@ -249,7 +249,7 @@ def test_down_ends_a_cluster_whose_head_hangs(
     assert "its last changes may not be kept: `ray` did not end" in capsys.readouterr().out
 
 
-def test_resources_that_a_cloud_may_leave_are_listed(
+def test_down_lists_resources_that_a_cloud_may_keep(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text("cluster_name: c\nprovider: {type: aws, region: us-west-2}\n")

@@ -42,7 +42,7 @@ FLAGS = {
 }
 
 
-def test_the_flags_are_the_contracts() -> None:
+def test_flags_match_the_contract() -> None:
     found = {
         name: {
             option.opts[0]: "" if option.is_flag else option.metavar
@@ -63,13 +63,13 @@ def test_help_names_every_flag(command: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("words", [["nope"], ["up"], ["up", "a", "b"], ["check"], ["mlflow", "--port", "x"]])
-def test_bad_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage_exits_with_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert "Error: " in capsys.readouterr().err
 
 
 @pytest.mark.timeout(20)  # an interpreter
-def test_as_a_module_it_needs_neither_ray_nor_mlflow() -> None:
+def test_the_module_imports_neither_ray_nor_mlflow() -> None:
     script = "import sys, tune_rescon.cluster as c; c.main(['status', 'nope.yaml']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.startswith("Error: FILE: must be a cluster's file")

@@ -56,14 +56,14 @@ JOBS = "--address http://127.0.0.1:8265"
         ),
     ],
 )
-def test_rays_command_lines(command: Command, words: str) -> None:
+def test_ray_command_lines_match(command: Command, words: str) -> None:
     assert command.argv[:4] == (sys.executable, "-P", "-m", "ray.scripts.scripts")
     assert shlex.join(command.argv[4:]) == words
     assert command.env == {"RAY_AUTH_MODE": "token"}
 
 
 @pytest.mark.parametrize("command", [ray_up(LOCAL, restart=True), ray_exec(LOCAL, "w"), ray_down(LOCAL)])
-def test_a_list_of_hosts_has_the_first_autoscaler(command: Command) -> None:
+def test_a_host_list_uses_autoscaler_v1(command: Command) -> None:
     assert command.env == {"RAY_AUTH_MODE": "token", "RAY_UP_enable_autoscaler_v2": "0"}
 
 
@@ -76,7 +76,7 @@ def test_a_list_of_hosts_has_the_first_autoscaler(command: Command) -> None:
         (END_MLFLOW, "python -m tune_rescon.cluster mlflow --end"),
     ],
 )
-def test_lines_for_the_heads_shell(line: str, words: str) -> None:
+def test_command_lines_for_the_head_match(line: str, words: str) -> None:
     assert line == words
 
 
@@ -113,11 +113,11 @@ def test_a_password_is_not_put_on_a_jobs_command_line() -> None:
     assert "TUNE_RESCON_STUDY" in str(caught.value)
 
 
-def test_every_job_has_an_identity_of_its_own() -> None:
+def test_a_submission_id_contains_the_start_time() -> None:
     assert submission_id(None, datetime(2026, 1, 2, 3, 4, 5)) == "search-20260102-030405"
 
 
-def test_a_tunnel_is_open_to_this_machine_only_and_asks_nothing() -> None:
+def test_a_tunnel_listens_on_localhost_and_never_prompts() -> None:
     cluster = replace(AWS, ssh_proxy_command="ssh -W %h:%p bastion")
     command = ssh_tunnel(cluster, "10.0.0.1", {5001: 5000, 8265: 8265}, [Path("/k")])
     words = shlex.join(command.argv)
@@ -128,11 +128,11 @@ def test_a_tunnel_is_open_to_this_machine_only_and_asks_nothing() -> None:
     assert "ProxyCommand=ssh -W %h:%p bastion" in command.argv
 
 
-def test_a_tunnel_without_a_key_leaves_that_to_ssh() -> None:
+def test_a_tunnel_without_a_key_uses_ssh_defaults() -> None:
     assert "IdentitiesOnly=yes" not in ssh_tunnel(AWS, "h", {1: 2}, []).argv
 
 
-def test_keys_are_the_files_or_rays_own(tmp_path: Path) -> None:
+def test_ssh_keys_come_from_the_file_or_from_ray(tmp_path: Path) -> None:
     for name in ("ray-autoscaler_us-west-2.pem", "ray-autoscaler_1_eu-central-1.pem", "id"):
         (tmp_path / name).touch()
     assert find_keys(AWS, tmp_path) == [tmp_path / "ray-autoscaler_us-west-2.pem"]
@@ -149,7 +149,7 @@ def test_captured_output_has_no_carriage_returns() -> None:
     assert done.last_words == "x"
 
 
-def test_nothing_that_a_command_has_started_stays(tmp_path: Path) -> None:
+def test_a_timeout_kills_the_commands_child_processes(tmp_path: Path) -> None:
     script = "sleep 99 & echo $! > pid; wait"
     command = Command(argv=("sh", "-c", f"cd {shlex.quote(str(tmp_path))}; {script}"))
     file = tmp_path / "pid"

@@ -50,7 +50,7 @@ def know_head(folder: Path, state: str) -> None:
 
 
 @pytest.mark.ray
-def test_words_arrive_as_they_were_given(cluster: Path, short_tmp: Path) -> None:
+def test_ray_exec_passes_arguments_unchanged(cluster: Path, short_tmp: Path) -> None:
     read = read_cluster_file(cluster)
     know_head(short_tmp, "terminated")
     assert find_head(read) is None

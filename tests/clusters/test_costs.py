@@ -36,7 +36,7 @@ def test_every_machine_of_a_shipped_file_has_a_price(name: str) -> None:
     assert "Not counted" not in str(most_per_hour(cluster))
 
 
-def test_the_most_is_the_dearest_machines_within_the_limit_of_all(file: Path) -> None:
+def test_highest_cost_takes_the_dearest_machines_within_max_workers(file: Path) -> None:
     file.write_text(AWS)
     words = most_per_hour(read_cluster_file(file))
     # 0.1008 + 55.04 + 3 x 1.212
@@ -47,7 +47,7 @@ def test_the_most_is_the_dearest_machines_within_the_limit_of_all(file: Path) ->
     )
 
 
-def test_a_type_without_a_limit_has_that_of_all(file: Path) -> None:
+def test_a_node_type_without_max_workers_gets_the_clusters_limit(file: Path) -> None:
     file.write_text(AWS.replace("max_workers: 1, ", ""))
     assert "4 x p5.48xlarge 220.16;" in str(most_per_hour(read_cluster_file(file)))
 
@@ -59,5 +59,5 @@ def test_a_machine_without_a_known_price_is_named(file: Path) -> None:
     assert words.endswith("Not counted, because no price is known here: 1 x p9.metal.")
 
 
-def test_machines_of_ones_own_have_no_price() -> None:
+def test_on_premises_machines_have_no_price() -> None:
     assert most_per_hour(read_cluster_file(ROOT / "cluster/local.yaml")) is None

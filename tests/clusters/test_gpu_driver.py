@@ -32,7 +32,7 @@ def oldest() -> int:
     return oldest
 
 
-def test_the_torch_here_is_that_of_the_nodes() -> None:
+def test_installed_torch_is_the_pinned_version() -> None:
     pinned = f"torch=={torch.__version__.partition('+')[0]}"
     assert pinned in (ROOT / "constraints.txt").read_text().splitlines()
 
@@ -47,7 +47,7 @@ def test_googles_images_have_a_driver_that_torch_can_use(oldest: int) -> None:
         assert int(driver[1]) >= oldest
 
 
-def test_amazons_image_is_the_newest_of_a_family_with_a_driver() -> None:
+def test_amazon_image_is_the_latest_with_an_nvidia_driver() -> None:
     """Its name has no version, so it must be the newest one, which has had driver 580 since October 2025."""
     images = {
         kind["node_config"]["ImageId"] for kind in shipped("cluster.yaml")["available_node_types"].values()
@@ -69,6 +69,6 @@ def test_a_container_asks_for_no_newer_driver_than_torch(name: str, oldest: int)
 @pytest.mark.parametrize(
     "name", ["cluster.yaml", "cluster/gcp.yaml", "cluster/local.yaml", "docs/howto/cluster.md"]
 )
-def test_the_oldest_driver_is_named_to_the_user(name: str, oldest: int) -> None:
+def test_files_and_docs_name_the_oldest_supported_driver(name: str, oldest: int) -> None:
     text = " ".join((ROOT / name).read_text().replace("#", " ").split())
     assert re.search(rf"\b{oldest}\b or newer", text)

@@ -42,7 +42,7 @@ def connected(*names: str) -> Look:
     return Look(sessions=frozenset(names))
 
 
-def test_a_cluster_is_due_once_it_was_not_used_for_the_hours() -> None:
+def test_a_cluster_is_due_after_the_given_idle_hours() -> None:
     rule = rule_after((HOUR, BUSY), (1.1 * HOUR, AT_REST))
     assert not rule.is_due(4, 4.9 * HOUR)
     assert rule.is_due(4, 5 * HOUR)
@@ -55,12 +55,12 @@ def test_its_start_counts_as_use() -> None:
     assert rule.is_due(4, 4 * HOUR)
 
 
-def test_it_is_never_due_while_it_is_used() -> None:
+def test_a_cluster_in_use_is_never_due() -> None:
     rule = rule_after((HOUR, BUSY))
     assert not rule.is_due(4, 1000 * HOUR), "a look that is late, as on a machine that was suspended"
 
 
-def test_a_connection_that_lasts_is_use_and_a_short_one_only_delays_the_end() -> None:
+def test_a_long_connection_is_use_and_a_short_one_only_delays_the_end() -> None:
     tunnel = rule_after((5 * HOUR, connected("a")), (5.1 * HOUR, connected("a", "b")), (6 * HOUR, AT_REST))
     assert (tunnel.used, tunnel.by) == (5.1 * HOUR, "an ssh connection")
     # `cluster status` every few minutes, each over a connection of its own.
@@ -71,7 +71,7 @@ def test_a_connection_that_lasts_is_use_and_a_short_one_only_delays_the_end() ->
     assert short.is_due(4, 5.2 * HOUR)
 
 
-def test_what_was_written_and_heard_counts_from_its_own_time() -> None:
+def test_database_writes_and_heartbeats_count_from_their_own_time() -> None:
     rule = rule_after((5 * HOUR, Look(unwritten=2 * HOUR)))
     assert (rule.used, rule.by) == (3 * HOUR, "a change of MLflow's database")
     rule.record_use(4 * HOUR, "a search's heartbeat", 5 * HOUR)
@@ -141,7 +141,7 @@ def test_a_cluster_with_a_job_never_ends(files: IdleFiles) -> None:
     assert last == "end machines at 23.9"
 
 
-def test_a_job_that_comes_while_mlflow_is_copied_keeps_the_cluster(files: IdleFiles) -> None:
+def test_a_job_submitted_while_mlflow_is_copied_keeps_the_cluster(files: IdleFiles) -> None:
     looks = iter([AT_REST] * 41 + [connected("submit")] + [BUSY] * 20)
     day = Day(looks=lambda _: next(looks, AT_REST))
     done = day.watch(files)
@@ -149,12 +149,12 @@ def test_a_job_that_comes_while_mlflow_is_copied_keeps_the_cluster(files: IdleFi
     assert done[-1] == "end machines at 10.0"
 
 
-def test_a_search_whose_heart_beats_keeps_the_cluster(files: IdleFiles) -> None:
+def test_a_search_with_heartbeats_keeps_the_cluster(files: IdleFiles) -> None:
     day = Day(beat=lambda hour: 0.01 if hour < 6 else hour - 6)
     assert day.watch(files) == [*ENDED, "end machines at 10.0"]
 
 
-def test_a_storage_that_cannot_be_read_keeps_the_cluster_and_is_said(files: IdleFiles) -> None:
+def test_an_unreadable_storage_keeps_the_cluster_and_is_reported(files: IdleFiles) -> None:
     said = []
 
     def beat(hour: float) -> float:
@@ -168,12 +168,12 @@ def test_a_storage_that_cannot_be_read_keeps_the_cluster_and_is_said(files: Idle
     assert said[0].endswith("It could not be ended: 503 Slow Down")
 
 
-def test_a_database_that_is_not_kept_keeps_the_cluster(files: IdleFiles) -> None:
+def test_a_failed_database_copy_keeps_the_cluster(files: IdleFiles) -> None:
     done = Day(not_kept_until=4.25).watch(files)
     assert done == ["end MLflow", "start MLflow"] * 3 + [*ENDED, "end machines at 4.3"]
 
 
-def test_an_mlflow_that_has_ended_by_itself_is_started_again(
+def test_an_mlflow_server_that_ended_by_itself_is_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -187,12 +187,12 @@ def test_an_mlflow_that_has_ended_by_itself_is_started_again(
     assert started == [["first"]]
 
 
-def test_machines_that_are_not_ended_are_ended_again(files: IdleFiles) -> None:
+def test_a_refused_termination_is_retried(files: IdleFiles) -> None:
     done = Day(refused_until=4.0 + 25 / 3600).watch(files)
     assert done == [*ENDED, "refused", "refused", "refused", "end machines at 4.0"]
 
 
-def test_new_hours_are_seen_and_none_end_the_watch(files: IdleFiles) -> None:
+def test_changed_hours_are_noticed_and_zero_hours_end_the_watch(files: IdleFiles) -> None:
     def looks(hour: float) -> Look:
         if 3 < hour < 3.2:
             files.write_hours(9)
@@ -231,7 +231,7 @@ def test_only_one_process_watches(files: IdleFiles, monkeypatch: pytest.MonkeyPa
     assert "will not: the process that watches does not run" in state.describe()
 
 
-def test_a_disk_that_takes_nothing_does_not_keep_the_cluster(files: IdleFiles) -> None:
+def test_an_unwritable_disk_does_not_keep_the_cluster(files: IdleFiles) -> None:
     (files.folder / "state.json").mkdir(parents=True)  # a write to it fails
     assert Day().watch(files) == [*ENDED, "end machines at 4.0"]
 
@@ -244,7 +244,7 @@ def test_a_state_of_another_version_is_not_read(files: IdleFiles) -> None:
     assert (state.hours, state.by) == (4, "its start")
 
 
-def test_a_new_container_has_the_hours(files: IdleFiles, tmp_path: Path) -> None:
+def test_the_hours_survive_a_new_container(files: IdleFiles, tmp_path: Path) -> None:
     """The setting is in the folder of the token, which Ray mounts from the machine; the state is not."""
     head = IdleFiles.of_head()
     assert head.setting.parent == Path.home() / ".ray"
@@ -252,7 +252,7 @@ def test_a_new_container_has_the_hours(files: IdleFiles, tmp_path: Path) -> None
     assert Day().watch(again) == [*ENDED, "end machines at 4.0"]
 
 
-def test_status_says_when(capsys: pytest.CaptureFixture[str], stands: Any, played: Any, file: Path) -> None:
+def test_status_shows_end(capsys: pytest.CaptureFixture[str], stands: Any, played: Any, file: Path) -> None:
     at_rest = HeadState(nodes=[], jobs=[], demands=[], mlflow_answers=True)
     idle = IdleState(hours=2.5, used=86400.0, by="job a-1")
     state = HeadState(**{**vars(at_rest), "idle": idle})
@@ -266,7 +266,7 @@ def test_status_says_when(capsys: pytest.CaptureFixture[str], stands: Any, playe
     assert HeadState.parse(stands().output) is not None
 
 
-def test_the_jobs_that_run_or_wait_are_uses() -> None:
+def test_running_and_pending_jobs_count_as_use() -> None:
     answer = [
         {"submission_id": "a-1", "status": "RUNNING"},
         {"submission_id": "a-2", "status": "PENDING"},
@@ -276,7 +276,7 @@ def test_the_jobs_that_run_or_wait_are_uses() -> None:
     assert parse_running(answer) == ["job a-1", "job a-2", "job 02000000"]
 
 
-def test_a_dashboard_that_ends_during_its_answer_is_an_error_of_the_cluster() -> None:
+def test_a_truncated_dashboard_response_is_a_cluster_error() -> None:
     """Any other exception would end the process that watches, and the cluster would be billed for ever."""
     answer = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[{"status"'
     with served_once(answer) as url, pytest.raises(ClusterError, match="Ray's dashboard must answer"):
@@ -284,7 +284,7 @@ def test_a_dashboard_that_ends_during_its_answer_is_an_error_of_the_cluster() ->
 
 
 @pytest.mark.parametrize(("ray_runs", "uses"), [(True, 1), (False, 0)])
-def test_a_ray_that_does_not_answer_is_in_use_and_one_that_ended_is_not(
+def test_an_unresponsive_ray_counts_as_use_and_an_ended_one_does_not(
     ray_runs: bool, uses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> list[str]:
@@ -350,13 +350,13 @@ def test_up_sets_the_hours_on_the_head_before_it_waits_for_workers(
     assert "--hours 0'" in played.ran_with("end-when-idle")[-1]
 
 
-def test_up_without_it_leaves_the_hours_as_they_are(aws: Path, played: Any, stands: Any) -> None:
+def test_up_without_the_option_keeps_the_hours(aws: Path, played: Any, stands: Any) -> None:
     played.answers = {"get-head-ip": [Done(code=1)], "inspect": [stands(0)]}
     assert main(["up", str(aws), "--yes"]) == 0
     assert not played.ran_with("end-when-idle")
 
 
-def test_a_head_that_may_not_end_the_cluster_is_a_failure_that_says_so(
+def test_up_fails_if_the_head_may_not_end_the_cluster(
     aws: Path, played: Any, stands: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused = Done(code=1, output="The command failed: the head must have the right to end the machines\n")
@@ -378,7 +378,7 @@ def test_a_head_that_may_not_end_the_cluster_is_a_failure_that_says_so(
         ("cluster_name: c\nprovider: {type: gcp}\n", "`submit --down`"),
     ],
 )
-def test_a_cluster_that_cannot_be_ended_is_refused_before_anything_is_started(
+def test_end_after_idle_is_refused_before_start_if_unsupported(
     text: str, words: str, file: Path, played: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(text)
@@ -390,6 +390,6 @@ def test_a_cluster_that_cannot_be_ended_is_refused_before_anything_is_started(
 
 
 @pytest.mark.parametrize("hours", ["-1", "nan", "many"])
-def test_hours_that_are_none_are_refused(hours: str, file: Path, played: Any) -> None:
+def test_invalid_hours_are_refused(hours: str, file: Path, played: Any) -> None:
     assert up(file, hours) == 2
     assert played.ran == []

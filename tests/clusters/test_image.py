@@ -89,13 +89,13 @@ def test_large_and_private_files_are_not_in_the_build_context(name: str) -> None
     assert not is_sent(name)
 
 
-def test_the_image_has_the_ray_and_the_python_of_the_files_that_name_it() -> None:
+def test_the_base_image_has_the_installed_ray_version() -> None:
     (base,) = [rest for keyword, rest in instructions() if keyword == "ARG" and rest.startswith("BASE=")]
     assert base == f"BASE=rayproject/ray:{version('ray')}-py311-gpu"
     assert ("FROM", "${BASE}") in instructions()
 
 
-def test_everything_is_installed_with_the_pinned_versions_and_not_by_root() -> None:
+def test_installs_use_pinned_versions_and_do_not_run_as_root() -> None:
     found = instructions()
     first_run = next(number for number, (keyword, _) in enumerate(found) if keyword == "RUN")
     users = [rest for keyword, rest in found if keyword == "USER"]
@@ -118,7 +118,7 @@ def requirements_script() -> str:
 
 
 @pytest.mark.parametrize("extras", ["cluster s3", "cluster gcs"])
-def test_the_listed_requirements_are_the_projects(extras: str, context: Path) -> None:
+def test_the_listed_requirements_match_pyproject(extras: str, context: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", requirements_script()],
         cwd=context,
@@ -135,7 +135,7 @@ def test_the_listed_requirements_are_the_projects(extras: str, context: Path) ->
     assert done.stdout.splitlines() == ["setuptools", *wanted]
 
 
-def test_all_that_is_installed_by_default_is_pinned() -> None:
+def test_every_default_requirement_is_pinned() -> None:
     """Directly: a new requirement without a line in constraints.txt would come in any version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -146,7 +146,7 @@ def test_all_that_is_installed_by_default_is_pinned() -> None:
 
 
 @pytest.mark.timeout(60)  # two interpreters and a build
-def test_the_context_can_be_installed_and_searches_from_there(context: Path, tmp_path: Path) -> None:
+def test_the_build_context_installs_and_runs_a_dry_search(context: Path, tmp_path: Path) -> None:
     """As the last RUN does: without dependencies, which this environment has, and with its setuptools."""
     copy, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(context, copy)
@@ -171,9 +171,7 @@ def test_the_context_can_be_installed_and_searches_from_there(context: Path, tmp
     assert json.loads(done.stdout.splitlines()[-1]) == [0, str(copy / "tune_rescon" / "__init__.py")]
 
 
-def test_the_setup_commands_of_a_cluster_find_its_stamp_and_install_nothing(
-    context: Path, tmp_path: Path
-) -> None:
+def test_setup_commands_find_the_images_stamp_and_install_nothing(context: Path, tmp_path: Path) -> None:
     stamp = next(
         line
         for keyword, rest in instructions()

@@ -25,7 +25,7 @@ def job(status: str, message: str = "") -> tuple[Job, ...]:
     return (Job(id="j-0", status="FAILED"), Job(id="j-1", status=status, message=message))
 
 
-def test_a_search_is_submitted_followed_and_has_succeeded(
+def test_a_submitted_search_is_followed_until_it_succeeds(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"inspect": [stands(jobs=job("SUCCEEDED"))]}
@@ -44,7 +44,7 @@ def test_finals_are_submitted_too(played: Any, stands: Stands, file: Path) -> No
     assert "--from a --top 2" in played.ran[0]
 
 
-def test_a_failed_job_is_a_failure(
+def test_submit_fails_if_the_job_failed(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"inspect": [stands(jobs=job("FAILED", "It ended with code 2."))]}
@@ -63,7 +63,7 @@ def test_the_job_is_not_followed_with_no_follow(
     assert "ray job stop --address http://127.0.0.1:8265 j-1" in said
 
 
-def test_a_search_that_may_have_begun_is_submitted_with_its_space(played: Any, file: Path) -> None:
+def test_resume_or_start_is_submitted_with_the_space(played: Any, file: Path) -> None:
     words = ["submit", str(file), "--resume-or-start", "a", "--no-follow", "--", "--space", "digits"]
     assert main(words) == 0
     assert "--resume-or-start a --space digits" in played.ran[0]
@@ -79,7 +79,7 @@ def test_after_an_interrupt_the_commands_to_follow_and_stop_are_shown(
 
 
 @pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 1), ("STOPPED", 1)])
-def test_the_cluster_ends_with_its_job_if_asked_however_the_job_ended(
+def test_down_ends_the_cluster_whether_the_job_failed_or_not(
     state: str, code: int, played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {
@@ -104,7 +104,7 @@ def test_the_cluster_ends_with_its_job_if_asked_however_the_job_ended(
         ({"job submit": [Done(code=1, output="401\n")]}, 1, ""),
     ],
 )
-def test_the_cluster_stays_where_its_job_was_not_seen_to_end(
+def test_down_keeps_the_cluster_if_the_jobs_end_was_not_seen(
     answers: dict[str, Any],
     code: int,
     words: str,
@@ -118,15 +118,13 @@ def test_the_cluster_stays_where_its_job_was_not_seen_to_end(
     assert not [line for line in played.ran if line.startswith("down")]
 
 
-def test_an_end_that_is_not_waited_for_ends_no_cluster(
-    played: Any, file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_down_with_no_follow_is_refused(played: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", str(file), "--down", "--no-follow"]) == 2
     assert "--down waits for the job's end: leave out --no-follow." in capsys.readouterr().err
     assert played.ran == []
 
 
-def test_a_log_whose_connection_broke_is_shown_again(
+def test_the_log_is_followed_again_after_a_lost_connection(
     played: Any, stands: Stands, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     down = Done(code=1, output="ssh: no route\n")
@@ -136,7 +134,7 @@ def test_a_log_whose_connection_broke_is_shown_again(
     assert "the job continues: its log again" in capsys.readouterr().out
 
 
-def test_a_head_that_is_gone_is_a_failure_that_says_how_to_continue(
+def test_a_lost_head_is_a_failure_that_shows_how_to_follow_the_job(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"inspect": [Done(code=1, output="ssh: no route\n")]}
@@ -146,7 +144,7 @@ def test_a_head_that_is_gone_is_a_failure_that_says_how_to_continue(
     assert "ssh: no route" in said.err
 
 
-def test_a_head_that_takes_no_job_is_a_failure(
+def test_a_rejected_submission_is_reported(
     played: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"job submit": [Done(code=1, output="RuntimeError: 401\nSSH command failed.\n")]}
@@ -165,7 +163,7 @@ def test_a_head_that_takes_no_job_is_a_failure(
         (["--resume", "a b"], "--resume: must be letters, digits"),
     ],
 )
-def test_bad_names(flags: list[str], said: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_names_fail(flags: list[str], said: str, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", str(file), *flags]) == 2
     assert said in capsys.readouterr().err
 
@@ -222,7 +220,7 @@ NODES = {
 }
 
 
-def test_nodes_as_the_dashboard_has_them() -> None:
+def test_nodes_are_parsed_from_the_dashboards_response() -> None:
     head, alive, dead = parse_nodes(NODES)
     assert (head.is_head, head.type, dict(head.resources)) == (True, "head", {})
     assert (alive.name, alive.type, alive.accelerator) == ("10.0.0.3", "worker", "A10G")
@@ -232,7 +230,7 @@ def test_nodes_as_the_dashboard_has_them() -> None:
     assert state.workers == 1
 
 
-def test_jobs_are_those_that_were_submitted_the_newest_first() -> None:
+def test_only_submitted_jobs_are_listed_newest_first() -> None:
     answer = [
         {"submission_id": "a", "status": "FAILED", "start_time": 1, "message": None, "entrypoint": "e"},
         {"submission_id": None, "status": "RUNNING", "start_time": 3},

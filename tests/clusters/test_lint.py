@@ -360,13 +360,13 @@ def test_a_broken_rule_is_an_error(
 
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), WARNINGS)
-def test_a_choice_of_the_owner_is_a_warning(
+def test_a_questionable_choice_is_only_a_warning(
     broken: Broken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
     assert_warning_alone(broken(name, old, new), rule, text)
 
 
-def test_the_sum_of_the_least_is_at_most_the_most(broken: Broken) -> None:
+def test_sum_of_min_workers_must_not_exceed_max_workers(broken: Broken) -> None:
     found = broken("cluster.yaml", "max_workers: 8 ", "max_workers: 1 ")
     assert not told(found, "workers", "error", "")
     found = broken("cluster.yaml", "min_workers: 0\n    max_workers: 8", "min_workers: 9\n    max_workers: 9")
@@ -383,7 +383,7 @@ def test_a_finding_has_its_line(broken: Broken) -> None:
     assert [finding.line for finding in found if finding.rule == "node-config"] == [wanted]
 
 
-def test_one_node_keeps_searches_where_it_likes(broken: Broken) -> None:
+def test_a_single_node_cluster_may_use_local_storage(broken: Broken) -> None:
     found = broken("cluster.yaml", "s3://CHANGE-bucket/tune_rescon", "/runs")
     assert told(found, "storage", "error", "/runs")
     found = broken("cluster.yaml", "max_workers: 8 ", "max_workers: 0 ")
@@ -414,7 +414,7 @@ def test_a_file_of_another_kind_is_reported(tmp_path: Path, text: str, rule: str
     assert told(check_file(path), rule, "error", words), check_file(path)
 
 
-def test_a_token_of_a_user_who_does_not_exist_is_missing(broken: Broken) -> None:
+def test_a_token_path_of_an_unknown_user_is_reported(broken: Broken) -> None:
     found = broken("cluster.yaml", "~/.ray: ./cluster/token", "~/.ray/auth_token: ~no-such-user/token")
     assert told(found, "auth-token", "warning", "names a file that is not there")
 

@@ -141,13 +141,13 @@ def test_a_broken_rule_is_an_error(
 
 
 @pytest.mark.parametrize(("name", "old", "new", "rule", "text"), WARNINGS)
-def test_a_choice_of_the_owner_is_a_warning(
+def test_a_questionable_choice_is_only_a_warning(
     broken: Broken, name: str, old: str, new: str, rule: str, text: str
 ) -> None:
     assert_warning_alone(broken(name, old, new), rule, text)
 
 
-def test_a_script_exports_to_its_later_lines_and_findings_have_its_lines(tmp_path: Path) -> None:
+def test_script_exports_apply_to_later_lines_and_findings_have_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.sh"
     safe = "ray start --head --dashboard-host=127.0.0.1"
     path.write_text(f"#!/bin/bash\n# it's not\nexport RAY_AUTH_MODE=token \\\n  A=1\n{safe}\n")

@@ -114,7 +114,7 @@ def test_the_workers_end_first_and_the_head_last(
     del stack
 
 
-def test_the_stack_gives_the_head_each_right_that_it_needs_and_the_workers_none(
+def test_the_stack_allows_termination_to_the_head_only(
     stack: Stack, calls: list[tuple[str, bool, list[Request]]]
 ) -> None:
     head = start("head")
@@ -130,7 +130,7 @@ def test_the_stack_gives_the_head_each_right_that_it_needs_and_the_workers_none(
             assert not allows(stack.worker, request), request
 
 
-def test_a_worker_that_comes_meanwhile_ends_too(stack: Stack) -> None:
+def test_a_worker_that_starts_during_termination_is_terminated_too(stack: Stack) -> None:
     head = start("head")
     start("worker")
     late = iter([lambda: start("worker")])
@@ -150,7 +150,7 @@ def test_workers_that_do_not_end_keep_the_head(stack: Stack, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("heads", [0, 1, 2])
-def test_a_machine_that_is_not_the_one_head_ends_nothing(stack: Stack, heads: int) -> None:
+def test_only_the_single_head_may_terminate_machines(stack: Stack, heads: int) -> None:
     started = [*(start("head") for _ in range(heads)), start("worker")]
     address = "192.0.2.1" if heads == 1 else described()[started[0]]["PrivateIpAddress"]
     elsewhere = Ec2Machines(NAME, REGION, [address])
@@ -161,7 +161,7 @@ def test_a_machine_that_is_not_the_one_head_ends_nothing(stack: Stack, heads: in
     del stack
 
 
-def test_a_head_without_the_right_is_told_so(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_right_to_terminate_is_reported(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     import botocore.client
 
     head = start("head")
@@ -182,7 +182,7 @@ def test_a_head_without_the_right_is_told_so(stack: Stack, monkeypatch: pytest.M
     del stack
 
 
-def test_the_cluster_is_that_of_the_file_that_ray_wrote_to_the_head(
+def test_the_cluster_is_read_from_rays_bootstrap_config(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = start("head")
@@ -198,7 +198,7 @@ def test_the_cluster_is_that_of_the_file_that_ray_wrote_to_the_head(
     del stack
 
 
-def test_the_hours_are_kept_only_where_the_head_may_end_the_cluster(
+def test_hours_are_saved_only_if_the_head_may_end_the_cluster(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[list[str]] = []

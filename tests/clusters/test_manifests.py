@@ -58,14 +58,14 @@ def parsed(words: list[str]) -> dict[str, Any]:
     return search.make_context("search", words[3:]).params
 
 
-def test_a_rayjob_has_fields_that_kuberay_knows(job: Mapping[str, Any], cluster: Mapping[str, Any]) -> None:
+def test_rayjob_has_only_fields_known_to_kuberay(job: Mapping[str, Any], cluster: Mapping[str, Any]) -> None:
     assert job.keys() <= RAY_JOB
     assert cluster.keys() <= RAY_CLUSTER
     assert cluster["headGroupSpec"].keys() <= HEAD_GROUP
     assert all(group.keys() <= WORKER_GROUP for group in cluster["workerGroupSpecs"])
 
 
-def test_its_pods_are_kubernetes_pods(cluster: Mapping[str, Any]) -> None:
+def test_pods_validate_against_the_kubernetes_schema(cluster: Mapping[str, Any]) -> None:
     """Of the oldest Kubernetes that the file names, and nothing is in them that it would not read."""
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for template in (group["template"] for group in groups):
@@ -76,7 +76,7 @@ def test_its_pods_are_kubernetes_pods(cluster: Mapping[str, Any]) -> None:
             kubernetes_validate.validate(pod, "1.29", strict=True)
 
 
-def test_a_failed_rayjob_is_begun_again_with_a_command_that_resumes(job: Mapping[str, Any]) -> None:
+def test_a_failed_rayjob_is_retried_with_a_command_that_resumes(job: Mapping[str, Any]) -> None:
     options = parsed(shlex.split(job["entrypoint"]))
     assert options["resume_or_start"] == "att92"
     assert options["space_name"] == "att92"
@@ -86,7 +86,7 @@ def test_a_failed_rayjob_is_begun_again_with_a_command_that_resumes(job: Mapping
     assert job["ttlSecondsAfterFinished"] > 0
 
 
-def test_mlflow_runs_beside_the_head_for_the_driver_and_for_a_forwarded_port(
+def test_mlflow_sidecar_serves_the_drivers_tracking_uri_on_localhost(
     job: Mapping[str, Any], cluster: Mapping[str, Any]
 ) -> None:
     from tune_rescon.cluster import cluster as commands
@@ -102,7 +102,7 @@ def test_mlflow_runs_beside_the_head_for_the_driver_and_for_a_forwarded_port(
     assert options["artifacts"].startswith("s3://")
 
 
-def test_trials_are_let_onto_machines_with_gpus(cluster: Mapping[str, Any]) -> None:
+def test_workers_request_and_tolerate_gpu_nodes(cluster: Mapping[str, Any]) -> None:
     for group in cluster["workerGroupSpecs"]:
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
@@ -124,7 +124,7 @@ def test_every_pod_has_the_image_of_the_dockerfile(cluster: Mapping[str, Any]) -
     assert f"FROM rayproject/ray:{tag}" in (ROOT / "Dockerfile").read_text().replace("ARG BASE=", "FROM ")
 
 
-def test_a_lost_machine_of_skypilot_is_replaced_and_the_same_command_is_run() -> None:
+def test_skypilot_recovers_a_lost_machine_with_the_same_command() -> None:
     task = read("sky.yaml")
     resources = task["resources"]
     assert resources["use_spot"] is True
@@ -157,6 +157,6 @@ def test_skypilot_reads_its_task(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "A10G L4 L40S {True}"
 
 
-def test_no_option_of_the_commands_is_misspelt() -> None:
+def test_a_misspelt_option_in_a_manifest_is_detected() -> None:
     with pytest.raises(click.UsageError):
         parsed(["python", "-m", "tune_rescon.search", "--resume-or-begin", "a"])

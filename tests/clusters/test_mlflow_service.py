@@ -113,7 +113,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 @pytest.mark.server
 @pytest.mark.nightly
-def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
+def test_a_killed_or_frozen_server_is_restarted_and_ends_with_supervisor(
     start: Callable[..., Service],
 ) -> None:
     service = start()
@@ -145,7 +145,7 @@ def test_a_server_that_is_killed_or_frozen_comes_back_and_ends_with_its_keeper(
 
 @pytest.mark.nightly
 @pytest.mark.server
-def test_a_new_machine_has_the_kept_database(start: Callable[..., Service], tmp_path: Path) -> None:
+def test_a_new_machine_restores_the_kept_database(start: Callable[..., Service], tmp_path: Path) -> None:
     keep = f"file://{tmp_path / 'bucket'}"
     first = start("first", keep=keep)
     first.wait_for_answer()
@@ -191,7 +191,7 @@ def test_database_and_artifacts_default_to_the_folder() -> None:
     assert argv[argv.index("--allowed-hosts") + 1] == "head:5000"
 
 
-def test_a_second_one_says_so_and_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_supervisor_reports_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "service.pid").write_text("123\n")
     with FileLock(tmp_path / "service.lock"):
         assert main(["mlflow", "--folder", str(tmp_path)]) == 0
@@ -203,7 +203,7 @@ def test_ending_without_a_server_is_no_error(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == "MLflow is not kept running\n"
 
 
-def test_a_database_is_kept_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_keep_with_an_external_database_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mlflow", "--database", "postgresql://h/db", "--keep", "s3://b/m"]) == 2
     assert "--keep is for the folder's SQLite" in capsys.readouterr().err
 
@@ -214,7 +214,7 @@ def test_an_invalid_keep_url_is_reported(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "service.pid").exists()
 
 
-def test_a_damaged_copy_is_not_begun_from(tmp_path: Path) -> None:
+def test_a_damaged_copy_is_not_restored(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "mlflow.db").write_bytes(b"no database" * 100)
     settings = MlflowSettings(folder=tmp_path / "head", keep=str(tmp_path / "kept"))
@@ -222,7 +222,7 @@ def test_a_damaged_copy_is_not_begun_from(tmp_path: Path) -> None:
         supervise_mlflow(settings)
 
 
-def test_while_the_kept_one_cannot_be_read_nothing_is_begun(
+def test_no_server_starts_while_the_kept_database_is_unreadable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ending = threading.Event()
@@ -254,7 +254,7 @@ signal.sigwait([signal.SIGTERM])
 """
 
 
-def test_a_last_copy_that_is_not_complete_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_incomplete_last_copy_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
     argv = [sys.executable, "-c", block + KEEPER, str(tmp_path)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as keeper:
@@ -268,7 +268,7 @@ def test_a_last_copy_that_is_not_complete_is_said(tmp_path: Path, capsys: pytest
     assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 1
 
 
-def test_a_keeper_that_ends_while_it_is_looked_at_has_no_command(tmp_path: Path) -> None:
+def test_a_supervisor_that_just_ended_has_no_command(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     with FileLock(tmp_path / "service.lock"):
@@ -276,7 +276,7 @@ def test_a_keeper_that_ends_while_it_is_looked_at_has_no_command(tmp_path: Path)
         assert mlflow_command(tmp_path) == []
 
 
-def test_a_process_that_has_the_number_of_a_killed_keeper_is_left_alone(
+def test_a_process_that_reused_the_supervisors_pid_is_not_killed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:

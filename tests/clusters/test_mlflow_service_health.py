@@ -51,7 +51,7 @@ def test_an_unresponsive_server_is_killed_and_restarted(policy: RestartPolicy) -
     assert starts(policy, 17) == 1
 
 
-def test_failures_are_counted_in_a_row(policy: RestartPolicy) -> None:
+def test_only_consecutive_failures_are_counted(policy: RestartPolicy) -> None:
     started(policy, 0)
     found = [Health.HEALTHY, Health.UNRESPONSIVE, Health.UNRESPONSIVE] * 5
     assert {policy.decide(seen, now) for now, seen in enumerate(found)} == {Action.WAIT}
@@ -63,14 +63,14 @@ def test_a_server_that_starts_slowly_is_not_killed(policy: RestartPolicy) -> Non
     assert policy.decide(Health.UNRESPONSIVE, 60) is Action.KILL
 
 
-def test_a_new_one_has_the_time_of_a_new_one(policy: RestartPolicy) -> None:
+def test_a_restarted_server_gets_the_full_startup_time(policy: RestartPolicy) -> None:
     started(policy, 0)
     policy.decide(Health.HEALTHY, 1)
     starts(policy, 10)
     assert {policy.decide(Health.UNRESPONSIVE, now) for now in range(12, 70)} == {Action.WAIT}
 
 
-def test_pauses_grow_while_it_keeps_ending(policy: RestartPolicy) -> None:
+def test_restart_delay_grows_while_the_server_keeps_ending(policy: RestartPolicy) -> None:
     started(policy, 0)
     pauses, now = [], 0.0
     for _ in range(5):
@@ -80,7 +80,7 @@ def test_pauses_grow_while_it_keeps_ending(policy: RestartPolicy) -> None:
     assert pauses == [1, 2, 4, 4, 4]
 
 
-def test_after_a_calm_time_the_pause_is_the_first_again(policy: RestartPolicy) -> None:
+def test_restart_delay_resets_after_a_healthy_period(policy: RestartPolicy) -> None:
     started(policy, 0)
     assert [starts(policy, 10), starts(policy, 20)] == [1, 2]
     policy.decide(Health.HEALTHY, 30)
@@ -88,17 +88,17 @@ def test_after_a_calm_time_the_pause_is_the_first_again(policy: RestartPolicy) -
     assert starts(policy, 140) == 1
 
 
-def test_a_pause_is_waited_for_and_no_longer(policy: RestartPolicy) -> None:
+def test_the_next_check_comes_when_the_restart_delay_ends(policy: RestartPolicy) -> None:
     started(policy, 0)
     assert policy.decide(Health.ENDED, 10) is Action.WAIT
     assert policy.seconds_to_next_check(10) == 1
     assert policy.seconds_to_next_check(10.75) == 0.25
 
 
-def test_nothing_listens_so_nothing_answers() -> None:
+def test_a_port_without_a_listener_does_not_answer() -> None:
     assert not answers("http://127.0.0.1:9/health", timeout=1)
 
 
-def test_a_server_of_another_protocol_is_no_answer() -> None:
+def test_a_response_of_another_protocol_is_not_an_answer() -> None:
     with served_once(b"220 mail.example ESMTP\r\n") as url:
         assert not answers(f"{url}/health", timeout=10)

@@ -58,7 +58,7 @@ def node(tmp_path: Path) -> Node:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_project_is_installed_once_and_again_for_other_requirements(node: Node, file: str) -> None:
+def test_the_project_is_reinstalled_only_if_requirements_change(node: Node, file: str) -> None:
     node.set_up(file)
     (first,) = node.installed()
     assert first.startswith("install --quiet --constraint constraints.txt --editable .[cluster,")
@@ -70,7 +70,7 @@ def test_the_project_is_installed_once_and_again_for_other_requirements(node: No
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_an_installation_that_failed_is_tried_again(node: Node, file: str) -> None:
+def test_a_failed_installation_is_retried(node: Node, file: str) -> None:
     pip = node.home / "tools" / "pip"
     sound = pip.read_text()
     node.program(pip, "exit 1")
@@ -82,7 +82,7 @@ def test_an_installation_that_failed_is_tried_again(node: Node, file: str) -> No
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_shell_has_the_mode_and_the_storage(node: Node, file: str) -> None:
+def test_every_shell_has_the_auth_mode_and_the_storage(node: Node, file: str) -> None:
     node.set_up(file)
     node.set_up(file)
     mode, storage = node.run('echo "$RAY_AUTH_MODE"; echo "$TUNE_RESCON_STORAGE"').split()
@@ -92,7 +92,7 @@ def test_every_shell_has_the_mode_and_the_storage(node: Node, file: str) -> None
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_mlflows_database_is_kept_beside_the_searches(node: Node, file: str) -> None:
+def test_mlflow_keeps_its_database_in_the_bucket(node: Node, file: str) -> None:
     node.set_up(file)
     node.program(node.home / "tools" / "python", 'echo "$@"')
     starts = YAML(typ="safe").load(ROOT / file)["head_start_ray_commands"]
@@ -107,7 +107,7 @@ def test_mlflows_database_is_kept_beside_the_searches(node: Node, file: str) -> 
     assert log.read_text() == wanted
 
 
-def test_a_head_that_can_end_its_cluster_watches_from_its_start(node: Node) -> None:
+def test_an_aws_head_starts_the_idle_watch(node: Node) -> None:
     """Also in a new container, which gets the hours from the folder of the token."""
     node.set_up("cluster.yaml")
     node.program(node.home / "tools" / "python", 'echo "$@"')
@@ -120,7 +120,7 @@ def test_a_head_that_can_end_its_cluster_watches_from_its_start(node: Node) -> N
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_head_makes_its_token_once_and_prints_nothing_of_it(node: Node, file: str) -> None:
+def test_the_head_creates_its_token_once_without_printing_it(node: Node, file: str) -> None:
     token = node.home / ".ray" / "auth_token"
     # As Ray's: it prints the token, and leaves one alone that is there.
     made = "test -s ~/.ray/auth_token || { echo made >> ~/made; echo secret > ~/.ray/auth_token; }"
@@ -159,7 +159,7 @@ def test_a_machine_with_a_gpu_waits_for_its_driver(node: Node, gpu_machine: str)
     assert slept(node) == 3
 
 
-def test_a_driver_that_does_not_come_is_an_error_after_ten_minutes(node: Node, gpu_machine: str) -> None:
+def test_a_missing_driver_is_an_error_after_ten_minutes(node: Node, gpu_machine: str) -> None:
     node.program(node.home / "tools" / "nvidia-smi", "exit 9")
     with pytest.raises(AssertionError, match="NVIDIA's driver did not answer within 10 minutes"):
         node.run(gpu_machine)

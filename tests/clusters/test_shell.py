@@ -95,7 +95,7 @@ def mode(text: str) -> str | None:
 
 
 @pytest.mark.parametrize(("text", "is_token"), MODES)
-def test_a_start_gets_the_variables_that_bash_gives_it(text: str, is_token: bool, tmp_path: Path) -> None:
+def test_ray_start_gets_the_same_variables_as_in_bash(text: str, is_token: bool, tmp_path: Path) -> None:
     assert (mode(text) == "token") is is_token
     # `ray` writes down what it got.
     ray = tmp_path / "ray"
@@ -107,23 +107,23 @@ def test_a_start_gets_the_variables_that_bash_gives_it(text: str, is_token: bool
 
 
 @pytest.mark.parametrize(("text", "is_token"), ELSEWHERE)
-def test_programs_that_run_another_one_pass_the_environment_on(text: str, is_token: bool) -> None:
+def test_wrapper_programs_pass_the_environment_on(text: str, is_token: bool) -> None:
     assert (mode(text) == "token") is is_token
 
 
 @pytest.mark.parametrize("text", ["echo 'a", 'echo "a', "echo `a", "echo ${a", "(ray start", "x=$(ray start"])
-def test_a_text_that_no_shell_reads_is_an_error(text: str) -> None:
+def test_invalid_shell_syntax_is_an_error(text: str) -> None:
     with pytest.raises(ShellSyntaxError):
         commands_in(text)
 
 
 @pytest.mark.parametrize("opening", ["(", "$(", '"$('])
-def test_brackets_within_brackets_have_an_end(opening: str) -> None:
+def test_too_deeply_nested_brackets_are_an_error(opening: str) -> None:
     with pytest.raises(ShellSyntaxError, match="without end"):
         commands_in(opening * 3000)
 
 
-def test_shells_within_shells_have_an_end() -> None:
+def test_too_deeply_nested_evals_are_an_error() -> None:
     text = "ray start"
     for _ in range(12):
         text = f"eval {text!r}" if "'" not in text else "eval " + "".join(f"\\{char}" for char in text)

@@ -23,7 +23,7 @@ def test_a_shipped_file_has_no_findings_but_its_placeholders(name: str) -> None:
     assert "CHANGE-bucket" in found[0].text
 
 
-def test_the_marked_lines_are_those_of_the_finding() -> None:
+def test_marked_lines_match_the_placeholder_finding() -> None:
     marked = [line for line in (ROOT / "cluster.yaml").read_text().splitlines() if "# CHANGE" in line]
     assert len(marked) == 5
     (finding,) = check_file(ROOT / "cluster.yaml")
@@ -43,7 +43,7 @@ MINE = {
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_file_is_without_a_finding_once_it_is_filled_in(name: str, tmp_path: Path) -> None:
+def test_a_filled_in_shipped_file_has_no_findings(name: str, tmp_path: Path) -> None:
     """The whole file, with the docker section and the commands that the cluster tests leave out."""
     text = (ROOT / name).read_text()
     for old, new in MINE.items():
@@ -66,7 +66,7 @@ def test_bash_can_read_every_command_of_a_shipped_file(name: str) -> None:
 
 
 @pytest.mark.timeout(60)  # it imports Ray
-def test_ray_takes_the_shipped_files_as_the_lint_reads_them() -> None:
+def test_ray_accepts_the_shipped_files() -> None:
     program = """
 import sys
 import yaml

@@ -93,11 +93,11 @@ def job(tmp_path: Path) -> Job:
     return Job(tmp_path)
 
 
-def test_bash_reads_it() -> None:
+def test_bash_parses_the_script() -> None:
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
 
 
-def test_every_node_starts_ray_and_the_first_one_searches(job: Job) -> None:
+def test_every_node_starts_ray_and_the_first_runs_the_search(job: Job) -> None:
     code, said = job.run("--space", "my space", "--resume-or-start", "first")
     assert (code, said) == (0, "")
     start = next(call for call in job.calls("srun") if "ray" in call)
@@ -115,7 +115,7 @@ def test_every_node_starts_ray_and_the_first_one_searches(job: Job) -> None:
     assert job.requeued() == []
 
 
-def test_its_ports_are_the_jobs_own_and_distinct(job: Job) -> None:
+def test_ports_are_distinct_and_in_the_jobs_range(job: Job) -> None:
     job.run()
     ((_, *words),) = job.calls("ray")
     given = dict(word.removeprefix("--").split("=", 1) for word in words[: words.index("--")])
@@ -128,7 +128,7 @@ def test_its_ports_are_the_jobs_own_and_distinct(job: Job) -> None:
     assert [name for name in given if f'"--{name}"' not in known] == ["min-nodes"], "symmetric-run's own"
 
 
-def test_the_token_is_readable_for_its_user_alone_and_nothing_of_the_job_is_left(job: Job) -> None:
+def test_the_token_is_private_and_the_job_leaves_no_files(job: Job) -> None:
     job.run()
     assert (job.calls_folder / "token").read_text() == "600 64\n"
     assert list((job.folder / "home").iterdir()) == []
@@ -137,7 +137,7 @@ def test_the_token_is_readable_for_its_user_alone_and_nothing_of_the_job_is_left
 
 
 @pytest.mark.parametrize("ray", ["0", "1"])
-def test_a_head_that_does_not_start_or_answer_ends_the_job_with_an_error(ray: str, job: Job) -> None:
+def test_the_job_fails_if_the_head_does_not_start_or_answer(ray: str, job: Job) -> None:
     """`ray symmetric-run` ends with 0 where `ray start` fails, and with 1 where the head does not answer."""
     code, said = job.run(NO_RAY=ray)
     assert code == 1
@@ -146,15 +146,13 @@ def test_a_head_that_does_not_start_or_answer_ends_the_job_with_an_error(ray: st
 
 
 @pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (2, False), (130, False), (75, True)])
-def test_the_job_ends_as_the_search_does_and_waits_for_another_driver_in_the_queue(
-    code: int, again: bool, job: Job
-) -> None:
+def test_the_job_exits_as_the_search_and_is_requeued_on_code_75(code: int, again: bool, job: Job) -> None:
     assert job.run(CODE=str(code))[0] == code
     assert job.requeued() == ([["requeue", "4711"]] if again else [])
 
 
 @pytest.mark.parametrize(("sent", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_a_search_that_is_stopped_is_queued_again_only_if_its_time_was_up(
+def test_a_stopped_search_is_requeued_only_if_its_time_was_up(
     sent: signal.Signals, again: bool, job: Job
 ) -> None:
     """A preempted job is queued again by Slurm, and a cancelled one is not."""
@@ -172,6 +170,6 @@ def test_a_search_that_is_stopped_is_queued_again_only_if_its_time_was_up(
     assert list((job.folder / "home").iterdir()) == []
 
 
-def test_slurm_is_asked_to_queue_it_again_and_to_warn_it() -> None:
+def test_sbatch_options_request_requeueing_and_a_warning_signal() -> None:
     asked = [line.split()[1] for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"--requeue", "--exclusive", "--open-mode=append", "--signal=B:USR1@180"} <= set(asked)

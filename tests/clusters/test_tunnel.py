@@ -104,7 +104,7 @@ def test_a_port_in_use_is_reported(
     assert played.ran == []
 
 
-def test_without_a_head_there_is_nowhere_to_go(
+def test_a_tunnel_without_a_running_head_fails(
     played: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     played.answers = {"get-head-ip": [Done(code=1, output="Head node of cluster (lab) not found!\n")]}
@@ -119,7 +119,7 @@ def test_without_a_head_there_is_nowhere_to_go(
         ("{ssh_user: u, ssh_proxy_use_node_id: true}", "Use: ray attach -p 5000 -p 8265"),
     ],
 )
-def test_a_file_that_says_too_little(
+def test_a_file_without_usable_ssh_settings_is_refused(
     auth: str, said: str, played: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(f"cluster_name: c\nprovider: {{type: aws}}\nauth: {auth}\n")

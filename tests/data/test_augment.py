@@ -36,7 +36,7 @@ def crops_of(image_HWC: Tensor, padding: int) -> list[Tensor]:
     return cuts + [cut.flip(1) for cut in cuts]
 
 
-def test_crop_and_flip_gives_each_image_a_crop_of_its_own() -> None:
+def test_crop_and_flip_draws_a_crop_for_each_image() -> None:
     images = noise(40, side=6).permute(0, 2, 3, 1)
     found = crop_and_flip(images, rng(), padding=2, flip=True)
     chosen = [
@@ -59,7 +59,7 @@ def test_only_requested_transforms_are_applied(padding: int, flip: bool) -> None
     assert torch.equal(found, images) == (not padding and not flip)
 
 
-def test_half_are_mirrored() -> None:
+def test_half_of_the_images_are_mirrored() -> None:
     images = noise(400, side=4).permute(0, 2, 3, 1)
     mirrored = (crop_and_flip(images, rng(), padding=0, flip=True) != images).flatten(1).any(1)
     assert 160 < int(mirrored.sum()) < 240
@@ -74,7 +74,7 @@ def test_mixup_blends_images_and_targets_alike() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_cutmix_targets_tell_the_pasted_area(seed: int) -> None:
+def test_cutmix_targets_match_the_pasted_area(seed: int) -> None:
     images = torch.arange(4.0)[:, None, None, None].expand(4, 1, 20, 20)
     targets = F.one_hot(torch.arange(4), 4).float()
     mixed, soft = cutmix(images, targets, rng(seed), alpha=1.0)
@@ -101,7 +101,7 @@ def torchvision_result(name: str, image: Tensor, strength: float) -> Tensor:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_are_torchvisions(name: str, channels: int, policy: str) -> None:
+def test_operations_match_torchvision(name: str, channels: int, policy: str) -> None:
     images = noise(7, channels)
     bins, signs = np.array([0, 4, 9, 15, 20, 29, 30]), np.array([1.0, -1, 1, -1, 1, -1, 1])
     bins = bins * (POLICIES[policy].bins - 1) // 30
@@ -121,7 +121,7 @@ def test_operations_are_torchvisions(name: str, channels: int, policy: str) -> N
     ("policy", "reference"),
     [("randaugment", v2.RandAugment), ("trivialaugment", v2.TrivialAugmentWide), ("augmix", v2.AugMix)],
 )
-def test_ranges_are_torchvisions(policy: str, reference: Any) -> None:
+def test_magnitude_ranges_match_torchvision(policy: str, reference: Any) -> None:
     space = reference._AUGMENTATION_SPACE
     ours = {name.replace("_", ""): name for name in OPERATIONS}
     assert {theirs.lower() for theirs in space} | {"identity"} == set(ours)
@@ -143,20 +143,20 @@ def test_ranges_are_torchvisions(policy: str, reference: Any) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_each_image_draws_for_itself(policy: str) -> None:
+def test_each_image_is_augmented_independently(policy: str) -> None:
     images = noise(1).expand(64, -1, -1, -1)
     found = augment(images, rng(), POLICIES[policy])
     assert len({tuple(image.flatten().tolist()) for image in found}) > 20
 
 
-def test_a_policy_leaves_its_input_alone() -> None:
+def test_a_policy_does_not_modify_its_input() -> None:
     images = noise()
     before = images.clone()
     augment(images, rng(), POLICIES["randaugment"])
     assert torch.equal(images, before)
 
 
-def test_rotation_turns_against_the_clock_like_torchvision() -> None:
+def test_rotation_is_counterclockwise_like_torchvision() -> None:
     image = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
     image[..., :8, :] = 255
     found = OPERATIONS["rotate"](image, torch.tensor([90.0]))
@@ -166,14 +166,14 @@ def test_rotation_turns_against_the_clock_like_torchvision() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("stored", "side"), [(8, 16), (32, 24), (17, 16), (5, 64)])
-def test_bytes_are_resized_as_torchvision_does(channels: int, stored: int, side: int) -> None:
+def test_uint8_images_are_resized_like_torchvision(channels: int, stored: int, side: int) -> None:
     images = torch.randint(0, 256, (6, stored, stored, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
     assert torch.equal(resized(images, side), VF.resize(images, [side, side], antialias=True))
     bicubic = VF.resize(images, [side, side], v2.InterpolationMode.BICUBIC, antialias=True)
     assert torch.equal(resized(images, side, interpolation="bicubic"), bicubic)
 
 
-def test_bytes_are_resized_alike_where_torch_has_no_kernel_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uint8_resize_is_the_same_without_a_native_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)

@@ -112,7 +112,7 @@ def theirs() -> dict[str, Tensor]:
         ("erasing", ours_erased),
     ],
 )
-def test_results_are_distributed_as_torchvisions(
+def test_result_distribution_matches_torchvision(
     name: str, ours: Callable[[], Tensor], theirs: dict[str, Tensor]
 ) -> None:
     p, number = least_p(ours(), theirs[name])
@@ -139,7 +139,7 @@ def test_a_wrong_range_is_noticed(name: str, wrong: Callable[[], Tensor], theirs
 
 @pytest.mark.torch
 @pytest.mark.parametrize("channels", [1, 3])
-def test_augmix_is_distributed_as_torchvisions(channels: int) -> None:
+def test_augmix_distribution_matches_torchvision(channels: int) -> None:
     image = photograph(channels)
     theirs = one_by_one(v2.AugMix(interpolation=v2.InterpolationMode.NEAREST), image)
     p, number = least_p(augment(batch(image), rng(), POLICIES["augmix"]), theirs)
@@ -150,7 +150,7 @@ def test_augmix_is_distributed_as_torchvisions(channels: int) -> None:
 
 @pytest.mark.parametrize("side", [8, 32, 50])
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_crop_is_torchvisions_to_a_level(side: int, flip: bool) -> None:
+def test_a_crop_matches_torchvision_within_one_level(side: int, flip: bool) -> None:
     """Larger, smaller and equal boxes; pixels of noise outside the box do not show."""
     images = torch.randint(0, 256, (40, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(1)).byte()
     found = resized_crop_and_flip(images, rng(4), smallest=0.05, ratio=2, flip=flip, side=side)
@@ -166,7 +166,7 @@ def test_a_crop_is_torchvisions_to_a_level(side: int, flip: bool) -> None:
         assert (result.int() - expected.int()).abs().max() <= 1
 
 
-def test_boxes_fit_or_are_replaced() -> None:
+def test_boxes_fit_the_image_or_are_replaced() -> None:
     whole = draw_boxes(200, rng(), side=16, area=(0.9, 1), ratio=(0.01, 0.02), largest=16, otherwise=16)
     assert (whole == [0, 0, 16, 16]).all()
     boxes = draw_boxes(500, rng(), side=16, area=(0.05, 1), ratio=(0.25, 4), largest=16, otherwise=16)
@@ -176,7 +176,7 @@ def test_boxes_fit_or_are_replaced() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_inputs_are_left_alone(channels: int) -> None:
+def test_inputs_are_not_modified(channels: int) -> None:
     images = photograph(channels)[None].repeat(5, 1, 1, 1)
     before = images.clone()
     resized_crop_and_flip(images, rng(), smallest=0.1, ratio=1.3, flip=True, side=8)

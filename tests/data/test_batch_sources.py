@@ -33,7 +33,7 @@ def supplies(split: Split) -> list[BatchSource]:
 
 
 @given(images=st.integers(1, 40), batch_size=st.integers(1, 50), used=st.floats(0, 1))
-def test_all_give_the_same_batches(images: int, batch_size: int, used: float) -> None:
+def test_all_sources_give_the_same_batches(images: int, batch_size: int, used: float) -> None:
     split = split_of(images)
     order = np.random.default_rng(1).permutation(images)[: round(used * images)]
     images_BHWC, labels_B = split.gather(order)
@@ -71,7 +71,7 @@ def numbers(made: list[int], *, fails_at: int | None = None) -> Iterator[Callabl
     return (partial(make, number) for number in range(10))
 
 
-def test_the_next_ones_are_made_while_the_first_is_looked_at() -> None:
+def test_next_batches_are_prefetched_by_a_thread() -> None:
     made_by: list[str] = []
     third = threading.Event()
 
@@ -89,7 +89,7 @@ def test_the_next_ones_are_made_while_the_first_is_looked_at() -> None:
     assert batch_threads() == []
 
 
-def test_no_more_is_made_than_the_depth_allows() -> None:
+def test_prefetching_is_limited_by_the_depth() -> None:
     made: list[int] = []
     ahead = prefetched(numbers(made), depth=2)
     for asked in range(5):
@@ -100,7 +100,7 @@ def test_no_more_is_made_than_the_depth_allows() -> None:
     assert batch_threads() == []
 
 
-def test_a_makers_failure_comes_out_in_its_place_and_ends_the_thread() -> None:
+def test_an_error_is_raised_at_its_batch_and_ends_the_thread() -> None:
     made: list[int] = []
     ahead = prefetched(numbers(made, fails_at=3), depth=2)
     assert [next(ahead) for _ in range(3)] == [0, 1, 2]
@@ -109,7 +109,7 @@ def test_a_makers_failure_comes_out_in_its_place_and_ends_the_thread() -> None:
     assert batch_threads() == []
 
 
-def test_a_pass_that_is_given_up_leaves_no_thread() -> None:
+def test_an_abandoned_pass_leaves_no_thread() -> None:
     walk = PrefetchSource(split=split_of(40), device=CPU).batches(np.arange(40), 4)
     next(walk)
     assert len(batch_threads()) == 1

@@ -60,7 +60,7 @@ def test_images_that_fit_are_on_the_device_and_others_are_prefetched(
 
 
 @pytest.mark.parametrize("needed", [1, 1000, 10**12])
-def test_the_rule_leaves_seven_eighths(needed: int) -> None:
+def test_images_may_fill_an_eighth_of_the_free_memory(needed: int) -> None:
     assert fits(needed, 8 * needed)
     assert not fits(needed, 8 * needed - 1)
 
@@ -71,7 +71,7 @@ def test_the_next_trial_reuses_the_copy_on_the_device(dataset: ImageDataset, dev
     assert choose_source(dataset, "train", DEVICE) is first
 
 
-def test_the_same_images_opened_again_are_the_same_copy(
+def test_reopened_images_share_the_copy_on_the_device(
     dataset: ImageDataset, open_folder: OpenFolder, tmp_path: Path
 ) -> None:
     again = open_folder(tmp_path / "images")
@@ -79,7 +79,7 @@ def test_the_same_images_opened_again_are_the_same_copy(
     assert choose_source(again, "train", DEVICE) is choose_source(dataset, "train", DEVICE)
 
 
-def test_another_dataset_takes_the_place(
+def test_another_dataset_replaces_the_copy_on_the_device(
     dataset: ImageDataset, open_folder: OpenFolder, tmp_path: Path
 ) -> None:
     first = choose_source(dataset, "train", DEVICE)
@@ -102,7 +102,7 @@ def test_released_images_stay_off_the_device_until_another_dataset(
     assert isinstance(choose_source(dataset, "train", DEVICE), DeviceSource)
 
 
-def test_a_memory_that_filled_meanwhile_is_not_tried_again(
+def test_an_upload_that_ran_out_of_memory_is_not_retried(
     dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> torch.Tensor:
@@ -116,7 +116,7 @@ def test_a_memory_that_filled_meanwhile_is_not_tried_again(
     assert tried == [1]
 
 
-def test_a_large_split_is_uploaded_in_pieces(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_split_is_uploaded_in_chunks(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_sources, "_CHUNK_BYTES", 5 * 16 * 16 * 3)
     held = choose_source(dataset, "train", DEVICE)
     assert isinstance(held, DeviceSource)
@@ -125,7 +125,7 @@ def test_a_large_split_is_uploaded_in_pieces(dataset: ImageDataset, monkeypatch:
 
 
 @pytest.mark.parametrize("free", [8 * TRAIN_BYTES, 0], ids=["resident", "ahead"])
-def test_a_trials_batches_are_those_of_the_cpu_to_the_last_bit(
+def test_batches_match_those_of_the_cpu_bit_for_bit(
     dataset: ImageDataset, device: dict[str, int], monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
     settings: dict[str, Any] = {"crop_padding": 2, "augment": "randaugment", "mixup": 0.2, "cutmix": 1.0}

@@ -10,7 +10,7 @@ from tune_rescon.data.batch_sources import WHOLE, Shard
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize(("images", "batch_size"), [(12, 4), (13, 4), (33, 33), (7, 10), (100, 17), (41, 20)])
-def test_the_shares_of_each_batch_are_the_batch(images: int, batch_size: int, count: int) -> None:
+def test_shards_of_each_batch_add_up_to_the_batch(images: int, batch_size: int, count: int) -> None:
     order = np.random.default_rng(0).permutation(images)
     shares = [Shard(rank=rank, count=count) for rank in range(count)]
     cuts = [share.cut(order, batch_size) for share in shares]
@@ -22,7 +22,7 @@ def test_the_shares_of_each_batch_are_the_batch(images: int, batch_size: int, co
         assert np.concatenate(parts).tolist() == batch.tolist()
 
 
-def test_the_only_process_has_all_of_it() -> None:
+def test_a_single_process_gets_the_whole_batch() -> None:
     order = np.arange(7)
     mine, size = WHOLE.cut(order, 3)
     assert mine is order

@@ -115,7 +115,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_noticed_and_mended(
+def test_damage_is_detected_and_repaired(
     damage: str, make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, decoded: list[str]
 ) -> None:
     root = make_folder(COUNTS)
@@ -127,7 +127,7 @@ def test_damage_is_noticed_and_mended(
     assert len(decoded) == 2
 
 
-def test_a_whole_cache_is_not_built_again(
+def test_an_intact_cache_is_not_rebuilt(
     make_folder: MakeFolder, open_folder: OpenFolder, decoded: list[str]
 ) -> None:
     root = make_folder(COUNTS)
@@ -153,7 +153,7 @@ def test_a_changed_source_is_decoded_again(
     assert before.train.gather(np.arange(3))[0].shape == (3, 16, 16, 3)
 
 
-def test_a_foreign_cache_is_not_believed(
+def test_a_cache_of_another_source_is_rebuilt(
     make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, decoded: list[str]
 ) -> None:
     first, second = make_folder(COUNTS, "first"), make_folder({"cat": 5, "dog": 5}, "second")
@@ -167,7 +167,7 @@ def test_a_foreign_cache_is_not_believed(
     assert len(decoded) == 3
 
 
-def test_another_format_is_decoded_again(
+def test_a_cache_of_another_format_is_refused(
     make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_folder(make_folder(COUNTS))
@@ -206,7 +206,7 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch, *, chunk: int = 2) -> Me
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 45, 100])
-def test_chunks_are_read_as_a_whole(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_cache_reads_back_equal(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meta = made(tmp_path, monkeypatch, chunk=chunk)
     cache = open_cache(tmp_path, "the source")
     assert cache.meta == meta
@@ -262,7 +262,7 @@ def test_a_cache_of_another_source_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_missing_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, monkeypatch)
     (tmp_path / name).unlink()
     with pytest.raises(CacheError, match=f"{name} is missing"):
@@ -293,7 +293,7 @@ ORIGIN: dict[str, object] = {
         *((field, value, True) for field, value in ORIGIN.items()),
     ],
 )
-def test_the_digest_of_the_content_is_of_images_labels_and_parts_wherever_they_came_from(
+def test_content_digest_depends_only_on_images_labels_and_splits(
     field: str, value: Any, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meta = made(tmp_path, monkeypatch)
@@ -307,7 +307,7 @@ def break_image(root: Path) -> Path:
     return root
 
 
-def test_a_broken_image_is_named_and_nothing_is_left(
+def test_a_broken_image_is_named_and_no_cache_remains(
     make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path
 ) -> None:
     root = break_image(make_folder(COUNTS))
@@ -337,7 +337,7 @@ def test_statistics_leave_skipped_images_out(make_folder: MakeFolder, open_folde
 
 
 @pytest.mark.parametrize("classes", [("cat",), ("cat", "dog")])
-def test_classes_of_broken_images_only(
+def test_a_class_of_only_broken_images_is_an_error(
     make_folder: MakeFolder, open_folder: OpenFolder, classes: tuple[str, ...]
 ) -> None:
     root = make_folder(COUNTS)
@@ -359,7 +359,7 @@ def test_classes_of_broken_images_only(
         ([(20, 20), (30, 40)], {"store_size": 16}, 16),
     ],
 )
-def test_stored_side(
+def test_stored_size_follows_image_sizes_and_settings(
     make_folder: MakeFolder,
     open_folder: OpenFolder,
     sizes: list[tuple[int, int]],
@@ -384,7 +384,7 @@ def _picture(size: tuple[int, int]) -> bytes:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("worth_processes", [50, 1000])
-def test_one_odd_image_among_many_alike_is_found_while_decoding(
+def test_a_single_odd_size_is_detected_while_decoding(
     make_folder: MakeFolder, open_folder: OpenFolder, worth_processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_builder, "_WORTH_PROCESSES", worth_processes)
@@ -393,14 +393,14 @@ def test_one_odd_image_among_many_alike_is_found_while_decoding(
     assert open_folder(root, store_size=None).train.images_NHWC.shape == (120, 256, 256, 3)
 
 
-def test_a_cache_root_that_cannot_be_written(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_an_unwritable_cache_root_is_reported(make_folder: MakeFolder, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = DatasetConfig(name="folder", path=str(make_folder(COUNTS)))
     with pytest.raises(StorageError, match="must be writable"):
         open_dataset(config, data_root=tmp_path, cache_root=tmp_path / "file" / "cache")
 
 
-def test_a_full_disk(
+def test_a_full_disk_is_reported(
     make_folder: MakeFolder, open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -414,7 +414,7 @@ def test_a_full_disk(
 
 @pytest.mark.timeout(60)
 @pytest.mark.skipif(joblib.cpu_count() == 1, reason="a single core decodes in the test's process")
-def test_a_decoding_process_that_the_system_kills_is_told(tmp_path: Path) -> None:
+def test_a_killed_decoding_process_is_reported(tmp_path: Path) -> None:
     plan = Plan(
         shape=(300, 8, 8, 3),
         counts={"train": 300, "val": 0, "test": 0},
@@ -481,7 +481,7 @@ def test_two_processes_at_once_build_one_cache(make_folder: MakeFolder, tmp_path
 
 
 @pytest.mark.timeout(60)
-def test_a_killed_builder_leaves_nothing_that_is_believed(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_files_of_a_killed_builder_are_discarded(make_folder: MakeFolder, tmp_path: Path) -> None:
     root = make_folder({"cat": 150, "dog": 150})
     with start_opener(root, tmp_path / "cache", 60) as opener:
         assert opener.stdout is not None
@@ -496,7 +496,7 @@ def test_a_killed_builder_leaves_nothing_that_is_believed(make_folder: MakeFolde
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("why_one", ["few images", "no joblib"])
-def test_processes_decode_as_one_does(
+def test_parallel_decoding_matches_a_single_process(
     make_folder: MakeFolder,
     open_folder: OpenFolder,
     tmp_path: Path,
@@ -515,6 +515,6 @@ def test_processes_decode_as_one_does(
 
 
 @pytest.mark.timeout(60)
-def test_processes_name_a_broken_image(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+def test_parallel_decoding_names_a_broken_image(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     with pytest.raises(DataError, match=r"dog/0003.png, which cannot be decoded"):
         open_folder(break_image(make_folder({"cat": 150, "dog": 150})))

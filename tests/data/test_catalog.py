@@ -37,7 +37,7 @@ def facts_match(config: DatasetConfig, dataset: ImageDataset, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("settings", [{}, {"limit": 100}, {"val_fraction": 0.5, "limit": 21}])
-def test_digits(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_digits_description_matches_the_dataset(settings: dict[str, Any], tmp_path: Path) -> None:
     config = DatasetConfig(**settings)
     dataset = open_dataset(config, data_root=tmp_path, cache_root=tmp_path)
     assert facts_match(config, dataset, tmp_path)
@@ -66,7 +66,7 @@ def test_digits_test_part_does_not_depend_on_the_seed(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["images", "images.zip"])
-def test_folder(
+def test_folder_description_matches_the_dataset(
     counts: dict[str, int], settings: dict[str, Any], name: str, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     config = DatasetConfig(name="folder", path=str(make_folder(counts, name)), **settings)
@@ -81,7 +81,7 @@ def test_images_of_many_sizes_have_no_native_size(make_folder: MakeFolder, tmp_p
 
 
 @pytest.mark.parametrize("name", list_datasets()[:-1])
-def test_built_in_facts_hold_together(name: str, tmp_path: Path) -> None:
+def test_builtin_dataset_info_is_consistent(name: str, tmp_path: Path) -> None:
     info = describe(DatasetConfig(name=name), data_root=tmp_path)
     assert info.classes == len(set(info.class_names))
     assert info.train_images + info.val_images == BUILTIN[name].train_images
@@ -101,7 +101,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake(mistake: str, tmp_path: Path) -> None:
+def test_a_config_mistake_is_reported(mistake: str, tmp_path: Path) -> None:
     settings, words = MISTAKES[mistake]
     with pytest.raises(DataError, match=words):
         describe(DatasetConfig(**settings), data_root=tmp_path)
@@ -121,7 +121,7 @@ def test_one_image_cannot_train_and_validate(
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_offline_says_which_file_to_put_where(
+def test_offline_error_names_the_missing_file_and_its_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: object, **__: object) -> None:
@@ -150,7 +150,7 @@ def _as_torchvision_gives_it(
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvision_layouts_become_ours(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_data_is_converted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = BUILTIN[name]
     classes = len(known.class_names)
     labels = np.tile(np.arange(classes), 3)
@@ -169,7 +169,7 @@ def test_torchvision_layouts_become_ours(name: str, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.timeout(30)  # making it
-def test_a_zip_of_60_000_is_listed_at_once(tmp_path: Path) -> None:
+def test_a_zip_of_60_000_images_is_listed_quickly(tmp_path: Path) -> None:
     path = tmp_path / "many.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(60_000):
@@ -180,7 +180,7 @@ def test_a_zip_of_60_000_is_listed_at_once(tmp_path: Path) -> None:
     assert info.train_images + info.val_images == 60_000
 
 
-def test_describing_and_opening_a_cache_load_nothing_heavy(make_folder: MakeFolder, tmp_path: Path) -> None:
+def test_describe_and_open_import_no_heavy_library(make_folder: MakeFolder, tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path

@@ -84,7 +84,7 @@ def test_training_drops_a_short_last_batch_only_if_there_is_another(images: int,
     assert len(set(chain(*found))) == sum(map(len, found))
 
 
-def test_each_epoch_and_seed_has_its_order() -> None:
+def test_each_epoch_and_seed_has_its_own_order() -> None:
     orders = {tuple(epoch_order(50, seed=seed, epoch=epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
     assert np.array_equal(epoch_order(50, seed=1, epoch=2), epoch_order(50, seed=1, epoch=2))
@@ -96,7 +96,7 @@ LABELS = st.lists(st.integers(1, 30), min_size=1, max_size=6).map(
 
 
 @given(LABELS, st.integers(0, 9), st.integers(0, 9))
-def test_a_balanced_epoch_shows_each_class_as_often_and_its_images_in_turn(
+def test_a_balanced_epoch_shows_classes_and_their_images_equally_often(
     labels: np.ndarray[tuple[int], np.dtype[np.int64]], seed: int, epoch: int
 ) -> None:
     order = balanced_order(labels, seed=seed, epoch=epoch)
@@ -118,7 +118,7 @@ def test_a_balanced_epoch_has_its_own_order_and_images() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_the_processes_shares_are_the_balanced_batches(count: int) -> None:
+def test_shards_add_up_to_the_balanced_batches(count: int) -> None:
     labels = np.repeat([0, 1, 2], [30, 5, 2])
     source = MemmapSource(split=dataclasses.replace(numbered(37).split, labels_N=labels))
     settings: dict[str, Any] = {"images": source, "batch_size": 9, "seed": 1, "epoch": lambda: 2}
@@ -131,7 +131,7 @@ def test_the_processes_shares_are_the_balanced_batches(count: int) -> None:
     assert max(np.bincount(list(chain(*whole)))) >= 5
 
 
-def test_streams_of_one_seed_differ() -> None:
+def test_augmentation_streams_differ_by_epoch_batch_and_seed() -> None:
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]
     draws = {float(augmentation_rng(place, seed=seed).random()) for place in places for seed in (0, 1)}
     assert len(draws) == 8
@@ -183,7 +183,7 @@ def test_epoch_and_seed_change_the_batches(dataset: ImageDataset, other: dict[st
     assert not same(list(module_of(dataset, seed=seed, **EVERYTHING).train_batches(epoch=epoch)), first)
 
 
-def test_balanced_sampling_shows_a_rare_class_as_often(
+def test_balanced_sampling_shows_a_rare_class_equally_often(
     make_folder: MakeFolder, open_folder: OpenFolder
 ) -> None:
     images = open_folder(make_folder({"train/a": 28, "train/b": 4, "val/a": 3, "val/b": 3}))
@@ -226,7 +226,7 @@ def test_validation_batches_are_larger_and_on_a_gpu_larger_still(
 @pytest.mark.parametrize(
     "field", [{"crop_scale": 0.3}, {"rotation": 20.0}, {"color_jitter": 0.4}, {"random_erasing": 0.5}]
 )
-def test_each_field_changes_the_images_alone(dataset: ImageDataset, field: dict[str, Any]) -> None:
+def test_each_augmentation_changes_images_not_labels(dataset: ImageDataset, field: dict[str, Any]) -> None:
     plain = list(module_of(dataset).train_batches(epoch=0))
     changed = list(module_of(dataset, **field).train_batches(epoch=0))
     for (before, labels), (after, same_labels) in zip(plain, changed, strict=True):
@@ -267,7 +267,7 @@ def test_normalised_training_images_have_mean_0_and_deviation_1(dataset: ImageDa
 
 @pytest.mark.parametrize("image_size", [8, 16, 33])
 @pytest.mark.parametrize("settings", [{}, EVERYTHING, RESIZED])
-def test_the_batch_that_the_network_gets(
+def test_batches_have_the_networks_shape_dtype_and_memory_format(
     dataset: ImageDataset, image_size: int, settings: dict[str, Any]
 ) -> None:
     images, targets = next(module_of(dataset, image_size=image_size, **settings).train_batches(epoch=0))
@@ -295,7 +295,7 @@ def test_resizing_agrees_with_the_decoder(dataset: ImageDataset) -> None:
         ({"mixup": 1.0, "cutmix": 1.0}, {"mixup", "cutmix"}),
     ],
 )
-def test_each_batch_takes_one_of_the_mixes_asked_for(
+def test_each_batch_uses_one_of_the_requested_mixes(
     dataset: ImageDataset, settings: dict[str, Any], mixes: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
@@ -314,7 +314,7 @@ def test_each_batch_takes_one_of_the_mixes_asked_for(
     assert len(used) == 20
 
 
-def test_a_source_of_one_colour_can_be_normalised(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+def test_images_of_one_colour_can_be_normalised(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     from PIL import Image
 
     root = make_folder({"a": 4, "b": 4})
@@ -370,7 +370,7 @@ def record(module: ImageDataModule, folder: Path, *, epochs: int, resume: Path |
 # Lightning 2.6 asks torch 2.15's tree utilities in a way they deprecate.
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning")
 @pytest.mark.torch
-def test_lightning_sees_the_epochs_and_resumes_into_the_right_one(
+def test_lightning_trains_every_epoch_and_resumes_at_the_right_one(
     dataset: ImageDataset, tmp_path: Path
 ) -> None:
     module = module_of(dataset, **EVERYTHING)

@@ -45,7 +45,7 @@ def half_clear(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-def test_colour(kind: str) -> None:
+def test_colours_are_kept(kind: str) -> None:
     settings = {"lossless": True} if kind == "WEBP" else {"quality": 100}
     image = decode_image(encode(Image.new("RGB", (16, 16), RED), kind, **settings), 16)
     assert image.shape == (16, 16, 3)
@@ -66,19 +66,19 @@ def test_colour(kind: str) -> None:
     ],
     ids=["grey", "grey jpeg", "bilevel", "16 bit", "palette", "cmyk", "opaque"],
 )
-def test_mode(image: Image.Image, kind: str, expected: tuple[int, int, int]) -> None:
+def test_each_mode_is_converted_to_rgb(image: Image.Image, kind: str, expected: tuple[int, int, int]) -> None:
     assert np.abs(decode_image(encode(image, kind), 16).astype(int) - expected).max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_is_white(mode: str) -> None:
+def test_transparent_pixels_become_white(mode: str) -> None:
     image = decode_image(encode(half_clear(mode), "PNG"), 16)
     assert (image[:, 8:] == 255).all()
     assert (image[:, :8] < 255).any(-1).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_upright(orientation: int, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = gradient()
@@ -107,7 +107,7 @@ def test_shorter_side_is_scaled_and_the_middle_kept() -> None:
     assert (decode_image(encode(Image.fromarray(image), "PNG"), 15)[:, 1:-1] == 255).all()
 
 
-def test_a_large_jpeg_is_scaled_while_decoding_and_stays_the_same_picture() -> None:
+def test_a_large_jpeg_is_scaled_while_decoding_without_visible_change() -> None:
     large = gradient(1024, 1024)
     exact = np.asarray(large.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
     found = decode_image(encode(large, "JPEG", quality=95), 32).astype(int)
@@ -127,7 +127,7 @@ def _noise(side: int) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9])
-def test_cut_short(kind: str, share: float) -> None:
+def test_a_truncated_image_is_bad(kind: str, share: float) -> None:
     data = encode(_noise(64), kind)
     with pytest.raises(BadImageError, match=r"."):
         decode_image(data[: int(share * len(data))], 32)
@@ -136,7 +136,7 @@ def test_cut_short(kind: str, share: float) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(50), b"\xff\xd8\xff" + bytes(50)]
 )
-def test_no_image(data: bytes, tmp_path: Path) -> None:
+def test_bytes_that_are_no_image_are_bad(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(BadImageError, match=r"."):
         decode_image(data, 16)
     (tmp_path / "x.png").write_bytes(data)
@@ -161,7 +161,7 @@ def test_a_block_of_one_size_refuses_another(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=8), st.floats(0, 1), st.sampled_from(["PNG", "WEBP", "JPEG"]))
-def test_damaged_bytes_decode_or_are_bad_and_nothing_else(damage: bytes, place: float, kind: str) -> None:
+def test_damaged_bytes_decode_or_raise_bad_image_error(damage: bytes, place: float, kind: str) -> None:
     data = _encoded_noise(kind)
     at = int(place * len(data))
     with warnings.catch_warnings(), contextlib.suppress(BadImageError):
@@ -206,7 +206,7 @@ ODD_EXIF = {
 @pytest.mark.filterwarnings("ignore:::PIL")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("odd", ODD_EXIF)
-def test_odd_exif_never_costs_a_whole_picture(odd: str, kind: str) -> None:
+def test_odd_exif_never_makes_an_image_bad(odd: str, kind: str) -> None:
     block, orientation = ODD_EXIF[odd]
     settings = {"lossless": True} if kind == "WEBP" else {}
     plain = encode(gradient(), kind, **settings)
@@ -226,7 +226,7 @@ def test_the_orientation_is_read_beside_damaged_exif_entries() -> None:
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_tiff_is_turned_once(orientation: int, tmp_path: Path) -> None:
+def test_a_tiff_is_rotated_only_once(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     back = {
@@ -250,7 +250,7 @@ def test_every_format_is_decoded(kind: str) -> None:
     assert np.abs(found - RED).max() <= 8
 
 
-def test_no_other_program_is_ever_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_starts_no_other_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow would have Ghostscript draw an EPS, whatever its name ends in."""
     told = tmp_path / "started"
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {told}\nexit 1\n")
@@ -261,19 +261,19 @@ def test_no_other_program_is_ever_started(tmp_path: Path, monkeypatch: pytest.Mo
     assert not told.exists()
 
 
-def test_a_message_holds_no_address() -> None:
+def test_an_error_message_contains_no_memory_address() -> None:
     with pytest.raises(BadImageError) as caught:
         decode_image(b"no image", 16)
     assert " at 0x" not in str(caught.value)
 
 
-def test_a_large_photograph_is_decoded_where_pillow_sees_an_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_above_pillows_pixel_limit_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert decode_image(encode(gradient(40, 40), "PNG"), 16).shape == (16, 16, 3)
     assert Image.MAX_IMAGE_PIXELS == 100, "the bound of the process's other users"
 
 
-def test_a_picture_too_large_for_the_memory_is_refused_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_too_large_for_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tune_rescon.data.opening.most_pixels", lambda: 1000)
     with pytest.raises(BadImageError, match="40 x 40 pixels; this machine's memory allows"):
         decode_image(encode(gradient(40, 40), "PNG"), 16)

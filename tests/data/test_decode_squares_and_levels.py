@@ -53,14 +53,14 @@ def test_crop_keeps_the_centre() -> None:
     assert (decode_image(encode(wide()), 20) == (0, 255, 0)).all()
 
 
-def test_pad_keeps_all_of_it_with_black_beside_it() -> None:
+def test_pad_keeps_the_whole_image_and_adds_black() -> None:
     found = decode_image(encode(wide()), 60, resize="pad")
     assert (found[:20] == 0).all()
     assert (found[40:] == 0).all()
     assert np.array_equal(found[20:40], np.asarray(wide()))
 
 
-def test_squash_keeps_all_of_it() -> None:
+def test_squash_keeps_the_whole_image() -> None:
     found = decode_image(encode(wide()), 21, resize="squash")
     for channel, column in enumerate((2, 10, 18)):
         assert (found[:, column, channel] == 255).all()
@@ -72,14 +72,14 @@ def test_a_line_of_pixels_becomes_a_square(resize: str) -> None:
     assert decode_image(encode(thin), 16, resize=resize).shape == (16, 16, 3)
 
 
-def test_a_stored_square_is_never_larger_than_its_pictures() -> None:
+def test_stored_size_is_at_most_the_image_size() -> None:
     assert stored_size((300, 200), 448) == (200, (300, 200))
     assert stored_size((300, 200), 448, "pad") == (300, (300, 200))
     assert stored_size((900, 700), 448) == (448, None)
     assert stored_size((300, 200), None, "pad") == (256, None)
 
 
-def test_twelve_bits_in_sixteen_are_scaled_by_their_own_range() -> None:
+def test_values_of_12_bits_are_scaled_by_their_own_range() -> None:
     image = grey16(0, 4095)
     assert levels_of(image) == (0, 4095)
     found = np.asarray(to_bytes(image, (0, 4095)))
@@ -87,7 +87,7 @@ def test_twelve_bits_in_sixteen_are_scaled_by_their_own_range() -> None:
     assert np.abs(found[0].astype(int) - np.linspace(0, 255, 16)).max() <= 1
 
 
-def test_floats_that_are_missing_or_infinite_are_black_or_white() -> None:
+def test_nan_and_infinite_values_become_black_or_white() -> None:
     values = np.array([[np.nan, np.inf], [-np.inf, 5.0]], dtype=np.float32)
     image = Image.fromarray(values)
     assert levels_of(image) == (5, 5)
@@ -104,13 +104,13 @@ def test_a_picture_without_a_finite_value_is_bad() -> None:
         decode_image(encode(empty, "TIFF"), 16)
 
 
-def test_without_a_range_it_is_that_of_the_type() -> None:
+def test_the_default_range_is_that_of_the_dtype() -> None:
     assert decode_image(encode(grey16(0, 65535)), 16).max() == 255
     halves = Image.fromarray(np.full((16, 16), 0.5, dtype=np.float32))
     assert (decode_image(encode(halves, "TIFF"), 16) == 128).all()
 
 
-def test_the_training_pictures_give_the_range(tmp_path: Path, open_folder: OpenFolder) -> None:
+def test_the_range_comes_from_the_training_images(tmp_path: Path, open_folder: OpenFolder) -> None:
     root = tmp_path / "cells"
     for label, high in (("a", 1000), ("b", 4000)):
         for number in range(4):
@@ -124,9 +124,7 @@ def test_the_training_pictures_give_the_range(tmp_path: Path, open_folder: OpenF
     assert (found.val.gather(np.arange(2))[0].max(axis=(1, 2, 3)) == 255).all()
 
 
-def test_pictures_of_8_bits_beside_deep_ones_stay_as_they_are(
-    tmp_path: Path, open_folder: OpenFolder
-) -> None:
+def test_images_of_8_bits_beside_16_bits_are_unchanged(tmp_path: Path, open_folder: OpenFolder) -> None:
     root = tmp_path / "mixed"
     for number in range(4):
         save(root, f"a/{number}.png", Image.new("L", (16, 16), 100))
@@ -169,7 +167,7 @@ def test_nearly_black_pictures_are_reported(
     assert words is None or "nearly black: hardly a value is above 21 of 255" in words
 
 
-def test_each_way_has_a_cache_of_its_own(tmp_path: Path, open_folder: OpenFolder) -> None:
+def test_each_resize_mode_has_its_own_cache(tmp_path: Path, open_folder: OpenFolder) -> None:
     root = tmp_path / "wide"
     for label in "ab":
         for number in range(4):

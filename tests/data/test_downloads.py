@@ -39,7 +39,7 @@ def put(tmp_path: Path, shade: int) -> None:
     fsspec.filesystem("memory").put_file(str(archive), "/bucket/photos.zip")
 
 
-def test_an_archive_elsewhere_is_a_dataset(tmp_path: Path) -> None:
+def test_an_archive_at_a_url_is_opened_as_a_dataset(tmp_path: Path) -> None:
     put(tmp_path, 10)
     config = DatasetConfig(name="folder", path=URL, val_fraction=0.25)
     data = tmp_path / "data"
@@ -76,7 +76,7 @@ def test_an_archive_is_fetched_once_per_version(tmp_path: Path) -> None:
         ("memory://bucket/photos.tar", "must be that of a .zip of images"),
     ],
 )
-def test_a_file_that_is_no_archive_is_reported(url: str, said: str, tmp_path: Path) -> None:
+def test_an_unsupported_or_missing_archive_is_reported(url: str, said: str, tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe_file("/bucket/photos.tar", b"tar")
     with pytest.raises(DataError) as caught:
         fetched(url, tmp_path / "data")
@@ -122,7 +122,7 @@ def test_a_url_with_a_new_signature_is_the_same_file(
     assert fetched(other, tmp_path / "data") not in found
 
 
-def test_no_message_has_a_signature(tmp_path: Path) -> None:
+def test_error_messages_hide_the_signature(tmp_path: Path) -> None:
     fsspec.register_implementation("lender", _Server, clobber=True)
     for url in (SIGNED.replace("photos", "denied"), SIGNED.replace(".zip", ".tar")):
         with pytest.raises(DataError) as caught:
@@ -147,7 +147,7 @@ def test_a_partial_download_is_not_used(tmp_path: Path, monkeypatch: pytest.Monk
     assert zipfile.is_zipfile(fetched(URL, tmp_path / "data"))
 
 
-def test_a_data_root_that_takes_no_archive_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_data_root_is_reported(tmp_path: Path) -> None:
     put(tmp_path, 10)
     (tmp_path / "data").touch()
     with pytest.raises(StorageError, match=r"data: the folder for the archives .* but got File exists"):

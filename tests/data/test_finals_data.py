@@ -30,7 +30,7 @@ def digits(tmp_path: Path, **settings: Any) -> ImageDataset:
 
 
 @pytest.mark.parametrize("limit", [None, 100])
-def test_nothing_is_held_out(tmp_path: Path, limit: int | None) -> None:
+def test_finals_train_on_all_but_the_test_images(tmp_path: Path, limit: int | None) -> None:
     held, whole = (digits(tmp_path, limit=limit, hold_out=hold_out) for hold_out in (True, False))
     together = np.union1d(held.train.rows_N, held.val.rows_N)
     assert np.array_equal(whole.train.rows_N, together)
@@ -39,7 +39,7 @@ def test_nothing_is_held_out(tmp_path: Path, limit: int | None) -> None:
     assert whole.digest != held.digest
 
 
-def test_a_folders_own_validation_images_train_too(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+def test_finals_train_on_folder_validation_images(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     path = make_folder({"train/a": 4, "train/b": 5, "val/a": 2, "val/b": 3, "test/a": 1, "test/b": 1})
     held, whole = open_folder(path), open_folder(path, hold_out=False)
     assert (len(held.train), len(held.val)) == (9, 5)
@@ -59,7 +59,7 @@ def test_label_noise_changes_the_given_share(tmp_path: Path) -> None:
     assert noisy.digest != digits(tmp_path, label_noise=0.3, split_seed=1).digest
 
 
-def test_every_other_class_gets_its_part_of_the_noise() -> None:
+def test_label_noise_is_spread_over_all_other_classes() -> None:
     labels_N = np.zeros(9_000, dtype=np.int64)
     counts = np.bincount(with_label_noise(labels_N, 10, 0.5, seed=1), minlength=10)
     assert counts[0] == 4_500

@@ -15,7 +15,7 @@ from tune_rescon.errors import DataError
 MakeFolder = Callable[..., Path]
 
 
-def test_folder_and_zip_list_alike(make_folder: MakeFolder) -> None:
+def test_folder_and_zip_give_the_same_listing(make_folder: MakeFolder) -> None:
     counts = {"train/a": 2, "train/b": 3, "test/a": 1}
     assert list_folder(make_folder(counts)) == list_folder(make_folder(counts, "images.zip"))
 
@@ -23,7 +23,7 @@ def test_folder_and_zip_list_alike(make_folder: MakeFolder) -> None:
 @pytest.mark.parametrize(
     ("content", "words"), [(None, "existing directory or .zip"), (b"PK no", "readable zip archive")]
 )
-def test_not_a_zip(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_an_invalid_zip_is_reported(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "x.zip"
     if content is not None:
         path.write_bytes(content)
@@ -31,14 +31,14 @@ def test_not_a_zip(tmp_path: Path, content: bytes | None, words: str) -> None:
         list_folder(path)
 
 
-def test_a_zip_cut_short(make_folder: MakeFolder) -> None:
+def test_a_truncated_zip_is_reported(make_folder: MakeFolder) -> None:
     path = make_folder({"a": 2, "b": 2}, "x.zip")
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match="cut short"):
         list_folder(path)
 
 
-def test_an_encrypted_zip(make_folder: MakeFolder) -> None:
+def test_an_encrypted_zip_is_reported(make_folder: MakeFolder) -> None:
     path = make_folder({"a": 1, "b": 1}, "x.zip")
     data = bytearray(path.read_bytes())
     # The flags of the first entry of the archive's directory.
@@ -63,7 +63,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_fingerprint_of_a_folder_changes(make_folder: MakeFolder, change: str) -> None:
+def test_a_changed_folder_changes_its_fingerprint(make_folder: MakeFolder, change: str) -> None:
     root = make_folder({"a": 2, "b": 2})
     before = fingerprint(root)
     assert fingerprint(root) == before
@@ -71,7 +71,7 @@ def test_fingerprint_of_a_folder_changes(make_folder: MakeFolder, change: str) -
     assert fingerprint(root) != before
 
 
-def test_fingerprint_of_a_zip_sees_other_content_of_equal_size_and_time(make_folder: MakeFolder) -> None:
+def test_zip_fingerprint_detects_other_content_of_equal_size_and_time(make_folder: MakeFolder) -> None:
     root = make_folder({"a": 1, "b": 1}, "x.zip")
     before, status = fingerprint(root), root.stat()
     with zipfile.ZipFile(root) as archive:
@@ -84,7 +84,7 @@ def test_fingerprint_of_a_zip_sees_other_content_of_equal_size_and_time(make_fol
     assert fingerprint(root) != before
 
 
-def test_fingerprint_of_nothing(tmp_path: Path) -> None:
+def test_fingerprint_of_a_missing_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"existing directory or .zip"):
         fingerprint(tmp_path / "none")
 

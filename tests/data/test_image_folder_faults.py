@@ -94,7 +94,7 @@ READ = {
 
 @pytest.mark.parametrize("case", READ)
 @pytest.mark.parametrize("zipped", [False, True])
-def test_which_files_are_read_and_left_out(case: str, zipped: bool, tmp_path: Path) -> None:
+def test_files_are_read_or_skipped_by_name(case: str, zipped: bool, tmp_path: Path) -> None:
     paths, names, left = READ[case]
     if zipped:
         root = write_zip(tmp_path / "x.zip", paths)
@@ -191,7 +191,7 @@ SETTLED = {
 
 
 @pytest.mark.parametrize("case", SETTLED)
-def test_an_ambiguous_layout_is_refused_with_the_line_that_decides_it(case: str) -> None:
+def test_an_ambiguous_layout_is_refused_with_the_setting_that_decides_it(case: str) -> None:
     paths, words, lines, names = SETTLED[case]
     with pytest.raises(DataError, match=words) as caught:
         index_images(paths, where="x")
@@ -203,19 +203,19 @@ def test_an_ambiguous_layout_is_refused_with_the_line_that_decides_it(case: str)
 @pytest.mark.parametrize(
     ("train", "test"), [("train", "test1"), ("train_images", "test_images"), ("train2017", "val2017")]
 )
-def test_images_without_classes_are_no_two_classes(train: str, test: str) -> None:
+def test_unsorted_images_are_refused(train: str, test: str) -> None:
     """As on Kaggle: the training images' classes are in their names or in a table."""
     paths = [f"{train}/cat.1.png", f"{train}/dog.2.png", f"{test}/1.png"]
     with pytest.raises(DataError, match=rf"sort the training images into {train}/CLASS/"):
         index_images(paths, where="x")
 
 
-def test_one_longer_name_is_a_class() -> None:
+def test_names_that_contain_a_split_name_are_classes() -> None:
     paths = ["bullet train/1.png", "strain/1.png", "contest/1.png"]
     assert index_images(paths, where="x").class_names == ("bullet train", "contest", "strain")
 
 
-def test_a_setting_that_is_proposed_is_no_glob() -> None:
+def test_a_proposed_setting_escapes_glob_characters() -> None:
     paths = ["x/train [1]/a/1.png", "x/train [1]/b/1.png", "x/test_1/a/1.png", "x/test_1/b/1.png"]
     with pytest.raises(DataError, match=r"`--set 'dataset.train=x/train \[\[\]1\]'`"):
         index_images(paths, where="y")
@@ -223,14 +223,14 @@ def test_a_setting_that_is_proposed_is_no_glob() -> None:
     assert found.train.names == tuple(paths[:2])
 
 
-def test_parts_are_named_by_folders_and_globs() -> None:
+def test_splits_are_selected_by_folders_and_globs() -> None:
     paths = [f"top/fold{fold}/{name}/1.png" for fold in (1, 2, 3) for name in "ab"]
     found = index_images(paths, where="x", selection=Selection(train="fold[12]", val="top/fold3"))
     assert (len(found.train.names), found.val.names) == (4, ("top/fold3/a/1.png", "top/fold3/b/1.png"))
     assert found.class_names == ("a", "b")
 
 
-def test_a_part_inside_another_is_not_read_twice() -> None:
+def test_images_of_a_nested_split_are_not_read_twice() -> None:
     paths = ["train/a/1.png", "train/b/1.png", "train/held/a/2.png", "train/held/b/2.png"]
     found = index_images(paths, where="x", selection=Selection(train="train", val="train/held"))
     assert set(found.train.names).isdisjoint(found.val.names)
@@ -238,7 +238,7 @@ def test_a_part_inside_another_is_not_read_twice() -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_folders_of_one_part_inside_each_other_are_refused(part: str) -> None:
+def test_nested_folders_of_the_same_split_are_refused(part: str) -> None:
     """Each image of the inner folder would be an image of two classes."""
     paths = ["x/train/a/1.png", "x/train/b/1.png", "x/train/train/a/2.png", "x/train/train/b/2.png"]
     selection = Selection(**{part: "**/train"})
@@ -255,7 +255,7 @@ def test_folders_of_one_part_inside_each_other_are_refused(part: str) -> None:
         (Selection(train=".", val="."), "different folders"),
     ],
 )
-def test_a_part_that_is_not_there(selection: Selection, words: str) -> None:
+def test_a_missing_split_is_refused(selection: Selection, words: str) -> None:
     with pytest.raises(DataError, match=words):
         index_images(["a/1.png", "b/1.png", "c/1.png"], where="x", selection=selection)
 
@@ -273,14 +273,14 @@ def test_patterns_that_match_nothing_are_reported() -> None:
     assert Account.from_json(found.account.to_json()) == found.account
 
 
-def test_every_format_counts(tmp_path: Path) -> None:
+def test_every_supported_suffix_is_listed(tmp_path: Path) -> None:
     names = [f"a/1{suffix}" for suffix in SUFFIXES] + [f"b/1{suffix.upper()}" for suffix in SUFFIXES]
     root = write(tmp_path / "x", names)
     assert sorted(list_folder(root).names) == sorted(names)
     assert find_pictures([root]) == sorted(root / name for name in names)
 
 
-def test_one_class_in_two_spellings_of_unicode() -> None:
+def test_a_class_in_two_unicode_forms_is_one_class() -> None:
     composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     found = index_images([f"train/{composed}/1.png", "train/tea/1.png", f"val/{apart}/2.png"], where="x")
     assert (found.class_names, found.val.labels) == ((composed, "tea"), (0,))
@@ -288,7 +288,7 @@ def test_one_class_in_two_spellings_of_unicode() -> None:
     assert (len(merged.class_names), merged.train.labels) == (2, (0, 0, 1))
 
 
-def test_names_of_bytes_that_are_no_utf8(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     """As older programs write them. The class's name is text that every file and database holds."""
     odd = os.fsdecode(b"caf\xe9")
     root = write(
@@ -304,14 +304,14 @@ def test_names_of_bytes_that_are_no_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("typed", ["NFC", "NFD"])
 @pytest.mark.parametrize("stored", ["NFC", "NFD"])
-def test_settings_are_compared_in_one_form_of_unicode(typed: Any, stored: Any) -> None:
+def test_settings_match_names_in_any_unicode_form(typed: Any, stored: Any) -> None:
     folder, name = unicodedata.normalize(stored, "été"), unicodedata.normalize(typed, "été")
     paths = [f"{folder}/a/1.png", f"{folder}/b/1.png", f"{folder}/b/{folder}.png", "z/c/1.png"]
     found = index_images(paths, where="x", selection=Selection(train=name, ignore=f"{name}.png"))
     assert found.train.names == tuple(paths[:2])
 
 
-def test_the_account_is_shown_and_stored() -> None:
+def test_the_account_is_printed_and_round_trips_through_json() -> None:
     found = index_images([*PAIR, "train/a/2.png", "val/a/x.png", "notes.txt"], where="x").account
     assert found.lines() == [
         "found 2 classes; images: train 3 (a 2, b 1), val 1, test 0",
@@ -324,7 +324,7 @@ def test_the_account_is_shown_and_stored() -> None:
 # Links and changes
 
 
-def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+def test_linked_folders_are_followed_and_loops_skipped(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere", ["1.png", "deep/2.png"])
     root = write(tmp_path / "x", ["a/1.png"])
     (root / "b").symlink_to(tmp_path / "elsewhere")
@@ -337,7 +337,7 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     assert find_pictures([root]) == [root / name for name in names]
 
 
-def test_links_that_lead_nowhere_and_pipes(tmp_path: Path) -> None:
+def test_dangling_links_and_pipes_are_skipped(tmp_path: Path) -> None:
     root = write(tmp_path / "x", CLASSES)
     before = fingerprint(root)
     (root / "notes").symlink_to("none")
@@ -375,7 +375,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_equal_size_and_time_is_seen(change: str, tmp_path: Path) -> None:
+def test_a_change_of_equal_size_and_time_changes_the_fingerprint(change: str, tmp_path: Path) -> None:
     root = tmp_path / "x"
     for path in CLASSES:
         write(root, [path])
@@ -395,7 +395,7 @@ def test_other_files_do_not_change_the_fingerprint(tmp_path: Path) -> None:
     assert fingerprint(root, Selection(ignore="*.gif")) != before, "another selection lists other images"
 
 
-def test_entries_of_a_large_zip_moved_to_another_class_are_seen(tmp_path: Path) -> None:
+def test_moved_zip_entries_change_the_fingerprint(tmp_path: Path) -> None:
     def made(moved: bool) -> Path:
         path = tmp_path / "x.zip"
         names = [f"{'ab'[number % 2]}/{number:05}-{'x' * 100}.png" for number in range(12_000)]
@@ -411,7 +411,7 @@ def test_entries_of_a_large_zip_moved_to_another_class_are_seen(tmp_path: Path) 
     assert after != before
 
 
-def test_predict_and_training_see_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_and_training_list_same_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [*CLASSES, "a/@eaDir/1.png", "b/.ipynb_checkpoints/1.png", "__MACOSX/a/1.png", "a/._1.png"]
     root = write(tmp_path / "x", [*paths, ".net/1.png", "a/.thumbs/1.png", "a/1.txt"])
     found = find_pictures([root])
@@ -424,7 +424,7 @@ def test_predict_and_training_see_the_same(tmp_path: Path, capsys: pytest.Captur
     ]
 
 
-def test_a_name_that_is_too_long_for_a_file_is_none(tmp_path: Path) -> None:
+def test_a_path_with_a_too_long_name_is_reported_as_missing(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 300)
     for read in (list_folder, fingerprint):
         with pytest.raises(DataError, match=r"existing directory or .zip, but got .*xxx"):
@@ -433,9 +433,7 @@ def test_a_name_that_is_too_long_for_a_file_is_none(tmp_path: Path) -> None:
         find_pictures([path])
 
 
-def test_copies_of_training_images_in_other_splits_and_classes_are_said(
-    make_folder: MakeFolder, open_folder: OpenFolder
-) -> None:
+def test_copies_of_training_images_are_reported(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     """A network that has seen an image in training knows it: its accuracy on copies says nothing."""
     counts = {"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 2, "test/cat": 2, "test/dog": 2}
     root = make_folder(counts)
@@ -464,7 +462,7 @@ def test_large_pictures_that_differ_in_one_pixel_are_no_copies(
     assert len(open_folder(root).repeats) == 1
 
 
-def test_copies_of_the_second_of_two_similar_pictures_are_said(
+def test_a_copy_of_the_second_of_two_similar_images_is_reported(
     make_folder: MakeFolder, open_folder: OpenFolder
 ) -> None:
     root = make_folder({"train/cat": 2, "train/dog": 1, "val/cat": 1, "val/dog": 1}, size=(256, 256))
@@ -476,7 +474,7 @@ def test_copies_of_the_second_of_two_similar_pictures_are_said(
     assert "(val/cat/0000.png is train/cat/0001.png)" in line
 
 
-def test_copies_that_a_split_separates_are_said(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+def test_copies_separated_by_a_split_are_reported(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     root = make_folder({"cat": 8, "dog": 8})
     for kind in ("cat", "dog"):
         for number in range(8):
@@ -489,7 +487,7 @@ def test_copies_that_a_split_separates_are_said(make_folder: MakeFolder, open_fo
     assert line.startswith(f"{copies} of the {len(images.val)} validation images are copies")
 
 
-def test_a_class_that_no_validation_image_has_is_said(make_folder: MakeFolder) -> None:
+def test_classes_missing_from_a_split_are_reported(make_folder: MakeFolder) -> None:
     """Its images are trained on, and the search's values say nothing about it."""
     counts = {"train/cat": 2, "train/dog": 2, "train/eel": 2, "val/cat": 1, "val/dog": 1, "test/eel": 1}
     found, *unseen = list_folder(make_folder(counts)).account.lines()

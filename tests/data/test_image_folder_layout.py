@@ -79,7 +79,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout(layout: str) -> None:
+def test_a_layout_gives_the_expected_splits_and_classes(layout: str) -> None:
     entries, train, val, test, classes = LAYOUTS[layout]
     found = index_images(entries, where="x")
     parts = (found.train.names, found.val.names, found.test.names, found.class_names)
@@ -90,7 +90,7 @@ def test_layout(layout: str) -> None:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake(mistake: str) -> None:
+def test_a_layout_mistake_is_reported(mistake: str) -> None:
     entries, words = MISTAKES[mistake]
     with pytest.raises(DataError, match=words):
         index_images(entries, where="x")

@@ -39,7 +39,7 @@ def splits(draw: st.DrawFn) -> tuple[list[int], SplitRule]:
 
 
 @given(splits())
-def test_cut_is_disjoint_covers_and_has_every_class_on_both_sides(case: tuple[list[int], SplitRule]) -> None:
+def test_splits_are_disjoint_complete_and_contain_every_class(case: tuple[list[int], SplitRule]) -> None:
     counts, rule = case
     labels = labels_of(counts)
     cut = stratified_split(labels, len(counts), rule)
@@ -58,7 +58,7 @@ def test_sizes_are_known_before_drawing(case: tuple[list[int], SplitRule]) -> No
 
 
 @given(splits())
-def test_the_seed_decides(case: tuple[list[int], SplitRule]) -> None:
+def test_the_same_seed_gives_the_same_split(case: tuple[list[int], SplitRule]) -> None:
     counts, rule = case
     labels = labels_of(counts)
     first, second = (stratified_split(labels, len(counts), rule) for _ in range(2))
@@ -66,7 +66,7 @@ def test_the_seed_decides(case: tuple[list[int], SplitRule]) -> None:
     assert np.array_equal(first.val_N, second.val_N)
 
 
-def test_another_seed_draws_others() -> None:
+def test_different_seeds_give_different_splits() -> None:
     labels = labels_of([50, 50])
     drawn = {
         tuple(stratified_split(labels, 2, SplitRule(limit=None, val_fraction=0.2, seed=seed)).val_N)
@@ -76,7 +76,7 @@ def test_another_seed_draws_others() -> None:
 
 
 @given(COUNTS, st.data())
-def test_apportion_is_proportional(counts: list[int], data: st.DataObject) -> None:
+def test_stratified_counts_are_proportional(counts: list[int], data: st.DataObject) -> None:
     total = data.draw(st.integers(len(counts), sum(counts)))
     shares = stratified_counts(counts, total)
     assert sum(shares) == total
@@ -98,7 +98,7 @@ def test_a_class_of_two_images_has_one_on_each_side(fraction: float, limit: int 
 
 
 @given(COUNTS)
-def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
+def test_balanced_weights_match_scikit_learn(counts: list[int]) -> None:
     labels = labels_of(counts)
     weights = balanced_class_weights(labels, len(counts))
     assert weights == pytest.approx(
@@ -107,11 +107,11 @@ def test_balanced_weights_are_scikit_learns(counts: list[int]) -> None:
     assert np.asarray(weights)[labels].mean() == pytest.approx(1)
 
 
-def test_a_class_that_label_noise_has_emptied_has_a_weight() -> None:
+def test_a_class_emptied_by_label_noise_has_a_weight() -> None:
     assert balanced_class_weights(np.array([0, 0, 2]), 3) == pytest.approx((0.5, 1.0, 1.0))
 
 
-def test_a_balanced_source_is_cut_evenly() -> None:
+def test_a_balanced_source_is_split_evenly() -> None:
     labels = labels_of([100] * 10)
     cut = stratified_split(labels, 10, SplitRule(limit=None, val_fraction=0.1, seed=0))
     assert np.bincount(labels[cut.val_N]).tolist() == [10] * 10
@@ -124,7 +124,7 @@ def test_raising_the_limit_keeps_the_images() -> None:
     assert small < large < everything
 
 
-def test_a_validation_part_of_its_own_leaves_training_whole() -> None:
+def test_without_a_validation_fraction_all_images_are_for_training() -> None:
     cut = stratified_split(labels_of([3, 1]), 2, SplitRule(limit=None, val_fraction=None, seed=0))
     assert (len(cut.train_N), len(cut.val_N)) == (4, 0)
 
@@ -147,7 +147,7 @@ def test_subset_allows_absent_classes(counts: list[int], data: st.DataObject) ->
         (100, 10, SplitRule(limit=9, val_fraction=None, seed=0), "at least 10 training images"),
     ],
 )
-def test_too_few_images(images: int, classes: int, rule: SplitRule, words: str) -> None:
+def test_too_few_images_are_reported(images: int, classes: int, rule: SplitRule, words: str) -> None:
     with pytest.raises(DataError, match=words):
         cut_sizes(images, classes, rule)
 

@@ -39,7 +39,7 @@ def counts(found: ImageDataset) -> tuple[int, int, int]:
         (CLASSES, {"test_fraction": 0.2, "limit": 12}, (9, 3, 6)),
     ],
 )
-def test_the_parts_are_disjoint_and_known_before(
+def test_splits_are_disjoint_and_match_the_description(
     folders: dict[str, int],
     settings: dict[str, Any],
     expected: tuple[int, int, int],
@@ -69,18 +69,18 @@ def test_test_images_are_the_same_for_the_search_and_for_train(
     assert search["train"] | search["val"] == final["train"]
 
 
-def test_every_class_is_among_the_test_images(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+def test_the_test_split_contains_every_class(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     found = open_folder(make_folder(CLASSES), test_fraction=0.1)
     assert np.bincount(found.test.labels_N).tolist() == [2, 1]
 
 
-def test_a_class_of_one_image_cannot_give_one(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
+def test_a_class_of_one_image_cannot_be_split(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     root = make_folder({"a": 5, "b": 1})
     with pytest.raises(DataError, match="at least 2 training images"):
         open_folder(root, test_fraction=0.2, hold_out=False)
 
 
-def test_the_images_without_a_fraction_have_the_digest_that_they_had(
+def test_test_fraction_changes_the_digest_and_without_test_does_not(
     make_folder: MakeFolder, open_folder: OpenFolder
 ) -> None:
     root = make_folder(CLASSES)
@@ -96,7 +96,7 @@ def test_the_images_without_a_fraction_have_the_digest_that_they_had(
         (2, {"test_fraction": 0.1, "hold_out": False}, ("train", "test")),
     ],
 )
-def test_a_rare_class_has_one_image_in_every_part(
+def test_a_rare_class_has_one_image_in_every_split(
     rare: int,
     settings: dict[str, Any],
     parts: tuple[str, ...],
@@ -108,7 +108,7 @@ def test_a_rare_class_has_one_image_in_every_part(
         assert np.bincount(getattr(found, part).labels_N, minlength=2)[1] == 1
 
 
-def test_a_class_too_small_for_three_parts_is_reported(
+def test_a_class_too_small_for_three_splits_is_reported(
     make_folder: MakeFolder, open_folder: OpenFolder
 ) -> None:
     root = make_folder({"a": 60, "b": 2})

@@ -45,7 +45,7 @@ def test_the_zip_is_read_as_cifar10(config: DatasetConfig, cache_root: Path) -> 
     assert dataset.std == pytest.approx(STD, abs=4e-3)
 
 
-def test_a_second_start_takes_less_than_half_a_second(config: DatasetConfig, cache_root: Path) -> None:
+def test_opening_a_built_cache_takes_less_than_half_a_second(config: DatasetConfig, cache_root: Path) -> None:
     # Processor time: a busy machine does not change it.
     started = time.process_time()
     open_dataset(config, data_root=cache_root, cache_root=cache_root)

@@ -24,7 +24,7 @@ CLASSES = ["a/1.png", "b/1.png"]
 
 
 @pytest.mark.parametrize("form", ["./{}", "/{}", "a//../{}", ".//{}", "{}"])
-def test_names_in_zips(form: str, tmp_path: Path) -> None:
+def test_member_names_are_normalised_or_refused(form: str, tmp_path: Path) -> None:
     if ".." in form:
         path = write_zip(tmp_path / "x.zip", [form.format(name) for name in CLASSES])
         with pytest.raises(DataError, match=r"must lie inside it, but got 'a//\.\./a/1\.png'"):
@@ -35,14 +35,14 @@ def test_names_in_zips(form: str, tmp_path: Path) -> None:
     assert read_bytes(path, "b/1.png") == b"b/1.png"
 
 
-def test_backslashes_in_zips(tmp_path: Path) -> None:
+def test_backslashes_in_member_names_become_slashes(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {"a\\1.png": b"1", "b\\c\\2.png": b"2"})
     assert list_folder(path).names == ("a/1.png", "b/c/2.png")
     assert read_bytes(path, "b/c/2.png") == b"2"
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_the_last_of_two_equal_entries_counts(tmp_path: Path) -> None:
+def test_the_last_of_duplicate_entries_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as made:
         for name, data in (
             ("a/1.png", b"old"),
@@ -57,7 +57,7 @@ def test_the_last_of_two_equal_entries_counts(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "x.zip", "a/1.png") == b"new"
 
 
-def test_links_in_zips(tmp_path: Path) -> None:
+def test_links_in_a_zip_are_skipped(tmp_path: Path) -> None:
     link = zipfile.ZipInfo("a/2.png")
     link.create_system, link.external_attr = 3, 0o120777 << 16
     path = write_zip(tmp_path / "x.zip", CLASSES)
@@ -80,7 +80,7 @@ def patched(path: Path, name: str, offset: int, value: bytes) -> Path:
 @pytest.mark.parametrize(
     ("method", "words"), [(9, "deflate64"), (95, "xz"), (77, "method 77"), (99, "not be encrypted")]
 )
-def test_a_method_that_python_cannot_read(method: int, words: str, tmp_path: Path) -> None:
+def test_an_unsupported_compression_method_is_reported(method: int, words: str, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", [*CLASSES, "notes.txt"])
     patched(path, "notes.txt", 10, bytes([method]))
     assert list_folder(path).names == tuple(CLASSES), "a file that is not read may be compressed by anything"
@@ -90,7 +90,7 @@ def test_a_method_that_python_cannot_read(method: int, words: str, tmp_path: Pat
     assert "npack it" in str(caught.value)
 
 
-def test_a_member_that_inflates_is_refused_before_it_is_read(
+def test_a_member_too_large_for_memory_is_refused_before_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zip_archive, "largest_member", lambda: 3_000_000)
@@ -101,7 +101,7 @@ def test_a_member_that_inflates_is_refused_before_it_is_read(
         probe_size(path, "a/1.png")
 
 
-def test_a_listing_refuses_a_member_that_inflates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_folder_refuses_a_too_large_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before it is read: the dry run says it, in no time."""
     blank = bytes(4_000_000)
     path = write_zip(tmp_path / "x.zip", dict.fromkeys(CLASSES, blank), zipfile.ZIP_DEFLATED)
@@ -112,7 +112,7 @@ def test_a_listing_refuses_a_member_that_inflates(tmp_path: Path, monkeypatch: p
     assert "`--set dataset.ignore=a/1.png`" in str(caught.value)
 
 
-def test_a_member_that_inflates_too_much_is_refused(tmp_path: Path) -> None:
+def test_a_member_with_an_excessive_compression_ratio_is_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {name: bytes(1000) for name in CLASSES}, zipfile.ZIP_DEFLATED)
     patched(path, "a/1.png", 24, (65 << 20).to_bytes(4, "little"))
     words = "inflates to 68 MB, more than 100 times its compressed size"
@@ -123,7 +123,7 @@ def test_a_member_that_inflates_too_much_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_member_that_says_it_is_small_is_not_inflated_whole(method: int, tmp_path: Path) -> None:
+def test_a_member_with_a_false_size_is_not_fully_inflated(method: int, tmp_path: Path) -> None:
     size = 30_000_000
     source = io.BytesIO()
     with zipfile.ZipFile(source, "w", method) as made, made.open("a/1.png", "w") as member:
@@ -149,12 +149,12 @@ def test_an_allowed_member_is_read_completely(tmp_path: Path) -> None:
     assert zip_archive.largest_member() >= 128 << 20
 
 
-def test_a_picture_of_a_zip_with_odd_names_is_decoded(tmp_path: Path) -> None:
+def test_an_image_in_a_zip_with_odd_names_is_found(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", {f"./{name}": picture(1, (20, 10)) for name in CLASSES})
     assert [probe_size(path, name) for name in list_folder(path).names] == [(20, 10)] * 2
 
 
-def test_another_zip_of_equal_size_and_time_in_its_place_is_read(tmp_path: Path) -> None:
+def test_a_replaced_zip_of_equal_size_and_time_is_reopened(tmp_path: Path) -> None:
     path, other = tmp_path / "x.zip", tmp_path / "y.zip"
     for archive, content in ((path, b"old"), (other, b"new")):
         write_zip(archive, {"a/1.png": content})

@@ -34,7 +34,7 @@ def test_drivers_killed_one_after_the_other_lose_nothing(cheap_search: CheapSear
         assert {epoch: trial.intermediate_values[epoch] for epoch in known} == known
 
 
-def test_a_record_that_another_process_holds_for_a_while_is_waited_for(cheap_search: CheapSearch) -> None:
+def test_a_database_locked_by_another_process_is_waited_for(cheap_search: CheapSearch) -> None:
     driver = cheap_search.start()
     cheap_search.wait_for(lambda: epochs(cheap_search) >= 2, driver)
     with sqlite3.connect(cheap_search.folder / "study.db", timeout=30, isolation_level=None) as other:

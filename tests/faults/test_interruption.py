@@ -55,7 +55,7 @@ def states(study: optuna.Study) -> set[str]:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("blow", [INT, KILL])
-def test_a_search_that_is_struck_down_goes_on_where_it_was(
+def test_a_killed_or_interrupted_search_resumes_where_it_stopped(
     blow: signal.Signals, slow_searches: SlowSearches
 ) -> None:
     driver = slow_searches.start_and_wait()
@@ -76,7 +76,7 @@ def test_a_search_that_is_struck_down_goes_on_where_it_was(
 
 @pytest.mark.nightly  # Ctrl-C in a terminal goes to the group, too: tests/integration/test_terminal.py
 @pytest.mark.parametrize("blow", [TERM, INT])
-def test_a_signal_to_the_whole_group_leaves_ray_to_finish_its_epochs(
+def test_a_signal_to_the_process_group_lets_epochs_finish(
     blow: signal.Signals, slow_searches: SlowSearches
 ) -> None:
     driver = slow_searches.start_and_wait("pace=1", epochs=1)
@@ -95,7 +95,7 @@ def test_a_signal_to_the_whole_group_leaves_ray_to_finish_its_epochs(
 
 
 @pytest.mark.nightly
-def test_a_ray_that_dies_is_said_and_left_behind(slow_searches: SlowSearches) -> None:
+def test_a_dead_ray_ends_the_search_with_an_error(slow_searches: SlowSearches) -> None:
     """By its control store's death; tests/integration/test_terminal.py kills its node manager."""
     driver = slow_searches.start_and_wait("pace=2", epochs=1)
     family = descendants(driver)
@@ -138,7 +138,7 @@ def test_an_epoch_that_outlasts_the_deadline_is_not_waited_for(slow_searches: Sl
 
 
 @pytest.mark.nightly
-def test_a_second_ctrl_c_ends_at_once_and_is_as_resumable(slow_searches: SlowSearches) -> None:
+def test_a_search_ended_by_a_second_ctrl_c_can_be_resumed(slow_searches: SlowSearches) -> None:
     driver = slow_searches.start_and_wait("pace=5", epochs=0)
     driver.send_signal(INT)
     time.sleep(0.5)
@@ -153,9 +153,7 @@ def test_a_second_ctrl_c_ends_at_once_and_is_as_resumable(slow_searches: SlowSea
 
 
 @pytest.mark.nightly
-def test_a_search_that_is_ended_before_its_first_trial_leaves_nothing(
-    tmp_path: Path, short_tmp: Path
-) -> None:
+def test_a_search_ended_before_its_first_trial_leaves_no_files(tmp_path: Path, short_tmp: Path) -> None:
     driver = subprocess.Popen(
         [
             sys.executable,

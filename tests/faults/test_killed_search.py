@@ -127,7 +127,7 @@ class Command:
 
 
 @pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=[pytest.mark.ray, pytest.mark.nightly])])
-def test_a_search_killed_twice_is_to_the_last_bit_the_one_that_was_not(
+def test_a_search_killed_twice_matches_an_uninterrupted_one_bit_for_bit(
     tmp_path: Path, short_tmp: Path, *, on_ray: bool
 ) -> None:
     """Also, the two are side by side on one storage, and do not touch each other."""
@@ -170,9 +170,7 @@ MOMENTS: list[tuple[str, Callable[[Command], bool]]] = [
 
 
 @pytest.mark.nightly
-def test_one_command_again_and_again_finishes_a_search_whose_driver_is_killed_at_every_moment(
-    tmp_path: Path, short_tmp: Path
-) -> None:
+def test_repeating_a_command_finishes_a_search_killed_at_every_stage(tmp_path: Path, short_tmp: Path) -> None:
     """The trials are in the driver's process, which SIGKILL takes with them. Its lease has not expired."""
     command = Command(tmp_path, short_tmp, on_ray=False)
     arguments = ["--space=digits", "--resume-or-start=again", *SEARCH]
@@ -194,9 +192,7 @@ def test_one_command_again_and_again_finishes_a_search_whose_driver_is_killed_at
 
 
 @pytest.mark.nightly
-def test_of_two_commands_at_the_same_time_one_searches_and_the_other_waits_for_it(
-    tmp_path: Path, short_tmp: Path
-) -> None:
+def test_one_of_two_concurrent_commands_searches_and_the_other_waits(tmp_path: Path, short_tmp: Path) -> None:
     command = Command(tmp_path, short_tmp, on_ray=False)
     arguments = ["--space=digits", "--resume-or-start=again", *SEARCH]
     drivers = [command.start(*arguments) for _ in range(2)]

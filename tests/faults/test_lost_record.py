@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
 
-def test_a_record_that_is_deleted_ends_the_search_in_one_paragraph(slow_searches: SlowSearches) -> None:
+def test_a_deleted_study_ends_the_search_with_an_error(slow_searches: SlowSearches) -> None:
     driver = slow_searches.start_and_wait(epochs=1)
     record = slow_searches.storage / "s" / "study.db"
     kept = record.read_bytes()

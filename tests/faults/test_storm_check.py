@@ -118,7 +118,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], Fault]] = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_the_check_sees(what: str, whole: Path, tmp_path: Path) -> None:
+def test_the_check_detects_each_kind_of_damage(what: str, whole: Path, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     shutil.copytree(whole, storage)
     assert check_ours(storage, TRIALS).notes == []

@@ -45,7 +45,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(slow_searches: SlowSea
     assert slow_searches.study().user_attrs["lease"]["driver"]["pid"] == first.pid
 
 
-def test_a_driver_that_was_frozen_and_overtaken_ends_and_writes_nothing(slow_searches: SlowSearches) -> None:
+def test_a_frozen_driver_that_lost_its_lease_ends_without_writing(slow_searches: SlowSearches) -> None:
     first = slow_searches.start_and_wait(LEASE, "place=one machine")
     freeze(first, slow_searches.storage / "s" / "study.db")
     before = slow_searches.values()

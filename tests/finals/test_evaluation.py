@@ -99,7 +99,7 @@ def said(result: StudyResult) -> str:
     return console.file.getvalue()
 
 
-def test_the_best_mean_comes_first(result: StudyResult) -> None:
+def test_configs_are_ranked_by_mean_over_seeds(result: StudyResult) -> None:
     first, second = evaluated_configs(result)
     assert [one.number for one in first.trials] == [1, 3]
     assert first.figures["test_accuracy"].mean == pytest.approx(0.81)
@@ -132,7 +132,7 @@ def test_a_lead_within_the_spread_of_seeds_is_reported(result: StudyResult) -> N
         (0, None, "finalists on the validation images (there are no test images)"),
     ],
 )
-def test_the_evaluation_images_are_shown(
+def test_the_number_and_source_of_test_images_are_shown(
     result: StudyResult, test_images: int, fraction: float | None, words: str
 ) -> None:
     counts = {"train": (9, 9), "val": (2, 2), "test": (test_images, 0)}
@@ -145,7 +145,7 @@ def test_the_evaluation_images_are_shown(
     assert words in said(told)
 
 
-def test_one_seed_each_says_nothing_of_the_seed(result: StudyResult) -> None:
+def test_a_single_seed_per_network_is_reported_as_inconclusive(result: StudyResult) -> None:
     for trials in (result.trials[:2], result.trials[:3]):
         text = said(dataclasses.replace(result, trials=trials))
         assert "One training of a network cannot distinguish a lead from the effect of the seed" in text
@@ -154,7 +154,7 @@ def test_one_seed_each_says_nothing_of_the_seed(result: StudyResult) -> None:
     assert "over 1 to 2 trainings" in text
 
 
-def test_the_interval_is_welchs() -> None:
+def test_the_interval_matches_welchs_t_test() -> None:
     first, second = Estimate.of([0.80, 0.82, 0.81]), Estimate.of([0.78, 0.79])
     lead = Lead.of(first, second, maximize=True)
     wanted = ttest_ind(first.values, second.values, equal_var=False).confidence_interval(0.95)
@@ -166,7 +166,7 @@ def test_the_interval_is_welchs() -> None:
     assert (same.is_known, same.is_beyond_seeds) == (True, False)
 
 
-def test_one_finalist_was_chosen_by_nothing(result: StudyResult) -> None:
+def test_a_single_finalist_has_no_selection_note(result: StudyResult) -> None:
     alone = dataclasses.replace(result, trials=(result.trials[1],))
     text = said(alone)
     assert "One training each." in text
@@ -174,7 +174,7 @@ def test_one_finalist_was_chosen_by_nothing(result: StudyResult) -> None:
     assert said(dataclasses.replace(result, trials=())) == ""
 
 
-def test_the_file_has_every_figure_and_no_nan(result: StudyResult) -> None:
+def test_the_document_has_every_metric_and_no_nan(result: StudyResult) -> None:
     document = json.loads(json.dumps(evaluation_document(result, evaluated_configs(result)), allow_nan=False))
     first = document["finalists"][0]
     assert first["trials"] == [1, 3]
@@ -184,7 +184,7 @@ def test_the_file_has_every_figure_and_no_nan(result: StudyResult) -> None:
     assert evaluation_document(alone, evaluated_configs(alone))["finalists"][0]["test_loss"]["spread"] is None
 
 
-def test_the_note_begins_with_the_finalists(result: StudyResult) -> None:
+def test_the_mlflow_note_begins_with_the_table_of_finalists(result: StudyResult) -> None:
     assert FinalsPresentation().note(result).startswith("| trials | accuracy |")
 
 

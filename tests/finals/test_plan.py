@@ -79,7 +79,7 @@ def configs_of(space: Space) -> list[TrialConfig]:
         (TrialConfig(layout="cifar", depth=452), TrialConfig(layout="port448", depth=107, image_size=448)),
     ],
 )
-def test_networks_that_have_no_fields_in_common_are_trained_together(
+def test_networks_without_common_fields_are_trained_together(
     configs: tuple[TrialConfig, ...],
 ) -> None:
     space = space_of(configs, seeds=2)
@@ -89,14 +89,14 @@ def test_networks_that_have_no_fields_in_common_are_trained_together(
     assert largest_image_size(space) == max(config.image_size or 32 for config in configs)
 
 
-def test_a_network_of_the_finals_that_does_not_exist_is_refused_once() -> None:
+def test_an_invalid_network_is_reported_once_for_all_seeds() -> None:
     configs = (TrialConfig(), TrialConfig(network="timm/resnet18", depth=92))
     with pytest.raises(SpaceError, match=r"initial\[1\]\.depth: depth: `depth` does not apply") as raised:
         space_of(configs, seeds=3)
     assert str(raised.value).count("does not apply") == 1
 
 
-def test_the_best_finished_configurations_are_chosen_once_each(searched: StudyResult) -> None:
+def test_the_best_finished_configurations_are_chosen_without_duplicates(searched: StudyResult) -> None:
     ended = [t for t in searched.trials if t.state is TrialState.FINISHED]
     rates = sorted((t.parameters["learning_rate"] for t in ended), reverse=True)
     found = top_configs(searched, 2)
@@ -132,7 +132,7 @@ def test_a_search_without_a_finished_trial_has_no_finalists(searched: StudyResul
         top_configs(empty, 3)
 
 
-def test_the_trials_of_the_given_numbers_are_taken_finished_or_not(searched: StudyResult) -> None:
+def test_trials_are_chosen_by_number_finished_or_not(searched: StudyResult) -> None:
     stopped = next(t for t in searched.trials if t.state is TrialState.STOPPED)
     finished = next(t for t in searched.trials if t.state is TrialState.FINISHED)
     wanted = (stopped, finished)
@@ -143,7 +143,7 @@ def test_the_trials_of_the_given_numbers_are_taken_finished_or_not(searched: Stu
     )
 
 
-def test_a_number_that_no_trial_has_is_refused(searched: StudyResult) -> None:
+def test_an_unknown_trial_number_is_refused(searched: StudyResult) -> None:
     with pytest.raises(
         StorageError, match=r"--trial: must be .* of a trial of .*, but got 98, 99\. .* 0 to 11\."
     ):
@@ -162,7 +162,7 @@ def test_a_trial_without_an_epoch_is_refused(searched: StudyResult) -> None:
         trial_configs(result, [0, 1])
 
 
-def test_the_finals_are_exactly_the_finalists_as_often_as_asked(searched: StudyResult) -> None:
+def test_finals_run_each_finalist_once_per_seed(searched: StudyResult) -> None:
     found, dataset = of_dataset(top_configs(searched, 3), searched.space)
     space = finals_space("f", found, TrainingPlan(epochs=9, seeds=2, resources=ONE_CPU), dataset=dataset)
     assert configs_of(space) == [*found, *found]
@@ -175,7 +175,7 @@ def test_the_finals_are_exactly_the_finalists_as_often_as_asked(searched: StudyR
     assert parse_space(dump_space(space), source="f") == space
 
 
-def test_one_finalist_is_enough() -> None:
+def test_a_single_finalist_can_be_trained() -> None:
     config = TrialConfig(depth=92, learning_rate=0.25, schedule="multistep", step_fractions=(30, 90))
     assert configs_of(space_of((config,), seeds=3)) == [config] * 3
 
@@ -188,7 +188,7 @@ def test_finalists_may_differ_in_anything() -> None:
     assert configs_of(space_of(configs)) == list(configs)
 
 
-def test_finalists_of_several_datasets_keep_them() -> None:
+def test_finalists_keep_their_datasets() -> None:
     space = load_space("rescon_table")
     configs = tuple(TrialConfig(dataset=name) for name in ("cifar100", "cifar10"))
     assert of_dataset(configs, space)[0] == configs
@@ -196,7 +196,7 @@ def test_finalists_of_several_datasets_keep_them() -> None:
     assert (alone[0].dataset, dataset.name) == (None, "cifar100")
 
 
-def test_finalists_of_a_folder_and_of_a_known_dataset_keep_the_folder() -> None:
+def test_finalists_of_a_folder_and_a_builtin_dataset_keep_the_folder() -> None:
     """The best one was trained on the known dataset, which has no path."""
     changes = [
         "dataset={name: folder, path: /pets, ignore: masks}",
@@ -222,7 +222,7 @@ def test_settings_apply_to_the_finals() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_a_network_by_name(name: str) -> None:
+def test_a_recipe_configures_a_preset(name: str) -> None:
     recipe = find_recipe(name)
     config = preset_config("cifar_attention56", recipe, epochs=recipe.epochs, image_size=None)
     assert config == TrialConfig.from_dict({**recipe.settings, "preset": "cifar_attention56"})
@@ -232,7 +232,7 @@ def test_a_recipe_trains_a_network_by_name(name: str) -> None:
     assert configs_of(space_of((short,))) == [short]
 
 
-def test_the_papers_iterations_are_its_epochs() -> None:
+def test_epochs_of_the_paper_recipe_match_its_iterations() -> None:
     recipe = find_recipe("paper")
     steps = recipe.epochs * (50_000 // recipe.settings["batch_size"])
     assert steps == pytest.approx(160_000, rel=0.001)
@@ -240,13 +240,13 @@ def test_the_papers_iterations_are_its_epochs() -> None:
     assert drops == pytest.approx([64_000, 96_000], rel=0.001)
 
 
-def test_an_unknown_recipe_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_recipe_suggests_a_known_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'modern'"):
         find_recipe("moder")
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
-def test_every_published_row_can_be_run(row: PublishedRow) -> None:
+def test_every_published_row_gives_a_valid_space(row: PublishedRow) -> None:
     space = row_space(row, name="r", shares=Shares(schedule=0.01, images=0.01), seeds=1, resources=ONE_CPU)
     (config,) = configs_of(space)
     assert config.preset == row.preset
@@ -257,7 +257,7 @@ def test_every_published_row_can_be_run(row: PublishedRow) -> None:
     assert whole.fidelity.max == find_recipe(row.recipe).epochs
 
 
-def test_the_rows_are_the_published_ones() -> None:
+def test_published_rows_have_the_published_values() -> None:
     assert len({row.name for row in PUBLISHED}) == len(PUBLISHED) == 29
     assert {row.name: row.figures["test_error"] for row in find_rows(["paper-5"])} == {
         "attention92-noise10": 5.15,
@@ -275,7 +275,7 @@ def test_an_invalid_time_is_refused(text: str) -> None:
         read_duration(text)
 
 
-def test_a_budget_is_as_many_epochs_as_fit(searched: StudyResult) -> None:
+def test_a_time_budget_gives_as_many_epochs_as_fit(searched: StudyResult) -> None:
     found = top_configs(searched, 2)
     seconds = seconds_per_epoch(searched, found)
     assert math.isfinite(seconds)
@@ -285,7 +285,7 @@ def test_a_budget_is_as_many_epochs_as_fit(searched: StudyResult) -> None:
 
 
 @pytest.mark.parametrize(("listed", "cuda", "asked"), [(0, "13.2", 0), (1, "13.2", 1), (1, None, 0)])
-def test_a_gpu_of_this_machine_is_asked_for_also_where_torch_cannot_use_it(
+def test_a_local_gpu_is_requested_even_if_torch_cannot_use_it(
     listed: int, cuda: str | None, asked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its training then ends with the reason, instead of a training on the CPU."""
@@ -296,7 +296,7 @@ def test_a_gpu_of_this_machine_is_asked_for_also_where_torch_cannot_use_it(
     assert local_resources().gpu == asked
 
 
-def test_images_that_have_changed_since_the_search_are_said(searched: StudyResult, tmp_path: Path) -> None:
+def test_images_changed_since_the_search_are_reported(searched: StudyResult, tmp_path: Path) -> None:
     """A class that was added after the search is trained too, and the values are of other images."""
     images = tmp_path / "images"
     for name in ("cat/1", "cat/2", "cat/3", "dog/1", "dog/2", "dog/3"):

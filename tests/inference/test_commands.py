@@ -53,7 +53,7 @@ def expected(checkpoint: Path, picture: Path, *, mirrored: bool = False) -> torc
     return probabilities
 
 
-def test_json_is_a_line_for_each_picture(
+def test_json_has_one_line_per_image(
     checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict([str(checkpoint), str(pictures), "--json", "--batch-size", "2", "--top", "3"]) == 0
@@ -67,7 +67,7 @@ def test_json_is_a_line_for_each_picture(
         assert sum(one["probability"] for one in line["top"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_flip_is_the_mean_of_the_picture_and_its_mirror_image(
+def test_flip_averages_the_image_and_its_mirror_image(
     checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict([str(checkpoint), str(pictures), "--json", "--tta", "flip", "--batch-size", "2"]) == 0
@@ -84,7 +84,7 @@ def test_flip_is_the_mean_of_the_picture_and_its_mirror_image(
     assert moved > 0.01, "a network that sees no mirroring would show no difference"
 
 
-def test_csv_and_a_table(checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_and_table_output(checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict([str(checkpoint), str(pictures / "0.png"), str(pictures / "0.png"), "--csv"]) == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert set(row) == {"path", "class", "probability"}
@@ -92,7 +92,7 @@ def test_csv_and_a_table(checkpoint: Path, pictures: Path, capsys: pytest.Captur
     assert "probability" in capsys.readouterr().out
 
 
-def test_no_text_in_the_csv_is_a_formula(
+def test_csv_text_is_never_a_formula(
     checkpoint: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(pictures)
@@ -130,7 +130,7 @@ def test_masks_are_drawn(checkpoint: Path, pictures: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv", "--top=2"])
-def test_a_network_that_gives_nan_predicts_nothing(
+def test_nan_outputs_give_no_prediction(
     form: str, checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not the first class, with exit 0."""
@@ -149,7 +149,7 @@ def test_a_network_that_gives_nan_predicts_nothing(
 @pytest.mark.parametrize(
     ("form", "name"), [("safetensors", "a.safetensors"), ("torch-export", "a.pt2"), ("onnx", "a.onnx")]
 )
-def test_every_format_is_loaded_again_and_says_the_same(
+def test_every_exported_format_gives_the_same_probabilities(
     form: str, name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / name
@@ -160,7 +160,7 @@ def test_every_format_is_loaded_again_and_says_the_same(
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch-export", "timm"])
-def test_a_full_disk_ends_an_export_with_a_paragraph(
+def test_a_full_disk_is_reported_by_export_and_leaves_no_file(
     form: str,
     checkpoint: Path,
     tmp_path: Path,
@@ -174,7 +174,7 @@ def test_a_full_disk_ends_an_export_with_a_paragraph(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_exported_safetensors_file_is_a_model(
+def test_an_exported_safetensors_file_can_be_used_by_predict(
     checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "a.safetensors"
@@ -205,7 +205,7 @@ class Code:
         ("models:/nosuch", "must be models:/NAME@ALIAS or models:/NAME/VERSION"),
     ],
 )
-def test_an_unknown_model(
+def test_an_unknown_model_is_reported(
     model: str, said: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict([model, str(pictures), "--storage", str(tmp_path / "runs")]) == 2
@@ -214,7 +214,7 @@ def test_an_unknown_model(
     assert "Traceback" not in words
 
 
-def test_a_searchs_name_with_dots_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_name_with_dots_is_not_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The rows of published tables are searches such as reproduce-attention56-nal-0.1x0.05."""
     output = ["--format", "safetensors", "--output", str(tmp_path / "x.safetensors")]
     assert export(["pets-v1.2", *output, "--storage", str(tmp_path / "runs")]) == 2
@@ -223,7 +223,7 @@ def test_a_searchs_name_with_dots_is_no_file(tmp_path: Path, capsys: pytest.Capt
     assert "or a file that exists" in capsys.readouterr().err
 
 
-def test_the_network_of_another_searchs_trial_is_not_taken_for_a_searchs_own(checkpoint: Path) -> None:
+def test_a_checkpoint_of_another_search_is_refused(checkpoint: Path) -> None:
     """A copy of a storage may mix the checkpoints of two searches of one name."""
     search = SimulatedSearch(load_space("digits", ["budget.trials=4", "sampler.type=random"]))
     Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
@@ -245,7 +245,7 @@ def test_the_network_of_another_searchs_trial_is_not_taken_for_a_searchs_own(che
             check_own(other, result, best)
 
 
-def test_a_users_network_whose_code_has_changed_since_the_search_is_said(checkpoint: Path) -> None:
+def test_changed_code_of_a_custom_network_is_reported(checkpoint: Path) -> None:
     """It has the same tensors, so that they load, and predicts something else."""
     search = SimulatedSearch(load_space("digits", ["budget.trials=4", "sampler.type=random"]))
     result, name = search.result(Path("runs/s")), "tests.own_networks:small"
@@ -331,7 +331,7 @@ def foreign_file(kind: str, folder: Path) -> Path:
         "a zip": "damaged or of another kind",
     }.items(),
 )
-def test_a_foreign_file_is_refused_in_our_words_and_its_code_not_run(
+def test_an_untrusted_file_is_refused_without_running_its_code(
     kind: str, said: str, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = foreign_file(kind, tmp_path)
@@ -348,7 +348,7 @@ def test_a_foreign_file_is_refused_in_our_words_and_its_code_not_run(
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_code_in_such_a_file_would_run(tmp_path: Path) -> None:
+def test_loading_an_untrusted_file_with_plain_torch_runs_its_code(tmp_path: Path) -> None:
     for kind in ("code", "code, as before torch 1.6"):
         torch.load(foreign_file(kind, tmp_path), weights_only=False)
         (tmp_path / "ran").rmdir()
@@ -373,7 +373,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_export(
     write.assert_not_called()
 
 
-def test_tensorflow_has_every_operation_of_the_networks() -> None:
+def test_saved_model_supports_every_operation_of_the_networks() -> None:
     """Seen without TensorFlow, which few machines have; `test_saved_model` needs it."""
     name = "tune_rescon.inference.saved_model"
     with pytest.MonkeyPatch.context() as patch:
@@ -395,7 +395,7 @@ def test_tensorflow_has_every_operation_of_the_networks() -> None:
         assert called <= known.keys()
 
 
-def test_a_format_whose_packages_are_not_there(
+def test_a_format_with_missing_packages_is_reported(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tune_rescon.inference.saved_model", None)  # as without TensorFlow
@@ -404,7 +404,7 @@ def test_a_format_whose_packages_are_not_there(
     assert not list(tmp_path.iterdir())
 
 
-def test_paths_that_do_not_exist(
+def test_missing_image_paths_are_reported(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict([str(checkpoint), str(tmp_path / "nowhere.png")]) == 2
@@ -413,7 +413,7 @@ def test_paths_that_do_not_exist(
     assert "there must be pictures" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_cannot_be_read_now(
+def test_an_unreadable_checkpoint_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def denied(_self: object, name: str, _target: Path) -> bool:

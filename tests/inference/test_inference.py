@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_every_form_says_the_same_of_real_images(photographs: Path, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_result_on_real_images(photographs: Path, tmp_path: Path) -> None:
     pixels_BCHW = real_pixels(str(photographs), tmp_path)
     assert pixels_BCHW.shape == (COMPARED, 3, 32, 32)
     made = forms(*trained("cifar_attention56"), tmp_path, threads=1)

@@ -23,7 +23,7 @@ from tune_rescon.predict import main as predict
 pytestmark = pytest.mark.torch
 
 
-def test_predictions_come_first_then_the_masks_with_overlays_of_the_photographs_size(
+def test_overlays_have_the_photographs_size_and_follow_the_predictions(
     checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "masks"
@@ -42,7 +42,7 @@ def test_predictions_come_first_then_the_masks_with_overlays_of_the_photographs_
         assert f'src="{overlay.name}"' in page
 
 
-def test_a_picture_whose_name_is_no_utf8(
+def test_an_image_name_that_is_not_utf8_is_printed_and_linked(
     checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, printed = tmp_path / "masks", io.BytesIO()
@@ -56,7 +56,7 @@ def test_a_picture_whose_name_is_no_utf8(
     assert r"caf\xe9.png</figcaption>" in page
 
 
-def test_a_picture_whose_name_has_as_many_bytes_as_a_name_can(
+def test_overlay_names_of_a_long_image_name_are_shortened(
     checkpoint: Path, pictures: Path, tmp_path: Path
 ) -> None:
     folder, name = tmp_path / "masks", f"{'ü' * 125}.png"
@@ -68,9 +68,7 @@ def test_a_picture_whose_name_has_as_many_bytes_as_a_name_can(
     ]
 
 
-def test_rows_have_columns_of_one_width(
-    checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_table_rows_are_aligned(checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict([str(checkpoint), str(pictures), "--top", "3"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 15
@@ -147,7 +145,7 @@ def test_the_page_grows_with_every_batch(checkpoint: Path, pictures: Path, tmp_p
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash", "pad"])
-def test_the_overlay_lies_where_the_network_saw(resize: str, tmp_path: Path) -> None:
+def test_the_overlay_covers_the_region_seen_by_the_network(resize: str, tmp_path: Path) -> None:
     photograph = Image.new("RGB", (120, 80), (0, 0, 255))
     mask_HW = np.zeros((3, 3), np.float32)
     mask_HW[1, 1] = 1
@@ -170,7 +168,7 @@ def test_a_panorama_wider_than_a_jpeg_is_scaled_down(tmp_path: Path) -> None:
         assert image.size == (65_500, 19)
 
 
-def test_seen_boxes() -> None:
+def test_seen_box_follows_the_resize_mode() -> None:
     assert seen_box((20, 30)) == (0, 5, 20, 25)
     assert seen_box((20, 30), "pad") == (-5, 0, 25, 30)
     assert seen_box((7, 7), "crop") == seen_box((7, 7), "pad") == seen_box((7, 7), "squash") == (0, 0, 7, 7)
@@ -178,7 +176,7 @@ def test_seen_boxes() -> None:
         seen_box((7, 7), "stretch")
 
 
-def test_photographs_are_upright_and_of_their_own_size(tmp_path: Path) -> None:
+def test_photographs_are_upright_and_keep_their_size(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -191,7 +189,7 @@ def test_photographs_are_upright_and_of_their_own_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_pillows(orientation: int, tmp_path: Path) -> None:
+def test_every_orientation_matches_pillow(orientation: int, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -202,7 +200,7 @@ def test_every_orientation_is_pillows(orientation: int, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(load_photograph(path)), wanted)
 
 
-def test_deep_and_transparent_pictures_are_shown(tmp_path: Path) -> None:
+def test_high_bit_depth_and_transparent_images_are_shown(tmp_path: Path) -> None:
     deep = tmp_path / "deep.png"
     Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(deep)
     levels = np.asarray(load_photograph(deep, (0.0, 599.0)))
@@ -212,7 +210,7 @@ def test_deep_and_transparent_pictures_are_shown(tmp_path: Path) -> None:
     assert np.asarray(load_photograph(clear)).min() == 255
 
 
-def test_no_other_format_is_tried(tmp_path: Path) -> None:
+def test_an_unsupported_image_format_is_refused(tmp_path: Path) -> None:
     path, data = tmp_path / "a.jpg", io.BytesIO()
     Image.new("RGB", (4, 4)).save(data, format="EPS")
     path.write_bytes(data.getvalue())

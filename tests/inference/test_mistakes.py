@@ -45,7 +45,7 @@ def mistakes(confusion: list[list[int]], *names: str, worst: tuple[Mistake, ...]
     return Mistakes(class_names=names, confusion_KK=np.array(confusion), worst=worst)
 
 
-def test_counts_and_pairs() -> None:
+def test_mistakes_and_confused_pairs_are_counted() -> None:
     found = mistakes([[8, 2, 0], [0, 9, 1], [4, 0, 6]], "ant", "bee", "cat")
     assert (found.images, found.wrong) == (30, 7)
     assert found.confused_pairs() == [("cat", "ant", 4, 10), ("ant", "bee", 2, 10), ("bee", "cat", 1, 10)]
@@ -57,7 +57,7 @@ def test_counts_and_pairs() -> None:
     ]
 
 
-def test_classes_are_listed_the_worst_first_and_those_without_images_are_not() -> None:
+def test_classes_with_images_are_listed_worst_first() -> None:
     found = mistakes([[8, 2, 0, 0], [0, 9, 1, 0], [4, 0, 6, 0], [0, 0, 0, 0]], "ant", "bee", "cat", "dog")
     assert [(one.name, one.images, one.right) for one in found.by_class()] == [
         ("cat", 10, 6),
@@ -73,7 +73,7 @@ def test_classes_are_listed_the_worst_first_and_those_without_images_are_not() -
     assert "<tr><td>cat</td><td>10</td><td>6</td><td>60.0%</td><td>0.706</td></tr>" in page
 
 
-def test_of_many_classes_the_worst_are_listed() -> None:
+def test_only_the_worst_of_many_classes_are_listed() -> None:
     confusion_KK = np.eye(1000, dtype=int)
     confusion_KK[700, 0] = 3
     document = mistakes_document(mistakes(confusion_KK.tolist(), *map(str, range(1000))), of="test")
@@ -81,7 +81,7 @@ def test_of_many_classes_the_worst_are_listed() -> None:
     assert document["classes"][0] == ["700", "4", "1", "25.0%", "0.400"]
 
 
-def test_names_are_text_in_the_page() -> None:
+def test_class_names_are_escaped_in_the_page() -> None:
     image = np.zeros((8, 8, 1), dtype=np.uint8)
     worst = Mistake(image_HWC=image, label="<script>", predicted="a&b", probability=0.987)
     page = mistakes_page(
@@ -93,7 +93,7 @@ def test_names_are_text_in_the_page() -> None:
     assert page.count('src="data:image/png;base64,') == 1
 
 
-def test_a_matrix_that_cannot_be_read_is_left_out() -> None:
+def test_a_too_large_confusion_matrix_is_left_out() -> None:
     many = LARGEST_MATRIX + 1
     found = mistakes(np.eye(many, dtype=int).tolist(), *map(str, range(many)))
     page = mistakes_page(found, title="t", of="test")
@@ -118,7 +118,7 @@ def searched(storage: Path) -> StudyResult:
 
 
 @pytest.mark.torch
-def test_of_a_search_it_counts_as_the_validation_did(
+def test_counts_match_the_searchs_validation_accuracy(
     searched: StudyResult,
     storage: Path,
     tmp_path: Path,
@@ -174,7 +174,7 @@ def test_activations_beyond_the_range_of_fp16_are_computed_in_fp32(
     assert classes[0] == classes[1]
 
 
-def test_errors_excludes_the_other_forms_of_the_report(
+def test_errors_cannot_be_combined_with_other_report_formats(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["s", "--errors", str(tmp_path / "e.html"), "--json"]) == 2
@@ -183,7 +183,7 @@ def test_errors_excludes_the_other_forms_of_the_report(
 
 
 @pytest.mark.torch
-def test_the_report_shows_those_of_the_best_network_and_of_no_other(
+def test_the_report_shows_mistakes_of_the_best_network_only(
     searched: StudyResult, storage: Path, tmp_path: Path
 ) -> None:
     options = RunOptions(name="s", storage=storage, cache_root=storage / "cache")
@@ -244,7 +244,7 @@ def test_only_a_finished_search_writes_its_mistakes(
 
 
 @pytest.mark.torch
-def test_images_without_time_are_left_out_and_counted(searched: StudyResult, storage: Path) -> None:
+def test_images_beyond_the_time_limit_are_skipped_and_counted(searched: StudyResult, storage: Path) -> None:
     network, about = load_trained(str(searched.kept_checkpoint(cast(TrialRecord, searched.best))))
     many = dataclasses.replace(searched.space.dataset, val_fraction=0.6)
     dataset = open_dataset(many, data_root=storage, cache_root=storage / "cache")

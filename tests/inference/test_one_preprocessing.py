@@ -131,7 +131,7 @@ def close(got: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(got, wanted, atol=CLOSE, rtol=0)
 
 
-def test_predict_is_validation(winner: tuple[nn.Module, TrainedNetwork, Tensor, Path]) -> None:
+def test_predict_matches_validation(winner: tuple[nn.Module, TrainedNetwork, Tensor, Path]) -> None:
     network, about, validated_BK, path = winner
     assert validated_BK.std() > CLOSE, "probabilities must differ for the comparison to mean something"
     found_BK, _ = predicted(network, about, path)
@@ -165,7 +165,7 @@ SLOW_FORMS = [
 
 
 @pytest.mark.parametrize("form", ["safetensors", "timm", *SLOW_FORMS])
-def test_an_exported_form_is_validation(
+def test_an_exported_model_matches_validation(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path],
     form: str,
     tmp_path: Path,
@@ -188,7 +188,7 @@ def test_an_exported_form_is_validation(
         close(made[0](pixels_BCHW), validated_BK)
 
 
-def test_the_champion_is_validation(
+def test_the_mlflow_champion_matches_validation(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path
 ) -> None:
     """MLflow's model, by MLflow's own reader."""
@@ -204,7 +204,7 @@ def test_the_champion_is_validation(
     close(torch.from_numpy(np.asarray(found_BK)), validated_BK)
 
 
-def test_timm_preprocesses_as_validation_does(
+def test_timm_export_matches_validation(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path
 ) -> None:
     timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
@@ -220,7 +220,7 @@ def test_timm_preprocesses_as_validation_does(
 
 
 @pytest.mark.parametrize(("size", "resize"), [((32, 32), "crop"), ((90, 70), "squash")])
-def test_timms_own_transform_is_validation_where_pictures_are_scaled_once(
+def test_timms_transform_matches_validation_if_images_are_scaled_once(
     size: tuple[int, int], resize: str, tmp_path: Path
 ) -> None:
     """It scales in one step what validation scales in two; a picture of the stored size is scaled by none."""
@@ -238,7 +238,7 @@ def test_timms_own_transform_is_validation_where_pictures_are_scaled_once(
     assert theirs.pretrained_cfg["label_names"] == ["ant", "bee"]
 
 
-def test_a_transform_that_timm_cannot_do_is_reported(
+def test_a_transform_unsupported_by_timm_is_reported(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("timm", reason="timm is not installed: pip install 'tune_rescon[timm]'")
@@ -282,7 +282,7 @@ def test_an_exported_file_names_its_preprocessing(
     assert known["channel_order"] == "RGB"
 
 
-def test_a_channel_that_never_varies(tmp_path: Path) -> None:
+def test_a_constant_channel_is_normalised_alike_in_training_and_predict(tmp_path: Path) -> None:
     """Its deviation is 0: training and the kept network must divide by the same number."""
     path = folder_of(tmp_path / "green", (32, 32), red=False)
     dataset = opened(path, tmp_path)
@@ -301,7 +301,7 @@ class _Broken(nn.Module):
         return torch.full((len(images_BCHW), 2), torch.nan)
 
 
-def test_an_export_that_says_nan_is_refused(
+def test_an_export_that_gives_nan_is_refused(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, about, _, _ = winner
@@ -331,7 +331,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_the_documented_request_has_the_pixels_of_a_photograph_as_it_is_seen(
+def test_the_documented_request_applies_exif_orientation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A phone held upright writes its photographs on their side, and says so in the EXIF data."""

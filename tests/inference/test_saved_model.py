@@ -58,7 +58,7 @@ def trained(config: TrialConfig, like: TrainedNetwork) -> tuple[torch.nn.Module,
     ],
     ids=["mixed", "narrow", "channel", "spatial", "rescon", "attentionnext"],
 )
-def test_every_kind_of_network(config: TrialConfig, checkpoint: Path, tmp_path: Path) -> None:
+def test_every_network_kind_matches_pytorch(config: TrialConfig, checkpoint: Path, tmp_path: Path) -> None:
     network, about = trained(config, load_trained(checkpoint)[1])
     assert export_model(network, about, form="tensorflow", output=tmp_path / "a") < 1e-4
     pixels_BCHW = torch.rand(3, 3, about.spec.image_size, about.spec.image_size)
@@ -83,7 +83,7 @@ def test_the_command_writes_the_model_folder_with_its_files(
 
 
 @pytest.mark.shared
-def test_real_images(checkpoint: Path, tmp_path: Path, shared: Path) -> None:
+def test_probabilities_match_on_real_images(checkpoint: Path, tmp_path: Path, shared: Path) -> None:
     """256 of CIFAR-10's, scaled to the network's 16 pixels."""
     network, about = load_trained(checkpoint)
     with zipfile.ZipFile(shared / "data" / "cifar10-jpeg.zip") as archive:

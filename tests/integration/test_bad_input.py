@@ -81,7 +81,7 @@ def folders(tmp_path: Path, checkpoint: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input(
+def test_bad_input_is_reported_and_leaves_no_files(
     case: str,
     folders: dict[str, Path],
     tmp_path: Path,
@@ -101,7 +101,7 @@ def test_bad_input(
     assert not storage.exists()
 
 
-def test_a_name_that_exists_is_refused_and_left_alone(
+def test_an_existing_name_is_refused_and_its_files_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a").mkdir()
@@ -114,7 +114,7 @@ def test_a_name_that_exists_is_refused_and_left_alone(
 
 @pytest.mark.parametrize("storage", ["file", "file/runs", "x" * 300])
 @pytest.mark.parametrize("begin", [["--space", "digits"], ["--resume", "a"]])
-def test_a_storage_that_cannot_be_used(
+def test_an_unusable_storage_is_reported(
     begin: list[str], storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("not a directory")

@@ -84,7 +84,7 @@ def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathF
     return Finished(code=done.returncode, output=done.stdout + done.stderr, storage=storage)
 
 
-def test_it_ends_well_and_says_where_everything_is(search: Finished) -> None:
+def test_the_search_succeeds_and_prints_where_its_files_are(search: Finished) -> None:
     assert search.code == 0, search.output
     store = search.storage / "mlflow.db"
     assert search.output.startswith(
@@ -99,7 +99,7 @@ def test_it_ends_well_and_says_where_everything_is(search: Finished) -> None:
     assert "WARNING" not in search.output
 
 
-def test_plain_output_is_one_line_an_event(search: Finished) -> None:
+def test_plain_output_has_one_line_per_event(search: Finished) -> None:
     assert "\x1b[" not in search.output
     epochs = re.findall(r"^trial_\d{4} epoch \d+/3: val_accuracy ", search.output, re.MULTILINE)
     assert len(epochs) == sum(int(row["epochs"]) for row in search.rows())
@@ -110,7 +110,7 @@ def test_the_written_space_is_the_one_that_was_searched(search: Finished) -> Non
     assert (space.budget.trials, space.fidelity.max, space.fixed["width"]) == (TRIALS, 3, 0.125)
 
 
-def test_optuna_holds_every_trial_in_the_contracts_state(search: Finished) -> None:
+def test_optuna_study_has_every_trial_in_its_documented_state(search: Finished) -> None:
     study = search.study()
     assert [trial.number for trial in study.trials] == list(range(TRIALS))
     for trial in study.trials:
@@ -168,7 +168,7 @@ def test_closing_metrics_and_parameters_are_logged_once(search: Finished) -> Non
         assert (row["drop_path"] == "none") == (row["depth"] == "56")
 
 
-def test_the_best_is_the_best_finished_trial_and_its_checkpoint_is_a_network(search: Finished) -> None:
+def test_best_yaml_names_the_best_finished_trial_and_its_checkpoint(search: Finished) -> None:
     best = YAML(typ="safe").load(search.folder / "best.yaml")
     finished = [row for row in search.rows() if row["state"] == "finished"]
     assert best["value"] == max(float(row["value"]) for row in finished)
@@ -185,7 +185,7 @@ def test_five_trials_keep_one_checkpoint_each(search: Finished) -> None:
     assert {path.name for path in files} == {"best.ckpt"}
 
 
-def test_the_report_opens_without_a_network(search: Finished) -> None:
+def test_the_report_needs_no_network_connection(search: Finished) -> None:
     text = (search.folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?http", text)
     assert text.count('<td class="fate"') == TRIALS, "a row for each trial"

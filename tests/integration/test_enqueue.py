@@ -34,7 +34,7 @@ def search(options: RunOptions, trials: int, *callbacks: SearchCallback) -> Stud
 
 @pytest.mark.server
 @pytest.mark.usefixtures("without_ray")
-def test_a_search_that_has_ended_runs_it_when_it_is_resumed(
+def test_an_ended_search_runs_the_enqueued_trial_when_resumed(
     options: RunOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = search(options, 1)
@@ -65,7 +65,7 @@ class Enqueue(SearchCallback):
 
 @pytest.mark.server
 @pytest.mark.usefixtures("without_ray")
-def test_a_search_that_runs_takes_it_among_its_next(options: RunOptions) -> None:
+def test_a_running_search_runs_the_enqueued_trial_next(options: RunOptions) -> None:
     assert isinstance(options.storage, Path)
     result = search(options, 4, Enqueue(options.storage))
     assert [trial.number for trial in result.trials] == [0, 1, 2, 3]
@@ -75,7 +75,7 @@ def test_a_search_that_runs_takes_it_among_its_next(options: RunOptions) -> None
 
 @pytest.mark.server
 @pytest.mark.usefixtures("without_ray")
-def test_values_that_are_not_in_the_space_are_refused_all_at_once(
+def test_invalid_values_are_all_reported_in_one_error(
     options: RunOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search(options, 1)
@@ -96,7 +96,7 @@ def test_values_that_are_not_in_the_space_are_refused_all_at_once(
     assert search(dataclasses.replace(options, resume=True), 1).foreign == ()
 
 
-def test_a_search_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_enqueue_to_a_missing_search_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["s", "--storage", str(tmp_path), "--set", "depth=56"]) == 2
     assert "no search named 's'" in capsys.readouterr().err
     assert main(["s", "--storage", "s3://bucket/runs", "--set", "depth=56"]) == 2
@@ -117,7 +117,7 @@ class Stop(SearchCallback):
 
 @pytest.mark.server
 @pytest.mark.usefixtures("without_ray")
-def test_a_search_that_runs_stops_the_trial_and_goes_to_the_next(
+def test_a_running_search_stops_the_trial_and_starts_the_next(
     options: RunOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert isinstance(options.storage, Path)
@@ -137,7 +137,7 @@ def test_a_search_that_runs_stops_the_trial_and_goes_to_the_next(
         assert f"--trial: must be a trial of s that has not ended, but got {words}." in said
 
 
-def test_there_is_nothing_to_stop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stop_without_trial_or_search_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stop(["s", "--storage", str(tmp_path)]) == 2
     assert "--trial" in capsys.readouterr().err
     assert stop(["s", "--storage", str(tmp_path), "--trial", "0"]) == 2

@@ -56,7 +56,7 @@ def found(
     return ask_driver(script, json.dumps(given))
 
 
-def test_the_other_machines_decode_before_a_trial_does(found: dict[str, Any]) -> None:
+def test_other_machines_prepare_the_data_before_trials_start(found: dict[str, Any]) -> None:
     assert found["staging"]["images"] == ["Preparing the data on 3 other machines"]
     assert found["staging"]["cached"]
 
@@ -73,18 +73,16 @@ def test_a_machine_with_other_images_is_named(found: dict[str, Any]) -> None:
     assert "other images in folder on " in error
 
 
-def test_machines_that_no_trial_fits_on_are_left_alone(found: dict[str, Any]) -> None:
+def test_machines_too_small_for_a_trial_are_not_staged(found: dict[str, Any]) -> None:
     assert found["staging"]["too small"] == []
 
 
-def test_a_gpu_that_torch_cannot_use_is_said(found: dict[str, Any]) -> None:
+def test_a_gpu_that_torch_cannot_use_is_reported(found: dict[str, Any]) -> None:
     assert found["staging"]["measured"].startswith('device "cuda" needs a CUDA GPU that torch can use')
 
 
 @pytest.mark.parametrize("number", range(len(VICTIMS)), ids=VICTIMS)
-def test_a_trial_of_two_machines_whose_process_is_killed_is_resumed(
-    number: int, found: dict[str, Any]
-) -> None:
+def test_a_two_machine_trial_resumes_after_a_process_is_killed(number: int, found: dict[str, Any]) -> None:
     """The second machine's process has a folder of its own: it is sent the first one's checkpoint."""
     assert found["pairs"]["state"] == "finished"
     assert found["pairs"]["struck"] == list(range(len(VICTIMS)))
@@ -92,7 +90,7 @@ def test_a_trial_of_two_machines_whose_process_is_killed_is_resumed(
     assert (state, epochs, len(values)) == ("finished", 4, 4)
 
 
-def test_preempted_no_batch_is_trained_twice_and_no_result_is_another(found: dict[str, Any]) -> None:
+def test_preemption_repeats_no_batch_and_changes_no_result(found: dict[str, Any]) -> None:
     """By a SIGTERM, a drained node, and EC2's spot notice; each time with the next batch, elsewhere."""
     whole, struck, usable = (found["spot"][name] for name in ("whole", "struck", "usable"))
     assert (struck["state"], struck["error"]) == ("finished", None)

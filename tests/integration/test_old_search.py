@@ -60,7 +60,7 @@ def best_five(folder: SearchFolder) -> dict[int, list[str]]:
     return {trial.number: ["best.ckpt"] for trial in sorted(ranked[:5], key=lambda trial: trial.number)}
 
 
-def test_the_best_keep_their_checkpoints_when_the_paused_ones_end(old: SearchFolder) -> None:
+def test_the_best_trials_keep_checkpoints_when_paused_trials_end(old: SearchFolder) -> None:
     assert {number for number, files in checkpoints(old).items() if "best.ckpt" in files} == set(range(6))
     space, record = load_space(str(old.space_yaml)), record_of(old)
     resumed = Coordinator(
@@ -80,7 +80,7 @@ def test_the_best_keep_their_checkpoints_when_the_paused_ones_end(old: SearchFol
     assert checkpoints(old) == best_five(old)
 
 
-def test_it_is_reported_from_where_it_is(old: SearchFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_moved_search_can_be_reported(old: SearchFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(["old", "--storage", str(old.storage), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["state"] == "interrupted"
@@ -90,14 +90,14 @@ def test_it_is_reported_from_where_it_is(old: SearchFolder, capsys: pytest.Captu
 
 
 @pytest.mark.torch
-def test_it_is_exported_from_where_it_is(old: SearchFolder, tmp_path: Path) -> None:
+def test_a_moved_search_can_be_exported(old: SearchFolder, tmp_path: Path) -> None:
     output = tmp_path / "winner.safetensors"
     command = ["old", "--storage", str(old.storage), "--format", "safetensors", "--output", str(output)]
     assert export(command) == 0
     assert output.is_file()
 
 
-def test_a_winner_whose_checkpoint_was_left_behind_is_said(
+def test_a_missing_checkpoint_of_the_winner_is_reported(
     old: SearchFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost = old.checkpoints(1) / "best.ckpt"
@@ -111,7 +111,7 @@ def test_a_winner_whose_checkpoint_was_left_behind_is_said(
 
 @pytest.mark.torch
 @pytest.mark.usefixtures("without_ray")
-def test_it_is_resumed_where_it_is(
+def test_a_moved_search_can_be_resumed(
     old: SearchFolder, cache_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(cache_root))

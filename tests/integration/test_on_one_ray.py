@@ -49,7 +49,7 @@ def asked() -> Iterator[mock.Mock]:
         yield counted
 
 
-def test_paused_trials_are_promoted_and_no_process_is_asked_for_and_then_not_used(
+def test_paused_trials_are_promoted_without_requesting_extra_processes(
     options: RunOptions, asked: mock.Mock
 ) -> None:
     space = load_space(
@@ -70,9 +70,7 @@ def test_paused_trials_are_promoted_and_no_process_is_asked_for_and_then_not_use
 SHORT = ("budget.trials=12", "fidelity.max=1", "fixed.warmup_epochs=0", "scheduler={type: none}")
 
 
-def test_each_slot_keeps_its_process_also_where_trials_end_together(
-    options: RunOptions, asked: mock.Mock
-) -> None:
+def test_each_slot_reuses_its_process_when_trials_end_together(options: RunOptions, asked: mock.Mock) -> None:
     result = run_search(load_space("digits", SHORT), options, trainable=end_together)
     processes = {note for trial in result.trials for note in trial.notes}
     assert len(result.trials) == 12
@@ -81,7 +79,7 @@ def test_each_slot_keeps_its_process_also_where_trials_end_together(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells what a process was started with")
-def test_a_trial_process_has_one_heap_from_its_first_moment_on() -> None:
+def test_a_trial_process_starts_with_a_single_malloc_arena() -> None:
     # Ray sends a lambda as it is. For a function of this file, the process would import this file.
     first_environment = ray.remote(lambda: Path("/proc/self/environ").read_bytes().split(b"\0"))
     (began_with,) = ray.get([first_environment.remote()])
@@ -97,7 +95,7 @@ def mortal(cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyR
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 5])
-def test_a_trial_whose_process_ended_once_goes_on_from_its_checkpoint(
+def test_a_trial_whose_process_died_once_resumes_from_its_checkpoint(
     number: int, mortal: StudyResult
 ) -> None:
     trial = mortal.trials[number]
@@ -106,7 +104,7 @@ def test_a_trial_whose_process_ended_once_goes_on_from_its_checkpoint(
     assert sorted(set(trial.values)) == list(trial.values), "the curve rises: no epoch twice, none missing"
 
 
-def test_a_trial_whose_process_ends_each_time_fails_and_keeps_what_it_reported(mortal: StudyResult) -> None:
+def test_a_trial_whose_process_keeps_dying_fails_and_keeps_its_epochs(mortal: StudyResult) -> None:
     trial = mortal.trials[4]
     assert trial.state is TrialState.FAILED
     assert trial.error is not None
@@ -129,7 +127,7 @@ def gang_search(options: RunOptions, *, workers: int, trials: int, epochs: int) 
 
 
 @pytest.mark.nightly
-def test_trials_of_two_are_trials_like_others(options: RunOptions) -> None:
+def test_a_two_process_trial_is_one_trial_and_one_mlflow_run(options: RunOptions) -> None:
     result = gang_search(options, workers=2, trials=1, epochs=2)
     assert result.state.value == "finished"
     assert [(trial.state, trial.epochs) for trial in result.trials] == [(TrialState.FINISHED, 2)]
@@ -139,7 +137,7 @@ def test_trials_of_two_are_trials_like_others(options: RunOptions) -> None:
 
 
 @pytest.mark.nightly
-def test_two_learn_what_one_learns(options: RunOptions) -> None:
+def test_two_processes_reach_the_accuracy_of_one(options: RunOptions) -> None:
     one, two = (gang_search(options, workers=count, trials=1, epochs=4).trials[0] for count in (1, 2))
     assert one.parameters == two.parameters
     assert max(two.values) == pytest.approx(max(one.values), abs=0.15)
@@ -147,7 +145,7 @@ def test_two_learn_what_one_learns(options: RunOptions) -> None:
 
 
 @pytest.mark.parametrize(("kind", "unit", "asked"), [("gpu", "GPU", 1), ("cpu", "CPU", 99)])
-def test_more_than_the_machine_has_is_not_waited_for(
+def test_resources_beyond_the_machine_are_refused(
     kind: str, unit: str, asked: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     storage = tmp_path / "runs"

@@ -68,7 +68,7 @@ def test_a_storage_may_have_any_name_and_spelling(
     assert sorted(at_home.iterdir()) == before, "nothing is made beside the storage"
 
 
-def test_mlflows_store_is_in_the_storage_whatever_its_name(empty_store: Path, tmp_path: Path) -> None:
+def test_the_mlflow_store_is_in_a_storage_of_any_name(empty_store: Path, tmp_path: Path) -> None:
     # Imported here: it takes seconds, and most of these tests need no MLflow.
     from mlflow import MlflowClient
 
@@ -80,7 +80,7 @@ def test_mlflows_store_is_in_the_storage_whatever_its_name(empty_store: Path, tm
     assert [path.name for path in tmp_path.iterdir()] == [folder.storage.name]
 
 
-def test_a_renamed_folder_is_read_and_says_what_it_holds(
+def test_a_renamed_folder_is_reported_but_not_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = extracted(tmp_path)
@@ -98,7 +98,7 @@ def test_a_renamed_folder_is_read_and_says_what_it_holds(
 
 
 @pytest.mark.parametrize("content", [None, b""])
-def test_a_record_that_is_missing_is_never_made(
+def test_a_missing_study_is_never_created(
     content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = extracted(tmp_path)
@@ -130,7 +130,7 @@ WRONG = {"../x": "must be letters, digits", "n" * 256: "must be at most 255 char
 
 
 @pytest.mark.parametrize("name", WRONG, ids=["outside", "long", "very long"])
-def test_what_is_no_name_is_one_paragraph_in_every_command(
+def test_an_invalid_name_is_reported_by_every_command(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x").mkdir()
@@ -172,7 +172,7 @@ def test_a_search_cannot_have_the_name_of_mlflows_store(
     assert (tmp_path / "mlflow.db").read_bytes() == b"everybody's"
 
 
-def test_without_a_home_directory_the_variables_are_enough(
+def test_environment_variables_suffice_without_a_home_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def nowhere(_: type[Path]) -> Path:
@@ -190,7 +190,7 @@ def test_without_a_home_directory_the_variables_are_enough(
     assert report(["old", "--storage", str(tmp_path), "--json"]) == 0
 
 
-def test_libraries_find_a_home_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_set_from_cache_variable_if_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(uid: int) -> object:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 

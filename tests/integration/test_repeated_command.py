@@ -123,7 +123,7 @@ def cut(
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("shared", [False, True])
-def test_the_same_command_finishes_a_search_that_was_cut_off_at_any_moment(
+def test_the_same_command_finishes_a_search_cut_off_at_any_stage(
     moment: str,
     shared: bool,
     cut: Callable[[str, Path, bool], RunOptions],
@@ -140,7 +140,7 @@ def test_the_same_command_finishes_a_search_that_was_cut_off_at_any_moment(
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_half_begun_study_is_of_the_space_that_begins_it(
+def test_a_study_without_trials_adopts_the_new_space(
     cut: Callable[[str, Path, bool], RunOptions], tmp_path: Path
 ) -> None:
     """Its driver died before the first trial, and the space file was edited since."""
@@ -152,7 +152,7 @@ def test_a_half_begun_study_is_of_the_space_that_begins_it(
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_finished_search_is_not_run_again_and_one_with_a_larger_budget_is(
+def test_a_finished_search_runs_again_only_with_a_larger_budget(
     cut: Callable[[str, Path, bool], RunOptions],
     tmp_path: Path,
     progress: list[str],
@@ -180,7 +180,7 @@ def test_a_finished_search_is_not_run_again_and_one_with_a_larger_budget_is(
     assert len(more.trials) == 3
 
 
-def test_the_command_exits_with_75_while_another_driver_has_the_search(
+def test_the_command_exits_with_75_while_another_driver_holds_the_lease(
     cut: Callable[[str, Path, bool], RunOptions],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -202,7 +202,7 @@ def test_the_command_exits_with_75_while_another_driver_has_the_search(
     assert "Error: a search must have one driver at a time" in capsys.readouterr().err
 
 
-def test_the_trials_of_another_storage_are_not_started_again(
+def test_trials_of_another_storage_are_not_restarted(
     cut: Callable[[str, Path, bool], RunOptions], tmp_path: Path
 ) -> None:
     options = cut("its epoch", tmp_path, True)

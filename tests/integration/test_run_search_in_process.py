@@ -75,7 +75,7 @@ def search(
     return run_search(load_space("digits", [*SMALL, *overrides]), options, trainable=trainable)
 
 
-def test_a_finished_search_that_is_extended_is_the_search_in_one(options: RunOptions) -> None:
+def test_an_extended_search_matches_an_uninterrupted_one(options: RunOptions) -> None:
     """With the same seed, one trial at a time."""
     whole = search(options)
     half = dataclasses.replace(options, name="half")
@@ -92,9 +92,7 @@ def test_a_finished_search_that_is_extended_is_the_search_in_one(options: RunOpt
     assert [trial.values for trial in resumed.trials] == [trial.values for trial in whole.trials]
 
 
-def test_a_warm_search_learns_from_an_earlier_one_also_after_a_resume(
-    options: RunOptions, progress: list[str]
-) -> None:
+def test_a_warm_start_is_used_also_after_a_resume(options: RunOptions, progress: list[str]) -> None:
     search(options, "budget.trials=6")
     warm = dataclasses.replace(options, name="warm", warm_start="s")
     space = load_space("digits", [*SMALL, "parameters.learning_rate.high=0.2"])
@@ -119,7 +117,7 @@ class BrokenPresentation(SearchPresentation):
         raise ValueError(f"no colour left for {result.name} in {folder.path}")
 
 
-def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_do_not_end_the_search(
+def test_errors_in_a_trial_and_the_report_do_not_end_the_search(
     small_space: Space, options: RunOptions, progress: list[str]
 ) -> None:
     shown: list[tuple[StudyResult, list[str]]] = []
@@ -146,7 +144,7 @@ def test_a_fault_in_one_trial_and_one_in_the_pictures_are_said_and_do_not_end_th
     assert "no colour left" in (result.folder / "search.log").read_text()
 
 
-def test_a_caller_that_fails_with_the_result_costs_no_report_and_no_runs(
+def test_an_error_in_on_result_still_writes_the_report_and_mlflow_runs(
     small_space: Space, options: RunOptions
 ) -> None:
     space = small_space.model_copy(update={"budget": small_space.budget.model_copy(update={"trials": 1})})
@@ -185,7 +183,7 @@ class WatchedPresentation(SearchPresentation):
             self.draws = False
 
 
-def test_the_drawing_ends_if_the_search_fails_before_its_first_trial(
+def test_the_live_view_stops_if_the_search_fails_before_its_first_trial(
     small_space: Space, options: RunOptions
 ) -> None:
     presentation = WatchedPresentation()
@@ -206,9 +204,7 @@ def test_a_grid_runs_every_combination_once(options: RunOptions) -> None:
     assert sorted(run) == sorted((depth, mask) for depth in (56, 92) for mask in ("encoder_decoder", "local"))
 
 
-def test_a_resume_changes_the_space_of_the_trials_to_come_alone(
-    options: RunOptions, progress: list[str]
-) -> None:
+def test_a_resume_changes_the_space_of_later_trials_only(options: RunOptions, progress: list[str]) -> None:
     """The past is in the record and its files; a space that is exhausted ends the search and says so."""
     fixed = "fixed={layout: cifar, image_size: 16, width: 0.25}"
     shared = ["sampler.type=tpe", "initial=[]", fixed, "fidelity.max=1", "scheduler={type: none}"]
@@ -240,7 +236,7 @@ def test_a_resume_changes_the_space_of_the_trials_to_come_alone(
     assert (best["at"], best["value"]) == ("best", winner.value)
 
 
-def test_what_trials_cost_stays_when_a_resume_changes_their_resources(options: RunOptions) -> None:
+def test_recorded_costs_stay_when_a_resume_changes_the_resources(options: RunOptions) -> None:
     """Their sampler, a second objective and the report count what each epoch held."""
     changes = ("initial=[]", "scheduler={type: none}", "fidelity.max=1", "metric.against=compute_hours")
     learn = learn_slowly
@@ -254,7 +250,7 @@ def test_what_trials_cost_stays_when_a_resume_changes_their_resources(options: R
     assert result.compute_hours(last) == last.cost == pytest.approx(2 * last.seconds / 3600) != 0
 
 
-def test_hours_end_a_search_cleanly(options: RunOptions) -> None:
+def test_a_budget_in_hours_ends_a_search_cleanly(options: RunOptions) -> None:
     space = load_space("digits", ["budget.trials=100000", "budget.hours=0.001"])
     result = run_search(space, options, trainable=learn_nothing)
     assert not result.interrupted
@@ -322,7 +318,7 @@ def test_metrics_by_class_are_recorded_and_shown_in_mlflow_and_in_the_report(
     assert f'<td class="name">{html.escape(worst[0])}</td><td>3</td>' in page
 
 
-def test_networks_of_ones_own_are_searched_beside_the_family(
+def test_custom_networks_are_searched_beside_the_builtin_ones(
     options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = (
@@ -355,7 +351,7 @@ def test_networks_of_ones_own_are_searched_beside_the_family(
         ("nosuch:network", "network: the module of a network must be importable"),
     ],
 )
-def test_a_network_that_does_not_exist_is_refused_before_anything_is_made(
+def test_an_unknown_network_is_refused_before_the_data_is_prepared(
     network: str, words: str, options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -368,7 +364,7 @@ def test_a_network_that_does_not_exist_is_refused_before_anything_is_made(
     assert not (options.storage / options.name).exists()
 
 
-def test_one_that_has_no_logits_is_refused_before_the_first_trial(options: RunOptions) -> None:
+def test_a_network_with_wrong_output_is_refused_before_the_first_trial(options: RunOptions) -> None:
     network = "tests.own_networks:wrong_logits"
     space = load_space("digits", [f"fixed={{network: '{network}'}}", f"parameters={RATE}", "initial=[]"])
     with pytest.raises(NetworkError, match=r"must map images .* to logits \(2, 10\)"):
@@ -377,7 +373,7 @@ def test_one_that_has_no_logits_is_refused_before_the_first_trial(options: RunOp
     assert not (options.storage / options.name / "study.db").exists()
 
 
-def test_a_metric_that_cannot_be_imported_is_refused_before_anything_is_made(options: RunOptions) -> None:
+def test_a_metric_that_cannot_be_imported_is_refused_at_the_start(options: RunOptions) -> None:
     space = load_space("digits", ["metric.log=[nosuch:metric]"])
     with pytest.raises(ConfigError, match=r"metric\.log: the module of a metric must be importable"):
         run_search(space, options)
@@ -404,7 +400,7 @@ def test_a_class_that_does_not_exist_is_refused_before_images_are_decoded(
         print_dry_run(space, Console(), data_root=tmp_path)
 
 
-def test_a_resumed_search_trusts_the_latencies_that_were_measured_before(
+def test_a_resumed_search_reuses_the_measured_latencies(
     options: RunOptions, monkeypatch: pytest.MonkeyPatch, progress: list[str]
 ) -> None:
     """A network that was slow then is not trained now, whatever this machine would measure."""
@@ -424,7 +420,7 @@ def test_a_resumed_search_trusts_the_latencies_that_were_measured_before(
     assert [line.partition(". ")[2] for line in said] == ["An image takes 4 to 14 ms on cpu"] * 2
 
 
-def test_each_trial_is_told_which_images_it_must_have(small_space: Space, options: RunOptions) -> None:
+def test_each_trial_gets_the_digest_of_its_images(small_space: Space, options: RunOptions) -> None:
     """Its process may begin after the images have changed, or on a machine that has others."""
     told: list[object] = []
 
@@ -456,7 +452,7 @@ def save_weights(path: Path, seed: int) -> None:
     torch.save(trained_values(build_from_spec(spec), about), path)
 
 
-def test_other_initial_weights_in_the_same_file_are_refused_on_resume(
+def test_changed_initial_weights_are_refused_on_resume(
     options: RunOptions, tmp_path: Path, progress: list[str]
 ) -> None:
     """The trials to come would be ranked with those that began with the weights before.
@@ -487,7 +483,7 @@ def test_other_initial_weights_in_the_same_file_are_refused_on_resume(
     assert changes_since(earlier, result.space, tmp_path) == []
 
 
-def test_a_change_of_the_users_code_is_said_wherever_trials_before_it_count(
+def test_changed_user_code_is_reported_wherever_earlier_trials_count(
     options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: list[str]
 ) -> None:
     """On a resume, in the report, in a warm start and before final trainings; a change during a run too."""
@@ -528,7 +524,7 @@ def test_a_change_of_the_users_code_is_said_wherever_trials_before_it_count(
     assert words.startswith(f"{changed} since s. Its configurations are trained with")
 
 
-def test_a_search_for_a_front_learns_from_one_of_one_objective(options: RunOptions) -> None:
+def test_a_two_objective_search_warm_starts_from_a_single_objective_one(options: RunOptions) -> None:
     changes = ("initial=[]", "budget.trials=4", "scheduler={type: none}", "fidelity.max=2")
     first = search(options, *changes)
     warm = dataclasses.replace(options, name="warm", warm_start="s")

@@ -103,7 +103,7 @@ def machines(
             driver.communicate()
 
 
-def test_a_machine_that_is_lost_with_its_disk_loses_no_trial_and_no_epoch(machines: Machines) -> None:
+def test_a_machine_lost_with_its_disk_loses_no_trial_or_epoch(machines: Machines) -> None:
     driver = machines.start("first", "new")
     machines.wait_for_the_middle(driver)
     driver.kill()
@@ -152,7 +152,7 @@ def assert_one_run_each(machines: Machines) -> None:
 
 
 @pytest.mark.nightly
-def test_a_bucket_with_a_bad_time_costs_nothing(machines: Machines, s3: S3Server) -> None:
+def test_temporary_bucket_errors_lose_no_epoch(machines: Machines, s3: S3Server) -> None:
     copies: list[str] = []
 
     def refuses(method: str, path: str) -> bool:
@@ -172,7 +172,7 @@ def test_a_bucket_with_a_bad_time_costs_nothing(machines: Machines, s3: S3Server
     assert_kept(machines, trials)
 
 
-def test_a_url_that_cannot_be_written_is_said_before_anything_begins(
+def test_an_unwritable_url_is_reported_before_the_search_starts(
     storage: str,
     s3: S3Server,
     tmp_path: Path,

@@ -135,7 +135,7 @@ def terminal(tmp_path: Path, short_tmp: Path) -> Iterator[Terminal]:
     terminal.close()
 
 
-def test_the_table_is_drawn_and_the_terminal_given_back(terminal: Terminal, tmp_path: Path) -> None:
+def test_the_table_is_drawn_and_the_terminal_restored(terminal: Terminal, tmp_path: Path) -> None:
     # All at once: what is read may be the half of a redraw, and the best trial is known after an epoch.
     terminal.wait_for(
         lambda screen: (
@@ -193,7 +193,7 @@ def running(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 @pytest.mark.nightly
-def test_what_ray_says_when_it_dies_goes_to_the_log(terminal: Terminal, tmp_path: Path) -> None:
+def test_output_of_a_dying_ray_goes_to_the_log(terminal: Terminal, tmp_path: Path) -> None:
     terminal.wait_for(lambda screen: screen.count("/9  ") == 2)
     children = psutil.Process(terminal.process.pid).children(recursive=True)
     (raylet,) = [process for process in children if process.name() == "raylet"]

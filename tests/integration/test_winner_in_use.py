@@ -112,7 +112,7 @@ def check_finals(runs: Path) -> None:
         assert (point.value, point.step) == (trial.value, 3)
 
 
-def test_from_a_search_to_its_winner_in_other_hands(command: Command, tmp_path: Path) -> None:
+def test_search_finals_export_and_predict_work_together(command: Command, tmp_path: Path) -> None:
     search = ["--space", "digits", "--name", "a", "--plain", "--trials", "2"]
     for small in SMALL:
         search += ["--set", small]

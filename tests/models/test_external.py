@@ -33,7 +33,7 @@ def spec_of(network: str, *, classes: int = 10, in_channels: int = 3, **fields: 
     return spec
 
 
-def test_a_description_is_read_back_from_plain_values() -> None:
+def test_a_description_round_trips_through_json() -> None:
     known: list[NetworkDescription] = [
         spec_of("timm/resnet18", image_size=64, drop_path=0.1),
         spec_of("clinic.networks:small", classes=3, in_channels=1),
@@ -42,7 +42,7 @@ def test_a_description_is_read_back_from_plain_values() -> None:
     assert [description_from_dict(json.loads(json.dumps(spec.to_dict()))) for spec in known] == known
 
 
-def test_without_an_image_size_it_is_that_of_small_images() -> None:
+def test_the_default_image_size_is_32() -> None:
     default = describe_network(TrialConfig(), classes=10, in_channels=3)
     assert spec_of("timm/resnet18").image_size == default.image_size == 32
 
@@ -72,14 +72,14 @@ def test_fields_that_do_not_apply_are_refused(fields: dict[str, Any], words: str
     assert str(raised.value).startswith(words)
 
 
-def test_an_external_network_is_no_residual_attention_network() -> None:
+def test_resolve_network_refuses_an_external_network() -> None:
     with pytest.raises(NetworkError, match="network: a Residual Attention Network has no `network`"):
         resolve_network(TrialConfig(network="timm/resnet18"), classes=10, in_channels=3)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["test_resnet", "resnet18.a1_in1k", "test_vit", "convnext_atto"])
-def test_its_parameters_are_those_that_timm_counts(name: str) -> None:
+def test_parameter_counts_match_timm(name: str) -> None:
     import timm
 
     options: dict[str, Any] = {"img_size": 64} if name == "test_vit" else {}
@@ -89,7 +89,7 @@ def test_its_parameters_are_those_that_timm_counts(name: str) -> None:
 
 
 @pytest.mark.torch
-def test_multiply_adds_are_those_of_one_image() -> None:
+def test_multiply_adds_are_counted_for_one_image() -> None:
     # timm's results table has 1.82 GMACs for resnet18 at 224 pixels.
     cost = network_cost(spec_of("timm/resnet18", classes=1000, image_size=224))
     assert cost.macs == pytest.approx(1.82e9, rel=0.005)
@@ -98,7 +98,7 @@ def test_multiply_adds_are_those_of_one_image() -> None:
 
 
 @pytest.mark.torch
-def test_counting_is_done_once_and_draws_no_random_numbers() -> None:
+def test_costs_are_cached_and_draw_no_random_numbers() -> None:
     network_cost(spec_of(f"{OWN}:small", image_size=48))
     calls, state = len(CALLS), torch.get_rng_state()
     network_cost(spec_of(f"{OWN}:small", image_size=48))
@@ -159,7 +159,7 @@ def test_weights_that_cannot_be_loaded_are_reported(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.torch
-def test_one_channel_has_the_mean_of_the_colours() -> None:
+def test_a_single_channel_gets_the_mean_over_the_colours() -> None:
     colour, grey = (
         pretrained_images(spec_of("timm/convnext_atto", in_channels=channels)) for channels in (3, 1)
     )
@@ -169,7 +169,7 @@ def test_one_channel_has_the_mean_of_the_colours() -> None:
 
 
 @pytest.mark.torch
-def test_paths_are_dropped_as_often_as_asked() -> None:
+def test_drop_path_sets_the_highest_drop_rate() -> None:
     from timm.layers.drop import DropPath
 
     network = build_described(spec_of("timm/resnet18", drop_path=0.3))
@@ -178,7 +178,7 @@ def test_paths_are_dropped_as_often_as_asked() -> None:
 
 
 @pytest.mark.torch
-def test_no_paths_are_dropped_unless_asked() -> None:
+def test_drop_path_is_zero_by_default() -> None:
     """Of some networks timm drops paths by default, and a search would compare that with `drop_path` 0."""
     from timm.layers.drop import DropPath
 

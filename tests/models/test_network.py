@@ -51,7 +51,7 @@ def test_every_layout_runs_at_any_size(layout: str) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(15, 32), (32, 15), (1, 1)])
-def test_below_16_pixels_is_refused(height: int, width: int) -> None:
+def test_images_below_16_pixels_are_refused(height: int, width: int) -> None:
     with torch.device("meta"):
         network = build()
         with pytest.raises(NetworkError, match=f"at least 16 pixels a side, but got {height}x{width}"):
@@ -93,7 +93,7 @@ def test_every_parameter_gets_a_gradient(values: dict[str, Any]) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("attention", ["mixed", "channel", "spatial"])
 @pytest.mark.parametrize("layout", ["imagenet", "cifar", "rescon"])
-def test_maps_of_one_pixel_train(layout: str, attention: str) -> None:
+def test_feature_maps_of_one_pixel_can_be_trained(layout: str, attention: str) -> None:
     depth, width = 56, 0.25
     network = build(layout=layout, depth=depth, width=width, attention=attention, image_size=17)
     logits_BK = network(images(16))
@@ -104,13 +104,13 @@ def test_maps_of_one_pixel_train(layout: str, attention: str) -> None:
 
 @pytest.mark.torch
 @pytest.mark.parametrize("in_channels", [1, 2, 5])
-def test_any_number_of_input_channels(in_channels: int) -> None:
+def test_any_number_of_input_channels_is_accepted(in_channels: int) -> None:
     network = build(in_channels=in_channels, width=0.25)
     assert network(images(16, in_channels=in_channels)).shape == (2, 5)
 
 
 @pytest.mark.torch
-def test_he_initialisation() -> None:
+def test_weights_have_he_initialisation() -> None:
     network = build(layout="rescon", depth=56)
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 4096:
@@ -122,12 +122,12 @@ def test_he_initialisation() -> None:
     assert network.classifier.bias.eq(0).all()
 
 
-def test_seed_decides_the_weights() -> None:
+def test_the_same_seed_gives_the_same_weights() -> None:
     first, second = build(width=0.25).state_dict(), build(width=0.25).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_names_can_be_read() -> None:
+def test_state_dict_names_are_readable() -> None:
     with torch.device("meta"):
         keys = build_network("attention92", num_classes=10).state_dict().keys()
     assert {
@@ -143,7 +143,7 @@ def test_names_can_be_read() -> None:
     } <= keys
 
 
-def test_trained_at_224_loads_at_320() -> None:
+def test_weights_trained_at_224_load_at_320() -> None:
     with torch.device("meta"):
         small, large = build(preset="attention56"), build(preset="attention56", image_size=320)
     assert small.state_dict().keys() == large.state_dict().keys()
@@ -161,7 +161,7 @@ def test_drop_path_changes_training_only() -> None:
     assert not torch.allclose(plain(images_BCHW), dropping(images_BCHW))
 
 
-def test_drop_path_grows_along_the_trunk_and_spares_the_masks() -> None:
+def test_drop_path_grows_along_the_trunk_and_excludes_the_masks() -> None:
     with torch.device("meta"):
         network = build(preset="attention56", drop_path=0.3)
     drops = {name: m.probability for name, m in network.named_modules() if isinstance(m, DropPath)}
@@ -174,7 +174,7 @@ def test_drop_path_grows_along_the_trunk_and_spares_the_masks() -> None:
 
 
 @pytest.mark.torch
-def test_channels_last_is_kept_and_changes_nothing() -> None:
+def test_channels_last_is_kept_and_does_not_change_the_output() -> None:
     network = build(width=0.5).eval()
     images_BCHW = images(17)
     expected_BK = network(images_BCHW)
@@ -186,7 +186,7 @@ def test_channels_last_is_kept_and_changes_nothing() -> None:
     assert inner[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_dropped_branches_are_torchvisions() -> None:
+def test_drop_path_matches_torchvision() -> None:
     branch = torch.randn(64, 3, 2, 2)
     drop = DropPath(0.3)
     torch.manual_seed(0)

@@ -66,7 +66,7 @@ def test_shape_is_kept_at_any_size(mask: str, height: int, width: int) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("attention", sorted(ATTENTIONS))
 @pytest.mark.parametrize("learning", ["arl", "nal"])
-def test_how_mask_and_trunk_combine(learning: str, attention: str) -> None:
+def test_mask_and_trunk_are_combined_as_in_the_paper(learning: str, attention: str) -> None:
     module = module_of(attention_learning=learning, attention=attention)
     seen: dict[str, Tensor] = {}
     module.trunk.register_forward_hook(lambda _, __, output: seen.update(trunk=output))
@@ -92,7 +92,7 @@ def test_trunk_enters_the_mask_only_as_added_reference(added_reference: bool, sa
 
 
 @pytest.mark.torch
-def test_added_reference_is_another_function_of_the_same_parameters() -> None:
+def test_added_reference_changes_the_output_but_not_the_parameters() -> None:
     plain, added = module_of().mask, module_of(added_reference=True).mask
     added.load_state_dict(plain.state_dict())
     zeros = torch.zeros(2, CHANNELS, 9, 9)  # nothing added at full resolution: the inner levels must differ
@@ -110,7 +110,7 @@ def test_local_mask_never_pools() -> None:
     assert pooled == []
 
 
-def test_under_autocast_a_mask_is_enlarged_in_bf16() -> None:
+def test_a_mask_is_upsampled_in_bf16_under_autocast() -> None:
     """Autocast alone would do it, and all that follows up to the next convolution, in fp32."""
     small_BCHW = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     expected_BCHW = enlarged(small_BCHW, torch.empty(2, 4, 5, 5))

@@ -28,7 +28,7 @@ for _ in range(3):
 
 @pytest.mark.parametrize("channels", [4, 8, 12, 24, 32])
 @pytest.mark.parametrize(("side", "stride"), [(8, 2), (9, 2), (7, 3)])
-def test_a_strided_projection_is_torchs(channels: int, side: int, stride: int) -> None:
+def test_a_strided_projection_matches_torch(channels: int, side: int, stride: int) -> None:
     torch.manual_seed(0)
     ours = conv(channels, 2 * channels, 1, stride)
     theirs = nn.Conv2d(channels, 2 * channels, 1, stride, bias=False)
@@ -41,12 +41,12 @@ def test_a_strided_projection_is_torchs(channels: int, side: int, stride: int) -
 
 
 @pytest.mark.parametrize(("channels", "side", "batch"), [(4, 48, 64), (8, 48, 64), (12, 96, 64)])
-def test_a_gradient_ends_no_process(channels: int, side: int, batch: int) -> None:
+def test_a_backward_pass_does_not_crash_the_process(channels: int, side: int, batch: int) -> None:
     command = [sys.executable, "-c", BACKWARD, *map(str, (channels, side, batch))]
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_most_projections_are_plain() -> None:
+def test_most_projections_are_plain_conv2d() -> None:
     assert type(conv(64, 128, 1, 2)) is nn.Conv2d
     assert type(conv(8, 16)) is nn.Conv2d

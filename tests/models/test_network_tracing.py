@@ -46,7 +46,7 @@ def output(network: Any, side: int) -> torch.Tensor:
 
 @networks
 @pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.nightly)])
-def test_scripted_and_traced_it_gives_the_same(fields: dict[str, Any], training: bool) -> None:
+def test_scripted_and_traced_networks_match_the_original(fields: dict[str, Any], training: bool) -> None:
     network = build(fields).train(training)
     for make in (torch.jit.script, torch.fx.symbolic_trace):
         plain, other = copy.deepcopy(network), make(copy.deepcopy(network))
@@ -55,7 +55,7 @@ def test_scripted_and_traced_it_gives_the_same(fields: dict[str, Any], training:
         torch.testing.assert_close(other.state_dict(), plain.state_dict())
 
 
-def test_a_scripted_network_is_saved_and_a_traced_one_scripted() -> None:
+def test_a_scripted_network_can_be_saved_and_a_traced_one_scripted() -> None:
     network = build({}).eval()
     file = io.BytesIO()
     torch.jit.save(torch.jit.script(network), file)
@@ -66,7 +66,7 @@ def test_a_scripted_network_is_saved_and_a_traced_one_scripted() -> None:
     torch.testing.assert_close(output(again, 20), output(network, 20))
 
 
-def test_the_size_of_the_images_is_checked_in_both() -> None:
+def test_scripted_and_traced_networks_check_the_image_size() -> None:
     network = build({}).eval()
     with pytest.raises(NetworkError, match="at least 16 pixels a side, but got 12x14"):
         output(torch.fx.symbolic_trace(network), 12)

@@ -52,7 +52,7 @@ def test_cost_is_exact(preset: str, image_size: int, classes: int, parameters: i
 
 
 @pytest.mark.parametrize("preset", list_presets())
-def test_depth_is_that_of_the_name(preset: str) -> None:
+def test_depth_matches_the_preset_name(preset: str) -> None:
     spec = spec_of(preset)
     assert spec.depth == PRESETS[preset].depth
     assert spec.depth % 3 == 2
@@ -60,7 +60,7 @@ def test_depth_is_that_of_the_name(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", list_presets())
-def test_nominal_size_is_the_default_and_enough(preset: str) -> None:
+def test_the_default_image_size_is_at_least_the_minimum(preset: str) -> None:
     spec = spec_of(preset)
     assert spec.image_size == LAYOUTS[PRESETS[preset].layout].image_size
     assert minimum_image_size(spec) <= spec.image_size
@@ -76,7 +76,7 @@ def test_nominal_size_is_the_default_and_enough(preset: str) -> None:
         ("port448", (4, 3, 2, 1)),
     ],
 )
-def test_mask_depths(layout: str, depths: tuple[int, ...]) -> None:
+def test_mask_depths_of_each_layout(layout: str, depths: tuple[int, ...]) -> None:
     assert LAYOUTS[layout].mask_depths() == depths
 
 

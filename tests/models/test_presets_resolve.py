@@ -39,13 +39,13 @@ def test_auto_layout_follows_the_image_size(image_size: int | None, layout: str)
 @pytest.mark.parametrize(
     "preset", [name for name, preset in PRESETS.items() if preset.layout != "attentionnext"]
 )
-def test_preset_is_its_layout_and_depth(preset: str) -> None:
+def test_a_preset_equals_its_layout_and_depth(preset: str) -> None:
     numbers = PRESETS[preset]
     by_hand = resolve(layout=numbers.layout, depth=numbers.depth, added_reference=numbers.added_reference)
     assert resolve(preset=preset) == by_hand
 
 
-def test_preset_takes_variations() -> None:
+def test_a_preset_can_be_varied_by_other_fields() -> None:
     plain = resolve(preset="attention56")
     varied = resolve(
         preset="attention56", image_size=96, attention="spatial", attention_learning="nal", width=0.5
@@ -75,7 +75,7 @@ def test_preset_takes_variations() -> None:
         ({"layout": "port448", "depth": 107, "image_size": 32}, ["at least 33 pixels", "got 32"]),
     ],
 )
-def test_refusals(values: dict[str, Any], words: list[str]) -> None:
+def test_an_invalid_combination_is_refused(values: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(NetworkError) as caught:
         resolve(**values)
     for word in words:
@@ -83,12 +83,12 @@ def test_refusals(values: dict[str, Any], words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("classes", "in_channels", "name"), [(0, 3, "classes"), (10, 0, "in_channels")])
-def test_refuses_nothing_to_classify(classes: int, in_channels: int, name: str) -> None:
+def test_zero_classes_or_channels_are_refused(classes: int, in_channels: int, name: str) -> None:
     with pytest.raises(NetworkError, match=f"{name}: must be a whole number of at least 1"):
         resolve_network(TrialConfig(), classes=classes, in_channels=in_channels)
 
 
-def test_a_depth_that_can_exist_is_not_called_impossible() -> None:
+def test_a_valid_but_unavailable_depth_is_not_called_impossible() -> None:
     with pytest.raises(NetworkError) as caught:
         resolve(depth=200)
     assert "2 mod 3" not in str(caught.value)
@@ -125,7 +125,7 @@ def test_parameters_do_not_depend_on_the_image_size(config: TrialConfig) -> None
 
 
 @given(configs())
-def test_channels_split_evenly(config: TrialConfig) -> None:
+def test_channels_are_divisible_by_groups(config: TrialConfig) -> None:
     for layer in iter_layers(resolve_network(config, classes=7, in_channels=2)):
         assert min(layer.in_channels, layer.out_channels, layer.side) >= 1
         assert layer.in_channels % layer.groups == 0
@@ -149,14 +149,14 @@ def test_width_keeps_resnext_groups_whole(width: float) -> None:
 @pytest.mark.parametrize(
     ("change", "word"), [({"drop_path": None}, "missing drop_path"), ({"colour": 1}, "unknown colour")]
 )
-def test_a_foreign_spec_is_named(change: dict[str, Any], word: str) -> None:
+def test_an_invalid_spec_names_the_field(change: dict[str, Any], word: str) -> None:
     values = {**resolve().to_dict(), **change}
     values = {name: value for name, value in values.items() if value is not None}
     with pytest.raises(NetworkError, match=word):
         NetworkSpec.from_dict(values)
 
 
-def test_numbers_need_no_torch() -> None:
+def test_parameter_counts_need_no_torch() -> None:
     code = (
         "import sys; from tune_rescon.config import TrialConfig; from tune_rescon import models;"
         "spec = models.resolve_network(TrialConfig(), classes=10, in_channels=3);"

@@ -46,7 +46,7 @@ def reference_checkpoint(path: Path) -> StateDict:
 @pytest.mark.torch
 @pytest.mark.shared
 @pytest.mark.parametrize(("name", "batch", "size"), [("rescon_92_32", 2, 32), ("rescon_56_224", 1, 224)])
-def test_logits_are_rescons(name: str, batch: int, size: int, shared: Path) -> None:
+def test_logits_match_rescon(name: str, batch: int, size: int, shared: Path) -> None:
     network = load_rescon(reference_checkpoint(shared / "fixtures" / f"{name}_keys.csv"))
     generator = np.random.Generator(np.random.PCG64(7))
     images_BCHW = generator.standard_normal((batch, 3, size, size)).astype("float32")
@@ -72,7 +72,7 @@ def their_checkpoint(preset: str) -> StateDict:
 
 @pytest.mark.torch
 @pytest.mark.parametrize("preset", KNOWN)
-def test_the_network_is_recognised(preset: str) -> None:
+def test_the_preset_is_recognised_from_a_checkpoint(preset: str) -> None:
     weights = their_checkpoint(preset)
     network = load_rescon(weights)
     assert network.spec == resolve_network(TrialConfig(preset=preset), classes=7, in_channels=2)
@@ -102,7 +102,7 @@ def test_the_network_is_recognised(preset: str) -> None:
         ("mpool2.0.running_var", "norm.running_var"),
     ],
 )
-def test_names_of_the_ports_largest_network(theirs: str, ours: str) -> None:
+def test_parameter_names_of_the_ports_largest_network_are_mapped(theirs: str, ours: str) -> None:
     spec = resolve_network(TrialConfig(preset="port_attention_448"), classes=10, in_channels=3)
     assert rescon_names(spec)[theirs] == ours
 
@@ -129,7 +129,7 @@ WRAPPINGS: dict[str, Callable[[StateDict], dict[str, Any]]] = {
 
 @pytest.mark.torch
 @pytest.mark.parametrize("wrapping", sorted(WRAPPINGS))
-def test_wrappings(wrapping: str, checkpoint: StateDict) -> None:
+def test_a_wrapped_state_dict_is_unwrapped(wrapping: str, checkpoint: StateDict) -> None:
     network = load_rescon(WRAPPINGS[wrapping](checkpoint))
     assert torch.equal(network.classifier.weight, checkpoint["fc.weight"])
     assert network.spec.layout == "rescon"
@@ -166,7 +166,7 @@ HOLDERS: dict[str, Callable[[StateDict], Any]] = {
 
 @pytest.mark.torch
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_the_one_network_is_found_where_it_lies(holder: str, checkpoint: StateDict) -> None:
+def test_a_nested_network_is_found(holder: str, checkpoint: StateDict) -> None:
     network = load_rescon(HOLDERS[holder](checkpoint))
     assert torch.equal(network.classifier.weight, checkpoint["fc.weight"])
 
@@ -193,7 +193,7 @@ def test_a_file_without_a_network_is_reported(value: Any, said: str) -> None:
 
 
 @pytest.mark.torch
-def test_two_networks_are_refused_by_their_places(checkpoint: StateDict) -> None:
+def test_two_networks_in_one_file_are_refused(checkpoint: StateDict) -> None:
     prefixed = {f"{who}.{key}": one for who in ("student", "teacher") for key, one in checkpoint.items()}
     for value in ({"student": checkpoint, "teacher": checkpoint}, prefixed):
         with pytest.raises(NetworkError, match="must hold one network, but got 2, in student, teacher"):

@@ -102,7 +102,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("preset", ["attention56", "attention92", "attentionnext56"])
-def test_every_convolution_of_the_authors_file(preset: str, shared: Path) -> None:
+def test_every_convolution_matches_the_authors_file(preset: str, shared: Path) -> None:
     spec = resolve_network(TrialConfig(preset=preset), classes=1000, in_channels=3)
     ours = [
         (x.in_channels, x.out_channels, x.kernel, x.stride, x.groups, x.side, x.side, x.parameters, x.macs)
@@ -119,7 +119,7 @@ def test_every_convolution_of_the_authors_file(preset: str, shared: Path) -> Non
 
 @pytest.mark.shared
 @pytest.mark.parametrize("preset", ["attention56", "attention92", "attentionnext56"])
-def test_every_batch_norm_of_the_authors_file(preset: str, shared: Path) -> None:
+def test_every_batch_norm_matches_the_authors_file(preset: str, shared: Path) -> None:
     spec = resolve_network(TrialConfig(preset=preset), classes=1000, in_channels=3)
     ours = [layer.out_channels for layer in iter_layers(spec) if layer.kind == "norm"]
     assert ours == [int(row["channels"]) for row in rows(shared / "facts" / f"{preset}_bns.csv")]

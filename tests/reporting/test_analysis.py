@@ -67,13 +67,13 @@ def test_only_epochs_of_stopped_trials_are_saved(make_result: MakeResult, make_t
     assert found.share == pytest.approx(2 / 7)
 
 
-def test_nothing_was_saved_of_nothing(make_result: MakeResult) -> None:
+def test_an_empty_search_has_no_savings(make_result: MakeResult) -> None:
     assert savings(make_result()).share == 0.0
     assert timeline(make_result()).utilisation == 0.0
     assert shared_epoch(make_result()) == 0
 
 
-def test_a_slot_is_taken_again_when_it_is_free(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_a_free_slot_is_reused(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [
         timed(make_trial(0), 110.0, 120.0, seconds=10.0),
         timed(make_trial(1), 110.0, seconds=10.0),
@@ -89,7 +89,7 @@ def test_a_slot_is_taken_again_when_it_is_free(make_result: MakeResult, make_tri
     assert found.utilisation == pytest.approx(50 / 60)
 
 
-def test_a_pause_ends_a_stretch_and_the_time_without_a_driver_is_left_out(
+def test_pauses_split_stretches_and_time_without_a_driver_is_excluded(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     paused = timed(make_trial(0), 10.0, 20.0, 50.0, 10_000.0, seconds=10.0)
@@ -135,7 +135,7 @@ def _empty() -> StudyResult:
 
 
 @pytest.mark.parametrize("workers", [1, 3, 8])
-def test_the_slots_and_their_use_are_the_simulations(workers: int) -> None:
+def test_slots_and_utilisation_match_the_simulation(workers: int) -> None:
     space = load_space("att92", ["initial=[]", "budget.trials=20", "fidelity.max=9", "sampler.type=random"])
     landscape = LANDSCAPES["monotone"]
     simulation = Simulation(lambda t: landscape.curve(t.number, t.parameters), workers=workers)
@@ -164,7 +164,7 @@ def test_failures_are_grouped_by_the_last_line_of_their_error(
     ]
 
 
-def test_the_last_leader_is_the_winner(simulated: StudyResult) -> None:
+def test_the_last_incumbent_is_the_best_trial(simulated: StudyResult) -> None:
     leaders = incumbents(simulated)
     assert simulated.best is not None
     assert (leaders[-1].number, leaders[-1].value) == (simulated.best.number, simulated.best.value)
@@ -172,7 +172,7 @@ def test_the_last_leader_is_the_winner(simulated: StudyResult) -> None:
     assert leaders[-1].hours <= savings(simulated).hours + 1e-9
 
 
-def test_an_unknown_cost_is_left_out_and_the_winner_is_on_every_front(simulated: StudyResult) -> None:
+def test_unknown_costs_are_excluded_and_the_best_trial_is_on_every_front(simulated: StudyResult) -> None:
     fronts = cost_fronts(simulated)
     assert [front.title for front in fronts] == ["GMACs an image", "million parameters", "GPU-hours"]
     assert simulated.best is not None
@@ -181,7 +181,7 @@ def test_an_unknown_cost_is_left_out_and_the_winner_is_on_every_front(simulated:
         assert {trial.epochs for trial, _ in front.front} == {simulated.best.epochs}
 
 
-def test_trials_are_compared_where_enough_have_come(simulated: StudyResult) -> None:
+def test_trials_are_compared_at_the_last_rung_that_enough_reached(simulated: StudyResult) -> None:
     epoch = shared_epoch(simulated)
     assert epoch in (1, 3)
     assert len(values_at(simulated, epoch)) >= 30
@@ -190,21 +190,21 @@ def test_trials_are_compared_where_enough_have_come(simulated: StudyResult) -> N
     assert all(map(math.isfinite, values_at(simulated, 1).values()))
 
 
-def test_few_trials_are_compared_where_most_have_come(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_few_trials_are_compared_where_most_reached(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [make_trial(0), make_trial(1, TrialState.STOPPED, (0.5,)), make_trial(2, values=(0.1, math.nan))]
     assert shared_epoch(make_result(*trials)) == 1
     assert shared_epoch(make_result(trials[0])) == 2
 
 
 @given(st.dictionaries(st.integers(0, 99), st.floats(0, 1)), st.booleans())
-def test_classes_hold_every_trial_once_and_the_best_first(values: dict[int, float], maximize: bool) -> None:
+def test_rank_classes_contain_every_trial_once_best_first(values: dict[int, float], maximize: bool) -> None:
     classes = rank_classes(values, maximize=maximize)
     order = [number for one in classes for number in one.numbers]
     assert sorted(order) == sorted(values)
     assert [values[n] for n in order] == sorted(values.values(), reverse=maximize)
 
 
-def test_axes_have_everybody_between_their_ends(simulated: StudyResult) -> None:
+def test_parameter_axes_place_every_trial_within_the_axis(simulated: StudyResult) -> None:
     axes = {axis.name: axis for axis in parameter_axes(simulated)}
     assert list(axes) == list(simulated.space.parameters)
     for axis in axes.values():
@@ -221,7 +221,7 @@ def test_a_parameter_with_one_value_has_no_axis(make_result: MakeResult, make_tr
     assert [axis.name for axis in parameter_axes(make_result(*trials))] == ["learning_rate"]
 
 
-def test_the_best_command_can_be_pasted(simulated: StudyResult, tmp_path: Path) -> None:
+def test_the_best_command_reproduces_the_best_trial(simulated: StudyResult, tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / "space.yaml").write_text(dump_space(simulated.space))
     text = best_command(dataclasses.replace(simulated, folder=tmp_path / "a b"))
@@ -239,7 +239,7 @@ def test_without_a_best_there_is_no_command(make_result: MakeResult) -> None:
 
 
 @pytest.mark.parametrize(("at", "ends"), [("best", (0, 0.75)), ("last", (1, 0.625))])
-def test_the_last_leader_is_the_winner_by_either_rule(
+def test_the_last_incumbent_is_the_best_trial_for_each_metric_at(
     make_result: MakeResult, make_trial: MakeTrial, at: MetricAt, ends: tuple[int, float]
 ) -> None:
     trials = [

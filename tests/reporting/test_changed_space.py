@@ -123,7 +123,7 @@ def everything(result: StudyResult) -> str:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_trials_stay_what_they_were(begun: Begun, location: SearchLocation, change: str) -> None:
+def test_a_changed_space_keeps_earlier_trials(begun: Begun, location: SearchLocation, change: str) -> None:
     (simulated, simulation, folder), (settings, contained) = begun, CHANGES[change]
     before = read_search(location, "base")
     changed = space(*settings, trials=4)
@@ -159,7 +159,7 @@ def _pasted(result: StudyResult) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_space_edited_by_hand_changes_nothing_that_was(
+def test_a_space_edited_by_hand_keeps_earlier_trials(
     copied: SearchFolder, location: SearchLocation, change: str
 ) -> None:
     before = read_search(location, "base")
@@ -168,7 +168,7 @@ def test_a_space_edited_by_hand_changes_nothing_that_was(
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
+def test_an_older_study_with_edited_space_is_reported_and_warm_started(
     copied: SearchFolder, location: SearchLocation, change: str, progress: list[str]
 ) -> None:
     _as_an_earlier_version_wrote_it(copied)
@@ -183,7 +183,7 @@ def test_an_older_record_whose_space_was_edited_can_be_reported_and_learnt_from(
     assert progress[0].startswith("used ")
 
 
-def test_an_older_record_is_reported_as_before(copied: SearchFolder, location: SearchLocation) -> None:
+def test_an_older_study_gives_the_same_report(copied: SearchFolder, location: SearchLocation) -> None:
     before = read_search(location, "base")
     _as_an_earlier_version_wrote_it(copied)
     assert read_search(location, "base") == before
@@ -203,7 +203,7 @@ def test_warm_start_uses_the_configurations_that_trials_ran_with(
     assert [trial.number for trial in used] == [trial.number for trial in halves]
 
 
-def test_a_change_that_the_trials_contradict_is_refused_and_nothing_is_written(begun: Begun) -> None:
+def test_a_contradicting_change_is_refused_without_writing(begun: Begun) -> None:
     simulated, _, folder = begun
     before = (folder.path / "study.db").read_bytes()
     with pytest.raises(SpaceError, match=r"fixed\.width would become 1.0"):
@@ -221,7 +221,7 @@ REFUSED: dict[str, Callable[[], list[str]]] = {
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_the_command_refuses_before_anything_is_begun(
+def test_resume_refuses_a_contradicting_change_without_writing(
     copied: SearchFolder, location: SearchLocation, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in copied.path.rglob("*.yaml")}

@@ -80,7 +80,7 @@ def test_the_console_has_the_terminals_size(
 
 
 @pytest.mark.timeout(30)
-def test_a_pipe_has_long_lines_and_no_terminal() -> None:
+def test_a_pipe_gets_long_lines_and_is_no_terminal() -> None:
     reading, writing = os.pipe()
     run(stdout=writing)
     os.close(writing)
@@ -104,7 +104,7 @@ with open_console(plain=False) as console:
 
 
 @pytest.mark.timeout(60)  # an interpreter
-def test_a_closed_terminal_does_not_end_the_drawing() -> None:
+def test_drawing_continues_after_the_terminal_is_closed() -> None:
     ours, its = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", DRAWS_ON],

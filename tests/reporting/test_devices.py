@@ -33,12 +33,12 @@ def mixed(make_result: MakeResult, make_trial: MakeTrial) -> StudyResult:
     return make_result(*trials, devices_per_trial=1, device="GPU")
 
 
-def test_each_epoch_counts_where_it_ran(mixed: StudyResult) -> None:
+def test_each_epoch_counts_for_the_device_it_ran_on(mixed: StudyResult) -> None:
     assert list(device_hours(mixed).items()) == [("L4", 1.5), ("H100", 0.5), ("unknown", 0.5)]
     assert [devices_of(trial) for trial in mixed.trials] == ["L4", "L4, H100", ""]
 
 
-def test_each_epoch_costs_what_it_held(mixed: StudyResult) -> None:
+def test_each_epoch_costs_the_devices_it_reserved(mixed: StudyResult) -> None:
     """The search was resumed with two GPUs a trial; the first trial had one."""
     trials = [dataclasses.replace(mixed.trials[0], held=(1, 1), times_ms=(1, 2)), *mixed.trials[1:]]
     result = dataclasses.replace(mixed, trials=tuple(trials), devices_per_trial=2)
@@ -52,7 +52,7 @@ def test_each_epoch_costs_what_it_held(mixed: StudyResult) -> None:
     ]
 
 
-def test_every_form_of_the_report_says_so(mixed: StudyResult) -> None:
+def test_every_report_format_shows_hours_by_device(mixed: StudyResult) -> None:
     document = json.loads(json_text(mixed))
     assert document["compute_hours_by_device"] == {"L4": 1.5, "H100": 0.5, "unknown": 0.5}
     assert [trial["device"] for trial in document["trials"]] == ["L4", "L4, H100", None]
@@ -67,7 +67,7 @@ def test_every_form_of_the_report_says_so(mixed: StudyResult) -> None:
     assert row(mixed, mixed.trials[1])[headings(mixed).index("device")] == "L4, H100"
 
 
-def test_the_table_of_a_search_on_one_kind_does_not_repeat_it(
+def test_a_single_kind_of_device_is_not_shown_in_the_table(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     result = make_result(on(make_trial(0), "L4", "L4"), on(make_trial(1), "L4", "L4"))
@@ -89,7 +89,7 @@ def timed(trial: TrialRecord, *epochs: tuple[float, float, float]) -> TrialRecor
     )
 
 
-def test_trials_that_share_a_gpu_add_up(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_throughput_of_trials_sharing_a_gpu_adds_up(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [
         timed(make_trial(0), (100.0, 110.0, 60.0), (110.0, 120.0, 60.0)),
         timed(make_trial(1), (105.0, 115.0, 50.0)),
@@ -108,7 +108,7 @@ def test_trials_that_share_a_gpu_add_up(make_result: MakeResult, make_trial: Mak
     assert found.one_trial == pytest.approx(67.5)
 
 
-def test_the_page_shows_them_below_the_slots(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_the_page_shows_throughput_below_the_slots(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trial = timed(make_trial(0), (100.0, 110.0, 60.0))
     result = make_result(trial, devices_per_trial=2, device="GPU")
     slots = next(panel for panel in panels(result) if panel.heading == "Slots")
@@ -117,7 +117,7 @@ def test_the_page_shows_them_below_the_slots(make_result: MakeResult, make_trial
     assert "30 on average for each of 2 GPUs, 60 in a trial." in slots.note
 
 
-def test_without_speeds_there_is_nothing_to_show(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_throughput_is_none_without_speeds(make_result: MakeResult, make_trial: MakeTrial) -> None:
     assert throughput(make_result(make_trial(0))) is None
     nameless = timed(make_trial(0), (1.0, 2.0, float("nan")))
     assert throughput(make_result(nameless)) is None
@@ -148,7 +148,7 @@ def on_one_gpu(make_result: MakeResult, make_trial: MakeTrial) -> StudyResult:
     return make_result(first, second, devices_per_trial=1, device="GPU")
 
 
-def test_a_gpus_time_is_shown_by_cause(on_one_gpu: StudyResult) -> None:
+def test_gpu_time_is_split_by_cause(on_one_gpu: StudyResult) -> None:
     found = gpu_use(on_one_gpu)
     assert found is not None
     assert found.shares == pytest.approx(
@@ -160,7 +160,7 @@ def test_a_gpus_time_is_shown_by_cause(on_one_gpu: StudyResult) -> None:
     assert levels == pytest.approx([*middles.values()])
 
 
-def test_the_page_and_the_document_tell_it(on_one_gpu: StudyResult) -> None:
+def test_the_page_and_the_json_show_gpu_time_by_cause(on_one_gpu: StudyResult) -> None:
     slots = next(panel for panel in panels(on_one_gpu) if panel.heading == "Slots")
     assert [chart.key for chart in slots.charts] == ["gantt", "speed", "utilisation"]
     assert "In epochs the GPU ran kernels for 74%." in slots.note
@@ -172,7 +172,7 @@ def test_the_page_and_the_document_tell_it(on_one_gpu: StudyResult) -> None:
     assert document["gpu_time_shares"]["validation"] == pytest.approx(3 / 40)
 
 
-def test_without_nvml_the_causes_are_shown_too(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_gpu_time_by_cause_is_shown_without_nvml(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trial = on_gpu(timed(make_trial(0), (100.0, 110.0, 60.0)), validation_seconds=(1.0,))
     result = make_result(trial, devices_per_trial=1, device="GPU")
     found = gpu_use(result)
@@ -183,7 +183,7 @@ def test_without_nvml_the_causes_are_shown_too(make_result: MakeResult, make_tri
     assert "ran kernels" not in slots.note
 
 
-def test_a_search_on_cpus_has_no_gpu_to_tell_of(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_a_search_on_cpus_has_no_gpu_use(make_result: MakeResult, make_trial: MakeTrial) -> None:
     result = make_result(timed(make_trial(0), (100.0, 110.0, 60.0)))
     assert gpu_use(result) is None
     assert gpu_use(make_result()) is None

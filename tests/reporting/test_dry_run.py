@@ -105,9 +105,7 @@ def test_external_networks_are_shown_with_their_cost(images: Path, tmp_path: Pat
 
 
 @pytest.mark.torch
-def test_a_network_from_elsewhere_that_does_not_exist_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_external_network_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     searched = "parameters={network: {type: categorical, choices: [null, timm/resnet81]}}"
     settings = [searched, "initial=[]", "fixed={image_size: 32}"]
     asked = ["--space", "digits", "--data-root", str(tmp_path), "--dry-run"]
@@ -145,13 +143,13 @@ def test_the_scheduler_is_shown(settings: list[str], words: str) -> None:
     assert stopping_line(load_space("digits", settings)).startswith(words)
 
 
-def test_the_shown_space_is_a_space_file(dry_runs: DryRuns, tmp_path: Path) -> None:
+def test_the_shown_space_can_be_loaded(dry_runs: DryRuns, tmp_path: Path) -> None:
     text, _, _ = dry_runs.text("digits").partition("rungs (epochs):")
     (tmp_path / "shown.yaml").write_text(text)
     assert load_space(str(tmp_path / "shown.yaml")) == load_space("digits")
 
 
-def test_the_images_of_a_folder_are_accounted_for(dry_runs: DryRuns) -> None:
+def test_the_images_of_a_folder_are_counted(dry_runs: DryRuns) -> None:
     text = dry_runs.text("folder")
     assert "folder: found 2 classes; images: train 16 (cat 8, dog 8), val 0, test 0\n" in text
     assert "folder: left out, files that are no images: 1 (notes.txt)\n" in text
@@ -167,7 +165,7 @@ def test_dry_run_imports_no_heavy_library(heavy: str, dry_runs: DryRuns) -> None
 
 
 @pytest.mark.torch
-def test_measured_it_says_how_long_the_trials_take_here(tmp_path: Path) -> None:
+def test_measuring_shows_the_training_time_on_this_machine(tmp_path: Path) -> None:
     small = ["fixed.width=0.125", "fixed.batch_size=8", "budget.trials=4", "parameters.depth.choices=[56]"]
     drawn = ["parameters.drop_path={type: float, low: 0, high: 0.1}", "initial=[]"]
     space = load_space("digits", [*small, *drawn])
@@ -181,7 +179,7 @@ def test_measured_it_says_how_long_the_trials_take_here(tmp_path: Path) -> None:
     assert re.search(r"an epoch takes \d+\.\d s; 36 epochs, [12] trials at once, take at most ", shown)
 
 
-def test_the_name_of_a_class_is_no_markup(tmp_path: Path) -> None:
+def test_class_names_are_shown_literally(tmp_path: Path) -> None:
     out = io.StringIO()
     space = load_space("digits", ["metric={name: 'val_f1/[/b]', mode: max, against: gmacs}"])
     with pytest.raises(UserError, match="unknown class"):
@@ -189,7 +187,7 @@ def test_the_name_of_a_class_is_no_markup(tmp_path: Path) -> None:
     assert "a Pareto front: val_f1/[/b] against gmacs" in out.getvalue()
 
 
-def test_the_time_of_a_search_follows_from_its_epochs_and_slots() -> None:
+def test_search_time_is_estimated_from_epochs_and_slots() -> None:
     space = load_space("digits", ["budget.trials=10", "fidelity.max=9"])
     assert speed_message(space, [2.0, 4.0], slots=3) == (
         "measured on this machine: an epoch takes 2.0 s to 4.0 s, 3.0 s in the mean of these samples;"
@@ -212,7 +210,7 @@ def test_the_time_of_a_search_follows_from_its_epochs_and_slots() -> None:
         (1 / 6, 600.0, 3, 20),
     ],
 )
-def test_a_budget_that_fits_is_whole_trainings(
+def test_a_fitting_budget_gives_whole_trainings(
     hours: float, seconds: float, longest: int, trials: int
 ) -> None:
     given = ["budget.trials=20", "fixed.warmup_epochs=3", "fidelity.min=3", "scheduler.group_by=depth"]
@@ -226,7 +224,7 @@ def test_a_budget_that_fits_is_whole_trainings(
     assert fitted.scheduler.group_by == "depth"
 
 
-def test_quick_measures_the_budget_and_explicit_settings_win(
+def test_quick_measures_the_budget_and_explicit_settings_override_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measure(_space: object, samples: list[object], *_: object, **__: object) -> list[float]:

@@ -32,12 +32,12 @@ def lines(out: io.StringIO) -> EventLines:
     return EventLines(Console(file=out, width=40, highlight=False), load_space("digits"))
 
 
-def test_a_search_begins(lines: EventLines, out: io.StringIO) -> None:
+def test_start_of_a_search_is_printed(lines: EventLines, out: io.StringIO) -> None:
     lines.on_search_start([])
     assert out.getvalue() == "12 trials of at most 9 epochs; the first workers start\n"
 
 
-def test_a_resumed_search_counts_the_trials_that_ended_before(
+def test_a_resumed_search_counts_earlier_ended_trials(
     lines: EventLines, out: io.StringIO, make_trial: MakeTrial
 ) -> None:
     lines.on_search_start([make_trial(0), make_trial(1, TrialState.INTERRUPTED)])
@@ -47,19 +47,19 @@ def test_a_resumed_search_counts_the_trials_that_ended_before(
     assert ended.endswith("; 2 of 12 trials ended")
 
 
-def test_the_name_of_a_class_is_no_markup(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+def test_class_names_are_shown_literally(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     metric = "val_f1/[/b]cat"
     trial = replace(make_trial(3), metric=metric)
     lines.on_epoch(trial, {**METRICS_OF_AN_EPOCH, metric: 0.5}, Verdict(decision=Decision.CONTINUE))
     assert f"epoch 2/9: {metric} 0.5, train_loss" in out.getvalue()
 
 
-def test_a_trial_starts(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+def test_trial_start_prints_parameters(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     lines.on_trial_start(make_trial(3, TrialState.RUNNING, ()))
     assert out.getvalue() == "trial_0003 starts: depth=56 learning_rate=0.1\n"
 
 
-def test_a_trial_starts_again(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+def test_trial_restart_prints_its_epoch(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     lines.on_trial_start(make_trial(3, TrialState.RUNNING, (0.1, 0.2)))
     assert out.getvalue() == "trial_0003 starts again after epoch 2: depth=56 learning_rate=0.1\n"
 
@@ -76,7 +76,7 @@ def test_a_promoted_trial_continues(lines: EventLines, out: io.StringIO, make_tr
     ]
 
 
-def test_a_trial_that_an_earlier_run_paused_continues(
+def test_a_trial_paused_by_an_earlier_run_continues(
     lines: EventLines, out: io.StringIO, make_trial: MakeTrial
 ) -> None:
     lines.on_search_start([make_trial(3, TrialState.PAUSED), make_trial(4, TrialState.INTERRUPTED)])
@@ -88,12 +88,12 @@ def test_a_trial_that_an_earlier_run_paused_continues(
     assert resumed.startswith("trial_0004 starts again after epoch 2: ")
 
 
-def test_a_note(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+def test_a_trial_note_is_printed(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     lines.on_trial_note(make_trial(3), "ran out of memory, now in 2 micro-batches [of 32]")
     assert out.getvalue() == "trial_0003 note: ran out of memory, now in 2 micro-batches [of 32]\n"
 
 
-def test_brackets_are_no_markup(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+def test_brackets_are_shown_literally(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     parameters = {"step_fractions": "[40, 60]", "preset": "[bold]x[/bold]", "augment": "[red]"}
     lines.on_trial_start(make_trial(0, TrialState.RUNNING, (), parameters))
     expected = "trial_0000 starts: step_fractions=[40, 60] preset=[bold]x[/bold] augment=[red]\n"
@@ -112,7 +112,7 @@ def test_brackets_are_no_markup(lines: EventLines, out: io.StringIO, make_trial:
         (math.nan, Verdict(decision=Decision.DIVERGED), "val_accuracy -, train_loss 1.235, 1 min 15 s"),
     ],
 )
-def test_an_epoch(
+def test_an_epoch_is_printed_with_its_decision(
     value: float,
     verdict: Verdict,
     said: str,
@@ -124,7 +124,7 @@ def test_an_epoch(
     assert out.getvalue() == f"trial_0000 epoch 1/9: {said}\n"
 
 
-def test_trials_end_and_are_counted(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+def test_ended_trials_are_counted(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     lines.on_trial_end(make_trial(0, TrialState.STOPPED, (0.5, 0.25)))
     lines.on_trial_end(make_trial(1, TrialState.INTERRUPTED, ()))
     lines.on_trial_end(make_trial(2, TrialState.DIVERGED, (math.nan,)))
@@ -135,7 +135,7 @@ def test_trials_end_and_are_counted(lines: EventLines, out: io.StringIO, make_tr
     ]
 
 
-def test_an_error_is_shown_whole(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
+def test_an_error_is_printed_in_full(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     error = "Traceback ...\nValueError: [bold] is a list of one, which no tensor can be made of\n"
     lines.on_trial_end(make_trial(0, TrialState.FAILED, (), error=error))
     first, rest = out.getvalue().split("\n", 1)
@@ -144,7 +144,7 @@ def test_an_error_is_shown_whole(lines: EventLines, out: io.StringIO, make_trial
 
 
 @pytest.mark.parametrize("state", TrialState)
-def test_every_state_has_a_look(
+def test_every_trial_state_can_be_printed(
     state: TrialState, lines: EventLines, out: io.StringIO, make_trial: MakeTrial
 ) -> None:
     lines.on_trial_end(make_trial(0, state))

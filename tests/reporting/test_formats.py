@@ -51,9 +51,7 @@ def no_constant(name: str) -> float:
     raise AssertionError(f"{name} is no JSON")
 
 
-def test_json_has_every_trial_and_nothing_that_is_no_json(
-    make_result: MakeResult, one_of_each: list[TrialRecord]
-) -> None:
+def test_json_has_every_trial_and_no_nan(make_result: MakeResult, one_of_each: list[TrialRecord]) -> None:
     result = make_result(*one_of_each)
     read = json.loads(json_text(result, [result]), parse_constant=no_constant)
     assert [trial["trial"] for trial in read["trials"]] == [trial.number for trial in one_of_each]
@@ -62,12 +60,12 @@ def test_json_has_every_trial_and_nothing_that_is_no_json(
     assert [other["search"] for other in read["compared"]] == [result.name]
 
 
-def test_json_of_nothing(make_result: MakeResult) -> None:
+def test_json_of_an_empty_search_is_valid(make_result: MakeResult) -> None:
     read = json.loads(json_text(make_result()), parse_constant=no_constant)
     assert (read["best"], read["best_command"], read["trials"], read["utilisation"]) == (None, None, [], 0.0)
 
 
-def test_csv_has_a_line_for_each_trial_of_each_search(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_csv_has_one_row_per_trial_of_each_search(make_result: MakeResult, make_trial: MakeTrial) -> None:
     one = make_result(make_trial(0), make_trial(1, values=()))
     other = make_result(make_trial(0, parameters={"depth": 92, "drop_path": 0.1}), name="other")
     rows = list(csv.DictReader(io.StringIO(csv_text([one, other]))))
@@ -76,13 +74,13 @@ def test_csv_has_a_line_for_each_trial_of_each_search(make_result: MakeResult, m
     assert (rows[0]["value"], rows[1]["value"], rows[1]["best_epoch"]) == ("0.5", "", "")
 
 
-def test_no_text_in_the_csv_is_a_formula(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_csv_text_is_never_a_formula(make_result: MakeResult, make_trial: MakeTrial) -> None:
     result = make_result(make_trial(0, parameters={"init_from": "@SUM(1)", "learning_rate": -0.1}))
     (row,) = csv.DictReader(io.StringIO(csv_text([result])))
     assert (row["init_from"], row["learning_rate"]) == ("'@SUM(1)", "-0.1")
 
 
-def test_every_form_accounts_for_the_images(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_every_format_lists_the_image_counts(make_result: MakeResult, make_trial: MakeTrial) -> None:
     account = Account(
         class_names=("a", "<b>"),
         per_class={"train": (2, 3), "val": (1, 1), "test": (0, 0)},
@@ -97,7 +95,7 @@ def test_every_form_accounts_for_the_images(make_result: MakeResult, make_trial:
     assert "<h2>Images</h2>" not in render_page(make_result(make_trial(0)), written=datetime(2026, 1, 1))
 
 
-def test_no_form_shows_a_password(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_no_format_shows_a_password(make_result: MakeResult, make_trial: MakeTrial) -> None:
     source = "https://ann:s3cret@host/w.ckpt?sig=s3cret"
     trials = [make_trial(n, parameters={"init_from": source, "depth": 56}) for n in range(2)]
     result = make_result(*trials)
@@ -118,7 +116,7 @@ def test_markdown_names_the_best_five(make_result: MakeResult, make_trial: MakeT
     assert "python -m tune_rescon.search --space" in text
 
 
-def test_every_form_names_the_best_in_hand(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_every_format_names_a_better_unfinished_trial(make_result: MakeResult, make_trial: MakeTrial) -> None:
     cut = make_trial(17, TrialState.PAUSED, (0.75,))
     result = make_result(make_trial(4), cut, state=SearchState.INTERRUPTED)
     line = (
@@ -136,7 +134,7 @@ def test_every_form_names_the_best_in_hand(make_result: MakeResult, make_trial: 
     assert (read["best"]["trial"], read["in_hand"]["trial"], read["in_hand"]["best_value"]) == (4, 17, 0.75)
 
 
-def test_no_form_names_a_best_in_hand_if_the_winner_is_the_best(
+def test_no_format_names_an_unfinished_trial_if_the_winner_is_best(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     result = make_result(make_trial(4), make_trial(17, TrialState.STOPPED, (0.25,)))
@@ -148,7 +146,7 @@ def test_no_form_names_a_best_in_hand_if_the_winner_is_the_best(
     assert json.loads(json_text(result))["in_hand"] is None
 
 
-def test_a_running_search_names_no_command_for_the_best_in_hand(
+def test_a_running_search_shows_no_command_to_train_the_best_trial(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     """The search may still train it."""
@@ -158,7 +156,7 @@ def test_a_running_search_names_no_command_for_the_best_in_hand(
     assert "tune_rescon.train" not in text
 
 
-def test_the_storage_of_the_command_is_the_url_of_a_search_at_a_url(
+def test_the_command_for_a_search_at_a_url_uses_the_storage_url(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     cut = make_trial(17, TrialState.PAUSED, (0.75,))
@@ -167,7 +165,7 @@ def test_the_storage_of_the_command_is_the_url_of_a_search_at_a_url(
     )
 
 
-def test_overviews_are_printed_and_are_json() -> None:
+def test_overviews_are_available_as_text_and_json() -> None:
     out = io.StringIO()
     print_overviews(FOUND, Console(file=out, width=120, highlight=False), now=NOW)
     text = out.getvalue()

@@ -38,7 +38,7 @@ def result(make_result: MakeResult, make_trial: MakeTrial) -> StudyResult:
     )
 
 
-def test_each_has_its_cost_and_its_best_value_by_cost(result: StudyResult) -> None:
+def test_each_group_has_its_cost_and_best_value_by_cost(result: StudyResult) -> None:
     resnet, ours = groups(result)
     assert (ours.value, ours.trials, ours.epochs, ours.hours) == (None, 1, 3, 3.0)
     assert (resnet.value, resnet.trials, resnet.epochs, resnet.hours) == ("timm/resnet18", 2, 5, 5.0)
@@ -55,7 +55,7 @@ def test_a_loss_is_better_if_it_is_smaller(result: StudyResult) -> None:
     assert [one.value for one in second.best] == [0.25]
 
 
-def test_the_page_compares_them_where_all_have_spent_as_much(result: StudyResult, tmp_path: Path) -> None:
+def test_the_page_compares_groups_at_equal_cost(result: StudyResult, tmp_path: Path) -> None:
     write_report(result, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<h2>By network</h2>" in page
@@ -74,7 +74,7 @@ def test_one_network_is_not_compared(result: StudyResult, tmp_path: Path) -> Non
     assert "By network" not in (tmp_path / "report.html").read_text()
 
 
-def test_the_groups_of_the_scheduler_come_first(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_the_schedulers_group_by_takes_precedence(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [make_trial(n, parameters={"depth": depth}) for n, depth in enumerate((56, 92, 92))]
     result = make_result(*(dataclasses.replace(trial, times_ms=(1, 2)) for trial in trials))
     assert groups(result) == (), "neither a group nor a network is in this space"

@@ -64,7 +64,7 @@ def watched(
     assert report.close(30)
 
 
-def test_a_page_a_minute(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_the_page_is_written_once_a_minute(make_result: MakeResult, make_trial: MakeTrial) -> None:
     with watched(make_result, make_trial) as search:
         search.disk.ready.set()
         for _ in range(10):
@@ -92,7 +92,7 @@ def test_a_slow_disk_delays_no_trial_and_gets_one_page_at_a_time(
     assert len(search.disk.pages) == 1
 
 
-def test_an_error_is_logged_and_the_next_page_is_tried(
+def test_a_write_error_is_logged_and_the_next_page_is_written(
     make_result: MakeResult, make_trial: MakeTrial, caplog: pytest.LogCaptureFixture
 ) -> None:
     with watched(make_result, make_trial) as search:
@@ -107,7 +107,7 @@ def test_an_error_is_logged_and_the_next_page_is_tried(
     assert "No space left on device" in caplog.text
 
 
-def test_a_search_whose_page_cannot_be_made_continues(
+def test_the_search_continues_if_the_page_cannot_be_rendered(
     make_result: MakeResult, make_trial: MakeTrial, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken() -> StudyResult:
@@ -130,7 +130,7 @@ def test_the_snapshot_is_taken_on_the_searchs_thread(make_result: MakeResult, ma
     assert threads == [threading.current_thread()]
 
 
-def test_after_its_end_nothing_is_written(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_nothing_is_written_after_close(make_result: MakeResult, make_trial: MakeTrial) -> None:
     with watched(make_result, make_trial) as search:
         search.disk.ready.set()
         search.report.close()

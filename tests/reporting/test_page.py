@@ -78,15 +78,13 @@ def test_every_trial_is_in_the_table(make_result: MakeResult, make_trial: MakeTr
     assert [cells[0] for cells in page.rows] == ["trial", *map(str, range(30))]
 
 
-def test_the_library_is_in_the_file_once_and_nothing_is_fetched(
-    simulated: StudyResult, tmp_path: Path
-) -> None:
+def test_plotly_is_embedded_once_and_nothing_is_fetched(simulated: StudyResult, tmp_path: Path) -> None:
     text = report(simulated, tmp_path)
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=(?!.data:)", text)
     assert text.count("plotly.js v") == 1
 
 
-def test_each_plot_of_the_page_has_its_figure(simulated: StudyResult, tmp_path: Path) -> None:
+def test_each_plot_of_the_page_has_its_data(simulated: StudyResult, tmp_path: Path) -> None:
     text = report(simulated, tmp_path)
     places = re.findall(r'class="chart" id="([^"]+)"', text)
     assert places == list(dict.fromkeys(places))
@@ -114,7 +112,7 @@ def test_names_and_values_are_escaped(make_result: MakeResult, make_trial: MakeT
     assert f"slice-{wicked}" in figures(text)
 
 
-def test_each_state_has_one_place_in_the_legend_and_its_colour(
+def test_each_state_has_one_legend_entry_and_its_colour(
     make_result: MakeResult, one_of_each: list[TrialRecord]
 ) -> None:
     lines = [line for line in learning_curves(make_result(*one_of_each)).data if "legendgroup" in line]
@@ -123,7 +121,7 @@ def test_each_state_has_one_place_in_the_legend_and_its_colour(
     assert set(STATE_ORDER) == set(TrialState)
 
 
-def test_epochs_are_counted_from_one_and_lines_do_not_touch(
+def test_learning_curves_start_at_epoch_one_and_are_separate(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     trials = [make_trial(0, values=(0.1, 0.2, 0.3)), make_trial(1, values=(0.4,))]
@@ -144,7 +142,7 @@ def test_only_the_page_of_a_running_search_is_reloaded(
     assert f'<span class="badge {state.value}">' in text
 
 
-def test_the_front_is_drawn_through_its_points(
+def test_the_pareto_front_is_drawn_through_its_points(
     make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts
 ) -> None:
     trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.7, 0.8))]
@@ -179,7 +177,7 @@ def test_failures_are_shown_with_their_trials(simulated: StudyResult, tmp_path: 
     assert "val_accuracy was not finite" in text
 
 
-def test_a_page_of_every_state_holds_no_number_that_json_lacks(
+def test_figures_of_every_state_contain_no_nan(
     make_result: MakeResult, one_of_each: list[TrialRecord], tmp_path: Path
 ) -> None:
     unknown = {trial.number: TrialCost(params_m=math.nan, gmacs=math.nan) for trial in one_of_each}

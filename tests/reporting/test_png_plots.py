@@ -27,7 +27,7 @@ def test_every_plot_is_an_image_that_is_not_blank(simulated: StudyResult, tmp_pa
             assert len(image.convert("RGB").getcolors(1 << 24) or []) > 50
 
 
-def test_dollar_signs_in_the_name_of_a_class_are_no_formula(
+def test_dollar_signs_in_class_names_are_not_math_text(
     make_result: MakeResult, one_of_each: list[TrialRecord], tmp_path: Path
 ) -> None:
     metric = "val_f1/a$_$b"
@@ -45,5 +45,5 @@ def test_every_state_can_be_drawn(
     assert [path.stem for path in paths] == ["learning_curves", "cost"]
 
 
-def test_nothing_is_drawn_of_nothing(make_result: MakeResult, tmp_path: Path) -> None:
+def test_an_empty_search_has_no_plots(make_result: MakeResult, tmp_path: Path) -> None:
     assert write_plots(make_result(), tmp_path) == []

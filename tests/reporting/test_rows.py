@@ -58,7 +58,7 @@ def test_row_formats_each_column(make_result: MakeResult, make_trial: MakeTrial)
     }
 
 
-def test_two_objectives_have_a_column_that_marks_the_front(
+def test_a_two_objective_search_has_a_pareto_front_column(
     make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts
 ) -> None:
     trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.7, 0.8))]
@@ -79,12 +79,12 @@ def test_a_missing_value_is_a_dash(
     assert (cells["val_accuracy"], cells["best"], cells["drop_path"]) == ("-", "-", "-")
 
 
-def test_no_trials_no_rows(make_result: MakeResult) -> None:
+def test_an_empty_search_has_no_rows(make_result: MakeResult) -> None:
     assert ranked(make_result()) == []
     assert "val_accuracy" in headings(make_result())
 
 
-def test_the_best_come_first(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_trials_are_ranked_best_first(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [
         make_trial(0, TrialState.FAILED, ()),
         make_trial(1, TrialState.STOPPED, (0.9,)),
@@ -94,7 +94,7 @@ def test_the_best_come_first(make_result: MakeResult, make_trial: MakeTrial) -> 
     assert [trial.number for trial in ranked(make_result(*trials))] == [3, 2, 1, 0]
 
 
-def test_searches_whose_values_cannot_be_compared_are_told_apart(
+def test_searches_with_incomparable_values_are_reported(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     """By the content of their images and by their metric, not by paths and names alone."""
@@ -114,7 +114,7 @@ def test_searches_whose_values_cannot_be_compared_are_told_apart(
     ]
 
 
-def test_a_search_over_several_datasets_is_not_compared_with_one_of_a_single_dataset(
+def test_searches_over_different_datasets_are_not_comparable(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     choices = "parameters.dataset={type: categorical, choices: [digits, fashion_mnist]}"
@@ -135,7 +135,7 @@ def test_a_search_over_several_datasets_is_not_compared_with_one_of_a_single_dat
     assert differences([one, begun]) == []
 
 
-def test_the_best_of_many_epochs_is_not_compared_with_the_last_one(
+def test_metric_at_best_and_metric_at_last_are_not_comparable(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     best = make_result(make_trial(0), space=load_space("digits", ["metric.at=best"]))
@@ -146,7 +146,7 @@ def test_the_best_of_many_epochs_is_not_compared_with_the_last_one(
     ]
 
 
-def test_two_functions_of_one_name_are_two_metrics(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_functions_of_one_name_are_different_metrics(make_result: MakeResult, make_trial: MakeTrial) -> None:
     ours, theirs = (
         make_result(
             make_trial(0),
@@ -166,7 +166,7 @@ def test_two_functions_of_one_name_are_two_metrics(make_result: MakeResult, make
     )
 
 
-def test_values_of_a_function_whose_code_has_changed_are_not_compared(
+def test_values_of_a_metric_with_changed_code_are_not_comparable(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     by_score = load_space("digits", ["metric={name: val_score, mode: max, log: ['ours.metrics:score']}"])
@@ -184,7 +184,7 @@ def test_values_of_a_function_whose_code_has_changed_are_not_compared(
     assert differences([result("a", "0", logged), result("b", "1", logged)]) == []
 
 
-def test_every_form_says_what_cannot_be_compared(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_every_format_shows_what_cannot_be_compared(make_result: MakeResult, make_trial: MakeTrial) -> None:
     first = make_result(make_trial(0), images={"digits": "0123"})
     split = make_result(make_trial(0), name="split", images={"digits": "4567"}, metric="val_loss")
     (line,) = differences([first, split])

@@ -54,7 +54,7 @@ def test_every_state_is_shown_and_counted(make_result: MakeResult, one_of_each: 
         assert f"{count} {state.value}" in text
 
 
-def test_the_winner_and_where_everything_is(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_summary_shows_the_best_trial_and_the_files(make_result: MakeResult, make_trial: MakeTrial) -> None:
     result = make_result(make_trial(7, values=(0.75, 0.5)))
     lines = printed(result).splitlines()
     assert lines[-5:] == [
@@ -66,7 +66,7 @@ def test_the_winner_and_where_everything_is(make_result: MakeResult, make_trial:
     ]
 
 
-def test_tensorboards_files_are_pointed_at_where_there_are_any(
+def test_the_tensorboard_command_is_shown_if_files_exist(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     result = make_result(make_trial(7))
@@ -75,7 +75,7 @@ def test_tensorboards_files_are_pointed_at_where_there_are_any(
     assert f"\nTensorBoard: tensorboard --logdir {result.folder / 'tensorboard'}\n" in printed(result)
 
 
-def test_the_front_is_shown_the_cheapest_first(
+def test_the_pareto_front_is_shown_cheapest_first(
     make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts
 ) -> None:
     trials = [make_trial(n, values=(0.1, value)) for n, value in enumerate((0.9, 0.7, 0.8))]
@@ -121,7 +121,7 @@ def test_the_csv_is_named_when_the_table_leaves_trials_out(
 
 
 @pytest.mark.parametrize("width", [50, 60, 80, 100, 120, 200])
-def test_no_cell_is_ever_broken(width: int, make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_no_cell_is_wrapped_at_any_width(width: int, make_result: MakeResult, make_trial: MakeTrial) -> None:
     result = make_result(make_trial(0, TrialState.OUT_OF_MEMORY, (0.123456,), MANY_PARAMETERS))
     lines = printed(result, width).splitlines()
     assert max(map(len, (line for line in lines if line[:1] in "┏┡│└"))) <= width
@@ -130,7 +130,7 @@ def test_no_cell_is_ever_broken(width: int, make_result: MakeResult, make_trial:
     assert "0.1235" in cells
 
 
-def test_a_narrow_terminal_goes_without_the_cost_first(
+def test_a_narrow_terminal_omits_the_cost_columns_first(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     result = make_result(make_trial(0, parameters=MANY_PARAMETERS))
@@ -149,7 +149,7 @@ def test_a_narrow_terminal_goes_without_the_cost_first(
     assert shown(result, 10) == ["trial", "state", "epochs", "val accuracy"]
 
 
-def test_brackets_are_no_markup(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_brackets_are_shown_literally(make_result: MakeResult, make_trial: MakeTrial) -> None:
     parameters = {"step_fractions": "[40, 60]", "preset": "[bold]x[/bold]"}
     result = make_result(make_trial(0, parameters=parameters), folder=Path("/tmp/[old]/s"))
     text = printed(result)
@@ -158,7 +158,7 @@ def test_brackets_are_no_markup(make_result: MakeResult, make_trial: MakeTrial) 
     assert "Files:  /tmp/[old]/s\n" in text
 
 
-def test_the_name_of_a_class_is_no_markup(make_result: MakeResult, make_trial: MakeTrial) -> None:
+def test_class_names_are_shown_literally(make_result: MakeResult, make_trial: MakeTrial) -> None:
     metric = "val_f1/[/b]cat"
     trial = replace(make_trial(0), metric=metric)
     text = printed(make_result(trial, metric=metric, against="gmacs"))

@@ -185,7 +185,7 @@ def test_a_broken_rule_is_reported_with_its_line(
         {10: "fixed: {warmup_epochs: 1}"},
     ],
 )
-def test_a_warmup_that_is_covered_is_sound(load_changed: Callable[..., Space], lines: dict[int, str]) -> None:
+def test_warmup_within_first_rung_is_valid(load_changed: Callable[..., Space], lines: dict[int, str]) -> None:
     assert load_changed(lines)
 
 
@@ -201,8 +201,6 @@ def test_a_grid_takes_two_objectives(load_changed: Callable[..., Space]) -> None
 
 
 @pytest.mark.parametrize("kind", ["median", "none"])
-def test_a_resolved_file_may_have_keys_of_another_scheduler(
-    load_changed: Callable[..., Space], kind: str
-) -> None:
+def test_keys_of_another_scheduler_are_accepted(load_changed: Callable[..., Space], kind: str) -> None:
     line = f"scheduler: {{type: {kind}, reduction_factor: 3, variant: stop}}"
     assert load_changed({7: line}).scheduler.type == kind

@@ -30,12 +30,12 @@ ErrorLines = Callable[..., list[str]]
 LoadChanged = Callable[..., Space]
 
 
-def test_the_sound_space_is_sound(load_changed: LoadChanged) -> None:
+def test_a_valid_space_is_loaded_with_defaults(load_changed: LoadChanged) -> None:
     space = load_changed({})
     assert (space.sampler.n_startup_trials, space.scheduler.reduction_factor) == (10, 3)
 
 
-def test_all_errors_at_once_in_the_order_of_the_file(error_lines: ErrorLines) -> None:
+def test_all_errors_are_reported_in_file_order(error_lines: ErrorLines) -> None:
     errors = error_lines(
         {
             3: "dataset: {name: mnist, limit: 1}",
@@ -62,21 +62,21 @@ def test_numbers_are_read_as_yaml_1_2(load_changed: LoadChanged, text: str, valu
 
 
 @pytest.mark.parametrize("text", ["on", "no", "12:30", "2024-01-01", "'3'", "~x"])
-def test_words_stay_words(load_changed: LoadChanged, text: str) -> None:
+def test_yaml_1_1_keywords_stay_strings(load_changed: LoadChanged, text: str) -> None:
     assert load_changed({9: f"description: {text}"}).description == text.strip("'")
 
 
-def test_a_leading_zero_is_no_octal(load_changed: LoadChanged) -> None:
+def test_a_leading_zero_does_not_mean_octal(load_changed: LoadChanged) -> None:
     assert load_changed({8: "budget: {trials: 010}"}).budget.trials == 10
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "3", "- a"])
-def test_a_file_without_sections(text: str) -> None:
+def test_a_file_without_sections_is_refused(text: str) -> None:
     with pytest.raises(SpaceError, match=r"s\.yaml:1: must hold sections"):
         parse_space(text, source="s.yaml")
 
 
-def test_unknown_space_is_answered_with_the_known() -> None:
+def test_an_unknown_space_suggests_known_ones() -> None:
     with pytest.raises(
         SpaceError, match=r"unknown space 'att93' \(did you mean 'att92'\?\); known: att56, att92, "
     ):
@@ -91,7 +91,7 @@ def test_unknown_space_is_answered_with_the_known() -> None:
         (lambda path: path.write_bytes(b"version: \xff"), "must be UTF-8, but got invalid start byte"),
     ],
 )
-def test_a_file_that_cannot_be_read(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
     path = tmp_path / "mine.yaml"
     make(path)
     with pytest.raises(SpaceError, match=words):
@@ -104,7 +104,7 @@ def test_a_file_is_loaded_by_its_path(tmp_path: Path, valid_yaml: str) -> None:
     assert load_space(str(path)).name == "small"
 
 
-def test_errors_name_the_file_as_seen_from_here(
+def test_errors_name_the_file_relative_to_the_working_directory(
     tmp_path: Path, valid_yaml: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.yaml").write_text(valid_yaml.replace("trials: 12", "trials: x"))
@@ -149,7 +149,7 @@ def _places(section: Any) -> Iterator[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("name", list_spaces())
 @pytest.mark.parametrize("description", ["as it is", "metric: none\nbudget: {}\n" * 40])
-def test_a_goal_equals_that_of_the_whole_space(name: str, description: str, tmp_path: Path) -> None:
+def test_load_goal_matches_load_space(name: str, description: str, tmp_path: Path) -> None:
     space = load_space(name, ["dataset.path=images"] if name == "folder" else [])
     if "budget" in description:
         # A description is free text, however it is folded.
@@ -161,7 +161,7 @@ def test_a_goal_equals_that_of_the_whole_space(name: str, description: str, tmp_
     assert load_space(path) == space
 
 
-def test_a_broken_neighbour_does_not_matter(valid_yaml: str, tmp_path: Path) -> None:
+def test_load_goal_ignores_errors_in_other_sections(valid_yaml: str, tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(valid_yaml.replace("fidelity:", "fidelity: [").replace("depth: 92", "depth: 1"))
     assert load_goal(path).budget.trials == 12
@@ -176,7 +176,7 @@ def test_a_broken_neighbour_does_not_matter(valid_yaml: str, tmp_path: Path) -> 
         ("trials: 12", "trials: 0", ":8: budget.trials: must be at least 1"),
     ],
 )
-def test_faults_of_the_goal_are_reported_by_line(
+def test_errors_in_the_goal_are_reported_with_their_line(
     old: str, new: str, errors: str, valid_yaml: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "space.yaml"
@@ -187,7 +187,7 @@ def test_faults_of_the_goal_are_reported_by_line(
 
 
 @pytest.mark.parametrize("text", ["", "- metric\n", "version: 1\nname: [", "just words\n"])
-def test_a_file_without_these_sections(text: str, tmp_path: Path) -> None:
+def test_load_goal_refuses_a_file_without_its_sections(text: str, tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(text)
     with pytest.raises(SpaceError, match="must hold sections"):
@@ -201,7 +201,7 @@ yaml: Any = importlib.import_module("yaml")
 @pytest.mark.parametrize(
     "text", ["on", "1e-4", "null", "~", "'#'", "{x: y}", "&a", "a: b", "", "%x", "'", "ü\t"]
 )
-def test_words_that_look_like_something_else(load_changed: LoadChanged, text: str) -> None:
+def test_ambiguous_strings_round_trip(load_changed: LoadChanged, text: str) -> None:
     space = load_changed({}).model_copy(update={"description": text})
     assert parse_space(dump_space(space), source="dumped.yaml") == space
 
@@ -213,7 +213,7 @@ def test_defaults_are_written_out(load_changed: LoadChanged) -> None:
     assert "learning_rate: {type: float, low: 0.01, high: 0.3, log: true}" in text
 
 
-def test_initial_rows_and_lists_read_back(load_changed: LoadChanged) -> None:
+def test_initial_rows_and_lists_round_trip(load_changed: LoadChanged) -> None:
     rows = "  - {depth: 56, learning_rate: 0.1, step_fractions: [50]}"
     space = load_changed({14: "  step_fractions: {type: categorical, choices: [[40, 60], [50]]}", 17: rows})
     assert parse_space(dump_space(space), source="dumped.yaml") == space
@@ -224,19 +224,19 @@ WORDS = ["off", "on", "yes", "No", "y", "1:30", "1e-3", "=", "<<", "~", "010", "
 
 @pytest.mark.parametrize("value", [*WORDS, 1e-05, 1e17, 0.5, 3, True, None, [40, 60]])
 @pytest.mark.parametrize("block", [False, True])
-def test_tools_for_yaml_1_1_and_for_1_2_read_the_same(value: Any, block: bool) -> None:
+def test_yaml_1_1_and_1_2_parsers_read_the_same_values(value: Any, block: bool) -> None:
     text = yaml_text({"config": {"compile": value}}, block=block)
     for read in (yaml.safe_load, YAML(typ="safe").load):
         found = read(text)["config"]["compile"]
         assert (found, type(found)) == (value, type(value)), read
 
 
-def test_numbers_of_other_types_are_written_as_numbers() -> None:
+def test_numpy_numbers_are_written_as_plain_numbers() -> None:
     values = {"a": np.float64(0.25), "b": np.int64(3), "c": (np.float32(0.5),)}
     assert yaml.safe_load(yaml_text(values)) == {"a": 0.25, "b": 3, "c": [0.5]}
 
 
-def test_a_fixed_word_reads_back_in_yaml_1_1(load_changed: LoadChanged) -> None:
+def test_a_fixed_string_round_trips_through_yaml_1_1(load_changed: LoadChanged) -> None:
     text = dump_space(load_changed({10: "fixed: {layout: cifar, compile: off}"}))
     assert yaml.safe_load(text)["fixed"]["compile"] == "off"
     assert parse_space(text, source="dumped.yaml").fixed["compile"] == "off"

@@ -97,7 +97,7 @@ def _space(load_changed: LoadChanged, overrides: tuple[str, ...]) -> Space:
 
 
 @pytest.mark.parametrize(("ours", "theirs", "sampled", "expected"), USED)
-def test_a_trial_that_could_have_been_drawn_here(
+def test_a_compatible_trial_is_converted_to_this_space(
     load_changed: LoadChanged,
     ours: tuple[str, ...],
     theirs: tuple[str, ...],
@@ -112,7 +112,7 @@ def test_a_trial_that_could_have_been_drawn_here(
 
 
 @pytest.mark.parametrize(("ours", "theirs", "sampled", "reason"), NOT_USED)
-def test_a_trial_that_does_not_fit_has_a_reason(
+def test_an_incompatible_trial_has_a_reason(
     load_changed: LoadChanged,
     ours: tuple[str, ...],
     theirs: tuple[str, ...],
@@ -124,12 +124,12 @@ def test_a_trial_that_does_not_fit_has_a_reason(
     assert placed.reason == reason
 
 
-def test_a_trial_of_neither_space_is_refused(load_changed: LoadChanged) -> None:
+def test_a_trial_with_an_unknown_parameter_is_refused(load_changed: LoadChanged) -> None:
     with pytest.raises(ConfigError, match="unknown parameter 'dropout'"):
         overlap(_space(load_changed, ()), _space(load_changed, ()), {"dropout": 0.1})
 
 
-def test_the_words_count_every_trial_once_the_commonest_reason_first() -> None:
+def test_overlap_message_counts_trials_by_most_common_reason() -> None:
     used = Overlap(sampled=DEEP)
     differs = Overlap(sampled=None, differs=("batch_size",))
     strange = Overlap(sampled=None, outside=("depth", "learning_rate"))

@@ -22,7 +22,7 @@ ErrorLines = Callable[..., list[str]]
 LoadChanged = Callable[..., Space]
 
 
-def test_values_are_yaml(load_changed: LoadChanged) -> None:
+def test_override_values_are_parsed_as_yaml(load_changed: LoadChanged) -> None:
     overrides = (
         "budget.hours=1e-1",
         "fidelity.max=27",
@@ -41,9 +41,7 @@ def test_the_value_of_an_enqueued_trial_may_be_a_list() -> None:
 
 
 @pytest.mark.parametrize(("augment", "kept"), [("augmix", ["flip", "crop_padding"]), ("none", [])])
-def test_what_depends_on_a_parameter_that_a_pinned_one_rules_out_is_gone_too(
-    augment: str, kept: list[str]
-) -> None:
+def test_pinning_a_value_removes_indirectly_inactive_parameters(augment: str, kept: list[str]) -> None:
     parameters = (
         "parameters={learning_rate: {type: float, low: 0.01, high: 0.1},"
         " augment: {type: categorical, choices: [none, augmix]},"
@@ -54,17 +52,17 @@ def test_what_depends_on_a_parameter_that_a_pinned_one_rules_out_is_gone_too(
     assert list(space.parameters) == ["learning_rate", *kept]
 
 
-def test_the_last_of_two_counts(load_changed: LoadChanged) -> None:
+def test_the_last_of_two_overrides_is_used(load_changed: LoadChanged) -> None:
     assert load_changed({}, ("budget.trials=3", "budget.trials=4")).budget.trials == 4
 
 
-def test_a_deep_key(load_changed: LoadChanged) -> None:
+def test_a_nested_key_can_be_overridden(load_changed: LoadChanged) -> None:
     parameter = load_changed({}, ("parameters.learning_rate.low=0.02",)).parameters["learning_rate"]
     assert isinstance(parameter, FloatParameter)
     assert parameter.low == 0.02
 
 
-def test_a_missing_section_is_made(load_changed: LoadChanged) -> None:
+def test_a_missing_section_is_created(load_changed: LoadChanged) -> None:
     assert load_changed({9: ""}, ("resources_per_trial.gpu=1",)).resources_per_trial.gpu == 1
 
 
@@ -72,7 +70,7 @@ def test_a_section_left_empty_is_filled(load_changed: LoadChanged) -> None:
     assert load_changed({10: "fixed:"}, ("fixed.flip=false",)).fixed == {"flip": False}
 
 
-def test_another_type_needs_no_other_keys_removed(load_changed: LoadChanged) -> None:
+def test_changing_a_type_drops_keys_of_the_old_type(load_changed: LoadChanged) -> None:
     space = load_changed({}, ("sampler.type=random", "scheduler.type=none"))
     assert (space.sampler.type, space.sampler.seed, space.scheduler.type) == ("random", 3, "none")
 
@@ -110,7 +108,7 @@ def test_a_bad_override_is_reported_as_an_override(
     assert any(line.startswith(words) or words in line for line in error_lines({}, (override,)))
 
 
-def test_an_override_mends_the_file(load_changed: LoadChanged) -> None:
+def test_an_override_replaces_an_invalid_value(load_changed: LoadChanged) -> None:
     assert load_changed({8: "budget: {trials: x}"}, ("budget.trials=5",)).budget.trials == 5
 
 
@@ -138,11 +136,11 @@ FOLDER = "dataset={name: folder, path: x}"
         ('"photos"', "photos"),
     ],
 )
-def test_a_text_is_not_parsed_as_yaml(load_changed: LoadChanged, typed: str, meant: str) -> None:
+def test_string_fields_are_not_parsed_as_yaml(load_changed: LoadChanged, typed: str, meant: str) -> None:
     assert load_changed({}, (FOLDER, f"dataset.path={typed}")).dataset.path == meant
 
 
-def test_null_is_none_where_a_text_may_be_none(load_changed: LoadChanged) -> None:
+def test_null_is_none_for_optional_string_fields(load_changed: LoadChanged) -> None:
     for null in ("null", ""):
         assert (
             load_changed({}, (FOLDER, "dataset.ignore=*.gif", f"dataset.ignore={null}")).dataset.ignore
@@ -151,22 +149,22 @@ def test_null_is_none_where_a_text_may_be_none(load_changed: LoadChanged) -> Non
     assert load_changed({}, ("description=null",)).description == "null"
 
 
-def test_other_sections_hold_texts_too(load_changed: LoadChanged) -> None:
+def test_string_fields_of_every_section_stay_strings(load_changed: LoadChanged) -> None:
     space = load_changed({}, ("name=2024", "fixed.init_from=1.0"))
     assert (space.name, space.fixed["init_from"]) == ("2024", "1.0")
 
 
 @pytest.mark.parametrize("given", ["2024", "007", "true", "[old]"])
-def test_a_text_in_a_file_that_yaml_reads_as_another_kind(error_lines: ErrorLines, given: str) -> None:
+def test_an_unquoted_non_string_in_a_file_suggests_quotes(error_lines: ErrorLines, given: str) -> None:
     errors = error_lines({3: f"dataset: {{name: folder, path: {given}}}"})
     assert any('in quotes: `path: "..."`.' in line for line in errors)
 
 
-def test_a_name_in_a_file_that_yaml_reads_as_a_number(error_lines: ErrorLines) -> None:
+def test_an_unquoted_number_as_name_suggests_quotes(error_lines: ErrorLines) -> None:
     assert any('in quotes: `name: "..."`.' in line for line in error_lines({2: "name: 2024"}))
 
 
-def test_only_a_folder_is_listed(error_lines: ErrorLines) -> None:
+def test_ignore_is_refused_for_a_builtin_dataset(error_lines: ErrorLines) -> None:
     errors = error_lines({}, ("dataset.ignore=*.gif",))
     assert errors == [
         "--set dataset.ignore: dataset.ignore: only the dataset `folder` has `ignore`, but got '*.gif'."
@@ -184,7 +182,7 @@ def test_only_a_folder_is_listed(error_lines: ErrorLines) -> None:
         ("learning_rate.low=0.02", lambda space: space.parameters["learning_rate"].low == 0.02),
     ],
 )
-def test_a_field_is_named_without_its_section(
+def test_a_field_can_be_set_without_its_section(
     load_changed: LoadChanged, setting: str, read: Callable[[Space], bool]
 ) -> None:
     assert read(load_changed({}, (setting,)))
@@ -197,13 +195,13 @@ def test_a_value_pins_a_searched_field(load_changed: LoadChanged) -> None:
     assert list(space.parameters) == [name for name in before.parameters if name != "learning_rate"]
 
 
-def test_a_section_replaces_a_searched_fields_own(load_changed: LoadChanged) -> None:
+def test_a_range_replaces_a_searched_fields_range(load_changed: LoadChanged) -> None:
     space = load_changed({}, ("learning_rate={type: float, low: 0.05, high: 0.2}",))
     assert space.parameters["learning_rate"] == FloatParameter(type="float", low=0.05, high=0.2)
     assert "learning_rate" not in space.fixed
 
 
-def test_a_parameter_below_a_pinned_one_exists_always_or_never() -> None:
+def test_a_dependent_of_a_pinned_parameter_is_unconditional_or_removed() -> None:
     assert load_space("att92", ["depth=92"], drop_rows=False).parameters["drop_path"].when is None
     assert "drop_path" not in load_space("att92", ["depth=56"]).parameters
 
@@ -227,7 +225,7 @@ def test_a_value_that_a_field_cannot_have_is_reported(
     assert any(line.startswith(words) for line in error_lines({}, (setting,)))
 
 
-def test_a_row_of_initial_that_no_longer_fits_is_left_out_and_reported(progress: list[str]) -> None:
+def test_an_initial_row_excluded_by_an_override_is_dropped_and_reported(progress: list[str]) -> None:
     space = load_space("att92", ["learning_rate=0.05"])
     assert space.initial == ()
     (line,) = progress
@@ -241,14 +239,14 @@ def test_a_row_of_initial_that_no_longer_fits_is_left_out_and_reported(progress:
     assert "learning_rate must be in [0.001, 0.05], but got 0.1" in progress[1]
 
 
-def test_a_row_that_has_the_pinned_value_stays(progress: list[str]) -> None:
+def test_an_initial_row_with_the_pinned_value_is_kept(progress: list[str]) -> None:
     space = load_space("folder", ["path=x", "image_size=64", "depth=56"])
     assert (space.fixed["image_size"], space.fixed["depth"]) == (64, 56)
     assert [row["learning_rate"] for row in space.initial] == [0.05]
     assert progress == []
 
 
-def test_other_rows_keep_their_lines(progress: list[str]) -> None:
+def test_dropping_a_row_keeps_the_line_numbers_of_the_others(progress: list[str]) -> None:
     text = dump_space(load_space("pareto"))
     space = parse_space(text, source="s.yaml", overrides=["width.choices=[0.5, 1.0]"], drop_rows=True)
     assert [row["width"] for row in space.initial] == [0.5, 1.0]
@@ -259,14 +257,14 @@ def test_other_rows_keep_their_lines(progress: list[str]) -> None:
         parse_space(text, source="s.yaml", overrides=["width.choices=[0.5, 1.0]"])
 
 
-def test_a_row_that_never_fitted_is_refused() -> None:
+def test_an_invalid_row_is_refused_despite_overrides() -> None:
     """Overrides excuse only what they break themselves."""
     text = dump_space(load_space("att92")).replace("learning_rate: 0.1,", "learning_rate: 9.0,")
     with pytest.raises(SpaceError, match="learning_rate: must be in"):
         parse_space(text, source="s.yaml", overrides=["fidelity.max=9"], drop_rows=True)
 
 
-def test_the_command_prints_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_dropped_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--space", "att92", "--set", "learning_rate=0.05", "--dry-run", "--plain"]) == 0
     said = capsys.readouterr().out
     assert "this row of `initial` is left out" in said.splitlines()[0]

@@ -140,7 +140,7 @@ def _obeys(parameter: Parameter, value: object) -> bool:
 
 @settings(max_examples=40, deadline=None)
 @given(spaces())
-def test_a_sample_obeys_every_bound_step_and_when(space: Space) -> None:
+def test_samples_respect_every_bound_step_and_condition(space: Space) -> None:
     for sampled in preview(space, 4):
         for name, parameter in space.parameters.items():
             when = parameter.when
@@ -154,7 +154,7 @@ def test_a_sample_obeys_every_bound_step_and_when(space: Space) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(spaces())
-def test_a_trial_holds_the_very_distributions_of_the_space(space: Space) -> None:
+def test_a_trial_has_the_distributions_of_the_space(space: Space) -> None:
     trial = optuna.create_study(sampler=RandomSampler(seed=0)).ask()
     suggest(space, trial)
     expected = distributions(space)
@@ -165,7 +165,7 @@ def test_a_trial_holds_the_very_distributions_of_the_space(space: Space) -> None
 
 @settings(max_examples=40, deadline=None)
 @given(spaces())
-def test_values_survive_optunas_form(space: Space) -> None:
+def test_values_round_trip_through_optuna(space: Space) -> None:
     study = optuna.create_study(sampler=RandomSampler(seed=0))
     sampled = preview(space, 1)[0]
     study.enqueue_trial(to_optuna(sampled))
@@ -177,7 +177,7 @@ def test_values_survive_optunas_form(space: Space) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(spaces())
-def test_its_file_reads_back_equal(space: Space) -> None:
+def test_a_space_round_trips_through_its_file(space: Space) -> None:
     text = dump_space(space)
     again = parse_space(text, source="dumped.yaml")
     assert again == space
@@ -187,7 +187,7 @@ def test_its_file_reads_back_equal(space: Space) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(spaces())
-def test_every_sample_of_a_space_is_a_trial_of_that_space(space: Space) -> None:
+def test_every_sample_overlaps_with_its_own_space(space: Space) -> None:
     for sampled in preview(space, 4):
         placed = overlap(space, space, sampled)
         assert placed.sampled == sampled
@@ -196,7 +196,7 @@ def test_every_sample_of_a_space_is_a_trial_of_that_space(space: Space) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(spaces(), spaces())
-def test_a_trial_of_another_space_differs_or_has_the_same_configuration(space: Space, other: Space) -> None:
+def test_an_overlapping_trial_has_the_same_configuration(space: Space, other: Space) -> None:
     for sampled in preview(other, 4):
         placed = overlap(space, other, sampled)
         assert (placed.sampled is None) == bool(placed.reason)

@@ -33,7 +33,7 @@ from tune_rescon.spaces import (
 LoadChanged = Callable[..., Space]
 
 
-def test_the_same_seed_draws_the_same(load_changed: LoadChanged) -> None:
+def test_the_same_seed_gives_the_same_samples(load_changed: LoadChanged) -> None:
     assert preview(load_changed({}), 6) == preview(load_changed({}), 6)
     assert preview(load_changed({}), 6)[1:] != preview(load_changed({}, ("sampler.seed=4",)), 6)[1:]
 
@@ -45,7 +45,7 @@ def test_initial_rows_come_first_in_the_order_of_the_parameters(load_changed: Lo
     assert preview(space, 0) == []
 
 
-def test_a_grid_is_every_combination_of_active_values_once(load_changed: LoadChanged) -> None:
+def test_a_grid_has_every_combination_of_active_values_once(load_changed: LoadChanged) -> None:
     overrides = (
         "sampler.type=grid",
         "initial=[]",
@@ -69,7 +69,7 @@ def test_a_grid_is_every_combination_of_active_values_once(load_changed: LoadCha
     assert preview(space, 3) == points[:3]
 
 
-def test_a_list_among_choices_survives_a_storage(load_changed: LoadChanged) -> None:
+def test_a_list_choice_round_trips_through_optuna_storage(load_changed: LoadChanged) -> None:
     space = load_changed(
         {14: "  step_fractions: {type: categorical, choices: [[40, 60], [50]]}", 16: "", 17: ""}
     )
@@ -111,14 +111,14 @@ def test_values_of_another_space_are_refused(load_changed: LoadChanged) -> None:
         ("step_fractions", (np.int64(40), 60), (40, 60)),
     ],
 )
-def test_a_number_of_any_real_type_is_a_number(name: str, value: Any, plain: Any) -> None:
+def test_numbers_of_any_real_type_become_plain_numbers(name: str, value: Any, plain: Any) -> None:
     assert check_field(name, value) is None
     kept = getattr(TrialConfig.from_dict({name: value}), name)
     assert (kept, type(kept)) == (plain, type(plain))
     assert check_field(name, True) is not None
 
 
-def test_a_range_of_two_neighbouring_floats_can_be_drawn_from(load_changed: LoadChanged) -> None:
+def test_a_range_of_two_adjacent_floats_can_be_sampled(load_changed: LoadChanged) -> None:
     space = load_changed({}, ("parameters.learning_rate={type: float, low: 0.1, high: 0.10000000000000002}",))
     for sampled in preview(space, 8):
         assert type(sampled["learning_rate"]) is float
@@ -137,7 +137,7 @@ def finite(load_changed: LoadChanged) -> Space:
     return load_changed({}, (FINITE, "initial=[]"))
 
 
-def test_points_are_counted_as_far_as_that_matters(load_changed: LoadChanged, finite: Space) -> None:
+def test_points_are_counted_up_to_a_limit(load_changed: LoadChanged, finite: Space) -> None:
     assert count_points(finite.parameters, most=100) == 2 * (1 + 3)
     assert count_points(finite.parameters, most=7) is None
     assert count_points(load_changed({}).parameters, most=100) is None, "a float without step"
@@ -159,7 +159,7 @@ def test_a_point_is_the_same_however_it_is_written(
     assert (point_key(finite.parameters, one) == point_key(finite.parameters, other)) is same
 
 
-def test_true_is_not_one(load_changed: LoadChanged) -> None:
+def test_true_and_one_have_different_point_keys(load_changed: LoadChanged) -> None:
     space = load_changed({}, ("parameters.flip={type: categorical, choices: [true, false]}", "initial=[]"))
     assert point_key(space.parameters, {"flip": True}) != point_key(space.parameters, {"flip": 1})
 
@@ -173,7 +173,7 @@ def test_free_points_are_those_that_have_not_run(load_changed: LoadChanged, fini
     assert free_points(load_changed({}).parameters, set(), most=100) == []
 
 
-def test_a_row_that_has_run_is_not_pending_and_one_that_is_there_twice_runs_twice(finite: Space) -> None:
+def test_a_row_is_pending_until_it_ran_as_often_as_it_is_listed(finite: Space) -> None:
     def key(row: Mapping[str, Any]) -> Hashable:
         return point_key(finite.parameters, row)
 

@@ -50,20 +50,20 @@ def test_a_shipped_space_samples_networks_that_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list_spaces())
-def test_a_shipped_space_reads_back_equal(name: str) -> None:
+def test_a_shipped_space_round_trips_through_its_file(name: str) -> None:
     space = _load(name)
     assert parse_space(dump_space(space), source="dumped.yaml") == space
 
 
 @pytest.mark.parametrize("name", list_spaces())
-def test_a_shipped_space_has_its_files_name_and_names_the_schema(name: str) -> None:
+def test_a_shipped_space_is_named_after_its_file_and_names_the_schema(name: str) -> None:
     assert _load(name).name == name
     first = (space_folder() / f"{name}.yaml").read_text().splitlines()[0]
     assert first == "# yaml-language-server: $schema=./schema.json"
 
 
 @pytest.mark.parametrize("name", list_spaces())
-def test_the_editor_finds_nothing_wrong_in_it(name: str) -> None:
+def test_a_shipped_space_is_valid_by_the_json_schema(name: str) -> None:
     document = YAML(typ="safe", pure=True).load((space_folder() / f"{name}.yaml").read_text())
     jsonschema.validate(document, json.loads(schema_text()))
 
@@ -81,7 +81,7 @@ def test_the_editor_finds_nothing_wrong_in_it(name: str) -> None:
         (("num_samples",), 3),
     ],
 )
-def test_the_editor_sees_a_mistake(path: tuple[str, ...], value: object) -> None:
+def test_the_json_schema_detects_a_mistake(path: tuple[str, ...], value: object) -> None:
     document = YAML(typ="safe", pure=True).load((space_folder() / "att92.yaml").read_text())
     section = document
     for step in path[:-1]:
@@ -113,7 +113,7 @@ def test_depth_spans_the_papers_depths() -> None:
 
 
 @pytest.mark.timeout(30)  # an interpreter of its own
-def test_a_dry_look_is_quick_and_needs_no_torch() -> None:
+def test_previewing_a_space_is_fast_and_needs_no_torch() -> None:
     # Processor time: a machine with other work lets it wait, which says nothing of the package.
     script = """
 import sys, time; start = time.process_time()
@@ -127,7 +127,7 @@ print(round(time.process_time() - start, 3), *{"torch", "ray", "mlflow"} & sys.m
     assert float(seconds) < 1
 
 
-def test_every_package_is_named_to_setuptools() -> None:
+def test_every_package_is_listed_for_setuptools() -> None:
     named = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     package = ROOT / "tune_rescon"
     found = {".".join(init.parent.relative_to(ROOT).parts) for init in package.rglob("__init__.py")}

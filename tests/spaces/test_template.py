@@ -38,7 +38,7 @@ def meaning(text: str) -> tuple[Space, TrialConfig]:
 
 
 @pytest.mark.parametrize("base", list_spaces())
-def test_a_template_without_changes_is_the_space(base: str) -> None:
+def test_an_unchanged_template_equals_its_base_space(base: str) -> None:
     needs = ["dataset.path=photos/"] if base == "folder" else []
     written = parse_space(space_template("mine", base=base), source="mine.yaml")
     assert written == load_space(base, [*needs, "name=mine", "description="])
@@ -72,13 +72,13 @@ def test_every_field_has_a_line() -> None:
     assert (set(Space.model_fields) | below | trial | dataset) - keys == set()
 
 
-def test_a_changed_setting_counts() -> None:
+def test_a_changed_setting_is_used() -> None:
     text = space_template("mine").replace("  #width: 1.0", "  width: 0.5")
     assert parse_space(text, source="x.yaml").fixed["width"] == 0.5
 
 
 @pytest.mark.parametrize("given", ["mine", "mine.yaml"])
-def test_the_command_writes_it_once(
+def test_init_does_not_overwrite_an_existing_file(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -93,7 +93,7 @@ def test_the_command_writes_it_once(
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", "-x", ""])
-def test_a_name_that_no_space_has_writes_nothing(
+def test_an_invalid_name_is_refused_without_writing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -102,7 +102,7 @@ def test_a_name_that_no_space_has_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_base_is_answered_with_those_there_are() -> None:
+def test_an_unknown_base_lists_the_known_ones() -> None:
     with pytest.raises(SpaceError, match="att92"):
         space_template("mine", base="att93")
 

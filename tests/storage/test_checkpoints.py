@@ -74,7 +74,7 @@ def test_a_trial_resumes_from_another_nodes_files(here: Node, there: Node) -> No
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[::-1]])
-def test_a_process_that_is_killed_while_it_takes_a_copy_takes_it_again(
+def test_a_copy_interrupted_by_a_kill_is_fetched_again(
     names: tuple[str, ...], here: Node, there: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def progress(folder: Path) -> int:
@@ -109,7 +109,7 @@ def test_a_process_that_is_killed_while_it_takes_a_copy_takes_it_again(
 @pytest.mark.parametrize(
     ("local", "at_url", "expected"), [(0, 0, 0), (2, 0, 2), (0, 2, 2), (3, 2, 3), (2, 3, 3), (2, 2, 2)]
 )
-def test_the_copy_that_is_further_is_taken(
+def test_the_copy_with_more_epochs_is_used(
     local: int, at_url: int, expected: int, here: Node, there: Node
 ) -> None:
     if at_url:
@@ -139,7 +139,7 @@ def test_unchanged_files_are_not_sent_again(here: Node, monkeypatch: pytest.Monk
     assert sent == [best, last, last]
 
 
-def test_a_failed_send_is_a_note_and_made_good_later(here: Node, out_of_order: list[str]) -> None:
+def test_a_failed_upload_is_reported_once_and_retried_later(here: Node, out_of_order: list[str]) -> None:
     out_of_order.append("upload")
     for epoch in (1, 2):
         here.train(epoch)
@@ -157,7 +157,7 @@ def test_a_failed_send_is_a_note_and_made_good_later(here: Node, out_of_order: l
     assert len(here.notes) == 2
 
 
-def test_a_node_gives_its_space_back_once_all_is_sent(here: Node, out_of_order: list[str]) -> None:
+def test_local_files_are_deleted_only_after_they_were_uploaded(here: Node, out_of_order: list[str]) -> None:
     out_of_order.append("upload")
     here.train(1)
     here.mirror.release()
@@ -169,7 +169,7 @@ def test_a_node_gives_its_space_back_once_all_is_sent(here: Node, out_of_order: 
     assert here.mirror.remote.names() == ["best.ckpt", "last.ckpt"]
 
 
-def test_a_url_that_cannot_be_read_costs_epochs_not_the_trial(
+def test_an_unreadable_url_restarts_the_trial_without_failing_it(
     here: Node, there: Node, out_of_order: list[str]
 ) -> None:
     here.train(2)
@@ -180,7 +180,7 @@ def test_a_url_that_cannot_be_read_costs_epochs_not_the_trial(
     assert there.notes == ["the storage does not answer: 503 Slow Down"]
 
 
-def test_after_the_last_epoch_there_is_no_next_one_to_send_with(
+def test_the_last_upload_is_retried_until_the_timeout(
     here: Node, out_of_order: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_of_order.append("upload")

@@ -33,13 +33,13 @@ def test_a_search_is_found_with_its_identity(storage: StorageUrl) -> None:
     assert found.scratch(Path("/cache")) == Path("/cache/searches") / made.identity
 
 
-def test_a_name_is_taken_once(storage: StorageUrl) -> None:
+def test_a_name_can_be_reserved_only_once(storage: StorageUrl) -> None:
     begin(storage, "a")
     with pytest.raises(StorageError, match=r"must be free, but s3://.*/a exists\. Resume it with --resume a"):
         SearchHome.create(storage, "a")
 
 
-def test_of_two_that_begin_at_once_one_has_the_name(storage: StorageUrl) -> None:
+def test_only_one_of_concurrent_searches_gets_the_name(storage: StorageUrl) -> None:
     def take(_: int) -> str | None:
         try:
             return SearchHome.create(storage, "a").identity
@@ -51,7 +51,7 @@ def test_of_two_that_begin_at_once_one_has_the_name(storage: StorageUrl) -> None
     assert len(made) == 1
 
 
-def test_a_reserved_name_is_no_search_until_it_is_released(storage: StorageUrl) -> None:
+def test_a_reserved_name_is_not_a_search_and_can_be_released(storage: StorageUrl) -> None:
     home = SearchHome.create(storage, "a")
     with pytest.raises(StorageError, match="It holds no search: remove it"):
         SearchHome.create(storage, "a")
@@ -61,7 +61,7 @@ def test_a_reserved_name_is_no_search_until_it_is_released(storage: StorageUrl) 
     assert begin(storage, "a").identity != home.identity
 
 
-def test_an_unknown_name_is_answered_with_those_there_are(storage: StorageUrl) -> None:
+def test_an_unknown_name_lists_the_existing_searches(storage: StorageUrl) -> None:
     for name in ("b", "a"):
         begin(storage, name)
     with pytest.raises(StorageError) as caught:
@@ -69,7 +69,7 @@ def test_an_unknown_name_is_answered_with_those_there_are(storage: StorageUrl) -
     assert str(caught.value) == f"--resume: no search named 'c' in {storage}. Searches there: a, b."
 
 
-def test_a_name_that_is_being_reserved_is_no_search_yet(storage: StorageUrl) -> None:
+def test_a_name_being_reserved_is_reported(storage: StorageUrl) -> None:
     """On a file system, the file is there before its content."""
     begin(storage, "a").remote.write("search.json", b"")
     for look in (SearchHome.look, SearchHome.find):
@@ -88,7 +88,7 @@ def test_a_missing_bucket_is_reported_in_one_paragraph() -> None:
     assert "\n" not in message
 
 
-def test_only_the_storages_errors_are_the_users(storage: StorageUrl) -> None:
+def test_only_storage_errors_become_user_errors(storage: StorageUrl) -> None:
     with pytest.raises(ZeroDivisionError), usable(storage):
         _ = 1 / 0
 

@@ -54,7 +54,7 @@ def running(sender: Recorded, pace: Pace = FAST) -> Mirror:
     return mirror
 
 
-def test_a_flush_is_there_when_it_returns(sender: Recorded) -> None:
+def test_flush_returns_after_the_changes_are_sent(sender: Recorded) -> None:
     mirror = running(sender, Pace(interval=60, rest=0.0, flush_timeout=30.0))
     assert mirror.flush()
     assert sender.events == ["sent"]
@@ -63,7 +63,7 @@ def test_a_flush_is_there_when_it_returns(sender: Recorded) -> None:
     assert mirror.close(30) == 0
 
 
-def test_changes_between_are_sent_together_and_not_too_often(sender: Recorded) -> None:
+def test_changes_are_batched_and_rate_limited(sender: Recorded) -> None:
     mirror = running(sender)
     assert mirror.flush()
     began = time.monotonic()
@@ -77,7 +77,7 @@ def test_changes_between_are_sent_together_and_not_too_often(sender: Recorded) -
     assert mirror.close(30) == 0
 
 
-def test_a_url_that_hangs_is_waited_for_briefly(sender: Recorded) -> None:
+def test_flush_waits_for_a_hanging_url_only_until_its_timeout(sender: Recorded) -> None:
     mirror = running(sender, Pace(interval=60, flush_timeout=0.1))
     sender.free.clear()
     began = time.monotonic()
@@ -112,7 +112,7 @@ def test_failed_changes_are_sent_when_the_url_is_back(
     assert sender.events
 
 
-def test_long_copies_are_made_less_often_and_flush_does_not_wait_for_the_next(sender: Recorded) -> None:
+def test_slow_copies_are_made_less_often_and_do_not_block_flush(sender: Recorded) -> None:
     sender.seconds = 0.1
     mirror = running(sender, Pace(interval=0.01, rest=600, flush_timeout=30.0))
     assert mirror.flush()
@@ -138,7 +138,7 @@ def test_changes_missing_at_the_end_are_counted(sender: Recorded) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_files_are_deleted_after_the_copy_that_no_longer_needs_them(sender: Recorded) -> None:
+def test_remote_files_are_deleted_only_after_a_later_copy(sender: Recorded) -> None:
     mirror = running(sender)
     mirror.forget(Discard(folder="trial_0001", names=frozenset({"last.ckpt"})))
     mirror.changed()
@@ -166,7 +166,7 @@ def test_a_superseded_run_stops_trying_and_reports_it(
     assert "nothing more is sent to the storage: a later run writes there" in caplog.text
 
 
-def test_closing_again_counts_nothing_twice(sender: Recorded) -> None:
+def test_closing_twice_counts_changes_once(sender: Recorded) -> None:
     mirror = running(sender, Pace(interval=60, flush_timeout=30.0, first_pause=60))
     sender.failing = RemoteError("down")
     assert not mirror.flush()

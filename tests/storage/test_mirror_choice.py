@@ -30,7 +30,7 @@ def version(term: int | None, copies: int = 0) -> Version | None:
         (3, 2, Copy.HERE),
     ],
 )
-def test_table(here: int | None, at_url: int | None, expected: Copy) -> None:
+def test_the_copy_is_chosen_by_version(here: int | None, at_url: int | None, expected: Copy) -> None:
     assert choose_copy(here=version(here), at_url=version(at_url)) is expected
 
 
@@ -44,7 +44,7 @@ def test_table(here: int | None, at_url: int | None, expected: Copy) -> None:
         (Version(2, 6), Version(3, 1), Copy.URL),
     ],
 )
-def test_of_one_run_the_later_copy_is_newer(here: Version, at_url: Version, expected: Copy) -> None:
+def test_copies_compare_by_run_then_by_copy_number(here: Version, at_url: Version, expected: Copy) -> None:
     assert choose_copy(here=here, at_url=at_url) is expected
 
 
@@ -60,7 +60,7 @@ def test_of_one_run_the_later_copy_is_newer(here: Version, at_url: Version, expe
         ([(2, 3), (2, None)], [Copy.URL, Copy.NOWHERE]),
     ],
 )
-def test_the_first_leads(terms: list[tuple[int | None, int | None]], expected: list[Copy]) -> None:
+def test_the_first_database_decides(terms: list[tuple[int | None, int | None]], expected: list[Copy]) -> None:
     assert choose_copies([(version(here), version(at_url)) for here, at_url in terms]) == expected
 
 
@@ -106,7 +106,7 @@ RUNS = st.lists(
 
 
 @given(runs=RUNS)
-def test_no_sent_epoch_is_lost_and_no_epoch_at_all_on_one_machine(runs: list[Run]) -> None:
+def test_no_sent_epoch_is_lost_and_one_machine_loses_none(runs: list[Run]) -> None:
     url, machines = Place(), [Place() for _ in range(3)]
     images = [Place() for _ in range(3)]
     last_sender = None

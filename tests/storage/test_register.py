@@ -21,7 +21,7 @@ def test_a_shared_value_is_the_last_one_written(remote: RemoteFolder) -> None:
     assert remote.names() == ["lease/0000000002.json"]
 
 
-def test_a_shared_value_is_replaced_only_by_a_process_that_has_seen_it(remote: RemoteFolder) -> None:
+def test_replace_succeeds_only_after_reading_the_current_value(remote: RemoteFolder) -> None:
     one, two = SharedValue(remote), SharedValue(remote)
     assert one.read() is None
     assert two.read() is None
@@ -33,7 +33,7 @@ def test_a_shared_value_is_replaced_only_by_a_process_that_has_seen_it(remote: R
 
 
 @pytest.mark.parametrize("others", [1, 4])
-def test_a_process_that_slept_before_it_wrote_does_not_win(
+def test_a_delayed_write_does_not_replace_a_newer_value(
     remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
     quick = SharedValue(remote)
@@ -52,7 +52,7 @@ def test_a_process_that_slept_before_it_wrote_does_not_win(
     assert remote.names() == [f"{others:010d}.json"]
 
 
-def test_a_writer_that_died_before_it_cleared_up_is_cleared_up_after(remote: RemoteFolder) -> None:
+def test_old_versions_left_by_a_dead_writer_are_deleted(remote: RemoteFolder) -> None:
     for version in (1, 2, 3):
         remote.write(f"{version:010d}.json", b'"old"')
     value = SharedValue(remote)
@@ -61,7 +61,7 @@ def test_a_writer_that_died_before_it_cleared_up_is_cleared_up_after(remote: Rem
 
 
 @ON_S3
-def test_each_value_is_made_from_the_one_before(remote: RemoteFolder) -> None:
+def test_concurrent_updates_are_never_lost(remote: RemoteFolder) -> None:
     def count(who: int) -> int:
         value, done, tries = SharedValue(remote), 0, 0
         while done < 3:
@@ -78,7 +78,7 @@ def test_each_value_is_made_from_the_one_before(remote: RemoteFolder) -> None:
     assert last["n"] == int(remote.names()[0].partition(".")[0]) >= 9
 
 
-def test_a_value_that_is_being_written_does_not_exist_yet(remote: RemoteFolder) -> None:
+def test_a_value_being_written_is_a_remote_error(remote: RemoteFolder) -> None:
     remote.write("0000000001.json", b"")
     with pytest.raises(RemoteError, match="is being written"):
         SharedValue(remote).read()

@@ -26,7 +26,7 @@ def test_a_file_is_read_back_and_replaced(remote: RemoteFolder) -> None:
     assert remote.read("a/x.txt", start=1, end=3) == b"hr"
 
 
-def test_files_go_there_and_back_whole(remote: RemoteFolder, tmp_path: Path) -> None:
+def test_files_are_uploaded_and_downloaded_completely(remote: RemoteFolder, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "new" / "target"
     source.write_bytes(bytes(range(256)) * 1000)
     remote.upload(source, "checkpoints/last.ckpt")
@@ -37,7 +37,7 @@ def test_files_go_there_and_back_whole(remote: RemoteFolder, tmp_path: Path) -> 
     assert target.read_bytes() == source.read_bytes()
 
 
-def test_names_are_of_one_folder_and_fresh(remote: RemoteFolder) -> None:
+def test_names_lists_one_folder_without_caching(remote: RemoteFolder) -> None:
     assert remote.names() == []
     remote.write("a/x", b"1")
     assert remote.names() == ["a/x"]
@@ -57,26 +57,26 @@ def test_folders_are_found_by_a_file_in_them(remote: RemoteFolder) -> None:
     assert remote.folders_with("space.yaml") == ["a", "b"]
 
 
-def test_a_name_is_made_once(remote: RemoteFolder) -> None:
+def test_create_succeeds_only_once_per_name(remote: RemoteFolder) -> None:
     assert remote.create("a/claim", b"mine")
     assert not remote.create("a/claim", b"yours")
     assert remote.read("a/claim") == b"mine"
 
 
-def test_a_request_that_is_repeated_because_its_answer_was_lost_is_still_ours(remote: RemoteFolder) -> None:
+def test_a_repeated_create_with_the_same_content_succeeds(remote: RemoteFolder) -> None:
     remote.write("claim", b"mine")
     assert remote.create("claim", b"mine")
 
 
 @pytest.mark.parametrize("remote", [pytest.param("s3", marks=pytest.mark.s3), "disk"], indirect=True)
-def test_of_many_at_once_one_makes_a_name(remote: RemoteFolder) -> None:
+def test_only_one_of_concurrent_creates_succeeds(remote: RemoteFolder) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda n: remote.create("claim", f"driver {n}".encode()), range(8)))
     assert sum(made) == 1
     assert remote.read("claim") == f"driver {made.index(True)}".encode()
 
 
-def test_a_store_that_cannot_refuse_is_read_back(
+def test_create_works_without_conditional_writes(
     memory: RemoteFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = MemoryFileSystem.pipe_file
@@ -91,7 +91,7 @@ def test_a_store_that_cannot_refuse_is_read_back(
     assert not memory.create("claim", b"yours")
 
 
-def test_a_file_system_never_shows_half_a_file(
+def test_a_partial_upload_never_replaces_a_file(
     on_disk: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "source"
@@ -120,7 +120,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def test_a_download_is_whole_also_of_a_file_that_is_replaced_meanwhile(
+def test_a_download_is_complete_if_the_file_is_replaced_meanwhile(
     memory: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory.write("study.db", b"old")

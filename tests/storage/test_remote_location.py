@@ -23,7 +23,7 @@ from tune_rescon.storage import StorageUrl, parse_storage
         ("1::2", Path("1::2")),
     ],
 )
-def test_a_directory_or_a_url(text: str, expected: Path | StorageUrl) -> None:
+def test_a_storage_is_parsed_as_directory_or_url(text: str, expected: Path | StorageUrl) -> None:
     assert parse_storage(text) == expected
     assert parse_storage(str(expected)) == expected
 
@@ -31,6 +31,6 @@ def test_a_directory_or_a_url(text: str, expected: Path | StorageUrl) -> None:
 @pytest.mark.parametrize(
     "text", ["s3://", "s3:///", "file://", "simplecache::s3://bucket/a", "zip://x::s3://b/y"]
 )
-def test_a_url_that_names_no_one_place_is_refused(text: str) -> None:
+def test_an_ambiguous_or_invalid_url_is_refused(text: str) -> None:
     with pytest.raises(StorageError, match=r"^--storage: "):
         parse_storage(text)

@@ -72,7 +72,7 @@ def there(tmp_path: Path, memory: RemoteFolder) -> Machine:
 
 
 @pytest.mark.parametrize("wal", [False, True])
-def test_a_copy_is_one_whole_file_of_a_database_that_is_being_written(tmp_path: Path, wal: bool) -> None:
+def test_a_copy_of_a_database_in_use_is_one_consistent_file(tmp_path: Path, wal: bool) -> None:
     live, copy = tmp_path / "live.db", tmp_path / "copy.db"
     make(live, wal=wal)
     add(live, 1)
@@ -111,7 +111,7 @@ def test_another_machine_resumes_from_the_sent_copy(here: Machine, there: Machin
     assert read_version(there.study) == Version(2, 3)
 
 
-def test_a_machine_restored_from_an_older_image_takes_the_copy_that_was_sent_since(here: Machine) -> None:
+def test_a_machine_restored_from_an_old_image_takes_the_sent_copy(here: Machine) -> None:
     sender = here.begin()
     add(here.study, 1)
     sender.send()
@@ -162,7 +162,7 @@ def test_a_superseded_run_sends_nothing_more(here: Machine, there: Machine) -> N
     assert there.remote.read("study.db", start=60, end=64) == (2).to_bytes(4, "big")
 
 
-def test_a_damaged_copy_here_is_replaced(here: Machine) -> None:
+def test_a_damaged_local_copy_is_replaced(here: Machine) -> None:
     sender = here.begin()
     add(here.study, 1)
     sender.send()
@@ -172,7 +172,7 @@ def test_a_damaged_copy_here_is_replaced(here: Machine) -> None:
     assert epochs(here.study) == [1]
 
 
-def test_a_damaged_copy_at_the_url_is_reported_and_replaces_nothing(here: Machine, there: Machine) -> None:
+def test_a_damaged_remote_copy_is_reported_and_not_used(here: Machine, there: Machine) -> None:
     here.begin()
     good = here.remote.read("study.db")
     assert good is not None
@@ -182,7 +182,7 @@ def test_a_damaged_copy_at_the_url_is_reported_and_replaces_nothing(here: Machin
     assert list(there.study.parent.iterdir()) == []
 
 
-def test_a_database_that_follows_never_knows_more_than_the_first(
+def test_the_mlflow_copy_is_never_ahead_of_the_study_copy(
     memory: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Epochs go into the study and then into MLflow's database, also between any two steps of a copy."""
@@ -216,7 +216,7 @@ def test_a_database_that_follows_never_knows_more_than_the_first(
     assert next(counter) == 9
 
 
-def test_a_database_beside_a_study_from_the_url_is_fetched_or_empty(
+def test_a_second_database_is_fetched_with_the_study_or_starts_empty(
     memory: RemoteFolder, tmp_path: Path
 ) -> None:
     def machine(name: str, *databases: str) -> dict[str, Path]:
@@ -264,7 +264,7 @@ def test_an_unchanged_database_is_not_sent_again(
     assert sent == ["study.db", "trials.csv"]
 
 
-def test_a_failed_first_send_leaves_this_machine_free_to_begin_again(
+def test_a_machine_whose_first_send_failed_takes_the_remote_copy(
     here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: RemoteFolder, source: Path, name: str) -> None:
@@ -281,7 +281,7 @@ def test_a_failed_first_send_leaves_this_machine_free_to_begin_again(
     assert epochs(here.study) == [1]
 
 
-def test_discarding_leaves_at_most_one_file(here: Machine) -> None:
+def test_discard_deletes_all_but_the_file_to_keep(here: Machine) -> None:
     names = ["checkpoints/trial_0001/best.ckpt", "checkpoints/trial_0001/last.ckpt"]
     others = ["checkpoints/trial_0001/notes.txt", "checkpoints/trial_0011/best.ckpt", "space.yaml"]
     files = frozenset({"best.ckpt", "last.ckpt"})

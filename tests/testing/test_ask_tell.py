@@ -53,7 +53,7 @@ def test_a_trial_pauses_at_the_epochs_that_were_asked_for() -> None:
     assert [told[2] for told in policy.told] == [0.02, 0.07, 0.2]
 
 
-def test_a_configuration_that_is_asked_for_while_it_trains_trains_longer() -> None:
+def test_a_running_configuration_that_is_asked_for_again_trains_longer() -> None:
     policy = Scripted([("a", 1), ("a", 3), ("b", 1)])
     first, second = policy.next_trial(), policy.next_trial()
     assert (first.parameters["name"], second.parameters["name"]) == ("a", "b")
@@ -61,14 +61,14 @@ def test_a_configuration_that_is_asked_for_while_it_trains_trains_longer() -> No
     assert policy.told == [("a", 1, 0.01), ("a", 3, 0.03)]
 
 
-def test_what_has_been_trained_already_is_told_at_once() -> None:
+def test_an_already_trained_fidelity_is_told_without_training() -> None:
     policy = Scripted([("a", 5), ("a", 3), ("a", 5), ("b", 1)])
     report(policy, policy.next_trial(), range(1, 6))
     assert policy.next_trial().parameters["name"] == "b"
     assert policy.told == [("a", 5, 0.05), ("a", 3, 0.03), ("a", 5, 0.05)]
 
 
-def test_a_trial_that_diverged_is_told_as_such_and_never_trained_again() -> None:
+def test_a_diverged_trial_is_told_as_failed_and_not_trained_again() -> None:
     policy = Scripted([("a", 3), ("a", 9), ("b", 1)])
     trial = policy.next_trial()
     assert policy.epoch_done(trial.number, 1, {"val_accuracy": math.nan}, None) is Decision.DIVERGED

@@ -32,7 +32,7 @@ def test_every_answer_searches(question: str, answer: str, space: Space) -> None
 
 
 @pytest.mark.parametrize("name", ON_THE_CLOCK)
-def test_a_search_on_the_clock_ends_with_its_seconds(name: str, space: Space) -> None:
+def test_a_time_limited_search_ends_within_its_seconds(name: str, space: Space) -> None:
     outcome = run_for(
         5000.0,
         lambda clock: search_on_the_clock(space, name, clock, seconds=5000.0, workers=2),
@@ -60,7 +60,7 @@ def epochs(number: int, *values: float) -> list[EpochRun]:
     ]
 
 
-def test_what_is_measured() -> None:
+def test_a_trace_is_measured_as_an_outcome() -> None:
     runs = (*epochs(0, 0.5, 0.9), *epochs(1, 0.4, 0.5, 0.6), *epochs(2, 0.4, 0.5, 0.7))
     outcome = measure(Trace(workers=1, runs=runs), {0: 0.8, 1: 0.995, 2: 0.9}, last_epoch=3)
     assert outcome == Outcome(
@@ -73,7 +73,7 @@ def test_what_is_measured() -> None:
     )
 
 
-def test_a_search_that_found_nothing_is_not_left_out() -> None:
+def test_the_table_includes_searches_that_found_nothing() -> None:
     found, nothing = (
         Outcome(epochs=9, epochs_to_near=spent, quality=0.9, quality_of_last=0.9, diverged=3, seconds=3600.0)
         for spent in (7.0, math.inf)

@@ -24,12 +24,12 @@ def test_a_plain_curve_rises_from_its_start_and_never_reaches_its_limit(
 
 
 @given(limits, limits, st.floats(0.1, 50), epochs)
-def test_curves_of_one_speed_keep_their_order(a: float, b: float, tau: float, epoch: int) -> None:
+def test_curves_with_equal_tau_keep_their_order(a: float, b: float, tau: float, epoch: int) -> None:
     low, high = (SyntheticCurve(limit=limit, tau=tau).at(epoch) for limit in sorted((a, b)))
     assert low <= high
 
 
-def test_a_fast_starter_that_ends_low_is_crossed() -> None:
+def test_a_slow_curve_with_a_higher_limit_overtakes_a_fast_one() -> None:
     fast, slow = SyntheticCurve(limit=0.8, tau=0.5), SyntheticCurve(limit=0.95, tau=10.0)
     assert fast.at(1) > slow.at(1)
     assert fast.at(81) < slow.at(81)
@@ -51,7 +51,7 @@ def test_noise_depends_on_its_key_and_the_epoch_alone() -> None:
     assert not set(forwards) & {other.at(epoch) for epoch in range(1, 20)}
 
 
-def test_noise_has_its_size_and_is_larger_early() -> None:
+def test_noise_has_the_given_standard_deviation_and_is_larger_early() -> None:
     late, early = (
         statistics.stdev(
             SyntheticCurve(limit=0.5, noise=0.01, noise_key=(key,)).at(epoch) for key in range(400)
@@ -62,11 +62,11 @@ def test_noise_has_its_size_and_is_larger_early() -> None:
     assert 0.054 < early < 0.066
 
 
-def test_noise_leaves_an_accuracy_an_accuracy() -> None:
+def test_noisy_values_stay_between_0_and_1() -> None:
     curve = SyntheticCurve(limit=1.0, start=1.0, noise=1.0)
     assert all(0 <= curve.at(epoch) <= 1 for epoch in range(1, 50))
 
 
-def test_divergence_is_for_good() -> None:
+def test_a_diverged_curve_stays_nan() -> None:
     curve = SyntheticCurve(limit=0.9, diverges_at=4, noise=0.01)
     assert [math.isnan(curve.at(epoch)) for epoch in range(1, 8)] == [False] * 3 + [True] * 4

@@ -78,7 +78,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.mark.torch
 @pytest.mark.nightly
-def test_it_runs_to_its_end_without_the_rest_of_the_package(images: Path) -> None:
+def test_the_script_runs_without_the_rest_of_the_package(images: Path) -> None:
     small = "--device cpu --cases cifar_attention56:4 --rounds 2 --seconds 0.05 --matrix 64 --copy 0.01"
     small += " --ways checkpointed"
     told = run(*small.split(), "--minutes", "0.02", "--images", str(images))
@@ -105,19 +105,19 @@ def test_it_runs_to_its_end_without_the_rest_of_the_package(images: Path) -> Non
 
 @pytest.mark.torch
 @pytest.mark.nightly
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     told = run()
     assert told.startswith("no CUDA GPU that torch can use: nothing to check\n")
     assert told.count("| no GPU here | >= 5 x images/s | not measured |") == 3
 
 
-def test_a_step_is_three_times_two_operations_for_each_multiply_add() -> None:
+def test_training_flops_are_six_per_multiply_add() -> None:
     spec = resolve_network(TrialConfig(preset="rescon_attention92_32"), classes=10, in_channels=3)
     assert training_flops(spec) == 6 * 1_089_185_792
 
 
-def test_bytes_grow_with_the_pixels_and_the_format() -> None:
+def test_training_bytes_grow_with_pixels_and_element_size() -> None:
     specs = [
         resolve_network(TrialConfig(preset="cifar_attention56", image_size=size), classes=10, in_channels=3)
         for size in (32, 64)
@@ -129,5 +129,5 @@ def test_bytes_grow_with_the_pixels_and_the_format() -> None:
     assert small > 2 * stem
 
 
-def test_a_case_is_a_preset_and_a_batch() -> None:
+def test_a_case_is_parsed_into_preset_and_batch_size() -> None:
     assert Case.parse("attention56:64") == Case(preset="attention56", batch_size=64)

@@ -23,7 +23,7 @@ def lines(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 
-def test_a_visit_leaves_out_what_has_ended_and_what_no_longer_fits(
+def test_finished_parts_and_parts_that_exceed_the_time_left_are_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "visit.jsonl"
@@ -49,13 +49,13 @@ def test_a_part_that_was_cut_off_is_run_again(tmp_path: Path) -> None:
     assert ended_parts(results) == {"table", "equality"}
 
 
-def test_a_limit_names_a_part() -> None:
+def test_a_limit_is_parsed_and_an_unknown_part_refused() -> None:
     assert limited("row=90") == ("row", 90.0)
     with pytest.raises(Exception, match="no part is called rows; there are checkpoint, first-step"):
         limited("rows=90")
 
 
-def test_without_a_gpu_a_visit_says_so(
+def test_a_missing_gpu_is_reported_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -64,13 +64,13 @@ def test_without_a_gpu_a_visit_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_each_part_has_a_limit_within_one_loan() -> None:
+def test_each_part_has_a_limit_of_at_most_ten_minutes() -> None:
     for part in PARTS.values():
         assert part.least < part.seconds <= 600, part.about
 
 
 @pytest.mark.torch
-def test_a_part_is_ended_with_all_it_started_when_its_time_is_over(tmp_path: Path) -> None:
+def test_a_part_that_exceeds_its_time_limit_is_ended(tmp_path: Path) -> None:
     results = tmp_path / "visit.jsonl"
     main(
         [
@@ -85,7 +85,7 @@ def test_a_part_is_ended_with_all_it_started_when_its_time_is_over(tmp_path: Pat
 
 @pytest.mark.torch
 @pytest.mark.nightly
-def test_a_part_that_cannot_run_fails_alone(tmp_path: Path) -> None:
+def test_a_part_that_cannot_run_is_recorded_as_failed(tmp_path: Path) -> None:
     results = tmp_path / "visit.jsonl"
     main(
         [
@@ -98,7 +98,7 @@ def test_a_part_that_cannot_run_fails_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-def test_what_is_fused_computes_what_is_not() -> None:
+def test_fused_and_plain_steps_have_equal_losses() -> None:
     """Uncompiled: that torch compiles it rightly is torch's affair, and on a GPU the visit's."""
     case = Case(preset="cifar_attention56", batch_size=2)
     with torch.compiler.set_stance("force_eager"):
@@ -108,7 +108,7 @@ def test_what_is_fused_computes_what_is_not() -> None:
 
 @pytest.mark.nightly
 @pytest.mark.torch
-def test_the_kernels_compute_what_torch_does() -> None:
+def test_triton_kernels_match_torch() -> None:
     """In Triton's interpreter, for which another process sets the variable before it imports Triton."""
     pytest.importorskip("triton", reason="Triton is not made for this system")
     program = (

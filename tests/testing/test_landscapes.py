@@ -58,14 +58,14 @@ def misjudged(landscape: Landscape, samples: list[dict[str, Any]], epoch: int) -
     return sum((early[i] < early[j]) != (late[i] < late[j]) for i, j in pairs) / len(pairs)
 
 
-def test_only_the_kind_landscapes_keep_their_order(samples: list[dict[str, Any]]) -> None:
+def test_only_monotone_and_diverging_landscapes_keep_their_order(samples: list[dict[str, Any]]) -> None:
     wrong = {name: misjudged(LANDSCAPES[name], samples[:150], epoch=1) for name in LANDSCAPES}
     assert wrong["monotone"] == wrong["diverging"] == 0
     assert wrong["crossing"] > 0.3
     assert wrong["overfitting"] > 0.15
 
 
-def test_trials_diverge_beyond_the_cliff_earlier_the_further() -> None:
+def test_trials_diverge_earlier_the_further_they_are_beyond_the_cliff() -> None:
     landscape = LANDSCAPES["diverging"]
     rates = (0.05, 0.08, 0.1, 0.3)
     epochs = [landscape.curve(0, {**GOOD, "learning_rate": rate}).diverges_at for rate in rates]
@@ -74,7 +74,7 @@ def test_trials_diverge_beyond_the_cliff_earlier_the_further() -> None:
     assert not any(LANDSCAPES["monotone"].curve(0, {**GOOD, "learning_rate": r}).diverges_at for r in rates)
 
 
-def test_an_epochs_cost_goes_with_depth_and_the_square_of_the_image_size() -> None:
+def test_epoch_seconds_scale_with_depth_and_squared_image_size() -> None:
     seconds = {
         (depth, size): LANDSCAPES["monotone"].curve(0, {"depth": depth, "image_size": size}).epoch_seconds
         for depth in (56, 112)
@@ -92,6 +92,6 @@ def test_two_trials_of_the_same_values_differ_in_noise_only() -> None:
 
 
 @pytest.mark.parametrize("name", ["digits", "depth"])
-def test_a_space_without_some_of_the_parameters_has_curves_too(name: str) -> None:
+def test_a_space_without_some_parameters_has_positive_values(name: str) -> None:
     space = load_space(name)
     assert all(LANDSCAPES["monotone"].value(sample, space.fidelity.max) > 0 for sample in preview(space, 5))

@@ -95,7 +95,7 @@ def test_every_contestant_searches(name: str, budget: str, small: Path) -> None:
         ("no-such-package>=1", False, "none"),
     ],
 )
-def test_a_library_is_there_in_the_versions_that_have_the_contestant(
+def test_a_library_is_available_only_in_matching_versions(
     requirement: str, is_there: bool, installed: str
 ) -> None:
     library = Library(requirement=requirement, install="something")
@@ -105,7 +105,7 @@ def test_a_library_is_there_in_the_versions_that_have_the_contestant(
     )
 
 
-def test_the_two_budgets_are_the_same_at_the_mean_epoch(small: Path) -> None:
+def test_epoch_and_clock_budgets_agree_at_the_mean_epoch_time(small: Path) -> None:
     epochs, seconds = limits(load_table(small), 4, 1000, 2)
     assert epochs == 36
     assert seconds == pytest.approx(36 * 1.5 / 2)
@@ -189,7 +189,7 @@ def test_a_contestant_without_its_package_is_refused(
 @pytest.mark.parametrize(
     ("text", "said"), [("a,b\n1,2\n", "a table has columns"), (None, "there is no such file")]
 )
-def test_a_file_that_is_no_table_is_refused(text: str | None, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_table_is_refused(text: str | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     if text is not None:
         path.write_text(text)

@@ -35,7 +35,7 @@ def study(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="s", storage=f"sqlite:///{folder / 's' / 'study.db'}")
 
 
-def test_the_median_rule_stops_what_lags_behind(tmp_path: Path) -> None:
+def test_the_median_rule_stops_lagging_trials(tmp_path: Path) -> None:
     result = searched(tmp_path, "scheduler={type: median}")
     stopped = [trial for trial in result.trials if trial.state is TrialState.STOPPED]
     finished = [trial for trial in result.trials if trial.state is TrialState.FINISHED]
@@ -45,7 +45,7 @@ def test_the_median_rule_stops_what_lags_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("against", ["gmacs", "compute_hours"])
-def test_two_objectives_have_a_front(against: str, tmp_path: Path) -> None:
+def test_two_objectives_have_a_pareto_front_in_the_study(against: str, tmp_path: Path) -> None:
     result = searched(tmp_path, "sampler.type=nsga2", f"metric.against={against}")
     of = study(tmp_path)
     assert [direction.name for direction in of.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -65,7 +65,7 @@ def test_paused_trials_that_are_not_promoted_end_stopped(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("gpu", "again"), [(0.5, False), (1.0, True)])
-def test_what_ran_out_of_memory_runs_again_on_more_of_a_gpu(gpu: float, again: bool) -> None:
+def test_trials_run_after_out_of_memory_only_with_a_larger_gpu_share(gpu: float, again: bool) -> None:
     """All trials need the same memory. A resume may give them more."""
     rate = "parameters={learning_rate: {type: float, low: 0.01, high: 0.1}}"
     overrides = [rate, "initial=[]", "budget.trials=2", "sampler.type=random"]

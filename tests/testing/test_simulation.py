@@ -80,13 +80,13 @@ def steady(trial: Assignment) -> SyntheticCurve:
     ("trials", "workers", "seconds", "utilisation"),
     [(4, 1, 120.0, 1.0), (4, 2, 60.0, 1.0), (4, 4, 30.0, 1.0), (4, 8, 30.0, 0.5), (3, 2, 60.0, 0.75)],
 )
-def test_time_and_utilisation(trials: int, workers: int, seconds: float, utilisation: float) -> None:
+def test_more_workers_take_less_time(trials: int, workers: int, seconds: float, utilisation: float) -> None:
     trace = simulate(Everybody(total=trials), steady, workers=workers)
     assert (trace.seconds, trace.utilisation, trace.epochs_spent) == (seconds, utilisation, 3 * trials)
     assert all(trace.epochs_of(number) == (1, 2, 3) for number in range(trials))
 
 
-def test_events_come_in_the_order_of_time_whatever_an_epoch_costs() -> None:
+def test_events_are_ordered_by_time_with_unequal_epoch_costs() -> None:
     def workload(trial: Assignment) -> SyntheticCurve:
         return SyntheticCurve(limit=0.9, epoch_seconds=(10.0, 4.0)[trial.number])
 
@@ -101,7 +101,7 @@ def test_events_come_in_the_order_of_time_whatever_an_epoch_costs() -> None:
     ]
 
 
-def test_the_clock_is_the_events() -> None:
+def test_the_clock_advances_with_the_events() -> None:
     simulation = Simulation(steady, workers=1)
     assert simulation.clock() == 0.0
     simulation.drive(Everybody(total=1))
@@ -113,12 +113,12 @@ def test_a_free_worker_takes_the_next_trial() -> None:
     assert [(run.number, run.worker, run.begun) for run in trace.runs] == [(0, 0, 0), (1, 1, 0), (2, 0, 10)]
 
 
-def test_a_search_that_waits_for_nothing_is_an_error() -> None:
+def test_a_search_that_waits_while_nothing_runs_raises() -> None:
     with pytest.raises(RuntimeError, match="nothing runs that could bring one"):
         simulate(Everybody(total=1, waits=True), steady)
 
 
-def test_a_trial_that_crashes_is_closed_and_its_worker_goes_on() -> None:
+def test_a_crashed_trial_is_closed_and_its_worker_continues() -> None:
     def workload(trial: Assignment) -> SyntheticCurve:
         return SyntheticCurve(limit=0.9, crashes_at=2 if trial.number == 0 else 0)
 
@@ -129,7 +129,7 @@ def test_a_trial_that_crashes_is_closed_and_its_worker_goes_on() -> None:
     assert trace.epochs_spent == 5
 
 
-def test_a_worker_that_dies_loses_half_an_epoch_and_goes_on_from_the_checkpoint() -> None:
+def test_a_dead_worker_loses_half_an_epoch_and_its_trial_resumes() -> None:
     simulation = Simulation(steady, workers=1, worker_deaths=WorkerDeaths(rate=0.3, seed=1))
     policy = Everybody(total=20)
     simulation.drive(policy)
@@ -144,7 +144,7 @@ def test_a_worker_that_dies_loses_half_an_epoch_and_goes_on_from_the_checkpoint(
     assert trace.utilisation == pytest.approx(600 / trace.seconds)
 
 
-def test_a_trial_whose_worker_always_dies_is_the_policys_to_give_up() -> None:
+def test_the_policy_gives_up_a_trial_whose_worker_always_dies() -> None:
     simulation = Simulation(steady, workers=1, worker_deaths=WorkerDeaths(rate=1.0))
     policy = Everybody(total=1, patience=2)
     simulation.drive(policy)
@@ -153,7 +153,7 @@ def test_a_trial_whose_worker_always_dies_is_the_policys_to_give_up() -> None:
 
 
 @pytest.mark.parametrize("reports", range(1, 12))
-def test_a_driver_that_dies_is_followed_by_one_that_goes_on(reports: int) -> None:
+def test_a_new_driver_continues_after_the_driver_dies(reports: int) -> None:
     simulation, policy = Simulation(steady), Everybody(total=4)
     simulation.drive(policy, reports=reports)
     assert sum(len(epochs) for epochs in policy.seen.values()) == reports
@@ -161,7 +161,7 @@ def test_a_driver_that_dies_is_followed_by_one_that_goes_on(reports: int) -> Non
     assert policy.seen == {number: [1, 2, 3] for number in range(4)}
 
 
-def test_a_driver_dies_owing_one_report_that_the_checkpoint_holds() -> None:
+def test_a_report_lost_with_its_driver_is_repeated_from_the_checkpoint() -> None:
     simulation, policy = Simulation(steady), Everybody(total=2)
     simulation.drive(policy, reports=1)
     # Trial 1 was about to report its first epoch; trial 0 had just begun its second.
@@ -171,12 +171,12 @@ def test_a_driver_dies_owing_one_report_that_the_checkpoint_holds() -> None:
     assert (owed.begun, owed.ended) == (10.0, 10.0), "it is reported, not run again"
 
 
-def test_the_incumbent_is_the_furthest_then_the_best() -> None:
+def test_incumbents_are_ranked_by_epoch_and_then_by_value() -> None:
     trace = simulate(Everybody(total=2, epochs=2), steady, workers=2)
     found = [(i.epochs_spent, i.seconds, i.number, i.epoch) for i in trace.incumbents()]
     assert found == [(1, 10.0, 0, 1), (2, 10.0, 1, 1), (3, 20.0, 0, 2), (4, 20.0, 1, 2)]
 
 
-def test_a_diverged_epoch_is_nobodys_best() -> None:
+def test_a_diverged_epoch_is_never_the_incumbent() -> None:
     trace = simulate(Everybody(total=1), lambda _: SyntheticCurve(limit=0.9, diverges_at=2))
     assert [found.epoch for found in trace.incumbents()] == [1]

@@ -94,7 +94,7 @@ def curve(trial: Assignment) -> SyntheticCurve:
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "asha, variant: promote", "median", "none"])
-def test_through_tune_a_search_is_what_it_is_without(scheduler: str) -> None:
+def test_a_search_through_tune_equals_a_direct_search(scheduler: str) -> None:
     of = space(f"scheduler={{type: {scheduler}}}")
     through, direct = adapted(of), SimulatedSearch(of)
     trace, expected = simulate(through.policy, curve, workers=3), simulate(direct.policy(), curve, workers=3)
@@ -106,7 +106,7 @@ def test_through_tune_a_search_is_what_it_is_without(scheduler: str) -> None:
     assert all(state.is_final for state in states)
 
 
-def test_a_number_has_its_training_seed_whatever_runs_beside_it() -> None:
+def test_training_seeds_do_not_depend_on_the_number_of_workers() -> None:
     one, five = adapted(space()), adapted(space())
     simulate(one.policy, curve, workers=1)
     simulate(five.policy, curve, workers=5)
@@ -114,7 +114,7 @@ def test_a_number_has_its_training_seed_whatever_runs_beside_it() -> None:
     assert len(set(one.seeds.values())) == len(one.seeds) == 20
 
 
-def test_a_promoted_trial_is_another_one_to_tune() -> None:
+def test_a_promoted_trial_is_stopped_and_started_again_in_tune() -> None:
     through = adapted(space("scheduler.variant=promote"))
     trace = simulate(through.policy, curve, workers=1)
     paused = [run.number for run in trace.runs if run.decision is Decision.STOP and run.epoch in (1, 3)]
@@ -122,7 +122,7 @@ def test_a_promoted_trial_is_another_one_to_tune() -> None:
     assert set(paused) & set(gone_on)
 
 
-def test_tune_is_asked_to_wait_while_a_promotion_depends_on_what_runs() -> None:
+def test_tune_waits_while_a_promotion_depends_on_running_trials() -> None:
     through = adapted(space("scheduler.variant=promote", "budget.trials=2"))
     for number in (0, 1):
         trial = through.policy.next_trial()
@@ -148,7 +148,7 @@ def test_an_error_that_a_worker_reports_ends_its_trial() -> None:
     assert through.error == "Traceback: it broke"
 
 
-def test_a_trial_whose_worker_died_is_another_one_to_tune_until_patience_ends() -> None:
+def test_a_trial_whose_worker_died_is_retried_up_to_a_limit() -> None:
     through = begun()
     for _ in range(WORKER_RETRIES):
         through.policy.worker_failed(0)
@@ -161,7 +161,7 @@ def test_a_trial_whose_worker_died_is_another_one_to_tune_until_patience_ends() 
     assert through.policy.exhausted
 
 
-def test_a_trial_outlives_many_nodes_but_not_as_many_as_it_fells() -> None:
+def test_worker_and_node_failures_have_separate_retry_limits() -> None:
     through = begun()
     for _ in range(WORKER_RETRIES):
         through.policy.worker_failed(0, on="10.0.0.8")
@@ -175,7 +175,7 @@ def test_a_trial_outlives_many_nodes_but_not_as_many_as_it_fells() -> None:
     assert through.policy.exhausted
 
 
-def test_a_process_that_leaves_in_order_is_no_dead_one() -> None:
+def test_a_preempted_worker_does_not_count_as_dead() -> None:
     through = begun()
     for _ in range(NODE_RETRIES + 1):
         report = {"number": 0, "note": "told to end", "preempted": True}
@@ -196,14 +196,14 @@ def test_a_trial_whose_function_returns_early_has_failed() -> None:
     assert through.error == "training ended early"
 
 
-def test_a_note_is_no_epoch() -> None:
+def test_a_note_is_recorded_without_an_epoch() -> None:
     through = begun()
     assert through.policy.report(0, {"number": 0, "note": "now in 2 micro-batches"}) is Decision.CONTINUE
     (trial,) = through.search.trials()
     assert (trial.notes, trial.epochs) == (("now in 2 micro-batches",), 1)
 
 
-def test_after_an_interrupt_tune_is_told_that_there_is_no_more() -> None:
+def test_an_interrupt_stops_the_trial_and_exhausts_the_search() -> None:
     through = begun()
     through.coordinator.interrupt()
     assert through.policy.epoch_done(0, 2, {"val_accuracy": 0.6}, "best.ckpt") is Decision.STOP
@@ -213,7 +213,7 @@ def test_after_an_interrupt_tune_is_told_that_there_is_no_more() -> None:
     assert trial.state is TrialState.INTERRUPTED
 
 
-def test_tune_has_nothing_of_them_to_save() -> None:
+def test_the_pickled_searcher_and_scheduler_are_empty() -> None:
     through = begun()
     for part in (through.policy._searcher, through.policy._scheduler):
         assert pickle.loads(pickle.dumps(part)).__dict__ == {}

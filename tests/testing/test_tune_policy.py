@@ -65,13 +65,13 @@ def rising(trial: Assignment) -> SyntheticCurve:
     return SyntheticCurve(limit=0.5 + 0.04 * trial.number)
 
 
-def test_the_searcher_is_not_shown_the_result_that_ends_a_trial() -> None:
+def test_the_searcher_gets_the_last_result_only_on_completion() -> None:
     searcher = Numbered()
     simulate(TunePolicy(searcher, StopAt(2), num_samples=1), rising)
     assert searcher.calls == ["suggest 00000000", "result 00000000 1", "complete 00000000 2"]
 
 
-def test_it_asks_until_the_searcher_has_finished() -> None:
+def test_trials_are_requested_until_the_searcher_is_finished() -> None:
     searcher = Numbered(answers=[{"x": 1}, Searcher.FINISHED])
     policy = TunePolicy(searcher, StopAt(1))
     trace = simulate(policy, rising, workers=1)
@@ -79,14 +79,14 @@ def test_it_asks_until_the_searcher_has_finished() -> None:
     assert trace.epochs_spent == 1
 
 
-def test_a_searcher_that_has_nothing_now_is_asked_again() -> None:
+def test_a_searcher_without_a_suggestion_is_asked_again() -> None:
     policy = TunePolicy(Numbered(answers=[None, {"x": 1}]), StopAt(1))
     assert policy.next_trial() is None
     assert not policy.exhausted
     assert policy.next_trial() is not None
 
 
-def test_an_error_is_told_to_both() -> None:
+def test_an_error_is_passed_to_the_searcher() -> None:
     searcher = Numbered()
     policy = TunePolicy(searcher, StopAt(9), num_samples=1)
     simulate(policy, lambda _: SyntheticCurve(limit=0.9, crashes_at=2))
@@ -111,7 +111,7 @@ def plain(*, trials: int) -> tuple[TunePolicy, OptunaSearch]:
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
-def test_plain_asha_keeps_a_diverged_trial_to_its_last_epoch() -> None:
+def test_plain_asha_trains_a_diverged_trial_to_its_last_epoch() -> None:
     policy, _ = plain(trials=2)
     trace = simulate(policy, lambda _: SyntheticCurve(limit=0.9, diverges_at=2), workers=1)
     assert trace.epochs_of(0) == tuple(range(1, EPOCHS + 1))

@@ -83,7 +83,7 @@ def trial(epochs: int = 0, state: str = "running", *, number: int = 0, **changes
     )
 
 
-def test_names_of_files_that_are_no_utf8_are_shown_escaped(store: str, seen: Store, tmp_path: Path) -> None:
+def test_non_utf8_names_are_shown_escaped(store: str, seen: Store, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     there = dataclasses.replace(destination(store, "s", tmp_path / "artifacts"), experiment=name)
     writer = MlflowWriter(there, open_worker=MlflowWorker)
@@ -102,7 +102,7 @@ def test_names_of_files_that_are_no_utf8_are_shown_escaped(store: str, seen: Sto
 SERIES = list(enumerate(VALUES, 1))
 
 
-def test_child_runs_have_one_parent_and_the_tags_of_the_contract(make_writer: Make, seen: Store) -> None:
+def test_child_runs_have_one_parent_and_the_documented_tags(make_writer: Make, seen: Store) -> None:
     opened = send(
         make_writer(),
         SearchRunState(id="1a", tags={"version.torch": "2.15"}),
@@ -162,7 +162,7 @@ def test_more_epochs_than_a_request_holds_are_sent_in_several_requests(
     assert seen.child(0).data.params == PARAMS
 
 
-def test_a_death_amid_a_long_trial_divides_no_epoch(
+def test_a_failure_during_a_long_trial_splits_no_epoch(
     make_sync: MakeSync, seen: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow's client divides a request of more than 1,000 metrics, parameters and tags."""
@@ -299,7 +299,7 @@ def test_an_artifact_shows_no_password(make_writer: Make, seen: Store, tmp_path:
     assert "s3cret" in space.read_text()
 
 
-def test_a_table_shows_no_password_and_all_of_its_cells(
+def test_passwords_in_a_table_are_hidden_and_other_cells_kept(
     make_writer: Make, seen: Store, tmp_path: Path
 ) -> None:
     """A row has no space that ends a password before an @ in a later cell."""
@@ -383,7 +383,7 @@ def test_updates_that_a_dead_driver_had_not_sent_are_sent_once(
 
 
 @pytest.mark.parametrize("state", ["paused", "interrupted"])
-def test_a_trial_in_the_same_state_again_has_the_epochs_that_were_not_sent(
+def test_missed_epochs_are_sent_when_the_state_is_unchanged(
     state: str, make_writer: Make, seen: Store
 ) -> None:
     send(make_writer(), SearchRunState(id="1a"), trial(1, state))

@@ -64,7 +64,7 @@ def everything(client: mlflow.MlflowClient, run_ids: list[str]) -> list[dict[str
     return [client.get_run(run_id).to_dictionary() for run_id in run_ids]
 
 
-def test_a_search_of_the_same_name_touches_nothing_of_another(
+def test_a_search_does_not_change_runs_of_another_with_its_name(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     first = make_sync()
@@ -88,7 +88,7 @@ def test_a_search_of_the_same_name_touches_nothing_of_another(
             assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
 
 
-def test_runs_carry_the_id_and_are_found_again_under_another_name_and_place(
+def test_runs_are_found_by_id_after_a_rename_and_a_move(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     sync = make_sync()
@@ -100,7 +100,7 @@ def test_runs_carry_the_id_and_are_found_again_under_another_name_and_place(
     assert len(runs(client, ViewType.ALL)) == 2
 
 
-def test_a_trial_whose_record_was_lost_is_replaced_by_the_next_of_its_number(
+def test_a_lost_trial_is_replaced_by_the_next_with_its_number(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     dead = make_sync()
@@ -113,7 +113,7 @@ def test_a_trial_whose_record_was_lost_is_replaced_by_the_next_of_its_number(
     assert client.get_run(children(client)[1]).data.params == {"depth": "56"}
 
 
-def test_a_copy_that_has_the_id_still_deletes_nothing_of_the_original(
+def test_a_copy_with_the_same_id_deletes_no_run_of_the_original(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     original = make_sync()
@@ -175,7 +175,7 @@ def test_a_recorded_run_that_is_not_in_this_store_is_created(run_id: str, make_s
     assert sync.send(trial(0, run_id=run_id)) != run_id
 
 
-def test_a_parent_deleted_in_the_ui_leaves_one_run_a_trial(
+def test_a_deleted_parent_is_replaced_and_adopts_the_trial_runs(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     sync = make_sync()
@@ -217,7 +217,7 @@ def register(sync: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[st
 
 @pytest.mark.usefixtures("exports")
 @pytest.mark.parametrize("has_tag", [True, False], ids=["tagged", "of an earlier version"])
-def test_the_champion_of_another_search_keeps_an_alias_which_is_reported(
+def test_another_searchs_champion_keeps_an_alias_and_is_reported(
     has_tag: bool, make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     assert register(make_sync(), OURS) == ()
@@ -263,7 +263,7 @@ def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
 
 
 @pytest.mark.usefixtures("exports")
-def test_the_champion_of_a_number_that_was_given_again_is_registered(
+def test_the_champion_of_a_reused_trial_number_is_registered(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     """The record was restored from a backup: its next trial 0 wins at the same epoch as the lost one."""
@@ -283,7 +283,7 @@ def test_the_champion_of_a_number_that_was_given_again_is_registered(
 
 @pytest.mark.usefixtures("exports")
 @pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["no run", "a run that is gone"])
-def test_a_champion_of_an_unknown_search_is_kept_by_its_version(
+def test_a_champion_of_an_unknown_search_keeps_a_version_alias(
     run_id: str | None, make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     client.create_registered_model("s")
@@ -295,7 +295,7 @@ def test_a_champion_of_an_unknown_search_is_kept_by_its_version(
 
 
 @pytest.mark.parametrize(("apart_ms", "same"), [(0, True), (1000, True), (-1000, True), (1001, False)])
-def test_a_run_shows_the_trial_that_began_when_it_did(apart_ms: int, same: bool, make_sync: MakeSync) -> None:
+def test_a_run_is_matched_to_its_trial_by_start_time(apart_ms: int, same: bool, make_sync: MakeSync) -> None:
     """Some databases keep whole seconds."""
     dead = make_sync()
     dead.send(search())
@@ -305,7 +305,7 @@ def test_a_run_shows_the_trial_that_began_when_it_did(apart_ms: int, same: bool,
     assert (sync.send(trial(0, started_ms=5000 + apart_ms)) == shown) is same
 
 
-def test_the_run_that_the_record_names_is_the_trials_whenever_it_began(make_sync: MakeSync) -> None:
+def test_a_recorded_run_is_used_despite_another_start_time(make_sync: MakeSync) -> None:
     dead = make_sync()
     dead.send(search())
     shown = dead.send(trial(0, started_ms=5000))
@@ -314,7 +314,7 @@ def test_the_run_that_the_record_names_is_the_trials_whenever_it_began(make_sync
     assert sync.send(trial(0, started_ms=90_000, run_id=shown)) == shown
 
 
-def test_a_run_without_an_id_of_a_search_of_another_name_is_not_changed(
+def test_a_run_without_id_of_another_search_name_is_not_changed(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     old = make_sync()
@@ -328,9 +328,7 @@ def test_a_run_without_an_id_of_a_search_of_another_name_is_not_changed(
     assert everything(client, of_old) == before
 
 
-def test_of_several_parents_the_first_is_the_searchs(
-    make_sync: MakeSync, client: mlflow.MlflowClient
-) -> None:
+def test_the_earliest_of_several_parents_is_used(make_sync: MakeSync, client: mlflow.MlflowClient) -> None:
     first = make_sync().send(search())
     tags = client.get_run(first).data.tags
     experiment = client.get_run(first).info.experiment_id
@@ -340,9 +338,7 @@ def test_of_several_parents_the_first_is_the_searchs(
 
 
 @pytest.mark.usefixtures("exports")
-def test_a_champion_says_which_trial_and_epoch_it_is_of(
-    make_sync: MakeSync, client: mlflow.MlflowClient
-) -> None:
+def test_a_champion_names_its_trial_and_epoch(make_sync: MakeSync, client: mlflow.MlflowClient) -> None:
     sync = make_sync()
     sync.send(search())
     run_id = sync.send(trial(0, state="finished"))
@@ -389,9 +385,7 @@ def test_a_registry_that_refuses_the_model_is_retried(
     assert len(client.search_model_versions("name = 's'")) == 1
 
 
-def test_a_failed_query_of_a_runs_owner_is_retried(
-    make_sync: MakeSync, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_query_of_a_runs_owner_raises(make_sync: MakeSync, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: Any) -> None:
         raise MlflowException("the store is away")
 

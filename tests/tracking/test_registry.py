@@ -86,7 +86,7 @@ def test_pixels_are_normalised_only_if_they_were_in_training(checkpoint: Path) -
         assert not torch.allclose(Classifier(network, about)(images_BCHW), expected_BK)
 
 
-def test_a_model_that_cannot_be_downloaded_is_told_and_the_errors_of_the_block_are_not(
+def test_a_failed_download_is_reported_and_errors_in_the_block_are_raised(
     store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     client = mlflow.MlflowClient(store, store)

@@ -108,7 +108,7 @@ def test_a_database_of_another_mlflow_version_is_reported(
     assert "0123456789ab" in progress[0]
 
 
-def test_a_file_that_is_no_database_is_reported(
+def test_a_file_that_is_not_a_database_is_reported(
     tmp_path: Path, start: StartWriter, progress: list[str]
 ) -> None:
     (tmp_path / "mlflow.db").write_text("shopping list\n" * 100)
@@ -171,7 +171,7 @@ class Talkative:
         """There is nothing to end."""
 
 
-def test_remarks_are_reported_and_a_closed_terminal_stops_nothing() -> None:
+def test_remarks_are_reported_even_if_the_terminal_is_closed() -> None:
     said: list[str] = []
 
     def say(text: str) -> None:

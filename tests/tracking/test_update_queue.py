@@ -86,7 +86,7 @@ def test_no_older_state_of_the_search_follows_its_end() -> None:
     assert len(queue) == 0
 
 
-def test_the_end_follows_a_trial_that_ended_while_it_was_sent() -> None:
+def test_the_end_of_the_search_follows_a_trial_that_ended_during_a_call() -> None:
     queue = UpdateQueue(debounce=0)
     queue.put(trial(0))
     first = queue.next()

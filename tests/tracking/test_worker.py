@@ -172,7 +172,7 @@ def shared_worker(
     worker.close()
 
 
-def test_states_arrive_and_log_records_come_back(
+def test_states_are_stored_and_log_records_forwarded(
     shared_worker: tuple[WorkerProcess, str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     worker, store, _ = shared_worker

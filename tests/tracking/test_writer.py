@@ -69,7 +69,7 @@ def runs(store: str) -> list[Run]:
 
 
 @pytest.mark.parametrize("server", ["closed_port", "deaf_server"])
-def test_a_dead_server_costs_the_search_nothing(
+def test_a_dead_server_does_not_delay_the_search(
     server: str, make_writer: Make, request: pytest.FixtureRequest
 ) -> None:
     made = make_writer(uri=request.getfixturevalue(server))
@@ -301,7 +301,7 @@ def answer(status: int) -> HTTPError:
     ],
     ids=repr,
 )
-def test_which_errors_are_retried(error: Exception, final: bool) -> None:
+def test_only_transient_errors_are_retried(error: Exception, final: bool) -> None:
     assert is_final(error) is final
 
 

@@ -63,7 +63,7 @@ def _kept_bytes(network: nn.Module) -> int:
 
 
 @networks
-def test_two_steps_are_the_plain_networks_to_the_last_bit(fields: dict[str, Any]) -> None:
+def test_two_steps_match_the_plain_network_bit_for_bit(fields: dict[str, Any]) -> None:
     plain, ours = (_network(fields, recomputes=recomputes) for recomputes in (False, True))
     for _ in range(2):
         torch.testing.assert_close(_step(ours), _step(plain), rtol=0, atol=0)
@@ -75,12 +75,12 @@ def test_two_steps_are_the_plain_networks_to_the_last_bit(fields: dict[str, Any]
 
 
 @networks
-def test_it_keeps_less_than_half(fields: dict[str, Any]) -> None:
+def test_checkpointing_keeps_less_than_half_of_the_activations(fields: dict[str, Any]) -> None:
     plain, ours = (_kept_bytes(_network(fields, recomputes=recomputes)) for recomputes in (False, True))
     assert ours < 0.5 * plain
 
 
-def test_a_copy_recomputes_its_own_and_evaluation_nothing() -> None:
+def test_a_copy_uses_its_own_weights_and_batch_norm_statistics_match() -> None:
     network = _network(NETWORKS[0], recomputes=True)
     assert list(network.state_dict()) == list(_network(NETWORKS[0], recomputes=False).state_dict())
     average = copy.deepcopy(network)
@@ -95,7 +95,7 @@ def test_a_copy_recomputes_its_own_and_evaluation_nothing() -> None:
     torch.testing.assert_close(network.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
-def test_a_trial_learns_the_same(
+def test_a_trial_reports_the_same_metrics_with_checkpointing(
     train: Callable[..., list[EpochReport]], small: TrialConfig, tmp_path: Path
 ) -> None:
     def figures(*, recomputes: bool) -> list[dict[str, float]]:
@@ -109,7 +109,7 @@ def test_a_trial_learns_the_same(
     assert figures(recomputes=True) == figures(recomputes=False)
 
 
-def test_a_trial_that_recomputes_is_not_compiled(
+def test_a_trial_with_checkpointing_is_not_compiled(
     train: Callable[..., list[EpochReport]], small: TrialConfig
 ) -> None:
     told: list[str] = []

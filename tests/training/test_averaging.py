@@ -21,7 +21,7 @@ def _batches(count: int) -> list[Tensor]:
     return [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(count)]
 
 
-def test_the_average_is_the_recursion_it_says() -> None:
+def test_the_average_follows_the_ema_recursion() -> None:
     live = nn.Linear(2, 1)
     averaged = AveragedNetwork(live, decay=0.9)
     expected = live.weight.detach().clone()
@@ -47,14 +47,14 @@ def test_statistics_are_averaged_and_counters_copied() -> None:
     assert averaged.network.num_batches_tracked == live.num_batches_tracked == 1
 
 
-def test_the_average_shares_nothing_with_the_live_network_and_takes_no_gradient() -> None:
+def test_the_average_shares_no_memory_and_takes_no_gradient() -> None:
     live = nn.Linear(2, 1)
     averaged = AveragedNetwork(live, decay=0.9)
     assert not any(parameter.requires_grad for parameter in averaged.parameters())
     assert averaged.network.get_parameter("weight").data_ptr() != live.weight.data_ptr()
 
 
-def test_reestimated_statistics_are_torchs_own() -> None:
+def test_reestimated_statistics_equal_those_of_torchs_update_bn() -> None:
     ours, torchs = _norm_net(), _norm_net()
     torchs.load_state_dict(ours.state_dict())
     update_bn(_batches(5), torchs)
@@ -64,7 +64,7 @@ def test_reestimated_statistics_are_torchs_own() -> None:
     assert not any(module.training for module in ours.modules())
 
 
-def test_no_batches_change_nothing() -> None:
+def test_reestimating_without_batches_changes_nothing() -> None:
     network = _norm_net()
     network(_batches(1)[0])
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -72,7 +72,7 @@ def test_no_batches_change_nothing() -> None:
     torch.testing.assert_close(dict(network.state_dict()), before)
 
 
-def test_a_failing_batch_leaves_the_momentum_as_it_was() -> None:
+def test_a_failing_batch_restores_the_momentum() -> None:
     network = _norm_net()
     with pytest.raises(RuntimeError):
         reestimate_batch_norm(network, [torch.zeros(2, 99, 8, 8)])
@@ -81,7 +81,7 @@ def test_a_failing_batch_leaves_the_momentum_as_it_was() -> None:
 
 
 @pytest.mark.torch
-def test_no_random_number_is_drawn_though_the_network_drops_paths() -> None:
+def test_reestimating_with_drop_path_draws_no_random_number() -> None:
     config = TrialConfig(width=0.25, image_size=16, drop_path=0.5)
     network = build_from_spec(resolve_network(config, classes=3, in_channels=3))
     before = torch.get_rng_state()

@@ -58,7 +58,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 @pytest.mark.torch
-def test_the_report_follows_the_files_and_the_next_epoch_has_begun(
+def test_an_epoch_is_reported_after_its_files_during_the_next_epoch(
     train: Run, tmp_path: Path, gate: Gate
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -74,7 +74,7 @@ def test_the_report_follows_the_files_and_the_next_epoch_has_begun(
 
 
 @pytest.mark.torch
-def test_a_trial_that_its_report_ends_leaves_nothing_of_the_next_epoch(
+def test_a_trial_stopped_by_its_report_writes_nothing_of_the_next_epoch(
     train: Run, tmp_path: Path, gate: Gate
 ) -> None:
     """Its files were written after steps of the second epoch had changed the weights."""
@@ -149,7 +149,7 @@ def test_ctrl_c_in_the_next_epoch_waits_for_the_files(
 
 
 @pytest.mark.torch
-def test_a_preempted_trial_reports_the_epoch_before_first(train: Run, tmp_path: Path, gate: Gate) -> None:
+def test_a_preempted_trial_first_reports_the_finished_epoch(train: Run, tmp_path: Path, gate: Gate) -> None:
     told: list[str] = []
 
     def leave() -> bool:
@@ -171,7 +171,7 @@ def test_a_preempted_trial_reports_the_epoch_before_first(train: Run, tmp_path: 
 
 
 @pytest.mark.torch
-def test_the_trial_equals_one_that_writes_its_files_itself(train: Run, tmp_path: Path) -> None:
+def test_background_and_synchronous_writes_give_equal_trials(train: Run, tmp_path: Path) -> None:
     folders = {background: tmp_path / str(background) for background in (False, True)}
     reports = [
         train(folder=folder, epochs=EPOCHS, background_writes=background, **STEADY)
@@ -182,7 +182,7 @@ def test_the_trial_equals_one_that_writes_its_files_itself(train: Run, tmp_path:
 
 
 @pytest.mark.torch
-def test_a_full_disk_is_an_error_of_its_epoch(
+def test_a_full_disk_is_reported_before_its_epoch(
     train: Run, tmp_path: Path, largest_file: Callable[[int], Any]
 ) -> None:
     told: list[str] = []
@@ -206,7 +206,7 @@ def test_a_full_disk_is_an_error_of_its_epoch(
     ]
 
 
-def test_a_copy_does_not_follow_the_original() -> None:
+def test_a_copied_state_is_independent_of_the_original() -> None:
     weights = torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last)
     state: Any = OrderedDict(weight=weights)
     state._metadata = {"": {"version": 1}}  # as that of torch's Module.state_dict

@@ -56,7 +56,7 @@ def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochRepo
     return EpochReporter(record, reports.append, ignore, writer=None, clock=lambda: next(seconds))
 
 
-def test_speed_is_of_training_alone_and_time_is_of_the_whole_epoch(module: TrialModule) -> None:
+def test_speed_counts_training_only_and_epoch_seconds_everything(module: TrialModule) -> None:
     reports: list[EpochReport] = []
     # made, epoch starts, after batch 1, after batch 2, validated, reported
     reporter = _reporter(reports, iter([0.0, 10.0, 11.0, 12.0, 20.0, 25.0]))
@@ -88,7 +88,7 @@ def test_a_diverged_epoch_reports_nan_where_nothing_was_measured(module: TrialMo
 
 
 @pytest.mark.parametrize(("batch_idx", "read"), [(0, False), (1, True), (2, False), (3, True), (4, True)])
-def test_the_loss_is_read_now_and_then_and_at_the_end(
+def test_the_loss_is_checked_every_n_batches_and_at_the_end(
     module: TrialModule, batch_idx: int, read: bool
 ) -> None:
     _loss(module, math.nan)
@@ -100,13 +100,13 @@ def test_the_loss_is_read_now_and_then_and_at_the_end(
         watch.on_train_batch_end(_trainer(), module, None, None, batch_idx)
 
 
-def test_a_finite_loss_goes_on(module: TrialModule) -> None:
+def test_a_large_finite_loss_does_not_stop_training(module: TrialModule) -> None:
     _loss(module, 1e30)
     FiniteLoss(every=1).on_train_batch_end(_trainer(), module, None, None, 0)
 
 
 @pytest.mark.parametrize(("batches", "kept"), [(0, []), (2, [3, 4]), (9, [0, 1, 2, 3, 4])])
-def test_the_epochs_last_batches_are_kept_once(
+def test_the_last_batches_of_an_epoch_are_used_once(
     module: TrialModule, monkeypatch: pytest.MonkeyPatch, batches: int, kept: list[int]
 ) -> None:
     seen: list[list[int]] = []
@@ -122,7 +122,7 @@ def test_the_epochs_last_batches_are_kept_once(
     assert seen == [kept, []]
 
 
-def test_progress_is_reported_in_long_epochs_alone(module: TrialModule) -> None:
+def test_progress_is_reported_only_in_long_epochs(module: TrialModule) -> None:
     # The clock is read when the callback is made, when an epoch starts and after each batch.
     times = iter((0.0, 0.0, 5.0, 14.9, 15.0, 20.0, 31.0, 32.0, 40.0))
     shares: list[float] = []

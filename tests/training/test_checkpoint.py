@@ -41,20 +41,20 @@ def _flip(path: Path, needle: bytes) -> None:
     path.write_bytes(data)
 
 
-def test_what_is_written_is_read_and_nothing_else_is_left(folder: CheckpointFolder) -> None:
+def test_a_written_checkpoint_reads_back_and_leaves_no_other_file(folder: CheckpointFolder) -> None:
     write_durably(VALUES, folder.last)
     read = read_checkpoint(folder.last)
     torch.testing.assert_close(read["weights"], VALUES["weights"], rtol=0, atol=0)
     assert [path.name for path in folder.path.iterdir()] == ["last.ckpt"]
 
 
-def test_the_file_before_is_kept(folder: CheckpointFolder) -> None:
+def test_the_previous_checkpoint_is_kept(folder: CheckpointFolder) -> None:
     for epoch in (1, 2, 3):
         write_durably({"epoch": epoch}, folder.last, previous=folder.previous)
     assert (_epoch(folder.last), _epoch(folder.previous)) == (3, 2)
 
 
-def test_a_file_whose_predecessor_is_not_kept_is_replaced(folder: CheckpointFolder) -> None:
+def test_a_checkpoint_without_a_previous_path_is_replaced(folder: CheckpointFolder) -> None:
     write_durably({"epoch": 1}, folder.best)
     opened = sum(1 for _ in Path("/dev/fd").iterdir())
     write_durably({"epoch": 2}, folder.best)
@@ -63,7 +63,7 @@ def test_a_file_whose_predecessor_is_not_kept_is_replaced(folder: CheckpointFold
     assert [path.name for path in folder.path.iterdir()] == ["best.ckpt"]
 
 
-def test_all_of_a_file_is_on_disk_before_it_has_its_name(
+def test_a_file_is_synced_before_it_is_renamed(
     folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[tuple[int, bool]] = []
@@ -91,7 +91,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 
 
 @pytest.mark.parametrize("kilobytes", [0.1, 4, 40])
-def test_a_file_that_outgrows_the_disk_is_an_os_error(
+def test_a_file_too_large_for_the_disk_raises_os_error(
     folder: CheckpointFolder, kilobytes: float, largest_file: LargestFile
 ) -> None:
     write_durably({"epoch": 1}, folder.last)
@@ -101,7 +101,7 @@ def test_a_file_that_outgrows_the_disk_is_an_os_error(
     assert _epoch(folder.last) == 1
 
 
-def test_another_failure_of_torchs_is_no_full_disk(
+def test_other_errors_of_torch_save_are_raised_unchanged(
     folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -162,7 +162,7 @@ def test_the_newest_intact_checkpoint_is_found_and_becomes_the_last(
         assert folder.find() == FoundCheckpoint(path=folder.last, damaged=0)
 
 
-def test_whoever_has_just_written_asks_for_no_checksums(folder: CheckpointFolder) -> None:
+def test_the_newest_written_checkpoint_is_found_without_checksums(folder: CheckpointFolder) -> None:
     assert folder.written() is None
     folder.previous.touch()
     assert folder.written() == folder.previous
@@ -170,28 +170,28 @@ def test_whoever_has_just_written_asks_for_no_checksums(folder: CheckpointFolder
     assert folder.written() == folder.last
 
 
-def test_the_folder_of_a_resumed_trial_is_there_already(tmp_path: Path) -> None:
+def test_creating_an_existing_folder_succeeds(tmp_path: Path) -> None:
     folder = CheckpointFolder(path=tmp_path / "checkpoints" / "trial_0000")
     for _ in range(2):
         folder.create()
     assert folder.path.is_dir()
 
 
-def test_a_folder_that_cannot_be_made_is_the_users_to_know(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="must be one that can be made"):
         CheckpointFolder(path=tmp_path / "file" / "trial").create()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
-def test_what_is_no_checkpoint_is_a_storage_error(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_a_storage_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.ckpt"
     path.write_bytes(content)
     with pytest.raises(StorageError, match=r"x\.ckpt"):
         read_checkpoint(path)
 
 
-def test_no_file_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="must be a file"):
         read_checkpoint(tmp_path / "none.ckpt")
 

@@ -100,7 +100,7 @@ def compiled() -> Iterator[nn.Module]:
 
 
 @nightly
-def test_it_computes_the_same(compiled: nn.Module) -> None:
+def test_a_compiled_network_computes_the_same(compiled: nn.Module) -> None:
     (logits_BK, gradient), (expected_BK, expected) = _outcome(compiled), _outcome(_network())
     torch.testing.assert_close(logits_BK, expected_BK, rtol=1e-4, atol=1e-4)
     # An activation a rounding away from 0 passes its gradient on one side only.
@@ -119,7 +119,7 @@ def test_the_next_network_of_its_shapes_is_compiled_already() -> None:
 
 
 @nightly
-def test_names_copies_and_exports_are_the_plain_networks(compiled: nn.Module) -> None:
+def test_compiling_does_not_change_names_copies_and_exports(compiled: nn.Module) -> None:
     plain = _network()
     assert list(compiled.state_dict()) == list(plain.state_dict())
     assert [name for name, _ in compiled.named_modules()] == [name for name, _ in plain.named_modules()]
@@ -175,7 +175,7 @@ print(counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["
 
 
 @nightly
-def test_the_next_process_of_a_node_finds_compiled_code(cache: Path) -> None:
+def test_the_next_process_reuses_the_compile_cache(cache: Path) -> None:
     if (problem := compiler_problem(CPU)) is not None:
         pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
@@ -191,7 +191,7 @@ def test_the_next_process_of_a_node_finds_compiled_code(cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_without_a_compiler_a_trial_says_so_and_trains(train: Callable[..., list[EpochReport]]) -> None:
+def test_without_a_compiler_a_trial_reports_it_and_trains(train: Callable[..., list[EpochReport]]) -> None:
     told: list[str] = []
     reports = train(TrialConfig(**(FIELDS | {"compile": "on"})), on_message=told.append)
     expected = train(TrialConfig(**FIELDS))
@@ -205,7 +205,7 @@ def test_without_a_compiler_a_trial_says_so_and_trains(train: Callable[..., list
 
 @nightly
 @pytest.mark.usefixtures("compiled")
-def test_a_compiled_trial_learns_what_an_uncompiled_one_does(
+def test_a_compiled_trial_matches_an_uncompiled_one_after_one_step(
     digits: ImageDataset, train: Callable[..., list[EpochReport]], tmp_path: Path
 ) -> None:
     """In one step: over several, these networks make anything of a rounding."""

@@ -20,7 +20,7 @@ Run = Callable[..., list[EpochReport]]
 EPOCHS = 3
 
 
-def test_the_loss_of_a_finished_trials_network_is_told(train: Run, tmp_path: Path) -> None:
+def test_a_damaged_network_of_a_finished_trial_is_reported(train: Run, tmp_path: Path) -> None:
     train(folder=tmp_path, epochs=1)
     path = tmp_path / "best.ckpt"
     path.write_bytes(path.read_bytes()[:-100])
@@ -45,9 +45,7 @@ def test_the_best_network_outlives_damaged_checkpoints(train: Run, tmp_path: Pat
     assert kept == [EPOCHS] * EPOCHS
 
 
-def test_another_trials_best_network_is_not_taken_for_ones_own(
-    train: Run, small: TrialConfig, tmp_path: Path
-) -> None:
+def test_another_trials_best_network_is_refused(train: Run, small: TrialConfig, tmp_path: Path) -> None:
     train(folder=tmp_path, epochs=1)
     for name in ("last", "last.previous"):
         (tmp_path / f"{name}.ckpt").unlink(missing_ok=True)

@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
         ("fp16", "cpu", {"fp16"}, "fp32"),
     ],
 )
-def test_precision(requested: str, device_type: str, has: set[str], expected: str) -> None:
+def test_precision_follows_the_device(requested: str, device_type: str, has: set[str], expected: str) -> None:
     chosen = choose_precision(requested, device_type=device_type, bf16="bf16" in has, fp16="fp16" in has)
     assert chosen == expected
 
@@ -45,7 +45,7 @@ def test_precision(requested: str, device_type: str, has: set[str], expected: st
 @pytest.mark.parametrize(
     ("capability", "expected"), [((6, 1), "tf32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((9, 0), "bf16")]
 )
-def test_auto_follows_what_a_gpus_matrix_units_compute(
+def test_auto_precision_follows_the_compute_capability(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
 ) -> None:
     """Pascal, Volta, Turing, Hopper."""
@@ -57,12 +57,12 @@ def test_auto_follows_what_a_gpus_matrix_units_compute(
     assert resolve_device("cpu", precision="auto").precision == "fp32"
 
 
-def test_an_unknown_device_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_device_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ResourceError, match=r"unknown device 'cdua' \(did you mean 'cuda'\?\)"):
         resolve_device("cdua", precision="auto")
 
 
-def test_cuda_without_a_gpu_is_an_error_and_auto_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_without_a_gpu_raises_and_auto_falls_back_to_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResourceError, match="needs a CUDA GPU"):
         resolve_device("cuda", precision="auto")
@@ -98,7 +98,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("99.0", "580.95.05", "is built for CUDA 99.0: update NVIDIA's driver"),
     ],
 )
-def test_a_gpu_that_torch_cannot_use_says_what_is_likely_and_what_to_do(
+def test_an_unusable_gpu_is_reported_with_its_cause_and_a_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, driver: str | None, words: str
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -118,13 +118,13 @@ def test_a_gpu_that_torch_cannot_use_says_what_is_likely_and_what_to_do(
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_the_name_of_a_gpu_that_torch_cannot_use_is_no_traceback_of_torchs() -> None:
+def test_the_name_of_an_unusable_gpu_is_a_resource_error() -> None:
     with pytest.raises(ResourceError, match="needs a CUDA GPU that torch can use"):
         device_name("cuda")
 
 
 @pytest.mark.parametrize(("precision", "matmul"), [("fp32", "highest"), ("tf32", "high"), ("bf16", "high")])
-def test_the_processes_switches_are_held_and_given_back(precision: Precision, matmul: str) -> None:
+def test_global_torch_settings_are_set_and_restored(precision: Precision, matmul: str) -> None:
     def switches() -> tuple[object, ...]:
         cudnn = torch.backends.cudnn
         return (

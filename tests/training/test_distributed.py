@@ -65,7 +65,7 @@ def _values(reports: list[EpochReport], name: str) -> list[float]:
     return [report.metrics[name] for report in reports]
 
 
-def test_two_learn_what_one_learns(together: Together, train: Callable[..., list[EpochReport]]) -> None:
+def test_two_processes_learn_like_one(together: Together, train: Callable[..., list[EpochReport]]) -> None:
     """Batch norm by halves of a batch is what is left of a difference, and rounding."""
     first, second = together(epochs=3)
     alone = train(UNEVEN, epochs=3)
@@ -74,7 +74,7 @@ def test_two_learn_what_one_learns(together: Together, train: Callable[..., list
         assert _values(first, name) == _values(second, name)
 
 
-def test_all_have_the_same_weights(together: Together, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_of_one_process_is_sent_by_the_other(together: Together, tmp_path: Path) -> None:
     together(meeting="a", stop_after=1)
     shutil.rmtree(tmp_path / "a-of-1")
     first, second = together(meeting="a", epochs=2)
@@ -83,7 +83,7 @@ def test_all_have_the_same_weights(together: Together, tmp_path: Path) -> None:
     assert sent["trial"]["history"] == kept["trial"]["history"][:1]
 
 
-def test_one_that_went_on_is_as_one_that_never_stopped(together: Together) -> None:
+def test_a_resumed_trial_equals_an_uninterrupted_one(together: Together) -> None:
     (whole, _), (until, told) = together(epochs=3), together(meeting="b", epochs=3, stop_after=1)
     rest, _ = together(meeting="b", epochs=3)
     assert until == "InterruptedError after 1"
@@ -92,19 +92,19 @@ def test_one_that_went_on_is_as_one_that_never_stopped(together: Together) -> No
         assert _values(rest, name) == _values(whole, name)[1:]
 
 
-def test_only_the_first_keeps_files(together: Together, tmp_path: Path) -> None:
+def test_only_rank_0_writes_files(together: Together, tmp_path: Path) -> None:
     together(meeting="c", epochs=1)
     assert sorted(path.name for path in (tmp_path / "c-of-0").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert list((tmp_path / "c-of-1").iterdir()) == []
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_what_one_has_no_memory_for_all_cut_into_pieces(together: Together, rank: int) -> None:
+def test_all_ranks_continue_after_out_of_memory_on_one(together: Together, rank: int) -> None:
     for reports in together(epochs=1, memory=(rank, 9)):
         assert [report.epoch for report in reports] == [1]
 
 
-def test_a_fault_of_one_ends_all(together: Together) -> None:
+def test_an_error_in_one_process_ends_all(together: Together) -> None:
     assert together(broken=1) == ["PeerFailedError after 0", "ValueError after 0"]
     assert together(unbuilt=1) == ["PeerFailedError after 0", "ValueError after 0"]
 
@@ -128,7 +128,7 @@ def test_a_batch_too_small_for_all_is_refused(together: Together, change: dict[s
     assert together(dataclasses.replace(UNEVEN, **change)) == ["ConfigError after 0"] * 2
 
 
-def test_two_weigh_and_sample_classes_as_one_does(
+def test_two_processes_balance_classes_like_one(
     together: Together, train: Callable[..., list[EpochReport]]
 ) -> None:
     balanced = dataclasses.replace(UNEVEN, class_weights="balanced", class_sampling="balanced")

@@ -70,7 +70,7 @@ def config_of(trial: Lives) -> TrialConfig:
     return load_trained(trial.folder / "best.ckpt")[1].config
 
 
-def test_one_that_was_preempted_equals_it(
+def test_a_preempted_trial_equals_an_uninterrupted_one(
     lived: Lives,
     train: Run,
     largest_file: Callable[[int], AbstractContextManager[None]],
@@ -98,7 +98,7 @@ def predicted_accuracy(checkpoint: Path, digits: ImageDataset, folder: Path) -> 
     return float(np.mean([one.best[0] == digits.class_names[label] for one, label in pairs]))
 
 
-def test_its_network_predicts_what_validation_measured(
+def test_the_best_network_reproduces_the_validation_accuracy(
     lived: Lives, digits: ImageDataset, tmp_path: Path
 ) -> None:
     source = lived.folder / "best.ckpt"
@@ -107,7 +107,7 @@ def test_its_network_predicts_what_validation_measured(
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch-export", "onnx", "timm"])
-def test_it_is_exported(form: str, lived: Lives, tmp_path: Path) -> None:
+def test_an_external_network_is_exported_in_each_format(form: str, lived: Lives, tmp_path: Path) -> None:
     network, about = load_trained(lived.folder / "best.ckpt")
     if form == "timm" and about.config.network == OWN:
         with pytest.raises(ConfigError, match="--format: the format timm is for networks that timm can"):
@@ -118,7 +118,7 @@ def test_it_is_exported(form: str, lived: Lives, tmp_path: Path) -> None:
     assert (tmp_path / "model").exists()
 
 
-def test_what_torch_cannot_export_is_told(lived: Lives, tmp_path: Path) -> None:
+def test_a_network_that_torch_cannot_export_is_refused(lived: Lives, tmp_path: Path) -> None:
     class Deciding(nn.Module):
         def forward(self, images_BCHW: Tensor) -> Tensor:
             logits_BK = images_BCHW.flatten(1)[:, :10]
@@ -132,7 +132,7 @@ def test_what_torch_cannot_export_is_told(lived: Lives, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_has_no_masks_to_draw(lived: Lives, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_cannot_be_drawn(lived: Lives, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     masks = tmp_path / "masks"
     asked = [str(lived.folder / "best.ckpt"), str(tmp_path / "a.png"), "--masks", str(masks)]
@@ -141,7 +141,7 @@ def test_it_has_no_masks_to_draw(lived: Lives, tmp_path: Path, capsys: pytest.Ca
     assert not masks.exists()
 
 
-def test_it_begins_with_the_weights_of_another_trial(lived: Lives) -> None:
+def test_initial_weights_of_another_trial_are_loaded_if_they_fit(lived: Lives) -> None:
     source, config = lived.folder / "best.ckpt", config_of(lived)
     trained = load_trained(source)[0].state_dict()
     for classes in (10, 4):
@@ -167,7 +167,7 @@ def test_it_begins_with_the_weights_of_another_trial(lived: Lives) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_bare_state_dict_of_timm_is_taken(prefix: str, train: Run, tmp_path: Path) -> None:
+def test_a_bare_timm_state_dict_is_accepted(prefix: str, train: Run, tmp_path: Path) -> None:
     import timm
 
     theirs = timm.create_model("test_resnet", num_classes=1000, in_chans=1).state_dict()
@@ -189,7 +189,7 @@ def test_a_bare_state_dict_of_timm_is_taken(prefix: str, train: Run, tmp_path: P
         weights.check_fits(describe_network(TrialConfig(network=OWN), classes=10, in_channels=1))
 
 
-def test_a_table_of_positions_of_another_size_is_no_classifier(tmp_path: Path) -> None:
+def test_a_position_table_of_another_size_is_refused(tmp_path: Path) -> None:
     """It differs in its first axis only, as the classifier of other classes does."""
 
     def spec_of(image_size: int, classes: int) -> NetworkDescription:
@@ -205,7 +205,7 @@ def test_a_table_of_positions_of_another_size_is_no_classifier(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("keys", [("model", "model_ema"), ("module", "model")])
-def test_a_file_of_two_such_networks_is_refused(keys: tuple[str, str], tmp_path: Path) -> None:
+def test_a_file_with_two_networks_is_refused(keys: tuple[str, str], tmp_path: Path) -> None:
     """A teacher and a student have the same tensors: nothing says which of them is meant."""
     spec = describe_network(TrialConfig(network=OWN), classes=10, in_channels=1)
     networks = {key: build_described(spec).state_dict() for key in keys}
@@ -244,7 +244,7 @@ def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Ten
     return weights
 
 
-def test_pretrained_weights_and_their_images(
+def test_pretrained_weights_use_their_own_preprocessing(
     pretrained: dict[str, Tensor], train: Run, digits: ImageDataset, tmp_path: Path
 ) -> None:
     config = TrialConfig(network="timm/test_resnet", image_size=32, pretrained=True, learning_rate=1e-12)
@@ -269,7 +269,7 @@ def test_pretrained_weights_and_their_images(
     assert (about.mean, about.preprocessing.interpolation) == (digits.mean, "bilinear")
 
 
-def test_it_says_that_it_keeps_its_activations(train: Run) -> None:
+def test_an_external_network_reports_that_it_keeps_all_activations(train: Run) -> None:
     notes: list[str] = []
     config = dataclasses.replace(CONFIGS["own"], checkpoint_activations="on")
     train(config, epochs=1, on_message=notes.append)
@@ -278,9 +278,7 @@ def test_it_says_that_it_keeps_its_activations(train: Run) -> None:
     ]
 
 
-def test_too_little_memory_leads_to_micro_batches_at_once(
-    train: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_leads_directly_to_micro_batches(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not first to recomputed activations, which would be the same step again."""
     plain = TrialModule.training_step
 
@@ -310,7 +308,7 @@ class PlayedOnce:
         return replay, outputs
 
 
-def test_a_recorded_step_knows_which_parameters_learn() -> None:
+def test_a_captured_step_handles_unused_parameters_like_an_eager_one() -> None:
     config = TrialConfig(network="tests.own_networks:unused", image_size=16, batch_size=4)
     spec = describe_network(config, classes=10, in_channels=1)
     steps: list[dict[str, Any]] = []
@@ -334,7 +332,7 @@ def test_a_recorded_step_knows_which_parameters_learn() -> None:
     assert not torch.equal(steps[0]["linear.weight"], build_described(spec).state_dict()["linear.weight"])
 
 
-def test_the_memory_of_two_networks_is_told_apart() -> None:
+def test_the_memory_key_differs_between_networks() -> None:
     placement = resolve_device("cpu", precision="fp32")
     keys = {
         Shape.of(config, describe_network(config, classes=10, in_channels=1), placement, None).key
@@ -343,7 +341,7 @@ def test_the_memory_of_two_networks_is_told_apart() -> None:
     assert len(keys) == 3
 
 
-def test_a_weight_that_is_computed_is_trained_in_bfloat16_from_a_recording() -> None:
+def test_a_parametrized_weight_trains_in_bfloat16_in_a_captured_step() -> None:
     """Its casts are autocast's: the weight is no parameter that could be replaced by a copy."""
     config = TrialConfig(network="tests.own_networks:normalised", image_size=16, batch_size=4)
     spec = describe_network(config, classes=10, in_channels=1)
@@ -358,7 +356,7 @@ def test_a_weight_that_is_computed_is_trained_in_bfloat16_from_a_recording() -> 
 @pytest.mark.nightly
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_it_is_compiled_whole(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_external_network_is_compiled(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
     problem = compiler_problem(torch.device("cpu"))

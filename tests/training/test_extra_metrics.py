@@ -54,7 +54,7 @@ def measured(logits_NK: Tensor, labels_N: Tensor, *names: str) -> dict[str, floa
     return metrics.compute()
 
 
-def test_each_is_scikit_learns() -> None:
+def test_metrics_match_scikit_learn() -> None:
     logits_NK, labels_N = images()
     found = measured(logits_NK, labels_N, *EXTRA_METRICS)
     probabilities, labels = logits_NK.softmax(dim=1).numpy(), labels_N.numpy()
@@ -80,7 +80,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(sum(gaps) / len(labels))
 
 
-def test_those_of_each_class_are_scikit_learns() -> None:
+def test_per_class_metrics_match_scikit_learn() -> None:
     logits_NK, labels_N = images()
     found = measured(logits_NK, labels_N, *BY_CLASS)
     probabilities, labels = logits_NK.softmax(dim=1).numpy(), labels_N.numpy()
@@ -106,7 +106,7 @@ def test_a_class_without_images_has_no_metrics_and_no_part_in_the_mean_accuracy(
     assert found["macro_accuracy"] == pytest.approx(np.mean(accuracies))
 
 
-def test_a_single_class_is_named_and_must_exist() -> None:
+def test_a_metric_of_one_class_requires_an_existing_class() -> None:
     found = measured(*images(), "val_f1/bee", "val_accuracy/bee", "val_accuracy/dog")
     assert {key for key in found if "/" in key} == {"f1/bee", "accuracy/bee", "accuracy/dog"}
     with pytest.raises(ConfigError, match=r"unknown class 'bea' \(did you mean 'bee'"):
@@ -122,19 +122,19 @@ def test_a_class_without_images_is_left_out_of_the_mean() -> None:
     assert found["average_precision"] == pytest.approx(precision, abs=1e-5)
 
 
-def test_of_a_single_class_there_is_no_curve() -> None:
+def test_auroc_of_a_single_class_is_nan() -> None:
     found = measured(*images(classes=(2,)), "val_auroc")
     assert math.isnan(found["auroc"])
 
 
-def test_before_the_first_batch_and_after_a_reset_nothing_is_known() -> None:
+def test_metrics_are_nan_after_a_reset() -> None:
     metrics = EpochMetrics(CLASSES, extra=["val_macro_f1"])
     metrics.update(torch.tensor(1.0), *images(8))
     metrics.reset()
     assert math.isnan(metrics.compute()["macro_f1"])
 
 
-def test_a_trial_reports_what_it_is_asked_for_and_is_judged_by_it(
+def test_a_trial_reports_logged_metrics_and_optimises_a_custom_one(
     train: Run, digits: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hospital.py").write_text(
@@ -151,12 +151,12 @@ def test_a_trial_reports_what_it_is_asked_for_and_is_judged_by_it(
     assert reports[0].best_checkpoint is not None
 
 
-def test_an_objective_of_this_kind_need_not_be_asked_for_twice(train: Run) -> None:
+def test_an_extra_metric_as_objective_need_not_be_logged(train: Run) -> None:
     (report,) = train(metric="val_auroc", mode="max", epochs=1)
     assert 0 < report.metrics["val_auroc"] < 1
 
 
-def test_a_trial_may_be_judged_by_a_class_and_its_network_is_kept_by_it(
+def test_a_class_metric_as_objective_decides_the_kept_network(
     train: Run, digits: ImageDataset, tmp_path: Path
 ) -> None:
     reports = train(folder=tmp_path, metric="val_f1/3", mode="max", log=("val_accuracy_by_class",), epochs=3)
@@ -171,7 +171,7 @@ def test_a_trial_may_be_judged_by_a_class_and_its_network_is_kept_by_it(
 
 @settings(max_examples=8, derandomize=True, deadline=None)
 @given(log=st.lists(st.sampled_from([*EXTRA_METRICS, *BY_CLASS, "val_f1/7"]), unique=True))
-def test_any_of_them_together_are_reported(train: Run, log: list[str]) -> None:
+def test_any_combination_of_metrics_is_reported(train: Run, log: list[str]) -> None:
     (report,) = train(SHORT, epochs=1, log=tuple(log))
     names = {name.removesuffix("_by_class").partition("/")[0] for name in log}
     found = {name.partition("/")[0] for name in report.metrics.keys() - METRICS.keys()}
@@ -187,7 +187,7 @@ def test_any_of_them_together_are_reported(train: Run, log: list[str]) -> None:
         ("math:pi", "the module math must have this function, but got pi"),
     ],
 )
-def test_a_function_that_is_not_there_is_said(name: str, words: str) -> None:
+def test_a_missing_metric_function_is_reported(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=r"metric\.log") as caught:
         EpochMetrics(CLASSES, extra=[name])
     assert words in str(caught.value)

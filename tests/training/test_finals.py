@@ -71,7 +71,7 @@ def accuracies(network: nn.Module, dataset: ImageDataset) -> tuple[float, float]
     return right / count, loss / count
 
 
-def test_the_last_network_is_judged_and_kept_and_no_other(whole: ImageDataset, tmp_path: Path) -> None:
+def test_only_the_last_network_is_tested_and_kept(whole: ImageDataset, tmp_path: Path) -> None:
     reports = trained(whole, tmp_path)
     training = {name for name in METRICS if not name.startswith("val_")}
     assert [set(report.metrics) for report in reports[:2]] == [training, training]
@@ -89,7 +89,7 @@ def test_the_last_network_is_judged_and_kept_and_no_other(whole: ImageDataset, t
     assert mean == pytest.approx(accuracy)
 
 
-def test_one_that_was_interrupted_is_judged_alike(whole: ImageDataset, tmp_path: Path) -> None:
+def test_a_resumed_training_has_the_same_test_metrics(whole: ImageDataset, tmp_path: Path) -> None:
     class StopError(Exception):
         pass
 

@@ -59,7 +59,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_weights_and_statistics_stay_for_some_epochs_and_then_train(
+def test_the_trunk_is_unchanged_while_frozen_and_trains_afterwards(
     train: Run, small: TrialConfig, tmp_path: Path
 ) -> None:
     """Although the trial averages its weights, estimates its statistics and drops paths."""
@@ -72,7 +72,7 @@ def test_weights_and_statistics_stay_for_some_epochs_and_then_train(
     assert last == states[0].keys()
 
 
-def test_a_frozen_network_is_validated_as_it_is_trained(train: Run, small: TrialConfig) -> None:
+def test_a_frozen_network_keeps_its_statistics_in_validation(train: Run, small: TrialConfig) -> None:
     """By the statistics that it has: those of the training batches are not taken instead."""
     frozen = dataclasses.replace(small, freeze_epochs=1)
     with_statistics, without = (
@@ -81,7 +81,7 @@ def test_a_frozen_network_is_validated_as_it_is_trained(train: Run, small: Trial
     assert metrics_of(with_statistics[0]) == metrics_of(without[0])
 
 
-def test_a_recorded_trial_is_recorded_again_when_its_trunk_trains(
+def test_the_step_is_captured_again_when_the_trunk_is_unfrozen(
     train: Run, small: TrialConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(small, freeze_epochs=1)
@@ -93,7 +93,7 @@ def test_a_recorded_trial_is_recorded_again_when_its_trunk_trains(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # whose weights are cast together
-def test_a_recorded_step_leaves_out_what_is_frozen(precision: Precision) -> None:
+def test_a_captured_step_computes_no_gradients_of_frozen_weights(precision: Precision) -> None:
     recorder = PlayedOnCpu()
     recorded, launched = (_two_phases(precision, kind) for kind in (recorder, None))
     assert recorder.recorded == 2
@@ -140,7 +140,7 @@ class Elsewhere(nn.Module):
         self.blocks = nn.Sequential(nn.Dropout(), nn.Linear(4, 5))
 
 
-def test_the_trunk_of_a_network_from_elsewhere_is_all_but_its_last_layer() -> None:
+def test_the_trunk_of_an_external_network_is_all_but_its_last_layer() -> None:
     network = Elsewhere()
     trunk = Trunk(network)
     trunk.freeze(True)
@@ -161,7 +161,7 @@ class Wrapper(nn.Module):
         self.network = nn.ModuleDict({"inner": network})
 
 
-def test_the_classifier_of_a_wrapped_network_is_that_networks() -> None:
+def test_the_classifier_of_a_wrapper_is_that_of_the_wrapped_network() -> None:
     network = Wrapper(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)))
     config = TrialConfig(learning_rate=0.2, classifier_lr_mult=10.0, freeze_epochs=1)
     names = {id(weight): name for name, weight in network.named_parameters()}
@@ -180,7 +180,7 @@ def test_the_classifier_of_a_wrapped_network_is_that_networks() -> None:
     }
 
 
-def test_a_head_on_a_trunk_that_its_own_code_freezes_is_one_layer() -> None:
+def test_a_head_on_an_already_frozen_trunk_trains_as_a_whole() -> None:
     """It is not taken apart, as a network that only wraps another one is."""
     network = nn.ModuleDict(
         {"body": nn.Linear(3, 4), "head": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5))}
@@ -205,7 +205,7 @@ def test_both_heads_of_a_distilled_network_are_its_classifier() -> None:
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
-def test_the_classifier_has_a_rate_of_its_own(layer_decay: float) -> None:
+def test_the_classifier_has_its_own_learning_rate(layer_decay: float) -> None:
     network = build_from_spec(resolve_network(TrialConfig(width=0.25), classes=4, in_channels=3))
     config = TrialConfig(learning_rate=0.2, classifier_lr_mult=10.0, layer_decay=layer_decay)
     plain = dataclasses.replace(config, classifier_lr_mult=1.0)
@@ -219,7 +219,7 @@ def test_the_classifier_has_a_rate_of_its_own(layer_decay: float) -> None:
     assert {rates[name] for name in CLASSIFIER} == {2.0}
 
 
-def test_the_rate_that_is_reported_is_without_the_classifiers_factor(train: Run, small: TrialConfig) -> None:
+def test_the_reported_rate_excludes_the_classifier_multiplier(train: Run, small: TrialConfig) -> None:
     """And what trains later than the classifier shares no state with it."""
     plain = train(small, epochs=1)
     other = train(dataclasses.replace(small, classifier_lr_mult=8.0), epochs=1)

@@ -47,7 +47,7 @@ class Watched:
         return {"on_epoch": self.report, "on_message": self.notes.append, **STEADY}
 
 
-def test_a_full_disk_costs_checkpoints_and_not_the_trial(
+def test_a_full_disk_loses_checkpoints_but_not_the_trial(
     train: Run, tmp_path: Path, largest_file: LargestFile
 ) -> None:
     whole = train(folder=tmp_path / "whole", epochs=4, **STEADY)
@@ -64,7 +64,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_trial(
     ]
 
 
-def test_a_disk_full_from_the_start_names_no_file(
+def test_a_disk_full_from_the_start_leaves_no_checkpoint(
     train: Run, tmp_path: Path, largest_file: LargestFile
 ) -> None:
     watched = Watched()
@@ -75,7 +75,7 @@ def test_a_disk_full_from_the_start_names_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_could_not_be_written_does_not_keep_the_next_one_out(
+def test_an_unwritten_best_network_does_not_block_a_later_one(
     train: Run, tmp_path: Path, largest_file: LargestFile
 ) -> None:
     """Epoch 2 is the best of all, but the disk is full; epoch 3 is worse than it, and better than epoch 1."""
@@ -103,7 +103,7 @@ def _pretend(patch: pytest.MonkeyPatch, accuracies: dict[int, float]) -> None:
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_on_notes_exception_comes_out(
+def test_an_exception_in_on_message_is_raised(
     train: Run, tmp_path: Path, largest_file: LargestFile, kind: type[BaseException]
 ) -> None:
     def fail(note: str) -> None:
@@ -146,7 +146,7 @@ print(json.dumps(told))
 """
 
 
-def test_a_real_full_disk(tmp_path: Path, small: TrialConfig) -> None:
+def test_training_continues_on_a_full_tmpfs(tmp_path: Path, small: TrialConfig) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = 'mount -t tmpfs -o size=8m none "$1" && shift && exec "$@"'

@@ -59,7 +59,7 @@ def test_the_mean_is_of_the_readings_since_the_last_one(monkeypatch: pytest.Monk
     assert mean() == 0.25
 
 
-def test_a_reading_that_fails_ends_the_thread_alone(
+def test_a_failed_reading_ends_only_the_sampling(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(epoch_reporter, "PERIOD", 0.001)
@@ -93,7 +93,7 @@ def test_a_gpu_that_cannot_be_read_has_no_utilisation(monkeypatch: pytest.Monkey
         assert math.isnan(mean())
 
 
-def test_nvml_tells_percents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_percentages_become_fractions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "utilization", lambda _: 95)
     read = nvml_reading(torch.device("cuda"))
     assert read is not None
@@ -101,7 +101,7 @@ def test_nvml_tells_percents(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.torch
-def test_a_trial_reports_it_and_the_seconds_by_cause(
+def test_a_trial_reports_utilisation_and_seconds_by_cause(
     train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(epoch_reporter, "PERIOD", 0.01)
@@ -116,5 +116,5 @@ def test_a_trial_reports_it_and_the_seconds_by_cause(
 
 
 @pytest.mark.torch
-def test_a_cpu_trial_reports_none_of_it(train: Run) -> None:
+def test_a_cpu_trial_reports_no_gpu_metrics(train: Run) -> None:
     assert not set(train(epochs=1)[0].metrics) & set(GPU_METRICS)

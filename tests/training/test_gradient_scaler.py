@@ -133,12 +133,12 @@ def test_a_resumed_trial_equals_an_uninterrupted_one_and_so_does_its_scale(
 
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.filterwarnings("error")
-def test_skipped_first_steps_and_clipping_cost_the_user_no_warning(train: Run, small: TrialConfig) -> None:
+def test_skipped_first_steps_and_clipping_raise_no_warning(train: Run, small: TrialConfig) -> None:
     assert small.gradient_clip > 0
     assert len(train(dataclasses.replace(small, precision="fp16"), epochs=1)) == 1
 
 
-def test_on_a_cpu_fp16_is_fp32_and_said(train: Run, small: TrialConfig) -> None:
+def test_fp16_on_a_cpu_falls_back_to_fp32_with_a_message(train: Run, small: TrialConfig) -> None:
     told: list[str] = []
     config = dataclasses.replace(small, precision="fp16")
     reports = train(config, epochs=1, on_message=told.append)
@@ -169,7 +169,7 @@ def test_an_image_that_overflows_in_validation_is_evaluated_in_fp32(micro_batche
     assert found == pytest.approx(expected, rel=0.01)
 
 
-def test_what_does_not_overflow_is_evaluated_once_and_in_fp16() -> None:
+def test_images_without_overflow_are_evaluated_once_in_fp16() -> None:
     module, calls = _module(FP16).eval(), []
     module.network.register_forward_hook(lambda *_: calls.append(torch.is_autocast_enabled("cpu")))
     with torch.inference_mode():
@@ -179,14 +179,14 @@ def test_what_does_not_overflow_is_evaluated_once_and_in_fp16() -> None:
     assert calls == [True, True, False]
 
 
-def test_a_network_without_an_answer_in_fp32_has_none() -> None:
+def test_nan_outputs_in_fp32_give_nan_metrics() -> None:
     module = _module(FP16).eval()
     with torch.inference_mode():
         module.validation_step((_batch()[0] * torch.nan, _batch()[1]))
     assert all(math.isnan(value) for value in module.val_metrics.compute().values())
 
 
-def test_statistics_of_batch_norm_are_estimated_in_fp32_if_an_image_overflows() -> None:
+def test_batch_norm_statistics_are_estimated_in_fp32_on_overflow() -> None:
     half, plain = _module(FP16), _module(DeviceConfig(device=CPU, precision="fp32"))
     for module in (half, plain):
         module.reestimate_batch_norm([_batch()[0], _with_a_large_image()[0]])

@@ -78,7 +78,7 @@ def recorder() -> PlayedOnCpu:
     return PlayedOnCpu()
 
 
-def test_a_recording_leaves_no_trace_and_plays_what_the_function_does(recorder: PlayedOnCpu) -> None:
+def test_capturing_has_no_side_effects_and_replays_the_function(recorder: PlayedOnCpu) -> None:
     network = Counts()
     torch.manual_seed(0)
     drawn = torch.rand(())
@@ -94,7 +94,7 @@ def test_a_recording_leaves_no_trace_and_plays_what_the_function_does(recorder: 
     assert (int(network.calls), recorder.recorded, recorder.played) == (2, 1, 2)
 
 
-def test_inputs_of_another_shape_run_as_they_come(recorder: PlayedOnCpu) -> None:
+def test_inputs_of_another_shape_run_uncaptured(recorder: PlayedOnCpu) -> None:
     network = Counts()
     function = CapturedStep(lambda x_B: (network(x_B),), network, recorder)
     for images in (4, 3, 4, 3):
@@ -102,7 +102,7 @@ def test_inputs_of_another_shape_run_as_they_come(recorder: PlayedOnCpu) -> None
     assert (int(network.calls), recorder.recorded, recorder.played) == (4, 1, 2)
 
 
-def test_a_network_that_was_moved_is_recorded_anew(recorder: PlayedOnCpu) -> None:
+def test_a_moved_network_is_captured_again(recorder: PlayedOnCpu) -> None:
     """As by Lightning at a training's end: where it lay is somebody else's by now."""
     network = nn.Linear(2, 1)
     function = CapturedStep(lambda x_BK: (network(x_BK),), network, recorder)
@@ -131,7 +131,7 @@ def test_what_is_recorded(device: str, fields: dict[str, Any], micro_batches: in
     assert choose_recorder(config, placement, micro_batches=micro_batches, recomputes=True) is None
 
 
-def test_it_is_recorded_and_first_played_under_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capture_and_first_replays_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of CUDA only the device is missing."""
     played: list[int] = []
 
@@ -190,7 +190,7 @@ def _train(module: TrialModule, device: torch.device, steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])  # the last two cast their weights together
-def test_a_played_step_trains_as_a_launched_one(
+def test_a_replayed_step_trains_like_a_launched_one(
     recorder: PlayedOnCpu, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In fp16 also when the scale of the gradients has changed since the recording."""
@@ -204,7 +204,7 @@ def test_a_played_step_trains_as_a_launched_one(
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_a_recorded_step_casts_all_weights_at_once_and_all_gradients(
+def test_a_captured_step_casts_all_weights_and_all_gradients_at_once(
     recorder: PlayedOnCpu, *, recorded: bool
 ) -> None:
     """And leaves no weight to autocast, which casts each by itself."""
@@ -241,7 +241,7 @@ def test_a_cuda_graph_trains_as_launched_kernels_do() -> None:
 
 @NEEDS_GPU
 @pytest.mark.timeout(120)
-def test_a_cuda_graph_draws_by_the_seed_and_anew_at_each_step() -> None:
+def test_a_cuda_graph_draws_from_the_seed_and_differs_at_each_step() -> None:
     network = Counts().cuda()
     draw = CapturedStep(lambda x_B: (x_B + torch.rand_like(x_B),), network, CudaGraphs(torch.device("cuda")))
     zeros_B = torch.zeros(4, device="cuda")
@@ -259,7 +259,7 @@ def recorded_on_cpu(monkeypatch: pytest.MonkeyPatch, recorder: PlayedOnCpu) -> P
     return recorder
 
 
-def test_a_recorded_trial_reports_what_an_unrecorded_one_does(
+def test_a_captured_trial_reports_the_same_as_an_uncaptured_one(
     train: Callable[..., list[EpochReport]], request: pytest.FixtureRequest
 ) -> None:
     """With mixup, dropped paths, an average, precise statistics, clipping: everything that keeps state."""
@@ -276,7 +276,7 @@ def _lasting(report: EpochReport) -> dict[str, float]:
 
 @NEEDS_GPU
 @pytest.mark.timeout(300)
-def test_a_trial_on_a_gpu_trains_as_an_unrecorded_one(digits: ImageDataset, small: TrialConfig) -> None:
+def test_a_gpu_trial_trains_the_same_with_cuda_graphs(digits: ImageDataset, small: TrialConfig) -> None:
     """With everything that keeps state on: mixup, dropped paths, clipping, an average."""
     reports: dict[str, list[EpochReport]] = {"auto": [], "off": []}
     told: list[str] = []
@@ -318,7 +318,7 @@ class Refuses:
         ),
     ],
 )
-def test_a_trial_that_cannot_be_recorded_trains_without(
+def test_a_trial_that_cannot_be_captured_trains_without_cuda_graphs(
     train: Callable[..., list[EpochReport]], monkeypatch: pytest.MonkeyPatch, error: RuntimeError, note: str
 ) -> None:
     expected = [_lasting(report) for report in train()]
@@ -328,7 +328,7 @@ def test_a_trial_that_cannot_be_recorded_trains_without(
     assert told == [note]
 
 
-def test_a_trial_whose_recording_never_came_back_here_trains_without(
+def test_a_trial_trains_without_cuda_graphs_after_a_hang(
     train: Callable[..., list[EpochReport]], recorded_on_cpu: PlayedOnCpu, tmp_path: Path, small: TrialConfig
 ) -> None:
     told: list[str] = []
@@ -348,7 +348,7 @@ def test_a_trial_whose_recording_never_came_back_here_trains_without(
 
 @NEEDS_GPU
 @pytest.mark.timeout(120)
-def test_what_waits_for_the_device_cannot_be_recorded() -> None:
+def test_a_step_that_waits_for_the_device_cannot_be_captured() -> None:
     network = Counts().cuda()
     waits = CapturedStep(lambda x_B: (x_B * x_B.sum().item(),), network, CudaGraphs(torch.device("cuda")))
     with pytest.raises(RecordingError):

@@ -40,7 +40,7 @@ def run(folder: Path) -> Ran:
     return ran
 
 
-def test_who_stands_still_is_ended_and_leaves_word_of_where(run: Ran, folder: Path) -> None:
+def test_a_hanging_process_is_ended_and_leaves_its_traceback(run: Ran, folder: Path) -> None:
     watch = HangWatchdog(folder=folder, key="a")
     assert watch.found() is None
     assert run("sleep(600)", patience=0.2).returncode == 1
@@ -50,19 +50,19 @@ def test_who_stands_still_is_ended_and_leaves_word_of_where(run: Ran, folder: Pa
     assert HangWatchdog(folder=folder, key="another").found() is None
 
 
-def test_who_dies_otherwise_says_nothing(run: Ran, folder: Path) -> None:
+def test_a_crash_leaves_no_evidence_of_a_hang(run: Ran, folder: Path) -> None:
     assert run("abort()", patience=60).returncode < 0
     assert len(list(folder.iterdir())) == 1
     assert HangWatchdog(folder=folder, key="a").found() is None
 
 
-def test_who_comes_back_is_not_watched_any_more(run: Ran, folder: Path) -> None:
+def test_a_block_that_returns_is_no_longer_watched(run: Ran, folder: Path) -> None:
     done = run("usleep(1)\nimport time; time.sleep(2.5)", patience=2)
     assert (done.returncode, done.stderr) == (0, b"")
     assert list(folder.iterdir()) == []
 
 
-def test_an_error_comes_out_and_is_no_evidence(folder: Path) -> None:
+def test_an_error_is_raised_and_leaves_no_evidence_of_a_hang(folder: Path) -> None:
     watch = HangWatchdog(folder=folder, key="a")
 
     def recording() -> None:
@@ -75,7 +75,7 @@ def test_an_error_comes_out_and_is_no_evidence(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_where_nothing_can_be_written_nobody_watches(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_folder_disables_the_watchdog(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder.write_text("a file")
     with HangWatchdog(folder=folder, key="a").watching(60):
         assert "a recording that hangs is not ended" in caplog.text

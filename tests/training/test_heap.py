@@ -32,7 +32,7 @@ print(faults(80 * 2**20) / pages / 2)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such switch")
-def test_large_blocks_are_made_of_kept_pages_while_it_holds() -> None:
+def test_large_blocks_reuse_freed_pages_within_the_context() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     before, within, after = map(float, done.stdout.split())
     assert before >= 3
@@ -41,7 +41,7 @@ def test_large_blocks_are_made_of_kept_pages_while_it_holds() -> None:
     assert after >= 3
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_c_library_without_the_switch_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     with freed_memory_kept():
         pass

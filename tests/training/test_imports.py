@@ -12,13 +12,13 @@ def _loaded_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_reports_come_without_torch() -> None:
+def test_importing_reports_does_not_import_torch() -> None:
     loaded = _loaded_after("from tune_rescon.training import EpochReport")
     assert not loaded & {"torch", "pytorch_lightning", "ray", "mlflow", "optuna"}
 
 
 @pytest.mark.torch
-def test_training_needs_no_other_room() -> None:
+def test_importing_training_imports_no_ray_mlflow_or_optuna() -> None:
     loaded = _loaded_after("from tune_rescon.training import build_step, load_trained, train_trial")
     assert "torch" in loaded
     assert not loaded & {"ray", "mlflow", "optuna"}

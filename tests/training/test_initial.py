@@ -60,7 +60,7 @@ def rescon(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Te
 
 @pytest.mark.parametrize("classes", [3, 5])
 @pytest.mark.parametrize("form", ["best.ckpt", "a.safetensors"])
-def test_ours_also_at_another_size_and_of_other_classes(
+def test_own_weights_load_at_another_size_and_with_other_classes(
     form: str, classes: int, checkpoint: Path, tmp_path: Path
 ) -> None:
     network, about = load_trained(checkpoint)
@@ -79,13 +79,13 @@ def test_ours_also_at_another_size_and_of_other_classes(
 
 
 @pytest.mark.parametrize("classes", [7, 10])
-def test_rescons(classes: int, rescon: tuple[Path, dict[str, Tensor]]) -> None:
+def test_rescon_weights_load_for_other_classes(classes: int, rescon: tuple[Path, dict[str, Tensor]]) -> None:
     path, own = rescon
     found = begun(path, TrialConfig(preset="rescon_attention92_32"), classes=classes)
     assert equal(found, own) == (found.keys() if classes == 7 else found.keys() - set(HEAD))
 
 
-def test_a_file_of_an_older_torch(rescon: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
+def test_a_file_of_an_older_torch_loads(rescon: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     path, own = rescon
     older = tmp_path / "older.pth"
     torch.save(torch.load(path), older, _use_new_zipfile_serialization=False)
@@ -105,7 +105,7 @@ def test_a_file_of_an_older_torch(rescon: tuple[Path, dict[str, Tensor]], tmp_pa
         ({"depth": 56}, "and 5 more"),
     ],
 )
-def test_another_network_is_told_in_what_and_what_to_choose(
+def test_weights_of_another_network_are_refused_with_the_preset_to_choose(
     fields: dict[str, Any], said: str, rescon: tuple[Path, dict[str, Tensor]]
 ) -> None:
     with pytest.raises(NetworkError) as caught:
@@ -114,12 +114,12 @@ def test_another_network_is_told_in_what_and_what_to_choose(
     assert "Choose `preset: rescon_attention92_32`." in str(caught.value)
 
 
-def test_of_ours_layout_and_depth_are_told(checkpoint: Path) -> None:
+def test_own_weights_of_another_network_are_refused_with_its_fields(checkpoint: Path) -> None:
     with pytest.raises(NetworkError, match=r"Choose `layout: cifar`, `depth: 56`, `width: 0\.125`"):
         begun(checkpoint, TrialConfig(layout="cifar", depth=92, image_size=16), classes=3)
 
 
-def test_images_of_other_channels(checkpoint: Path) -> None:
+def test_weights_for_other_input_channels_are_refused(checkpoint: Path) -> None:
     config = load_trained(checkpoint)[1].config
     with pytest.raises(NetworkError, match=r"in_channels 1 and not 3\. They were trained on images of other"):
         begun(checkpoint, config, classes=3, in_channels=1)
@@ -159,7 +159,7 @@ def damaged(whole: Path, folder: Path) -> Path:
     return path
 
 
-def test_files_that_are_none(checkpoint: Path, tmp_path: Path) -> None:
+def test_invalid_weight_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.ckpt"
     half.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
     foreign = tmp_path / "foreign.ckpt"
@@ -181,7 +181,7 @@ def test_files_that_are_none(checkpoint: Path, tmp_path: Path) -> None:
             read_initial(str(path))
 
 
-def test_safetensors_of_other_programs(
+def test_foreign_safetensors_load_only_as_weights_of_a_known_network(
     checkpoint: Path, rescon: tuple[Path, dict[str, Tensor]], tmp_path: Path
 ) -> None:
     file = tmp_path / "a.safetensors"
@@ -206,7 +206,7 @@ def test_safetensors_of_other_programs(
         load_exported(file, where="MODEL")
 
 
-def test_a_trial_begins_with_them_and_goes_on_with_its_own(
+def test_a_trial_starts_from_initial_weights_and_resumes_from_its_own(
     train: Run, digits: ImageDataset, tmp_path: Path
 ) -> None:
     train(PLAIN, tmp_path / "first", epochs=8)

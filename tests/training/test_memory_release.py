@@ -19,7 +19,7 @@ Run = Callable[..., list[EpochReport]]
 
 
 @pytest.mark.torch
-def test_the_networks_of_trials_before_are_gone_when_one_trains(train: Run) -> None:
+def test_networks_of_earlier_trials_are_freed_before_one_trains(train: Run) -> None:
     modules: list[int] = []
 
     def count(_: EpochReport) -> None:

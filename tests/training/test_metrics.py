@@ -28,7 +28,7 @@ def test_means_are_over_images_not_batches() -> None:
     )
 
 
-def test_before_the_first_batch_and_after_a_reset_nothing_is_known() -> None:
+def test_metrics_are_nan_after_a_reset() -> None:
     metrics = EpochMetrics(3, top5=True)
     metrics.update(torch.tensor(1.0), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
     metrics.reset()
@@ -44,7 +44,7 @@ def test_top5_of_three_classes_is_always_a_hit() -> None:
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_one_non_finite_loss_shows_for_the_rest_of_the_epoch(broken: float) -> None:
+def test_a_non_finite_loss_persists_for_the_rest_of_the_epoch(broken: float) -> None:
     metrics = EpochMetrics(3)
     for loss in (1.0, broken, 1.0, 1.0):
         metrics.update(torch.tensor(loss), torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
@@ -52,7 +52,7 @@ def test_one_non_finite_loss_shows_for_the_rest_of_the_epoch(broken: float) -> N
 
 
 @pytest.mark.parametrize("extra", [(), FINAL_METRICS])
-def test_a_network_without_an_answer_has_no_accuracy(extra: tuple[str, ...]) -> None:
+def test_nan_outputs_give_nan_metrics(extra: tuple[str, ...]) -> None:
     """Not the share of the first class, by which it would win a search of unequal classes."""
     metrics = EpochMetrics(3, top5=True, extra=extra, class_names=["a", "b", "c"])
     labels_B = torch.tensor([0, 0, 0, 1])

@@ -25,7 +25,7 @@ SOFT_BK = 0.7 * F.one_hot(LABELS_B, CLASSES).float() + 0.3 * F.one_hot(LABELS_B.
 
 
 @given(images=st.integers(1, 300), count=st.integers(1, 64))
-def test_pieces_are_even_none_is_empty_and_together_they_are_the_batch(images: int, count: int) -> None:
+def test_micro_batches_are_even_non_empty_and_cover_the_batch(images: int, count: int) -> None:
     batch_BCHW, labels_B = torch.arange(images * 3.0).view(images, 3, 1, 1), torch.arange(images)
     pieces = split_batch(batch_BCHW, labels_B, count)
     sizes = [len(piece.images_BCHW) for piece in pieces]
@@ -36,7 +36,7 @@ def test_pieces_are_even_none_is_empty_and_together_they_are_the_batch(images: i
     assert torch.equal(torch.cat([piece.targets for piece in pieces]), labels_B)
 
 
-def test_pieces_are_views_in_the_batchs_memory_format() -> None:
+def test_micro_batches_are_views_in_the_batchs_memory_format() -> None:
     batch_BCHW = IMAGES_BCHW.to(memory_format=torch.channels_last)
     for piece in split_batch(batch_BCHW, LABELS_B, 4):
         assert piece.images_BCHW.is_contiguous(memory_format=torch.channels_last)
@@ -44,7 +44,7 @@ def test_pieces_are_views_in_the_batchs_memory_format() -> None:
 
 
 @given(images=st.integers(1, 5000))
-def test_halving_ends_before_a_piece_is_too_small(images: int) -> None:
+def test_halving_ends_before_a_micro_batch_is_too_small(images: int) -> None:
     count: int | None = 1
     tried = []
     while count is not None:
@@ -89,7 +89,7 @@ def _step(module: TrialModule, targets: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("micro_batches", [2, 4, 5])
 @pytest.mark.parametrize("targets", [LABELS_B, SOFT_BK], ids=["labels", "soft"])
 @pytest.mark.parametrize("weights", [None, (0.1, 3.0, 0.5, 9.0)], ids=["alike", "weighted"])
-def test_without_batch_norm_pieces_give_the_whole_batchs_gradient_and_metrics(
+def test_without_batch_norm_micro_batches_match_the_whole_batch(
     micro_batches: int, targets: Tensor, weights: tuple[float, ...] | None
 ) -> None:
     given: dict[str, Any] = {"weights": weights, "label_smoothing": 0.2}
@@ -99,7 +99,7 @@ def test_without_batch_norm_pieces_give_the_whole_batchs_gradient_and_metrics(
     assert cut.train_metrics.compute() == pytest.approx(whole.train_metrics.compute())
 
 
-def test_the_step_of_one_piece_is_the_plain_one_to_the_last_bit() -> None:
+def test_a_step_of_one_micro_batch_equals_the_plain_step_bit_for_bit() -> None:
     module, plain = _module(_network(nn.BatchNorm2d(8)), micro_batches=1), _network(nn.BatchNorm2d(8))
     gradients = _step(module, LABELS_B)
     loss = F.cross_entropy(plain.to(memory_format=torch.channels_last)(IMAGES_BCHW), LABELS_B)
@@ -107,7 +107,7 @@ def test_the_step_of_one_piece_is_the_plain_one_to_the_last_bit() -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_batch_norm_takes_the_statistics_of_each_piece() -> None:
+def test_batch_norm_uses_the_statistics_of_each_micro_batch() -> None:
     norm = nn.BatchNorm2d(3, momentum=None)  # the plain average
     module = _module(nn.Sequential(norm, nn.Flatten(), nn.Linear(3 * 36, CLASSES)), micro_batches=2)
     _step(module, LABELS_B)
@@ -139,11 +139,11 @@ def _most_saved(micro_batches: int) -> int:
     return max(counts)
 
 
-def test_only_one_pieces_activations_are_kept_at_a_time() -> None:
+def test_activations_of_only_one_micro_batch_are_kept_at_a_time() -> None:
     assert _most_saved(4) == _most_saved(1) > 0
 
 
-def test_validation_and_statistics_go_in_pieces_too() -> None:
+def test_validation_and_batch_norm_statistics_use_micro_batches() -> None:
     sizes: list[int] = []
     network = _network(nn.BatchNorm2d(8))
     network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))

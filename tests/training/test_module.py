@@ -33,7 +33,7 @@ def _module(class_weights: tuple[float, ...] | None = None, **fields: object) ->
     return TrialModule(_Linear(), config, execution, classes=4, epochs=2, steps_per_epoch=5)
 
 
-def test_training_descends_smoothed_cross_entropy() -> None:
+def test_the_training_loss_is_smoothed_cross_entropy() -> None:
     module = _module(label_smoothing=0.2)
     loss = module.training_step((IMAGES_BCHW, LABELS_B))
     expected = F.cross_entropy(module.network(IMAGES_BCHW), LABELS_B, label_smoothing=0.2)
@@ -41,7 +41,7 @@ def test_training_descends_smoothed_cross_entropy() -> None:
     assert loss.requires_grad
 
 
-def test_soft_targets_are_learnt_whole_and_counted_by_their_largest_share() -> None:
+def test_soft_targets_give_the_loss_and_their_argmax_the_accuracy() -> None:
     module = _module()
     targets_BK = 0.7 * F.one_hot(LABELS_B, 4).float() + 0.3 * F.one_hot(LABELS_B.flip(0), 4).float()
     loss = module.training_step((IMAGES_BCHW, targets_BK))
@@ -53,7 +53,7 @@ def test_soft_targets_are_learnt_whole_and_counted_by_their_largest_share() -> N
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("soft", [False, True])
-def test_each_class_weighs_as_told_in_labels_and_in_soft_targets(soft: bool, smoothing: float) -> None:
+def test_class_weights_apply_to_labels_and_to_soft_targets(soft: bool, smoothing: float) -> None:
     weights_K = torch.tensor([0.5, 2.0, 1.0, 4.0])
     module = _module(tuple(weights_K.tolist()), label_smoothing=smoothing)
     targets_BK = F.one_hot(LABELS_B, 4).float()
@@ -72,7 +72,7 @@ def test_validation_does_not_weigh_the_classes() -> None:
     assert module.val_metrics.compute()["loss"] == pytest.approx(expected)
 
 
-def test_validation_is_plain_cross_entropy_of_the_judged_network() -> None:
+def test_validation_is_plain_cross_entropy_of_the_averaged_network() -> None:
     module = _module(label_smoothing=0.5, ema_decay=0.9)
     averaged = module.eval_network
     assert averaged is not module.network
@@ -83,7 +83,7 @@ def test_validation_is_plain_cross_entropy_of_the_judged_network() -> None:
     assert module.val_metrics.compute()["loss"] == pytest.approx(expected)
 
 
-def test_without_an_average_the_trained_network_is_judged() -> None:
+def test_without_an_average_the_trained_network_is_evaluated() -> None:
     module = _module()
     assert module.eval_network is module.network
     assert module.averaged is None
@@ -97,7 +97,7 @@ def test_the_optimizer_trains_the_network_and_not_its_average() -> None:
     assert scheduler.get_last_lr() == [0.1, 0.1]
 
 
-def test_a_new_epoch_forgets_the_old_ones_metrics() -> None:
+def test_a_new_epoch_resets_the_training_metrics() -> None:
     module = _module()
     module.training_step((IMAGES_BCHW, LABELS_B))
     module.on_train_epoch_start()

@@ -97,7 +97,7 @@ def _gradient(network: nn.Module) -> Tensor:
 
 
 @networks
-def test_a_step_in_fp32_is_plain_torchs(fields: dict[str, Any]) -> None:
+def test_a_step_in_fp32_matches_plain_torch(fields: dict[str, Any]) -> None:
     config = _config(fields)
     plain, ours = (_network(config, torch.float32) for _ in range(2))
     expected = _train_plainly(plain, config, 1)
@@ -108,7 +108,7 @@ def test_a_step_in_fp32_is_plain_torchs(fields: dict[str, Any]) -> None:
 
 
 @networks
-def test_a_training_ends_where_plain_torchs_does(fields: dict[str, Any]) -> None:
+def test_a_training_in_fp64_matches_plain_torch(fields: dict[str, Any]) -> None:
     config = _config(fields)
     plain, ours = (_network(config, torch.float64) for _ in range(2))
     expected = _train_plainly(plain, config, STEPS)

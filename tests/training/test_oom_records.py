@@ -23,7 +23,7 @@ OVERRUNS = st.builds(OomRecord, images=st.integers(8, 300), available=st.integer
 
 
 @given(images=st.integers(1, 1000), available=st.integers(1, 100), known=st.lists(OVERRUNS, max_size=5))
-def test_the_start_is_the_largest_that_is_not_known_to_fail(
+def test_the_initial_micro_batch_is_the_largest_not_known_to_fail(
     images: int, available: int, known: list[OomRecord]
 ) -> None:
     def fails(count: int) -> bool:
@@ -38,7 +38,7 @@ def test_the_start_is_the_largest_that_is_not_known_to_fail(
 
 
 @given(known=st.lists(OVERRUNS, max_size=8), images=st.integers(1, 400), available=st.integers(1, 100))
-def test_forgetting_what_another_says_changes_no_start(
+def test_dropping_redundant_records_changes_no_initial_micro_batch(
     known: list[OomRecord], images: int, available: int
 ) -> None:
     kept: list[OomRecord] = []
@@ -55,7 +55,7 @@ def spec() -> NetworkSpec:
     return resolve_network(TrialConfig(layout="cifar", image_size=32), classes=10, in_channels=3)
 
 
-def test_a_shape_is_network_size_precision_and_device(
+def test_the_key_covers_network_size_precision_and_device(
     spec: NetworkSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key(spec: NetworkSpec, device: str = "cpu") -> str:
@@ -73,7 +73,7 @@ def test_a_shape_is_network_size_precision_and_device(
     assert key(spec) == key(NetworkSpec.from_dict(json.loads(json.dumps(spec.to_dict()))))
 
 
-def test_a_file_remembers_by_shape(tmp_path: Path) -> None:
+def test_a_file_keeps_records_by_key(tmp_path: Path) -> None:
     file = OomRecordFile(tmp_path / "node" / "found.json")
     assert file.known("a") == []
     file.add("a", OomRecord(images=64, available=10))
@@ -90,7 +90,7 @@ def test_a_file_remembers_by_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", '{"a": 3}', '{"a": [{"images": 3}]}', '{"a": ["x"]}', "\0"]
 )
-def test_a_damaged_file_knows_nothing_and_is_written_anew(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_has_no_records_and_is_replaced(tmp_path: Path, damage: str) -> None:
     file = OomRecordFile(tmp_path / "found.json")
     (tmp_path / "found.json").write_text(damage)
     assert file.known("a") == []
@@ -98,7 +98,7 @@ def test_a_damaged_file_knows_nothing_and_is_written_anew(tmp_path: Path, damage
     assert file.known("a") == [OomRecord(images=64, available=10)]
 
 
-def test_a_file_that_cannot_be_written_is_said_and_costs_nothing_else(
+def test_an_unwritable_file_is_reported_and_otherwise_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "occupied").write_text("")
@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_written_is_said_and_costs_nothing_else(
 
 
 @pytest.mark.torch
-def test_several_processes_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_processes_lose_no_record(tmp_path: Path) -> None:
     # Forks of one process, for the import takes seconds; a pipe that is closed has all of them begin.
     program = """
 import os, sys

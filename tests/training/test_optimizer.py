@@ -16,7 +16,7 @@ from tune_rescon.training.optim import Lion, Muon, make_optimizer, parameter_gro
 CPU = torch.device("cpu")
 
 
-def test_convolutions_and_the_classifier_decay_and_nothing_else() -> None:
+def test_weight_decay_applies_only_to_convolutions_and_the_classifier() -> None:
     network = build_network("cifar_attention56", num_classes=10)
     decayed, free = parameter_groups(network, TrialConfig(weight_decay=0.1))
     modules = {id(module.weight): module for module in network.modules() if hasattr(module, "weight")}
@@ -39,7 +39,7 @@ def test_convolutions_and_the_classifier_decay_and_nothing_else() -> None:
         (TrialConfig(optimizer="muon", momentum=0.8, nesterov=False), Muon, {"nesterov": False}),
     ],
 )
-def test_the_configuration_chooses(
+def test_the_config_selects_the_optimizer_and_its_settings(
     config: TrialConfig, kind: type[torch.optim.Optimizer], expected: dict[str, object]
 ) -> None:
     optimizer = make_optimizer(torch.nn.Linear(2, 2), config, device=CPU)
@@ -48,7 +48,7 @@ def test_the_configuration_chooses(
         assert {name: group[name] for name in expected} == expected
 
 
-def test_fused_sgd_takes_the_papers_step() -> None:
+def test_fused_sgd_takes_a_nesterov_step_with_weight_decay() -> None:
     network = torch.nn.Linear(3, 1, bias=False)
     before = network.weight.detach().clone()
     config = TrialConfig(learning_rate=0.5, momentum=0.9, nesterov=True, weight_decay=0.1)
@@ -88,7 +88,7 @@ def test_lion_is_algorithm_2_of_its_paper() -> None:
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_is_torchs_on_matrices(nesterov: bool) -> None:
+def test_muon_equals_torchs_muon_on_matrices(nesterov: bool) -> None:
     shapes = [(5, 8), (8, 5), (1, 4)]
     ours, theirs = (
         [nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0))) for shape in shapes]
@@ -104,7 +104,7 @@ def test_muon_is_torchs_on_matrices(nesterov: bool) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_muon_is_adamw_elsewhere() -> None:
+def test_muon_equals_adamw_on_other_parameters() -> None:
     ours, theirs = ([nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2, 3))] for _ in range(2))
     groups = [{"params": ours, "weight_decay": 0.1, "matrix": False}]
     gradients = _gradients(list(ours))
@@ -144,7 +144,7 @@ def test_muon_trains_all_matrices_but_the_classifier() -> None:
 
 
 @pytest.mark.parametrize("name", ["lion", "muon"])
-def test_a_restored_optimizer_continues_to_the_last_bit(name: str) -> None:
+def test_a_restored_optimizer_continues_bit_for_bit(name: str) -> None:
     def network() -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))

@@ -85,7 +85,7 @@ def test_batches_are_halved_until_they_fit(train: Run) -> None:
     assert max(sizes[2:]) == 8
 
 
-def test_a_whole_batch_is_computed_twice_before_it_is_cut(
+def test_activation_checkpointing_is_tried_before_micro_batches(
     train: Run, small: TrialConfig, tmp_path: Path
 ) -> None:
     """And is to the last bit what it would have been."""
@@ -102,7 +102,7 @@ def test_a_whole_batch_is_computed_twice_before_it_is_cut(
     assert known.endswith("as was found before; activation checkpointing is on")
 
 
-def test_what_is_too_large_twice_is_cut(train: Run, small: TrialConfig, tmp_path: Path) -> None:
+def test_a_batch_too_large_when_checkpointed_is_split(train: Run, small: TrialConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(small, checkpoint_activations="auto")
     notes: list[str] = []
     with memory(16):
@@ -115,7 +115,7 @@ def test_what_is_too_large_twice_is_cut(train: Run, small: TrialConfig, tmp_path
     ]
 
 
-def test_the_next_trial_of_the_shape_starts_with_what_fits(train: Run, tmp_path: Path) -> None:
+def test_the_next_trial_of_the_shape_starts_with_fitting_micro_batches(train: Run, tmp_path: Path) -> None:
     notes: list[str] = []
     found = tmp_path / "node" / "out_of_memory.json"
     with memory(8) as sizes:
@@ -142,7 +142,7 @@ def test_another_shape_or_a_batch_that_fits_starts_whole(
     assert notes == []
 
 
-def test_a_trial_that_began_whole_goes_on_whole(train: Run, tmp_path: Path) -> None:
+def test_a_trial_started_with_whole_batches_resumes_with_them(train: Run, tmp_path: Path) -> None:
     notes: list[str] = []
     whole = train(epochs=2)
     with memory(8):
@@ -161,7 +161,7 @@ def test_a_trial_that_began_whole_goes_on_whole(train: Run, tmp_path: Path) -> N
     assert values(rest) == values(whole)[1:]
 
 
-def test_more_memory_than_it_failed_with_is_tried(
+def test_whole_batches_are_tried_with_more_memory_than_failed_before(
     train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
@@ -172,7 +172,7 @@ def test_more_memory_than_it_failed_with_is_tried(
     assert notes == [TWO]
 
 
-def test_the_datasets_images_leave_the_device_before_a_trial_fails(
+def test_the_dataset_is_moved_off_the_device_before_a_trial_fails(
     train: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released: list[torch.device] = []
@@ -201,7 +201,7 @@ def test_the_datasets_images_leave_the_device_before_a_trial_fails(
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory",
     ],
 )
-def test_what_a_library_says_of_memory_is_understood(train: Run, words: str) -> None:
+def test_out_of_memory_errors_of_libraries_are_recognised(train: Run, words: str) -> None:
     notes: list[str] = []
     with memory(16, error=RuntimeError(words)):
         train(on_message=notes.append, epochs=1)
@@ -212,7 +212,7 @@ def test_what_a_library_says_of_memory_is_understood(train: Run, words: str) -> 
     ("batch_size", "notes", "tried"),
     [(32, [TWO, FOUR], "a batch of 32 images in 4 micro-batches"), (12, [], "a batch of 12 images")],
 )
-def test_below_the_floor_the_error_comes_out(
+def test_below_the_smallest_micro_batch_the_error_is_raised(
     train: Run, small: TrialConfig, batch_size: int, notes: list[str], tried: str
 ) -> None:
     told: list[str] = []
@@ -222,7 +222,7 @@ def test_below_the_floor_the_error_comes_out(
     assert told == notes
 
 
-def test_another_error_is_no_lack_of_memory(train: Run) -> None:
+def test_another_error_is_not_treated_as_out_of_memory(train: Run) -> None:
     notes: list[str] = []
     with (
         memory(16, error=RuntimeError("illegal memory access")),
@@ -232,7 +232,7 @@ def test_another_error_is_no_lack_of_memory(train: Run) -> None:
     assert notes == []
 
 
-def test_on_epochs_own_lack_of_memory_is_its_callers_to_answer(train: Run) -> None:
+def test_out_of_memory_in_on_epoch_is_raised(train: Run) -> None:
     epochs: list[int] = []
 
     def fail(report: EpochReport) -> None:
@@ -245,7 +245,7 @@ def test_on_epochs_own_lack_of_memory_is_its_callers_to_answer(train: Run) -> No
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["folder", "no_folder"])
-def test_the_retry_goes_on_from_the_last_checkpoint_and_reports_no_epoch_twice(
+def test_a_retry_resumes_from_the_checkpoint_and_reports_no_epoch_twice(
     train: Run, tmp_path: Path, kept: bool
 ) -> None:
     reports: list[EpochReport] = []
@@ -260,7 +260,7 @@ def test_the_retry_goes_on_from_the_last_checkpoint_and_reports_no_epoch_twice(
     assert trained_again == (1 if kept else 3)
 
 
-def test_a_validation_that_does_not_fit_is_halved_and_nothing_else(train: Run) -> None:
+def test_only_validation_is_split_if_only_validation_does_not_fit(train: Run) -> None:
     plain = values(train())
     notes: list[str] = []
     with memory(5, during=lambda: not torch.is_grad_enabled()) as sizes:
@@ -272,7 +272,7 @@ def test_a_validation_that_does_not_fit_is_halved_and_nothing_else(train: Run) -
         assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_single_image_that_does_not_fit_is_no_validations_to_answer(train: Run) -> None:
+def test_validation_raises_if_a_single_image_does_not_fit(train: Run) -> None:
     with (
         memory(0, during=lambda: not torch.is_grad_enabled()) as sizes,
         pytest.raises(torch.OutOfMemoryError, match="in 4 micro-batches"),
@@ -281,7 +281,7 @@ def test_a_single_image_that_does_not_fit_is_no_validations_to_answer(train: Run
     assert 1 in sizes
 
 
-def test_statistics_that_do_not_fit_are_halved_too(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_norm_statistics_that_do_not_fit_are_split(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     original = TrialModule.reestimate_batch_norm
 
@@ -333,7 +333,7 @@ def test_the_failed_attempt_is_freed_before_the_next(train: Run, monkeypatch: py
     assert alive == [[], [], []]
 
 
-def test_a_trial_in_pieces_goes_on_in_pieces_to_the_last_bit(train: Run, tmp_path: Path) -> None:
+def test_a_trial_in_micro_batches_resumes_in_them_bit_for_bit(train: Run, tmp_path: Path) -> None:
     class Killed(BaseException):
         pass
 
@@ -369,7 +369,7 @@ def _without_batch_norm(_: object, *, pretrained: bool) -> nn.Module:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_without_batch_norm_pieces_train_as_the_whole_batch_does(
+def test_without_batch_norm_micro_batches_train_like_whole_batches(
     train: Run, small: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     monkeypatch.setattr("tune_rescon.training.fit.build_described", _without_batch_norm)

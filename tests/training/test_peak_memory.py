@@ -46,19 +46,19 @@ def peaks(reports: list[EpochReport]) -> list[float]:
     return [report.metrics[PEAK_MEMORY] for report in reports]
 
 
-def test_a_cpu_has_none(train: Run) -> None:
+def test_a_cpu_trial_has_no_peak_memory(train: Run) -> None:
     count_peak(CPU)
     assert peak_memory_mb(CPU) is None
     assert all(PEAK_MEMORY not in report.metrics for report in train(epochs=1))
 
 
-def test_it_counts_from_the_trials_beginning(train: Run, device: list[str]) -> None:
+def test_the_peak_counts_from_the_start_of_the_trial(train: Run, device: list[str]) -> None:
     for _ in range(2):
         assert peaks(train(epochs=2)) == [10.0, 20.0]
     assert device == ["begin", "peak", "peak"] * 2
 
 
-def test_a_resumed_trial_keeps_what_it_took_before(train: Run, device: list[str], tmp_path: Path) -> None:
+def test_a_resumed_trial_keeps_its_earlier_peak(train: Run, device: list[str], tmp_path: Path) -> None:
     def leave(report: EpochReport) -> None:
         if report.epoch == 2:
             raise KeyboardInterrupt
@@ -72,7 +72,7 @@ def test_a_resumed_trial_keeps_what_it_took_before(train: Run, device: list[str]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA counts what tensors hold at most")
-def test_a_gpu_counts_what_a_trial_of_its_own_takes(digits: ImageDataset, small: TrialConfig) -> None:
+def test_the_peak_on_a_gpu_is_that_of_the_current_trial(digits: ImageDataset, small: TrialConfig) -> None:
     def run(width: float) -> float:
         reports: list[EpochReport] = []
         config = TrialConfig.from_dict({**small.to_dict(), "width": width})

@@ -37,7 +37,7 @@ def left(train: Run, folder: Path, at: int, **options: Any) -> Preempted:
     return caught.value
 
 
-def test_it_ends_at_once_and_says_where(train: Run, tmp_path: Path) -> None:
+def test_a_preempted_trial_ends_at_once_and_reports_its_position(train: Run, tmp_path: Path) -> None:
     places = []
     for at in (1, 1, 2, 2, 1, 2):
         place = left(train, tmp_path, at)
@@ -48,7 +48,7 @@ def test_it_ends_at_once_and_says_where(train: Run, tmp_path: Path) -> None:
     assert places == [(1, 1), (1, 2), (2, 0), (2, 2), (2, 3), (3, 1)]
 
 
-def test_the_epochs_time_is_that_of_its_training_in_both_processes(train: Run, tmp_path: Path) -> None:
+def test_the_time_of_a_resumed_epoch_includes_both_processes(train: Run, tmp_path: Path) -> None:
     left(train, tmp_path, 3)
     before = read_checkpoint(tmp_path / "last.ckpt")["epoch_so_far"]
     first = train(folder=tmp_path, epochs=EPOCHS)[0].metrics
@@ -56,13 +56,13 @@ def test_the_epochs_time_is_that_of_its_training_in_both_processes(train: Run, t
     assert 0 < first["images_per_second"] < BATCHES * 16 / before["trained_seconds"]
 
 
-def test_what_was_written_within_an_epoch_is_gone_two_checkpoints_later(train: Run, tmp_path: Path) -> None:
+def test_a_mid_epoch_checkpoint_is_replaced_after_two_more(train: Run, tmp_path: Path) -> None:
     left(train, tmp_path, 2)
     train(folder=tmp_path, epochs=EPOCHS)
     assert read_checkpoint(tmp_path / "last.previous.ckpt")["trial"]["batches"] == 0
 
 
-def test_a_full_disk_is_said(
+def test_a_full_disk_is_reported(
     train: Run, tmp_path: Path, largest_file: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     notes: list[str] = []
@@ -73,5 +73,5 @@ def test_a_full_disk_is_said(
     assert note.startswith("the checkpoint after 2 batches of epoch 1 could not be written (")
 
 
-def test_nothing_is_left_after_the_last_epoch(train: Run, tmp_path: Path) -> None:
+def test_a_trial_preempted_at_its_last_batch_finishes(train: Run, tmp_path: Path) -> None:
     assert len(train(folder=tmp_path, epochs=1, is_preempted=at_look(BATCHES))) == 1

@@ -26,19 +26,19 @@ def _metrics(**values: float) -> dict[str, float]:
     return dict.fromkeys(METRICS, 0.5) | values
 
 
-def test_a_record_survives_json() -> None:
+def test_checkpoint_metadata_round_trips_through_json() -> None:
     record = dataclasses.replace(RECORD, micro_batches=4)
     record = record.extended(_metrics(val_loss=1.0)).extended(_metrics(val_loss=0.25))
     assert CheckpointMetadata.from_dict(json.loads(json.dumps(record.to_dict()))) == record
 
 
-def test_a_record_without_micro_batches_had_one() -> None:
+def test_checkpoint_metadata_without_micro_batches_has_one() -> None:
     values = RECORD.to_dict()
     assert values.pop("micro_batches") == 1
     assert CheckpointMetadata.from_dict(values) == RECORD
 
 
-def test_a_trial_goes_on_with_its_own_history() -> None:
+def test_a_trial_accepts_a_checkpoint_of_its_own() -> None:
     RECORD.check_own(RECORD.extended(_metrics()))
 
 
@@ -47,7 +47,7 @@ def test_a_trial_goes_on_with_its_own_history() -> None:
     [{"seed": 1}, {"epochs": 10}, {"dataset": "other"}, {"config": TrialConfig(image_size=17)}],
     ids=lambda change: next(iter(change)),
 )
-def test_another_trials_checkpoint_is_refused_by_what_differs(change: dict[str, Any]) -> None:
+def test_another_trials_checkpoint_is_refused_naming_the_difference(change: dict[str, Any]) -> None:
     found = dataclasses.replace(RECORD, **change)
     with pytest.raises(StorageError, match=f"another {next(iter(change))}"):
         RECORD.check_own(found)

@@ -12,7 +12,7 @@ from tune_rescon.training.messages import is_better
 
 
 @given(value=st.floats(), best=st.none() | st.floats(allow_nan=False, allow_infinity=False))
-def test_only_a_finite_value_can_be_better_and_only_one_way(value: float, best: float | None) -> None:
+def test_only_a_finite_value_in_the_right_direction_is_better(value: float, best: float | None) -> None:
     up, down = is_better(value, best, "max"), is_better(value, best, "min")
     if not math.isfinite(value):
         assert not up
@@ -25,7 +25,7 @@ def test_only_a_finite_value_can_be_better_and_only_one_way(value: float, best: 
 
 
 @pytest.mark.parametrize("names", [set(METRICS), {*METRICS, PEAK_MEMORY}])
-def test_a_report_may_tell_a_gpus_memory_too(names: set[str]) -> None:
+def test_a_report_may_include_peak_memory(names: set[str]) -> None:
     assert set(EpochReport(epoch=1, metrics=dict.fromkeys(names, 0.0)).metrics) == names
 
 
@@ -33,7 +33,7 @@ TRAINING = {name for name in METRICS if not name.startswith("val_")}
 
 
 @pytest.mark.parametrize("names", [TRAINING, {*TRAINING, *TEST_METRICS, "test_accuracy/cat", PEAK_MEMORY}])
-def test_a_report_of_one_that_is_judged_at_its_end_has_no_validation(names: set[str]) -> None:
+def test_a_report_of_a_final_training_has_no_validation_metrics(names: set[str]) -> None:
     assert set(EpochReport(epoch=1, metrics=dict.fromkeys(names, 0.0)).metrics) == names
 
 
@@ -47,6 +47,6 @@ def test_a_report_of_one_that_is_judged_at_its_end_has_no_validation(names: set[
         {*TRAINING, "test_accuracy"},
     ],
 )
-def test_a_report_names_exactly_the_metrics(names: set[str]) -> None:
+def test_a_report_with_missing_or_unknown_metrics_is_rejected(names: set[str]) -> None:
     with pytest.raises(AssertionError):
         EpochReport(epoch=1, metrics=dict.fromkeys(names, 0.0))

@@ -163,7 +163,7 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
         pytest.param({}, {"metric": "test_accuracy", "mode": "max"}, 2, marks=pytest.mark.nightly),
     ],
 )
-def test_so_does_one_of_another_kind_that_was_preempted(
+def test_a_preempted_trial_with_other_settings_equals_an_uninterrupted_one(
     train: Run,
     small: TrialConfig,
     settings: dict[str, Any],
@@ -268,7 +268,7 @@ def _deaths(name: str, values: Iterable[Any]) -> list[Any]:
     ("optimizer", "deed"),
     [row for name, (deeds, _) in DEATHS.items() for row in _deaths(name, deeds)],
 )
-def test_a_trial_killed_before_a_deed_and_resumed_equals_an_uninterrupted_one(
+def test_a_trial_killed_before_an_action_equals_an_uninterrupted_one(
     lives: Callable[[str], dict[str, Life]], optimizer: str, deed: str
 ) -> None:
     killed = {name: life for name, life in lives(optimizer).items() if name.rpartition(" ")[0] == deed}
@@ -281,7 +281,7 @@ def test_a_trial_killed_before_a_deed_and_resumed_equals_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("name", "seed"), [row for name, (_, seeds) in DEATHS.items() for row in _deaths(name, seeds)]
 )
-def test_so_does_a_trial_killed_again_and_again_at_random_moments(
+def test_a_trial_killed_repeatedly_at_random_equals_an_uninterrupted_one(
     lives: Callable[[str], dict[str, Life]], name: str, seed: int
 ) -> None:
     life = lives(name)[f"SIGKILL {seed}"]

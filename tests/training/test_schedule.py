@@ -43,7 +43,7 @@ def test_a_multiplier_rises_while_warming_up_and_never_after(name: str, length: 
 
 @pytest.mark.parametrize("name", [*SCHEDULES, "cosine_restarts"])
 @given(length=lengths())
-def test_a_trained_step_always_moves(name: str, length: tuple[int, int, int]) -> None:
+def test_every_training_step_has_a_positive_multiplier(name: str, length: tuple[int, int, int]) -> None:
     epochs, steps_per_epoch, warmup_epochs = length
     config = TrialConfig(schedule=name, warmup_epochs=warmup_epochs)
     total = epochs * steps_per_epoch
@@ -65,7 +65,7 @@ def test_a_trained_step_always_moves(name: str, length: tuple[int, int, int]) ->
         (warmup_stable_decay(5, 10, 0, decay_fraction=1.0), 0.5),
     ],
 )
-def test_boundaries(value: float, expected: float) -> None:
+def test_schedules_have_the_expected_boundary_values(value: float, expected: float) -> None:
     assert math.isclose(value, expected, abs_tol=1e-12)
 
 
@@ -85,7 +85,7 @@ def test_a_restarted_cosine_is_a_cosine_in_each_cycle(length: tuple[int, int, in
     assert values[-1] == 0
 
 
-def test_one_cycle_is_the_cosine() -> None:
+def test_cosine_restarts_with_one_cycle_equal_cosine() -> None:
     restarts, once = (
         schedule_of(TrialConfig(schedule=name, warmup_epochs=1, cycles=1), total_steps=50, steps_per_epoch=7)
         for name in ("cosine_restarts", "cosine")
@@ -100,7 +100,7 @@ def test_the_papers_recipe_drops_at_64k_and_96k_of_160k() -> None:
     assert drops == [64_000, 96_000]
 
 
-def test_torch_steps_at_the_schedules_rates() -> None:
+def test_the_optimizer_steps_at_the_scheduled_rates() -> None:
     config = TrialConfig(schedule="cosine", warmup_epochs=1, learning_rate=0.3)
     multiplier = schedule_of(config, total_steps=12, steps_per_epoch=3)
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)

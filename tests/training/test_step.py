@@ -18,7 +18,7 @@ def test_a_step_trains_at_the_presets_size() -> None:
     assert min(losses[1:]) < losses[0]
 
 
-def test_a_call_leaves_the_processes_switches_as_they_were() -> None:
+def test_a_step_restores_global_torch_settings() -> None:
     step = build_step("cifar_attention56", batch_size=2, device="cpu")
     torch.set_float32_matmul_precision("high")
     try:
@@ -28,7 +28,7 @@ def test_a_call_leaves_the_processes_switches_as_they_were() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_bad_input() -> None:
+def test_an_unknown_preset_or_device_is_refused() -> None:
     with pytest.raises(NetworkError, match="unknown preset"):
         build_step("attention57", batch_size=2, device="cpu")
     with pytest.raises(ResourceError, match="unknown device"):

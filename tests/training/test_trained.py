@@ -54,12 +54,12 @@ def test_a_damaged_file_is_not_loaded(tmp_path: Path) -> None:
         load_trained(path)
 
 
-def test_another_kind_of_checkpoint_is_named_with_the_one_to_use(tmp_path: Path) -> None:
+def test_another_kind_of_checkpoint_is_refused_naming_best_ckpt(tmp_path: Path) -> None:
     write_durably({"epoch": 1, "state_dict": {}, "trial": {}}, tmp_path / "last.ckpt")
     with pytest.raises(StorageError, match=r"best\.ckpt is the file to use"):
         load_trained(tmp_path / "last.ckpt")
 
 
-def test_a_path_in_words_that_is_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="must be a file"):
         load_trained(str(tmp_path / "none.ckpt"))

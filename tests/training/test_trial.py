@@ -47,7 +47,7 @@ def test_each_epoch_is_reported_once_with_every_metric(train: Run) -> None:
         assert (report.checkpoint, report.best_checkpoint) == (None, None)
 
 
-def test_balanced_weights_change_the_loss_that_is_trained_and_not_the_one_that_compares_trials(
+def test_balanced_weights_change_the_training_loss_but_not_the_validation_loss(
     train: Run, digits: ImageDataset
 ) -> None:
     """With one image of each of the last five digits, and a network that hardly moves."""
@@ -88,7 +88,7 @@ def test_a_trial_depends_on_its_seed_alone(train: Run) -> None:
     assert values(train(seed=1)) != first
 
 
-def test_the_callers_randomness_and_threads_are_left_alone(train: Run) -> None:
+def test_the_callers_random_state_and_threads_are_unchanged(train: Run) -> None:
     torch.manual_seed(7)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     train(epochs=1)
@@ -122,7 +122,7 @@ def test_averaging_changes_validation_and_not_training(train: Run, small: TrialC
         assert ([r.metrics[name] for r in plain] == [r.metrics[name] for r in averaged]) is same
 
 
-def test_the_best_network_is_kept_and_gives_what_was_reported(
+def test_the_best_network_is_kept_and_reproduces_its_accuracy(
     train: Run, digits: ImageDataset, small: TrialConfig, tmp_path: Path
 ) -> None:
     from tune_rescon.data import ImageDataModule
@@ -139,7 +139,7 @@ def test_the_best_network_is_kept_and_gives_what_was_reported(
     assert torch.cat(hits).mean().item() == pytest.approx(best.metrics["val_accuracy"])
 
 
-def test_the_last_network_is_kept_where_the_last_epoch_counts(train: Run, tmp_path: Path) -> None:
+def test_the_last_network_is_kept_if_keep_is_last(train: Run, tmp_path: Path) -> None:
     # The training loss falls: by the larger one, the first epoch is the best.
     options: dict[str, Any] = {"epochs": 3, "metric": "train_loss", "mode": "max"}
     for keep, epoch in (("best", 1), ("last", 3)):
@@ -150,7 +150,7 @@ def test_the_last_network_is_kept_where_the_last_epoch_counts(train: Run, tmp_pa
 
 
 @pytest.mark.parametrize("free", [2**40, 0], ids=["on_the_device", "copied_ahead"])
-def test_where_its_images_come_from_changes_nothing(
+def test_the_source_of_the_images_does_not_change_the_results(
     train: Run, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
 
@@ -164,7 +164,7 @@ def test_where_its_images_come_from_changes_nothing(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
-def test_a_trial_that_is_stopped_within_an_epoch_leaves_no_thread_at_its_images(
+def test_a_trial_stopped_within_an_epoch_leaves_no_loader_thread(
     train: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -187,7 +187,7 @@ def test_a_trial_that_is_stopped_within_an_epoch_leaves_no_thread_at_its_images(
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
-def test_a_finished_trial_has_nothing_to_report_but_its_record(train: Run, tmp_path: Path) -> None:
+def test_a_finished_trial_reports_nothing_and_keeps_its_epochs(train: Run, tmp_path: Path) -> None:
     reports = train(folder=tmp_path)
     assert train(folder=tmp_path) == []
     recorded = list(epochs_in_checkpoint(tmp_path))
@@ -210,7 +210,7 @@ class _Stop(BaseException):
 
 @pytest.mark.parametrize("kind", [_Stop, SystemExit, KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("in_thread", [False, True], ids=["main", "thread"])
-def test_on_epochs_exception_comes_out_and_all_is_released(
+def test_an_exception_in_on_epoch_is_raised_and_everything_released(
     train: Run, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], in_thread: bool
 ) -> None:
     networks: list[weakref.ref[nn.Module]] = []
@@ -246,7 +246,7 @@ def test_on_epochs_exception_comes_out_and_all_is_released(
     assert [network() for network in networks] == [None]
 
 
-def test_an_interrupt_in_the_middle_of_an_epoch_is_an_interrupt(
+def test_an_interrupt_within_an_epoch_raises_keyboard_interrupt(
     train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
@@ -304,9 +304,7 @@ def test_a_trial_is_silent_and_writes_nothing_unasked(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_inside_a_slurm_job_is_not_taken_for_one_of_its_tasks(
-    train: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slurm_variables_of_the_job_are_ignored(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "JOB_ID": "1",
         "JOB_NAME": "ray",

@@ -61,7 +61,7 @@ def test_without_constraints_both_depths_are_drawn(datasets: dict[str, DatasetIn
     assert {params["depth"] for params in drawn(sampler(costs), 30)} == {56, 92}
 
 
-def test_a_rare_network_is_found_where_the_samplers_draws_are_not(datasets: dict[str, DatasetInfo]) -> None:
+def test_a_rarely_permitted_network_is_found(datasets: dict[str, DatasetInfo]) -> None:
     width = "parameters.width={type: float, low: 0.0625, high: 2.0}"
     costs = model(
         datasets,
@@ -173,7 +173,7 @@ def test_a_network_that_breaks_another_constraint_is_not_measured(
     assert measured == [(56, "cuda")]
 
 
-def test_a_resumed_search_decides_as_before_whatever_it_would_measure(
+def test_a_resumed_search_reuses_the_recorded_latencies(
     datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs, record = model(datasets, LATENCY, "initial=[]"), Study().record()
@@ -199,7 +199,7 @@ def test_a_resumed_search_decides_as_before_whatever_it_would_measure(
 
 
 @pytest.mark.torch
-def test_a_latency_is_of_one_image_and_leaves_no_trace() -> None:
+def test_measuring_latency_is_cached_and_changes_no_global_state() -> None:
     small, large = (
         describe_network(TrialConfig(width=width, image_size=size), classes=10, in_channels=3)
         for width, size in ((0.125, 16), (1.0, 64))
@@ -213,7 +213,7 @@ def test_a_latency_is_of_one_image_and_leaves_no_trace() -> None:
 
 
 @pytest.mark.torch
-def test_latency_on_a_gpu_needs_one(
+def test_gpu_latency_without_a_gpu_is_refused(
     datasets: dict[str, DatasetInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -191,7 +191,7 @@ class GuardError(Exception):
     pass
 
 
-def test_nothing_is_written_if_the_guard_raises() -> None:
+def test_nothing_is_written_if_check_lease_raises() -> None:
     study = Study()
     allowed = [True]
 

@@ -108,7 +108,7 @@ def test_a_failed_trial_does_not_displace_the_best_in_hand() -> None:
     assert {number for number, file in checkpoints.kept.items() if file is not None} == {done, stopped}
 
 
-def test_a_failed_trial_does_not_displace_the_winner_of_a_search_without_a_finished_trial() -> None:
+def test_a_failed_trial_does_not_displace_the_winner_if_none_finished() -> None:
     study, checkpoints = Study(), FakeCheckpoints()
     search = coordinator(study, keep=1, total=3, checkpoints=checkpoints)
     best, further, failed = (next_number(search) for _ in range(3))

@@ -22,7 +22,7 @@ def test_this_process_is_found_alive() -> None:
     assert me == this_driver()
 
 
-def test_a_zombie_and_a_process_that_was_are_dead() -> None:
+def test_a_zombie_and_an_ended_process_are_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert process_start(child.pid) is not None
     child.kill()
@@ -37,7 +37,7 @@ def test_a_zombie_and_a_process_that_was_are_dead() -> None:
     ("kill", "decision"),
     [(PermissionError, LeaseDecision.WATCH), (ProcessLookupError, LeaseDecision.TAKE)],
 )
-def test_a_holder_that_another_user_may_not_see_is_watched(
+def test_a_holder_hidden_from_this_user_is_watched(
     kill: type[OSError], decision: LeaseDecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With /proc mounted with ``hidepid``, another user's process is not found, though it lives."""

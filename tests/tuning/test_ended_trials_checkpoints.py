@@ -65,7 +65,7 @@ def test_without_a_limit_all_with_a_value_are_kept(curves: list[list[float]]) ->
 
 
 @given(CURVES)
-def test_a_trial_that_fell_out_never_comes_back(curves: list[list[float]]) -> None:
+def test_a_dropped_trial_is_never_kept_again(curves: list[list[float]]) -> None:
     trials = [trial(number, *values) for number, values in enumerate(curves)]
     dropped: set[int] = set()
     for count in range(len(trials) + 1):

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> SearchFolder:
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "runs"), ("", "runs"), ("/data/runs", "/data/runs")])
-def test_where_searches_are_kept(value: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_from_environment(value: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TUNE_RESCON_STORAGE", raising=False)
     if value is not None:
         monkeypatch.setenv("TUNE_RESCON_STORAGE", value)
@@ -81,7 +81,7 @@ def test_each_file_is_where_the_documentation_says(folder: SearchFolder) -> None
         ("/runs?", "sqlite+pysqlite:////runs%3F/mlflow.db"),
     ],
 )
-def test_a_storage_that_has_to_be_quoted_names_its_driver(storage: str, uri: str) -> None:
+def test_a_quoted_storage_path_gives_an_explicit_sqlite_driver(storage: str, uri: str) -> None:
     assert SearchFolder(storage=Path(storage), name="s").mlflow_uri == uri
 
 
@@ -91,14 +91,14 @@ def test_an_invalid_name_finds_no_search(folder: SearchFolder) -> None:
         dataclasses.replace(folder, name="..").require()
 
 
-def test_ones_own_search_is_resumed(folder: SearchFolder) -> None:
+def test_a_writable_search_is_accepted(folder: SearchFolder) -> None:
     folder.check_writable()
     for path in (folder.study_db, folder.log):
         path.touch()
         folder.check_writable()
 
 
-def test_a_taken_name_is_refused_with_both_ways_out(folder: SearchFolder) -> None:
+def test_a_taken_name_is_refused_with_hints_to_resume_or_rename(folder: SearchFolder) -> None:
     folder.space_yaml.write_text("version: 1\n")
     with pytest.raises(StorageError, match="--resume s, or give another --name"):
         folder.create()
@@ -109,7 +109,7 @@ def test_a_folder_that_holds_no_search_is_not_offered_for_resuming(folder: Searc
         folder.create()
 
 
-def test_a_checkpoint_that_was_outranked_is_not_named(folder: SearchFolder) -> None:
+def test_trials_csv_omits_deleted_checkpoints(folder: SearchFolder) -> None:
     names = ["checkpoints/kept", "checkpoints/gone"]
     (folder.path / "checkpoints").mkdir()
     (folder.path / names[0]).touch()
@@ -120,7 +120,7 @@ def test_a_checkpoint_that_was_outranked_is_not_named(folder: SearchFolder) -> N
             assert [row["checkpoint"] for row in csv.DictReader(file)] == named
 
 
-def test_a_missing_search_is_answered_with_those_there_are(folder: SearchFolder) -> None:
+def test_a_missing_search_is_refused_with_the_existing_ones(folder: SearchFolder) -> None:
     nothing = dataclasses.replace(folder, name="t")
     with pytest.raises(StorageError, match="There is no search there yet"):
         nothing.require()
@@ -131,7 +131,7 @@ def test_a_missing_search_is_answered_with_those_there_are(folder: SearchFolder)
 
 
 @pytest.mark.parametrize(("others", "left"), [(False, False), (True, True)])
-def test_a_search_that_never_began_takes_back_what_it_made(
+def test_removing_a_search_deletes_its_folder_and_an_empty_storage(
     others: bool, left: bool, folder: SearchFolder
 ) -> None:
     folder.log.write_text("a line")
@@ -142,7 +142,7 @@ def test_a_search_that_never_began_takes_back_what_it_made(
     assert folder.storage.exists() is left
 
 
-def test_a_storage_that_was_there_stays(folder: SearchFolder) -> None:
+def test_removing_a_search_keeps_an_existing_storage(folder: SearchFolder) -> None:
     folder.remove(with_storage=False)
     assert folder.storage.is_dir()
 
@@ -171,7 +171,7 @@ def test_pruning_leaves_one_file_or_no_directory(
     folder.prune_checkpoints(8, keep=None)
 
 
-def test_what_no_trial_wrote_is_never_pruned(folder: SearchFolder) -> None:
+def test_files_that_no_trial_wrote_are_never_pruned(folder: SearchFolder) -> None:
     directory = folder.checkpoints(7)
     (directory / "mine").mkdir(parents=True)
     for name in ("best.ckpt", "mine/best.ckpt", "best.onnx"):
@@ -181,7 +181,7 @@ def test_what_no_trial_wrote_is_never_pruned(folder: SearchFolder) -> None:
     assert (directory / "mine" / "best.ckpt").is_file()
 
 
-def test_checkpoints_of_trials_that_the_record_lacks_are_set_aside(folder: SearchFolder) -> None:
+def test_checkpoints_of_unrecorded_trials_are_moved_aside(folder: SearchFolder) -> None:
     checkpoints = folder.path / "checkpoints"
     for name in ("trial_0000", "trial_0001", "trial_0002", "trial_0001.lost_1", "trial_10000", "trial_1"):
         (checkpoints / name).mkdir(parents=True)
@@ -199,7 +199,7 @@ def test_checkpoints_of_trials_that_the_record_lacks_are_set_aside(folder: Searc
     assert folder.set_aside_unknown({0, 2}) == []
 
 
-def test_a_run_says_which_checkpoints_it_set_aside(
+def test_checkpoints_that_are_moved_aside_are_reported_once(
     folder: SearchFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in (0, 1):

@@ -36,7 +36,7 @@ def test_a_search_that_fails_keeps_its_directory_only_if_it_had_begun(
 
 
 @pytest.mark.parametrize("remains", [[], ["search.log"], ["search.log", "study.db", ".space.yaml.4711"]])
-def test_what_a_killed_driver_left_before_it_began_is_taken_over(
+def test_leftovers_of_a_driver_killed_before_its_start_are_deleted(
     remains: list[str], folder: SearchFolder
 ) -> None:
     folder.create()
@@ -48,7 +48,7 @@ def test_what_a_killed_driver_left_before_it_began_is_taken_over(
 
 
 @pytest.mark.parametrize("file", ["space.yaml", "trials.csv", "thesis.tex", "study.db.bak"])
-def test_a_directory_with_anything_else_in_it_is_not_touched(file: str, folder: SearchFolder) -> None:
+def test_a_directory_with_other_files_is_not_changed(file: str, folder: SearchFolder) -> None:
     folder.create()
     (folder.path / file).write_text("dear")
     with pytest.raises(StorageError, match="must be free"), reserved(folder):
@@ -57,7 +57,7 @@ def test_a_directory_with_anything_else_in_it_is_not_touched(file: str, folder: 
 
 
 @pytest.mark.timeout(20)  # a database
-def test_a_record_with_trials_is_never_taken_for_a_dead_drivers(make_search: MakeSearch) -> None:
+def test_a_record_with_trials_is_never_taken_over(make_search: MakeSearch) -> None:
     """Only study.db was restored from a backup, or space.yaml was deleted."""
     folder = make_search("s", reports=4)
     folder.space_yaml.unlink()
@@ -73,7 +73,7 @@ def test_a_record_with_trials_is_never_taken_for_a_dead_drivers(make_search: Mak
 
 @pytest.mark.timeout(20)  # a database, and SQLite's wait for a lock
 @pytest.mark.parametrize("fault", ["cut", "locked"])
-def test_a_record_that_cannot_be_read_may_have_trials(fault: str, make_search: MakeSearch) -> None:
+def test_an_unreadable_record_is_not_taken_over(fault: str, make_search: MakeSearch) -> None:
     """It is being restored, or only a part of it was."""
     folder = make_search("s", reports=4)
     folder.space_yaml.unlink()
@@ -97,14 +97,14 @@ def test_a_record_without_trials_is_taken_over(folder: SearchFolder) -> None:
         assert not folder.study_db.exists()
 
 
-def test_a_name_is_one_drivers_while_its_search_begins(folder: SearchFolder) -> None:
+def test_a_name_is_reserved_while_its_search_begins(folder: SearchFolder) -> None:
     with reserved(folder):
         with pytest.raises(StorageError, match="must be free"), reserved(folder):
             pass
         assert folder.path.is_dir()
 
 
-def test_who_lost_the_directory_before_it_was_locked_does_not_begin(
+def test_a_driver_that_lost_the_directory_before_locking_does_not_begin(
     folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = fcntl.flock
@@ -147,9 +147,7 @@ def test_a_file_is_locked_where_a_directory_cannot_be(folder: SearchFolder) -> N
         assert not folder.log.exists()
 
 
-def test_where_nothing_can_be_locked_a_name_stays_taken(
-    folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_file_locks_a_name_stays_taken(folder: SearchFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(handle: int, operation: int) -> None:
         raise OSError(errno.ENOSYS, f"no lock {operation} of {handle}")
 
@@ -172,7 +170,7 @@ def test_where_nothing_can_be_locked_a_name_stays_taken(
         (["thesis.tex"], FolderState.FOREIGN),
     ],
 )
-def test_what_a_directory_holds(files: list[str] | None, state: FolderState, folder: SearchFolder) -> None:
+def test_files_decide_folder_state(files: list[str] | None, state: FolderState, folder: SearchFolder) -> None:
     if files is not None:
         folder.create()
         for name in files:

@@ -68,7 +68,7 @@ def test_another_search_of_the_same_name_has_another_id(folder: SearchFolder) ->
 
 
 @pytest.mark.timeout(20)  # databases
-def test_a_study_in_a_shared_database_is_that_of_its_own_folder_alone(
+def test_a_study_in_a_shared_database_belongs_to_one_folder(
     tmp_path: Path, make_search: Callable[..., SearchFolder], location: SearchLocation
 ) -> None:
     """Two storages have a search of one name: each has a trial 0, and a network of it."""
@@ -146,7 +146,7 @@ def test_a_search_keeps_its_id_if_its_original_has_another(folder: SearchFolder,
     assert identify(record, copy) == first
 
 
-def test_a_search_at_a_url_is_at_its_url_wherever_it_is_driven(folder: SearchFolder) -> None:
+def test_the_location_of_a_search_at_a_url_is_its_url(folder: SearchFolder) -> None:
     record, url = begun(folder), "s3://ann:s3cret@bucket/runs/s"
     found = [ensure_identity(record, folder, url=url, own_study=True) for _ in range(2)]
     assert found[0] == found[1]

@@ -61,7 +61,7 @@ def test_a_metric_and_a_network_have_the_digests_of_their_files(module: Path) ->
     assert code_digests(load_space("digits")) == {}
 
 
-def test_the_file_that_defines_the_function_counts(module: Path) -> None:
+def test_the_digest_is_of_the_file_that_defines_the_function(module: Path) -> None:
     """Not the one that imports it under the name that the space has."""
     inner = module.with_name(f"{next(NAMES)}.py")
     inner.write_text("def score(scores, labels): return 1.0\n")
@@ -70,7 +70,7 @@ def test_the_file_that_defines_the_function_counts(module: Path) -> None:
     assert code_digests(load_space("digits", [f"metric.log=['{name}']"])) == {name: digest(inner)}
 
 
-def test_a_callable_object_counts_as_its_module(module: Path) -> None:
+def test_a_callable_object_has_the_digest_of_its_module(module: Path) -> None:
     module.write_text(
         "from functools import partial\nscore = partial(pow, 2)\nclass Cost:\n"
         "    def __call__(self, scores, labels): return 1.0\ncost = Cost()\n"
@@ -89,7 +89,7 @@ def test_code_without_a_file_has_no_digest(module: Path) -> None:
     assert code_digests(space) == {}
 
 
-def test_a_change_is_recorded_and_said(progress: list[str]) -> None:
+def test_a_change_of_code_is_recorded_and_reported(progress: list[str]) -> None:
     kept = record(trials=3)
     record_code(kept, {"a:f": "0", "b:g": "0"}, before_trials=True)
     record_code(kept, {"a:f": "0", "b:g": "0"}, before_trials=False)
@@ -108,7 +108,7 @@ def test_a_change_is_recorded_and_said(progress: list[str]) -> None:
     assert recorded_code(kept) == {"a:f": "1", "b:g": "2"}
 
 
-def test_a_change_before_the_first_trial_and_a_new_function_are_not_said(progress: list[str]) -> None:
+def test_a_change_before_the_first_trial_is_not_reported(progress: list[str]) -> None:
     kept = record()
     record_code(kept, {"a:f": "0"}, before_trials=True)
     record_code(kept, {"a:f": "1", "b:g": "0"}, before_trials=True)
@@ -116,7 +116,7 @@ def test_a_change_before_the_first_trial_and_a_new_function_are_not_said(progres
     assert recorded_code(kept) == {"a:f": "1", "b:g": "0"}
 
 
-def test_what_an_earlier_version_recorded_has_no_code(progress: list[str]) -> None:
+def test_a_record_of_an_earlier_version_has_no_code_digests(progress: list[str]) -> None:
     kept = record(trials=1)
     assert (recorded_code(kept), code_history(kept)) == ({}, ())
     record_code(kept, {"a:f": "0"}, before_trials=True)

@@ -36,7 +36,7 @@ def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digit
     assert "another --name with --warm-start" in str(caught.value)
 
 
-def test_a_refusal_says_how_many_images_there_were(record: StudyRecord, digits: PreparedDataset) -> None:
+def test_a_refusal_reports_both_numbers_of_images(record: StudyRecord, digits: PreparedDataset) -> None:
     record_images(record, {"digits": "0123"})
     record_run(record, {"digits": digits.info}, None)
     fewer = dataclasses.replace(digits.info, val_images=digits.info.val_images - 30)
@@ -44,9 +44,7 @@ def test_a_refusal_says_how_many_images_there_were(record: StudyRecord, digits: 
         check_same_images(record, {"digits": PreparedDataset(info=fewer, digest="4567")})
 
 
-def test_an_older_record_and_a_new_dataset_have_nothing_to_compare(
-    record: StudyRecord, digits: PreparedDataset
-) -> None:
+def test_images_without_a_recorded_digest_are_accepted(record: StudyRecord, digits: PreparedDataset) -> None:
     check_same_images(record, {"digits": digits})
     record_images(record, {"cifar10": "89ab"})
     check_same_images(record, {"digits": digits})

@@ -48,7 +48,7 @@ def lease(driver: Driver | None, **changes: Any) -> Lease:
         pytest.param(REBOOTED, {}, LeaseDecision.WATCH, id="before a reboot, or in another container"),
     ],
 )
-def test_the_decision_on_a_lease(
+def test_the_lease_decision_follows_from_the_holder_and_its_process(
     held_by: Driver | None, processes: dict[int, float], expected: LeaseDecision
 ) -> None:
     assert decide_lease(lease(held_by), HERE, processes.get) is expected
@@ -134,7 +134,7 @@ def test_a_dead_drivers_lease_is_taken_without_waiting() -> None:
     assert world.now == 0.0
 
 
-def test_a_living_driver_is_named_and_left_alone() -> None:
+def test_a_live_driver_keeps_its_lease_and_is_named() -> None:
     world = World(lease(BESIDE))
     world.processes[11] = 1001.0
     with pytest.raises(
@@ -144,14 +144,14 @@ def test_a_living_driver_is_named_and_left_alone() -> None:
     assert (world.writes, world.now) == (0, 0.0)
 
 
-def test_a_lease_whose_beat_does_not_change_is_taken_after_its_length() -> None:
+def test_a_lease_without_a_heartbeat_is_taken_after_its_length() -> None:
     world = World(lease(ELSEWHERE))
     world.keeper().take()
     assert world.holder() == HERE
     assert LENGTH <= world.now <= LENGTH + 2
 
 
-def test_a_lease_whose_beat_changes_is_refused() -> None:
+def test_a_lease_with_a_heartbeat_is_refused() -> None:
     world = World(lease(ELSEWHERE))
     world.events.append((15.0, lambda: world.write(lease(ELSEWHERE, beat=4).to_dict())))
     with pytest.raises(LeaseError, match="process 10 on b"):
@@ -167,7 +167,7 @@ def test_a_lease_given_back_while_it_is_watched_is_taken() -> None:
     assert world.now < LENGTH
 
 
-def test_of_two_that_take_it_at_once_the_first_to_replace_it_stays() -> None:
+def test_of_two_concurrent_takers_the_first_to_replace_the_lease_wins() -> None:
     """The second one has seen a free lease, which the first one takes before it."""
     world = World()
 
@@ -186,7 +186,7 @@ def test_of_two_that_take_it_at_once_the_first_to_replace_it_stays() -> None:
 
 
 @pytest.mark.parametrize("after", [0.1, 0.5])
-def test_a_store_that_cannot_refuse_is_read_again(after: float) -> None:
+def test_a_store_without_compare_and_swap_is_read_back(after: float) -> None:
     """The other one's write has replaced this one's, which both stores have called a success."""
     world = World(read_back_seconds=0.5)
     world.events.append((after, lambda: world.write(lease(ELSEWHERE).to_dict())))
@@ -195,7 +195,7 @@ def test_a_store_that_cannot_refuse_is_read_again(after: float) -> None:
     assert world.holder() == ELSEWHERE
 
 
-def test_an_assured_holder_renews_only_what_is_older_than_half_its_length() -> None:
+def test_ensure_held_renews_only_a_lease_older_than_half_its_length() -> None:
     world = World()
     keeper = world.keeper()
     keeper.take()
@@ -234,7 +234,7 @@ def test_a_driver_that_was_frozen_and_not_overtaken_continues() -> None:
     assert world.holder() == HERE
 
 
-def test_a_driver_that_wakes_while_another_is_taking_over_finds_out() -> None:
+def test_a_driver_that_wakes_during_a_takeover_loses_the_lease() -> None:
     world = World(read_back_seconds=0.5)
     keeper = world.keeper()
     keeper.take()
@@ -269,7 +269,7 @@ def test_a_driver_that_was_frozen_while_renewing_replaces_no_other_lease() -> No
     assert world.holder() == ELSEWHERE
 
 
-def test_a_renewal_whose_answer_was_lost_is_this_drivers_own() -> None:
+def test_a_renewal_with_a_lost_response_keeps_the_lease() -> None:
     world = World()
     keeper = world.keeper()
     keeper.take()
@@ -322,7 +322,7 @@ def test_an_unreachable_store_is_retried_for_the_length_of_the_lease(away: float
         assert world.holder() == HERE
 
 
-def test_what_is_given_back_is_free_and_remembers_the_time_that_was_spent() -> None:
+def test_a_released_lease_is_free_and_keeps_the_elapsed_seconds() -> None:
     world = World(lease(None, driven=60.0))
     keeper = world.keeper()
     keeper.take()
@@ -334,7 +334,7 @@ def test_what_is_given_back_is_free_and_remembers_the_time_that_was_spent() -> N
     assert again.elapsed_seconds == pytest.approx(60.0 + 30.0)
 
 
-def test_time_spent_before_a_driver_died_is_kept_up_to_its_last_beat() -> None:
+def test_elapsed_seconds_of_a_dead_driver_count_to_its_last_heartbeat() -> None:
     world = World()
     keeper = world.keeper()
     keeper.take()
@@ -384,7 +384,7 @@ def test_of_several_drivers_at_once_one_has_the_lease(url: str) -> None:
 
 
 @pytest.mark.timeout(60)  # real seconds of a real thread
-def test_a_held_lease_beats_and_is_given_back(url: str) -> None:
+def test_a_held_lease_is_renewed_and_released(url: str) -> None:
     beaten = threading.Event()
 
     class Store(StudyLeaseStore):

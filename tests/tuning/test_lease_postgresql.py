@@ -99,7 +99,7 @@ def test_leases_of_earlier_versions_are_respected(url: str) -> None:
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_search_and_its_resume_have_their_study_there(url: str, tmp_path: Path) -> None:
+def test_a_search_and_its_resume_use_a_postgresql_study(url: str, tmp_path: Path) -> None:
     options = RunOptions(name="s", storage=tmp_path / "runs", cache_root=tmp_path / "cache", study_url=url)
     for trials in (1, 2):
         space = load_space("digits", [f"budget.trials={trials}", "budget.concurrent=1"])

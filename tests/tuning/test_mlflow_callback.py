@@ -29,7 +29,7 @@ from tune_rescon.tuning.trial import Proposal, TrialRecord
 GOES_ON = Verdict(decision=Decision.CONTINUE)
 
 
-def test_near_end_is_called_once_all_trials_have_started_and_one_has_a_network() -> None:
+def test_the_exporter_is_preloaded_once_all_started_and_one_has_a_network() -> None:
     space = load_space("digits", ["budget.trials=2"])
     storage = InMemoryStorage()
     record = StudyRecord.on(
@@ -76,7 +76,7 @@ def test_a_runs_parameters_show_no_password() -> None:
 
 
 @pytest.mark.parametrize("classes", [LARGEST_BY_CLASS, LARGEST_BY_CLASS + 1])
-def test_a_final_shows_its_accuracy_on_each_class_if_these_are_not_too_many(classes: int) -> None:
+def test_final_metrics_include_class_accuracies_up_to_a_limit(classes: int) -> None:
     by_class = {f"test_accuracy/{number}": (0.5,) for number in range(classes)}
     trial = TrialRecord(
         number=0,

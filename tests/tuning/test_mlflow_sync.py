@@ -79,7 +79,7 @@ def test_all_data_is_sent_once(
     }
 
 
-def test_sending_data_is_no_time_of_the_search(
+def test_sync_does_not_count_as_time_of_the_search(
     make_search: MakeSearch, location: SearchLocation, store: str
 ) -> None:
     """It would shorten the `budget.hours` of a search that is resumed."""

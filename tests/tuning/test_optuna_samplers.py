@@ -41,7 +41,7 @@ def draws(of: Space, *, first: int = 0, count: int = 3, attempt: int = 0) -> lis
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_optunas_and_a_trials_draw_is_its_numbers(kind: str) -> None:
+def test_each_sampler_is_optunas_and_seeded_by_trial_number(kind: str) -> None:
     of = space(kind)
     assert type(make_sampler(of, 0)) is KINDS[kind]
     assert draws(of) == draws(of)
@@ -49,14 +49,14 @@ def test_each_kind_is_optunas_and_a_trials_draw_is_its_numbers(kind: str) -> Non
     assert len(set(rates)) == len(rates)
 
 
-def test_the_first_generation_is_what_others_draw_before_they_model() -> None:
+def test_the_nsga2_population_size_is_n_startup_trials() -> None:
     sampler = make_sampler(load_space("digits", ["sampler.type=nsga2"]), 0)
     assert isinstance(sampler, optuna.samplers.NSGAIISampler)
     assert sampler.population_size == load_space("digits").sampler.n_startup_trials
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_tpe_models_the_parameters_together_and_takes_running_trials_for_bad_ones() -> None:
+def test_tpe_is_multivariate_and_uses_the_constant_liar() -> None:
     drops = "parameters.drop_path={type: float, low: 0.0, high: 0.1, when: {parameter: depth, in: [92]}}"
     depths = "parameters.depth={type: categorical, choices: [56, 92]}"
     of = load_space(

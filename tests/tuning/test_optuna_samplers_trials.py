@@ -63,7 +63,7 @@ def test_a_trial_becomes_an_optuna_trial(ended: TrialRecord, sampler: str, expec
         ("diverged", (0.5, 0.55, 0.6, math.nan), SamplerTrial(state=PRUNED)),
     ],
 )
-def test_tpe_sees_every_trial_as_of_one_epoch(
+def test_tpe_gets_every_trial_as_of_one_epoch(
     state: str, values: tuple[float, ...], expected: SamplerTrial | None
 ) -> None:
     assert sampler_trial(trial(state, *values), "tpe", worst=0.1, epoch=3) == expected
@@ -85,7 +85,7 @@ def test_other_samplers_get_only_ended_trials(state: str, sampler: str) -> None:
         ({9: 0}, 9),
     ],
 )
-def test_the_highest_rung_that_enough_trials_reached(reached: dict[int, int], epoch: int) -> None:
+def test_the_common_epoch_is_the_highest_rung_with_enough_trials(reached: dict[int, int], epoch: int) -> None:
     assert common_epoch(reached, enough=16) == epoch
 
 
@@ -107,5 +107,5 @@ def test_a_failed_trial_counts_as_the_worst(
 
 
 @pytest.mark.parametrize("state", ["diverged", "out_of_memory"])
-def test_with_two_objectives_there_is_no_worst(state: str) -> None:
+def test_with_two_objectives_a_failed_trial_has_no_value(state: str) -> None:
     assert sampler_trial(trial(state, math.nan, cost=2.0), "nsga2", worst=0.1) == SamplerTrial(state=FAIL)

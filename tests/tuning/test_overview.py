@@ -136,7 +136,7 @@ def test_a_line_of_final_trainings_has_the_value_of_the_winner_by_the_mean(
     assert (line.problem, line.best) == ("", result.best.value)
 
 
-def test_the_last_to_change_comes_first_and_a_broken_one_says_why(
+def test_the_last_changed_search_is_first_and_broken_ones_have_a_problem(
     make_search: MakeSearch, location: SearchLocation
 ) -> None:
     for name in ("old", "new", "garbage", "gone", "unreadable"):
@@ -158,7 +158,7 @@ def test_a_storage_without_a_search_has_none(location: SearchLocation) -> None:
     assert list_searches(location) == ()
 
 
-def test_fifty_searches_are_listed_soon(make_search: MakeSearch, location: SearchLocation) -> None:
+def test_fifty_searches_are_listed_quickly(make_search: MakeSearch, location: SearchLocation) -> None:
     assert isinstance(location.storage, Path)
     folder = make_search("s0")
     for number in range(1, 50):
@@ -172,7 +172,7 @@ def test_fifty_searches_are_listed_soon(make_search: MakeSearch, location: Searc
     assert [line.state for line in found] == [SearchState.FINISHED] * 50
 
 
-def test_searches_at_a_url(make_search: MakeSearch, location: SearchLocation, tmp_path: Path) -> None:
+def test_url_searches_are_listed(make_search: MakeSearch, location: SearchLocation, tmp_path: Path) -> None:
     bucket = StorageUrl(url="memory://bucket/list")
     for name in ("a", "b"):
         folder = make_search(name, storage=tmp_path / "scratch")

@@ -39,7 +39,7 @@ def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: P
     assert "account" not in record.attribute("datasets")["folder"]
 
 
-def test_a_home_folder_is_the_same_for_the_dry_run_and_the_workers(
+def test_a_tilde_path_is_the_same_for_the_dry_run_and_the_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -49,7 +49,7 @@ def test_a_home_folder_is_the_same_for_the_dry_run_and_the_workers(
     assert found.fixed["init_from"] == str(tmp_path / "best.ckpt")
 
 
-def test_a_parameter_that_depends_on_the_initial_weights_still_exists(
+def test_conditions_on_initial_weights_follow_their_absolute_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -69,7 +69,7 @@ def test_a_missing_home_folder_is_refused() -> None:
         with_absolute_paths(load_space("digits", ["fixed.init_from=~nosuchuser/x.ckpt"]))
 
 
-def test_a_search_begins_with_the_account(tmp_path: Path, progress: list[str]) -> None:
+def test_preparing_a_search_reports_the_images_of_its_folder(tmp_path: Path, progress: list[str]) -> None:
     for label in "ab":
         (tmp_path / "x" / label).mkdir(parents=True)
         for number in range(4):

@@ -38,19 +38,19 @@ def test_the_size_is_that_of_the_largest_network(settings: list[str], largest: i
     assert largest_image_size(folder_space(settings=settings)) == largest
 
 
-def test_a_new_search_keeps_what_its_largest_network_sees() -> None:
+def test_a_new_search_stores_images_at_its_largest_image_size() -> None:
     assert sides(folder_space(settings=[SIZES])) == 320
 
 
-def test_smaller_networks_do_not_enlarge_the_store() -> None:
+def test_small_networks_give_a_small_store_size() -> None:
     assert sides(folder_space(settings=["fixed.image_size=48"])) == 48
 
 
-def test_a_given_side_stays() -> None:
+def test_a_given_store_size_is_kept() -> None:
     assert sides(folder_space(settings=["dataset.store_size=100", "fixed.image_size=300"])) == 100
 
 
-def test_a_resumed_search_keeps_the_side_that_its_trials_had() -> None:
+def test_a_resumed_search_keeps_its_store_size() -> None:
     begun = with_store_size(folder_space(settings=["fixed.image_size=300"]), None)
     again = folder_space(settings=["fixed.image_size=300"])
     assert sides(again, begun) == 300
@@ -62,7 +62,7 @@ def test_a_search_of_an_earlier_version_keeps_256() -> None:
     assert sides(folder_space(settings=["fixed.image_size=300"]), old) is None
 
 
-def test_the_cache_is_priced_and_enlarging_is_said(tmp_path: Path) -> None:
+def test_cache_size_and_enlarged_images_are_reported(tmp_path: Path) -> None:
     for label in "ab":
         (tmp_path / label).mkdir()
         for number in range(2):

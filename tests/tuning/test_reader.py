@@ -74,7 +74,7 @@ def test_reading_changes_no_byte(make_search: MakeSearch, location: SearchLocati
 
 
 @pytest.mark.parametrize("reports", [0, 1, 3, 5])
-def test_what_a_killed_search_ran_waits_to_be_resumed(
+def test_running_trials_of_a_killed_search_are_read_as_interrupted(
     reports: int, make_search: MakeSearch, location: SearchLocation
 ) -> None:
     make_search("a", reports=reports)
@@ -85,7 +85,7 @@ def test_what_a_killed_search_ran_waits_to_be_resumed(
     assert TrialState.INTERRUPTED in {trial.state for trial in result.trials}
 
 
-def test_a_search_with_a_driver_runs_and_its_driver_can_write_meanwhile(
+def test_a_search_with_a_driver_is_read_as_running_without_blocking_it(
     make_search: MakeSearch, location: SearchLocation
 ) -> None:
     folder = make_search("a", reports=4)
@@ -139,7 +139,7 @@ def test_the_outcome_of_a_run_is_read(
     assert result.failure == ("Too much failed." if state is SearchState.FAILED else None)
 
 
-def test_notes_are_read_as_written_and_passwords_are_not_written(make_search: MakeSearch) -> None:
+def test_run_attributes_read_back_without_passwords(make_search: MakeSearch) -> None:
     record = record_of(make_search("a", reports=0))
     datasets = {"cifar10": describe(load_space("att92").dataset, data_root=Path("data"))}
     record_run(record, datasets, "http://user:secret@mlflow:5000")
@@ -149,7 +149,7 @@ def test_notes_are_read_as_written_and_passwords_are_not_written(make_search: Ma
     assert read_run_attributes(record).tracking_uri == "http://mlflow:5000"
 
 
-def test_a_tracking_store_is_named_as_from_any_directory(
+def test_a_relative_tracking_uri_is_recorded_as_absolute(
     make_search: MakeSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`report --sync` in another directory would create a second store there."""
@@ -159,9 +159,7 @@ def test_a_tracking_store_is_named_as_from_any_directory(
     assert read_run_attributes(record).tracking_uri == f"sqlite:///{tmp_path}/50%25.db?timeout=9"
 
 
-def test_an_epoch_that_lacks_its_details_is_not_there_yet(
-    make_search: MakeSearch, location: SearchLocation
-) -> None:
+def test_an_epoch_without_its_details_is_not_read(make_search: MakeSearch, location: SearchLocation) -> None:
     folder = make_search("a")
     before = sum(trial.epochs for trial in read_search(location, "a").trials)
     with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as database:
@@ -179,7 +177,7 @@ def test_a_folder_without_its_study_is_reported(make_search: MakeSearch, locatio
         read_search(location, "a")
 
 
-def test_a_study_in_another_database(
+def test_a_study_in_another_database_is_read(
     make_search: MakeSearch, location: SearchLocation, tmp_path: Path
 ) -> None:
     folder = make_search("a")
@@ -188,7 +186,7 @@ def test_a_study_in_another_database(
     assert len(read_search(elsewhere, "a").trials) == 6
 
 
-def test_a_search_that_is_not_there_is_answered_with_those_that_are(
+def test_a_missing_search_is_refused_with_the_existing_ones(
     make_search: MakeSearch, location: SearchLocation
 ) -> None:
     make_search("a", reports=0)
@@ -203,7 +201,7 @@ def bucket() -> Iterator[StorageUrl]:
     filesystem.rm("/bucket", recursive=True)
 
 
-def test_a_search_at_a_url(
+def test_a_search_at_a_url_is_read(
     make_search: MakeSearch, location: SearchLocation, bucket: StorageUrl, tmp_path: Path
 ) -> None:
     folder = make_search("a", storage=tmp_path / "scratch")

@@ -33,7 +33,7 @@ def lease(driver: Driver | None) -> Lease:
         (lease(ELSEWHERE), None, 41.0, False),
     ],
 )
-def test_whether_a_driver_is_alive(
+def test_a_driver_is_alive_by_its_process_or_its_heartbeat(
     found: Lease | None, started: float | None, silent: float, lives: bool
 ) -> None:
     assert driver_lives(found, ME, lambda _: started, silent=silent) == lives
@@ -52,7 +52,7 @@ def test_whether_a_driver_is_alive(
         (False, None, 12, SearchState.FINISHED),
     ],
 )
-def test_the_state_of_a_search(
+def test_the_search_state_follows_from_driver_outcome_and_trials(
     alive: bool, outcome: SearchState | None, ended: int, expected: SearchState
 ) -> None:
     assert search_state(alive=alive, outcome=outcome, ended=ended, total=12) is expected

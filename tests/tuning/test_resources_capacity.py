@@ -38,7 +38,7 @@ available_node_types:
         (16, 1, 1, 1 / 3, None, 3),
     ],
 )
-def test_the_number_of_concurrent_trials(
+def test_concurrent_trials_are_limited_by_cpus_gpus_and_the_request(
     cpus: float, gpus: float, cpu: float, gpu: float, wanted: int | None, slots: int
 ) -> None:
     machine = Nodes(count=1, resources={"CPU": cpus, "GPU": gpus})
@@ -80,7 +80,7 @@ def bootstrap(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_cluster_of_its_head_alone_counts_what_it_may_grow_to(bootstrap: Path) -> None:
+def test_a_cluster_with_only_its_head_counts_the_autoscaler_limits(bootstrap: Path) -> None:
     later = autoscaler_limits(bootstrap)
     assert concurrent_trials([HEAD], later, ONE, None) == 8 + 10 * 8
     assert concurrent_trials([HEAD], later, {**ONE, "accelerator_type:A10G": 0.001}, None) == 8

@@ -52,7 +52,7 @@ NO_MEMORY = {
 
 
 @pytest.mark.parametrize("name", field_names())
-def test_every_field_is_known_to_change_the_memory_or_not(name: str) -> None:
+def test_every_field_changes_the_memory_key_unless_listed(name: str) -> None:
     """Whatever its value: a trial that has another one is, or is not, told apart."""
     other = SimpleNamespace(**{field: getattr(TRIAL, field) for field in field_names()})
     setattr(other, name, 12 if name == "batch_size" else 0.5 if name == "ema_decay" else "another value")

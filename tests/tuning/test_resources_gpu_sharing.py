@@ -36,7 +36,7 @@ def test_trials_that_share_a_gpu_have_time_and_memory(busy: float, used: int, to
 
 
 @pytest.mark.parametrize("trials", range(1, MAX_TRIALS_PER_GPU + 1))
-def test_a_device_that_is_a_part_busy_serves_as_many_as_there_are_parts(trials: int) -> None:
+def test_a_gpu_that_is_busy_one_nth_of_the_time_serves_n_trials(trials: int) -> None:
     assert trials_per_gpu(busy=1 / trials, used=1, total=100) == trials
 
 
@@ -91,6 +91,6 @@ def test_the_largest_trial_may_be_an_external_network() -> None:
     assert largest_trial(few, FACTS)[0].network == "tests.own_networks:small"
 
 
-def test_until_it_is_measured_a_trial_may_hold_a_whole_gpu() -> None:
+def test_an_unmeasured_trial_counts_as_a_whole_gpu() -> None:
     assert load_space("digits", ["resources_per_trial.gpu=auto"]).resources_per_trial.gpus == 1.0
     assert load_space("digits", ["resources_per_trial.gpu=0.25"]).resources_per_trial.gpus == 0.25

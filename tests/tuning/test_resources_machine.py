@@ -35,7 +35,7 @@ def machine(cpu: float, gpu: float = 0, gib: float = 64) -> Nodes:
         ([machine(0)], 1, 0),
     ],
 )
-def test_auto_is_what_suits_the_machines(nodes: list[Nodes], cpu: int, gpu: float) -> None:
+def test_auto_resources_follow_from_the_machines(nodes: list[Nodes], cpu: int, gpu: float) -> None:
     space, words = choose_resources(load_space("digits", [AUTO]), nodes, where="this machine")
     assert space.resources_per_trial == Resources(cpu=cpu, gpu=float(gpu))
     assert f"--set 'resources_per_trial={{cpu: {cpu}, gpu: {gpu}}}'" in words
@@ -43,7 +43,7 @@ def test_auto_is_what_suits_the_machines(nodes: list[Nodes], cpu: int, gpu: floa
     assert load_space("digits", [line]).resources_per_trial == space.resources_per_trial
 
 
-def test_auto_survives_a_file() -> None:
+def test_auto_resources_round_trip_through_a_file() -> None:
     space = load_space("digits", [AUTO])
     assert isinstance(space.resources_per_trial, AutoResources)
     assert parse_space(dump_space(space), source="x.yaml") == space
@@ -63,7 +63,7 @@ def test_explicit_resources_replace_auto(settings: list[str], resources: Resourc
     assert load_space("folder", ["dataset.path=x", *settings]).resources_per_trial == resources
 
 
-def test_a_part_of_auto_is_not_replaced_alone() -> None:
+def test_replacing_a_part_of_auto_is_refused() -> None:
     with pytest.raises(SpaceError, match="must be replaced as a whole, but got cpu") as caught:
         load_space("folder", ["dataset.path=x", "resources_per_trial.cpu=2"])
     assert "Give both: --set resources_per_trial.cpu=1 --set resources_per_trial.gpu=0" in str(caught.value)
@@ -84,12 +84,12 @@ def test_a_part_of_auto_is_not_replaced_alone() -> None:
         ("1,-1,0", 2, 1),
     ],
 )
-def test_the_gpus_that_a_search_may_use(visible: str | None, listed: int, gpus: int) -> None:
+def test_gpus_are_limited_by_cuda_visible_devices(visible: str | None, listed: int, gpus: int) -> None:
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert this_machine(environment, lambda: listed).resources["GPU"] == gpus
 
 
-def test_a_machine_without_the_drivers_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_counted_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     here = this_machine({})
     assert here.resources["GPU"] == len(list(Path("/dev").glob("nvidia[0-9]*")))
@@ -159,9 +159,7 @@ def test_a_search_reports_what_auto_chose_and_records_it(
 
 @pytest.mark.torch
 @pytest.mark.usefixtures("without_ray")
-def test_a_promised_gpu_that_torch_does_not_have_ends_the_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_that_torch_cannot_use_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver older than torch's CUDA: nvidia-smi and Ray count a GPU, and torch has no use of it."""
     monkeypatch.setattr("tune_rescon.tuning.resources.this_machine", lambda: machine(2, 1))
     monkeypatch.setattr("tests.without_ray.RESOURCES", {"CPU": 2.0, "GPU": 1.0})

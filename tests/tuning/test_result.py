@@ -68,7 +68,7 @@ def trial(
         ),
     ],
 )
-def test_the_winner(trials: list[TrialRecord], winner: int | None) -> None:
+def test_the_winner_is_the_best_of_the_furthest_trials(trials: list[TrialRecord], winner: int | None) -> None:
     best = best_trial(tuple(trials))
     assert (best and best.number) == winner
 
@@ -108,7 +108,7 @@ def test_the_best_in_hand_is_a_trial_better_than_the_winner(
 
 
 @pytest.mark.parametrize(("at", "in_hand"), [("best", 1), ("last", None)])
-def test_the_best_in_hand_is_judged_by_the_epoch_whose_network_is_kept(
+def test_the_best_in_hand_is_compared_at_the_epoch_whose_network_is_kept(
     at: MetricAt, in_hand: int | None
 ) -> None:
     trials = [
@@ -124,7 +124,7 @@ def test_every_trial_with_a_value_is_better_than_a_winner_without_one() -> None:
     assert best_in_hand([diverged, trial(1, STOPPED, 0.1)], diverged) == trial(1, STOPPED, 0.1)
 
 
-def test_where_the_test_images_judge_no_trial_is_in_hand() -> None:
+def test_with_a_test_metric_no_trial_is_in_hand() -> None:
     trials = (trial(0, FINISHED, 0.1, 0.5), trial(1, STOPPED, 0.9))
     found = result(*trials, gmacs=(1.0, 1.0))
     assert found.in_hand is trials[1]
@@ -144,7 +144,7 @@ def test_compute_hours_count_the_devices_that_each_epoch_held() -> None:
     assert compute_hours(moved, 4, 2) == 0.25 * (1 + 4)
 
 
-def test_a_half_measured_epoch_costs_nothing() -> None:
+def test_an_epoch_without_a_measured_time_costs_nothing() -> None:
     cut = TrialRecord(
         number=0,
         state=FAILED,
@@ -157,7 +157,7 @@ def test_a_half_measured_epoch_costs_nothing() -> None:
     assert compute_hours(cut, 1) == 1.0
 
 
-def test_closing_metrics() -> None:
+def test_closing_metrics_are_the_cost_and_the_best_epoch() -> None:
     assert closing_metrics(trial(0, STOPPED, 0.5, 0.75, 0.625), COST, 2) == {
         "compute_hours": 1.5,
         "params_m": 0.85,
@@ -167,7 +167,7 @@ def test_closing_metrics() -> None:
     }
 
 
-def test_closing_metrics_hold_the_peak_and_the_mean_rate_of_those_epochs_that_have_them() -> None:
+def test_closing_metrics_use_only_epochs_with_a_measured_peak_and_rate() -> None:
     # Of 100 images: in one second, in four, and none that were counted.
     measured = {"images_per_second": (100.0, 25.0, math.nan), PEAK_MEMORY: (math.nan, 80.0, 120.0)}
     known = trial(0, STOPPED, 0.5, 0.75, 0.625)
@@ -186,7 +186,7 @@ def test_closing_metrics_of_a_trial_without_a_value_are_its_cost(values: tuple[f
     assert set(closing_metrics(trial(0, FAILED, *values), COST, 1)) == {"compute_hours", "params_m", "gmacs"}
 
 
-def test_closing_metrics_where_no_accuracy_is_finite() -> None:
+def test_closing_metrics_omit_a_non_finite_accuracy() -> None:
     logged = closing_metrics(trial(0, STOPPED, 1.0, metric="val_loss", accuracy=(math.nan,)), COST, 1)
     assert logged["best_val_loss"] == 1.0
     assert "best_val_accuracy" not in logged
@@ -235,7 +235,7 @@ def test_the_front_is_what_no_finite_point_dominates(points: dict[int, tuple[flo
     assert [points[key] for key in front] == sorted(points[key] for key in front)
 
 
-def test_the_winner_is_the_dearest_of_the_front_and_a_stopped_trial_is_not_on_it() -> None:
+def test_the_winner_is_the_costliest_on_the_front_without_stopped_trials() -> None:
     trials = (
         trial(0, FINISHED, 0.1, 0.9),
         trial(1, FINISHED, 0.1, 0.8),
@@ -248,12 +248,12 @@ def test_the_winner_is_the_dearest_of_the_front_and_a_stopped_trial_is_not_on_it
     assert found.best is trials[0]
 
 
-def test_where_none_has_finished_the_front_is_of_those_that_got_furthest() -> None:
+def test_without_finished_trials_the_front_has_the_furthest_ones() -> None:
     trials = (trial(0, STOPPED, 0.1, 0.5), trial(1, STOPPED, 0.1, 0.4), trial(2, STOPPED, 0.9))
     assert [one.number for one in result(*trials, gmacs=(2.0, 1.0, 0.5)).front] == [1, 0]
 
 
-def test_a_front_of_losses_and_hours() -> None:
+def test_a_front_may_minimise_loss_and_compute_hours() -> None:
     trials = tuple(
         TrialRecord(
             number=number,
@@ -286,7 +286,7 @@ def test_the_best_file_holds_the_front() -> None:
     assert written["config"]["step_fractions"] == [40, 60]
 
 
-def test_the_best_file_of_one_objective_knows_no_front() -> None:
+def test_the_best_file_of_one_objective_has_no_front() -> None:
     written = best_file(result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
     assert not {"against", "front"} & set(written)
 
@@ -319,13 +319,13 @@ def test_of_repeated_trainings_the_best_mean_wins_and_no_lucky_seed() -> None:
     assert best_trial(trials, by_mean=True) is trials[1]
 
 
-def test_where_none_was_trained_to_its_end_the_furthest_wins() -> None:
+def test_without_finished_trainings_the_furthest_wins() -> None:
     trials = (trial(0, STOPPED, 0.9), trial(1, STOPPED, 0.1, 0.2))
     assert best_trial(trials, by_mean=True) == trials[1]
     assert best_trial((), by_mean=True) is None
 
 
-def test_metrics_of_the_test_images_are_logged_once() -> None:
+def test_closing_metrics_of_a_final_training_have_each_test_metric_once() -> None:
     judged = dataclasses.replace(
         trial(0, FINISHED, math.nan, 0.75, metric="test_accuracy"),
         maximize=True,
@@ -361,9 +361,7 @@ def test_the_value_is_that_of_the_epoch_that_counts(
 
 
 @pytest.mark.parametrize(("at", "winner"), [("last", 1), ("best", 0)])
-def test_the_winner_the_kept_and_the_registered_network_are_chosen_by_one_rule(
-    at: MetricAt, winner: int
-) -> None:
+def test_the_winner_and_the_kept_network_are_chosen_by_the_same_rule(at: MetricAt, winner: int) -> None:
     """The first trial had the better epoch, the second ends better."""
     trials = tuple(
         dataclasses.replace(t, at=at, checkpoint=f"{t.number}.ckpt")
@@ -397,7 +395,7 @@ def _result(*trials: TrialRecord, **changes: Any) -> StudyResult:
     return StudyResult(**{**values, **changes})
 
 
-def test_a_result_is_one_line_in_a_notebook() -> None:
+def test_the_repr_of_a_result_is_one_line() -> None:
     result = _result(trial(0, STOPPED, 0.1), trial(1, FINISHED, 0.5, 0.75))
     assert repr(result) == (
         "<StudyResult s: finished, 2 trials, best trial_0001, val_accuracy 0.75 after 2 epochs>"

@@ -130,7 +130,7 @@ def is_free(key: str) -> bool:
 
 
 @pytest.mark.parametrize(("key", "value"), OTHER.items())
-def test_each_key_may_change_or_not(key: str, value: str) -> None:
+def test_each_key_is_free_or_frozen(key: str, value: str) -> None:
     found = problems(f"{key}={value}")
     if is_free(key):
         assert found == []
@@ -171,7 +171,7 @@ def test_the_documentation_has_every_rule() -> None:
         ("metric={name: test_accuracy, mode: max}", "dataset.hold_out=false", "scheduler.type=none"),
     ],
 )
-def test_a_metric_and_the_images_are_what_the_values_mean(change: tuple[str, ...]) -> None:
+def test_a_changed_metric_or_dataset_is_refused(change: tuple[str, ...]) -> None:
     rows = "initial=[{depth: 56, learning_rate: 0.1}, {depth: 92, learning_rate: 0.1}]"
     more = (rows, "budget.trials=2") if len(change) > 1 else ()
     assert problems(*change, *more)
@@ -183,11 +183,11 @@ def test_a_folder_of_images_may_have_moved() -> None:
     assert change_problems(old, space(*folder, "dataset.path=there"), [trial(old)]) == []
 
 
-def test_a_budget_of_epochs_may_come_with_the_scheduler_that_plans_it() -> None:
+def test_an_epoch_budget_may_be_added_with_its_scheduler() -> None:
     assert problems("scheduler={type: auto}", "budget.epochs=500") == []
 
 
-def test_a_longer_training_is_another_one() -> None:
+def test_a_larger_number_of_epochs_is_refused() -> None:
     (problem,) = problems("fidelity.max=9")
     assert problem.startswith("fidelity.max is 6 and would become 9 (the learning-rate schedules")
 
@@ -214,7 +214,7 @@ def test_fields_may_move_between_fixed_and_parameters(change: tuple[str, ...]) -
     assert problems(*change) == []
 
 
-def test_the_function_that_ranks_the_trials_stays_and_others_may_come() -> None:
+def test_the_objective_function_is_frozen_and_others_may_be_added() -> None:
     """Functions of two modules may have one name, which is the name of the metric."""
     own = "metric={{name: val_score, mode: min, log: [{}]}}"
     old = space(own.format("before:score"))

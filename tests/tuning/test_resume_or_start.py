@@ -182,7 +182,7 @@ def test_a_driver_that_is_about_to_begin_is_waited_for(
     assert "another driver is about to begin s" in progress[0]
 
 
-def test_a_driver_that_does_not_end_is_not_waited_for_without_end(options: RunOptions) -> None:
+def test_waiting_for_another_driver_times_out(options: RunOptions) -> None:
     assert isinstance(options.storage, Path)
     with (
         reserved(SearchFolder(storage=options.storage, name="s")),
@@ -214,7 +214,7 @@ def moments(options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> list[dict[s
     return found
 
 
-def test_at_a_url_every_moment_is_resumed_or_started(
+def test_after_a_kill_at_any_moment_a_search_at_a_url_is_resumed_or_started(
     at_url: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = moments(at_url, monkeypatch)
@@ -238,7 +238,7 @@ def test_at_a_url_every_moment_is_resumed_or_started(
         assert not [name for name in remote(again).names() if "opening" in name]
 
 
-def test_a_new_search_of_the_name_takes_over_what_never_began(at_url: RunOptions) -> None:
+def test_a_new_search_takes_over_a_name_whose_search_never_began(at_url: RunOptions) -> None:
     assert isinstance(at_url.storage, StorageUrl)
     home = SearchHome.create(at_url.storage, "s")
     folder = SearchFolder(storage=at_url.cache_root / "there", name="s")
@@ -252,7 +252,7 @@ def test_a_new_search_of_the_name_takes_over_what_never_began(at_url: RunOptions
 
 @pytest.mark.parametrize("identity", ["search.json", None])
 @pytest.mark.parametrize("kept", ["checkpoints/trial_0000/best.ckpt", "trials.csv", "study.db"])
-def test_a_search_at_a_url_that_lost_its_space_is_not_taken_for_a_dead_drivers(
+def test_a_search_at_a_url_without_its_space_file_is_not_taken_over(
     kept: str, identity: str | None, at_url: RunOptions, make_search: MakeSearch
 ) -> None:
     """Its files were copied in part, or ``space.yaml`` was deleted."""
@@ -270,7 +270,7 @@ def test_a_search_at_a_url_that_lost_its_space_is_not_taken_for_a_dead_drivers(
         assert store.resumed
 
 
-def test_a_search_that_has_begun_is_not_a_new_one(at_url: RunOptions) -> None:
+def test_a_search_that_has_begun_is_only_resumed(at_url: RunOptions) -> None:
     with open_store(at_url) as store:
         begin(store)
         store.close(5)
@@ -305,7 +305,7 @@ def test_a_driver_that_prepares_at_a_url_keeps_its_name(at_url: RunOptions) -> N
 
 
 @pytest.mark.parametrize(("pid", "taken"), [(ALIVE, False), (DEAD, True)])
-def test_a_study_in_a_database_does_not_change_whose_the_name_at_a_url_is(
+def test_with_an_external_study_a_live_driver_keeps_its_name_at_a_url(
     pid: int, taken: bool, at_url: RunOptions
 ) -> None:
     """The search's lease is in the database then, which has no such study yet."""
@@ -348,7 +348,7 @@ class OvertakenError(Exception):
     """Ends a driver, as a LeaseLostError does."""
 
 
-def test_a_driver_that_was_overtaken_before_it_began_begins_nothing(
+def test_a_driver_that_lost_its_lease_before_it_began_writes_nothing(
     at_url: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was stopped for longer than its lease; another one has cleared its files."""
@@ -438,7 +438,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
         (None, [], False),
     ],
 )
-def test_a_search_is_finished_if_its_last_run_ended_by_itself_and_no_trial_is_left(
+def test_a_search_is_finished_if_it_completed_and_no_trial_remains(
     outcome: SearchState | None, edits: list[str], finished: bool, study: str
 ) -> None:
     record = StudyRecord.load(study, "s", metric="val_accuracy")
@@ -459,7 +459,7 @@ def test_a_search_is_finished_if_its_last_run_ended_by_itself_and_no_trial_is_le
         (["parameters.learning_rate.high=0.2"], False),
     ],
 )
-def test_hours_that_are_spent_and_points_that_have_run_are_not_spent_again(
+def test_a_search_is_finished_if_its_hours_or_points_are_used_up(
     edits: list[str], finished: bool, study: str
 ) -> None:
     """Two of twenty trials ran, and the last run ended by itself: its hours were over, or its points."""

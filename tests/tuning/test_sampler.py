@@ -92,7 +92,7 @@ def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.Monkey
         assert run(space, run(space, [], cut), 26 - cut) == whole
 
 
-def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_rise_in_rank_does_not_change_a_bounded_view(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6), ("ATTEMPTS", 1)):
         monkeypatch.setattr(sampler, name, value)
     space = make_space("tpe")
@@ -109,7 +109,7 @@ def test_a_trial_that_rose_in_rank_since_changes_nothing_in_a_view(monkeypatch: 
     assert proposed(resumed).params == uninterrupted
 
 
-def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bounded_view_keeps_the_best_the_latest_and_running_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 3)):
         monkeypatch.setattr(sampler, name, value)
     trials = run(make_space("random"), [], 12)
@@ -120,7 +120,7 @@ def test_a_bounded_view_keeps_the_best_the_latest_and_whatever_runs(monkeypatch:
     assert len(kept) == 6
 
 
-def test_a_trial_that_pauses_may_fall_out_of_a_bounded_view(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_paused_trial_may_be_dropped_from_a_bounded_view(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("VIEW_BEST", 1), ("VIEW_LATEST", 1)):
         monkeypatch.setattr(sampler, name, value)
     states = [TrialState.PAUSED, TrialState.RUNNING, TrialState.INTERRUPTED, *[TrialState.STOPPED] * 3]
@@ -133,7 +133,7 @@ def test_a_trial_that_pauses_may_fall_out_of_a_bounded_view(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("kind", "noted"), [("tpe", {6, 12}), ("random", set())])
-def test_what_is_kept_is_noted_where_it_was_chosen_and_only_for_a_bounded_view(
+def test_the_kept_trials_are_recorded_only_for_a_bounded_view(
     kind: str, noted: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampler, "RENEW_EVERY", 6)
@@ -254,7 +254,7 @@ def test_a_diverged_trial_counts_as_the_worst_that_ended(
     assert words(shown)[-1] == ("COMPLETE", [worst])
 
 
-def test_a_value_that_is_not_finite_at_a_rung_does_not_count_as_having_reached_it(
+def test_a_non_finite_value_at_a_rung_does_not_count_as_reaching_it(
     shown: list[FrozenTrial],
 ) -> None:
     search = SearchSampler(make_space("tpe"))
@@ -267,7 +267,7 @@ def test_a_value_that_is_not_finite_at_a_rung_does_not_count_as_having_reached_i
     assert words(shown) == [("COMPLETE", [0.1 * number]) for number in range(4)]
 
 
-def test_the_one_trial_that_completes_a_rung_has_all_compared_there(shown: list[FrozenTrial]) -> None:
+def test_all_trials_are_compared_at_a_rung_that_enough_reached(shown: list[FrozenTrial]) -> None:
     search = SearchSampler(make_space("tpe"))
     trials = fed(search, *[(RUNNING, (0.1 * number,)) for number in range(4)])
     for trial in trials[:3]:
@@ -288,7 +288,7 @@ def test_a_resumed_search_compares_trials_at_the_same_rung(shown: list[FrozenTri
     assert words(shown) == [("COMPLETE", [0.6])] * 4
 
 
-def test_an_enqueued_trial_is_completed_by_a_sampler_that_knows_all(shown: list[FrozenTrial]) -> None:
+def test_the_sampler_gets_all_trials_before_it_completes_an_enqueued_one(shown: list[FrozenTrial]) -> None:
     search = SearchSampler(make_space("tpe"))
     (trial,) = fed(search, (RUNNING, (0.9,)))
     search.on_trial_end(dataclasses.replace(trial, state=DIVERGED, values=(0.9, math.nan)))
@@ -298,7 +298,7 @@ def test_an_enqueued_trial_is_completed_by_a_sampler_that_knows_all(shown: list[
     assert shown[0].state.name == "PRUNED"
 
 
-def test_draws_that_do_not_fit_say_nothing_to_the_sampler(shown: list[FrozenTrial]) -> None:
+def test_rejected_draws_are_failed_trials_for_the_sampler(shown: list[FrozenTrial]) -> None:
     search = SearchSampler(make_space("tpe"))
     answers = iter((True, True, True, False))
     proposed(search, lambda _: next(answers))
@@ -306,7 +306,7 @@ def test_draws_that_do_not_fit_say_nothing_to_the_sampler(shown: list[FrozenTria
     assert [trial.state.name for trial in shown] == ["FAIL", "FAIL", "FAIL", "RUNNING"]
 
 
-def test_what_an_earlier_search_taught_is_not_taken_for_this_ones(shown: list[FrozenTrial]) -> None:
+def test_warm_start_trials_and_own_trials_are_kept_apart(shown: list[FrozenTrial]) -> None:
     (earlier,) = fed(SearchSampler(make_space("random")), (STOPPED, (0.9,)))
     search = SearchSampler(make_space("random"), warm_start_trials=[earlier])
     fed(search, (STOPPED, (0.9,)))
@@ -315,7 +315,7 @@ def test_what_an_earlier_search_taught_is_not_taken_for_this_ones(shown: list[Fr
 
 
 @pytest.mark.parametrize(("kind", "size"), [("tpe", 4 + 1), ("random", 13)])
-def test_a_bounded_view_has_what_was_kept_and_what_came_since(
+def test_a_bounded_view_has_the_kept_and_the_later_trials(
     kind: str, size: int, shown: list[FrozenTrial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6)):
@@ -326,7 +326,7 @@ def test_a_bounded_view_has_what_was_kept_and_what_came_since(
 
 
 @pytest.mark.parametrize(("kind", "noted"), [("tpe", set()), ("nsga2", {"NSGAIISampler:generation"})])
-def test_only_a_sampler_that_needs_it_has_its_notes_kept(kind: str, noted: set[str]) -> None:
+def test_sampler_state_is_recorded_only_for_samplers_that_need_it(kind: str, noted: set[str]) -> None:
     rows = [{"learning_rate": 0.5, "weight_decay": 0.05}]
     trials = run(make_space(kind), [], 8, initial_points=rows)
     assert {key for trial in trials for key in trial.sampler_state} == noted

@@ -68,13 +68,13 @@ def test_each_point_runs_once_and_then_the_space_is_exhausted(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
-def test_a_space_may_ask_for_repeats(kind: str) -> None:
+def test_with_repeats_points_run_again_with_different_seeds(kind: str) -> None:
     trials = run(make_space("sampler.repeats=true", kind=kind), 24)
     assert len(trials) == 24
     assert len({trial.origin.seed for trial in trials if trial.origin}) == 24
 
 
-def test_where_repeats_are_asked_for_a_draw_is_taken_as_it_is() -> None:
+def test_with_repeats_a_repeated_draw_is_accepted() -> None:
     assert len(set(points(run(make_space("sampler.repeats=true"), 6)))) < 6
 
 
@@ -88,7 +88,7 @@ def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, cut: int) -> 
     assert run(space, 24, whole[:cut], initial_points=rows) == whole
 
 
-def test_a_trial_that_failed_does_not_run_again_either() -> None:
+def test_a_failed_point_does_not_run_again() -> None:
     space = make_space()
     failed = tuple(dataclasses.replace(trial, state=TrialState.FAILED) for trial in run(space, 6))
     assert run(space, 1, failed) == failed
@@ -107,7 +107,7 @@ def changed(old: Space, new: Space) -> SpaceVersions:
     return SpaceVersions(spaces=(old, new))
 
 
-def test_a_larger_grid_runs_what_has_not_run() -> None:
+def test_an_extended_grid_runs_only_new_points() -> None:
     old = make_space("parameters.depth.choices=[56]", "budget.trials=3", kind="grid")
     new = make_space(kind="grid")
     before = run(old, 3, initial_points=rows_of(old))
@@ -116,7 +116,7 @@ def test_a_larger_grid_runs_what_has_not_run() -> None:
     assert points(after)[3:] == [tuple(row.values()) for row in rows_of(new)[3:]]
 
 
-def test_a_grid_whose_first_choice_comes_first_runs_no_point_twice() -> None:
+def test_a_grid_with_a_new_first_choice_runs_no_point_twice() -> None:
     """One more value before the others shifts every point's place in the list."""
     old = make_space("parameters.width.choices=[0.5, 1.0]", "budget.trials=4", kind="grid")
     new = make_space(kind="grid")
@@ -133,7 +133,7 @@ def test_a_grid_with_repeats_starts_over() -> None:
     assert run(space, 7, whole[:8], initial_points=rows) == whole
 
 
-def test_a_row_that_is_added_runs_next() -> None:
+def test_an_added_initial_point_runs_next() -> None:
     old = make_space(kind="tpe")
     rows = [{"depth": 92, "width": 1.0}, {"depth": 56, "width": 0.25}]
     before = run(old, 1, initial_points=rows[:1])
@@ -160,7 +160,7 @@ def test_the_sampler_keeps_trials_that_a_changed_space_contains() -> None:
     assert len(seen) == 3
 
 
-def test_what_an_earlier_search_taught_is_learnt_in_a_changed_space_too() -> None:
+def test_warm_start_trials_are_used_in_a_changed_space() -> None:
     old = make_space(kind="tpe")
     earlier = tuple(dataclasses.replace(trial, origin=None) for trial in run(old, 6))
     more = make_space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
@@ -171,7 +171,7 @@ def test_what_an_earlier_search_taught_is_learnt_in_a_changed_space_too() -> Non
     assert [trial.params["depth"] for trial in seen] == [56] * 3
 
 
-def test_a_generation_of_another_space_is_forgotten() -> None:
+def test_the_generation_of_another_space_is_dropped() -> None:
     old = make_space(kind="nsga2")
     before = run(old, 6)
     assert any(trial.sampler_state for trial in before)
@@ -197,7 +197,7 @@ def test_a_search_continues_in_a_changed_space(kind: str) -> None:
         assert len(after) > 3
 
 
-def test_a_space_that_changed_back_knows_its_trials_again() -> None:
+def test_a_space_that_changed_back_uses_its_earlier_trials() -> None:
     first, second = make_space(kind="nsga2"), make_space("budget.trials=9", kind="nsga2")
     versions = SpaceVersions(
         spaces=(first, make_space("parameters.depth.choices=[92]", kind="nsga2"), second)

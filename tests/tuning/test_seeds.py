@@ -19,5 +19,5 @@ def test_trials_of_neighbouring_searches_have_different_seeds() -> None:
     assert len(seeds) == 20 * 200
 
 
-def test_seeds_are_those_of_earlier_versions() -> None:
+def test_seeds_equal_those_of_earlier_versions() -> None:
     assert [trial_seed(0, number) for number in range(3)] == [2968811710, 3964924996, 3141116543]

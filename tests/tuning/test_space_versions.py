@@ -56,7 +56,7 @@ def fill(of: optuna.Study, drawn_from: Space, *, old: bool = False) -> None:
         kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
 
 
-def test_a_search_that_begins_replaces_the_space_of_a_driver_that_died_before_it_began(
+def test_a_new_search_replaces_the_space_of_a_driver_that_never_began(
     study: optuna.Study,
 ) -> None:
     kept, first, then = record(study), space(), space("budget.trials=7", "parameters.depth.choices=[92]")
@@ -76,7 +76,7 @@ def test_every_version_is_kept_and_a_resume_without_a_change_makes_none(study: o
     assert study.user_attrs["space"] == dump_space(second), "what people look at is the newest"
 
 
-def test_a_trial_keeps_what_it_ran_with_whatever_the_space_becomes(study: optuna.Study) -> None:
+def test_a_trial_keeps_its_configuration_when_the_space_changes(study: optuna.Study) -> None:
     record_version(record(study), None, space())
     fill(study, space())
     again = record(study)
@@ -89,7 +89,7 @@ def test_a_trial_keeps_what_it_ran_with_whatever_the_space_becomes(study: optuna
         assert (config.depth, config.width) == (trial.parameters["depth"], 0.5)
 
 
-def test_trials_of_two_versions_keep_their_own(study: optuna.Study) -> None:
+def test_trials_of_two_versions_keep_their_configurations(study: optuna.Study) -> None:
     first, second = space(), space("fixed.width=1.0")
     versions = record_version(record(study), None, first)
     fill(study, first)
@@ -116,7 +116,7 @@ def test_versions_that_draw_and_fix_the_same_are_alike(other: str, alike: set[in
     assert SpaceVersions(spaces=(space(), space(other), space())).alike == alike
 
 
-def test_what_a_trial_was_drawn_without_is_noted() -> None:
+def test_inactive_parameters_of_a_trial_are_recorded() -> None:
     drops = "parameters.drop_path={type: float, low: 0.0, high: 0.1, when: {parameter: depth, in: [92]}}"
     shallow = make_origin(space(drops), {"depth": 56}, version=2, number=7)
     assert (shallow.inactive, shallow.space, shallow.config["depth"]) == (("drop_path",), 2, 56)
@@ -126,7 +126,7 @@ def test_what_a_trial_was_drawn_without_is_noted() -> None:
     assert find_origin(space(drops), {"depth": 128}, 7) is None
 
 
-def test_an_older_record_is_frozen_by_its_first_resume(study: optuna.Study) -> None:
+def test_the_first_resume_of_an_older_record_stores_its_configurations(study: optuna.Study) -> None:
     fill(study, space(), old=True)
     old = record(study)
     assert all(trial.origin is None for trial in old.trials())
@@ -142,7 +142,7 @@ def test_an_older_record_is_frozen_by_its_first_resume(study: optuna.Study) -> N
 
 
 @pytest.mark.parametrize("on_file", [reading(space("parameters.depth.choices=[128]")), broken])
-def test_an_older_record_whose_file_was_edited_is_of_the_space_it_began_with(
+def test_an_older_record_with_an_edited_file_uses_its_recorded_space(
     study: optuna.Study, on_file: Callable[[], Space]
 ) -> None:
     fill(study, space(), old=True)
@@ -152,7 +152,7 @@ def test_an_older_record_whose_file_was_edited_is_of_the_space_it_began_with(
     assert all(trial.origin is not None for trial in found.trials())
 
 
-def test_an_older_record_that_nothing_explains_has_trials_without_a_configuration(
+def test_unexplained_trials_of_an_older_record_have_no_configuration(
     study: optuna.Study,
 ) -> None:
     fill(study, space(), old=True)
@@ -169,7 +169,7 @@ def test_a_broken_space_file_is_reported(study: optuna.Study) -> None:
         read_versions(record(study), broken)
 
 
-def test_the_record_says_what_its_values_are(tmp_path: Path) -> None:
+def test_the_record_keeps_metric_direction_and_counted_epoch(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     StudyRecord.create(url, "s", metric="val_loss", maximize=False, space="", at="last")
     found = StudyRecord.load(url, "s", metric="val_accuracy")

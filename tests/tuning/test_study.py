@@ -83,7 +83,7 @@ def test_a_study_that_never_had_a_trial_is_taken_over(url: str) -> None:
         create(url, "other", maximize=False)
 
 
-def test_a_study_that_is_taken_over_has_nothing_of_the_search_before(url: str) -> None:
+def test_a_study_that_is_taken_over_loses_its_old_attributes(url: str) -> None:
     before = load(url, "other")
     kept = {"lease", "id", "place"}
     for key in (*kept, "space:2", "slots", "warm_start", "images", "latency_ms:cpu:1a"):
@@ -120,7 +120,7 @@ def test_a_missing_study_is_refused(url: str) -> None:
         load(url)
 
 
-def test_a_reader_takes_the_only_study_whatever_its_name_and_of_several_none(url: str) -> None:
+def test_any_name_loads_the_only_study_and_refuses_several(url: str) -> None:
     load(url, "other").open(proposal())
     assert len(StudyRecord.load(url, "s", metric="val_accuracy", any_name=True)) == 1
     create(url, "another")
@@ -170,12 +170,12 @@ def test_a_search_whose_folder_was_renamed_is_resumed_under_its_own_name_only(tm
     "url",
     ["nonsense", "nosuchdatabase://host/x", "sqlite:////nowhere/at/all/study.db"],
 )
-def test_a_file_that_is_no_database_is_refused(url: str) -> None:
+def test_an_unusable_database_url_is_refused(url: str) -> None:
     with pytest.raises(StorageError, match="--study: must be the URL of a database that can be reached"):
         create(url)
 
 
-def test_passwords_in_what_failed_are_not_recorded(tmp_path: Path) -> None:
+def test_passwords_in_errors_and_notes_are_not_recorded(tmp_path: Path) -> None:
     record = create(f"sqlite:///{tmp_path / 'study.db'}")
     record.open(Proposal(params={}, distributions={}))
     record.note(0, "no answer from http://ann:s3cret@host")
@@ -225,7 +225,7 @@ def test_a_record_reads_back_what_was_written(state: TrialState, url: str) -> No
     assert (read.notes, read.cost, read.decision) == (("a note",), 0.5, Decision.CONTINUE)
 
 
-def test_a_metric_that_not_every_epoch_has_stays_with_its_epochs(url: str) -> None:
+def test_a_metric_missing_in_some_epochs_is_nan_there(url: str) -> None:
     # A trial that begins on a CPU, continues on a GPU, and ends on a CPU.
     record = create(url)
     number = record.open(proposal()).number
@@ -237,7 +237,7 @@ def test_a_metric_that_not_every_epoch_has_stays_with_its_epochs(url: str) -> No
         assert len(trial.history["train_loss"]) == 3
 
 
-def test_each_epochs_device_comes_back(url: str) -> None:
+def test_the_device_of_each_epoch_reads_back(url: str) -> None:
     record = create(url)
     number = record.open(proposal()).number
     for epoch, (device, held) in enumerate((("L4", 1), (None, None), ("H100", 0.5)), 1):
@@ -268,7 +268,7 @@ def test_each_state_has_optunas_own_state(state: TrialState, expected: OptunaSta
     assert trial.user_attrs["state"] == state.value
 
 
-def test_values_that_are_not_finite_survive(url: str) -> None:
+def test_non_finite_values_read_back(url: str) -> None:
     record = create(url)
     number = record.open(proposal()).number
     for epoch, value in enumerate((0.5, math.inf, math.nan), 1):
@@ -311,7 +311,7 @@ def test_a_paused_trial_continues_under_its_number(aside: str, url: str) -> None
     assert later.trial(0).values == (0.5, 0.75)
 
 
-def test_people_see_the_checkpoint_of_an_interrupted_trial(url: str) -> None:
+def test_the_checkpoint_of_an_interrupted_trial_is_a_user_attribute(url: str) -> None:
     record = create(url)
     record.open(proposal())
     record.report(0, 1, metrics(0.5), CONTINUE, checkpoint="last.ckpt")
@@ -323,7 +323,7 @@ def test_people_see_the_checkpoint_of_an_interrupted_trial(url: str) -> None:
     )
 
 
-def test_a_checkpoint_that_fell_out_of_the_best_is_forgotten_though_its_trial_is_closed(url: str) -> None:
+def test_a_deleted_checkpoint_of_a_closed_trial_is_forgotten(url: str) -> None:
     record = create(url)
     record.open(proposal())
     record.close(0, TrialState.STOPPED, checkpoint="best.ckpt")
@@ -332,13 +332,13 @@ def test_a_checkpoint_that_fell_out_of_the_best_is_forgotten_though_its_trial_is
     assert study(url).trials[0].user_attrs["checkpoint"] is None
 
 
-def test_what_a_sampler_noted_on_a_trial_comes_back(url: str) -> None:
+def test_the_sampler_state_of_a_trial_reads_back(url: str) -> None:
     record = create(url)
     record.open(proposal(**{"cma:generation": 3}))
     assert load(url).trial(0).sampler_state == {"cma:generation": 3}
 
 
-def test_attributes_of_the_study_come_back_and_change(url: str) -> None:
+def test_study_attributes_read_back_and_can_be_replaced(url: str) -> None:
     record = create(url)
     assert record.attribute("warm_start") is None
     for value in ([1], [1, 2]):
@@ -476,7 +476,7 @@ def test_a_trials_value_is_that_of_the_epoch_that_the_search_counts(
     assert repr(trial.last_value) == repr(values[-1] if values else math.nan)
 
 
-def test_where_less_is_better_trials_rank_by_the_lower_value() -> None:
+def test_minimised_trials_rank_by_the_lower_value() -> None:
     order = [
         summary(0.1, 0.2, 0.9, maximize=False),
         summary(0.9, 0.7, maximize=False),
@@ -502,7 +502,7 @@ def test_a_hyperparameter_is_what_the_trial_ran_with() -> None:
     assert unknown.setting("depth") is None
 
 
-def test_one_more_epoch_is_the_next_of_every_series() -> None:
+def test_extending_a_trial_adds_an_epoch_to_every_series() -> None:
     trial = summary().extended({"val_accuracy": 0.5, "epoch_seconds": 2.0})
     trial = trial.extended({"val_accuracy": 0.7, "train_loss": 1.0})
     trial = trial.extended({"epoch_seconds": 0.5})
@@ -518,7 +518,7 @@ def test_one_more_epoch_is_the_next_of_every_series() -> None:
     assert trial.device_seconds(4) == (8.0, 0.0, 2.0)
 
 
-def test_an_epoch_that_is_not_the_next_is_not_recorded(url: str) -> None:
+def test_an_epoch_out_of_order_is_refused(url: str) -> None:
     record = create(url)
     record.open(proposal())
     for epoch in (0, 2):
@@ -537,7 +537,7 @@ def test_an_epoch_that_is_not_the_next_is_not_recorded(url: str) -> None:
         (Decision.DIVERGED, "diverged"),
     ],
 )
-def test_a_decision_is_recorded_by_the_word_that_earlier_versions_wrote(
+def test_decisions_are_recorded_with_the_words_of_earlier_versions(
     decision: Decision, word: str, url: str
 ) -> None:
     record = create(url)
@@ -549,7 +549,7 @@ def test_a_decision_is_recorded_by_the_word_that_earlier_versions_wrote(
     assert details["metrics"] == metrics(0.5)
 
 
-def test_the_time_of_each_epoch_comes_back(url: str) -> None:
+def test_the_time_of_each_epoch_reads_back(url: str) -> None:
     begun = time.time() * 1000
     record = create(url)
     record.open(proposal())

@@ -53,7 +53,7 @@ def ours(tmp_path: Path) -> Path:
     return repository(tmp_path / "ours", "tune_rescon")
 
 
-def test_the_commit_of_a_checkout_and_whether_any_file_of_the_package_was_changed(ours: Path) -> None:
+def test_commit_tags_have_the_commit_and_whether_the_package_changed(ours: Path) -> None:
     package = ours / "tune_rescon"
     clean = {COMMIT: git(ours, "rev-parse", "HEAD"), "tune_rescon.dirty": "false"}
     assert commit_tags(package) == clean
@@ -95,7 +95,7 @@ def broken(theirs: Path) -> Path:
     ],
 )
 @pytest.mark.parametrize("project", [None, "theirs"])
-def test_another_repository_around_the_package_is_not_asked(
+def test_a_surrounding_repository_is_ignored(
     place: Callable[[Path], Path], project: str | None, tmp_path: Path
 ) -> None:
     assert commit_tags(place(repository(tmp_path / "theirs", project))) == {}
@@ -133,7 +133,7 @@ def test_a_checkout_of_another_user_has_its_commit(ours: Path, monkeypatch: pyte
     assert commit_tags(ours / "tune_rescon")[COMMIT] == commit
 
 
-def test_a_repository_without_a_commit_and_a_machine_without_git(
+def test_without_a_commit_or_without_git_there_are_no_tags(
     tmp_path: Path, ours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "new").mkdir()

@@ -62,7 +62,7 @@ def begin(case: Case) -> int:
     return trial_id
 
 
-def test_a_trial_is_opened_with_all_that_is_known_of_it(case: Case) -> None:
+def test_a_trial_is_opened_with_its_params_and_attributes(case: Case) -> None:
     trial_id, number, started = case.writer.open_trial(0, OPENED)
     trial = written(case)
     assert (trial._trial_id, trial.number, trial.state) == (trial_id, number, OptunaState.RUNNING)
@@ -85,7 +85,7 @@ def test_a_trial_is_numbered_behind_those_of_other_programs(case: Case) -> None:
     assert study.ask().number == 3
 
 
-def test_an_enqueued_trial_becomes_the_one_that_is_opened_unless_another_program_took_it(case: Case) -> None:
+def test_an_enqueued_trial_is_opened_unless_another_program_took_it(case: Case) -> None:
     study = optuna.load_study(study_name="s", storage=case.storage)
     for _ in range(2):
         study.enqueue_trial({"depth": 92}, user_attrs={"state": "mine", "why": "a guess"})
@@ -118,7 +118,7 @@ def test_epochs_are_intermediate_values(value: float, case: Case) -> None:
     ("state", "values"),
     [(OptunaState.COMPLETE, (0.5,)), (OptunaState.PRUNED, (0.25,)), (OptunaState.FAIL, None)],
 )
-def test_a_trial_is_closed_once_and_for_all(
+def test_a_trial_is_closed_with_its_state_values_and_attributes(
     state: OptunaState, values: tuple[float, ...] | None, case: Case
 ) -> None:
     trial_id = begin(case)

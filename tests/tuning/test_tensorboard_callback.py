@@ -72,7 +72,7 @@ def test_each_epoch_is_a_point_at_its_time(tmp_path: Path, space: Space) -> None
     assert [point.wall_time for point in found.Scalars("train_loss")] == [1_700_000_000, 1_700_000_001]
 
 
-def test_the_parameters_are_there_and_an_inactive_one_is_none(tmp_path: Path, space: Space) -> None:
+def test_parameters_are_written_and_inactive_ones_are_none(tmp_path: Path, space: Space) -> None:
     with EventFiles(tmp_path, space) as files:
         run(files, 0, (0.5,), state=TrialState.FINISHED)
     assert hparams(tmp_path, 0) == {
@@ -93,7 +93,7 @@ def test_the_parameters_are_there_and_an_inactive_one_is_none(tmp_path: Path, sp
         (TrialState.FAILED, api_pb2.STATUS_FAILURE),
     ],
 )
-def test_the_tab_shows_how_it_ended(state: TrialState, status: int, tmp_path: Path, space: Space) -> None:
+def test_hparams_show_the_trial_state(state: TrialState, status: int, tmp_path: Path, space: Space) -> None:
     with EventFiles(tmp_path, space) as files:
         run(files, 0, (0.5,), state=state)
     metadata = read(tmp_path, 0).SummaryMetadata("_hparams_/session_end_info")
@@ -102,9 +102,7 @@ def test_the_tab_shows_how_it_ended(state: TrialState, status: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
-def test_a_resumed_search_has_each_point_once_whatever_the_driver_before_had_written(
-    lost: int, tmp_path: Path, space: Space
-) -> None:
+def test_a_resumed_search_has_each_point_once(lost: int, tmp_path: Path, space: Space) -> None:
     values = (0.25, 0.5, 0.75)
     with EventFiles(tmp_path, space) as files:
         run(files, 0, values[: 3 - lost], state=TrialState.INTERRUPTED)
@@ -146,7 +144,7 @@ def test_no_point_is_lost_while_the_disk_fails(
     assert "No space left on device" in caplog.text
 
 
-def test_without_the_package_the_extra_is_named(
+def test_a_missing_tensorboard_is_refused_naming_the_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed: dict[str, object] = {}

@@ -89,7 +89,7 @@ def test_a_name_is_given_back_if_the_search_cannot_begin(options: RunOptions, re
     assert not store.folder.storage.exists()
 
 
-def test_a_search_that_has_begun_stays(options: RunOptions, remote: RemoteFolder) -> None:
+def test_a_search_that_has_begun_is_kept_after_an_error(options: RunOptions, remote: RemoteFolder) -> None:
     with contextlib.suppress(ZeroDivisionError), open_store(options) as store:
         store.folder.space_yaml.write_text("version: 1")
         store.begin(())
@@ -123,7 +123,7 @@ def test_pruned_checkpoints_are_deleted_at_the_url(options: RunOptions, remote: 
     assert remote.names("s/checkpoints") == ["s/checkpoints/trial_0001/best.ckpt"]
 
 
-def test_a_url_that_cannot_be_written_begins_nothing(
+def test_an_unwritable_url_is_refused_and_stays_empty(
     options: RunOptions, remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: RemoteFolder, source: Path, name: str) -> None:
@@ -239,7 +239,7 @@ def test_files_of_an_earlier_run_on_a_node_are_not_used(
     assert not left.exists()
 
 
-def test_in_a_directory_checkpoints_are_where_they_are(
+def test_without_a_url_checkpoints_stay_in_their_directory(
     train: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     for _ in range(2):

@@ -54,7 +54,7 @@ def test_a_trials_whole_curve_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("at", "value"), [("best", 0.5), ("last", 0.4)])
-def test_an_earlier_trial_has_the_value_that_it_would_have_here(at: str, value: float) -> None:
+def test_an_earlier_trial_has_its_value_at_the_epoch_that_counts_here(at: str, value: float) -> None:
     """Samplers other than TPE learn from it beside the values of this search's trials."""
     kept = record()
     kept.set_attribute("metric_at", at)
@@ -63,7 +63,7 @@ def test_an_earlier_trial_has_the_value_that_it_would_have_here(at: str, value: 
     assert trial.value == value
 
 
-def test_of_an_earlier_versions_note_the_last_value_is_known() -> None:
+def test_only_the_last_value_of_an_earlier_versions_note_is_known() -> None:
     kept = record()
     note = {"number": 3, "state": "finished", "parameters": {}, "metric": "val_accuracy"}
     kept.set_attribute("warm_start", [{**note, "epochs": 2, "value": 0.4, "cost": None}])
@@ -72,7 +72,7 @@ def test_of_an_earlier_versions_note_the_last_value_is_known() -> None:
     assert trial.values[1:] == (0.4,)
 
 
-def test_a_search_that_learnt_from_no_other_has_noted_none() -> None:
+def test_a_search_without_warm_start_has_no_warm_start_trials() -> None:
     assert warm_start_trials(record()) == []
 
 
@@ -114,9 +114,7 @@ def begun(
 STATES = (TrialState.STOPPED, TrialState.RUNNING, TrialState.FINISHED, TrialState.OUT_OF_MEMORY)
 
 
-def test_the_trials_that_ended_and_that_the_space_contains_are_learnt_from(
-    options: RunOptions, progress: list[str]
-) -> None:
+def test_only_ended_trials_that_the_space_contains_are_used(options: RunOptions, progress: list[str]) -> None:
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     widths = begun(folder, folder.study_url, *STATES)
     used = overlapping_trials(space(), options, weights={}, digests={})
@@ -131,9 +129,7 @@ def test_the_trials_that_ended_and_that_the_space_contains_are_learnt_from(
     assert progress[1].startswith("used 2 of 3 trials of base")
 
 
-def test_the_same_images_in_another_place_are_the_same_and_others_in_the_same_place_are_said(
-    options: RunOptions, progress: list[str]
-) -> None:
+def test_images_are_compared_by_digest_and_not_by_path(options: RunOptions, progress: list[str]) -> None:
     """The digest of the images counts, not their path."""
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     images = ("dataset.name=folder", "dataset.store_size=32")
@@ -148,7 +144,7 @@ def test_the_same_images_in_another_place_are_the_same_and_others_in_the_same_pl
     assert "base had other images in folder: its values may be higher or lower" in progress[-1]
 
 
-def test_an_earlier_trial_has_the_second_objective_of_this_search_and_not_its_own(
+def test_earlier_trials_get_the_second_objective_of_this_search(
     options: RunOptions,
 ) -> None:
     """Optuna's samplers raise for a trial of another number of objectives, and mix up other ones."""
@@ -163,7 +159,7 @@ def test_an_earlier_trial_has_the_second_objective_of_this_search_and_not_its_ow
     assert [trial.cost for trial in used] == [None] * 3
 
 
-def test_of_many_the_most_telling_are_learnt_from(
+def test_the_most_informative_of_many_trials_are_used(
     options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("VIEW_BEST", "VIEW_LATEST"):
@@ -173,14 +169,14 @@ def test_of_many_the_most_telling_are_learnt_from(
     assert [trial.number for trial in overlapping_trials(space(), options, weights={}, digests={})] == [0, 3]
 
 
-def test_a_search_whose_folder_was_renamed_is_learnt_from(options: RunOptions) -> None:
+def test_a_search_in_a_renamed_folder_is_used(options: RunOptions) -> None:
     folder = SearchFolder(storage=Path(str(options.storage)), name="before")
     begun(folder, folder.study_url, *STATES)
     folder.path.rename(folder.storage / "base")
     assert len(overlapping_trials(space(), options, weights={}, digests={})) == 3
 
 
-def test_in_a_database_of_several_searches_the_one_of_that_name_is_learnt_from(
+def test_in_a_shared_database_the_search_of_the_given_name_is_used(
     options: RunOptions, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'all.db'}"
@@ -190,7 +186,7 @@ def test_in_a_database_of_several_searches_the_one_of_that_name_is_learnt_from(
     assert [trial.number for trial in overlapping_trials(space(), shared, weights={}, digests={})] == [0]
 
 
-def test_in_a_database_a_search_of_another_name_is_not_taken_for_it(
+def test_in_a_shared_database_a_search_of_another_name_is_not_used(
     options: RunOptions, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'all.db'}"
@@ -201,6 +197,6 @@ def test_in_a_database_a_search_of_another_name_is_not_taken_for_it(
         overlapping_trials(space(), dataclasses.replace(options, study_url=url), weights={}, digests={})
 
 
-def test_a_search_that_is_not_there_is_refused_by_its_flag(options: RunOptions) -> None:
+def test_a_missing_search_is_refused_naming_the_flag(options: RunOptions) -> None:
     with pytest.raises(StorageError, match="--warm-start: no search named 'base'"):
         overlapping_trials(space(), options, weights={}, digests={})

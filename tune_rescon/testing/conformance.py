@@ -53,7 +53,7 @@ class SearchConformance:
         """Return a new search that maximizes ``val_accuracy``; equal on each call, with an empty record."""
         raise NotImplementedError
 
-    def test_every_trial_ends_with_epochs_from_1_without_a_hole(self) -> None:
+    def test_every_trial_ends_with_consecutive_epochs_from_1(self) -> None:
         """Each number 0..n-1 occurs once, no trial runs past the last epoch, none is left running.
 
         Record and trace agree.
@@ -91,7 +91,7 @@ class SearchConformance:
                 assert run is not best or run.decision is not Decision.STOP
             assert trace.epochs_of(best.number)[-1] > epoch
 
-    def test_one_at_a_time_an_interrupted_search_is_the_uninterrupted_one(self) -> None:
+    def test_with_one_worker_an_interrupted_search_equals_an_uninterrupted_one(self) -> None:
         """Kill the driver at moments throughout the search; configurations and values are the same."""
         whole = self.begin()
         reports = len(simulate(whole.policy(), by_parameters, workers=1).runs)
@@ -101,7 +101,7 @@ class SearchConformance:
             simulation.drive(search.policy())
             assert _results(search) == _results(whole), f"killed after {cut} of {reports} reports"
 
-    def test_whatever_dies_nothing_is_lost(self) -> None:
+    def test_no_trial_or_epoch_is_lost_when_workers_and_the_driver_die(self) -> None:
         """Several workers die, and the driver is killed repeatedly."""
         for seed in range(3):
             deaths = WorkerDeaths(rate=0.02, seed=seed)

@@ -54,7 +54,7 @@ def draw(seen: Snapshot, width: int, height: int, *, encoding: str = "utf-8") ->
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_it_has_room(width: int, height: int, busy: Snapshot) -> None:
+def test_the_table_fits_the_terminal(width: int, height: int, busy: Snapshot) -> None:
     lines = draw(busy, width, height)
     assert len(lines) < height, "one line is the cursor's"
     assert all(len(line) < width for line in lines), "a line to the very edge would wrap"
@@ -72,7 +72,7 @@ def test_every_running_trial_is_shown_or_counted(width: int, height: int, busy: 
         assert len(rows) + sum(map(int, more)) == 64
 
 
-def test_a_wide_terminal_shows_all_of_it(busy: Snapshot) -> None:
+def test_a_wide_terminal_shows_every_line(busy: Snapshot) -> None:
     text = "\n".join(draw(busy, 120, 80))
     for said in (
         "100 of 1000 trials ended, about 2 h 10 min left",
@@ -89,7 +89,7 @@ def test_a_wide_terminal_shows_all_of_it(busy: Snapshot) -> None:
     assert "more running" not in text
 
 
-def test_a_narrow_and_short_one_keeps_the_best_and_the_first_trials(busy: Snapshot) -> None:
+def test_a_small_terminal_shows_the_best_and_the_first_trials(busy: Snapshot) -> None:
     lines = draw(busy, 60, 12)
     assert "parameters" not in "\n".join(lines)
     assert [line.split()[0] for line in lines[2:5]] == ["0100", "0101", "0102"]
@@ -97,7 +97,7 @@ def test_a_narrow_and_short_one_keeps_the_best_and_the_first_trials(busy: Snapsh
     assert lines[6].startswith("Best       trial_0007")
 
 
-def test_before_the_first_trial() -> None:
+def test_an_empty_table_is_shown_before_the_first_trial() -> None:
     empty = Snapshot(name="s", metric="val_accuracy", total=12, last_epoch=9, ended={})
     lines = draw(empty, 80, 24)
     assert lines[0] == lines[2] == ""
@@ -114,12 +114,12 @@ def test_one_node_and_one_device_are_singular(busy: Snapshot) -> None:
         assert any(line.endswith(said) for line in lines), lines
 
 
-def test_a_terminal_without_blocks_gets_letters(busy: Snapshot) -> None:
+def test_curves_use_ascii_without_block_characters(busy: Snapshot) -> None:
     lines = draw(busy, 80, 24, encoding="ascii")
     assert any("_= #" in line or "_~ #" in line for line in lines), lines
 
 
-def test_markup_in_names_is_text() -> None:
+def test_markup_in_names_is_not_interpreted() -> None:
     seen = Snapshot(name="[red]s[/red]", metric="val_accuracy", total=1, last_epoch=9, ended={})
     assert draw(seen, 80, 24)[1].startswith("[red]s[/red]  ")
 
@@ -136,19 +136,19 @@ def test_markup_in_names_is_text() -> None:
         (tuple(range(16)), "▁▂▃▄▅▆▇█"),
     ],
 )
-def test_a_curve(values: tuple[float, ...], drawn: str) -> None:
+def test_sparkline_draws_the_expected_characters(values: tuple[float, ...], drawn: str) -> None:
     assert sparkline(values, 8) == drawn
 
 
 @given(st.lists(st.floats(allow_subnormal=False), max_size=200), st.integers(1, 40))
-def test_any_values_have_room(values: list[float], width: int) -> None:
+def test_sparkline_fits_its_width_for_any_values(values: list[float], width: int) -> None:
     drawn = sparkline(values, width, ramp=ASCII)
     assert len(drawn) == min(len(values), width)
     assert set(drawn) <= {*ASCII, " "}
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=100), st.integers(1, 40))
-def test_its_end_is_the_last_value(values: list[float], width: int) -> None:
+def test_sparkline_ends_with_the_last_value(values: list[float], width: int) -> None:
     # A better value than all before it is at the top.
     values.append(2.0)
     assert sparkline(values, width)[-1] == (BLOCKS[4] if width == 1 else BLOCKS[-1])

@@ -46,13 +46,13 @@ def train(state: LiveTotals, make_trial: MakeTrial, metrics: dict[str, float]) -
     return run
 
 
-def test_nothing_is_known_at_first(state: LiveTotals) -> None:
+def test_the_initial_snapshot_is_empty(state: LiveTotals) -> None:
     seen = state.snapshot(TWO_SLOTS)
     assert (seen.done, seen.total, seen.last_epoch) == (0, 12, 9)
     assert (seen.best, seen.seconds_left, seen.rungs, seen.running) == (None, None, (), ())
 
 
-def test_trials_that_run_are_in_order_and_those_that_end_are_counted(
+def test_running_trials_are_ordered_and_ended_ones_counted(
     state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     train(1, 0.5)
@@ -69,7 +69,7 @@ def test_trials_that_run_are_in_order_and_those_that_end_are_counted(
     assert seen.compute_hours == pytest.approx(10 / 3600)
 
 
-def test_the_best_is_the_one_that_got_furthest_until_one_has_finished(
+def test_the_best_trial_is_the_furthest_until_one_finishes(
     state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     def best() -> int:
@@ -94,7 +94,7 @@ def test_the_best_is_the_one_that_got_furthest_until_one_has_finished(
     assert best() == 5
 
 
-def test_the_best_is_the_smallest_where_small_is_good(state: LiveTotals, make_trial: MakeTrial) -> None:
+def test_the_best_trial_has_the_smallest_value_if_minimized(state: LiveTotals, make_trial: MakeTrial) -> None:
     for number, value in enumerate((0.5, 0.25, 0.75)):
         ended = make_trial(number, *[value] * 9, state=TrialState.FINISHED, maximize=False)
         state.on_trial_end(ended)
@@ -103,7 +103,7 @@ def test_the_best_is_the_smallest_where_small_is_good(state: LiveTotals, make_tr
     assert best.number == 1
 
 
-def test_a_paused_trial_leaves_its_slot_and_comes_back(
+def test_a_paused_trial_frees_its_slot_and_can_resume(
     state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     paused = train(0, 0.5, ends=TrialState.PAUSED)
@@ -126,7 +126,7 @@ def test_a_paused_trial_that_is_not_promoted_is_stopped_at_its_rung(
     assert seen.rungs == (RungCount(epoch=1, reached=1, continued=0),)
 
 
-def test_a_trial_whose_worker_died_is_the_same_trial(
+def test_a_trial_restarted_after_a_dead_worker_is_counted_once(
     state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     running = train(0, 0.5, 0.6)
@@ -136,7 +136,7 @@ def test_a_trial_whose_worker_died_is_the_same_trial(
     assert seen.rungs == (RungCount(epoch=1, reached=1, continued=1),)
 
 
-def test_a_resumed_search_begins_with_its_record(state: LiveTotals, make_trial: MakeTrial) -> None:
+def test_a_resumed_search_starts_with_its_earlier_trials(state: LiveTotals, make_trial: MakeTrial) -> None:
     state.on_search_start(
         [
             make_trial(0, *[0.5] * 9, state=TrialState.FINISHED),
@@ -154,7 +154,7 @@ def test_a_resumed_search_begins_with_its_record(state: LiveTotals, make_trial: 
     assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "no worker process died"
 
 
-def test_the_time_left_is_shown_after_two_reports_of_each_slot(
+def test_time_left_is_shown_after_two_epochs_per_slot(
     state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     train(0, 0.5, 0.5)
@@ -175,7 +175,7 @@ def test_at_the_end_no_time_is_left(state: LiveTotals, train: Callable[..., Tria
     assert state.snapshot(TWO_SLOTS).seconds_left == 0.0
 
 
-def test_an_event_costs_the_same_after_a_thousand_trials(
+def test_an_event_is_fast_after_a_thousand_trials(
     state: LiveTotals, make_trial: MakeTrial, metrics: dict[str, float]
 ) -> None:
     """Far from the limit of 0.2 ms, and no scan: the bound allows for a busy machine only."""
@@ -197,11 +197,11 @@ def observe(survival: Survival, epochs: int, *, ended: bool) -> None:
         survival.ended(epochs)
 
 
-def test_without_stopping_all_epochs_lie_ahead() -> None:
+def test_without_early_stopping_every_epoch_is_expected() -> None:
     assert Survival((5,), reduction_factor=3).epochs_ahead() == [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
 
 
-def test_trials_that_still_run_count_as_far_as_they_came() -> None:
+def test_running_trials_count_up_to_their_current_epoch() -> None:
     """Half of them end after the first epoch, at once; a mean over the ended ones would say one epoch."""
     survival = Survival((9,), reduction_factor=3)
     for _ in range(50):
@@ -218,7 +218,7 @@ def test_observed_counts_replace_the_prior() -> None:
     assert survival.epochs_ahead()[0] == pytest.approx(9, rel=0.01)
 
 
-def test_a_promoted_trial_has_not_ended_at_its_rung() -> None:
+def test_a_promoted_trial_counts_as_continued_at_its_rung() -> None:
     survival = Survival((1, 9), reduction_factor=3)
     observe(survival, 1, ended=True)
     assert survival.at(1) == (1, 0)
@@ -227,7 +227,7 @@ def test_a_promoted_trial_has_not_ended_at_its_rung() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_mean_of_many_trials_is_found(seed: int) -> None:
+def test_expected_epochs_converge_to_the_mean_of_many_trials(seed: int) -> None:
     """Trials of which a third passes each rung, each of them seen at some moment."""
     chance = random.Random(seed)
     survival, trained = Survival((1, 3, 9, 27), reduction_factor=3), []
@@ -245,7 +245,7 @@ def test_the_mean_of_many_trials_is_found(seed: int) -> None:
     unstarted=st.integers(0, 100),
     slots=st.integers(1, 64),
 )
-def test_more_slots_are_never_slower_and_the_longest_trial_is_waited_for(
+def test_time_left_falls_with_slots_and_covers_the_longest_trial(
     running: list[int], unstarted: int, slots: int
 ) -> None:
     ahead = [float(9 - epoch) for epoch in range(10)]

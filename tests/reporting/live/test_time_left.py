@@ -78,7 +78,7 @@ class Simulation:
 
 @pytest.mark.parametrize("scheduler", ["asha", "none", "median"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_time_left_is_about_right_from_a_third_of_the_search_on(scheduler: str, seed: int) -> None:
+def test_time_left_is_accurate_after_a_third_of_the_search(scheduler: str, seed: int) -> None:
     simulation = Simulation(
         load_space("digits", ["budget.trials=120", f"scheduler.type={scheduler}", "fidelity.max=27"]), seed
     )

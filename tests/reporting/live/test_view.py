@@ -62,7 +62,7 @@ def gauges(*, waiting: Callable[[], int] = lambda: 0) -> Gauges:
     return Gauges(slots=2, deadline=None, waiting=waiting, cluster=lambda: size)
 
 
-def test_the_table_appears_with_the_search_and_goes_with_it(
+def test_the_table_is_shown_only_while_the_search_runs(
     console: Console, screen: Screen, space: Space, make_trial: MakeTrial, metrics: dict[str, float]
 ) -> None:
     with LiveView(console, space, name="s") as view:
@@ -80,7 +80,7 @@ def test_the_table_appears_with_the_search_and_goes_with_it(
     assert screen.getvalue().rindex("\x1b[2K") > screen.getvalue().rindex("images/s")
 
 
-def test_the_terminal_is_given_back_by_an_exception(console: Console, screen: Screen, space: Space) -> None:
+def test_the_terminal_is_restored_after_an_exception(console: Console, screen: Screen, space: Space) -> None:
     def fail() -> None:
         with LiveView(console, space, name="s") as view:
             view.on_search_start([])
@@ -95,7 +95,7 @@ def test_the_terminal_is_given_back_by_an_exception(console: Console, screen: Sc
 
 
 @pytest.mark.parametrize("state", TrialState)
-def test_ends_that_a_rung_did_not_decide_get_a_line(
+def test_trials_not_stopped_by_a_rung_get_a_line(
     state: TrialState, console: Console, screen: Screen, space: Space, make_trial: MakeTrial
 ) -> None:
     with LiveView(console, space, name="s") as view:
@@ -106,7 +106,7 @@ def test_ends_that_a_rung_did_not_decide_get_a_line(
     assert screen.words == expected
 
 
-def test_errors_and_notes_are_shown_whole_and_in_order(
+def test_errors_and_notes_are_shown_in_full_and_in_order(
     console: Console, screen: Screen, space: Space, make_trial: MakeTrial
 ) -> None:
     error = "Traceback ...\n  a line of [bold] code that is very long indeed" + " and longer" * 10
@@ -130,7 +130,7 @@ def test_a_trial_whose_worker_died_gets_a_line(
     assert re.findall(r"trial_000\d starts.*?:", screen.words) == ["trial_0003 starts again after epoch 1:"]
 
 
-def test_mlflow_is_mentioned_once_it_keeps_updates_waiting(
+def test_pending_mlflow_updates_are_shown_after_a_timeout(
     console: Console, screen: Screen, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(view_module, "TIMEOUT", 0.2)
@@ -154,7 +154,7 @@ class Stuck(Screen):
         return super().write(text)
 
 
-def test_a_stuck_terminal_holds_up_no_event(
+def test_a_stuck_terminal_blocks_no_event(
     space: Space, make_trial: MakeTrial, metrics: dict[str, float]
 ) -> None:
     stuck = Stuck()
@@ -179,7 +179,7 @@ class Gone(io.StringIO):
         raise OSError(5, f"Input/output error at {len(text)} characters")
 
 
-def test_a_terminal_that_is_gone_is_no_fault_of_the_search(
+def test_a_closed_terminal_does_not_fail_the_search(
     space: Space, make_trial: MakeTrial, caplog: pytest.LogCaptureFixture
 ) -> None:
     console = Console(file=Gone(), force_terminal=True, color_system=None, width=100, height=24)
@@ -190,7 +190,7 @@ def test_a_terminal_that_is_gone_is_no_fault_of_the_search(
     assert "the terminal takes nothing any more" in caplog.text
 
 
-def test_the_redraws_are_bounded(
+def test_the_redraw_rate_is_limited(
     console: Console,
     screen: Screen,
     space: Space,
@@ -211,7 +211,7 @@ def test_the_redraws_are_bounded(
     assert 1 <= drawn <= 2 + 4 * (time.monotonic() - begun)
 
 
-def test_text_after_the_table_has_ended_is_printed_at_once(
+def test_text_outside_the_table_is_printed_immediately(
     console: Console, screen: Screen, space: Space
 ) -> None:
     with LiveView(console, space, name="s") as view:
@@ -221,7 +221,7 @@ def test_text_after_the_table_has_ended_is_printed_at_once(
     assert screen.words == "before\nafter\n"
 
 
-def test_a_long_epoch_counts_by_its_tenths_until_it_ends(
+def test_progress_of_a_long_epoch_is_shown_in_tenths(
     console: Console, screen: Screen, space: Space, make_trial: MakeTrial, metrics: dict[str, float]
 ) -> None:
     with LiveView(console, space, name="s") as view:

@@ -20,13 +20,13 @@ def alive() -> str:
     return ""
 
 
-def test_it_says_what_was_answered_last() -> None:
+def test_the_last_answer_is_returned() -> None:
     answers = chain([SIZE], repeat(ClusterSize(nodes=3, gpus=12, cpus=96)))
     with sampled_cluster(alive, ask=lambda: next(answers), every=0.01) as size:
         wait_until(lambda: size() == ClusterSize(nodes=3, gpus=12, cpus=96))
 
 
-def test_nobody_is_asked_before_somebody_wants_to_know() -> None:
+def test_the_cluster_is_not_polled_before_the_first_read() -> None:
     asked = threading.Event()
 
     def ask() -> ClusterSize:
@@ -37,7 +37,7 @@ def test_nobody_is_asked_before_somebody_wants_to_know() -> None:
         assert not asked.wait(0.05)
 
 
-def test_a_question_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_poll_does_not_block_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "POLL_TIMEOUT", 0.05)
     release = threading.Event()
 
@@ -52,7 +52,7 @@ def test_a_question_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) 
     release.set()
 
 
-def test_a_ray_that_raises_is_asked_again() -> None:
+def test_a_failed_poll_is_repeated() -> None:
     errors = [RuntimeError("the control store is busy")]
 
     def ask() -> ClusterSize:
@@ -64,7 +64,7 @@ def test_a_ray_that_raises_is_asked_again() -> None:
         wait_until(lambda: size() == SIZE)
 
 
-def test_a_ray_that_is_gone_is_not_asked() -> None:
+def test_a_dead_ray_is_not_polled() -> None:
     gone = ""
     asked = 0
 

@@ -43,7 +43,7 @@ def test_passwords_are_hidden_also_in_a_traceback(tmp_path: Path) -> None:
     assert "s3cret" not in text
 
 
-def test_pythons_warnings_go_there_too(tmp_path: Path) -> None:
+def test_python_warnings_go_to_the_file(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         with library_log(tmp_path / "log"):
@@ -51,7 +51,7 @@ def test_pythons_warnings_go_there_too(tmp_path: Path) -> None:
     assert "an old spelling" in (tmp_path / "log").read_text()
 
 
-def test_afterwards_logging_is_as_it_was(tmp_path: Path) -> None:
+def test_logging_is_restored_afterwards(tmp_path: Path) -> None:
     root, ray = logging.getLogger(), logging.getLogger("ray")
     before = (list(root.handlers), root.level, ray.propagate, list(ray.handlers), warnings.showwarning)
     with pytest.raises(ValueError, match="inside"), library_log(tmp_path / "log"):
@@ -60,7 +60,7 @@ def test_afterwards_logging_is_as_it_was(tmp_path: Path) -> None:
     assert after == before
 
 
-def test_what_is_written_to_the_descriptors_goes_there_too(
+def test_output_to_the_file_descriptors_goes_to_the_file(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "log").write_text("before\n")
@@ -88,7 +88,7 @@ sys.stdout.write("last")
 
 @pytest.mark.timeout(30)  # an interpreter each
 @pytest.mark.parametrize("fails", [False, True])
-def test_buffers_go_where_they_were_written_and_a_traceback_is_seen(fails: bool, tmp_path: Path) -> None:
+def test_buffers_are_flushed_to_where_they_were_written_and_errors_shown(fails: bool, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "log"), *(["fail"] if fails else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (tmp_path / "log").read_text() == "inside"

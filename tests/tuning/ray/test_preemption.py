@@ -39,7 +39,7 @@ def tell() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_trial_hears_of_the_first_signal_and_ray_of_the_second(
+def test_the_first_signal_preempts_the_trial_and_the_second_goes_to_ray(
     notice: PreemptionSignal, others: list[int]
 ) -> None:
     with notice.installed(is_drained=no) as told:
@@ -51,7 +51,7 @@ def test_a_trial_hears_of_the_first_signal_and_ray_of_the_second(
     assert others == [signal.SIGTERM]
 
 
-def test_without_a_trial_everything_is_as_ray_has_it(notice: PreemptionSignal, others: list[int]) -> None:
+def test_without_a_trial_the_signal_goes_to_rays_handler(notice: PreemptionSignal, others: list[int]) -> None:
     tell()
     with notice.installed(is_drained=no) as told:
         assert not told()
@@ -59,7 +59,7 @@ def test_without_a_trial_everything_is_as_ray_has_it(notice: PreemptionSignal, o
     assert others == [signal.SIGTERM] * 2
 
 
-def test_a_process_that_was_told_stays_told(notice: PreemptionSignal) -> None:
+def test_a_preempted_process_stays_preempted(notice: PreemptionSignal) -> None:
     """Its trial may have come to its end first: the next one leaves."""
     with notice.installed(is_drained=no):
         tell()
@@ -67,14 +67,14 @@ def test_a_process_that_was_told_stays_told(notice: PreemptionSignal) -> None:
         assert told()
 
 
-def test_hearing_again_is_no_second_listener(notice: PreemptionSignal, others: list[int]) -> None:
+def test_installing_again_adds_no_second_handler(notice: PreemptionSignal, others: list[int]) -> None:
     notice.install()
     tell()
     assert others == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
-def test_where_no_handler_was_there_the_process_ends_unless_it_ignores(
+def test_without_an_earlier_handler_the_process_exits_unless_ignored(
     before: signal.Handlers, ends: bool, others: list[int]
 ) -> None:
     del others
@@ -87,7 +87,7 @@ def test_where_no_handler_was_there_the_process_ends_unless_it_ignores(
         tell()
 
 
-def test_a_drained_node_is_seen_by_looking(notice: PreemptionSignal) -> None:
+def test_a_drained_node_is_detected_by_polling(notice: PreemptionSignal) -> None:
     looks = iter([False, False, True])
     seen = threading.Event()
 
@@ -115,7 +115,7 @@ def test_without_ray_no_node_is_drained(ray: Any) -> None:
     assert not node_is_drained()
 
 
-def test_a_trainable_hears_before_it_is_set_up(others: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handler_is_installed_before_setup(others: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     notice = PreemptionSignal()
     monkeypatch.setattr("tune_rescon.tuning.ray.preemption.PREEMPTION", notice)
     done: list[object] = []

@@ -128,7 +128,7 @@ def serving(cloud: str, port: int = 0) -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("service", list(SAYS), indirect=True)
-def test_each_clouds_notice_is_seen_when_it_comes(service: Service) -> None:
+def test_each_clouds_notice_is_detected(service: Service) -> None:
     looks = Looks(service.url)
     assert looks.look() is None
     asked = len(service.asked)
@@ -142,7 +142,7 @@ def test_each_clouds_notice_is_seen_when_it_comes(service: Service) -> None:
 
 
 @pytest.mark.parametrize("service", list(SAYS), indirect=True)
-def test_a_slow_answer_does_not_switch_the_notice_off(service: Service) -> None:
+def test_a_slow_answer_does_not_disable_the_detection(service: Service) -> None:
     looks = Looks(service.url, timeouts=(0.05, LONGEST_WAIT))
     service.quick.clear()
     service.announce()
@@ -152,7 +152,7 @@ def test_a_slow_answer_does_not_switch_the_notice_off(service: Service) -> None:
 
 
 @pytest.mark.parametrize("service", list(SAYS), indirect=True)
-def test_a_service_that_was_known_is_asked_at_each_look_whatever_happens(service: Service) -> None:
+def test_a_known_service_is_polled_each_time_despite_errors(service: Service) -> None:
     looks = Looks(service.url)
     assert looks.look() is None
     service.status = 503
@@ -163,7 +163,7 @@ def test_a_service_that_was_known_is_asked_at_each_look_whatever_happens(service
     assert looks.look() == service.cloud
 
 
-def test_no_proxy_is_asked(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_not_used(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     service.announce()
     assert Looks(service.url).look() == "EC2"
@@ -186,14 +186,14 @@ def test_no_proxy_is_asked(service: Service, monkeypatch: pytest.MonkeyPatch) ->
     ],
     indirect=["service"],
 )
-def test_what_is_no_notice_is_none(service: Service, says: str) -> None:
+def test_other_answers_are_not_notices(service: Service, says: str) -> None:
     service.says = says
     looks = Looks(service.url)
     assert looks.look() is None
     assert looks.look() is None
 
 
-def test_a_service_that_speaks_no_http_is_none() -> None:
+def test_a_service_that_does_not_speak_http_gives_no_notice() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def babble() -> None:
@@ -208,7 +208,7 @@ def test_a_service_that_speaks_no_http_is_none() -> None:
         thread.join()
 
 
-def test_where_nobody_answers_nothing_waits_and_a_later_answer_counts() -> None:
+def test_an_unreachable_service_is_polled_again_later() -> None:
     with reserved_port() as port:
         looks = Looks(f"http://127.0.0.1:{port}")
         assert looks.look() is None
@@ -234,7 +234,7 @@ ANSWERS = st.sampled_from([MetadataAnswer.OTHER, MetadataAnswer.SILENCE])
 
 
 @given(st.lists(ANSWERS, max_size=40))
-def test_each_cloud_is_first_in_one_of_three_looks_and_none_is_given_up(before: list[MetadataAnswer]) -> None:
+def test_each_cloud_is_first_in_one_of_three_polls_and_none_is_dropped(before: list[MetadataAnswer]) -> None:
     state, now = PollingState(), 0.0
     for answer in before:
         state = state.after(state.candidates[-1], answer, now)
@@ -249,7 +249,7 @@ def test_each_cloud_is_first_in_one_of_three_looks_and_none_is_given_up(before: 
 
 
 @given(st.lists(st.sampled_from(MetadataAnswer), max_size=20), st.sampled_from(CLOUDS))
-def test_a_cloud_that_has_answered_is_asked_at_each_look(later: list[MetadataAnswer], known: Cloud) -> None:
+def test_a_cloud_that_has_answered_is_polled_each_time(later: list[MetadataAnswer], known: Cloud) -> None:
     state = PollingState().after(known, MetadataAnswer.NO_NOTICE, 5.0)
     for answer in later:
         assert state.candidates == (known,)

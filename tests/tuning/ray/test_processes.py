@@ -64,7 +64,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 @linux
-def test_a_process_started_apart_is_out_of_the_groups_reach(apart: Family, beside: Family) -> None:
+def test_a_process_started_apart_has_its_own_session(apart: Family, beside: Family) -> None:
     assert os.getsid(apart.parent.pid) == os.getpgid(apart.parent.pid) == apart.parent.pid
     assert os.getsid(beside.parent.pid) == os.getsid(0)
 
@@ -84,7 +84,7 @@ def test_all_of_a_session_is_ended_also_orphans(apart: Family, beside: Family) -
     assert lives(beside.child)
 
 
-def test_without_vital_processes_nothing_is_missed() -> None:
+def test_without_vital_processes_none_is_reported_gone() -> None:
     processes = RayProcesses.ahead()
     processes.find()
     assert processes.gone() == ""
@@ -99,7 +99,7 @@ def test_without_vital_processes_nothing_is_missed() -> None:
         pytest.param([(0, 100)], 136, id="gone"),
     ],
 )
-def test_when_a_control_store_is_given_up(
+def test_a_control_store_that_stays_unreachable_is_reported_gone(
     reachable: Sequence[tuple[float, float]], gone_after: float | None
 ) -> None:
     now = 0.0

@@ -35,7 +35,7 @@ def test_a_cluster_keeps_its_own_mode() -> None:
 
 
 @pytest.mark.usefixtures("_environment")
-def test_what_the_user_has_set_stays() -> None:
+def test_variables_set_by_the_user_are_kept() -> None:
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="1")
     prepare_environment(own_ray=True)
     assert os.environ["RAY_AUTH_MODE"] == "disabled"

@@ -25,7 +25,7 @@ from tune_rescon.tuning.ray.session import (
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
 @pytest.mark.parametrize(("characters", "fits"), [(39, True), (40, False), (110, False)])
-def test_rays_sockets_must_fit(name: str, characters: int, fits: bool) -> None:
+def test_a_temp_dir_too_long_for_rays_sockets_is_refused(name: str, characters: int, fits: bool) -> None:
     place = "/" + "x" * (characters - 1)
     # As Ray makes it, with a process number of seven digits.
     socket = f"{place}/ray/session_2026-11-29_01-02-03_123456_1234567/sockets/plasma_store"
@@ -37,7 +37,7 @@ def test_rays_sockets_must_fit(name: str, characters: int, fits: bool) -> None:
         check_temp_dir({name: place}, pid=1234567)
 
 
-def test_rays_own_variable_comes_first_and_tmp_is_short() -> None:
+def test_ray_tmpdir_takes_precedence_over_tmpdir() -> None:
     check_temp_dir({"TMPDIR": "/" + "x" * 110, "RAY_TMPDIR": "/tmp"}, pid=1)
     check_temp_dir({}, pid=1)
 
@@ -90,7 +90,7 @@ def test_two_failed_starts_are_one_error(progress: list[str]) -> None:
     assert ray.events == ["start None", "clean up", AGAIN, "start 120", "clean up"]
 
 
-def test_what_the_user_has_set_stays(progress: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_set_by_the_user_is_kept(progress: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SETTING, "600")
     ray = Ray(progress, failures=1)
     start_or_retry(ray.start, ray.clean_up)
@@ -99,7 +99,7 @@ def test_what_the_user_has_set_stays(progress: list[str], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interruption_is_no_failure(progress: list[str], error: type[BaseException]) -> None:
+def test_an_interrupt_is_not_retried(progress: list[str], error: type[BaseException]) -> None:
     def start() -> None:
         raise error
 
@@ -140,7 +140,7 @@ def sleeping() -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(("address", "started"), [(None, 1), ("head:6379", 0)])
-def test_rays_processes_are_ended_and_no_others(
+def test_only_rays_own_processes_are_ended(
     address: str | None, started: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = RayThatStarts()
@@ -156,7 +156,7 @@ def test_rays_processes_are_ended_and_no_others(
         other.wait()
 
 
-def test_a_cluster_that_cannot_be_reached_is_one_paragraph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_cluster_is_reported_in_one_paragraph(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(address: str, **_: object) -> None:
         raise ConnectionError(f"Ray is not at {address}.\nTraceback of another process")
 

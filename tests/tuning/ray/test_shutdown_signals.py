@@ -134,7 +134,7 @@ def test_another_thread_changes_no_handler() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, 15.0), ("", 15.0), ("110", 110.0), ("0", 0.0)])
-def test_how_long_epochs_have_after_a_sigterm(
+def test_the_grace_period_is_read_from_the_environment(
     value: str | None, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TUNE_RESCON_GRACE_SECONDS", raising=False)

@@ -25,7 +25,7 @@ def never() -> bool:
     return False
 
 
-def test_work_that_ends_is_waited_for_and_has_no_turns_afterwards() -> None:
+def test_finished_work_is_waited_for_and_its_lock_closed() -> None:
     lock, done = DriverLock(nothing), []
 
     def work() -> None:
@@ -39,7 +39,7 @@ def test_work_that_ends_is_waited_for_and_has_no_turns_afterwards() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), SystemExit(3)])
-def test_what_the_work_raises_is_raised_here(error: BaseException) -> None:
+def test_an_error_of_the_work_is_raised_in_the_caller(error: BaseException) -> None:
     def work() -> None:
         raise error
 
@@ -47,7 +47,7 @@ def test_what_the_work_raises_is_raised_here(error: BaseException) -> None:
         run_in_thread(work, should_abort=never, lock=DriverLock(nothing))
 
 
-def test_work_that_goes_on_is_told_to_leave() -> None:
+def test_running_work_ends_on_abort() -> None:
     lock, ended = DriverLock(nothing), threading.Event()
 
     def work() -> None:
@@ -62,7 +62,7 @@ def test_work_that_goes_on_is_told_to_leave() -> None:
     assert ended.wait(30)
 
 
-def test_work_that_hangs_is_left_behind() -> None:
+def test_hanging_work_is_abandoned_and_cannot_take_the_lock() -> None:
     lock, hang, late = DriverLock(nothing), threading.Event(), []
     threads = []
 
@@ -81,7 +81,7 @@ def test_work_that_hangs_is_left_behind() -> None:
     assert late == ["kept out"]
 
 
-def test_a_turn_that_does_not_end_is_not_written_beside() -> None:
+def test_a_lock_that_is_not_released_raises_record_busy_error() -> None:
     lock, hang, begun = DriverLock(nothing), threading.Event(), threading.Event()
 
     def work() -> None:
@@ -94,7 +94,7 @@ def test_a_turn_that_does_not_end_is_not_written_beside() -> None:
     hang.set()
 
 
-def test_what_leaving_raises_ends_the_work_too() -> None:
+def test_an_error_of_should_abort_is_raised_in_the_caller() -> None:
     lock = DriverLock(nothing)
 
     def work() -> None:
@@ -116,7 +116,7 @@ def test_after_a_lost_lease_the_lock_cannot_be_held() -> None:
         raise AssertionError("the record was touched")
 
 
-def test_a_record_that_takes_no_more_leaves_no_turn_and_is_raised_here() -> None:
+def test_a_record_error_closes_the_lock_and_is_raised_in_the_caller() -> None:
     lock = DriverLock(nothing)
 
     def work() -> None:

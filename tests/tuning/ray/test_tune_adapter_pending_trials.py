@@ -33,7 +33,7 @@ def queue() -> Queue:
     return Queue()
 
 
-def test_without_trials_no_trial_is_named(queue: Queue) -> None:
+def test_without_trials_none_is_overdue(queue: Queue) -> None:
     assert queue.overdue_at(10 * TIMEOUT) is None
 
 
@@ -42,7 +42,7 @@ def test_a_trial_waits_for_the_process_requested_for_it(queue: Queue) -> None:
     assert queue.overdue_at(TIMEOUT) is None
 
 
-def test_the_oldest_overdue_trial_is_named_until_it_runs(queue: Queue) -> None:
+def test_the_oldest_overdue_trial_is_returned_until_it_runs(queue: Queue) -> None:
     first, second = queue.add(), queue.add()
     assert [queue.overdue_at(TIMEOUT + 1) for _ in range(3)] == [first] * 3, "Tune asks ten times a second"
     first.status = Trial.RUNNING

@@ -138,7 +138,7 @@ def test_messages_for_the_user_are_reported_as_notes(
     assert _epochs(epochs) == [1]
 
 
-def test_the_nodes_next_trial_does_not_run_out_again(
+def test_the_next_trial_on_the_node_starts_with_micro_batches_that_fit(
     run: Run, task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _memory(monkeypatch, 16)
@@ -233,9 +233,7 @@ def test_a_fault_is_reported_with_its_traceback(run: Run, task: TrialTask) -> No
     assert "must be max or min" in end["error"]
 
 
-def test_other_images_than_the_searchs_are_reported_as_unusable_and_train_nothing(
-    run: Run, task: TrialTask
-) -> None:
+def test_images_that_differ_from_the_searchs_are_reported_as_unusable(run: Run, task: TrialTask) -> None:
     """They changed while the search ran, or this machine has a copy that lacks some."""
     (end,) = run(dataclasses.replace(task, images="0123"))
     assert "every trial of a search must have the images and splits" in end["unusable"]

@@ -14,7 +14,7 @@ from tests.waiting import LONGEST_WAIT
 from tune_rescon.tuning.ray.worker import on_one_thread
 
 
-def test_it_is_the_same_thread_whoever_asks() -> None:
+def test_concurrent_callers_share_one_thread() -> None:
     """In a process of its own: the first to ask are two at once."""
     program = (
         "import threading\n"
@@ -31,7 +31,7 @@ def test_it_is_the_same_thread_whoever_asks() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(0)])
-def test_what_is_raised_comes_out_and_the_thread_goes_on(error: BaseException) -> None:
+def test_an_exception_is_raised_and_the_thread_continues(error: BaseException) -> None:
     def work() -> None:
         raise error
 
@@ -46,7 +46,7 @@ class Thing:
     """What can be referred to weakly."""
 
 
-def test_nothing_of_it_is_kept() -> None:
+def test_the_result_of_the_work_is_not_kept() -> None:
     things: list[weakref.ref[Thing]] = []
 
     def work() -> Thing:
@@ -59,7 +59,7 @@ def test_nothing_of_it_is_kept() -> None:
     assert things[0]() is None
 
 
-def test_a_process_ends_whatever_it_is_at() -> None:
+def test_the_process_exits_while_work_is_running() -> None:
     program = (
         "import threading, time\n"
         "from tune_rescon.tuning.ray.worker import on_one_thread\n"

@@ -71,7 +71,7 @@ def test_a_value_of_the_last_rung_is_not_recorded_at_lower_rungs() -> None:
     assert values_at_rungs(rung) == {1: 0, 3: 0}
 
 
-def test_the_last_rung_finishes_whatever_the_value() -> None:
+def test_the_last_rung_finishes_a_trial_with_any_value() -> None:
     assert ladder().judge(seen(9, 0.0)).decision is Decision.FINISH
 
 
@@ -157,7 +157,7 @@ def test_a_trial_in_the_top_fraction_continues_without_a_pause() -> None:
     assert rung.promote() is None
 
 
-def test_the_highest_rung_is_promoted_from_first_and_others_only_by_force() -> None:
+def test_promotion_starts_at_the_highest_rung_and_force_ignores_the_fraction() -> None:
     rung = pausing()
     for number in range(6):
         rung.judge(seen(1, 1 - number / 10, number))
@@ -202,7 +202,7 @@ def test_with_two_objectives_no_trial_on_the_pareto_front_is_stopped(arrivals: l
 
 
 @given(points)
-def test_with_two_objectives_the_rank_counts_those_that_are_better_in_one_and_worse_in_none(
+def test_with_two_objectives_the_rank_counts_dominating_trials(
     arrivals: list[tuple[int, int]],
 ) -> None:
     rung = ladder()
@@ -216,7 +216,7 @@ def test_with_two_objectives_the_rank_counts_those_that_are_better_in_one_and_wo
 
 
 @given(points)
-def test_with_two_objectives_the_lowest_rank_is_promoted_and_of_equals_the_oldest(
+def test_with_two_objectives_the_lowest_rank_then_the_oldest_is_promoted(
     arrivals: list[tuple[int, int]],
 ) -> None:
     rung = pausing()

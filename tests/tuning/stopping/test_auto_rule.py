@@ -85,7 +85,7 @@ def test_the_shares_are_the_whole_budget(stages: int) -> None:
     assert stages == 1 or shares[0] == SCREENING
 
 
-def test_where_epoch_1_tells_the_first_rung_is_1() -> None:
+def test_an_informative_epoch_1_is_the_first_rung() -> None:
     of = rule()
     list(steps(of, by_number))
     assert of.levels[0] == 1
@@ -93,7 +93,7 @@ def test_where_epoch_1_tells_the_first_rung_is_1() -> None:
     assert of.agreement.correlations[1] == pytest.approx(1.0)
 
 
-def test_where_early_ranks_are_reversed_no_early_rung_judges() -> None:
+def test_epochs_with_reversed_ranks_are_not_the_first_rung() -> None:
     def crossing(number: int, epoch: int) -> float:
         return number * (epoch - 2.5)
 
@@ -111,7 +111,7 @@ def slow_and_noisy(number: int, epoch: int) -> float:
     return -merit if epoch <= 2 else merit + 0.8 * noise
 
 
-def test_where_no_later_ranks_confirm_the_first_rung_more_trials_finish() -> None:
+def test_more_trials_finish_if_the_first_rung_is_unconfirmed() -> None:
     def steady(number: int, epoch: int) -> float:
         return number * 7919 % 1009 + epoch / 1000
 
@@ -135,7 +135,7 @@ def test_with_a_budget_of_trials_unconfirmed_ranks_do_not_change_the_shares() ->
 
 
 @pytest.mark.parametrize(("rank", "continues"), [(1, True), (2, True), (3, False), (6, False)])
-def test_a_later_stage_waits_for_a_trial_that_is_good_at_its_rung(rank: int, continues: bool) -> None:
+def test_only_a_trial_with_a_good_rank_is_promoted_to_a_later_stage(rank: int, continues: bool) -> None:
     of = rule(low=4)
     assert of.levels == (4, 14, 50)
     for number in range(12):
@@ -146,7 +146,7 @@ def test_a_later_stage_waits_for_a_trial_that_is_good_at_its_rung(rank: int, con
     assert (of.promote(), of.may_start()) == ((rank - 1, False) if continues else (None, True))
 
 
-def test_where_early_values_are_noise_every_trial_trains_to_the_end() -> None:
+def test_noisy_early_values_leave_only_the_last_rung() -> None:
     def noise(number: int, epoch: int) -> float:
         return float(np.random.default_rng((number, epoch)).normal())
 
@@ -159,7 +159,7 @@ def test_where_early_values_are_noise_every_trial_trains_to_the_end() -> None:
 
 
 @pytest.mark.parametrize("hours", [False, True])
-def test_where_no_rung_judges_a_trial_that_never_changes_makes_room_for_a_new_one(hours: bool) -> None:
+def test_without_early_rungs_trials_with_constant_values_are_paused(hours: bool) -> None:
     def half_learn_nothing(number: int, epoch: int) -> float:
         return 0.1 if number % 2 else float(np.random.default_rng((number, epoch)).normal())
 
@@ -176,7 +176,7 @@ def test_where_no_rung_judges_a_trial_that_never_changes_makes_room_for_a_new_on
     assert set(of.paused()) >= {1, 3, 5, 7}
 
 
-def test_where_no_rung_judges_the_furthest_trials_continue_first() -> None:
+def test_without_early_rungs_the_furthest_trials_continue_first() -> None:
     def noise(number: int, epoch: int) -> float:
         return float(np.random.default_rng((number, epoch)).normal())
 
@@ -204,7 +204,7 @@ def test_several_trials_are_finished_and_most_are_not() -> None:
     assert len({number for number, _ in ran}) > 60
 
 
-def test_the_best_at_a_rung_continues_at_once_while_other_trials_fill_the_next_stage() -> None:
+def test_the_best_at_a_rung_continues_at_once_despite_a_full_next_stage() -> None:
     # So small a budget learns no rung: epoch 1 judges.
     of = rule(epochs=70)
     for number in range(10):
@@ -227,13 +227,13 @@ def started_at_once(of: AutoRule, *, slots: int) -> int:
     return slots
 
 
-def test_with_epochs_the_trials_at_once_are_the_full_trainings_in_the_budget() -> None:
+def test_an_epoch_budget_limits_the_number_of_concurrent_trials() -> None:
     assert started_at_once(rule(epochs=600), slots=32) == 12
     assert started_at_once(rule(epochs=50), slots=32) == PILOTS
     assert started_at_once(rule(epochs=None, seconds=600.0), slots=32) == 32
 
 
-def test_a_slow_first_trial_does_not_hold_up_the_promotions() -> None:
+def test_slow_first_trials_do_not_delay_promotions() -> None:
     of = rule(epochs=None, seconds=1000.0)
     for number in range(PILOTS + 12):
         of.started(number)
@@ -281,7 +281,7 @@ def test_the_first_trials_are_not_judged_before_the_latest_candidate() -> None:
     assert min(reached.values()) >= of.agreement.latest
 
 
-def test_of_equal_trials_the_one_with_the_smaller_loss_is_better_and_then_the_older() -> None:
+def test_ties_are_broken_by_the_smaller_loss_and_then_by_age() -> None:
     table = TrialTable(9)
     for number in range(12):
         table.add(seen(number, 1, 0.1, tie=1.0 if number == 7 else 2.3), maximize=True, timed=False)
@@ -291,14 +291,14 @@ def test_of_equal_trials_the_one_with_the_smaller_loss_is_better_and_then_the_ol
     assert [table.rank(number, 1) for number in (7, 0, 11)] == [(1, 12), (2, 12), (12, 12)]
 
 
-def test_a_crowd_of_equal_trials_does_not_pass_whole() -> None:
+def test_less_than_half_of_many_equal_trials_pass_a_rung() -> None:
     # So small a budget learns no rung: the first epoch judges.
     ran = list(steps(rule(epochs=70), lambda *_: 0.1))
     beyond = {number for number, epoch in ran if epoch > 9}
     assert len(beyond) < len({number for number, _ in ran}) / 2
 
 
-def test_hours_end_no_new_trial_begins_when_little_time_is_left() -> None:
+def test_no_trial_starts_when_little_time_is_left() -> None:
     of = rule(epochs=None, seconds=100.0)
     for number in range(30):
         of.started(number)
@@ -351,13 +351,13 @@ def test_a_running_trial_counts_for_no_more_than_the_time_left(left: float, prom
     assert (of.promote(), of.may_start()) == ((1, False) if promotes else (None, True))
 
 
-def test_a_trial_that_cannot_get_far_in_the_time_left_comes_after_those_that_can() -> None:
+def test_a_slow_trial_is_promoted_later_when_little_time_is_left() -> None:
     fast, slow = order_of_promotion(seconds=1.0), order_of_promotion(seconds=100.0)
     assert 19 in slow
     assert fast.index(19) < slow.index(19)
 
 
-def test_a_diverged_trial_never_waits() -> None:
+def test_a_diverged_trial_is_never_paused() -> None:
     of = rule()
     of.started(0)
     assert of.judge(seen(0, 1, math.nan)).decision is Decision.DIVERGED
@@ -420,7 +420,7 @@ def test_a_search_of_hours_uses_them_on_every_worker() -> None:
     assert simulation.trace.utilisation > 0.97
 
 
-def test_it_is_not_worse_for_a_larger_budget() -> None:
+def test_a_larger_budget_does_not_find_a_worse_trial() -> None:
     best = []
     for epochs in (200, 500):
         ran = list(steps(rule(epochs=epochs), by_number))
@@ -429,7 +429,7 @@ def test_it_is_not_worse_for_a_larger_budget() -> None:
 
 
 @pytest.mark.parametrize("seconds", [None, 400.0])
-def test_a_first_trial_that_fails_does_not_hold_up_the_choice(seconds: float | None) -> None:
+def test_a_failed_first_trial_does_not_block_the_choice_of_the_first_rung(seconds: float | None) -> None:
     of = rule(epochs=None if seconds else 1500, seconds=seconds)
     of.started(0)
     of.ended(0)
@@ -442,7 +442,7 @@ def test_a_first_trial_that_fails_does_not_hold_up_the_choice(seconds: float | N
     assert of.agreement is not None
 
 
-def test_where_the_space_is_exhausted_the_paused_trials_get_the_rest() -> None:
+def test_paused_trials_get_the_rest_of_the_budget_of_an_exhausted_space() -> None:
     small = space(
         "budget={trials: 500, epochs: 400}",
         "fidelity={min: 1, max: 27}",
@@ -479,7 +479,7 @@ BUDGETS = (
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_its_trials_do_a_search_ends_and_no_trial_is_left_open(budget: str, seed: int) -> None:
+def test_a_search_of_arbitrary_trials_ends_and_leaves_none_open(budget: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
 
     def workload(trial: Assignment) -> SyntheticCurve:
@@ -514,7 +514,7 @@ def test_whatever_its_trials_do_a_search_ends_and_no_trial_is_left_open(budget: 
         )
 
 
-def test_the_report_says_what_judges_and_why() -> None:
+def test_the_report_explains_the_chosen_rungs() -> None:
     searched = space("budget={trials: 1000, epochs: 400}", "fidelity={min: 1, max: 27}")
     search = SimulatedSearch(searched, slots=4)
     simulation = Simulation(lambda trial: SyntheticCurve(limit=0.3 + trial.number / 500), workers=4)
@@ -567,7 +567,7 @@ def test_the_report_says_that_no_rung_judges_and_which_trials_pause() -> None:
     )
 
 
-def test_a_small_budget_says_that_it_learns_no_rung() -> None:
+def test_the_report_says_that_a_small_budget_learns_no_rung() -> None:
     small = space("budget={trials: 6}", "fidelity={min: 1, max: 9}")
     levels, lines = rungs_and_reasons(small, (), slots=2)
     assert levels == (1, 3, 9)
@@ -590,7 +590,7 @@ def test_the_report_says_how_many_epochs_fit_into_the_hours() -> None:
     assert lines[-1].startswith("The hours allow about 7 of 27 epochs on each slot, ")
 
 
-def test_other_schedulers_explain_nothing() -> None:
+def test_other_schedulers_have_no_explanation_in_the_report() -> None:
     asha = space("scheduler={type: asha}", "fidelity={min: 1, max: 9}")
     assert rungs_and_reasons(asha, (), slots=2) == ((1, 3, 9), ())
 
@@ -617,7 +617,7 @@ def test_one_trial_and_one_epoch_are_in_the_singular() -> None:
 
 
 @pytest.mark.parametrize("budget", [{"epochs": None}, {"epochs": 200 * 9}])
-def test_where_only_the_last_epoch_judges_a_large_search_is_not_cut_short(
+def test_with_only_the_last_rung_every_trial_of_a_large_search_finishes(
     budget: dict[str, int | None],
 ) -> None:
     ran = list(steps(rule(low=9, last=9, trials=200, **budget), by_number))
@@ -625,7 +625,7 @@ def test_where_only_the_last_epoch_judges_a_large_search_is_not_cut_short(
     assert len(ran) == 200 * 9
 
 
-def test_noise_in_a_large_search_trains_as_many_as_the_epochs_allow() -> None:
+def test_noisy_values_in_a_large_search_use_the_whole_epoch_budget() -> None:
     def noise(number: int, epoch: int) -> float:
         return float(np.random.default_rng((number, epoch)).normal())
 
@@ -633,7 +633,7 @@ def test_noise_in_a_large_search_trains_as_many_as_the_epochs_allow() -> None:
     assert 3000 - 20 <= len(ran) <= 3000 + 4 * 20
 
 
-def test_noise_with_a_budget_of_trials_costs_no_more_than_planned() -> None:
+def test_noisy_values_with_a_trial_budget_cost_no_more_than_planned() -> None:
     def noise(number: int, epoch: int) -> float:
         return float(np.random.default_rng((number, epoch)).normal())
 

@@ -29,30 +29,30 @@ def curves(*, early: float, trials: int = 12) -> list[list[float]]:
     return [[early * n + (n - early * n) * (epoch / 8) ** 2 for epoch in range(9)] for n in range(trials)]
 
 
-def test_the_correlation_is_scipys() -> None:
+def test_the_rank_correlation_matches_scipy() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         one, other = rng.integers(0, 6, 15).astype(float), rng.normal(size=15)
         assert rank_correlation(list(one), list(other)) == pytest.approx(spearmanr(one, other).statistic)
 
 
-def test_a_diverged_trial_is_the_worst_of_all() -> None:
+def test_a_diverged_trial_ranks_last() -> None:
     assert rank_correlation([1.0, 2.0, 3.0], [-math.inf, 5.0, 6.0]) == pytest.approx(1.0)
 
 
-def test_the_expected_score_is_bloms() -> None:
+def test_the_expected_score_is_bloms_approximation() -> None:
     expected = norm.ppf(1 - (np.arange(1, FOUND + 1) - 0.375) / 100.25).mean()
     assert expected_score(100) == pytest.approx(expected)
     assert expected_score(FOUND) < expected_score(FOUND + 1) < expected_score(50)
 
 
-def test_where_epoch_1_tells_it_judges() -> None:
+def test_an_informative_epoch_1_is_the_first_rung() -> None:
     found = choose_first_rung(curves(early=1), CANDIDATES, epochs=300)
     assert (found.first, found.latest, found.trials, found.is_confirmed) == (1, 9, 12, True)
     assert found.correlations == pytest.approx({1: 1.0, 3: 1.0})
 
 
-def test_where_epoch_1_ranks_backwards_it_does_not_judge() -> None:
+def test_an_epoch_1_with_reversed_ranks_is_not_the_first_rung() -> None:
     found = choose_first_rung(curves(early=-1), CANDIDATES, epochs=300)
     assert (found.first, found.is_confirmed) == (9, False)
     assert found.correlations[1] == pytest.approx(-1.0)
@@ -65,12 +65,12 @@ def test_a_rung_is_trusted_no_more_than_those_above_it() -> None:
     assert choose_first_rung(values, CANDIDATES, epochs=300).first == 9
 
 
-def test_without_evidence_the_latest_candidate_judges() -> None:
+def test_without_trials_the_latest_candidate_is_the_first_rung() -> None:
     found = choose_first_rung([], CANDIDATES, epochs=300)
     assert (found.first, found.trials) == (9, 0)
 
 
-def test_where_neighbouring_epochs_disagree_no_rung_judges() -> None:
+def test_no_rung_is_used_if_neighbouring_epochs_disagree() -> None:
     rng = np.random.default_rng(1)
     noise = rng.normal(size=(10, 9)).tolist()
     found = choose_first_rung(noise, (1, 2, 3, 5, 7, 9), epochs=300)
@@ -78,7 +78,7 @@ def test_where_neighbouring_epochs_disagree_no_rung_judges() -> None:
     assert not choose_first_rung(curves(early=1), (1, 2, 3, 5, 7, 9), epochs=300).tells_nothing
 
 
-def test_a_few_epochs_that_agree_by_chance_do_not_make_a_rung_judge() -> None:
+def test_a_few_epochs_that_agree_by_chance_are_no_evidence() -> None:
     noise = np.random.default_rng(1).normal(size=(8, 9))
     noise[:, [4, 6]] = noise[:, [8]]
     found = choose_first_rung(noise.tolist(), (1, 2, 3, 5, 7, 9), epochs=300)
@@ -88,7 +88,7 @@ def test_a_few_epochs_that_agree_by_chance_do_not_make_a_rung_judge() -> None:
     assert found.tells_nothing
 
 
-def test_epochs_at_which_all_values_are_equal_agree_with_no_other() -> None:
+def test_epochs_with_all_values_equal_agree_with_no_other() -> None:
     tied = [[0.1] * 8 + [float(n)] for n in range(8)]
     assert choose_first_rung(tied, (1, 2, 3, 5, 7, 9), epochs=300).steadiness == 0.0
 
@@ -99,18 +99,18 @@ def one_class(*, others: float) -> list[list[float]]:
     return [[0.1] * 9] * 5 + [list(map(float, curve)) for curve in noise]
 
 
-def test_networks_that_never_change_are_no_evidence_until_all_others_are_better() -> None:
+def test_constant_curves_are_no_evidence_until_all_others_are_better() -> None:
     candidates = (1, 2, 3, 5, 7, 9)
     assert choose_first_rung(one_class(others=0.096), candidates, epochs=300).tells_nothing
     assert not choose_first_rung(one_class(others=0.2), candidates, epochs=300).tells_nothing
 
 
-def test_different_values_that_never_change_are_evidence() -> None:
+def test_constant_curves_of_different_values_are_evidence() -> None:
     flat = [[float(number)] * 9 for number in range(10)]
     assert choose_first_rung(flat, (1, 2, 3, 5, 7, 9), epochs=300).steadiness == pytest.approx(1.0)
 
 
-def test_a_single_epoch_is_not_unsteady() -> None:
+def test_a_single_epoch_has_undefined_steadiness() -> None:
     found = choose_first_rung([[float(n)] for n in range(8)], (1,), epochs=300)
     assert math.isnan(found.steadiness)
     assert not found.tells_nothing

@@ -19,7 +19,7 @@ from tune_rescon.tuning.stopping.rule import Observation
         (["fidelity.min=9"], (9,)),
     ],
 )
-def test_possible_rungs(overrides: list[str], levels: tuple[int, ...]) -> None:
+def test_rungs_follow_from_the_scheduler_settings(overrides: list[str], levels: tuple[int, ...]) -> None:
     assert possible_rungs(load_space("digits", overrides)) == levels
 
 
