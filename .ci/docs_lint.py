@@ -27,7 +27,6 @@ HABITS = {
     r"\bamid\b": "during, in the middle of",
     r"\blest\b": "so that ... not",
     r"\bis (?-i:none)\b": "name what is absent",
-    r"\bthere is (?-i:none)\b": "name what is absent",
     r"\bso many\b(?! times)": "the number",
     r"\bstands? still\b": "hangs",
     r"\bheed(?:s|ed)?\b": "act on",

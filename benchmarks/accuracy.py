@@ -23,16 +23,17 @@ class OutOfTimeError(Exception):
 
 
 def show_training(case: Case, images: Path, device: str, seconds: float, folder: Path) -> None:
-    """Train on all training images and judge every epoch by the test images: nothing is chosen by them."""
+    """Train on all training images, and evaluate every epoch on the test images, which choose nothing."""
     asked = DatasetConfig(name="folder", path=str(images))
-    dataset = judged_by_test(open_dataset(asked, data_root=folder, cache_root=folder))
+    dataset = with_test_as_validation(open_dataset(asked, data_root=folder, cache_root=folder))
     epochs = epochs_in(seconds, case, len(dataset.train), device)
     config = TrialConfig(
         preset=case.preset, batch_size=case.batch_size, weight_decay=5e-4, schedule="cosine", warmup_epochs=1
     )
     print(f"\n{case.preset}, batch {case.batch_size}, on {len(dataset.train)} images of {images.name}:")
     print(
-        f"SGD 0.1, one cosine over {epochs} epochs, crop and flip; judged by {len(dataset.val)} test images\n"
+        f"SGD 0.1, one cosine over {epochs} epochs, crop and flip;"
+        f" evaluated on {len(dataset.val)} test images\n"
     )
     hang_folder = folder / "stalled"
     if device == "cuda":
@@ -62,15 +63,15 @@ def show_training(case: Case, images: Path, device: str, seconds: float, folder:
         print("\nslower than was estimated: ended before the schedule")
 
 
-def judged_by_test(dataset: ImageDataset) -> ImageDataset:
-    """All training images train, and the test images are where validation looks."""
+def with_test_as_validation(dataset: ImageDataset) -> ImageDataset:
+    """Return a dataset that trains on all training images and validates on the test images."""
     train, val = dataset.train, dataset.val
     everything = replace(
         train,
         rows_N=np.concatenate((train.rows_N, val.rows_N)),
         labels_N=np.concatenate((train.labels_N, val.labels_N)),
     )
-    return replace(dataset, train=everything, val=dataset.test, digest=f"{dataset.digest} judged by test")
+    return replace(dataset, train=everything, val=dataset.test, digest=f"{dataset.digest} validated on test")
 
 
 def epochs_in(seconds: float, case: Case, images: int, device: str) -> int:

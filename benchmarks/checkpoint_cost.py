@@ -34,7 +34,7 @@ from tune_rescon.training import EpochReport, TrialProcess, train_trial
 from tune_rescon.training.checkpoint import copy_to_host, read_checkpoint, write_durably
 from tune_rescon.training.trial_files import CheckpointWriter
 
-#: Seconds of a GPU's idle time at an epoch's end that are allowed (issue 26).
+#: Seconds of a GPU's idle time at an epoch's end that are allowed.
 TARGET = 0.020
 
 

@@ -31,7 +31,7 @@ from tune_rescon.tuning import Coordinator, SearchPlan, SearchSampler, StudyReco
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.mlflow_callback import MlflowCallback
 
-#: Milliseconds; the issue's target.
+#: Milliseconds.
 TARGET = 2.0
 
 

@@ -24,8 +24,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from storm.check_ours import check_ours
 from storm.check_plain import check_plain
 from storm.findings import Fault, Findings

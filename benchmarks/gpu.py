@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from accuracy import show_training
 from roofline import Peaks, measure_peaks, training_bytes, training_flops, wait
-from step import Speed, alternate, plain_step
+from step import Speed, alternate, plain_step, strict_step
 from table import Row, hardware, print_rows
 from waiting import Case, show_images
 
@@ -188,17 +188,6 @@ def ways(case: Case, options: argparse.Namespace) -> dict[str, Callable[..., Cal
         print(f"\nnothing can be compiled here: {problem}")
         asked.remove("compiled")
     return {name: WAYS[name] for name in asked}
-
-
-def strict_step(preset: str, *, batch_size: int, device: str) -> Callable[[], object]:
-    """The plain step without the TF32 that torch's defaults let cuDNN's convolutions use."""
-    step = plain_step(preset, batch_size=batch_size, device=device)
-
-    def strict() -> object:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return step()
-
-    return strict
 
 
 def begin(

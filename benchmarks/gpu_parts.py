@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 from elementwise import Fused, loss_curve, make_step
 from roofline import measure_peaks, training_bytes, wait
-from step import alternate, plain_step
+from step import alternate, strict_step
 from visit import Found, Visit, append, images_of
 from waiting import Case
 from watched_search import search
@@ -236,7 +236,9 @@ def elementwise(visit: Visit, seconds: float) -> Found:
             "elementwise compiled": functools.partial(make_step, case, visit.device, fused="compiled"),
             "norms by Triton": functools.partial(make_step, case, visit.device, fused="triton"),
             "units compiled": functools.partial(build, case.preset, compiling="on"),
-            "plain fp32": functools.partial(_strict_plain, case, visit.device),
+            "plain fp32": functools.partial(
+                strict_step, case.preset, batch_size=case.batch_size, device=visit.device
+            ),
         }
         if case != visit.cases[0]:
             del arms["units compiled"]  # a minute for each network; known (docs/benchmarks.md)
@@ -267,18 +269,6 @@ def elementwise(visit: Visit, seconds: float) -> Found:
                 "share_of_bandwidth": round(moved * speed.median / bandwidth, 4),
                 "n": len(speed.rounds),
             }
-
-
-def _strict_plain(case: Case, device: str) -> Callable[[], object]:
-    return _strict(plain_step(case.preset, batch_size=case.batch_size, device=device))
-
-
-def _strict(step: Callable[[], object]) -> Callable[[], object]:
-    def strict() -> object:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return step()
-
-    return strict
 
 
 def equality(visit: Visit, seconds: float) -> Found:

@@ -10,10 +10,7 @@ differences.
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -21,6 +18,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
+from table import estimate_text
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataset, open_dataset
@@ -84,12 +82,6 @@ def macro_f1(dataset: ImageDataset, config: TrialConfig, *, seed: int, epochs: i
     return reports[-1].metrics["val_macro_f1"]
 
 
-def estimate(values: Sequence[float]) -> str:
-    """Return mean and standard error."""
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.fmean(values):.3f} ± {error:.3f}"
-
-
 def main() -> None:
     """Train each setting with each seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -109,7 +101,9 @@ def main() -> None:
     print(f"\n| setting | macro F1, n = {options.seeds} | minus neither, paired |\n|---|---|---|")
     for name, values in found.items():
         gain = [mine - theirs for mine, theirs in zip(values, found["neither"], strict=True)]
-        print(f"| {name} | {estimate(values)} | {estimate(gain) if name != 'neither' else ''} |")
+        print(
+            f"| {name} | {estimate_text(values, 3)} | {estimate_text(gain, 3) if name != 'neither' else ''} |"
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ the same number of threads::
 
     python benchmarks/inference.py
     python benchmarks/inference.py --rounds 9 --seconds 2 --presets rescon_attention92_32
-    python benchmarks/inference.py --images cifar10-jpeg.zip       # do they say the same of 256 of these?
+    python benchmarks/inference.py --images cifar10-jpeg.zip       # also compares their probabilities
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ BATCHES = (1, 64)
 TOLERANCE = 1e-4
 COMPARED = 256
 
-#: Images of a batch while batch norm's statistics are made: without them one class would have it all.
+#: Images of a batch while batch norm's statistics are made. Without them one class would get all of the
+#: probability.
 WARM = 16
 
 
 def trained(preset: str) -> tuple[nn.Module, TrainedNetwork]:
-    """A network of ten classes with weights and statistics of its own; what it has learnt costs no time."""
+    """A network of ten classes with random weights: what a network has learnt does not change its speed."""
     config = TrialConfig(preset=preset)
     spec = resolve_network(config, classes=10, in_channels=3)
     torch.manual_seed(0)
@@ -103,7 +104,7 @@ def onnx(file: Path, threads: int) -> Run:
 
 @torch.inference_mode()
 def images_per_second(run: Run, pixels_BCHW: Tensor, seconds: float) -> float:
-    """Over at least so long, and two batches."""
+    """Run for at least ``seconds``, and at least two batches."""
     began, batches = time.perf_counter(), 0
     while batches < 2 or time.perf_counter() - began < seconds:
         run(pixels_BCHW)
@@ -139,7 +140,7 @@ def real_pixels(images: str, folder: Path) -> Tensor:
 
 
 def same(made: Mapping[str, Run], pixels_BCHW: Tensor) -> Row:
-    """Whether the others say of real images what the network itself says."""
+    """Compare the probabilities of the other forms with those of the network, on real images."""
     with torch.inference_mode():
         wanted_BK, *others = (run(pixels_BCHW) for run in made.values())
     largest = max(float(((other - wanted_BK).abs() / wanted_BK).max()) for other in others)

@@ -18,22 +18,17 @@ import argparse
 import dataclasses
 import logging
 import os
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import optuna
 from contest.outcome import Outcome, run, run_for
 from contest.questions import ON_THE_CLOCK, PLAIN, QUESTIONS, search_on_the_clock
 from contest.table import table
+from table import hardware
 
 from tune_rescon.spaces import Space, load_space, preview
 from tune_rescon.testing import LANDSCAPES, Landscape
@@ -146,8 +141,7 @@ def main() -> None:
                 dataclasses.replace(o, quality=o.quality_of_last) for o in of[PLAIN]
             ]
         print(f"\n{table(landscape, of)}")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("optuna", "ray", "numpy"))
-    print(f"\nPython {platform.python_version()}, {versions}; {time.monotonic() - began:.0f} s")
+    print(f"\n{hardware('cpu', 'optuna', 'ray', 'numpy')}; {time.monotonic() - began:.0f} s")
 
 
 def _of(outcomes: dict[Job, Outcome], landscape: str, rival: str) -> list[Outcome]:

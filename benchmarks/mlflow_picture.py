@@ -9,11 +9,8 @@ MLflow is served from the storage's own store, and its page opened in a headless
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from browser import browser
 from mlflow_pages import open_comparison, trials_of

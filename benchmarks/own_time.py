@@ -48,7 +48,7 @@ RESULT: Final = "the result is shown"
 PROMPT: Final = "the prompt is back"
 MOMENTS: Final = (FIRST_LINE, START, STEP, EPOCH, RESULT, PROMPT)
 
-#: Seconds, median, from one moment to another (None: the command); the issue's targets for two quiet cores.
+#: Seconds, median, from one moment to another (None: the command); the targets are for two quiet cores.
 _TARGETS: Final = (
     (None, FIRST_LINE, 1),
     (None, STEP, 14),
@@ -61,7 +61,7 @@ _EPOCH_LINE: Final = re.compile(r"^trial_\d+ epoch .*, (?P<seconds>[\d.]+) s(?:,
 
 #: What a process is, by a word of its command line; the first that fits.
 _KINDS: Final = (
-    ("tracking.desk", "MLflow's process"),
+    ("tracking.worker", "MLflow's process"),
     ("ray::DashboardAgent", "Ray's daemons"),
     ("ray::RuntimeEnvAgent", "Ray's daemons"),
     ("ray::IDLE", "idle workers"),

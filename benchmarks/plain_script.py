@@ -10,9 +10,9 @@ epoch, and stops none by itself::
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,11 @@ def train(config: dict[str, Any]) -> None:
 
 def main() -> None:
     """Search, with the given configurations first; says how many trials there were."""
-    configurations, folder = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("configurations", type=Path, help="a JSON list of values and epochs")
+    parser.add_argument("folder", help="gets Ray's results and MLflow's database")
+    options = parser.parse_args()
+    configurations, folder = json.loads(options.configurations.read_text()), options.folder
     ray.init(include_dashboard=False)
     results = tune.Tuner(
         tune.with_resources(train, {"cpu": 1}),

@@ -16,8 +16,6 @@ import json
 import logging
 import math
 import os
-import statistics
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,12 +25,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import optuna
 from contest.contestant import Contest
 from contest.peers import CONTESTANTS
 from contest.recorded import RecordedCurve, Table, load_table
+from table import estimate, estimate_text
 
 from tune_rescon.errors import StorageError
 from tune_rescon.paths import check_output_file
@@ -126,12 +123,6 @@ def _best(used: Sequence[tuple[float, float]], share: float) -> float:
     return max((v for spent, v in used if spent <= share + 1e-9 and math.isfinite(v)), default=-1.0)
 
 
-def estimate(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return statistics.mean(values), error
-
-
 def report(regrets: Mapping[str, Sequence[tuple[float, ...]]]) -> str:
     """Return a Markdown table; the differences are paired with the first contestant."""
     lines = [
@@ -140,16 +131,12 @@ def report(regrets: Mapping[str, Sequence[tuple[float, ...]]]) -> str:
     ]
     first = next(iter(regrets.values()))
     for name, values in regrets.items():
-        cells = [_text(estimate([v[i] for v in values])) for i in range(len(SHARES))]
+        cells = [estimate_text([v[i] for v in values]) for i in range(len(SHARES))]
         pairs = list(zip(first, values, strict=False))
-        against = [_text(estimate([a[i] - b[i] for a, b in pairs]), signed=True) for i in (1, 2)]
+        against = [estimate_text([a[i] - b[i] for a, b in pairs], signed=True) for i in (1, 2)]
         against = ["", ""] if values is first else against
         lines.append(f"| {name} | {len(values)} | {' | '.join([*cells, *against])} |")
     return "\n".join(lines)
-
-
-def _text(of: tuple[float, float], *, signed: bool = False) -> str:
-    return f"{of[0]:{'+' if signed else ''}.2f} ± {of[1]:.2f}"
 
 
 def as_json(

@@ -15,6 +15,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from table import estimate
+
 #: Index of each share of the budget in a search's regrets.
 AT = {"50 %": 1, "100 %": 2}
 
@@ -40,8 +42,7 @@ def difference(
     one: Sequence[Sequence[float]], other: Sequence[Sequence[float]], at: int
 ) -> tuple[float, float]:
     """Return the paired difference of two contestants and its standard error."""
-    pairs = [a[at] - b[at] for a, b in zip(one, other, strict=False)]
-    return statistics.mean(pairs), statistics.stdev(pairs) / math.sqrt(len(pairs))
+    return estimate([a[at] - b[at] for a, b in zip(one, other, strict=False)])
 
 
 def print_summary(tables: Mapping[str, Regrets], *, budget: str, first: str) -> None:

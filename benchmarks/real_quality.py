@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from table import estimate_text
 
 import tune_rescon as tr
 from tune_rescon.config import DatasetConfig
@@ -199,13 +199,10 @@ def rows(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
             )
 
 
-def estimate(values: Iterable[float | None]) -> str:
+def accuracy_text(values: Iterable[float | None]) -> str:
     """Return the mean and its standard error; a search without the value does not count."""
     known = [value for value in values if value is not None]
-    if not known:
-        return "none"
-    error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-    return f"{statistics.mean(known):.2f} ± {error:.2f}, n = {len(known)}"
+    return f"{estimate_text(known)}, n = {len(known)}" if known else "none"
 
 
 def main() -> None:
@@ -234,7 +231,7 @@ def main() -> None:
             for values in zip(*((row.finished, row.trials, row.epochs) for row in of), strict=True)
         )
         winners, finalists = (row.winner for row in of), (row.finalists for row in of)
-        print(f"| {rival} | {estimate(winners)} | {estimate(finalists)} | {counts} |")
+        print(f"| {rival} | {accuracy_text(winners)} | {accuracy_text(finalists)} | {counts} |")
     print(f"\n± is the standard error; {time.monotonic() - began:.0f} s")
 
 

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import argparse
 import gc
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import optuna
 import psutil
+from table import hardware
 
 from tune_rescon.metric_names import METRICS
 from tune_rescon.spaces import Space, load_space, suggest
@@ -64,8 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()},", end=" ")
-    print(f"optuna {version('optuna')}; medians (quartiles) of {options.window} trials, milliseconds\n")
+    print(f"{hardware('cpu', 'optuna')}; medians (quartiles) of {options.window} trials, milliseconds\n")
     print("| trials | whose | ask | one epoch | tell | whole trial |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

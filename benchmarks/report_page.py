@@ -11,21 +11,16 @@ answer; *complete* is when all are. Both count from the navigation's start. Prin
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import optuna
 from browser import Browser, browser, find_browser
+from table import hardware
 
 from tune_rescon.reporting import write_report
 from tune_rescon.spaces import load_space
@@ -66,7 +61,7 @@ def main() -> None:
     epochs = sum(trial.epochs for trial in result.trials)
     print(f"{len(result.trials)} trials, {epochs} epochs; medians (extremes) of {options.runs} runs\n")
     print(table(runs))
-    print(f"\n{os.cpu_count()} cores, Python {platform.python_version()}, plotly {version('plotly')}")
+    print(f"\n{hardware('cpu', 'plotly')}")
 
 
 def study(trials: int, epochs: int) -> StudyResult:

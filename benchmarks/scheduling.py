@@ -17,7 +17,7 @@ from overhead.load import Figures, Load
 from overhead.side import Side, own_folder, run_side
 from table import Row, hardware, print_rows, spread
 
-#: The issue's targets: against plain Tune without and with its MLflow callback, and seconds in all.
+#: The targets: against plain Tune without and with its MLflow callback, and seconds in all.
 WITHOUT_TARGET = 1.3
 WITH_TARGET = 0.4
 BOOKKEEPING_TARGET = 800.0

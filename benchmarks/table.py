@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["MARK", "Row", "hardware", "print_rows", "read_rows", "spread"]
+__all__ = ["MARK", "Row", "estimate", "estimate_text", "hardware", "print_rows", "read_rows", "spread"]
 
 #: Set where another benchmark reads the rows: they are printed as JSON, a line each, behind this word.
 MARK = "TUNE_RESCON_ROW"
@@ -61,6 +62,18 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     else:
         low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def estimate(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error; nan of a single value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.mean(values), error
+
+
+def estimate_text(values: Sequence[float], digits: int = 2, *, signed: bool = False) -> str:
+    """The same in words, with a sign for a difference."""
+    mean, error = estimate(values)
+    return f"{mean:{'+' if signed else ''}.{digits}f} ± {error:.{digits}f}"
 
 
 def hardware(device: str, *packages: str) -> str:

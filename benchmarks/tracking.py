@@ -33,8 +33,8 @@ EPOCHS = 5
 PACE = 0.3
 OUTAGE = 60.0
 
-#: The issue's targets: against the same search without MLflow, seconds that the rest takes after its end, and
-#: against the undisturbed search.
+#: The targets: against the same search without MLflow, seconds that the rest takes after its end, and against
+#: the undisturbed search.
 COST_TARGET = 1.15
 LAG_TARGETS = {"SQLite": 2.0, "mlflow server": 10.0}
 OUTAGE_TARGET = 1.05

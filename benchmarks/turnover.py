@@ -23,7 +23,7 @@ from typing import Any
 
 from table import Row, hardware, print_rows, spread
 
-#: Seconds, median; the issue's targets.
+#: Seconds, median.
 GAP_TARGET = 0.5
 #: MiB a trial process may grow by over all trials but its first few, which fill caches.
 GROWTH_TARGET = 20.0

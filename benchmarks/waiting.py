@@ -106,7 +106,7 @@ def show_images(case: Case, device: str, *, rounds: int) -> None:
 def images_share(
     trainee: Trainee, dataset: ImageDataset, config: TrialConfig, batches: int, rounds: int
 ) -> str:
-    """In words."""
+    """Return the images' share of the time and the time of a step, in words."""
     side = trainee.spec.image_size
     modules = [kind(dataset, config, image_size=side, seed=0) for kind in (ImageDataModule, OneBatch)]
     pairs = [[trainee.train(data, batches).seconds for data in modules] for _ in range(rounds)]

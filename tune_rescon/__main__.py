@@ -72,7 +72,7 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
         del ctx
-        own = {name: command.get_short_help_str() for name, command in sorted(self.commands.items())}
+        own = {name: command.get_short_help_str(80) for name, command in sorted(self.commands.items())}
         with formatter.section("Commands"):
             formatter.write_dl(list((COMMANDS | own).items()))
 

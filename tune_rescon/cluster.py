@@ -56,7 +56,10 @@ def check(files: tuple[Path, ...]) -> int:
 @click.option("--stack", required=True, metavar="NAME", help="The stack of cluster/aws/stack.yaml.")
 @click.option("--region", metavar="REGION", help="The stack's region [default: as AWS is configured].")
 def configure(file: Path, stack: str, region: str | None) -> int:
-    """Write a CloudFormation stack's outputs into the lines of FILE that are marked CHANGE."""
+    """Write a CloudFormation stack's outputs into FILE.
+
+    They go into the lines that are marked CHANGE.
+    """
     from tune_rescon.clusters import configure_file, has_spot_role
 
     outputs, changes = configure_file(file, stack, region=region)
@@ -91,7 +94,10 @@ def configure(file: Path, stack: str, region: str | None) -> int:
     help="Have the cluster end itself after HOURS without use; 0: never [default: as it was].",
 )
 def up(file: Path, yes: bool, restart: bool, wait: float, end_after_idle: float | None) -> int:
-    """Start the cluster of FILE, or bring it up to date, and count the workers that came."""
+    """Start the cluster of FILE, or bring it up to date.
+
+    Then count the workers that came.
+    """
     from tune_rescon.clusters import bring_up, check_can_end, most_per_hour, read_cluster_file
 
     read = read_cluster_file(file)
@@ -135,7 +141,10 @@ def submit(
     train: bool,
     arguments: tuple[str, ...],
 ) -> int:
-    """Run a search on the cluster of FILE. The arguments after `--` are those of tune_rescon.search."""
+    """Run a search on the cluster of FILE.
+
+    The arguments after `--` are those of tune_rescon.search.
+    """
     from tune_rescon.clusters import read_cluster_file, send_search
     from tune_rescon.storage import check_name
 

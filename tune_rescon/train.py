@@ -323,7 +323,8 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         found = top_configs(result, flags.top)
         about = f"The best of the search {source}"
         if len(found) < flags.top:
-            console.print(f"{source} has {len(found)} different configurations that reached its last epoch.")
+            reached = f"Configurations of {source} that reached its last epoch"
+            console.print(f"{reached}: {len(found)}, not {flags.top}.")
     epochs = _planned_epochs(result, found, flags, console)
     configs, dataset = of_dataset(found, result.space)
     if flags.image_size is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from contest.contestant import Contest, Drawn, Rival
+from contest.contestant import Contest, Drawn, RivalPolicy
 from tune_rescon.spaces.parameters import CategoricalParameter, IntParameter
 from tune_rescon.tuning import Decision
 
@@ -44,7 +44,7 @@ class _Trial(Drawn):
     diverged: bool = False
 
 
-class AskTellRival(Rival, ABC):
+class AskTellRival(RivalPolicy, ABC):
     """Trains what a library asks for, and tells it the value after the last of these epochs."""
 
     def __init__(self, contest: Contest) -> None:

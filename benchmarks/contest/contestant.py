@@ -14,7 +14,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import SearchPolicy
 
-__all__ = ["Contest", "Contestant", "Drawn", "Library", "Rival", "space_of"]
+__all__ = ["Contest", "Contestant", "Drawn", "Library", "RivalPolicy", "space_of"]
 
 #: Number of trials that no search here reaches.
 UNLIMITED = 100_000
@@ -99,10 +99,13 @@ class Drawn:
     epochs: int = 0
 
 
-class Rival:
+class RivalPolicy:
     """A policy whose trials neither crash nor lose their workers."""
 
-    exhausted = False
+    @property
+    def exhausted(self) -> bool:
+        """Whether no trial is left to begin or to continue."""
+        return False
 
     def close(
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 import optuna
 
-from contest.contestant import Contest, Drawn, Rival, space_of
+from contest.contestant import Contest, Drawn, RivalPolicy, space_of
 from tune_rescon.spaces import suggest
 from tune_rescon.tuning import Decision
 
 __all__ = ["OptunaLoop"]
 
 
-class OptunaLoop(Rival):
+class OptunaLoop(RivalPolicy):
     """Optuna's documented loop with a pruner: ask, report, should_prune, tell. TPE has its defaults."""
 
     def __init__(self, contest: Contest, pruner: optuna.pruners.BasePruner) -> None:

@@ -34,20 +34,31 @@ class Outcome:
     """Simulated."""
 
 
+class _Curves:
+    """The workload of a simulation: gives each trial its curve, and keeps its parameters."""
+
+    def __init__(self, landscape: Landscape) -> None:
+        self._landscape = landscape
+        self.seen: dict[int, Mapping[str, Any]] = {}
+
+    def __call__(self, trial: Assignment) -> SyntheticCurve:
+        self.seen[trial.number] = trial.parameters
+        return self._landscape.curve(trial.number, trial.parameters)
+
+    def worth(self, space: Space, best_known: float) -> dict[int, float]:
+        """Return each trial's last-epoch value without noise, over the best known."""
+        last = space.fidelity.max
+        return {n: self._landscape.value(p, last) / best_known for n, p in self.seen.items()}
+
+
 def run(
     policy: SearchPolicy, space: Space, landscape: Landscape, best_known: float, *, workers: int
 ) -> Outcome:
     """One search of ``space`` to its end."""
-    seen: dict[int, Mapping[str, Any]] = {}
-
-    def workload(trial: Assignment) -> SyntheticCurve:
-        seen[trial.number] = trial.parameters
-        return landscape.curve(trial.number, trial.parameters)
-
-    simulation = Simulation(workload, workers=workers)
+    curves = _Curves(landscape)
+    simulation = Simulation(curves, workers=workers)
     simulation.drive(policy)
-    worth = {number: landscape.value(p, space.fidelity.max) / best_known for number, p in seen.items()}
-    return measure(simulation.trace, worth, space.fidelity.max)
+    return measure(simulation.trace, curves.worth(space, best_known), space.fidelity.max)
 
 
 def run_for(
@@ -64,19 +75,14 @@ def run_for(
     The quality is the value of the best epoch in hand, finished or not: the checkpoint that a user would
     have. ``make`` gets the simulated clock.
     """
-    seen: dict[int, Mapping[str, Any]] = {}
-
-    def workload(trial: Assignment) -> SyntheticCurve:
-        seen[trial.number] = trial.parameters
-        return landscape.curve(trial.number, trial.parameters)
-
-    simulation = Simulation(workload, workers=workers)
+    curves = _Curves(landscape)
+    simulation = Simulation(curves, workers=workers)
     simulation.drive(make(simulation.clock), until=lambda next_event, _: next_event > seconds)
-    worth = {number: landscape.value(p, space.fidelity.max) / best_known for number, p in seen.items()}
     runs = [each for each in simulation.trace.runs if math.isfinite(each.value)]
     best = max(runs, key=lambda each: each.value)
-    in_hand = landscape.value(seen[best.number], best.epoch) / best_known
-    return replace(measure(simulation.trace, worth, space.fidelity.max), quality=in_hand)
+    in_hand = landscape.value(curves.seen[best.number], best.epoch) / best_known
+    outcome = measure(simulation.trace, curves.worth(space, best_known), space.fidelity.max)
+    return replace(outcome, quality=in_hand)
 
 
 def measure(trace: Trace, worth: Mapping[int, float], last_epoch: int) -> Outcome:

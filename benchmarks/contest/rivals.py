@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_rescon.config import TrialState
+from contest.contestant import RivalPolicy
 from tune_rescon.spaces import Space, preview, suggest
 from tune_rescon.testing import SearchPolicy, SimulatedSearch, TunePolicy
 from tune_rescon.tuning import Decision
@@ -72,7 +72,7 @@ class _Drawn:
         return len(self.values)
 
 
-class OneEpochThenTopK:
+class OneEpochThenTopK(RivalPolicy):
     """Every configuration of a random sample for one epoch, then the best ``k`` of them to the end."""
 
     def __init__(self, space: Space, k: int) -> None:
@@ -103,15 +103,6 @@ class OneEpochThenTopK:
         if epoch == self._last:
             return Decision.FINISH
         return Decision.CONTINUE if epoch > 1 or not self._unjudged else self._judge()
-
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
-        del checkpoint
-        raise AssertionError(f"no curve of the contest crashes, but trial {number} is {state}: {error}")
-
-    def worker_failed(self, number: int) -> None:
-        raise AssertionError(f"trial {number} cannot lose its worker: none dies in the contest")
 
     def _judge(self) -> Decision:
         self._unjudged -= 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from contest.contestant import Contest, Drawn, Library, Rival
+from contest.contestant import Contest, Drawn, Library, RivalPolicy
 from tune_rescon.spaces.parameters import CategoricalParameter, IntParameter
 from tune_rescon.tuning import Decision
 
@@ -28,7 +28,7 @@ DYHPO = Library(
 )
 
 
-class SyneTune(Rival):
+class SyneTune(RivalPolicy):
     """A scheduler that stops trials: ASHA and its relatives."""
 
     def __init__(self, contest: Contest, kind: str) -> None:
@@ -61,7 +61,7 @@ class SyneTune(Rival):
         return _report(self._scheduler, self._running[number], epoch, value, last=self._last)
 
 
-class SyneTuneDyHPO(Rival):
+class SyneTuneDyHPO(RivalPolicy):
     """DyHPO: a Gaussian process chooses between resuming a paused trial and a new one."""
 
     def __init__(self, contest: Contest) -> None:

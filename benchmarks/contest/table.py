@@ -6,6 +6,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from table import estimate_text
+
 from contest.outcome import NEAR, Outcome
 
 __all__ = ["table"]
@@ -29,8 +31,8 @@ def _line(name: str, outcomes: Sequence[Outcome], reference: Sequence[Outcome]) 
     against = [a - b for a, b in zip(ours, theirs, strict=True)]
     cells = [
         name,
-        _mean(ours),
-        "" if outcomes is reference else _mean(against, signed=True),
+        estimate_text(ours),
+        "" if outcomes is reference else estimate_text(against, signed=True),
         _quartiles(found),
         f"{sum(map(math.isfinite, found))} of {len(found)}",
         f"{statistics.mean(o.epochs for o in outcomes):.0f}",
@@ -38,12 +40,6 @@ def _line(name: str, outcomes: Sequence[Outcome], reference: Sequence[Outcome]) 
         f"{statistics.mean(o.seconds for o in outcomes) / 3600:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _mean(values: Sequence[float], *, signed: bool = False) -> str:
-    """Mean and standard error."""
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):{'+' if signed else ''}.2f} ± {error:.2f}"
 
 
 def _quartiles(values: Sequence[float]) -> str:

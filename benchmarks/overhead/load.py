@@ -12,7 +12,7 @@ METRICS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How many trials of how many epochs, who draws them and who judges them."""
+    """How many trials of how many epochs, and what a search does beside running them."""
 
     trials: int
     epochs: int
@@ -22,8 +22,8 @@ class Load:
     pace: float = 0.0
     """Seconds an epoch sleeps."""
     judged: bool = False
-    """Optuna's TPE draws and ASHA judges, with its only rung at the last epoch, so that every trial comes to
-    its end and both sides do the same work; else random draws, and nobody judges."""
+    """Optuna's TPE draws and ASHA compares, with its only rung at the last epoch, so that every trial
+    finishes and both sides do the same work; else random draws and no scheduler."""
     tracking: str | None = None
     """``none``, or MLflow's URI; None: where this package puts it."""
 

@@ -114,7 +114,7 @@ class Silent:
 
 
 class Clock(SearchCallback):
-    """Hears when the first trial starts and the last one ends."""
+    """Notes when the first trial starts and the last one ends."""
 
     def __init__(self) -> None:
         self.began: float | None = None

@@ -63,7 +63,7 @@ def run(load: Load, folder: Path) -> Figures:
 
 
 class Times(tune.Callback):
-    """Hears when the first trial starts and the last one ends."""
+    """Notes when the first trial starts and the last one ends."""
 
     def __init__(self) -> None:
         self.began = 0.0

@@ -92,8 +92,10 @@ def _check_rungs(trials: Sequence[FrozenTrial], found: Findings) -> None:
         there = [trial for trial in trials if rung in trial.intermediate_values]
         best = max(there, key=lambda trial: trial.intermediate_values[rung], default=None)
         if best is not None:
-            went_on = max(best.intermediate_values) > rung
-            found.expect(went_on, Fault.OTHER, f"trial {best.number} was stopped at {rung}, where it is best")
+            continued = max(best.intermediate_values) > rung
+            found.expect(
+                continued, Fault.OTHER, f"trial {best.number} was stopped at {rung}, where it is best"
+            )
 
 
 def _check_runs(study: optuna.Study, runs: Sequence[RunSeen], found: Findings) -> None:

@@ -14,8 +14,9 @@ import quality
 from contest.contestant import Library
 from contest.peers import CONTESTANTS, Entry
 from contest.recorded import load_table
-from quality import Job, estimate, limits, main
+from quality import Job, limits, main
 from quality_summary import print_summary
+from table import estimate
 
 from tune_rescon.spaces.parameters import CategoricalParameter, FloatParameter, IntParameter
 

@@ -91,7 +91,7 @@ def test_preparing_a_search_reports_the_images_of_its_folder(tmp_path: Path, pro
         "folder: left out, images without a class folder: 1 (stray.png)",
         "folder: the cache keeps 8 squares of 16 pixels: 6.1 kB of disk on each node, mapped into memory",
     ]
-    assert "will judge the winners by the 2 validation images" in evaluated_by
+    assert "will evaluate the winners on the 2 validation images" in evaluated_by
     assert "dataset.test_fraction" in evaluated_by
     assert dark.startswith("folder: the training pictures are nearly black")
 

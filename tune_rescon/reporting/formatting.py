@@ -145,10 +145,10 @@ def foreign_message(numbers: Sequence[int]) -> str:
     """Return a line about the trials of a study that the search did not create.
 
     >>> foreign_message((3, 7))
-    'Foreign trials in the study, which another program created and this search has not run: 3, 7'
+    'Foreign trials in the study, enqueued and not yet run or of another program: 3, 7'
     """
     names = ", ".join(map(str, numbers))
-    return f"Foreign trials in the study, which another program created and this search has not run: {names}"
+    return f"Foreign trials in the study, enqueued and not yet run or of another program: {names}"
 
 
 #: Colour of what is in the background, readable on white and on black.

@@ -262,7 +262,8 @@ class Scheduler(Section):
     """``auto``: the budget is divided between starting trials and finishing the best paused ones, and the
     first rung is chosen by how well early ranks agree with later ranks in this search. ``asha``: a trial
     continues past a rung if it is among the best there. ``median``: a trial continues past each epoch from
-    ``fidelity.min`` on if it is in the better half there. ``none``: every trial continues."""
+    ``fidelity.min`` on if its best value is in the better half, compared with the averages of the others so
+    far. ``none``: every trial continues."""
     reduction_factor: Annotated[int, Field(ge=2)] = _REDUCTION_FACTOR
     """ASHA: one trial in this many continues past a rung."""
     variant: Literal["stop", "promote"] = "stop"

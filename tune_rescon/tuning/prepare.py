@@ -357,7 +357,7 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             _PROGRESS.warning(f"{dataset.name}: {line}")
         check_metric_classes(space, info, val_labels_N=images.val.labels_N)
         if space.metric.of_test_images and not info.test_images:
-            rule = "there must be test images by which the networks are judged"
+            rule = "there must be test images on which the networks are evaluated"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
             raise DataError(format_error(rule, got=f"none in {info.name}", where="dataset", hint=hint))
         prepared[dataset.name] = PreparedDataset(info=info, digest=images.digest)
@@ -365,20 +365,21 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
 
 
 def evaluation_words(space: Space, info: DatasetInfo) -> list[str]:
-    """Return a message naming the images that will judge the winners of a search.
+    """Return a message naming the images on which `train` will evaluate the winners of a search.
 
     The user learns this before the search uses any paid resources.
     """
     if space.metric.of_test_images:
         words = (
-            f"there are no test images, so the {info.test_images} validation images judge the networks, and"
-            " do not train; networks that a search chose by these very images do slightly worse on others"
+            f"there are no test images, so the networks are evaluated on the {info.test_images} validation"
+            " images and not trained on them; networks that a search chose by these images do slightly worse"
+            " on others"
         )
         return [words] if info.validation_tests else []
     if info.test_images:
-        return [f"`tune_rescon.train` will judge the winners by the {info.test_images} test images"]
+        return [f"`tune_rescon.train` will evaluate the winners on the {info.test_images} test images"]
     words = (
-        f"there are no test images: `tune_rescon.train` will judge the winners by the {info.val_images}"
+        f"there are no test images: `tune_rescon.train` will evaluate the winners on the {info.val_images}"
         " validation images that chose them, unless `--set dataset.test_fraction=0.15` holds some out now"
     )
     return [words]
