@@ -47,7 +47,7 @@ def cluster() -> None:
 @cluster.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def check(files: tuple[Path, ...]) -> int:
-    """Check each FILE for what would fail, cost too much or be open to others."""
+    """Check each FILE for errors, needless cost and open access."""
     return max(_check(path) for path in files)
 
 

@@ -377,9 +377,9 @@ def _planned_epochs(
 
 def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], image_size: int | None) -> float:
     """Estimate the seconds of an epoch by those of the search, which had fewer and maybe smaller images."""
-    from tune_rescon.finals import seconds_per_epoch
+    from tune_rescon.finals import held_out_share, seconds_per_epoch
 
-    seconds = seconds_per_epoch(result, found) / (1 - result.space.dataset.val_fraction)
+    seconds = seconds_per_epoch(result, found) / (1 - held_out_share(result))
     sizes = [config.image_size for config in found if config.image_size is not None]
     if image_size is None or not sizes:
         return seconds

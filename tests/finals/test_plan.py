@@ -12,6 +12,7 @@ from PIL import Image
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.data import describe
+from tune_rescon.data.selection import Account
 from tune_rescon.errors import ConfigError, SpaceError, StorageError
 from tune_rescon.finals import (
     PUBLISHED,
@@ -23,6 +24,7 @@ from tune_rescon.finals import (
     finals_space,
     find_recipe,
     find_rows,
+    held_out_share,
     local_resources,
     of_dataset,
     preset_config,
@@ -141,6 +143,17 @@ def test_trials_are_chosen_by_number_finished_or_not(search_result: StudyResult)
     assert seconds_per_epoch(search_result, found) == pytest.approx(
         sum(trial.seconds for trial in chosen) / sum(trial.epochs for trial in chosen)
     )
+
+
+@pytest.mark.parametrize(("own_validation", "share"), [((0, 0), 0.25), ((1, 2), 0.0)])
+def test_finals_train_on_held_out_images_but_not_on_the_users_validation_images(
+    search_result: StudyResult, own_validation: tuple[int, ...], share: float
+) -> None:
+    space = load_space("digits", ["dataset.val_fraction=0.25"])
+    account = Account(class_names=("a", "b"), per_class={"train": (6, 6), "val": own_validation})
+    accounts = {space.dataset.name: account}
+    assert held_out_share(dataclasses.replace(search_result, space=space, accounts=accounts)) == share
+    assert held_out_share(dataclasses.replace(search_result, space=space)) == 0.25
 
 
 def test_an_unknown_trial_number_is_refused(search_result: StudyResult) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         finals_seconds,
         finals_space,
         find_recipe,
+        held_out_share,
         limit_message,
         local_resources,
         of_dataset,

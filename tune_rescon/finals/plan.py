@@ -31,6 +31,7 @@ __all__ = [
     "finals_seconds",
     "finals_space",
     "find_recipe",
+    "held_out_share",
     "limit_message",
     "local_resources",
     "of_dataset",
@@ -244,6 +245,13 @@ def seconds_per_epoch(result: StudyResult, configs: Sequence[TrialConfig]) -> fl
     wanted = set(configs)
     trials = [trial for trial in result.trials if trial.config(result.space) in wanted]
     return sum(trial.seconds for trial in trials) / sum(trial.epochs for trial in trials)
+
+
+def held_out_share(result: StudyResult) -> float:
+    """Return the share of the training images that the search held out, and that its finals train on."""
+    account = result.accounts.get(result.space.dataset.name)
+    has_own_validation = account is not None and account.images.get("val", 0) > 0
+    return 0.0 if has_own_validation else result.space.dataset.val_fraction
 
 
 def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[TrialConfig, ...], DatasetConfig]:
