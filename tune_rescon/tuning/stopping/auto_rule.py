@@ -316,9 +316,9 @@ class AutoRule:
     def _choose(self) -> int | None:
         """Return a paused trial, :data:`_NEW` for a new trial, or None for nothing."""
         can_start = self._can_start and self._table.trials < self.budget.trials
-        if can_start and self._table.trials < self._pilots:
-            return _NEW
         left = self._left()
+        if can_start and self._table.trials < self._pilots and (left > 0 or not self._is_limited):
+            return _NEW
         most = self.budget.max_concurrent(self.last) or math.inf
         if self._is_limited and (left <= 0 or (self._table.states == RUNNING).sum() >= most):
             return None
