@@ -22,7 +22,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from tests.training.conftest import SMALL
+from tests.training.conftest import SMALL_CONFIG
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError
 from tune_rescon.metric_names import BY_CLASS, EXTRA_METRICS, METRICS
@@ -31,10 +31,10 @@ from tune_rescon.training.metrics import EpochMetrics
 
 pytestmark = pytest.mark.torch
 
-Run = Callable[..., list[EpochReport]]
+Train = Callable[..., list[EpochReport]]
 
 CLASSES = 4
-SHORT = dataclasses.replace(SMALL, width=0.0625, precise_bn_batches=1)
+SHORT = dataclasses.replace(SMALL_CONFIG, width=0.0625, precise_bn_batches=1)
 NAMES = ("ant", "bee", "cat", "dog")
 
 
@@ -135,7 +135,7 @@ def test_metrics_are_nan_after_a_reset() -> None:
 
 
 def test_a_trial_reports_logged_metrics_and_optimises_a_custom_one(
-    train: Run, digits: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, digits: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hospital.py").write_text(
         "def hits(scores, labels):\n    return (scores.argmax(1) == labels).sum()\n"
@@ -151,13 +151,13 @@ def test_a_trial_reports_logged_metrics_and_optimises_a_custom_one(
     assert reports[0].best_checkpoint is not None
 
 
-def test_an_extra_metric_as_objective_need_not_be_logged(train: Run) -> None:
+def test_an_extra_metric_as_objective_need_not_be_logged(train: Train) -> None:
     (report,) = train(metric="val_auroc", mode="max", epochs=1)
     assert 0 < report.metrics["val_auroc"] < 1
 
 
 def test_a_class_metric_as_objective_decides_the_kept_network(
-    train: Run, digits: ImageDataset, tmp_path: Path
+    train: Train, digits: ImageDataset, tmp_path: Path
 ) -> None:
     reports = train(folder=tmp_path, metric="val_f1/3", mode="max", log=("val_accuracy_by_class",), epochs=3)
     counts = np.bincount(digits.val.labels_N, minlength=10)
@@ -171,7 +171,7 @@ def test_a_class_metric_as_objective_decides_the_kept_network(
 
 @settings(max_examples=8, derandomize=True, deadline=None)
 @given(log=st.lists(st.sampled_from([*EXTRA_METRICS, *BY_CLASS, "val_f1/7"]), unique=True))
-def test_any_combination_of_metrics_is_reported(train: Run, log: list[str]) -> None:
+def test_any_combination_of_metrics_is_reported(train: Train, log: list[str]) -> None:
     (report,) = train(SHORT, epochs=1, log=tuple(log))
     names = {name.removesuffix("_by_class").partition("/")[0] for name in log}
     found = {name.partition("/")[0] for name in report.metrics.keys() - METRICS.keys()}

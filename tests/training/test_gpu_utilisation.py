@@ -17,7 +17,7 @@ from tune_rescon.training import epoch_reporter
 from tune_rescon.training.epoch_reporter import nvml_reading, sampled
 
 if TYPE_CHECKING:
-    from tests.training.conftest import Run
+    from tests.training.conftest import Train
 
 CPU = torch.device("cpu")
 
@@ -102,7 +102,7 @@ def test_nvml_percentages_become_fractions(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.torch
 def test_a_trial_reports_utilisation_and_seconds_by_cause(
-    train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(epoch_reporter, "PERIOD", 0.01)
     reports = train(folder=tmp_path, epochs=3, gpu_reading=lambda: 0.75)
@@ -116,5 +116,5 @@ def test_a_trial_reports_utilisation_and_seconds_by_cause(
 
 
 @pytest.mark.torch
-def test_a_cpu_trial_reports_no_gpu_metrics(train: Run) -> None:
+def test_a_cpu_trial_reports_no_gpu_metrics(train: Train) -> None:
     assert not set(train(epochs=1)[0].metrics) & set(GPU_METRICS)
