@@ -113,11 +113,11 @@ def test_other_errors_of_torch_save_are_raised_unchanged(
     assert list(folder.path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kept_bytes", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_not_intact(folder: CheckpointFolder, kept_bytes: float) -> None:
+@pytest.mark.parametrize("kept_share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_not_intact(folder: CheckpointFolder, kept_share: float) -> None:
     write_durably(VALUES, folder.last)
     data = folder.last.read_bytes()
-    folder.last.write_bytes(data[: int(kept_bytes * len(data))])
+    folder.last.write_bytes(data[: int(kept_share * len(data))])
     assert not is_intact(folder.last)
 
 
@@ -156,8 +156,8 @@ def test_the_newest_intact_checkpoint_is_found_and_becomes_the_last(
             path.write_bytes(path.read_bytes()[:-100])
     expected = {"last": folder.last, "previous": folder.previous, None: None}[found]
     assert folder.find() == FoundCheckpoint(path=expected, damaged=damaged)
-    assert folder.recover() == FoundCheckpoint(path=folder.last if expected else None, damaged=damaged)
-    if expected:
+    assert folder.recover() == FoundCheckpoint(path=folder.last if found else None, damaged=damaged)
+    if found:
         assert read_checkpoint(folder.last)["name"] == found
         assert folder.find() == FoundCheckpoint(path=folder.last, damaged=0)
 

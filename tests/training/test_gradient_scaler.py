@@ -51,8 +51,8 @@ def _module(placement: DeviceConfig, config: TrialConfig = TINY, *, micro_batche
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
-    drawn = torch.Generator().manual_seed(0)
-    return torch.randn(8, 3, 16, 16, generator=drawn), torch.randint(4, (8,), generator=drawn)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 3, 16, 16, generator=generator), torch.randint(4, (8,), generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +168,9 @@ def test_an_image_that_overflows_in_validation_is_evaluated_in_fp32(micro_batche
         for module in (fp16_module, fp32_module):
             module.validation_step(large)
             module.validation_step(original)
-    found, expected = (module.val_metrics.compute() for module in (fp16_module, fp32_module))
+    values, expected = (module.val_metrics.compute() for module in (fp16_module, fp32_module))
     assert expected["loss"] < 1e7
-    assert found == pytest.approx(expected, rel=0.01)
+    assert values == pytest.approx(expected, rel=0.01)
 
 
 def test_images_without_overflow_are_evaluated_once_in_fp16() -> None:
@@ -194,6 +194,6 @@ def test_batch_norm_statistics_are_estimated_in_fp32_on_overflow() -> None:
     fp16_module, fp32_module = _module(FP16), _module(DeviceConfig(device=CPU, precision="fp32"))
     for module in (fp16_module, fp32_module):
         module.reestimate_batch_norm([_batch()[0], _with_a_large_image()[0]])
-    found, expected = (batch_norm_statistics(module.eval_network) for module in (fp16_module, fp32_module))
-    for one, other in zip(found, expected, strict=True):
+    values, expected = (batch_norm_statistics(module.eval_network) for module in (fp16_module, fp32_module))
+    for one, other in zip(values, expected, strict=True):
         torch.testing.assert_close(one, other)
