@@ -6,9 +6,9 @@ import hashlib
 import itertools
 from pathlib import Path
 
-import optuna
 import pytest
 
+from tests.tuning.coordinating import Study
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyRecord
 from tune_rescon.tuning.input_digests import (
@@ -32,10 +32,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def record(trials: int = 0) -> StudyRecord:
-    storage = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(storage=storage, direction="maximize")
-    number = storage.get_study_id_from_name(study.study_name)
-    study_record = StudyRecord.on(storage, number, metric="val_accuracy")
+    study_record = Study().record()
     for _ in range(trials):
         study_record.open(Proposal(params={}, distributions={}))
     return study_record

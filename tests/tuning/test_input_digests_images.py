@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import optuna
 import pytest
 
 from tune_rescon.config import DatasetConfig
@@ -15,12 +14,6 @@ from tune_rescon.tuning import StudyRecord
 from tune_rescon.tuning.input_digests import check_same_images, record_images, recorded_images
 from tune_rescon.tuning.prepare import PreparedDataset
 from tune_rescon.tuning.study_attributes import record_run
-
-
-@pytest.fixture
-def record() -> StudyRecord:
-    study = optuna.create_study()
-    return StudyRecord.on(study._storage, study._study_id, metric="val_accuracy")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import optuna
 import pytest
 from PIL import Image
 
@@ -18,12 +17,6 @@ from tune_rescon.spaces import dump_space, is_active, load_space, parse_space
 from tune_rescon.tuning import RunOptions, StudyRecord
 from tune_rescon.tuning.prepare import PreparedDataset, prepare_data, with_absolute_paths
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_run
-
-
-@pytest.fixture
-def record() -> StudyRecord:
-    study = optuna.create_study()
-    return StudyRecord.on(study._storage, study._study_id, metric="val_accuracy")
 
 
 def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: PreparedDataset) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from pathlib import Path
 
-import optuna
 import pytest
 
 from tune_rescon.config import TrialState
@@ -39,41 +38,33 @@ EARLIER = TrialRecord(
 )
 
 
-def record() -> StudyRecord:
-    storage = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(storage=storage, direction="maximize")
-    number = storage.get_study_id_from_name(study.study_name)
-    return StudyRecord.on(storage, number, metric="val_accuracy")
-
-
-def test_a_trials_whole_curve_is_kept() -> None:
+def test_a_trials_whole_curve_is_kept(record: StudyRecord) -> None:
     """The whole curve is needed to compare trials at a rung below their last epoch."""
-    study_record = record()
-    record_warm_start(study_record, [EARLIER])
-    assert warm_start_trials(study_record) == [dataclasses.replace(EARLIER, at="best")]
+    record_warm_start(record, [EARLIER])
+    assert warm_start_trials(record) == [dataclasses.replace(EARLIER, at="best")]
 
 
 @pytest.mark.parametrize(("at", "value"), [("best", 0.5), ("last", 0.4)])
-def test_an_earlier_trial_has_its_value_at_the_epoch_that_counts_here(at: str, value: float) -> None:
+def test_an_earlier_trial_has_its_value_at_the_epoch_that_counts_here(
+    at: str, value: float, record: StudyRecord
+) -> None:
     """Samplers other than TPE get this value together with those of this search's trials."""
-    study_record = record()
-    study_record.set_attribute("metric_at", at)
-    record_warm_start(study_record, [EARLIER])
-    (trial,) = warm_start_trials(study_record)
+    record.set_attribute("metric_at", at)
+    record_warm_start(record, [EARLIER])
+    (trial,) = warm_start_trials(record)
     assert trial.value == value
 
 
-def test_only_the_last_value_of_an_earlier_versions_note_is_known() -> None:
-    study_record = record()
+def test_only_the_last_value_of_an_earlier_versions_note_is_known(record: StudyRecord) -> None:
     note = {"number": 3, "state": "finished", "parameters": {}, "metric": "val_accuracy"}
-    study_record.set_attribute("warm_start", [{**note, "epochs": 2, "value": 0.4, "cost": None}])
-    (trial,) = warm_start_trials(study_record)
+    record.set_attribute("warm_start", [{**note, "epochs": 2, "value": 0.4, "cost": None}])
+    (trial,) = warm_start_trials(record)
     assert math.isnan(trial.values[0])
     assert trial.values[1:] == (0.4,)
 
 
-def test_a_search_without_warm_start_has_no_warm_start_trials() -> None:
-    assert warm_start_trials(record()) == []
+def test_a_search_without_warm_start_has_no_warm_start_trials(record: StudyRecord) -> None:
+    assert warm_start_trials(record) == []
 
 
 PARAMETERS = "parameters={width: {type: float, low: 0.25, high: 1.0}}"
