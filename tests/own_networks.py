@@ -1,4 +1,4 @@
-"""Networks of a user's own code, named ``tests.own_networks:FUNCTION``: one that works, and mistakes."""
+"""Networks of a user, named ``tests.own_networks:FUNCTION``: valid ones and faulty ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = [
     "wrong_logits",
 ]
 
-#: How often :func:`small` was called.
+#: The image sizes of the calls of :func:`small`.
 CALLS: list[int] = []
 
 
 def small(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """A network with statistics and random numbers in training."""
+    """A network with batch norm and dropout."""
     CALLS.append(image_size)
     return nn.Sequential(
         nn.Conv2d(in_channels, 16, 3, stride=2, padding=1),
@@ -35,8 +35,8 @@ def small(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     )
 
 
-class Unused(nn.Module):
-    """A linear network with a parameter that is frozen, and one that its logits do not depend on."""
+class WithUnusedParameter(nn.Module):
+    """A linear network with a frozen parameter and an unused one."""
 
     def __init__(self, pixels: int, num_classes: int) -> None:
         super().__init__()
@@ -50,11 +50,11 @@ class Unused(nn.Module):
 
 
 def unused(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    return Unused(in_channels * image_size**2, num_classes)
+    return WithUnusedParameter(in_channels * image_size**2, num_classes)
 
 
 def normalised(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Its linear layer's weight is computed from two parameters."""
+    """The weight of its linear layer is computed from two parameters."""
     linear = nn.Linear(in_channels * image_size**2, num_classes)
     return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(linear))
 
@@ -78,8 +78,8 @@ def tied(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     return Tied(in_channels, num_classes)
 
 
-class Placed(nn.Module):
-    """A network with a number for each row of its images, as a table of positions."""
+class WithPositionTable(nn.Module):
+    """A network with a position table: one number per row of its images."""
 
     def __init__(self, side: int, num_classes: int) -> None:
         super().__init__()
@@ -94,11 +94,11 @@ class Placed(nn.Module):
 
 def placed(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     del in_channels
-    return Placed(image_size, num_classes)
+    return WithPositionTable(image_size, num_classes)
 
 
 def reading(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """It reads a tensor's value while it is built, which a device without values refuses."""
+    """Reads the value of a tensor while it is built, which fails on the meta device."""
     width = int(torch.tensor(8).item())
     return nn.Sequential(
         nn.Conv2d(in_channels, width, image_size), nn.Flatten(), nn.Linear(width, num_classes)

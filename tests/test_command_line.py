@@ -1,4 +1,4 @@
-"""The search's flags, as the contract has them, and its answers to bad input."""
+"""The search's flags, which are part of the contract, and its messages about bad input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tune_rescon.search import main, search
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.tuning import RunOptions, SearchLocation, SearchState, StudyResult, TrialCost, TrialRecord
 
-#: `python -m tune_rescon.search`: a flag, and the word for its value ("" = none, "..." = may be repeated).
+#: `python -m tune_rescon.search`: a flag and the placeholder of its value ("": none, "...": repeatable).
 SEARCH_FLAGS = {
     "--space": "NAME|FILE",
     "--name": "N",
@@ -61,16 +61,16 @@ def test_flags_match_the_contract() -> None:
 
 def test_help_names_every_flag_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert all(flag in said.out for flag in SEARCH_FLAGS)
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert all(flag in output.out for flag in SEARCH_FLAGS)
 
 
 def test_without_a_space_the_error_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    said = capsys.readouterr()
-    assert "Give --space NAME|FILE, or --resume NAME" in said.err
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert "Give --space NAME|FILE, or --resume NAME" in output.err
+    assert output.out == ""
 
 
 def test_resume_refuses_a_space(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +79,7 @@ def test_resume_refuses_a_space(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
         (["--name", "b"], "Give one of --name and --resume-or-start."),
         (["--resume", "a"], "Give one of --resume and --resume-or-start."),
@@ -87,10 +87,10 @@ def test_resume_refuses_a_space(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_resume_or_start_requires_a_space_and_no_other_name(
-    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--resume-or-start", "a", *given]) == 2
-    assert said in capsys.readouterr().err
+    assert main(["--resume-or-start", "a", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_warm_start_requires_a_search_of_the_storage(
@@ -99,12 +99,12 @@ def test_warm_start_requires_a_search_of_the_storage(
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "space.yaml").touch()
-    asked = ["--space", "digits", "--dry-run", "--storage", str(tmp_path), "--warm-start"]
-    assert main([*asked, "third"]) == 2
-    said = capsys.readouterr().err
-    assert f"--warm-start: no search named 'third' in {tmp_path}." in said
-    assert "Searches there: first, second." in said
-    assert main([*asked, "first"]) == 0
+    arguments = ["--space", "digits", "--dry-run", "--storage", str(tmp_path), "--warm-start"]
+    assert main([*arguments, "third"]) == 2
+    error = capsys.readouterr().err
+    assert f"--warm-start: no search named 'third' in {tmp_path}." in error
+    assert "Searches there: first, second." in error
+    assert main([*arguments, "first"]) == 0
 
 
 def test_resume_refuses_warm_start_and_init_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,19 +112,28 @@ def test_resume_refuses_warm_start_and_init_from(tmp_path: Path, capsys: pytest.
     (tmp_path / "s" / "space.yaml").write_text(dump_space(load_space("digits")))
     for flag in ("--warm-start", "--init-from"):
         assert main(["--resume", "s", "--storage", str(tmp_path), flag, "first"]) == 2
-        said = capsys.readouterr().err
-        assert f"a resumed search keeps what it began with, but got {flag} first." in said
+        error = capsys.readouterr().err
+        assert f"a resumed search keeps what it began with, but got {flag} first." in error
 
 
 def test_init_from_becomes_a_fixed_field(capsys: pytest.CaptureFixture[str]) -> None:
-    whole = "fixed={layout: cifar, image_size: 16}"
-    asked = ["--space", "digits", "--dry-run", "--plain", "--set", whole, "--init-from", "a: b #1.ckpt"]
-    assert main(asked) == 0
-    assert "a: b #1.ckpt" in capsys.readouterr().out, "--set of the whole section does not drop it"
+    fixed_section = "fixed={layout: cifar, image_size: 16}"
+    arguments = [
+        "--space",
+        "digits",
+        "--dry-run",
+        "--plain",
+        "--set",
+        fixed_section,
+        "--init-from",
+        "a: b #1.ckpt",
+    ]
+    assert main(arguments) == 0
+    assert "a: b #1.ckpt" in capsys.readouterr().out, "a --set of the section keeps the field"
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "said"),
+    ("flag", "value", "expected_line"),
     [
         ("--trials", "7", "trials: 7"),
         ("--hours", "1.5", "hours: 1.5"),
@@ -135,13 +144,13 @@ def test_init_from_becomes_a_fixed_field(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_a_flag_changes_the_space(
-    flag: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+    flag: str, value: str, expected_line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--space", "digits", flag, value, "--dry-run", "--plain"]) == 0
-    assert said in capsys.readouterr().out
+    assert expected_line in capsys.readouterr().out
 
 
-def _ended_early(folder: Path) -> StudyResult:
+def _result_of_early_end(folder: Path) -> StudyResult:
     trial = TrialRecord(
         number=0,
         state=TrialState.FINISHED,
@@ -173,28 +182,28 @@ def _ended_early(folder: Path) -> StudyResult:
 def test_a_search_that_ended_early_exits_with_1_despite_a_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ended(*_: object, on_result: Callable[[StudyResult], object], **__: object) -> StudyResult:
-        result = _ended_early(tmp_path)
+    def fake_search(*_: object, on_result: Callable[[StudyResult], object], **__: object) -> StudyResult:
+        result = _result_of_early_end(tmp_path)
         on_result(result)
         return result
 
-    monkeypatch.setattr("tune_rescon.reporting.run.run_search", ended)
+    monkeypatch.setattr("tune_rescon.reporting.run.run_search", fake_search)
     assert main(["--space", "digits", "--plain", "--storage", str(tmp_path)]) == 1
-    said = capsys.readouterr().out
-    assert "5 trials failed in a row.\n" in said
-    assert "Best: trial_0000" in said
+    output = capsys.readouterr().out
+    assert "5 trials failed in a row.\n" in output
+    assert "Best: trial_0000" in output
 
 
 def test_the_resume_command_is_quoted_for_the_shell() -> None:
     from tune_rescon.reporting import resume_command
 
     options = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y", data_root=Path("/d"))
-    words = shlex.split(resume_command(options))
-    assert words[:3] == ["python", "-m", "tune_rescon.search"]
-    read = search.make_context("search", words[3:]).params
-    assert (read["resume"], read["storage"], read["study"]) == ("s", "/a b/runs", "sqlite:///x?y")
-    assert read["tracking_uri"] is None
-    assert not read["tensorboard"]
+    printed = shlex.split(resume_command(options))
+    assert printed[:3] == ["python", "-m", "tune_rescon.search"]
+    parsed = search.make_context("search", printed[3:]).params
+    assert (parsed["resume"], parsed["storage"], parsed["study"]) == ("s", "/a b/runs", "sqlite:///x?y")
+    assert parsed["tracking_uri"] is None
+    assert not parsed["tensorboard"]
 
 
 def test_the_resume_command_has_an_absolute_tracking_uri(
@@ -203,8 +212,8 @@ def test_the_resume_command_has_an_absolute_tracking_uri(
     from tune_rescon.reporting import resume_command
 
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(resume_command(RunOptions(name="s", tracking_uri="sqlite:///mlflow.db")))
-    assert words[words.index("--tracking-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
+    printed = shlex.split(resume_command(RunOptions(name="s", tracking_uri="sqlite:///mlflow.db")))
+    assert printed[printed.index("--tracking-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def test_the_resume_command_uses_a_variable_for_a_url_with_a_password(
@@ -219,9 +228,9 @@ def test_the_resume_command_uses_a_variable_for_a_url_with_a_password(
     monkeypatch.setenv("TUNE_RESCON_STUDY", study)
     monkeypatch.setenv("TUNE_RESCON_TRACKING_URI", uri)
     shell = f"python() {{ printf '%s\\n' \"$@\"; }}; {command}"
-    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True)
-    read = search.make_context("search", done.stdout.splitlines()[2:]).params
-    assert (read["storage"], read["study"], read["tracking_uri"]) == ("/a b/runs", study, uri)
+    process = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True)
+    parsed = search.make_context("search", process.stdout.splitlines()[2:]).params
+    assert (parsed["storage"], parsed["study"], parsed["tracking_uri"]) == ("/a b/runs", study, uri)
 
 
 @pytest.mark.parametrize("name", ["search", "report", "train"])
@@ -245,9 +254,9 @@ def test_no_error_shows_a_password(
     arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--storage", str(tmp_path / "runs"), "--plain"]) == 2
-    said = "".join(capfd.readouterr())
-    assert said
-    assert "s3cret" not in said
+    output = "".join(capfd.readouterr())
+    assert output
+    assert "s3cret" not in output
 
 
 def test_the_resume_command_keeps_the_tensorboard_flag() -> None:
@@ -256,12 +265,14 @@ def test_the_resume_command_keeps_the_tensorboard_flag() -> None:
     assert "--tensorboard" in resume_command(RunOptions(name="s", tensorboard=True)).split()
 
 
-@pytest.mark.timeout(30)  # three interpreters
+@pytest.mark.timeout(30)  # three interpreters are started
 def test_the_module_exits_with_the_documented_codes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tune_rescon.search"]
     codes = [
-        subprocess.run(command + more, cwd=tmp_path, env=dict(os.environ), capture_output=True, check=False)
-        for more in (["--help"], [], ["--space", "nope"])
+        subprocess.run(
+            command + extra_arguments, cwd=tmp_path, env=dict(os.environ), capture_output=True, check=False
+        )
+        for extra_arguments in (["--help"], [], ["--space", "nope"])
     ]
-    assert [done.returncode for done in codes] == [0, 2, 2]
-    assert b"Traceback" not in b"".join(done.stderr for done in codes)
+    assert [process.returncode for process in codes] == [0, 2, 2]
+    assert b"Traceback" not in b"".join(process.stderr for process in codes)

@@ -16,60 +16,60 @@ from tune_rescon.__main__ import tune_rescon as group
 from tune_rescon.command_options import OptionsCommand
 from tune_rescon.search import search
 
-#: Variables of this project that stand for no single option of one command.
-GENERAL = {
+#: Variables of this project that are not options of a single command.
+GENERAL_VARIABLES = {
     *("TUNE_RESCON_STORAGE", "TUNE_RESCON_STUDY", "TUNE_RESCON_TRACKING_URI", "TUNE_RESCON_DATA"),
     *("TUNE_RESCON_CACHE", "TUNE_RESCON_GRACE_SECONDS", "TUNE_RESCON_LAB"),
     *("TUNE_RESCON_MLFLOW_DATABASE", "TUNE_RESCON_MLFLOW_FOLDER"),
 }
 
-#: Options that every command has.
+#: Options of all commands.
 LOG_FLAGS = {"-v", "-q", "--log-level"}
 
-#: Options with a general variable.
-SHARED = {"--storage", "--study", "--tracking-uri", "--data-root", "--database"}
+#: Options that several commands share, with one variable.
+SHARED_OPTIONS = {"--storage", "--study", "--tracking-uri", "--data-root", "--database"}
 
 
-def every_command() -> Iterator[click.Command]:
+def iter_commands() -> Iterator[click.Command]:
     for name in COMMANDS:
         command = getattr(importlib.import_module(f"tune_rescon.{name}"), name)
         yield from command.commands.values() if isinstance(command, click.Group) else [command]
     yield from group.commands.values()
 
 
-EACH = pytest.mark.parametrize("command", [*every_command()], ids=lambda command: command.name)
+each_command = pytest.mark.parametrize("command", [*iter_commands()], ids=lambda command: command.name)
 
 
 def options(command: click.Command) -> list[click.Option]:
     return [param for param in command.params if isinstance(param, click.Option)]
 
 
-@EACH
+@each_command
 def test_each_option_has_an_environment_variable_named_in_the_help(command: click.Command) -> None:
     assert isinstance(command, OptionsCommand)
-    own = [option for option in options(command) if option.opts[0] not in SHARED]
-    assert all(str(option.envvar).startswith("TUNE_RESCON_") for option in own)
-    shown = command.get_help(click.Context(command))
-    assert "Each option is also an environment variable" in shown
+    own_options = [option for option in options(command) if option.opts[0] not in SHARED_OPTIONS]
+    assert all(str(option.envvar).startswith("TUNE_RESCON_") for option in own_options)
+    help_text = command.get_help(click.Context(command))
+    assert "Each option is also an environment variable" in help_text
     for option in options(command):
-        assert option.hidden or option.opts[0] in shown
-        if option.opts[0] in SHARED:
-            assert f"[envvar:{option.envvar}]" in "".join(shown.split())
+        assert option.hidden or option.opts[0] in help_text
+        if option.opts[0] in SHARED_OPTIONS:
+            assert f"[envvar:{option.envvar}]" in "".join(help_text.split())
 
 
 def test_no_environment_variable_has_two_meanings() -> None:
-    own = [
+    own_options = [
         str(option.envvar)
-        for command in every_command()
+        for command in iter_commands()
         for option in options(command)
-        if option.opts[0] not in SHARED
+        if option.opts[0] not in SHARED_OPTIONS
     ]
-    assert len(own) == len(set(own)) > 60
-    assert not GENERAL & set(own)
+    assert len(own_options) == len(set(own_options)) > 60
+    assert not GENERAL_VARIABLES & set(own_options)
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "parameter", "read"),
+    ("variable", "value", "parameter", "expected"),
     [
         ("TUNE_RESCON_SEARCH_TRIALS", "7", "trials", 7),
         ("TUNE_RESCON_SEARCH_SPACE", "digits", "space_name", "digits"),
@@ -82,10 +82,10 @@ def test_no_environment_variable_has_two_meanings() -> None:
     ],
 )
 def test_an_environment_variable_sets_its_option(
-    variable: str, value: str, parameter: str, read: object, monkeypatch: pytest.MonkeyPatch
+    variable: str, value: str, parameter: str, expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert search.make_context("search", []).params[parameter] == read
+    assert search.make_context("search", []).params[parameter] == expected
 
 
 def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,20 +93,20 @@ def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPa
     assert search.make_context("search", ["--trials", "8"]).params["trials"] == 8
 
 
-@EACH
+@each_command
 def test_every_option_of_a_command_is_in_a_help_group(command: click.Command) -> None:
     assert isinstance(command, OptionsCommand)
     if not command.groups:
         return
     grouped = [flag for flags in command.groups.values() for flag in flags]
-    mine = [option.opts[0] for option in options(command)]
-    assert sorted(grouped) == sorted(set(mine) - LOG_FLAGS)
+    own_names = [option.opts[0] for option in options(command)]
+    assert sorted(grouped) == sorted(set(own_names) - LOG_FLAGS)
 
 
 @click.command(cls=OptionsCommand)
 @click.option("--plain", is_flag=True)
-def speak(plain: bool) -> int:
-    """Log a record of each level, and one of another library."""
+def log_messages(plain: bool) -> int:
+    """Log a message of each level, and one of another library."""
     logger = logging.getLogger("tune_rescon.speak")
     for level in ("debug", "info", "warning", "error"):
         getattr(logger, level)(f"{level} of postgresql://ann:s3cret@db")
@@ -128,20 +128,20 @@ def test_verbosity_flags_select_the_log_records_printed(
     arguments: list[str], levels: list[str], plain: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = (logging.getLogger("tune_rescon").level, list(logging.getLogger().handlers))
-    with speak.make_context("speak", arguments) as context:
-        assert speak.invoke(context) == int(plain)
-    said = [line for line in capfd.readouterr().err.splitlines() if "tune_rescon.speak" in line]
-    assert [line.split("tune_rescon.speak: ")[1].split()[0] for line in said] == levels
-    assert all("***" in line and "s3cret" not in line for line in said)
+    with log_messages.make_context("speak", arguments) as context:
+        assert log_messages.invoke(context) == int(plain)
+    printed = [line for line in capfd.readouterr().err.splitlines() if "tune_rescon.speak" in line]
+    assert [line.split("tune_rescon.speak: ")[1].split()[0] for line in printed] == levels
+    assert all("***" in line and "s3cret" not in line for line in printed)
     assert (logging.getLogger("tune_rescon").level, list(logging.getLogger().handlers)) == before
 
 
 def test_verbose_and_quiet_cannot_be_combined() -> None:
     with (
-        speak.make_context("speak", ["-v", "-q"]) as context,
+        log_messages.make_context("speak", ["-v", "-q"]) as context,
         pytest.raises(click.UsageError, match="one of -v"),
     ):
-        speak.invoke(context)
+        log_messages.invoke(context)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

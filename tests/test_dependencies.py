@@ -1,4 +1,4 @@
-"""pyproject.toml names the distribution of every module that the package imports."""
+"""pyproject.toml lists the distribution of every module that the package imports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import tune_rescon
 PACKAGE = Path(tune_rescon.__file__).parent
 PROJECT_FILE = PACKAGE.parent / "pyproject.toml"
 
-#: The extras that a part of the package needs, beside what the whole package needs.
+#: The extras that a part of the package needs in addition to the package's dependencies.
 PARTS = {
     "clusters": ["cluster"],
     "inference/export.py": ["onnx", "timm"],
@@ -42,7 +42,7 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def names(requirements: list[str]) -> set[str]:
+def distribution_names(requirements: list[str]) -> set[str]:
     return {
         normalized(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]) for requirement in requirements
     }
@@ -52,12 +52,15 @@ def names(requirements: list[str]) -> set[str]:
 def project() -> dict[str, set[str]]:
     """The distributions of each extra; "" for those that are always installed."""
     values = tomllib.loads(PROJECT_FILE.read_text(encoding="utf-8"))["project"]
-    extras = {extra: names(given) for extra, given in values["optional-dependencies"].items()}
-    return {"": names(values["dependencies"]), **extras}
+    extras = {
+        extra: distribution_names(extra_requirements)
+        for extra, extra_requirements in values["optional-dependencies"].items()
+    }
+    return {"": distribution_names(values["dependencies"]), **extras}
 
 
-def imported(file: Path) -> Iterator[str]:
-    """The modules of other distributions that a file imports, anywhere in it."""
+def imported_modules(file: Path) -> Iterator[str]:
+    """Yield the modules of other distributions that a file imports."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -71,14 +74,14 @@ def imported(file: Path) -> Iterator[str]:
                 yield top
 
 
-def unnamed(file: str, modules: Iterator[str]) -> list[str]:
-    """Which of the ``modules`` that a file imports belong to no distribution that it may count on."""
-    named = set(project()[""])
+def unlisted_modules(file: str, modules: Iterator[str]) -> list[str]:
+    """Return those of ``modules`` whose distribution is not a dependency of the file's part."""
+    listed = set(project()[""])
     for part, extras in PARTS.items():
         if file == part or file.startswith(f"{part}/"):
-            named.update(*(project()[extra] for extra in extras))
+            listed.update(*(project()[extra] for extra in extras))
     return sorted(
-        {module for module in modules if DISTRIBUTIONS.get(module, normalized(module)) not in named}
+        {module for module in modules if DISTRIBUTIONS.get(module, normalized(module)) not in listed}
     )
 
 
@@ -86,8 +89,12 @@ FILES = [str(file.relative_to(PACKAGE)) for file in sorted(PACKAGE.rglob("*.py")
 
 
 def test_every_import_is_listed_in_pyproject() -> None:
-    missing = {file: found for file in FILES if (found := unnamed(file, imported(PACKAGE / file)))}
-    assert not missing, "name them in pyproject.toml: in `dependencies`, or in the extra of their part"
+    missing = {
+        file: modules
+        for file in FILES
+        if (modules := unlisted_modules(file, imported_modules(PACKAGE / file)))
+    }
+    assert not missing, "list them in pyproject.toml: in `dependencies`, or in the extra of their part"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +108,7 @@ def test_every_import_is_listed_in_pyproject() -> None:
     ],
 )
 def test_a_dependency_of_another_extra_is_reported_as_missing(file: str, module: str) -> None:
-    assert unnamed(file, iter([module, "torch", "PIL"])) == [module]
+    assert unlisted_modules(file, iter([module, "torch", "PIL"])) == [module]
 
 
 def test_each_part_and_its_extras_exist() -> None:
@@ -111,8 +118,7 @@ def test_each_part_and_its_extras_exist() -> None:
 
 
 def test_lower_bounds_exclude_releases_with_known_faults() -> None:
-    """The first releases in which the faults are mended."""
     text = PROJECT_FILE.read_text(encoding="utf-8")
-    floors = dict(re.findall(r'"([a-z-]+)(?:\[[a-z]+\])?>=([0-9.]+)', text))
-    for name, fixed in {"pytorch-lightning": (2, 6, 6), "ray": (2, 56), "mlflow": (3, 17, 2)}.items():
-        assert tuple(map(int, floors[name].split("."))) >= fixed, name
+    lower_bounds = dict(re.findall(r'"([a-z-]+)(?:\[[a-z]+\])?>=([0-9.]+)', text))
+    for name, fixed_in in {"pytorch-lightning": (2, 6, 6), "ray": (2, 56), "mlflow": (3, 17, 2)}.items():
+        assert tuple(map(int, lower_bounds[name].split("."))) >= fixed_in, name

@@ -1,4 +1,4 @@
-"""Every command line in the documentation is accepted; the searches of the tutorial are tried as dry runs."""
+"""Every command line in the documentation is accepted; the tutorial's searches pass a dry run."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ from tune_rescon.__main__ import tune_rescon as group
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: How a command line of the documentation begins.
-_BEGINS = re.compile(r"^\s+(?:tune-rescon|python -m tune_rescon\.)")
+#: The start of a command line in the documentation.
+_COMMAND_START = re.compile(r"^\s+(?:tune-rescon|python -m tune_rescon\.)")
 
 
 def command_lines(page: Path) -> Iterator[list[str]]:
     """Yield the words of each command line in a page's indented blocks, without the program's name."""
     lines = iter(page.read_text(encoding="utf-8").splitlines())
     for line in lines:
-        if _BEGINS.match(line):
+        if _COMMAND_START.match(line):
             while line.endswith("\\"):
                 line = line.removesuffix("\\") + next(lines)
             words = shlex.split(line.strip().replace("python -m tune_rescon.", "tune-rescon "), comments=True)
             yield words[1:]
 
 
-LINES = [
+COMMAND_LINES = [
     pytest.param(words, id=f"{page.stem}: {' '.join(words)}")
     for page in PAGES
     for words in command_lines(page)
 ]
 
 
-def parsed(words: list[str]) -> click.Context:
-    """Parse a command line as the program does, down to the last subcommand, and run nothing."""
+def parse(words: list[str]) -> click.Context:
+    """Parse a command line with all subcommands like the program, without running it."""
     name, *arguments = words
     if name in COMMANDS:
         command: click.Command = getattr(importlib.import_module(f"tune_rescon.{name}"), name)
     else:
-        found = group.get_command(click.Context(group), name)
-        assert found is not None, f"no such command: {name}"
-        command = found
+        group_command = group.get_command(click.Context(group), name)
+        assert group_command is not None, f"no such command: {name}"
+        command = group_command
     if isinstance(command, click.Group):
-        below = command.get_command(click.Context(command), arguments[0])
-        assert below is not None, f"no such command: {arguments[0]}"
-        command, arguments = below, arguments[1:]
+        subcommand = command.get_command(click.Context(command), arguments[0])
+        assert subcommand is not None, f"no such command: {arguments[0]}"
+        command, arguments = subcommand, arguments[1:]
     return command.make_context(name, [*arguments])
 
 
 def test_command_lines_are_found_in_the_documentation() -> None:
-    assert len(LINES) > 50
+    assert len(COMMAND_LINES) > 50
     assert len(list(command_lines(ROOT / "docs/tutorial.md"))) >= 10
 
 
-@pytest.mark.parametrize("words", LINES)
+@pytest.mark.parametrize("words", COMMAND_LINES)
 def test_each_command_line_is_accepted(words: list[str]) -> None:
-    assert parsed(words).command is not None
+    assert parse(words).command is not None
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ def test_the_tutorials_searches_pass_a_dry_run(photographs: Path, capsys: pytest
     assert len(searches) >= 3
     for words in searches:
         assert main([*words, *([] if "--dry-run" in words else ["--dry-run"]), "--plain"]) == 0, words
-        said = capsys.readouterr().out
-        assert "folder: found 2 classes; images: train" in said
+        output = capsys.readouterr().out
+        assert "folder: found 2 classes; images: train" in output
     assert not (photographs.parent / "runs").exists(), "a dry run starts nothing"
 
 
@@ -102,8 +102,8 @@ def test_every_public_name_is_in_the_reference() -> None:
     names = importlib.import_module("tune_rescon").__all__
     assert [name for name in names if f"::: tune_rescon.{name}\n" not in page] == []
     commands = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
-    every = group.list_commands(click.Context(group))
-    assert [name for name in every if f":command: {name}\n" not in commands] == []
+    all_commands = group.list_commands(click.Context(group))
+    assert [name for name in all_commands if f":command: {name}\n" not in commands] == []
 
 
 def test_the_page_of_space_files_shows_the_shipped_spaces() -> None:

@@ -64,16 +64,16 @@ def test_own_images_example_shows_the_dataset(photographs: Path, capsys: pytest.
     space = example.make_space(photographs, trials=3, epochs=6)
     assert (space.budget.trials, space.fidelity.max, space.fixed["image_size"]) == (3, 6, 64)
     assert isinstance(space.resources_per_trial, AutoResources)
-    assert space.initial, "the shipped first trial fits"
+    assert space.initial, "the shipped initial row fits"
     example.look(space)
     assert "found 2 classes; images: train 16 (cat 8, dog 8)" in capsys.readouterr().out
 
 
 @pytest.mark.torch
 def test_own_images_are_classified(photographs: Path, checkpoint: Path) -> None:
-    found = load("own_images").classify(checkpoint, photographs)
-    assert [path.name for path, _, _ in found] == [f"{number}.png" for number in range(8)] * 2
-    assert all(0 < probability <= 1 for _, _, probability in found)
+    predictions = load("own_images").classify(checkpoint, photographs)
+    assert [path.name for path, _, _ in predictions] == [f"{number}.png" for number in range(8)] * 2
+    assert all(0 < probability <= 1 for _, _, probability in predictions)
 
 
 @pytest.mark.torch
@@ -86,24 +86,24 @@ def test_the_quickstart_searches_and_adds_trials(
     assert len(example.search(tmp_path / "runs", trials=1, epochs=1).trials) == 1
     result = example.search(tmp_path / "runs", trials=1)
     example.show(result)
-    said = capsys.readouterr().out
-    assert "<StudyResult quickstart: finished, 2 trials, best trial_000" in said
-    assert "learning_rate" in said
+    output = capsys.readouterr().out
+    assert "<StudyResult quickstart: finished, 2 trials, best trial_000" in output
+    assert "learning_rate" in output
     assert result.kept_checkpoint(result.best) is not None
-    read_the_study(tmp_path / "runs", monkeypatch, capsys)
+    run_study_notebook(tmp_path / "runs", monkeypatch, capsys)
 
 
-def read_the_study(
+def run_study_notebook(
     storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Run the notebook's cells on the quickstart's search, as Jupyter would."""
+    """Run the cells of the notebook on the quickstart's search."""
     notebook = json.loads((ROOT / "examples" / "read_a_study.ipynb").read_text(encoding="utf-8"))
     monkeypatch.setenv("TUNE_RESCON_STORAGE", str(storage))
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     names: dict[str, Any] = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            assert cell["outputs"] == [], "a notebook is kept without outputs"
+            assert cell["outputs"] == [], "a notebook is committed without outputs"
             exec("".join(cell["source"]), names)
     assert len(names["table"]) == 2
     assert len(names["figure"].axes[0].lines) == 2
@@ -143,23 +143,23 @@ def test_each_trial_is_logged_as_a_wandb_run(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.torch
 @pytest.mark.nightly
-@pytest.mark.filterwarnings("ignore")  # of gradio, about the libraries beside it
+@pytest.mark.filterwarnings("ignore")  # warnings of gradio about other libraries
 def test_the_gradio_page_classifies_an_image(photographs: Path, checkpoint: Path) -> None:
     pytest.importorskip("gradio", reason="gradio is not installed: pip install gradio")
     client = importlib.import_module("gradio_client")
     page = load("serve_with_gradio").page(str(checkpoint))
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    # The page must not change a file before it is decoded: this one is transparent in part.
+    # The page must not change a file before it is decoded. This image is partly transparent.
     transparent = photographs / "transparent.png"
     pixels_HWC = np.random.default_rng(0).integers(0, 256, (20, 20, 4), dtype=np.uint8)
     Image.fromarray(pixels_HWC).save(transparent)
     try:
         server = client.Client(url, verbose=False)
         for picture in (photographs / "cat" / "0.png", transparent):
-            found = server.predict(client.handle_file(picture), api_name="/classify")
+            prediction = server.predict(client.handle_file(picture), api_name="/classify")
             ((_, label, probability),) = load("own_images").classify(checkpoint, picture)
-            assert found["label"] == label
-            assert found["confidences"][0]["confidence"] == pytest.approx(probability, abs=1e-6)
+            assert prediction["label"] == label
+            assert prediction["confidences"][0]["confidence"] == pytest.approx(probability, abs=1e-6)
     finally:
         page.close()
 

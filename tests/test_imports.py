@@ -1,6 +1,6 @@
-"""What the commands import: nothing slow before their first line, and nothing that they do not use.
+"""Imports of the commands: nothing slow before their first line, and no unused library.
 
-Both are held by what is in ``sys.modules``, not by a clock: a clock would measure the machine's other work.
+The tests check ``sys.modules`` and not the time, which depends on the machine's other work.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-#: Each takes from a third of a second to five.
-SLOW = {
+#: The import of each takes between 0.3 and 5 seconds.
+SLOW_LIBRARIES = {
     "lightning_fabric",
     "matplotlib",
     "mlflow",
@@ -31,7 +31,7 @@ SLOW = {
     "torchvision",
 }
 
-#: Runs a command up to its first output, and prints what is imported by then.
+#: Runs a command up to its first output, and prints the modules imported by then.
 FIRST_OUTPUT = """
 import importlib, json, os, sys
 
@@ -56,12 +56,12 @@ module, *arguments = sys.argv[1:]
 importlib.import_module(f"tune_rescon.{module}").main(arguments)
 """
 
-#: Executes a statement, and prints what is imported then.
-AFTER = "import json, sys; exec(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
+#: Executes a statement, and prints the imported modules.
+PRINT_MODULES = "import json, sys; exec(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image_file(tmp_path: Path) -> Path:
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(path)
     return path
@@ -72,9 +72,9 @@ def _run(script: str, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.timeout(30)  # an interpreter
+@pytest.mark.timeout(30)  # starts an interpreter
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "first_line"),
     [
         pytest.param("search --space digits", "digits: preparing the data, then starting Ray", id="search"),
         pytest.param("search --resume s", "Resuming s from", id="resume"),
@@ -87,15 +87,17 @@ def _run(script: str, *arguments: str) -> str:
         pytest.param("report --list", "Reading the storage", id="list"),
     ],
 )
-def test_no_slow_library_is_imported_before_the_first_output(command: str, says: str, picture: Path) -> None:
-    module, *arguments = (str(picture) if word == "PICTURE" else word for word in command.split())
+def test_no_slow_library_is_imported_before_the_first_output(
+    command: str, first_line: str, image_file: Path
+) -> None:
+    module, *arguments = (str(image_file) if word == "PICTURE" else word for word in command.split())
     text, modules = json.loads(_run(FIRST_OUTPUT, module, *arguments))
-    assert text.startswith(says)
-    assert SLOW.intersection(modules) == set()
+    assert text.startswith(first_line)
+    assert SLOW_LIBRARIES.intersection(modules) == set()
 
 
-#: What a part of the package needs of them.
-NEEDED = {
+#: The slow libraries that a part of the package needs.
+NEEDED_LIBRARIES = {
     "search, before Ray": ("from tune_rescon.reporting import run_with_display", set()),
     "the digits": (
         "import pathlib, tune_rescon.data.sources as b; b.load_arrays('digits', pathlib.Path('data'))",
@@ -113,7 +115,7 @@ NEEDED = {
     "report --html": ("from tune_rescon.reporting import write_report", {"plotly"}),
     "reproduce": ("from tune_rescon.finals import PUBLISHED, find_rows", set()),
     "report --sync": ("from tune_rescon.tuning import sync_tracking", set()),
-    "the description of a network from elsewhere": (
+    "the description of an external network": (
         (
             "from tune_rescon.spaces import load_space, preview, trial_config;"
             " from tune_rescon.models import describe_network;"
@@ -126,10 +128,10 @@ NEEDED = {
 }
 
 
-@pytest.mark.timeout(60)  # an interpreter, some of them with torch
-@pytest.mark.parametrize("part", NEEDED)
+@pytest.mark.timeout(60)  # starts an interpreter, some import torch
+@pytest.mark.parametrize("part", NEEDED_LIBRARIES)
 def test_no_command_imports_a_library_that_it_does_not_use(part: str) -> None:
-    statement, needed = NEEDED[part]
-    # torch's compiler: as long as torch itself once more.
-    slow = {*SLOW, "torch._dynamo"}
-    assert slow.intersection(json.loads(_run(AFTER, statement))) == needed
+    statement, needed = NEEDED_LIBRARIES[part]
+    # The import of torch's compiler takes as long as that of torch itself.
+    slow = {*SLOW_LIBRARIES, "torch._dynamo"}
+    assert slow.intersection(json.loads(_run(PRINT_MODULES, statement))) == needed

@@ -1,4 +1,4 @@
-"""No message contains the address of an object, also not in a quoted message of a library."""
+"""No message contains the memory address of an object, also not in a quoted message of a library."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tune_rescon.training.weights import load_exported
 
 pytestmark = pytest.mark.torch
 
-#: An object whose repr is Python's own.
-THING: Any = object()
+#: An object with the default repr.
+OBJECT: Any = object()
 
 
 def assert_no_address(text: str) -> None:
@@ -44,51 +44,51 @@ def _pickled(folder: Path, value: object) -> Path:
     return path
 
 
-#: Each raises what a user reads.
-BAD: dict[str, Callable[[Path], object]] = {
+#: Each call raises an error with a message for the user.
+BAD_CALLS: dict[str, Callable[[Path], object]] = {
     "no image": lambda _: decode_image(b"no image at all", 16),
     "an empty image": lambda _: decode_image(b"", 16),
     "no checkpoint": lambda folder: load_trained(_file(folder, "a.ckpt", b"nothing")),
     "no weights": lambda folder: read_initial(str(_file(folder, "a.ckpt", b"nothing"))),
     "a list of weights": lambda folder: read_initial(str(_pickled(folder, [1]))),
     "no safetensors": lambda folder: load_exported(_file(folder, "a.safetensors", b"nothing"), where="MODEL"),
-    "an object as state dict": lambda _: load_rescon(THING),
-    "an object in a state dict": lambda _: load_rescon({"net": THING, THING: 1}),
-    "an object as rate": lambda _: TrialConfig(learning_rate=THING),
-    "an object as attention": lambda _: TrialConfig(attention=THING),
-    "an object as dataset": lambda _: DatasetConfig(name=THING),
-    "an object as limit": lambda _: DatasetConfig(limit=THING),
+    "an object as state dict": lambda _: load_rescon(OBJECT),
+    "an object in a state dict": lambda _: load_rescon({"net": OBJECT, OBJECT: 1}),
+    "an object as rate": lambda _: TrialConfig(learning_rate=OBJECT),
+    "an object as attention": lambda _: TrialConfig(attention=OBJECT),
+    "an object as dataset": lambda _: DatasetConfig(name=OBJECT),
+    "an object as limit": lambda _: DatasetConfig(limit=OBJECT),
     "a storage of no kind": lambda _: local_file("nosuch://bucket/a.ckpt").__enter__(),
     "no server": lambda _: local_file("http://127.0.0.1:9/a.ckpt").__enter__(),
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("kind", BAD_CALLS)
 def test_bad_input_errors_contain_no_memory_address(kind: str, tmp_path: Path) -> None:
-    with pytest.raises((UserError, BadImageError, RemoteError)) as caught:
-        BAD[kind](tmp_path)
-    assert_no_address(str(caught.value))
+    with pytest.raises((UserError, BadImageError, RemoteError)) as error:
+        BAD_CALLS[kind](tmp_path)
+    assert_no_address(str(error.value))
 
 
 def test_skipped_images_are_reported_without_a_memory_address(tmp_path: Path) -> None:
     _file(tmp_path, "a.png", b"no image")
-    (bad,) = decode_block(tmp_path, ("a.png",), first_row=0, side=16, size=None).bad
-    assert_no_address(bad.reason)
-    assert bad.reason == (
+    (skipped,) = decode_block(tmp_path, ("a.png",), first_row=0, side=16, size=None).bad
+    assert_no_address(skipped.reason)
+    assert skipped.reason == (
         "not an image in a format that is read (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, PPM, JPEG2000), or of"
         " a kind that Pillow does not read, such as floats of 64 bits"
     )
 
 
 def test_quoted_objects_are_shown_without_a_memory_address(capsys: pytest.CaptureFixture[str]) -> None:
-    thing = repr(io.BytesIO())
-    assert " at 0x" in thing
-    print_line(f"failed: {thing}")
+    object_repr = repr(io.BytesIO())
+    assert " at 0x" in object_repr
+    print_line(f"failed: {object_repr}")
     for text in (
-        format_error("must be a number", got=thing, hint=thing),
-        unknown_name_message("metric", thing, ["a"]),
-        unknown_name_message("metric", THING, ["a"]),
-        presentable(f"HTTPConnectionPool(NewConnectionError('{thing}: refused'))"),
+        format_error("must be a number", got=object_repr, hint=object_repr),
+        unknown_name_message("metric", object_repr, ["a"]),
+        unknown_name_message("metric", OBJECT, ["a"]),
+        presentable(f"HTTPConnectionPool(NewConnectionError('{object_repr}: refused'))"),
         capsys.readouterr().out,
     ):
         assert_no_address(text)

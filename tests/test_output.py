@@ -1,4 +1,4 @@
-"""Commands whose output cannot be written: a reader that leaves, a full disk, a closed stream."""
+"""Commands whose output cannot be written: a closed pipe, a full disk, a closed stream."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 from tune_rescon.command import run_command
 
-pytestmark = pytest.mark.timeout(60)  # an interpreter each
+pytestmark = pytest.mark.timeout(60)  # each starts an interpreter
 
-#: Prints lines until it is done, by click or by rich; writes a file meanwhile, which must not get them.
-PROGRAM = """
+#: Prints lines by click or rich, and keeps an open file that must not get them.
+PRINT_LINES = """
 import os, sys
 import click
 from rich.console import Console
@@ -33,8 +33,8 @@ def talk(how):
 sys.exit(run_command(talk, None, name="talk", what="The talk"))
 """
 
-#: A search prints on this console.
-SEARCH = """
+#: Prints on the console of a search.
+PRINT_AS_SEARCH = """
 import sys
 from tune_rescon.command import run_command
 import click
@@ -52,17 +52,17 @@ sys.exit(run_command(search, None, name="search", what="The search"))
 """
 
 
-def run(program: str, how: str, cwd: Path, output: str) -> subprocess.CompletedProcess[bytes]:
-    # By a shell: Python closes no stream of its children.
-    command = [sys.executable, "-c", program, how]
+def run(program: str, printer: str, cwd: Path, output: str) -> subprocess.CompletedProcess[bytes]:
+    # With a shell, because subprocess cannot close a stream of a child.
+    command = [sys.executable, "-c", program, printer]
     shell = '"$@" ' + output + '; exit "${PIPESTATUS[0]}"'
     command = ["bash", "-c", shell, "bash", *command]
     return subprocess.run(command, cwd=cwd, capture_output=True, check=False)
 
 
-@pytest.mark.parametrize("how", ["click", "rich"])
+@pytest.mark.parametrize("printer", ["click", "rich"])
 @pytest.mark.parametrize(
-    ("output", "code", "said"),
+    ("output", "code", "message"),
     [
         ("| head -1", 0, b""),
         (">&-", 0, b""),
@@ -74,27 +74,27 @@ def run(program: str, how: str, cwd: Path, output: str) -> subprocess.CompletedP
     ],
 )
 def test_unwritable_output_gives_the_expected_exit_code(
-    output: str, code: int, said: bytes, how: str, tmp_path: Path
+    output: str, code: int, message: bytes, printer: str, tmp_path: Path
 ) -> None:
-    done = run(PROGRAM, how, tmp_path, output)
-    assert (done.returncode, done.stderr[: len(said) or None]) == (code, said)
-    assert b"Traceback" not in done.stderr
+    process = run(PRINT_LINES, printer, tmp_path, output)
+    assert (process.returncode, process.stderr[: len(message) or None]) == (code, message)
+    assert b"Traceback" not in process.stderr
     assert (tmp_path / "file").read_bytes() == b""
 
 
 @pytest.mark.parametrize("output", ["| head -1", ">&-", "> /dev/full"])
 def test_a_search_continues_when_its_output_is_closed(output: str, tmp_path: Path) -> None:
-    done = run(SEARCH, "", tmp_path, output)
-    assert (done.returncode, done.stderr) == (0, b"the search ended by itself\n")
+    process = run(PRINT_AS_SEARCH, "", tmp_path, output)
+    assert (process.returncode, process.stderr) == (0, b"the search ended by itself\n")
 
 
 def test_an_unrelated_broken_pipe_error_is_raised() -> None:
     @click.command()
-    def talk() -> None:
+    def raise_broken_pipe() -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
     with pytest.raises(BrokenPipeError):
-        run_command(talk, [], name="talk", what="The talk")
+        run_command(raise_broken_pipe, [], name="talk", what="The talk")
 
 
 def test_a_report_into_a_closed_pipe_exits_quietly(tmp_path: Path) -> None:
@@ -103,5 +103,5 @@ def test_a_report_into_a_closed_pipe_exits_quietly(tmp_path: Path) -> None:
     command = f"{sys.executable} -m tune_rescon.report old --storage {tmp_path}"
     for form in ("", "--json", "--csv"):
         shell = f'{command} {form} | true; exit "${{PIPESTATUS[0]}}"'
-        done = subprocess.run(["bash", "-c", shell], capture_output=True, check=False)
-        assert (done.returncode, done.stderr) == (0, b"")
+        process = subprocess.run(["bash", "-c", shell], capture_output=True, check=False)
+        assert (process.returncode, process.stderr) == (0, b"")

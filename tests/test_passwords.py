@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.errors import format_error, has_password, hide_passwords, without_password
 
-WITH = {
+WITH_PASSWORD = {
     "http://ann:s3cret@mlflow:5000": "http://ann:***@mlflow:5000",
     "HTTPS://ann:s3cret@mlflow": "HTTPS://ann:***@mlflow",
     "http://ann:12345@mlflow": "http://ann:***@mlflow",
@@ -21,7 +21,7 @@ WITH = {
     "s3://key:s3cret@bucket/path": "s3://key:***@bucket/path",
 }
 
-WITHOUT = (
+WITHOUT_PASSWORD = (
     "http://localhost:5000",
     "http://localhost:5000/#/models/a@champion",
     "http://ann@mlflow",
@@ -34,19 +34,19 @@ WITHOUT = (
 )
 
 
-@pytest.mark.parametrize(("url", "shown"), WITH.items())
-def test_a_password_is_hidden_anywhere_in_a_url(url: str, shown: str) -> None:
-    assert hide_passwords(url) == shown
-    assert hide_passwords(f"no answer from '{url}' (n = 2)") == f"no answer from '{shown}' (n = 2)"
+@pytest.mark.parametrize(("url", "expected"), WITH_PASSWORD.items())
+def test_a_password_is_hidden_anywhere_in_a_url(url: str, expected: str) -> None:
+    assert hide_passwords(url) == expected
+    assert hide_passwords(f"no answer from '{url}' (n = 2)") == f"no answer from '{expected}' (n = 2)"
     assert has_password(url)
-    assert format_error("must be a URL", got=url) == f"must be a URL, but got {shown}."
-    kept = without_password(url)
-    assert not has_password(kept)
-    assert "s3cret" not in kept
-    assert "***" not in kept
+    assert format_error("must be a URL", got=url) == f"must be a URL, but got {expected}."
+    original = without_password(url)
+    assert not has_password(original)
+    assert "s3cret" not in original
+    assert "***" not in original
 
 
-@pytest.mark.parametrize("text", WITHOUT)
+@pytest.mark.parametrize("text", WITHOUT_PASSWORD)
 def test_a_text_without_a_password_is_not_changed(text: str) -> None:
     assert hide_passwords(text) == text
     assert not has_password(text)
@@ -56,8 +56,8 @@ def test_a_text_without_a_password_is_not_changed(text: str) -> None:
     st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), st.sampled_from(["", ":5432"])
 )
 def test_database_passwords_are_always_hidden(password: str, port: str) -> None:
-    secret = f"S{password}S"
-    url = f"postgresql://ann:{secret}@db{port}/studies"
+    hidden = f"S{password}S"
+    url = f"postgresql://ann:{hidden}@db{port}/studies"
     assert hide_passwords(f"at {url} now") == f"at postgresql://ann:***@db{port}/studies now"
-    proper = sqlalchemy.URL.create("postgresql", "ann", secret, "db", database="studies")
-    assert hide_passwords(proper.render_as_string(hide_password=False)) == proper.render_as_string()
+    url_object = sqlalchemy.URL.create("postgresql", "ann", hidden, "db", database="studies")
+    assert hide_passwords(url_object.render_as_string(hide_password=False)) == url_object.render_as_string()

@@ -1,4 +1,4 @@
-"""Where a command writes is checked before anything is loaded: one paragraph, exit 2, and nothing left."""
+"""Output paths are checked before anything is loaded: a message of one paragraph, exit code 2, no files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tune_rescon.report import main as report
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> dict[str, Path]:
-    """Paths by what is wrong with them; `new`, `file` and `empty` are right for some."""
+def paths(tmp_path: Path) -> dict[str, Path]:
+    """Paths by their problem; `new`, `file` and `empty` are valid for some commands."""
     (tmp_path / "file").write_text("kept")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
@@ -28,13 +28,13 @@ def places(tmp_path: Path) -> dict[str, Path]:
         "empty": tmp_path / "empty",
         "no folder": tmp_path / "no" / "such" / "new",
         "under a file": tmp_path / "file" / "new",
-        # No user may make a file there, and root is one.
+        # Nobody can create a file there, not even root.
         "not writable": Path("/proc/new"),
     }
 
 
 @pytest.mark.parametrize(
-    ("place", "why"),
+    ("path_name", "problem"),
     [
         ("new", ""),
         ("file", ""),
@@ -44,22 +44,22 @@ def places(tmp_path: Path) -> dict[str, Path]:
         ("not writable", "No such file or directory"),
     ],
 )
-def test_an_unwritable_output_file_is_refused(place: str, why: str, places: dict[str, Path]) -> None:
-    before = sorted(places["new"].parent.rglob("*"))
-    if why:
+def test_an_unwritable_output_file_is_refused(path_name: str, problem: str, paths: dict[str, Path]) -> None:
+    before = sorted(paths["new"].parent.rglob("*"))
+    if problem:
         with pytest.raises(
             StorageError, match=r"--f: must be a file that can be written, but got .*"
         ) as raised:
-            check_output_file(places[place], where="--f")
-        assert f"{places[place]} ({why})" in str(raised.value)
+            check_output_file(paths[path_name], where="--f")
+        assert f"{paths[path_name]} ({problem})" in str(raised.value)
     else:
-        check_output_file(places[place], where="--f")
-    assert sorted(places["new"].parent.rglob("*")) == before
-    assert places["file"].read_text() == "kept"
+        check_output_file(paths[path_name], where="--f")
+    assert sorted(paths["new"].parent.rglob("*")) == before
+    assert paths["file"].read_text() == "kept"
 
 
 @pytest.mark.parametrize(
-    ("place", "anywhere", "new"),
+    ("path_name", "any_folder", "new"),
     [
         ("new", "", ""),
         ("empty", "", ""),
@@ -71,20 +71,20 @@ def test_an_unwritable_output_file_is_refused(place: str, why: str, places: dict
     ],
 )
 def test_an_unwritable_output_folder_is_refused(
-    place: str, anywhere: str, new: str, places: dict[str, Path]
+    path_name: str, any_folder: str, new: str, paths: dict[str, Path]
 ) -> None:
-    before = sorted(places["new"].parent.rglob("*"))
-    for why, is_new in ((anywhere, False), (new, True)):
-        if why:
+    before = sorted(paths["new"].parent.rglob("*"))
+    for problem, is_new in ((any_folder, False), (new, True)):
+        if problem:
             with pytest.raises(StorageError, match=r"--f: must be a folder that can be") as raised:
-                check_output_folder(places[place], where="--f", is_new=is_new)
-            assert f"{places[place]} ({why})" in str(raised.value)
+                check_output_folder(paths[path_name], where="--f", is_new=is_new)
+            assert f"{paths[path_name]} ({problem})" in str(raised.value)
         else:
-            check_output_folder(places[place], where="--f", is_new=is_new)
-    assert sorted(places["new"].parent.rglob("*")) == before
+            check_output_folder(paths[path_name], where="--f", is_new=is_new)
+    assert sorted(paths["new"].parent.rglob("*")) == before
 
 
-#: Every command with a path to write to, besides the storage: a place that is wrong, and what is said.
+#: Every command with an output path besides the storage, an invalid path, and the message.
 #: No model and no search of these names exists, so a message about the path shows that it came first.
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], str]] = {
     "export, a file": (
@@ -128,19 +128,19 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], str]] = {
 @pytest.mark.torch
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_checks_its_output_path_first(
-    command: str, places: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    command: str, paths: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main, words, said = COMMANDS[command]
-    before = sorted(places["new"].parent.rglob("*"))
-    assert main([str(places.get(word, word)) for word in words]) == 2
+    main, command_line, message = COMMANDS[command]
+    before = sorted(paths["new"].parent.rglob("*"))
+    assert main([str(paths.get(word, word)) for word in command_line]) == 2
     error = capsys.readouterr().err
-    assert f"Error: {said}" in error
-    assert sorted(places["new"].parent.rglob("*")) == before
+    assert f"Error: {message}" in error
+    assert sorted(paths["new"].parent.rglob("*")) == before
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
-    ("form", "name", "owner"),
+    ("form", "name", "other_format"),
     [
         ("onnx", "a.safetensors", "safetensors"),
         ("safetensors", "a.ONNX", "onnx"),
@@ -149,12 +149,12 @@ def test_a_command_checks_its_output_path_first(
     ],
 )
 def test_a_suffix_of_another_format_is_refused(
-    form: str, name: str, owner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    form: str, name: str, other_format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(["m", "--format", form, "--output", str(tmp_path / name)]) == 2
-    said = capsys.readouterr().err
-    assert f"--output: must be a path for the format {form}" in said
-    assert f"is the suffix of the format {owner}." in said
+    message = capsys.readouterr().err
+    assert f"--output: must be a path for the format {form}" in message
+    assert f"is the suffix of the format {other_format}." in message
 
 
 @pytest.mark.torch
@@ -165,4 +165,4 @@ def test_other_suffixes_are_accepted(
     form: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(["m", "--format", form, "--output", str(tmp_path / name)]) == 2
-    assert "--output" not in capsys.readouterr().err, "the model is what is missing"
+    assert "--output" not in capsys.readouterr().err, "the error is the missing model"

@@ -1,4 +1,4 @@
-"""`tune-rescon`: the commands by name, what comes with the package, and the Python API."""
+"""`tune-rescon`: the commands by name, the shipped data, and the Python API."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_lists_every_command_without_importing_it() -> None:
     script = "import sys, tune_rescon.__main__ as m; m.main(['--help']); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert all(f"  {name} " in done.stdout for name in (*COMMANDS, "spaces", "presets"))
-    assert not {f"tune_rescon.{name}" for name in COMMANDS} & set(done.stdout.split())
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert all(f"  {name} " in process.stdout for name in (*COMMANDS, "spaces", "presets"))
+    assert not {f"tune_rescon.{name}" for name in COMMANDS} & set(process.stdout.split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_runs_the_module_of_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
-    shown = capsys.readouterr().out
+    help_text = capsys.readouterr().out
     assert importlib.import_module(f"tune_rescon.{name}").main(["--help"]) == 0
-    assert shown == capsys.readouterr().out
+    assert help_text == capsys.readouterr().out
 
 
 def test_an_unknown_command_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,27 +46,27 @@ def test_an_unknown_command_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_shell_completes_commands_and_options() -> None:
-    def completed(words: str, count: int) -> str:
+    def completions(words: str, count: int) -> str:
         environment = {
             "_TUNE_RESCON_COMPLETE": "bash_complete",
             "COMP_WORDS": words,
             "COMP_CWORD": str(count),
         }
         command = [sys.executable, "-m", "tune_rescon"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        return done.stdout
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return process.stdout
 
-    assert "plain,search" in completed("tune-rescon sea", 1)
-    assert "plain,--space" in completed("tune-rescon search --sp", 2)
+    assert "plain,search" in completions("tune-rescon sea", 1)
+    assert "plain,--space" in completions("tune-rescon search --sp", 2)
 
 
 def test_the_shipped_spaces_and_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["spaces"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in list_spaces())
+    output = capsys.readouterr().out
+    assert all(name in output for name in list_spaces())
     assert main(["presets"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name[:12] in shown for name in list_presets())
+    output = capsys.readouterr().out
+    assert all(name[:12] in output for name in list_presets())
 
 
 @pytest.mark.torch

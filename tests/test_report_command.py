@@ -1,4 +1,4 @@
-"""The report's flags, as the contract has them, and its answers to bad input."""
+"""The report's flags, which are part of the contract, and its messages about bad input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
 from tune_rescon.tuning import SearchFolder
 
-#: `python -m tune_rescon.report NAME`: a flag, and the word for its value ("" = none, "..." = repeatable).
+#: `python -m tune_rescon.report NAME`: a flag and the placeholder of its value ("": none, "...": repeatable).
 REPORT_FLAGS = {
     "--storage": "DIR|URL",
     "--study": "URL",
@@ -31,12 +31,12 @@ REPORT_FLAGS = {
     "--compare": "OTHER...",
 }
 
-pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
+pytestmark = pytest.mark.timeout(20)  # SQLite is slow on a busy disk
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two searches: one that ended, one whose driver was killed."""
+    """A storage with a finished search and one whose driver was killed."""
     root = tmp_path_factory.mktemp("storage")
     landscape = LANDSCAPES["monotone"]
     for name, reports in (("a", None), ("b", 3)):
@@ -58,25 +58,25 @@ def test_flags_match_the_contract() -> None:
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(flag in said for flag in REPORT_FLAGS)
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in REPORT_FLAGS)
 
 
 def test_the_default_report_is_the_table_and_the_files(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["a", "--storage", str(storage)]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("a: finished\n")
-    assert "a: 5 trials" in said
-    assert f"Files:  {storage / 'a'}" in said
+    text = capsys.readouterr().out
+    assert text.startswith("a: finished\n")
+    assert "a: 5 trials" in text
+    assert f"Files:  {storage / 'a'}" in text
 
 
 def test_json_is_one_document(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["b", "--storage", str(storage), "--json", "--compare", "a", "--compare", "a"]) == 0
-    read = json.loads(capsys.readouterr().out)
-    assert (read["search"], read["state"], read["epochs"]) == ("b", "interrupted", 3)
-    assert [other["search"] for other in read["compared"]] == ["a"]
+    document = json.loads(capsys.readouterr().out)
+    assert (document["search"], document["state"], document["epochs"]) == ("b", "interrupted", 3)
+    assert [other["search"] for other in document["compared"]] == ["a"]
 
 
 def test_csv_has_one_row_per_trial(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,11 +95,11 @@ def test_markdown_and_html_output(storage: Path, tmp_path: Path, capsys: pytest.
 
 def test_list_shows_every_search_and_its_state(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list", "--storage", str(storage)]) == 0
-    said = capsys.readouterr().out
-    assert all(state in said for state in ("finished", "interrupted"))
+    text = capsys.readouterr().out
+    assert all(state in text for state in ("finished", "interrupted"))
     assert main(["--list", "--json", "--storage", str(storage)]) == 0
-    read = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
-    assert (read["a"]["state"], read["b"]["state"]) == ("finished", "interrupted")
+    rows_by_name = {search["name"]: search for search in json.loads(capsys.readouterr().out)}
+    assert (rows_by_name["a"]["state"], rows_by_name["b"]["state"]) == ("finished", "interrupted")
 
 
 def test_an_empty_storage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +108,7 @@ def test_an_empty_storage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         ([], "Give the NAME of a search"),
         (["--list", "a"], "--list takes no NAME"),
@@ -125,10 +125,10 @@ def test_an_empty_storage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_bad_usage_is_one_paragraph(
-    words: list[str], said: str, storage: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*words, "--storage", str(storage)]) == 2
-    heard = capsys.readouterr()
-    assert said in heard.err
-    assert "Traceback" not in heard.err
-    assert "Reading None" not in heard.err
+    assert main([*arguments, "--storage", str(storage)]) == 2
+    errors = capsys.readouterr()
+    assert message in errors.err
+    assert "Traceback" not in errors.err
+    assert "Reading None" not in errors.err

@@ -18,7 +18,7 @@ from tune_rescon.training.weights import TrainedNetwork
 
 pytestmark = pytest.mark.torch
 
-# timm's types do not say what its networks have.
+# timm's types lack the attributes of its networks.
 timm: Any = importlib.import_module("timm")
 
 
@@ -30,7 +30,7 @@ def test_every_preset_is_registered() -> None:
 
 @pytest.mark.parametrize("preset", preset_parameters())
 def test_metadata_and_methods_match_the_output_shapes(preset: str) -> None:
-    """On no device: shapes are all that is asked."""
+    """On the meta device, because only shapes are needed."""
     with torch.device("meta"):
         network = timm.create_model(f"tune_rescon_{preset}", num_classes=7, in_chans=2).eval()
         about = network.default_cfg
@@ -54,7 +54,7 @@ def test_metadata_and_methods_match_the_output_shapes(preset: str) -> None:
 
 
 def test_output_shape_follows_reset_classifier() -> None:
-    """Called whole; above each network's head is asked alone, for a deep one takes seconds on no device."""
+    """The whole network is called here; above only the head, because a deep one takes seconds."""
     with torch.device("meta"):
         network = timm.create_model("tune_rescon_cifar_attention56", num_classes=7).eval()
         images_BCHW = torch.empty(2, 3, 32, 32)
@@ -87,19 +87,19 @@ def test_an_exported_file_loads_as_a_timm_checkpoint(checkpoint: Path, tmp_path:
     from tune_rescon.training import load_trained
 
     about = load_trained(checkpoint)[1]
-    ours = build_network("cifar_attention56", num_classes=3).eval()
+    our_network = build_network("cifar_attention56", num_classes=3).eval()
     config = type(about.config)(preset="cifar_attention56")
     spec = resolve_network(config, classes=3, in_channels=3)
     values = {**about.to_dict(), "spec": spec.to_dict(), "config": config.to_dict()}
     export_model(
-        ours, TrainedNetwork.from_dict(values), form="safetensors", output=tmp_path / "a.safetensors"
+        our_network, TrainedNetwork.from_dict(values), form="safetensors", output=tmp_path / "a.safetensors"
     )
-    theirs = timm.create_model(
+    timm_network = timm.create_model(
         "tune_rescon_cifar_attention56", num_classes=3, checkpoint_path=str(tmp_path / "a.safetensors")
     ).eval()
     images_BCHW = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(theirs(images_BCHW), ours(images_BCHW), rtol=0, atol=0)
+        torch.testing.assert_close(timm_network(images_BCHW), our_network(images_BCHW), rtol=0, atol=0)
 
 
 def test_drop_path_rate_and_drop_rate_are_passed_to_the_network() -> None:

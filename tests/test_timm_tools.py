@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tune_rescon.errors import ConfigError, NetworkError
 
-# timm's types do not say what its networks have.
+# timm's types lack the attributes of its networks.
 timm: Any = importlib.import_module("timm")
 optim: Any = importlib.import_module("timm.optim")
-# Registers the networks.
+# Registers the networks in timm.
 importlib.import_module("tune_rescon.timm_models")
 
 pytestmark = pytest.mark.torch
@@ -48,10 +48,13 @@ def test_feature_info_matches_the_feature_maps(
 ) -> None:
     with torch.device("meta"):
         network = timm.create_model(name, features_only=True, feature_cls=kind).eval()
-        found = network(torch.empty(2, 3, 65, 65))
+        features = network(torch.empty(2, 3, 65, 65))
     about = network.feature_info
     assert (about.channels(), about.reduction(), about.module_name()) == (channels, reductions, modules)
-    shapes = [tuple(one.shape[1:3]) for one in (found.values() if isinstance(found, dict) else found)]
+    shapes = [
+        tuple(feature_map.shape[1:3])
+        for feature_map in (features.values() if isinstance(features, dict) else features)
+    ]
     assert shapes == [(c, -(-65 // r)) for c, r in zip(channels, reductions, strict=True)]
 
 
@@ -60,15 +63,15 @@ def test_features_match_forward_intermediates(kind: str) -> None:
     features = create(NAMES[0], features_only=True, feature_cls=kind).eval()
     network = create(NAMES[0]).eval()
     with torch.no_grad():
-        wanted = network.forward_intermediates(IMAGES_BCHW, intermediates_only=True)
-        torch.testing.assert_close(features(IMAGES_BCHW), wanted, rtol=0, atol=0)
+        expected = network.forward_intermediates(IMAGES_BCHW, intermediates_only=True)
+        torch.testing.assert_close(features(IMAGES_BCHW), expected, rtol=0, atol=0)
 
 
 @names
 def test_out_indices_select_the_features(name: str) -> None:
     with torch.device("meta"):
         network = timm.create_model(name, features_only=True, out_indices=(1, -2)).eval()
-        shapes = [one.shape[1] for one in network(torch.empty(2, 3, 33, 33))]
+        shapes = [feature_map.shape[1] for feature_map in network(torch.empty(2, 3, 33, 33))]
     assert shapes == network.feature_info.channels() == [network.feature_info[1]["num_chs"], shapes[1]]
 
 
@@ -76,15 +79,15 @@ def test_out_indices_select_the_features(name: str) -> None:
 def test_forward_intermediates_follows_timms_conventions(name: str) -> None:
     network = create(name).eval()
     with torch.no_grad():
-        last, every = network.forward_intermediates(IMAGES_BCHW)
+        last, intermediates = network.forward_intermediates(IMAGES_BCHW)
         assert torch.equal(last, network.forward_features(IMAGES_BCHW))
-        (normed,) = network.forward_intermediates(IMAGES_BCHW, [-1], norm=True, intermediates_only=True)
-        assert torch.equal(normed, last)
+        (normalised,) = network.forward_intermediates(IMAGES_BCHW, [-1], norm=True, intermediates_only=True)
+        assert torch.equal(normalised, last)
         early, two = network.forward_intermediates(IMAGES_BCHW, [0, 1], stop_early=True)
-    torch.testing.assert_close([early, *two], [every[1], *every[:2]], rtol=0, atol=0)
-    for wrong in (0, 9, [7], [-7], []):
+    torch.testing.assert_close([early, *two], [intermediates[1], *intermediates[:2]], rtol=0, atol=0)
+    for invalid in (0, 9, [7], [-7], []):
         with pytest.raises(ConfigError, match="indices: must be a number from 1 to"):
-            network.forward_intermediates(IMAGES_BCHW, wrong)
+            network.forward_intermediates(IMAGES_BCHW, invalid)
     with pytest.raises(ConfigError, match="output_fmt must be \"NCHW\", but got 'NLC'"):
         network.forward_intermediates(IMAGES_BCHW, output_fmt="NLC")
     with pytest.raises(NetworkError, match="at least 16 pixels"):
@@ -94,17 +97,17 @@ def test_forward_intermediates_follows_timms_conventions(name: str) -> None:
 def test_a_pruned_network_ends_at_the_requested_layer() -> None:
     network = create(NAMES[0]).eval()
     with torch.no_grad():
-        every = network.forward_intermediates(IMAGES_BCHW, intermediates_only=True)
-        for index, wanted in enumerate(every):
+        intermediates = network.forward_intermediates(IMAGES_BCHW, intermediates_only=True)
+        for index, expected in enumerate(intermediates):
             pruned = copy.deepcopy(network)
             assert pruned.prune_intermediate_layers([index], prune_norm=True) == [index]
-            assert torch.equal(pruned(IMAGES_BCHW), wanted)
-            assert pruned.num_features == wanted.shape[1]
-            (again,) = pruned.forward_intermediates(IMAGES_BCHW, [index], intermediates_only=True)
-            assert torch.equal(again, wanted)
-        kept = copy.deepcopy(network)
-        assert kept.prune_intermediate_layers(1, prune_head=False) == [len(every) - 1]
-        assert torch.equal(kept(IMAGES_BCHW), network(IMAGES_BCHW))
+            assert torch.equal(pruned(IMAGES_BCHW), expected)
+            assert pruned.num_features == expected.shape[1]
+            (selected,) = pruned.forward_intermediates(IMAGES_BCHW, [index], intermediates_only=True)
+            assert torch.equal(selected, expected)
+        with_head = copy.deepcopy(network)
+        assert with_head.prune_intermediate_layers(1, prune_head=False) == [len(intermediates) - 1]
+        assert torch.equal(with_head(IMAGES_BCHW), network(IMAGES_BCHW))
 
 
 def test_pruning_removes_every_layer_after_the_stem() -> None:
@@ -115,31 +118,34 @@ def test_pruning_removes_every_layer_after_the_stem() -> None:
     assert {name.partition(".")[0] for name, _ in network.named_parameters()} == {"stem"}
 
 
-def _step(network: Any) -> tuple[int, list[Tensor]]:
-    """Bytes kept for the gradient, weights included, and the gradients."""
-    kept: dict[int, int] = {}
+def _saved_bytes_and_gradients(network: Any) -> tuple[int, list[Tensor]]:
+    """Return the bytes saved for the backward pass, weights included, and the gradients."""
+    saved: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     torch.manual_seed(1)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss = network(IMAGES_BCHW).square().sum()
-    return sum(kept.values()), list(torch.autograd.grad(loss, list(network.parameters())))
+    return sum(saved.values()), list(torch.autograd.grad(loss, list(network.parameters())))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_gradient_checkpointing_saves_memory_and_changes_no_result(training: bool) -> None:
     plain = create(NAMES[0], drop_path_rate=0.3).train(training)
-    ours = copy.deepcopy(plain)
-    ours.set_grad_checkpointing(True)
-    (all_bytes, wanted), (our_bytes, found) = _step(plain), _step(ours)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-    torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.set_grad_checkpointing(True)
+    (all_bytes, expected), (our_bytes, gradients) = (
+        _saved_bytes_and_gradients(plain),
+        _saved_bytes_and_gradients(checkpointed),
+    )
+    torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
+    torch.testing.assert_close(checkpointed.state_dict(), plain.state_dict(), rtol=0, atol=0)
     assert our_bytes < 0.6 * all_bytes
-    ours.set_grad_checkpointing(False)
-    assert _step(ours)[0] == all_bytes
+    checkpointed.set_grad_checkpointing(False)
+    assert _saved_bytes_and_gradients(checkpointed)[0] == all_bytes
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning")
@@ -148,10 +154,10 @@ def test_scripted_and_traced_networks_match_the_original() -> None:
     network = create(NAMES[0], num_classes=3).eval()
     features = create(NAMES[0], features_only=True).eval()
     with torch.no_grad():
-        wanted = network(IMAGES_BCHW)
-        torch.testing.assert_close(torch.fx.symbolic_trace(network)(IMAGES_BCHW), wanted)
+        expected = network(IMAGES_BCHW)
+        torch.testing.assert_close(torch.fx.symbolic_trace(network)(IMAGES_BCHW), expected)
         network.set_grad_checkpointing()
-        torch.testing.assert_close(torch.jit.script(network)(IMAGES_BCHW), wanted)
+        torch.testing.assert_close(torch.jit.script(network)(IMAGES_BCHW), expected)
         torch.testing.assert_close(torch.jit.script(features)(IMAGES_BCHW), features(IMAGES_BCHW))
 
 

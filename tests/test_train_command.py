@@ -72,20 +72,20 @@ def test_commands_have_exactly_the_expected_flags(command: click.Command, flags:
 
 @pytest.fixture(scope="module", autouse=True)
 def _torch() -> None:
-    """Importing it takes seconds, which are no test's."""
+    """Import torch outside of the tests' time limits."""
     importlib.import_module("torch")
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
-    """One search, which has begun."""
+    """A storage with one started search."""
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "space.yaml").write_text(dump_space(load_space("digits")))
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "Give one of --from NAME, --preset NAME and --resume NAME."),
         (["--from", "a", "--preset", "attention56"], "Give one of --from NAME, --preset NAME"),
@@ -118,17 +118,26 @@ def storage(tmp_path: Path) -> Path:
     ],
 )
 def test_an_unsupported_request_is_reported(
-    storage: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    storage: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--storage", str(storage), "--dry-run"]) == 2
-    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert message in capsys.readouterr().err.replace("\n", " ")
     assert [path.name for path in storage.iterdir()] == ["first"]
 
 
 def test_a_dry_run_shows_what_would_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--preset", "cifar_attention56", "--recipe", "paper", "--seeds", "2", "--init-from", "w.ckpt"]
-    assert main([*asked, "--dry-run", "--plain", "--set", "resources_per_trial.cpu=1"]) == 0
-    said = capsys.readouterr().out
+    arguments = [
+        "--preset",
+        "cifar_attention56",
+        "--recipe",
+        "paper",
+        "--seeds",
+        "2",
+        "--init-from",
+        "w.ckpt",
+    ]
+    assert main([*arguments, "--dry-run", "--plain", "--set", "resources_per_trial.cpu=1"]) == 0
+    output = capsys.readouterr().out
     for line in (
         "name: cifar_attention56-cifar10-paper",
         "hold_out: false",
@@ -137,26 +146,26 @@ def test_a_dry_run_shows_what_would_be_trained(capsys: pytest.CaptureFixture[str
         "init_from: w.ckpt",
         "none: every trial trains for 205 epochs",
     ):
-        assert line in said
+        assert line in output
 
 
 def test_a_quoted_tilde_in_the_dataset_path_is_expanded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A shell leaves a quoted ~ as it is. A search takes it too."""
+    """A shell does not expand a quoted ~."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("train/a/1.png", "train/b/1.png", "test/a/1.png"):
         (tmp_path / "my #1" / name).parent.mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(tmp_path / "my #1" / name)
     assert main(["--preset", "cifar_attention56", "--dataset", "~/my #1", "--dry-run", "--plain"]) == 0
-    said = capsys.readouterr().out
-    assert f"path: {tmp_path}/my #1" in said.replace("'", "").replace('"', "")
-    assert "folder: found 2 classes; images: train 2 (a 1, b 1), val 0, test 1" in said
+    output = capsys.readouterr().out
+    assert f"path: {tmp_path}/my #1" in output.replace("'", "").replace('"', "")
+    assert "folder: found 2 classes; images: train 2 (a 1, b 1), val 0, test 1" in output
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with one search of four trials, which its driver left after nine epochs."""
+def search_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with one search of four trials whose driver ended after nine epochs."""
     root = tmp_path_factory.mktemp("storage")
     space = load_space("digits", ["initial=[]", "budget.trials=4", "sampler.type=random"])
     search = SimulatedSearch(space, folder=SearchFolder(storage=root, name="a"))
@@ -165,47 +174,47 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_unfinished_trials_can_be_selected_by_number(
-    searched: Path, capsys: pytest.CaptureFixture[str]
+    search_storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """None of them has finished, so that the best cannot be trained."""
-    asked = ["--from", "a", "--storage", str(searched), "--seeds", "2", "--dry-run", "--plain"]
-    assert main(asked) == 2
+    """No trial has finished, so that the best one cannot be trained."""
+    arguments = ["--from", "a", "--storage", str(search_storage), "--seeds", "2", "--dry-run", "--plain"]
+    assert main(arguments) == 2
     assert "must have a trial that reached its last epoch" in capsys.readouterr().err
-    assert main([*asked, "--trial", "3", "--trial", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "name: a-final" in said
-    assert "trial_0003, trial_0001 of the search a" in said
-    trials = read_search(SearchLocation(storage=searched), "a").trials
-    rates = re.findall(r"^- \{.*learning_rate: ([\d.e-]+)", said, re.MULTILINE)
+    assert main([*arguments, "--trial", "3", "--trial", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "name: a-final" in output
+    assert "trial_0003, trial_0001 of the search a" in output
+    trials = read_search(SearchLocation(storage=search_storage), "a").trials
+    rates = re.findall(r"^- \{.*learning_rate: ([\d.e-]+)", output, re.MULTILINE)
     assert [float(rate) for rate in rates] == [trials[n].parameters["learning_rate"] for n in (3, 1, 3, 1)]
 
 
 def test_the_image_limit_of_the_search_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The finals of a search on a part of the images would pass for a training on all of them."""
+    """Otherwise the finals of a search on a subset would be taken for trainings on all images."""
     space = load_space(
         "digits", ["dataset.limit=300", "budget.trials=4", "initial=[]", "sampler.type=random"]
     )
     search = SimulatedSearch(space, folder=SearchFolder(storage=tmp_path, name="a"))
     Simulation(lambda _: SyntheticCurve(limit=0.5)).drive(search.policy())
-    asked = ["--from", "a", "--storage", str(tmp_path), "--dry-run", "--plain"]
-    assert main(asked) == 0
-    said = capsys.readouterr().out
-    assert "at most 300 images train, and at most as many test images evaluate the networks" in said
-    assert "all training images" not in said
-    assert main([*asked, "--set", "dataset.limit=null"]) == 0
-    said = capsys.readouterr().out
-    assert "limit: null" in said
-    assert "images train" not in said
+    arguments = ["--from", "a", "--storage", str(tmp_path), "--dry-run", "--plain"]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "at most 300 images train, and at most as many test images evaluate the networks" in output
+    assert "all training images" not in output
+    assert main([*arguments, "--set", "dataset.limit=null"]) == 0
+    output = capsys.readouterr().out
+    assert "limit: null" in output
+    assert "images train" not in output
 
 
 def test_a_trial_that_the_search_does_not_have_is_refused(
-    searched: Path, capsys: pytest.CaptureFixture[str]
+    search_storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--from", "a", "--storage", str(searched), "--trial", "4", "--dry-run"]) == 2
-    said = capsys.readouterr().err.replace("\n", " ")
-    assert "--trial: must be the number of a trial of a, but got 4. Its trials are 0 to 3." in said
+    assert main(["--from", "a", "--storage", str(search_storage), "--trial", "4", "--dry-run"]) == 2
+    output = capsys.readouterr().err.replace("\n", " ")
+    assert "--trial: must be the number of a trial of a, but got 4. Its trials are 0 to 3." in output
 
 
 def test_images_for_rows_of_two_datasets_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,20 +229,20 @@ def test_without_a_row_all_rows_are_listed(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean 'attention92-noise" in capsys.readouterr().err
 
 
-@pytest.mark.timeout(20)  # a study's database
+@pytest.mark.timeout(20)  # creates a study's database
 def test_a_trained_row_is_not_reused_with_other_images_or_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its values would be printed as measured with what the command asks for."""
+    """Otherwise its values would be reported for the requested images and settings."""
     row, shares = "rescon-cifar10-92-32", Shares(schedule=0.1, images=0.1)
     name = f"reproduce-{row}{shares.suffix}"
     space = row_space(find_rows([row])[0], name=name, shares=shares, seeds=2, resources=Resources(cpu=1))
     search = SimulatedSearch(space, folder=SearchFolder(storage=tmp_path, name=name))
     Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
-    again = [row, "--scale", "0.1", "--storage", str(tmp_path), "--plain"]
-    assert reproduce(again) == reproduce([*again, "--seeds", "2"]) == 0
+    arguments = [row, "--scale", "0.1", "--storage", str(tmp_path), "--plain"]
+    assert reproduce(arguments) == reproduce([*arguments, "--seeds", "2"]) == 0
     capsys.readouterr()
-    assert reproduce([*again, "--set", "fixed.nesterov=false"]) == 2
+    assert reproduce([*arguments, "--set", "fixed.nesterov=false"]) == 2
     assert "fixed.nesterov: - -> false" in capsys.readouterr().err
-    assert reproduce([*again, "--images", "photos.zip"]) == 2
+    assert reproduce([*arguments, "--images", "photos.zip"]) == 2
     assert "dataset.name: cifar10 -> folder" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def make_costs() -> Callable[..., dict[int, TrialCost]]:
 
 @pytest.fixture
 def one_of_each(make_trial: MakeTrial) -> list[TrialRecord]:
-    """A trial in every state there is; the first of some states never came to an epoch."""
+    """A trial in every state; some of them ended before their first epoch."""
     values = {
         TrialState.FINISHED: (0.25, 0.5),
         TrialState.DIVERGED: (0.25, math.nan),
@@ -99,8 +99,8 @@ def simulated() -> StudyResult:
     space, landscape = load_space("att92", SETTINGS), LANDSCAPES["diverging"]
 
     def curve(trial: Assignment) -> SyntheticCurve:
-        found = landscape.curve(trial.number, trial.parameters)
-        return dataclasses.replace(found, crashes_at=2) if trial.number % 9 == 4 else found
+        curve = landscape.curve(trial.number, trial.parameters)
+        return dataclasses.replace(curve, crashes_at=2) if trial.number % 9 == 4 else curve
 
     simulation = Simulation(curve, workers=8)
     search = SimulatedSearch(space, clock=simulation.clock)

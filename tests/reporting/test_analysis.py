@@ -39,8 +39,8 @@ MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 
 
-def timed(trial: TrialRecord, *ends: float, seconds: float) -> TrialRecord:
-    """With epochs that ended at ``ends``, each of the same length."""
+def with_epoch_times(trial: TrialRecord, *ends: float, seconds: float) -> TrialRecord:
+    """Return the trial with epochs of equal length that ended at ``ends``."""
     times = tuple(round(end * 1000) for end in ends)
     return dataclasses.replace(trial, times_ms=times, history={"epoch_seconds": (seconds,) * len(ends)})
 
@@ -62,10 +62,10 @@ def test_only_epochs_of_stopped_trials_are_saved(make_result: MakeResult, make_t
         make_trial(2, TrialState.DIVERGED, (math.nan,)),
         make_trial(3, TrialState.FAILED, ()),
     ]
-    found = savings(make_result(*trials, levels=(1, 3)))
+    saved = savings(make_result(*trials, levels=(1, 3)))
     # Each epoch took half an hour of two cores.
-    assert (found.epochs, found.epochs_saved, found.hours, found.hours_saved) == (5, 2, 5.0, 2.0)
-    assert found.share == pytest.approx(2 / 7)
+    assert (saved.epochs, saved.epochs_saved, saved.hours, saved.hours_saved) == (5, 2, 5.0, 2.0)
+    assert saved.share == pytest.approx(2 / 7)
 
 
 def test_an_empty_search_has_no_savings(make_result: MakeResult) -> None:
@@ -76,26 +76,26 @@ def test_an_empty_search_has_no_savings(make_result: MakeResult) -> None:
 
 def test_a_free_slot_is_reused(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [
-        timed(make_trial(0), 110.0, 120.0, seconds=10.0),
-        timed(make_trial(1), 110.0, seconds=10.0),
-        timed(make_trial(2), 130.0, seconds=20.0),
+        with_epoch_times(make_trial(0), 110.0, 120.0, seconds=10.0),
+        with_epoch_times(make_trial(1), 110.0, seconds=10.0),
+        with_epoch_times(make_trial(2), 130.0, seconds=20.0),
     ]
-    found = timeline(make_result(*trials))
-    assert [(s.number, s.slot, s.begun, s.ended) for s in found.stretches] == [
+    slots = timeline(make_result(*trials))
+    assert [(s.number, s.slot, s.begun, s.ended) for s in slots.stretches] == [
         (0, 0, 100.0, 120.0),
         (1, 1, 100.0, 110.0),
         (2, 1, 110.0, 130.0),
     ]
-    assert (found.slots, found.seconds) == (2, 30.0)
-    assert found.utilisation == pytest.approx(50 / 60)
+    assert (slots.slots, slots.seconds) == (2, 30.0)
+    assert slots.utilisation == pytest.approx(50 / 60)
 
 
 def test_a_slot_that_ran_another_trial_in_a_short_pause_is_one_slot(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     trials = [
-        timed(make_trial(0), 110.0, 121.0, seconds=10.0),
-        timed(make_trial(1), 111.0, seconds=1.0),
+        with_epoch_times(make_trial(0), 110.0, 121.0, seconds=10.0),
+        with_epoch_times(make_trial(1), 111.0, seconds=1.0),
     ]
     found = timeline(make_result(*trials))
     assert [(s.number, s.slot, s.epochs) for s in found.stretches] == [
@@ -110,8 +110,8 @@ def test_a_trial_keeps_its_slot_if_another_one_begins_between_two_of_its_epochs(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     trials = [
-        timed(make_trial(0), 111.0, 121.0, seconds=10.0),
-        timed(make_trial(1), 110.0, 120.5, seconds=10.0),
+        with_epoch_times(make_trial(0), 111.0, 121.0, seconds=10.0),
+        with_epoch_times(make_trial(1), 110.0, 120.5, seconds=10.0),
     ]
     found = timeline(make_result(*trials))
     assert [(s.number, s.slot, s.epochs) for s in found.stretches] == [(1, 0, (1, 2)), (0, 1, (1, 2))]
@@ -120,15 +120,15 @@ def test_a_trial_keeps_its_slot_if_another_one_begins_between_two_of_its_epochs(
 def test_pauses_split_stretches_and_time_without_a_driver_is_excluded(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
-    paused = timed(make_trial(0), 10.0, 20.0, 50.0, 10_000.0, seconds=10.0)
-    found = timeline(make_result(paused))
-    assert [(s.begun, s.ended, s.epochs) for s in found.stretches] == [
+    paused = with_epoch_times(make_trial(0), 10.0, 20.0, 50.0, 10_000.0, seconds=10.0)
+    slots = timeline(make_result(paused))
+    assert [(s.begun, s.ended, s.epochs) for s in slots.stretches] == [
         (0.0, 20.0, (1, 2)),
         (40.0, 50.0, (3, 3)),
         (9990.0, 10_000.0, (4, 4)),
     ]
     # The twenty seconds between were the driver's to fill; the hours were not.
-    assert found.seconds == 60.0
+    assert slots.seconds == 60.0
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0.5, 30)), max_size=30))
@@ -147,11 +147,11 @@ def test_no_two_stretches_share_a_slot_at_once(spans: list[tuple[float, float]])
         for number, (begin, length) in enumerate(spans)
     )
     result = dataclasses.replace(_empty(), trials=trials)
-    found = timeline(result)
-    assert len(found.stretches) == len(spans)
-    assert 0 <= found.utilisation <= 1
-    for one in found.stretches:
-        for other in found.stretches:
+    slots = timeline(result)
+    assert len(slots.stretches) == len(spans)
+    assert 0 <= slots.utilisation <= 1
+    for one in slots.stretches:
+        for other in slots.stretches:
             if one.number < other.number and one.slot == other.slot:
                 overlap = min(one.ended, other.ended) - max(one.begun, other.begun)
                 assert overlap <= 2e-3
@@ -174,10 +174,10 @@ def test_slots_and_utilisation_match_the_simulation(workers: int, seconds: float
     )
     searched = SimulatedSearch(space, clock=simulation.clock)
     simulation.drive(searched.policy())
-    found = timeline(searched.result(Path("runs/s")))
-    assert found.slots == workers
-    assert found.seconds == pytest.approx(simulation.trace.seconds, rel=1e-3)
-    assert found.utilisation == pytest.approx(simulation.trace.utilisation, rel=1e-3)
+    slots = timeline(searched.result(Path("runs/s")))
+    assert slots.slots == workers
+    assert slots.seconds == pytest.approx(simulation.trace.seconds, rel=1e-3)
+    assert slots.utilisation == pytest.approx(simulation.trace.utilisation, rel=1e-3)
 
 
 def test_failures_are_grouped_by_the_last_line_of_their_error(
@@ -201,7 +201,7 @@ def test_the_last_incumbent_is_the_best_trial(simulated: StudyResult) -> None:
     leaders = incumbents(simulated)
     assert simulated.best is not None
     assert (leaders[-1].number, leaders[-1].value) == (simulated.best.number, simulated.best.value)
-    assert [one.hours for one in leaders] == sorted(one.hours for one in leaders)
+    assert [leader.hours for leader in leaders] == sorted(leader.hours for leader in leaders)
     assert leaders[-1].hours <= savings(simulated).hours + 1e-9
 
 
@@ -232,7 +232,7 @@ def test_few_trials_are_compared_where_most_reached(make_result: MakeResult, mak
 @given(st.dictionaries(st.integers(0, 99), st.floats(0, 1)), st.booleans())
 def test_rank_classes_contain_every_trial_once_best_first(values: dict[int, float], maximize: bool) -> None:
     classes = rank_classes(values, maximize=maximize)
-    order = [number for one in classes for number in one.numbers]
+    order = [number for rank_class in classes for number in rank_class.numbers]
     assert sorted(order) == sorted(values)
     assert [values[n] for n in order] == sorted(values.values(), reverse=maximize)
 
@@ -242,7 +242,7 @@ def test_parameter_axes_place_every_trial_within_the_axis(simulated: StudyResult
     assert list(axes) == list(simulated.space.parameters)
     for axis in axes.values():
         assert set(axis.positions) == {trial.number for trial in simulated.trials}
-        assert all(place == ABSENT or 0 <= place <= 1 for place in axis.positions.values())
+        assert all(position == ABSENT or 0 <= position <= 1 for position in axis.positions.values())
     assert [text for _, text in axes["depth"].ticks] == ["56", "92", "128"]
     assert axes["learning_rate"].log
     shallow = [trial.number for trial in simulated.trials if trial.parameters["depth"] == 56]
@@ -291,9 +291,11 @@ def test_a_trial_that_failed_later_leads_no_search_and_no_front(
 ) -> None:
     """An interrupted search: nothing has finished, and the trial that came furthest has diverged."""
     trials = [
-        timed(make_trial(0, TrialState.DIVERGED, (0.5, 0.7, math.nan)), 10.0, 20.0, 30.0, seconds=10.0),
-        timed(make_trial(1, TrialState.INTERRUPTED, (0.25, 0.375)), 40.0, 50.0, seconds=10.0),
-        timed(make_trial(2, TrialState.FAILED, (0.5, 0.75)), 60.0, 70.0, seconds=10.0),
+        with_epoch_times(
+            make_trial(0, TrialState.DIVERGED, (0.5, 0.7, math.nan)), 10.0, 20.0, 30.0, seconds=10.0
+        ),
+        with_epoch_times(make_trial(1, TrialState.INTERRUPTED, (0.25, 0.375)), 40.0, 50.0, seconds=10.0),
+        with_epoch_times(make_trial(2, TrialState.FAILED, (0.5, 0.75)), 60.0, 70.0, seconds=10.0),
     ]
     result = make_result(*trials, against="gmacs", state=SearchState.INTERRUPTED)
     assert result.best is not None

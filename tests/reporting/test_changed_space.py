@@ -46,8 +46,8 @@ BASE = (
     ),
 )
 
-#: What a resume changed, and whether the space then contains the first trial, the best one.
-CHANGES = {
+#: The changes of a resume, and whether the changed space still contains the first trial, which is the best.
+SPACE_CHANGES = {
     "a choice less": (("parameters.depth.choices=[92]", "initial=[]"), False),
     "narrower bounds": (("parameters.learning_rate.high=0.09", "initial=[]"), False),
     "another kind": (("parameters.learning_rate={type: categorical, choices: [0.1, 0.2]}",), True),
@@ -78,12 +78,12 @@ def location(tmp_path: Path) -> SearchLocation:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
-    return _begin(tmp_path / "runs")
+def started_search(tmp_path: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
+    return _run_two_trials(tmp_path / "runs")
 
 
-def _begin(storage: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
-    """Two trials, the first the better one."""
+def _run_two_trials(storage: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
+    """Run a search of two trials; the first one is better."""
     folder = SearchFolder(storage=storage, name="base")
     simulated = SimulatedSearch(space(trials=2), folder=folder)
     simulation = Simulation(lambda trial: SyntheticCurve(limit=0.9 - trial.number / 10), workers=1)
@@ -91,24 +91,24 @@ def _begin(storage: Path) -> tuple[SimulatedSearch, Simulation, SearchFolder]:
     return simulated, simulation, folder
 
 
-Begun = tuple[SimulatedSearch, Simulation, SearchFolder]
+StartedSearch = tuple[SimulatedSearch, Simulation, SearchFolder]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _begin(tmp_path_factory.mktemp("finished") / "runs")[2].path
+    return _run_two_trials(tmp_path_factory.mktemp("finished") / "runs")[2].path
 
 
 @pytest.fixture
-def copied(finished: Path, location: SearchLocation) -> SearchFolder:
-    """The same search, which nothing drives: a new database takes a second on a busy disk."""
+def copied_search(finished: Path, location: SearchLocation) -> SearchFolder:
+    """A copy of the finished search: creating a database takes a second on a busy disk."""
     assert isinstance(location.storage, Path)
     shutil.copytree(finished, location.storage / "base")
     return SearchFolder(storage=location.storage, name="base")
 
 
-def everything(result: StudyResult) -> str:
-    """All forms of the report: none may fail."""
+def render_all_formats(result: StudyResult) -> str:
+    """Render the report in every format."""
     values = {trial.number: trial.value for trial in result.trials}
     parameter_importance(result.space, {trial.number: trial for trial in result.trials}, values)
     parameter_axes(result)
@@ -122,9 +122,11 @@ def everything(result: StudyResult) -> str:
     )
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_space_keeps_earlier_trials(begun: Begun, location: SearchLocation, change: str) -> None:
-    (simulated, simulation, folder), (settings, contained) = begun, CHANGES[change]
+@pytest.mark.parametrize("change", SPACE_CHANGES)
+def test_a_changed_space_keeps_earlier_trials(
+    started_search: StartedSearch, location: SearchLocation, change: str
+) -> None:
+    (simulated, simulation, folder), (settings, contained) = started_search, SPACE_CHANGES[change]
     before = read_search(location, "base")
     changed = space(*settings, trials=4)
     simulated.change(changed)
@@ -139,43 +141,43 @@ def test_a_changed_space_keeps_earlier_trials(begun: Begun, location: SearchLoca
     assert len(after.space_history) == 1
     assert after.space_history[0].startswith("version 2 (from trial 2): budget.trials: 2 -> 4")
     assert after.space_history[0] in json.loads(json_text(after))["space_history"]
-    assert "Changes since the start" in everything(after)
+    assert "Changes since the start" in render_all_formats(after)
     folder.write_trials(after.trials, changed.parameters)
     with folder.trials_csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["depth"] for row in rows[:2]] == [str(trial.parameters["depth"]) for trial in before.trials]
     folder.space_yaml.write_text(dump_space(changed))
-    assert _pasted(after) == (56, 0.5, 0.1)
+    assert _config_of_best_command(after) == (56, 0.5, 0.1)
     assert contained is not ("fixed=" in (best_command(after) or ""))
 
 
-def _pasted(result: StudyResult) -> tuple[object, ...]:
-    """What the one trial of the report's command would run with."""
+def _config_of_best_command(result: StudyResult) -> tuple[object, ...]:
+    """Depth, width and learning rate of the trial that the report's command would train."""
     words = shlex.split(best_command(result) or "")
-    read = search.make_context("search", words[3:]).params
-    found = load_space(read["space_name"], [f"budget.trials={read['trials']}", *read["settings"]])
-    config = trial_config(found, found.initial[0])
+    params = search.make_context("search", words[3:]).params
+    space = load_space(params["space_name"], [f"budget.trials={params['trials']}", *params["settings"]])
+    config = trial_config(space, space.initial[0])
     return config.depth, config.width, config.learning_rate
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", SPACE_CHANGES)
 def test_a_space_edited_by_hand_keeps_earlier_trials(
-    copied: SearchFolder, location: SearchLocation, change: str
+    copied_search: SearchFolder, location: SearchLocation, change: str
 ) -> None:
     before = read_search(location, "base")
-    copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
+    copied_search.space_yaml.write_text(dump_space(space(*SPACE_CHANGES[change][0], trials=4)))
     assert read_search(location, "base") == before
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", SPACE_CHANGES)
 def test_an_older_study_with_edited_space_is_reported_and_warm_started(
-    copied: SearchFolder, location: SearchLocation, change: str, progress: list[str]
+    copied_search: SearchFolder, location: SearchLocation, change: str, progress: list[str]
 ) -> None:
-    _as_an_earlier_version_wrote_it(copied)
-    copied.space_yaml.write_text(dump_space(space(*CHANGES[change][0], trials=4)))
+    _downgrade_study(copied_search)
+    copied_search.space_yaml.write_text(dump_space(space(*SPACE_CHANGES[change][0], trials=4)))
     result = read_search(location, "base")
     assert [trial.epochs for trial in result.trials] == [2, 2]
-    everything(result)
+    render_all_formats(result)
     options = RunOptions(
         name="next", storage=location.storage, cache_root=location.cache_root, warm_start="base"
     )
@@ -183,35 +185,35 @@ def test_an_older_study_with_edited_space_is_reported_and_warm_started(
     assert progress[0].startswith("used ")
 
 
-def test_an_older_study_gives_the_same_report(copied: SearchFolder, location: SearchLocation) -> None:
+def test_an_older_study_gives_the_same_report(copied_search: SearchFolder, location: SearchLocation) -> None:
     before = read_search(location, "base")
-    _as_an_earlier_version_wrote_it(copied)
+    _downgrade_study(copied_search)
     assert read_search(location, "base") == before
 
 
 def test_warm_start_uses_the_configurations_that_trials_ran_with(
-    begun: Begun, location: SearchLocation
+    started_search: StartedSearch, location: SearchLocation
 ) -> None:
-    simulated, simulation, _ = begun
-    simulated.change(space(*CHANGES["a parameter more"][0], trials=4))
+    simulated, simulation, _ = started_search
+    simulated.change(space(*SPACE_CHANGES["a parameter more"][0], trials=4))
     simulation.drive(simulated.policy())
     options = RunOptions(
         name="next", storage=location.storage, cache_root=location.cache_root, warm_start="base"
     )
     used = overlapping_trials(space(trials=4), options, weights={}, digests={})
-    halves = [t for t in read_search(location, "base").trials if t.setting("width") == 0.5]
-    assert [trial.number for trial in used] == [trial.number for trial in halves]
+    half_width = [t for t in read_search(location, "base").trials if t.setting("width") == 0.5]
+    assert [trial.number for trial in used] == [trial.number for trial in half_width]
 
 
-def test_a_contradicting_change_is_refused_without_writing(begun: Begun) -> None:
-    simulated, _, folder = begun
+def test_a_contradicting_change_is_refused_without_writing(started_search: StartedSearch) -> None:
+    simulated, _, folder = started_search
     before = (folder.path / "study.db").read_bytes()
     with pytest.raises(SpaceError, match=r"fixed\.width would become 1.0"):
         simulated.change(space("fixed={layout: cifar, width: 1.0}", trials=4))
     assert (folder.path / "study.db").read_bytes() == before
 
 
-REFUSED: dict[str, Callable[[], list[str]]] = {
+REFUSED_SETTINGS: dict[str, Callable[[], list[str]]] = {
     "fixed.width": lambda: ["fixed.width=1.0"],
     "metric.name": lambda: ["metric={name: val_loss, mode: min}"],
     "metric.against": lambda: ["metric.against=gmacs"],
@@ -220,11 +222,11 @@ REFUSED: dict[str, Callable[[], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("key", REFUSED)
+@pytest.mark.parametrize("key", REFUSED_SETTINGS)
 def test_resume_refuses_a_contradicting_change_without_writing(
-    copied: SearchFolder, location: SearchLocation, key: str, capsys: pytest.CaptureFixture[str]
+    copied_search: SearchFolder, location: SearchLocation, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {path: path.read_bytes() for path in copied.path.rglob("*.yaml")}
+    before = {path: path.read_bytes() for path in copied_search.path.rglob("*.yaml")}
     arguments = [
         "--resume",
         "base",
@@ -233,19 +235,19 @@ def test_resume_refuses_a_contradicting_change_without_writing(
         "--data-root",
         str(location.data_root),
     ]
-    for setting in REFUSED[key]():
+    for setting in REFUSED_SETTINGS[key]():
         arguments += ["--set", setting]
     assert main([*arguments, "--trials", "4"]) == 2
-    words = capsys.readouterr().err
-    assert key in words
-    assert "--warm-start base" in words
-    assert "Traceback" not in words
-    assert {path: path.read_bytes() for path in copied.path.rglob("*.yaml")} == before
+    message = capsys.readouterr().err
+    assert key in message
+    assert "--warm-start base" in message
+    assert "Traceback" not in message
+    assert {path: path.read_bytes() for path in copied_search.path.rglob("*.yaml")} == before
     assert len(read_search(location, "base").trials) == 2
 
 
-def _as_an_earlier_version_wrote_it(folder: SearchFolder) -> None:
-    """Without the configurations and the versions of the space."""
+def _downgrade_study(folder: SearchFolder) -> None:
+    """Remove the configurations and the space versions, which earlier versions did not record."""
     with closing(sqlite3.connect(folder.path / "study.db")) as database, database:
         database.execute("DELETE FROM trial_system_attributes WHERE key = 'tune_rescon:origin'")
         database.execute("DELETE FROM study_user_attributes WHERE key LIKE 'space%' OR key LIKE 'metric%'")

@@ -30,9 +30,9 @@ with open_console(plain=len(sys.argv) > 1) as console:
     console.print(console.width, console.height, console.is_terminal, console.no_color)
 """
 
-#: Whatever this test run is told about its own output left out.
-OWN = ("NO_COLOR", "FORCE_COLOR", "LINES", "COLUMNS")
-CLEAN = {name: value for name, value in os.environ.items() if name not in OWN}
+#: The environment without the variables that configure the output of this test run.
+OUTPUT_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "LINES", "COLUMNS")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OUTPUT_VARIABLES}
 
 
 def run(*arguments: str, stdout: int, **environment: str) -> None:
@@ -40,7 +40,7 @@ def run(*arguments: str, stdout: int, **environment: str) -> None:
         [sys.executable, "-c", PROGRAM, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=stdout,
-        env={**CLEAN, "TERM": "xterm", **environment},
+        env={**ENVIRONMENT, "TERM": "xterm", **environment},
         check=True,
         timeout=LONGEST_WAIT,
     )
@@ -48,15 +48,15 @@ def run(*arguments: str, stdout: int, **environment: str) -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    ours, its = pty.openpty()
-    yield ours, its
-    os.close(ours)
-    os.close(its)
+    controller, terminal_fd = pty.openpty()
+    yield controller, terminal_fd
+    os.close(controller)
+    os.close(terminal_fd)
 
 
 @pytest.mark.timeout(30)  # an interpreter each
 @pytest.mark.parametrize(
-    ("columns", "lines", "arguments", "environment", "said"),
+    ("columns", "lines", "arguments", "environment", "printed"),
     [
         (61, 13, (), {}, b"61 13 True False"),
         (61, 13, (), {"NO_COLOR": "1"}, b"61 13 True True"),
@@ -69,14 +69,14 @@ def test_the_console_has_the_terminals_size(
     lines: int,
     arguments: tuple[str, ...],
     environment: dict[str, str],
-    said: bytes,
+    printed: bytes,
     terminal: tuple[int, int],
 ) -> None:
-    ours, its = terminal
-    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    run(*arguments, stdout=its, **environment)
-    with open(ours, "rb", closefd=False) as screen:
-        assert screen.readline().startswith(said)
+    controller, terminal_fd = terminal
+    fcntl.ioctl(controller, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    run(*arguments, stdout=terminal_fd, **environment)
+    with open(controller, "rb", closefd=False) as screen:
+        assert screen.readline().startswith(printed)
 
 
 @pytest.mark.timeout(30)
@@ -88,8 +88,8 @@ def test_a_pipe_gets_long_lines_and_is_no_terminal() -> None:
     os.close(reading)
 
 
-#: Draws a table; its terminal is closed after the first line, when standard input ends.
-DRAWS_ON = """
+#: Draws a table; its terminal is closed after the first line, once standard input ends.
+DRAWS_TABLE = """
 import sys
 from rich.live import Live
 from tune_rescon.reporting import open_console
@@ -105,19 +105,19 @@ with open_console(plain=False) as console:
 
 @pytest.mark.timeout(60)  # an interpreter
 def test_drawing_continues_after_the_terminal_is_closed() -> None:
-    ours, its = pty.openpty()
+    controller, terminal_fd = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", DRAWS_ON],
+        [sys.executable, "-c", DRAWS_TABLE],
         stdin=subprocess.PIPE,
-        stdout=its,
+        stdout=terminal_fd,
         stderr=subprocess.PIPE,
-        env={**CLEAN, "TERM": "xterm"},
+        env={**ENVIRONMENT, "TERM": "xterm"},
     )
-    os.close(its)
+    os.close(terminal_fd)
     printed = b""
     while b"ready\r\n" not in printed:
-        printed += os.read(ours, 1000)
-    os.close(ours)
+        printed += os.read(controller, 1000)
+    os.close(controller)
     _, errors = process.communicate(timeout=50)
     assert (process.returncode, errors) == (0, b"")
 

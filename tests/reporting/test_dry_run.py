@@ -21,37 +21,37 @@ from tune_rescon.search import main
 from tune_rescon.spaces import list_spaces, load_space
 from tune_rescon.tuning import possible_rungs
 
-#: Shows every space given, and says at the end how long each took and what was imported.
+#: Runs a dry run of each given space; prints the texts, the processor times and the imported modules.
 DRIVER = """
 import contextlib, io, json, sys, time
 
-begun = time.process_time()
+start = time.process_time()
 from tune_rescon.search import main
 
-shown = {}
+runs = {}
 for name, *settings in json.loads(sys.argv[1]):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         code = main(["--space", name, "--dry-run", *settings])
-    shown[name] = {"code": code, "text": out.getvalue(), "seconds": time.process_time() - begun}
-    begun = time.process_time()
-print(json.dumps({"shown": shown, "modules": sorted(sys.modules)}))
+    runs[name] = {"code": code, "text": out.getvalue(), "seconds": time.process_time() - start}
+    start = time.process_time()
+print(json.dumps({"runs": runs, "modules": sorted(sys.modules)}))
 """
 
-#: Its networks are timm's, which have to be built to be counted.
-EXTERNAL = "attention_vs_resnet"
+#: A space with networks of timm, which must be built before their cost can be counted.
+EXTERNAL_NETWORKS = "attention_vs_resnet"
 
-#: Seconds of processor time the first dry run may take: 1.0 to 1.3 s, imports included.
-SECONDS = 5.0
+#: Limit of the processor time of the first dry run. Measured: 1.0 to 1.3 s, imports included.
+MAX_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class DryRuns:
-    shown: dict[str, dict[str, object]]
+    runs: dict[str, dict[str, object]]
     modules: list[str]
 
     def text(self, name: str) -> str:
-        return str(self.shown[name]["text"])
+        return str(self.runs[name]["text"])
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +70,14 @@ def dry_runs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> DryRuns:
     spaces = [
         [name] if name != "folder" else [name, "--set", f"dataset.path={images}"]
         for name in list_spaces()
-        if name != EXTERNAL
+        if name != EXTERNAL_NETWORKS
     ]
     spaces.sort(key=lambda space: space[0] != "digits")
-    return _shown(spaces, tmp_path_factory.mktemp("empty"))
+    return _dry_runs(spaces, tmp_path_factory.mktemp("empty"))
 
 
-def _shown(spaces: list[list[str]], folder: Path) -> DryRuns:
-    done = subprocess.run(
+def _dry_runs(spaces: list[list[str]], folder: Path) -> DryRuns:
+    process = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(spaces)],
         capture_output=True,
         text=True,
@@ -85,11 +85,11 @@ def _shown(spaces: list[list[str]], folder: Path) -> DryRuns:
         cwd=folder,
         env=dict(os.environ),
     )
-    assert done.returncode == 0, done.stderr
-    return DryRuns(**json.loads(done.stdout))
+    assert process.returncode == 0, process.stderr
+    return DryRuns(**json.loads(process.stdout))
 
 
-@pytest.mark.parametrize("name", [name for name in list_spaces() if name != EXTERNAL])
+@pytest.mark.parametrize("name", [name for name in list_spaces() if name != EXTERNAL_NETWORKS])
 def test_every_shipped_space_is_shown_with_its_rungs_and_costs(
     name: str, dry_runs: DryRuns, images: Path
 ) -> None:
@@ -98,23 +98,23 @@ def test_every_shipped_space_is_shown_with_its_rungs_and_costs(
 
 @pytest.mark.torch
 def test_external_networks_are_shown_with_their_cost(images: Path, tmp_path: Path) -> None:
-    dry_run = _shown([[EXTERNAL]], tmp_path)
-    check_shown(EXTERNAL, dry_run, images)
+    dry_run = _dry_runs([[EXTERNAL_NETWORKS]], tmp_path)
+    check_shown(EXTERNAL_NETWORKS, dry_run, images)
     assert {"torch", "timm"} <= set(dry_run.modules)
     assert not {"ray", "mlflow", "pytorch_lightning"} & set(dry_run.modules)
 
 
 @pytest.mark.torch
 def test_an_unknown_external_network_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    searched = "parameters={network: {type: categorical, choices: [null, timm/resnet81]}}"
-    settings = [searched, "initial=[]", "fixed={image_size: 32}"]
-    asked = ["--space", "digits", "--data-root", str(tmp_path), "--dry-run"]
-    assert main([*asked, *(word for setting in settings for word in ("--set", setting))]) == 2
+    parameter = "parameters={network: {type: categorical, choices: [null, timm/resnet81]}}"
+    settings = [parameter, "initial=[]", "fixed={image_size: 32}"]
+    arguments = ["--space", "digits", "--data-root", str(tmp_path), "--dry-run"]
+    assert main([*arguments, *(word for setting in settings for word in ("--set", setting))]) == 2
     assert "network: must be a network of timm" in " ".join(capsys.readouterr().err.split())
 
 
 def check_shown(name: str, dry_runs: DryRuns, images: Path) -> None:
-    assert dry_runs.shown[name]["code"] == 0
+    assert dry_runs.runs[name]["code"] == 0
     text = dry_runs.text(name)
     space = load_space(name, [f"dataset.path={images}"] if name == "folder" else [])
     assert f"rungs (epochs): {', '.join(map(str, possible_rungs(space)))}\n" in text
@@ -156,7 +156,7 @@ def test_the_images_of_a_folder_are_counted(dry_runs: DryRuns) -> None:
 
 
 def test_first_dry_run_takes_under_five_seconds(dry_runs: DryRuns) -> None:
-    assert float(str(dry_runs.shown["digits"]["seconds"])) < SECONDS
+    assert float(str(dry_runs.runs["digits"]["seconds"])) < MAX_SECONDS
 
 
 @pytest.mark.parametrize("heavy", ["torch", "torchvision", "pytorch_lightning", "ray", "mlflow", "plotly"])
@@ -167,16 +167,16 @@ def test_dry_run_imports_no_heavy_library(heavy: str, dry_runs: DryRuns) -> None
 @pytest.mark.torch
 def test_measuring_shows_the_training_time_on_this_machine(tmp_path: Path) -> None:
     small = ["fixed.width=0.125", "fixed.batch_size=8", "budget.trials=4", "parameters.depth.choices=[56]"]
-    drawn = ["parameters.drop_path={type: float, low: 0, high: 0.1}", "initial=[]"]
-    space = load_space("digits", [*small, *drawn])
+    two_samples = ["parameters.drop_path={type: float, low: 0, high: 0.1}", "initial=[]"]
+    space = load_space("digits", [*small, *two_samples])
     console = Console(file=io.StringIO(), width=200)
     print_dry_run(space, console, data_root=tmp_path, measure=True)
     assert isinstance(console.file, io.StringIO)
-    shown = console.file.getvalue()
-    assert shown.count("measuring network") == 1, "one network, whatever its learning rate"
-    assert "worst-case PMACs" not in shown
-    assert "time here" in shown
-    assert re.search(r"an epoch takes \d+\.\d s; 36 epochs, [12] trials at once, take at most ", shown)
+    text = console.file.getvalue()
+    assert text.count("measuring network") == 1, "one network, whatever its learning rate"
+    assert "worst-case PMACs" not in text
+    assert "time here" in text
+    assert re.search(r"an epoch takes \d+\.\d s; 36 epochs, [12] trials at once, take at most ", text)
 
 
 def test_class_names_are_shown_literally(tmp_path: Path) -> None:
@@ -193,8 +193,8 @@ def test_search_time_is_estimated_from_epochs_and_slots() -> None:
         "measured on this machine: an epoch takes 2.0 s to 4.0 s, 3.0 s in the mean of these samples;"
         " 90 epochs, 3 trials at once, take at most 1 min 30 s"
     )
-    timed = load_space("digits", ["budget.hours=0.5"])
-    assert speed_message(timed, [9.0], slots=2) == (
+    budget_in_hours = load_space("digits", ["budget.hours=0.5"])
+    assert speed_message(budget_in_hours, [9.0], slots=2) == (
         "measured on this machine: an epoch takes 9.0 s; 0.5 hours, 2 trials at once, are about 400 epochs"
     )
 
@@ -213,15 +213,20 @@ def test_search_time_is_estimated_from_epochs_and_slots() -> None:
 def test_a_fitting_budget_gives_whole_trainings(
     hours: float, seconds: float, longest: int, trials: int
 ) -> None:
-    given = ["budget.trials=20", "fixed.warmup_epochs=3", "fidelity.min=3", "scheduler.group_by=depth"]
-    space = load_space("att92", given)
+    settings_before = [
+        "budget.trials=20",
+        "fixed.warmup_epochs=3",
+        "fidelity.min=3",
+        "scheduler.group_by=depth",
+    ]
+    space = load_space("att92", settings_before)
     assert space.fidelity.max == 81
     settings = fitting_budget(space, hours, epoch_seconds=seconds, slots=2)
-    fitted = load_space("att92", [*given, *settings])
-    assert (fitted.fidelity.max, fitted.budget.trials) == (longest, trials)
-    assert fitted.budget.hours == pytest.approx(hours, rel=1e-3)
-    assert fitted.scheduler.type == "auto"
-    assert fitted.scheduler.group_by == "depth"
+    fitted_space = load_space("att92", [*settings_before, *settings])
+    assert (fitted_space.fidelity.max, fitted_space.budget.trials) == (longest, trials)
+    assert fitted_space.budget.hours == pytest.approx(hours, rel=1e-3)
+    assert fitted_space.scheduler.type == "auto"
+    assert fitted_space.scheduler.group_by == "depth"
 
 
 def test_quick_measures_the_budget_and_explicit_settings_override_it(
@@ -231,16 +236,16 @@ def test_quick_measures_the_budget_and_explicit_settings_override_it(
         return [2.0, 4.0, *[3.0] * (len(samples) - 2)]
 
     monkeypatch.setattr("tune_rescon.reporting.dry_run.measure_epochs", measure)
-    given = ["--space", "digits", "--dry-run", "--set", "resources_per_trial={cpu: 1, gpu: 0}"]
-    assert main([*given, "--quick", "--trials", "7", "--concurrent", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "An epoch takes 3.0 s on this machine in the mean of 6 trials" in said
-    assert re.search(r"budget: \{trials: 7, concurrent: 1, hours: 0.16", said)
-    for wrong, words in {
+    arguments = ["--space", "digits", "--dry-run", "--set", "resources_per_trial={cpu: 1, gpu: 0}"]
+    assert main([*arguments, "--quick", "--trials", "7", "--concurrent", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "An epoch takes 3.0 s on this machine in the mean of 6 trials" in output
+    assert re.search(r"budget: \{trials: 7, concurrent: 1, hours: 0.16", output)
+    for bad_options, words in {
         ("--quick", "--quality", "best"): "Give one of --quick and --quality.",
         ("--quality", "good", "--address", "auto"): "--quality measures this machine",
         ("--quality", "better"): "'better' is not one of 'good', 'best'",
     }.items():
-        assert main([*given, *wrong]) == 2
+        assert main([*arguments, *bad_options]) == 2
         assert words in capsys.readouterr().err
     assert main(["--resume", "s", "--quick", "--dry-run"]) == 2

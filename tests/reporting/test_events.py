@@ -28,7 +28,7 @@ def out() -> io.StringIO:
 
 @pytest.fixture
 def lines(out: io.StringIO) -> EventLines:
-    # Narrow on purpose: a line must not be broken.
+    # Narrower than the lines, which must not be wrapped.
     return EventLines(Console(file=out, width=40, highlight=False), load_space("digits"))
 
 
@@ -42,8 +42,8 @@ def test_a_resumed_search_counts_earlier_ended_trials(
 ) -> None:
     lines.on_search_start([make_trial(0), make_trial(1, TrialState.INTERRUPTED)])
     lines.on_trial_end(make_trial(1, TrialState.STOPPED))
-    begun, ended = out.getvalue().splitlines()
-    assert begun == "12 trials of at most 9 epochs, 1 of them ended before; the first workers start"
+    started, ended = out.getvalue().splitlines()
+    assert started == "12 trials of at most 9 epochs, 1 of them ended before; the first workers start"
     assert ended.endswith("; 2 of 12 trials ended")
 
 
@@ -82,8 +82,8 @@ def test_a_trial_paused_by_an_earlier_run_continues(
     lines.on_search_start([make_trial(3, TrialState.PAUSED), make_trial(4, TrialState.INTERRUPTED)])
     lines.on_trial_start(make_trial(3, TrialState.RUNNING))
     lines.on_trial_start(make_trial(4, TrialState.RUNNING))
-    begun, promoted, resumed = out.getvalue().splitlines()
-    assert "0 of them ended before" in begun
+    started, promoted, resumed = out.getvalue().splitlines()
+    assert "0 of them ended before" in started
     assert promoted.startswith("trial_0003 continues after epoch 2: ")
     assert resumed.startswith("trial_0004 starts again after epoch 2: ")
 
@@ -101,7 +101,7 @@ def test_brackets_are_shown_literally(lines: EventLines, out: io.StringIO, make_
 
 
 @pytest.mark.parametrize(
-    ("value", "verdict", "said"),
+    ("value", "verdict", "expected"),
     [
         (0.5, Verdict(decision=Decision.CONTINUE), "val_accuracy 0.5, train_loss 1.235, 1 min 15 s"),
         (
@@ -115,13 +115,13 @@ def test_brackets_are_shown_literally(lines: EventLines, out: io.StringIO, make_
 def test_an_epoch_is_printed_with_its_decision(
     value: float,
     verdict: Verdict,
-    said: str,
+    expected: str,
     lines: EventLines,
     out: io.StringIO,
     make_trial: MakeTrial,
 ) -> None:
     lines.on_epoch(make_trial(0, TrialState.RUNNING, (value,)), METRICS_OF_AN_EPOCH, verdict)
-    assert out.getvalue() == f"trial_0000 epoch 1/9: {said}\n"
+    assert out.getvalue() == f"trial_0000 epoch 1/9: {expected}\n"
 
 
 def test_ended_trials_are_counted(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
@@ -138,9 +138,9 @@ def test_ended_trials_are_counted(lines: EventLines, out: io.StringIO, make_tria
 def test_an_error_is_printed_in_full(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     error = "Traceback ...\nValueError: [bold] is a list of one, which no tensor can be made of\n"
     lines.on_trial_end(make_trial(0, TrialState.FAILED, (), error=error))
-    first, rest = out.getvalue().split("\n", 1)
+    first, remaining = out.getvalue().split("\n", 1)
     assert first == "trial_0000 failed after epoch 0; 1 of 12 trials ended"
-    assert rest == error
+    assert remaining == error
 
 
 @pytest.mark.parametrize("state", TrialState)

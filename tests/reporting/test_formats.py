@@ -33,7 +33,7 @@ MakeResult = Callable[..., StudyResult]
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
-FOUND = (
+FOLDER_INFO = (
     SearchOverview(
         name="a",
         metric="val_accuracy",
@@ -47,13 +47,13 @@ FOUND = (
 )
 
 
-def no_constant(name: str) -> float:
+def reject_constant(name: str) -> float:
     raise AssertionError(f"{name} is no JSON")
 
 
 def test_json_has_every_trial_and_no_nan(make_result: MakeResult, one_of_each: list[TrialRecord]) -> None:
     result = make_result(*one_of_each)
-    read = json.loads(json_text(result, [result]), parse_constant=no_constant)
+    read = json.loads(json_text(result, [result]), parse_constant=reject_constant)
     assert [trial["trial"] for trial in read["trials"]] == [trial.number for trial in one_of_each]
     assert [trial["state"] for trial in read["trials"]] == [trial.state.value for trial in one_of_each]
     assert read["best"]["trial"] == result.best.number if result.best else None
@@ -61,14 +61,14 @@ def test_json_has_every_trial_and_no_nan(make_result: MakeResult, one_of_each: l
 
 
 def test_json_of_an_empty_search_is_valid(make_result: MakeResult) -> None:
-    read = json.loads(json_text(make_result()), parse_constant=no_constant)
+    read = json.loads(json_text(make_result()), parse_constant=reject_constant)
     assert (read["best"], read["best_command"], read["trials"], read["utilisation"]) == (None, None, [], 0.0)
 
 
 def test_csv_has_one_row_per_trial_of_each_search(make_result: MakeResult, make_trial: MakeTrial) -> None:
-    one = make_result(make_trial(0), make_trial(1, values=()))
+    first = make_result(make_trial(0), make_trial(1, values=()))
     other = make_result(make_trial(0, parameters={"depth": 92, "drop_path": 0.1}), name="other")
-    rows = list(csv.DictReader(io.StringIO(csv_text([one, other]))))
+    rows = list(csv.DictReader(io.StringIO(csv_text([first, other]))))
     assert [(row["search"], row["trial"]) for row in rows] == [("s", "0"), ("s", "1"), ("other", "0")]
     assert (rows[0]["drop_path"], rows[2]["drop_path"], rows[2]["learning_rate"]) == ("", "0.1", "")
     assert (rows[0]["value"], rows[1]["value"], rows[1]["best_epoch"]) == ("0.5", "", "")
@@ -117,8 +117,8 @@ def test_markdown_names_the_best_five(make_result: MakeResult, make_trial: MakeT
 
 
 def test_every_format_names_a_better_unfinished_trial(make_result: MakeResult, make_trial: MakeTrial) -> None:
-    cut = make_trial(17, TrialState.PAUSED, (0.75,))
-    result = make_result(make_trial(4), cut, state=SearchState.INTERRUPTED)
+    unfinished = make_trial(17, TrialState.PAUSED, (0.75,))
+    result = make_result(make_trial(4), unfinished, state=SearchState.INTERRUPTED)
     line = (
         "Best in hand: trial_0017 has val_accuracy 0.75 after 1 of 2 epochs; the winner, trial_0004, has 0.5."
         " To train it to the end: python -m tune_rescon.train --from s --trial 17"
@@ -149,7 +149,6 @@ def test_no_format_names_an_unfinished_trial_if_the_winner_is_best(
 def test_a_running_search_shows_no_command_to_train_the_best_trial(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
-    """The search may still train it."""
     running = make_trial(17, TrialState.RUNNING, (0.75,))
     text = markdown_text(make_result(make_trial(4), running, state=SearchState.RUNNING))
     assert "1 of 2 epochs; the winner so far, trial_0004, has 0.5.\n" in text
@@ -159,21 +158,21 @@ def test_a_running_search_shows_no_command_to_train_the_best_trial(
 def test_the_command_for_a_search_at_a_url_uses_the_storage_url(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
-    cut = make_trial(17, TrialState.PAUSED, (0.75,))
+    unfinished = make_trial(17, TrialState.PAUSED, (0.75,))
     assert "--trial 17 --storage s3://bucket/runs\n" in markdown_text(
-        make_result(make_trial(4), cut, url="s3://bucket/runs/s")
+        make_result(make_trial(4), unfinished, url="s3://bucket/runs/s")
     )
 
 
 def test_overviews_are_available_as_text_and_json() -> None:
     out = io.StringIO()
-    print_overviews(FOUND, Console(file=out, width=120, highlight=False), now=NOW)
+    print_overviews(FOLDER_INFO, Console(file=out, width=120, highlight=False), now=NOW)
     text = out.getvalue()
     assert "1 min 15 s ago" in text
     assert "3/12" in text
     assert "b: its study is [gone]" in text
-    read = json.loads(overviews_json(FOUND), parse_constant=no_constant)
-    assert [(one["name"], one["state"], one["best"]) for one in read] == [
+    read = json.loads(overviews_json(FOLDER_INFO), parse_constant=reject_constant)
+    assert [(row["name"], row["state"], row["best"]) for row in read] == [
         ("a", "running", 0.5),
         ("b", None, None),
     ]

@@ -17,18 +17,18 @@ from tune_rescon.tuning import StudyResult, TrialRecord
 MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
 
-#: Two devices a trial, half an hour an epoch: an epoch is a device-hour (conftest).
+#: A trial uses two devices and an epoch takes half an hour (conftest): an epoch costs one device-hour.
 OURS, RESNET = "attention", "timm/resnet18"
 
 
 @pytest.fixture
 def result(make_result: MakeResult, make_trial: MakeTrial) -> StudyResult:
-    """Ours has three epochs of one trial, the ResNet five of two, which are reported in turn."""
+    """A search with one trial of our network (3 epochs) and two of a ResNet (5 epochs, interleaved)."""
 
     def trial(number: int, network: str | None, values: tuple[float, ...], first_ms: int) -> TrialRecord:
-        made = make_trial(number, values=values, parameters={"network": network})
+        record = make_trial(number, values=values, parameters={"network": network})
         times_ms = tuple(range(first_ms, first_ms + len(values)))
-        return dataclasses.replace(made, times_ms=times_ms, at="best")
+        return dataclasses.replace(record, times_ms=times_ms, at="best")
 
     return make_result(
         trial(0, None, (0.25, 0.5, 0.375), 100),
@@ -43,8 +43,8 @@ def test_each_group_has_its_cost_and_best_value_by_cost(result: StudyResult) -> 
     resnet, ours = groups(result)
     assert (ours.value, ours.trials, ours.epochs, ours.hours) == (None, 1, 3, 3.0)
     assert (resnet.value, resnet.trials, resnet.epochs, resnet.hours) == ("timm/resnet18", 2, 5, 5.0)
-    assert [(one.hours, one.value) for one in ours.best] == [(1.0, 0.25), (2.0, 0.5)]
-    assert [(one.hours, one.value) for one in resnet.best] == [(1.0, 0.125), (2.0, 0.375), (5.0, 0.75)]
+    assert [(point.hours, point.value) for point in ours.best] == [(1.0, 0.25), (2.0, 0.5)]
+    assert [(point.hours, point.value) for point in resnet.best] == [(1.0, 0.125), (2.0, 0.375), (5.0, 0.75)]
     assert resnet.best_within(3.0) == resnet.best[1]
     assert resnet.best_within(0.5) is None
 
@@ -53,7 +53,7 @@ def test_a_loss_is_better_if_it_is_smaller(result: StudyResult) -> None:
     losses = tuple(dataclasses.replace(trial, maximize=False) for trial in result.trials)
     first, second = groups(dataclasses.replace(result, trials=losses, maximize=False))
     assert (first.value, first.best[-1].value) == ("timm/resnet18", 0.125)
-    assert [one.value for one in second.best] == [0.25]
+    assert [point.value for point in second.best] == [0.25]
 
 
 def test_a_trial_that_failed_is_no_groups_best(result: StudyResult) -> None:
@@ -71,14 +71,14 @@ def test_the_page_compares_groups_at_equal_cost(result: StudyResult, tmp_path: P
     row = '<tr><td class="name">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>'
     best = "0.5 (trial 0, epoch 2)"
     assert row.format(OURS, 1, 3, "3 core-hours", best, best) in page
-    whole, within = "0.75 (trial 2, epoch 2)", "0.375 (trial 1, epoch 2)"
-    assert row.format(RESNET, 2, 5, "5 core-hours", whole, within) in page
+    overall_best, best_within_hours = "0.75 (trial 2, epoch 2)", "0.375 (trial 1, epoch 2)"
+    assert row.format(RESNET, 2, 5, "5 core-hours", overall_best, best_within_hours) in page
 
 
 def test_one_network_is_not_compared(result: StudyResult, tmp_path: Path) -> None:
-    alone = dataclasses.replace(result, trials=result.trials[1:])
-    assert groups(alone) == ()
-    write_report(alone, tmp_path / "report.html")
+    resnet_only = dataclasses.replace(result, trials=result.trials[1:])
+    assert groups(resnet_only) == ()
+    write_report(resnet_only, tmp_path / "report.html")
     assert "By network" not in (tmp_path / "report.html").read_text()
 
 
@@ -89,4 +89,4 @@ def test_the_schedulers_group_by_takes_precedence(make_result: MakeResult, make_
     grouped = dataclasses.replace(
         result, space=load_space("digits", ["scheduler={type: asha, group_by: depth}"])
     )
-    assert [(one.value, one.trials) for one in groups(grouped)] == [(56, 1), (92, 2)]
+    assert [(group.value, group.trials) for group in groups(grouped)] == [(56, 1), (92, 2)]

@@ -26,30 +26,30 @@ MakeResult = Callable[..., StudyResult]
 MakeCosts = Callable[..., dict[int, TrialCost]]
 
 
-class Cells(HTMLParser):
-    """The texts of a page's table, row by row, and the tags it left open."""
+class PageParser(HTMLParser):
+    """Collects the cells of a page's tables, row by row, and the tags that are still open."""
 
-    VOID = ("meta", "link", "br", "hr", "img")
-    INLINE = ("button",)
+    VOID_TAGS = ("meta", "link", "br", "hr", "img")
+    INLINE_TAGS = ("button",)
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.rows: list[list[str]] = []
-        self.open: list[str] = []
+        self.open_tags: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         del attrs
-        if tag not in self.VOID:
-            self.open.append(tag)
+        if tag not in self.VOID_TAGS:
+            self.open_tags.append(tag)
         if tag == "tr":
             self.rows.append([])
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert self.open_tags.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if next((tag for tag in reversed(self.open) if tag not in self.INLINE), "") in ("td", "th"):
+        if next((tag for tag in reversed(self.open_tags) if tag not in self.INLINE_TAGS), "") in ("td", "th"):
             self.rows[-1].append(data)
 
 
@@ -59,9 +59,9 @@ def report(result: StudyResult, tmp_path: Path) -> str:
 
 
 def figures(text: str) -> dict[str, Any]:
-    found = re.search(r'id="figures">(.*?)</script>', text)
-    assert found is not None
-    read: dict[str, Any] = json.loads(found[1])
+    figures_json = re.search(r'id="figures">(.*?)</script>', text)
+    assert figures_json is not None
+    read: dict[str, Any] = json.loads(figures_json[1])
     return read
 
 
@@ -69,12 +69,12 @@ def test_a_search_without_a_trial_has_a_report_without_plots(make_result: MakeRe
     text = report(make_result(), tmp_path)
     assert "No trial has a finite val_accuracy yet." in text
     assert "plotly" not in text
-    assert Cells(text).open == []
+    assert PageParser(text).open_tags == []
 
 
 def test_every_trial_is_in_the_table(make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path) -> None:
-    page = Cells(report(make_result(*(make_trial(n) for n in range(30))), tmp_path))
-    assert page.open == []
+    page = PageParser(report(make_result(*(make_trial(n) for n in range(30))), tmp_path))
+    assert page.open_tags == []
     assert [cells[0] for cells in page.rows] == ["trial", *map(str, range(30))]
 
 
@@ -103,13 +103,13 @@ def test_the_summary_names_the_winner(make_result: MakeResult, make_trial: MakeT
 
 
 def test_names_and_values_are_escaped(make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path) -> None:
-    wicked = "</script><script>alert(1)</script>"
-    trials = [make_trial(n, parameters={wicked: f"{wicked}{n}"}, error=wicked) for n in range(3)]
-    result = make_result(*trials, best=None, name=wicked, metric=wicked, failure=wicked)
+    script_tag = "</script><script>alert(1)</script>"
+    trials = [make_trial(n, parameters={script_tag: f"{script_tag}{n}"}, error=script_tag) for n in range(3)]
+    result = make_result(*trials, best=None, name=script_tag, metric=script_tag, failure=script_tag)
     text = report(result, tmp_path)
-    assert wicked not in text
-    assert html.escape(wicked) in text
-    assert f"slice-{wicked}" in figures(text)
+    assert script_tag not in text
+    assert html.escape(script_tag) in text
+    assert f"slice-{script_tag}" in figures(text)
 
 
 def test_each_state_has_one_legend_entry_and_its_colour(
@@ -125,11 +125,11 @@ def test_learning_curves_start_at_epoch_one_and_are_separate(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     trials = [make_trial(0, values=(0.1, 0.2, 0.3)), make_trial(1, values=(0.4,))]
-    lines, ends, winner = learning_curves(make_result(*trials)).data
+    lines, end_markers, winner = learning_curves(make_result(*trials)).data
     assert lines["x"] == [1, 2, 3, None, 1, None]
     assert lines["y"] == [0.1, 0.2, 0.3, None, 0.4, None]
     assert lines["customdata"] == [0, 0, 0, None, 1, None]
-    assert (ends["x"], ends["y"]) == ([3, 1], [0.3, 0.4])
+    assert (end_markers["x"], end_markers["y"]) == ([3, 1], [0.3, 0.4])
     assert (winner["name"], winner["y"]) == ("best: trial 0", [0.1, 0.2, 0.3])
 
 
@@ -167,7 +167,7 @@ def test_compared_searches_are_side_by_side(simulated: StudyResult, tmp_path: Pa
     write_report(simulated, tmp_path / "report.html", compared=[other])
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert {line["name"] for line in figures(text)["incumbents"]["data"]} == {"att92", "other"}
-    assert [cells[0] for cells in Cells(text).rows[1:3]] == ["att92", "other"]
+    assert [cells[0] for cells in PageParser(text).rows[1:3]] == ["att92", "other"]
 
 
 def test_failures_are_shown_with_their_trials(simulated: StudyResult, tmp_path: Path) -> None:

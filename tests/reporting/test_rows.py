@@ -97,7 +97,7 @@ def test_trials_are_ranked_best_first(make_result: MakeResult, make_trial: MakeT
 def test_searches_with_incomparable_values_are_reported(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
-    """By the content of their images and by their metric, not by paths and names alone."""
+    """Comparability depends on the digest of the images and the metric, not on paths and names."""
     first = make_result(make_trial(0), images={"digits": "0123"})
     same = make_result(make_trial(0), name="same", images={"digits": "0123"})
     earlier = make_result(make_trial(0), name="earlier")
@@ -131,18 +131,18 @@ def test_searches_over_different_datasets_are_not_comparable(
     space = load_space("digits", [choices])
     images = {"digits": "0123", "fashion_mnist": "4567"}
     trials = [make_trial(n, parameters={"dataset": name}) for n, name in enumerate(images)]
-    both = make_result(*trials, name="both", space=space, images=images)
-    one = make_result(make_trial(0), name="one", images={"digits": "0123"})
-    assert differences([both, both]) == []
-    (line,) = differences([one, both])
+    two_datasets = make_result(*trials, name="both", space=space, images=images)
+    one_dataset = make_result(make_trial(0), name="one", images={"digits": "0123"})
+    assert differences([two_datasets, two_datasets]) == []
+    (line,) = differences([one_dataset, two_datasets])
     assert "both was evaluated on other images than one (digits and digits, fashion_mnist)" in line
     changed = make_result(*trials, name="new", space=space, images={**images, "fashion_mnist": "89ab"})
-    assert differences([both, changed]) == [
+    assert differences([two_datasets, changed]) == [
         "new was evaluated on other images than both: do not compare their values"
     ]
     # Both searches have trials on the digits alone.
-    begun = make_result(trials[0], name="begun", space=space, images=images)
-    assert differences([one, begun]) == []
+    digits_only = make_result(trials[0], name="begun", space=space, images=images)
+    assert differences([one_dataset, digits_only]) == []
 
 
 def test_metric_at_best_and_metric_at_last_are_not_comparable(
@@ -183,8 +183,8 @@ def test_values_of_a_metric_with_changed_code_are_not_comparable(
     logged = load_space("digits", ["metric.log=['ours.metrics:score']"])
 
     def result(name: str, digest: str, space: Space = by_score) -> StudyResult:
-        made = make_result(make_trial(0), name=name, metric=space.metric.name, space=space)
-        return dataclasses.replace(made, code={"ours.metrics:score": digest} if digest else {})
+        result = make_result(make_trial(0), name=name, metric=space.metric.name, space=space)
+        return dataclasses.replace(result, code={"ours.metrics:score": digest} if digest else {})
 
     assert differences([result("a", "0"), result("b", "0"), result("earlier", "")]) == []
     assert differences([result("a", "0"), result("b", "1")]) == [

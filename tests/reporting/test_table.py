@@ -36,7 +36,7 @@ def printed(result: StudyResult, width: int = 200) -> str:
     return out.getvalue()
 
 
-def shown(result: StudyResult, width: int) -> list[str]:
+def table_lines(result: StudyResult, width: int) -> list[str]:
     return [str(column.header) for column in result_table(result, width=width).columns]
 
 
@@ -83,7 +83,7 @@ def test_the_pareto_front_is_shown_cheapest_first(
     assert "Front of val_accuracy against gmacs: trial_0002 0.8 at 1, trial_0000 0.9 at 4\n" in printed(
         result
     )
-    assert "front" in shown(result, 200)
+    assert "front" in table_lines(result, 200)
     assert "Front" not in printed(make_result(*trials))
 
 
@@ -167,9 +167,9 @@ def test_a_narrow_terminal_omits_the_cost_columns_first(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     result = make_result(make_trial(0, parameters=MANY_PARAMETERS))
-    assert shown(result, 300)[4:8] == ["best", "params M", "GMACs", "hours"]
-    assert shown(result, 300)[8:] == [name.replace("_", " ") for name in MANY_PARAMETERS]
-    assert shown(result, 80) == [
+    assert table_lines(result, 300)[4:8] == ["best", "params M", "GMACs", "hours"]
+    assert table_lines(result, 300)[8:] == [name.replace("_", " ") for name in MANY_PARAMETERS]
+    assert table_lines(result, 80) == [
         "trial",
         "state",
         "epochs",
@@ -179,7 +179,7 @@ def test_a_narrow_terminal_omits_the_cost_columns_first(
         "learning rate",
         "weight decay",
     ]
-    assert shown(result, 10) == ["trial", "state", "epochs", "val accuracy"]
+    assert table_lines(result, 10) == ["trial", "state", "epochs", "val accuracy"]
 
 
 def test_brackets_are_shown_literally(make_result: MakeResult, make_trial: MakeTrial) -> None:

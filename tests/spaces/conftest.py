@@ -54,17 +54,17 @@ def load_changed(valid_yaml: str) -> Callable[..., Space]:
 def error_lines(load_changed: Callable[..., Space]) -> Callable[..., list[str]]:
     """Loads VALID_YAML with lines replaced, and returns the lines of the error that must be raised."""
 
-    def complain(lines: dict[int, str], overrides: tuple[str, ...] = ()) -> list[str]:
-        with pytest.raises(SpaceError) as caught:
+    def load_invalid(lines: dict[int, str], overrides: tuple[str, ...] = ()) -> list[str]:
+        with pytest.raises(SpaceError) as error:
             load_changed(lines, overrides)
-        return str(caught.value).splitlines()
+        return str(error.value).splitlines()
 
-    return complain
+    return load_invalid
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_line_for_each_study() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
+def _quiet_optuna() -> Iterator[None]:
+    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     yield
-    optuna.logging.set_verbosity(before)
+    optuna.logging.set_verbosity(verbosity)

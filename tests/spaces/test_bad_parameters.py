@@ -8,9 +8,9 @@ import pytest
 
 _NO_ROWS = {16: "", 17: ""}
 
-#: Lines of the valid space -> what they become, and a line of the error.
+#: Replaced lines of the valid space, and a line of the error.
 ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
-    # What is fixed.
+    # Fixed fields.
     (
         {10: "fixed: {lr: 0.1}"},
         "s.yaml:10: fixed.lr: unknown parameter 'lr'; known: added_reference, attention,",
@@ -172,10 +172,10 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
+@pytest.mark.parametrize(("lines", "message"), ONE_PROBLEM, ids=[message[:60] for _, message in ONE_PROBLEM])
 def test_a_broken_rule_is_reported_with_its_line(
-    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
+    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], message: str
 ) -> None:
     errors = error_lines(lines)
-    assert words in "\n".join(errors)
+    assert message in "\n".join(errors)
     assert len({line.split(": ")[0] for line in errors}) == 1, errors

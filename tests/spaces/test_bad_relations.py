@@ -11,17 +11,17 @@ from tune_rescon.spaces import Space
 _NO_ROWS = {16: "", 17: ""}
 _GRID = _NO_ROWS | {6: "sampler: {type: grid}"}
 
-_JUDGED = {
+_TEST_METRIC = {
     3: "dataset: {name: digits, hold_out: false}",
     4: "metric: {name: test_accuracy, mode: max}",
 }
 
-#: Lines of the valid space -> what they become, and a line of the error.
 #: Without the parameters that describe a Residual Attention Network.
-_ALONE = {12: "", 15: "", 16: "", 17: ""}
+_NO_ATTENTION_PARAMETERS = {12: "", 15: "", 16: "", 17: ""}
 
+#: Replaced lines of the valid space, and a line of the error.
 ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
-    # Rows to run first.
+    # Initial rows.
     ({16: "initial: 3", 17: ""}, "s.yaml:16: initial: must be a list, but got 3."),
     ({17: "  - 3"}, "s.yaml:17: initial[0]: must be a section (`key: value` lines), but got 3."),
     (
@@ -55,12 +55,12 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         },
         "s.yaml:17: initial[0].gradient_clip: must be a whole number, but got 0.5.",
     ),
-    # Batches of several workers.
+    # Batches of multi-process trials.
     (
         {9: "resources_per_trial: {workers: 9}"},
         "s.yaml:14: parameters.batch_size.low: must be at least 18: 2 images for each of the 9 `workers`",
     ),
-    # Samplers and what they can take.
+    # What each sampler supports.
     (_GRID | {15: ""}, "s.yaml:13: parameters.learning_rate: sampler grid needs values it can list"),
     (
         _GRID | {13: "", 15: "", 14: "  batch_size: {type: int, low: 2, high: 9999}"},
@@ -90,7 +90,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         },
         "s.yaml:6: sampler.type: sampler cmaes takes one objective, but got `metric.against: gmacs` too. Use",
     ),
-    # No trial is judged while it warms up.
+    # The first rung is after the warm-up.
     (
         {10: "fixed: {warmup_epochs: 10}"},
         "s.yaml:10: fixed.warmup_epochs: must be at most `fidelity.max` (9), but got 10.",
@@ -111,7 +111,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         {15: "  warmup_epochs: {type: categorical, choices: [0, 4, 2]}", 16: "", 17: ""},
         "(`parameters.warmup_epochs.choices`: 4), when values rank no trials, but got 1. Write `min: 4",
     ),
-    # The test images evaluate finals, and choose nothing.
+    # The test images are for the final evaluation only.
     (
         {4: "metric: {name: test_accuracy, mode: max}"},
         "s.yaml:4: metric.name: `dataset.hold_out: false` must be set with a metric of the test images",
@@ -120,12 +120,12 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         {3: "dataset: {name: digits, hold_out: false}"},
         "and with no other, but got hold_out false and val_accuracy.",
     ),
-    (_JUDGED, "s.yaml:7: scheduler.type: must be none if the test images evaluate the trials, once"),
+    (_TEST_METRIC, "s.yaml:7: scheduler.type: must be none if the test images evaluate the trials, once"),
     (
-        _JUDGED | {7: "scheduler: {type: none}"},
+        _TEST_METRIC | {7: "scheduler: {type: none}"},
         "s.yaml:8: budget.trials: must be at most the 1 row of `initial` if the test images evaluate them",
     ),
-    # Networks that do not exist.
+    # Invalid networks.
     (
         {12: "  depth: {type: categorical, choices: [92, 156]}"},
         "s.yaml:12: parameters.depth.choices[1]: depth: layout cifar has the depths 56, 92, 128, 164, 236,",
@@ -136,11 +136,11 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         "s.yaml:10: fixed.preset: unknown preset 'attention5' (did you mean 'attention56'?)",
     ),
     (
-        _ALONE | {10: "fixed: {network: resnet18, momentum: 0.9}"},
+        _NO_ATTENTION_PARAMETERS | {10: "fixed: {network: resnet18, momentum: 0.9}"},
         "s.yaml:10: fixed.network: network: must be timm/NAME, or MODULE:FUNCTION of your own code, but got",
     ),
     (
-        _ALONE | {10: "fixed: {network: timm/resnet18, width: 2}"},
+        _NO_ATTENTION_PARAMETERS | {10: "fixed: {network: timm/resnet18, width: 2}"},
         "s.yaml:10: fixed.width: width: `width` does not apply to the network timm/resnet18, but got width 2",
     ),
     (
@@ -167,12 +167,12 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
+@pytest.mark.parametrize(("lines", "message"), ONE_PROBLEM, ids=[message[:60] for _, message in ONE_PROBLEM])
 def test_a_broken_rule_is_reported_with_its_line(
-    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
+    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], message: str
 ) -> None:
     errors = error_lines(lines)
-    assert words in "\n".join(errors)
+    assert message in "\n".join(errors)
     assert len({line.split(": ")[0] for line in errors}) == 1, errors
 
 

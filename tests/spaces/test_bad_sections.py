@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-#: Lines of the valid space -> what they become, and a line of the error.
+#: Replaced lines of the valid space, and a line of the error.
 ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
     # The file itself.
     ({1: "version: 2"}, "s.yaml:1: version: must be 1, but got 2."),
@@ -49,7 +49,7 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         {1: "%YAML 1.1\n---\nversion: 1"},
         "s.yaml:1: a space file is YAML 1.2 without directives, but got a `%` line.",
     ),
-    # Sections, each by itself.
+    # Single sections.
     ({3: "dataset: digits"}, "s.yaml:3: dataset: must be a section (`key: value` lines), but got 'digits'."),
     ({3: "dataset: {}"}, "s.yaml:3: dataset.name: is missing."),
     (
@@ -208,10 +208,10 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("lines", "words"), ONE_PROBLEM, ids=[words[:60] for _, words in ONE_PROBLEM])
+@pytest.mark.parametrize(("lines", "message"), ONE_PROBLEM, ids=[message[:60] for _, message in ONE_PROBLEM])
 def test_a_broken_rule_is_reported_with_its_line(
-    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], words: str
+    error_lines: Callable[[dict[int, str]], list[str]], lines: dict[int, str], message: str
 ) -> None:
     errors = error_lines(lines)
-    assert words in "\n".join(errors)
+    assert message in "\n".join(errors)
     assert len({line.split(": ")[0] for line in errors}) == 1, errors

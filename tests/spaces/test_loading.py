@@ -84,17 +84,17 @@ def test_an_unknown_space_suggests_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda _: None, "must be readable, but got No such file or directory"),
         (lambda path: path.mkdir(), "must be readable, but got Is a directory"),
         (lambda path: path.write_bytes(b"version: \xff"), "must be UTF-8, but got invalid start byte"),
     ],
 )
-def test_an_unreadable_file_is_reported(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     path = tmp_path / "mine.yaml"
     make(path)
-    with pytest.raises(SpaceError, match=words):
+    with pytest.raises(SpaceError, match=message):
         load_space(path)
 
 
@@ -127,24 +127,24 @@ _VALUES = st.recursive(
 @given(data=st.data())
 def test_any_change_of_a_file_gives_a_space_or_an_error(valid_yaml: str, data: st.DataObject) -> None:
     document = YAML(typ="safe", pure=True).load(valid_yaml)
-    section, key = data.draw(st.sampled_from(list(_places(document))))
+    section, key = data.draw(st.sampled_from(list(_iter_keys(document))))
     section[key] = data.draw(_VALUES)
     text = StringIO()
     YAML(typ="safe", pure=True).dump(document, text)
-    answer: Space | str
+    result: Space | str
     try:
-        answer = parse_space(text.getvalue(), source="s.yaml")
+        result = parse_space(text.getvalue(), source="s.yaml")
     except SpaceError as error:
-        answer = str(error)
-    assert answer.startswith("s.yaml:") if isinstance(answer, str) else preview(answer, 3)
+        result = str(error)
+    assert result.startswith("s.yaml:") if isinstance(result, str) else preview(result, 3)
 
 
-def _places(section: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container of a document with each of its keys or positions."""
+def _iter_keys(section: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (container, key) for every key and index of a nested document."""
     for key in section if isinstance(section, dict) else range(len(section)):
         yield section, key
         if isinstance(section[key], dict | list):
-            yield from _places(section[key])
+            yield from _iter_keys(section[key])
 
 
 @pytest.mark.parametrize("name", list_spaces())
@@ -152,7 +152,7 @@ def _places(section: Any) -> Iterator[tuple[Any, Any]]:
 def test_load_goal_matches_load_space(name: str, description: str, tmp_path: Path) -> None:
     space = load_space(name, ["dataset.path=images"] if name == "folder" else [])
     if "budget" in description:
-        # A description is free text, however it is folded.
+        # A description may be folded in any way.
         space = space.model_copy(update={"description": description})
     path = tmp_path / "space.yaml"
     path.write_text(dump_space(space), encoding="utf-8")
@@ -194,7 +194,7 @@ def test_load_goal_refuses_a_file_without_its_sections(text: str, tmp_path: Path
         load_goal(path)
 
 
-#: PyYAML, which MLflow brings, reads YAML 1.1; it has no types.
+#: PyYAML, a dependency of MLflow, reads YAML 1.1. It has no type hints.
 yaml: Any = importlib.import_module("yaml")
 
 
@@ -219,16 +219,31 @@ def test_initial_rows_and_lists_round_trip(load_changed: LoadChanged) -> None:
     assert parse_space(dump_space(space), source="dumped.yaml") == space
 
 
-WORDS = ["off", "on", "yes", "No", "y", "1:30", "1e-3", "=", "<<", "~", "010", "2001-01-01", "1_000", ".5"]
+AMBIGUOUS_STRINGS = [
+    "off",
+    "on",
+    "yes",
+    "No",
+    "y",
+    "1:30",
+    "1e-3",
+    "=",
+    "<<",
+    "~",
+    "010",
+    "2001-01-01",
+    "1_000",
+    ".5",
+]
 
 
-@pytest.mark.parametrize("value", [*WORDS, 1e-05, 1e17, 0.5, 3, True, None, [40, 60]])
+@pytest.mark.parametrize("value", [*AMBIGUOUS_STRINGS, 1e-05, 1e17, 0.5, 3, True, None, [40, 60]])
 @pytest.mark.parametrize("block", [False, True])
 def test_yaml_1_1_and_1_2_parsers_read_the_same_values(value: Any, block: bool) -> None:
     text = yaml_text({"config": {"compile": value}}, block=block)
-    for read in (yaml.safe_load, YAML(typ="safe").load):
-        found = read(text)["config"]["compile"]
-        assert (found, type(found)) == (value, type(value)), read
+    for parse in (yaml.safe_load, YAML(typ="safe").load):
+        loaded = parse(text)["config"]["compile"]
+        assert (loaded, type(loaded)) == (value, type(value)), parse
 
 
 def test_numpy_numbers_are_written_as_plain_numbers() -> None:

@@ -40,8 +40,8 @@ def test_the_value_of_an_enqueued_trial_may_be_a_list() -> None:
     assert to_optuna(chosen) == {"step_fractions": "[30, 70]"}
 
 
-@pytest.mark.parametrize(("augment", "kept"), [("augmix", ["flip", "crop_padding"]), ("none", [])])
-def test_pinning_a_value_removes_indirectly_inactive_parameters(augment: str, kept: list[str]) -> None:
+@pytest.mark.parametrize(("augment", "remaining"), [("augmix", ["flip", "crop_padding"]), ("none", [])])
+def test_pinning_a_value_removes_indirectly_inactive_parameters(augment: str, remaining: list[str]) -> None:
     parameters = (
         "parameters={learning_rate: {type: float, low: 0.01, high: 0.1},"
         " augment: {type: categorical, choices: [none, augmix]},"
@@ -49,7 +49,7 @@ def test_pinning_a_value_removes_indirectly_inactive_parameters(augment: str, ke
         " crop_padding: {type: categorical, choices: [0, 4], when: {parameter: flip, in: [true]}}}"
     )
     space = load_space("digits", ["fixed={}", "initial=[]", parameters, f"augment={augment}"])
-    assert list(space.parameters) == ["learning_rate", *kept]
+    assert list(space.parameters) == ["learning_rate", *remaining]
 
 
 def test_the_last_of_two_overrides_is_used(load_changed: LoadChanged) -> None:
@@ -76,7 +76,7 @@ def test_changing_a_type_drops_keys_of_the_old_type(load_changed: LoadChanged) -
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         (
             "budget.trails=3",
@@ -103,9 +103,9 @@ def test_changing_a_type_drops_keys_of_the_old_type(load_changed: LoadChanged) -
     ],
 )
 def test_a_bad_override_is_reported_as_an_override(
-    error_lines: ErrorLines, override: str, words: str
+    error_lines: ErrorLines, override: str, message: str
 ) -> None:
-    assert any(line.startswith(words) or words in line for line in error_lines({}, (override,)))
+    assert any(line.startswith(message) or message in line for line in error_lines({}, (override,)))
 
 
 def test_an_override_replaces_an_invalid_value(load_changed: LoadChanged) -> None:
@@ -123,7 +123,7 @@ FOLDER = "dataset={name: folder, path: x}"
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("text", "expected"),
     [
         ("my photos #1", "my photos #1"),
         ("2024", "2024"),
@@ -136,8 +136,8 @@ FOLDER = "dataset={name: folder, path: x}"
         ('"photos"', "photos"),
     ],
 )
-def test_string_fields_are_not_parsed_as_yaml(load_changed: LoadChanged, typed: str, meant: str) -> None:
-    assert load_changed({}, (FOLDER, f"dataset.path={typed}")).dataset.path == meant
+def test_string_fields_are_not_parsed_as_yaml(load_changed: LoadChanged, text: str, expected: str) -> None:
+    assert load_changed({}, (FOLDER, f"dataset.path={text}")).dataset.path == expected
 
 
 def test_null_is_none_for_optional_string_fields(load_changed: LoadChanged) -> None:
@@ -154,9 +154,9 @@ def test_string_fields_of_every_section_stay_strings(load_changed: LoadChanged) 
     assert (space.name, space.fixed["init_from"]) == ("2024", "1.0")
 
 
-@pytest.mark.parametrize("given", ["2024", "007", "true", "[old]"])
-def test_an_unquoted_non_string_in_a_file_suggests_quotes(error_lines: ErrorLines, given: str) -> None:
-    errors = error_lines({3: f"dataset: {{name: folder, path: {given}}}"})
+@pytest.mark.parametrize("value", ["2024", "007", "true", "[old]"])
+def test_an_unquoted_non_string_in_a_file_suggests_quotes(error_lines: ErrorLines, value: str) -> None:
+    errors = error_lines({3: f"dataset: {{name: folder, path: {value}}}"})
     assert any('in quotes: `path: "..."`.' in line for line in errors)
 
 
@@ -172,7 +172,7 @@ def test_ignore_is_refused_for_a_builtin_dataset(error_lines: ErrorLines) -> Non
 
 
 @pytest.mark.parametrize(
-    ("setting", "read"),
+    ("override", "expected"),
     [
         ("max=27", lambda space: space.fidelity.max == 27),
         ("hours=2", lambda space: space.budget.hours == 2),
@@ -183,9 +183,9 @@ def test_ignore_is_refused_for_a_builtin_dataset(error_lines: ErrorLines) -> Non
     ],
 )
 def test_a_field_can_be_set_without_its_section(
-    load_changed: LoadChanged, setting: str, read: Callable[[Space], bool]
+    load_changed: LoadChanged, override: str, expected: Callable[[Space], bool]
 ) -> None:
-    assert read(load_changed({}, (setting,)))
+    assert expected(load_changed({}, (override,)))
 
 
 def test_a_value_pins_a_searched_field(load_changed: LoadChanged) -> None:
@@ -207,7 +207,7 @@ def test_a_dependent_of_a_pinned_parameter_is_unconditional_or_removed() -> None
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("setting", "message"),
     [
         (
             "type=grid",
@@ -220,9 +220,9 @@ def test_a_dependent_of_a_pinned_parameter_is_unconditional_or_removed() -> None
     ],
 )
 def test_a_value_that_a_field_cannot_have_is_reported(
-    error_lines: ErrorLines, setting: str, words: str
+    error_lines: ErrorLines, setting: str, message: str
 ) -> None:
-    assert any(line.startswith(words) for line in error_lines({}, (setting,)))
+    assert any(line.startswith(message) for line in error_lines({}, (setting,)))
 
 
 def test_an_initial_row_excluded_by_an_override_is_dropped_and_reported(progress: list[str]) -> None:
@@ -258,7 +258,7 @@ def test_dropping_a_row_keeps_the_line_numbers_of_the_others(progress: list[str]
 
 
 def test_an_invalid_row_is_refused_despite_overrides() -> None:
-    """Overrides excuse only what they break themselves."""
+    """Only rows that an override itself excludes are dropped."""
     text = dump_space(load_space("att92")).replace("learning_rate: 0.1,", "learning_rate: 9.0,")
     with pytest.raises(SpaceError, match="learning_rate: must be in"):
         parse_space(text, source="s.yaml", overrides=["fidelity.max=9"], drop_rows=True)
@@ -266,6 +266,6 @@ def test_an_invalid_row_is_refused_despite_overrides() -> None:
 
 def test_the_command_prints_the_dropped_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--space", "att92", "--set", "learning_rate=0.05", "--dry-run", "--plain"]) == 0
-    said = capsys.readouterr().out
-    assert "this row of `initial` is left out" in said.splitlines()[0]
-    assert "learning_rate: 0.05" in said
+    output = capsys.readouterr().out
+    assert "this row of `initial` is left out" in output.splitlines()[0]
+    assert "learning_rate: 0.05" in output

@@ -30,7 +30,7 @@ from tune_rescon.spaces import (
 
 pytestmark = pytest.mark.timeout(30)  # dozens of spaces each
 
-#: Fields of each kind, with values they admit; none decides whether a network exists.
+#: Fields of each kind with valid values. No value makes a network invalid.
 _CHOICES: Final[dict[str, list[Any]]] = {
     "optimizer": ["sgd", "adamw"],
     "schedule": ["cosine", "constant", "multistep"],
@@ -63,7 +63,7 @@ def _categoricals(draw: st.DrawFn, name: str) -> dict[str, Any]:
 def _floats(draw: st.DrawFn) -> dict[str, Any]:
     kind = draw(st.sampled_from(["plain", "log", "step"]))
     if kind == "step":
-        # In tenths, so that the step divides the range in decimals and often does not in binary.
+        # In tenths: the step divides the range in decimal arithmetic and often not in binary.
         first, steps, width = draw(st.integers(1, 50)), draw(st.integers(1, 9)), draw(st.integers(1, 5))
         return {"type": "float", "low": first / 10, "high": (first + steps * width) / 10, "step": width / 10}
     low = draw(_NUMBERS)
@@ -103,7 +103,7 @@ def _parameters(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
-    """Any valid space, without rows to run first."""
+    """Any valid space without initial rows."""
     metric = draw(st.sampled_from([name for name in METRICS if metric_mode(name)]))
     against = draw(st.sampled_from([None, "gmacs", "compute_hours"]))
     parameters, scheduler = draw(_parameters()), draw(st.sampled_from(_SCHEDULERS))
@@ -130,7 +130,7 @@ def spaces(draw: st.DrawFn) -> Space:
     )
 
 
-def _obeys(parameter: Parameter, value: object) -> bool:
+def _is_valid(parameter: Parameter, value: object) -> bool:
     if isinstance(parameter, CategoricalParameter):
         return value in parameter.choices
     assert isinstance(value, int | float)
@@ -147,7 +147,7 @@ def test_samples_respect_every_bound_step_and_condition(space: Space) -> None:
             active = when is None or (when.parameter in sampled and sampled[when.parameter] in when.within)
             assert (name in sampled) == active
             if active:
-                assert _obeys(parameter, sampled[name])
+                assert _is_valid(parameter, sampled[name])
         config = trial_config(space, sampled)
         assert all(getattr(config, name) == value for name, value in sampled.items())
 
@@ -179,26 +179,26 @@ def test_values_round_trip_through_optuna(space: Space) -> None:
 @given(spaces())
 def test_a_space_round_trips_through_its_file(space: Space) -> None:
     text = dump_space(space)
-    again = parse_space(text, source="dumped.yaml")
-    assert again == space
-    assert list(again.parameters) == list(space.parameters)
-    assert dump_space(again) == text
+    loaded = parse_space(text, source="dumped.yaml")
+    assert loaded == space
+    assert list(loaded.parameters) == list(space.parameters)
+    assert dump_space(loaded) == text
 
 
 @settings(max_examples=40, deadline=None)
 @given(spaces())
 def test_every_sample_overlaps_with_its_own_space(space: Space) -> None:
     for sampled in preview(space, 4):
-        placed = overlap(space, space, sampled)
-        assert placed.sampled == sampled
-        assert list(placed.sampled) == list(sampled)
+        result = overlap(space, space, sampled)
+        assert result.sampled == sampled
+        assert list(result.sampled) == list(sampled)
 
 
 @settings(max_examples=40, deadline=None)
 @given(spaces(), spaces())
 def test_an_overlapping_trial_has_the_same_configuration(space: Space, other: Space) -> None:
     for sampled in preview(other, 4):
-        placed = overlap(space, other, sampled)
-        assert (placed.sampled is None) == bool(placed.reason)
-        if placed.sampled is not None:
-            assert trial_config(space, placed.sampled) == trial_config(other, sampled)
+        result = overlap(space, other, sampled)
+        assert (result.sampled is None) == bool(result.reason)
+        if result.sampled is not None:
+            assert trial_config(space, result.sampled) == trial_config(other, sampled)

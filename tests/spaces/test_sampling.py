@@ -81,7 +81,7 @@ def test_a_list_choice_round_trips_through_optuna_storage(load_changed: LoadChan
 
 
 def test_a_step_keeps_the_upper_bound(load_changed: LoadChanged) -> None:
-    """Optuna lowers ``high`` where binary arithmetic says that a step does not divide the range."""
+    """Optuna lowers ``high`` if the step does not divide the range in binary arithmetic."""
     space = load_changed(
         {13: "  learning_rate: {type: float, low: 0.1, high: 0.7, step: 0.2}", 16: "", 17: ""}
     )
@@ -101,7 +101,7 @@ def test_values_of_another_space_are_refused(load_changed: LoadChanged) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "plain"),
+    ("name", "value", "expected"),
     [
         ("learning_rate", np.float64(0.1), 0.1),
         ("learning_rate", np.float32(0.5), 0.5),
@@ -111,10 +111,10 @@ def test_values_of_another_space_are_refused(load_changed: LoadChanged) -> None:
         ("step_fractions", (np.int64(40), 60), (40, 60)),
     ],
 )
-def test_numbers_of_any_real_type_become_plain_numbers(name: str, value: Any, plain: Any) -> None:
+def test_numbers_of_any_real_type_become_plain_numbers(name: str, value: Any, expected: Any) -> None:
     assert check_field(name, value) is None
-    kept = getattr(TrialConfig.from_dict({name: value}), name)
-    assert (kept, type(kept)) == (plain, type(plain))
+    converted = getattr(TrialConfig.from_dict({name: value}), name)
+    assert (converted, type(converted)) == (expected, type(expected))
     assert check_field(name, True) is not None
 
 
@@ -125,7 +125,7 @@ def test_a_range_of_two_adjacent_floats_can_be_sampled(load_changed: LoadChanged
         trial_config(space, sampled)
 
 
-FINITE = (
+FINITE_PARAMETERS = (
     "parameters={depth: {type: categorical, choices: [56, 92]},"
     " drop_path: {type: float, low: 0.1, high: 0.3, step: 0.1, when: {parameter: depth, in: [92]}},"
     " step_fractions: {type: categorical, choices: [[50], [40, 60]]}}"
@@ -133,18 +133,18 @@ FINITE = (
 
 
 @pytest.fixture
-def finite(load_changed: LoadChanged) -> Space:
-    return load_changed({}, (FINITE, "initial=[]"))
+def finite_space(load_changed: LoadChanged) -> Space:
+    return load_changed({}, (FINITE_PARAMETERS, "initial=[]"))
 
 
-def test_points_are_counted_up_to_a_limit(load_changed: LoadChanged, finite: Space) -> None:
-    assert count_points(finite.parameters, most=100) == 2 * (1 + 3)
-    assert count_points(finite.parameters, most=7) is None
+def test_points_are_counted_up_to_a_limit(load_changed: LoadChanged, finite_space: Space) -> None:
+    assert count_points(finite_space.parameters, most=100) == 2 * (1 + 3)
+    assert count_points(finite_space.parameters, most=7) is None
     assert count_points(load_changed({}).parameters, most=100) is None, "a float without step"
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("first", "second", "same"),
     [
         ({"depth": 92, "drop_path": 0.1 + 0.2}, {"depth": 92, "drop_path": 0.3}, True),
         ({"depth": 92, "drop_path": 0.2}, {"depth": 92, "drop_path": 0.3}, False),
@@ -154,9 +154,9 @@ def test_points_are_counted_up_to_a_limit(load_changed: LoadChanged, finite: Spa
     ],
 )
 def test_a_point_is_the_same_however_it_is_written(
-    finite: Space, one: dict[str, object], other: dict[str, object], same: bool
+    finite_space: Space, first: dict[str, object], second: dict[str, object], same: bool
 ) -> None:
-    assert (point_key(finite.parameters, one) == point_key(finite.parameters, other)) is same
+    assert (point_key(finite_space.parameters, first) == point_key(finite_space.parameters, second)) is same
 
 
 def test_true_and_one_have_different_point_keys(load_changed: LoadChanged) -> None:
@@ -164,18 +164,18 @@ def test_true_and_one_have_different_point_keys(load_changed: LoadChanged) -> No
     assert point_key(space.parameters, {"flip": True}) != point_key(space.parameters, {"flip": 1})
 
 
-def test_free_points_are_those_that_have_not_run(load_changed: LoadChanged, finite: Space) -> None:
-    every = free_points(finite.parameters, set(), most=100)
-    assert len(every) == 8
-    taken = {point_key(finite.parameters, point) for point in every[:5]}
-    assert free_points(finite.parameters, taken, most=100) == every[5:]
-    assert free_points(finite.parameters, taken, most=1) == every[5:6]
+def test_free_points_are_those_that_have_not_run(load_changed: LoadChanged, finite_space: Space) -> None:
+    all_points = free_points(finite_space.parameters, set(), most=100)
+    assert len(all_points) == 8
+    run_points = {point_key(finite_space.parameters, point) for point in all_points[:5]}
+    assert free_points(finite_space.parameters, run_points, most=100) == all_points[5:]
+    assert free_points(finite_space.parameters, run_points, most=1) == all_points[5:6]
     assert free_points(load_changed({}).parameters, set(), most=100) == []
 
 
-def test_a_row_is_pending_until_it_ran_as_often_as_it_is_listed(finite: Space) -> None:
+def test_a_row_is_pending_until_it_ran_as_often_as_it_is_listed(finite_space: Space) -> None:
     def key(row: Mapping[str, Any]) -> Hashable:
-        return point_key(finite.parameters, row)
+        return point_key(finite_space.parameters, row)
 
     small, large = {"depth": 56}, {"depth": 92, "drop_path": 0.1}
     assert pending_rows([small, large], Counter(), key) == [small, large]

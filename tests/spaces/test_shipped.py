@@ -32,12 +32,12 @@ from tune_rescon.spaces.json_schema import schema_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: What a space needs to be errors before it can run.
-NEEDS = {"folder": ("dataset.path=images",)}
+#: Overrides without which a space cannot be loaded.
+REQUIRED_OVERRIDES = {"folder": ("dataset.path=images",)}
 
 
 def _load(name: str) -> Space:
-    return load_space(name, NEEDS.get(name, ()))
+    return load_space(name, REQUIRED_OVERRIDES.get(name, ()))
 
 
 @pytest.mark.parametrize("name", list_spaces())
@@ -114,24 +114,24 @@ def test_depth_spans_the_papers_depths() -> None:
 
 @pytest.mark.timeout(30)  # an interpreter of its own
 def test_previewing_a_space_is_fast_and_needs_no_torch() -> None:
-    # Processor time: a machine with other work lets it wait, which says nothing of the package.
+    # Processor time does not depend on the machine's other work.
     script = """
 import sys, time; start = time.process_time()
 from tune_rescon.spaces import load_space, preview
 preview(load_space("att92"), 8)
 print(round(time.process_time() - start, 3), *{"torch", "ray", "mlflow"} & sys.modules.keys())
 """
-    answer = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
-    seconds, *heavy = answer.split()
-    assert heavy == []
+    stdout = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    seconds, *imported = stdout.split()
+    assert imported == []
     assert float(seconds) < 1
 
 
 def test_every_package_is_listed_for_setuptools() -> None:
-    named = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     package = ROOT / "tune_rescon"
-    found = {".".join(init.parent.relative_to(ROOT).parts) for init in package.rglob("__init__.py")}
-    assert named == found | {"tune_rescon.search_spaces"}
+    packages = {".".join(init.parent.relative_to(ROOT).parts) for init in package.rglob("__init__.py")}
+    assert listed == packages | {"tune_rescon.search_spaces"}
 
 
 @pytest.mark.timeout(60)
@@ -151,8 +151,8 @@ def test_a_wheel_carries_the_spaces(tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
     script = "from tune_rescon.spaces import *; print(space_folder(), *list_spaces()); load_space('att92')"
-    answer = subprocess.run(
+    stdout = subprocess.run(
         [sys.executable, "-c", script], cwd=installed, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert answer == [str(installed / "tune_rescon" / "search_spaces"), *list_spaces()]
+    assert stdout == [str(installed / "tune_rescon" / "search_spaces"), *list_spaces()]
     assert (installed / "tune_rescon" / "search_spaces" / "schema.json").is_file()

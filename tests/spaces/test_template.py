@@ -31,8 +31,8 @@ def uncommented(text: str, numbers: list[int]) -> str:
     return "\n".join(lines)
 
 
-def meaning(text: str) -> tuple[Space, TrialConfig]:
-    """Return the space without its fixed fields, and a trial's configuration by them."""
+def parsed(text: str) -> tuple[Space, TrialConfig]:
+    """Return the space without its fixed fields, and the configuration that they give a trial."""
     space = parse_space(text, source="x.yaml")
     return space.model_copy(update={"fixed": {}}), TrialConfig.from_dict(space.fixed)
 
@@ -40,24 +40,24 @@ def meaning(text: str) -> tuple[Space, TrialConfig]:
 @pytest.mark.parametrize("base", list_spaces())
 def test_an_unchanged_template_equals_its_base_space(base: str) -> None:
     needs = ["dataset.path=photos/"] if base == "folder" else []
-    written = parse_space(space_template("mine", base=base), source="mine.yaml")
-    assert written == load_space(base, [*needs, "name=mine", "description="])
+    parsed_space = parse_space(space_template("mine", base=base), source="mine.yaml")
+    assert parsed_space == load_space(base, [*needs, "name=mine", "description="])
 
 
 @pytest.mark.parametrize("base", list_spaces())
 def test_uncommenting_all_settings_changes_nothing(base: str) -> None:
     text = space_template("mine", base=base)
     assert len(settings(text)) > 20
-    assert meaning(uncommented(text, settings(text))) == meaning(text)
+    assert parsed(uncommented(text, settings(text))) == parsed(text)
 
 
 def test_every_comment_is_a_valid_setting_or_prose_above_one() -> None:
     text = space_template("mine")
     lines = text.splitlines()
-    before = meaning(text)
+    expected = parsed(text)
     for number in settings(text):
-        assert meaning(uncommented(text, [number])) == before, lines[number]
-        assert PROSE.match(lines[number - 1]), f"a setting without its meaning: {lines[number]}"
+        assert parsed(uncommented(text, [number])) == expected, lines[number]
+        assert PROSE.match(lines[number - 1]), f"a setting without a description: {lines[number]}"
     comments = [line for line in lines if line.lstrip().startswith("#")]
     assert [line for line in comments if not SETTING.match(line) and not PROSE.match(line)] == []
 
@@ -77,17 +77,17 @@ def test_a_changed_setting_is_used() -> None:
     assert parse_space(text, source="x.yaml").fixed["width"] == 0.5
 
 
-@pytest.mark.parametrize("given", ["mine", "mine.yaml"])
+@pytest.mark.parametrize("argument", ["mine", "mine.yaml"])
 def test_init_does_not_overwrite_an_existing_file(
-    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["init", given]) == 0
+    assert main(["init", argument]) == 0
     assert "tune-rescon search --space mine.yaml --dry-run" in capsys.readouterr().out
     path = tmp_path / "mine.yaml"
     assert load_space(path).name == "mine"
     path.write_text("of mine")
-    assert main(["init", given]) == 2
+    assert main(["init", argument]) == 2
     assert "mine.yaml: must not exist yet, but got a file." in capsys.readouterr().err
     assert path.read_text() == "of mine"
 

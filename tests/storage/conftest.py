@@ -18,7 +18,7 @@ def memory() -> RemoteFolder:
 
 @pytest.fixture
 def on_disk(tmp_path: Path) -> RemoteFolder:
-    """As a network file system is used: files are renamed into place."""
+    """A mounted network file system, where files are renamed into place."""
     path = tmp_path / "remote" / "runs"
     return RemoteFolder(f"file://{path}", fsspec.filesystem("file"), str(path))
 
@@ -28,6 +28,6 @@ def remote(request: pytest.FixtureRequest) -> RemoteFolder:
     if request.param == "s3":
         bucket = request.getfixturevalue("s3").bucket()
         return RemoteFolder.connect(StorageUrl(url=f"{bucket}/some/runs"))
-    found = request.getfixturevalue("on_disk" if request.param == "disk" else "memory")
-    assert isinstance(found, RemoteFolder)
-    return found
+    folder = request.getfixturevalue("on_disk" if request.param == "disk" else "memory")
+    assert isinstance(folder, RemoteFolder)
+    return folder

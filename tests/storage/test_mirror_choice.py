@@ -65,8 +65,8 @@ def test_the_first_database_decides(terms: list[tuple[int | None, int | None]], 
 
 
 @dataclass
-class Place:
-    """A copy of the database: its version, and what is in it."""
+class DatabaseCopy:
+    """A copy of the database: its version and its epochs."""
 
     version: Version | None = None
     epochs: list[str] = field(default_factory=list)
@@ -82,22 +82,22 @@ class Place:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the search, and how far it comes before its machine kills it."""
+    """One run of the search and the point at which its machine dies."""
 
     machine: int
-    begins: str
-    """"dies first", "sends" (and dies before it stamps its live database), or "stamps"."""
+    start: str
+    """"dies first", "sends" (dies before it stamps its local database) or "stamps"."""
     epochs: tuple[str, ...]
-    """Of each: "sent", "counted" (the machine dies while it is sent) or "unsent"."""
+    """Of each epoch: "sent", "counted" (the machine dies while sending it) or "unsent"."""
     image: str
-    """"restored": the machine has the disk of its last image; "made": one is made before the last epoch."""
+    """"restored": the disk is the machine's last image; "made": an image is made before the last epoch."""
 
 
 RUNS = st.lists(
     st.builds(
         Run,
         machine=st.integers(0, 2),
-        begins=st.sampled_from(["dies first", "sends", "stamps"]),
+        start=st.sampled_from(["dies first", "sends", "stamps"]),
         epochs=st.lists(st.sampled_from(["sent", "counted", "unsent"]), max_size=4).map(tuple),
         image=st.sampled_from(["", "restored", "made"]),
     ),
@@ -107,8 +107,8 @@ RUNS = st.lists(
 
 @given(runs=RUNS)
 def test_no_sent_epoch_is_lost_and_one_machine_loses_none(runs: list[Run]) -> None:
-    url, machines = Place(), [Place() for _ in range(3)]
-    images = [Place() for _ in range(3)]
+    url, machines = DatabaseCopy(), [DatabaseCopy() for _ in range(3)]
+    images = [DatabaseCopy() for _ in range(3)]
     last_sender = None
     for n, run in enumerate(runs):
         if run.image == "restored":
@@ -116,24 +116,24 @@ def test_no_sent_epoch_is_lost_and_one_machine_loses_none(runs: list[Run]) -> No
             last_sender = -1
         here = machines[run.machine]
         term = max(here.term, url.term) + 1
-        mine = list(here.epochs)
+        epochs_before = list(here.epochs)
         if choose_copy(here=here.version, at_url=url.version) is Copy.URL:
             here.version, here.epochs = url.version, list(url.epochs)
         assert here.epochs[: len(url.epochs)] == url.epochs
         if last_sender in (None, run.machine):
-            assert here.epochs == mine
-        if run.begins == "dies first":
+            assert here.epochs == epochs_before
+        if run.start == "dies first":
             continue
         sent = Version(term, 1 + max(here.copies, url.copies))
         url.version, url.epochs, last_sender = sent, list(here.epochs), run.machine
-        if run.begins == "sends":
+        if run.start == "sends":
             continue
         here.version = sent
-        for epoch, fate in enumerate(run.epochs):
+        for epoch, outcome in enumerate(run.epochs):
             if run.image == "made" and epoch == len(run.epochs) - 1:
                 images[run.machine] = copy.deepcopy(here)
             here.epochs.append(f"{n}.{epoch}")
-            if fate != "unsent":
+            if outcome != "unsent":
                 here.version = Version(term, here.copies + 1)
-            if fate == "sent":
+            if outcome == "sent":
                 url.version, url.epochs = here.version, list(here.epochs)

@@ -12,44 +12,44 @@ ON_S3 = pytest.mark.parametrize("remote", [pytest.param("s3", marks=pytest.mark.
 
 
 def test_a_shared_value_is_the_last_one_written(remote: RemoteFolder) -> None:
-    one, two = SharedValue(remote.folder("lease")), SharedValue(remote.folder("lease"))
-    assert one.read() is None
-    assert one.replace(None, {"who": 1})
+    first, second = SharedValue(remote.folder("lease")), SharedValue(remote.folder("lease"))
+    assert first.read() is None
+    assert first.replace(None, {"who": 1})
     assert remote.names() == ["lease/0000000001.json"]
-    assert one.replace({"who": 1}, {"who": 1, "beat": 2})
-    assert two.read() == {"who": 1, "beat": 2}
+    assert first.replace({"who": 1}, {"who": 1, "beat": 2})
+    assert second.read() == {"who": 1, "beat": 2}
     assert remote.names() == ["lease/0000000002.json"]
 
 
 def test_replace_succeeds_only_after_reading_the_current_value(remote: RemoteFolder) -> None:
-    one, two = SharedValue(remote), SharedValue(remote)
-    assert one.read() is None
-    assert two.read() is None
-    assert one.replace(None, {"who": 1})
-    assert not two.replace(None, {"who": 2})
-    assert one.read() == two.read() == {"who": 1}
-    assert two.replace({"who": 1}, {"who": 2})
-    assert one.read() == {"who": 2}
+    first, second = SharedValue(remote), SharedValue(remote)
+    assert first.read() is None
+    assert second.read() is None
+    assert first.replace(None, {"who": 1})
+    assert not second.replace(None, {"who": 2})
+    assert first.read() == second.read() == {"who": 1}
+    assert second.replace({"who": 1}, {"who": 2})
+    assert first.read() == {"who": 2}
 
 
-@pytest.mark.parametrize("others", [1, 4])
+@pytest.mark.parametrize("other_writes", [1, 4])
 def test_a_delayed_write_does_not_replace_a_newer_value(
-    remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch, others: int
+    remote: RemoteFolder, monkeypatch: pytest.MonkeyPatch, other_writes: int
 ) -> None:
-    quick = SharedValue(remote)
-    slow = remote.folder("")
-    create = slow.create
+    fast_writer = SharedValue(remote)
+    slow_remote = remote.folder("")
+    original_create = slow_remote.create
 
     def create_late(name: str, data: bytes) -> bool:
-        # After several changes, the number is free again, because the others have cleared up.
-        for count in range(others):
-            assert quick.replace({"count": count - 1} if count else None, {"count": count})
-        return create(name, data)
+        # After several changes the number is free again: the other writers have deleted old versions.
+        for count in range(other_writes):
+            assert fast_writer.replace({"count": count - 1} if count else None, {"count": count})
+        return original_create(name, data)
 
-    monkeypatch.setattr(slow, "create", create_late)
-    assert not SharedValue(slow).replace(None, {"who": "late"})
-    assert quick.read() == {"count": others - 1}
-    assert remote.names() == [f"{others:010d}.json"]
+    monkeypatch.setattr(slow_remote, "create", create_late)
+    assert not SharedValue(slow_remote).replace(None, {"who": "late"})
+    assert fast_writer.read() == {"count": other_writes - 1}
+    assert remote.names() == [f"{other_writes:010d}.json"]
 
 
 def test_old_versions_left_by_a_dead_writer_are_deleted(remote: RemoteFolder) -> None:
@@ -62,14 +62,14 @@ def test_old_versions_left_by_a_dead_writer_are_deleted(remote: RemoteFolder) ->
 
 @ON_S3
 def test_concurrent_updates_are_never_lost(remote: RemoteFolder) -> None:
-    def count(who: int) -> int:
-        value, done, tries = SharedValue(remote), 0, 0
-        while done < 3:
-            tries += 1
+    def count(writer: int) -> int:
+        value, replaced, attempts = SharedValue(remote), 0, 0
+        while replaced < 3:
+            attempts += 1
             before = value.read()
             total = before["n"] if before else 0
-            done += value.replace(before, {"who": who, "mine": done, "n": total + 1})
-        return tries
+            replaced += value.replace(before, {"who": writer, "mine": replaced, "n": total + 1})
+        return attempts
 
     with ThreadPoolExecutor(3) as pool:
         assert sum(pool.map(count, range(3))) >= 9

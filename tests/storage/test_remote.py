@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tune_rescon.errors import StorageError
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
 
-HERE = Path(__file__)
+THIS_FILE = Path(__file__)
 
 
 def test_a_file_is_read_back_and_replaced(remote: RemoteFolder) -> None:
@@ -71,22 +71,22 @@ def test_a_repeated_create_with_the_same_content_succeeds(remote: RemoteFolder) 
 @pytest.mark.parametrize("remote", [pytest.param("s3", marks=pytest.mark.s3), "disk"], indirect=True)
 def test_only_one_of_concurrent_creates_succeeds(remote: RemoteFolder) -> None:
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda n: remote.create("claim", f"driver {n}".encode()), range(8)))
-    assert sum(made) == 1
-    assert remote.read("claim") == f"driver {made.index(True)}".encode()
+        created = list(pool.map(lambda n: remote.create("claim", f"driver {n}".encode()), range(8)))
+    assert sum(created) == 1
+    assert remote.read("claim") == f"driver {created.index(True)}".encode()
 
 
 def test_create_works_without_conditional_writes(
     memory: RemoteFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = MemoryFileSystem.pipe_file
+    original = MemoryFileSystem.pipe_file
 
-    def answer_501(self: MemoryFileSystem, path: str, value: bytes, mode: str = "overwrite") -> None:
+    def raise_501(self: MemoryFileSystem, path: str, value: bytes, mode: str = "overwrite") -> None:
         if mode == "create":
             raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
-        plain(self, path, value, mode=mode)
+        original(self, path, value, mode=mode)
 
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", answer_501)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", raise_501)
     assert memory.create("claim", b"mine")
     assert not memory.create("claim", b"yours")
 
@@ -98,10 +98,10 @@ def test_a_partial_upload_never_replaces_a_file(
     source.write_bytes(b"new" * 100)
     on_disk.write("last.ckpt", b"old")
 
-    def cut(_: LocalFileSystem, local: str, path: str) -> None:
+    def truncated_upload(_: LocalFileSystem, local: str, path: str) -> None:
         Path(path).write_bytes(Path(local).read_bytes()[:100])
 
-    monkeypatch.setattr(LocalFileSystem, "put_file", cut)
+    monkeypatch.setattr(LocalFileSystem, "put_file", truncated_upload)
     with pytest.raises(RemoteError, match="100 of 300 bytes arrived"):
         on_disk.upload(source, "last.ckpt")
     assert on_disk.read("last.ckpt") == b"old"
@@ -112,8 +112,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "read": ("x",),
     "write": ("x", b"1"),
     "create": ("x", b"1"),
-    "upload": (HERE, "x"),
-    "download": ("x", HERE),
+    "upload": (THIS_FILE, "x"),
+    "download": ("x", THIS_FILE),
     "delete": ("x",),
     "names": (),
     "folders_with": ("x",),
@@ -124,20 +124,20 @@ def test_a_download_is_complete_if_the_file_is_replaced_meanwhile(
     memory: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory.write("study.db", b"old")
-    whole = MemoryFileSystem.get_file
+    original = MemoryFileSystem.get_file
 
-    def replaced_before(self: MemoryFileSystem, path: str, target: str) -> None:
+    def replace_then_download(self: MemoryFileSystem, path: str, target: str) -> None:
         memory.write("study.db", b"newer")
-        whole(self, path, target)
+        original(self, path, target)
 
-    monkeypatch.setattr(MemoryFileSystem, "get_file", replaced_before)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", replace_then_download)
     assert memory.download("study.db", tmp_path / "study.db")
     assert (tmp_path / "study.db").read_bytes() == b"newer"
 
-    def cut(_: MemoryFileSystem, path: str, target: str) -> None:
+    def truncated_download(_: MemoryFileSystem, path: str, target: str) -> None:
         Path(target).write_bytes(memory.read(path.rpartition("/")[2], end=3) or b"")
 
-    monkeypatch.setattr(MemoryFileSystem, "get_file", cut)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", truncated_download)
     with pytest.raises(RemoteError, match="3 of 5 bytes arrived"):
         memory.download("study.db", tmp_path / "study.db")
     assert (tmp_path / "study.db").read_bytes() == b"newer"
@@ -145,13 +145,13 @@ def test_a_download_is_complete_if_the_file_is_replaced_meanwhile(
 
 @pytest.mark.parametrize(("call", "arguments"), CALLS.items(), ids=CALLS)
 def test_every_error_of_a_file_system_is_a_remote_error(call: str, arguments: tuple[Any, ...]) -> None:
-    class Unhappy:
-        """Raises what is no OSError, as botocore does."""
+    class FailingFileSystem:
+        """Raises an error that is no OSError, as botocore does."""
 
         def __getattr__(self, name: str) -> Any:
             raise RuntimeError(f"Unable to locate credentials.\nand much more of {name}")
 
-    remote = RemoteFolder("s3://bucket/runs", Unhappy(), "bucket/runs")
+    remote = RemoteFolder("s3://bucket/runs", FailingFileSystem(), "bucket/runs")
     with pytest.raises(RemoteError, match=r"^\w+ing s3://bucket/runs.*: Unable to locate credentials$"):
         getattr(remote, call)(*arguments)
 

@@ -1,4 +1,4 @@
-"""The product's rules and samplers through the suite that ships with it, and what it does not let pass."""
+"""The conformance suite passes for our rules and samplers and fails for faulty ones."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def space(*overrides: str) -> Space:
 
 @pytest.fixture(scope="module", autouse=True)
 def _samplers() -> None:
-    """Optuna loads a sampler and what it needs when it is first used, which is no test's time."""
-    for begin in (TestTpe().begin, TestCmaes().begin):
-        simulate(begin().policy(), by_number)
+    """Load Optuna's samplers, which are imported on first use, outside of the tests' time limits."""
+    for create_search in (TestTpe().begin, TestCmaes().begin):
+        simulate(create_search().policy(), by_number)
 
 
 class TestAshaStop(SearchConformance):
@@ -50,7 +50,7 @@ class TestAutoEpochs(SearchConformance):
 
 
 class TestAutoFewEpochs(SearchConformance):
-    """The budget is few full trainings, so that workers stay idle."""
+    """The budget is so small that workers stay idle."""
 
     def begin(self) -> SimulatedSearch:
         return SimulatedSearch(space("scheduler={type: auto}", "budget={trials: 16, epochs: 60}"))
@@ -86,17 +86,17 @@ class TestCmaes(SearchConformance):
         return SimulatedSearch(space(numbers, "sampler={type: cmaes, seed: 3, n_startup_trials: 4}"))
 
 
-Mistake = Callable[[Observation, Verdict], Decision]
+FaultyDecision = Callable[[Observation, Verdict], Decision]
 
 
 @dataclass(kw_only=True)
-class Faulty(SuccessiveHalving):
-    """ASHA with a mistake, as a user might make one."""
+class FaultyRule(SuccessiveHalving):
+    """ASHA with a mistake in its decisions."""
 
-    mistake: Mistake
+    decide: FaultyDecision
 
     def judge(self, seen: Observation) -> Verdict:
-        return Verdict(decision=self.mistake(seen, super().judge(seen)))
+        return Verdict(decision=self.decide(seen, super().judge(seen)))
 
 
 def keeps_nan(seen: Observation, verdict: Verdict) -> Decision:
@@ -107,25 +107,25 @@ def stops_the_best(seen: Observation, verdict: Verdict) -> Decision:
     return Decision.STOP if seen.epoch == 3 and verdict.rank == 1 else verdict.decision
 
 
-def calculates(seen: Observation, verdict: Verdict) -> Decision:
+def uses_the_value(seen: Observation, verdict: Verdict) -> Decision:
     return Decision.STOP if seen.value < 0.2 else verdict.decision
 
 
 @pytest.mark.parametrize(
-    ("mistake", "caught_by"),
+    ("decide", "failing_test"),
     [
         (keeps_nan, "test_a_value_that_is_not_finite_ends_its_trial"),
         (stops_the_best, "test_the_best_trial_at_a_rung_is_never_stopped"),
-        (calculates, "test_an_increasing_transform_of_the_metric_changes_no_decision"),
+        (uses_the_value, "test_an_increasing_transform_of_the_metric_changes_no_decision"),
     ],
 )
-def test_a_faulty_rule_is_caught(mistake: Mistake, caught_by: str) -> None:
+def test_a_faulty_rule_is_caught(decide: FaultyDecision, failing_test: str) -> None:
     def rule() -> StoppingRule:
-        return Faulty(levels=(1, 3, 9), reduction_factor=3, maximize=True, mistake=mistake)
+        return FaultyRule(levels=(1, 3, 9), reduction_factor=3, maximize=True, decide=decide)
 
     class Suite(SearchConformance):
         def begin(self) -> SimulatedSearch:
             return SimulatedSearch(space(), rule=rule)
 
     with pytest.raises(AssertionError):
-        getattr(Suite(), caught_by)()
+        getattr(Suite(), failing_test)()

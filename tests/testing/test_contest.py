@@ -1,4 +1,4 @@
-"""The search-quality benchmark: every answer of every question searches, and is measured as it says."""
+"""The search-quality benchmark: every answer of every question searches, and its outcome is measured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_answer_searches(question: str, answer: str, space: Space) -> None
         outcome = run(policy, space, LANDSCAPES["crossing"], 0.9, workers=2)
     assert 6 <= outcome.epochs <= 6 * 9 + 6
     assert 0 < outcome.quality < 1.1
-    assert vars(optuna_samplers)["sampler_trial"] is sampler_trial, "what an answer changed is put back"
+    assert vars(optuna_samplers)["sampler_trial"] is sampler_trial, "a patch of an answer is undone"
 
 
 @pytest.mark.parametrize("name", ON_THE_CLOCK)
@@ -65,19 +65,28 @@ def test_a_trace_is_measured_as_an_outcome() -> None:
     outcome = measure(Trace(workers=1, runs=runs), {0: 0.8, 1: 0.995, 2: 0.9}, last_epoch=3)
     assert outcome == Outcome(
         epochs=8,
-        epochs_to_near=5.0,  # trial 1 ends, after the two epochs of trial 0
-        quality=0.9,  # trial 2 got furthest, and reported more than trial 1
-        quality_of_last=0.8,  # trial 0 was stopped with the best value of all
+        epochs_to_near=5.0,  # the end of trial 1, after the two epochs of trial 0
+        quality=0.9,  # trial 2 reached the last epoch with the best value
+        quality_of_last=0.8,  # trial 0 was stopped with the best reported value
         diverged=0,
         seconds=3.0,
     )
 
 
 def test_the_table_includes_searches_that_found_nothing() -> None:
-    found, nothing = (
-        Outcome(epochs=9, epochs_to_near=spent, quality=0.9, quality_of_last=0.9, diverged=3, seconds=3600.0)
-        for spent in (7.0, math.inf)
+    successful, failed = (
+        Outcome(
+            epochs=9,
+            epochs_to_near=epochs_to_near,
+            quality=0.9,
+            quality_of_last=0.9,
+            diverged=3,
+            seconds=3600.0,
+        )
+        for epochs_to_near in (7.0, math.inf)
     )
-    lines = table("monotone", {"one": [found, found, nothing], "other": [found, nothing, nothing]})
+    lines = table(
+        "monotone", {"one": [successful, successful, failed], "other": [successful, failed, failed]}
+    )
     assert "| one | 90.00 ± 0.00 |  | 7 (7 to never) | 2 of 3 | 9 | 3.0 | 1.0 |" in lines
     assert "| other | 90.00 ± 0.00 | +0.00 ± 0.00 | never (7 to never) | 1 of 3 | 9 | 3.0 | 1.0 |" in lines

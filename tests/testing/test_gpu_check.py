@@ -19,8 +19,8 @@ from tune_rescon.models import resolve_network
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: What else the package installs; importing any of it fails, as where it is not.
-ABSENT = (
+#: The other dependencies of the package; importing one fails as if it were not installed.
+BLOCKED_MODULES = (
     "click",
     "cmaes",
     "joblib",
@@ -34,13 +34,13 @@ ABSENT = (
     "sqlalchemy",
 )
 
-#: Also as if the package itself were not installed, only its source there.
-BARE = f"""
+#: Runs the script as if the package itself were not installed: only its source is there.
+RUN_WITHOUT_DEPENDENCIES = f"""
 import importlib.metadata, runpy, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {ABSENT!r}:
+        if name.partition(".")[0] in {BLOCKED_MODULES!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 def version(name, known=importlib.metadata.version):
@@ -56,19 +56,19 @@ runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
 
 
 def run(*arguments: str) -> str:
-    command = [sys.executable, "-c", BARE, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests have the other cores
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    command = [sys.executable, "-c", RUN_WITHOUT_DEPENDENCIES, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # leaves the other cores to other tests
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    for part, count in (("train", 8), ("test", 3)):
-        for name in ("a", "b"):
-            folder = tmp_path / part / name
+    for split, count in (("train", 8), ("test", 3)):
+        for class_name in ("a", "b"):
+            folder = tmp_path / split / class_name
             folder.mkdir(parents=True)
             for number in range(count):
                 pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -81,35 +81,35 @@ def images(tmp_path: Path) -> Path:
 def test_the_script_runs_without_the_rest_of_the_package(images: Path) -> None:
     small = "--device cpu --cases cifar_attention56:4 --rounds 2 --seconds 0.05 --matrix 64 --copy 0.01"
     small += " --ways checkpointed"
-    told = run(*small.split(), "--minutes", "0.02", "--images", str(images))
-    assert "cifar_attention56, batch 4, n = 2 rounds" in told
-    assert re.search(r"plain eager +\d.* images/s .*; ratio \d+\.\d\d\n", told)
-    assert re.search(r"checkpointed +\d.* images/s .*; ratio \d+\.\d\d\n", told)
-    assert re.search(r"checkpointed first step \d", told)
+    output = run(*small.split(), "--minutes", "0.02", "--images", str(images))
+    assert "cifar_attention56, batch 4, n = 2 rounds" in output
+    assert re.search(r"plain eager +\d.* images/s .*; ratio \d+\.\d\d\n", output)
+    assert re.search(r"checkpointed +\d.* images/s .*; ratio \d+\.\d\d\n", output)
+    assert re.search(r"checkpointed first step \d", output)
     roofline = r"roofline +tune_rescon: .* TFLOP/s, \d.*% of the peak in fp32;\n +about \d+ GB/s moved, "
-    assert re.search(roofline, told)
+    assert re.search(roofline, output)
     assert re.search(
-        r"\| training step on cpu, cifar_attention56, batch 4, .* x, n = 2 \| >= 5 x .* \| missed \|", told
+        r"\| training step on cpu, cifar_attention56, batch 4, .* x, n = 2 \| >= 5 x .* \| missed \|", output
     )
-    assert re.search(r"% of the time is the images'", told)
-    epochs = re.findall(r"^\| \d+ \| (\d+) \| (\d\.\d+) \| \d+ \|$", told, flags=re.MULTILINE)
-    # How many fit into a second, and whether the estimate holds, is the machine's affair.
-    planned = re.search(r"one cosine over (\d+) epochs", told)
+    assert re.search(r"% of the time is the images'", output)
+    epochs = re.findall(r"^\| \d+ \| (\d+) \| (\d\.\d+) \| \d+ \|$", output, flags=re.MULTILINE)
+    # The number of epochs and the accuracy of the estimate depend on the machine.
+    planned = re.search(r"one cosine over (\d+) epochs", output)
     assert planned is not None
     assert [int(epoch) for epoch, _ in epochs] == list(range(1, len(epochs) + 1))
     assert epochs
-    assert ("ended before the schedule" in told) is (len(epochs) < int(planned[1]))
-    assert "on 16 images" in told
-    assert "judged by 6 test images" in told
+    assert ("ended before the schedule" in output) is (len(epochs) < int(planned[1]))
+    assert "on 16 images" in output
+    assert "judged by 6 test images" in output
 
 
 @pytest.mark.torch
 @pytest.mark.nightly
 def test_a_missing_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    told = run()
-    assert told.startswith("no CUDA GPU that torch can use: nothing to check\n")
-    assert told.count("| no GPU here | >= 5 x images/s | not measured |") == 3
+    output = run()
+    assert output.startswith("no CUDA GPU that torch can use: nothing to check\n")
+    assert output.count("| no GPU here | >= 5 x images/s | not measured |") == 3
 
 
 def test_training_flops_are_six_per_multiply_add() -> None:

@@ -19,7 +19,7 @@ from gpu_visit import ended_parts, limited, main
 from waiting import Case
 
 
-def lines(results: Path) -> list[dict[str, Any]]:
+def read_lines(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 
@@ -35,15 +35,17 @@ def test_finished_parts_and_parts_that_exceed_the_time_left_are_skipped(
         ]
     )
     assert "checkpoint: has ended before" in capsys.readouterr().out
-    (_, left_out) = lines(results)
-    assert (left_out["part"], left_out["ended"]) == ("row", "left out")
+    (_, skipped) = read_lines(results)
+    assert (skipped["part"], skipped["ended"]) == ("row", "left out")
 
 
 def test_a_part_that_was_cut_off_is_run_again(tmp_path: Path) -> None:
     results = tmp_path / "visit.jsonl"
     assert ended_parts(results) == set()
-    ends = {"row": "cut off", "table": "failed", "search": "left out", "equality": "done"}
-    results.write_text("".join(json.dumps({"part": p, "ended": e}) + "\n" for p, e in ends.items()))
+    outcomes = {"row": "cut off", "table": "failed", "search": "left out", "equality": "done"}
+    results.write_text(
+        "".join(json.dumps({"part": part, "ended": outcome}) + "\n" for part, outcome in outcomes.items())
+    )
     with results.open("a") as file:
         file.write(json.dumps({"part": "row", "seed": 0}) + "\n")
     assert ended_parts(results) == {"table", "equality"}
@@ -78,7 +80,7 @@ def test_a_part_that_exceeds_its_time_limit_is_ended(tmp_path: Path) -> None:
             *("--results", str(results), "--folder", str(tmp_path / "visit")),
         ]
     )
-    (end,) = lines(results)
+    (end,) = read_lines(results)
     assert (end["ended"], end["exit"]) == ("cut off", None)
     assert end["seconds"] < 30
 
@@ -93,13 +95,13 @@ def test_a_part_that_cannot_run_is_recorded_as_failed(tmp_path: Path) -> None:
             *("--results", str(results), "--folder", str(tmp_path / "visit")),
         ]
     )
-    (end,) = lines(results)
+    (end,) = read_lines(results)
     assert (end["ended"], end["exit"]) == ("failed", 1)
 
 
 @pytest.mark.torch
 def test_fused_and_plain_steps_have_equal_losses() -> None:
-    """Uncompiled: that torch compiles it rightly is torch's affair, and on a GPU the visit's."""
+    """The fused step is not compiled here. The visit checks the compiled one on a GPU."""
     case = Case(preset="cifar_attention56", batch_size=2)
     with torch.compiler.set_stance("force_eager"):
         plain, fused = (loss_curve(case, "cpu", steps=2, fused=fused) for fused in ("no", "compiled"))
@@ -109,7 +111,7 @@ def test_fused_and_plain_steps_have_equal_losses() -> None:
 @pytest.mark.nightly
 @pytest.mark.torch
 def test_triton_kernels_match_torch() -> None:
-    """In Triton's interpreter, for which another process sets the variable before it imports Triton."""
+    """In Triton's interpreter, whose variable must be set before Triton is imported: a process of its own."""
     pytest.importorskip("triton", reason="Triton is not made for this system")
     program = (
         "import torch; from elementwise import loss_curve; from waiting import Case\n"
@@ -128,5 +130,5 @@ def test_triton_kernels_match_torch() -> None:
     assert run.returncode == 0, run.stderr
     plain, fused = ast.literal_eval(run.stdout.splitlines()[-1])
     assert fused[0] == pytest.approx(plain[0], rel=1e-5)
-    # The gradients differ by rounding, which the step after them enlarges.
+    # The gradients differ by rounding, which the next step amplifies.
     assert fused[1] == pytest.approx(plain[1], rel=1e-2)

@@ -1,4 +1,4 @@
-"""The benchmark on recorded curves: what it reads, how it spends a budget, and what it prints."""
+"""The benchmark on recorded curves: its tables, its budgets and its output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CURVES = sorted((ROOT / "benchmarks" / "curves").glob("*.csv.gz"))
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 configurations of 9 epochs. The best value is 0.9; larger values of ``x`` are slower."""
     path = tmp_path_factory.mktemp("curves") / "small.csv.gz"
     lines = ["x,rate,kind,depth,epoch_seconds," + ",".join(f"v_{epoch}" for epoch in range(1, 10))]
@@ -41,8 +41,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_parameters_follow_from_the_columns(small: Path) -> None:
-    table = load_table(small)
+def test_parameters_follow_from_the_columns(small_table: Path) -> None:
+    table = load_table(small_table)
     assert isinstance(table.parameters["x"], FloatParameter)
     assert not table.parameters["x"].log
     assert isinstance(table.parameters["rate"], FloatParameter)
@@ -60,31 +60,31 @@ def test_the_shipped_tables_are_read(path: Path) -> None:
     assert table.best > table.curves[:, 0].mean()
 
 
-def test_a_row_is_drawn_once(small: Path) -> None:
-    table = load_table(small)
-    drawn = {"x": 0.5, "rate": 0.01, "kind": "a", "depth": 5}
-    used: list[int] = []
+def test_a_row_is_drawn_once(small_table: Path) -> None:
+    table = load_table(small_table)
+    parameters = {"x": 0.5, "rate": 0.01, "kind": "a", "depth": 5}
+    rows: list[int] = []
     for _ in range(40):
-        used.append(table.nearest(drawn, used))
-    assert sorted(used) == list(range(40))
+        rows.append(table.nearest(parameters, rows))
+    assert sorted(rows) == list(range(40))
 
 
-#: A contestant of another library may fit a model before each trial: that takes seconds.
-SEARCHES = [
+#: A contestant of another library may fit a model before each trial, which takes seconds.
+CONTESTANT_NAMES = [
     pytest.param(name, marks=[] if entry.needs is None else [pytest.mark.torch])
     for name, entry in CONTESTANTS.items()
 ]
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", CONTESTANT_NAMES)
 @pytest.mark.parametrize("budget", ["clock", "epochs"])
-def test_every_contestant_searches(name: str, budget: str, small: Path) -> None:
-    needed = CONTESTANTS[name].needs
-    if needed is not None and not needed.is_there:
-        pytest.skip(f"{name} {needed.missing}")
-    job = Job(path=small, contestant=name, budgets=(budget,), seed=0, trainings=4, most=1000, workers=2)
-    quarter, half, end = job.run()[budget]
-    assert 0 <= end <= half <= quarter <= 90
+def test_every_contestant_searches(name: str, budget: str, small_table: Path) -> None:
+    library = CONTESTANTS[name].needs
+    if library is not None and not library.is_there:
+        pytest.skip(f"{name} {library.missing}")
+    job = Job(path=small_table, contestant=name, budgets=(budget,), seed=0, trainings=4, most=1000, workers=2)
+    after_quarter, after_half, at_end = job.run()[budget]
+    assert 0 <= at_end <= after_half <= after_quarter <= 90
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_a_library_is_available_only_in_matching_versions(
     )
 
 
-def test_epoch_and_clock_budgets_agree_at_the_mean_epoch_time(small: Path) -> None:
-    epochs, seconds = limits(load_table(small), 4, 1000, 2)
+def test_epoch_and_clock_budgets_agree_at_the_mean_epoch_time(small_table: Path) -> None:
+    epochs, seconds = limits(load_table(small_table), 4, 1000, 2)
     assert epochs == 36
     assert seconds == pytest.approx(36 * 1.5 / 2)
 
@@ -118,12 +118,18 @@ def test_an_estimate_is_the_mean_and_its_standard_error() -> None:
 
 
 def test_a_summary_ranks_those_that_searched_every_table(capsys: pytest.CaptureFixture[str]) -> None:
-    def at(*ends: float) -> list[list[float]]:
-        return [[9.0, 2 * end, end] for end in ends]
+    def regrets(*final_regrets: float) -> list[list[float]]:
+        return [[9.0, 2 * end, end] for end in final_regrets]
 
     tables = {
-        "a": {"ours": at(4, 5), "good": at(1, 2), "bad": at(6, 6), "once": at(3)},
-        "b": {"ours": at(2, 2), "good": at(8, 8), "bad": at(9, 9), "once": at(1), "only here": at(1, 1)},
+        "a": {"ours": regrets(4, 5), "good": regrets(1, 2), "bad": regrets(6, 6), "once": regrets(3)},
+        "b": {
+            "ours": regrets(2, 2),
+            "good": regrets(8, 8),
+            "bad": regrets(9, 9),
+            "once": regrets(1),
+            "only here": regrets(1, 1),
+        },
     }
     print_summary(tables, budget="clock", first="ours")
     lines = capsys.readouterr().out.split("\n")
@@ -146,12 +152,12 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.nightly
-def test_the_command_prints_a_table_and_writes_json(small: Path, tmp_path: Path) -> None:
+def test_the_command_prints_a_table_and_writes_json(small_table: Path, tmp_path: Path) -> None:
     names = ["ours, auto", "random, full trainings"]
-    written = tmp_path / "regret.json"
-    ran = run(
+    json_file = tmp_path / "regret.json"
+    process = run(
         "--table",
-        small,
+        small_table,
         "--seeds",
         2,
         "--trainings",
@@ -159,41 +165,41 @@ def test_the_command_prints_a_table_and_writes_json(small: Path, tmp_path: Path)
         "--workers",
         2,
         "--json",
-        written,
+        json_file,
         "--contestants",
         *names,
     )
-    assert ran.returncode == 0, ran.stderr
-    assert "| ours, auto | 2 |" in ran.stdout
-    found = json.loads(written.read_text())
-    assert [one["name"] for one in found] == names
-    assert set(found[0]["regret"]) == {"0.25", "0.5", "1.0"}
-    assert set(found[0]["regret"]["1.0"]) == {"mean", "se"}
+    assert process.returncode == 0, process.stderr
+    assert "| ours, auto | 2 |" in process.stdout
+    results = json.loads(json_file.read_text())
+    assert [result["name"] for result in results] == names
+    assert set(results[0]["regret"]) == {"0.25", "0.5", "1.0"}
+    assert set(results[0]["regret"]["1.0"]) == {"mean", "se"}
 
 
 def test_a_contestant_without_its_package_is_refused(
-    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    needed = Library(requirement="no-such-package>=1", install="no-such-package")
-    absent = Entry(make=CONTESTANTS["SMAC"].make, needs=needed)
-    monkeypatch.setattr(quality, "CONTESTANTS", {**CONTESTANTS, "SMAC": absent})
+    library = Library(requirement="no-such-package>=1", install="no-such-package")
+    not_installed = Entry(make=CONTESTANTS["SMAC"].make, needs=library)
+    monkeypatch.setattr(quality, "CONTESTANTS", {**CONTESTANTS, "SMAC": not_installed})
     monkeypatch.setattr(
-        sys, "argv", ["quality.py", "--table", str(small), "--contestants", "ours, auto", "SMAC"]
+        sys, "argv", ["quality.py", "--table", str(small_table), "--contestants", "ours, auto", "SMAC"]
     )
     with pytest.raises(SystemExit, match="2"):
         main()
-    said = " ".join(capsys.readouterr().err.split())
-    assert '--contestants "SMAC" needs no-such-package>=1, and none is installed here: pip install' in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert '--contestants "SMAC" needs no-such-package>=1, and none is installed here: pip install' in message
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a,b\n1,2\n", "a table has columns"), (None, "there is no such file")]
+    ("text", "message"), [("a,b\n1,2\n", "a table has columns"), (None, "there is no such file")]
 )
-def test_a_file_that_is_not_a_table_is_refused(text: str | None, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_table_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     if text is not None:
         path.write_text(text)
-    ran = run("--table", path)
-    assert ran.returncode == 2
-    assert said in ran.stderr
-    assert "Traceback" not in ran.stderr
+    process = run("--table", path)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr

@@ -18,19 +18,19 @@ from tune_rescon.tuning import Decision
 EPOCHS = 9
 
 
-class Numbered(Searcher):
-    """Hands out 0, 1, 2, ... and writes down what it is told."""
+class RecordingSearcher(Searcher):
+    """Suggests ``answers`` and then x = 0, 1, 2, ..., and records its calls."""
 
-    def __init__(self, *, answers: list[Any] | None = None) -> None:
+    def __init__(self, *, suggestions: list[Any] | None = None) -> None:
         super().__init__(metric="val_accuracy", mode="max")
-        self.answers = answers or []
+        self.suggestions = suggestions or []
         self.calls: list[str] = []
         self._count = -1
 
     def suggest(self, trial_id: str) -> Any:
         self.calls.append(f"suggest {trial_id}")
         self._count += 1
-        return self.answers.pop(0) if self.answers else {"x": self._count}
+        return self.suggestions.pop(0) if self.suggestions else {"x": self._count}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.calls.append(f"result {trial_id} {result['training_iteration']}")
@@ -40,7 +40,7 @@ class Numbered(Searcher):
     ) -> None:
         self.calls.append(f"complete {trial_id} {result['training_iteration'] if result else error}")
 
-    # Tune's Searcher demands both; a simulation keeps nothing, so calling one is a fault of the simulation.
+    # Searcher requires both methods. A simulation must not call them.
     def save(self, checkpoint_path: str) -> None:
         raise AssertionError(f"a simulated searcher is not saved, but was to {checkpoint_path}")
 
@@ -49,7 +49,7 @@ class Numbered(Searcher):
 
 
 class StopAt(FIFOScheduler):
-    """Ends every trial at one epoch."""
+    """Stops every trial at the given epoch."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ def rising(trial: Assignment) -> SyntheticCurve:
 
 
 def test_the_searcher_gets_the_last_result_only_on_completion() -> None:
-    searcher = Numbered()
+    searcher = RecordingSearcher()
     simulate(TunePolicy(searcher, StopAt(2), num_samples=1), rising)
     assert searcher.calls == ["suggest 00000000", "result 00000000 1", "complete 00000000 2"]
 
 
 def test_trials_are_requested_until_the_searcher_is_finished() -> None:
-    searcher = Numbered(answers=[{"x": 1}, Searcher.FINISHED])
+    searcher = RecordingSearcher(suggestions=[{"x": 1}, Searcher.FINISHED])
     policy = TunePolicy(searcher, StopAt(1))
     trace = simulate(policy, rising, workers=1)
     assert policy.exhausted
@@ -80,14 +80,14 @@ def test_trials_are_requested_until_the_searcher_is_finished() -> None:
 
 
 def test_a_searcher_without_a_suggestion_is_asked_again() -> None:
-    policy = TunePolicy(Numbered(answers=[None, {"x": 1}]), StopAt(1))
+    policy = TunePolicy(RecordingSearcher(suggestions=[None, {"x": 1}]), StopAt(1))
     assert policy.next_trial() is None
     assert not policy.exhausted
     assert policy.next_trial() is not None
 
 
 def test_an_error_is_passed_to_the_searcher() -> None:
-    searcher = Numbered()
+    searcher = RecordingSearcher()
     policy = TunePolicy(searcher, StopAt(9), num_samples=1)
     simulate(policy, lambda _: SyntheticCurve(limit=0.9, crashes_at=2))
     assert searcher.calls[-1] == "complete 00000000 True"
@@ -97,8 +97,8 @@ def rising_with_x(trial: Assignment) -> SyntheticCurve:
     return SyntheticCurve(limit=0.5 + 0.4 * trial.parameters["x"])
 
 
-def plain(*, trials: int) -> tuple[TunePolicy, OptunaSearch]:
-    """Ray's own searcher and scheduler, set up as its documentation shows."""
+def tune_with_asha(*, trials: int) -> tuple[TunePolicy, OptunaSearch]:
+    """Ray's own searcher and scheduler, configured as in its documentation."""
     searcher = OptunaSearch(
         {"x": optuna.distributions.FloatDistribution(0.0, 1.0)},
         metric="val_accuracy",
@@ -112,14 +112,14 @@ def plain(*, trials: int) -> tuple[TunePolicy, OptunaSearch]:
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 def test_plain_asha_trains_a_diverged_trial_to_its_last_epoch() -> None:
-    policy, _ = plain(trials=2)
+    policy, _ = tune_with_asha(trials=2)
     trace = simulate(policy, lambda _: SyntheticCurve(limit=0.9, diverges_at=2), workers=1)
     assert trace.epochs_of(0) == tuple(range(1, EPOCHS + 1))
     assert math.isnan(trace.runs[-1].value)
 
 
 def test_plain_optuna_search_calls_a_stopped_trial_complete() -> None:
-    policy, searcher = plain(trials=30)
+    policy, searcher = tune_with_asha(trials=30)
     trace = simulate(policy, rising_with_x)
     stopped = [run for run in trace.runs if run.decision is Decision.STOP and run.epoch < EPOCHS]
     assert stopped

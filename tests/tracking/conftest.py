@@ -25,11 +25,11 @@ from tune_rescon.tracking import (
 )
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
 
-#: Seconds within which a call of the search's thread returns. Less than what MLflow's process waits for: five
-#: for a locked SQLite file, and ten for a server that does not answer.
-AT_ONCE = 4.0
+#: Limit of a `submit` in the search's thread. MLflow's process waits longer: five seconds for a locked SQLite
+#: file, ten for a server that does not answer.
+MAX_SUBMIT_SECONDS = 4.0
 
-#: Of the small search.
+#: The size of the small search.
 TRIALS, EPOCHS = 6, 5
 
 
@@ -52,22 +52,24 @@ def store(empty_store: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def make_writer(store: str, tmp_path: Path) -> Callable[..., MlflowWriter]:
-    """Makes started writers; each one is another run of the command.
+    """Creates and starts writers; each one is another run of the command.
 
-    They make their calls on their thread and not in a process, so that a test can replace a call.
+    Their calls run in a thread and not in a process, so that a test can patch them.
     """
 
     def make(search: str = "s", uri: str = store) -> MlflowWriter:
-        made = MlflowWriter(destination(uri, search, tmp_path / "artifacts"), open_worker=InProcessWorker)
-        made.start()
-        return made
+        mlflow_writer = MlflowWriter(
+            destination(uri, search, tmp_path / "artifacts"), open_worker=InProcessWorker
+        )
+        mlflow_writer.start()
+        return mlflow_writer
 
     return make
 
 
 @pytest.fixture
 def make_sync(store: str, tmp_path: Path) -> Callable[[], MlflowRunSync]:
-    """Makes run syncs without a thread; each one is another run of the command."""
+    """Creates run syncs without a thread; each one is another run of the command."""
 
     def make() -> MlflowRunSync:
         sync = MlflowRunSync(destination(store, "s", tmp_path / "artifacts"))
@@ -79,7 +81,7 @@ def make_sync(store: str, tmp_path: Path) -> Callable[[], MlflowRunSync]:
 
 @pytest.fixture
 def same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's process has this one's priority. With the lowest, it takes minutes on a busy machine."""
+    """MLflow's process gets this one's priority. With the lowest it takes minutes on a busy machine."""
     monkeypatch.setattr(worker_client, "NICENESS", os.getpriority(os.PRIO_PROCESS, 0))
 
 
@@ -87,53 +89,48 @@ def same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_fast_writer(
     tmp_path: Path, same_priority: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], MlflowWriter]]:
-    """Makes started writers that retry sooner than those of a search."""
+    """Creates and starts writers with short pauses between retries."""
     del same_priority
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(writer, "LONGEST_PAUSE", 0.5)
     monkeypatch.setattr(writer, "DEBOUNCE_SECONDS", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    made: list[MlflowWriter] = []
+    writers: list[MlflowWriter] = []
 
     def make(uri: str) -> MlflowWriter:
         local = tmp_path / "artifacts" if uri.startswith("sqlite:") else None
-        made.append(MlflowWriter(destination(uri, "s", local)))
-        made[-1].start()
-        return made[-1]
+        writers.append(MlflowWriter(destination(uri, "s", local)))
+        writers[-1].start()
+        return writers[-1]
 
     yield make
-    for one in made:
-        one.close(0)
+    for open_writer in writers:
+        open_writer.close(0)
 
 
 @pytest.fixture
 def send_search() -> Callable[[MlflowWriter, Callable[[], object]], int]:
-    """Submits the states of a small search to a writer, and calls a function half way.
-
-    It never waits for MLflow.
-
-    Returns the number of updates.
-    """
+    """Submits the states of a small search, calls a function half way, and returns the number of updates."""
 
     def send_search(writer: MlflowWriter, halfway: Callable[[], object]) -> int:
         seconds = []
 
-        def show(run_state: TrialRunState | SearchRunState) -> None:
-            began = time.perf_counter()
+        def submit(run_state: TrialRunState | SearchRunState) -> None:
+            start = time.perf_counter()
             writer.submit(run_state)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
             time.sleep(0.02)
 
-        show(SearchRunState(id="1a"))
+        submit(SearchRunState(id="1a"))
         for number in range(TRIALS):
             for epochs in range(EPOCHS + 1):
-                show(trial(number, epochs))
+                submit(trial(number, epochs))
                 if (number, epochs) == (TRIALS // 2, EPOCHS // 2):
                     halfway()
-            show(trial(number, EPOCHS, "finished"))
-        show(SearchRunState(id="1a", state="finished"))
-        assert max(seconds) < AT_ONCE
+            submit(trial(number, EPOCHS, "finished"))
+        submit(SearchRunState(id="1a", state="finished"))
+        assert max(seconds) < MAX_SUBMIT_SECONDS
         return len(seconds)
 
     return send_search
@@ -154,7 +151,7 @@ def trial(number: int, epochs: int, state: str = "running") -> TrialRunState:
 
 @pytest.fixture
 def assert_complete() -> Callable[[str], None]:
-    """Asserts that a store has the small search: one parent, every trial once, every epoch once."""
+    """Asserts that a store has one parent, each trial once and each epoch once."""
 
     def check(uri: str) -> None:
         client = mlflow.MlflowClient(uri)

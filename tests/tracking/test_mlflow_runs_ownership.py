@@ -54,14 +54,14 @@ def parents(client: mlflow.MlflowClient) -> list[Run]:
 
 
 def children(client: mlflow.MlflowClient) -> dict[int, str]:
-    """The run of each trial; there is one."""
-    numbered = [(int(run.data.tags.get("tune_rescon.trial", -1)), run.info.run_id) for run in runs(client)]
-    found = {number: run_id for number, run_id in numbered if number >= 0}
-    assert len(found) == sum(number >= 0 for number, _ in numbered)
-    return found
+    """Return the run id of each trial; assert that there is one run per trial."""
+    trial_runs = [(int(run.data.tags.get("tune_rescon.trial", -1)), run.info.run_id) for run in runs(client)]
+    run_ids = {number: run_id for number, run_id in trial_runs if number >= 0}
+    assert len(run_ids) == sum(number >= 0 for number, _ in trial_runs)
+    return run_ids
 
 
-def everything(client: mlflow.MlflowClient, run_ids: list[str]) -> list[dict[str, Any]]:
+def run_data(client: mlflow.MlflowClient, run_ids: list[str]) -> list[dict[str, Any]]:
     return [client.get_run(run_id).to_dictionary() for run_id in run_ids]
 
 
@@ -87,23 +87,23 @@ def test_a_search_does_not_change_runs_of_another_with_its_name(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     first = make_sync()
-    of_first = [first.send(search(note="first"))]
-    of_first += [first.send(trial(number)) for number in range(3)]
-    before = everything(client, of_first)
-    # While the first still runs, from another storage; then its folder is deleted and begun again.
+    first_runs = [first.send(search(note="first"))]
+    first_runs += [first.send(trial(number)) for number in range(3)]
+    before = run_data(client, first_runs)
+    # A search of another storage while the first runs. Then the folder is deleted and the search restarted.
     second = make_sync()
-    of_second = [second.send(search(THEIRS, "other:/runs/s", note="second"))]
-    of_second += [second.send(trial(number, depth="92")) for number in range(2)]
-    assert everything(client, of_first) == before
-    again = make_sync()
-    of_third = [again.send(search("cc" * 16)), again.send(trial(0, started_ms=7000))]
-    assert everything(client, of_first) == before
+    second_runs = [second.send(search(THEIRS, "other:/runs/s", note="second"))]
+    second_runs += [second.send(trial(number, depth="92")) for number in range(2)]
+    assert run_data(client, first_runs) == before
+    third = make_sync()
+    third_runs = [third.send(search("cc" * 16)), third.send(trial(0, started_ms=7000))]
+    assert run_data(client, first_runs) == before
     first.send(trial(0, 2))
     first.send(search(note="first", state="finished"))
-    assert len(set(of_first + of_second + of_third)) == 4 + 3 + 2
-    assert {run.info.run_id for run in runs(client, ViewType.ALL)} == {*of_first, *of_second, *of_third}
-    for parent, *below in (of_first, of_second, of_third):
-        for run_id in below:
+    assert len(set(first_runs + second_runs + third_runs)) == 4 + 3 + 2
+    assert {run.info.run_id for run in runs(client, ViewType.ALL)} == {*first_runs, *second_runs, *third_runs}
+    for parent, *child_ids in (first_runs, second_runs, third_runs):
+        for run_id in child_ids:
             assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
 
 
@@ -122,9 +122,9 @@ def test_runs_are_found_by_id_after_a_rename_and_a_move(
 def test_a_lost_trial_is_replaced_by_the_next_with_its_number(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
-    dead = make_sync()
+    dead_driver = make_sync()
     for run_state in (search(), trial(0), trial(1, depth="92", started_ms=600)):
-        dead.send(run_state)
+        dead_driver.send(run_state)
     sync = make_sync()
     for run_state in (search(), trial(0), trial(1, depth="56", started_ms=90_000)):
         sync.send(run_state)
@@ -136,15 +136,15 @@ def test_a_copy_with_the_same_id_deletes_no_run_of_the_original(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     original = make_sync()
-    of_original = [original.send(run_state) for run_state in (search(), trial(0), trial(1, started_ms=600))]
+    original_runs = [original.send(run_state) for run_state in (search(), trial(0), trial(1, started_ms=600))]
     copy = make_sync()
     copy.send(search(place="other:/runs/s"))
     copy.send(trial(1, started_ms=90_000))
-    assert {client.get_run(run_id).info.lifecycle_stage for run_id in of_original} == {"active"}
+    assert {client.get_run(run_id).info.lifecycle_stage for run_id in original_runs} == {"active"}
 
 
 def without_id(client: mlflow.MlflowClient, run_ids: list[str]) -> list[str]:
-    """As a version without identities has left them."""
+    """Remove the tags that earlier versions did not write."""
     for run_id in run_ids:
         for tag in {ID_TAG, PLACE_TAG} & client.get_run(run_id).data.tags.keys():
             client.delete_tag(run_id, tag)
@@ -155,22 +155,22 @@ def test_the_runs_of_an_earlier_version_are_found_by_the_records_run_ids(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     other, old = make_sync(), make_sync()
-    of_other = without_id(client, [other.send(search(THEIRS)), other.send(trial(0))])
-    of_old = without_id(client, [old.send(search()), *(old.send(trial(n)) for n in range(2))])
-    before = everything(client, of_other)
-    deleted = of_old[1]
+    other_runs = without_id(client, [other.send(search(THEIRS)), other.send(trial(0))])
+    old_runs = without_id(client, [old.send(search()), *(old.send(trial(n)) for n in range(2))])
+    before = run_data(client, other_runs)
+    deleted = old_runs[1]
     client.delete_run(deleted)
     for _ in range(2):
         sync = make_sync()
-        parent = sync.send(search(known_runs=tuple(of_old[1:])))
-        shown = [sync.send(trial(n, 2, run_id=of_old[1 + n])) for n in range(2)]
-        assert parent == of_old[0]
-        assert shown[1] == of_old[2]
-        assert shown[0] != deleted
-        assert everything(client, of_other) == before
-        of_old[1] = shown[0]
+        parent = sync.send(search(known_runs=tuple(old_runs[1:])))
+        trial_runs = [sync.send(trial(n, 2, run_id=old_runs[1 + n])) for n in range(2)]
+        assert parent == old_runs[0]
+        assert trial_runs[1] == old_runs[2]
+        assert trial_runs[0] != deleted
+        assert run_data(client, other_runs) == before
+        old_runs[1] = trial_runs[0]
     assert len(runs(client)) == 2 + 3
-    for run_id in of_old:
+    for run_id in old_runs:
         assert client.get_run(run_id).data.tags[ID_TAG] == OURS
 
 
@@ -178,13 +178,13 @@ def test_a_recorded_run_with_another_searchs_id_is_not_changed(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     original = make_sync()
-    of_original = [original.send(search()), original.send(trial(0))]
-    before = everything(client, of_original)
+    original_runs = [original.send(search()), original.send(trial(0))]
+    before = run_data(client, original_runs)
     copy = make_sync()
-    shown = [copy.send(search(THEIRS, known_runs=(of_original[1],)))]
-    shown.append(copy.send(trial(0, 2, run_id=of_original[1])))
-    assert not set(shown) & set(of_original)
-    assert everything(client, of_original) == before
+    copy_runs = [copy.send(search(THEIRS, known_runs=(original_runs[1],)))]
+    copy_runs.append(copy.send(trial(0, 2, run_id=original_runs[1])))
+    assert not set(copy_runs) & set(original_runs)
+    assert run_data(client, original_runs) == before
 
 
 @pytest.mark.parametrize("run_id", ["0" * 32, "not-a-run"])
@@ -199,21 +199,21 @@ def test_a_deleted_parent_is_replaced_and_adopts_the_trial_runs(
 ) -> None:
     sync = make_sync()
     old = sync.send(search())
-    shown = [sync.send(trial(number)) for number in range(2)]
+    trial_runs = [sync.send(trial(number)) for number in range(2)]
     client.delete_run(old)
-    again = make_sync()
-    parent = again.send(search())
+    resumed = make_sync()
+    parent = resumed.send(search())
     assert parent != old
-    assert [again.send(trial(number, 2, run_id=shown[number])) for number in range(2)] == shown
+    assert [resumed.send(trial(number, 2, run_id=trial_runs[number])) for number in range(2)] == trial_runs
     assert sorted(children(client)) == [0, 1]
-    for run_id in shown:
+    for run_id in trial_runs:
         assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == parent
     assert [run.info.run_id for run in parents(client)] == [parent]
 
 
 @pytest.fixture
 def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is registered is not looked at here: see test_registry.py."""
+    """Replaces the export of the model, which test_registry.py tests."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "MLmodel").write_text("flavors: {}\n")
@@ -226,7 +226,7 @@ def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def register(sync: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
-    """Finish a search whose only trial wins; return the messages to the user."""
+    """Finish a search with one trial, register its model, and return the messages to the user."""
     sync.send(search(search_id))
     sync.send(trial(0, state="finished"))
     winner = Champion(number=0, epoch=epoch, checkpoint="best.ckpt")
@@ -242,9 +242,9 @@ def test_another_searchs_champion_keeps_an_alias_and_is_reported(
     assert register(make_sync(), OURS) == ()
     if not has_tag:
         client.delete_model_version_tag("s", "1", ID_TAG)
-    (remark,) = register(make_sync(), THEIRS)
-    assert "another search" in remark
-    assert f"champion-{OURS[:8]}" in remark
+    (message,) = register(make_sync(), THEIRS)
+    assert "another search" in message
+    assert f"champion-{OURS[:8]}" in message
     aliases = client.get_registered_model("s").aliases
     assert {alias: int(version) for alias, version in aliases.items()} == {
         "champion": 2,
@@ -261,13 +261,13 @@ def test_a_champion_is_not_replaced_while_its_search_cannot_be_read(
     theirs = client.get_model_version("s", "1").run_id
     get_run = mlflow.MlflowClient.get_run
 
-    def away(self: mlflow.MlflowClient, run_id: str) -> Run:
+    def fail(self: mlflow.MlflowClient, run_id: str) -> Run:
         if run_id == theirs:
             raise MlflowException("the store is away")
         return get_run(self, run_id)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "get_run", away)
+        patch.setattr(mlflow.MlflowClient, "get_run", fail)
         with pytest.raises(MlflowException, match="is away"):
             register(make_sync(), THEIRS)
     assert int(client.get_registered_model("s").aliases["champion"]) == 1
@@ -278,73 +278,77 @@ def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     assert register(make_sync(), OURS) == register(make_sync(), OURS, epoch=2) == ()
-    assert {alias: int(v) for alias, v in client.get_registered_model("s").aliases.items()} == {"champion": 2}
+    assert {alias: int(version) for alias, version in client.get_registered_model("s").aliases.items()} == {
+        "champion": 2
+    }
 
 
 @pytest.mark.usefixtures("exports")
 def test_the_champion_of_a_reused_trial_number_is_registered(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
-    """The record was restored from a backup: its next trial 0 wins at the same epoch as the lost one."""
+    """The study was restored from a backup: a new trial 0 is the best at the same epoch as the lost one."""
     register(make_sync(), OURS)
     register(make_sync(), OURS)
     champion = client.get_model_version_by_alias("s", "champion")
     assert int(champion.version) == 1, "it is the same network"
-    lost = children(client)[0]
+    lost_run = children(client)[0]
     sync = make_sync()
     sync.send(search())
     run_id = sync.send(trial(0, started_ms=70_000, state="finished"))
     sync.send(search(state="finished", champion=Champion(number=0, epoch=1, checkpoint="best.ckpt")))
     champion = client.get_model_version_by_alias("s", "champion")
     assert (champion.run_id, int(champion.version)) == (run_id, 2)
-    assert run_id != lost
+    assert run_id != lost_run
 
 
 @pytest.mark.usefixtures("exports")
-@pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["no run", "a run that is gone"])
+@pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["no run", "deleted run"])
 def test_a_champion_of_an_unknown_search_keeps_a_version_alias(
     run_id: str | None, make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     client.create_registered_model("s")
     client.create_model_version("s", "file:///elsewhere", run_id)
     client.set_registered_model_alias("s", "champion", "1")
-    (remark,) = register(make_sync(), OURS)
-    assert "champion-version-1" in remark
+    (message,) = register(make_sync(), OURS)
+    assert "champion-version-1" in message
     assert int(client.get_registered_model("s").aliases["champion-version-1"]) == 1
 
 
-@pytest.mark.parametrize(("apart_ms", "same"), [(0, True), (1000, True), (-1000, True), (1001, False)])
-def test_a_run_is_matched_to_its_trial_by_start_time(apart_ms: int, same: bool, make_sync: MakeSync) -> None:
-    """Some databases keep whole seconds."""
-    dead = make_sync()
-    dead.send(search())
-    shown = dead.send(trial(0, started_ms=5000))
+@pytest.mark.parametrize(("difference_ms", "same"), [(0, True), (1000, True), (-1000, True), (1001, False)])
+def test_a_run_is_matched_to_its_trial_by_start_time(
+    difference_ms: int, same: bool, make_sync: MakeSync
+) -> None:
+    """Some databases store whole seconds."""
+    earlier_driver = make_sync()
+    earlier_driver.send(search())
+    run_id = earlier_driver.send(trial(0, started_ms=5000))
     sync = make_sync()
     sync.send(search())
-    assert (sync.send(trial(0, started_ms=5000 + apart_ms)) == shown) is same
+    assert (sync.send(trial(0, started_ms=5000 + difference_ms)) == run_id) is same
 
 
 def test_a_recorded_run_is_used_despite_another_start_time(make_sync: MakeSync) -> None:
-    dead = make_sync()
-    dead.send(search())
-    shown = dead.send(trial(0, started_ms=5000))
+    earlier_driver = make_sync()
+    earlier_driver.send(search())
+    run_id = earlier_driver.send(trial(0, started_ms=5000))
     sync = make_sync()
     sync.send(search())
-    assert sync.send(trial(0, started_ms=90_000, run_id=shown)) == shown
+    assert sync.send(trial(0, started_ms=90_000, run_id=run_id)) == run_id
 
 
 def test_a_run_without_id_of_another_search_name_is_not_changed(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
     old = make_sync()
-    of_old = without_id(client, [old.send(search(THEIRS)), old.send(trial(0))])
-    for run_id in of_old:
+    old_runs = without_id(client, [old.send(search(THEIRS)), old.send(trial(0))])
+    for run_id in old_runs:
         client.set_tag(run_id, "tune_rescon.search", "another")
-    before = everything(client, of_old)
+    before = run_data(client, old_runs)
     sync = make_sync()
-    shown = [sync.send(search(known_runs=(of_old[1],))), sync.send(trial(0, run_id=of_old[1]))]
-    assert not set(shown) & set(of_old)
-    assert everything(client, of_old) == before
+    new_runs = [sync.send(search(known_runs=(old_runs[1],))), sync.send(trial(0, run_id=old_runs[1]))]
+    assert not set(new_runs) & set(old_runs)
+    assert run_data(client, old_runs) == before
 
 
 def test_the_earliest_of_several_parents_is_used(make_sync: MakeSync, client: mlflow.MlflowClient) -> None:
@@ -378,13 +382,13 @@ def test_a_champion_without_a_checkpoint_is_reported_and_not_registered(
     make_sync: MakeSync, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def gone(_checkpoint: str) -> Iterator[Path]:
+    def raise_storage_error(_checkpoint: str) -> Iterator[Path]:
         raise StorageError("best.ckpt is gone.")
         yield
 
-    monkeypatch.setattr(registry, "exported", gone)
-    (remark,) = register(make_sync(), OURS)
-    assert remark == "The winner's network is not registered in MLflow: best.ckpt is gone."
+    monkeypatch.setattr(registry, "exported", raise_storage_error)
+    (message,) = register(make_sync(), OURS)
+    assert message == "The winner's network is not registered in MLflow: best.ckpt is gone."
     assert client.search_registered_models() == []
 
 
@@ -405,17 +409,17 @@ def test_a_registry_that_refuses_the_model_is_retried(
 
 
 def test_a_failed_query_of_a_runs_owner_raises(make_sync: MakeSync, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise MlflowException("the store is away")
 
-    dead = make_sync()
-    dead.send(search())
-    shown = dead.send(trial(0))
+    earlier_driver = make_sync()
+    earlier_driver.send(search())
+    run_id = earlier_driver.send(trial(0))
     sync = make_sync()
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "get_run", away)
+        patch.setattr(mlflow.MlflowClient, "get_run", fail)
         with pytest.raises(MlflowException, match="is away"):
-            sync.send(search(THEIRS, known_runs=(shown,)))
+            sync.send(search(THEIRS, known_runs=(run_id,)))
 
 
 def test_an_experiment_created_by_two_searches_at_once_is_shared(
@@ -423,12 +427,12 @@ def test_an_experiment_created_by_two_searches_at_once_is_shared(
 ) -> None:
     create = mlflow.MlflowClient.create_experiment
 
-    def beaten(self: mlflow.MlflowClient, *args: Any) -> str:
+    def create_twice(self: mlflow.MlflowClient, *args: Any) -> str:
         create(self, *args)
         return str(create(self, *args))
 
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "create_experiment", beaten)
+        patch.setattr(mlflow.MlflowClient, "create_experiment", create_twice)
         sync = make_sync()
     run = client.get_run(sync.send(search()))
     experiment = client.get_experiment_by_name("digits")

@@ -12,19 +12,19 @@ import pytest
 
 from tune_rescon.tracking.worker import make_local_store
 
-#: Makes a store, and is killed when it has made some of its tables.
-MAKE_HALF = """
+#: Creates a store and is killed after the fifth table.
+KILLED_CREATION = """
 import os, signal, sys
 import sqlalchemy
 from tune_rescon.tracking.worker import make_local_store
 
-made = []
+tables = []
 
 @sqlalchemy.event.listens_for(sqlalchemy.Engine, "after_cursor_execute")
 def after(_connection, _cursor, statement, *_):
     if "CREATE TABLE" in statement:
-        made.append(statement)
-        if len(made) == 5:
+        tables.append(statement)
+        if len(tables) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
 make_local_store(sys.argv[1])
@@ -34,10 +34,10 @@ make_local_store(sys.argv[1])
 @pytest.mark.timeout(60)
 def test_store_creation_survives_a_kill(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
-    half = tmp_path / ".mlflow.db.half"
-    maker = subprocess.run([sys.executable, "-c", MAKE_HALF, f"sqlite:///{file}"], check=False)
-    assert maker.returncode == -signal.SIGKILL
-    assert half.stat().st_size > 0
+    partial_file = tmp_path / ".mlflow.db.half"
+    process = subprocess.run([sys.executable, "-c", KILLED_CREATION, f"sqlite:///{file}"], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert partial_file.stat().st_size > 0
     assert not file.exists()
     make_local_store(f"sqlite:///{file}")
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

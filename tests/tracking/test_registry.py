@@ -23,7 +23,7 @@ pytestmark = pytest.mark.torch
 def test_the_model_is_registered_once_and_predicts_as_the_network_does(
     checkpoint: Path, make_sync: Callable[[], MlflowRunSync], store: str
 ) -> None:
-    over = SearchRunState(
+    finished = SearchRunState(
         id="1a",
         state="finished",
         champion=Champion(number=0, epoch=3, checkpoint=str(checkpoint)),
@@ -33,8 +33,8 @@ def test_the_model_is_registered_once_and_predicts_as_the_network_does(
         for run_state in (
             SearchRunState(id="1a"),
             TrialRunState(number=0, state="finished", started_ms=1),
-            over,
-            over,
+            finished,
+            finished,
         ):
             sync.send(run_state)
     client = mlflow.MlflowClient(store, store)
@@ -93,10 +93,10 @@ def test_a_failed_download_is_reported_and_errors_in_the_block_are_raised(
     client.create_registered_model("s")
     client.create_model_version("s", tmp_path.as_uri())
 
-    def denied(*_args: object, **_options: object) -> str:
+    def raise_no_credentials(*_args: object, **_options: object) -> str:
         raise RuntimeError("Unable to locate credentials")
 
-    monkeypatch.setattr("mlflow.artifacts.download_artifacts", denied)
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", raise_no_credentials)
     with (
         pytest.raises(StorageError, match=r"models:/s/1 \(Unable to locate credentials\)"),
         registered_checkpoint("models:/s/1", tracking_uri=store),
@@ -108,4 +108,4 @@ def test_a_failed_download_is_reported_and_errors_in_the_block_are_raised(
 
 
 def _runs(client: mlflow.MlflowClient) -> list[mlflow.entities.Run]:
-    return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
+    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))

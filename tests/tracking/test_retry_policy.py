@@ -22,11 +22,11 @@ from tune_rescon.tracking.run_state import RunState
 from tune_rescon.tracking.worker import fatal_error_hint
 from tune_rescon.tracking.worker_client import CallResult
 
-# MLflow is imported, and each call is a database's.
+# MLflow is imported, and each call uses a database.
 pytestmark = pytest.mark.timeout(60)
 
-#: Seconds a search would wait for a server that is away.
-TIMEOUT = 200.0
+#: Seconds that a search waits for an unreachable server.
+CLOSE_TIMEOUT = 200.0
 
 StartWriter = Callable[[str], MlflowWriter]
 
@@ -35,9 +35,9 @@ StartWriter = Callable[[str], MlflowWriter]
 def start() -> StartWriter:
     def start(uri: str) -> MlflowWriter:
         destination = Destination(uri=uri, experiment="digits", search="s", metric="m", maximize=True)
-        made = MlflowWriter(destination, open_worker=InProcessWorker)
-        made.start()
-        return made
+        writer = MlflowWriter(destination, open_worker=InProcessWorker)
+        writer.start()
+        return writer
 
     return start
 
@@ -51,18 +51,18 @@ def send(writer: MlflowWriter) -> None:
         writer.submit(run_state)
 
 
-def expect_no_wait(writer: MlflowWriter, progress: list[str], words: str) -> None:
-    began = time.monotonic()
-    assert writer.close(TIMEOUT) > 0
-    assert time.monotonic() - began < TIMEOUT / 2
-    assert words in writer.reason
-    assert [line for line in progress if words in line] == progress
+def assert_fails_at_once(writer: MlflowWriter, progress: list[str], message: str) -> None:
+    start_time = time.monotonic()
+    assert writer.close(CLOSE_TIMEOUT) > 0
+    assert time.monotonic() - start_time < CLOSE_TIMEOUT / 2
+    assert message in writer.reason
+    assert [line for line in progress if message in line] == progress
     assert len(progress) == 1
 
 
-def delete_experiment(uri: str, make: bool = True) -> str:
+def delete_experiment(uri: str, create: bool = True) -> str:
     client = mlflow.MlflowClient(uri)
-    if make:
+    if create:
         client.create_experiment("digits")
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
@@ -76,12 +76,12 @@ def test_a_deleted_experiment_is_reported_and_accepts_all_updates_once_restored(
     experiment_id = delete_experiment(store)
     writer = start(store)
     send(writer)
-    expect_no_wait(writer, progress, f"mlflow experiments restore --experiment-id {experiment_id}")
+    assert_fails_at_once(writer, progress, f"mlflow experiments restore --experiment-id {experiment_id}")
     client = mlflow.MlflowClient(store)
     client.restore_experiment(experiment_id)
-    again = start(store)
-    send(again)
-    assert again.close(TIMEOUT) == 0
+    second_writer = start(store)
+    send(second_writer)
+    assert second_writer.close(CLOSE_TIMEOUT) == 0
     assert len(client.search_runs([experiment_id])) == 3
 
 
@@ -92,10 +92,10 @@ def test_an_experiment_deleted_while_the_search_runs_is_reported(
     writer.submit(SearchRunState(id="1a"))
     writer.submit(TrialRunState(number=0))
     wait_until(lambda: writer.opened_runs() != [])
-    delete_experiment(store, make=False)
+    delete_experiment(store, create=False)
     writer.submit(TrialRunState(number=1))
     writer.submit(TrialRunState(number=2))
-    expect_no_wait(writer, progress, "the experiment 'digits' is deleted")
+    assert_fails_at_once(writer, progress, "the experiment 'digits' is deleted")
 
 
 def test_a_database_of_another_mlflow_version_is_reported(
@@ -105,7 +105,7 @@ def test_a_database_of_another_mlflow_version_is_reported(
         database.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
     writer = start(store)
     send(writer)
-    expect_no_wait(writer, progress, f"run `mlflow db upgrade {store}`")
+    assert_fails_at_once(writer, progress, f"run `mlflow db upgrade {store}`")
     assert "0123456789ab" in progress[0]
 
 
@@ -115,11 +115,11 @@ def test_a_file_that_is_not_a_database_is_reported(
     (tmp_path / "mlflow.db").write_text("shopping list\n" * 100)
     writer = start(f"sqlite:///{tmp_path / 'mlflow.db'}")
     send(writer)
-    expect_no_wait(writer, progress, "Move it away")
+    assert_fails_at_once(writer, progress, "Move it away")
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (MlflowException("who are you?", UNAUTHENTICATED), "MLFLOW_TRACKING_PASSWORD"),
         (OperationalError("x", None, Exception("attempt to write a readonly database")), "permissions"),
@@ -130,16 +130,16 @@ def test_a_file_that_is_not_a_database_is_reported(
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_only_an_error_that_the_user_must_fix_has_a_hint(error: Exception, words: str | None) -> None:
-    found = fatal_error_hint(error, "http://mlflow")
-    assert found is None if words is None else words in (found or "")
+def test_only_an_error_that_the_user_must_fix_has_a_hint(error: Exception, message: str | None) -> None:
+    hint = fatal_error_hint(error, "http://mlflow")
+    assert hint is None if message is None else message in (hint or "")
 
 
 def test_the_hint_shows_no_password() -> None:
     error = MlflowException("Detected out-of-date database schema (found version a, but expected b).")
-    found = fatal_error_hint(error, "postgresql://ann:s3cret@db/mlflow")
-    assert found is not None
-    assert "s3cret" not in found
+    hint = fatal_error_hint(error, "postgresql://ann:s3cret@db/mlflow")
+    assert hint is not None
+    assert "s3cret" not in hint
 
 
 def test_a_refused_update_is_reported_once_and_is_the_reason_at_the_end(
@@ -149,14 +149,14 @@ def test_a_refused_update_is_reported_once_and_is_the_reason_at_the_end(
     writer.submit(SearchRunState(id="1a"))
     for number in range(3):
         writer.submit(TrialRunState(number=number, params={"a name; no": "1"}, state="finished"))
-    assert writer.close(TIMEOUT) == 3
+    assert writer.close(CLOSE_TIMEOUT) == 3
     (line,) = progress
     assert line.startswith("MLflow refuses an update of trial_0000, which is left out: ")
     assert "a name; no" in line
     assert "a name; no" in writer.reason
 
 
-class Talkative:
+class RemarkingWorker:
     """A worker that returns a remark for every call."""
 
     def start(self) -> None:
@@ -173,17 +173,17 @@ class Talkative:
 
 
 def test_remarks_are_reported_even_if_the_terminal_is_closed() -> None:
-    said: list[str] = []
+    printed: list[str] = []
 
-    def say(text: str) -> None:
-        said.append(text)
+    def print_and_fail(text: str) -> None:
+        printed.append(text)
         raise BrokenPipeError
 
     destination = Destination(uri="http://there", experiment="e", search="s", metric="m", maximize=True)
-    writer = MlflowWriter(destination, open_worker=lambda _: Talkative())
-    with progress_shown(say):
+    writer = MlflowWriter(destination, open_worker=lambda _: RemarkingWorker())
+    with progress_shown(print_and_fail):
         writer.start()
         writer.submit(SearchRunState(id="1a"))
         writer.submit(TrialRunState(number=0, state="finished"))
-        assert writer.close(TIMEOUT) == 0
-    assert said == ["the champion has changed"] * 2
+        assert writer.close(CLOSE_TIMEOUT) == 0
+    assert printed == ["the champion has changed"] * 2

@@ -13,7 +13,7 @@ from tests.waiting import wait_until
 from tune_rescon.tracking import MlflowWriter
 
 SendSearch = Callable[[MlflowWriter, Callable[[], object]], int]
-Complete = Callable[[str], None]
+AssertComplete = Callable[[str], None]
 
 pytestmark = pytest.mark.server
 
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.server
 @pytest.fixture
 def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowServer]:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
-    made = MlflowServer(tmp_path)
-    yield made
-    made.kill()
+    server = MlflowServer(tmp_path)
+    yield server
+    server.kill()
 
 
 @pytest.fixture
@@ -32,22 +32,22 @@ def writer(server: MlflowServer, make_fast_writer: Callable[[str], MlflowWriter]
 
 
 def test_all_updates_arrive_after_the_server_starts_late(
-    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
+    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: AssertComplete
 ) -> None:
-    shown = send_search(writer, lambda: None)
-    assert writer.pending_updates == shown
+    updates = send_search(writer, lambda: None)
+    assert writer.pending_updates == updates
     server.start()
     assert writer.close(200) == 0
     assert_complete(server.uri)
 
 
 def test_all_updates_arrive_after_the_server_was_killed(
-    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
+    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: AssertComplete
 ) -> None:
     server.start()
 
     def halfway() -> None:
-        wait_until(lambda: writer.opened_runs() != [])  # Some of it has been sent, some is under way.
+        wait_until(lambda: writer.opened_runs() != [])  # some updates have been sent
         server.kill()
 
     send_search(writer, halfway)
@@ -59,7 +59,7 @@ def test_all_updates_arrive_after_the_server_was_killed(
 
 @pytest.mark.nightly
 def test_all_updates_arrive_after_the_server_hung(
-    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
+    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: AssertComplete
 ) -> None:
     server.start()
     send_search(writer, server.freeze)
@@ -72,7 +72,7 @@ def test_all_updates_arrive_after_the_server_hung(
 
 @pytest.mark.nightly
 def test_all_updates_arrive_after_the_server_allows_this_host(
-    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: Complete
+    server: MlflowServer, writer: MlflowWriter, send_search: SendSearch, assert_complete: AssertComplete
 ) -> None:
     server.start("--allowed-hosts", "elsewhere.example", wait=False)
     send_search(writer, lambda: None)

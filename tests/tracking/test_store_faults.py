@@ -18,13 +18,13 @@ from tests.waiting import wait_until
 from tune_rescon.tracking import MlflowWriter
 
 SendSearch = Callable[[MlflowWriter, Callable[[], object]], int]
-Complete = Callable[[str], None]
+AssertComplete = Callable[[str], None]
 MakeWriter = Callable[[str], MlflowWriter]
 
-# MLflow's process starts in seconds, and SQLite waits for five before it gives a lock up.
+# MLflow's process needs seconds to start, and SQLite waits five seconds for a lock.
 pytestmark = pytest.mark.timeout(120)
 
-#: Keeps a database from all others, readers too, until its input ends.
+#: Locks a database exclusively until standard input ends.
 LOCK = """
 import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -36,7 +36,7 @@ sys.stdin.read()
 
 @contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """Another process has the database for itself."""
+    """Lock the database from another process."""
     command = [sys.executable, "-c", LOCK, str(database)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -46,12 +46,12 @@ def locked(database: Path) -> Iterator[None]:
         process.stdin.close()
 
 
-def wait_for_error(writer: MlflowWriter, words: str) -> None:
-    wait_until(lambda: words in writer.last_error)
+def wait_for_error(writer: MlflowWriter, message: str) -> None:
+    wait_until(lambda: message in writer.last_error)
 
 
 def wait_for_a_run(writer: MlflowWriter) -> None:
-    """Some of it has been sent: before that, the writer's process is only starting."""
+    """Wait until the writer's process has started and created a run."""
     wait_until(lambda: writer.opened_runs() != [])
 
 
@@ -60,13 +60,13 @@ def test_all_updates_arrive_after_a_lock_at_the_start(
     tmp_path: Path,
     make_fast_writer: MakeWriter,
     send_search: SendSearch,
-    assert_complete: Complete,
+    assert_complete: AssertComplete,
 ) -> None:
     with locked(tmp_path / "mlflow.db"):
         writer = make_fast_writer(store)
-        shown = send_search(writer, lambda: None)
+        updates = send_search(writer, lambda: None)
         wait_for_error(writer, "database is locked")
-        assert writer.pending_updates == shown
+        assert writer.pending_updates == updates
     assert writer.close(200) == 0
     assert writer.last_error == ""
     assert_complete(store)
@@ -78,9 +78,9 @@ def test_all_updates_arrive_after_a_lock_half_way(
     tmp_path: Path,
     make_fast_writer: MakeWriter,
     send_search: SendSearch,
-    assert_complete: Complete,
+    assert_complete: AssertComplete,
 ) -> None:
-    survives(
+    check_updates_after_fault(
         make_fast_writer(store),
         send_search,
         lambda: locked(tmp_path / "mlflow.db"),
@@ -102,8 +102,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def full(folder: Path) -> Iterator[None]:
-    """Not a byte is left."""
+def full_disk(folder: Path) -> Iterator[None]:
+    """Fill the file system to the last byte."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file:
         space = os.statvfs(folder)
@@ -117,25 +117,22 @@ def test_all_updates_arrive_after_the_disk_was_full(
     small_disk: Path,
     make_fast_writer: MakeWriter,
     send_search: SendSearch,
-    assert_complete: Complete,
+    assert_complete: AssertComplete,
 ) -> None:
     shutil.copy(empty_store, small_disk / "mlflow.db")
     store = f"sqlite:///{small_disk / 'mlflow.db'}"
-    survives(make_fast_writer(store), send_search, lambda: full(small_disk), "full")
+    check_updates_after_fault(make_fast_writer(store), send_search, lambda: full_disk(small_disk), "full")
     assert_complete(store)
 
 
 @contextmanager
-def no_longer_file(others: set[psutil.Process]) -> Iterator[None]:
-    """What this process has started can write no file, but for ``others``.
-
-    As a disk with an error, also where nobody is root.
-    """
+def disk_errors(other_processes: set[psutil.Process]) -> Iterator[None]:
+    """Make all writes of child processes fail, except those of ``other_processes``. Works without root."""
     limits = {}
-    for process in set(psutil.Process().children(recursive=True)) - others:
+    for process in set(psutil.Process().children(recursive=True)) - other_processes:
         _, hard = limits[process.pid] = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
-    assert limits, "there is nobody who writes"
+    assert limits, "no process writes to the store"
     yield
     for pid, limit in limits.items():
         resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
@@ -143,30 +140,32 @@ def no_longer_file(others: set[psutil.Process]) -> Iterator[None]:
 
 @pytest.mark.nightly
 def test_all_updates_arrive_after_disk_errors(
-    store: str, make_fast_writer: MakeWriter, send_search: SendSearch, assert_complete: Complete
+    store: str, make_fast_writer: MakeWriter, send_search: SendSearch, assert_complete: AssertComplete
 ) -> None:
-    # A Ray that other tests have started would die of it, and take this process with it a minute later.
-    others = set(psutil.Process().children(recursive=True))
-    survives(make_fast_writer(store), send_search, lambda: no_longer_file(others), "disk I/O error")
+    # A Ray cluster of other tests must not be affected: it would end this process too.
+    other_processes = set(psutil.Process().children(recursive=True))
+    check_updates_after_fault(
+        make_fast_writer(store), send_search, lambda: disk_errors(other_processes), "disk I/O error"
+    )
     assert_complete(store)
 
 
-def survives(
+def check_updates_after_fault(
     writer: MlflowWriter,
     send_search: SendSearch,
     fault: Callable[[], AbstractContextManager[None]],
-    words: str,
+    message: str,
 ) -> None:
-    """A search with a ``fault`` from half way to its end is sent after the fault; ``words`` is its error."""
-    lasting = ExitStack()
+    """Inject ``fault`` half way through a search; all updates must arrive after the fault has ended."""
+    active_fault = ExitStack()
 
     def halfway() -> None:
         wait_for_a_run(writer)
-        lasting.enter_context(fault())
+        active_fault.enter_context(fault())
 
-    shown = send_search(writer, halfway)
-    with lasting:
-        wait_for_error(writer, words)
-        assert 0 < writer.pending_updates <= shown
+    updates = send_search(writer, halfway)
+    with active_fault:
+        wait_for_error(writer, message)
+        assert 0 < writer.pending_updates <= updates
     assert writer.close(200) == 0
     assert writer.last_error == ""

@@ -14,10 +14,10 @@ from tune_rescon.tracking.writer import UpdateQueue
 
 class Clock:
     now = 0.0
-    looks = 0
+    reads = 0
 
     def __call__(self) -> float:
-        self.looks += 1
+        self.reads += 1
         return self.now
 
 
@@ -30,29 +30,29 @@ def test_only_the_newest_state_of_a_run_is_kept_and_counts_for_all() -> None:
     for run_state in (SearchRunState(id="1a"), trial(0), trial(1), trial(0, 1), trial(0, 2)):
         queue.put(run_state)
     assert len(queue) == 5
-    seen = []
+    sent = []
     while len(queue):
-        waiting = queue.next()
-        assert waiting is not None
-        run_state, updates = waiting
-        seen.append((run_state.number if isinstance(run_state, TrialRunState) else None, updates))
+        item = queue.next()
+        assert item is not None
+        run_state, updates = item
+        sent.append((run_state.number if isinstance(run_state, TrialRunState) else None, updates))
         queue.done(run_state, updates)
-    assert seen == [(None, 1), (0, 3), (1, 1)]
+    assert sent == [(None, 1), (0, 3), (1, 1)]
 
 
 def test_a_search_is_sent_before_its_trials_and_its_end_after_them() -> None:
     queue = UpdateQueue(debounce=0)
     note, end = SearchRunState(id="1a", note="1 of 2"), SearchRunState(id="1a", state="finished")
-    other, ended = trial(1), trial(0, 1, "finished")
-    for run_state in (SearchRunState(id="1a"), trial(0), note, other, end, ended):
+    running, ended = trial(1), trial(0, 1, "finished")
+    for run_state in (SearchRunState(id="1a"), trial(0), note, running, end, ended):
         queue.put(run_state)
-    seen = []
+    sent = []
     while len(queue):
-        waiting = queue.next()
-        assert waiting is not None
-        seen.append(waiting[0])
-        queue.done(*waiting)
-    assert seen == [note, ended, other, end]
+        item = queue.next()
+        assert item is not None
+        sent.append(item[0])
+        queue.done(*item)
+    assert sent == [note, ended, running, end]
 
 
 def test_a_state_that_arrives_during_a_call_stays_queued() -> None:
@@ -69,7 +69,7 @@ def test_a_state_that_arrives_during_a_call_stays_queued() -> None:
 
 
 def test_no_older_state_of_the_search_follows_its_end() -> None:
-    # As when MLflow's store takes longer to make than the search's trials take to learn.
+    # The search may end before MLflow's store is created.
     queue = UpdateQueue(debounce=0)
     queue.put(SearchRunState(id="1a"))
     first = queue.next()
@@ -110,16 +110,16 @@ def test_only_active_runs_are_held_back() -> None:
 
     queue.put(trial(1))
     newest = trial(1, 1)
-    got, looks = [], clock.looks
-    taker = threading.Thread(target=lambda: got.append(queue.next()))
+    taken, reads_before = [], clock.reads
+    taker = threading.Thread(target=lambda: taken.append(queue.next()))
     taker.start()
-    # It has seen that the update is not due, and holds the queue until it waits.
-    wait_until(lambda: clock.looks > looks)
-    assert got == []
+    # The taker has read the clock: the update is not due yet.
+    wait_until(lambda: clock.reads > reads_before)
+    assert taken == []
     clock.now = 10
-    queue.put(newest)  # Wakes the taker.
+    queue.put(newest)  # wakes the taker
     taker.join(30)
-    assert got == [(newest, 2)]
+    assert taken == [(newest, 2)]
 
 
 def test_a_closed_queue_holds_nothing_back_and_ends() -> None:
@@ -138,8 +138,8 @@ def test_every_update_is_counted_once(steps: list[tuple[int, bool]]) -> None:
     for put, (number, sends) in enumerate(steps, 1):
         queue.put(trial(number, put))
         if sends:
-            waiting = queue.next()
-            assert waiting is not None
-            queue.done(*waiting)
-            sent += waiting[1]
+            item = queue.next()
+            assert item is not None
+            queue.done(*item)
+            sent += item[1]
         assert len(queue) == put - sent

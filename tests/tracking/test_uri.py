@@ -43,11 +43,11 @@ def test_a_server_or_a_database_is_accepted(uri: str) -> None:
     ],
 )
 def test_any_other_uri_is_refused_with_the_schemes_that_exist(uri: str) -> None:
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(StorageError) as error:
         check_tracking_uri(uri)
-    said = str(caught.value)
-    assert said.startswith("--tracking-uri: must begin with one of http://, https://, sqlite://")
-    assert repr(uri) in said
+    message = str(error.value)
+    assert message.startswith("--tracking-uri: must begin with one of http://, https://, sqlite://")
+    assert repr(uri) in message
 
 
 def test_writers_of_one_file_lock_it(tmp_path: Path) -> None:

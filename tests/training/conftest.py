@@ -13,8 +13,8 @@ from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataset, open_dataset
 from tune_rescon.training import EpochReport, Objective, TrialProcess, train_trial
 
-#: Nothing is drawn at random but the weights and the order of the images.
-PLAIN = TrialConfig(
+#: Only the weights and the order of the images are random.
+PLAIN_CONFIG = TrialConfig(
     layout="cifar",
     depth=56,
     width=0.25,
@@ -26,9 +26,9 @@ PLAIN = TrialConfig(
     precise_bn_batches=2,
 )
 
-#: Everything that holds state between steps or epochs is on.
-SMALL = dataclasses.replace(
-    PLAIN,
+#: Every feature that holds state between steps or epochs is on.
+SMALL_CONFIG = dataclasses.replace(
+    PLAIN_CONFIG,
     warmup_epochs=1,
     crop_padding=1,
     mixup=0.2,
@@ -36,13 +36,13 @@ SMALL = dataclasses.replace(
     ema_decay=0.9,
     gradient_clip=5.0,
     label_smoothing=0.1,
-    # Whatever the machine: a test of little memory says what it wants.
+    # Independent of the machine's memory.
     checkpoint_activations="off",
 )
 
-PROCESS = tuple(field.name for field in dataclasses.fields(TrialProcess))
+PROCESS_FIELDS = tuple(field.name for field in dataclasses.fields(TrialProcess))
 
-Run = Callable[..., list[EpochReport]]
+Train = Callable[..., list[EpochReport]]
 
 
 @pytest.fixture(scope="session")
@@ -53,32 +53,36 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
 
 @pytest.fixture(scope="session")
 def small() -> TrialConfig:
-    return SMALL
+    return SMALL_CONFIG
 
 
 @pytest.fixture(scope="session")
-def train(digits: ImageDataset) -> Run:
+def train(digits: ImageDataset) -> Train:
     """``train_trial`` on one CPU thread; returns the reports. Keywords override the small trial's."""
 
     def run(
-        config: TrialConfig = SMALL,
+        config: TrialConfig = SMALL_CONFIG,
         folder: Path | None = None,
         *,
         dataset: ImageDataset = digits,
         **options: Any,
     ) -> list[EpochReport]:
         reports: list[EpochReport] = []
-        arguments: dict[str, Any] = {"epochs": 2, "seed": 0, "on_epoch": reports.append} | options
-        goal = {name: arguments.pop(name) for name in ("metric", "mode", "keep", "log") if name in arguments}
+        trial_options: dict[str, Any] = {"epochs": 2, "seed": 0, "on_epoch": reports.append} | options
+        objective = {
+            name: trial_options.pop(name)
+            for name in ("metric", "mode", "keep", "log")
+            if name in trial_options
+        }
         process: dict[str, Any] = {"device": "cpu", "threads": 1}
-        process |= {name: arguments.pop(name) for name in PROCESS if name in arguments}
+        process |= {name: trial_options.pop(name) for name in PROCESS_FIELDS if name in trial_options}
         train_trial(
             config,
             dataset,
             checkpoint_dir=folder,
-            objective=Objective(**goal),
+            objective=Objective(**objective),
             process=TrialProcess(**process),
-            **arguments,
+            **trial_options,
         )
         return reports
 

@@ -1,4 +1,4 @@
-"""A process that trains trials with another one: `peer.py RANK`; jobs come pickled, and go so."""
+"""A process that trains trials together with another one: `peer.py RANK`. Jobs and results are pickled."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tune_rescon.training.module import TrialModule
 
 
 @contextmanager
-def together(meeting: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
-    """Meet at a file."""
+def joined(rendezvous: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
+    """Join the process group by a rendezvous file."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = dist.FileStore(str(meeting), count)  # type: ignore[attr-defined]  # documented, but not exported
-    patience = datetime.timedelta(seconds=200)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=patience)
+    store = dist.FileStore(str(rendezvous), count)  # type: ignore[attr-defined]  # documented, but not exported
+    timeout = datetime.timedelta(seconds=200)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timeout)
     try:
         yield ProcessGroup(share=Shard(rank=rank, count=count))
     finally:
@@ -38,12 +38,12 @@ def together(meeting: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
 
 
 def train_share(
-    rank: int, count: int, meeting: Path, config: TrialConfig, root: Path, options: dict[str, Any]
+    rank: int, count: int, rendezvous: Path, config: TrialConfig, root: Path, options: dict[str, Any]
 ) -> list[EpochReport] | str:
-    """Train ``config`` on 80 digits as one of ``count``; the reports, or what ended it."""
+    """Train ``config`` on 80 digits as one of ``count`` ranks; return the reports or the error."""
     reports: list[EpochReport] = []
     stop_after, memory = options.pop("stop_after", None), options.pop("memory", None)
-    broken, unbuilt = options.pop("broken", None), options.pop("unbuilt", None)
+    failing_rank, rank_without_network = options.pop("broken", None), options.pop("unbuilt", None)
 
     def on_epoch(report: EpochReport) -> None:
         reports.append(report)
@@ -55,12 +55,12 @@ def train_share(
     def logits(self: TrialModule, network: torch.nn.Module, images_BCHW: torch.Tensor) -> torch.Tensor:
         if memory is not None and rank == memory[0] and len(images_BCHW) > memory[1]:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        if broken == rank:
+        if failing_rank == rank:
             raise ValueError("broken on purpose")
         return original(self, network, images_BCHW)
 
     def build(spec: Any, *, pretrained: bool) -> torch.nn.Module:
-        if unbuilt == rank:
+        if rank_without_network == rank:
             raise ValueError("never built")
         return build_described(spec, pretrained=pretrained)
 
@@ -68,14 +68,14 @@ def train_share(
     arguments: dict[str, Any] = {"epochs": 2, "seed": 0} | options
     try:
         with (
-            together(meeting, rank, count) as peers,
+            joined(rendezvous, rank, count) as peers,
             patch.object(TrialModule, "logits", logits),
             patch.object(fit, "build_described", build),
         ):
             train_trial(
                 config,
                 digits,
-                checkpoint_dir=root / f"{meeting.name}-of-{rank}",
+                checkpoint_dir=root / f"{rendezvous.name}-of-{rank}",
                 on_epoch=on_epoch,
                 process=TrialProcess(device="cpu", threads=1, peers=peers),
                 **arguments,
@@ -86,17 +86,17 @@ def train_share(
 
 
 def main(rank: int) -> None:
-    """Train whatever is asked for, until the pipe is closed."""
-    # What is printed must not come between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
+    """Run jobs until the pipe is closed."""
+    # Prints must not get between the results.
+    results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     while True:
         try:
             job = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(train_share(rank, *job), answers)
-        answers.flush()
+        pickle.dump(train_share(rank, *job), results)
+        results.flush()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""A resumed trial against an uninterrupted one: lives that end early, faults between them, the comparison.
+"""Compare a resumed trial with an uninterrupted one: interrupted runs, faults between them, the comparison.
 
-A trial is lived in a folder: each life trains from what the one before it left there, and ends early. The
-last one trains to the end. What all of them reported, and what the folder holds then, must be what one
-undisturbed life leaves, to the last bit.
+Each run of a trial resumes from the files of the previous one in the same folder and is interrupted. The last
+run trains to the end. All reports and the files must equal those of one uninterrupted run bit for bit.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from tune_rescon.training.checkpoint import read_checkpoint
 __all__ = [
     "BATCHES",
     "EPOCHS",
-    "STEADY",
+    "IMPROVING",
     "Fault",
-    "Lives",
+    "ResumedTrial",
     "assert_same_files",
-    "cut_off",
+    "corrupt",
     "empty",
     "killed_after",
     "metrics_of",
     "preempted",
-    "scratch",
-    "timeless",
+    "truncate",
+    "without_timings",
 ]
 
 EPOCHS: Final = 3
@@ -42,31 +41,31 @@ EPOCHS: Final = 3
 #: Batches in an epoch of the small trial.
 BATCHES: Final = 4
 
-#: The objective that gets better every epoch of the small trial, so that each has a best network to write.
-STEADY: Final[Mapping[str, Any]] = {"metric": "train_loss", "mode": "min"}
+#: An objective that improves in every epoch of the small trial, so that each epoch writes a best network.
+IMPROVING: Final[Mapping[str, Any]] = {"metric": "train_loss", "mode": "min"}
 
 _TIMES: Final = ("images_per_second", "epoch_seconds")
 
 
 def metrics_of(report: EpochReport) -> dict[str, float]:
-    """A report's metrics that do not depend on the clock."""
-    return timeless(report.metrics)
+    """The metrics of a report that do not depend on the clock."""
+    return without_timings(report.metrics)
 
 
-def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
+def without_timings(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics that do not depend on the clock."""
     return {name: value for name, value in metrics.items() if not name.endswith(_TIMES)}
 
 
-class Lives:
-    """The lives of one trial in one folder: its reports and notes so far."""
+class ResumedTrial:
+    """A trial that is run several times in one folder, with the reports and notes of all runs."""
 
     def __init__(
         self,
         train: Callable[..., object],
         folder: Path,
         largest_file: Callable[[int], AbstractContextManager[None]],
-        options: Mapping[str, Any] = STEADY,
+        options: Mapping[str, Any] = IMPROVING,
     ) -> None:
         self.folder = folder
         self.largest_file = largest_file
@@ -75,98 +74,100 @@ class Lives:
         self._train = train
         self._options = options
 
-    def live(self, **more: Any) -> None:
-        """Train from what is there to the end, or to what ``more`` options end it by."""
-        given: dict[str, Any] = {"epochs": EPOCHS, "on_epoch": self.reports.append}
-        given |= {"folder": self.folder, "on_message": self.notes.append, **self._options}
-        self._train(**given | more)
+    def run(self, **more: Any) -> None:
+        """Resume from the folder and train to the end, unless the ``more`` options interrupt the run."""
+        options: dict[str, Any] = {"epochs": EPOCHS, "on_epoch": self.reports.append}
+        options |= {"folder": self.folder, "on_message": self.notes.append, **self._options}
+        self._train(**options | more)
 
 
-Life = Callable[[Lives], object]
+Stage = Callable[[ResumedTrial], object]
 
 
 class _Killed(BaseException):
-    """Ends a trial as a signal ends its process: no handler of the package catches it."""
+    """Ends a trial like a signal: no handler of the package catches it."""
 
 
-def killed_after(epoch: int, *, disk_full_after: int | None = None) -> Life:
-    """A life that ends with the report of ``epoch``; after ``disk_full_after`` the disk is full."""
+def killed_after(epoch: int, *, disk_full_after: int | None = None) -> Stage:
+    """A run that is killed in the report of ``epoch``; the disk is full after ``disk_full_after``."""
 
-    def life(trial: Lives) -> None:
-        def report(done: EpochReport) -> None:
-            trial.reports.append(done)
-            if done.epoch == disk_full_after:
+    def stage(trial: ResumedTrial) -> None:
+        def report(epoch_report: EpochReport) -> None:
+            trial.reports.append(epoch_report)
+            if epoch_report.epoch == disk_full_after:
                 disk.enter_context(trial.largest_file(100_000))
-            if done.epoch == epoch:
+            if epoch_report.epoch == epoch:
                 raise _Killed
 
         with ExitStack() as disk, pytest.raises(_Killed):
-            trial.live(on_epoch=report)
+            trial.run(on_epoch=report)
 
-    return life
+    return stage
 
 
-def preempted(*, at: int, disk_full: bool = False) -> Life:
-    """A life that is asked to end at the ``at``-th moment at which a trial looks, and checkpoints first."""
+def preempted(*, at: int, disk_full: bool = False) -> Stage:
+    """A run that is preempted at its ``at``-th check, and writes a checkpoint first."""
 
-    def life(trial: Lives) -> None:
-        looks = itertools.count(1)
+    def stage(trial: ResumedTrial) -> None:
+        checks = itertools.count(1)
         disk = trial.largest_file(10_000) if disk_full else nullcontext()
         with disk, pytest.raises(Preempted):
-            trial.live(is_preempted=lambda: next(looks) == at)
+            trial.run(is_preempted=lambda: next(checks) == at)
 
-    return life
-
-
-def empty(*names: str) -> Life:
-    """These checkpoints are empty files afterwards."""
-    return _damaged(names, lambda _: b"")
+    return stage
 
 
-def cut_off(*names: str) -> Life:
-    """These checkpoints lack their end afterwards."""
-    return _damaged(names, lambda data: data[:-100])
+def empty(*names: str) -> Stage:
+    """Replace these checkpoints by empty files."""
+    return _change_files(names, lambda _: b"")
 
 
-def scratch(*names: str) -> Life:
-    """Bits in the middle of these checkpoints are others afterwards; their length is the same."""
+def truncate(*names: str) -> Stage:
+    """Remove the end of these checkpoints."""
+    return _change_files(names, lambda data: data[:-100])
+
+
+def corrupt(*names: str) -> Stage:
+    """Flip bits in the middle of these checkpoints."""
 
     def flipped(data: bytes) -> bytes:
         middle = len(data) // 2
         return data[:middle] + bytes(byte ^ 1 for byte in data[middle : middle + 256]) + data[middle + 256 :]
 
-    return _damaged(names, flipped)
+    return _change_files(names, flipped)
 
 
-def _damaged(names: Iterable[str], change: Callable[[bytes], bytes]) -> Life:
-    def damage(trial: Lives) -> None:
+def _change_files(names: Iterable[str], change: Callable[[bytes], bytes]) -> Stage:
+    def change_files(trial: ResumedTrial) -> None:
         for name in names:
             path = trial.folder / f"{name}.ckpt"
             path.write_bytes(change(path.read_bytes()))
 
-    return damage
+    return change_files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What happens to a trial before its last life."""
+    """The interrupted runs of a trial and the faults between them, before its last run."""
 
-    lives: Sequence[Life]
+    stages: Sequence[Stage]
     recorded: int
-    """Epochs that the folder still holds when the last life begins."""
+    """Number of epochs in the folder at the start of the last run."""
     notes: Sequence[str] = ()
-    """What the last life tells the user."""
+    """The messages of the last run."""
 
 
-def assert_same_files(folder: Path, whole: Path) -> None:
-    """Both folders hold the same epochs, best network, training state and no other file."""
-    mine, theirs = ([metrics_of(report) for report in epochs_in_checkpoint(one)] for one in (folder, whole))
-    assert mine == theirs
+def assert_same_files(folder: Path, uninterrupted: Path) -> None:
+    """Assert that both folders have the same epochs, best network and training state, and no other file."""
+    actual, expected = (
+        [metrics_of(report) for report in epochs_in_checkpoint(path)] for path in (folder, uninterrupted)
+    )
+    assert actual == expected
     names = ["best.ckpt", "last.ckpt", "last.previous.ckpt"]
     assert sorted(path.name for path in folder.iterdir()) == names
-    best = [read_checkpoint(one / "best.ckpt") for one in (folder, whole)]
+    best = [read_checkpoint(path / "best.ckpt") for path in (folder, uninterrupted)]
     assert best[0]["about"]["epoch"] == best[1]["about"]["epoch"]
     torch.testing.assert_close(best[0]["weights"], best[1]["weights"], rtol=0, atol=0)
-    last = [read_checkpoint(one / "last.ckpt") for one in (folder, whole)]
+    last = [read_checkpoint(path / "last.ckpt") for path in (folder, uninterrupted)]
     for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         torch.testing.assert_close(last[0][name], last[1][name], rtol=0, atol=0)

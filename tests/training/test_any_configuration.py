@@ -1,4 +1,4 @@
-"""Any configuration that a space may hold trains: a property over all fields of a trial's recipe."""
+"""Any valid configuration trains: a property over all fields of a trial's recipe."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tune_rescon.training import EpochReport, TrialProcess, train_trial
 
 pytestmark = [pytest.mark.torch, pytest.mark.nightly]
 
-#: What names or sizes the network is fixed, so that an example takes a tenth of a second; compiling takes
-#: minutes. The other tests have these fields.
+#: Fields of the network are fixed, so that an example takes a tenth of a second, and so is `compile`, which
+#: takes minutes. Other tests vary these fields.
 FIXED: Final[Mapping[str, Any]] = {
     "dataset": None,
     "network": None,
@@ -36,7 +36,7 @@ FIXED: Final[Mapping[str, Any]] = {
 
 
 def values(rule: Rule) -> st.SearchStrategy[Any]:
-    """Values that a field accepts, those at its bounds among them."""
+    """Valid values of a field, including its bounds."""
     if rule.choices:
         return st.sampled_from(rule.choices)
     if bool in rule.kinds:
@@ -45,9 +45,9 @@ def values(rule: Rule) -> st.SearchStrategy[Any]:
         return st.lists(st.integers(1, 99), max_size=3, unique=True).map(sorted).map(tuple)
     if int in rule.kinds:
         return st.integers(int(rule.low), int(min(rule.high, rule.low + 8)))
-    high = min(rule.high, rule.low + 2.0)
+    upper = min(rule.high, rule.low + 2.0)
     return st.floats(
-        rule.low, high, exclude_min=rule.open_low, exclude_max=rule.open_high and high == rule.high
+        rule.low, upper, exclude_min=rule.open_low, exclude_max=rule.open_high and upper == rule.high
     )
 
 
@@ -68,18 +68,20 @@ def test_every_field_is_drawn_or_fixed() -> None:
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
+def few_images(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
     root: Path = tmp_path_factory.mktemp("digits")
     return open_dataset(DatasetConfig(name="digits", limit=40), data_root=root, cache_root=root)
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(recipe=st.fixed_dictionaries(RECIPE))
-def test_any_configuration_trains_and_reports_every_metric(few: ImageDataset, recipe: dict[str, Any]) -> None:
+def test_any_configuration_trains_and_reports_every_metric(
+    few_images: ImageDataset, recipe: dict[str, Any]
+) -> None:
     config = TrialConfig(**FIXED, **recipe)
     reports: list[EpochReport] = []
     report: Callable[[EpochReport], None] = reports.append
     process = TrialProcess(device="cpu", threads=1)
-    train_trial(config, few, epochs=1, seed=0, checkpoint_dir=None, on_epoch=report, process=process)
+    train_trial(config, few_images, epochs=1, seed=0, checkpoint_dir=None, on_epoch=report, process=process)
     (only,) = reports
     assert set(only.metrics) == set(METRICS)

@@ -22,46 +22,49 @@ def _batches(count: int) -> list[Tensor]:
 
 
 def test_the_average_follows_the_ema_recursion() -> None:
-    live = nn.Linear(2, 1)
-    averaged = AveragedNetwork(live, decay=0.9)
-    expected = live.weight.detach().clone()
+    trained = nn.Linear(2, 1)
+    averaged = AveragedNetwork(trained, decay=0.9)
+    expected = trained.weight.detach().clone()
     for step in range(30):
         with torch.no_grad():
-            live.weight.add_(step + 1.0)
-        averaged.update(live, step)
+            trained.weight.add_(step + 1.0)
+        averaged.update(trained, step)
         decay = ema_decay_at(step, 0.9)
-        expected = decay * expected + (1 - decay) * live.weight.detach()
+        expected = decay * expected + (1 - decay) * trained.weight.detach()
     assert isinstance(averaged.network, nn.Linear)
     torch.testing.assert_close(averaged.network.weight, expected)
 
 
 def test_statistics_are_averaged_and_counters_copied() -> None:
-    live = nn.BatchNorm1d(2)
-    averaged = AveragedNetwork(live, decay=0.5)
-    live(torch.randn(4, 2))
-    averaged.update(live, step=100)
+    trained = nn.BatchNorm1d(2)
+    averaged = AveragedNetwork(trained, decay=0.5)
+    trained(torch.randn(4, 2))
+    averaged.update(trained, step=100)
     assert isinstance(averaged.network, nn.BatchNorm1d)
     torch.testing.assert_close(
-        averaged.network.get_buffer("running_var"), (1 + live.get_buffer("running_var")) / 2
+        averaged.network.get_buffer("running_var"), (1 + trained.get_buffer("running_var")) / 2
     )
-    assert averaged.network.num_batches_tracked == live.num_batches_tracked == 1
+    assert averaged.network.num_batches_tracked == trained.num_batches_tracked == 1
 
 
 def test_the_average_shares_no_memory_and_takes_no_gradient() -> None:
-    live = nn.Linear(2, 1)
-    averaged = AveragedNetwork(live, decay=0.9)
+    trained = nn.Linear(2, 1)
+    averaged = AveragedNetwork(trained, decay=0.9)
     assert not any(parameter.requires_grad for parameter in averaged.parameters())
-    assert averaged.network.get_parameter("weight").data_ptr() != live.weight.data_ptr()
+    assert averaged.network.get_parameter("weight").data_ptr() != trained.weight.data_ptr()
 
 
 def test_reestimated_statistics_equal_those_of_torchs_update_bn() -> None:
-    ours, torchs = _norm_net(), _norm_net()
-    torchs.load_state_dict(ours.state_dict())
+    actual, torchs = _norm_net(), _norm_net()
+    torchs.load_state_dict(actual.state_dict())
     update_bn(_batches(5), torchs)
-    reestimate_batch_norm(ours, _batches(5))
-    torch.testing.assert_close(dict(ours.state_dict()), dict(torchs.state_dict()))
-    assert [module.momentum for module in ours.modules() if isinstance(module, nn.BatchNorm2d)] == [0.1, 0.1]
-    assert not any(module.training for module in ours.modules())
+    reestimate_batch_norm(actual, _batches(5))
+    torch.testing.assert_close(dict(actual.state_dict()), dict(torchs.state_dict()))
+    assert [module.momentum for module in actual.modules() if isinstance(module, nn.BatchNorm2d)] == [
+        0.1,
+        0.1,
+    ]
+    assert not any(module.training for module in actual.modules())
 
 
 def test_reestimating_without_batches_changes_nothing() -> None:

@@ -58,7 +58,7 @@ def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochRepo
 
 def test_speed_counts_training_only_and_epoch_seconds_everything(module: TrialModule) -> None:
     reports: list[EpochReport] = []
-    # made, epoch starts, after batch 1, after batch 2, validated, reported
+    # created, epoch start, after batch 1, after batch 2, after validation, at the report
     reporter = _reporter(reports, iter([0.0, 10.0, 11.0, 12.0, 20.0, 25.0]))
     trainer, batch = _trainer(), (torch.zeros(4, 1, 2, 2), LABELS_B)
     reporter.on_train_epoch_start(trainer, module)
@@ -87,13 +87,13 @@ def test_a_diverged_epoch_reports_nan_where_nothing_was_measured(module: TrialMo
     assert {name for name, value in metrics.items() if math.isnan(value)} == set(unknown)
 
 
-@pytest.mark.parametrize(("batch_idx", "read"), [(0, False), (1, True), (2, False), (3, True), (4, True)])
+@pytest.mark.parametrize(("batch_idx", "checked"), [(0, False), (1, True), (2, False), (3, True), (4, True)])
 def test_the_loss_is_checked_every_n_batches_and_at_the_end(
-    module: TrialModule, batch_idx: int, read: bool
+    module: TrialModule, batch_idx: int, checked: bool
 ) -> None:
     _loss(module, math.nan)
     watch = FiniteLoss(every=2)
-    if read:
+    if checked:
         with pytest.raises(Diverged):
             watch.on_train_batch_end(_trainer(), module, None, None, batch_idx)
     else:
@@ -105,13 +105,15 @@ def test_a_large_finite_loss_does_not_stop_training(module: TrialModule) -> None
     FiniteLoss(every=1).on_train_batch_end(_trainer(), module, None, None, 0)
 
 
-@pytest.mark.parametrize(("batches", "kept"), [(0, []), (2, [3, 4]), (9, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(("batches", "used_images"), [(0, []), (2, [3, 4]), (9, [0, 1, 2, 3, 4])])
 def test_the_last_batches_of_an_epoch_are_used_once(
-    module: TrialModule, monkeypatch: pytest.MonkeyPatch, batches: int, kept: list[int]
+    module: TrialModule, monkeypatch: pytest.MonkeyPatch, batches: int, used_images: list[int]
 ) -> None:
-    seen: list[list[int]] = []
+    images_of_calls: list[list[int]] = []
     monkeypatch.setattr(
-        module, "reestimate_batch_norm", lambda given: seen.append([int(images.sum()) for images in given])
+        module,
+        "reestimate_batch_norm",
+        lambda last_batches: images_of_calls.append([int(images.sum()) for images in last_batches]),
     )
     precise = PreciseBatchNorm(batches)
     for index in range(5):
@@ -119,11 +121,11 @@ def test_the_last_batches_of_an_epoch_are_used_once(
         precise.on_train_batch_end(_trainer(), module, None, batch, index)
     precise.on_validation_start(_trainer(), module)
     precise.on_validation_start(_trainer(), module)
-    assert seen == [kept, []]
+    assert images_of_calls == [used_images, []]
 
 
 def test_progress_is_reported_only_in_long_epochs(module: TrialModule) -> None:
-    # The clock is read when the callback is made, when an epoch starts and after each batch.
+    # The clock is read when the callback is created, when an epoch starts and after each batch.
     times = iter((0.0, 0.0, 5.0, 14.9, 15.0, 20.0, 31.0, 32.0, 40.0))
     shares: list[float] = []
     callback = EpochProgress(shares.append, clock=lambda: next(times))
@@ -133,4 +135,4 @@ def test_progress_is_reported_only_in_long_epochs(module: TrialModule) -> None:
     assert shares == [3 / 5, 5 / 5]
     callback.on_train_epoch_start(_trainer(), module)
     callback.on_train_batch_end(_trainer(), module, None, None, 0)
-    assert len(shares) == 2, "a new epoch begins to count"
+    assert len(shares) == 2, "the count starts anew in each epoch"

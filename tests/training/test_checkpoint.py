@@ -35,7 +35,7 @@ def _epoch(path: Path) -> int:
     return epoch
 
 
-def _flip(path: Path, needle: bytes) -> None:
+def _flip_bit(path: Path, needle: bytes) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(needle) + len(needle) // 2] ^= 1
     path.write_bytes(data)
@@ -58,7 +58,7 @@ def test_a_checkpoint_without_a_previous_path_is_replaced(folder: CheckpointFold
     write_durably({"epoch": 1}, folder.best)
     opened = sum(1 for _ in Path("/dev/fd").iterdir())
     write_durably({"epoch": 2}, folder.best)
-    assert sum(1 for _ in Path("/dev/fd").iterdir()) == opened, "no file stays open"
+    assert sum(1 for _ in Path("/dev/fd").iterdir()) == opened, "no file is left open"
     assert _epoch(folder.best) == 2
     assert [path.name for path in folder.path.iterdir()] == ["best.ckpt"]
 
@@ -72,7 +72,7 @@ def test_a_file_is_synced_before_it_is_renamed(
     )
     write_durably({"text": "x" * 1000}, folder.last)
     assert synced[0] == (folder.last.stat().st_size, False)
-    assert synced[1:] == [(folder.path.stat().st_size, True)], "its name, too"
+    assert synced[1:] == [(folder.path.stat().st_size, True)], "the directory entry is synced too"
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(
@@ -80,10 +80,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 ) -> None:
     write_durably({"epoch": 1}, folder.last)
 
-    def full(*_: Any) -> None:
+    def raise_disk_full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", raise_disk_full)
     with pytest.raises(OSError, match="No space left"):
         write_durably({"epoch": 2}, folder.last, previous=folder.previous)
     assert [path.name for path in folder.path.iterdir()] == ["last.ckpt"]
@@ -113,11 +113,11 @@ def test_other_errors_of_torch_save_are_raised_unchanged(
     assert list(folder.path.iterdir()) == []
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_not_intact(folder: CheckpointFolder, keep: float) -> None:
+@pytest.mark.parametrize("kept_share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_not_intact(folder: CheckpointFolder, kept_share: float) -> None:
     write_durably(VALUES, folder.last)
     data = folder.last.read_bytes()
-    folder.last.write_bytes(data[: int(keep * len(data))])
+    folder.last.write_bytes(data[: int(kept_share * len(data))])
     assert not is_intact(folder.last)
 
 
@@ -125,7 +125,7 @@ def test_a_truncated_file_is_not_intact(folder: CheckpointFolder, keep: float) -
 def test_one_flipped_bit_is_noticed_in_tensors_and_in_values(folder: CheckpointFolder, needle: bytes) -> None:
     write_durably(VALUES, folder.last)
     assert is_intact(folder.last)
-    _flip(folder.last, needle)
+    _flip_bit(folder.last, needle)
     assert not is_intact(folder.last)
 
 

@@ -1,4 +1,4 @@
-"""torch.compile of a network's units: what it computes, what it leaves alone, and doing without it."""
+"""torch.compile of a network's units: its results, its side effects, and training without a compiler."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tune_rescon.training.compile import (
 )
 from tune_rescon.training.device import resolve_device
 
-#: Compiling takes most of a minute, and is off unless a space asks for it.
+#: Compilation takes most of a minute and is off by default.
 nightly = pytest.mark.nightly
 
 pytestmark = [
@@ -63,8 +63,8 @@ def _network() -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def _outcome(network: nn.Module) -> tuple[Tensor, Tensor]:
-    """Logits and the whole gradient of a step."""
+def _logits_and_gradients(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Logits and gradients of a step."""
     logits_BK = network(IMAGES_BCHW.to(memory_format=torch.channels_last))
     gradients = torch.autograd.grad(logits_BK.square().sum(), list(network.parameters()))
     return logits_BK.detach(), torch.cat([gradient.flatten() for gradient in gradients])
@@ -76,7 +76,7 @@ def _graphs() -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Inductor's, new, of all of this file: torch's own headers are compiled into it once, for seconds."""
+    """A new Inductor cache for this file. The first compilation of torch's headers takes seconds."""
     folder = tmp_path_factory.mktemp("compiled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
@@ -85,25 +85,28 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def compiled() -> Iterator[nn.Module]:
-    """A network that has run compiled."""
+    """A compiled network after its first step."""
     problem = compiler_problem(CPU)
     if problem is not None:
         pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
     network = _network()
     compile_units(network)
-    # Code is compiled for the process's switches, so they are a trial's. Torch's own limit is 8 versions,
-    # which larger networks exceed.
-    active = resolve_device("cpu", precision="auto").active(threads=1)
-    with active, torch._dynamo.config.patch(recompile_limit=2), many_shapes(network):
-        _outcome(network)
+    # Compiled code depends on the process's settings, so they are those of a trial. Torch's own limit is 8
+    # versions, which larger networks exceed.
+    settings = resolve_device("cpu", precision="auto").active(threads=1)
+    with settings, torch._dynamo.config.patch(recompile_limit=2), many_shapes(network):
+        _logits_and_gradients(network)
         yield network
 
 
 @nightly
 def test_a_compiled_network_computes_the_same(compiled: nn.Module) -> None:
-    (logits_BK, gradient), (expected_BK, expected) = _outcome(compiled), _outcome(_network())
+    (logits_BK, gradient), (expected_BK, expected) = (
+        _logits_and_gradients(compiled),
+        _logits_and_gradients(_network()),
+    )
     torch.testing.assert_close(logits_BK, expected_BK, rtol=1e-4, atol=1e-4)
-    # An activation a rounding away from 0 passes its gradient on one side only.
+    # An activation close to 0 passes its gradient in only one of the two networks.
     assert (gradient - expected).norm() < 0.15 * expected.norm()
 
 
@@ -112,9 +115,9 @@ def test_a_compiled_network_computes_the_same(compiled: nn.Module) -> None:
 def test_the_next_network_of_its_shapes_is_compiled_already() -> None:
     graphs = _graphs()
     assert graphs >= SHAPES
-    other = _network()
-    compile_units(other)
-    _outcome(other)
+    second_network = _network()
+    compile_units(second_network)
+    _logits_and_gradients(second_network)
     assert _graphs() == graphs
 
 
@@ -155,7 +158,7 @@ def no_compiler() -> Iterator[None]:
 
 
 #: A process that compiles a unit and prints how many of its graphs the cache had.
-COMPILES = """
+COMPILE_UNIT = """
 import sys
 from pathlib import Path
 import torch
@@ -179,7 +182,7 @@ def test_the_next_process_reuses_the_compile_cache(cache: Path) -> None:
     if (problem := compiler_problem(CPU)) is not None:
         pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
-    command = [sys.executable, "-c", COMPILES, str(cache)]
+    command = [sys.executable, "-c", COMPILE_UNIT, str(cache)]
     files = set(cache.rglob("*"))
     cold, warm = (
         subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
@@ -192,13 +195,13 @@ def test_the_next_process_reuses_the_compile_cache(cache: Path) -> None:
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_a_trial_reports_it_and_trains(train: Callable[..., list[EpochReport]]) -> None:
-    told: list[str] = []
-    reports = train(TrialConfig(**(FIELDS | {"compile": "on"})), on_message=told.append)
+    messages: list[str] = []
+    reports = train(TrialConfig(**(FIELDS | {"compile": "on"})), on_message=messages.append)
     expected = train(TrialConfig(**FIELDS))
     assert [report.metrics["train_loss"] for report in reports] == [
         report.metrics["train_loss"] for report in expected
     ]
-    [note] = told
+    [note] = messages
     assert note.startswith("torch.compile cannot be used here (")
     assert note.endswith("); training continues without it")
 

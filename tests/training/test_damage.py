@@ -1,6 +1,6 @@
-"""Damaged files of a trial: whose network is kept, and what the user is told.
+"""Damaged files of a trial: the network that is kept, and the messages to the user.
 
-That the trial equals an undamaged one once it is resumed: test_resumed_equals_uninterrupted.py.
+test_resumed_equals_uninterrupted.py compares the resumed trial with an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from tune_rescon.training import EpochReport, load_trained
 
 pytestmark = pytest.mark.torch
 
-Run = Callable[..., list[EpochReport]]
+Train = Callable[..., list[EpochReport]]
 EPOCHS = 3
 
 
-def test_a_damaged_network_of_a_finished_trial_is_reported(train: Run, tmp_path: Path) -> None:
+def test_a_damaged_network_of_a_finished_trial_is_reported(train: Train, tmp_path: Path) -> None:
     train(folder=tmp_path, epochs=1)
     path = tmp_path / "best.ckpt"
     path.write_bytes(path.read_bytes()[:-100])
-    told: list[str] = []
-    assert train(folder=tmp_path, epochs=1, on_message=told.append) == []
-    assert told == ["best.ckpt was damaged; the networks of the epochs before are lost"]
+    messages: list[str] = []
+    assert train(folder=tmp_path, epochs=1, on_message=messages.append) == []
+    assert messages == ["best.ckpt was damaged; the networks of the epochs before are lost"]
 
 
-def test_the_best_network_outlives_damaged_checkpoints(train: Run, tmp_path: Path) -> None:
-    """A trial that begins again is the same trial: what it once kept is not replaced by something worse."""
+def test_the_best_network_outlives_damaged_checkpoints(train: Train, tmp_path: Path) -> None:
+    """A trial that starts over keeps its best network until a better one comes."""
     options = {"epochs": EPOCHS, "metric": "train_loss", "mode": "min"}
     train(folder=tmp_path, **options)
     for name in ("last", "last.previous"):
         (tmp_path / f"{name}.ckpt").write_bytes(b"")
-    kept: list[int] = []
+    best_network: list[int] = []
 
-    def look(report: EpochReport) -> None:
+    def check_best_network(report: EpochReport) -> None:
         assert report.best_checkpoint is not None
-        kept.append(load_trained(report.best_checkpoint)[1].epoch)
+        best_network.append(load_trained(report.best_checkpoint)[1].epoch)
 
-    train(folder=tmp_path, on_epoch=look, **options)
-    assert kept == [EPOCHS] * EPOCHS
+    train(folder=tmp_path, on_epoch=check_best_network, **options)
+    assert best_network == [EPOCHS] * EPOCHS
 
 
-def test_another_trials_best_network_is_refused(train: Run, small: TrialConfig, tmp_path: Path) -> None:
+def test_another_trials_best_network_is_refused(train: Train, small: TrialConfig, tmp_path: Path) -> None:
     train(folder=tmp_path, epochs=1)
     for name in ("last", "last.previous"):
         (tmp_path / f"{name}.ckpt").unlink(missing_ok=True)
-    other = TrialConfig.from_dict(small.to_dict() | {"learning_rate": 0.01})
+    other_config = TrialConfig.from_dict(small.to_dict() | {"learning_rate": 0.01})
     with pytest.raises(StorageError, match="another config"):
-        train(other, folder=tmp_path, epochs=1)
+        train(other_config, folder=tmp_path, epochs=1)

@@ -52,8 +52,8 @@ def test_auto_precision_follows_the_compute_capability(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: capability >= (8, 0))
-    found = resolve_device("auto", precision="auto")
-    assert (found.device, found.precision) == (torch.device("cuda"), expected)
+    config = resolve_device("auto", precision="auto")
+    assert (config.device, config.precision) == (torch.device("cuda"), expected)
     assert resolve_device("cpu", precision="auto").precision == "fp32"
 
 
@@ -71,7 +71,7 @@ def test_cuda_without_a_gpu_raises_and_auto_falls_back_to_cpu(monkeypatch: pytes
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch is on a machine whose driver is too old: no GPU, and a reason."""
+    """Torch reports no GPU, with a reason, as on a machine with an old driver."""
 
     def current_device() -> int:
         raise RuntimeError(
@@ -108,9 +108,9 @@ def test_an_unusable_gpu_is_reported_with_its_cause_and_a_remedy(
         version.write_text(
             f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build\n"
         )
-    with pytest.raises(ResourceError) as caught:
+    with pytest.raises(ResourceError) as error:
         check_cuda(version)
-    text = str(caught.value)
+    text = str(error.value)
     assert "needs a CUDA GPU that torch can use, but got none on " in text
     assert "(The NVIDIA driver on your system is too old (found version 12080))" in text
     assert words in text
@@ -125,7 +125,7 @@ def test_the_name_of_an_unusable_gpu_is_a_resource_error() -> None:
 
 @pytest.mark.parametrize(("precision", "matmul"), [("fp32", "highest"), ("tf32", "high"), ("bf16", "high")])
 def test_global_torch_settings_are_set_and_restored(precision: Precision, matmul: str) -> None:
-    def switches() -> tuple[object, ...]:
+    def global_settings() -> tuple[object, ...]:
         cudnn = torch.backends.cudnn
         return (
             torch.get_float32_matmul_precision(),
@@ -134,11 +134,11 @@ def test_global_torch_settings_are_set_and_restored(precision: Precision, matmul
             cudnn.benchmark,
         )
 
-    before = switches()
+    before = global_settings()
     placement = DeviceConfig(device=CPU, precision=precision)
     with placement.active(threads=1):
-        assert switches() == (matmul, 1, precision != "fp32", False)
-    assert switches() == before
+        assert global_settings() == (matmul, 1, precision != "fp32", False)
+    assert global_settings() == before
 
 
 def test_bf16_computes_in_bf16_and_fp32_in_fp32() -> None:

@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from tests.training.conftest import PLAIN
+from tests.training.conftest import PLAIN_CONFIG
 from tune_rescon.config import TrialConfig
 from tune_rescon.training import EpochReport, Objective
 from tune_rescon.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.torch
 
-#: Shares of 17 and 16 images; nothing that is drawn for a share, so that two are nearly one.
-UNEVEN = dataclasses.replace(PLAIN, batch_size=17, gradient_clip=5.0, ema_decay=0.9)
+#: Shares of 17 and 16 images, without random transforms, so that two processes train nearly like one.
+UNEVEN = dataclasses.replace(PLAIN_CONFIG, batch_size=17, gradient_clip=5.0, ema_decay=0.9)
 
-Together = Callable[..., list[Any]]
+TrainOnTwo = Callable[..., list[Any]]
 
 
 Pipes = list[subprocess.Popen[bytes]]
@@ -33,7 +33,7 @@ Pipes = list[subprocess.Popen[bytes]]
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Pipes]:
-    """Two processes that have imported all, for trial after trial."""
+    """Two processes that train one trial after the other, to import the libraries once."""
     program = [sys.executable, str(Path(__file__).with_name("peer.py"))]
     started = [
         subprocess.Popen([*program, str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -46,12 +46,12 @@ def processes() -> Iterator[Pipes]:
 
 
 @pytest.fixture
-def together(processes: Pipes, tmp_path: Path) -> Together:
-    """Train with two processes; what each of them has to say, the first one first."""
-    meetings = iter(range(99))
+def train_on_two(processes: Pipes, tmp_path: Path) -> TrainOnTwo:
+    """Trains a trial with two processes; returns the reports or the error of each rank."""
+    rendezvous_numbers = iter(range(99))
 
-    def run(config: TrialConfig = UNEVEN, meeting: str = "", **options: Any) -> list[Any]:
-        name = meeting or f"meeting{next(meetings)}"
+    def run(config: TrialConfig = UNEVEN, rendezvous: str = "", **options: Any) -> list[Any]:
+        name = rendezvous or f"rendezvous{next(rendezvous_numbers)}"
         (tmp_path / name).unlink(missing_ok=True)
         for process in processes:
             assert process.stdin is not None
@@ -70,22 +70,26 @@ def _last(reports: list[EpochReport], name: str) -> float:
     return reports[-1].metrics[name]
 
 
-def test_two_processes_learn_like_one(together: Together, train: Callable[..., list[EpochReport]]) -> None:
-    """Batch norm by halves of a batch is what is left of a difference, and rounding."""
-    first, second = together(epochs=3)
-    alone = train(UNEVEN, epochs=3)
-    assert _values(first, "train_loss") == pytest.approx(_values(alone, "train_loss"), rel=0.1)
+def test_two_processes_learn_like_one(
+    train_on_two: TrainOnTwo, train: Callable[..., list[EpochReport]]
+) -> None:
+    """The results differ by the batch norm statistics of each half of a batch, and by rounding."""
+    first, second = train_on_two(epochs=3)
+    single = train(UNEVEN, epochs=3)
+    assert _values(first, "train_loss") == pytest.approx(_values(single, "train_loss"), rel=0.1)
     for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_top5"):
         assert _values(first, name) == _values(second, name)
 
 
-def test_a_missing_checkpoint_of_one_process_is_sent_by_the_other(together: Together, tmp_path: Path) -> None:
-    together(meeting="a", stop_after=1)
+def test_a_missing_checkpoint_of_one_process_is_sent_by_the_other(
+    train_on_two: TrainOnTwo, tmp_path: Path
+) -> None:
+    train_on_two(rendezvous="a", stop_after=1)
     shutil.rmtree(tmp_path / "a-of-1")
-    first, second = together(meeting="a", epochs=2)
+    first, second = train_on_two(rendezvous="a", epochs=2)
     assert [report.epoch for report in first] == [report.epoch for report in second] == [2]
-    sent, kept = (read_checkpoint(tmp_path / name / "last.ckpt") for name in ("a-of-1", "a-of-0"))
-    assert sent["trial"]["history"] == kept["trial"]["history"][:1]
+    received, kept = (read_checkpoint(tmp_path / name / "last.ckpt") for name in ("a-of-1", "a-of-0"))
+    assert received["trial"]["history"] == kept["trial"]["history"][:1]
 
 
 @pytest.mark.parametrize(
@@ -98,60 +102,65 @@ def test_a_missing_checkpoint_of_one_process_is_sent_by_the_other(together: Toge
     ],
 )
 def test_a_resumed_trial_equals_an_uninterrupted_one(
-    together: Together, settings: dict[str, Any], objective: Objective, names: tuple[str, ...]
+    train_on_two: TrainOnTwo, settings: dict[str, Any], objective: Objective, names: tuple[str, ...]
 ) -> None:
     config = dataclasses.replace(UNEVEN, **settings)
-    run = functools.partial(together, config, epochs=2, objective=objective)
-    (whole, _), (until, told) = run(), run(meeting="b", stop_after=1)
-    rest, _ = run(meeting="b")
-    assert until == "InterruptedError after 1"
-    assert [report.epoch for report in told] == [1]
-    assert _values(rest, "train_loss") == _values(whole, "train_loss")[1:]
+    run = functools.partial(train_on_two, config, epochs=2, objective=objective)
+    uninterrupted, _ = run()
+    first_error, second_reports = run(rendezvous="b", stop_after=1)
+    resumed, _ = run(rendezvous="b")
+    assert first_error == "InterruptedError after 1"
+    assert [report.epoch for report in second_reports] == [1]
+    assert _values(resumed, "train_loss") == _values(uninterrupted, "train_loss")[1:]
     for name in names:
-        assert _last(rest, name) == _last(whole, name)
+        assert _last(resumed, name) == _last(uninterrupted, name)
 
 
-def test_only_rank_0_writes_files(together: Together, tmp_path: Path) -> None:
-    together(meeting="c", epochs=1)
+def test_only_rank_0_writes_files(train_on_two: TrainOnTwo, tmp_path: Path) -> None:
+    train_on_two(rendezvous="c", epochs=1)
     assert sorted(path.name for path in (tmp_path / "c-of-0").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert list((tmp_path / "c-of-1").iterdir()) == []
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_all_ranks_continue_after_out_of_memory_on_one(together: Together, rank: int) -> None:
-    for reports in together(epochs=1, memory=(rank, 9)):
+def test_all_ranks_continue_after_out_of_memory_on_one(train_on_two: TrainOnTwo, rank: int) -> None:
+    for reports in train_on_two(epochs=1, memory=(rank, 9)):
         assert [report.epoch for report in reports] == [1]
 
 
-def test_an_error_in_one_process_ends_all(together: Together) -> None:
-    assert together(broken=1) == ["PeerFailedError after 0", "ValueError after 0"]
-    assert together(unbuilt=1) == ["PeerFailedError after 0", "ValueError after 0"]
+def test_an_error_in_one_process_ends_all(train_on_two: TrainOnTwo) -> None:
+    assert train_on_two(broken=1) == ["PeerFailedError after 0", "ValueError after 0"]
+    assert train_on_two(unbuilt=1) == ["PeerFailedError after 0", "ValueError after 0"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_folder_that_cannot_be_created_ends_all(together: Together, tmp_path: Path, rank: int) -> None:
+def test_a_folder_that_cannot_be_created_ends_all(
+    train_on_two: TrainOnTwo, tmp_path: Path, rank: int
+) -> None:
     (tmp_path / f"d-of-{rank}").write_text("not a folder")
-    ended = together(meeting="d")
-    assert (ended[rank], ended[1 - rank]) == ("StorageError after 0", "PeerFailedError after 0")
+    errors = train_on_two(rendezvous="d")
+    assert (errors[rank], errors[1 - rank]) == ("StorageError after 0", "PeerFailedError after 0")
 
 
-def test_a_loss_that_is_not_finite_ends_all(together: Together) -> None:
-    for reports in together(dataclasses.replace(UNEVEN, learning_rate=1e20, gradient_clip=0.0)):
+def test_a_loss_that_is_not_finite_ends_all(train_on_two: TrainOnTwo) -> None:
+    for reports in train_on_two(dataclasses.replace(UNEVEN, learning_rate=1e20, gradient_clip=0.0)):
         assert math.isnan(reports[-1].metrics["train_loss"])
         assert math.isnan(reports[-1].metrics["val_accuracy"])
 
 
 @pytest.mark.parametrize(("change", "rule"), [({"batch_size": 3}, "images for each of 2 workers")])
-def test_a_batch_too_small_for_all_is_refused(together: Together, change: dict[str, Any], rule: str) -> None:
+def test_a_batch_too_small_for_all_is_refused(
+    train_on_two: TrainOnTwo, change: dict[str, Any], rule: str
+) -> None:
     del rule
-    assert together(dataclasses.replace(UNEVEN, **change)) == ["ConfigError after 0"] * 2
+    assert train_on_two(dataclasses.replace(UNEVEN, **change)) == ["ConfigError after 0"] * 2
 
 
 def test_two_processes_balance_classes_like_one(
-    together: Together, train: Callable[..., list[EpochReport]]
+    train_on_two: TrainOnTwo, train: Callable[..., list[EpochReport]]
 ) -> None:
     balanced = dataclasses.replace(UNEVEN, class_weights="balanced", class_sampling="balanced")
-    first, second = together(balanced, epochs=2)
-    alone = train(balanced, epochs=2)
-    assert _values(first, "train_loss") == pytest.approx(_values(alone, "train_loss"), rel=0.1)
+    first, second = train_on_two(balanced, epochs=2)
+    single = train(balanced, epochs=2)
+    assert _values(first, "train_loss") == pytest.approx(_values(single, "train_loss"), rel=0.1)
     assert _values(first, "val_loss") == _values(second, "val_loss")

@@ -1,4 +1,4 @@
-"""Trials of networks from elsewhere: trained, resumed, used and exported like Residual Attention Networks."""
+"""Trials of external networks: trained, resumed, used and exported like Residual Attention Networks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.training.resuming import STEADY, Lives, assert_same_files, metrics_of, preempted
+from tests.training.resuming import IMPROVING, ResumedTrial, assert_same_files, metrics_of, preempted
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.data.preprocessing import Normalization, to_unit
@@ -32,13 +32,13 @@ from tune_rescon.training.memory import Shape
 from tune_rescon.training.module import StepExecution, TrialModule
 
 if TYPE_CHECKING:
-    from tests.training.conftest import Run
+    from tests.training.conftest import Train
 
 pytestmark = pytest.mark.torch
 
-OWN = "tests.own_networks:small"
+USER_NETWORK = "tests.own_networks:small"
 
-#: Everything that holds state between steps or epochs is on.
+#: Every feature that holds state between steps or epochs is on.
 CONFIGS = {
     "timm": TrialConfig(
         network="timm/test_resnet",
@@ -51,65 +51,81 @@ CONFIGS = {
         mixup=0.2,
     ),
     "own": TrialConfig(
-        network=OWN, image_size=16, batch_size=16, learning_rate=0.05, ema_decay=0.9, precise_bn_batches=2
+        network=USER_NETWORK,
+        image_size=16,
+        batch_size=16,
+        learning_rate=0.05,
+        ema_decay=0.9,
+        precise_bn_batches=2,
     ),
 }
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def lived(request: pytest.FixtureRequest, train: Run, tmp_path_factory: pytest.TempPathFactory) -> Lives:
+def trained_trial(
+    request: pytest.FixtureRequest, train: Train, tmp_path_factory: pytest.TempPathFactory
+) -> ResumedTrial:
     """An uninterrupted trial of two epochs."""
     folder = tmp_path_factory.mktemp(request.param)
     config = CONFIGS[request.param]
-    trial = Lives(functools.partial(train, config), folder, lambda _: pytest.fail("not used"))
-    trial.live(epochs=2)
+    trial = ResumedTrial(functools.partial(train, config), folder, lambda _: pytest.fail("not used"))
+    trial.run(epochs=2)
     return trial
 
 
-def config_of(trial: Lives) -> TrialConfig:
+def config_of_trial(trial: ResumedTrial) -> TrialConfig:
     return load_trained(trial.folder / "best.ckpt")[1].config
 
 
 def test_a_preempted_trial_equals_an_uninterrupted_one(
-    lived: Lives,
-    train: Run,
+    trained_trial: ResumedTrial,
+    train: Train,
     largest_file: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
-    assert lived.reports[1].metrics["train_loss"] < lived.reports[0].metrics["train_loss"]
-    left = Lives(functools.partial(train, config_of(lived)), tmp_path, largest_file, {**STEADY, "epochs": 2})
-    preempted(at=3)(left)
-    left.live()
-    assert [metrics_of(report) for report in left.reports] == [metrics_of(report) for report in lived.reports]
-    assert_same_files(left.folder, lived.folder)
+    assert trained_trial.reports[1].metrics["train_loss"] < trained_trial.reports[0].metrics["train_loss"]
+    resumed = ResumedTrial(
+        functools.partial(train, config_of_trial(trained_trial)),
+        tmp_path,
+        largest_file,
+        {**IMPROVING, "epochs": 2},
+    )
+    preempted(at=3)(resumed)
+    resumed.run()
+    assert [metrics_of(report) for report in resumed.reports] == [
+        metrics_of(report) for report in trained_trial.reports
+    ]
+    assert_same_files(resumed.folder, trained_trial.folder)
 
 
-def predicted_accuracy(checkpoint: Path, digits: ImageDataset, folder: Path) -> float:
-    """The accuracy of ``predict`` on the validation images, as pictures."""
+def accuracy_of_predict(checkpoint: Path, digits: ImageDataset, folder: Path) -> float:
+    """The accuracy of ``predict`` on the validation images, saved as image files."""
     folder.mkdir()
     images_NHWC, labels_N = digits.val.gather(np.arange(len(digits.val)))
     for number, image_HWC in enumerate(images_NHWC):
         Image.fromarray(image_HWC[..., 0]).save(folder / f"{number:04d}.png")
     network, about = load_trained(checkpoint)
-    pictures = sorted(folder.iterdir())
-    batches = batches_of(pictures, about, batch_size=16, on_bad=lambda _, why: pytest.fail(why))
-    found = predictions(network, about, batches, resolve_device("cpu", precision="fp32"), top=1)
-    pairs = zip(found, labels_N, strict=True)
-    return float(np.mean([one.best[0] == digits.class_names[label] for one, label in pairs]))
+    files = sorted(folder.iterdir())
+    batches = batches_of(files, about, batch_size=16, on_bad=lambda _, message: pytest.fail(message))
+    predicted = predictions(network, about, batches, resolve_device("cpu", precision="fp32"), top=1)
+    pairs = zip(predicted, labels_N, strict=True)
+    return float(np.mean([prediction.best[0] == digits.class_names[label] for prediction, label in pairs]))
 
 
 def test_the_best_network_reproduces_the_validation_accuracy(
-    lived: Lives, digits: ImageDataset, tmp_path: Path
+    trained_trial: ResumedTrial, digits: ImageDataset, tmp_path: Path
 ) -> None:
-    source = lived.folder / "best.ckpt"
+    source = trained_trial.folder / "best.ckpt"
     measured = load_trained(source)[1].metrics["val_accuracy"]
-    assert predicted_accuracy(source, digits, tmp_path / "pictures") == pytest.approx(measured)
+    assert accuracy_of_predict(source, digits, tmp_path / "pictures") == pytest.approx(measured)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch-export", "onnx", "timm"])
-def test_an_external_network_is_exported_in_each_format(form: str, lived: Lives, tmp_path: Path) -> None:
-    network, about = load_trained(lived.folder / "best.ckpt")
-    if form == "timm" and about.config.network == OWN:
+def test_an_external_network_is_exported_in_each_format(
+    form: str, trained_trial: ResumedTrial, tmp_path: Path
+) -> None:
+    network, about = load_trained(trained_trial.folder / "best.ckpt")
+    if form == "timm" and about.config.network == USER_NETWORK:
         with pytest.raises(ConfigError, match="--format: the format timm is for networks that timm can"):
             export_model(network, about, form=form, output=tmp_path / "model")
         return
@@ -118,48 +134,50 @@ def test_an_external_network_is_exported_in_each_format(form: str, lived: Lives,
     assert (tmp_path / "model").exists()
 
 
-def test_a_network_that_torch_cannot_export_is_refused(lived: Lives, tmp_path: Path) -> None:
-    class Deciding(nn.Module):
+def test_a_network_that_torch_cannot_export_is_refused(trained_trial: ResumedTrial, tmp_path: Path) -> None:
+    class DataDependentNetwork(nn.Module):
         def forward(self, images_BCHW: Tensor) -> Tensor:
             logits_BK = images_BCHW.flatten(1)[:, :10]
             return logits_BK if float(logits_BK.sum()) > 0 else 2 * logits_BK
 
-    _, about = load_trained(lived.folder / "best.ckpt")
+    _, about = load_trained(trained_trial.folder / "best.ckpt")
     with pytest.raises(
         ConfigError, match=r"--format: torch must be able to export the network .*safetensors"
     ):
-        export_model(Deciding(), about, form="torch-export", output=tmp_path / "model")
+        export_model(DataDependentNetwork(), about, form="torch-export", output=tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_masks_cannot_be_drawn(lived: Lives, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_cannot_be_drawn(
+    trained_trial: ResumedTrial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     masks = tmp_path / "masks"
-    asked = [str(lived.folder / "best.ckpt"), str(tmp_path / "a.png"), "--masks", str(masks)]
-    assert predict(asked) == 2
+    arguments = [str(trained_trial.folder / "best.ckpt"), str(tmp_path / "a.png"), "--masks", str(masks)]
+    assert predict(arguments) == 2
     assert "--masks: only Residual Attention Networks have masks to draw" in capsys.readouterr().err
     assert not masks.exists()
 
 
-def test_initial_weights_of_another_trial_are_loaded_if_they_fit(lived: Lives) -> None:
-    source, config = lived.folder / "best.ckpt", config_of(lived)
+def test_initial_weights_of_another_trial_are_loaded_if_they_fit(trained_trial: ResumedTrial) -> None:
+    source, config = trained_trial.folder / "best.ckpt", config_of_trial(trained_trial)
     trained = load_trained(source)[0].state_dict()
     for classes in (10, 4):
         spec = describe_network(config, classes=classes, in_channels=1)
         weights, network = read_initial(str(source)), build_described(spec)
         weights.check_fits(spec)
         weights.load_into(network, spec)
-        begun = network.state_dict()
+        initial = network.state_dict()
         same = {
             name
-            for name, tensor in begun.items()
+            for name, tensor in initial.items()
             if tensor.shape == trained[name].shape and torch.equal(tensor, trained[name])
         }
-        redrawn = begun.keys() - same
-        assert len(redrawn) == (0 if classes == 10 else 2)
-        assert all(len(begun[name]) == classes for name in redrawn)
-    for other in (TrialConfig(), TrialConfig(network="timm/resnet18")):
-        spec = describe_network(other, classes=10, in_channels=1)
+        reinitialised = initial.keys() - same
+        assert len(reinitialised) == (0 if classes == 10 else 2)
+        assert all(len(initial[name]) == classes for name in reinitialised)
+    for other_config in (TrialConfig(), TrialConfig(network="timm/resnet18")):
+        spec = describe_network(other_config, classes=10, in_channels=1)
         with pytest.raises(NetworkError, match=f"Choose `network: {config.network}`"):
             read_initial(str(source)).check_fits(spec)
     with pytest.raises(NetworkError, match=r"must have the tensors of .*, but got .* of another shape"):
@@ -167,30 +185,32 @@ def test_initial_weights_of_another_trial_are_loaded_if_they_fit(lived: Lives) -
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_bare_timm_state_dict_is_accepted(prefix: str, train: Run, tmp_path: Path) -> None:
+def test_a_bare_timm_state_dict_is_accepted(prefix: str, train: Train, tmp_path: Path) -> None:
     import timm
 
-    theirs = timm.create_model("test_resnet", num_classes=1000, in_chans=1).state_dict()
+    timm_weights = timm.create_model("test_resnet", num_classes=1000, in_chans=1).state_dict()
     path = tmp_path / "timm.pth"
-    torch.save({"epoch": 3, "state_dict": {f"{prefix}{name}": one for name, one in theirs.items()}}, path)
+    torch.save(
+        {"epoch": 3, "state_dict": {f"{prefix}{name}": tensor for name, tensor in timm_weights.items()}}, path
+    )
     config = TrialConfig(network="timm/test_resnet", image_size=32, learning_rate=1e-12, init_from=str(path))
     train(config, tmp_path / "trial", epochs=1)
-    begun = load_trained(tmp_path / "trial" / "best.ckpt")[0].state_dict()
-    for name, tensor in theirs.items():
+    initial = load_trained(tmp_path / "trial" / "best.ckpt")[0].state_dict()
+    for name, tensor in timm_weights.items():
         if tensor.ndim == 4:
-            torch.testing.assert_close(begun[name], tensor, rtol=0, atol=1e-6)
-    assert len(begun["fc.weight"]) == 10
+            torch.testing.assert_close(initial[name], tensor, rtol=0, atol=1e-6)
+    assert len(initial["fc.weight"]) == 10
     with pytest.raises(NetworkError, match="init_from: must hold a network of this package"):
         read_initial(str(path))
     weights = read_initial(str(path), external=True)
     with pytest.raises(NetworkError, match="but got a Residual Attention Network"):
         weights.check_fits(describe_network(TrialConfig(), classes=10, in_channels=1))
     with pytest.raises(NetworkError, match=r"but got .* missing; .* unexpected"):
-        weights.check_fits(describe_network(TrialConfig(network=OWN), classes=10, in_channels=1))
+        weights.check_fits(describe_network(TrialConfig(network=USER_NETWORK), classes=10, in_channels=1))
 
 
 def test_a_position_table_of_another_size_is_refused(tmp_path: Path) -> None:
-    """It differs in its first axis only, as the classifier of other classes does."""
+    """Only its first axis differs, as in a classifier for another number of classes."""
 
     def spec_of(image_size: int, classes: int) -> NetworkDescription:
         config = TrialConfig(network="tests.own_networks:placed", image_size=image_size)
@@ -206,13 +226,15 @@ def test_a_position_table_of_another_size_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keys", [("model", "model_ema"), ("module", "model")])
 def test_a_file_with_two_networks_is_refused(keys: tuple[str, str], tmp_path: Path) -> None:
-    """A teacher and a student have the same tensors: nothing says which of them is meant."""
-    spec = describe_network(TrialConfig(network=OWN), classes=10, in_channels=1)
+    """A teacher and a student have the same tensors, so the choice would be ambiguous."""
+    spec = describe_network(TrialConfig(network=USER_NETWORK), classes=10, in_channels=1)
     networks = {key: build_described(spec).state_dict() for key in keys}
     path = tmp_path / "two.pth"
     in_dicts = keys[1] == "model_ema"
-    flat = {f"{key}.{name}": tensor for key, found in networks.items() for name, tensor in found.items()}
-    torch.save(networks if in_dicts else flat, path)
+    flat_state_dict = {
+        f"{key}.{name}": tensor for key, state_dict in networks.items() for name, tensor in state_dict.items()
+    }
+    torch.save(networks if in_dicts else flat_state_dict, path)
     weights = read_initial(str(path), external=True)
     with pytest.raises(NetworkError, match=r"init_from: must hold one network, but got 2, in mod"):
         weights.check_fits(spec)
@@ -222,16 +244,16 @@ def test_a_file_with_two_networks_is_refused(keys: tuple[str, str], tmp_path: Pa
 
 @pytest.fixture
 def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """Pretrained weights of timm's test_resnet on this disk, where timm would look for them on the hub."""
+    """Pretrained weights of timm's test_resnet as a local file instead of on the hub."""
     import timm
     from timm.models import _registry as registry
 
     weights: dict[str, Tensor] = timm.create_model("test_resnet", num_classes=1000).state_dict()
     torch.save(weights, tmp_path / "weights.pth")
-    shipped = timm.get_pretrained_cfg("test_resnet")
-    assert shipped is not None
-    known = dataclasses.replace(
-        shipped,
+    hub_config = timm.get_pretrained_cfg("test_resnet")
+    assert hub_config is not None
+    local_config = dataclasses.replace(
+        hub_config,
         file=str(tmp_path / "weights.pth"),
         hf_hub_id=None,
         url="",
@@ -240,36 +262,36 @@ def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Ten
         interpolation="bicubic",
     )
     for name in ("test_resnet", "test_resnet.r160_in1k"):
-        monkeypatch.setitem(registry._model_pretrained_cfgs, name, known)
+        monkeypatch.setitem(registry._model_pretrained_cfgs, name, local_config)
     return weights
 
 
 def test_pretrained_weights_use_their_own_preprocessing(
-    pretrained: dict[str, Tensor], train: Run, digits: ImageDataset, tmp_path: Path
+    pretrained: dict[str, Tensor], train: Train, digits: ImageDataset, tmp_path: Path
 ) -> None:
     config = TrialConfig(network="timm/test_resnet", image_size=32, pretrained=True, learning_rate=1e-12)
     train(config, tmp_path / "trial", epochs=1)
     network, about = load_trained(tmp_path / "trial" / "best.ckpt")
-    begun = network.state_dict()
-    assert torch.allclose(begun["layer1.0.conv1.weight"], pretrained["layer1.0.conv1.weight"], atol=1e-6)
-    # timm sums up the weights of the colours.
+    initial = network.state_dict()
+    assert torch.allclose(initial["layer1.0.conv1.weight"], pretrained["layer1.0.conv1.weight"], atol=1e-6)
+    # timm sums the weights of the colour channels.
     summed = pretrained["conv1.0.weight"].sum(dim=1, keepdim=True)
-    assert torch.allclose(begun["conv1.0.weight"], summed, atol=1e-5)
+    assert torch.allclose(initial["conv1.0.weight"], summed, atol=1e-5)
     assert [*about.mean, *about.std] == pytest.approx([0.3, 0.5])
     assert about.preprocessing.interpolation == "bicubic"
     images_BCHW = torch.from_numpy(digits.val.gather(np.arange(8))[0]).permute(0, 3, 1, 2)
-    seen_BCHW = Normalization(about.preprocessing)(images_BCHW)
-    torch.testing.assert_close((to_unit(images_BCHW, about.preprocessing) - 0.3) / 0.5, seen_BCHW)
+    expected_BCHW = Normalization(about.preprocessing)(images_BCHW)
+    torch.testing.assert_close((to_unit(images_BCHW, about.preprocessing) - 0.3) / 0.5, expected_BCHW)
     measured = about.metrics["val_accuracy"]
-    accuracy = predicted_accuracy(tmp_path / "trial" / "best.ckpt", digits, tmp_path / "pictures")
+    accuracy = accuracy_of_predict(tmp_path / "trial" / "best.ckpt", digits, tmp_path / "pictures")
     assert accuracy == pytest.approx(measured)
-    drawn = dataclasses.replace(config, pretrained=False)
-    train(drawn, tmp_path / "drawn", epochs=1)
-    about = load_trained(tmp_path / "drawn" / "best.ckpt")[1]
+    random_init = dataclasses.replace(config, pretrained=False)
+    train(random_init, tmp_path / "random_init", epochs=1)
+    about = load_trained(tmp_path / "random_init" / "best.ckpt")[1]
     assert (about.mean, about.preprocessing.interpolation) == (digits.mean, "bilinear")
 
 
-def test_an_external_network_reports_that_it_keeps_all_activations(train: Run) -> None:
+def test_an_external_network_reports_that_it_keeps_all_activations(train: Train) -> None:
     notes: list[str] = []
     config = dataclasses.replace(CONFIGS["own"], checkpoint_activations="on")
     train(config, epochs=1, on_message=notes.append)
@@ -278,15 +300,15 @@ def test_an_external_network_reports_that_it_keeps_all_activations(train: Run) -
     ]
 
 
-def test_out_of_memory_leads_directly_to_micro_batches(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not first to recomputed activations, which would be the same step again."""
-    plain = TrialModule.training_step
+def test_out_of_memory_leads_directly_to_micro_batches(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activation checkpointing is not tried first: it does not apply to external networks."""
+    original = TrialModule.training_step
 
     def step(self: TrialModule, batch: tuple[Tensor, Tensor]) -> Tensor:
         if not tried:
             tried.append(len(batch[0]))
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return plain(self, batch)
+        return original(self, batch)
 
     tried: list[int] = []
     notes: list[str] = []
@@ -295,15 +317,15 @@ def test_out_of_memory_leads_directly_to_micro_batches(train: Run, monkeypatch: 
     assert notes == ["ran out of memory at 16 images; continuing in 2 micro-batches of 8"]
 
 
-class PlayedOnce:
-    """A recorder that runs the function again at each replay, on the outputs' memory."""
+class FakeGraphCapture:
+    """A recorder whose replays run the function again and copy into the outputs' memory."""
 
     def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
         outputs = run()
 
         def replay() -> None:
-            for kept, new in zip(outputs, run(), strict=True):
-                kept.copy_(new)
+            for output, new_output in zip(outputs, run(), strict=True):
+                output.copy_(new_output)
 
         return replay, outputs
 
@@ -312,7 +334,7 @@ def test_a_captured_step_handles_unused_parameters_like_an_eager_one() -> None:
     config = TrialConfig(network="tests.own_networks:unused", image_size=16, batch_size=4)
     spec = describe_network(config, classes=10, in_channels=1)
     steps: list[dict[str, Any]] = []
-    for recorder in (None, PlayedOnce()):
+    for recorder in (None, FakeGraphCapture()):
         torch.manual_seed(0)
         execution = StepExecution(
             placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"), recorder=recorder
@@ -327,7 +349,7 @@ def test_a_captured_step_handles_unused_parameters_like_an_eager_one() -> None:
             loss = module.training_step(batch)
             module.backward(loss)
             optimizer.step()
-        steps.append({name: one.clone() for name, one in module.network.state_dict().items()})
+        steps.append({name: tensor.clone() for name, tensor in module.network.state_dict().items()})
     torch.testing.assert_close(steps[0], steps[1])
     assert not torch.equal(steps[0]["linear.weight"], build_described(spec).state_dict()["linear.weight"])
 
@@ -342,11 +364,11 @@ def test_the_memory_key_differs_between_networks() -> None:
 
 
 def test_a_parametrized_weight_trains_in_bfloat16_in_a_captured_step() -> None:
-    """Its casts are autocast's: the weight is no parameter that could be replaced by a copy."""
+    """The weight is cast by autocast: it is no parameter that a cast copy could replace."""
     config = TrialConfig(network="tests.own_networks:normalised", image_size=16, batch_size=4)
     spec = describe_network(config, classes=10, in_channels=1)
     execution = StepExecution(
-        placement=DeviceConfig(device=torch.device("cpu"), precision="bf16"), recorder=PlayedOnce()
+        placement=DeviceConfig(device=torch.device("cpu"), precision="bf16"), recorder=FakeGraphCapture()
     )
     module = TrialModule(build_described(spec), config, execution, classes=10, epochs=1, steps_per_epoch=10)
     module.backward(module.training_step((torch.rand(4, 1, 16, 16), torch.arange(4))))
@@ -356,7 +378,9 @@ def test_a_parametrized_weight_trains_in_bfloat16_in_a_captured_step() -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_an_external_network_is_compiled(train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_external_network_is_compiled(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch._dynamo.utils import counters
 
     problem = compiler_problem(torch.device("cpu"))
@@ -364,9 +388,9 @@ def test_an_external_network_is_compiled(train: Run, tmp_path: Path, monkeypatch
         pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     config = dataclasses.replace(CONFIGS["own"], ema_decay=0.0)
-    plain = train(config, epochs=1)
+    eager = train(config, epochs=1)
     before = counters["stats"]["unique_graphs"]
     compiled = train(dataclasses.replace(config, compile="on"), epochs=1)
     assert counters["stats"]["unique_graphs"] > before
-    # The masks of dropout are drawn in another order.
-    assert compiled[0].metrics["train_loss"] == pytest.approx(plain[0].metrics["train_loss"], rel=0.1)
+    # Dropout masks are drawn in another order.
+    assert compiled[0].metrics["train_loss"] == pytest.approx(eager[0].metrics["train_loss"], rel=0.1)

@@ -1,4 +1,4 @@
-"""Metrics of the validation images beyond accuracy, against scikit-learn's, and a person's own."""
+"""Additional validation metrics, compared with scikit-learn's, and custom metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from tests.training.conftest import SMALL
+from tests.training.conftest import SMALL_CONFIG
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError
 from tune_rescon.metric_names import BY_CLASS, EXTRA_METRICS, METRICS
@@ -32,10 +32,10 @@ from tune_rescon.training.metrics import EpochMetrics
 
 pytestmark = pytest.mark.torch
 
-Run = Callable[..., list[EpochReport]]
+Train = Callable[..., list[EpochReport]]
 
 CLASSES = 4
-SHORT = dataclasses.replace(SMALL, width=0.0625, precise_bn_batches=1)
+SHORT = dataclasses.replace(SMALL_CONFIG, width=0.0625, precise_bn_batches=1)
 NAMES = ("ant", "bee", "cat", "dog")
 
 
@@ -48,7 +48,7 @@ def images(count: int = 200, *, classes: tuple[int, ...] = (0, 1, 2, 3)) -> tupl
     return logits_NK, labels_N
 
 
-def measured(logits_NK: Tensor, labels_N: Tensor, *names: str) -> dict[str, float]:
+def compute_metrics(logits_NK: Tensor, labels_N: Tensor, *names: str) -> dict[str, float]:
     metrics = EpochMetrics(CLASSES, extra=names, class_names=NAMES)
     for logits_BK, labels_B in zip(torch.split(logits_NK, 64), torch.split(labels_N, 64), strict=True):
         metrics.update(torch.tensor(1.0), logits_BK, labels_B)
@@ -57,7 +57,7 @@ def measured(logits_NK: Tensor, labels_N: Tensor, *names: str) -> dict[str, floa
 
 def test_metrics_match_scikit_learn() -> None:
     logits_NK, labels_N = images()
-    found = measured(logits_NK, labels_N, *EXTRA_METRICS)
+    values = compute_metrics(logits_NK, labels_N, *EXTRA_METRICS)
     probabilities, labels = logits_NK.softmax(dim=1).numpy(), labels_N.numpy()
     chosen = probabilities.argmax(axis=1)
     one_hot = np.eye(CLASSES)[labels]
@@ -69,7 +69,7 @@ def test_metrics_match_scikit_learn() -> None:
         "cohen_kappa": cohen_kappa_score(labels, chosen),
         "calibration_error": calibration_error(probabilities, labels),
     }
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert {name: values[name] for name in expected} == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_curves_of_a_confident_network_are_those_of_its_exact_probabilities() -> None:
@@ -77,7 +77,7 @@ def test_the_curves_of_a_confident_network_are_those_of_its_exact_probabilities(
     logits_NK = 20 * logits_NK
     rounded = logits_NK.softmax(dim=1).amax(dim=1) == 1
     assert rounded.sum() > 70, "fp32 cannot tell these from each other"
-    found = measured(logits_NK, labels_N, *BY_CLASS)
+    found = compute_metrics(logits_NK, labels_N, *BY_CLASS)
     scores, labels = logits_NK.double().numpy(), labels_N.numpy()
     for k, name in enumerate(NAMES):
         # By log odds images are in the order of the probabilities, none of which is 1.
@@ -98,7 +98,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def test_per_class_metrics_match_scikit_learn() -> None:
     logits_NK, labels_N = images()
-    found = measured(logits_NK, labels_N, *BY_CLASS)
+    values = compute_metrics(logits_NK, labels_N, *BY_CLASS)
     probabilities, labels = logits_NK.softmax(dim=1).numpy(), labels_N.numpy()
     chosen = probabilities.argmax(axis=1)
     accuracies, f1s = (score(labels, chosen, average=None) for score in (recall_score, f1_score))
@@ -109,38 +109,40 @@ def test_per_class_metrics_match_scikit_learn() -> None:
             f"auroc/{name}": roc_auc_score(labels == k, probabilities[:, k]),
             f"average_precision/{name}": average_precision_score(labels == k, probabilities[:, k]),
         }
-        assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
-    assert len([key for key in found if "/" in key]) == 4 * CLASSES
+        assert {key: values[key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert len([key for key in values if "/" in key]) == 4 * CLASSES
 
 
 def test_a_class_without_images_has_no_metrics_and_no_part_in_the_mean_accuracy() -> None:
     logits_NK, labels_N = images(classes=(0, 1, 3))
     assert (logits_NK.argmax(dim=1) == 2).any()
-    found = measured(logits_NK, labels_N, *BY_CLASS, "val_macro_accuracy")
-    assert {key.partition("/")[2] for key in found if "/" in key} == {"ant", "bee", "dog"}
-    accuracies = [found[f"accuracy/{name}"] for name in ("ant", "bee", "dog")]
-    assert found["macro_accuracy"] == pytest.approx(np.mean(accuracies))
+    values = compute_metrics(logits_NK, labels_N, *BY_CLASS, "val_macro_accuracy")
+    assert {key.partition("/")[2] for key in values if "/" in key} == {"ant", "bee", "dog"}
+    accuracies = [values[f"accuracy/{name}"] for name in ("ant", "bee", "dog")]
+    assert values["macro_accuracy"] == pytest.approx(np.mean(accuracies))
 
 
 def test_a_metric_of_one_class_requires_an_existing_class() -> None:
-    found = measured(*images(), "val_f1/bee", "val_accuracy/bee", "val_accuracy/dog")
-    assert {key for key in found if "/" in key} == {"f1/bee", "accuracy/bee", "accuracy/dog"}
+    values = compute_metrics(*images(), "val_f1/bee", "val_accuracy/bee", "val_accuracy/dog")
+    assert {key for key in values if "/" in key} == {"f1/bee", "accuracy/bee", "accuracy/dog"}
     with pytest.raises(ConfigError, match=r"unknown class 'bea' \(did you mean 'bee'"):
-        measured(*images(), "val_f1/bea")
+        compute_metrics(*images(), "val_f1/bea")
 
 
 def test_a_class_without_images_is_left_out_of_the_mean() -> None:
     logits_NK, labels_N = images(classes=(0, 1, 3))
-    found = measured(logits_NK, labels_N, "val_auroc", "val_average_precision")
-    rest = [(labels_N.numpy() == k, logits_NK.softmax(dim=1).numpy()[:, k]) for k in (0, 1, 3)]
-    assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(*one) for one in rest]), abs=1e-5)
-    precision = np.mean([average_precision_score(*one) for one in rest])
-    assert found["average_precision"] == pytest.approx(precision, abs=1e-5)
+    values = compute_metrics(logits_NK, labels_N, "val_auroc", "val_average_precision")
+    other_classes = [(labels_N.numpy() == k, logits_NK.softmax(dim=1).numpy()[:, k]) for k in (0, 1, 3)]
+    assert values["auroc"] == pytest.approx(
+        np.mean([roc_auc_score(*pair) for pair in other_classes]), abs=1e-5
+    )
+    precision = np.mean([average_precision_score(*pair) for pair in other_classes])
+    assert values["average_precision"] == pytest.approx(precision, abs=1e-5)
 
 
 def test_auroc_of_a_single_class_is_nan() -> None:
-    found = measured(*images(classes=(2,)), "val_auroc")
-    assert math.isnan(found["auroc"])
+    values = compute_metrics(*images(classes=(2,)), "val_auroc")
+    assert math.isnan(values["auroc"])
 
 
 def test_metrics_are_nan_after_a_reset() -> None:
@@ -151,7 +153,7 @@ def test_metrics_are_nan_after_a_reset() -> None:
 
 
 def test_a_trial_reports_logged_metrics_and_optimises_a_custom_one(
-    train: Run, digits: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, digits: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hospital.py").write_text(
         "def hits(scores, labels):\n    return (scores.argmax(1) == labels).sum()\n"
@@ -167,13 +169,13 @@ def test_a_trial_reports_logged_metrics_and_optimises_a_custom_one(
     assert reports[0].best_checkpoint is not None
 
 
-def test_an_extra_metric_as_objective_need_not_be_logged(train: Run) -> None:
+def test_an_extra_metric_as_objective_need_not_be_logged(train: Train) -> None:
     (report,) = train(metric="val_auroc", mode="max", epochs=1)
     assert 0 < report.metrics["val_auroc"] < 1
 
 
 def test_a_class_metric_as_objective_decides_the_kept_network(
-    train: Run, digits: ImageDataset, tmp_path: Path
+    train: Train, digits: ImageDataset, tmp_path: Path
 ) -> None:
     reports = train(folder=tmp_path, metric="val_f1/3", mode="max", log=("val_accuracy_by_class",), epochs=3)
     counts = np.bincount(digits.val.labels_N, minlength=10)
@@ -187,23 +189,23 @@ def test_a_class_metric_as_objective_decides_the_kept_network(
 
 @settings(max_examples=8, derandomize=True, deadline=None)
 @given(log=st.lists(st.sampled_from([*EXTRA_METRICS, *BY_CLASS, "val_f1/7"]), unique=True))
-def test_any_combination_of_metrics_is_reported(train: Run, log: list[str]) -> None:
+def test_any_combination_of_metrics_is_reported(train: Train, log: list[str]) -> None:
     (report,) = train(SHORT, epochs=1, log=tuple(log))
     names = {name.removesuffix("_by_class").partition("/")[0] for name in log}
-    found = {name.partition("/")[0] for name in report.metrics.keys() - METRICS.keys()}
-    assert found == names, "a metric of each that was asked for, and no other"
+    metric_names = {name.partition("/")[0] for name in report.metrics.keys() - METRICS.keys()}
+    assert metric_names == names, "exactly the requested metrics"
     assert all(math.isfinite(report.metrics[name]) for name in report.metrics if "/" in name)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("nosuch.module:hits", "ModuleNotFoundError: No module named 'nosuch'"),
         ("math:nosuch", "the module math must have this function, but got nosuch"),
         ("math:pi", "the module math must have this function, but got pi"),
     ],
 )
-def test_a_missing_metric_function_is_reported(name: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=r"metric\.log") as caught:
+def test_a_missing_metric_function_is_reported(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=r"metric\.log") as error:
         EpochMetrics(CLASSES, extra=[name])
-    assert words in str(caught.value)
+    assert message in str(error.value)

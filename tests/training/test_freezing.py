@@ -1,4 +1,4 @@
-"""A trunk that is frozen for some epochs: nothing of it changes until then, and all of it afterwards."""
+"""A trunk that is frozen for some epochs: it does not change before it is unfrozen, and trains afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.resuming import metrics_of
-from tests.training.test_graphs import PlayedOnCpu
+from tests.training.test_graphs import CpuGraphCapture
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training import EpochReport, fit
@@ -24,7 +24,7 @@ from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.optim import parameter_groups
 
 if TYPE_CHECKING:
-    from tests.training.conftest import Run
+    from tests.training.conftest import Train
 
 pytestmark = pytest.mark.torch
 
@@ -33,47 +33,47 @@ CLASSIFIER = {"classifier.weight", "classifier.bias"}
 
 
 def weights_after_each_epoch(
-    train: Run, config: TrialConfig, folder: Path, epochs: int
+    train: Train, config: TrialConfig, folder: Path, epochs: int
 ) -> list[dict[str, Tensor]]:
-    """The network's state before the first epoch and after each; averages are compared with it."""
+    """The network's state before the first epoch and after each; asserts that the averages agree with it."""
     seed_epoch(0, 0)
-    found = [build_from_spec(resolve_network(config, classes=10, in_channels=1)).state_dict()]
+    states = [build_from_spec(resolve_network(config, classes=10, in_channels=1)).state_dict()]
 
-    def remember(report: EpochReport) -> None:
+    def record_state(report: EpochReport) -> None:
         del report
         state = read_checkpoint(folder / "last.ckpt")["state_dict"]
         averaged, live = (
             {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
             for prefix in ("averaged.network.", "network.")
         )
-        if len(found) <= config.freeze_epochs:
-            assert changed(averaged, live) <= CLASSIFIER
-        found.append(live)
+        if len(states) <= config.freeze_epochs:
+            assert changed_names(averaged, live) <= CLASSIFIER
+        states.append(live)
 
-    train(config, folder=folder, epochs=epochs, on_epoch=remember)
-    return found
+    train(config, folder=folder, epochs=epochs, on_epoch=record_state)
+    return states
 
 
-def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+def changed_names(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 def test_the_trunk_is_unchanged_while_frozen_and_trains_afterwards(
-    train: Run, small: TrialConfig, tmp_path: Path
+    train: Train, small: TrialConfig, tmp_path: Path
 ) -> None:
-    """Although the trial averages its weights, estimates its statistics and drops paths."""
+    """Also with averaging, precise batch norm and drop path."""
     config = dataclasses.replace(small, freeze_epochs=2)
     assert small.precise_bn_batches * small.ema_decay * small.drop_path > 0
     states = weights_after_each_epoch(train, config, tmp_path, 3)
     for before, after in itertools.pairwise(states[:3]):
-        assert changed(before, after) == CLASSIFIER
-    last = changed(states[2], states[3])
-    assert last == states[0].keys()
+        assert changed_names(before, after) == CLASSIFIER
+    changed_after_unfreezing = changed_names(states[2], states[3])
+    assert changed_after_unfreezing == states[0].keys()
 
 
-def test_a_frozen_network_keeps_its_statistics_in_validation(train: Run, small: TrialConfig) -> None:
-    """By the statistics that it has: those of the training batches are not taken instead."""
+def test_a_frozen_network_keeps_its_statistics_in_validation(train: Train, small: TrialConfig) -> None:
+    """Its batch norm statistics are not estimated on training batches."""
     frozen = dataclasses.replace(small, freeze_epochs=1)
     with_statistics, without = (
         train(dataclasses.replace(frozen, precise_bn_batches=batches), epochs=1) for batches in (4, 0)
@@ -82,31 +82,31 @@ def test_a_frozen_network_keeps_its_statistics_in_validation(train: Run, small: 
 
 
 def test_the_step_is_captured_again_when_the_trunk_is_unfrozen(
-    train: Run, small: TrialConfig, monkeypatch: pytest.MonkeyPatch
+    train: Train, small: TrialConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(small, freeze_epochs=1)
     expected = [metrics_of(report) for report in train(config)]
-    recorder = PlayedOnCpu()
+    recorder = CpuGraphCapture()
     monkeypatch.setattr(fit, "choose_recorder", lambda *_, **__: recorder)
     assert [metrics_of(report) for report in train(config)] == expected
-    assert recorder.recorded == 2
+    assert recorder.captures == 2
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # whose weights are cast together
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # bf16 casts all weights at once
 def test_a_captured_step_computes_no_gradients_of_frozen_weights(precision: Precision) -> None:
-    recorder = PlayedOnCpu()
-    recorded, launched = (_two_phases(precision, kind) for kind in (recorder, None))
-    assert recorder.recorded == 2
-    for phase, without in zip(recorded, launched, strict=True):
+    recorder = CpuGraphCapture()
+    captured, launched = (_two_phases(precision, kind) for kind in (recorder, None))
+    assert recorder.captures == 2
+    for phase, without in zip(captured, launched, strict=True):
         assert phase.keys() == without.keys()
-        assert changed(phase, without) == set()
-    frozen, trained = recorded
+        assert changed_names(phase, without) == set()
+    frozen, trained = captured
     assert frozen.keys() == CLASSIFIER
     assert len(trained) > 100
 
 
 def _two_phases(precision: Precision, recorder: GraphCapture | None) -> list[dict[str, Tensor]]:
-    """The gradients of a frozen network's step, and of a step after it."""
+    """The gradients of a step with a frozen trunk and of a step after it."""
     config = TrialConfig(layout="cifar", width=0.0625, image_size=16, batch_size=8)
     torch.manual_seed(0)
     module = TrialModule(
@@ -124,13 +124,13 @@ def _two_phases(precision: Precision, recorder: GraphCapture | None) -> list[dic
         trunk.freeze(frozen)
         module.network.zero_grad()
         module.backward(module.training_step(batch))
-        found = {name: weight.grad for name, weight in module.network.named_parameters()}
-        phases.append({name: grad.clone() for name, grad in found.items() if grad is not None})
+        gradients = {name: weight.grad for name, weight in module.network.named_parameters()}
+        phases.append({name: grad.clone() for name, grad in gradients.items() if grad is not None})
     return phases
 
 
-class Elsewhere(nn.Module):
-    """A network from elsewhere: a classifier in a part with others, and a weight that is never trained."""
+class ExternalNetwork(nn.Module):
+    """An external network with a nested classifier and a weight that is never trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Elsewhere(nn.Module):
 
 
 def test_the_trunk_of_an_external_network_is_all_but_its_last_layer() -> None:
-    network = Elsewhere()
+    network = ExternalNetwork()
     trunk = Trunk(network)
     trunk.freeze(True)
     trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
@@ -154,7 +154,7 @@ def test_the_trunk_of_an_external_network_is_all_but_its_last_layer() -> None:
 
 
 class Wrapper(nn.Module):
-    """A user's network that only wraps another one."""
+    """A user's network that wraps another one."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def test_the_classifier_of_a_wrapper_is_that_of_the_wrapped_network() -> None:
 
 
 def test_a_head_on_an_already_frozen_trunk_trains_as_a_whole() -> None:
-    """It is not taken apart, as a network that only wraps another one is."""
+    """It is not unwrapped like a network that only wraps another one."""
     network = nn.ModuleDict(
         {"body": nn.Linear(3, 4), "head": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 5))}
     )
@@ -208,23 +208,23 @@ def test_both_heads_of_a_distilled_network_are_its_classifier() -> None:
 def test_the_classifier_has_its_own_learning_rate(layer_decay: float) -> None:
     network = build_from_spec(resolve_network(TrialConfig(width=0.25), classes=4, in_channels=3))
     config = TrialConfig(learning_rate=0.2, classifier_lr_mult=10.0, layer_decay=layer_decay)
-    plain = dataclasses.replace(config, classifier_lr_mult=1.0)
+    equal_rates = dataclasses.replace(config, classifier_lr_mult=1.0)
     names = {id(weight): name for name, weight in network.named_parameters()}
     rates, usual = (
         {names[id(weight)]: group.get("lr", 0.2) for group in groups for weight in group["params"]}
-        for groups in (parameter_groups(network, config), parameter_groups(network, plain))
+        for groups in (parameter_groups(network, config), parameter_groups(network, equal_rates))
     )
     assert rates.keys() == usual.keys() == set(names.values())
     assert {name for name, rate in rates.items() if rate != usual[name]} == CLASSIFIER
     assert {rates[name] for name in CLASSIFIER} == {2.0}
 
 
-def test_the_reported_rate_excludes_the_classifier_multiplier(train: Run, small: TrialConfig) -> None:
-    """And what trains later than the classifier shares no state with it."""
-    plain = train(small, epochs=1)
-    other = train(dataclasses.replace(small, classifier_lr_mult=8.0), epochs=1)
-    assert other[0].metrics["learning_rate"] == plain[0].metrics["learning_rate"]
-    assert other[0].metrics["train_loss"] != plain[0].metrics["train_loss"]
+def test_the_reported_rate_excludes_the_classifier_multiplier(train: Train, small: TrialConfig) -> None:
+    """The classifier and the later unfrozen trunk share no optimiser state."""
+    equal_rates = train(small, epochs=1)
+    higher_classifier_rate = train(dataclasses.replace(small, classifier_lr_mult=8.0), epochs=1)
+    assert higher_classifier_rate[0].metrics["learning_rate"] == equal_rates[0].metrics["learning_rate"]
+    assert higher_classifier_rate[0].metrics["train_loss"] != equal_rates[0].metrics["train_loss"]
     network = build_from_spec(resolve_network(small, classes=4, in_channels=3))
     groups = parameter_groups(network, dataclasses.replace(small, optimizer="muon", freeze_epochs=1))
     names = {id(weight): name for name, weight in network.named_parameters()}

@@ -1,6 +1,6 @@
-"""A disk that takes no checkpoint: training continues, what was there stays, and the user is told.
+"""Training on a full disk: it continues, existing checkpoints are kept, and the user is informed.
 
-That the trial equals one on a whole disk once it is resumed: test_resumed_equals_uninterrupted.py.
+test_resumed_equals_uninterrupted.py compares the resumed trial with an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from typing import Any
 
 import pytest
 
-from tests.training.resuming import STEADY, metrics_of
+from tests.training.resuming import IMPROVING, metrics_of
 from tune_rescon.config import TrialConfig
 from tune_rescon.training import EpochReport, epochs_in_checkpoint, load_trained
 
 pytestmark = pytest.mark.torch
 
-Run = Callable[..., list[EpochReport]]
+Train = Callable[..., list[EpochReport]]
 LargestFile = Callable[[int], AbstractContextManager[None]]
 
 
-class Watched:
-    """A trial's reports and notes as they came, and what the files held when each epoch was reported."""
+class TrialRecorder:
+    """Records a trial's reports and notes, and the epochs in its files at each report."""
 
     def __init__(self) -> None:
         self.reports: list[EpochReport] = []
         self.notes: list[str] = []
-        self.kept: list[tuple[int, int]] = []
-        self.after: dict[int, Callable[[], object]] = {}
+        self.epochs_in_files: list[tuple[int, int]] = []
+        self.actions: dict[int, Callable[[], object]] = {}
 
     def report(self, report: EpochReport) -> None:
         best = load_trained(report.best_checkpoint)[1].epoch if report.best_checkpoint else 0
         recorded = len(epochs_in_checkpoint(report.checkpoint.parent)) if report.checkpoint else 0
         self.reports.append(report)
-        self.kept.append((recorded, best))
-        self.after.get(report.epoch, lambda: None)()
+        self.epochs_in_files.append((recorded, best))
+        self.actions.get(report.epoch, lambda: None)()
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"on_epoch": self.report, "on_message": self.notes.append, **STEADY}
+        return {"on_epoch": self.report, "on_message": self.notes.append, **IMPROVING}
 
 
 def test_a_full_disk_loses_checkpoints_but_not_the_trial(
-    train: Run, tmp_path: Path, largest_file: LargestFile
+    train: Train, tmp_path: Path, largest_file: LargestFile
 ) -> None:
-    whole = train(folder=tmp_path / "whole", epochs=4, **STEADY)
-    watched, disk = Watched(), ExitStack()
-    watched.after = {1: lambda: disk.enter_context(largest_file(100_000)), 3: disk.close}
-    train(folder=tmp_path / "full", epochs=4, **watched.options)
-    assert [metrics_of(r) for r in watched.reports] == [metrics_of(r) for r in whole]
-    assert watched.kept == [(1, 1), (1, 1), (1, 1), (4, 4)]
-    assert watched.notes == [
+    uninterrupted = train(folder=tmp_path / "uninterrupted", epochs=4, **IMPROVING)
+    recorder, disk = TrialRecorder(), ExitStack()
+    recorder.actions = {1: lambda: disk.enter_context(largest_file(100_000)), 3: disk.close}
+    train(folder=tmp_path / "full", epochs=4, **recorder.options)
+    assert [metrics_of(r) for r in recorder.reports] == [metrics_of(r) for r in uninterrupted]
+    assert recorder.epochs_in_files == [(1, 1), (1, 1), (1, 1), (4, 4)]
+    assert recorder.notes == [
         "epoch 2's network could not be written (File too large); best.ckpt is still epoch 1's",
         "the checkpoint after epoch 2 could not be written (File too large); training continues",
         "epoch 3's network could not be written (File too large); best.ckpt is still epoch 1's",
@@ -65,46 +65,46 @@ def test_a_full_disk_loses_checkpoints_but_not_the_trial(
 
 
 def test_a_disk_full_from_the_start_leaves_no_checkpoint(
-    train: Run, tmp_path: Path, largest_file: LargestFile
+    train: Train, tmp_path: Path, largest_file: LargestFile
 ) -> None:
-    watched = Watched()
+    recorder = TrialRecorder()
     with largest_file(100_000):
-        train(folder=tmp_path, epochs=2, **watched.options)
-    assert [(report.checkpoint, report.best_checkpoint) for report in watched.reports] == [(None, None)] * 2
-    assert watched.notes[0].endswith("(File too large); there is no best.ckpt yet")
+        train(folder=tmp_path, epochs=2, **recorder.options)
+    assert [(report.checkpoint, report.best_checkpoint) for report in recorder.reports] == [(None, None)] * 2
+    assert recorder.notes[0].endswith("(File too large); there is no best.ckpt yet")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritten_best_network_does_not_block_a_later_one(
-    train: Run, tmp_path: Path, largest_file: LargestFile
+    train: Train, tmp_path: Path, largest_file: LargestFile
 ) -> None:
-    """Epoch 2 is the best of all, but the disk is full; epoch 3 is worse than it, and better than epoch 1."""
-    found = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.4}
-    watched, disk = Watched(), ExitStack()
-    watched.after = {1: lambda: disk.enter_context(largest_file(100_000)), 2: disk.close}
+    """Epoch 2 is the best one, but the disk is full. Epoch 3 is better than epoch 1."""
+    accuracy_by_epoch = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.4}
+    recorder, disk = TrialRecorder(), ExitStack()
+    recorder.actions = {1: lambda: disk.enter_context(largest_file(100_000)), 2: disk.close}
     with pytest.MonkeyPatch.context() as patch:
-        _pretend(patch, found)
-        options = watched.options | {"metric": "val_accuracy", "mode": "max"}
+        _replace_accuracy(patch, accuracy_by_epoch)
+        options = recorder.options | {"metric": "val_accuracy", "mode": "max"}
         train(folder=tmp_path, epochs=4, **options)
-    assert [best for _, best in watched.kept] == [1, 1, 3, 3]
+    assert [best for _, best in recorder.epochs_in_files] == [1, 1, 3, 3]
     assert load_trained(tmp_path / "best.ckpt")[1].metrics["val_accuracy"] == 0.5
 
 
-def _pretend(patch: pytest.MonkeyPatch, accuracies: dict[int, float]) -> None:
+def _replace_accuracy(patch: pytest.MonkeyPatch, accuracies: dict[int, float]) -> None:
     from tune_rescon.training.epoch_reporter import EpochReporter
 
     measure = EpochReporter._measure
 
-    def measured(self: EpochReporter, module: Any) -> dict[str, float]:
+    def with_accuracy(self: EpochReporter, module: Any) -> dict[str, float]:
         epoch = len(self.metadata.history) + 1
         return measure(self, module) | {"val_accuracy": accuracies[epoch]}
 
-    patch.setattr(EpochReporter, "_measure", measured)
+    patch.setattr(EpochReporter, "_measure", with_accuracy)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_an_exception_in_on_message_is_raised(
-    train: Run, tmp_path: Path, largest_file: LargestFile, kind: type[BaseException]
+    train: Train, tmp_path: Path, largest_file: LargestFile, kind: type[BaseException]
 ) -> None:
     def fail(note: str) -> None:
         raise kind(note)
@@ -115,7 +115,7 @@ def test_an_exception_in_on_message_is_raised(
     assert reports == []
 
 
-_ON_A_SMALL_DISK = """
+_TRAIN_ON_SMALL_DISK = """
 import contextlib, json, sys
 from pathlib import Path
 from tune_rescon.config import DatasetConfig, TrialConfig
@@ -123,10 +123,10 @@ from tune_rescon.data import open_dataset
 from tune_rescon.training import Objective, TrialProcess, train_trial
 
 disk, cache, config = Path(sys.argv[1]), Path(sys.argv[2]), TrialConfig.from_dict(json.loads(sys.argv[3]))
-told = []
+events = []
 
 def report(epoch):
-    told.append(["epoch", epoch.epoch])
+    events.append(["epoch", epoch.epoch])
     if epoch.epoch == 1:
         with (disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
             while True:
@@ -135,14 +135,14 @@ def report(epoch):
         (disk / "ballast").unlink()
 
 def note(text):
-    told.append(["note", text])
+    events.append(["note", text])
 
 dataset = open_dataset(DatasetConfig(name="digits", limit=80), data_root=cache, cache_root=cache)
 objective = Objective(metric="train_loss", mode="min")
 process = TrialProcess(device="cpu", threads=1, on_message=note)
 trial = {"epochs": 3, "seed": 0, "objective": objective, "process": process}
 train_trial(config, dataset, checkpoint_dir=disk / "trial", on_epoch=report, **trial)
-print(json.dumps(told))
+print(json.dumps(events))
 """
 
 
@@ -150,17 +150,27 @@ def test_training_continues_on_a_full_tmpfs(tmp_path: Path, small: TrialConfig) 
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = 'mount -t tmpfs -o size=8m none "$1" && shift && exec "$@"'
-    inside = ["unshare", "--mount", "sh", "-c", mount, "sh", str(disk)]
-    if not shutil.which("unshare") or subprocess.run([*inside, "true"], capture_output=True).returncode:
-        pytest.skip("mounting a small disk takes Linux and root")
-    script = [sys.executable, "-c", _ON_A_SMALL_DISK, str(disk), str(tmp_path), json.dumps(small.to_dict())]
-    done = subprocess.run([*inside, *script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    full = "could not be written (No space left on device)"
-    assert json.loads(done.stdout) == [
+    in_mount_namespace = ["unshare", "--mount", "sh", "-c", mount, "sh", str(disk)]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*in_mount_namespace, "true"], capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small disk requires Linux and root")
+    script = [
+        sys.executable,
+        "-c",
+        _TRAIN_ON_SMALL_DISK,
+        str(disk),
+        str(tmp_path),
+        json.dumps(small.to_dict()),
+    ]
+    process = subprocess.run([*in_mount_namespace, *script], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    failure = "could not be written (No space left on device)"
+    assert json.loads(process.stdout) == [
         ["epoch", 1],
-        ["note", f"epoch 2's network {full}; best.ckpt is still epoch 1's"],
-        ["note", f"the checkpoint after epoch 2 {full}; training continues"],
+        ["note", f"epoch 2's network {failure}; best.ckpt is still epoch 1's"],
+        ["note", f"the checkpoint after epoch 2 {failure}; training continues"],
         ["epoch", 2],
         ["epoch", 3],
     ]

@@ -1,4 +1,4 @@
-"""What a trial on a GPU records of the GPU's use, with a stand-in for the function that reads it."""
+"""The GPU utilisation that a trial records, with a fake for the function that reads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tune_rescon.training import epoch_reporter
 from tune_rescon.training.epoch_reporter import nvml_reading, sampled
 
 if TYPE_CHECKING:
-    from tests.training.conftest import Run
+    from tests.training.conftest import Train
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_a_thread_reads_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) ->
     read_by_then = next(count)
     assert mean is not None
     assert mean() == 0.5
-    assert next(count) == read_by_then + 1, "it still reads"
+    assert next(count) == read_by_then + 1, "the thread continues to read"
 
 
 def test_the_mean_is_of_the_readings_since_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_the_mean_is_of_the_readings_since_the_last_one(monkeypatch: pytest.Monk
 
     with sampled(CPU, read) as mean:
         assert mean is not None
-        assert third.wait(LONGEST_WAIT), "by then the first two are taken"
+        assert third.wait(LONGEST_WAIT), "the first two readings are not counted again"
         assert mean() == 0.75
         assert math.isnan(mean())
         go.set()
@@ -84,10 +84,10 @@ def test_without_a_gpu_no_thread_is_started() -> None:
 
 
 def test_a_gpu_that_cannot_be_read_has_no_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: torch.device) -> int:
+    def raise_missing(_: torch.device) -> int:
         raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
 
-    monkeypatch.setattr(torch.cuda, "utilization", missing)
+    monkeypatch.setattr(torch.cuda, "utilization", raise_missing)
     with sampled(torch.device("cuda"), None) as mean:
         assert mean is not None
         assert math.isnan(mean())
@@ -102,7 +102,7 @@ def test_nvml_percentages_become_fractions(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.torch
 def test_a_trial_reports_utilisation_and_seconds_by_cause(
-    train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(epoch_reporter, "PERIOD", 0.01)
     reports = train(folder=tmp_path, epochs=3, gpu_reading=lambda: 0.75)
@@ -116,5 +116,5 @@ def test_a_trial_reports_utilisation_and_seconds_by_cause(
 
 
 @pytest.mark.torch
-def test_a_cpu_trial_reports_no_gpu_metrics(train: Run) -> None:
+def test_a_cpu_trial_reports_no_gpu_metrics(train: Train) -> None:
     assert not set(train(epochs=1)[0].metrics) & set(GPU_METRICS)

@@ -1,4 +1,4 @@
-"""fp16 with a gradient scaler, on a CPU: what a GPU without bf16 trains with."""
+"""fp16 with a gradient scaler, as on a GPU without bf16, on a CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
-from tests.training.resuming import STEADY, Lives, assert_same_files, metrics_of, preempted
+from tests.training.resuming import IMPROVING, ResumedTrial, assert_same_files, metrics_of, preempted
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
 from tune_rescon.training.checkpoint import read_checkpoint
@@ -23,7 +23,7 @@ from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.optim import batch_norm_statistics
 
 if TYPE_CHECKING:
-    from tests.training.conftest import Run
+    from tests.training.conftest import Train
 
 pytestmark = pytest.mark.torch
 
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 FP16 = DeviceConfig(device=CPU, precision="fp16")
 TINY = TrialConfig(layout="cifar", width=0.0625, image_size=16, batch_size=8, learning_rate=0.01)
 
-#: A scale at which the first gradients are infinite, and which grows after two steps that are not skipped.
+#: The first gradients are infinite at this scale, which grows after two steps that are not skipped.
 TOO_LARGE: dict[str, Any] = {"init_scale": 2.0**20, "growth_interval": 2}
 
 
@@ -51,8 +51,8 @@ def _module(placement: DeviceConfig, config: TrialConfig = TINY, *, micro_batche
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
-    drawn = torch.Generator().manual_seed(0)
-    return torch.randn(8, 3, 16, 16, generator=drawn), torch.randint(4, (8,), generator=drawn)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(8, 3, 16, 16, generator=generator), torch.randint(4, (8,), generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_step_with_infinite_gradients_is_skipped_and_the_scale_halved(
     monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    """And leaves no trace in the optimiser, as a fused one would."""
+    """The optimiser's state is unchanged, also if it is fused."""
     monkeypatch.setattr("tune_rescon.training.module.GradScaler", functools.partial(GradScaler, **TOO_LARGE))
     module = _module(FP16, dataclasses.replace(TINY, optimizer=optimizer, learning_rate=1e-4))
     trained, _ = module.optimizer_and_scheduler()
@@ -96,77 +96,81 @@ def test_gradients_are_those_of_the_loss_times_the_scale(
     scaler = functools.partial(GradScaler, init_scale=2.0**8)
     monkeypatch.setattr("tune_rescon.training.module.GradScaler", scaler)
     module = _module(FP16, micro_batches=micro_batches)
-    plain = _module(DeviceConfig(device=CPU, precision="fp32"), micro_batches=micro_batches)
-    for one in (module, plain):
-        one.backward(one.training_step(_batch()))
-    # The classifier's: rounding adds up along the layers before it.
-    found, expected = (list(one.network.parameters())[-1].grad for one in (module, plain))
-    assert found is not None
+    fp32_module = _module(DeviceConfig(device=CPU, precision="fp32"), micro_batches=micro_batches)
+    for either in (module, fp32_module):
+        either.backward(either.training_step(_batch()))
+    # Only of the classifier: rounding errors accumulate along the earlier layers.
+    grad, expected = (list(either.network.parameters())[-1].grad for either in (module, fp32_module))
+    assert grad is not None
     assert expected is not None
-    torch.testing.assert_close(found / module.scaler.get_scale(), expected, rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(grad / module.scaler.get_scale(), expected, rtol=0.02, atol=1e-3)
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_a_resumed_trial_equals_an_uninterrupted_one_and_so_does_its_scale(
-    train: Run,
+    train: Train,
     small: TrialConfig,
     largest_file: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
-    given = {**STEADY, "epochs": 2}
+    common_options = {**IMPROVING, "epochs": 2}
     config = dataclasses.replace(small, precision="fp16")
-    alone, left = (
-        Lives(functools.partial(train, config), tmp_path / name, largest_file, given)
-        for name in ("alone", "left")
+    reference, interrupted = (
+        ResumedTrial(functools.partial(train, config), tmp_path / name, largest_file, common_options)
+        for name in ("reference", "interrupted")
     )
-    alone.live()
-    preempted(at=6)(left)
-    middle = read_checkpoint(left.folder / "last.ckpt")["ScaledPrecision"]
-    left.live()
-    assert [metrics_of(report) for report in left.reports] == [metrics_of(report) for report in alone.reports]
-    assert_same_files(left.folder, alone.folder)
-    states = [read_checkpoint(one.folder / "last.ckpt")["ScaledPrecision"] for one in (left, alone)]
+    reference.run()
+    preempted(at=6)(interrupted)
+    state_at_preemption = read_checkpoint(interrupted.folder / "last.ckpt")["ScaledPrecision"]
+    interrupted.run()
+    assert [metrics_of(report) for report in interrupted.reports] == [
+        metrics_of(report) for report in reference.reports
+    ]
+    assert_same_files(interrupted.folder, reference.folder)
+    states = [
+        read_checkpoint(one.folder / "last.ckpt")["ScaledPrecision"] for one in (interrupted, reference)
+    ]
     assert states[0] == states[1]
-    assert middle["scale"] < TOO_LARGE["init_scale"]
+    assert state_at_preemption["scale"] < TOO_LARGE["init_scale"]
     assert states[0]["scale"] > TOO_LARGE["init_scale"] / 2**8, "not every step was skipped"
 
 
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.filterwarnings("error")
-def test_skipped_first_steps_and_clipping_raise_no_warning(train: Run, small: TrialConfig) -> None:
+def test_skipped_first_steps_and_clipping_raise_no_warning(train: Train, small: TrialConfig) -> None:
     assert small.gradient_clip > 0
     assert len(train(dataclasses.replace(small, precision="fp16"), epochs=1)) == 1
 
 
-def test_fp16_on_a_cpu_falls_back_to_fp32_with_a_message(train: Run, small: TrialConfig) -> None:
-    told: list[str] = []
+def test_fp16_on_a_cpu_falls_back_to_fp32_with_a_message(train: Train, small: TrialConfig) -> None:
+    messages: list[str] = []
     config = dataclasses.replace(small, precision="fp16")
-    reports = train(config, epochs=1, on_message=told.append)
-    assert told == ["precision fp16 is for GPUs; this trial trains in fp32 on its CPU"]
+    reports = train(config, epochs=1, on_message=messages.append)
+    assert messages == ["precision fp16 is for GPUs; this trial trains in fp32 on its CPU"]
     expected = train(dataclasses.replace(small, precision="fp32"), epochs=1)
     assert metrics_of(reports[0]) == metrics_of(expected[0])
 
 
 def _with_a_large_image() -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch with one image whose activations are beyond fp16's range, and far within fp32's."""
+    """A batch with one image whose activations overflow in fp16 and not in fp32."""
     images_BCHW, labels_B = _batch()
     return images_BCHW * torch.tensor([1e6, *[1.0] * 7]).view(8, 1, 1, 1), labels_B
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_an_image_that_overflows_in_validation_is_evaluated_in_fp32(micro_batches: int) -> None:
-    half = _module(FP16, micro_batches=micro_batches).eval()
-    plain = _module(DeviceConfig(device=CPU, precision="fp32"), micro_batches=micro_batches).eval()
-    large, usual = _with_a_large_image(), _batch()
+    fp16_module = _module(FP16, micro_batches=micro_batches).eval()
+    fp32_module = _module(DeviceConfig(device=CPU, precision="fp32"), micro_batches=micro_batches).eval()
+    large, original = _with_a_large_image(), _batch()
     with torch.inference_mode():
         with FP16.autocast():
-            assert not half.eval_network(large[0]).isfinite().all()
-        for module in (half, plain):
+            assert not fp16_module.eval_network(large[0]).isfinite().all()
+        for module in (fp16_module, fp32_module):
             module.validation_step(large)
-            module.validation_step(usual)
-    found, expected = (module.val_metrics.compute() for module in (half, plain))
+            module.validation_step(original)
+    values, expected = (module.val_metrics.compute() for module in (fp16_module, fp32_module))
     assert expected["loss"] < 1e7
-    assert found == pytest.approx(expected, rel=0.01)
+    assert values == pytest.approx(expected, rel=0.01)
 
 
 def test_images_without_overflow_are_evaluated_once_in_fp16() -> None:
@@ -187,9 +191,9 @@ def test_nan_outputs_in_fp32_give_nan_metrics() -> None:
 
 
 def test_batch_norm_statistics_are_estimated_in_fp32_on_overflow() -> None:
-    half, plain = _module(FP16), _module(DeviceConfig(device=CPU, precision="fp32"))
-    for module in (half, plain):
+    fp16_module, fp32_module = _module(FP16), _module(DeviceConfig(device=CPU, precision="fp32"))
+    for module in (fp16_module, fp32_module):
         module.reestimate_batch_norm([_batch()[0], _with_a_large_image()[0]])
-    found, expected = (batch_norm_statistics(module.eval_network) for module in (half, plain))
-    for one, other in zip(found, expected, strict=True):
+    values, expected = (batch_norm_statistics(module.eval_network) for module in (fp16_module, fp32_module))
+    for one, other in zip(values, expected, strict=True):
         torch.testing.assert_close(one, other)

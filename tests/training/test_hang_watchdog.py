@@ -1,4 +1,4 @@
-"""A recording that never comes back ends its process, and the next trial does without one."""
+"""A graph capture that hangs ends its process, and the next trial does not capture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from tests.waiting import LONGEST_WAIT
 from tune_rescon.training.cuda_graphs import HangWatchdog
 
-#: Hangs in C as a driver's call does: PyDLL keeps the interpreter's lock.
-STANDS_STILL = """
+#: Hangs in C like a call of a driver: PyDLL does not release the interpreter's lock.
+HANG_IN_C = """
 import ctypes, sys
 from pathlib import Path
 from tune_rescon.training.cuda_graphs import HangWatchdog
@@ -23,7 +23,7 @@ with HangWatchdog(folder=Path(sys.argv[1]), key="a").watching(float(sys.argv[2])
     ctypes.PyDLL(None).{call}
 """
 
-Ran = Callable[..., "subprocess.CompletedProcess[bytes]"]
+RunHanging = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 @pytest.fixture
@@ -32,46 +32,46 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(folder: Path) -> Ran:
-    def ran(call: str, *, patience: float) -> subprocess.CompletedProcess[bytes]:
-        program = [sys.executable, "-c", STANDS_STILL.format(call=call), str(folder), str(patience)]
+def run(folder: Path) -> RunHanging:
+    def run_call(call: str, *, timeout: float) -> subprocess.CompletedProcess[bytes]:
+        program = [sys.executable, "-c", HANG_IN_C.format(call=call), str(folder), str(timeout)]
         return subprocess.run(program, timeout=LONGEST_WAIT, capture_output=True, check=False)
 
-    return ran
+    return run_call
 
 
-def test_a_hanging_process_is_ended_and_leaves_its_traceback(run: Ran, folder: Path) -> None:
+def test_a_hanging_process_is_ended_and_leaves_its_traceback(run: RunHanging, folder: Path) -> None:
     watch = HangWatchdog(folder=folder, key="a")
     assert watch.found() is None
-    assert run("sleep(600)", patience=0.2).returncode == 1
+    assert run("sleep(600)", timeout=0.2).returncode == 1
     evidence = watch.found()
     assert evidence is not None
     assert 'File "<string>", line 7' in evidence.read_text()
     assert HangWatchdog(folder=folder, key="another").found() is None
 
 
-def test_a_crash_leaves_no_evidence_of_a_hang(run: Ran, folder: Path) -> None:
-    assert run("abort()", patience=60).returncode < 0
+def test_a_crash_leaves_no_evidence_of_a_hang(run: RunHanging, folder: Path) -> None:
+    assert run("abort()", timeout=60).returncode < 0
     assert len(list(folder.iterdir())) == 1
     assert HangWatchdog(folder=folder, key="a").found() is None
 
 
-def test_a_block_that_returns_is_no_longer_watched(run: Ran, folder: Path) -> None:
-    done = run("usleep(1)\nimport time; time.sleep(2.5)", patience=2)
-    assert (done.returncode, done.stderr) == (0, b"")
+def test_a_block_that_returns_is_no_longer_watched(run: RunHanging, folder: Path) -> None:
+    process = run("usleep(1)\nimport time; time.sleep(2.5)", timeout=2)
+    assert (process.returncode, process.stderr) == (0, b"")
     assert list(folder.iterdir()) == []
 
 
 def test_an_error_is_raised_and_leaves_no_evidence_of_a_hang(folder: Path) -> None:
     watch = HangWatchdog(folder=folder, key="a")
 
-    def recording() -> None:
+    def raise_in_block() -> None:
         with watch.watching(60):
             assert [file.name.split(".")[1] for file in folder.iterdir()] == [str(os.getpid())]
             raise ValueError("not recorded")
 
     with pytest.raises(ValueError, match="not recorded"):
-        recording()
+        raise_in_block()
     assert list(folder.iterdir()) == []
 
 

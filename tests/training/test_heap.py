@@ -9,8 +9,8 @@ import pytest
 
 from tune_rescon.training.device import freed_memory_kept
 
-#: Makes and frees blocks as large as feature maps, and counts the pages the kernel had to clear for them. In
-#: a process of its own: what the heap holds already decides where a block comes from.
+#: Allocates and frees blocks of the size of feature maps and counts the pages that the kernel cleared. Runs
+#: in a separate process, because the state of the heap decides where a block comes from.
 PROGRAM = """
 import resource
 from tune_rescon.training.device import freed_memory_kept
@@ -33,11 +33,11 @@ print(faults(80 * 2**20) / pages / 2)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such switch")
 def test_large_blocks_reuse_freed_pages_within_the_context() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    before, within, after = map(float, done.stdout.split())
+    process = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    before, within, after = map(float, process.stdout.split())
     assert before >= 3
     assert within < 0.1
-    # Larger than what was kept: the kernel is asked for it each time, as before.
+    # Larger than the retained memory: the kernel provides it each time.
     assert after >= 3
 
 

@@ -1,4 +1,4 @@
-"""What a process that only trains does without."""
+"""Libraries that a training process does not import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trial leaves in its process is gone before the next one needs the room."""
+"""The memory of a trial is freed before the next trial of the process starts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tune_rescon.training import EpochReport
 from tune_rescon.training.memory import release_memory
 from tune_rescon.training.module import TrialModule
 
-Run = Callable[..., list[EpochReport]]
+Train = Callable[..., list[EpochReport]]
 
 
 @pytest.mark.torch
-def test_networks_of_earlier_trials_are_freed_before_one_trains(train: Run) -> None:
+def test_networks_of_earlier_trials_are_freed_before_one_trains(train: Train) -> None:
     modules: list[int] = []
 
     def count(_: EpochReport) -> None:
-        modules.append(sum(type(thing) is TrialModule for thing in gc.get_objects()))
+        modules.append(sum(type(instance) is TrialModule for instance in gc.get_objects()))
 
-    gc.disable()  # A collection of Python's own comes when it likes.
+    gc.disable()  # the time of Python's own collections is not deterministic
     try:
         for _ in range(3):
             train(epochs=1, on_epoch=count)
@@ -41,12 +41,12 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     before = process.memory_info().rss
 
     def fill() -> None:
-        # Pieces too small to be mapped one by one: they make a heap of the thread's own.
-        pieces = [np.ones(8 * 1024) for _ in range(1600)]
-        pieces[:-1] = []  # The last one keeps the heap from shrinking by itself.
-        kept.append(pieces)
+        # Blocks too small for mmap: they fill the thread's own heap.
+        blocks = [np.ones(8 * 1024) for _ in range(1600)]
+        blocks[:-1] = []  # the last block prevents the heap from shrinking by itself
+        last_block.append(blocks)
 
-    kept: list[object] = []
+    last_block: list[object] = []
     thread = threading.Thread(target=fill)
     thread.start()
     thread.join()

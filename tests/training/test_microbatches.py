@@ -1,4 +1,4 @@
-"""A step in pieces is the same step: of the pieces themselves, and of the module that runs them."""
+"""Micro-batches: how a batch is split, and that a step in micro-batches equals the whole step."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_micro_batches_are_views_in_the_batchs_memory_format() -> None:
 @given(images=st.integers(1, 5000))
 def test_halving_ends_before_a_micro_batch_is_too_small(images: int) -> None:
     count: int | None = 1
-    tried = []
+    counts_tried = []
     while count is not None:
-        tried.append(count)
+        counts_tried.append(count)
         count = next_micro_batches(count, images=images)
-    assert tried == [2**power for power in range(len(tried))]
-    assert all(images // count >= SMALLEST_MICRO_BATCH for count in tried[1:])
-    assert images // (2 * tried[-1]) < SMALLEST_MICRO_BATCH
+    assert counts_tried == [2**power for power in range(len(counts_tried))]
+    assert all(images // count >= SMALLEST_MICRO_BATCH for count in counts_tried[1:])
+    assert images // (2 * counts_tried[-1]) < SMALLEST_MICRO_BATCH
 
 
 def _module(
@@ -92,19 +92,19 @@ def _step(module: TrialModule, targets: Tensor) -> list[Tensor]:
 def test_without_batch_norm_micro_batches_match_the_whole_batch(
     micro_batches: int, targets: Tensor, weights: tuple[float, ...] | None
 ) -> None:
-    given: dict[str, Any] = {"weights": weights, "label_smoothing": 0.2}
-    whole = _module(_network(nn.GroupNorm(2, 8)), micro_batches=1, **given)
-    cut = _module(_network(nn.GroupNorm(2, 8)), micro_batches=micro_batches, **given)
-    torch.testing.assert_close(_step(cut, targets), _step(whole, targets))
-    assert cut.train_metrics.compute() == pytest.approx(whole.train_metrics.compute())
+    options: dict[str, Any] = {"weights": weights, "label_smoothing": 0.2}
+    whole_batch = _module(_network(nn.GroupNorm(2, 8)), micro_batches=1, **options)
+    in_micro_batches = _module(_network(nn.GroupNorm(2, 8)), micro_batches=micro_batches, **options)
+    torch.testing.assert_close(_step(in_micro_batches, targets), _step(whole_batch, targets))
+    assert in_micro_batches.train_metrics.compute() == pytest.approx(whole_batch.train_metrics.compute())
 
 
 def test_a_step_of_one_micro_batch_equals_the_plain_step_bit_for_bit() -> None:
     module, plain = _module(_network(nn.BatchNorm2d(8)), micro_batches=1), _network(nn.BatchNorm2d(8))
     gradients = _step(module, LABELS_B)
     loss = F.cross_entropy(plain.to(memory_format=torch.channels_last)(IMAGES_BCHW), LABELS_B)
-    for mine, theirs in zip(gradients, torch.autograd.grad(loss, list(plain.parameters())), strict=True):
-        assert torch.equal(mine, theirs)
+    for actual, expected in zip(gradients, torch.autograd.grad(loss, list(plain.parameters())), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_batch_norm_uses_the_statistics_of_each_micro_batch() -> None:
@@ -118,7 +118,7 @@ def test_batch_norm_uses_the_statistics_of_each_micro_batch() -> None:
 
 @dataclass(eq=False)
 class _Saved:
-    """An activation kept for the backward pass."""
+    """An activation that is saved for the backward pass."""
 
     tensor: Tensor
 

@@ -11,7 +11,7 @@ from tune_rescon.training.module import StepExecution, TrialModule
 
 
 class _Linear(nn.Module):
-    """Class scores of the mean colour: a network small enough to check by hand."""
+    """A linear classifier of the mean colour, which can be checked by hand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ def test_soft_targets_give_the_loss_and_their_argmax_the_accuracy() -> None:
     loss = module.training_step((IMAGES_BCHW, targets_BK))
     log_p_BK = module.network(IMAGES_BCHW).log_softmax(dim=1)
     torch.testing.assert_close(loss, -(targets_BK * log_p_BK).sum(dim=1).mean())
-    hits = (log_p_BK.argmax(dim=1) == LABELS_B).float().mean().item()
-    assert module.train_metrics.compute()["accuracy"] == pytest.approx(hits)
+    correct = (log_p_BK.argmax(dim=1) == LABELS_B).float().mean().item()
+    assert module.train_metrics.compute()["accuracy"] == pytest.approx(correct)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

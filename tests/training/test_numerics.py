@@ -48,8 +48,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def _config(fields: dict[str, Any]) -> TrialConfig:
-    narrow: dict[str, Any] = {"width": 0.25, "image_size": 17, "learning_rate": 0.001, "schedule": "constant"}
-    return TrialConfig(**(narrow | fields))
+    defaults: dict[str, Any] = {
+        "width": 0.25,
+        "image_size": 17,
+        "learning_rate": 0.001,
+        "schedule": "constant",
+    }
+    return TrialConfig(**(defaults | fields))
 
 
 def _network(config: TrialConfig, dtype: torch.dtype) -> nn.Module:
@@ -99,10 +104,10 @@ def _gradient(network: nn.Module) -> Tensor:
 @networks
 def test_a_step_in_fp32_matches_plain_torch(fields: dict[str, Any]) -> None:
     config = _config(fields)
-    plain, ours = (_network(config, torch.float32) for _ in range(2))
+    plain, trained = (_network(config, torch.float32) for _ in range(2))
     expected = _train_plainly(plain, config, 1)
-    torch.testing.assert_close(_train(ours, config, 1), expected, rtol=1e-4, atol=1e-4)
-    difference = _gradient(ours) - _gradient(plain)
+    torch.testing.assert_close(_train(trained, config, 1), expected, rtol=1e-4, atol=1e-4)
+    difference = _gradient(trained) - _gradient(plain)
     # 0.05 where measured: an activation a rounding away from 0 passes its gradient on one side only.
     assert difference.norm() < 0.15 * _gradient(plain).norm()
 
@@ -110,8 +115,8 @@ def test_a_step_in_fp32_matches_plain_torch(fields: dict[str, Any]) -> None:
 @networks
 def test_a_training_in_fp64_matches_plain_torch(fields: dict[str, Any]) -> None:
     config = _config(fields)
-    plain, ours = (_network(config, torch.float64) for _ in range(2))
+    plain, trained = (_network(config, torch.float64) for _ in range(2))
     expected = _train_plainly(plain, config, STEPS)
-    torch.testing.assert_close(_train(ours, config, STEPS), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(_train(trained, config, STEPS), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(trained.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
     assert expected.diff().abs().min() > 1e-3, "each step must have changed something"

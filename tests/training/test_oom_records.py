@@ -1,4 +1,4 @@
-"""What ran out of memory: what follows from it, and the file that the trials of a node share."""
+"""Out-of-memory records: the micro-batches that follow from them, and the file of a node."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ OVERRUNS = st.builds(OomRecord, images=st.integers(8, 300), available=st.integer
 def test_the_initial_micro_batch_is_the_largest_not_known_to_fail(
     images: int, available: int, known: list[OomRecord]
 ) -> None:
-    def fails(count: int) -> bool:
+    def runs_out_of_memory(count: int) -> bool:
         largest = -(-images // count)
-        return any(one.images <= largest and one.available >= 0.95 * available for one in known)
+        return any(record.images <= largest and record.available >= 0.95 * available for record in known)
 
     count = initial_micro_batches(images, available, known)
     assert images // count >= min(images, SMALLEST_MICRO_BATCH)
-    assert not fails(count) or images // count == smallest_piece(images)
-    assert all(fails(2**power) for power in range(count.bit_length() - 1))
+    assert not runs_out_of_memory(count) or images // count == smallest_piece(images)
+    assert all(runs_out_of_memory(2**power) for power in range(count.bit_length() - 1))
     assert count == 2 ** (count.bit_length() - 1)
 
 
@@ -41,12 +41,17 @@ def test_the_initial_micro_batch_is_the_largest_not_known_to_fail(
 def test_dropping_redundant_records_changes_no_initial_micro_batch(
     known: list[OomRecord], images: int, available: int
 ) -> None:
-    kept: list[OomRecord] = []
-    for one in known:
-        kept = merged(kept, one)
-    assert initial_micro_batches(images, available, kept) == initial_micro_batches(images, available, known)
+    reduced: list[OomRecord] = []
+    for record in known:
+        reduced = merged(reduced, record)
+    assert initial_micro_batches(images, available, reduced) == initial_micro_batches(
+        images, available, known
+    )
     assert all(
-        not (a.images <= b.images and a.available >= b.available) for a in kept for b in kept if a is not b
+        not (first.images <= second.images and first.available >= second.available)
+        for first in reduced
+        for second in reduced
+        if first is not second
     )
 
 
@@ -62,14 +67,14 @@ def test_the_key_covers_network_size_precision_and_device(
         return shape_key(spec, DeviceConfig(device=torch.device(device), precision="fp32"))
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    others = [
+    other_records = [
         key(dataclasses.replace(spec, image_size=48)),
         key(dataclasses.replace(spec, stem_channels=spec.stem_channels + 1)),
         key(spec, "cuda:0"),
         key(spec, "cuda:1"),
         shape_key(spec, DeviceConfig(device=torch.device("cpu"), precision="bf16")),
     ]
-    assert len({key(spec), *others}) == 6
+    assert len({key(spec), *other_records}) == 6
     assert key(spec) == key(NetworkSpec.from_dict(json.loads(json.dumps(spec.to_dict()))))
 
 
@@ -110,7 +115,7 @@ def test_an_unwritable_file_is_reported_and_otherwise_ignored(
 
 @pytest.mark.torch
 def test_concurrent_processes_lose_no_record(tmp_path: Path) -> None:
-    # Forks of one process, for the import takes seconds; a pipe that is closed has all of them begin.
+    # Forks of one process, because the import takes seconds. Closing a pipe starts all of them at once.
     program = """
 import os, sys
 from pathlib import Path

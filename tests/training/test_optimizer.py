@@ -90,27 +90,38 @@ def test_lion_is_algorithm_2_of_its_paper() -> None:
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_muon_equals_torchs_muon_on_matrices(nesterov: bool) -> None:
     shapes = [(5, 8), (8, 5), (1, 4)]
-    ours, theirs = (
+    our_optimizer, torch_optimizer = (
         [nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0))) for shape in shapes]
         for _ in range(2)
     )
-    groups = [{"params": ours, "weight_decay": 0.1, "matrix": True}]
+    groups = [{"params": our_optimizer, "weight_decay": 0.1, "matrix": True}]
     reference = torch.optim.Muon(
-        theirs, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=nesterov, adjust_lr_fn="match_rms_adamw"
+        torch_optimizer,
+        lr=0.02,
+        weight_decay=0.1,
+        momentum=0.9,
+        nesterov=nesterov,
+        adjust_lr_fn="match_rms_adamw",
     )
-    gradients = _gradients(list(ours))
-    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999), nesterov=nesterov), list(ours), gradients)
-    _steps(reference, list(theirs), gradients)
-    torch.testing.assert_close(ours, theirs)
+    gradients = _gradients(list(our_optimizer))
+    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999), nesterov=nesterov), list(our_optimizer), gradients)
+    _steps(reference, list(torch_optimizer), gradients)
+    torch.testing.assert_close(our_optimizer, torch_optimizer)
 
 
 def test_muon_equals_adamw_on_other_parameters() -> None:
-    ours, theirs = ([nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2, 3))] for _ in range(2))
-    groups = [{"params": ours, "weight_decay": 0.1, "matrix": False}]
-    gradients = _gradients(list(ours))
-    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999)), list(ours), gradients)
-    _steps(AdamW(theirs, lr=0.02, betas=(0.9, 0.999), weight_decay=0.1), list(theirs), gradients)
-    torch.testing.assert_close(ours, theirs)
+    our_optimizer, torch_optimizer = (
+        [nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2, 3))] for _ in range(2)
+    )
+    groups = [{"params": our_optimizer, "weight_decay": 0.1, "matrix": False}]
+    gradients = _gradients(list(our_optimizer))
+    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999)), list(our_optimizer), gradients)
+    _steps(
+        AdamW(torch_optimizer, lr=0.02, betas=(0.9, 0.999), weight_decay=0.1),
+        list(torch_optimizer),
+        gradients,
+    )
+    torch.testing.assert_close(our_optimizer, torch_optimizer)
 
 
 def test_muon_takes_a_convolution_as_one_row_for_each_output_channel() -> None:
@@ -181,9 +192,9 @@ def test_a_restored_optimizer_continues_bit_for_bit(name: str) -> None:
         return nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3, 2))
 
     config = TrialConfig(optimizer=name, learning_rate=0.01, layer_decay=0.5)
-    whole, before = network(), network()
-    gradients = _gradients(list(whole.parameters()), steps=6)
-    _steps(make_optimizer(whole, config, device=CPU), list(whole.parameters()), gradients)
+    uninterrupted, before = network(), network()
+    gradients = _gradients(list(uninterrupted.parameters()), steps=6)
+    _steps(make_optimizer(uninterrupted, config, device=CPU), list(uninterrupted.parameters()), gradients)
     first = make_optimizer(before, config, device=CPU)
     _steps(first, list(before.parameters()), gradients[:3])
     after = network()
@@ -191,8 +202,8 @@ def test_a_restored_optimizer_continues_bit_for_bit(name: str) -> None:
     restored = make_optimizer(after, config, device=CPU)
     restored.load_state_dict(first.state_dict())
     _steps(restored, list(after.parameters()), gradients[3:])
-    for mine, theirs in zip(after.parameters(), whole.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
+    for actual, torch_optimizer in zip(after.parameters(), uninterrupted.parameters(), strict=True):
+        assert torch.equal(actual, torch_optimizer)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "rmsprop", "muon"])
@@ -231,7 +242,7 @@ def test_layer_decay_halves_the_rate_from_layer_to_layer() -> None:
     assert layers["norm.weight"] == layers[rates_in_order[-5]]
     for name, rate in rates.items():
         assert rate == pytest.approx(0.2 * 0.5 ** (len(order) - 1 - order.index(layers[name])))
-    # What a trial reports is the classifier's rate.
+    # A trial reports the classifier's rate.
     scheduler = LambdaLR(optimizer, lambda step: 0.1 if step else 1.0)
     assert optimizer.param_groups[0]["lr"] == 0.2
     _steps(optimizer, [], [[]])

@@ -1,4 +1,4 @@
-"""A trial's peak memory: from its own beginning, through a resume, and only where the device counts it."""
+"""A trial's peak memory: measured from its start, kept on a resume, and only where the device counts it."""
 
 from __future__ import annotations
 
@@ -23,50 +23,50 @@ from tune_rescon.training.memory import count_peak, peak_memory_mb
 
 pytestmark = pytest.mark.torch
 
-Run = Callable[..., list[EpochReport]]
+Train = Callable[..., list[EpochReport]]
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A device that counts, as a GPU does; what was asked of it. Each time, 10 more were taken."""
-    asked: list[str] = []
+    """A device that counts its peak memory, which grows by 10 MB at each query. Returns the calls."""
+    calls: list[str] = []
 
     def peak(_device: torch.device) -> float:
-        asked.append("peak")
-        return 10.0 * asked[::-1].index("begin")
+        calls.append("peak")
+        return 10.0 * calls[::-1].index("begin")
 
-    monkeypatch.setattr(fit, "count_peak", lambda _device: asked.append("begin"))
+    monkeypatch.setattr(fit, "count_peak", lambda _device: calls.append("begin"))
     monkeypatch.setattr(epoch_reporter, "peak_memory_mb", peak)
-    return asked
+    return calls
 
 
 def peaks(reports: list[EpochReport]) -> list[float]:
     return [report.metrics[PEAK_MEMORY] for report in reports]
 
 
-def test_a_cpu_trial_has_no_peak_memory(train: Run) -> None:
+def test_a_cpu_trial_has_no_peak_memory(train: Train) -> None:
     count_peak(CPU)
     assert peak_memory_mb(CPU) is None
     assert all(PEAK_MEMORY not in report.metrics for report in train(epochs=1))
 
 
-def test_the_peak_counts_from_the_start_of_the_trial(train: Run, device: list[str]) -> None:
+def test_the_peak_counts_from_the_start_of_the_trial(train: Train, device: list[str]) -> None:
     for _ in range(2):
         assert peaks(train(epochs=2)) == [10.0, 20.0]
     assert device == ["begin", "peak", "peak"] * 2
 
 
-def test_a_resumed_trial_keeps_its_earlier_peak(train: Run, device: list[str], tmp_path: Path) -> None:
-    def leave(report: EpochReport) -> None:
+def test_a_resumed_trial_keeps_its_earlier_peak(train: Train, device: list[str], tmp_path: Path) -> None:
+    def preempt(report: EpochReport) -> None:
         if report.epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(folder=tmp_path, epochs=4, on_epoch=leave)
+        train(folder=tmp_path, epochs=4, on_epoch=preempt)
     assert peaks(list(epochs_in_checkpoint(tmp_path))) == [10.0, 20.0]
-    # Its third epoch took 10 in the new process.
+    # The third epoch takes 10 in the new process.
     assert peaks(train(folder=tmp_path, epochs=4)) == [20.0, 20.0]
     assert device.count("begin") == 2
 
@@ -87,7 +87,7 @@ def test_the_peak_on_a_gpu_is_that_of_the_current_trial(digits: ImageDataset, sm
         )
         return peaks(reports)[0]
 
-    narrow, wide, again = run(0.25), run(1.0), run(0.25)
-    # Weights, gradients, momentum and the average; what the wider trial took is not the next one's.
+    narrow, wide, narrow_again = run(0.25), run(1.0), run(0.25)
+    # Weights, gradients, momentum and the average. The peak of the wider trial is not counted again.
     assert 1.0 < narrow < wide
-    assert again == pytest.approx(narrow, rel=0.1)
+    assert narrow_again == pytest.approx(narrow, rel=0.1)

@@ -48,6 +48,6 @@ def test_a_trial_accepts_a_checkpoint_of_its_own() -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_another_trials_checkpoint_is_refused_naming_the_difference(change: dict[str, Any]) -> None:
-    found = dataclasses.replace(RECORD, **change)
+    other_trial = dataclasses.replace(RECORD, **change)
     with pytest.raises(StorageError, match=f"another {next(iter(change))}"):
-        RECORD.check_own(found)
+        RECORD.check_own(other_trial)

@@ -17,76 +17,86 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.training.mortal import STRUCK
+from tests.training.killed_trials import KILLED_STATUS
 from tests.training.resuming import (
     BATCHES,
     EPOCHS,
-    STEADY,
+    IMPROVING,
     Fault,
-    Lives,
+    ResumedTrial,
     assert_same_files,
-    cut_off,
+    corrupt,
     empty,
     killed_after,
     metrics_of,
     preempted,
-    scratch,
-    timeless,
+    truncate,
+    without_timings,
 )
 from tune_rescon.config import TrialConfig
 from tune_rescon.training import epochs_in_checkpoint
 
 if TYPE_CHECKING:
-    from tests.training.conftest import Run
+    from tests.training.conftest import Train
 
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]  # the killed trials are lived in one fixture
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]  # one fixture runs all killed trials
 
-LAST, BOTH, BEST = (
+LAST_DAMAGED, BOTH_DAMAGED, BEST_DAMAGED = (
     "the last checkpoint was damaged; resuming from epoch 1",
     "both checkpoints were damaged; starting over",
     "best.ckpt was damaged; the networks of the epochs before are lost",
 )
 
-#: What can happen to a trial whose process is not killed in the middle of something.
+#: Interruptions and damages of a trial whose process is not killed during an action.
 FAULTS = {
-    "killed after every epoch": Fault(lives=[killed_after(epoch) for epoch in (1, 2, 3)], recorded=3),
+    "killed after every epoch": Fault(stages=[killed_after(epoch) for epoch in (1, 2, 3)], recorded=3),
     "preempted six times": Fault(
-        # The fourth one in the batches on which statistics are estimated, the third after an epoch's report.
-        lives=[preempted(at=at) for at in (1, 1, 2, 2, 1, 2)],
+        # The third one after an epoch's report, the fourth one while batch norm statistics are estimated.
+        stages=[preempted(at=at) for at in (1, 1, 2, 2, 1, 2)],
         recorded=2,
     ),
     "preempted, its checkpoint damaged": Fault(
-        lives=[preempted(at=BATCHES + 2), cut_off("last")], recorded=1, notes=[LAST]
+        stages=[preempted(at=BATCHES + 2), truncate("last")], recorded=1, notes=[LAST_DAMAGED]
     ),
     "preempted on a full disk": Fault(
-        lives=[preempted(at=BATCHES), preempted(at=2, disk_full=True)], recorded=1
+        stages=[preempted(at=BATCHES), preempted(at=2, disk_full=True)], recorded=1
     ),
-    "the disk full for two epochs": Fault(lives=[killed_after(3, disk_full_after=1)], recorded=1),
-    "an older checkpoint empty": Fault(lives=[killed_after(2), empty("last.previous")], recorded=2),
-    "a checkpoint cut off": Fault(lives=[killed_after(2), cut_off("last")], recorded=1, notes=[LAST]),
-    "a checkpoint scratched": Fault(lives=[killed_after(2), scratch("last")], recorded=1, notes=[LAST]),
-    "both checkpoints scratched": Fault(
-        lives=[killed_after(2), scratch("last", "last.previous")], recorded=0, notes=[BOTH]
+    "the disk full for two epochs": Fault(stages=[killed_after(3, disk_full_after=1)], recorded=1),
+    "an older checkpoint empty": Fault(stages=[killed_after(2), empty("last.previous")], recorded=2),
+    "a checkpoint truncated": Fault(
+        stages=[killed_after(2), truncate("last")], recorded=1, notes=[LAST_DAMAGED]
     ),
-    "the best network scratched": Fault(lives=[killed_after(2), scratch("best")], recorded=2, notes=[BEST]),
+    "a checkpoint corrupted": Fault(
+        stages=[killed_after(2), corrupt("last")], recorded=1, notes=[LAST_DAMAGED]
+    ),
+    "both checkpoints corrupted": Fault(
+        stages=[killed_after(2), corrupt("last", "last.previous")], recorded=0, notes=[BOTH_DAMAGED]
+    ),
+    "the best network corrupted": Fault(
+        stages=[killed_after(2), corrupt("best")], recorded=2, notes=[BEST_DAMAGED]
+    ),
     "a checkpoint and the best network empty": Fault(
-        lives=[killed_after(2), empty("last", "best")], recorded=1, notes=[LAST, BEST]
+        stages=[killed_after(2), empty("last", "best")], recorded=1, notes=[LAST_DAMAGED, BEST_DAMAGED]
     ),
-    "all cut off": Fault(
-        lives=[killed_after(2), cut_off("last", "last.previous", "best")], recorded=0, notes=[BOTH, BEST]
+    "all files truncated": Fault(
+        stages=[killed_after(2), truncate("last", "last.previous", "best")],
+        recorded=0,
+        notes=[BOTH_DAMAGED, BEST_DAMAGED],
     ),
 }
 
 
 @pytest.fixture(scope="module")
-def whole(train: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, float]]]:
-    """The folder of an uninterrupted trial, and the metrics it reported."""
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, [metrics_of(report) for report in train(folder=folder, epochs=EPOCHS, **STEADY)]
+def uninterrupted(
+    train: Train, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, float]]]:
+    """The folder of an uninterrupted trial, and its reported metrics."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return folder, [metrics_of(report) for report in train(folder=folder, epochs=EPOCHS, **IMPROVING)]
 
 
-#: All that draws random numbers for images or chooses them, and that no other row has.
-RANDOM: dict[str, Any] = {
+#: Random image transforms and sampling that no other row has.
+RANDOM_SETTINGS: dict[str, Any] = {
     "class_sampling": "balanced",
     "class_weights": "balanced",
     "crop_scale": 0.4,
@@ -97,24 +107,25 @@ RANDOM: dict[str, Any] = {
 }
 
 #: Nightly rows: another row covers the same kind of fault.
-NEARLY = {
+NIGHTLY_FAULTS = {
     "preempted, its checkpoint damaged",
     "preempted on a full disk",
     "an older checkpoint empty",
-    "a checkpoint cut off",
-    "a checkpoint scratched",
-    "the best network scratched",
-    "all cut off",
+    "a checkpoint truncated",
+    "a checkpoint corrupted",
+    "the best network corrupted",
+    "all files truncated",
 }
 
 
-#: Rows that also run with files that a thread writes. Nightly: test_background_writes.py shows what the
-#: thread writes, and when.
-BACKGROUND = ("killed after every epoch", "preempted six times", "the disk full for two epochs")
+#: Rows that also run with background writes. Nightly: test_background_writes.py covers the thread's writes.
+BACKGROUND_FAULTS = ("killed after every epoch", "preempted six times", "the disk full for two epochs")
 
 
 def _rows() -> list[Any]:
-    rows = [(name, False, name in NEARLY) for name in FAULTS] + [(name, True, True) for name in BACKGROUND]
+    rows = [(name, False, name in NIGHTLY_FAULTS) for name in FAULTS] + [
+        (name, True, True) for name in BACKGROUND_FAULTS
+    ]
     return [pytest.param(*row, marks=[pytest.mark.nightly] if nightly else []) for *row, nightly in rows]
 
 
@@ -122,35 +133,35 @@ def _rows() -> list[Any]:
 def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     name: str,
     background: bool,
-    train: Run,
-    whole: tuple[Path, list[dict[str, float]]],
+    train: Train,
+    uninterrupted: tuple[Path, list[dict[str, float]]],
     largest_file: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
-    options = {**STEADY, "background_writes": background}
-    fault, trial = FAULTS[name], Lives(train, tmp_path, largest_file, options)
-    for life in fault.lives:
-        life(trial)
-    known = epochs_in_checkpoint(tmp_path)
-    assert [metrics_of(report) for report in known] == whole[1][: fault.recorded]
-    best_was_damaged = BEST in fault.notes
-    assert all((report.best_checkpoint is None) is best_was_damaged for report in known)
+    options = {**IMPROVING, "background_writes": background}
+    fault, trial = FAULTS[name], ResumedTrial(train, tmp_path, largest_file, options)
+    for stage in fault.stages:
+        stage(trial)
+    recorded = epochs_in_checkpoint(tmp_path)
+    assert [metrics_of(report) for report in recorded] == uninterrupted[1][: fault.recorded]
+    best_was_damaged = BEST_DAMAGED in fault.notes
+    assert all((report.best_checkpoint is None) is best_was_damaged for report in recorded)
 
     before, trial.notes = trial.reports, []
     trial.reports = []
-    trial.live()
+    trial.run()
     assert trial.notes == list(fault.notes)
     assert [report.epoch for report in trial.reports] == list(range(fault.recorded + 1, EPOCHS + 1))
     assert all(report.best_checkpoint == tmp_path / "best.ckpt" for report in trial.reports)
     for report in before + trial.reports:
-        assert metrics_of(report) == whole[1][report.epoch - 1]
-    assert_same_files(tmp_path, whole[0])
+        assert metrics_of(report) == uninterrupted[1][report.epoch - 1]
+    assert_same_files(tmp_path, uninterrupted[0])
 
 
 @pytest.mark.parametrize(
     ("settings", "options", "at"),
     [
-        (RANDOM, {}, 3),
+        (RANDOM_SETTINGS, {}, 3),
         ({"optimizer": "lion", "layer_decay": 0.9, "schedule": "cosine_restarts", "cycles": 2}, {}, 3),
         ({"optimizer": "muon", "freeze_epochs": 1, "classifier_lr_mult": 4.0, "layer_decay": 0.9}, {}, 3),
         ({"freeze_epochs": 1, "optimizer": "adamw"}, {}, 6),
@@ -164,7 +175,7 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     ],
 )
 def test_a_preempted_trial_with_other_settings_equals_an_uninterrupted_one(
-    train: Run,
+    train: Train,
     small: TrialConfig,
     settings: dict[str, Any],
     options: dict[str, Any],
@@ -173,39 +184,40 @@ def test_a_preempted_trial_with_other_settings_equals_an_uninterrupted_one(
     tmp_path: Path,
 ) -> None:
     config = TrialConfig.from_dict(small.to_dict() | settings)
-    given = {**STEADY, "epochs": 2, **options}
-    alone, left = (
-        Lives(functools.partial(train, config), tmp_path / name, largest_file, given)
-        for name in ("alone", "left")
+    common_options = {**IMPROVING, "epochs": 2, **options}
+    reference, interrupted = (
+        ResumedTrial(functools.partial(train, config), tmp_path / name, largest_file, common_options)
+        for name in ("reference", "interrupted")
     )
-    alone.live()
-    preempted(at=at)(left)
-    left.live()
-    assert [metrics_of(report) for report in left.reports] == [metrics_of(report) for report in alone.reports]
-    assert_same_files(left.folder, alone.folder)
+    reference.run()
+    preempted(at=at)(interrupted)
+    interrupted.run()
+    assert [metrics_of(report) for report in interrupted.reports] == [
+        metrics_of(report) for report in reference.reports
+    ]
+    assert_same_files(interrupted.folder, reference.folder)
 
 
-#: What a trial does between two epochs' reports. Its process is killed before the last one of each of these.
-STEPS = ("training_step", "backward", "average", "statistics", "validation_step", "report")
+#: Actions of a trial between two reports. The process is killed before the last occurrence of each.
+STEP_ACTIONS = ("training_step", "backward", "average", "statistics", "validation_step", "report")
 
-#: What it does with files then: its process is killed before, or half-way through, each one of these.
-WRITES = ("save", "torn save", "fsync", "replace")
+#: Actions on files. The process is killed before every occurrence, or half-way through it.
+FILE_ACTIONS = ("save", "torn save", "fsync", "replace")
 
-#: By optimiser: the deeds before which a trial is killed, and the seeds of those killed at random moments.
-#: What is killed before an fsync leaves the files of what is killed before the replacement that follows, so
-#: that only nightly rows have it. The files are the same for every optimiser. In the background a thread
-#: writes them, while steps run whose number before the report differs from trial to trial, so that only the
-#: thread's deeds are counted.
-DEATHS = {
-    "sgd": ((*STEPS, "save", "torn save", "replace"), (0,)),
+#: By optimiser: the actions before which a trial is killed, and the seeds of trials killed at random moments.
+#: A kill before an fsync leaves the same files as one before the following replacement, so that only nightly
+#: rows have it. The files do not depend on the optimiser. With background writes the number of steps before
+#: the report varies, so that only the actions of the writing thread are counted.
+KILLS = {
+    "sgd": ((*STEP_ACTIONS, "save", "torn save", "replace"), (0,)),
     "adamw": (("backward", "replace"), ()),
-    "sgd, in the background": (("report", *WRITES), (0, 1)),
+    "sgd, in the background": (("report", *FILE_ACTIONS), (0, 1)),
 }
 
 
 @dataclass(kw_only=True)
-class Life:
-    """What became of a trial in processes of its own: their exit statuses, and what they reported."""
+class KilledTrial:
+    """A trial that ran in several processes: their exit statuses and their reports."""
 
     folder: Path
     statuses: list[int] = field(default_factory=list)
@@ -213,13 +225,17 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def lives(small: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Life]]:
-    """By key of ``DEATHS``: an uninterrupted trial, and one for each way to be killed, by name."""
-    return functools.cache(lambda name: _live(name, small, tmp_path_factory.mktemp("lives")))
+def killed_trials(
+    small: TrialConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, KilledTrial]]:
+    """Runs the trials of a key of ``KILLS`` once: the uninterrupted trial and the killed ones, by name."""
+    return functools.cache(
+        lambda name: _run_killed_trials(name, small, tmp_path_factory.mktemp("killed_trials"))
+    )
 
 
-def _live(name: str, small: TrialConfig, folder: Path) -> dict[str, Life]:
-    """With all on that holds state from step to step or draws random numbers."""
+def _run_killed_trials(name: str, small: TrialConfig, folder: Path) -> dict[str, KilledTrial]:
+    """Run them with every feature on that holds state between steps or draws random numbers."""
     optimizer, _, background = name.partition(", ")
     config = dataclasses.replace(
         small,
@@ -233,65 +249,67 @@ def _live(name: str, small: TrialConfig, folder: Path) -> dict[str, Life]:
         assert getattr(config, state) > 0
     assert config.gradient_clip > 0
     assert config.label_smoothing > 0
-    job = {"folder": str(folder), "config": config.to_dict(), "epochs": EPOCHS, "writes": WRITES}
-    deeds, seeds = DEATHS[name]
-    job |= {"deeds": deeds, "seeds": seeds, "background": bool(background)}
-    program = [sys.executable, str(Path(__file__).with_name("mortal.py"))]
-    done = subprocess.run(program, input=json.dumps(job), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return _lives(folder, (json.loads(line) for line in done.stdout.splitlines()))
+    job = {"folder": str(folder), "config": config.to_dict(), "epochs": EPOCHS, "writes": FILE_ACTIONS}
+    actions, seeds = KILLS[name]
+    job |= {"actions": actions, "seeds": seeds, "background": bool(background)}
+    program = [sys.executable, str(Path(__file__).with_name("killed_trials.py"))]
+    process = subprocess.run(program, input=json.dumps(job), capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return _parse_events(folder, (json.loads(line) for line in process.stdout.splitlines()))
 
 
-def _lives(folder: Path, lines: Iterable[list[Any]]) -> dict[str, Life]:
-    lives: defaultdict[str, Life] = defaultdict(lambda: Life(folder=folder))
-    for what, trial, *rest in lines:
-        life = lives[trial]
-        life.folder = folder / trial
-        if what == "ended":
-            life.statuses.append(rest[0])
+def _parse_events(folder: Path, lines: Iterable[list[Any]]) -> dict[str, KilledTrial]:
+    trials: defaultdict[str, KilledTrial] = defaultdict(lambda: KilledTrial(folder=folder))
+    for event, trial, *fields in lines:
+        killed_trial = trials[trial]
+        killed_trial.folder = folder / trial
+        if event == "ended":
+            killed_trial.statuses.append(fields[0])
         else:
-            life.reports.append((rest[0], timeless(rest[1])))
-    return dict(lives)
+            killed_trial.reports.append((fields[0], without_timings(fields[1])))
+    return dict(trials)
 
 
-#: Nightly: test_background_writes.py shows what the thread writes, and when; rows above have AdamW's state.
-OTHERS = ("sgd, in the background", "adamw")
+#: Nightly: test_background_writes.py covers the thread's writes, and rows above cover AdamW's state.
+NIGHTLY_KILLS = ("sgd, in the background", "adamw")
 
 
-def _deaths(name: str, values: Iterable[Any]) -> list[Any]:
-    """Rows of a key of ``DEATHS``."""
-    marks = [pytest.mark.nightly] if name in OTHERS else []
+def _kill_rows(name: str, values: Iterable[Any]) -> list[Any]:
+    """Return the rows of a key of ``KILLS``."""
+    marks = [pytest.mark.nightly] if name in NIGHTLY_KILLS else []
     return [pytest.param(name, value, marks=marks) for value in values]
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "deed"),
-    [row for name, (deeds, _) in DEATHS.items() for row in _deaths(name, deeds)],
+    ("optimizer", "action"),
+    [row for name, (actions, _) in KILLS.items() for row in _kill_rows(name, actions)],
 )
 def test_a_trial_killed_before_an_action_equals_an_uninterrupted_one(
-    lives: Callable[[str], dict[str, Life]], optimizer: str, deed: str
+    killed_trials: Callable[[str], dict[str, KilledTrial]], optimizer: str, action: str
 ) -> None:
-    killed = {name: life for name, life in lives(optimizer).items() if name.rpartition(" ")[0] == deed}
+    killed = {
+        name: trial for name, trial in killed_trials(optimizer).items() if name.rpartition(" ")[0] == action
+    }
     assert killed
-    for name, life in killed.items():
-        assert life.statuses == [STRUCK, 0], name
-        _assert_equal(life, lives(optimizer)["whole"])
+    for name, trial in killed.items():
+        assert trial.statuses == [KILLED_STATUS, 0], name
+        _assert_equal(trial, killed_trials(optimizer)["uninterrupted"])
 
 
 @pytest.mark.parametrize(
-    ("name", "seed"), [row for name, (_, seeds) in DEATHS.items() for row in _deaths(name, seeds)]
+    ("name", "seed"), [row for name, (_, seeds) in KILLS.items() for row in _kill_rows(name, seeds)]
 )
 def test_a_trial_killed_repeatedly_at_random_equals_an_uninterrupted_one(
-    lives: Callable[[str], dict[str, Life]], name: str, seed: int
+    killed_trials: Callable[[str], dict[str, KilledTrial]], name: str, seed: int
 ) -> None:
-    life = lives(name)[f"SIGKILL {seed}"]
-    assert len(life.statuses) >= 2, "it lived to its end"
-    assert life.statuses == [-signal.SIGKILL] * (len(life.statuses) - 1) + [0]
-    _assert_equal(life, lives(name)["whole"])
+    trial = killed_trials(name)[f"SIGKILL {seed}"]
+    assert len(trial.statuses) >= 2, "the trial was never killed"
+    assert trial.statuses == [-signal.SIGKILL] * (len(trial.statuses) - 1) + [0]
+    _assert_equal(trial, killed_trials(name)["uninterrupted"])
 
 
-def _assert_equal(life: Life, whole: Life) -> None:
-    expected = dict(whole.reports)
+def _assert_equal(trial: KilledTrial, uninterrupted: KilledTrial) -> None:
+    expected = dict(uninterrupted.reports)
     assert list(expected) == list(range(1, EPOCHS + 1))
-    assert life.reports == [(epoch, expected[epoch]) for epoch, _ in life.reports]
-    assert_same_files(life.folder, whole.folder)
+    assert trial.reports == [(epoch, expected[epoch]) for epoch, _ in trial.reports]
+    assert_same_files(trial.folder, uninterrupted.folder)

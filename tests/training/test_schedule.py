@@ -86,11 +86,11 @@ def test_a_restarted_cosine_is_a_cosine_in_each_cycle(length: tuple[int, int, in
 
 
 def test_cosine_restarts_with_one_cycle_equal_cosine() -> None:
-    restarts, once = (
+    restarts, single_cycle = (
         schedule_of(TrialConfig(schedule=name, warmup_epochs=1, cycles=1), total_steps=50, steps_per_epoch=7)
         for name in ("cosine_restarts", "cosine")
     )
-    assert [restarts(step) for step in range(60)] == [once(step) for step in range(60)]
+    assert [restarts(step) for step in range(60)] == [single_cycle(step) for step in range(60)]
 
 
 def test_the_papers_recipe_drops_at_64k_and_96k_of_160k() -> None:

@@ -32,7 +32,7 @@ ABOUT = TrainedNetwork(
 def test_a_loaded_network_is_the_saved_one(tmp_path: Path) -> None:
     network = build_described(ABOUT.spec)
     images_BCHW = torch.randn(4, 1, 16, 16)
-    network(images_BCHW)  # moves batch norm's statistics
+    network(images_BCHW)  # updates batch norm's statistics
     torch.save(trained_values(network, ABOUT), tmp_path / "best.ckpt")
     before = torch.get_rng_state()
     loaded, about = load_trained(tmp_path / "best.ckpt")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.conftest import PLAIN
+from tests.training.conftest import PLAIN_CONFIG
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset, batch_sources
 from tune_rescon.errors import ConfigError, NetworkError, ResourceError, StorageError
@@ -28,17 +28,19 @@ from tune_rescon.training.module import TrialModule
 
 pytestmark = pytest.mark.torch
 
-Run = Callable[..., list[EpochReport]]
+Train = Callable[..., list[EpochReport]]
 
-#: What a clock decides.
+#: Metrics that depend on the clock.
 TIMES = ("images_per_second", "epoch_seconds")
 
 
 def values(reports: list[EpochReport]) -> list[dict[str, float]]:
-    return [{k: v for k, v in report.metrics.items() if k not in TIMES} for report in reports]
+    return [
+        {name: value for name, value in report.metrics.items() if name not in TIMES} for report in reports
+    ]
 
 
-def test_each_epoch_is_reported_once_with_every_metric(train: Run) -> None:
+def test_each_epoch_is_reported_once_with_every_metric(train: Train) -> None:
     reports = train(epochs=3)
     assert [report.epoch for report in reports] == [1, 2, 3]
     for report in reports:
@@ -48,25 +50,27 @@ def test_each_epoch_is_reported_once_with_every_metric(train: Run) -> None:
 
 
 def test_balanced_weights_change_the_training_loss_but_not_the_validation_loss(
-    train: Run, digits: ImageDataset
+    train: Train, digits: ImageDataset
 ) -> None:
-    """With one image of each of the last five digits, and a network that hardly moves."""
+    """With one image of each of the last five digits and a tiny learning rate."""
     labels_N = digits.train.labels_N
-    first = [np.flatnonzero(labels_N == digit)[: 1 if digit >= 5 else None] for digit in range(10)]
-    chosen = np.sort(np.concatenate(first))
-    few = dataclasses.replace(digits.train, rows_N=digits.train.rows_N[chosen], labels_N=labels_N[chosen])
-    rare = dataclasses.replace(digits, train=few)
-    config = dataclasses.replace(PLAIN, learning_rate=1e-12)
-    plain, weighted = (
-        train(dataclasses.replace(config, class_weights=how), dataset=rare, epochs=1)[0].metrics
-        for how in ("none", "balanced")
+    first_indices = [np.flatnonzero(labels_N == digit)[: 1 if digit >= 5 else None] for digit in range(10)]
+    chosen = np.sort(np.concatenate(first_indices))
+    few_images = dataclasses.replace(
+        digits.train, rows_N=digits.train.rows_N[chosen], labels_N=labels_N[chosen]
     )
-    assert weighted["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-6)
-    assert weighted["train_accuracy"] == plain["train_accuracy"]
-    assert abs(weighted["train_loss"] / plain["train_loss"] - 1) > 0.01
+    rare = dataclasses.replace(digits, train=few_images)
+    config = dataclasses.replace(PLAIN_CONFIG, learning_rate=1e-12)
+    unweighted, weighted = (
+        train(dataclasses.replace(config, class_weights=class_weights), dataset=rare, epochs=1)[0].metrics
+        for class_weights in ("none", "balanced")
+    )
+    assert weighted["val_loss"] == pytest.approx(unweighted["val_loss"], rel=1e-6)
+    assert weighted["train_accuracy"] == unweighted["train_accuracy"]
+    assert abs(weighted["train_loss"] / unweighted["train_loss"] - 1) > 0.01
 
 
-def test_the_learning_rate_reported_is_the_last_steps(train: Run, digits: ImageDataset) -> None:
+def test_the_learning_rate_reported_is_the_last_steps(train: Train, digits: ImageDataset) -> None:
     config = TrialConfig(
         width=0.25,
         image_size=16,
@@ -80,7 +84,7 @@ def test_the_learning_rate_reported_is_the_last_steps(train: Run, digits: ImageD
     assert [report.metrics["learning_rate"] for report in train(config)] == pytest.approx([0.1, 0.01])
 
 
-def test_a_trial_depends_on_its_seed_alone(train: Run) -> None:
+def test_a_trial_depends_on_its_seed_alone(train: Train) -> None:
     torch.manual_seed(1)
     first = values(train(seed=0))
     torch.manual_seed(2)
@@ -88,7 +92,7 @@ def test_a_trial_depends_on_its_seed_alone(train: Run) -> None:
     assert values(train(seed=1)) != first
 
 
-def test_the_callers_random_state_and_threads_are_unchanged(train: Run) -> None:
+def test_the_callers_random_state_and_threads_are_unchanged(train: Train) -> None:
     torch.manual_seed(7)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     train(epochs=1)
@@ -96,8 +100,8 @@ def test_the_callers_random_state_and_threads_are_unchanged(train: Run) -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_random_numbers_drawn_by_on_epoch_change_nothing(train: Run) -> None:
-    plain = values(train())
+def test_random_numbers_drawn_by_on_epoch_change_nothing(train: Train) -> None:
+    unweighted = values(train())
     reports: list[EpochReport] = []
 
     def draw(report: EpochReport) -> None:
@@ -105,25 +109,29 @@ def test_random_numbers_drawn_by_on_epoch_change_nothing(train: Run) -> None:
         reports.append(report)
 
     train(on_epoch=draw)
-    assert values(reports) == plain
+    assert values(reports) == unweighted
 
 
-def test_precise_batch_norm_changes_validation_and_not_training(train: Run, small: TrialConfig) -> None:
-    plain = train(TrialConfig.from_dict(small.to_dict() | {"precise_bn_batches": 0, "ema_decay": 0.0}))
+def test_precise_batch_norm_changes_validation_and_not_training(train: Train, small: TrialConfig) -> None:
+    unweighted = train(TrialConfig.from_dict(small.to_dict() | {"precise_bn_batches": 0, "ema_decay": 0.0}))
     precise = train(TrialConfig.from_dict(small.to_dict() | {"precise_bn_batches": 3, "ema_decay": 0.0}))
     for name, same in (("train_loss", True), ("val_loss", False)):
-        assert ([r.metrics[name] for r in plain] == [r.metrics[name] for r in precise]) is same
+        assert (
+            [report.metrics[name] for report in unweighted] == [report.metrics[name] for report in precise]
+        ) is same
 
 
-def test_averaging_changes_validation_and_not_training(train: Run, small: TrialConfig) -> None:
-    plain = train(TrialConfig.from_dict(small.to_dict() | {"ema_decay": 0.0}))
+def test_averaging_changes_validation_and_not_training(train: Train, small: TrialConfig) -> None:
+    unweighted = train(TrialConfig.from_dict(small.to_dict() | {"ema_decay": 0.0}))
     averaged = train(small)
     for name, same in (("train_loss", True), ("val_loss", False)):
-        assert ([r.metrics[name] for r in plain] == [r.metrics[name] for r in averaged]) is same
+        assert (
+            [report.metrics[name] for report in unweighted] == [report.metrics[name] for report in averaged]
+        ) is same
 
 
 def test_the_best_network_is_kept_and_reproduces_its_accuracy(
-    train: Run, digits: ImageDataset, small: TrialConfig, tmp_path: Path
+    train: Train, digits: ImageDataset, small: TrialConfig, tmp_path: Path
 ) -> None:
     from tune_rescon.data import ImageDataModule
 
@@ -135,12 +143,15 @@ def test_the_best_network_is_kept_and_reproduces_its_accuracy(
     assert values([best])[0].items() <= dict(about.metrics).items()
     data = ImageDataModule(digits, about.config, image_size=about.spec.image_size, seed=0)
     with torch.no_grad():
-        hits = [(network(x).argmax(1) == y).float() for x, y in data.val_batches()]
+        hits = [
+            (network(images_BCHW).argmax(1) == labels_B).float()
+            for images_BCHW, labels_B in data.val_batches()
+        ]
     assert torch.cat(hits).mean().item() == pytest.approx(best.metrics["val_accuracy"])
 
 
-def test_the_last_network_is_kept_if_keep_is_last(train: Run, tmp_path: Path) -> None:
-    # The training loss falls: by the larger one, the first epoch is the best.
+def test_the_last_network_is_kept_if_keep_is_last(train: Train, tmp_path: Path) -> None:
+    # The training loss falls: if it is maximized, the first epoch is the best.
     options: dict[str, Any] = {"epochs": 3, "metric": "train_loss", "mode": "max"}
     for keep, epoch in (("best", 1), ("last", 3)):
         folder = tmp_path / keep
@@ -151,43 +162,43 @@ def test_the_last_network_is_kept_if_keep_is_last(train: Run, tmp_path: Path) ->
 
 @pytest.mark.parametrize("free", [2**40, 0], ids=["on_the_device", "copied_ahead"])
 def test_the_source_of_the_images_does_not_change_the_results(
-    train: Run, monkeypatch: pytest.MonkeyPatch, free: int
+    train: Train, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
 
-    whole = train(epochs=3)
+    expected = train(epochs=3)
     monkeypatch.setattr(batch_sources, "has_own_memory", lambda _: True)
     monkeypatch.setattr(batch_sources, "free_memory", lambda _: free)
     monkeypatch.setattr(batch_sources, "_held", {})
-    assert values(train(epochs=3)) == values(whole)
-    (held,) = batch_sources._held.values()
-    assert set(held.splits) == ({"train", "val"} if free else set())
+    assert values(train(epochs=3)) == values(expected)
+    (dataset_bytes,) = batch_sources._held.values()
+    assert set(dataset_bytes.splits) == ({"train", "val"} if free else set())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
 def test_a_trial_stopped_within_an_epoch_leaves_no_loader_thread(
-    train: Run, monkeypatch: pytest.MonkeyPatch
+    train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
     class StopError(Exception):
         pass
 
     def stop(*_: object) -> None:
-        seen.extend(thread.name for thread in threading.enumerate())
+        records.extend(thread.name for thread in threading.enumerate())
         raise StopError
 
-    seen: list[str] = []
+    records: list[str] = []
     monkeypatch.setattr(batch_sources, "has_own_memory", lambda _: True)
     monkeypatch.setattr(batch_sources, "free_memory", lambda _: 0)
     monkeypatch.setattr(batch_sources, "_held", {})
     monkeypatch.setattr(TrialModule, "training_step", stop)
     with pytest.raises(StopError):
         train()
-    assert any(name.startswith("batches") for name in seen)
-    gc.collect()  # Lightning's cycles hold its loader
+    assert any(name.startswith("batches") for name in records)
+    gc.collect()  # reference cycles of Lightning hold its loader
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
-def test_a_finished_trial_reports_nothing_and_keeps_its_epochs(train: Run, tmp_path: Path) -> None:
+def test_a_finished_trial_reports_nothing_and_keeps_its_epochs(train: Train, tmp_path: Path) -> None:
     reports = train(folder=tmp_path)
     assert train(folder=tmp_path) == []
     recorded = list(epochs_in_checkpoint(tmp_path))
@@ -211,16 +222,16 @@ class _Stop(BaseException):
 @pytest.mark.parametrize("kind", [_Stop, SystemExit, KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("in_thread", [False, True], ids=["main", "thread"])
 def test_an_exception_in_on_epoch_is_raised_and_everything_released(
-    train: Run, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], in_thread: bool
+    train: Train, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], in_thread: bool
 ) -> None:
     networks: list[weakref.ref[nn.Module]] = []
     original = TrialModule.__init__
 
-    def remember(self: TrialModule, network: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def track_network(self: TrialModule, network: nn.Module, *args: Any, **kwargs: Any) -> None:
         networks.append(weakref.ref(network))
         original(self, network, *args, **kwargs)
 
-    monkeypatch.setattr(TrialModule, "__init__", remember)
+    monkeypatch.setattr(TrialModule, "__init__", track_network)
     handler = signal.getsignal(signal.SIGINT)
     caught: list[BaseException] = []
 
@@ -247,7 +258,7 @@ def test_an_exception_in_on_epoch_is_raised_and_everything_released(
 
 
 def test_an_interrupt_within_an_epoch_raises_keyboard_interrupt(
-    train: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
     original = TrialModule.training_step
@@ -264,7 +275,7 @@ def test_an_interrupt_within_an_epoch_raises_keyboard_interrupt(
     assert len(epochs_in_checkpoint(tmp_path)) == 1
 
 
-def test_a_trial_runs_in_any_thread(train: Run) -> None:
+def test_a_trial_runs_in_any_thread(train: Train) -> None:
     outcome: list[list[dict[str, float]]] = []
     thread = threading.Thread(target=lambda: outcome.append(values(train())))
     thread.start()
@@ -274,7 +285,7 @@ def test_a_trial_runs_in_any_thread(train: Run) -> None:
 
 @pytest.mark.parametrize("learning_rate", [1e30, 1e10])
 def test_a_loss_that_is_not_finite_ends_the_trial_after_one_report(
-    train: Run, tmp_path: Path, small: TrialConfig, learning_rate: float
+    train: Train, tmp_path: Path, small: TrialConfig, learning_rate: float
 ) -> None:
     config = TrialConfig.from_dict(
         small.to_dict() | {"learning_rate": learning_rate, "gradient_clip": 0.0, "warmup_epochs": 0.0}
@@ -284,12 +295,12 @@ def test_a_loss_that_is_not_finite_ends_the_trial_after_one_report(
     last = reports[-1].metrics
     assert all(math.isnan(last[name]) for name in ("train_loss", "val_loss", "val_accuracy", "val_top5"))
     assert math.isfinite(last["learning_rate"])
-    assert all(math.isfinite(r.metrics["train_loss"]) for r in reports[:-1])
+    assert all(math.isfinite(report.metrics["train_loss"]) for report in reports[:-1])
     assert len(epochs_in_checkpoint(tmp_path)) == len(reports) - 1
 
 
 def test_a_trial_is_silent_and_writes_nothing_unasked(
-    train: Run,
+    train: Train,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -304,7 +315,7 @@ def test_a_trial_is_silent_and_writes_nothing_unasked(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_slurm_variables_of_the_job_are_ignored(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_variables_of_the_job_are_ignored(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "JOB_ID": "1",
         "JOB_NAME": "ray",
@@ -326,7 +337,7 @@ def test_slurm_variables_of_the_job_are_ignored(train: Run, monkeypatch: pytest.
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(
-    train: Run, tmp_path: Path, options: dict[str, Any], error: type[Exception], words: str
+    train: Train, tmp_path: Path, options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     folder = tmp_path / "trial"
     with pytest.raises(error, match=words):
@@ -347,22 +358,22 @@ def test_an_unknown_device_is_refused(digits: ImageDataset, small: TrialConfig) 
         )
 
 
-def test_a_checkpoint_of_another_program_is_refused(train: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_program_is_refused(train: Train, tmp_path: Path) -> None:
     write_durably({"state_dict": {}}, tmp_path / "last.ckpt")
     with pytest.raises(StorageError, match="must be one that a trial wrote"):
         train(folder=tmp_path)
 
 
-def test_another_trials_folder_is_refused(train: Run, tmp_path: Path) -> None:
+def test_another_trials_folder_is_refused(train: Train, tmp_path: Path) -> None:
     train(folder=tmp_path, epochs=1)
     with pytest.raises(StorageError, match="another epochs"):
         train(folder=tmp_path, epochs=2)
 
 
-def test_the_progress_of_each_epoch_is_passed_on(train: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_of_each_epoch_is_passed_on(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tune_rescon.training.callbacks.PROGRESS_SECONDS", 0.0)
     shares: list[float] = []
     train(epochs=2, on_progress=shares.append)
-    half = len(shares) // 2
-    assert shares[:half] == shares[half:] == sorted(shares[:half])
+    middle = len(shares) // 2
+    assert shares[:middle] == shares[middle:] == sorted(shares[:middle])
     assert shares[-1] == 1

@@ -1,4 +1,4 @@
-"""Searches on disk, as a driver leaves them."""
+"""A study in memory, and searches on disk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.tuning.coordinating import Study
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
-from tune_rescon.tuning import SearchFolder, SearchLocation
+from tune_rescon.tuning import SearchFolder, SearchLocation, StudyRecord
 
 MakeSearch = Callable[..., SearchFolder]
+
+
+@pytest.fixture
+def record() -> StudyRecord:
+    """The record of a new study in memory."""
+    return Study().record()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the coordinator's tests share: a study in memory, a coordinator on it, and what records its calls."""
+"""Shared by the coordinator's tests: a study in memory, a coordinator on it, and recorders of its calls."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Study:
         return self._study.best_trial
 
     def request_stop(self, number: int) -> None:
-        """Request the stop of a trial, as another program does."""
+        """Request the stop of a trial as another program would."""
         self._storage.set_trial_user_attr(self.trials[number]._trial_id, "stop_requested", True)
 
     def record(self, metric: str = "val_accuracy") -> StudyRecord:
@@ -93,7 +93,7 @@ class RecordingCallback(SearchCallback):
 
 
 class FakeCheckpoints:
-    """Records which checkpoint of each trial the last ``prune`` kept."""
+    """Records the checkpoint of each trial that the last ``prune`` kept."""
 
     def __init__(self) -> None:
         self.kept: dict[int, str | None] = {}

@@ -25,19 +25,19 @@ def test_the_deadline_counts_the_seconds_of_earlier_runs(
 
 
 @pytest.mark.parametrize(
-    ("hours", "driven", "trials", "said"),
+    ("hours", "driven", "trials", "is_reported"),
     [
         pytest.param(None, 1e9, 3, False, id="no budget in hours"),
         pytest.param(1.0, 3599.0, 3, False, id="time left"),
         pytest.param(1.0, 3600.0, 3, True, id="spent"),
-        pytest.param(1.0, 9999.0, 6, False, id="all trials begun all the same"),
-        pytest.param(0.001, 9999.0, 0, True, id="resumed without a second left"),
+        pytest.param(1.0, 9999.0, 6, False, id="hours spent, but all trials started"),
+        pytest.param(0.001, 9999.0, 0, True, id="resumed with no time left"),
     ],
 )
 def test_spent_hours_are_reported_if_trials_are_left(
-    hours: float | None, driven: float, trials: int, said: bool
+    hours: float | None, driven: float, trials: int, is_reported: bool
 ) -> None:
     budget = Budget(trials=6, hours=hours)
     words = spent_words(budget, name="s", trials=trials, epochs=9, elapsed_seconds=driven)
-    assert (words is not None) is said
+    assert (words is not None) is is_reported
     assert words is None or f"{trials} of 6 trials begun. More time: --resume s --hours H" in words

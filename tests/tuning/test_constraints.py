@@ -1,4 +1,4 @@
-"""Networks that cost more than a space allows are never trained, and the rest of the space still is."""
+"""Networks that cost more than a space allows are never trained; the rest of the space is."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sampler(costs: CostModel, **arguments: Any) -> SearchSampler:
     return SearchSampler(costs.space, violation=violation_of(costs), **arguments)
 
 
-def drawn(source: SearchSampler, count: int) -> list[Mapping[str, Any]]:
+def draw(source: SearchSampler, count: int) -> list[Mapping[str, Any]]:
     proposals = [source.ask() for _ in range(count)]
     return [proposal.params for proposal in proposals if proposal is not None]
 
@@ -51,14 +51,14 @@ def drawn(source: SearchSampler, count: int) -> list[Mapping[str, Any]]:
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
 def test_no_sampler_draws_a_network_that_is_too_large(kind: str, datasets: dict[str, DatasetInfo]) -> None:
     costs = model(datasets, SMALL_ONLY, f"sampler.type={kind}", "initial=[]")
-    assert {params["depth"] for params in drawn(sampler(costs), 30)} == {56}
+    assert {params["depth"] for params in draw(sampler(costs), 30)} == {56}
 
 
 def test_without_constraints_both_depths_are_drawn(datasets: dict[str, DatasetInfo]) -> None:
     costs = model(datasets, "initial=[]")
     assert violation_of(costs) is None
     assert check_constraints(costs) is None
-    assert {params["depth"] for params in drawn(sampler(costs), 30)} == {56, 92}
+    assert {params["depth"] for params in draw(sampler(costs), 30)} == {56, 92}
 
 
 def test_a_rarely_permitted_network_is_found(datasets: dict[str, DatasetInfo]) -> None:
@@ -70,9 +70,9 @@ def test_a_rarely_permitted_network_is_found(datasets: dict[str, DatasetInfo]) -
         "fixed={layout: cifar, image_size: 16, batch_size: 32}",
         "initial=[]",
     )
-    found = drawn(sampler(costs), 5)
-    assert len(found) == 5
-    assert all(costs.space.constraints.gmacs is not None and params["width"] < 0.2 for params in found)
+    samples = draw(sampler(costs), 5)
+    assert len(samples) == 5
+    assert all(costs.space.constraints.gmacs is not None and params["width"] < 0.2 for params in samples)
 
 
 def test_a_search_ends_when_all_permitted_points_have_run(datasets: dict[str, DatasetInfo]) -> None:
@@ -95,8 +95,11 @@ def test_a_grid_leaves_out_points_that_break_a_constraint(datasets: dict[str, Da
     costs = model(datasets, SMALL_ONLY, grid, "sampler.type=grid", "initial=[]")
     points = [to_optuna(point) for point in first_rows(costs.space)]
     assert len(points) == 4
-    found = drawn(sampler(costs, initial_points=points), 2)
-    assert [(params["depth"], params["mask"]) for params in found] == [(56, "encoder_decoder"), (56, "local")]
+    samples = draw(sampler(costs, initial_points=points), 2)
+    assert [(params["depth"], params["mask"]) for params in samples] == [
+        (56, "encoder_decoder"),
+        (56, "local"),
+    ]
 
 
 def test_an_enqueued_trial_that_breaks_a_constraint_is_closed(datasets: dict[str, DatasetInfo]) -> None:
@@ -141,40 +144,42 @@ LATENCY = "constraints={latency_ms: {max: 10}}"
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
-    """Depths and devices as they are measured: those of depth 56 take 4 ms, and deeper ones 14."""
-    asked: list[tuple[int, str]] = []
+def measured_networks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """Fake latencies: 4 ms for depth 56, 14 ms for deeper networks. Returns the measured networks."""
+    calls: list[tuple[int, str]] = []
 
     def measure(spec: NetworkDescription, device: str) -> float:
         deep = network_cost(spec).parameters > 300_000
-        asked.append((92 if deep else 56, device))
+        calls.append((92 if deep else 56, device))
         return 14.0 if deep else 4.0
 
     monkeypatch.setattr("tune_rescon.training.probe.measure_latency", measure)
-    return asked
+    return calls
 
 
 def test_a_network_is_measured_once_and_a_slow_one_never_drawn(
-    datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]]
+    datasets: dict[str, DatasetInfo], measured_networks: list[tuple[int, str]]
 ) -> None:
-    """Dropped paths are no other network: none is dropped when it is used."""
+    """Drop path does not change the latency, because it is off in evaluation."""
     costs = model(datasets, LATENCY, "initial=[]")
-    assert {params["depth"] for params in drawn(sampler(costs), 30)} == {56}
-    assert sorted(measured) == [(56, "cpu"), (92, "cpu")]
+    assert {params["depth"] for params in draw(sampler(costs), 30)} == {56}
+    assert sorted(measured_networks) == [(56, "cpu"), (92, "cpu")]
 
 
 def test_a_network_that_breaks_another_constraint_is_not_measured(
-    datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]]
+    datasets: dict[str, DatasetInfo], measured_networks: list[tuple[int, str]]
 ) -> None:
     costs = model(
         datasets, "constraints={params_m: {max: 0.3}, latency_ms: {max: 10, device: cuda}}", "initial=[]"
     )
-    drawn(sampler(costs), 20)
-    assert measured == [(56, "cuda")]
+    draw(sampler(costs), 20)
+    assert measured_networks == [(56, "cuda")]
 
 
 def test_a_resumed_search_reuses_the_recorded_latencies(
-    datasets: dict[str, DatasetInfo], measured: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+    datasets: dict[str, DatasetInfo],
+    measured_networks: list[tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     costs, record = model(datasets, LATENCY, "initial=[]"), Study().record()
     configs = [trial_config(costs.space, row).to_dict() for row in preview(costs.space, 30)]
@@ -186,16 +191,16 @@ def test_a_resumed_search_reuses_the_recorded_latencies(
     }
     assert None in before
     monkeypatch.setattr("tune_rescon.training.probe.measure_latency", lambda *_: 99.0)
-    again = violation_of(costs, record)
-    assert again is not None
-    assert [again(config) for config in configs] == before
+    second_violation = violation_of(costs, record)
+    assert second_violation is not None
+    assert [second_violation(config) for config in configs] == before
     elsewhere = violation_of(costs)
     assert elsewhere is not None
     assert all(elsewhere(config) for config in configs)
-    said = check_constraints(costs, record)
-    assert said is not None
-    assert said.endswith("the others are not trained. An image takes 4 to 14 ms on cpu")
-    assert len(measured) == 2
+    message = check_constraints(costs, record)
+    assert message is not None
+    assert message.endswith("the others are not trained. An image takes 4 to 14 ms on cpu")
+    assert len(measured_networks) == 2
 
 
 @pytest.mark.torch
@@ -209,7 +214,7 @@ def test_measuring_latency_is_cached_and_changes_no_global_state() -> None:
     assert 0 < fast < slow / 2
     assert torch.get_num_threads() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
-    assert measure_latency(small, "cpu") == fast, "not measured again"
+    assert measure_latency(small, "cpu") == fast, "the latency is cached"
 
 
 @pytest.mark.torch
@@ -225,11 +230,11 @@ def test_gpu_latency_without_a_gpu_is_refused(
 
 
 def test_the_share_of_permitted_networks_is_reported(datasets: dict[str, DatasetInfo]) -> None:
-    said = check_constraints(model(datasets, SMALL_ONLY))
-    assert said is not None
-    share = int(said.removeprefix("constraints: ").partition("%")[0])
+    message = check_constraints(model(datasets, SMALL_ONLY))
+    assert message is not None
+    share = int(message.removeprefix("constraints: ").partition("%")[0])
     assert 40 <= share <= 60
-    assert said.endswith("% of the networks keep to them; the others are not trained")
+    assert message.endswith("% of the networks keep to them; the others are not trained")
 
 
 def test_the_space_keeps_its_constraints(datasets: dict[str, DatasetInfo]) -> None:

@@ -34,10 +34,10 @@ from tune_rescon.tuning import (
 
 def test_a_search_saves_epochs_and_finds_the_best_trial() -> None:
     study = Study()
-    spent = simulate(coordinator(study), curve).epochs_spent
-    best_of_all = max(trial.params["learning_rate"] for trial in study.trials)
-    assert spent < 0.6 * 30 * EPOCHS
-    assert study.best_trial.params["learning_rate"] == best_of_all
+    epochs_spent = simulate(coordinator(study), curve).epochs_spent
+    overall_best = max(trial.params["learning_rate"] for trial in study.trials)
+    assert epochs_spent < 0.6 * 30 * EPOCHS
+    assert study.best_trial.params["learning_rate"] == overall_best
 
 
 def test_the_study_has_each_trials_epochs_and_optunas_state() -> None:
@@ -93,7 +93,7 @@ def test_a_trial_is_judged_at_a_rung_by_its_value_there(resumed: bool) -> None:
     if resumed:
         search = coordinator(study, total=3)
         assert {next_number(search) for _ in curves} == set(curves)
-    # Better than the others were after the second epoch and are after the fourth, but not at the rung.
+    # Better than the other trials after epochs 2 and 4, but not at the rung.
     assert search.epoch_done(2, 3, metrics(0.2), None) is Decision.STOP
 
 
@@ -107,9 +107,9 @@ def test_a_paused_trial_frees_its_slot_and_continues_when_promoted() -> None:
     assert {len(t.intermediate_values) for t in stopped} <= {1, 3}
     best = max(t.params["learning_rate"] for t in study.trials)
     assert finished[0].params["learning_rate"] == best
-    again = [line for line in callback.events if "starts at" in line and not line.endswith("at 0")]
-    assert again
-    # No epoch was trained twice.
+    restarts = [line for line in callback.events if "starts at" in line and not line.endswith("at 0")]
+    assert restarts
+    # No epoch is trained twice.
     assert len(trace.runs) == sum(len(t.intermediate_values) for t in study.trials)
 
 
@@ -121,15 +121,15 @@ def test_a_search_too_small_for_its_rungs_still_finishes_its_best_trial() -> Non
 
 
 class RecordingSampler(SearchSampler):
-    """A sampler that remembers what it was taught."""
+    """A sampler that records the reported trials."""
 
     def __init__(self) -> None:
         super().__init__(SPACE)
-        self.seen: list[tuple[int, int, str]] = []
+        self.reported: list[tuple[int, int, str]] = []
 
     @override
     def on_epoch(self, trial: TrialRecord) -> None:
-        self.seen.append((trial.number, trial.epochs, trial.state.value))
+        self.reported.append((trial.number, trial.epochs, trial.state.value))
         super().on_epoch(trial)
 
 
@@ -141,10 +141,10 @@ def test_the_sampler_gets_each_epoch_and_each_end() -> None:
     ).start()
     number = next_number(search)
     search.epoch_done(number, 1, metrics(0.5), None)
-    assert sampler.seen == [(0, 1, "running"), (0, 1, "paused")]
+    assert sampler.reported == [(0, 1, "running"), (0, 1, "paused")]
     second = next_number(search)
     search.close(second, TrialState.FAILED, error="died")
-    assert sampler.seen[2:] == [(1, 0, "failed")]
+    assert sampler.reported[2:] == [(1, 0, "failed")]
 
 
 def test_the_second_objective_covers_all_epochs_of_the_trial() -> None:
@@ -157,7 +157,7 @@ def test_the_second_objective_covers_all_epochs_of_the_trial() -> None:
 
 
 def final_metric_search(study: Study) -> Coordinator:
-    """Trials whose objective is known after the last epoch only."""
+    """A search whose metric is reported after the last epoch only."""
     record = study.record("test_accuracy")
     return Coordinator(
         SearchPlan(total=3, keep=None),
@@ -173,7 +173,7 @@ def test_a_metric_of_the_last_epoch_is_not_required_before() -> None:
     search = final_metric_search(study)
     number = next_number(search)
     assert search.epoch_done(number, 1, {"train_loss": 2.0}, None) is Decision.CONTINUE
-    # Another driver continues it.
+    # Another driver resumes the search.
     search = final_metric_search(study)
     assert next_number(search) == number
     assert search.epoch_done(number, 2, {"train_loss": 1.0, "test_accuracy": 0.5}, "b") is Decision.FINISH

@@ -65,7 +65,7 @@ def test_progress_is_passed_to_callbacks_while_the_trial_runs() -> None:
 
 
 def test_a_users_callback_that_raises_is_not_called_again(progress: list[str]) -> None:
-    class Faulty(SearchCallback):
+    class FaultyCallback(SearchCallback):
         calls = 0
 
         @override
@@ -73,7 +73,7 @@ def test_a_users_callback_that_raises_is_not_called_again(progress: list[str]) -
             self.calls += 1
             raise ValueError("no connection")
 
-    faulty, callback = Faulty(), RecordingCallback()
+    faulty, callback = FaultyCallback(), RecordingCallback()
     search = coordinator(Study(), total=2, callbacks=(CallbackList([faulty, callback], safe=True),))
     simulate(search, curve)
     assert faulty.calls == 1
@@ -84,11 +84,11 @@ def test_a_users_callback_that_raises_is_not_called_again(progress: list[str]) -
 
 
 def test_an_error_in_a_callback_of_the_search_itself_is_raised() -> None:
-    class Faulty(SearchCallback):
+    class FaultyCallback(SearchCallback):
         @override
         def on_trial_start(self, trial: TrialRecord) -> None:
             raise ValueError("no connection")
 
-    search = coordinator(Study(), total=2, callbacks=(Faulty(),))
+    search = coordinator(Study(), total=2, callbacks=(FaultyCallback(),))
     with pytest.raises(ValueError, match="no connection"):
         search.next_trial()

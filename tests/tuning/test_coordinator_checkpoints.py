@@ -34,13 +34,13 @@ def test_the_five_best_trials_keep_one_checkpoint_each() -> None:
     kept = {number for number, file in checkpoints.kept.items() if file is not None}
     best = sorted(study.record().trials(), key=TrialRecord.rank_key)[:5]
     assert kept == {trial.number for trial in best}
-    wanted = {f"checkpoints/trial_{t.number:04d}/best_{t.number}.ckpt" for t in best}
-    assert {trial.checkpoint for trial in best} == wanted
+    expected_files = {f"checkpoints/trial_{t.number:04d}/best_{t.number}.ckpt" for t in best}
+    assert {trial.checkpoint for trial in best} == expected_files
     assert set(checkpoints.kept) == {trial.number for trial in study.trials}
 
 
 def test_a_winner_that_reports_no_checkpoint_keeps_its_files() -> None:
-    """Its best network could not be written or sent, so its last checkpoint may be all that is left."""
+    """Its best network could not be written or sent, so that the last checkpoint may be the only one."""
     study, checkpoints = Study(), FakeCheckpoints()
     search = coordinator(study, total=7, checkpoints=checkpoints)
     for value in (0.1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.01):
@@ -50,12 +50,12 @@ def test_a_winner_that_reports_no_checkpoint_keeps_its_files() -> None:
             if search.epoch_done(number, epoch, metrics(value), named) is not Decision.CONTINUE:
                 break
     assert study.record().trial(1).state is TrialState.FINISHED
-    assert 1 not in checkpoints.kept, "the best of all"
-    assert checkpoints.kept[6] is None, "a loser"
+    assert 1 not in checkpoints.kept, "the best trial"
+    assert checkpoints.kept[6] is None, "a trial that is not among the best"
 
 
 def test_a_running_trial_does_not_count_among_the_best() -> None:
-    """A resumed search counts the best few among those that have ended, as it did before."""
+    """A resumed search ranks ended trials only, like the search before."""
     study = Study()
     search = coordinator(study, keep=1, total=5)
     runs, ended = next_number(search), next_number(search)
@@ -75,20 +75,20 @@ def test_the_best_in_hand_keeps_its_checkpoint_after_the_deadline() -> None:
     now = [0.0]
     study, checkpoints = Study(), FakeCheckpoints()
     search = coordinator(study, keep=1, total=4, deadline=10.0, clock=lambda: now[0], checkpoints=checkpoints)
-    done, better, best, failed = (next_number(search) for _ in range(4))
+    complete, better, best, failed = (next_number(search) for _ in range(4))
     for epoch in range(1, EPOCHS + 1):
-        search.epoch_done(done, epoch, metrics(0.4), "done.ckpt")
+        search.epoch_done(complete, epoch, metrics(0.4), "done.ckpt")
     now[0] = 10.0
     assert search.epoch_done(better, 1, metrics(0.45), "better.ckpt") is Decision.STOP
     assert checkpoints.kept == {
-        done: f"checkpoints/trial_{done:04d}/done.ckpt",
+        complete: f"checkpoints/trial_{complete:04d}/done.ckpt",
         better: f"checkpoints/trial_{better:04d}/better.ckpt",
     }
     assert search.epoch_done(best, 1, metrics(0.5), "best.ckpt") is Decision.STOP
     search.close(failed, TrialState.FAILED, error="died")
     assert checkpoints.kept[better] is None
     kept = {number for number, file in checkpoints.kept.items() if file is not None}
-    assert kept == {done, best}
+    assert kept == {complete, best}
     trials = study.record().trials()
     assert all(trials[number].checkpoint == checkpoints.kept[number] for number in kept)
     in_hand = best_in_hand(trials, best_trial(trials))
@@ -98,14 +98,14 @@ def test_the_best_in_hand_keeps_its_checkpoint_after_the_deadline() -> None:
 def test_a_failed_trial_does_not_displace_the_best_in_hand() -> None:
     study, checkpoints = Study(), FakeCheckpoints()
     search = coordinator(study, keep=1, total=3, checkpoints=checkpoints)
-    done, stopped, failed = (next_number(search) for _ in range(3))
+    complete, stopped, failed = (next_number(search) for _ in range(3))
     for epoch in range(1, EPOCHS + 1):
-        search.epoch_done(done, epoch, metrics(0.4), "done.ckpt")
+        search.epoch_done(complete, epoch, metrics(0.4), "done.ckpt")
     search.epoch_done(stopped, 1, metrics(0.5), "stopped.ckpt")
     search.close(stopped, TrialState.STOPPED, checkpoint="stopped.ckpt")
     search.epoch_done(failed, 1, metrics(0.9), "failed.ckpt")
     search.close(failed, TrialState.FAILED, error="died")
-    assert {number for number, file in checkpoints.kept.items() if file is not None} == {done, stopped}
+    assert {number for number, file in checkpoints.kept.items() if file is not None} == {complete, stopped}
 
 
 def test_a_failed_trial_does_not_displace_the_winner_if_none_finished() -> None:
@@ -127,10 +127,10 @@ def test_a_failed_trial_does_not_displace_the_winner_if_none_finished() -> None:
 
 @pytest.mark.parametrize("pauses", [False, True])
 def test_the_winner_and_the_best_in_hand_have_checkpoints_at_any_deadline(pauses: bool) -> None:
-    found = set()
+    deadline_states = set()
     for hours in range(2, 60, 3):
         study, checkpoints = Study(), FakeCheckpoints()
-        # Later trials are better, so that the deadline finds them underway.
+        # Later trials are better, so that they are running at the deadline.
         simulation = Simulation(lambda trial: SyntheticCurve(limit=0.1 + trial.number / 50), workers=4)
         search = coordinator(
             study,
@@ -147,11 +147,11 @@ def test_the_winner_and_the_best_in_hand_have_checkpoints_at_any_deadline(pauses
         winner = best_trial(trials)
         in_hand = best_in_hand(trials, winner)
         assert winner is not None
-        needed = {one.number for one in (winner, in_hand) if one is not None}
-        assert needed <= {number for number, file in checkpoints.kept.items() if file is not None}
-        assert needed <= {trial.number for trial in trials if trial.checkpoint}
-        found.add(in_hand is not None)
-    assert found == {True, False}
+        kept_numbers = {record.number for record in (winner, in_hand) if record is not None}
+        assert kept_numbers <= {number for number, file in checkpoints.kept.items() if file is not None}
+        assert kept_numbers <= {trial.number for trial in trials if trial.checkpoint}
+        deadline_states.add(in_hand is not None)
+    assert deadline_states == {True, False}
 
 
 def test_a_failed_trial_keeps_no_checkpoint() -> None:

@@ -36,7 +36,7 @@ def test_a_trial_whose_worker_dies_is_retried_three_times() -> None:
     assert list(study.trials[number].intermediate_values) == [1]
     assert next_number(search) != number
     search.worker_failed(number)
-    assert callback.events[-1] == "1 starts at 0", "a trial that has ended is not handed out again"
+    assert callback.events[-1] == "1 starts at 0", "an ended trial is not run again"
 
 
 def test_a_search_is_not_exhausted_while_a_trial_awaits_its_retry() -> None:
@@ -52,10 +52,10 @@ def test_a_search_is_not_exhausted_while_a_trial_awaits_its_retry() -> None:
 
 
 @pytest.mark.parametrize(
-    ("node_is_gone", "times", "what"), [(True, 20, "node"), (False, 3, "worker process")]
+    ("node_is_gone", "times", "message"), [(True, 20, "node"), (False, 3, "worker process")]
 )
 def test_a_lost_node_allows_more_retries_than_a_dead_worker(
-    node_is_gone: bool, times: int, what: str
+    node_is_gone: bool, times: int, message: str
 ) -> None:
     study = Study()
     search = coordinator(study, total=1)
@@ -66,7 +66,7 @@ def test_a_lost_node_allows_more_retries_than_a_dead_worker(
     search.worker_failed(number, node_is_gone=node_is_gone)
     assert study.trials[number].user_attrs["state"] == "failed"
     error = study.trials[number].user_attrs["error"]
-    assert what in error
+    assert message in error
     assert f"after {times} retries" in error
 
 
@@ -78,37 +78,39 @@ def test_retries_after_a_preemption_are_not_limited() -> None:
         assert next_number(search) == number
     search.close(number, TrialState.FAILED, error="died")
     search.worker_preempted(number)
-    assert search.next_trial() is None, "it has ended"
+    assert search.next_trial() is None, "the trial has ended"
 
 
 def test_abort_ends_the_search_and_interrupts_its_trials() -> None:
     study = Study()
     search = coordinator(study, total=9)
-    first_one, second_one = next_number(search), next_number(search)
-    search.epoch_done(first_one, 1, metrics(0.5), None)
-    search.abort(second_one, "no GPU")
-    search.abort(second_one, "a later reason")
+    first, second = next_number(search), next_number(search)
+    search.epoch_done(first, 1, metrics(0.5), None)
+    search.abort(second, "no GPU")
+    search.abort(second, "a later reason")
     assert search.failure == "no GPU"
     assert search.exhausted
     assert search.next_trial() is None
-    assert search.epoch_done(first_one, 2, metrics(0.5), None) is Decision.STOP
+    assert search.epoch_done(first, 2, metrics(0.5), None) is Decision.STOP
     search.interrupt_remaining()
     assert [trial.user_attrs["state"] for trial in study.trials] == ["interrupted"] * 2
-    again = coordinator(study, total=9)
-    assert again.failure is None
-    assert {next_number(again), next_number(again)} == {first_one, second_one}, "on a machine that can"
+    resumed_search = coordinator(study, total=9)
+    assert resumed_search.failure is None
+    assert {next_number(resumed_search), next_number(resumed_search)} == {first, second}, (
+        "the trial runs on a machine with enough memory"
+    )
 
 
-def memory_class(parameters: Mapping[str, Any]) -> int:
-    """Two kinds of trial, of which one needs too much memory."""
+def memory_key(parameters: Mapping[str, Any]) -> int:
+    """Two kinds of trials, one of which needs too much memory."""
     return int(parameters["learning_rate"] > 0.3)
 
 
 def test_a_configuration_that_ran_out_of_memory_is_not_run_again() -> None:
     study = Study()
-    search = coordinator(study, total=10, same_memory=memory_class)
+    search = coordinator(study, total=10, same_memory=memory_key)
     while (trial := search.next_trial()) is not None:
-        if memory_class(trial.parameters):
+        if memory_key(trial.parameters):
             search.close(trial.number, TrialState.OUT_OF_MEMORY, error="out of memory")
         else:
             search.epoch_done(trial.number, 1, metrics(math.nan), None)
@@ -129,23 +131,23 @@ def test_a_trial_that_cannot_fit_is_closed_without_running() -> None:
 
 def test_a_resumed_search_knows_which_trials_ran_out_of_memory() -> None:
     study = Study()
-    search = coordinator(study, total=4, same_memory=memory_class)
+    search = coordinator(study, total=4, same_memory=memory_key)
     kinds = set()
     for _ in range(4):
         trial = search.next_trial()
         if trial is None:
             break
-        kind = memory_class(trial.parameters)
+        kind = memory_key(trial.parameters)
         kinds.add(kind)
         if kind:
             search.close(trial.number, TrialState.OUT_OF_MEMORY, error="out of memory")
         else:
             search.epoch_done(trial.number, 1, metrics(math.nan), None)
     assert kinds == {0, 1}, "one ran out of memory, others diverged"
-    resumed = coordinator(study, total=12, same_memory=memory_class)
+    resumed = coordinator(study, total=12, same_memory=memory_key)
     later = []
     while (trial := resumed.next_trial()) is not None:
-        later.append(memory_class(trial.parameters))
+        later.append(memory_key(trial.parameters))
         resumed.close(trial.number, TrialState.DIVERGED)
     assert later
     assert set(later) == {0}
@@ -177,7 +179,7 @@ def test_a_trial_that_ends_well_does_not_clear_the_searchs_failure() -> None:
     running = next_number(search)
     for _ in range(5):
         search.close(next_number(search), TrialState.FAILED, error="died")
-    said = search.failure
+    failure = search.failure
     search.close(running, TrialState.STOPPED)
-    assert said is not None
-    assert search.failure == said
+    assert failure is not None
+    assert search.failure == failure

@@ -1,4 +1,4 @@
-"""What a resumed search takes from its study."""
+"""The state that a resumed search restores from its study."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ def test_a_recorded_decision_is_carried_out_on_resume(pauses: bool, monkeypatch:
     search.epoch_done(0, 1, metrics(0.9), "a")
     search.epoch_done(1, 1, metrics(0.8), "b")
     with monkeypatch.context() as patch:
-        # The driver dies with the third trial's verdict written, and nothing done about it.
+        # The driver dies after the third trial's verdict is written and before it is applied.
         patch.setattr(Coordinator, "_act", lambda *_: None)
         search.epoch_done(2, 1, metrics(0.1), "c")
     callback = RecordingCallback()
     resumed = coordinator(study, total=3, pauses=pauses, callbacks=(callback,))
     assert ("2 stopped" in callback.events) is not pauses
-    handed = []
+    resumed_numbers = []
     while (trial := resumed.next_trial()) is not None:
-        handed.append(trial.number)
-    assert handed == ([0] if pauses else [0, 1])
+        resumed_numbers.append(trial.number)
+    assert resumed_numbers == ([0] if pauses else [0, 1])
 
 
 @pytest.mark.parametrize(
-    ("rule", "then"),
+    ("rule", "decision"),
     [
         (
             SuccessiveHalving(levels=(2, EPOCHS), reduction_factor=3, maximize=True, pauses=True),
@@ -87,7 +87,7 @@ def test_a_recorded_decision_is_carried_out_on_resume(pauses: bool, monkeypatch:
     ids=["another first rung", "no rungs", "median"],
 )
 def test_a_paused_trial_without_a_rung_in_a_changed_rule_continues(
-    rule: StoppingRule, then: Decision
+    rule: StoppingRule, decision: Decision
 ) -> None:
     study = Study()
     search = coordinator(study, total=1, pauses=True)
@@ -102,7 +102,7 @@ def test_a_paused_trial_without_a_rung_in_a_changed_rule_continues(
         prune=FakeCheckpoints().prune,
     ).start()
     assert next_number(resumed) == number
-    assert resumed.epoch_done(number, 2, metrics(0.5), None) is then
+    assert resumed.epoch_done(number, 2, metrics(0.5), None) is decision
 
 
 def test_reports_of_an_interrupted_trial_are_ignored() -> None:

@@ -70,9 +70,9 @@ def test_patience_counts_the_epochs_before_a_resume() -> None:
         search.epoch_done(number, epoch, metrics(value), None)
     search.interrupt()
     search.interrupt_remaining()
-    again = coordinator(study, total=1, space=space_with_patience(3))
-    assert next_number(again) == number
-    decisions = [again.epoch_done(number, epoch, metrics(0.4), None) for epoch in (3, 4)]
+    resumed = coordinator(study, total=1, space=space_with_patience(3))
+    assert next_number(resumed) == number
+    decisions = [resumed.epoch_done(number, epoch, metrics(0.4), None) for epoch in (3, 4)]
     assert decisions == [Decision.CONTINUE, Decision.STOP]
 
 
@@ -92,10 +92,10 @@ def test_patience_ignores_epochs_without_the_metric() -> None:
 def test_a_running_trial_stops_after_its_epoch_on_request() -> None:
     study, callback = Study(), RecordingCallback()
     search = coordinator(study, total=2, callbacks=(callback,))
-    number, other = next_number(search), next_number(search)
+    number, second = next_number(search), next_number(search)
     assert search.epoch_done(number, 1, metrics(0.5), "best_1.ckpt") is Decision.CONTINUE
     study.request_stop(number)
-    assert search.epoch_done(other, 1, metrics(0.4), None) is Decision.CONTINUE
+    assert search.epoch_done(second, 1, metrics(0.4), None) is Decision.CONTINUE
     assert search.epoch_done(number, 2, metrics(0.6), "best_2.ckpt") is Decision.STOP
     trial = study.record().trial(number)
     assert (trial.state, trial.epochs, trial.value) == (TrialState.STOPPED, 2, 0.6)
@@ -103,8 +103,8 @@ def test_a_running_trial_stops_after_its_epoch_on_request() -> None:
     assert study.trials[number].state is OptunaState.PRUNED
     assert f"{number} note stopped after epoch 2, as `tune-rescon stop` requested" in callback.events
     # Another driver reads the decision from the record.
-    again = coordinator(study, total=2)
-    assert next_number(again) == other
+    resumed = coordinator(study, total=2)
+    assert next_number(resumed) == second
 
 
 def test_a_stop_request_before_the_last_epoch_leaves_the_trial_finished() -> None:
@@ -128,9 +128,9 @@ def test_a_paused_or_interrupted_trial_is_closed_on_request(pauses: bool) -> Non
     waiting = TrialState.PAUSED if pauses else TrialState.INTERRUPTED
     assert study.record().trial(number).state is waiting
     study.request_stop(number)
-    again = coordinator(study, total=1, pauses=pauses)
-    assert again.next_trial() is None
-    assert again.exhausted
+    resumed = coordinator(study, total=1, pauses=pauses)
+    assert resumed.next_trial() is None
+    assert resumed.exhausted
     trial = study.record().trial(number)
     assert (trial.state, trial.epochs) == (TrialState.STOPPED, 1)
     assert trial.checkpoint == f"checkpoints/trial_{number:04d}/best_1.ckpt"

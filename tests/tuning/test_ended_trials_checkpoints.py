@@ -1,4 +1,4 @@
-"""Which checkpoints a search keeps."""
+"""The checkpoints that a search keeps."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def test_the_highest_ranked_trials_and_the_best_value_are_kept(
 def test_no_more_are_kept_than_the_limit_and_none_without_a_value(curves: list[list[float]]) -> None:
     trials = [trial(number, *values) for number, values in enumerate(curves)]
     kept = top_k_checkpoints(trials)
-    valued = {t.number for t in trials if any(math.isfinite(value) for value in t.values)}
-    assert kept <= valued
-    assert min(CHECKPOINTS_KEPT, len(valued)) <= len(kept) <= CHECKPOINTS_KEPT + 1
+    with_value = {record.number for record in trials if any(math.isfinite(value) for value in record.values)}
+    assert kept <= with_value
+    assert min(CHECKPOINTS_KEPT, len(with_value)) <= len(kept) <= CHECKPOINTS_KEPT + 1
 
 
 @given(CURVES)
 def test_without_a_limit_all_with_a_value_are_kept(curves: list[list[float]]) -> None:
     trials = [trial(number, *values) for number, values in enumerate(curves)]
-    assert top_k_checkpoints(trials, keep=None) == {t.number for t in trials if t.best_epoch}
+    assert top_k_checkpoints(trials, keep=None) == {record.number for record in trials if record.best_epoch}
 
 
 @given(CURVES)
@@ -71,4 +71,4 @@ def test_a_dropped_trial_is_never_kept_again(curves: list[list[float]]) -> None:
     for count in range(len(trials) + 1):
         kept = top_k_checkpoints(trials[:count], keep=3)
         assert not kept & dropped, "its checkpoint has been deleted"
-        dropped |= {t.number for t in trials[:count] if t.best_epoch} - kept
+        dropped |= {record.number for record in trials[:count] if record.best_epoch} - kept

@@ -36,13 +36,13 @@ def trial(
 )
 def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
     streak = FailureStreak()
-    said = [streak.add(trial(TrialState(state))) for state in states]
-    assert (said[-1] is not None) is ends
-    assert all(text is None for text in said[:-1])
+    results = [streak.add(trial(TrialState(state))) for state in states]
+    assert (results[-1] is not None) is ends
+    assert all(text is None for text in results[:-1])
 
 
 @pytest.mark.parametrize(
-    ("failed", "words"),
+    ("failed", "message"),
     [
         (
             [trial(error="Traceback\nValueError: no.", depth=92, lr=x) for x in (0.1, 0.2)],
@@ -57,12 +57,12 @@ def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
             "3 trials in a row failed, the last with C: c. All had lr=0.1.",
         ),
         (
-            # Two had the depth and two the rate, but no value was all three's.
+            # Two trials share the depth and two the rate, but no value is common to all three.
             [trial(depth=92, lr=0.1), trial(depth=92), trial(lr=0.1)],
             "3 trials in a row failed, all with E.",
         ),
         ([trial(error=None)], "1 trial in a row failed, all with no message."),
     ],
 )
-def test_the_message_names_what_the_failures_share(failed: list[TrialRecord], words: str) -> None:
-    assert shared_cause(failed) == words
+def test_the_message_names_what_the_failures_share(failed: list[TrialRecord], message: str) -> None:
+    assert shared_cause(failed) == message

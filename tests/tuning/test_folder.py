@@ -1,4 +1,4 @@
-"""A search's files: its name, files that are written whole, and the checkpoints that are deleted."""
+"""A search's files: its name, atomic writes, and the deletion of checkpoints."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ TRIAL = TrialRecord(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> SearchFolder:
-    made = SearchFolder(storage=tmp_path / "runs", name="s")
-    made.create()
-    return made
+    search_folder = SearchFolder(storage=tmp_path / "runs", name="s")
+    search_folder.create()
+    return search_folder
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, "runs"), ("", "runs"), ("/data/runs", "/data/runs")])
@@ -130,16 +130,16 @@ def test_a_missing_search_is_refused_with_the_existing_ones(folder: SearchFolder
         nothing.require()
 
 
-@pytest.mark.parametrize(("others", "left"), [(False, False), (True, True)])
+@pytest.mark.parametrize(("others", "remaining"), [(False, False), (True, True)])
 def test_removing_a_search_deletes_its_folder_and_an_empty_storage(
-    others: bool, left: bool, folder: SearchFolder
+    others: bool, remaining: bool, folder: SearchFolder
 ) -> None:
     folder.log.write_text("a line")
     if others:
         (folder.storage / "another").mkdir()
     folder.remove(with_storage=True)
     assert not folder.path.exists()
-    assert folder.storage.exists() is left
+    assert folder.storage.exists() is remaining
 
 
 def test_removing_a_search_keeps_an_existing_storage(folder: SearchFolder) -> None:
@@ -148,26 +148,26 @@ def test_removing_a_search_keeps_an_existing_storage(folder: SearchFolder) -> No
 
 
 @pytest.mark.parametrize(
-    ("keep", "left"),
+    ("keep", "remaining"),
     [
         ("{folder}/checkpoints/trial_0007/best.ckpt", {"best.ckpt"}),
-        # As earlier versions recorded it, before the folder was moved.
+        # Recorded by an earlier version, before the folder was moved.
         ("/old/runs/s/checkpoints/trial_0007/best.ckpt", {"best.ckpt"}),
         ("checkpoints/trial_0007/best.ckpt", {"best.ckpt"}),
-        # A winner's, which is missing: the other file may be all that is left of it.
+        # The winner's file is missing: the other file may be its only checkpoint.
         ("checkpoints/trial_0007/best.partial", {"best.ckpt", "last.ckpt", "last.previous.ckpt"}),
         (None, None),
     ],
 )
 def test_pruning_leaves_one_file_or_no_directory(
-    keep: str | None, left: set[str] | None, folder: SearchFolder
+    keep: str | None, remaining: set[str] | None, folder: SearchFolder
 ) -> None:
     directory = folder.checkpoints(7)
     directory.mkdir(parents=True)
     for name in ("best.ckpt", "last.ckpt", "last.previous.ckpt"):
         (directory / name).write_text(name)
     folder.prune_checkpoints(7, keep=keep.format(folder=folder.path) if keep else None)
-    assert ({path.name for path in directory.iterdir()} if directory.exists() else None) == left
+    assert ({path.name for path in directory.iterdir()} if directory.exists() else None) == remaining
     folder.prune_checkpoints(8, keep=None)
 
 
@@ -194,8 +194,8 @@ def test_checkpoints_of_unrecorded_trials_are_moved_aside(folder: SearchFolder) 
         "trial_0001.lost_2": "trial_0001",
         "trial_10000.lost_1": "trial_10000",
     }
-    left = {"trial_0000", "trial_0002", "trial_0001.lost_1", "trial_1", "trial_0003"}
-    assert {path.name for path in checkpoints.iterdir()} == left | {path.name for path in moved}
+    remaining = {"trial_0000", "trial_0002", "trial_0001.lost_1", "trial_1", "trial_0003"}
+    assert {path.name for path in checkpoints.iterdir()} == remaining | {path.name for path in moved}
     assert folder.set_aside_unknown({0, 2}) == []
 
 
@@ -208,8 +208,8 @@ def test_checkpoints_that_are_moved_aside_are_reported_once(
     with caplog.at_level("INFO", logger="tune_rescon.progress"):
         SearchStore(folder).begin([0])
         SearchStore(folder).begin([0])
-    (said,) = caplog.messages
-    assert said.endswith(f"Moved aside in {folder.path / 'checkpoints'}: trial_0001.lost_1")
+    (message,) = caplog.messages
+    assert message.endswith(f"Moved aside in {folder.path / 'checkpoints'}: trial_0001.lost_1")
 
 
 def test_trials_csv_reads_back_exactly(folder: SearchFolder) -> None:
@@ -245,10 +245,10 @@ def test_best_yaml_reads_back(folder: SearchFolder) -> None:
 
 
 def test_a_write_that_fails_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
+    def raise_disk_full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", raise_disk_full)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "report.html", "half of it")
     assert list(tmp_path.iterdir()) == []
@@ -259,7 +259,7 @@ def test_a_search_of_another_user_is_not_resumed(
     closed: str, folder: SearchFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.study_db.touch()
-    # As `os.access` answers another user; root may write everywhere.
+    # The result of `os.access` for another user, because root may write everywhere.
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != folder.path / closed)
     with pytest.raises(StorageError, match=r"--resume: .* cannot be written\. .*copy its folder"):
         folder.check_writable()

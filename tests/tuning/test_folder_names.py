@@ -1,4 +1,4 @@
-"""The directory of a new search: which driver gets it, and when it is deleted."""
+"""The directory of a new search: the driver that gets it, and its deletion."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def folder(tmp_path: Path) -> SearchFolder:
     return SearchFolder(storage=tmp_path / "runs", name="s")
 
 
-@pytest.mark.parametrize(("file", "stays"), [("space.yaml", True), ("search.log", False)])
+@pytest.mark.parametrize(("file", "is_kept"), [("space.yaml", True), ("search.log", False)])
 def test_a_search_that_fails_keeps_its_directory_only_if_it_had_begun(
-    file: str, stays: bool, folder: SearchFolder
+    file: str, is_kept: bool, folder: SearchFolder
 ) -> None:
     with contextlib.suppress(RuntimeError), reserved(folder):
         (folder.path / file).touch()
         raise RuntimeError
-    assert folder.path.exists() is stays
-    assert folder.storage.exists() is stays
+    assert folder.path.exists() is is_kept
+    assert folder.storage.exists() is is_kept
 
 
-@pytest.mark.parametrize("remains", [[], ["search.log"], ["search.log", "study.db", ".space.yaml.4711"]])
+@pytest.mark.parametrize("leftovers", [[], ["search.log"], ["search.log", "study.db", ".space.yaml.4711"]])
 def test_leftovers_of_a_driver_killed_before_its_start_are_deleted(
-    remains: list[str], folder: SearchFolder
+    leftovers: list[str], folder: SearchFolder
 ) -> None:
     folder.create()
-    for name in remains:
-        # It died before its database had a table.
+    for name in leftovers:
+        # The driver died before its database had a table.
         (folder.path / name).write_text("" if name == "study.db" else "of the dead")
     with reserved(folder):
         assert list(folder.path.iterdir()) == []
@@ -58,7 +58,7 @@ def test_a_directory_with_other_files_is_not_changed(file: str, folder: SearchFo
 
 @pytest.mark.timeout(20)  # a database
 def test_a_record_with_trials_is_never_taken_over(make_search: MakeSearch) -> None:
-    """Only study.db was restored from a backup, or space.yaml was deleted."""
+    """As if only study.db was restored from a backup, or space.yaml was deleted."""
     folder = make_search("s", reports=4)
     folder.space_yaml.unlink()
     assert folder_state(folder) is FolderState.FOREIGN
@@ -74,15 +74,15 @@ def test_a_record_with_trials_is_never_taken_over(make_search: MakeSearch) -> No
 @pytest.mark.timeout(20)  # a database, and SQLite's wait for a lock
 @pytest.mark.parametrize("fault", ["cut", "locked"])
 def test_an_unreadable_record_is_not_taken_over(fault: str, make_search: MakeSearch) -> None:
-    """It is being restored, or only a part of it was."""
+    """As if the study is being restored, or was restored incompletely."""
     folder = make_search("s", reports=4)
     folder.space_yaml.unlink()
-    whole = folder.study_db.read_bytes()
-    with closing(sqlite3.connect(folder.study_db)) as other:
+    database = folder.study_db.read_bytes()
+    with closing(sqlite3.connect(folder.study_db)) as connection:
         if fault == "cut":
-            folder.study_db.write_bytes(whole[: len(whole) // 3])
+            folder.study_db.write_bytes(database[: len(database) // 3])
         else:
-            other.execute("BEGIN EXCLUSIVE")
+            connection.execute("BEGIN EXCLUSIVE")
         assert folder_state(folder) is FolderState.FOREIGN
         with pytest.raises(NameTakenError, match=r"without its space\.yaml"), reserved(folder):
             pass
@@ -109,21 +109,21 @@ def test_a_driver_that_lost_the_directory_before_locking_does_not_begin(
 ) -> None:
     lock = fcntl.flock
 
-    def lose(handle: int, operation: int) -> None:
+    def lose_before_lock(handle: int, operation: int) -> None:
         monkeypatch.setattr(fcntl, "flock", lock)
         folder.path.rename(folder.path.with_name("lost"))
         folder.create()
         lock(handle, operation)
 
-    monkeypatch.setattr(fcntl, "flock", lose)
+    monkeypatch.setattr(fcntl, "flock", lose_before_lock)
     with pytest.raises(StorageError, match="must be free"), reserved(folder):
         pass
-    assert folder.path.is_dir(), "it is the other driver's"
+    assert folder.path.is_dir(), "the directory belongs to the other driver"
 
 
 @pytest.fixture
 def _locks_of_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS locks a file that is open for writing, and no directory."""
+    """NFS can lock only files that are open for writing, and no directories."""
     lock = fcntl.flock
 
     def refuse(handle: int, operation: int) -> None:

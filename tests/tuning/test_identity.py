@@ -33,8 +33,8 @@ from tune_rescon.tuning.resume import resume_record
 from tune_rescon.tuning.warm_start import overlapping_trials
 
 
-def begun(folder: SearchFolder) -> StudyRecord:
-    """A record in memory; what a folder holds of it is ``space.yaml``."""
+def create_record(folder: SearchFolder) -> StudyRecord:
+    """Create a study in memory. The folder gets no study file."""
     folder.path.mkdir(parents=True, exist_ok=True)
     storage = InMemoryStorage()
     study = storage.create_new_study([StudyDirection.MAXIMIZE], folder.name)
@@ -42,10 +42,10 @@ def begun(folder: SearchFolder) -> StudyRecord:
 
 
 def identify(record: StudyRecord, folder: SearchFolder, *, own_study: bool = True) -> str:
-    """As a run of the search does."""
-    found = ensure_identity(record, folder, url=None, own_study=own_study)
-    folder.space_yaml.write_text(with_id("version: 1\n", found.id))
-    return found.id
+    """Ensure the id like a run of the search, and write it to ``space.yaml``."""
+    identity = ensure_identity(record, folder, url=None, own_study=own_study)
+    folder.space_yaml.write_text(with_id("version: 1\n", identity.id))
+    return identity.id
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> SearchFolder:
 
 
 def test_an_id_is_created_once_and_kept(folder: SearchFolder) -> None:
-    record = begun(folder)
+    record = create_record(folder)
     first = identify(record, folder)
     assert len(first) == 32
     assert record.attribute("id") == read_id(folder.space_yaml) == first
@@ -62,34 +62,38 @@ def test_an_id_is_created_once_and_kept(folder: SearchFolder) -> None:
 
 
 def test_another_search_of_the_same_name_has_another_id(folder: SearchFolder) -> None:
-    first = identify(begun(folder), folder)
+    first = identify(create_record(folder), folder)
     shutil.rmtree(folder.path)
-    assert identify(begun(folder), folder) != first
+    assert identify(create_record(folder), folder) != first
 
 
 @pytest.mark.timeout(20)  # databases
 def test_a_study_in_a_shared_database_belongs_to_one_folder(
     tmp_path: Path, make_search: Callable[..., SearchFolder], location: SearchLocation
 ) -> None:
-    """Two storages have a search of one name: each has a trial 0, and a network of it."""
-    mine, other = make_search("a"), make_search("a", storage=tmp_path / "others")
-    for folder in (mine, other):
+    """Searches with the same name in two storages have different trials 0."""
+    first_folder, second_folder = make_search("a"), make_search("a", storage=tmp_path / "others")
+    for folder in (first_folder, second_folder):
         record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
-        found = ensure_identity(record, folder, url=None, own_study=True)
-        write_id(folder.space_yaml, found.id)
-    shared = dataclasses.replace(location, study_url=mine.study_url)
+        identity = ensure_identity(record, folder, url=None, own_study=True)
+        write_id(folder.space_yaml, identity.id)
+    shared = dataclasses.replace(location, study_url=first_folder.study_url)
     assert read_search(shared, "a").trials
-    elsewhere = dataclasses.replace(shared, storage=other.storage)
+    other_folder = dataclasses.replace(shared, storage=second_folder.storage)
     with pytest.raises(StorageError, match="the study 'a' in the database must be that of the search in"):
-        read_search(elsewhere, "a")
-    (line,) = list_searches(elsewhere)
+        read_search(other_folder, "a")
+    (line,) = list_searches(other_folder)
     assert "that of another search" in line.problem
     options = RunOptions(
-        name="a", resume=True, storage=other.storage, study_url=mine.study_url, cache_root=tmp_path / "cache"
+        name="a",
+        resume=True,
+        storage=second_folder.storage,
+        study_url=first_folder.study_url,
+        cache_root=tmp_path / "cache",
     )
-    space = load_space(str(other.space_yaml))
+    space = load_space(str(second_folder.space_yaml))
     with pytest.raises(StorageError, match="that of another search"):
-        resume_record(space, options, other)
+        resume_record(space, options, second_folder)
     with pytest.raises(StorageError, match="that of another search"):
         overlapping_trials(
             space,
@@ -97,12 +101,12 @@ def test_a_study_in_a_shared_database_belongs_to_one_folder(
             weights={},
             digests={},
         )
-    other.space_yaml.write_text(dump_space(space))  # an earlier version wrote no id
-    assert read_search(elsewhere, "a").trials
+    second_folder.space_yaml.write_text(dump_space(space))  # an earlier version wrote no id
+    assert read_search(other_folder, "a").trials
 
 
 def test_a_moved_search_keeps_its_id(folder: SearchFolder, tmp_path: Path) -> None:
-    record = begun(folder)
+    record = create_record(folder)
     first = identify(record, folder)
     moved = SearchFolder(storage=tmp_path / "elsewhere", name="renamed")
     moved.storage.mkdir()
@@ -114,7 +118,7 @@ def test_a_moved_search_keeps_its_id(folder: SearchFolder, tmp_path: Path) -> No
 
 
 def test_a_copy_gets_a_new_id_at_its_first_resume(folder: SearchFolder, tmp_path: Path) -> None:
-    record = begun(folder)
+    record = create_record(folder)
     first = identify(record, folder)
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
     shutil.copytree(folder.path, copy.path)
@@ -124,21 +128,23 @@ def test_a_copy_gets_a_new_id_at_its_first_resume(folder: SearchFolder, tmp_path
     assert read_id(folder.space_yaml) == first
 
 
-@pytest.mark.parametrize("place", ["another-host:{original}", "", "{host}:", "{host}:{original}/gone"])
+@pytest.mark.parametrize(
+    "recorded_place", ["another-host:{original}", "", "{host}:", "{host}:{original}/gone"]
+)
 def test_a_search_without_a_known_original_keeps_its_id(
-    place: str, folder: SearchFolder, tmp_path: Path
+    recorded_place: str, folder: SearchFolder, tmp_path: Path
 ) -> None:
-    record = begun(folder)
+    record = create_record(folder)
     first = identify(record, folder)
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
     shutil.copytree(folder.path, copy.path)
-    record.set_attribute("place", place.format(original=folder.path, host=socket.gethostname()))
+    record.set_attribute("place", recorded_place.format(original=folder.path, host=socket.gethostname()))
     assert identify(record, copy) == first
     assert record.attribute("place") == f"{socket.gethostname()}:{copy.path}"
 
 
 def test_a_search_keeps_its_id_if_its_original_has_another(folder: SearchFolder, tmp_path: Path) -> None:
-    record = begun(folder)
+    record = create_record(folder)
     first = identify(record, folder)
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
     shutil.copytree(folder.path, copy.path)
@@ -147,11 +153,11 @@ def test_a_search_keeps_its_id_if_its_original_has_another(folder: SearchFolder,
 
 
 def test_the_location_of_a_search_at_a_url_is_its_url(folder: SearchFolder) -> None:
-    record, url = begun(folder), "s3://ann:s3cret@bucket/runs/s"
-    found = [ensure_identity(record, folder, url=url, own_study=True) for _ in range(2)]
-    assert found[0] == found[1]
-    assert found[0].location == "s3://ann:***@bucket/runs/s"
-    assert (record.attribute("id"), record.attribute("place")) == (found[0].id, found[0].location)
+    record, url = create_record(folder), "s3://ann:s3cret@bucket/runs/s"
+    identities = [ensure_identity(record, folder, url=url, own_study=True) for _ in range(2)]
+    assert identities[0] == identities[1]
+    assert identities[0].location == "s3://ann:***@bucket/runs/s"
+    assert (record.attribute("id"), record.attribute("place")) == (identities[0].id, identities[0].location)
 
 
 def test_an_unreadable_space_has_no_id(folder: SearchFolder) -> None:
@@ -159,11 +165,11 @@ def test_an_unreadable_space_has_no_id(folder: SearchFolder) -> None:
     folder.space_yaml.write_bytes(b"\xff\xfe# tune_rescon.id: \n")
     assert read_id(folder.space_yaml) is None
     folder.space_yaml.write_text(f"version: 1\n# tune_rescon.id: {'0' * 32}\n")
-    assert read_id(folder.space_yaml) is None, "it is the first line"
+    assert read_id(folder.space_yaml) is None, "the id must be in the first line"
 
 
 def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolder, tmp_path: Path) -> None:
-    record = begun(folder)
+    record = create_record(folder)
     first = identify(record, folder, own_study=False)
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
     shutil.copytree(folder.path, copy.path)
@@ -173,8 +179,8 @@ def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolde
 def test_a_new_search_that_takes_over_a_study_without_trials_has_another_id(
     folder: SearchFolder, tmp_path: Path
 ) -> None:
-    """Both searches have a folder in a storage of their own, and one database."""
-    record = begun(folder)
+    """The searches are in different storages and share one database."""
+    record = create_record(folder)
     first = identify(record, folder, own_study=False)
     other = SearchFolder(storage=tmp_path / "others", name="s")
     other.path.mkdir(parents=True)
@@ -183,7 +189,9 @@ def test_a_new_search_that_takes_over_a_study_without_trials_has_another_id(
     with pytest.raises(StorageError, match="that of another search"):
         check_same_search(record.attributes(), folder)
     other.space_yaml.unlink()
-    assert identify(record, other, own_study=False) == second, "its own driver died before it began"
+    assert identify(record, other, own_study=False) == second, (
+        "the id of the study is kept if its driver died before it began"
+    )
 
 
 def test_the_id_in_a_space_file_is_a_comment(folder: SearchFolder) -> None:

@@ -1,4 +1,4 @@
-"""The digests of the user's code: which file counts, what is recorded, and what is said of a change."""
+"""The digests of the user's code: the digested file, the record, and the message about a change."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 import itertools
 from pathlib import Path
 
-import optuna
 import pytest
 
+from tests.tuning.coordinating import Study
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyRecord
 from tune_rescon.tuning.input_digests import (
@@ -25,20 +25,17 @@ NAMES = (f"users_code_{number}" for number in itertools.count())
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The path of a module that no test before has imported, in the working directory."""
+    """The path of a module in the working directory that was not imported before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path / f"{next(NAMES)}.py"
 
 
 def record(trials: int = 0) -> StudyRecord:
-    storage = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(storage=storage, direction="maximize")
-    number = storage.get_study_id_from_name(study.study_name)
-    made = StudyRecord.on(storage, number, metric="val_accuracy")
+    study_record = Study().record()
     for _ in range(trials):
-        made.open(Proposal(params={}, distributions={}))
-    return made
+        study_record.open(Proposal(params={}, distributions={}))
+    return study_record
 
 
 def digest(file: Path) -> str:
@@ -56,18 +53,18 @@ def test_a_metric_and_a_network_have_the_digests_of_their_files(module: Path) ->
     assert code_digests(load_space("digits", [log])) == {metric: digest(module)}
     changes = [log, f"fixed={{network: '{network}', image_size: 16}}", "initial=[]"]
     rate = "parameters={learning_rate: {type: float, low: 0.01, high: 0.1}}"
-    found = code_digests(load_space("digits", [*changes, rate]))
-    assert found == {metric: digest(module), network: digest(module)}
+    digests = code_digests(load_space("digits", [*changes, rate]))
+    assert digests == {metric: digest(module), network: digest(module)}
     assert code_digests(load_space("digits")) == {}
 
 
 def test_the_digest_is_of_the_file_that_defines_the_function(module: Path) -> None:
-    """Not the one that imports it under the name that the space has."""
-    inner = module.with_name(f"{next(NAMES)}.py")
-    inner.write_text("def score(scores, labels): return 1.0\n")
-    module.write_text(f"from {inner.stem} import score\n")
+    """Not of the module that imports the function, which the space names."""
+    inner_module = module.with_name(f"{next(NAMES)}.py")
+    inner_module.write_text("def score(scores, labels): return 1.0\n")
+    module.write_text(f"from {inner_module.stem} import score\n")
     name = f"{module.stem}:score"
-    assert code_digests(load_space("digits", [f"metric.log=['{name}']"])) == {name: digest(inner)}
+    assert code_digests(load_space("digits", [f"metric.log=['{name}']"])) == {name: digest(inner_module)}
 
 
 def test_a_callable_object_has_the_digest_of_its_module(module: Path) -> None:
@@ -76,12 +73,12 @@ def test_a_callable_object_has_the_digest_of_its_module(module: Path) -> None:
         "    def __call__(self, scores, labels): return 1.0\ncost = Cost()\n"
     )
     names = [f"{module.stem}:score", f"{module.stem}:cost"]
-    found = code_digests(load_space("digits", [f"metric.log={names}"]))
-    assert found == dict.fromkeys(names, digest(module))
+    digests = code_digests(load_space("digits", [f"metric.log={names}"]))
+    assert digests == dict.fromkeys(names, digest(module))
 
 
 def test_code_without_a_file_has_no_digest(module: Path) -> None:
-    """A function of an extension, and a file that is gone since it was imported."""
+    """A function of an extension module, and a module whose file was deleted after the import."""
     module.write_text("def score(scores, labels): return 1.0\n")
     space = load_space("digits", [f"metric.log=['math:fsum', '{module.stem}:score']"])
     assert code_digests(space).keys() == {f"{module.stem}:score"}
@@ -100,7 +97,7 @@ def test_a_change_of_code_is_recorded_and_reported(progress: list[str]) -> None:
     assert line.startswith("The code of a:f has changed since its last run. Trials before and after")
     assert code_history(kept) == ("the code of a:f changed before trial 3",)
 
-    # A function that the space no longer names is still known when the space names it again.
+    # The digest of a function is kept while the space does not name it.
     record_code(kept, {"b:g": "0"}, before_trials=True)
     record_code(kept, {"a:f": "1", "b:g": "2"}, before_trials=False)
     assert progress[1].startswith("The code of b:g has changed while the trials ran.")

@@ -1,11 +1,10 @@
-"""A resumed search has the images of its trials, wherever they are now."""
+"""A resumed search must have the same images, also at another path."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-import optuna
 import pytest
 
 from tune_rescon.config import DatasetConfig
@@ -18,12 +17,6 @@ from tune_rescon.tuning.study_attributes import record_run
 
 
 @pytest.fixture
-def record() -> StudyRecord:
-    study = optuna.create_study()
-    return StudyRecord.on(study._storage, study._study_id, metric="val_accuracy")
-
-
-@pytest.fixture
 def digits(tmp_path: Path) -> PreparedDataset:
     return PreparedDataset(info=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")
 
@@ -31,9 +24,9 @@ def digits(tmp_path: Path) -> PreparedDataset:
 def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: PreparedDataset) -> None:
     record_images(record, {"digits": "0123"})
     check_same_images(record, {"digits": digits})
-    with pytest.raises(DataError, match="as many as before, but not the same") as caught:
+    with pytest.raises(DataError, match="as many as before, but not the same") as error:
         check_same_images(record, {"digits": dataclasses.replace(digits, digest="4567")})
-    assert "another --name with --warm-start" in str(caught.value)
+    assert "another --name with --warm-start" in str(error.value)
 
 
 def test_a_refusal_reports_both_numbers_of_images(record: StudyRecord, digits: PreparedDataset) -> None:

@@ -1,4 +1,4 @@
-"""A study on PostgreSQL: a real server on a socket of its folder, which this test starts and ends."""
+"""A study on PostgreSQL: a real server on a Unix socket, started by this test."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ pytestmark = pytest.mark.server
 
 def binaries() -> Path:
     """The folder of PostgreSQL's programs. Debian keeps them outside of PATH."""
-    found = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), *Path("/usr/pgsql").glob("bin/initdb")]
+    candidates = [*Path("/usr/lib/postgresql").glob("*/bin/initdb"), *Path("/usr/pgsql").glob("bin/initdb")]
     if path := shutil.which("initdb"):
-        found.append(Path(path).resolve())
-    if not found:
+        candidates.append(Path(path).resolve())
+    if not candidates:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    return found[-1].parent
+    return candidates[-1].parent
 
 
 @pytest.fixture(scope="module")
 def connections() -> Iterator[list[Any]]:
     """All connections to a database. Optuna's storages have no `close`, and leave theirs open."""
-    opened: list[Any] = []
+    opened_connections: list[Any] = []
 
-    def opening(connection: object, _: object) -> None:
-        opened.append(connection)
+    def record_connection(connection: object, _: object) -> None:
+        opened_connections.append(connection)
 
-    sqlalchemy.event.listen(sqlalchemy.Pool, "connect", opening)
-    yield opened
-    sqlalchemy.event.remove(sqlalchemy.Pool, "connect", opening)
+    sqlalchemy.event.listen(sqlalchemy.Pool, "connect", record_connection)
+    yield opened_connections
+    sqlalchemy.event.remove(sqlalchemy.Pool, "connect", record_connection)
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +83,11 @@ def url(connections: list[Any]) -> Iterator[str]:
 
 
 def wait_for(server: subprocess.Popen[bytes], is_ready: Path, socket: str) -> None:
-    def ready() -> bool:
+    def is_accepting() -> bool:
         assert server.poll() is None, (Path(socket) / "log").read_text()
         return subprocess.run([is_ready, "-q", "-h", socket], check=False).returncode == 0
 
-    wait_until(ready, every=0.05)
+    wait_until(is_accepting, every=0.05)
 
 
 def test_of_several_drivers_at_once_one_has_the_lease(url: str) -> None:
@@ -103,8 +103,8 @@ def test_a_search_and_its_resume_use_a_postgresql_study(url: str, tmp_path: Path
     options = RunOptions(name="s", storage=tmp_path / "runs", cache_root=tmp_path / "cache", study_url=url)
     for trials in (1, 2):
         space = load_space("digits", [f"budget.trials={trials}", "budget.concurrent=1"])
-        begun = dataclasses.replace(options, resume=trials > 1)
-        result = run_search(space, begun, trainable=learn_nothing)
+        run_options = dataclasses.replace(options, resume=trials > 1)
+        result = run_search(space, run_options, trainable=learn_nothing)
         assert [trial.number for trial in result.trials] == list(range(trials))
         assert all(trial.epochs for trial in result.trials)
     read = read_search(SearchLocation(storage=options.storage, study_url=url), "s")

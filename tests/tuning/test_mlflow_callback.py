@@ -1,4 +1,4 @@
-"""The data that MLflow's writer gets: the experiment, and that the search's end is near."""
+"""The updates for MLflow: the experiment, the metrics, and the preloading of the exporter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tune_rescon.tuning.stopping.rule import Decision, Verdict
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import Proposal, TrialRecord
 
-GOES_ON = Verdict(decision=Decision.CONTINUE)
+CONTINUE = Verdict(decision=Decision.CONTINUE)
 
 
 def test_the_exporter_is_preloaded_once_all_started_and_one_has_a_network() -> None:
@@ -40,19 +40,19 @@ def test_the_exporter_is_preloaded_once_all_started_and_one_has_a_network() -> N
     preload = mock.Mock()
     callback = MlflowCallback(writer, record, CostModel(space=space, datasets={}), preload_exporter=preload)
 
-    def begin() -> None:
+    def start_trial() -> None:
         callback.on_trial_start(record.open(Proposal(params={}, distributions={}, sampler_state={})))
 
     def end_epoch(number: int, epoch: int, checkpoint: str | None) -> None:
         metrics = {"val_accuracy": 0.5}
-        trial = record.report(number, epoch, metrics, GOES_ON, checkpoint=checkpoint)
-        callback.on_epoch(trial, metrics, GOES_ON)
+        trial = record.report(number, epoch, metrics, CONTINUE, checkpoint=checkpoint)
+        callback.on_epoch(trial, metrics, CONTINUE)
 
-    begin()
-    assert not writer.wake.called, "the workers still import"
+    start_trial()
+    assert not writer.wake.called, "not while workers are still starting"
     end_epoch(0, 1, "best.ckpt")
     assert writer.wake.called
-    begin()
+    start_trial()
     end_epoch(1, 1, None)
     assert not preload.called
     end_epoch(0, 2, "best.ckpt")
@@ -87,10 +87,10 @@ def test_final_metrics_include_class_accuracies_up_to_a_limit(classes: int) -> N
         values=(0.5,),
         history={**dict.fromkeys(TEST_METRICS, (0.5,)), **by_class},
     )
-    found = closing_metrics(trial, TrialCost(params_m=1.0, gmacs=1.0), devices=1.0)
-    assert set(TEST_METRICS) <= found.keys()
-    shown = [name for name in found if "/" in name]
-    assert shown == (list(by_class) if classes == LARGEST_BY_CLASS else [])
+    metrics_at_end = closing_metrics(trial, TrialCost(params_m=1.0, gmacs=1.0), devices=1.0)
+    assert set(TEST_METRICS) <= metrics_at_end.keys()
+    class_metrics = [name for name in metrics_at_end if "/" in name]
+    assert class_metrics == (list(by_class) if classes == LARGEST_BY_CLASS else [])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,9 @@ def test_a_search_keeps_its_experiment(tmp_path: Path) -> None:
     record = StudyRecord.create(folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
     space = load_space("folder", ["dataset.path=/data/pets"])
     assert destination(space, folder, None, None).experiment == "pets"
-    assert destination(space, folder, None, record).experiment == "folder", "as an earlier version named it"
+    assert destination(space, folder, None, record).experiment == "folder", (
+        "the name that an earlier version chose"
+    )
     record_experiment(record, space)
     moved = load_space("folder", ["dataset.path=/elsewhere/animals"])
     assert destination(moved, folder, None, record).experiment == "pets"

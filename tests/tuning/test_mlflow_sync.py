@@ -26,13 +26,13 @@ from tune_rescon.tuning.study_lease import StudyLeaseStore
 
 MakeSearch = Callable[..., SearchFolder]
 
-# MLflow is imported, each call is the database's, and a lease settles for half a second.
+# MLflow is imported, each call uses a database, and taking a lease waits half a second.
 pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture
 def store(location: SearchLocation, empty_store: Path) -> str:
-    """The storage's own MLflow store, as a search that ended before its first request leaves it."""
+    """The storage's MLflow store after a search that ended before its first request."""
     assert isinstance(location.storage, Path)
     location.storage.mkdir()
     return f"sqlite:///{shutil.copy(empty_store, location.storage / 'mlflow.db')}"
@@ -43,12 +43,14 @@ def sync(location: SearchLocation, *, timeout: float = LONGEST_WAIT) -> Synced:
 
 
 def runs(store: str) -> tuple[Run, dict[int, Run]]:
-    """The parent's, and the trials' by number."""
+    """Return the parent run and the trial runs by number."""
     client = mlflow.MlflowClient(store)
-    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
-    (parent,) = [run for run in found if "tune_rescon.trial" not in run.data.tags]
-    children = {int(r.data.tags["tune_rescon.trial"]): r for r in found if "tune_rescon.trial" in r.data.tags}
-    assert len(children) == len(found) - 1
+    all_runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (parent,) = [run for run in all_runs if "tune_rescon.trial" not in run.data.tags]
+    children = {
+        int(r.data.tags["tune_rescon.trial"]): r for r in all_runs if "tune_rescon.trial" in r.data.tags
+    }
+    assert len(children) == len(all_runs) - 1
     return parent, children
 
 
@@ -61,13 +63,13 @@ def test_all_data_is_sent_once(
     folder = make_search("a", reports=reports)
     record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
     for _ in range(2):
-        done = sync(location)
-        assert (done.uri, done.pending_updates, done.last_error) == (store, 0, "")
+        summary = sync(location)
+        assert (summary.uri, summary.pending_updates, summary.last_error) == (store, 0, "")
         parent, children = runs(store)
         assert parent.info.status == status
         note = parent.data.tags["mlflow.note.content"]
         assert note.startswith("**best**\n")
-        assert str(folder.path) in note, "searches of one name are told apart"
+        assert str(folder.path) in note, "the runs have the id of their search"
         assert parent.data.tags["tune_rescon.id"] == read_id(folder.space_yaml)
         assert sorted(children) == [trial.number for trial in record.trials()]
         for trial in record.trials():
@@ -76,8 +78,8 @@ def test_all_data_is_sent_once(
             )
             assert [point.value for point in history] == list(trial.values)
             assert children[trial.number].info.status != "RUNNING"
-    again = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
-    assert {t.number: t.mlflow_run_id for t in again.trials()} == {
+    reloaded = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
+    assert {t.number: t.mlflow_run_id for t in reloaded.trials()} == {
         number: run.info.run_id for number, run in children.items()
     }
 
@@ -114,7 +116,7 @@ def test_the_runs_have_the_searchs_own_times_and_origin(
 def test_sync_does_not_count_as_time_of_the_search(
     make_search: MakeSearch, location: SearchLocation, store: str
 ) -> None:
-    """It would shorten the `budget.hours` of a search that is resumed."""
+    """Otherwise a sync would use up the `budget.hours` of the search."""
     del store
     folder = make_search("a", reports=4)
     lease = StudyLeaseStore.open(folder.study_url, "a")
@@ -157,7 +159,7 @@ def test_an_unreachable_server_is_reported(
     with reserved_port() as port:
         address = f"http://127.0.0.1:{port}"
         record_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, address)
-        done = sync(location, timeout=0.3)
-    assert done.uri == address
-    assert done.pending_updates > 6
-    assert done.last_error
+        summary = sync(location, timeout=0.3)
+    assert summary.uri == address
+    assert summary.pending_updates > 6
+    assert summary.last_error

@@ -22,7 +22,7 @@ from tune_rescon.tuning import SearchFolder, StudyRecord, TrialRecord
 
 pytestmark = pytest.mark.server
 
-#: Optuna's words for ours.
+#: The dashboard's names of our trial states.
 STATES = {
     TrialState.FINISHED: "Complete",
     TrialState.STOPPED: "Pruned",
@@ -31,37 +31,37 @@ STATES = {
 
 
 def curve(trial: Assignment) -> SyntheticCurve:
-    """Of the simulation's landscape; the first trial, which nothing can stop at a rung, breaks off."""
-    found = LANDSCAPES["monotone"].curve(trial.number, trial.parameters)
-    return dataclasses.replace(found, crashes_at=2) if trial.number == 0 else found
+    """A curve of the landscape. The first trial, which cannot be stopped at a rung, crashes."""
+    synthetic_curve = LANDSCAPES["monotone"].curve(trial.number, trial.parameters)
+    return dataclasses.replace(synthetic_curve, crashes_at=2) if trial.number == 0 else synthetic_curve
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> SearchFolder:
-    """A search that has ended, one trial of which failed."""
+    """An ended search with one failed trial."""
     space = load_space("att92", ["initial=[]", "budget.trials=9", "fidelity.max=9", "sampler.type=random"])
-    made = SearchFolder(storage=tmp_path_factory.mktemp("storage"), name="first")
-    Simulation(curve).drive(SimulatedSearch(space, folder=made).policy())
-    return made
+    search_folder = SearchFolder(storage=tmp_path_factory.mktemp("storage"), name="first")
+    Simulation(curve).drive(SimulatedSearch(space, folder=search_folder).policy())
+    return search_folder
 
 
 @pytest.fixture(scope="module")
 def dashboard(folder: SearchFolder) -> Iterator[str]:
-    """Its URL; the process is the command that a person types."""
+    """The URL of a dashboard that runs as its command."""
     with reserved_port() as port:
         program = str(Path(sys.executable).with_name("optuna-dashboard"))
         command = [program, folder.study_url, "--port", str(port)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         url = f"http://127.0.0.1:{port}"
 
-        def answers() -> bool:
+        def responds() -> bool:
             assert process.poll() is None, f"it ended with code {process.returncode}"
             with suppress(OSError), urllib.request.urlopen(f"{url}/api/meta", timeout=5):
                 return True
             return False
 
         try:
-            wait_until(answers, every=0.1)
+            wait_until(responds, every=0.1)
             yield url
         finally:
             process.kill()
@@ -69,23 +69,23 @@ def dashboard(folder: SearchFolder) -> Iterator[str]:
 
 
 def read(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return json.load(response)
 
 
-def told(shown: dict[str, Any]) -> dict[str, Any]:
-    """What the dashboard says of a trial."""
+def shown_values(shown_trial: dict[str, Any]) -> dict[str, Any]:
+    """The values that the dashboard shows of a trial."""
     return {
-        "number": shown["number"],
-        "state": shown["state"],
-        "values": [(point["step"], point["value"]) for point in shown["intermediate_values"]],
-        "parameters": {param["name"]: param["param_external_value"] for param in shown["params"]},
-        "ours": {attribute["key"]: attribute["value"] for attribute in shown["user_attrs"]}["state"],
+        "number": shown_trial["number"],
+        "state": shown_trial["state"],
+        "values": [(point["step"], point["value"]) for point in shown_trial["intermediate_values"]],
+        "parameters": {param["name"]: param["param_external_value"] for param in shown_trial["params"]},
+        "ours": {attribute["key"]: attribute["value"] for attribute in shown_trial["user_attrs"]}["state"],
     }
 
 
-def known(trial: TrialRecord) -> dict[str, Any]:
-    """The same of the record."""
+def recorded_values(trial: TrialRecord) -> dict[str, Any]:
+    """The same values from the study."""
     return {
         "number": trial.number,
         "state": STATES[trial.state],
@@ -103,8 +103,8 @@ def test_the_dashboard_shows_the_study(folder: SearchFolder, dashboard: str) -> 
     assert detail["has_intermediate_values"]
     assert len(detail["trials"]) == len(record)
     for shown, trial in zip(detail["trials"], record.trials(), strict=True):
-        assert told(shown) == known(trial)
-    # There was one of each to be shown.
+        assert shown_values(shown) == recorded_values(trial)
+    # The search has a trial in each of these states.
     assert {shown["state"] for shown in detail["trials"]} == {"Complete", "Pruned", "Fail"}
     best = max(trial.value for trial in record.trials() if trial.state is TrialState.FINISHED)
     assert {trial["values"][0] for trial in detail["best_trials"]} == {best}

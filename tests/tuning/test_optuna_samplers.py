@@ -1,4 +1,4 @@
-"""Every sampler a space file may name is made, seeded, and draws from a real space."""
+"""Every sampler of a space file is created, seeded, and samples from a real space."""
 
 from __future__ import annotations
 
@@ -28,24 +28,29 @@ def space(kind: str) -> Space:
     return load_space("digits", [f"sampler.type={kind}", "initial=[]", NO_CONDITIONS])
 
 
-def draws(of: Space, *, first: int = 0, count: int = 3, attempt: int = 0) -> list[dict[str, Any]]:
+def sample_trials(
+    search_space: Space, *, first: int = 0, count: int = 3, attempt: int = 0
+) -> list[dict[str, Any]]:
     study = optuna.create_study()
-    found = []
+    samples = []
     for number in range(first, first + count):
-        study.sampler = make_sampler(of, number, attempt=attempt)
+        study.sampler = make_sampler(search_space, number, attempt=attempt)
         trial = study.ask()
-        suggest(of, trial)
+        suggest(search_space, trial)
         study.tell(trial, trial.params["learning_rate"])
-        found.append(trial.params)
-    return found
+        samples.append(trial.params)
+    return samples
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_sampler_is_optunas_and_seeded_by_trial_number(kind: str) -> None:
     of = space(kind)
     assert type(make_sampler(of, 0)) is KINDS[kind]
-    assert draws(of) == draws(of)
-    rates = [params["learning_rate"] for params in [*draws(of), *draws(of, first=3), *draws(of, attempt=1)]]
+    assert sample_trials(of) == sample_trials(of)
+    rates = [
+        params["learning_rate"]
+        for params in [*sample_trials(of), *sample_trials(of, first=3), *sample_trials(of, attempt=1)]
+    ]
     assert len(set(rates)) == len(rates)
 
 

@@ -1,4 +1,4 @@
-"""The list of a storage: each line agrees with its search, and a broken search does not affect the others."""
+"""The list of searches: each line agrees with its search; a broken search does not affect the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_line_agrees_with_the_search(
     (line,) = list_searches(location)
     result = read_search(location, "a")
     assert (line.name, line.state, line.metric, line.problem) == ("a", result.state, result.metric, "")
-    assert (line.ended, line.total) == (sum(t.state.is_final for t in result.trials), 6)
+    assert (line.ended, line.total) == (sum(record.state.is_final for record in result.trials), 6)
     assert line.best == pytest.approx(result.best.value if result.best else math.nan, nan_ok=True)
     assert line.changed is not None
     assert datetime.now(UTC) - line.changed < timedelta(minutes=5)
@@ -101,7 +101,7 @@ def test_a_line_has_no_value_of_a_failed_trial_unless_all_failed(
 
 
 def test_a_line_of_a_users_own_metric_has_the_best_value_by_its_direction(location: SearchLocation) -> None:
-    """Nothing but the study knows whether more is better."""
+    """The direction of the metric is in the study only."""
     assert isinstance(location.storage, Path)
     folder = SearchFolder(storage=location.storage, name="a")
     metric = "metric={name: val_loss, mode: min, log: ['own_metrics:wrong']}"
@@ -115,10 +115,10 @@ def test_a_line_of_a_users_own_metric_has_the_best_value_by_its_direction(locati
     )
     search = SimulatedSearch(load_space("att92", settings), folder=folder)
     Simulation(lambda trial: SyntheticCurve(limit=0.9 - 0.1 * trial.number)).drive(search.policy())
-    # The simulation reports the losses alone, so the metric gets the function's name afterwards.
+    # The simulation reports losses only, so the metric is renamed to that of the function afterwards.
     with closing(sqlite3.connect(folder.study_db, isolation_level=None)) as database:
         database.execute("UPDATE study_user_attributes SET value_json = '\"val_wrong\"' WHERE key = 'metric'")
-    losses = [t.value for t in read_search(location, "a").trials if t.epochs == 3]
+    losses = [record.value for record in read_search(location, "a").trials if record.epochs == 3]
     (line,) = list_searches(location)
     assert (line.problem, line.metric) == ("", "val_wrong")
     assert line.best == pytest.approx(min(losses))
@@ -144,7 +144,7 @@ def test_a_line_of_final_trainings_has_the_value_of_the_winner_by_the_mean(
         folder=SearchFolder(storage=tmp_path / "runs", name="a"),
     )
     Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
-    # The simulation knows no test images. The luckiest seed is of the parameters that are worse in the mean.
+    # The simulation has no test images. The best seed belongs to the parameters with the worse mean.
     with closing(sqlite3.connect(tmp_path / "runs" / "a" / "study.db", isolation_level=None)) as database:
         for number, value in enumerate((0.9, 0.5, 0.8, 0.75)):
             database.execute(
@@ -170,12 +170,12 @@ def test_the_last_changed_search_is_first_and_broken_ones_have_a_problem(
     (location.storage / "garbage" / "study.db").write_bytes(b"no database" * 1000)
     (location.storage / "gone" / "study.db").unlink()
     (location.storage / "unreadable" / "space.yaml").write_text("version: 1\nname: [")
-    found = {line.name: line for line in list_searches(location)}
-    assert list(found)[:2] == ["new", "old"]
-    assert found["new"].state is SearchState.INTERRUPTED
-    assert {name for name, line in found.items() if line.problem} == {"garbage", "gone", "unreadable"}
-    assert all(found[name].state is None for name in ("garbage", "gone", "unreadable"))
-    # Looking makes no file.
+    lines = {line.name: line for line in list_searches(location)}
+    assert list(lines)[:2] == ["new", "old"]
+    assert lines["new"].state is SearchState.INTERRUPTED
+    assert {name for name, line in lines.items() if line.problem} == {"garbage", "gone", "unreadable"}
+    assert all(lines[name].state is None for name in ("garbage", "gone", "unreadable"))
+    # Listing creates no file.
     assert not (location.storage / "gone" / "study.db").exists()
 
 
@@ -187,14 +187,14 @@ def test_fifty_searches_are_listed_quickly(make_search: MakeSearch, location: Se
     assert isinstance(location.storage, Path)
     folder = make_search("s0")
     for number in range(1, 50):
-        copy = shutil.copytree(folder.path, location.storage / f"s{number}")
-        with closing(sqlite3.connect(copy / "study.db", isolation_level=None)) as database:
-            database.execute("UPDATE studies SET study_name = ?", [copy.name])
-    begun = time.process_time()
-    found = list_searches(location)
+        copied_folder = shutil.copytree(folder.path, location.storage / f"s{number}")
+        with closing(sqlite3.connect(copied_folder / "study.db", isolation_level=None)) as database:
+            database.execute("UPDATE studies SET study_name = ?", [copied_folder.name])
+    start = time.process_time()
+    lines = list_searches(location)
     # It takes 1 s.
-    assert time.process_time() - begun < 4
-    assert [line.state for line in found] == [SearchState.FINISHED] * 50
+    assert time.process_time() - start < 4
+    assert [line.state for line in lines] == [SearchState.FINISHED] * 50
 
 
 def test_url_searches_are_listed(make_search: MakeSearch, location: SearchLocation, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_url_searches_are_listed(make_search: MakeSearch, location: SearchLocati
         home = SearchHome.create(bucket, name)
         for file in ("space.yaml", "study.db")[: 2 if name == "a" else 1]:
             home.remote.upload(folder.path / file, file)
-    found = list_searches(dataclasses.replace(location, storage=bucket))
+    lines = list_searches(dataclasses.replace(location, storage=bucket))
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
-    assert [(line.name, line.state) for line in found] == [("a", SearchState.FINISHED), ("b", None)]
-    assert found[1].problem
+    assert [(line.name, line.state) for line in lines] == [("a", SearchState.FINISHED), ("b", None)]
+    assert lines[1].problem

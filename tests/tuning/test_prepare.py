@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import optuna
 import pytest
 from PIL import Image
 
@@ -20,19 +19,13 @@ from tune_rescon.tuning.prepare import PreparedDataset, prepare_data, with_absol
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_run
 
 
-@pytest.fixture
-def record() -> StudyRecord:
-    study = optuna.create_study()
-    return StudyRecord.on(study._storage, study._study_id, metric="val_accuracy")
-
-
 def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: PreparedDataset) -> None:
-    account = Account(
+    folder_account = Account(
         class_names=("a", "b"),
         per_class={"train": (2, 3), "val": (0, 0), "test": (0, 0)},
         left_out=(LeftOut(kind="hidden files", count=1, names=(".x.png",)),),
     )
-    datasets = {"digits": digits.info, "folder": dataclasses.replace(digits.info, account=account)}
+    datasets = {"digits": digits.info, "folder": dataclasses.replace(digits.info, account=folder_account)}
     record_run(record, datasets, None)
     assert read_run_attributes(record).datasets == datasets
     assert list(record.attribute("dataset_account")) == ["folder"]
@@ -44,9 +37,11 @@ def test_a_tilde_path_is_the_same_for_the_dry_run_and_the_workers(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     space = load_space("folder", ["dataset.path=~/my photos #1", "fixed.init_from=~/best.ckpt"])
-    found = with_absolute_paths(space)
-    assert found.dataset.path == str(dataset_path(space.dataset, tmp_path)) == str(tmp_path / "my photos #1")
-    assert found.fixed["init_from"] == str(tmp_path / "best.ckpt")
+    prepared = with_absolute_paths(space)
+    assert (
+        prepared.dataset.path == str(dataset_path(space.dataset, tmp_path)) == str(tmp_path / "my photos #1")
+    )
+    assert prepared.fixed["init_from"] == str(tmp_path / "best.ckpt")
 
 
 def test_conditions_on_initial_weights_follow_their_absolute_paths(
@@ -56,10 +51,12 @@ def test_conditions_on_initial_weights_follow_their_absolute_paths(
     weights = "{type: categorical, choices: [best.ckpt, null]}"
     rate = "{type: float, low: 0.01, high: 0.1, when: {parameter: init_from, in: [best.ckpt]}}"
     settings = ["initial=[]", "fixed={}", f"parameters={{init_from: {weights}, learning_rate: {rate}}}"]
-    found = with_absolute_paths(load_space("digits", settings))
-    assert is_active(found.parameters["learning_rate"], {"init_from": str(tmp_path / "best.ckpt")})
-    assert not is_active(found.parameters["learning_rate"], {"init_from": None})
-    assert parse_space(dump_space(found), source="space.yaml") == found, "a resume reads it"
+    prepared = with_absolute_paths(load_space("digits", settings))
+    assert is_active(prepared.parameters["learning_rate"], {"init_from": str(tmp_path / "best.ckpt")})
+    assert not is_active(prepared.parameters["learning_rate"], {"init_from": None})
+    assert parse_space(dump_space(prepared), source="space.yaml") == prepared, (
+        "a resume uses the absolute path"
+    )
 
 
 def test_a_missing_home_folder_is_refused() -> None:
@@ -73,8 +70,8 @@ def test_preparing_a_search_reports_the_images_of_its_folder(tmp_path: Path, pro
     for label in "ab":
         (tmp_path / "x" / label).mkdir(parents=True)
         for number in range(4):
-            shade = number + 4 * (label == "b")
-            Image.new("RGB", (16, 16), (shade,) * 3).save(tmp_path / "x" / label / f"{number}.png")
+            gray_value = number + 4 * (label == "b")
+            Image.new("RGB", (16, 16), (gray_value,) * 3).save(tmp_path / "x" / label / f"{number}.png")
     (tmp_path / "x/stray.png").write_bytes(b"left out, so not decoded")
     space = load_space("folder", [f"dataset.path={tmp_path / 'x'}", "dataset.val_fraction=0.25"])
     options = RunOptions(
@@ -85,15 +82,15 @@ def test_preparing_a_search_reports_the_images_of_its_folder(tmp_path: Path, pro
         show_progress=False,
     )
     prepare_data(space, options)
-    *account, evaluated_by, dark = progress
-    assert account == [
+    *image_lines, evaluated_by, darkness_warning = progress
+    assert image_lines == [
         "folder: found 2 classes; images: train 8 (a 4, b 4), val 0, test 0",
         "folder: left out, images without a class folder: 1 (stray.png)",
         "folder: the cache keeps 8 squares of 16 pixels: 6.1 kB of disk on each node, mapped into memory",
     ]
     assert "will evaluate the winners on the 2 validation images" in evaluated_by
     assert "dataset.test_fraction" in evaluated_by
-    assert dark.startswith("folder: the training pictures are nearly black")
+    assert darkness_warning.startswith("folder: the training pictures are nearly black")
 
 
 def test_a_search_begins_with_the_images_that_it_skips(tmp_path: Path, progress: list[str]) -> None:

@@ -51,15 +51,15 @@ def test_a_given_store_size_is_kept() -> None:
 
 
 def test_a_resumed_search_keeps_its_store_size() -> None:
-    begun = with_store_size(folder_space(settings=["fixed.image_size=300"]), None)
-    again = folder_space(settings=["fixed.image_size=300"])
-    assert sides(again, begun) == 300
-    assert change_problems(begun, with_store_size(again, begun), []) == []
+    started = with_store_size(folder_space(settings=["fixed.image_size=300"]), None)
+    resumed = folder_space(settings=["fixed.image_size=300"])
+    assert sides(resumed, started) == 300
+    assert change_problems(started, with_store_size(resumed, started), []) == []
 
 
 def test_a_search_of_an_earlier_version_keeps_256() -> None:
-    old = folder_space(settings=["fixed.image_size=300"])
-    assert sides(folder_space(settings=["fixed.image_size=300"]), old) is None
+    earlier_version = folder_space(settings=["fixed.image_size=300"])
+    assert sides(folder_space(settings=["fixed.image_size=300"]), earlier_version) is None
 
 
 def test_cache_size_and_enlarged_images_are_reported(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_cache_size_and_enlarged_images_are_reported(tmp_path: Path) -> None:
         for number in range(2):
             Image.new("RGB", (400, 300 + number)).save(tmp_path / label / f"{number}.png")
     space = folder_space(tmp_path, ["fixed.image_size=300"])
-    told = with_store_size(space, None)
-    (line,) = cache_words(told, describe(told.dataset, data_root=tmp_path))
+    with_message = with_store_size(space, None)
+    (line,) = cache_words(with_message, describe(with_message.dataset, data_root=tmp_path))
     assert line.startswith("the cache keeps 4 squares of 300 pixels: 1.1 MB of disk")
     small = folder_space(tmp_path, ["fixed.image_size=300", "dataset.store_size=64"])
     assert (

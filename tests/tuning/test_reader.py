@@ -1,4 +1,4 @@
-"""Searches read from their records: killed ones, running ones, old ones, those at a URL."""
+"""Searches are read from their studies: killed, running and old ones, and searches at a URL."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def record_of(folder: SearchFolder) -> StudyRecord:
     return StudyRecord.load(folder.study_url, folder.name, metric="val_accuracy")
 
 
-def held(folder: SearchFolder) -> LeaseKeeper:
-    """The lease of a process that is not this one: its parent, which lives."""
+def lease_of_parent(folder: SearchFolder) -> LeaseKeeper:
+    """Take the search's lease for the parent of this process, which is alive."""
     parent = psutil.Process(os.getppid())
     driver = dataclasses.replace(this_driver(), pid=parent.pid, started=parent.create_time())
     store = StudyLeaseStore.open(folder.study_url, folder.name)
-    keeper = LeaseKeeper(store, name=folder.name, me=driver, clock=time.monotonic, sleep=lambda _: None)
-    keeper.take()
-    return keeper
+    lease_keeper = LeaseKeeper(store, name=folder.name, me=driver, clock=time.monotonic, sleep=lambda _: None)
+    lease_keeper.take()
+    return lease_keeper
 
 
 def test_the_result_of_a_finished_search_is_read_from_its_record(
@@ -89,12 +89,12 @@ def test_a_search_with_a_driver_is_read_as_running_without_blocking_it(
     make_search: MakeSearch, location: SearchLocation
 ) -> None:
     folder = make_search("a", reports=4)
-    keeper = held(folder)
+    lease_keeper = lease_of_parent(folder)
     result = read_search(location, "a")
     assert result.state is SearchState.RUNNING
     assert TrialState.RUNNING in {trial.state for trial in result.trials}
-    keeper.renew()
-    keeper.release()
+    lease_keeper.renew()
+    lease_keeper.release()
     assert read_search(location, "a").state is SearchState.INTERRUPTED
 
 
@@ -116,12 +116,12 @@ def test_an_unfinished_transaction_of_a_killed_driver_is_rolled_back(
     killed = SearchFolder(storage=folder.storage, name="killed")
     with closing(sqlite3.connect(folder.path / "study.db", isolation_level=None)) as driver:
         driver.execute("UPDATE studies SET study_name = 'killed'")
-        # Pages go into the file before the transaction ends, as they do when it is long.
+        # Pages are written to the file before the transaction ends, as in a long transaction.
         driver.execute("PRAGMA cache_size = 1")
         driver.execute("BEGIN")
         driver.execute("DELETE FROM trial_system_attributes")
         driver.execute("DELETE FROM trial_intermediate_values")
-        # As the disk is at this moment, so a kill leaves it.
+        # A kill leaves the files as they are now.
         shutil.copytree(folder.path, killed.path)
         driver.execute("ROLLBACK")
     assert (killed.path / "study.db-journal").stat().st_size > 0
@@ -152,7 +152,7 @@ def test_run_attributes_read_back_without_passwords(make_search: MakeSearch) -> 
 def test_a_relative_tracking_uri_is_recorded_as_absolute(
     make_search: MakeSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`report --sync` in another directory would create a second store there."""
+    """With a relative URI, `report --sync` in another directory would create a second store."""
     record = record_of(make_search("a", reports=0))
     monkeypatch.chdir(tmp_path)
     record_run(record, {}, "sqlite:///50%25.db?timeout=9")
@@ -182,8 +182,8 @@ def test_a_study_in_another_database_is_read(
 ) -> None:
     folder = make_search("a")
     (folder.path / "study.db").rename(tmp_path / "elsewhere.db")
-    elsewhere = dataclasses.replace(location, study_url=f"sqlite:///{tmp_path / 'elsewhere.db'}")
-    assert len(read_search(elsewhere, "a").trials) == 6
+    other_folder = dataclasses.replace(location, study_url=f"sqlite:///{tmp_path / 'other_folder.db'}")
+    assert len(read_search(other_folder, "a").trials) == 6
 
 
 def test_a_missing_search_is_refused_with_the_existing_ones(

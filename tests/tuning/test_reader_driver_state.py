@@ -9,9 +9,9 @@ from tune_rescon.tuning.lease import Lease
 from tune_rescon.tuning.reader import driver_lives, search_state
 from tune_rescon.tuning.result import SearchState
 
-ME = Driver(host="here", place="here 1", pid=1, started=0.0)
-BESIDE = Driver(host="here", place="here 1", pid=2, started=5.0)
-ELSEWHERE = Driver(host="there", place="there 1", pid=2, started=5.0)
+THIS_DRIVER = Driver(host="here", place="here 1", pid=1, started=0.0)
+SAME_MACHINE = Driver(host="here", place="here 1", pid=2, started=5.0)
+OTHER_MACHINE = Driver(host="there", place="there 1", pid=2, started=5.0)
 
 
 def lease(driver: Driver | None) -> Lease:
@@ -19,24 +19,27 @@ def lease(driver: Driver | None) -> Lease:
 
 
 @pytest.mark.parametrize(
-    ("found", "started", "silent", "lives"),
+    ("recorded_lease", "started", "seconds_since_heartbeat", "is_alive"),
     [
         (None, None, 0.0, False),
         (lease(None), 5.0, 0.0, False),
-        # Of this place the process table tells, however long the beat was silent.
-        (lease(BESIDE), 5.0, 1e6, True),
-        (lease(BESIDE), None, 0.0, False),
-        # Another process of that number, and of elsewhere: by the beat.
-        (lease(BESIDE), 500.0, 1.0, True),
-        (lease(BESIDE), 500.0, 100.0, False),
-        (lease(ELSEWHERE), None, 39.0, True),
-        (lease(ELSEWHERE), None, 41.0, False),
+        # For a process of this machine the process table decides, not the heartbeat.
+        (lease(SAME_MACHINE), 5.0, 1e6, True),
+        (lease(SAME_MACHINE), None, 0.0, False),
+        # A reused number, or another machine: the heartbeat decides.
+        (lease(SAME_MACHINE), 500.0, 1.0, True),
+        (lease(SAME_MACHINE), 500.0, 100.0, False),
+        (lease(OTHER_MACHINE), None, 39.0, True),
+        (lease(OTHER_MACHINE), None, 41.0, False),
     ],
 )
 def test_a_driver_is_alive_by_its_process_or_its_heartbeat(
-    found: Lease | None, started: float | None, silent: float, lives: bool
+    recorded_lease: Lease | None, started: float | None, seconds_since_heartbeat: float, is_alive: bool
 ) -> None:
-    assert driver_lives(found, ME, lambda _: started, silent=silent) == lives
+    assert (
+        driver_lives(recorded_lease, THIS_DRIVER, lambda _: started, silent=seconds_since_heartbeat)
+        == is_alive
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def test_a_driver_is_alive_by_its_process_or_its_heartbeat(
         (True, None, 0, SearchState.RUNNING),
         (True, SearchState.FINISHED, 12, SearchState.RUNNING),
         (False, SearchState.INTERRUPTED, 3, SearchState.INTERRUPTED),
-        # Its hours were spent, or nothing of its space was left.
+        # The hours or the points of the space were used up.
         (False, SearchState.FINISHED, 3, SearchState.FINISHED),
         (False, SearchState.FAILED, 12, SearchState.FAILED),
         (False, None, 11, SearchState.INTERRUPTED),

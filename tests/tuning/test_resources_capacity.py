@@ -1,4 +1,4 @@
-"""How many trials fit on a cluster, now and after it has grown. No Ray is started."""
+"""The number of trials that fit on a cluster, now and after autoscaling. No Ray is started."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tune_rescon.errors import ResourceError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning.resources import Nodes, autoscaler_limits, concurrent_trials, nodes_of
 
-ONE = {"CPU": 2.0, "GPU": 1.0}
+ONE_CPU = {"CPU": 2.0, "GPU": 1.0}
 HEAD = Nodes(count=1, resources={"CPU": 0.0, "GPU": 0.0})
 
 CLUSTER = """
@@ -46,7 +46,7 @@ def test_concurrent_trials_are_limited_by_cpus_gpus_and_the_request(
 
 
 @pytest.mark.parametrize(
-    ("resources", "said", "hint"),
+    ("resources", "message", "hint"),
     [
         ({"CPU": 2.0}, "a trial asks for 1 GPU", "resources_per_trial.gpu=0."),
         ({"CPU": 2.0, "GPU": 0.5}, "a trial asks for 1 GPU", "resources_per_trial.gpu=0.5"),
@@ -54,23 +54,23 @@ def test_concurrent_trials_are_limited_by_cpus_gpus_and_the_request(
     ],
 )
 def test_a_trial_that_fits_on_no_machine_is_refused(
-    resources: dict[str, float], said: str, hint: str
+    resources: dict[str, float], message: str, hint: str
 ) -> None:
-    with pytest.raises(ResourceError) as caught:
+    with pytest.raises(ResourceError) as error:
         concurrent_trials([Nodes(count=1, resources=resources)], [], {"CPU": 2, "GPU": 1}, None)
-    assert said in str(caught.value)
-    assert hint in str(caught.value)
+    assert message in str(error.value)
+    assert hint in str(error.value)
 
 
 def test_a_trial_runs_on_one_machine() -> None:
-    three = Nodes(count=3, resources={"CPU": 3.0, "GPU": 1.0})
-    assert concurrent_trials([HEAD, three], [], {"CPU": 2.0, "GPU": 0.0}, None) == 3
-    apart = [Nodes(count=1, resources={"CPU": 8.0}), Nodes(count=1, resources={"CPU": 1.0, "GPU": 1.0})]
+    three_nodes = Nodes(count=3, resources={"CPU": 3.0, "GPU": 1.0})
+    assert concurrent_trials([HEAD, three_nodes], [], {"CPU": 2.0, "GPU": 0.0}, None) == 3
+    separate = [Nodes(count=1, resources={"CPU": 8.0}), Nodes(count=1, resources={"CPU": 1.0, "GPU": 1.0})]
     with pytest.raises(
         ResourceError,
         match=r"one machine must have all that a trial asks for \(.*1 GPU\), but got only some of it",
     ):
-        concurrent_trials(apart, [], ONE, None)
+        concurrent_trials(separate, [], ONE_CPU, None)
 
 
 @pytest.fixture
@@ -82,9 +82,9 @@ def bootstrap(tmp_path: Path) -> Path:
 
 def test_a_cluster_with_only_its_head_counts_the_autoscaler_limits(bootstrap: Path) -> None:
     later = autoscaler_limits(bootstrap)
-    assert concurrent_trials([HEAD], later, ONE, None) == 8 + 10 * 8
-    assert concurrent_trials([HEAD], later, {**ONE, "accelerator_type:A10G": 0.001}, None) == 8
-    assert concurrent_trials([HEAD], later, ONE, 5) == 5
+    assert concurrent_trials([HEAD], later, ONE_CPU, None) == 8 + 10 * 8
+    assert concurrent_trials([HEAD], later, {**ONE_CPU, "accelerator_type:A10G": 0.001}, None) == 8
+    assert concurrent_trials([HEAD], later, ONE_CPU, 5) == 5
 
 
 def test_a_trial_larger_than_any_future_machine_is_refused(bootstrap: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_trial_larger_than_any_future_machine_is_refused(bootstrap: Path) -> N
     ):
         concurrent_trials([HEAD], later, {"CPU": 1.0, "GPU": 16.0}, None)
     with pytest.raises(ResourceError, match="accelerator_type:H100, but got accelerator_type:A100, accele"):
-        concurrent_trials([HEAD], later, {**ONE, "accelerator_type:H100": 0.001}, None)
+        concurrent_trials([HEAD], later, {**ONE_CPU, "accelerator_type:H100": 0.001}, None)
 
 
 def test_a_machine_without_rays_cluster_file_does_not_grow(tmp_path: Path) -> None:
@@ -104,15 +104,15 @@ def test_a_machine_without_rays_cluster_file_does_not_grow(tmp_path: Path) -> No
 def test_on_kubernetes_the_growth_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_KUBERAY_IN_USE", "1")
     later = autoscaler_limits(tmp_path / "none.yaml")
-    assert concurrent_trials([HEAD], later, ONE, 4) == 4
-    assert concurrent_trials([HEAD, Nodes(count=2, resources=ONE)], later, ONE, None) == 2
+    assert concurrent_trials([HEAD], later, ONE_CPU, 4) == 4
+    assert concurrent_trials([HEAD, Nodes(count=2, resources=ONE_CPU)], later, ONE_CPU, None) == 2
     with pytest.raises(ResourceError, match="--concurrent N"):
-        concurrent_trials([HEAD], later, ONE, None)
+        concurrent_trials([HEAD], later, ONE_CPU, None)
 
 
 def test_dead_nodes_are_not_counted() -> None:
-    nodes = [{"Alive": True, "Resources": ONE}, {"Alive": False, "Resources": ONE}]
-    assert concurrent_trials(nodes_of(nodes), [], ONE, None) == 1
+    nodes = [{"Alive": True, "Resources": ONE_CPU}, {"Alive": False, "Resources": ONE_CPU}]
+    assert concurrent_trials(nodes_of(nodes), [], ONE_CPU, None) == 1
 
 
 def test_a_space_can_name_the_kind_of_gpu() -> None:
@@ -134,12 +134,12 @@ def test_a_trials_workers_may_be_on_different_machines(
     machines: list[dict[str, float]], workers: int, wanted: int | None, slots: int
 ) -> None:
     now = [Nodes(count=1, resources=resources) for resources in machines]
-    assert concurrent_trials(now, [], ONE, wanted, workers=workers) == slots
+    assert concurrent_trials(now, [], ONE_CPU, wanted, workers=workers) == slots
 
 
 def test_more_workers_than_the_machines_can_run_are_refused() -> None:
     machine = Nodes(count=1, resources={"CPU": 8.0, "GPU": 2.0})
-    with pytest.raises(ResourceError) as caught:
-        concurrent_trials([machine], [], ONE, None, workers=3)
-    assert "all 3 workers of a trial" in str(caught.value)
-    assert "--set resources_per_trial.workers=2" in str(caught.value)
+    with pytest.raises(ResourceError) as error:
+        concurrent_trials([machine], [], ONE_CPU, None, workers=3)
+    assert "all 3 workers of a trial" in str(error.value)
+    assert "--set resources_per_trial.workers=2" in str(error.value)

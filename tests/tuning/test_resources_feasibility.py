@@ -1,4 +1,4 @@
-"""Which trials need the same memory."""
+"""The key of the memory that a trial needs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_trials_that_need_the_same_memory_have_the_same_key(change: dict[str, An
     assert memory_signature(dataclasses.replace(TRIAL, **change)) == memory_signature(TRIAL)
 
 
-#: Fields that do not change what memory a trial needs. A field that joins TrialConfig must be thought about.
+#: Fields that do not change a trial's memory. Any other field of TrialConfig must change the key.
 NO_MEMORY = {
     *("learning_rate", "momentum", "nesterov", "weight_decay", "schedule", "warmup_epochs", "decay_fraction"),
     *("step_fractions", "label_smoothing", "gradient_clip", "drop_path", "precise_bn_batches", "normalize"),
@@ -53,8 +53,10 @@ NO_MEMORY = {
 
 @pytest.mark.parametrize("name", field_names())
 def test_every_field_changes_the_memory_key_unless_listed(name: str) -> None:
-    """Whatever its value: a trial that has another one is, or is not, told apart."""
-    other = SimpleNamespace(**{field: getattr(TRIAL, field) for field in field_names()})
-    setattr(other, name, 12 if name == "batch_size" else 0.5 if name == "ema_decay" else "another value")
-    told_apart = memory_signature(cast(TrialConfig, other)) != memory_signature(TRIAL)
-    assert told_apart is (name not in NO_MEMORY)
+    """The key depends on a field's value unless the field is listed."""
+    changed_trial = SimpleNamespace(**{field: getattr(TRIAL, field) for field in field_names()})
+    setattr(
+        changed_trial, name, 12 if name == "batch_size" else 0.5 if name == "ema_decay" else "another value"
+    )
+    has_other_key = memory_signature(cast(TrialConfig, changed_trial)) != memory_signature(TRIAL)
+    assert has_other_key is (name not in NO_MEMORY)

@@ -1,4 +1,4 @@
-"""How many trials share a GPU: by its idle time and its memory, for the largest trial of the space."""
+"""The number of trials per GPU: by idle time and memory of the largest trial of the space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tune_rescon.spaces import dump_space, load_space, parse_space
 from tune_rescon.training.probe import Occupancy, busy_seconds
 from tune_rescon.tuning.resources import MAX_TRIALS_PER_GPU, largest_trial, trials_per_gpu, with_gpu_share
 
-FACTS = {
+DATASET_INFO = {
     "digits": DatasetInfo(
         name="digits",
         classes=10,
@@ -50,25 +50,25 @@ def test_overlapping_kernels_are_counted_once(spans: list[tuple[float, float]]) 
 
 def test_the_largest_trial_decides_the_share() -> None:
     space = load_space("digits", ["resources_per_trial.gpu=auto"])
-    seen: list[TrialConfig] = []
+    configs: list[TrialConfig] = []
 
     def measure(config: TrialConfig, info: DatasetInfo) -> Occupancy:
-        seen.append(config)
-        assert info is FACTS["digits"]
+        configs.append(config)
+        assert info is DATASET_INFO["digits"]
         return Occupancy(device="a GPU", busy=0.3, used=10**9, total=16 * 10**9)
 
-    shared, words = with_gpu_share(space, FACTS, measure)
-    assert [config.depth for config in seen] == [92]
+    shared, words = with_gpu_share(space, DATASET_INFO, measure)
+    assert [config.depth for config in configs] == [92]
     assert shared.resources_per_trial.gpu == 1 / 3
     assert words.startswith("Trials that share a GPU: 3. ")
     assert "a GPU busy for 30% of its time and takes 1.0 of 16.0 GB" in words
-    again = parse_space(dump_space(shared), source="space.yaml")
-    assert again.resources_per_trial == shared.resources_per_trial
+    loaded = parse_space(dump_space(shared), source="space.yaml")
+    assert loaded.resources_per_trial == shared.resources_per_trial
 
 
 def test_a_batch_that_does_not_fit_has_a_whole_gpu() -> None:
     space = load_space("digits", ["resources_per_trial.gpu=auto"])
-    shared, words = with_gpu_share(space, FACTS, lambda *_: None)
+    shared, words = with_gpu_share(space, DATASET_INFO, lambda *_: None)
     assert shared.resources_per_trial.gpu == 1.0
     assert words.startswith("One trial per GPU")
 
@@ -76,7 +76,7 @@ def test_a_batch_that_does_not_fit_has_a_whole_gpu() -> None:
 def test_the_largest_trial_is_chosen_by_batch_size_too() -> None:
     sizes = "parameters.batch_size={type: int, low: 8, high: 512}"
     space = load_space("digits", [sizes, "fixed={layout: cifar, width: 0.5}", "initial=[]"])
-    config, _ = largest_trial(space, FACTS)
+    config, _ = largest_trial(space, DATASET_INFO)
     assert config.batch_size == 512
 
 
@@ -85,10 +85,12 @@ def test_the_largest_trial_may_be_an_external_network() -> None:
     networks = "[null, tests.own_networks:small, tests.own_networks:unused]"
     searched = f"parameters={{network: {{type: categorical, choices: {networks}}}}}"
     space = load_space("digits", [searched, "fixed={image_size: 512}", "initial=[]", "scheduler.type=none"])
-    # At 512 pixels a Residual Attention Network of the layout for large images computes the most.
-    assert largest_trial(space, FACTS)[0].network is None
-    few = load_space("digits", [searched.replace("null, ", ""), "fixed={image_size: 512}", "initial=[]"])
-    assert largest_trial(few, FACTS)[0].network == "tests.own_networks:small"
+    # At 512 pixels a Residual Attention Network with the layout for large images has the most MACs.
+    assert largest_trial(space, DATASET_INFO)[0].network is None
+    one_network = load_space(
+        "digits", [searched.replace("null, ", ""), "fixed={image_size: 512}", "initial=[]"]
+    )
+    assert largest_trial(one_network, DATASET_INFO)[0].network == "tests.own_networks:small"
 
 
 def test_an_unmeasured_trial_counts_as_a_whole_gpu() -> None:

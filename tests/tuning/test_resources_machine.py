@@ -91,13 +91,13 @@ def test_gpus_are_limited_by_cuda_visible_devices(visible: str | None, listed: i
 
 def test_gpus_are_counted_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    here = this_machine({})
-    assert here.resources["GPU"] == len(list(Path("/dev").glob("nvidia[0-9]*")))
-    assert here.resources["CPU"] >= 1
+    this_node = this_machine({})
+    assert this_node.resources["GPU"] == len(list(Path("/dev").glob("nvidia[0-9]*")))
+    assert this_node.resources["CPU"] >= 1
 
 
 @pytest.mark.parametrize(
-    ("asked", "fits"),
+    ("requested", "fits"),
     [
         ("{cpu: 4, gpu: 1}", ["--set resources_per_trial.cpu=2 --set resources_per_trial.gpu=0"]),
         ("{cpu: 4}", ["--set resources_per_trial.cpu=2."]),
@@ -107,17 +107,19 @@ def test_gpus_are_counted_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_resources_that_do_not_fit_are_refused_with_settings_that_do(
-    asked: str, fits: list[str], monkeypatch: pytest.MonkeyPatch
+    requested: str, fits: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tune_rescon.tuning.resources.this_machine", lambda: machine(2))
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    space = load_space("digits", [f"resources_per_trial={asked}"])
+    space = load_space("digits", [f"resources_per_trial={requested}"])
     with pytest.raises(ResourceError) as caught:
         fit_to_machine(space)
     assert all(line in str(caught.value) for line in fits)
     settings = [word for word in str(caught.value).split("`")[0].split() if "=" in word]
-    again = [setting.rstrip(".") for setting in settings if setting.startswith("resources_per_trial.")]
-    fit_to_machine(load_space("digits", [f"resources_per_trial={asked}", *again]))
+    settings_again = [
+        setting.rstrip(".") for setting in settings if setting.startswith("resources_per_trial.")
+    ]
+    fit_to_machine(load_space("digits", [f"resources_per_trial={requested}", *settings_again]))
 
 
 def test_resources_that_do_not_fit_are_refused_before_the_search_starts(
@@ -160,7 +162,7 @@ def test_a_search_reports_what_auto_chose_and_records_it(
 @pytest.mark.torch
 @pytest.mark.usefixtures("without_ray")
 def test_a_gpu_that_torch_cannot_use_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver older than torch's CUDA: nvidia-smi and Ray count a GPU, and torch has no use of it."""
+    """The driver is too old for torch's CUDA: nvidia-smi and Ray count a GPU that torch cannot use."""
     monkeypatch.setattr("tune_rescon.tuning.resources.this_machine", lambda: machine(2, 1))
     monkeypatch.setattr("tests.without_ray.RESOURCES", {"CPU": 2.0, "GPU": 1.0})
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -170,4 +172,4 @@ def test_a_gpu_that_torch_cannot_use_ends_the_search(tmp_path: Path, monkeypatch
     result = run_search(load_space("digits", settings), options)
     assert result.failure is not None
     assert result.failure.startswith('device "cuda" needs a CUDA GPU that torch can use, but got none on ')
-    assert [trial.state for trial in result.trials] == [TrialState.INTERRUPTED], "a resume runs it"
+    assert [trial.state for trial in result.trials] == [TrialState.INTERRUPTED], "the trial can be resumed"

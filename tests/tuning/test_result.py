@@ -103,8 +103,8 @@ PAUSED, DIVERGED = TrialState.PAUSED, TrialState.DIVERGED
 def test_the_best_in_hand_is_a_trial_better_than_the_winner(
     trials: list[TrialRecord], in_hand: int | None
 ) -> None:
-    found = best_in_hand(trials, best_trial(tuple(trials)))
-    assert (found and found.number) == in_hand
+    best = best_in_hand(trials, best_trial(tuple(trials)))
+    assert (best and best.number) == in_hand
 
 
 @pytest.mark.parametrize(("at", "in_hand"), [("best", 1), ("last", None)])
@@ -115,8 +115,8 @@ def test_the_best_in_hand_is_compared_at_the_epoch_whose_network_is_kept(
         dataclasses.replace(each, at=at)
         for each in (trial(0, FINISHED, 0.1, 0.1, 0.5), trial(1, STOPPED, 0.9, 0.4))
     ]
-    found = best_in_hand(trials, trials[0])
-    assert (found and found.number) == in_hand
+    best = best_in_hand(trials, trials[0])
+    assert (best and best.number) == in_hand
 
 
 def test_every_trial_with_a_value_is_better_than_a_winner_without_one() -> None:
@@ -126,11 +126,11 @@ def test_every_trial_with_a_value_is_better_than_a_winner_without_one() -> None:
 
 def test_with_a_test_metric_no_trial_is_in_hand() -> None:
     trials = (trial(0, FINISHED, 0.1, 0.5), trial(1, STOPPED, 0.9))
-    found = result(*trials, gmacs=(1.0, 1.0))
-    assert found.in_hand is trials[1]
+    search_result = result(*trials, gmacs=(1.0, 1.0))
+    assert search_result.in_hand is trials[1]
     space = load_space("digits")
     judged = space.model_copy(update={"metric": space.metric.model_copy(update={"name": "test_accuracy"})})
-    assert dataclasses.replace(found, space=judged).in_hand is None
+    assert dataclasses.replace(search_result, space=judged).in_hand is None
 
 
 def test_compute_hours_count_every_device() -> None:
@@ -138,14 +138,14 @@ def test_compute_hours_count_every_device() -> None:
 
 
 def test_compute_hours_count_the_devices_that_each_epoch_held() -> None:
-    """A resume may have changed them. Of an earlier version's epochs the number is not recorded."""
+    """A resume may change the number of devices. Earlier versions did not record it."""
     moved = dataclasses.replace(trial(0, FINISHED, 0.1, 0.2, 0.3), held=(1, None, 8))
     assert compute_hours(moved, 4) == 0.25 * (1 + 4 + 8)
     assert compute_hours(moved, 4, 2) == 0.25 * (1 + 4)
 
 
 def test_an_epoch_without_a_measured_time_costs_nothing() -> None:
-    cut = TrialRecord(
+    interrupted = TrialRecord(
         number=0,
         state=FAILED,
         parameters={},
@@ -154,7 +154,7 @@ def test_an_epoch_without_a_measured_time_costs_nothing() -> None:
         values=(1.0, math.nan),
         history={"epoch_seconds": (3600.0, math.nan)},
     )
-    assert compute_hours(cut, 1) == 1.0
+    assert compute_hours(interrupted, 1) == 1.0
 
 
 def test_closing_metrics_are_the_cost_and_the_best_epoch() -> None:
@@ -168,7 +168,7 @@ def test_closing_metrics_are_the_cost_and_the_best_epoch() -> None:
 
 
 def test_closing_metrics_use_only_epochs_with_a_measured_peak_and_rate() -> None:
-    # Of 100 images: in one second, in four, and none that were counted.
+    # 100 images in one second, in four seconds, and an epoch without a count.
     measured = {"images_per_second": (100.0, 25.0, math.nan), PEAK_MEMORY: (math.nan, 80.0, 120.0)}
     known = trial(0, STOPPED, 0.5, 0.75, 0.625)
     logged = closing_metrics(dataclasses.replace(known, history={**known.history, **measured}), COST, 1)
@@ -200,7 +200,10 @@ def result(*trials: TrialRecord, gmacs: tuple[float, ...], **changes: Any) -> St
         "metric": trials[0].metric,
         "maximize": trials[0].maximize,
         "trials": trials,
-        "costs": {t.number: TrialCost(params_m=1, gmacs=g) for t, g in zip(trials, gmacs, strict=True)},
+        "costs": {
+            record.number: TrialCost(params_m=1, gmacs=cost_gmacs)
+            for record, cost_gmacs in zip(trials, gmacs, strict=True)
+        },
         "devices_per_trial": 2,
         "device": "GPU",
         "levels": (1, 2),
@@ -216,7 +219,7 @@ def result(*trials: TrialRecord, gmacs: tuple[float, ...], **changes: Any) -> St
 
 POINTS = st.dictionaries(
     st.integers(0, 99),
-    # Few values, so that many are equal.
+    # Few distinct values, so that many are equal.
     st.tuples(st.sampled_from([0.1, 0.2, 0.3, math.nan]), st.sampled_from([1.0, 2.0, 3.0, math.inf])),
 )
 
@@ -243,14 +246,14 @@ def test_the_winner_is_the_costliest_on_the_front_without_stopped_trials() -> No
         trial(3, STOPPED, 0.85),
         trial(4, FAILED),
     )
-    found = result(*trials, gmacs=(4.0, 1.0, 2.0, 0.5, 0.1))
-    assert [one.number for one in found.front] == [1, 0]
-    assert found.best is trials[0]
+    search_result = result(*trials, gmacs=(4.0, 1.0, 2.0, 0.5, 0.1))
+    assert [member.number for member in search_result.front] == [1, 0]
+    assert search_result.best is trials[0]
 
 
 def test_without_finished_trials_the_front_has_the_furthest_ones() -> None:
     trials = (trial(0, STOPPED, 0.1, 0.5), trial(1, STOPPED, 0.1, 0.4), trial(2, STOPPED, 0.9))
-    assert [one.number for one in result(*trials, gmacs=(2.0, 1.0, 0.5)).front] == [1, 0]
+    assert [member.number for member in result(*trials, gmacs=(2.0, 1.0, 0.5)).front] == [1, 0]
 
 
 def test_a_front_may_minimise_loss_and_compute_hours() -> None:
@@ -266,8 +269,11 @@ def test_a_front_may_minimise_loss_and_compute_hours() -> None:
         )
         for number, (loss, seconds) in enumerate([(0.5, 3600.0), (0.4, 7200.0), (0.6, 5400.0)])
     )
-    found = result(*trials, gmacs=(1, 1, 1), against="compute_hours")
-    assert [(one.number, found.cost(one)) for one in found.front] == [(0, 2.0), (1, 4.0)]
+    search_result = result(*trials, gmacs=(1, 1, 1), against="compute_hours")
+    assert [(member.number, search_result.cost(member)) for member in search_result.front] == [
+        (0, 2.0),
+        (1, 4.0),
+    ]
 
 
 @pytest.mark.parametrize("changes", [{"against": None}, {"best": None}])
@@ -276,8 +282,8 @@ def test_without_a_second_objective_or_a_winner_there_is_no_front(changes: dict[
 
 
 def test_the_best_file_holds_the_front() -> None:
-    found = result(trial(0, FINISHED, 0.9), trial(1, FINISHED, 0.8), gmacs=(4.0, 1.0))
-    written = best_file(found)
+    search_result = result(trial(0, FINISHED, 0.9), trial(1, FINISHED, 0.8), gmacs=(4.0, 1.0))
+    written = best_file(search_result)
     assert (written["trial"], written["against"]) == (0, "gmacs")
     assert written["front"] == [
         {"trial": 1, "value": 0.8, "gmacs": 1.0},
@@ -292,8 +298,12 @@ def test_the_best_file_of_one_objective_has_no_front() -> None:
 
 
 def test_the_best_file_names_the_best_in_hand_if_there_is_one() -> None:
-    cut = dataclasses.replace(trial(1, STOPPED, 0.8, 0.95, 0.9), at="best", checkpoint="checkpoints/b.ckpt")
-    written = best_file(result(trial(0, FINISHED, 0.1, 0.2, 0.7, 0.9), cut, gmacs=(4.0, 4.0), against=None))
+    interrupted = dataclasses.replace(
+        trial(1, STOPPED, 0.8, 0.95, 0.9), at="best", checkpoint="checkpoints/b.ckpt"
+    )
+    written = best_file(
+        result(trial(0, FINISHED, 0.1, 0.2, 0.7, 0.9), interrupted, gmacs=(4.0, 4.0), against=None)
+    )
     assert (written["trial"], written["value"]) == (0, 0.9)
     assert written["in_hand"] == {
         "trial": 1,
@@ -347,7 +357,7 @@ CURVE = (0.25, 0.75, 0.5)
         ("best", (0.5, 0.5), 0.5, 1),
         ("last", (), math.nan, 0),
         ("best", (), math.nan, 0),
-        # It has diverged: an epoch before that does not make it a result.
+        # A diverged trial has no value, also if earlier epochs have one.
         ("best", (0.75, math.nan), math.nan, 2),
         ("last", (0.75, math.nan), math.nan, 2),
     ],
@@ -362,10 +372,10 @@ def test_the_value_is_that_of_the_epoch_that_counts(
 
 @pytest.mark.parametrize(("at", "winner"), [("last", 1), ("best", 0)])
 def test_the_winner_and_the_kept_network_are_chosen_by_the_same_rule(at: MetricAt, winner: int) -> None:
-    """The first trial had the better epoch, the second ends better."""
+    """The first trial has the best epoch, the second one the better last epoch."""
     trials = tuple(
-        dataclasses.replace(t, at=at, checkpoint=f"{t.number}.ckpt")
-        for t in (trial(0, FINISHED, *CURVE), trial(1, FINISHED, 0.25, 0.5, 0.625))
+        dataclasses.replace(record, at=at, checkpoint=f"{record.number}.ckpt")
+        for record in (trial(0, FINISHED, *CURVE), trial(1, FINISHED, 0.25, 0.5, 0.625))
     )
     best = best_trial(trials)
     assert best is not None

@@ -1,4 +1,4 @@
-"""Which parts of a space a resume may change: every key, with and without trials."""
+"""The parts of a space that a resume may change: every key, with and without trials."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ BASE = (
     ),
 )
 
-#: A value other than the one in BASE for every key that has a rule of its own.
-OTHER = {
+#: For every key with a rule: a value other than the one in BASE.
+OTHER_VALUES = {
     "name": "other",
     "description": "other words",
     "dataset.name": "cifar10",
@@ -87,8 +87,8 @@ OTHER = {
     "initial": "[{depth: 56, learning_rate: 0.1}]",
 }
 
-#: Keys that one override cannot change: another must come with it, so they have tests of their own.
-IN_PAIRS = {
+#: Keys that cannot be changed by one override alone. They have separate tests.
+NOT_ALONE = {
     "dataset.path",
     "dataset.train",
     "dataset.val",
@@ -108,8 +108,8 @@ def space(*more: str) -> Space:
     return load_space("digits", [*BASE, *more])
 
 
-def trial(of: Space, number: int = 0, state: TrialState = TrialState.FINISHED, **drawn: Any) -> TrialRecord:
-    parameters = {"depth": 56, "learning_rate": 0.1} | drawn
+def trial(of: Space, number: int = 0, state: TrialState = TrialState.FINISHED, **sampled: Any) -> TrialRecord:
+    parameters = {"depth": 56, "learning_rate": 0.1} | sampled
     return TrialRecord(
         number=number,
         state=state,
@@ -129,13 +129,13 @@ def is_free(key: str) -> bool:
     return key in FREE or key.partition(".")[0] in FREE
 
 
-@pytest.mark.parametrize(("key", "value"), OTHER.items())
+@pytest.mark.parametrize(("key", "value"), OTHER_VALUES.items())
 def test_each_key_is_free_or_frozen(key: str, value: str) -> None:
-    found = problems(f"{key}={value}")
+    reported = problems(f"{key}={value}")
     if is_free(key):
-        assert found == []
+        assert reported == []
     else:
-        (problem,) = found
+        (problem,) = reported
         assert problem.startswith(f"{key} is ")
         assert FROZEN[key.partition(".")[0]] in problem
 
@@ -152,7 +152,7 @@ def test_no_key_of_the_file_is_without_a_rule() -> None:
     }
     keys = {f"{name}.{key}" for name, section in sections.items() for key in section.keys()}  # noqa: SIM118 - a class's method
     keys |= {f"dataset.{name}" for name in field_names(DatasetConfig)}
-    assert keys - OTHER.keys() == IN_PAIRS
+    assert keys - OTHER_VALUES.keys() == NOT_ALONE
     ruled = {key.partition(".")[0] for key in (*FREE, *FROZEN)} | {"fixed"}
     assert ruled == set(Space.keys())
 
@@ -210,26 +210,26 @@ def test_a_fixed_field_that_the_trials_contradict_is_refused() -> None:
     ],
 )
 def test_fields_may_move_between_fixed_and_parameters(change: tuple[str, ...]) -> None:
-    """A trial elsewhere is one of another choice: it keeps its configuration, and the sampler skips it."""
+    """A trial with another choice keeps its configuration, and the sampler skips it."""
     assert problems(*change) == []
 
 
 def test_the_objective_function_is_frozen_and_others_may_be_added() -> None:
-    """Functions of two modules may have one name, which is the name of the metric."""
-    own = "metric={{name: val_score, mode: min, log: [{}]}}"
-    old = space(own.format("before:score"))
-    assert change_problems(old, space(own.format("before:score, other:count")), [trial(old)]) == []
-    (problem,) = change_problems(old, space(own.format("after:score")), [trial(old)])
+    """Functions of two modules may have the same name, which is that of the metric."""
+    metric = "metric={{name: val_score, mode: min, log: [{}]}}"
+    old = space(metric.format("before:score"))
+    assert change_problems(old, space(metric.format("before:score, other:count")), [trial(old)]) == []
+    (problem,) = change_problems(old, space(metric.format("after:score")), [trial(old)])
     assert problem.startswith("val_score is computed by before:score and would be computed by after:score")
 
 
 def test_a_trial_of_an_earlier_version_ran_with_the_defaults_of_later_fields() -> None:
     of = space()
-    whole = trial(of)
-    assert whole.origin is not None
-    recorded = whole.origin.to_dict()
+    recorded_trial = trial(of)
+    assert recorded_trial.origin is not None
+    recorded = recorded_trial.origin.to_dict()
     del recorded["config"]["patience"]
-    earlier = dataclasses.replace(whole, origin=TrialOrigin.from_dict(recorded))
+    earlier = dataclasses.replace(recorded_trial, origin=TrialOrigin.from_dict(recorded))
     assert earlier.setting("patience") == 0
     (problem,) = change_problems(of, space("fixed.patience=3"), [earlier])
     assert problem.startswith("fixed.patience would become 3, and trial 0 ran with 0")

@@ -1,4 +1,4 @@
-"""A command that is repeated until its search is finished, after each moment of a possible kill."""
+"""``--resume-or-start``: a command that is repeated until its search is finished, killed at any moment."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tune_rescon.tuning.study_attributes import record_outcome
 
 @pytest.fixture(autouse=True)
 def _quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lease in a bucket is read back at once: these tests have one driver at a time, or know the other."""
+    """Shorten the read-back of a lease in a bucket, which these tests do not need."""
     monkeypatch.setattr("tune_rescon.storage.remote.SharedValue.read_back_seconds", 0.02)
 
 
@@ -58,21 +58,21 @@ def options(tmp_path: Path) -> RunOptions:
 
 
 @pytest.fixture
-def at_url(options: RunOptions) -> RunOptions:
+def url_options(options: RunOptions) -> RunOptions:
     return dataclasses.replace(options, storage=StorageUrl(url=f"memory://{uuid.uuid4().hex}/runs"))
 
 
 @contextlib.contextmanager
 def as_process(pid: int) -> Iterator[None]:
-    """Leases that are taken within it are held by this process of the machine."""
+    """Leases that are taken in the block are held by the process ``pid``."""
     driver = dataclasses.replace(this_driver(), pid=pid, started=process_start(pid) or 0.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tune_rescon.tuning.lease.this_driver", lambda: driver)
         yield
 
 
-#: A process that lives, and a number above the largest that Linux gives.
-ALIVE, DEAD = 1, 2**22 + 1
+#: The number of a live process, and a number above the largest one of Linux.
+ALIVE_PID, DEAD_PID = 1, 2**22 + 1
 
 
 def store_url(options: RunOptions) -> StorageUrl:
@@ -84,13 +84,13 @@ def remote(options: RunOptions) -> RemoteFolder:
     return RemoteFolder.connect(store_url(options))
 
 
-def new(options: RunOptions) -> RunOptions:
-    """The options of ``--name``."""
+def new_search_options(options: RunOptions) -> RunOptions:
+    """The options with ``--name`` instead of ``--resume-or-start``."""
     return dataclasses.replace(options, resume_or_start=False)
 
 
-def begin(store: SearchStore, text: str = "row") -> None:
-    """What a run does until its first trial."""
+def begin_search(store: SearchStore, text: str = "row") -> None:
+    """Do the steps of a run before its first trial."""
     store.fetch()
     with closing(sqlite3.connect(store.folder.study_db)) as database:
         database.execute("CREATE TABLE IF NOT EXISTS t (x TEXT)")
@@ -105,11 +105,11 @@ def rows(store: SearchStore) -> list[str]:
         return [row[0] for row in database.execute("SELECT x FROM t")]
 
 
-# A directory.
+# A search in a directory.
 
 
 @pytest.mark.parametrize(
-    ("left", "resumed"),
+    ("files", "resumed"),
     [
         (None, False),
         ([], False),
@@ -122,41 +122,41 @@ def rows(store: SearchStore) -> list[str]:
     ],
 )
 def test_after_a_kill_at_any_moment_a_search_is_resumed_or_started(
-    left: list[str] | None, resumed: bool, options: RunOptions
+    files: list[str] | None, resumed: bool, options: RunOptions
 ) -> None:
     assert isinstance(options.storage, Path)
     folder = options.storage / "s"
-    if left is not None:
+    if files is not None:
         folder.mkdir(parents=True)
-        for name in left:
-            # It died before its database had a table.
-            (folder / name).write_text("" if name == "study.db" else "of the dead")
+        for name in files:
+            # The driver died before its database had a table.
+            (folder / name).write_text("" if name == "study.db" else "of a dead driver")
     with open_store(options) as store:
         assert store.resumed is resumed
-        assert sorted(path.name for path in folder.iterdir()) == sorted(left or []) * resumed
+        assert sorted(path.name for path in folder.iterdir()) == sorted(files or []) * resumed
 
 
 def test_files_of_another_kind_are_refused_at_once(options: RunOptions) -> None:
     assert isinstance(options.storage, Path)
     (options.storage / "s").mkdir(parents=True)
     (options.storage / "s" / "thesis.tex").touch()
-    patient = dataclasses.replace(options, takeover_seconds=60)
-    with pytest.raises(NameTakenError, match="It contains no search"), open_store(patient):
+    patient_options = dataclasses.replace(options, takeover_seconds=60)
+    with pytest.raises(NameTakenError, match="It contains no search"), open_store(patient_options):
         pass
 
 
-def waits_for(progress: list[str]) -> bool:
-    """Whether the command has said that it waits for another driver."""
+def is_waiting(progress: list[str]) -> bool:
+    """Whether the command has reported that it waits for another driver."""
     return any("Waiting for up to 20 s." in line for line in progress)
 
 
 @contextlib.contextmanager
-def ended_once(true: Callable[[], bool], held: contextlib.ExitStack) -> Iterator[None]:
-    """Another driver, which ends at a moment."""
+def released_once(condition: Callable[[], bool], other_driver: contextlib.ExitStack) -> Iterator[None]:
+    """Release the other driver in a thread as soon as ``condition`` holds."""
 
     def end() -> None:
-        wait_until(true)
-        held.close()
+        wait_until(condition)
+        other_driver.close()
 
     thread = threading.Thread(target=end)
     thread.start()
@@ -166,19 +166,19 @@ def ended_once(true: Callable[[], bool], held: contextlib.ExitStack) -> Iterator
         thread.join()
 
 
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("has_begun", [False, True])
 def test_a_driver_that_is_about_to_begin_is_waited_for(
-    begun: bool, options: RunOptions, progress: list[str]
+    has_begun: bool, options: RunOptions, progress: list[str]
 ) -> None:
     assert isinstance(options.storage, Path)
     folder = SearchFolder(storage=options.storage, name="s")
-    held = contextlib.ExitStack()
-    held.enter_context(reserved(folder))
-    if begun:
-        held.callback(folder.space_yaml.touch)
-    patient = dataclasses.replace(options, takeover_seconds=20)
-    with ended_once(lambda: waits_for(progress), held), open_store(patient) as store:
-        assert store.resumed is begun
+    other_driver = contextlib.ExitStack()
+    other_driver.enter_context(reserved(folder))
+    if has_begun:
+        other_driver.callback(folder.space_yaml.touch)
+    patient_options = dataclasses.replace(options, takeover_seconds=20)
+    with released_once(lambda: is_waiting(progress), other_driver), open_store(patient_options) as store:
+        assert store.resumed is has_begun
     assert "another driver is about to begin s" in progress[0]
 
 
@@ -192,228 +192,242 @@ def test_waiting_for_another_driver_times_out(options: RunOptions) -> None:
         pass
 
 
-# A URL.
+# A search at a URL.
 
 
-def moments(options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
-    """What is at the URL after each write of a driver that starts a search, until it has begun."""
-    folder, found = remote(options), []
+def snapshots(options: RunOptions, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
+    """The files at the URL after each write of a driver that starts a search."""
+    folder, states = remote(options), []
     for method in ("create", "upload", "write", "delete"):
         real = getattr(RemoteFolder, method)
 
-        def noting(self: RemoteFolder, *arguments: Any, real: Any = real) -> Any:
-            done = real(self, *arguments)
-            found.append({name: folder.read(name) or b"" for name in folder.names()})
-            return done
+        def record_state(self: RemoteFolder, *arguments: Any, real: Any = real) -> Any:
+            result = real(self, *arguments)
+            states.append({name: folder.read(name) or b"" for name in folder.names()})
+            return result
 
-        monkeypatch.setattr(RemoteFolder, method, noting)
-    with as_process(DEAD), open_store(options) as store, search_lease(options, store):
-        begin(store)
+        monkeypatch.setattr(RemoteFolder, method, record_state)
+    with as_process(DEAD_PID), open_store(options) as store, search_lease(options, store):
+        begin_search(store)
         assert store.close(5) == 0
     monkeypatch.undo()
-    return found
+    return states
 
 
 def test_after_a_kill_at_any_moment_a_search_at_a_url_is_resumed_or_started(
-    at_url: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url_options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = moments(at_url, monkeypatch)
-    written = [set(names) for names in found]
-    assert written[0] == {"s/search.json"}
-    assert any("s/study.db" in names and "s/space.yaml" not in names for names in written)
-    assert sum("s/space.yaml" in names for names in written) > 1
-    assert not any(name.startswith("s/opening/") for name in written[-1])
+    states = snapshots(url_options, monkeypatch)
+    names_of_states = [set(names) for names in states]
+    assert names_of_states[0] == {"s/search.json"}
+    assert any("s/study.db" in names and "s/space.yaml" not in names for names in names_of_states)
+    assert sum("s/space.yaml" in names for names in names_of_states) > 1
+    assert not any(name.startswith("s/opening/") for name in names_of_states[-1])
     monkeypatch.setattr("tune_rescon.storage.remote.SharedValue.read_back_seconds", 0.02)
-    for number, files in enumerate(found):
+    for number, files in enumerate(states):
         url = StorageUrl(url=f"memory://{uuid.uuid4().hex}/runs")
-        again = dataclasses.replace(at_url, storage=url, cache_root=tmp_path / f"machine{number}")
+        restarted = dataclasses.replace(url_options, storage=url, cache_root=tmp_path / f"machine{number}")
         for name, data in files.items():
-            remote(again).write(name, data)
-        begun = "s/space.yaml" in files
-        with open_store(again) as store:
-            assert store.resumed is begun, sorted(files)
-            begin(store, "again")
-            assert rows(store) == (["row", "again"] if begun else ["again"]), "nothing of a half is left"
+            remote(restarted).write(name, data)
+        has_begun = "s/space.yaml" in files
+        with open_store(restarted) as store:
+            assert store.resumed is has_begun, sorted(files)
+            begin_search(store, "again")
+            assert rows(store) == (["row", "again"] if has_begun else ["again"]), (
+                "rows of an incomplete start are removed"
+            )
             assert store.close(5) == 0
-        assert not [name for name in remote(again).names() if "opening" in name]
+        assert not [name for name in remote(restarted).names() if "opening" in name]
 
 
-def test_a_new_search_takes_over_a_name_whose_search_never_began(at_url: RunOptions) -> None:
-    assert isinstance(at_url.storage, StorageUrl)
-    home = SearchHome.create(at_url.storage, "s")
-    folder = SearchFolder(storage=at_url.cache_root / "there", name="s")
+def test_a_new_search_takes_over_a_name_whose_search_never_began(url_options: RunOptions) -> None:
+    assert isinstance(url_options.storage, StorageUrl)
+    home = SearchHome.create(url_options.storage, "s")
+    folder = SearchFolder(storage=url_options.cache_root / "there", name="s")
     folder.create()
     StudyRecord.create(folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
     home.remote.write("study.db", folder.study_db.read_bytes())
-    with open_store(new(at_url)) as store:
+    with open_store(new_search_options(url_options)) as store:
         assert not store.resumed
-        assert "s/study.db" not in remote(at_url).names()
+        assert "s/study.db" not in remote(url_options).names()
 
 
 @pytest.mark.parametrize("identity", ["search.json", None])
-@pytest.mark.parametrize("kept", ["checkpoints/trial_0000/best.ckpt", "trials.csv", "study.db"])
+@pytest.mark.parametrize("file", ["checkpoints/trial_0000/best.ckpt", "trials.csv", "study.db"])
 def test_a_search_at_a_url_without_its_space_file_is_not_taken_over(
-    kept: str, identity: str | None, at_url: RunOptions, make_search: MakeSearch
+    file: str, identity: str | None, url_options: RunOptions, make_search: MakeSearch
 ) -> None:
-    """Its files were copied in part, or ``space.yaml`` was deleted."""
-    home = SearchHome.create(store_url(at_url), "s")
+    """The files were copied incompletely, or ``space.yaml`` was deleted."""
+    home = SearchHome.create(store_url(url_options), "s")
     if identity is None:
         home.remote.delete("search.json")
-    study = make_search("s", reports=1, storage=at_url.cache_root / "copied").study_db
-    home.remote.write(kept, study.read_bytes())
-    for options in (at_url, new(at_url)):
+    study = make_search("s", reports=1, storage=url_options.cache_root / "copied").study_db
+    home.remote.write(file, study.read_bytes())
+    for options in (url_options, new_search_options(url_options)):
         with pytest.raises(NameTakenError, match=r"without its space\.yaml"), open_store(options):
             pass
-    assert home.remote.read(kept) == study.read_bytes()
+    assert home.remote.read(file) == study.read_bytes()
     home.remote.write("space.yaml", b"version: 1")
-    with open_store(at_url) as store:
+    with open_store(url_options) as store:
         assert store.resumed
 
 
-def test_a_search_that_has_begun_is_only_resumed(at_url: RunOptions) -> None:
-    with open_store(at_url) as store:
-        begin(store)
+def test_a_search_that_has_begun_is_only_resumed(url_options: RunOptions) -> None:
+    with open_store(url_options) as store:
+        begin_search(store)
         store.close(5)
-    with pytest.raises(NameTakenError, match="--resume s"), open_store(new(at_url)):
+    with pytest.raises(NameTakenError, match="--resume s"), open_store(new_search_options(url_options)):
         pass
-    with open_store(at_url) as store:
+    with open_store(url_options) as store:
         assert store.resumed
 
 
-@pytest.mark.parametrize("then", ["ends", "begins"])
+@pytest.mark.parametrize("outcome", ["ends", "begins"])
 def test_a_driver_that_is_about_to_begin_at_a_url_is_waited_for(
-    then: str, at_url: RunOptions, progress: list[str]
+    outcome: str, url_options: RunOptions, progress: list[str]
 ) -> None:
-    held = contextlib.ExitStack()
-    with as_process(ALIVE):
-        store = held.enter_context(open_store(at_url))
-    if then == "begins":
-        held.callback(begin, store)
-    patient = dataclasses.replace(at_url, takeover_seconds=20)
-    with ended_once(lambda: waits_for(progress), held), open_store(patient) as mine:
-        assert mine.resumed is (then == "begins")
+    other_driver = contextlib.ExitStack()
+    with as_process(ALIVE_PID):
+        store = other_driver.enter_context(open_store(url_options))
+    if outcome == "begins":
+        other_driver.callback(begin_search, store)
+    patient_options = dataclasses.replace(url_options, takeover_seconds=20)
+    with (
+        released_once(lambda: is_waiting(progress), other_driver),
+        open_store(patient_options) as second_store,
+    ):
+        assert second_store.resumed is (outcome == "begins")
 
 
-def test_a_driver_that_prepares_at_a_url_keeps_its_name(at_url: RunOptions) -> None:
-    with contextlib.ExitStack() as held:
-        with as_process(ALIVE):
-            store = held.enter_context(open_store(at_url))
-        for other in (at_url, new(at_url)):
-            with pytest.raises(LeaseError, match="one driver at a time"), open_store(other):
+def test_a_driver_that_prepares_at_a_url_keeps_its_name(url_options: RunOptions) -> None:
+    with contextlib.ExitStack() as other_driver:
+        with as_process(ALIVE_PID):
+            store = other_driver.enter_context(open_store(url_options))
+        for second_options in (url_options, new_search_options(url_options)):
+            with pytest.raises(LeaseError, match="one driver at a time"), open_store(second_options):
                 pass
-        begin(store)
+        begin_search(store)
 
 
-@pytest.mark.parametrize(("pid", "taken"), [(ALIVE, False), (DEAD, True)])
+@pytest.mark.parametrize(("pid", "is_taken"), [(ALIVE_PID, False), (DEAD_PID, True)])
 def test_with_an_external_study_a_live_driver_keeps_its_name_at_a_url(
-    pid: int, taken: bool, at_url: RunOptions
+    pid: int, is_taken: bool, url_options: RunOptions
 ) -> None:
-    """The search's lease is in the database then, which has no such study yet."""
-    options = dataclasses.replace(at_url, study_url="postgresql://db/studies")
-    with contextlib.ExitStack() as held:
+    """The lease of such a search is in the database, which does not have the study yet."""
+    options = dataclasses.replace(url_options, study_url="postgresql://db/studies")
+    with contextlib.ExitStack() as other_driver:
         with as_process(pid):
-            held.enter_context(open_store(options))
-        with contextlib.nullcontext() if taken else pytest.raises(LeaseError), open_store(options) as store:
+            other_driver.enter_context(open_store(options))
+        with (
+            contextlib.nullcontext() if is_taken else pytest.raises(LeaseError),
+            open_store(options) as store,
+        ):
             assert not store.resumed
 
 
-@pytest.mark.parametrize("then", ["begins", "gives up"])
+@pytest.mark.parametrize("outcome", ["begins", "gives up"])
 def test_a_name_at_a_url_is_looked_at_again_under_its_lease(
-    then: str, at_url: RunOptions, monkeypatch: pytest.MonkeyPatch
+    outcome: str, url_options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other driver begins, or gives its name back, after this one has looked."""
-    held = contextlib.ExitStack()
-    store = held.enter_context(open_store(at_url))
-    other = SearchHome.look(store_url(at_url), "s")
-    assert other is not None
+    """The other driver begins or releases the name after this one has looked."""
+    other_driver = contextlib.ExitStack()
+    store = other_driver.enter_context(open_store(url_options))
+    other_home = SearchHome.look(store_url(url_options), "s")
+    assert other_home is not None
 
-    def late(*arguments: Any, **options: Any) -> Any:
+    def act_before_lease(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr("tune_rescon.tuning.search_storage.hold_lease", hold_lease)
-        if then == "begins":
-            begin(store)
+        if outcome == "begins":
+            begin_search(store)
         else:
-            other.remove()
-        held.close()
+            other_home.remove()
+        other_driver.close()
         return hold_lease(*arguments, **options)
 
-    monkeypatch.setattr("tune_rescon.tuning.search_storage.hold_lease", late)
-    with open_store(at_url) as mine:
-        assert mine.resumed is (then == "begins")
-        found = SearchHome.look(store_url(at_url), "s")
-        assert found is not None
-        assert (found.identity == other.identity) is mine.resumed
+    monkeypatch.setattr("tune_rescon.tuning.search_storage.hold_lease", act_before_lease)
+    with open_store(url_options) as second_store:
+        assert second_store.resumed is (outcome == "begins")
+        home = SearchHome.look(store_url(url_options), "s")
+        assert home is not None
+        assert (home.identity == other_home.identity) is second_store.resumed
 
 
 class OvertakenError(Exception):
-    """Ends a driver, as a LeaseLostError does."""
+    """Ends a driver like a LeaseLostError."""
 
 
 def test_a_driver_that_lost_its_lease_before_it_began_writes_nothing(
-    at_url: RunOptions, monkeypatch: pytest.MonkeyPatch
+    url_options: RunOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was stopped for longer than its lease; another one has cleared its files."""
+    """The driver was suspended for longer than its lease, and another one has deleted its files."""
     monkeypatch.setattr("tune_rescon.tuning.lease.LeaseKeeper.beat", lambda *_: None)
-    short = dataclasses.replace(at_url, lease_seconds=0.05)
-    with contextlib.suppress(OvertakenError), open_store(short) as store:
-        with open_store(dataclasses.replace(at_url, cache_root=at_url.cache_root / "other")) as mine:
-            begin(mine, "mine")
-            assert mine.close(5) == 0
-        begun = remote(at_url).names()
+    short_lease = dataclasses.replace(url_options, lease_seconds=0.05)
+    with contextlib.suppress(OvertakenError), open_store(short_lease) as store:
+        with open_store(
+            dataclasses.replace(url_options, cache_root=url_options.cache_root / "other")
+        ) as second_store:
+            begin_search(second_store, "mine")
+            assert second_store.close(5) == 0
+        files = remote(url_options).names()
         with pytest.raises(LeaseLostError):
-            begin(store, "theirs")
+            begin_search(store, "theirs")
         raise OvertakenError
-    assert remote(at_url).names() == begun, "and deletes nothing of the other's"
+    assert remote(url_options).names() == files, "files of the other driver are not deleted"
 
 
-# The driver of a search that has begun.
+# The driver of a started search.
 
 
 @pytest.fixture
-def begun(options: RunOptions) -> RunOptions:
+def begun_search(options: RunOptions) -> RunOptions:
     with open_store(options) as store:
         StudyRecord.create(store.folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
         store.folder.space_yaml.touch()
     return options
 
 
-def test_the_driver_of_a_search_is_waited_for(begun: RunOptions, progress: list[str]) -> None:
-    held = contextlib.ExitStack()
-    with as_process(ALIVE):
-        held.enter_context(search_lease(begun, held.enter_context(open_store(begun))))
-    patient = dataclasses.replace(begun, takeover_seconds=20)
+def test_the_driver_of_a_search_is_waited_for(begun_search: RunOptions, progress: list[str]) -> None:
+    other_driver = contextlib.ExitStack()
+    with as_process(ALIVE_PID):
+        other_driver.enter_context(
+            search_lease(begun_search, other_driver.enter_context(open_store(begun_search)))
+        )
+    patient_options = dataclasses.replace(begun_search, takeover_seconds=20)
     with (
-        ended_once(lambda: waits_for(progress), held),
-        open_store(patient) as store,
-        search_lease(patient, store) as keeper,
+        released_once(lambda: is_waiting(progress), other_driver),
+        open_store(patient_options) as store,
+        search_lease(patient_options, store) as keeper,
     ):
         keeper.ensure_held()
     assert "one driver at a time, and s has one" in progress[0]
 
 
-@pytest.mark.parametrize("way", ["resume", "resume_or_start"])
-def test_a_live_driver_keeps_its_search(way: str, begun: RunOptions) -> None:
-    options = dataclasses.replace(begun, resume=way == "resume", resume_or_start=way != "resume")
-    with contextlib.ExitStack() as held:
-        with as_process(ALIVE):
-            held.enter_context(search_lease(begun, held.enter_context(open_store(begun))))
-        mine = held.enter_context(open_store(options))
-        with pytest.raises(LeaseError, match="s has one"), search_lease(options, mine):
+@pytest.mark.parametrize("flag", ["resume", "resume_or_start"])
+def test_a_live_driver_keeps_its_search(flag: str, begun_search: RunOptions) -> None:
+    options = dataclasses.replace(begun_search, resume=flag == "resume", resume_or_start=flag != "resume")
+    with contextlib.ExitStack() as other_driver:
+        with as_process(ALIVE_PID):
+            other_driver.enter_context(
+                search_lease(begun_search, other_driver.enter_context(open_store(begun_search)))
+            )
+        store = other_driver.enter_context(open_store(options))
+        with pytest.raises(LeaseError, match="s has one"), search_lease(options, store):
             pass
 
 
-# A search that is finished.
+# A finished search.
 
 
-SPACE = ("budget.trials=2", "fidelity.max=1", "sampler.type=random")
+SPACE_OVERRIDES = ("budget.trials=2", "fidelity.max=1", "sampler.type=random")
 
 
 def space(*overrides: str) -> Space:
-    return load_space("digits", [*SPACE, *overrides])
+    return load_space("digits", [*SPACE_OVERRIDES, *overrides])
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of a study with two trials, both of which ran to their end."""
+    """The URL of a study with two finished trials."""
     url = f"sqlite:///{tmp_path_factory.mktemp('study')}/study.db"
     record = StudyRecord.create(url, "s", metric="val_accuracy", maximize=True, space=dump_space(space()))
     sampler = SearchSampler(space())
@@ -462,9 +476,9 @@ def test_a_search_is_finished_if_it_completed_and_no_trial_remains(
 def test_a_search_is_finished_if_its_hours_or_points_are_used_up(
     edits: list[str], finished: bool, study: str
 ) -> None:
-    """Two of twenty trials ran, and the last run ended by itself: its hours were over, or its points."""
+    """Two of twenty trials ran, and the last run finished: the hours or the points were used up."""
     record = StudyRecord.load(study, "s", metric="val_accuracy")
     record_outcome(record, SearchState.FINISHED, None)
-    whole = space("budget.trials=20", "budget.hours=1")
-    again = space("budget.trials=20", "budget.hours=1", *edits)
-    assert is_finished(record, SpaceVersions(spaces=(whole,)), again) is finished
+    original_space = space("budget.trials=20", "budget.hours=1")
+    edited_space = space("budget.trials=20", "budget.hours=1", *edits)
+    assert is_finished(record, SpaceVersions(spaces=(original_space,)), edited_space) is finished

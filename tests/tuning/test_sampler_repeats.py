@@ -35,7 +35,7 @@ def make_space(*more: str, kind: str = "random") -> Space:
 def run(
     space: Space, count: int, known: tuple[TrialRecord, ...] = (), **options: Any
 ) -> tuple[TrialRecord, ...]:
-    """At most ``count`` more trials, one at a time; deep and wide ones are the best."""
+    """Run up to ``count`` more trials in sequence; deep and wide networks are the best."""
     search, trials = SearchSampler(space, existing_trials=known, **options), list(known)
     for number in range(len(known), len(known) + count):
         proposal = search.ask()
@@ -80,13 +80,13 @@ def test_with_repeats_a_repeated_draw_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2", "grid"])
-@pytest.mark.parametrize("cut", [1, 4])
-def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, cut: int) -> None:
+@pytest.mark.parametrize("count_before", [1, 4])
+def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, count_before: int) -> None:
     space = make_space(kind=kind)
     rows = rows_of(space) if kind == "grid" else []
-    whole = run(space, 24, initial_points=rows)
-    assert len(whole) == 6
-    assert run(space, 24, whole[:cut], initial_points=rows) == whole
+    all_points = run(space, 24, initial_points=rows)
+    assert len(all_points) == 6
+    assert run(space, 24, all_points[:count_before], initial_points=rows) == all_points
 
 
 def test_a_failed_point_does_not_run_again() -> None:
@@ -151,7 +151,7 @@ def test_an_extended_grid_runs_only_new_points() -> None:
 
 
 def test_a_grid_with_a_new_first_choice_runs_no_point_twice() -> None:
-    """One more value before the others shifts every point's place in the list."""
+    """A new first choice changes the index of every point."""
     old = make_space("parameters.width.choices=[0.5, 1.0]", "budget.trials=4", kind="grid")
     new = make_space(kind="grid")
     before = run(old, 3, initial_points=rows_of(old))
@@ -162,9 +162,9 @@ def test_a_grid_with_a_new_first_choice_runs_no_point_twice() -> None:
 def test_a_grid_with_repeats_starts_over() -> None:
     space = make_space("sampler.repeats=true", kind="grid")
     rows = rows_of(space)
-    whole = run(space, 15, initial_points=rows)
-    assert points(whole)[:6] == points(whole)[6:12] == [tuple(row.values()) for row in rows]
-    assert run(space, 7, whole[:8], initial_points=rows) == whole
+    all_points = run(space, 15, initial_points=rows)
+    assert points(all_points)[:6] == points(all_points)[6:12] == [tuple(row.values()) for row in rows]
+    assert run(space, 7, all_points[:8], initial_points=rows) == all_points
 
 
 def test_an_added_initial_point_runs_next() -> None:
@@ -176,33 +176,37 @@ def test_an_added_initial_point_runs_next() -> None:
 
 
 def test_the_sampler_keeps_trials_that_a_changed_space_contains() -> None:
-    """A parameter more, one less, and a choice less: of each old trial its value there counts."""
+    """Spaces with one parameter more, one less, and one choice less; values of old trials are converted."""
     old = make_space(kind="tpe")
     before = run(old, 6)
     more = make_space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = SearchSampler(more, existing_trials=before, versions=changed(old, more)).view_trials
-    assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6, "the default that they ran with"
+    view = SearchSampler(more, existing_trials=before, versions=changed(old, more)).view_trials
+    assert [trial.params["drop_path"] for trial in view] == [0.0] * 6, (
+        "trials without the parameter have its default"
+    )
     less = make_space(
         "parameters={width: {type: categorical, choices: [0.25, 0.5, 1.0]}}",
         "fixed={layout: cifar, depth: 92}",
     )
-    seen = SearchSampler(less, existing_trials=before, versions=changed(old, less)).view_trials
-    assert sorted(trial.params["width"] for trial in seen) == [0.25, 0.5, 1.0], "those of depth 92"
+    view = SearchSampler(less, existing_trials=before, versions=changed(old, less)).view_trials
+    assert sorted(trial.params["width"] for trial in view) == [0.25, 0.5, 1.0], (
+        "trials of depth 92 are outside"
+    )
     fewer = make_space("parameters.depth.choices=[56]", kind="tpe")
-    seen = SearchSampler(fewer, existing_trials=before, versions=changed(old, fewer)).view_trials
-    assert {trial.params["depth"] for trial in seen} == {56}
-    assert len(seen) == 3
+    view = SearchSampler(fewer, existing_trials=before, versions=changed(old, fewer)).view_trials
+    assert {trial.params["depth"] for trial in view} == {56}
+    assert len(view) == 3
 
 
 def test_warm_start_trials_are_used_in_a_changed_space() -> None:
     old = make_space(kind="tpe")
     earlier = tuple(dataclasses.replace(trial, origin=None) for trial in run(old, 6))
     more = make_space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="tpe")
-    seen = SearchSampler(more, warm_start_trials=earlier, versions=changed(old, more)).view_trials
-    assert [trial.params["drop_path"] for trial in seen] == [0.0] * 6
+    view = SearchSampler(more, warm_start_trials=earlier, versions=changed(old, more)).view_trials
+    assert [trial.params["drop_path"] for trial in view] == [0.0] * 6
     fewer = make_space("parameters.depth.choices=[56]", kind="tpe")
-    seen = SearchSampler(fewer, warm_start_trials=earlier, versions=changed(old, fewer)).view_trials
-    assert [trial.params["depth"] for trial in seen] == [56] * 3
+    view = SearchSampler(fewer, warm_start_trials=earlier, versions=changed(old, fewer)).view_trials
+    assert [trial.params["depth"] for trial in view] == [56] * 3
 
 
 def test_the_generation_of_another_space_is_dropped() -> None:
@@ -210,8 +214,8 @@ def test_the_generation_of_another_space_is_dropped() -> None:
     before = run(old, 6)
     assert any(trial.sampler_state for trial in before)
     more = make_space("parameters.drop_path={type: float, low: 0.0, high: 0.1}", kind="nsga2")
-    seen = SearchSampler(more, existing_trials=before, versions=changed(old, more)).view_trials
-    assert [trial.system_attrs for trial in seen] == [{}] * 6
+    view = SearchSampler(more, existing_trials=before, versions=changed(old, more)).view_trials
+    assert [trial.system_attrs for trial in view] == [{}] * 6
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])

@@ -21,15 +21,15 @@ def space(*more: str) -> Space:
     return load_space("digits", ["initial=[]", "fixed={layout: cifar, width: 0.5}", PARAMETERS, *more])
 
 
-def never() -> Space:
+def fail_if_read() -> Space:
     raise AssertionError("the file is not read where the study has the space")
 
 
-def reading(of: Space) -> Callable[[], Space]:
+def returning(of: Space) -> Callable[[], Space]:
     return lambda: of
 
 
-def broken() -> Space:
+def raise_broken() -> Space:
     raise SpaceError("space.yaml:3: is not YAML.")
 
 
@@ -38,49 +38,55 @@ def study() -> optuna.Study:
     return optuna.create_study(direction="maximize")
 
 
-def record(of: optuna.Study) -> StudyRecord:
-    return StudyRecord.on(of._storage, of._study_id, metric="val_accuracy")
+def record(study: optuna.Study) -> StudyRecord:
+    return StudyRecord.on(study._storage, study._study_id, metric="val_accuracy")
 
 
-def fill(of: optuna.Study, drawn_from: Space, *, old: bool = False) -> None:
-    """Two trials; as an earlier version recorded them, if ``old``."""
-    kept, search = record(of), SearchSampler(drawn_from)
+def fill(study: optuna.Study, space_of_trials: Space, *, old: bool = False) -> None:
+    """Add two trials, recorded as in an earlier version if ``old``."""
+    study_record, search = record(study), SearchSampler(space_of_trials)
     for _ in range(2):
         proposal = search.ask()
         assert proposal is not None
         origin = None if old else proposal.origin
-        trial = kept.open(
+        trial = study_record.open(
             Proposal(params=proposal.params, distributions=proposal.distributions, origin=origin)
         )
         search.on_trial_start(trial)
-        kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
+        study_record.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
 
 
 def test_a_new_search_replaces_the_space_of_a_driver_that_never_began(
     study: optuna.Study,
 ) -> None:
-    kept, first, then = record(study), space(), space("budget.trials=7", "parameters.depth.choices=[92]")
-    record_version(kept, None, first)
-    record_version(kept, None, then)
-    assert read_versions(record(study), never).spaces == (then,)
+    study_record, first, changed = (
+        record(study),
+        space(),
+        space("budget.trials=7", "parameters.depth.choices=[92]"),
+    )
+    record_version(study_record, None, first)
+    record_version(study_record, None, changed)
+    assert read_versions(record(study), fail_if_read).spaces == (changed,)
 
 
 def test_every_version_is_kept_and_a_resume_without_a_change_makes_none(study: optuna.Study) -> None:
     first, second = space(), space("budget.trials=9")
     record_version(record(study), None, first)
-    versions = read_versions(record(study), never)
+    versions = read_versions(record(study), fail_if_read)
     assert record_version(record(study), versions, first).number == 1
     assert record_version(record(study), versions, second).number == 2
-    found = read_versions(record(study), never)
-    assert (found.spaces, found.newest) == ((first, second), second)
-    assert study.user_attrs["space"] == dump_space(second), "what people look at is the newest"
+    stored_versions = read_versions(record(study), fail_if_read)
+    assert (stored_versions.spaces, stored_versions.newest) == ((first, second), second)
+    assert study.user_attrs["space"] == dump_space(second), "the shown space is the newest version"
 
 
 def test_a_trial_keeps_its_configuration_when_the_space_changes(study: optuna.Study) -> None:
     record_version(record(study), None, space())
     fill(study, space())
-    again = record(study)
-    record_version(again, read_versions(again, never), space("parameters.depth.choices=[128]"))
+    record_again = record(study)
+    record_version(
+        record_again, read_versions(record_again, fail_if_read), space("parameters.depth.choices=[128]")
+    )
     for trial in record(study).trials():
         assert trial.origin is not None
         assert trial.origin.space == 1
@@ -98,9 +104,9 @@ def test_trials_of_two_versions_keep_their_configurations(study: optuna.Study) -
     proposal = search.ask()
     assert proposal is not None
     kept.open(proposal)
-    found = record(study)
-    read_versions(found, never)
-    origins = [trial.origin for trial in found.trials()]
+    reread = record(study)
+    read_versions(reread, fail_if_read)
+    origins = [trial.origin for trial in reread.trials()]
     assert [(o.space, o.config["width"]) for o in origins if o] == [(1, 0.5), (1, 0.5), (2, 1.0)]
 
 
@@ -122,7 +128,7 @@ def test_inactive_parameters_of_a_trial_are_recorded() -> None:
     assert (shallow.inactive, shallow.space, shallow.config["depth"]) == (("drop_path",), 2, 56)
     deep = make_origin(space(drops), {"depth": 92, "drop_path": 0.05}, version=1, number=7)
     assert (deep.inactive, deep.config["drop_path"]) == ((), 0.05)
-    assert deep.seed == shallow.seed, "the same search's, and the same number"
+    assert deep.seed == shallow.seed, "the proposal depends on the search and the number alone"
     assert find_origin(space(drops), {"depth": 128}, 7) is None
 
 
@@ -130,52 +136,52 @@ def test_the_first_resume_of_an_older_record_stores_its_configurations(study: op
     fill(study, space(), old=True)
     old = record(study)
     assert all(trial.origin is None for trial in old.trials())
-    versions = read_versions(old, reading(space()))
+    versions = read_versions(old, returning(space()))
     record_version(old, versions, space("budget.trials=9"))
-    # From now on the file may say what it likes.
-    again = record(study)
-    assert read_versions(again, never).number == 2
-    for trial in again.trials():
+    # From now on the content of the file does not matter.
+    record_again = record(study)
+    assert read_versions(record_again, fail_if_read).number == 2
+    for trial in record_again.trials():
         assert trial.origin is not None
         assert trial.origin.space == 1
         assert trial.origin.config["width"] == 0.5
 
 
-@pytest.mark.parametrize("on_file", [reading(space("parameters.depth.choices=[128]")), broken])
+@pytest.mark.parametrize("on_file", [returning(space("parameters.depth.choices=[128]")), raise_broken])
 def test_an_older_record_with_an_edited_file_uses_its_recorded_space(
     study: optuna.Study, on_file: Callable[[], Space]
 ) -> None:
     fill(study, space(), old=True)
     study.set_user_attr("space", dump_space(space()))
-    found = record(study)
-    assert read_versions(found, on_file).spaces == (space(),)
-    assert all(trial.origin is not None for trial in found.trials())
+    reread = record(study)
+    assert read_versions(reread, on_file).spaces == (space(),)
+    assert all(trial.origin is not None for trial in reread.trials())
 
 
 def test_unexplained_trials_of_an_older_record_have_no_configuration(
     study: optuna.Study,
 ) -> None:
     fill(study, space(), old=True)
-    found = record(study)
+    reread = record(study)
     edited = space("parameters.depth.choices=[128]")
-    read_versions(found, reading(edited))
-    assert [trial.config(edited) for trial in found.trials()] == [None, None]
-    assert [trial.value for trial in found.trials()] == [0.5, 0.5], "their results are there all the same"
+    read_versions(reread, returning(edited))
+    assert [trial.config(edited) for trial in reread.trials()] == [None, None]
+    assert [trial.value for trial in reread.trials()] == [0.5, 0.5], "their results are kept"
 
 
 def test_a_broken_space_file_is_reported(study: optuna.Study) -> None:
     fill(study, space(), old=True)
     with pytest.raises(SpaceError, match="is not YAML"):
-        read_versions(record(study), broken)
+        read_versions(record(study), raise_broken)
 
 
 def test_the_record_keeps_metric_direction_and_counted_epoch(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     StudyRecord.create(url, "s", metric="val_loss", maximize=False, space="", at="last")
-    found = StudyRecord.load(url, "s", metric="val_accuracy")
+    reread = StudyRecord.load(url, "s", metric="val_accuracy")
     proposal = SearchSampler(space()).ask()
     assert proposal is not None
-    trial = found.open(proposal)
+    trial = reread.open(proposal)
     assert (trial.metric, trial.at, trial.maximize) == ("val_loss", "last", False)
-    (again,) = StudyRecord.load(url, "s", metric="val_accuracy").trials()
-    assert again == found.trial(0), "its configuration too"
+    (record_again,) = StudyRecord.load(url, "s", metric="val_accuracy").trials()
+    assert record_again == reread.trial(0), "its configuration too"

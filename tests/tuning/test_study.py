@@ -1,4 +1,4 @@
-"""The durable record on a real SQLite file: a later process reads what was written."""
+"""The durable record on a real SQLite file: a later process reads what an earlier one wrote."""
 
 from __future__ import annotations
 
@@ -98,21 +98,21 @@ def test_a_study_that_another_program_has_made_keeps_its_attributes(url: str) ->
     assert create(url, "made").attribute("ticket") == 7
 
 
-@pytest.mark.parametrize("meanwhile", ["runs", "has run"])
-def test_a_study_of_another_driver_is_not_changed(meanwhile: str, url: str) -> None:
-    """Its driver, of a search in another storage, has recorded no trial when this one looks."""
-    theirs = load(url, "other")
+@pytest.mark.parametrize("other_driver", ["runs", "has run"])
+def test_a_study_of_another_driver_is_not_changed(other_driver: str, url: str) -> None:
+    """The other driver, of a search in another storage, has not recorded a trial yet."""
+    other_record = load(url, "other")
 
     def claim() -> None:
-        if meanwhile == "runs":
+        if other_driver == "runs":
             raise LeaseError("another driver has it")
-        theirs.open(proposal())
+        other_record.open(proposal())
 
     with pytest.raises((LeaseError, StorageError)):
         StudyRecord.create(
             url, "other", metric="val_accuracy", maximize=True, space="ours", at="last", claim=claim
         )
-    assert (theirs.attribute("space"), theirs.attribute("metric_at")) == ("version: 1\n", "best")
+    assert (other_record.attribute("space"), other_record.attribute("metric_at")) == ("version: 1\n", "best")
 
 
 def test_a_missing_study_is_refused(url: str) -> None:
@@ -156,7 +156,7 @@ def test_a_search_whose_folder_was_renamed_is_resumed_under_its_own_name_only(tm
         load(f"sqlite:///{path}", "renamed")
     with pytest.raises(StorageError, match=r"no study named 't' .* It holds: 's'\."):
         load(f"sqlite:///{path}", "t")
-    # A database of several, and one that no search made.
+    # A database with several studies, and a database of another program.
     create(f"sqlite:///{path}", "another")
     with pytest.raises(StorageError, match=r"no study named 'renamed' .* It holds: "):
         load(f"sqlite:///{path}", "renamed")
@@ -226,7 +226,7 @@ def test_a_record_reads_back_what_was_written(state: TrialState, url: str) -> No
 
 
 def test_a_metric_missing_in_some_epochs_is_nan_there(url: str) -> None:
-    # A trial that begins on a CPU, continues on a GPU, and ends on a CPU.
+    # A trial that starts on a CPU, continues on a GPU, and ends on a CPU.
     record = create(url)
     number = record.open(proposal()).number
     for epoch, memory in enumerate(({}, {"peak_memory_mb": 80.0}, {}), 1):
@@ -295,7 +295,7 @@ def test_the_run_id_is_kept_whether_it_comes_in_time_or_late(url: str) -> None:
 @pytest.mark.parametrize("aside", ["pause", "interrupt"])
 def test_a_paused_trial_continues_under_its_number(aside: str, url: str) -> None:
     record = create(url)
-    asked = record.open(proposal())
+    opened_first = record.open(proposal())
     record.report(0, 1, metrics(0.5), Verdict(decision=Decision.PAUSE), checkpoint="best.ckpt")
     waiting = getattr(record, aside)(0)
     assert not waiting.state.is_final
@@ -304,7 +304,7 @@ def test_a_paused_trial_continues_under_its_number(aside: str, url: str) -> None
     assert later.trials() == record.trials()
     opened = later.reopen(0)
     where = "checkpoints/trial_0000/best.ckpt"
-    assert (opened.parameters, opened.values, opened.checkpoint) == (asked.parameters, (0.5,), where)
+    assert (opened.parameters, opened.values, opened.checkpoint) == (opened_first.parameters, (0.5,), where)
     later.report(0, 2, metrics(0.75), CONTINUE)
     later.close(0, TrialState.STOPPED, checkpoint="best.ckpt")
     assert load(url).trials() == later.trials()
@@ -351,26 +351,26 @@ class DriverDiedError(Exception):
 
 
 @contextmanager
-def dying_after_a_write_to(table: str) -> Iterator[None]:
-    """Within it the driver dies right after its first INSERT into a table of the database."""
+def dies_after_insert(table: str) -> Iterator[None]:
+    """The driver dies in the block after its first INSERT into the table."""
 
-    def look(connection: object, cursor: object, statement: str, *_: object) -> None:
+    def die(connection: object, cursor: object, statement: str, *_: object) -> None:
         del connection, cursor
         if statement.startswith(f"INSERT INTO {table} "):
             raise DriverDiedError
 
-    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", look)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", die)
     try:
         with pytest.raises(DriverDiedError):
             yield
     finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", look)
+        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", die)
 
 
 @pytest.mark.parametrize("table", ["trials", "trial_params", "trial_user_attributes"])
 def test_a_driver_that_dies_while_it_opens_a_trial_leaves_none(table: str, url: str) -> None:
     record = create(url)
-    with dying_after_a_write_to(table):
+    with dies_after_insert(table):
         record.open(proposal())
     assert load(url).trials() == ()
     assert load(url).open(proposal()).number == 0
@@ -381,7 +381,7 @@ def test_a_driver_that_dies_while_it_records_an_epoch_leaves_the_epoch_out(table
     record = create(url)
     record.open(proposal())
     record.report(0, 1, metrics(0.5), CONTINUE)
-    with dying_after_a_write_to(table):
+    with dies_after_insert(table):
         record.report(0, 2, metrics(0.75), CONTINUE)
     later = load(url)
     assert {len(series) for series in later.trial(0).history.values()} == {later.trial(0).epochs} == {1}
@@ -404,7 +404,7 @@ def test_two_objectives_are_two_values_in_optuna(url: str) -> None:
 
 
 def test_an_epoch_is_one_transaction(url: str) -> None:
-    """Optuna's own storage makes one for each value and attribute, which costs milliseconds each."""
+    """Optuna's storage uses one transaction per value and attribute, each of which takes milliseconds."""
     commits: list[object] = []
 
     def count(connection: object) -> None:
@@ -450,8 +450,8 @@ def test_the_best_epoch_is_the_first_of_the_finite_bests(trial: TrialRecord, epo
 
 def test_trials_rank_by_how_far_they_came_then_by_value() -> None:
     order = [summary(0.1, 0.2, 0.3), summary(0.9, 0.8), summary(0.1, 0.7), summary(0.99), summary(math.nan)]
-    mixed = [order[index] for index in (3, 0, 4, 2, 1)]
-    assert sorted(mixed, key=TrialRecord.rank_key) == order
+    shuffled = [order[index] for index in (3, 0, 4, 2, 1)]
+    assert sorted(shuffled, key=TrialRecord.rank_key) == order
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_trials_rank_by_how_far_they_came_then_by_value() -> None:
         ((0.5, 0.7, 0.6), "best", True, 2),
         ((0.5, 0.7, 0.6), "best", False, 1),
         ((0.5, 0.7, 0.6), "last", True, 3),
-        ((0.5, 0.7, math.nan), "best", True, 3),  # it has diverged
+        ((0.5, 0.7, math.nan), "best", True, 3),  # diverged
         ((math.nan, 0.7, 0.6), "best", True, 2),
     ],
 )
@@ -483,8 +483,8 @@ def test_minimised_trials_rank_by_the_lower_value() -> None:
         summary(0.1, 0.8, maximize=False),
         summary(0.3, math.nan, maximize=False),
     ]
-    mixed = [order[index] for index in (3, 2, 0, 1)]
-    assert sorted(mixed, key=TrialRecord.rank_key) == order
+    shuffled = [order[index] for index in (3, 2, 0, 1)]
+    assert sorted(shuffled, key=TrialRecord.rank_key) == order
 
 
 def test_a_hyperparameter_is_what_the_trial_ran_with() -> None:
@@ -528,7 +528,7 @@ def test_an_epoch_out_of_order_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("decision", "word"),
+    ("decision", "recorded_word"),
     [
         (Decision.CONTINUE, "continue"),
         (Decision.STOP, "stop"),
@@ -538,25 +538,25 @@ def test_an_epoch_out_of_order_is_refused(url: str) -> None:
     ],
 )
 def test_decisions_are_recorded_with_the_words_of_earlier_versions(
-    decision: Decision, word: str, url: str
+    decision: Decision, recorded_word: str, url: str
 ) -> None:
     record = create(url)
     record.open(proposal())
     record.report(0, 1, metrics(0.5), Verdict(decision=decision))
     assert load(url).trial(0).decision is decision
     details = study(url).trials[0].system_attrs["tune_rescon:epoch:1"]
-    assert details["decision"] == word
+    assert details["decision"] == recorded_word
     assert details["metrics"] == metrics(0.5)
 
 
 def test_the_time_of_each_epoch_reads_back(url: str) -> None:
-    begun = time.time() * 1000
+    start = time.time() * 1000
     record = create(url)
     record.open(proposal())
     for epoch in (1, 2):
         record.report(0, epoch, metrics(0.5), CONTINUE)
     first, second = load(url).trial(0).times_ms
-    assert begun - 1 <= first <= second <= time.time() * 1000
+    assert start - 1 <= first <= second <= time.time() * 1000
 
 
 @pytest.mark.parametrize("state", [TrialState.FINISHED, TrialState.STOPPED])

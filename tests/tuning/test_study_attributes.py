@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not 
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git as on a new machine, also within a hook of this project's own repository."""
+    """Remove the user's git settings, and those of a hook of this repository."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
@@ -33,8 +33,8 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def repository(folder: Path, project: str | None = None) -> Path:
-    """A repository with a commit; with the files of a project of this name and its package."""
+def create_repository(folder: Path, project: str | None = None) -> Path:
+    """Create a repository with a commit, and with the files of the project ``project``."""
     package = folder / "tune_rescon"
     package.mkdir(parents=True)
     git(folder, "init", "-q")
@@ -49,99 +49,101 @@ def repository(folder: Path, project: str | None = None) -> Path:
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> Path:
-    return repository(tmp_path / "ours", "tune_rescon")
+def our_repository(tmp_path: Path) -> Path:
+    return create_repository(tmp_path / "ours", "tune_rescon")
 
 
-def test_commit_tags_have_the_commit_and_whether_the_package_changed(ours: Path) -> None:
-    package = ours / "tune_rescon"
-    clean = {COMMIT: git(ours, "rev-parse", "HEAD"), "tune_rescon.dirty": "false"}
+def test_commit_tags_have_the_commit_and_whether_the_package_changed(our_repository: Path) -> None:
+    package = our_repository / "tune_rescon"
+    clean = {COMMIT: git(our_repository, "rev-parse", "HEAD"), "tune_rescon.dirty": "false"}
     assert commit_tags(package) == clean
-    (ours / "README.md").write_text("changed, and no part of the package")
+    (our_repository / "README.md").write_text("changed, and no part of the package")
     (package / "mine.py").touch()
     assert commit_tags(package) == clean
     (package / "tuning" / "study.py").write_text("a = 2\n")
     assert commit_tags(package) == clean | {"tune_rescon.dirty": "true"}
 
 
-def installed(theirs: Path) -> Path:
-    package = theirs / ".venv" / "lib" / "python3.13" / "site-packages" / "tune_rescon"
+def install_wheel(repository: Path) -> Path:
+    package = repository / ".venv" / "lib" / "python3.13" / "site-packages" / "tune_rescon"
     package.mkdir(parents=True)
     return package
 
 
-def unpacked(theirs: Path) -> Path:
-    """Our files without our repository, as from an archive."""
-    package = theirs / "vendor" / "ours" / "tune_rescon"
+def unpack_archive(repository: Path) -> Path:
+    """Create our files without our repository, as from an archive."""
+    package = repository / "vendor" / "ours" / "tune_rescon"
     package.mkdir(parents=True)
     (package.parent / "pyproject.toml").write_text('[project]\nname = "tune_rescon"\n')
     return package
 
 
-def broken(theirs: Path) -> Path:
-    """Our files, and a folder that git does not take for a repository: it looks further up."""
-    package = unpacked(theirs)
+def unpack_with_broken_repository(repository: Path) -> Path:
+    """Create our files with an invalid ``.git``, which makes git search the parent folders."""
+    package = unpack_archive(repository)
     (package.parent / ".git").mkdir()
     return package
 
 
 @pytest.mark.parametrize(
-    "place",
+    "put_package",
     [
-        pytest.param(installed, id="a wheel"),
-        pytest.param(unpacked, id="an archive"),
-        pytest.param(broken, id="a broken repository"),
-        pytest.param(lambda theirs: theirs / "tune_rescon", id="at the top"),
+        pytest.param(install_wheel, id="wheel"),
+        pytest.param(unpack_archive, id="archive"),
+        pytest.param(unpack_with_broken_repository, id="broken repository"),
+        pytest.param(lambda repository: repository / "tune_rescon", id="top of the repository"),
     ],
 )
 @pytest.mark.parametrize("project", [None, "theirs"])
 def test_a_surrounding_repository_is_ignored(
-    place: Callable[[Path], Path], project: str | None, tmp_path: Path
+    put_package: Callable[[Path], Path], project: str | None, tmp_path: Path
 ) -> None:
-    assert commit_tags(place(repository(tmp_path / "theirs", project))) == {}
+    assert commit_tags(put_package(create_repository(tmp_path / "theirs", project))) == {}
 
 
 def test_a_repository_named_by_the_environment_is_not_asked(
-    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    our_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = repository(tmp_path / "theirs", "theirs")
-    commit = git(ours, "rev-parse", "HEAD")
-    monkeypatch.setenv("GIT_DIR", str(theirs / ".git"))
-    monkeypatch.setenv("GIT_WORK_TREE", str(theirs))
-    monkeypatch.setenv("GIT_INDEX_FILE", str(theirs / ".git" / "index"))
-    assert commit_tags(ours / "tune_rescon") == {COMMIT: commit, "tune_rescon.dirty": "false"}
-    assert commit_tags(installed(theirs)) == {}
+    repository = create_repository(tmp_path / "theirs", "theirs")
+    commit = git(our_repository, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(repository / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(repository))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(repository / ".git" / "index"))
+    assert commit_tags(our_repository / "tune_rescon") == {COMMIT: commit, "tune_rescon.dirty": "false"}
+    assert commit_tags(install_wheel(repository)) == {}
 
 
-def test_a_submodule_and_a_worktree_have_their_own_commit(ours: Path, tmp_path: Path) -> None:
-    theirs = repository(tmp_path / "theirs", "theirs")
-    git(theirs, "submodule", "--quiet", "add", str(ours), "sub")
-    git(theirs, "commit", "-qm", "a submodule")
-    git(ours, "worktree", "add", "-q", str(tmp_path / "tree"))
-    commit = git(ours, "rev-parse", "HEAD")
-    for package in (theirs / "sub" / "tune_rescon", tmp_path / "tree" / "tune_rescon"):
+def test_a_submodule_and_a_worktree_have_their_own_commit(our_repository: Path, tmp_path: Path) -> None:
+    repository = create_repository(tmp_path / "theirs", "theirs")
+    git(repository, "submodule", "--quiet", "add", str(our_repository), "sub")
+    git(repository, "commit", "-qm", "a submodule")
+    git(our_repository, "worktree", "add", "-q", str(tmp_path / "tree"))
+    commit = git(our_repository, "rev-parse", "HEAD")
+    for package in (repository / "sub" / "tune_rescon", tmp_path / "tree" / "tune_rescon"):
         assert commit_tags(package)[COMMIT] == commit
 
 
-def test_a_checkout_of_another_user_has_its_commit(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = git(ours, "rev-parse", "HEAD")
-    # With this variable git takes every folder for another user's.
+def test_a_checkout_of_another_user_has_its_commit(
+    our_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = git(our_repository, "rev-parse", "HEAD")
+    # With this variable git treats every folder as that of another user.
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     with pytest.raises(subprocess.CalledProcessError) as refused:
-        git(ours, "rev-parse", "HEAD")
+        git(our_repository, "rev-parse", "HEAD")
     assert "dubious ownership" in refused.value.stderr
-    assert commit_tags(ours / "tune_rescon")[COMMIT] == commit
+    assert commit_tags(our_repository / "tune_rescon")[COMMIT] == commit
 
 
 def test_without_a_commit_or_without_git_there_are_no_tags(
-    tmp_path: Path, ours: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, our_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "new").mkdir()
     git(tmp_path / "new", "init", "-q")
-    shutil.copy(ours / "pyproject.toml", tmp_path / "new")
+    shutil.copy(our_repository / "pyproject.toml", tmp_path / "new")
     assert commit_tags(tmp_path / "new" / "tune_rescon") == {}
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit_tags(ours / "tune_rescon") == {}
+    assert commit_tags(our_repository / "tune_rescon") == {}
 
 
 def test_a_search_has_the_tags_of_the_package_that_runs() -> None:

@@ -19,21 +19,21 @@ pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
 
 @pytest.fixture
 def folder(tmp_path: Path) -> SearchFolder:
-    made = SearchFolder(storage=tmp_path, name="s")
-    made.create()
-    return made
+    search_folder = SearchFolder(storage=tmp_path, name="s")
+    search_folder.create()
+    return search_folder
 
 
 @pytest.fixture
 def record(folder: SearchFolder) -> StudyRecord:
-    made = StudyRecord.create(folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
-    made.open(Proposal(params={}, distributions={}))
-    made.report(0, 1, {"val_accuracy": 0.5}, CONTINUE)
-    return made
+    study_record = StudyRecord.create(folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
+    study_record.open(Proposal(params={}, distributions={}))
+    study_record.report(0, 1, {"val_accuracy": 0.5}, CONTINUE)
+    return study_record
 
 
 def fill_disk(record: StudyRecord) -> None:
-    """Have SQLite say what it says on a full disk."""
+    """Limit the database's pages, so that SQLite reports a full disk."""
     writer = record._writer
     assert isinstance(writer, SqlStudyWriter)
     with writer._engine.begin() as connection:
@@ -52,17 +52,17 @@ def test_a_full_disk_is_reported_and_earlier_epochs_are_recorded(
     fill_disk(record)
     with pytest.raises(RecordError) as caught:
         write_until_full(record)
-    said = str(caught.value)
-    assert f"but got {folder.study_db}: database or disk is full." in said
-    assert "Every earlier epoch is recorded" in said
-    again = StudyRecord.load(folder.study_url, "s", metric="val_accuracy")
-    assert again.trial(0).epochs == record.trial(0).epochs
+    message = str(caught.value)
+    assert f"but got {folder.study_db}: database or disk is full." in message
+    assert "Every earlier epoch is recorded" in message
+    reloaded = StudyRecord.load(folder.study_url, "s", metric="val_accuracy")
+    assert reloaded.trial(0).epochs == record.trial(0).epochs
 
 
 def test_an_epoch_of_a_trial_that_a_restored_copy_lacks_is_refused(
     record: StudyRecord, folder: SearchFolder
 ) -> None:
-    """The copy was written over the file while the search ran."""
+    """The copy replaces the file while the search runs."""
     before = folder.study_db.read_bytes()
     trial = record.open(Proposal(params={}, distributions={}))
     with folder.study_db.open("r+b") as file:

@@ -43,12 +43,12 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
 
 
 def written(case: Case) -> FrozenTrial:
-    """The one trial, as Optuna's own reading gives it."""
+    """The only trial, read by Optuna."""
     (trial,) = optuna.load_study(study_name="s", storage=case.storage).trials
     return trial
 
 
-OPENED = create_trial(
+OPEN_ARGUMENTS = create_trial(
     state=OptunaState.RUNNING,
     params=PARAMS,
     distributions=DISTRIBUTIONS,
@@ -57,13 +57,13 @@ OPENED = create_trial(
 )
 
 
-def begin(case: Case) -> int:
-    trial_id, _, _ = case.writer.open_trial(0, OPENED)
+def start_search(case: Case) -> int:
+    trial_id, _, _ = case.writer.open_trial(0, OPEN_ARGUMENTS)
     return trial_id
 
 
 def test_a_trial_is_opened_with_its_params_and_attributes(case: Case) -> None:
-    trial_id, number, started = case.writer.open_trial(0, OPENED)
+    trial_id, number, started = case.writer.open_trial(0, OPEN_ARGUMENTS)
     trial = written(case)
     assert (trial._trial_id, trial.number, trial.state) == (trial_id, number, OptunaState.RUNNING)
     assert number == 0
@@ -78,10 +78,10 @@ def test_a_trial_is_numbered_behind_those_of_other_programs(case: Case) -> None:
     study = optuna.load_study(study_name="s", storage=case.storage)
     study.ask()
     study.enqueue_trial({"depth": 56})
-    _, number, _ = case.writer.open_trial(0, OPENED)
+    _, number, _ = case.writer.open_trial(0, OPEN_ARGUMENTS)
     assert number == 2
     assert [trial.number for trial in case.writer.trials()] == [0, 1, 2]
-    assert study.ask().number == 1, "which takes the enqueued one"
+    assert study.ask().number == 1, "`ask` takes the enqueued trial"
     assert study.ask().number == 3
 
 
@@ -93,20 +93,24 @@ def test_an_enqueued_trial_is_opened_unless_another_program_took_it(case: Case) 
     study.ask()
 
     def take(trial_id: int) -> tuple[int, int]:
-        return case.writer.open_trial(2, OPENED, waiting_id=trial_id)[:2]
+        return case.writer.open_trial(2, OPEN_ARGUMENTS, waiting_id=trial_id)[:2]
 
     assert take(waiting[1]) == (waiting[1], 1)
     assert take(waiting[0])[1] == 2
-    taken = case.writer.trials()[1]
-    assert (taken.state, taken.params, taken.distributions) == (OptunaState.RUNNING, PARAMS, DISTRIBUTIONS)
-    assert taken.user_attrs == {"state": "running", "why": "a guess"}
-    assert taken.system_attrs == {"fixed_params": {"depth": 92}, "cma:generation": 1}
-    assert taken.datetime_start is not None
+    taken_trial = case.writer.trials()[1]
+    assert (taken_trial.state, taken_trial.params, taken_trial.distributions) == (
+        OptunaState.RUNNING,
+        PARAMS,
+        DISTRIBUTIONS,
+    )
+    assert taken_trial.user_attrs == {"state": "running", "why": "a guess"}
+    assert taken_trial.system_attrs == {"fixed_params": {"depth": 92}, "cma:generation": 1}
+    assert taken_trial.datetime_start is not None
 
 
 @pytest.mark.parametrize("value", [0.5, math.inf, -math.inf, math.nan])
 def test_epochs_are_intermediate_values(value: float, case: Case) -> None:
-    trial_id = begin(case)
+    trial_id = start_search(case)
     details = {"metrics": {"val_accuracy": value}}
     case.writer.add_epoch(trial_id, 1, value, key="epoch:1", details=details)
     trial = written(case)
@@ -121,7 +125,7 @@ def test_epochs_are_intermediate_values(value: float, case: Case) -> None:
 def test_a_trial_is_closed_with_its_state_values_and_attributes(
     state: OptunaState, values: tuple[float, ...] | None, case: Case
 ) -> None:
-    trial_id = begin(case)
+    trial_id = start_search(case)
     ended = case.writer.close_trial(trial_id, state, values, {"state": "closed", "checkpoint": None})
     trial = written(case)
     assert (trial.state, trial.datetime_complete) == (state, ended)
@@ -131,7 +135,7 @@ def test_a_trial_is_closed_with_its_state_values_and_attributes(
 
 
 def test_an_attribute_is_replaced(case: Case) -> None:
-    trial_id = begin(case)
+    trial_id = start_search(case)
     user: dict[str, Any]
     for user in ({"state": "paused"}, {"state": "running", "notes": ["one"]}):
         case.writer.annotate(trial_id, user)

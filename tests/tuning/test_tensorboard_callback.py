@@ -19,7 +19,7 @@ from tune_rescon.tuning.tensorboard_callback import EventFiles, check_tensorboar
 
 pytestmark = pytest.mark.torch  # imports it
 
-GOES_ON = Verdict(decision=Decision.CONTINUE)
+CONTINUE = Verdict(decision=Decision.CONTINUE)
 
 
 def trial(number: int, *values: float, state: TrialState = TrialState.RUNNING) -> TrialRecord:
@@ -43,7 +43,7 @@ def space() -> Space:
 def run(files: EventFiles, number: int, values: tuple[float, ...], *, state: TrialState) -> None:
     files.on_trial_start(trial(number))
     for epoch in range(1, len(values) + 1):
-        files.on_epoch(trial(number, *values[:epoch]), dict.fromkeys(METRICS, 0.5), GOES_ON)
+        files.on_epoch(trial(number, *values[:epoch]), dict.fromkeys(METRICS, 0.5), CONTINUE)
     files.on_trial_end(trial(number, *values, state=state))
 
 
@@ -67,9 +67,9 @@ def test_each_epoch_is_a_point_at_its_time(tmp_path: Path, space: Space) -> None
     with EventFiles(tmp_path, space) as files:
         run(files, 7, (0.25, 0.5), state=TrialState.STOPPED)
     assert points(tmp_path, 7) == [(1, 0.25), (2, 0.5)]
-    found = read(tmp_path, 7)
-    assert set(found.Tags()["scalars"]) == set(METRICS)
-    assert [point.wall_time for point in found.Scalars("train_loss")] == [1_700_000_000, 1_700_000_001]
+    records = read(tmp_path, 7)
+    assert set(records.Tags()["scalars"]) == set(METRICS)
+    assert [point.wall_time for point in records.Scalars("train_loss")] == [1_700_000_000, 1_700_000_001]
 
 
 def test_parameters_are_written_and_inactive_ones_are_none(tmp_path: Path, space: Space) -> None:
@@ -112,7 +112,7 @@ def test_a_resumed_search_has_each_point_once(lost: int, tmp_path: Path, space: 
             [trial(0, *values, state=TrialState.INTERRUPTED), trial(1, *values, state=TrialState.FINISHED)]
         )
         files.on_trial_start(trial(0, *values))
-        files.on_epoch(trial(0, *values, 0.875), dict.fromkeys(METRICS, 0.5), GOES_ON)
+        files.on_epoch(trial(0, *values, 0.875), dict.fromkeys(METRICS, 0.5), CONTINUE)
         files.on_trial_end(trial(0, *values, 0.875, state=TrialState.FINISHED))
     assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 0.875)]
     assert points(tmp_path, 1) == [(1, 0.25), (2, 0.5), (3, 0.75)]
@@ -122,7 +122,7 @@ def test_a_promoted_trial_has_each_point_once(tmp_path: Path, space: Space) -> N
     with EventFiles(tmp_path, space) as files:
         run(files, 0, (0.25,), state=TrialState.PAUSED)
         files.on_trial_start(trial(0, 0.25))
-        files.on_epoch(trial(0, 0.25, 0.5), dict.fromkeys(METRICS, 0.5), GOES_ON)
+        files.on_epoch(trial(0, 0.25, 0.5), dict.fromkeys(METRICS, 0.5), CONTINUE)
         files.on_trial_end(trial(0, 0.25, 0.5, state=TrialState.FINISHED))
     assert points(tmp_path, 0) == [(1, 0.25), (2, 0.5)]
 

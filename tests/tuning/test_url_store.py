@@ -1,4 +1,4 @@
-"""The storage of a run at a URL: its name, its copies, and what a resume fetches. No Ray is started."""
+"""The storage of a run at a URL: its name, its copies, and the files of a resume. No Ray is started."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def texts(path: Path) -> list[str]:
         return [row[0] for row in database.execute("SELECT x FROM t")]
 
 
-def begin(options: RunOptions, known: tuple[int, ...] = ()) -> UrlStore:
-    """A run up to its beginning."""
+def begin_run(options: RunOptions, trial_numbers: tuple[int, ...] = ()) -> UrlStore:
+    """Do the steps of a run up to its first trial."""
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(open_store(options))
         assert isinstance(store, UrlStore)
         store.fetch()
-        write(store.folder.path / "study.db", f"run {len(known)}")
+        write(store.folder.path / "study.db", f"run {len(trial_numbers)}")
         store.folder.space_yaml.write_text("version: 1")
-        store.begin(known)
+        store.begin(trial_numbers)
     return store
 
 
 def test_a_search_is_at_the_url_once_it_has_begun(options: RunOptions, remote: RemoteFolder) -> None:
-    store = begin(options)
+    store = begin_run(options)
     assert store.url == f"{remote.url}/s"
     assert remote.names() == ["s/search.json", "s/space.yaml", "s/study.db"]
     store.folder.trials_csv.write_text("trial")
@@ -69,11 +69,11 @@ def test_a_search_is_at_the_url_once_it_has_begun(options: RunOptions, remote: R
 
 
 def test_another_machine_resumes_from_the_url(options: RunOptions, tmp_path: Path) -> None:
-    store = begin(options)
+    store = begin_run(options)
     write(store.folder.path / "study.db", "epoch 1")
     store.close(5)
-    elsewhere = dataclasses.replace(options, cache_root=tmp_path / "there", resume=True)
-    store = begin(elsewhere, known=(0,))
+    other_options = dataclasses.replace(options, cache_root=tmp_path / "there", resume=True)
+    store = begin_run(other_options, trial_numbers=(0,))
     assert store.close(5) == 0
     study = store.folder.path / "study.db"
     assert tmp_path / "there" in study.parents
@@ -102,10 +102,10 @@ def test_a_search_that_has_begun_is_kept_after_an_error(options: RunOptions, rem
 def test_checkpoints_of_trials_outside_the_record_are_deleted(
     options: RunOptions, remote: RemoteFolder
 ) -> None:
-    begin(options).close(5)
+    begin_run(options).close(5)
     for number in (0, 1, 12):
         remote.write(f"s/checkpoints/trial_{number:04d}/last.ckpt", b"1")
-    begin(dataclasses.replace(options, resume=True), known=(0, 1)).close(5)
+    begin_run(dataclasses.replace(options, resume=True), trial_numbers=(0, 1)).close(5)
     assert [name for name in remote.names("s") if "checkpoints" in name] == [
         "s/checkpoints/trial_0000/last.ckpt",
         "s/checkpoints/trial_0001/last.ckpt",
@@ -113,7 +113,7 @@ def test_checkpoints_of_trials_outside_the_record_are_deleted(
 
 
 def test_pruned_checkpoints_are_deleted_at_the_url(options: RunOptions, remote: RemoteFolder) -> None:
-    store = begin(options, known=(0, 1))
+    store = begin_run(options, trial_numbers=(0, 1))
     for number in (0, 1):
         for name in ("best.ckpt", "last.ckpt"):
             remote.write(f"s/checkpoints/trial_{number:04d}/{name}", b"1")
@@ -133,7 +133,7 @@ def test_an_unwritable_url_is_refused_and_stays_empty(
     with pytest.raises(
         StorageError, match=r"--storage: must be a URL that can be .* no room for study\.db\)"
     ):
-        begin(options)
+        begin_run(options)
     assert remote.names() == []
 
 
@@ -160,25 +160,25 @@ def test_a_study_on_a_server_is_not_copied(
 
 
 def test_a_lease_is_one_value_for_all_machines(options: RunOptions) -> None:
-    store = begin(options)
-    here, there = store.lease, store.lease
+    store = begin_run(options)
+    here, other_store = store.lease, store.lease
     assert here is not None
-    assert there is not None
+    assert other_store is not None
     assert here.read() is None
     assert here.replace(None, {"token": "a"})
-    assert there.read() == {"token": "a"}
+    assert other_store.read() == {"token": "a"}
     store.close(5)
 
 
 def test_files_of_another_search_are_copied_to_be_read(options: RunOptions, storage: StorageUrl) -> None:
-    store = begin(options)
+    store = begin_run(options)
     store.close(5)
-    found = find_search(
+    search = find_search(
         storage, "s", cache_root=options.cache_root, where="--warm-start", files=("space.yaml", "study.db")
     )
-    assert found.space_yaml.read_text() == "version: 1"
-    assert texts(found.path / "study.db") == ["run 0"]
-    assert found.path != store.folder.path
+    assert search.space_yaml.read_text() == "version: 1"
+    assert texts(search.path / "study.db") == ["run 0"]
+    assert search.path != store.folder.path
     with pytest.raises(StorageError, match=r"^--warm-start: no search named 't' in memory://"):
         find_search(storage, "t", cache_root=options.cache_root, where="--warm-start", files=())
 
@@ -186,14 +186,14 @@ def test_files_of_another_search_are_copied_to_be_read(options: RunOptions, stor
 def test_a_file_that_is_gone_at_the_url_is_not_read_from_an_earlier_copy(
     options: RunOptions, storage: StorageUrl, remote: RemoteFolder
 ) -> None:
-    begin(options).close(5)
+    begin_run(options).close(5)
     files = ("space.yaml", "study.db")
-    found = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
-    assert found.study_db.exists()
+    search = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
+    assert search.study_db.exists()
     remote.delete("s/study.db")
-    again = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
-    assert again.path == found.path
-    assert not again.study_db.exists()
+    search_again = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
+    assert search_again.path == search.path
+    assert not search_again.study_db.exists()
 
 
 def progress(folder: Path) -> int:
@@ -203,7 +203,7 @@ def progress(folder: Path) -> int:
 
 @pytest.fixture
 def train(remote: RemoteFolder) -> Callable[..., list[str]]:
-    """One epoch of trial 0 in a folder; what was noted."""
+    """Trains one epoch of trial 0 in a folder; returns the notes."""
 
     def train(run: Path, *, url: str | None = f"{remote.url}/s/checkpoints/trial_0000") -> list[str]:
         notes: list[str] = []
@@ -231,12 +231,12 @@ def test_a_trial_moves_from_node_to_node(
 def test_files_of_an_earlier_run_on_a_node_are_not_used(
     train: Callable[..., list[str]], remote: RemoteFolder, tmp_path: Path
 ) -> None:
-    left = tmp_path / "run 1" / "trial_0000" / "last.ckpt"
-    left.parent.mkdir(parents=True)
-    left.write_text("7")
+    remaining = tmp_path / "run 1" / "trial_0000" / "last.ckpt"
+    remaining.parent.mkdir(parents=True)
+    remaining.write_text("7")
     train(tmp_path / "run 2")
     assert remote.read("s/checkpoints/trial_0000/last.ckpt") == b"1"
-    assert not left.exists()
+    assert not remaining.exists()
 
 
 def test_without_a_url_checkpoints_stay_in_their_directory(

@@ -1,4 +1,4 @@
-"""The trials that a new search copies from an earlier one, so that a resume learns from the same ones."""
+"""The trials that a new search copies from an earlier one; a resume uses the same ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import math
 from pathlib import Path
 
-import optuna
 import pytest
 
 from tune_rescon.config import TrialState
@@ -39,41 +38,33 @@ EARLIER = TrialRecord(
 )
 
 
-def record() -> StudyRecord:
-    storage = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(storage=storage, direction="maximize")
-    number = storage.get_study_id_from_name(study.study_name)
-    return StudyRecord.on(storage, number, metric="val_accuracy")
-
-
-def test_a_trials_whole_curve_is_kept() -> None:
-    """Trials are compared at a rung below their last epoch."""
-    kept = record()
-    record_warm_start(kept, [EARLIER])
-    assert warm_start_trials(kept) == [dataclasses.replace(EARLIER, at="best")]
+def test_a_trials_whole_curve_is_kept(record: StudyRecord) -> None:
+    """The whole curve is needed to compare trials at a rung below their last epoch."""
+    record_warm_start(record, [EARLIER])
+    assert warm_start_trials(record) == [dataclasses.replace(EARLIER, at="best")]
 
 
 @pytest.mark.parametrize(("at", "value"), [("best", 0.5), ("last", 0.4)])
-def test_an_earlier_trial_has_its_value_at_the_epoch_that_counts_here(at: str, value: float) -> None:
-    """Samplers other than TPE learn from it beside the values of this search's trials."""
-    kept = record()
-    kept.set_attribute("metric_at", at)
-    record_warm_start(kept, [EARLIER])
-    (trial,) = warm_start_trials(kept)
+def test_an_earlier_trial_has_its_value_at_the_epoch_that_counts_here(
+    at: str, value: float, record: StudyRecord
+) -> None:
+    """Samplers other than TPE get this value together with those of this search's trials."""
+    record.set_attribute("metric_at", at)
+    record_warm_start(record, [EARLIER])
+    (trial,) = warm_start_trials(record)
     assert trial.value == value
 
 
-def test_only_the_last_value_of_an_earlier_versions_note_is_known() -> None:
-    kept = record()
+def test_only_the_last_value_of_an_earlier_versions_note_is_known(record: StudyRecord) -> None:
     note = {"number": 3, "state": "finished", "parameters": {}, "metric": "val_accuracy"}
-    kept.set_attribute("warm_start", [{**note, "epochs": 2, "value": 0.4, "cost": None}])
-    (trial,) = warm_start_trials(kept)
+    record.set_attribute("warm_start", [{**note, "epochs": 2, "value": 0.4, "cost": None}])
+    (trial,) = warm_start_trials(record)
     assert math.isnan(trial.values[0])
     assert trial.values[1:] == (0.4,)
 
 
-def test_a_search_without_warm_start_has_no_warm_start_trials() -> None:
-    assert warm_start_trials(record()) == []
+def test_a_search_without_warm_start_has_no_warm_start_trials(record: StudyRecord) -> None:
+    assert warm_start_trials(record) == []
 
 
 PARAMETERS = "parameters={width: {type: float, low: 0.25, high: 1.0}}"
@@ -90,23 +81,29 @@ def options(tmp_path: Path) -> RunOptions:
     )
 
 
-def begun(
-    folder: SearchFolder, url: str, *states: TrialState, of: Space | None = None, cost: float | None = None
+def run_earlier_search(
+    folder: SearchFolder,
+    url: str,
+    *states: TrialState,
+    space_of_search: Space | None = None,
+    cost: float | None = None,
 ) -> list[float]:
-    """A search in ``folder`` whose record is at ``url``; the widths of its trials."""
-    of = of or space()
+    """Run a search in ``folder`` whose study is at ``url``; return the widths of its trials."""
+    space_of_search = space_of_search or space()
     folder.create()
-    folder.space_yaml.write_text(dump_space(of))
-    kept = StudyRecord.create(url, folder.name, metric="val_accuracy", maximize=True, space=dump_space(of))
-    search, widths = SearchSampler(of), []
+    folder.space_yaml.write_text(dump_space(space_of_search))
+    study_record = StudyRecord.create(
+        url, folder.name, metric="val_accuracy", maximize=True, space=dump_space(space_of_search)
+    )
+    search, widths = SearchSampler(space_of_search), []
     for state in states:
         proposal = search.ask()
         assert proposal is not None
-        trial = kept.open(proposal)
+        trial = study_record.open(proposal)
         search.on_trial_start(trial)
-        kept.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
+        study_record.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
         if state.is_final:
-            kept.close(trial.number, state, checkpoint=None, cost=cost)
+            study_record.close(trial.number, state, checkpoint=None, cost=cost)
         widths.append(proposal.params["width"])
     return widths
 
@@ -116,43 +113,48 @@ STATES = (TrialState.STOPPED, TrialState.RUNNING, TrialState.FINISHED, TrialStat
 
 def test_only_ended_trials_that_the_space_contains_are_used(options: RunOptions, progress: list[str]) -> None:
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
-    widths = begun(folder, folder.study_url, *STATES)
+    widths = run_earlier_search(folder, folder.study_url, *STATES)
     used = overlapping_trials(space(), options, weights={}, digests={})
-    assert [(trial.number, trial.state) for trial in used] == [(n, STATES[n]) for n in (0, 2, 3)]
-    assert [trial.parameters["width"] for trial in used] == [widths[n] for n in (0, 2, 3)]
+    assert [(trial.number, trial.state) for trial in used] == [
+        (number, STATES[number]) for number in (0, 2, 3)
+    ]
+    assert [trial.parameters["width"] for trial in used] == [widths[number] for number in (0, 2, 3)]
     assert progress[0].startswith("used 3 of 3 trials of base")
-    middle = sorted(widths[n] for n in (0, 2, 3))[1]
-    narrower = space(f"parameters.width.high={middle}")
+    middle_width = sorted(widths[number] for number in (0, 2, 3))[1]
+    narrower = space(f"parameters.width.high={middle_width}")
     used = overlapping_trials(narrower, options, weights={}, digests={})
-    kept = [widths[n] for n in (0, 2, 3) if widths[n] <= middle]
-    assert [trial.parameters["width"] for trial in used] == kept
+    within_range = [widths[number] for number in (0, 2, 3) if widths[number] <= middle_width]
+    assert [trial.parameters["width"] for trial in used] == within_range
     assert progress[1].startswith("used 2 of 3 trials of base")
 
 
 def test_images_are_compared_by_digest_and_not_by_path(options: RunOptions, progress: list[str]) -> None:
-    """The digest of the images counts, not their path."""
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     images = ("dataset.name=folder", "dataset.store_size=32")
-    here, there = (space(*images, f"dataset.path=/{name}") for name in ("here", "there"))
-    begun(folder, folder.study_url, *STATES, of=here)
-    assert overlapping_trials(there, options, weights={}, digests={"folder": "0123"}) == []
+    this_record, earlier_record = (space(*images, f"dataset.path=/{name}") for name in ("here", "there"))
+    run_earlier_search(folder, folder.study_url, *STATES, space_of_search=this_record)
+    assert overlapping_trials(earlier_record, options, weights={}, digests={"folder": "0123"}) == []
     assert "3 differ in dataset.path" in progress.pop()
     record_images(StudyRecord.load(folder.study_url, "base", metric="val_accuracy"), {"folder": "0123"})
-    assert len(overlapping_trials(there, options, weights={}, digests={"folder": "0123"})) == 3
+    assert len(overlapping_trials(earlier_record, options, weights={}, digests={"folder": "0123"})) == 3
     assert progress == ["used 3 of 3 trials of base"]
-    assert len(overlapping_trials(here, options, weights={}, digests={"folder": "4567"})) == 3
+    assert len(overlapping_trials(this_record, options, weights={}, digests={"folder": "4567"})) == 3
     assert "base had other images in folder: its values may be higher or lower" in progress[-1]
 
 
 def test_earlier_trials_get_the_second_objective_of_this_search(
     options: RunOptions,
 ) -> None:
-    """Optuna's samplers raise for a trial of another number of objectives, and mix up other ones."""
+    """Optuna's samplers raise for a trial with another number of objectives."""
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
-    begun(folder, folder.study_url, *STATES, cost=7.0)
-    both = space("metric.against=gmacs")
+    run_earlier_search(folder, folder.study_url, *STATES, cost=7.0)
+    two_objectives = space("metric.against=gmacs")
     used = overlapping_trials(
-        both, options, weights={}, digests={}, cost=lambda trial, epochs: 100 * trial.number + epochs
+        two_objectives,
+        options,
+        weights={},
+        digests={},
+        cost=lambda trial, epochs: 100 * trial.number + epochs,
     )
     assert [trial.cost for trial in used] == [1, 201, 301]
     used = overlapping_trials(space(), options, weights={}, digests={})
@@ -165,13 +167,13 @@ def test_the_most_informative_of_many_trials_are_used(
     for name in ("VIEW_BEST", "VIEW_LATEST"):
         monkeypatch.setattr(sampler, name, 1)
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
-    begun(folder, folder.study_url, *[TrialState.STOPPED] * 4)
+    run_earlier_search(folder, folder.study_url, *[TrialState.STOPPED] * 4)
     assert [trial.number for trial in overlapping_trials(space(), options, weights={}, digests={})] == [0, 3]
 
 
 def test_a_search_in_a_renamed_folder_is_used(options: RunOptions) -> None:
     folder = SearchFolder(storage=Path(str(options.storage)), name="before")
-    begun(folder, folder.study_url, *STATES)
+    run_earlier_search(folder, folder.study_url, *STATES)
     folder.path.rename(folder.storage / "base")
     assert len(overlapping_trials(space(), options, weights={}, digests={})) == 3
 
@@ -181,7 +183,7 @@ def test_in_a_shared_database_the_search_of_the_given_name_is_used(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'all.db'}"
     for name, states in (("other", STATES), ("base", STATES[:1])):
-        begun(SearchFolder(storage=Path(str(options.storage)), name=name), url, *states)
+        run_earlier_search(SearchFolder(storage=Path(str(options.storage)), name=name), url, *states)
     shared = dataclasses.replace(options, study_url=url)
     assert [trial.number for trial in overlapping_trials(space(), shared, weights={}, digests={})] == [0]
 
@@ -191,7 +193,7 @@ def test_in_a_shared_database_a_search_of_another_name_is_not_used(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'all.db'}"
     folder = SearchFolder(storage=Path(str(options.storage)), name="other")
-    begun(folder, url, *STATES)
+    run_earlier_search(folder, url, *STATES)
     folder.path.rename(folder.storage / "base")
     with pytest.raises(StorageError, match="no study named 'base'"):
         overlapping_trials(space(), dataclasses.replace(options, study_url=url), weights={}, digests={})

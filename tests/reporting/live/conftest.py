@@ -43,5 +43,5 @@ def make_trial() -> MakeTrial:
 
 @pytest.fixture
 def metrics() -> dict[str, float]:
-    """Those of an epoch."""
+    """The metrics of one epoch."""
     return {**dict.fromkeys(METRICS, 0.5), "epoch_seconds": 2.0, "images_per_second": 600.0}

@@ -25,7 +25,7 @@ SIZES = list(itertools.product((20, 40, 60, 80, 100, 200), (4, 8, 12, 24, 60)))
 
 @pytest.fixture
 def busy(make_trial: MakeTrial) -> Snapshot:
-    """64 trials run, a hundred have ended, and MLflow is in trouble."""
+    """64 running trials, 100 ended ones, and pending MLflow updates."""
     running = tuple(make_trial(n, 0.25, 0.5, math.nan, 0.75) for n in range(100, 164))
     return Snapshot(
         name="a-search-of-a-long-name",
@@ -45,10 +45,10 @@ def busy(make_trial: MakeTrial) -> Snapshot:
     )
 
 
-def draw(seen: Snapshot, width: int, height: int, *, encoding: str = "utf-8") -> list[str]:
+def draw(snapshot: Snapshot, width: int, height: int, *, encoding: str = "utf-8") -> list[str]:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
     console = Console(file=file, force_terminal=True, color_system=None, width=width, height=height)
-    console.print(SearchTable(seen))
+    console.print(SearchTable(snapshot))
     file.seek(0)
     return [line.rstrip() for line in file.read().splitlines()]
 
@@ -56,8 +56,8 @@ def draw(seen: Snapshot, width: int, height: int, *, encoding: str = "utf-8") ->
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_the_table_fits_the_terminal(width: int, height: int, busy: Snapshot) -> None:
     lines = draw(busy, width, height)
-    assert len(lines) < height, "one line is the cursor's"
-    assert all(len(line) < width for line in lines), "a line to the very edge would wrap"
+    assert len(lines) < height, "one line is left for the cursor"
+    assert all(len(line) < width for line in lines), "a line of the full width would wrap"
     assert next(filter(None, lines)).startswith("a-sea")
 
 
@@ -74,7 +74,7 @@ def test_every_running_trial_is_shown_or_counted(width: int, height: int, busy: 
 
 def test_a_wide_terminal_shows_every_line(busy: Snapshot) -> None:
     text = "\n".join(draw(busy, 120, 80))
-    for said in (
+    for expected in (
         "100 of 1000 trials ended, about 2 h 10 min left",
         "trial  epoch  val_accuracy  curve         images/s  parameters",
         " 0101   4/81          0.75  ▁▅ █             1,000  depth=56 learning_rate=0.1234",
@@ -85,7 +85,7 @@ def test_a_wide_terminal_shows_every_line(busy: Snapshot) -> None:
         "Used       12.5 GPU-hours reserved; now 63,000 images/s on 8 nodes, 64 GPUs",
         "Completed  90 stopped, 8 finished, 2 out of memory",
     ):
-        assert said in text, text
+        assert expected in text, text
     assert "more running" not in text
 
 
@@ -106,12 +106,12 @@ def test_an_empty_table_is_shown_before_the_first_trial() -> None:
 
 
 def test_one_node_and_one_device_are_singular(busy: Snapshot) -> None:
-    for size, said in (
+    for size, expected in (
         (ClusterSize(nodes=1, gpus=1, cpus=8), "on 1 node, 1 GPU"),
         (ClusterSize(nodes=1, gpus=0, cpus=2), "on 1 node, 2 CPUs"),
     ):
         lines = draw(dataclasses.replace(busy, cluster=size), 120, 24)
-        assert any(line.endswith(said) for line in lines), lines
+        assert any(line.endswith(expected) for line in lines), lines
 
 
 def test_curves_use_ascii_without_block_characters(busy: Snapshot) -> None:
@@ -120,12 +120,12 @@ def test_curves_use_ascii_without_block_characters(busy: Snapshot) -> None:
 
 
 def test_markup_in_names_is_not_interpreted() -> None:
-    seen = Snapshot(name="[red]s[/red]", metric="val_accuracy", total=1, last_epoch=9, ended={})
-    assert draw(seen, 80, 24)[1].startswith("[red]s[/red]  ")
+    snapshot = Snapshot(name="[red]s[/red]", metric="val_accuracy", total=1, last_epoch=9, ended={})
+    assert draw(snapshot, 80, 24)[1].startswith("[red]s[/red]  ")
 
 
 @pytest.mark.parametrize(
-    ("values", "drawn"),
+    ("values", "expected"),
     [
         ((), ""),
         ((0.5,), "▅"),
@@ -136,15 +136,15 @@ def test_markup_in_names_is_not_interpreted() -> None:
         (tuple(range(16)), "▁▂▃▄▅▆▇█"),
     ],
 )
-def test_sparkline_draws_the_expected_characters(values: tuple[float, ...], drawn: str) -> None:
-    assert sparkline(values, 8) == drawn
+def test_sparkline_draws_the_expected_characters(values: tuple[float, ...], expected: str) -> None:
+    assert sparkline(values, 8) == expected
 
 
 @given(st.lists(st.floats(allow_subnormal=False), max_size=200), st.integers(1, 40))
 def test_sparkline_fits_its_width_for_any_values(values: list[float], width: int) -> None:
-    drawn = sparkline(values, width, ramp=ASCII)
-    assert len(drawn) == min(len(values), width)
-    assert set(drawn) <= {*ASCII, " "}
+    line = sparkline(values, width, ramp=ASCII)
+    assert len(line) == min(len(values), width)
+    assert set(line) <= {*ASCII, " "}
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=100), st.integers(1, 40))

@@ -23,23 +23,23 @@ TWO_SLOTS = Reading(slots=2)
 
 @pytest.fixture
 def state() -> LiveTotals:
-    """Of twelve trials of nine epochs, judged after 1 and 3; a trial holds one core."""
+    """Twelve trials of nine epochs with rungs at 1 and 3; a trial reserves one core."""
     return LiveTotals(load_space("digits"), "s")
 
 
 @pytest.fixture
 def train(state: LiveTotals, make_trial: MakeTrial, metrics: dict[str, float]) -> Callable[..., TrialRecord]:
-    """Run a trial through these values, ten seconds each, and end it unless it keeps running."""
+    """Report the values of a trial, ten seconds each, and end the trial unless it is running."""
 
     def run(
-        number: int, *values: float, ends: TrialState = TrialState.RUNNING, now: float = 0
+        number: int, *values: float, state_after: TrialState = TrialState.RUNNING, now: float = 0
     ) -> TrialRecord:
         state.on_trial_start(make_trial(number), now)
         for epoch in range(1, len(values) + 1):
             trial = make_trial(number, *values[:epoch])
             state.on_epoch(trial, metrics, now + 10 * epoch)
-        last = make_trial(number, *values, state=ends)
-        if ends is not TrialState.RUNNING:
+        last = make_trial(number, *values, state=state_after)
+        if state_after is not TrialState.RUNNING:
             state.on_trial_end(last)
         return last
 
@@ -47,9 +47,9 @@ def train(state: LiveTotals, make_trial: MakeTrial, metrics: dict[str, float]) -
 
 
 def test_the_initial_snapshot_is_empty(state: LiveTotals) -> None:
-    seen = state.snapshot(TWO_SLOTS)
-    assert (seen.done, seen.total, seen.last_epoch) == (0, 12, 9)
-    assert (seen.best, seen.seconds_left, seen.rungs, seen.running) == (None, None, (), ())
+    snapshot = state.snapshot(TWO_SLOTS)
+    assert (snapshot.done, snapshot.total, snapshot.last_epoch) == (0, 12, 9)
+    assert (snapshot.best, snapshot.seconds_left, snapshot.rungs, snapshot.running) == (None, None, (), ())
 
 
 def test_running_trials_are_ordered_and_ended_ones_counted(
@@ -57,40 +57,40 @@ def test_running_trials_are_ordered_and_ended_ones_counted(
 ) -> None:
     train(1, 0.5)
     train(0, 0.25, 0.375)
-    train(2, 0.25, ends=TrialState.STOPPED)
-    train(3, math.nan, ends=TrialState.DIVERGED)
-    seen = state.snapshot(TWO_SLOTS)
-    assert [trial.number for trial in seen.running] == [0, 1]
-    assert seen.speeds == {0: 600.0, 1: 600.0}
-    assert seen.ended == {TrialState.STOPPED: 1, TrialState.DIVERGED: 1}
-    assert seen.done == 2
-    assert seen.rungs == (RungCount(epoch=1, reached=4, continued=2),)
+    train(2, 0.25, state_after=TrialState.STOPPED)
+    train(3, math.nan, state_after=TrialState.DIVERGED)
+    snapshot = state.snapshot(TWO_SLOTS)
+    assert [trial.number for trial in snapshot.running] == [0, 1]
+    assert snapshot.speeds == {0: 600.0, 1: 600.0}
+    assert snapshot.ended == {TrialState.STOPPED: 1, TrialState.DIVERGED: 1}
+    assert snapshot.done == 2
+    assert snapshot.rungs == (RungCount(epoch=1, reached=4, continued=2),)
     # Five epochs of two seconds on one core.
-    assert seen.compute_hours == pytest.approx(10 / 3600)
+    assert snapshot.compute_hours == pytest.approx(10 / 3600)
 
 
 def test_the_best_trial_is_the_furthest_until_one_finishes(
     state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
     def best() -> int:
-        found = state.snapshot(TWO_SLOTS).best
-        assert found is not None
-        return found.number
+        trial = state.snapshot(TWO_SLOTS).best
+        assert trial is not None
+        return trial.number
 
-    train(0, 0.9, ends=TrialState.STOPPED)
+    train(0, 0.9, state_after=TrialState.STOPPED)
     assert best() == 0
     train(1, 0.1, 0.2)
     assert best() == 1
-    train(6, 0.1, 0.2, 0.3, ends=TrialState.FAILED)
+    train(6, 0.1, 0.2, 0.3, state_after=TrialState.FAILED)
     train(7, 0.1)
     assert best() == 1, "a trial that failed keeps no network, and trial 1 came further than trial 7"
-    train(2, *[0.5] * 9, ends=TrialState.FINISHED)
+    train(2, *[0.5] * 9, state_after=TrialState.FINISHED)
     assert best() == 2
     train(3, *[0.6] * 9)
     assert best() == 2, "it has not finished yet"
-    train(4, *[0.4] * 9, ends=TrialState.FINISHED)
+    train(4, *[0.4] * 9, state_after=TrialState.FINISHED)
     assert best() == 2
-    train(5, *[0.6] * 9, ends=TrialState.FINISHED)
+    train(5, *[0.6] * 9, state_after=TrialState.FINISHED)
     assert best() == 5
 
 
@@ -131,24 +131,24 @@ def test_the_best_trial_has_the_smallest_value_if_minimized(state: LiveTotals, m
 def test_a_paused_trial_frees_its_slot_and_can_resume(
     state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
-    paused = train(0, 0.5, ends=TrialState.PAUSED)
-    seen = state.snapshot(TWO_SLOTS)
-    assert (seen.running, seen.done, seen.ended) == ((), 0, {TrialState.PAUSED: 1})
-    assert seen.rungs == (RungCount(epoch=1, reached=1, continued=0),)
+    paused = train(0, 0.5, state_after=TrialState.PAUSED)
+    snapshot = state.snapshot(TWO_SLOTS)
+    assert (snapshot.running, snapshot.done, snapshot.ended) == ((), 0, {TrialState.PAUSED: 1})
+    assert snapshot.rungs == (RungCount(epoch=1, reached=1, continued=0),)
     assert not state.on_trial_start(paused, 0.0)
-    seen = state.snapshot(TWO_SLOTS)
-    assert (len(seen.running), seen.ended) == (1, {})
-    assert seen.rungs == (RungCount(epoch=1, reached=1, continued=1),)
+    snapshot = state.snapshot(TWO_SLOTS)
+    assert (len(snapshot.running), snapshot.ended) == (1, {})
+    assert snapshot.rungs == (RungCount(epoch=1, reached=1, continued=1),)
 
 
 def test_a_paused_trial_that_is_not_promoted_is_stopped_at_its_rung(
     state: LiveTotals, make_trial: MakeTrial, train: Callable[..., TrialRecord]
 ) -> None:
-    train(0, 0.5, ends=TrialState.PAUSED)
+    train(0, 0.5, state_after=TrialState.PAUSED)
     state.on_trial_end(make_trial(0, 0.5, state=TrialState.STOPPED))
-    seen = state.snapshot(TWO_SLOTS)
-    assert seen.ended == {TrialState.STOPPED: 1}
-    assert seen.rungs == (RungCount(epoch=1, reached=1, continued=0),)
+    snapshot = state.snapshot(TWO_SLOTS)
+    assert snapshot.ended == {TrialState.STOPPED: 1}
+    assert snapshot.rungs == (RungCount(epoch=1, reached=1, continued=0),)
 
 
 def test_a_trial_restarted_after_a_dead_worker_is_counted_once(
@@ -156,9 +156,9 @@ def test_a_trial_restarted_after_a_dead_worker_is_counted_once(
 ) -> None:
     running = train(0, 0.5, 0.6)
     assert state.on_trial_start(running, 30.0)
-    seen = state.snapshot(TWO_SLOTS)
-    assert len(seen.running) == 1
-    assert seen.rungs == (RungCount(epoch=1, reached=1, continued=1),)
+    snapshot = state.snapshot(TWO_SLOTS)
+    assert len(snapshot.running) == 1
+    assert snapshot.rungs == (RungCount(epoch=1, reached=1, continued=1),)
 
 
 def test_a_resumed_search_starts_with_its_earlier_trials(state: LiveTotals, make_trial: MakeTrial) -> None:
@@ -169,13 +169,13 @@ def test_a_resumed_search_starts_with_its_earlier_trials(state: LiveTotals, make
             make_trial(2, 0.5, 0.5, state=TrialState.INTERRUPTED),
         ]
     )
-    seen = state.snapshot(TWO_SLOTS)
-    assert seen.done == 2
-    assert seen.rungs == (
+    snapshot = state.snapshot(TWO_SLOTS)
+    assert snapshot.done == 2
+    assert snapshot.rungs == (
         RungCount(epoch=1, reached=3, continued=2),
         RungCount(epoch=3, reached=1, continued=1),
     )
-    assert seen.compute_hours == pytest.approx(24 / 3600)
+    assert snapshot.compute_hours == pytest.approx(24 / 3600)
     assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "no worker process died"
 
 
@@ -196,23 +196,23 @@ def test_time_left_is_shown_after_two_epochs_per_slot(
 
 def test_at_the_end_no_time_is_left(state: LiveTotals, train: Callable[..., TrialRecord]) -> None:
     for number in range(12):
-        train(number, *[0.5] * 9, ends=TrialState.FINISHED)
+        train(number, *[0.5] * 9, state_after=TrialState.FINISHED)
     assert state.snapshot(TWO_SLOTS).seconds_left == 0.0
 
 
 def test_an_event_is_fast_after_a_thousand_trials(
     state: LiveTotals, make_trial: MakeTrial, metrics: dict[str, float]
 ) -> None:
-    """Far from the limit of 0.2 ms, and no scan: the bound allows for a busy machine only."""
+    """The handler does not scan the trials. The limit of 0.2 ms allows for a busy machine."""
     state.on_search_start([make_trial(n, 0.5, state=TrialState.STOPPED) for n in range(1000)])
     trials = [make_trial(1000, *[0.5] * epochs) for epochs in range(1, 10)]
     state.on_trial_start(make_trial(1000), 0.0)
-    taken = []
+    seconds = []
     for now, trial in enumerate(trials):
-        begun = time.thread_time()
+        start = time.thread_time()
         state.on_epoch(trial, metrics, float(now))
-        taken.append(time.thread_time() - begun)
-    assert min(taken) < 0.0002
+        seconds.append(time.thread_time() - start)
+    assert min(seconds) < 0.0002
 
 
 def observe(survival: Survival, epochs: int, *, ended: bool) -> None:
@@ -227,7 +227,7 @@ def test_without_early_stopping_every_epoch_is_expected() -> None:
 
 
 def test_running_trials_count_up_to_their_current_epoch() -> None:
-    """Half of them end after the first epoch, at once; a mean over the ended ones would say one epoch."""
+    """Half of the trials end after epoch 1. A mean over ended trials would expect one epoch."""
     survival = Survival((9,), reduction_factor=3)
     for _ in range(50):
         observe(survival, 1, ended=True)
@@ -253,15 +253,14 @@ def test_a_promoted_trial_counts_as_continued_at_its_rung() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_expected_epochs_converge_to_the_mean_of_many_trials(seed: int) -> None:
-    """Trials of which a third passes each rung, each of them seen at some moment."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     survival, trained = Survival((1, 3, 9, 27), reduction_factor=3), []
     for _ in range(2000):
-        epochs = next((rung for rung in (1, 3, 9) if chance.random() > 1 / 3), 27)
+        epochs = next((rung for rung in (1, 3, 9) if rng.random() > 1 / 3), 27)
         trained.append(epochs)
-        # When we look has nothing to do with how long it will run.
-        watched = chance.randint(0, 40)
-        observe(survival, min(epochs, watched), ended=epochs <= watched)
+        # The time of observation is independent of the trial's length.
+        observed_epochs = rng.randint(0, 40)
+        observe(survival, min(epochs, observed_epochs), ended=epochs <= observed_epochs)
     assert survival.epochs_ahead()[0] == pytest.approx(sum(trained) / len(trained), rel=0.1)
 
 

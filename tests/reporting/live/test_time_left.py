@@ -17,21 +17,21 @@ from tune_rescon.tuning import Decision, Observation, TrialRecord, make_stopping
 
 SLOTS = 8
 
-FATES = {Decision.STOP: TrialState.STOPPED, Decision.FINISH: TrialState.FINISHED}
+STATES = {Decision.STOP: TrialState.STOPPED, Decision.FINISH: TrialState.FINISHED}
 
 
 class Simulation:
     """A search whose epochs take about ten seconds each, on eight slots."""
 
     def __init__(self, space: Space, seed: int) -> None:
-        self._chance = random.Random(seed)
+        self._rng = random.Random(seed)
         self._space, self._rule = space, make_stopping_rule(space)
         self._state = LiveTotals(space, "s")
         self._events: list[tuple[float, int]] = []
         self._trials: dict[int, TrialRecord] = {}
         self._limits: dict[int, float] = {}
-        self.said: list[tuple[float, float | None]] = []
-        """When an epoch ended, and the time left as it was said then; seconds."""
+        self.estimates: list[tuple[float, float | None]] = []
+        """(end of an epoch, the time left that was shown then), in seconds."""
         self.end = 0.0
 
     def run(self) -> None:
@@ -40,7 +40,7 @@ class Simulation:
         while self._events:
             now, number = heapq.heappop(self._events)
             self._epoch(number, now)
-            self.said.append((now, self._state.snapshot(Reading(slots=SLOTS)).seconds_left))
+            self.estimates.append((now, self._state.snapshot(Reading(slots=SLOTS)).seconds_left))
             self.end = now
 
     def _start(self, now: float) -> None:
@@ -55,12 +55,12 @@ class Simulation:
             maximize=True,
             values=(),
         )
-        self._limits[number] = self._chance.uniform(0.2, 0.95)
+        self._limits[number] = self._rng.uniform(0.2, 0.95)
         self._state.on_trial_start(self._trials[number], now)
         self._plan(number, now)
 
     def _plan(self, number: int, now: float) -> None:
-        heapq.heappush(self._events, (now + self._chance.uniform(8, 12), number))
+        heapq.heappush(self._events, (now + self._rng.uniform(8, 12), number))
 
     def _epoch(self, number: int, now: float) -> None:
         epoch = self._trials[number].epochs + 1
@@ -72,7 +72,7 @@ class Simulation:
         if decision is Decision.CONTINUE:
             self._plan(number, now)
         else:
-            self._state.on_trial_end(dataclasses.replace(trial, state=FATES[decision]))
+            self._state.on_trial_end(dataclasses.replace(trial, state=STATES[decision]))
             self._start(now)
 
 
@@ -83,9 +83,11 @@ def test_time_left_is_accurate_after_a_third_of_the_search(scheduler: str, seed:
         load_space("digits", ["budget.trials=120", f"scheduler.type={scheduler}", "fidelity.max=27"]), seed
     )
     simulation.run()
-    for now, said in simulation.said:
+    for now, time_left in simulation.estimates:
         if simulation.end / 3 < now:
-            assert said is not None
-            error = said - (simulation.end - now)
-            assert abs(error) < 0.35 * simulation.end, f"{said:.0f} s at {now:.0f} of {simulation.end:.0f}"
-    assert simulation.said[-1][1] == 0
+            assert time_left is not None
+            error = time_left - (simulation.end - now)
+            assert abs(error) < 0.35 * simulation.end, (
+                f"{time_left:.0f} s at {now:.0f} of {simulation.end:.0f}"
+            )
+    assert simulation.estimates[-1][1] == 0

@@ -20,20 +20,20 @@ from tune_rescon.tuning import ClusterSize, Decision, Gauges, TrialRecord, Verdi
 
 MakeTrial = Callable[..., TrialRecord]
 
-GOES_ON = Verdict(decision=Decision.CONTINUE)
+CONTINUE = Verdict(decision=Decision.CONTINUE)
 
-HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
 class Screen(io.StringIO):
-    """What was written, and a wait for it."""
+    """A terminal that is a string, on which a test can wait for a text."""
 
     def wait_for(self, text: str) -> None:
         wait_until(lambda: text in self.getvalue())
 
     @property
-    def words(self) -> str:
-        """Without what moves the cursor."""
+    def text(self) -> str:
+        """The text without escape sequences."""
         return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", self.getvalue())
 
 
@@ -53,7 +53,7 @@ def console(screen: Screen) -> Console:
 
 
 @pytest.fixture(autouse=True)
-def _redrawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _frequent_redraws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view_module, "REDRAW_EVERY", 0.01)
 
 
@@ -72,11 +72,11 @@ def test_the_table_is_shown_only_while_the_search_runs(
         view.on_start(gauges())
         view.on_search_start([])
         view.on_trial_start(make_trial(0))
-        view.on_epoch(make_trial(0, 0.5), metrics, GOES_ON)
+        view.on_epoch(make_trial(0, 0.5), metrics, CONTINUE)
         screen.wait_for("600 images/s on 2 nodes, 8 CPUs")
-        assert screen.getvalue().count(HIDE) == 1
-    assert screen.getvalue().count(SHOW) == 1
-    # The last thing written is the table's lines being erased.
+        assert screen.getvalue().count(HIDE_CURSOR) == 1
+    assert screen.getvalue().count(SHOW_CURSOR) == 1
+    # The table's lines are erased at the end.
     assert screen.getvalue().rindex("\x1b[2K") > screen.getvalue().rindex("images/s")
 
 
@@ -90,7 +90,7 @@ def test_the_terminal_is_restored_after_an_exception(console: Console, screen: S
 
     with pytest.raises(ValueError, match="drawing"):
         fail()
-    assert screen.getvalue().count(SHOW) == 1
+    assert screen.getvalue().count(SHOW_CURSOR) == 1
     assert "the last words" in screen.getvalue()
 
 
@@ -101,9 +101,11 @@ def test_trials_not_stopped_by_a_rung_get_a_line(
     with LiveView(console, space, name="s") as view:
         view.on_trial_start(make_trial(3))
         view.on_trial_end(make_trial(3, 0.5, state=state))
-    told = ("finished", "diverged", "out_of_memory", "failed")
-    expected = f"trial_0003 {state.value} after epoch 1, best 0.5 at epoch 1\n" if state in told else ""
-    assert screen.words == expected
+    printed_states = ("finished", "diverged", "out_of_memory", "failed")
+    expected = (
+        f"trial_0003 {state.value} after epoch 1, best 0.5 at epoch 1\n" if state in printed_states else ""
+    )
+    assert screen.text == expected
 
 
 def test_errors_and_notes_are_shown_in_full_and_in_order(
@@ -117,7 +119,7 @@ def test_errors_and_notes_are_shown_in_full_and_in_order(
         view.say("Interrupted: [stopping]")
         screen.wait_for("Interrupted: [stopping]")
     note = "trial_0003 note: continues in [2] micro-batches"
-    assert f"{note}\ntrial_0003 failed after epoch 0\n{error}\nInterrupted" in screen.words
+    assert f"{note}\ntrial_0003 failed after epoch 0\n{error}\nInterrupted" in screen.text
 
 
 def test_a_trial_whose_worker_died_gets_a_line(
@@ -127,7 +129,7 @@ def test_a_trial_whose_worker_died_gets_a_line(
         view.on_search_start([make_trial(4, 0.5, state=TrialState.INTERRUPTED)])
         for number in (3, 4, 3):
             view.on_trial_start(make_trial(number, 0.5))
-    assert re.findall(r"trial_000\d starts.*?:", screen.words) == ["trial_0003 starts again after epoch 1:"]
+    assert re.findall(r"trial_000\d starts.*?:", screen.text) == ["trial_0003 starts again after epoch 1:"]
 
 
 def test_pending_mlflow_updates_are_shown_after_a_timeout(
@@ -139,42 +141,40 @@ def test_pending_mlflow_updates_are_shown_after_a_timeout(
         view.on_start(gauges(waiting=lambda: next(queue)))
         view.on_search_start([])
         screen.wait_for("MLflow  214 waiting")
-    assert "MLflow  3 waiting" not in screen.words
+    assert "MLflow  3 waiting" not in screen.text
 
 
-class Stuck(Screen):
-    """A terminal that takes nothing: Ctrl-S."""
+class StuckScreen(Screen):
+    """A terminal whose output was suspended with Ctrl-S."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.goes_on = threading.Event()
+        self.resumed = threading.Event()
 
     def write(self, text: str) -> int:
-        self.goes_on.wait()
+        self.resumed.wait()
         return super().write(text)
 
 
 def test_a_stuck_terminal_blocks_no_event(
     space: Space, make_trial: MakeTrial, metrics: dict[str, float]
 ) -> None:
-    stuck = Stuck()
+    stuck = StuckScreen()
     console = Console(file=stuck, force_terminal=True, color_system=None, width=100, height=24)
     with LiveView(console, space, name="s") as view:
         view.on_search_start([])
         time.sleep(0.05)
         view.on_trial_start(make_trial(0))
-        view.on_epoch(make_trial(0, 0.5), metrics, GOES_ON)
+        view.on_epoch(make_trial(0, 0.5), metrics, CONTINUE)
         view.on_trial_end(make_trial(0, 0.5, state=TrialState.FAILED, error="the reason"))
         view.say("all of it was noted")
         assert stuck.getvalue() == ""
-        stuck.goes_on.set()
+        stuck.resumed.set()
     assert "the reason" in stuck.getvalue()
     assert "all of it was noted" in stuck.getvalue()
 
 
-class Gone(io.StringIO):
-    """A terminal that was closed."""
-
+class ClosedScreen(io.StringIO):
     def write(self, text: str) -> int:
         raise OSError(5, f"Input/output error at {len(text)} characters")
 
@@ -182,7 +182,7 @@ class Gone(io.StringIO):
 def test_a_closed_terminal_does_not_fail_the_search(
     space: Space, make_trial: MakeTrial, caplog: pytest.LogCaptureFixture
 ) -> None:
-    console = Console(file=Gone(), force_terminal=True, color_system=None, width=100, height=24)
+    console = Console(file=ClosedScreen(), force_terminal=True, color_system=None, width=100, height=24)
     with LiveView(console, space, name="s") as view:
         view.on_search_start([])
         wait_until(lambda: "the terminal takes nothing any more" in caplog.text)
@@ -199,16 +199,16 @@ def test_the_redraw_rate_is_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(view_module, "REDRAW_EVERY", 0.25)
-    begun = time.monotonic()
+    start = time.monotonic()
     with LiveView(console, space, name="s") as view:
         view.on_search_start([])
         for number in range(2000):
             view.on_trial_start(make_trial(number))
-            view.on_epoch(make_trial(number, 0.5), metrics, GOES_ON)
+            view.on_epoch(make_trial(number, 0.5), metrics, CONTINUE)
             view.on_trial_end(make_trial(number, 0.5, state=TrialState.STOPPED))
         screen.wait_for("trials ended")
-    drawn = screen.getvalue().count("trials ended")
-    assert 1 <= drawn <= 2 + 4 * (time.monotonic() - begun)
+    redraws = screen.getvalue().count("trials ended")
+    assert 1 <= redraws <= 2 + 4 * (time.monotonic() - start)
 
 
 def test_text_outside_the_table_is_printed_immediately(
@@ -216,9 +216,9 @@ def test_text_outside_the_table_is_printed_immediately(
 ) -> None:
     with LiveView(console, space, name="s") as view:
         view.say("before")
-    assert screen.words == "before\n"
+    assert screen.text == "before\n"
     view.say("after")
-    assert screen.words == "before\nafter\n"
+    assert screen.text == "before\nafter\n"
 
 
 def test_progress_of_a_long_epoch_is_shown_in_tenths(
@@ -232,5 +232,5 @@ def test_progress_of_a_long_epoch_is_shown_in_tenths(
         screen.wait_for("0.4/9")
         view.on_progress(make_trial(0), 0.99)
         screen.wait_for("0.9/9")
-        view.on_epoch(make_trial(0, 0.5), metrics, GOES_ON)
+        view.on_epoch(make_trial(0, 0.5), metrics, CONTINUE)
         screen.wait_for(" 1/9")

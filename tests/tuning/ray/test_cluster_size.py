@@ -1,4 +1,4 @@
-"""A Ray that answers, hangs, raises or has died: the gauge can be read at once."""
+"""Sampling of the cluster's size from a Ray that responds, hangs, raises or has died."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tune_rescon.tuning.ray.session import sampled_cluster
 SIZE = ClusterSize(nodes=2, gpus=8, cpus=64)
 
 
-def alive() -> str:
+def no_dead_process() -> str:
     return ""
 
 
 def test_the_last_answer_is_returned() -> None:
-    answers = chain([SIZE], repeat(ClusterSize(nodes=3, gpus=12, cpus=96)))
-    with sampled_cluster(alive, ask=lambda: next(answers), every=0.01) as size:
+    sizes = chain([SIZE], repeat(ClusterSize(nodes=3, gpus=12, cpus=96)))
+    with sampled_cluster(no_dead_process, ask=lambda: next(sizes), every=0.01) as size:
         wait_until(lambda: size() == ClusterSize(nodes=3, gpus=12, cpus=96))
 
 
 def test_the_cluster_is_not_polled_before_the_first_read() -> None:
-    asked = threading.Event()
+    polled = threading.Event()
 
-    def ask() -> ClusterSize:
-        asked.set()
+    def poll() -> ClusterSize:
+        polled.set()
         return SIZE
 
-    with sampled_cluster(alive, ask=ask, every=0.01):
-        assert not asked.wait(0.05)
+    with sampled_cluster(no_dead_process, ask=poll, every=0.01):
+        assert not polled.wait(0.05)
 
 
 def test_a_hanging_poll_does_not_block_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,38 +45,38 @@ def test_a_hanging_poll_does_not_block_the_reader(monkeypatch: pytest.MonkeyPatc
         release.wait()
         return SIZE
 
-    begun = time.monotonic()
-    with sampled_cluster(alive, ask=hang) as size:
+    start = time.monotonic()
+    with sampled_cluster(no_dead_process, ask=hang) as size:
         assert size() is None
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start < 30
     release.set()
 
 
 def test_a_failed_poll_is_repeated() -> None:
     errors = [RuntimeError("the control store is busy")]
 
-    def ask() -> ClusterSize:
+    def poll() -> ClusterSize:
         if errors:
             raise errors.pop()
         return SIZE
 
-    with sampled_cluster(alive, ask=ask, every=0.01) as size:
+    with sampled_cluster(no_dead_process, ask=poll, every=0.01) as size:
         wait_until(lambda: size() == SIZE)
 
 
 def test_a_dead_ray_is_not_polled() -> None:
-    gone = ""
-    asked = 0
+    dead_process = ""
+    polls = 0
 
-    def ask() -> ClusterSize:
-        nonlocal asked
-        asked += 1
+    def poll() -> ClusterSize:
+        nonlocal polls
+        polls += 1
         return SIZE
 
-    with sampled_cluster(lambda: gone, ask=ask, every=0.01) as size:
+    with sampled_cluster(lambda: dead_process, ask=poll, every=0.01) as size:
         wait_until(lambda: size() == SIZE)
-        gone = "its node manager (raylet)"
+        dead_process = "its node manager (raylet)"
         wait_until(lambda: size() is None)
-        before = asked
+        polls_before = polls
         time.sleep(0.05)
-        assert asked == before
+        assert polls == polls_before

@@ -1,4 +1,4 @@
-"""The libraries' output goes to the log file, and everything is restored afterwards."""
+"""The output of libraries goes to the log file; logging is restored afterwards."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tune_rescon.tuning.ray.log_redirect import library_log, redirected_output
 def test_records_go_to_the_file_and_not_to_the_terminal(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    loud = logging.getLogger(name.split(".")[0])
+    noisy = logging.getLogger(name.split(".")[0])
     own = logging.StreamHandler()
-    loud.addHandler(own)
+    noisy.addHandler(own)
     try:
         with library_log(tmp_path / "log"):
             logging.getLogger(name).warning("a line for the log")
-        assert own in loud.handlers
+        assert own in noisy.handlers
     finally:
-        loud.removeHandler(own)
+        noisy.removeHandler(own)
     assert f"WARNING {name}: a line for the log" in (tmp_path / "log").read_text()
     assert "a line for the log" not in "".join(capfd.readouterr())
 
@@ -72,7 +72,7 @@ def test_output_to_the_file_descriptors_goes_to_the_file(
     assert "".join(capfd.readouterr()) == "afterwards\n"
 
 
-#: A program that has something to say before, while and after its output is diverted, all of it buffered.
+#: Prints buffered output before, during and after the redirection.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -86,22 +86,22 @@ sys.stdout.write("last")
 """
 
 
-@pytest.mark.timeout(30)  # an interpreter each
+@pytest.mark.timeout(30)  # each starts an interpreter
 @pytest.mark.parametrize("fails", [False, True])
 def test_buffers_are_flushed_to_where_they_were_written_and_errors_shown(fails: bool, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "log"), *(["fail"] if fails else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (tmp_path / "log").read_text() == "inside"
     if fails:
-        assert done.stdout == "first "
-        assert done.stderr.endswith("RuntimeError: a fault of ours\n")
+        assert process.stdout == "first "
+        assert process.stderr.endswith("RuntimeError: a fault of ours\n")
     else:
-        assert (done.stdout, done.stderr) == ("first last", "")
+        assert (process.stdout, process.stderr) == ("first last", "")
 
 
 def test_a_full_disk_loses_records_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with library_log(Path("/dev/full")):
         for _ in range(3):
             logging.getLogger("optuna").warning("x" * 10_000)
-    said = capsys.readouterr()
-    assert said.out + said.err == ""
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""

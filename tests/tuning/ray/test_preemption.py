@@ -14,97 +14,99 @@ from tests.waiting import wait_until
 from tune_rescon.tuning.ray.preemption import PreemptionSignal, SignalHandlerMixin, node_is_drained
 
 
-def no() -> bool:
+def not_drained() -> bool:
     return False
 
 
 @pytest.fixture
-def others() -> Iterator[list[int]]:
-    """Signals that came to the handler that was there before."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    yield came
-    signal.signal(signal.SIGTERM, before)
+def received() -> Iterator[list[int]]:
+    """Signals that the earlier handler has received."""
+    numbers: list[int] = []
+    original = signal.signal(signal.SIGTERM, lambda number, _: numbers.append(number))
+    yield numbers
+    signal.signal(signal.SIGTERM, original)
 
 
 @pytest.fixture
-def notice(others: list[int]) -> PreemptionSignal:
-    del others
+def notice(received: list[int]) -> PreemptionSignal:
+    del received
     notice = PreemptionSignal()
     notice.install()
     return notice
 
 
-def tell() -> None:
+def send_sigterm() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_the_first_signal_preempts_the_trial_and_the_second_goes_to_ray(
-    notice: PreemptionSignal, others: list[int]
+    notice: PreemptionSignal, received: list[int]
 ) -> None:
-    with notice.installed(is_drained=no) as told:
-        assert not told()
-        tell()
-        assert told()
-        assert others == []
-        tell()
-    assert others == [signal.SIGTERM]
+    with notice.installed(is_drained=not_drained) as is_preempted:
+        assert not is_preempted()
+        send_sigterm()
+        assert is_preempted()
+        assert received == []
+        send_sigterm()
+    assert received == [signal.SIGTERM]
 
 
-def test_without_a_trial_the_signal_goes_to_rays_handler(notice: PreemptionSignal, others: list[int]) -> None:
-    tell()
-    with notice.installed(is_drained=no) as told:
-        assert not told()
-    tell()
-    assert others == [signal.SIGTERM] * 2
+def test_without_a_trial_the_signal_goes_to_rays_handler(
+    notice: PreemptionSignal, received: list[int]
+) -> None:
+    send_sigterm()
+    with notice.installed(is_drained=not_drained) as is_preempted:
+        assert not is_preempted()
+    send_sigterm()
+    assert received == [signal.SIGTERM] * 2
 
 
 def test_a_preempted_process_stays_preempted(notice: PreemptionSignal) -> None:
-    """Its trial may have come to its end first: the next one leaves."""
-    with notice.installed(is_drained=no):
-        tell()
-    with notice.installed(is_drained=no) as told:
-        assert told()
+    """The trial may have finished first; then the next trial is preempted."""
+    with notice.installed(is_drained=not_drained):
+        send_sigterm()
+    with notice.installed(is_drained=not_drained) as is_preempted:
+        assert is_preempted()
 
 
-def test_installing_again_adds_no_second_handler(notice: PreemptionSignal, others: list[int]) -> None:
+def test_installing_again_adds_no_second_handler(notice: PreemptionSignal, received: list[int]) -> None:
     notice.install()
-    tell()
-    assert others == [signal.SIGTERM]
+    send_sigterm()
+    assert received == [signal.SIGTERM]
 
 
-@pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+@pytest.mark.parametrize(("earlier_handler", "exits"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
 def test_without_an_earlier_handler_the_process_exits_unless_ignored(
-    before: signal.Handlers, ends: bool, others: list[int]
+    earlier_handler: signal.Handlers, exits: bool, received: list[int]
 ) -> None:
-    del others
-    signal.signal(signal.SIGTERM, before)
+    del received
+    signal.signal(signal.SIGTERM, earlier_handler)
     PreemptionSignal().install()
-    if ends:
+    if exits:
         with pytest.raises(SystemExit):
-            tell()
+            send_sigterm()
     else:
-        tell()
+        send_sigterm()
 
 
 def test_a_drained_node_is_detected_by_polling(notice: PreemptionSignal) -> None:
-    looks = iter([False, False, True])
-    seen = threading.Event()
+    drained_states = iter([False, False, True])
+    drained_event = threading.Event()
 
-    def look() -> bool:
-        drained = next(looks)
+    def is_drained() -> bool:
+        drained = next(drained_states)
         if drained:
-            seen.set()
+            drained_event.set()
         return drained
 
-    with notice.installed(is_drained=look, look_every=0.001) as told:
-        assert seen.wait(30)
-        wait_until(told)
+    with notice.installed(is_drained=is_drained, look_every=0.001) as is_preempted:
+        assert drained_event.wait(30)
+        wait_until(is_preempted)
 
 
 @pytest.fixture
 def ray() -> Any:
-    """Imported: it takes seconds."""
+    """Ray, whose import takes seconds."""
     import ray
 
     return ray
@@ -115,18 +117,18 @@ def test_without_ray_no_node_is_drained(ray: Any) -> None:
     assert not node_is_drained()
 
 
-def test_the_handler_is_installed_before_setup(others: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handler_is_installed_before_setup(received: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     notice = PreemptionSignal()
     monkeypatch.setattr("tune_rescon.tuning.ray.preemption.PREEMPTION", notice)
-    done: list[object] = []
+    setups: list[object] = []
 
     class Trainable:
         def setup(self, config: dict[str, object]) -> None:
-            done.append((config, signal.getsignal(signal.SIGTERM) == notice._receive))
+            setups.append((config, signal.getsignal(signal.SIGTERM) == notice._receive))
 
-    class Made(SignalHandlerMixin, Trainable):
-        """As Tune makes it."""
+    class WrappedTrainable(SignalHandlerMixin, Trainable):
+        """Combined as in the session."""
 
-    Made().setup({"number": 1})
-    assert done == [({"number": 1}, True)]
-    assert others == []
+    WrappedTrainable().setup({"number": 1})
+    assert setups == [({"number": 1}, True)]
+    assert received == []

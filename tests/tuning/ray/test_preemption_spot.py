@@ -1,4 +1,4 @@
-"""The notices of EC2, GCP and Azure: when which cloud is asked, and each metadata service on loopback."""
+"""The spot notices of EC2, GCP and Azure: the order of the requests, and fake metadata services."""
 
 from __future__ import annotations
 
@@ -19,70 +19,70 @@ from tune_rescon.tuning.ray.preemption import CLOUDS, Cloud, MetadataAnswer, Pol
 
 
 def events(kind: str, *machines: str) -> str:
-    found = {"EventId": "A", "EventType": kind, "EventStatus": "Scheduled", "Resources": machines}
-    return json.dumps({"DocumentIncarnation": 1, "Events": [found] if machines else []})
+    event_data = {"EventId": "A", "EventType": kind, "EventStatus": "Scheduled", "Resources": machines}
+    return json.dumps({"DocumentIncarnation": 1, "Events": [event_data] if machines else []})
 
 
-#: Of each cloud, what its service answers without a notice and with one; None: 404.
-SAYS: dict[str, tuple[str | None, str]] = {
+#: The response of each cloud's service without a notice and with one. None: 404.
+RESPONSES: dict[str, tuple[str | None, str]] = {
     "EC2": (None, '{"action": "terminate", "time": "2026-11-26T08:22:00Z"}'),
     "GCP": ("FALSE", "TRUE"),
     "Azure": (events("Preempt"), events("Preempt", "other_1", "Spot_0")),
 }
 
-WAYS = {
+NOTICE_PATHS = {
     "EC2": "/latest/meta-data/spot/instance-action",
     "GCP": "/computeMetadata/v1/instance/preempted",
     "Azure": "/metadata/scheduledevents",
 }
 
 
-class Service(ThreadingHTTPServer):
-    """The metadata service of a cloud, which may be slow or busy; of no cloud, it knows no path."""
+class MetadataService(ThreadingHTTPServer):
+    """A cloud's metadata service that can be slow or fail. Without a cloud all responses are 404."""
 
     daemon_threads = True
 
     def __init__(self, cloud: str, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Respond)
+        super().__init__(("127.0.0.1", port), RequestHandler)
         self.cloud = cloud
-        self.says = SAYS[cloud][0] if cloud in SAYS else None
+        self.response = RESPONSES[cloud][0] if cloud in RESPONSES else None
         self.status: int | None = None
-        self.asked: list[str] = []
-        self.quick = threading.Event()
-        self.quick.set()
+        self.requests: list[str] = []
+        self.unblocked = threading.Event()
+        self.unblocked.set()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
     def announce(self) -> None:
-        self.says = SAYS[self.cloud][1]
+        self.response = RESPONSES[self.cloud][1]
 
 
-class Respond(BaseHTTPRequestHandler):
-    server: Service
+class RequestHandler(BaseHTTPRequestHandler):
+    server: MetadataService
 
     def do_PUT(self) -> None:
         is_token = self.server.cloud == "EC2" and self.path == "/latest/api/token"
-        self._say("secret" if is_token and self.headers["X-aws-ec2-metadata-token-ttl-seconds"] else None)
+        self._respond("secret" if is_token and self.headers["X-aws-ec2-metadata-token-ttl-seconds"] else None)
 
     def do_GET(self) -> None:
         address = urlsplit(self.path)
-        known = {
+        headers_are_valid = {
             "EC2": self.headers["X-aws-ec2-metadata-token"] == "secret",
             "GCP": self.headers["Metadata-Flavor"] == "Google",
             "Azure": self.headers["Metadata"] == "true" and "api-version" in parse_qs(address.query),
         }
-        if not known.get(self.server.cloud):
-            self._say(None)
+        if not headers_are_valid.get(self.server.cloud):
+            self._respond(None)
         elif self.server.cloud == "Azure" and address.path == "/metadata/instance/compute/name":
-            self._say("spot_0")
+            self._respond("spot_0")
         else:
-            self._say(self.server.says if address.path == WAYS[self.server.cloud] else None)
+            self._respond(self.server.response if address.path == NOTICE_PATHS[self.server.cloud] else None)
 
-    def _say(self, text: str | None) -> None:
-        self.server.asked.append(self.path)
-        self.server.quick.wait(LONGEST_WAIT)
+    def _respond(self, text: str | None) -> None:
+        self.server.requests.append(self.path)
+        self.server.unblocked.wait(LONGEST_WAIT)
         self.send_response(self.server.status or (404 if text is None else 200))
         if self.server.cloud == "GCP":
             self.send_header("Metadata-Flavor", "Google")
@@ -90,87 +90,87 @@ class Respond(BaseHTTPRequestHandler):
         self.wfile.write((text or "").encode())
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's
-        """Nothing."""
+        """Write no log."""
 
     def handle(self) -> None:
-        with suppress(ConnectionError):  # who asked did not wait for a slow answer
+        with suppress(ConnectionError):  # the client did not wait for a slow response
             super().handle()
 
 
-class Looks:
-    """A machine's looks for its notice, under a simulated clock."""
+class Poller:
+    """Polls for the notice of a machine on a simulated clock."""
 
     def __init__(self, url: str, timeouts: tuple[float, ...] = (LONGEST_WAIT,)) -> None:
         self.now = 0.0
         self.spot = SpotNotice(url, timeouts=timeouts, clock=lambda: self.now)
 
-    def look(self, after: float = 3.0) -> str | None:
+    def poll(self, after: float = 3.0) -> str | None:
         self.now += after
         cloud = self.spot.announced()
         return cloud.name if cloud else None
 
 
 @pytest.fixture(params=["EC2"])
-def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+def service(request: pytest.FixtureRequest) -> Iterator[MetadataService]:
     with serving(request.param) as service:
         yield service
 
 
 @contextmanager
-def serving(cloud: str, port: int = 0) -> Iterator[Service]:
-    with Service(cloud, port) as service:
+def serving(cloud: str, port: int = 0) -> Iterator[MetadataService]:
+    with MetadataService(cloud, port) as service:
         thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield service
-        service.quick.set()
+        service.unblocked.set()
         service.shutdown()
         thread.join()
 
 
-@pytest.mark.parametrize("service", list(SAYS), indirect=True)
-def test_each_clouds_notice_is_detected(service: Service) -> None:
-    looks = Looks(service.url)
-    assert looks.look() is None
-    asked = len(service.asked)
-    assert looks.look() is None
-    assert {urlsplit(path).path for path in service.asked[asked:]} <= {
-        WAYS[service.cloud],
+@pytest.mark.parametrize("service", list(RESPONSES), indirect=True)
+def test_each_clouds_notice_is_detected(service: MetadataService) -> None:
+    poller = Poller(service.url)
+    assert poller.poll() is None
+    requests_before = len(service.requests)
+    assert poller.poll() is None
+    assert {urlsplit(path).path for path in service.requests[requests_before:]} <= {
+        NOTICE_PATHS[service.cloud],
         "/latest/api/token" if service.cloud == "EC2" else "",
-    }, "only its own cloud is asked once that is known"
+    }, "only the detected cloud is requested"
     service.announce()
-    assert looks.look() == service.cloud
+    assert poller.poll() == service.cloud
 
 
-@pytest.mark.parametrize("service", list(SAYS), indirect=True)
-def test_a_slow_answer_does_not_disable_the_detection(service: Service) -> None:
-    looks = Looks(service.url, timeouts=(0.05, LONGEST_WAIT))
-    service.quick.clear()
+@pytest.mark.parametrize("service", list(RESPONSES), indirect=True)
+def test_a_slow_answer_does_not_disable_the_detection(service: MetadataService) -> None:
+    poller = Poller(service.url, timeouts=(0.05, LONGEST_WAIT))
+    service.unblocked.clear()
     service.announce()
-    assert looks.look() is None
-    service.quick.set()
-    assert service.cloud in [looks.look() for _ in range(3)]
+    assert poller.poll() is None
+    service.unblocked.set()
+    assert service.cloud in [poller.poll() for _ in range(3)]
 
 
-@pytest.mark.parametrize("service", list(SAYS), indirect=True)
-def test_a_known_service_is_polled_each_time_despite_errors(service: Service) -> None:
-    looks = Looks(service.url)
-    assert looks.look() is None
+@pytest.mark.parametrize("service", list(RESPONSES), indirect=True)
+def test_a_known_service_is_polled_each_time_despite_errors(service: MetadataService) -> None:
+    poller = Poller(service.url)
+    assert poller.poll() is None
     service.status = 503
     for _ in range(5):
-        assert looks.look() is None
+        assert poller.poll() is None
     service.status = None
     service.announce()
-    assert looks.look() == service.cloud
+    assert poller.poll() == service.cloud
 
 
-def test_a_proxy_is_not_used(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_not_used(service: MetadataService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     service.announce()
-    assert Looks(service.url).look() == "EC2"
+    assert Poller(service.url).poll() == "EC2"
 
 
 @pytest.mark.parametrize(
-    ("service", "says"),
+    ("service", "response"),
     [
         ("EC2", "<html>Welcome to the hotel</html>"),
         ("EC2", "{}"),
@@ -186,41 +186,41 @@ def test_a_proxy_is_not_used(service: Service, monkeypatch: pytest.MonkeyPatch) 
     ],
     indirect=["service"],
 )
-def test_other_answers_are_not_notices(service: Service, says: str) -> None:
-    service.says = says
-    looks = Looks(service.url)
-    assert looks.look() is None
-    assert looks.look() is None
+def test_other_answers_are_not_notices(service: MetadataService, response: str) -> None:
+    service.response = response
+    poller = Poller(service.url)
+    assert poller.poll() is None
+    assert poller.poll() is None
 
 
 def test_a_service_that_does_not_speak_http_gives_no_notice() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def babble() -> None:
+        def send_ssh_banner() -> None:
             connection, _ = server.accept()
             with connection:
                 connection.recv(1000)
                 connection.sendall(b"SSH-2.0\r\n")
 
-        thread = threading.Thread(target=babble)
+        thread = threading.Thread(target=send_ssh_banner)
         thread.start()
-        assert Looks(f"http://127.0.0.1:{server.getsockname()[1]}").look() is None
+        assert Poller(f"http://127.0.0.1:{server.getsockname()[1]}").poll() is None
         thread.join()
 
 
 def test_an_unreachable_service_is_polled_again_later() -> None:
     with reserved_port() as port:
-        looks = Looks(f"http://127.0.0.1:{port}")
-        assert looks.look() is None
+        poller = Poller(f"http://127.0.0.1:{port}")
+        assert poller.poll() is None
         with serving("EC2", port) as service:
             service.announce()
-            assert looks.look(after=0.0) is None
-            assert service.asked == [], "too soon"
-            assert [looks.look() for _ in range(2)][-1] == "EC2"
+            assert poller.poll(after=0.0) is None
+            assert service.requests == [], "too soon"
+            assert [poller.poll() for _ in range(2)][-1] == "EC2"
 
 
 def test_outside_a_cloud_requests_become_rare() -> None:
-    """A day of a laptop, on which each request hangs until its time limit."""
+    """A day on a machine where each request hangs until its time limit."""
     state, now, requests = PollingState(), 0.0, 0
     while now < 24 * 3600:
         now += 3.0
@@ -249,9 +249,11 @@ def test_each_cloud_is_first_in_one_of_three_polls_and_none_is_dropped(before: l
 
 
 @given(st.lists(st.sampled_from(MetadataAnswer), max_size=20), st.sampled_from(CLOUDS))
-def test_a_cloud_that_has_answered_is_polled_each_time(later: list[MetadataAnswer], known: Cloud) -> None:
-    state = PollingState().after(known, MetadataAnswer.NO_NOTICE, 5.0)
+def test_a_cloud_that_has_answered_is_polled_each_time(
+    later: list[MetadataAnswer], known_cloud: Cloud
+) -> None:
+    state = PollingState().after(known_cloud, MetadataAnswer.NO_NOTICE, 5.0)
     for answer in later:
-        assert state.candidates == (known,)
+        assert state.candidates == (known_cloud,)
         assert state.due <= 5.0
-        state = state.after(known, answer, 5.0)
+        state = state.after(known_cloud, answer, 5.0)

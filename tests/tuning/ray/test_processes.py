@@ -1,4 +1,4 @@
-"""Processes in sessions of their own, found and ended; a control store that is away, on a simulated clock."""
+"""Processes in separate sessions are found and ended; an unreachable control store, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, st
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray's processes stay in the group")
 
-#: A child that has a child of its own, says its number, and waits.
+#: Starts a child, prints the child's number, and waits.
 PARENT = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -26,11 +26,11 @@ child.wait()
 """
 
 
-class Family:
-    """A process and its child; the child outlives it if nobody ends it."""
+class ProcessAndChild:
+    """A process and its child, which survives the end of the process."""
 
     def __init__(self) -> None:
-        # As Ray starts its processes: it runs Python in the child (preexec_fn).
+        # Like Ray, with a preexec_fn.
         self.parent = subprocess.Popen(
             [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, preexec_fn=os.getpid
         )
@@ -45,43 +45,51 @@ class Family:
 
 
 @pytest.fixture
-def apart() -> Iterator[Family]:
+def separate_session() -> Iterator[ProcessAndChild]:
     with started_apart():
-        family = Family()
-    yield family
-    family.end()
+        started_process = ProcessAndChild()
+    yield started_process
+    started_process.end()
 
 
 @pytest.fixture
-def beside() -> Iterator[Family]:
-    family = Family()
-    yield family
-    family.end()
+def same_session() -> Iterator[ProcessAndChild]:
+    started_process = ProcessAndChild()
+    yield started_process
+    started_process.end()
 
 
-def lives(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @linux
-def test_a_process_started_apart_has_its_own_session(apart: Family, beside: Family) -> None:
-    assert os.getsid(apart.parent.pid) == os.getpgid(apart.parent.pid) == apart.parent.pid
-    assert os.getsid(beside.parent.pid) == os.getsid(0)
+def test_a_process_started_apart_has_its_own_session(
+    separate_session: ProcessAndChild, same_session: ProcessAndChild
+) -> None:
+    assert (
+        os.getsid(separate_session.parent.pid)
+        == os.getpgid(separate_session.parent.pid)
+        == separate_session.parent.pid
+    )
+    assert os.getsid(same_session.parent.pid) == os.getsid(0)
 
 
 @linux
-@pytest.mark.timeout(30)  # an orphan's end is seen once somebody reaps it
-def test_all_of_a_session_is_ended_also_orphans(apart: Family, beside: Family) -> None:
-    later, processes = RayProcesses.ahead(), RayProcesses(frozenset())
-    for found in (later, processes):
-        found.find()
-    apart.parent.kill()
-    apart.parent.wait()
-    later.end()
-    assert lives(apart.child), "what was there before is somebody else's"
+@pytest.mark.timeout(30)  # an orphan must be reaped before its end is visible
+def test_all_of_a_session_is_ended_also_orphans(
+    separate_session: ProcessAndChild, same_session: ProcessAndChild
+) -> None:
+    later_processes, processes = RayProcesses.ahead(), RayProcesses(frozenset())
+    for ray_processes in (later_processes, processes):
+        ray_processes.find()
+    separate_session.parent.kill()
+    separate_session.parent.wait()
+    later_processes.end()
+    assert is_alive(separate_session.child), "processes that existed before are not ended"
     processes.end()
-    assert not lives(apart.child)
-    assert lives(beside.child)
+    assert not is_alive(separate_session.child)
+    assert is_alive(same_session.child)
 
 
 def test_without_vital_processes_none_is_reported_gone() -> None:
@@ -93,10 +101,10 @@ def test_without_vital_processes_none_is_reported_gone() -> None:
 @pytest.mark.parametrize(
     ("reachable", "gone_after"),
     [
-        pytest.param([(0, 1000)], None, id="always there"),
-        pytest.param([], None, id="never reached: its address means nothing here"),
-        pytest.param([(0, 100), (130, 1000)], None, id="away for half a minute"),
-        pytest.param([(0, 100)], 136, id="gone"),
+        pytest.param([(0, 1000)], None, id="always reachable"),
+        pytest.param([], None, id="never reachable: the address is not valid on this machine"),
+        pytest.param([(0, 100), (130, 1000)], None, id="unreachable for half a minute"),
+        pytest.param([(0, 100)], 136, id="unreachable for good"),
     ],
 )
 def test_a_control_store_that_stays_unreachable_is_reported_gone(

@@ -1,4 +1,4 @@
-"""What Ray reads from the environment. No Ray is started."""
+"""The environment variables of Ray. No Ray is started."""
 
 from __future__ import annotations
 

@@ -26,15 +26,15 @@ from tune_rescon.tuning.ray.session import (
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
 @pytest.mark.parametrize(("characters", "fits"), [(39, True), (40, False), (110, False)])
 def test_a_temp_dir_too_long_for_rays_sockets_is_refused(name: str, characters: int, fits: bool) -> None:
-    place = "/" + "x" * (characters - 1)
-    # As Ray makes it, with a process number of seven digits.
-    socket = f"{place}/ray/session_2026-11-29_01-02-03_123456_1234567/sockets/plasma_store"
+    folder = "/" + "x" * (characters - 1)
+    # The path that Ray creates, with a process number of seven digits.
+    socket = f"{folder}/ray/session_2026-11-29_01-02-03_123456_1234567/sockets/plasma_store"
     assert fits == (len(socket) <= 107)
     if fits:
-        check_temp_dir({name: place}, pid=1234567)
+        check_temp_dir({name: folder}, pid=1234567)
         return
     with pytest.raises(ConfigError, match=f"^{name}: must be a path of at most 39 bytes.*RAY_TMPDIR=/tmp"):
-        check_temp_dir({name: place}, pid=1234567)
+        check_temp_dir({name: folder}, pid=1234567)
 
 
 def test_ray_tmpdir_takes_precedence_over_tmpdir() -> None:
@@ -42,8 +42,8 @@ def test_ray_tmpdir_takes_precedence_over_tmpdir() -> None:
     check_temp_dir({}, pid=1)
 
 
-class Ray:
-    """A Ray that fails to start so many times."""
+class FailingRay:
+    """A Ray whose first ``failures`` starts fail."""
 
     def __init__(self, events: list[str], failures: int) -> None:
         self.failures = failures
@@ -64,35 +64,37 @@ def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SETTING, raising=False)
 
 
-AGAIN = "Ray did not start (The current node timed out during startup); trying once more"
+RETRY_MESSAGE = "Ray did not start (The current node timed out during startup); trying once more"
 
 
 def test_a_ray_that_starts_is_started_once(progress: list[str]) -> None:
-    ray = Ray(progress, failures=0)
+    ray = FailingRay(progress, failures=0)
     start_or_retry(ray.start, ray.clean_up)
     assert ray.events == ["start None"]
 
 
 def test_a_failed_start_is_retried_with_a_longer_limit(progress: list[str]) -> None:
-    ray = Ray(progress, failures=1)
+    ray = FailingRay(progress, failures=1)
     start_or_retry(ray.start, ray.clean_up)
-    assert ray.events == ["start None", "clean up", AGAIN, "start 120"]
+    assert ray.events == ["start None", "clean up", RETRY_MESSAGE, "start 120"]
     assert SETTING not in os.environ
 
 
 def test_two_failed_starts_are_one_error(progress: list[str]) -> None:
-    ray = Ray(progress, failures=2)
+    ray = FailingRay(progress, failures=2)
     with pytest.raises(ClusterError) as caught:
         start_or_retry(ray.start, ray.clean_up)
-    said = str(caught.value)
-    assert said.startswith("Ray must start on this machine, but got two failures (The current node timed out")
-    assert "\n" not in said
-    assert ray.events == ["start None", "clean up", AGAIN, "start 120", "clean up"]
+    message = str(caught.value)
+    assert message.startswith(
+        "Ray must start on this machine, but got two failures (The current node timed out"
+    )
+    assert "\n" not in message
+    assert ray.events == ["start None", "clean up", RETRY_MESSAGE, "start 120", "clean up"]
 
 
 def test_a_limit_set_by_the_user_is_kept(progress: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SETTING, "600")
-    ray = Ray(progress, failures=1)
+    ray = FailingRay(progress, failures=1)
     start_or_retry(ray.start, ray.clean_up)
     assert ray.events[-1] == "start 600"
     assert os.environ[SETTING] == "600"
@@ -103,14 +105,14 @@ def test_an_interrupt_is_not_retried(progress: list[str], error: type[BaseExcept
     def start() -> None:
         raise error
 
-    ray = Ray(progress, failures=0)
+    ray = FailingRay(progress, failures=0)
     with pytest.raises(error):
         start_or_retry(start, ray.clean_up)
     assert ray.events == []
 
 
-class RayThatStarts:
-    """A Ray whose start is a process in a session of its own."""
+class FakeRay:
+    """A Ray whose start creates a process in its own session."""
 
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -120,7 +122,7 @@ class RayThatStarts:
 
     def init(self, address: str, **_: object) -> None:
         if address == "local":
-            self.processes.append(sleeping())
+            self.processes.append(start_sleeping_process())
 
     def get_runtime_context(self) -> SimpleNamespace:
         return SimpleNamespace(gcs_address="10.0.0.1:6379")
@@ -135,7 +137,7 @@ class RayThatStarts:
         pass
 
 
-def sleeping() -> subprocess.Popen[bytes]:
+def start_sleeping_process() -> subprocess.Popen[bytes]:
     return subprocess.Popen(["sleep", "60"], start_new_session=True)
 
 
@@ -143,14 +145,14 @@ def sleeping() -> subprocess.Popen[bytes]:
 def test_only_rays_own_processes_are_ended(
     address: str | None, started: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray = RayThatStarts()
+    ray = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(session, "autoscaler_limits", lambda: None)
     with ray_session(address):
-        other = sleeping()
+        other = start_sleeping_process()
     try:
         assert [process.poll() is None for process in ray.processes] == [False] * started
-        assert other.poll() is None, "it is the program's own"
+        assert other.poll() is None, "processes of the program are not ended"
     finally:
         other.kill()
         other.wait()
@@ -163,7 +165,7 @@ def test_an_unreachable_cluster_is_reported_in_one_paragraph(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
     with pytest.raises(ClusterError) as caught:
         _join("head:6379")
-    said = str(caught.value)
-    assert said.startswith("--address: must be the address of a Ray cluster that can be reached, but got")
-    assert "(Ray is not at head:6379)" in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith("--address: must be the address of a Ray cluster that can be reached, but got")
+    assert "(Ray is not at head:6379)" in message
+    assert "\n" not in message

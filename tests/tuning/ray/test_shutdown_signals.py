@@ -16,80 +16,100 @@ from tune_rescon.errors import ConfigError
 from tune_rescon.tuning.options import default_grace
 from tune_rescon.tuning.ray.shutdown import SignalState, StopLevel, signal_handlers
 
-INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+SIGINT, SIGTERM, SIGHUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
-#: Seconds of grace in the table.
+#: Grace period in seconds.
 GRACE = 20.0
 
 
 @pytest.mark.parametrize(
-    ("came", "now", "urgency", "left"),
+    ("received", "now", "urgency", "seconds_left"),
     [
-        pytest.param([], 99, StopLevel.NONE, None, id="nothing"),
-        pytest.param([(INT, 0)], 9999, StopLevel.FINISH_EPOCHS, None, id="Ctrl-C waits for long epochs"),
-        pytest.param([(INT, 0), (INT, 3)], 3, StopLevel.STOP, None, id="a second one does not"),
-        pytest.param([(INT, 0), (INT, 0.01)], 9999, StopLevel.FINISH_EPOCHS, None, id="an echo is no second"),
-        pytest.param([(INT, 0), (INT, 0.01), (INT, 5)], 5, StopLevel.STOP, None, id="a second after an echo"),
-        pytest.param([(TERM, 0)], 19, StopLevel.FINISH_EPOCHS, 1, id="SIGTERM within its deadline"),
-        pytest.param([(TERM, 0)], 20, StopLevel.STOP, 0, id="SIGTERM at its deadline"),
-        pytest.param([(TERM, 0), (TERM, 10)], 19, StopLevel.FINISH_EPOCHS, 1, id="SIGTERM repeated"),
+        pytest.param([], 99, StopLevel.NONE, None, id="no signal"),
+        pytest.param([(SIGINT, 0)], 9999, StopLevel.FINISH_EPOCHS, None, id="Ctrl-C waits for long epochs"),
+        pytest.param([(SIGINT, 0), (SIGINT, 3)], 3, StopLevel.STOP, None, id="a second Ctrl-C does not"),
         pytest.param(
-            [(TERM, 0), (HUP, 0)], 19, StopLevel.FINISH_EPOCHS, 1, id="systemd's SIGTERM and SIGHUP"
+            [(SIGINT, 0), (SIGINT, 0.01)],
+            9999,
+            StopLevel.FINISH_EPOCHS,
+            None,
+            id="an echo is not a second Ctrl-C",
         ),
-        pytest.param([(TERM, 0), (INT, 2)], 2, StopLevel.STOP, 18, id="Ctrl-C after SIGTERM"),
-        pytest.param([(INT, 0), (TERM, 5)], 6, StopLevel.FINISH_EPOCHS, 19, id="a spot notice after Ctrl-C"),
-        pytest.param([(INT, 0), (TERM, 5)], 25, StopLevel.STOP, 0, id="and its deadline"),
-        pytest.param([(HUP, 0)], 21, StopLevel.STOP, -1, id="the terminal was closed"),
+        pytest.param(
+            [(SIGINT, 0), (SIGINT, 0.01), (SIGINT, 5)],
+            5,
+            StopLevel.STOP,
+            None,
+            id="a second Ctrl-C after an echo",
+        ),
+        pytest.param([(SIGTERM, 0)], 19, StopLevel.FINISH_EPOCHS, 1, id="SIGTERM within its deadline"),
+        pytest.param([(SIGTERM, 0)], 20, StopLevel.STOP, 0, id="SIGTERM at its deadline"),
+        pytest.param([(SIGTERM, 0), (SIGTERM, 10)], 19, StopLevel.FINISH_EPOCHS, 1, id="SIGTERM repeated"),
+        pytest.param(
+            [(SIGTERM, 0), (SIGHUP, 0)], 19, StopLevel.FINISH_EPOCHS, 1, id="systemd's SIGTERM and SIGHUP"
+        ),
+        pytest.param([(SIGTERM, 0), (SIGINT, 2)], 2, StopLevel.STOP, 18, id="Ctrl-C after SIGTERM"),
+        pytest.param(
+            [(SIGINT, 0), (SIGTERM, 5)], 6, StopLevel.FINISH_EPOCHS, 19, id="a spot notice after Ctrl-C"
+        ),
+        pytest.param(
+            [(SIGINT, 0), (SIGTERM, 5)],
+            25,
+            StopLevel.STOP,
+            0,
+            id="the deadline of a spot notice after Ctrl-C",
+        ),
+        pytest.param([(SIGHUP, 0)], 21, StopLevel.STOP, -1, id="a closed terminal"),
     ],
 )
 def test_the_stop_level_after_signals(
-    came: Sequence[tuple[int, float]], now: float, urgency: StopLevel, left: float | None
+    received: Sequence[tuple[int, float]], now: float, urgency: StopLevel, seconds_left: float | None
 ) -> None:
     clock = [0.0]
-    interruption = SignalState(grace=GRACE, clock=lambda: clock[0])
-    interruption.deferred = True
-    for number, when in came:
-        clock[0] = when
-        interruption.receive(number)
+    signals = SignalState(grace=GRACE, clock=lambda: clock[0])
+    signals.deferred = True
+    for number, received_at in received:
+        clock[0] = received_at
+        signals.receive(number)
     clock[0] = now
-    assert interruption.urgency is urgency
-    assert interruption.seconds_left == left
+    assert signals.urgency is urgency
+    assert signals.seconds_left == seconds_left
 
 
 def test_a_signal_before_the_first_trial_raises_keyboard_interrupt() -> None:
-    interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
+    signals = SignalState(grace=GRACE, clock=lambda: 0.0)
     with pytest.raises(KeyboardInterrupt):
-        interruption.receive(TERM)
+        signals.receive(SIGTERM)
 
 
-@pytest.mark.parametrize("number", [INT, TERM, HUP])
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM, SIGHUP])
 def test_signals_arrive_and_the_handlers_are_put_back(number: signal.Signals) -> None:
-    # Under `nohup`, SIGHUP is ignored when the test starts.
+    # SIGHUP is ignored at first if the tests run under `nohup`.
     original = signal.signal(number, signal.default_int_handler)
-    interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
-    interruption.deferred = True
+    signals = SignalState(grace=GRACE, clock=lambda: 0.0)
+    signals.deferred = True
     try:
-        with signal_handlers(interruption):
+        with signal_handlers(signals):
             os.kill(os.getpid(), number)
-            assert interruption.urgency is StopLevel.FINISH_EPOCHS
+            assert signals.urgency is StopLevel.FINISH_EPOCHS
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, original)
 
 
 def test_an_ignored_sighup_stays_ignored() -> None:
-    before = signal.signal(HUP, signal.SIG_IGN)
-    interruption = SignalState(grace=GRACE, clock=lambda: 0.0)
+    before = signal.signal(SIGHUP, signal.SIG_IGN)
+    signals = SignalState(grace=GRACE, clock=lambda: 0.0)
     try:
-        with signal_handlers(interruption):
-            os.kill(os.getpid(), HUP)
-        assert interruption.urgency is StopLevel.NONE
+        with signal_handlers(signals):
+            os.kill(os.getpid(), SIGHUP)
+        assert signals.urgency is StopLevel.NONE
     finally:
-        signal.signal(HUP, before)
+        signal.signal(SIGHUP, before)
 
 
-#: Prints to its terminal after that was closed, on standard output and on a duplicate as a console has it.
-PRINTS_ON = """
+#: Prints to a closed terminal, on standard output and on a duplicate of it like that of a console.
+PRINT_AFTER_CLOSE = """
 import os, time
 from tune_rescon.tuning.ray.shutdown import SignalState, StopLevel, signal_handlers
 
@@ -107,30 +127,32 @@ with signal_handlers(interruption):
 
 @pytest.mark.timeout(30)  # an interpreter
 def test_output_to_a_closed_terminal_is_discarded() -> None:
-    ours, its = os.openpty()
-    process = subprocess.Popen([sys.executable, "-c", PRINTS_ON], stdout=its, stderr=subprocess.PIPE)
-    os.close(its)
-    # The whole line: a terminal takes its end apart, and the program may still be printing it.
+    controller, terminal_fd = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINT_AFTER_CLOSE], stdout=terminal_fd, stderr=subprocess.PIPE
+    )
+    os.close(terminal_fd)
+    # Read the whole line, because the program may still be printing it.
     printed = b""
     while b"\n" not in printed:
-        printed += os.read(ours, 100)
-    os.close(ours)
-    process.send_signal(HUP)
+        printed += os.read(controller, 100)
+    os.close(controller)
+    process.send_signal(SIGHUP)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (0, b"")
 
 
 def test_another_thread_changes_no_handler() -> None:
-    seen: list[object] = []
+    handlers: list[object] = []
 
     def run() -> None:
         with signal_handlers(SignalState(grace=GRACE, clock=lambda: 0.0)):
-            seen.append(signal.getsignal(INT))
+            handlers.append(signal.getsignal(SIGINT))
 
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert seen == [signal.getsignal(INT)]
+    assert handlers == [signal.getsignal(SIGINT)]
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, 15.0), ("", 15.0), ("110", 110.0), ("0", 0.0)])

@@ -1,4 +1,4 @@
-"""Work on a thread that can be abandoned: its exceptions, its end, and the lock that it loses."""
+"""Work on a thread that can be abandoned: its exceptions, its end, and its lock."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tune_rescon.tuning.ray.shutdown import DriverLock, SearchIsOver, run_in_thr
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutdown, "TICK", 0.01)
     monkeypatch.setattr(shutdown, "JOIN_SECONDS", 0.2)
 
 
-def nothing() -> None:
-    """The lease is held."""
+def check_lease() -> None:
+    """Raise nothing: the lease is held."""
 
 
 def never() -> bool:
@@ -26,14 +26,14 @@ def never() -> bool:
 
 
 def test_finished_work_is_waited_for_and_its_lock_closed() -> None:
-    lock, done = DriverLock(nothing), []
+    lock, results = DriverLock(check_lease), []
 
     def work() -> None:
         with lock.hold():
-            done.append(1)
+            results.append(1)
 
     run_in_thread(work, should_abort=never, lock=lock)
-    assert done == [1]
+    assert results == [1]
     with pytest.raises(SearchIsOver), lock.hold():
         pass
 
@@ -44,11 +44,11 @@ def test_an_error_of_the_work_is_raised_in_the_caller(error: BaseException) -> N
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        run_in_thread(work, should_abort=never, lock=DriverLock(nothing))
+        run_in_thread(work, should_abort=never, lock=DriverLock(check_lease))
 
 
 def test_running_work_ends_on_abort() -> None:
-    lock, ended = DriverLock(nothing), threading.Event()
+    lock, ended = DriverLock(check_lease), threading.Event()
 
     def work() -> None:
         try:
@@ -63,7 +63,7 @@ def test_running_work_ends_on_abort() -> None:
 
 
 def test_hanging_work_is_abandoned_and_cannot_take_the_lock() -> None:
-    lock, hang, late = DriverLock(nothing), threading.Event(), []
+    lock, hang, events = DriverLock(check_lease), threading.Event(), []
     threads = []
 
     def work() -> None:
@@ -71,63 +71,63 @@ def test_hanging_work_is_abandoned_and_cannot_take_the_lock() -> None:
         hang.wait()
         try:
             with lock.hold():
-                late.append("touched the record")
+                events.append("lock held")
         except SearchIsOver:
-            late.append("kept out")
+            events.append("kept out")
 
     run_in_thread(work, should_abort=lambda: bool(threads), lock=lock)
     hang.set()
     threads[0].join(30)
-    assert late == ["kept out"]
+    assert events == ["kept out"]
 
 
 def test_a_lock_that_is_not_released_raises_record_busy_error() -> None:
-    lock, hang, begun = DriverLock(nothing), threading.Event(), threading.Event()
+    lock, hang, started = DriverLock(check_lease), threading.Event(), threading.Event()
 
     def work() -> None:
         with lock.hold():
-            begun.set()
+            started.set()
             hang.wait()
 
     with pytest.raises(RecordBusyError, match="the record must accept a write"):
-        run_in_thread(work, should_abort=begun.is_set, lock=lock)
+        run_in_thread(work, should_abort=started.is_set, lock=lock)
     hang.set()
 
 
 def test_an_error_of_should_abort_is_raised_in_the_caller() -> None:
-    lock = DriverLock(nothing)
+    lock = DriverLock(check_lease)
 
     def work() -> None:
         while True:
             lock.check()
 
-    def lost() -> bool:
+    def raise_lease_lost() -> bool:
         raise LeaseLostError("lost")
 
     with pytest.raises(LeaseLostError):
-        run_in_thread(work, should_abort=lost, lock=lock)
+        run_in_thread(work, should_abort=raise_lease_lost, lock=lock)
 
 
 def test_after_a_lost_lease_the_lock_cannot_be_held() -> None:
-    def lost() -> None:
+    def raise_lease_lost() -> None:
         raise LeaseLostError("lost")
 
-    with pytest.raises(SearchIsOver), DriverLock(lost).hold():
+    with pytest.raises(SearchIsOver), DriverLock(raise_lease_lost).hold():
         raise AssertionError("the record was touched")
 
 
 def test_a_record_error_closes_the_lock_and_is_raised_in_the_caller() -> None:
-    lock = DriverLock(nothing)
+    lock = DriverLock(check_lease)
 
     def work() -> None:
-        # As Tune does: it logs what its parts raise, and asks them again.
+        # Like Tune, which logs errors of its components and calls them again.
         for _ in range(3):
             try:
                 with lock.hold():
                     raise RecordError("the disk is full")
             except Exception:
                 continue
-        raise AssertionError("it was asked again")
+        raise AssertionError("the lock was held after the error")
 
     with pytest.raises(RecordError, match="the disk is full"):
         run_in_thread(work, should_abort=never, lock=lock)

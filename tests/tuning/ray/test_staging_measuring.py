@@ -26,37 +26,37 @@ def info(tmp_path: Path) -> DatasetInfo:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, HangWatchdog]]:
-    """Of each step begun: ``cuda_graphs``, and who watched. Of CUDA the device is missing."""
-    seen: list[tuple[str, HangWatchdog]] = []
+def measured_steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, HangWatchdog]]:
+    """``cuda_graphs`` and the watchdog of each step that is measured, without a CUDA device."""
+    steps: list[tuple[str, HangWatchdog]] = []
 
     def step_of(config: TrialConfig, _: DeviceConfig, *, watch: HangWatchdog, **_images: int) -> str:
-        seen.append((config.cuda_graphs, watch))
+        steps.append((config.cuda_graphs, watch))
         return config.cuda_graphs
 
     on_cpu = DeviceConfig(device=torch.device("cpu"), precision="fp32")
     monkeypatch.setattr("tune_rescon.training.device.resolve_device", lambda *_, **__: on_cpu)
     monkeypatch.setattr("tune_rescon.training.probe.step_of", step_of)
     monkeypatch.setattr("tune_rescon.training.probe.measure_occupancy", lambda step, _: step)
-    return seen
+    return steps
 
 
 def test_after_a_hang_a_trial_is_measured_without_cuda_graphs(
-    info: DatasetInfo, measured: list[tuple[str, HangWatchdog]], tmp_path: Path
+    info: DatasetInfo, measured_steps: list[tuple[str, HangWatchdog]], tmp_path: Path
 ) -> None:
-    found: Any = _measure(CONFIG, info, tmp_path)
-    assert found == "auto"
-    [(_, watch)] = measured
+    occupancy_result: Any = _measure(CONFIG, info, tmp_path)
+    assert occupancy_result == "auto"
+    [(_, watch)] = measured_steps
     with watch.watching(60):
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout!")
-        found = _measure(CONFIG, info, tmp_path)
-    assert found == "off"
+        occupancy_result = _measure(CONFIG, info, tmp_path)
+    assert occupancy_result == "off"
 
 
 def test_a_step_that_cannot_be_recorded_is_measured_without_cuda_graphs(
     info: DatasetInfo,
-    measured: list[tuple[str, HangWatchdog]],
+    measured_steps: list[tuple[str, HangWatchdog]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -66,14 +66,14 @@ def test_a_step_that_cannot_be_recorded_is_measured_without_cuda_graphs(
         return step
 
     monkeypatch.setattr("tune_rescon.training.probe.measure_occupancy", occupancy)
-    found: Any = _measure(CONFIG, info, tmp_path)
-    assert found == "off"
-    assert [word for word, _ in measured] == ["auto", "off"]
+    occupancy_result: Any = _measure(CONFIG, info, tmp_path)
+    assert occupancy_result == "off"
+    assert [word for word, _ in measured_steps] == ["auto", "off"]
 
 
 def test_a_batch_that_does_not_fit_has_no_occupancy(
     info: DatasetInfo,
-    measured: list[tuple[str, HangWatchdog]],
+    measured_steps: list[tuple[str, HangWatchdog]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -82,4 +82,4 @@ def test_a_batch_that_does_not_fit_has_no_occupancy(
 
     monkeypatch.setattr("tune_rescon.training.probe.measure_occupancy", occupancy)
     assert _measure(CONFIG, info, tmp_path) is None
-    assert len(measured) == 1
+    assert len(measured_steps) == 1

@@ -22,7 +22,7 @@ from tune_rescon.tuning.ray.worker import TrialTask, run_trial
 
 pytestmark = pytest.mark.torch
 
-Run = Callable[..., list[dict[str, Any]]]
+RunTask = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
@@ -46,75 +46,81 @@ def task(tmp_path: Path) -> TrialTask:
 
 
 @pytest.fixture
-def told() -> list[dict[str, Any]]:
-    """What the last task told Tune."""
+def tune_reports() -> list[dict[str, Any]]:
+    """The reports of the last task to Tune."""
     return []
 
 
 @pytest.fixture
-def run(told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a task; what it told Tune."""
-    monkeypatch.setattr("ray.tune.report", told.append)
+def run(tune_reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> RunTask:
+    """Runs a task and returns its reports to Tune."""
+    monkeypatch.setattr("ray.tune.report", tune_reports.append)
 
-    def reported(task: TrialTask) -> list[dict[str, Any]]:
-        told.clear()
+    def run_task(task: TrialTask) -> list[dict[str, Any]]:
+        tune_reports.clear()
         run_trial(task.to_dict())
-        return list(told)
+        return list(tune_reports)
 
-    return reported
-
-
-def _epochs(told: list[dict[str, Any]]) -> list[int]:
-    return [report["epoch"] for report in told if "epoch" in report]
+    return run_task
 
 
-def test_each_epoch_names_its_device(run: Run, task: TrialTask) -> None:
+def _epochs(tune_reports: list[dict[str, Any]]) -> list[int]:
+    return [report["epoch"] for report in tune_reports if "epoch" in report]
+
+
+def test_each_epoch_names_its_device(run: RunTask, task: TrialTask) -> None:
     assert [report["device"] for report in run(task)] == ["CPU"] * 3
 
 
 def test_every_trial_of_a_process_trains_on_one_thread(
     task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray runs each on a new one."""
-    seen: list[int] = []
-    monkeypatch.setattr("ray.tune.report", lambda _: seen.append(threading.get_ident()))
+    """Ray runs each trial on a new thread."""
+    thread_ids: list[int] = []
+    monkeypatch.setattr("ray.tune.report", lambda _: thread_ids.append(threading.get_ident()))
     task = dataclasses.replace(task, epochs=1)
     threads = [threading.Thread(target=run_trial, args=(task.to_dict(),)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(seen) == 2
-    assert len(set(seen)) == 1
+    assert len(thread_ids) == 2
+    assert len(set(thread_ids)) == 1
 
 
-@pytest.mark.parametrize(("recorded", "owed"), [(0, [1, 2, 3]), (1, [2, 3]), (3, [])])
+@pytest.mark.parametrize(("recorded", "missing"), [(0, [1, 2, 3]), (1, [2, 3]), (3, [])])
 def test_every_epoch_that_the_study_lacks_is_reported(
-    run: Run, task: TrialTask, recorded: int, owed: list[int]
+    run: RunTask, task: TrialTask, recorded: int, missing: list[int]
 ) -> None:
-    whole = run(task)
-    assert _epochs(whole) == [1, 2, 3]
-    again = run(dataclasses.replace(task, epochs_in_study=recorded))
-    assert _epochs(again) == owed
-    untimed = [{**r, "metrics": {**r["metrics"], "epoch_seconds": 0}} for r in (*again, *whole)]
-    assert untimed[: len(again)] == untimed[len(again) + recorded :]
+    all_reports = run(task)
+    assert _epochs(all_reports) == [1, 2, 3]
+    resumed_reports = run(dataclasses.replace(task, epochs_in_study=recorded))
+    assert _epochs(resumed_reports) == missing
+    untimed = [
+        {**report, "metrics": {**report["metrics"], "epoch_seconds": 0}}
+        for report in (*resumed_reports, *all_reports)
+    ]
+    assert untimed[: len(resumed_reports)] == untimed[len(resumed_reports) + recorded :]
 
 
-@pytest.mark.parametrize("other", ["config", "seed"])
+@pytest.mark.parametrize("difference", ["config", "seed"])
 def test_the_epochs_of_another_trials_checkpoint_are_not_reported(
-    run: Run, task: TrialTask, other: str
+    run: RunTask, task: TrialTask, difference: str
 ) -> None:
-    """A study that was restored from a backup gives a number again, whose folder has a lost trial's files."""
+    """A study that was restored from a backup reuses a number, whose folder has a lost trial's files."""
     run(dataclasses.replace(task, epochs=1))
-    config = dataclasses.replace(task.config, learning_rate=0.2) if other == "config" else task.config
-    seed = task.seed + (other == "seed")
-    told = run(dataclasses.replace(task, epochs=1, config=config, seed=seed))
-    assert _epochs(told) == []
-    assert told[-1]["state"] == "failed"
-    assert f"can only resume from its own checkpoint, but got one with another {other}" in told[-1]["error"]
+    config = dataclasses.replace(task.config, learning_rate=0.2) if difference == "config" else task.config
+    seed = task.seed + (difference == "seed")
+    tune_reports = run(dataclasses.replace(task, epochs=1, config=config, seed=seed))
+    assert _epochs(tune_reports) == []
+    assert tune_reports[-1]["state"] == "failed"
+    assert (
+        f"can only resume from its own checkpoint, but got one with another {difference}"
+        in tune_reports[-1]["error"]
+    )
 
 
-def _memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+def _limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     original = TrialModule.logits
 
     def logits(self: TrialModule, network: nn.Module, images_BCHW: Tensor) -> Tensor:
@@ -126,22 +132,25 @@ def _memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
 
 
 def test_messages_for_the_user_are_reported_as_notes(
-    run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
+    run: RunTask, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _memory(monkeypatch, 16)
-    twice, cut, *epochs = run(dataclasses.replace(task, epochs=1))
-    assert twice == {
+    _limit_memory(monkeypatch, 16)
+    checkpointing_note, split_note, *epochs = run(dataclasses.replace(task, epochs=1))
+    assert checkpointing_note == {
         "number": 7,
         "note": "ran out of memory at 32 images; continuing with activation checkpointing",
     }
-    assert cut == {"number": 7, "note": "ran out of memory at 32 images; continuing in 2 micro-batches of 16"}
+    assert split_note == {
+        "number": 7,
+        "note": "ran out of memory at 32 images; continuing in 2 micro-batches of 16",
+    }
     assert _epochs(epochs) == [1]
 
 
 def test_the_next_trial_on_the_node_starts_with_micro_batches_that_fit(
-    run: Run, task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunTask, task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _memory(monkeypatch, 16)
+    _limit_memory(monkeypatch, 16)
     run(dataclasses.replace(task, epochs=1))
     second = dataclasses.replace(task, number=8, epochs=1, checkpoint_dir=str(tmp_path / "second"))
     note, *_ = run(second)
@@ -150,32 +159,34 @@ def test_the_next_trial_on_the_node_starts_with_micro_batches_that_fit(
 
 
 def test_out_of_memory_is_reported_as_its_own_state(
-    run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
+    run: RunTask, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _memory(monkeypatch, 1)
+    _limit_memory(monkeypatch, 1)
     *notes, end = run(task)
-    assert [sorted(note) for note in notes] == [["note", "number"]] * 3, "computed twice, halved, halved"
+    assert [sorted(note) for note in notes] == [["note", "number"]] * 3, (
+        "activation checkpointing, then two splits"
+    )
     assert (end["number"], end["state"]) == (7, "out_of_memory")
     assert "OutOfMemoryError" in end["error"]
 
 
 class ProcessExit(BaseException):
-    """The process has ended."""
+    """Raised instead of the end of the process."""
 
 
 @pytest.fixture
-def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]]]:
-    """Send this process a SIGTERM in the n-th training step from now; the list gets what steps there are."""
+def preempt_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]]]:
+    """Sends this process a SIGTERM in the n-th training step from now; returns the list of steps."""
     original, before = TrialModule.training_step, signal.getsignal(signal.SIGTERM)
 
-    def leave(status: int) -> None:
+    def raise_exit(status: int) -> None:
         raise ProcessExit(status)
 
-    monkeypatch.setattr(os, "_exit", leave)
-    # Its timer would end the process of the tests.
+    monkeypatch.setattr(os, "_exit", raise_exit)
+    # The timer of the signal would end the test process.
     monkeypatch.setattr("threading.Timer.start", lambda _: None)
 
-    def at(step: int) -> list[int]:
+    def install_at(step: int) -> list[int]:
         notice, steps = PreemptionSignal(), list[int]()
         notice.install()
         monkeypatch.setattr("tune_rescon.tuning.ray.worker.PREEMPTION", notice)
@@ -189,52 +200,52 @@ def told_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
         monkeypatch.setattr(TrialModule, "training_step", training_step)
         return steps
 
-    yield at
+    yield install_at
     signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("url", [None, "memory://left/trial_0007"])
 def test_a_preempted_trial_resumes_on_another_node(
     url: str | None,
-    run: Run,
-    told: list[dict[str, Any]],
-    told_at: Callable[[int], list[int]],
+    run: RunTask,
+    tune_reports: list[dict[str, Any]],
+    preempt_at: Callable[[int], list[int]],
     task: TrialTask,
     tmp_path: Path,
 ) -> None:
     task = dataclasses.replace(task, config=dataclasses.replace(task.config, batch_size=16))
-    steps = told_at(0)
-    whole = run(dataclasses.replace(task, checkpoint_dir=str(tmp_path / "whole")))
+    steps = preempt_at(0)
+    all_reports = run(dataclasses.replace(task, checkpoint_dir=str(tmp_path / "whole")))
     per_epoch = len(steps) // 3
 
     task = dataclasses.replace(task, checkpoint_url=url)
-    told_at(per_epoch + 2)
+    preempt_at(per_epoch + 2)
     with pytest.raises(ProcessExit, match="1"):
         run(dataclasses.replace(task, checkpoint_dir=str(tmp_path / "run" / "trial_0007")))
-    first, last = told
+    first, last = tune_reports
     assert first["epoch"] == 1
     note = "its process was asked to end, after 2 batches of epoch 2; another process continues"
     assert last == {"number": 7, "note": note, "preempted": True}
 
-    other = tmp_path / ("other" if url else "run") / "trial_0007"
-    steps = told_at(0)
-    rest = run(dataclasses.replace(task, epochs_in_study=1, checkpoint_dir=str(other)))
-    assert _epochs(rest) == [2, 3]
+    other_node_dir = tmp_path / ("other" if url else "run") / "trial_0007"
+    steps = preempt_at(0)
+    later_reports = run(dataclasses.replace(task, epochs_in_study=1, checkpoint_dir=str(other_node_dir)))
+    assert _epochs(later_reports) == [2, 3]
     assert len(steps) == 2 * per_epoch - 2
-    assert [one["metrics"]["val_loss"] for one in (first, *rest)] == [
-        one["metrics"]["val_loss"] for one in whole
+    assert [report["metrics"]["val_loss"] for report in (first, *later_reports)] == [
+        report["metrics"]["val_loss"] for report in all_reports
     ]
 
 
-def test_a_fault_is_reported_with_its_traceback(run: Run, task: TrialTask) -> None:
+def test_a_fault_is_reported_with_its_traceback(run: RunTask, task: TrialTask) -> None:
     (end,) = run(dataclasses.replace(task, metric="val_loss", mode="best"))
     assert (end["number"], end["state"]) == (7, "failed")
     assert "Traceback" in end["error"]
     assert "must be max or min" in end["error"]
 
 
-def test_images_that_differ_from_the_searchs_are_reported_as_unusable(run: Run, task: TrialTask) -> None:
-    """They changed while the search ran, or this machine has a copy that lacks some."""
+def test_images_that_differ_from_the_searchs_are_reported_as_unusable(run: RunTask, task: TrialTask) -> None:
+    """The images changed during the search, or this machine has an incomplete copy."""
     (end,) = run(dataclasses.replace(task, images="0123"))
     assert "every trial of a search must have the images and splits" in end["unusable"]
     assert "other images in digits on " in end["unusable"]
@@ -244,7 +255,7 @@ def test_images_that_differ_from_the_searchs_are_reported_as_unusable(run: Run, 
 
 
 def test_a_missing_gpu_is_reported_as_unusable(
-    run: Run, task: TrialTask, monkeypatch: pytest.MonkeyPatch
+    run: RunTask, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (end,) = run(dataclasses.replace(task, device="cuda"))

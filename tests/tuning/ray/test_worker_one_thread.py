@@ -1,4 +1,4 @@
-"""All works of a process on one thread, one after the other."""
+"""All work of a process runs on one thread, in sequence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tune_rescon.tuning.ray.worker import on_one_thread
 
 
 def test_concurrent_callers_share_one_thread() -> None:
-    """In a process of its own: the first to ask are two at once."""
+    """In a new process, where the first two calls are concurrent."""
     program = (
         "import threading\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
@@ -42,15 +42,15 @@ def test_an_exception_is_raised_and_the_thread_continues(error: BaseException) -
     assert on_one_thread(threading.get_ident) == before
 
 
-class Thing:
-    """What can be referred to weakly."""
+class Referenced:
+    """An object with weak references."""
 
 
 def test_the_result_of_the_work_is_not_kept() -> None:
-    things: list[weakref.ref[Thing]] = []
+    things: list[weakref.ref[Referenced]] = []
 
-    def work() -> Thing:
-        mine = Thing()
+    def work() -> Referenced:
+        mine = Referenced()
         things.append(weakref.ref(mine))
         return mine
 

@@ -22,15 +22,15 @@ def ladder(
     return SuccessiveHalving(levels=levels, reduction_factor=factor, maximize=maximize)
 
 
-def seen(
+def observation(
     epoch: int, value: float, number: int = 0, *, group: object = None, cost: float = 0.0
 ) -> Observation:
     return Observation(number=number, epoch=epoch, value=value, group=group, cost=cost)
 
 
 def values_at_rungs(rule: SuccessiveHalving) -> dict[int, int]:
-    """Return how many values each rung below the last has. The rule is not usable afterwards."""
-    return {level: rule.judge(seen(level, 0.0, 1000 + level)).of - 1 for level in rule.levels[:-1]}
+    """Return the number of values at each rung below the last. The rule is unusable afterwards."""
+    return {level: rule.judge(observation(level, 0.0, 1000 + level)).of - 1 for level in rule.levels[:-1]}
 
 
 @given(bounds)
@@ -45,90 +45,100 @@ def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int
 @pytest.mark.parametrize(
     ("arrivals", "decisions"),
     [
-        ([0.5, 0.4], "cc"),  # a rung stops no trial before it holds three values
+        ([0.5, 0.4], "cc"),  # a rung stops no trial before it has three values
         ([0.5, 0.4, 0.3], "ccs"),
         ([0.3, 0.4, 0.5], "ccc"),
-        ([0.5, 0.5, 0.5], "ccs"),  # of equals, the later one ranks lower
+        ([0.5, 0.5, 0.5], "ccs"),  # of equal values the later one ranks lower
         ([0.1, 0.2, 0.3, 0.25, 0.26, 0.28], "cccssc"),  # of six values, two continue
     ],
 )
 def test_a_trial_below_the_top_fraction_of_its_rung_is_stopped(arrivals: list[float], decisions: str) -> None:
     rung = ladder()
     words = {Decision.CONTINUE: "c", Decision.STOP: "s"}
-    assert "".join(words[rung.judge(seen(1, v, n)).decision] for n, v in enumerate(arrivals)) == decisions
+    assert (
+        "".join(words[rung.judge(observation(1, v, n)).decision] for n, v in enumerate(arrivals)) == decisions
+    )
 
 
 def test_a_value_between_rungs_is_not_judged_and_not_recorded() -> None:
     rung = ladder()
     for number, value in enumerate((0.9, 0.8, 0.1, 0.05)):
-        assert rung.judge(seen(2, value, number)) == Verdict(decision=Decision.CONTINUE, rung=0, rank=0, of=0)
+        assert rung.judge(observation(2, value, number)) == Verdict(
+            decision=Decision.CONTINUE, rung=0, rank=0, of=0
+        )
     assert values_at_rungs(rung) == {1: 0, 3: 0}
 
 
 def test_a_value_of_the_last_rung_is_not_recorded_at_lower_rungs() -> None:
     rung = ladder()
-    rung.judge(seen(9, 0.99))
+    rung.judge(observation(9, 0.99))
     assert values_at_rungs(rung) == {1: 0, 3: 0}
 
 
 def test_the_last_rung_finishes_a_trial_with_any_value() -> None:
-    assert ladder().judge(seen(9, 0.0)).decision is Decision.FINISH
+    assert ladder().judge(observation(9, 0.0)).decision is Decision.FINISH
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("epoch", [1, 2, 9])
 def test_a_value_that_is_not_finite_always_ends_the_trial(value: float, epoch: int) -> None:
     rung = ladder()
-    assert rung.judge(seen(epoch, value)).decision is Decision.DIVERGED
+    assert rung.judge(observation(epoch, value)).decision is Decision.DIVERGED
     assert values_at_rungs(rung) == {1: 0, 3: 0}
 
 
 def test_groups_are_not_compared() -> None:
     rung = ladder()
     for number, value in enumerate((0.9, 0.8, 0.7)):
-        rung.judge(seen(1, value, number, group=32))
-    assert rung.judge(seen(1, 0.1, 3, group=224)).decision is Decision.CONTINUE
+        rung.judge(observation(1, value, number, group=32))
+    assert rung.judge(observation(1, 0.1, 3, group=224)).decision is Decision.CONTINUE
 
 
 @given(values)
 def test_the_best_so_far_is_never_stopped(arrivals: list[float]) -> None:
     rung = ladder()
     for index, value in enumerate(arrivals):
-        verdict = rung.judge(seen(1, value, index))
+        verdict = rung.judge(observation(1, value, index))
         if index == 0 or value > max(arrivals[:index]):
             assert verdict.decision is Decision.CONTINUE
 
 
 @given(values)
 def test_an_increasing_transform_changes_no_decision(arrivals: list[float]) -> None:
-    plain, transformed = ladder(), ladder()
+    original, transformed = ladder(), ladder()
     for number, value in enumerate(arrivals):
-        # Exact for any float: doubling keeps every order.
-        assert plain.judge(seen(1, value, number)) == transformed.judge(seen(1, 2 * value, number))
+        # Doubling is exact for floats and preserves the order.
+        assert original.judge(observation(1, value, number)) == transformed.judge(
+            observation(1, 2 * value, number)
+        )
 
 
 @given(values)
 def test_minimising_mirrors_maximising(arrivals: list[float]) -> None:
     high, low = ladder(maximize=True), ladder(maximize=False)
     for number, value in enumerate(arrivals):
-        assert high.judge(seen(1, value, number)) == low.judge(seen(1, -value, number))
+        assert high.judge(observation(1, value, number)) == low.judge(observation(1, -value, number))
 
 
 @given(values, st.integers(0, 39))
-def test_replayed_values_are_judged_as_in_an_uninterrupted_search(arrivals: list[float], cut: int) -> None:
-    lived, resumed = ladder(), ladder()
-    for number, value in enumerate(arrivals[:cut]):
-        lived.judge(seen(1, value, number))
-        resumed.replay(seen(1, value, number))
-    for number, value in enumerate(arrivals[cut:], len(arrivals[:cut])):
-        assert lived.judge(seen(1, value, number)) == resumed.judge(seen(1, value, number))
+def test_replayed_values_are_judged_as_in_an_uninterrupted_search(
+    arrivals: list[float], count_before: int
+) -> None:
+    uninterrupted, resumed = ladder(), ladder()
+    for number, value in enumerate(arrivals[:count_before]):
+        uninterrupted.judge(observation(1, value, number))
+        resumed.replay(observation(1, value, number))
+    for number, value in enumerate(arrivals[count_before:], len(arrivals[:count_before])):
+        assert uninterrupted.judge(observation(1, value, number)) == resumed.judge(
+            observation(1, value, number)
+        )
 
 
 def test_only_finite_values_at_rungs_below_the_last_are_replayed() -> None:
     rung = ladder()
     for epoch in range(1, 10):
-        rung.replay(seen(epoch, 0.5, number=0))
-        rung.replay(seen(epoch, math.nan, number=1))
+        rung.replay(observation(epoch, 0.5, number=0))
+        rung.replay(observation(epoch, math.nan, number=1))
     assert rung.pause_again(0) is True
     assert rung.pause_again(1) is False
     assert values_at_rungs(rung) == {1: 1, 3: 1}
@@ -141,9 +151,9 @@ def pausing(levels: tuple[int, ...] = (1, 3, 9)) -> SuccessiveHalving:
 def test_a_paused_trial_is_promoted_once_it_is_in_the_top_fraction() -> None:
     rung = pausing()
     for number, value in enumerate((0.5, 0.9)):
-        assert rung.judge(seen(1, value, number)).decision is Decision.PAUSE
+        assert rung.judge(observation(1, value, number)).decision is Decision.PAUSE
     assert rung.promote() is None
-    assert rung.judge(seen(1, 0.1, 2)).decision is Decision.PAUSE
+    assert rung.judge(observation(1, 0.1, 2)).decision is Decision.PAUSE
     assert rung.promote() == 1
     assert rung.promote() is None
     assert rung.paused() == (0, 2)
@@ -152,50 +162,53 @@ def test_a_paused_trial_is_promoted_once_it_is_in_the_top_fraction() -> None:
 def test_a_trial_in_the_top_fraction_continues_without_a_pause() -> None:
     rung = pausing()
     for number, value in enumerate((0.5, 0.4)):
-        rung.judge(seen(1, value, number))
-    assert rung.judge(seen(1, 0.9, 2)).decision is Decision.CONTINUE
+        rung.judge(observation(1, value, number))
+    assert rung.judge(observation(1, 0.9, 2)).decision is Decision.CONTINUE
     assert rung.promote() is None
 
 
 def test_promotion_starts_at_the_highest_rung_and_force_ignores_the_fraction() -> None:
     rung = pausing()
     for number in range(6):
-        rung.judge(seen(1, 1 - number / 10, number))
+        rung.judge(observation(1, 1 - number / 10, number))
     assert [rung.promote() for _ in range(3)] == [0, 1, None]
     for number, value in ((0, 0.5), (1, 0.6)):
-        assert rung.judge(seen(3, value, number)).decision is Decision.PAUSE
+        assert rung.judge(observation(3, value, number)).decision is Decision.PAUSE
     assert rung.promote() is None
     assert rung.promote(force=True) == 1
     assert rung.paused() == (0, 2, 3, 4, 5)
 
 
 @given(values, st.integers(0, 39))
-def test_a_replayed_rule_promotes_the_same_trials(arrivals: list[float], cut: int) -> None:
-    lived, resumed = pausing(), pausing()
+def test_a_replayed_rule_promotes_the_same_trials(arrivals: list[float], count_before: int) -> None:
+    uninterrupted, resumed = pausing(), pausing()
     paused = []
-    for number, value in enumerate(arrivals[:cut]):
-        if lived.judge(seen(1, value, number)).decision is Decision.PAUSE:
+    for number, value in enumerate(arrivals[:count_before]):
+        if uninterrupted.judge(observation(1, value, number)).decision is Decision.PAUSE:
             paused.append(number)
-        resumed.replay(seen(1, value, number))
+        resumed.replay(observation(1, value, number))
     for number in paused:
         resumed.pause_again(number)
-    for number, value in enumerate(arrivals[cut:], len(arrivals[:cut])):
-        assert lived.judge(seen(1, value, number)) == resumed.judge(seen(1, value, number))
-        assert lived.promote() == resumed.promote()
-    assert lived.paused() == resumed.paused()
+    for number, value in enumerate(arrivals[count_before:], len(arrivals[:count_before])):
+        assert uninterrupted.judge(observation(1, value, number)) == resumed.judge(
+            observation(1, value, number)
+        )
+        assert uninterrupted.promote() == resumed.promote()
+    assert uninterrupted.paused() == resumed.paused()
 
 
 def test_a_replayed_rule_promotes_from_the_same_group() -> None:
     """The values of a resumed search come in the order of the numbers, not in that of their arrival."""
-    lived, resumed = pausing(), pausing()
-    arrivals = [seen(1, 0.5, 2, group="b"), seen(1, 0.4, 0, group="a"), seen(1, 0.3, 1, group="b")]
-    for observation in arrivals:
-        assert lived.judge(observation).decision is Decision.PAUSE
-    for observation in sorted(arrivals, key=lambda one: one.number):
-        resumed.replay(observation)
-        resumed.pause_again(observation.number)
+    uninterrupted, resumed = pausing(), pausing()
+    arrivals = [(0.5, 2, "b"), (0.4, 0, "a"), (0.3, 1, "b")]
+    values = [observation(1, value, number, group=group) for value, number, group in arrivals]
+    for value in values:
+        assert uninterrupted.judge(value).decision is Decision.PAUSE
+    for value in sorted(values, key=lambda value: value.number):
+        resumed.replay(value)
+        resumed.pause_again(value.number)
     promoted = [0, 2, 1, None]
-    assert [lived.promote(force=True) for _ in promoted] == promoted
+    assert [uninterrupted.promote(force=True) for _ in promoted] == promoted
     assert [resumed.promote(force=True) for _ in promoted] == promoted
 
 
@@ -206,7 +219,7 @@ points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, m
 def test_with_two_objectives_no_trial_on_the_pareto_front_is_stopped(arrivals: list[tuple[int, int]]) -> None:
     rung = ladder()
     for number, (value, cost) in enumerate(arrivals):
-        verdict = rung.judge(seen(1, value, number, cost=cost))
+        verdict = rung.judge(observation(1, value, number, cost=cost))
         dominated = any(
             v >= value and c <= cost and (v, c) != (value, cost) for v, c in arrivals[: number + 1]
         )
@@ -221,7 +234,7 @@ def test_with_two_objectives_the_rank_counts_dominating_trials(
 ) -> None:
     rung = ladder()
     for number, (value, cost) in enumerate(arrivals):
-        verdict = rung.judge(seen(1, value, number, cost=cost))
+        verdict = rung.judge(observation(1, value, number, cost=cost))
         before = arrivals[:number]
         rank = 1 + sum(v >= value and c <= cost and (v, c) != (value, cost) for v, c in before)
         assert (verdict.rank, verdict.of) == (rank, number + 1)
@@ -235,7 +248,7 @@ def test_with_two_objectives_the_lowest_rank_then_the_oldest_is_promoted(
 ) -> None:
     rung = pausing()
     for number, (value, cost) in enumerate(arrivals):
-        rung.judge(seen(1, value, number, cost=cost))
+        rung.judge(observation(1, value, number, cost=cost))
     ranks = {
         number: sum(v >= value and c <= cost and (v, c) != (value, cost) for v, c in arrivals)
         for number, (value, cost) in enumerate(arrivals)
@@ -248,10 +261,10 @@ def test_with_two_objectives_the_lowest_rank_then_the_oldest_is_promoted(
 
 @pytest.mark.parametrize("pauses", [False, True])
 def test_only_a_third_of_equal_trials_passes_a_rung(pauses: bool) -> None:
-    # Dead networks report exactly chance level: of 60 trials, 54 are equal.
+    # Failed networks report exactly chance level: 54 of 60 trials are equal.
     rung = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True, pauses=pauses)
     values = [0.5 if number % 10 == 9 else 0.1 for number in range(60)]
-    decided = [rung.judge(seen(1, value, number)).decision for number, value in enumerate(values)]
+    decided = [rung.judge(observation(1, value, number)).decision for number, value in enumerate(values)]
     continued = [
         value for value, decision in zip(values, decided, strict=True) if decision is Decision.CONTINUE
     ]

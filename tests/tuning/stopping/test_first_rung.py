@@ -32,8 +32,10 @@ def curves(*, early: float, trials: int = 12) -> list[list[float]]:
 def test_the_rank_correlation_matches_scipy() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
-        one, other = rng.integers(0, 6, 15).astype(float), rng.normal(size=15)
-        assert rank_correlation(list(one), list(other)) == pytest.approx(spearmanr(one, other).statistic)
+        first, second = rng.integers(0, 6, 15).astype(float), rng.normal(size=15)
+        assert rank_correlation(list(first), list(second)) == pytest.approx(
+            spearmanr(first, second).statistic
+        )
 
 
 def test_a_diverged_trial_ranks_last() -> None:
@@ -47,15 +49,15 @@ def test_the_expected_score_is_bloms_approximation() -> None:
 
 
 def test_an_informative_epoch_1_is_the_first_rung() -> None:
-    found = choose_first_rung(curves(early=1), CANDIDATES, epochs=300)
-    assert (found.first, found.latest, found.trials, found.is_confirmed) == (1, 9, 12, True)
-    assert found.correlations == pytest.approx({1: 1.0, 3: 1.0})
+    choice = choose_first_rung(curves(early=1), CANDIDATES, epochs=300)
+    assert (choice.first, choice.latest, choice.trials, choice.is_confirmed) == (1, 9, 12, True)
+    assert choice.correlations == pytest.approx({1: 1.0, 3: 1.0})
 
 
 def test_an_epoch_1_with_reversed_ranks_is_not_the_first_rung() -> None:
-    found = choose_first_rung(curves(early=-1), CANDIDATES, epochs=300)
-    assert (found.first, found.is_confirmed) == (9, False)
-    assert found.correlations[1] == pytest.approx(-1.0)
+    choice = choose_first_rung(curves(early=-1), CANDIDATES, epochs=300)
+    assert (choice.first, choice.is_confirmed) == (9, False)
+    assert choice.correlations[1] == pytest.approx(-1.0)
 
 
 def test_a_rung_is_trusted_no_more_than_those_above_it() -> None:
@@ -66,26 +68,26 @@ def test_a_rung_is_trusted_no_more_than_those_above_it() -> None:
 
 
 def test_without_trials_the_latest_candidate_is_the_first_rung() -> None:
-    found = choose_first_rung([], CANDIDATES, epochs=300)
-    assert (found.first, found.trials) == (9, 0)
+    choice = choose_first_rung([], CANDIDATES, epochs=300)
+    assert (choice.first, choice.trials) == (9, 0)
 
 
 def test_no_rung_is_used_if_neighbouring_epochs_disagree() -> None:
     rng = np.random.default_rng(1)
     noise = rng.normal(size=(10, 9)).tolist()
-    found = choose_first_rung(noise, (1, 2, 3, 5, 7, 9), epochs=300)
-    assert found.tells_nothing
+    choice = choose_first_rung(noise, (1, 2, 3, 5, 7, 9), epochs=300)
+    assert choice.tells_nothing
     assert not choose_first_rung(curves(early=1), (1, 2, 3, 5, 7, 9), epochs=300).tells_nothing
 
 
 def test_a_few_epochs_that_agree_by_chance_are_no_evidence() -> None:
     noise = np.random.default_rng(1).normal(size=(8, 9))
     noise[:, [4, 6]] = noise[:, [8]]
-    found = choose_first_rung(noise.tolist(), (1, 2, 3, 5, 7, 9), epochs=300)
-    assert (found.correlations[5], found.correlations[7]) == (1.0, 1.0)
+    choice = choose_first_rung(noise.tolist(), (1, 2, 3, 5, 7, 9), epochs=300)
+    assert (choice.correlations[5], choice.correlations[7]) == (1.0, 1.0)
     pairs = [spearmanr(noise[:, a], noise[:, b]).statistic for a, b in combinations(range(4, 9), 2)]
-    assert found.steadiness == pytest.approx(np.mean(pairs))
-    assert found.tells_nothing
+    assert choice.steadiness == pytest.approx(np.mean(pairs))
+    assert choice.tells_nothing
 
 
 def test_epochs_with_all_values_equal_agree_with_no_other() -> None:
@@ -94,7 +96,7 @@ def test_epochs_with_all_values_equal_agree_with_no_other() -> None:
 
 
 def one_class(*, others: float) -> list[list[float]]:
-    """Five networks that predict one class in all of nine epochs, and five others that have random ranks."""
+    """Five networks that predict one class in all nine epochs, and five others with random ranks."""
     noise = np.random.default_rng(2).uniform(-0.003, 0.003, size=(5, 9)) + others
     return [[0.1] * 9] * 5 + [list(map(float, curve)) for curve in noise]
 
@@ -111,17 +113,17 @@ def test_constant_curves_of_different_values_are_evidence() -> None:
 
 
 def test_a_single_epoch_has_undefined_steadiness() -> None:
-    found = choose_first_rung([[float(n)] for n in range(8)], (1,), epochs=300)
-    assert math.isnan(found.steadiness)
-    assert not found.tells_nothing
+    choice = choose_first_rung([[float(n)] for n in range(8)], (1,), epochs=300)
+    assert math.isnan(choice.steadiness)
+    assert not choice.tells_nothing
 
 
 def test_candidates_are_dense_and_end_at_a_quarter() -> None:
     for low, last in ((1, 1), (1, 4), (2, 54), (3, 81), (1, 228), (10, 20)):
-        found = first_rungs(low, last)
-        assert found[0] == low
-        assert all(b <= max(a + 1, a * 1.5) for a, b in pairwise(found))
-        assert all(c <= last / 4 for c in found[1:])
+        choice = first_rungs(low, last)
+        assert choice[0] == low
+        assert all(b <= max(a + 1, a * 1.5) for a, b in pairwise(choice))
+        assert all(c <= last / 4 for c in choice[1:])
 
 
 def test_a_small_budget_spends_more_on_the_first_trials() -> None:
