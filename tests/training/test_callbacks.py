@@ -135,4 +135,4 @@ def test_progress_is_reported_only_in_long_epochs(module: TrialModule) -> None:
     assert shares == [3 / 5, 5 / 5]
     callback.on_train_epoch_start(_trainer(), module)
     callback.on_train_batch_end(_trainer(), module, None, None, 0)
-    assert len(shares) == 2, "the count starts anew in each epoch"
+    assert len(shares) == 2, "the count restarts in each epoch"

@@ -311,8 +311,8 @@ class Budget(Section):
     hours: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which no trial continues; null: no limit."""
     epochs: PositiveInt | None = None
-    """Epochs of all trials together; only with the scheduler ``auto``; null: no limit. Trials that run when they
-    are spent continue to their next rung, which takes less than ``fidelity.max`` epochs more."""
+    """Epochs of all trials together; only with the scheduler ``auto``; null: no limit. Trials that run when
+    they are spent continue to their next rung, which takes less than ``fidelity.max`` epochs more."""
 
 
 class Limit(Section):
