@@ -1,7 +1,6 @@
 """Residual Attention Networks, from the residual unit up: units, masks, attention modules, the whole network.
 
-Suffixes of tensor names give their shapes: B images, C channels, H and W the height and width of the map, K
-classes.
+Suffixes of tensor names give their shapes: B images, C channels, H by W a map's size, K classes.
 """
 
 # This module has no `from __future__ import annotations`: torch.fx copies the annotations of `forward` into
@@ -76,8 +75,7 @@ class DropPath(nn.Module):
     """Stochastic depth (Huang et al., ECCV 2016): in training, zeroes the branch of an image at random.
 
     The remaining branches are scaled up, so that the mean does not change. The results and random draws are
-    those of ``torchvision.ops.StochasticDepth`` in mode ``"row"``, but importing that class takes seconds: it
-    loads all of torchvision's models and torch's compiler.
+    those of ``torchvision.ops.StochasticDepth`` in mode ``"row"``, which takes seconds to import.
     """
 
     def __init__(self, probability: float) -> None:

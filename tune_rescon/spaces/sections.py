@@ -404,8 +404,7 @@ class Resources(Section):
     network of the space needs; it is measured on a GPU before the first trial, and written to
     ``space.yaml``."""
     accelerator: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
-    """The kind of GPU, by Ray's name (A10G, L4, A100, H100), so that all trials get the same kind; null:
-    any."""
+    """The kind of GPU that every trial gets, by Ray's name (A10G, L4, A100, H100); null: any."""
 
     def by_name(self) -> dict[str, float]:
         """Return the resources to request from Ray for each of the ``workers``, by Ray's names."""
