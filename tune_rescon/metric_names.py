@@ -92,8 +92,8 @@ PEAK_MEMORY: Final = "peak_memory_mb"
 #: trials share the GPU, all of them are measured together.
 GPU_UTILISATION: Final = "gpu_utilisation"
 
-#: Seconds of an epoch in which the GPU may have been idle, by cause. ``first_step_seconds``: from the epoch's
-#: start to the end of the trial's first training step in this process; reported once by each process.
+#: Seconds of an epoch in which the GPU may have been idle, by cause. ``first_step_seconds``: from the
+#: start or resume of the epoch to the end of the first training step since the trial was started or resumed.
 #: ``validation_seconds``: the validation, and the estimate of batch norm's statistics before it.
 #: ``checkpoint_seconds``: the part of writing the epoch's files for which training waits.
 FIRST_STEP_SECONDS: Final = "first_step_seconds"

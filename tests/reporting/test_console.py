@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -27,11 +28,14 @@ import os, sys
 from tune_rescon.reporting import open_console
 with open_console(plain=len(sys.argv) > 1) as console:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    console.print(console.width, console.height, console.is_terminal, console.no_color)
+    console.print(console.width, console.height, console.is_interactive, console.no_color)
 """
 
 #: The environment without the variables that configure the output of this test run.
-OUTPUT_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "LINES", "COLUMNS")
+OUTPUT_VARIABLES = (
+    *("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"),
+    *("LINES", "COLUMNS"),
+)
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OUTPUT_VARIABLES}
 
 
@@ -80,11 +84,15 @@ def test_the_console_has_the_terminals_size(
 
 
 @pytest.mark.timeout(30)
-def test_a_pipe_gets_long_lines_and_is_no_terminal() -> None:
+@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}, {"TTY_INTERACTIVE": "1"}])
+def test_a_pipe_gets_long_lines_and_is_not_interactive(environment: dict[str, str]) -> None:
     reading, writing = os.pipe()
-    run(stdout=writing)
+    run(stdout=writing, **environment)
     os.close(writing)
-    assert b"".join(iter(lambda: os.read(reading, 1000), b"")).startswith(f"{PIPE_WIDTH} 25 False".encode())
+    printed = b"".join(iter(lambda: os.read(reading, 1000), b""))
+    # Rich colours the words where FORCE_COLOR asks for it.
+    words = re.sub(rb"\x1b\[[0-9;]*m", b"", printed).split()
+    assert words[:3] == [str(PIPE_WIDTH).encode(), b"25", b"False"]
     os.close(reading)
 
 

@@ -147,7 +147,7 @@ def network_cost(spec: NetworkDescription) -> Cost:
     """
     if isinstance(spec, NetworkSpec):
         return count_params_and_macs(spec)
-    # Imported by its name, because that module imports torch, which a dry run of other spaces must not.
+    # Imported late and by its name: that module imports torch, and this module.
     external = importlib.import_module("tune_rescon.models.external")
     measured: Callable[[ExternalSpec], Cost] = external.measured_cost
     # Dropped paths do not change the cost. Without them, trials with different rates share a cached cost.

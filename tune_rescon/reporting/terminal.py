@@ -83,22 +83,19 @@ def open_console(*, plain: bool) -> Iterator[Console]:
         plain: print no colours, lines as wide as they need to be, and nothing that is redrawn in place. To
             anything but a terminal, output is always printed this way.
     """
-    no_color, interactive = (True, False) if plain else (None, None)
+    no_color = True if plain else None
     if not _is_real(STDOUT):
         # A test or a notebook in this process captures standard output.
-        yield Console(no_color=no_color, force_interactive=interactive, highlight=False, width=PIPE_WIDTH)
+        yield Console(no_color=no_color, force_interactive=False, highlight=False, width=PIPE_WIDTH)
         return
     raw = os.fdopen(os.dup(STDOUT), "wb")
     with _LossyFile(raw, encoding=sys.stdout.encoding, errors="replace") as file:
         if file.isatty() and not plain:
             yield _TerminalConsole(file=file, highlight=False)
         else:
+            # Not interactive, whatever FORCE_COLOR or TTY_INTERACTIVE say.
             yield Console(
-                file=file,
-                no_color=no_color,
-                force_interactive=interactive,
-                highlight=False,
-                width=PIPE_WIDTH,
+                file=file, no_color=no_color, force_interactive=False, highlight=False, width=PIPE_WIDTH
             )
 
 

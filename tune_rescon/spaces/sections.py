@@ -409,7 +409,7 @@ class Resources(Section):
     def by_name(self) -> dict[str, float]:
         """Return the resources to request from Ray for each of the ``workers``, by Ray's names."""
         need = {"CPU": float(self.cpu), "GPU": self.gpus}
-        # A node with such a GPU has 1 of this resource, so the smallest request makes Ray choose it.
+        # A node with such a GPU has 1 of this resource, so a tiny request makes Ray choose it.
         return need if self.accelerator is None else {**need, f"accelerator_type:{self.accelerator}": 0.001}
 
     @property

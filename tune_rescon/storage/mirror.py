@@ -271,7 +271,7 @@ def _fetch(remote: RemoteFolder, name: str, path: Path, where: str) -> None:
 
 
 def _delete(path: Path) -> None:
-    # The database is deleted last, because without it the files beside it have no effect.
+    # The database is deleted last, so that no file beside it is left for the one that replaces it.
     for suffix in (*_BESIDE, ""):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
