@@ -307,6 +307,7 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         TrainingPlan,
         changes_since,
         finals_space,
+        image_growth,
         limit_message,
         of_dataset,
         top_configs,
@@ -325,8 +326,9 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         if len(found) < flags.top:
             reached = f"Configurations of {source} that reached its last epoch"
             console.print(f"{reached}: {len(found)}, not {flags.top}.")
-    epochs = _planned_epochs(result, found, flags, console)
     configs, dataset = of_dataset(found, result.space)
+    growth = image_growth(dataset, location.data_root)
+    epochs = _planned_epochs(result, found, flags, console, growth=growth)
     if flags.image_size is not None:
         # The search's stored side may be too small for the larger images.
         dataset = dataclasses.replace(dataset, store_size=None)
@@ -351,14 +353,18 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
 
 
 def _planned_epochs(
-    result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, console: Console
+    result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, console: Console, *, growth: float
 ) -> int:
-    """Return the epochs of each training, and print an estimate of the time that all of them take."""
+    """Return the epochs of each training, and print an estimate of the time that all of them take.
+
+    ``growth`` is the ratio of the finals' number of training images to the search's.
+    """
     from tune_rescon.finals import epochs_within, finals_seconds, read_duration
     from tune_rescon.reporting.formatting import roughly
     from tune_rescon.reporting.timeline import timeline
 
-    seconds, trainings = _epoch_seconds(result, found, flags.image_size), flags.seeds * len(found)
+    seconds = growth * _epoch_seconds(result, found, flags.image_size)
+    trainings = flags.seeds * len(found)
     slots = max(1, timeline(result).slots)
     if flags.concurrent is not None:
         slots = min(slots, flags.concurrent)
@@ -376,10 +382,10 @@ def _planned_epochs(
 
 
 def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], image_size: int | None) -> float:
-    """Estimate the seconds of an epoch by those of the search, which had fewer and maybe smaller images."""
-    from tune_rescon.finals import held_out_share, seconds_per_epoch
+    """Estimate the seconds of an epoch of the search with images of ``image_size``; None: as they were."""
+    from tune_rescon.finals import seconds_per_epoch
 
-    seconds = seconds_per_epoch(result, found) / (1 - held_out_share(result))
+    seconds = seconds_per_epoch(result, found)
     sizes = [config.image_size for config in found if config.image_size is not None]
     if image_size is None or not sizes:
         return seconds

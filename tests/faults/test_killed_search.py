@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -128,16 +128,19 @@ class Command:
         }
 
 
-@pytest.mark.parametrize("on_ray", [False, pytest.param(True, marks=[pytest.mark.ray, pytest.mark.nightly])])
-def test_a_search_killed_twice_matches_an_uninterrupted_one_bit_for_bit(
-    tmp_path: Path, short_tmp: Path, *, on_ray: bool
+@pytest.mark.parametrize(
+    ("on_ray", "kills"),
+    [(False, (5,)), pytest.param(True, (2, 5), marks=[pytest.mark.ray, pytest.mark.nightly])],
+)
+def test_a_killed_search_matches_an_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, short_tmp: Path, *, on_ray: bool, kills: Sequence[int]
 ) -> None:
-    """Both searches run side by side on one storage."""
+    """Both searches run side by side on one storage. ``kills`` are numbers of recorded epochs."""
     command = Command(tmp_path, short_tmp, on_ray=on_ray)
 
-    def kill_twice() -> None:
+    def kill() -> None:
         arguments = ["--space=digits", "--name=killed", *SEARCH]
-        for epochs in (2, 5):
+        for epochs in kills:
             driver = command.start(*arguments)
             command.wait_for(partial(command.has_epochs, "killed", epochs), driver)
             driver.send_signal(signal.SIGKILL)
@@ -145,9 +148,9 @@ def test_a_search_killed_twice_matches_an_uninterrupted_one_bit_for_bit(
             arguments = ["--resume=killed", "--plain"]
 
     with ThreadPoolExecutor(1) as executor:
-        kills = executor.submit(kill_twice)
+        killed_search = executor.submit(kill)
         command.finish("--space=digits", "--name=whole", *SEARCH)
-        kills.result()
+        killed_search.result()
     command.finish("--resume=killed", "--plain")
 
     whole, killed = command.trials("whole"), command.trials("killed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from PIL import Image
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.data import describe
-from tune_rescon.data.selection import Account
 from tune_rescon.errors import ConfigError, SpaceError, StorageError
 from tune_rescon.finals import (
     PUBLISHED,
@@ -24,7 +24,7 @@ from tune_rescon.finals import (
     finals_space,
     find_recipe,
     find_rows,
-    held_out_share,
+    image_growth,
     local_resources,
     of_dataset,
     preset_config,
@@ -145,15 +145,25 @@ def test_trials_are_chosen_by_number_finished_or_not(search_result: StudyResult)
     )
 
 
-@pytest.mark.parametrize(("own_validation", "share"), [((0, 0), 0.25), ((1, 2), 0.0)])
-def test_finals_train_on_held_out_images_but_not_on_the_users_validation_images(
-    search_result: StudyResult, own_validation: tuple[int, ...], share: float
+@pytest.mark.parametrize(
+    ("parts", "growth"),
+    [
+        # Ten images of each of two classes in each part; a fifth of the training images is held out.
+        (("train", "val", "test"), 2.0),
+        (("train", "val"), 1.0),
+        (("train", "test"), 1.25),
+        (("train",), 1.0),
+    ],
+)
+def test_finals_train_on_validation_images_if_there_are_test_images(
+    tmp_path: Path, parts: tuple[str, ...], growth: float
 ) -> None:
-    space = load_space("digits", ["dataset.val_fraction=0.25"])
-    account = Account(class_names=("a", "b"), per_class={"train": (6, 6), "val": own_validation})
-    accounts = {space.dataset.name: account}
-    assert held_out_share(dataclasses.replace(search_result, space=space, accounts=accounts)) == share
-    assert held_out_share(dataclasses.replace(search_result, space=space)) == 0.25
+    for part, name in itertools.product(parts, "ab"):
+        (tmp_path / part / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (8, 8), number).save(tmp_path / part / name / f"{number}.png")
+    dataset = DatasetConfig(name="folder", path=str(tmp_path), val_fraction=0.2)
+    assert image_growth(dataset, tmp_path) == growth
 
 
 def test_an_unknown_trial_number_is_refused(search_result: StudyResult) -> None:

@@ -185,6 +185,18 @@ def test_what_a_network_exempts_from_decay_does_not_decay_and_no_head_is_a_matri
     assert matrices == {"blocks.0.weight", "blocks.1.weight"}
 
 
+def test_muon_trains_the_hidden_layers_of_the_last_part() -> None:
+    network = nn.Module()
+    network.inputs = nn.BatchNorm2d(3)
+    network.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    groups = parameter_groups(network, TrialConfig(optimizer="muon"))
+    assert [
+        (group["matrix"], tuple(weight.shape[0] for weight in group["params"]))
+        for group in groups
+        if group["weight_decay"]
+    ] == [(False, (2,)), (True, (8, 4))]
+
+
 @pytest.mark.parametrize("name", ["lion", "muon"])
 def test_a_restored_optimizer_continues_bit_for_bit(name: str) -> None:
     def network() -> nn.Module:

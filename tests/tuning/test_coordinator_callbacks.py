@@ -78,7 +78,8 @@ def test_a_users_callback_that_raises_is_not_called_again(progress: list[str]) -
     simulate(search, curve)
     assert faulty.calls == 1
     assert [line for line in progress if "Faulty" in line] == [
-        "The callback Faulty raised ValueError: no connection. It is not called again; the search continues."
+        "The callback FaultyCallback raised ValueError: no connection. It is not called again; the search"
+        " continues."
     ]
     assert sum(" epoch " in line for line in callback.events) > 2
 

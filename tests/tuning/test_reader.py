@@ -133,9 +133,11 @@ def test_the_outcome_of_a_run_is_read(
     state: SearchState, make_search: MakeSearch, location: SearchLocation
 ) -> None:
     record = record_of(make_search("a", reports=4))
+    assert not read_search(location, "a").has_outcome
     record_outcome(record, state, "Too much failed." if state is SearchState.FAILED else None)
     result = read_search(location, "a")
     assert result.state is state
+    assert result.has_outcome
     assert result.failure == ("Too much failed." if state is SearchState.FAILED else None)
 
 
@@ -182,8 +184,8 @@ def test_a_study_in_another_database_is_read(
 ) -> None:
     folder = make_search("a")
     (folder.path / "study.db").rename(tmp_path / "elsewhere.db")
-    other_folder = dataclasses.replace(location, study_url=f"sqlite:///{tmp_path / 'other_folder.db'}")
-    assert len(read_search(other_folder, "a").trials) == 6
+    moved = dataclasses.replace(location, study_url=f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    assert len(read_search(moved, "a").trials) == 6
 
 
 def test_a_missing_search_is_refused_with_the_existing_ones(

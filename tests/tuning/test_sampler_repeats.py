@@ -167,6 +167,23 @@ def test_a_grid_with_repeats_starts_over() -> None:
     assert run(space, 7, all_points[:8], initial_points=rows) == all_points
 
 
+def test_an_enqueued_point_of_a_grid_with_repeats_is_part_of_the_next_round() -> None:
+    space = make_space("sampler.repeats=true", kind="grid")
+    rows = rows_of(space)
+    trials = run(space, 5, initial_points=rows)
+    search = SearchSampler(space, initial_points=rows, existing_trials=trials)
+    enqueued = search.ask(enqueued=Enqueued(number=5, params=rows[0]))
+    assert enqueued is not None
+    drawn = [dataclasses.replace(trials[0], number=5, parameters=enqueued.params)]
+    search.on_trial_start(drawn[0])
+    for number in range(6, 9):
+        proposal = search.ask()
+        assert proposal is not None
+        drawn.append(dataclasses.replace(trials[0], number=number, parameters=proposal.params))
+        search.on_trial_start(drawn[-1])
+    assert [dict(trial.parameters) for trial in drawn] == [rows[0], rows[5], rows[1], rows[2]]
+
+
 def test_an_added_initial_point_runs_next() -> None:
     old = make_space(kind="tpe")
     rows = [{"depth": 92, "width": 1.0}, {"depth": 56, "width": 0.25}]

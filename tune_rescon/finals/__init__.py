@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         finals_seconds,
         finals_space,
         find_recipe,
-        held_out_share,
+        image_growth,
         limit_message,
         local_resources,
         of_dataset,

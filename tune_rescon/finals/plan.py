@@ -13,10 +13,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
+from tune_rescon.data import describe
 from tune_rescon.errors import ConfigError, StorageError, counted, format_error, unknown_name_message
 from tune_rescon.spaces import Resources, Space, parse_space
 from tune_rescon.tuning import StudyResult, TrialRecord
@@ -31,7 +33,7 @@ __all__ = [
     "finals_seconds",
     "finals_space",
     "find_recipe",
-    "held_out_share",
+    "image_growth",
     "limit_message",
     "local_resources",
     "of_dataset",
@@ -247,13 +249,6 @@ def seconds_per_epoch(result: StudyResult, configs: Sequence[TrialConfig]) -> fl
     return sum(trial.seconds for trial in trials) / sum(trial.epochs for trial in trials)
 
 
-def held_out_share(result: StudyResult) -> float:
-    """Return the share of the training images that the search held out, and that its finals train on."""
-    account = result.accounts.get(result.space.dataset.name)
-    has_own_validation = account is not None and account.images.get("val", 0) > 0
-    return 0.0 if has_own_validation else result.space.dataset.val_fraction
-
-
 def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[TrialConfig, ...], DatasetConfig]:
     """Return the configurations and their dataset, for a ``space`` that may search over datasets too.
 
@@ -266,6 +261,27 @@ def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[Tria
         named = [dataclasses.replace(config, dataset=None) for config in named]
     # The section has the path of the user's own images, if any finalist was trained on them.
     return tuple(named), space.dataset_config("folder" if "folder" in names else names[0])
+
+
+def _finals_dataset(dataset: DatasetConfig) -> DatasetConfig:
+    """Return the dataset of the finals, which train on its validation images too if it has test images."""
+    return dataclasses.replace(dataset, hold_out=False, without_test="val")
+
+
+def image_growth(dataset: DatasetConfig, data_root: Path) -> float:
+    """Return the ratio of the finals' number of training images to that of a search on ``dataset``.
+
+    Args:
+        dataset: the dataset of the search.
+        data_root: the directory of the datasets on this machine.
+
+    Raises:
+        DataError: the images are missing, or their folders are faulty.
+    """
+    search, finals = (
+        describe(each, data_root=data_root).train_images for each in (dataset, _finals_dataset(dataset))
+    )
+    return finals / search
 
 
 def limit_message(space: Space) -> str | None:
@@ -356,7 +372,7 @@ def finals_space(
         "version": 1,
         "name": name,
         "description": about,
-        "dataset": dataclasses.asdict(dataclasses.replace(dataset, hold_out=False, without_test="val")),
+        "dataset": dataclasses.asdict(_finals_dataset(dataset)),
         "metric": {"name": METRIC, "mode": "max"},
         "fidelity": {"min": plan.epochs, "max": plan.epochs},
         "sampler": {"type": "random", "seed": plan.seed},

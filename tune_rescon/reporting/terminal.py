@@ -276,16 +276,15 @@ _ENDED_FILES: Final = {"--csv": "trials.csv", "--html": "report.html"}
 
 
 def _ended_file(result: StudyResult, flag: str) -> str:
-    """Return where a file of the search is, or the command that makes it if no driver has written it.
+    """Return where a file of the search is, or the command that makes it if the last run has not written it.
 
     The table is only written when a run ends, and the page every minute.
     """
     file = result.folder / _ENDED_FILES[flag]
-    is_old = flag == "--csv" and result.state is SearchState.RUNNING
-    if result.url and not is_old:
+    if result.url and result.has_outcome:
         # The folder is that of this machine's copies of the record.
         return f"{result.url}/{file.name}"
-    if file.is_file() and not is_old:
+    if not result.url and file.is_file() and (result.has_outcome or flag == "--html"):
         return str(file)
     storage = str(result.url or result.folder).rpartition("/")[0]
     words = ["python", "-m", "tune_rescon.report", result.name, "--storage", storage, flag]

@@ -132,11 +132,14 @@ def _back_up_unfinished(source: Path, target: Path) -> None:
     journal = source.with_name(f"{source.name}-journal")
     with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
         copy = Path(folder) / source.name
-        version = file_version(journal)
-        shutil.copyfile(journal, copy.with_name(journal.name))
-        shutil.copyfile(source, copy)
+        try:
+            version = file_version(journal)
+            shutil.copyfile(journal, copy.with_name(journal.name))
+            shutil.copyfile(source, copy)
+            is_same = file_version(journal) == version
+        except FileNotFoundError:
+            is_same = False
         # A driver that resumes rolls back first, and then writes: only then do the two copies not fit.
-        is_same = journal.exists() and file_version(journal) == version
         _back_up(copy if is_same else source, target)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import (
-    multiclass_auroc,
-    multiclass_average_precision,
+    binary_auroc,
+    binary_average_precision,
     multiclass_calibration_error,
     multiclass_cohen_kappa,
     multiclass_f1_score,
@@ -275,7 +275,9 @@ def _f1_K(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     return f1_K.where(images_K > 0, math.nan)
 
 
-def _against_the_rest(by_class: Callable[..., Tensor], logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+def _against_the_rest(
+    curve: Callable[[Tensor, Tensor], Tensor], logits_NK: Tensor, labels_N: Tensor
+) -> Tensor:
     """Return a metric of each class against the rest (K), nan where it is not defined.
 
     A class without images, or with all of them, has no curve: torchmetrics would count it as 0.
@@ -283,30 +285,39 @@ def _against_the_rest(by_class: Callable[..., Tensor], logits_NK: Tensor, labels
     classes = logits_NK.shape[1]
     images_K = torch.bincount(labels_N, minlength=classes)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(positive|negative) samples in targets.*")
-        warnings.filterwarnings("ignore", message=".*scores for one or more classes was `nan`.*")
-        values_K = by_class(_ranks(logits_NK), labels_N, num_classes=classes, average=None)
-    return values_K.where((images_K > 0) & (images_K < len(labels_N)), math.nan)
+        warnings.filterwarnings("ignore", message=".*(positive|negative) samples .*")
+        values = [
+            curve(ranks_N, (labels_N == number).long())
+            for number, ranks_N in enumerate(_ranks_by_class(logits_NK))
+        ]
+    return torch.stack(values).where((images_K > 0) & (images_K < len(labels_N)), math.nan)
 
 
-def _ranks(logits_NK: Tensor) -> Tensor:
-    """Return numbers in 0..1 that order the images as the probability of each class does (N, K).
+#: Images whose exponentials are in memory at a time.
+_CHUNK: Final = 4096
+
+
+def _ranks_by_class(logits_NK: Tensor) -> Iterator[Tensor]:
+    """Yield for each class numbers in 0..1 that order the images as its probability does (N).
 
     fp32 rounds the probabilities of a confident network to 1, and their order is lost. Log odds have it: the
     score of a class less the logarithm of the sum of the others' exponentials.
     """
-    logits_NK = logits_NK.double()
-    top_N1 = logits_NK.argmax(dim=1, keepdim=True)
-    log_NK = logits_NK.log_softmax(dim=1)
-    odds_NK = log_NK - torch.log1p(-log_NK.exp())
-    # That cancels for a probability near 1, which only the class of the highest score has.
-    others_N1 = logits_NK.scatter(1, top_N1, -math.inf).logsumexp(dim=1, keepdim=True)
-    odds_NK = odds_NK.scatter(1, top_N1, logits_NK.gather(1, top_N1) - others_N1)
-    ranks = []
-    for odds_N in odds_NK.unbind(dim=1):
+    tops, totals, others = [], [], []
+    for chunk_NK in torch.split(logits_NK, _CHUNK):
+        scores_NK = chunk_NK.double()
+        top_N = scores_NK.argmax(dim=1)
+        tops.append(top_N)
+        totals.append(scores_NK.logsumexp(dim=1))
+        others.append(scores_NK.scatter(1, top_N[:, None], -math.inf).logsumexp(dim=1))
+    top_N, total_N, others_N = torch.cat(tops), torch.cat(totals), torch.cat(others)
+    for number in range(logits_NK.shape[1]):
+        scores_N = logits_NK[:, number].double()
+        log_N = scores_N - total_N
+        # The second form cancels for a probability near 1, which only the class of the highest score has.
+        odds_N = torch.where(top_N == number, scores_N - others_N, log_N - torch.log1p(-log_N.exp()))
         _, ranks_N = odds_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]  # torch leaves it so
-        ranks.append(ranks_N)
-    return torch.stack(ranks, dim=1).double() / len(logits_NK)
+        yield ranks_N.double() / len(logits_NK)
 
 
 def _mean_of_classes(by_class: Callable[[Tensor, Tensor], Tensor]) -> MetricFunction:
@@ -329,8 +340,8 @@ def _calibration_error(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     )
 
 
-_auroc_K: Final = functools.partial(_against_the_rest, multiclass_auroc)
-_average_precision_K: Final = functools.partial(_against_the_rest, multiclass_average_precision)
+_auroc_K: Final = functools.partial(_against_the_rest, binary_auroc)
+_average_precision_K: Final = functools.partial(_against_the_rest, binary_average_precision)
 
 #: The metrics of ``metric_names.CLASS_METRICS``: class scores (N, K) and labels (N) to values (K).
 _OF_CLASSES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {

@@ -153,13 +153,14 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
 
     With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier has such
     groups too if its rate differs, or if it is trained before the others; they are the first ones. With Muon,
-    ``matrix`` tells its groups from AdamW's, which are the parameters that do not decay, and the classifier.
+    ``matrix`` tells its groups from AdamW's, which are the parameters that do not decay, and the heads.
     """
     trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     layers = trained_layers(network)
     depth = len(set(layers.values()))
     numbers = {layer: number for number, layer in enumerate(dict.fromkeys(layers.values()))}
     classifier, exempt = next(reversed(layers.values()), ""), _without_decay(network)
+    outputs = next((weight.shape[0] for weight in reversed(trained.values()) if weight.ndim > 1), 0)
     apart = config.classifier_lr_mult != 1 or config.freeze_epochs > 0
     groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, weight in trained.items():
@@ -167,7 +168,9 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
         # The state of parameters that begin to train later must not be mixed with that of the classifier.
         by_layer = below if config.layer_decay < 1 else int(apart and below > 0)
         decays = weight.ndim > 1 and name not in exempt
-        matrix = config.optimizer == "muon" and decays and layers[name] != classifier
+        # A classifier may have several heads, and hidden layers before them.
+        is_head = layers[name] == classifier and weight.shape[0] == outputs
+        matrix = config.optimizer == "muon" and decays and not is_head
         group = groups.setdefault(
             (by_layer, not decays, matrix),
             {"params": [], "weight_decay": config.weight_decay if decays else 0.0},

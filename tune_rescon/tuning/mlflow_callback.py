@@ -305,7 +305,9 @@ class MlflowCallback(SearchCallback):
     @override
     def on_trial_end(self, trial: TrialRecord) -> None:
         """Log the closing metrics and end the run; of a paused or interrupted trial, show only the state."""
-        self._show(trial)
+        state = self.run_state(trial)
+        # The record has no end of a trial that may continue.
+        self._writer.submit(state if trial.ended else dataclasses.replace(state, ended_ms=now_ms()))
 
     def record_runs(self) -> None:
         """Record the runs that the writer has opened.

@@ -88,7 +88,8 @@ class SamplerView:
         outcomes: dict[int, SamplerTrial | None] = {}
         # In the order of the ends: a trial that diverged has the worst value of those that had ended by then.
         for trial in sorted(trials, key=lambda trial: trial.ended or datetime.max):
-            outcomes[trial.number] = self._outcome(trial)
+            if trial.number in shown:
+                outcomes[trial.number] = self._outcome(trial)
             self.note_worst(trial)
         for trial in trials:
             if trial.number in shown:

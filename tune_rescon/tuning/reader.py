@@ -222,6 +222,7 @@ def result_from_study(
         url=url,
         slots=attributes.slots,
     )
+    result = replace(result, has_outcome=attributes.outcome is not None and not alive)
     return with_record(result, record, versions, failure=None if alive else attributes.failure)
 
 

@@ -83,6 +83,8 @@ class StudyResult:
     """The URL of ``folder`` for other machines; None if ``folder`` is a directory of the storage itself."""
     pending_uploads: int = 0
     """Number of changes that are missing at :attr:`url`."""
+    has_outcome: bool = True
+    """Whether the last run recorded how it ended. False while it runs, and after its driver was killed."""
     failure: str | None = None
     """Why the search ended early, and what its failed trials have in common; None if it did not end early."""
     space_history: tuple[str, ...] = ()

@@ -139,7 +139,7 @@ class SearchSampler:
             if self._view.is_outdated:
                 self._renew()
             trial = self._view.draw(enqueued.number, 0, enqueued.params)
-            self._pending = pending_rows(self._pending, Counter([self._key(trial.params)]), self._key)
+            self._pending = self._pending_rows(self._key(trial.params))
             return self._proposal(trial, enqueued.number, enqueued=enqueued)
         row = self._next_row()
         if row is None and self._is_exhausted:
@@ -223,8 +223,9 @@ class SearchSampler:
     def _key(self, parameters: Mapping[str, Any]) -> Hashable:
         return point_key(self._space.parameters, parameters)
 
-    def _pending_rows(self) -> list[Mapping[str, Any]]:
-        ran = self._ran.copy()
+    def _pending_rows(self, *starting: Hashable) -> list[Mapping[str, Any]]:
+        """Return the rows that have not run in this round; ``starting`` are keys of trials that start now."""
+        ran = self._ran + Counter(starting)
         pending = pending_rows(self._rows, ran, self._key)
         while self._repeats_grid and not pending:
             pending = pending_rows(self._rows, ran, self._key)
@@ -232,7 +233,7 @@ class SearchSampler:
 
     def _next_row(self) -> Mapping[str, Any] | None:
         if not self._pending and self._repeats_grid:
-            self._pending = list(self._rows)
+            self._pending = self._pending_rows()
         return self._pending.pop(0) if self._pending else None
 
     @property
