@@ -370,8 +370,7 @@ def _planned_epochs(
         slots = min(slots, flags.concurrent)
     epochs = flags.epochs or result.space.fidelity.max
     if flags.budget is not None:
-        within = read_duration(flags.budget)
-        epochs = epochs_within(within, seconds, found, trainings=trainings, slots=slots)
+        epochs = epochs_within(read_duration(flags.budget), seconds, found, trainings=trainings, slots=slots)
     total = finals_seconds(seconds, epochs=epochs, trainings=trainings, slots=slots)
     console.print(
         f"{counted(trainings, 'training')} of {counted(epochs, 'epoch')}, {roughly(total)} if an epoch"
