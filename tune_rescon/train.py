@@ -310,22 +310,11 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         image_growth,
         limit_message,
         of_dataset,
-        top_configs,
-        trial_configs,
     )
     from tune_rescon.tuning import read_search
 
     result = read_search(location, source, where="--from")
-    if flags.numbers:
-        found = trial_configs(result, flags.numbers)
-        names = ", ".join(trial_name(number) for number in flags.numbers)
-        about = f"{names} of the search {source}"
-    else:
-        found = top_configs(result, flags.top)
-        about = f"The best of the search {source}"
-        if len(found) < flags.top:
-            reached = f"Configurations of {source} that reached its last epoch"
-            console.print(f"{reached}: {len(found)}, not {flags.top}.")
+    found, about = _finalists(result, flags, console)
     configs, dataset = of_dataset(found, result.space)
     growth = image_growth(dataset, location.data_root)
     epochs = _planned_epochs(result, found, flags, console, growth=growth)
@@ -352,6 +341,20 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
     return space
 
 
+def _finalists(result: StudyResult, flags: _Flags, console: Console) -> tuple[tuple[TrialConfig, ...], str]:
+    """Return the configurations to train, and what they are."""
+    from tune_rescon.finals import top_configs, trial_configs
+
+    if flags.numbers:
+        names = ", ".join(map(trial_name, flags.numbers))
+        return trial_configs(result, flags.numbers), f"{names} of the search {result.name}"
+    found = top_configs(result, flags.top)
+    if len(found) < flags.top:
+        reached = f"Configurations of {result.name} that reached its last epoch"
+        console.print(f"{reached}: {len(found)}, not {flags.top}.")
+    return found, f"The best of the search {result.name}"
+
+
 def _planned_epochs(
     result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, console: Console, *, growth: float
 ) -> int:
@@ -359,11 +362,11 @@ def _planned_epochs(
 
     ``growth`` is the ratio of the finals' number of training images to the search's.
     """
-    from tune_rescon.finals import epochs_within, finals_seconds, read_duration
+    from tune_rescon.finals import epochs_within, finals_seconds, read_duration, seconds_per_epoch
     from tune_rescon.reporting.formatting import roughly
     from tune_rescon.reporting.timeline import timeline
 
-    seconds = growth * _epoch_seconds(result, found, flags.image_size)
+    seconds = growth * seconds_per_epoch(result, found, image_size=flags.image_size)
     trainings = flags.seeds * len(found)
     slots = max(1, timeline(result).slots)
     if flags.concurrent is not None:
@@ -378,17 +381,6 @@ def _planned_epochs(
         soft_wrap=True,
     )
     return epochs
-
-
-def _epoch_seconds(result: StudyResult, found: Sequence[TrialConfig], image_size: int | None) -> float:
-    """Estimate the seconds of an epoch of the search with images of ``image_size``; None: as they were."""
-    from tune_rescon.finals import seconds_per_epoch
-
-    seconds = seconds_per_epoch(result, found)
-    sizes = [config.image_size for config in found if config.image_size is not None]
-    if image_size is None or not sizes:
-        return seconds
-    return seconds * image_size**2 * len(sizes) / sum(size**2 for size in sizes)
 
 
 def _from_preset(preset: str, dataset: str, recipe: str, flags: _Flags) -> Space:

@@ -242,11 +242,24 @@ def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, dict.fromkeys(numbers)))
 
 
-def seconds_per_epoch(result: StudyResult, configs: Sequence[TrialConfig]) -> float:
-    """Return the mean seconds of an epoch, over all epochs of the trials with these configurations."""
+def seconds_per_epoch(
+    result: StudyResult, configs: Sequence[TrialConfig], *, image_size: int | None = None
+) -> float:
+    """Return the mean seconds of an epoch, over all epochs of the trials with these configurations.
+
+    Args:
+        result: the search.
+        configs: the configurations.
+        image_size: the image size to which the seconds are scaled, by the number of pixels. None for that of
+            each trial.
+    """
     wanted = set(configs)
     trials = [trial for trial in result.trials if trial.config(result.space) in wanted]
-    return sum(trial.seconds for trial in trials) / sum(trial.epochs for trial in trials)
+    seconds = sum(trial.seconds for trial in trials) / sum(trial.epochs for trial in trials)
+    sizes = [config.image_size for config in configs if config.image_size is not None]
+    if image_size is None or not sizes:
+        return seconds
+    return seconds * image_size**2 * len(sizes) / sum(size**2 for size in sizes)
 
 
 def of_dataset(configs: Sequence[TrialConfig], space: Space) -> tuple[tuple[TrialConfig, ...], DatasetConfig]:
