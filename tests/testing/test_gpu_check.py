@@ -100,7 +100,7 @@ def test_the_script_runs_without_the_rest_of_the_package(images: Path) -> None:
     assert epochs
     assert ("ended before the schedule" in output) is (len(epochs) < int(planned[1]))
     assert "on 16 images" in output
-    assert "judged by 6 test images" in output
+    assert "evaluated on 6 test images" in output
 
 
 @pytest.mark.torch
