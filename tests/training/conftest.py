@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataset, open_dataset
 from tune_rescon.training import EpochReport, Objective, TrialProcess, train_trial
+from tune_rescon.training.compile import compiler_problem
 
 #: Only the weights and the order of the images are random.
 PLAIN_CONFIG = TrialConfig(
@@ -87,3 +89,11 @@ def train(digits: ImageDataset) -> Train:
         return reports
 
     return run
+
+
+@pytest.fixture(scope="module")
+def cpp_compiler() -> None:
+    """Skip the test if torch.compile finds no C++ compiler here: the package needs one only for `compile`."""
+    problem = compiler_problem(torch.device("cpu"))
+    if problem is not None:
+        pytest.skip(f"torch.compile needs a C++ compiler: {problem}")

@@ -28,9 +28,10 @@ from tune_rescon.training.module import TrialModule
 def joined(rendezvous: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
     """Join the process group by a rendezvous file."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = dist.FileStore(str(rendezvous), count)  # type: ignore[attr-defined]  # documented, but not exported
     timeout = datetime.timedelta(seconds=200)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timeout)
+    dist.init_process_group(
+        "gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=count, timeout=timeout
+    )
     try:
         yield ProcessGroup(share=Shard(rank=rank, count=count))
     finally:

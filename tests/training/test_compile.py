@@ -84,11 +84,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Iterator[nn.Module]:
+def compiled(cpp_compiler: None) -> Iterator[nn.Module]:
     """A compiled network after its first step."""
-    problem = compiler_problem(CPU)
-    if problem is not None:
-        pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
+    del cpp_compiler  # requested for its skip
     network = _network()
     compile_units(network)
     # Compiled code depends on the process's settings, so they are those of a trial. Torch's own limit is 8
@@ -178,9 +176,8 @@ print(counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["
 
 
 @nightly
+@pytest.mark.usefixtures("cpp_compiler")
 def test_the_next_process_reuses_the_compile_cache(cache: Path) -> None:
-    if (problem := compiler_problem(CPU)) is not None:
-        pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     command = [sys.executable, "-c", COMPILE_UNIT, str(cache)]
     files = set(cache.rglob("*"))

@@ -24,7 +24,6 @@ from tune_rescon.inference import batches_of, export_model, predictions
 from tune_rescon.models import NetworkDescription, build_described, describe_network
 from tune_rescon.predict import main as predict
 from tune_rescon.training import load_trained
-from tune_rescon.training.compile import compiler_problem
 from tune_rescon.training.cuda_graphs import Outputs
 from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.training.initial_weights import read_initial
@@ -378,14 +377,12 @@ def test_a_parametrized_weight_trains_in_bfloat16_in_a_captured_step() -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.usefixtures("cpp_compiler")
 def test_an_external_network_is_compiled(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo.utils import counters
 
-    problem = compiler_problem(torch.device("cpu"))
-    if problem is not None:
-        pytest.skip(f"torch.compile needs a C++ compiler: {problem}")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     config = dataclasses.replace(CONFIGS["own"], ema_decay=0.0)
     eager = train(config, epochs=1)

@@ -150,7 +150,7 @@ def test_no_key_of_the_file_is_without_a_rule() -> None:
         "resources_per_trial": Resources,
         "constraints": Constraints,
     }
-    keys = {f"{name}.{key}" for name, section in sections.items() for key in section.keys()}  # noqa: SIM118 - a class's method
+    keys = {f"{name}.{key}" for name, section in sections.items() for key in sorted(section.keys())}
     keys |= {f"dataset.{name}" for name in field_names(DatasetConfig)}
     assert keys - OTHER_VALUES.keys() == NOT_ALONE
     ruled = {key.partition(".")[0] for key in (*FREE, *FROZEN)} | {"fixed"}

@@ -135,7 +135,7 @@ def differences(results: Sequence[StudyResult]) -> list[str]:
     identify its images, counts as one of the same images if its dataset has the same name.
 
     Returns:
-        At most a line about the values, and one about the hours, for each of the others.
+        One line for each other search whose values differ in meaning, and one for each whose hours do.
     """
     first, *others = results
     lines = (line for other in others for line in (_difference(first, other), _other_hours(first, other)))

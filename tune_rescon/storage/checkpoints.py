@@ -43,8 +43,8 @@ class CheckpointMirror:
     def fetch(self, progress: Callable[[Path], int]) -> None:
         """Replace the files in ``local`` by those at the URL if these have more progress.
 
-        If the URL cannot be read, the trial resumes from the files on this node. If there are none, the trial
-        repeats its epochs, with the same results.
+        If the URL cannot be read, the trial resumes from the files on this node. A node without files starts
+        the trial again from its first epoch, with the same results.
 
         Args:
             progress: returns the progress of the checkpoints in a folder.
