@@ -6,6 +6,8 @@ search has seen, and so are the networks of its finalists, the trials that it ha
 
     python benchmarks/real_quality.py --searches 5 --seconds 90
     python benchmarks/real_quality.py --searches 5 --seconds 1800 --images cifar10-jpeg.zip --json real.json
+
+``--epochs`` and ``--set`` make the trainings shorter, for every rule alike.
 """
 
 from __future__ import annotations
@@ -42,14 +44,10 @@ SCHEDULERS = {
 #: The rivals whose code is not this package's: see ``real_rivals.py``.
 OTHERS = ("Ray ASHAScheduler + OptunaSearch", "one epoch, then the best 8")
 
-#: The last epoch of a training.
-LAST: Final = 27
-
 #: Small networks, so that a full training takes about a fifth of the time.
 SETTINGS = (
     "initial=[]",
     "budget.trials=500",
-    f"fidelity={{min: 1, max: {LAST}}}",
     "fixed.width=0.125",
     "parameters.depth={type: categorical, choices: [56, 92]}",
 )
@@ -78,17 +76,26 @@ class Data:
 
     space: str
     settings: tuple[str, ...]
+    epochs: int
+    """The last epoch of a training."""
     test: DatasetConfig
 
     @classmethod
-    def of(cls, images: Path | None) -> Data:
-        """Return the digits, or the images of a folder or .zip."""
+    def of(cls, images: Path | None, *, epochs: int, changes: Iterable[str]) -> Data:
+        """Return the digits, or the images of a folder or .zip, with changes of the space's settings."""
+        settings = (*SETTINGS, f"fidelity={{min: 1, max: {epochs}}}")
         if images is None:
-            return cls(space="digits", settings=(*SETTINGS, *OF_DIGITS), test=DatasetConfig(name="digits"))
+            return cls(
+                space="digits",
+                settings=(*settings, *OF_DIGITS, *changes),
+                epochs=epochs,
+                test=DatasetConfig(name="digits"),
+            )
         path = str(images.resolve())
         return cls(
             space="att92",
-            settings=(*SETTINGS, *OF_IMAGES, f"dataset.path={path}"),
+            settings=(*settings, *OF_IMAGES, f"dataset.path={path}", *changes),
+            epochs=epochs,
             test=DatasetConfig(name="folder", path=path, limit=5000, store_size=32),
         )
 
@@ -128,7 +135,7 @@ def search(storage: Path, name: str, words: list[str], data: Data, *, seconds: f
     assert result.best is not None, f"{name} has no trial with a finite value"
     winner = result.kept_checkpoint(result.best)
     assert winner is not None, f"the network of {name} is missing"
-    finished = [trial for trial in result.trials if trial.epochs == LAST]
+    finished = [trial for trial in result.trials if trial.epochs == data.epochs]
     kept = [path for trial in finished if (path := result.kept_checkpoint(trial)) is not None]
     epochs = sum(trial.epochs for trial in result.trials)
     return Found(winner=winner, finalists=tuple(kept), trials=len(result.trials), epochs=epochs)
@@ -144,7 +151,7 @@ def other(storage: Path, name: str, words: list[str], data: Data, *, rival: str,
     assert trained, f"{name} has no trial with an epoch"
     return Found(
         winner=max(trained, key=lambda trial: trial["best"])["checkpoint"],
-        finalists=tuple(trial["checkpoint"] for trial in trained if trial["epochs"] == LAST),
+        finalists=tuple(trial["checkpoint"] for trial in trained if trial["epochs"] == data.epochs),
         trials=len(trained),
         epochs=sum(trial["epochs"] for trial in trained),
     )
@@ -179,7 +186,7 @@ def accuracy(checkpoint: str, data: Data, cache: Path) -> float:
 
 def rows(arguments: argparse.Namespace, folder: Path) -> Iterator[Row]:
     """Run the searches in turn, and yield the result of each."""
-    storage, data = folder / "runs", Data.of(arguments.images)
+    storage, data = folder / "runs", Data.of(arguments.images, epochs=arguments.epochs, changes=arguments.set)
     for seed in range(arguments.searches):
         for index, rival in enumerate(arguments.rivals):
             name, words = f"s{seed}-{index}", [*SCHEDULERS.get(rival, []), f"sampler.seed={seed}"]
@@ -210,6 +217,8 @@ def main() -> None:
     parser.add_argument("--searches", type=int, default=5, help="searches of each rival")
     parser.add_argument("--seconds", type=float, default=90, help="the budget of a search")
     parser.add_argument("--images", type=Path, help="a folder or .zip of images; default: the digits")
+    parser.add_argument("--epochs", type=int, default=27, help="the last epoch of a training")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change the space")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     everyone = [*SCHEDULERS, *OTHERS]
     parser.add_argument("--rivals", nargs="+", choices=everyone, default=everyone, metavar="RIVAL")
