@@ -1,4 +1,4 @@
-"""A small real trial: a slice of digits at 16 pixels, the paper's CIFAR-56 at a quarter of its width."""
+"""A small real trial: a slice of digits at 16 pixels, and a network of one convolution."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from tune_rescon.data import ImageDataset, open_dataset
 from tune_rescon.training import EpochReport, Objective, TrialProcess, train_trial
 from tune_rescon.training.compile import compiler_problem
 
-#: Only the weights and the order of the images are random.
+#: Only the weights, dropout and the order of the images are random.
 PLAIN_CONFIG = TrialConfig(
-    layout="cifar",
-    depth=56,
-    width=0.25,
+    network="tests.own_networks:small",
     image_size=16,
     batch_size=16,
     learning_rate=0.05,
@@ -34,12 +32,16 @@ SMALL_CONFIG = dataclasses.replace(
     warmup_epochs=1,
     crop_padding=1,
     mixup=0.2,
-    drop_path=0.2,
     ema_decay=0.9,
     gradient_clip=5.0,
     label_smoothing=0.1,
     # Independent of the machine's memory.
     checkpoint_activations="off",
+)
+
+#: The same trial of the paper's CIFAR-56 at a quarter of its width, with stochastic depth.
+ATTENTION_CONFIG = dataclasses.replace(
+    SMALL_CONFIG, network=None, layout="cifar", depth=56, width=0.25, drop_path=0.2
 )
 
 PROCESS_FIELDS = tuple(field.name for field in dataclasses.fields(TrialProcess))
@@ -56,6 +58,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
 @pytest.fixture(scope="session")
 def small() -> TrialConfig:
     return SMALL_CONFIG
+
+
+@pytest.fixture(scope="session")
+def small_attention() -> TrialConfig:
+    return ATTENTION_CONFIG
 
 
 @pytest.fixture(scope="session")

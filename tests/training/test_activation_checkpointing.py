@@ -98,11 +98,11 @@ def test_a_copy_uses_its_own_weights_and_batch_norm_statistics_match() -> None:
 
 
 def test_a_trial_reports_the_same_metrics_with_checkpointing(
-    train: Callable[..., list[EpochReport]], small: TrialConfig, tmp_path: Path
+    train: Callable[..., list[EpochReport]], small_attention: TrialConfig, tmp_path: Path
 ) -> None:
     def metrics(*, recomputes: bool) -> list[dict[str, float]]:
         config = TrialConfig.from_dict(
-            small.to_dict() | {"checkpoint_activations": "on" if recomputes else "off"}
+            small_attention.to_dict() | {"checkpoint_activations": "on" if recomputes else "off"}
         )
         reports = train(config, tmp_path / str(recomputes))
         timed = ("epoch_seconds", "images_per_second")
@@ -112,10 +112,12 @@ def test_a_trial_reports_the_same_metrics_with_checkpointing(
 
 
 def test_a_trial_with_checkpointing_is_not_compiled(
-    train: Callable[..., list[EpochReport]], small: TrialConfig
+    train: Callable[..., list[EpochReport]], small_attention: TrialConfig
 ) -> None:
     messages: list[str] = []
-    config = TrialConfig.from_dict(small.to_dict() | {"checkpoint_activations": "on", "compile": "on"})
+    config = TrialConfig.from_dict(
+        small_attention.to_dict() | {"checkpoint_activations": "on", "compile": "on"}
+    )
     train(config, on_message=messages.append, epochs=1)
     assert messages == [
         "torch.compile cannot be used here (it recomputes its activations); training continues without it"

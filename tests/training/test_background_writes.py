@@ -192,7 +192,7 @@ def test_a_full_disk_is_reported_before_its_epoch(
     train: Train, tmp_path: Path, largest_file: Callable[[int], Any]
 ) -> None:
     reported: list[str] = []
-    with largest_file(100_000):
+    with largest_file(1_000):
         train(
             folder=tmp_path,
             epochs=2,

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.torch
 Train = Callable[..., list[EpochReport]]
 
 CLASSES = 4
-SHORT = dataclasses.replace(SMALL_CONFIG, width=0.0625, precise_bn_batches=1)
+SHORT = dataclasses.replace(SMALL_CONFIG, precise_bn_batches=1)
 NAMES = ("ant", "bee", "cat", "dog")
 
 

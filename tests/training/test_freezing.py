@@ -32,6 +32,11 @@ CPU = torch.device("cpu")
 CLASSIFIER = {"classifier.weight", "classifier.bias"}
 
 
+@pytest.fixture(scope="module")
+def small(small_attention: TrialConfig) -> TrialConfig:
+    return small_attention
+
+
 def weights_after_each_epoch(
     train: Train, config: TrialConfig, folder: Path, epochs: int
 ) -> list[dict[str, Tensor]]:

@@ -52,7 +52,7 @@ def test_a_full_disk_loses_checkpoints_but_not_the_trial(
 ) -> None:
     uninterrupted = train(folder=tmp_path / "uninterrupted", epochs=4, **IMPROVING)
     recorder, disk = TrialRecorder(), ExitStack()
-    recorder.actions = {1: lambda: disk.enter_context(largest_file(100_000)), 3: disk.close}
+    recorder.actions = {1: lambda: disk.enter_context(largest_file(1_000)), 3: disk.close}
     train(folder=tmp_path / "full", epochs=4, **recorder.options)
     assert [metrics_of(r) for r in recorder.reports] == [metrics_of(r) for r in uninterrupted]
     assert recorder.epochs_in_files == [(1, 1), (1, 1), (1, 1), (4, 4)]
@@ -68,7 +68,7 @@ def test_a_disk_full_from_the_start_leaves_no_checkpoint(
     train: Train, tmp_path: Path, largest_file: LargestFile
 ) -> None:
     recorder = TrialRecorder()
-    with largest_file(100_000):
+    with largest_file(1_000):
         train(folder=tmp_path, epochs=2, **recorder.options)
     assert [(report.checkpoint, report.best_checkpoint) for report in recorder.reports] == [(None, None)] * 2
     assert recorder.notes[0].endswith("(File too large); there is no best.ckpt yet")
@@ -81,7 +81,7 @@ def test_an_unwritten_best_network_does_not_block_a_later_one(
     """Epoch 2 is the best one, but the disk is full. Epoch 3 is better than epoch 1."""
     accuracy_by_epoch = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.4}
     recorder, disk = TrialRecorder(), ExitStack()
-    recorder.actions = {1: lambda: disk.enter_context(largest_file(100_000)), 2: disk.close}
+    recorder.actions = {1: lambda: disk.enter_context(largest_file(1_000)), 2: disk.close}
     with pytest.MonkeyPatch.context() as patch:
         _replace_accuracy(patch, accuracy_by_epoch)
         options = recorder.options | {"metric": "val_accuracy", "mode": "max"}
@@ -110,7 +110,7 @@ def test_an_exception_in_on_message_is_raised(
         raise kind(note)
 
     reports: list[EpochReport] = []
-    with largest_file(100_000), pytest.raises(kind, match="could not be written"):
+    with largest_file(1_000), pytest.raises(kind, match="could not be written"):
         train(folder=tmp_path, on_epoch=reports.append, on_message=fail)
     assert reports == []
 

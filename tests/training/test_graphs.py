@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
-from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.models import build_from_spec, describe_network, resolve_network
 from tune_rescon.training import EpochReport, TrialProcess, fit, train_trial
 from tune_rescon.training.cuda_graphs import (
     CapturedStep,
@@ -284,12 +284,16 @@ def _metrics_without_times(report: EpochReport) -> dict[str, float]:
 
 @NEEDS_GPU
 @pytest.mark.timeout(300)
-def test_a_gpu_trial_trains_the_same_with_cuda_graphs(digits: ImageDataset, small: TrialConfig) -> None:
+def test_a_gpu_trial_trains_the_same_with_cuda_graphs(
+    digits: ImageDataset, small_attention: TrialConfig
+) -> None:
     """With every feature that holds state: mixup, drop path, clipping, averaging."""
     reports: dict[str, list[EpochReport]] = {"auto": [], "off": []}
     messages: list[str] = []
     for cuda_graphs, reports_of_run in reports.items():
-        config = dataclasses.replace(small, precision="fp32", learning_rate=1e-3, cuda_graphs=cuda_graphs)
+        config = dataclasses.replace(
+            small_attention, precision="fp32", learning_rate=1e-3, cuda_graphs=cuda_graphs
+        )
         train_trial(
             config,
             digits,
@@ -348,7 +352,7 @@ def test_a_trial_trains_without_cuda_graphs_after_a_hang(
     train(hang_folder=tmp_path, on_message=messages.append, epochs=1)
     assert (messages, captured_on_cpu.captures) == ([], 1)
     placement = DeviceConfig(device=CPU, precision="fp32")
-    key = shape_key(resolve_network(small, classes=10, in_channels=1), placement, small.compile)
+    key = shape_key(describe_network(small, classes=10, in_channels=1), placement, small.compile)
     with HangWatchdog(folder=tmp_path, key=key).watching(60):
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout (0:10:00)!")

@@ -220,7 +220,7 @@ def test_foreign_safetensors_load_only_as_weights_of_a_known_network(
 def test_a_trial_starts_from_initial_weights_and_resumes_from_its_own(
     train: Train, digits: ImageDataset, tmp_path: Path
 ) -> None:
-    train(PLAIN_CONFIG, tmp_path / "first", epochs=8)
+    train(dataclasses.replace(PLAIN_CONFIG, learning_rate=0.5), tmp_path / "first", epochs=30)
     source = tmp_path / "winner.ckpt"
     (tmp_path / "first" / "best.ckpt").rename(source)
     config = dataclasses.replace(PLAIN_CONFIG, init_from=str(source), learning_rate=1e-6)

@@ -88,10 +88,10 @@ def test_batches_are_halved_until_they_fit(train: Train) -> None:
 
 
 def test_activation_checkpointing_is_tried_before_micro_batches(
-    train: Train, small: TrialConfig, tmp_path: Path
+    train: Train, small_attention: TrialConfig, tmp_path: Path
 ) -> None:
     """The results are unchanged bit for bit."""
-    config = dataclasses.replace(small, checkpoint_activations="auto")
+    config = dataclasses.replace(small_attention, batch_size=32, checkpoint_activations="auto")
     notes: list[str] = []
     with limited_memory(16, during=lambda: not notes):
         reports = train(config, tmp_path / "trial", overruns=tmp_path / "found", on_message=notes.append)
@@ -105,9 +105,9 @@ def test_activation_checkpointing_is_tried_before_micro_batches(
 
 
 def test_a_batch_too_large_when_checkpointed_is_split(
-    train: Train, small: TrialConfig, tmp_path: Path
+    train: Train, small_attention: TrialConfig, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(small, checkpoint_activations="auto")
+    config = dataclasses.replace(small_attention, batch_size=32, checkpoint_activations="auto")
     notes: list[str] = []
     with limited_memory(16):
         for _ in range(2):
@@ -134,7 +134,9 @@ def test_the_next_trial_of_the_shape_starts_with_fitting_micro_batches(train: Tr
         assert values(train(overruns=records, seed=1)) == values(expected)
 
 
-@pytest.mark.parametrize("change", [{"image_size": 20}, {"width": 0.5}, {"batch_size": 8}])
+@pytest.mark.parametrize(
+    "change", [{"image_size": 20}, {"network": None, "layout": "cifar", "width": 0.25}, {"batch_size": 8}]
+)
 def test_another_shape_or_a_batch_that_fits_starts_whole(
     train: Train, small: TrialConfig, tmp_path: Path, change: dict[str, Any]
 ) -> None:

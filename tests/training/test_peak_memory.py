@@ -72,10 +72,12 @@ def test_a_resumed_trial_keeps_its_earlier_peak(train: Train, device: list[str],
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA counts what tensors hold at most")
-def test_the_peak_on_a_gpu_is_that_of_the_current_trial(digits: ImageDataset, small: TrialConfig) -> None:
+def test_the_peak_on_a_gpu_is_that_of_the_current_trial(
+    digits: ImageDataset, small_attention: TrialConfig
+) -> None:
     def run(width: float) -> float:
         reports: list[EpochReport] = []
-        config = TrialConfig.from_dict({**small.to_dict(), "width": width})
+        config = TrialConfig.from_dict({**small_attention.to_dict(), "width": width})
         train_trial(
             config,
             digits,

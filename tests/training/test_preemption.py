@@ -66,7 +66,7 @@ def test_a_full_disk_is_reported(
     train: Train, tmp_path: Path, largest_file: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     notes: list[str] = []
-    with largest_file(10_000):
+    with largest_file(1_000):
         position = preempted_position(train, tmp_path, 2, on_message=notes.append)
     assert (position.epoch, position.batches) == (1, 2)
     (note,) = notes

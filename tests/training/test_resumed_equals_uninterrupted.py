@@ -245,7 +245,7 @@ def _run_killed_trials(name: str, small: TrialConfig, folder: Path) -> dict[str,
         cutmix=0.5,
         augment="randaugment",
     )
-    for state in ("mixup", "drop_path", "ema_decay", "warmup_epochs", "precise_bn_batches"):
+    for state in ("mixup", "ema_decay", "warmup_epochs", "precise_bn_batches"):
         assert getattr(config, state) > 0
     assert config.gradient_clip > 0
     assert config.label_smoothing > 0
