@@ -167,7 +167,7 @@ def _normalised(
 def _norm_relu(norm: nn.BatchNorm2d, x_BCHW: Tensor) -> Tensor:
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    normalised: Tensor = _compiled_norm_relu(
+    normalised: Tensor = _compiled(_batch_norm_relu)(
         x_BCHW, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.momentum, norm.eps
     )
     return normalised
@@ -177,12 +177,17 @@ def _attended(module: AttentionModule, x_BCHW: Tensor) -> Tensor:
     x_BCHW = module.pre(x_BCHW)
     trunk_BCHW = module.trunk(x_BCHW)
     mask_BCHW = module.mask(x_BCHW, trunk_BCHW)
-    y_BCHW: Tensor = module.post(_residual_attention(mask_BCHW, trunk_BCHW))
+    y_BCHW: Tensor = module.post(_compiled(_residual_attention)(mask_BCHW, trunk_BCHW))
     return y_BCHW
 
 
-@functools.partial(torch.compile, dynamic=False)
-def _compiled_norm_relu(
+@functools.cache  # compiling imports torch's compiler, which takes seconds
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.compile(function, dynamic=False)
+    return compiled
+
+
+def _batch_norm_relu(
     x_BCHW: Tensor,
     mean_C: Tensor,
     var_C: Tensor,
@@ -194,6 +199,5 @@ def _compiled_norm_relu(
     return F.relu(F.batch_norm(x_BCHW, mean_C, var_C, weight_C, bias_C, True, momentum, eps))
 
 
-@functools.partial(torch.compile, dynamic=False)
 def _residual_attention(mask_BCHW: Tensor, trunk_BCHW: Tensor) -> Tensor:
     return (1 + torch.sigmoid(mask_BCHW)) * trunk_BCHW

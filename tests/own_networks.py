@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "SMALL_SEARCH",
     "broken",
     "no_network",
     "normalised",
@@ -16,6 +17,13 @@ __all__ = [
     "unused",
     "wrong_logits",
 ]
+
+#: Settings of the space `digits` for searches whose network does not matter: an epoch takes milliseconds.
+SMALL_SEARCH = (
+    "fixed={network: tests.own_networks:small, image_size: 16, batch_size: 32, crop_padding: 0, flip: false}",
+    "parameters={learning_rate: {type: float, low: 0.03, high: 0.3, log: true}}",
+    "initial=[]",
+)
 
 #: The image sizes of the calls of :func:`small`.
 CALLS: list[int] = []

@@ -40,7 +40,7 @@ SEARCH = [
     "--set=fidelity.max=4",
     "--set=fixed.width=0.125",
     "--set=initial=[]",
-    "--set=dataset.limit=400",
+    "--set=dataset.limit=160",
     "--set=parameters.depth.choices=[56]",
     "--set=parameters.drop_path={type: float, low: 0.0, high: 0.1}",
     "--set=sampler.n_startup_trials=1",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+from tests.own_networks import SMALL_SEARCH
 from tests.without_ray import search_without_ray
 from tune_rescon.data import open_dataset
 from tune_rescon.errors import DataError, NetworkError
@@ -111,7 +112,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def search_result(storage: Path) -> StudyResult:
-    settings = ["trials=1", "fidelity.max=1", "width=0.125", "initial=[]", "dataset.limit=200"]
+    settings = [*SMALL_SEARCH, "trials=1", "fidelity.max=1", "dataset.limit=200"]
     options = RunOptions(name="s", storage=storage, cache_root=storage / "cache")
     with search_without_ray():
         return run_search(load_space("digits", settings), options)

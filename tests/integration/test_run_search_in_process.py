@@ -25,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 from ruamel.yaml import YAML
 
+from tests.own_networks import SMALL_SEARCH
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError, NetworkError, SpaceError, StorageError
 from tune_rescon.finals.changes import changes_since
@@ -265,7 +266,7 @@ def test_further_metrics_are_recorded_and_shown_in_mlflow(
     program = "def hits(scores, labels):\n    return (scores.argmax(1) == labels).sum()\n"
     (tmp_path / "clinic.py").write_text(program)
     monkeypatch.chdir(tmp_path)
-    settings = ["budget.trials=1", "fidelity.max=2", "fixed.width=0.125", "dataset.limit=200", "initial=[]"]
+    settings = [*SMALL_SEARCH, "budget.trials=1", "fidelity.max=2", "dataset.limit=200"]
     metric = "metric={name: val_hits, mode: max, log: [val_macro_f1, clinic:hits]}"
     space = load_space("digits", [*settings, metric])
     result = run_search(space, options)
@@ -289,13 +290,7 @@ def test_metrics_by_class_are_recorded_and_shown_in_mlflow_and_in_the_report(
         for count in range(10):
             pixels = drawn.integers(80 * shade, 80 * shade + 80, (16, 16), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{count}.png")
-    settings = [
-        f"path={tmp_path / 'images'}",
-        "budget.trials=1",
-        "fidelity.max=2",
-        "width=0.125",
-        "initial=[]",
-    ]
+    settings = [*SMALL_SEARCH, f"path={tmp_path / 'images'}", "budget.trials=1", "fidelity.max=2"]
     settings += [
         "dataset.val_fraction=0.3",
         "metric={name: val_f1/a+b, mode: max, log: [val_accuracy_by_class]}",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.training.conftest import ATTENTION_CONFIG
 from tests.training.killed_trials import KILLED_STATUS
 from tests.training.resuming import (
     BATCHES,
@@ -162,6 +163,7 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     ("settings", "options", "at"),
     [
         (RANDOM_SETTINGS, {}, 3),
+        (ATTENTION_CONFIG.to_dict(), {}, 3),
         ({"optimizer": "lion", "layer_decay": 0.9, "schedule": "cosine_restarts", "cycles": 2}, {}, 3),
         ({"optimizer": "muon", "freeze_epochs": 1, "classifier_lr_mult": 4.0, "layer_decay": 0.9}, {}, 3),
         ({"freeze_epochs": 1, "optimizer": "adamw"}, {}, 6),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.own_networks import SMALL_SEARCH
 from tune_rescon.config import TrialState
 from tune_rescon.errors import ResourceError, SpaceError
 from tune_rescon.spaces import AutoResources, Resources, dump_space, load_space, parse_space
@@ -146,7 +147,7 @@ def test_a_search_reports_what_auto_chose_and_records_it(
         AUTO,
         "budget.trials=1",
         "fidelity.max=1",
-        "fixed.width=0.125",
+        *SMALL_SEARCH,
         "dataset.limit=100",
     ]
     options = RunOptions(name="s", storage=tmp_path, cache_root=tmp_path / "cache")
@@ -167,7 +168,7 @@ def test_a_gpu_that_torch_cannot_use_ends_the_search(tmp_path: Path, monkeypatch
     monkeypatch.setattr("tests.without_ray.RESOURCES", {"CPU": 2.0, "GPU": 1.0})
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     settings = ["resources_per_trial={cpu: 1, gpu: 1}", "budget.trials=9", "fidelity.max=1"]
-    settings += ["fixed.width=0.125", "dataset.limit=100"]
+    settings += [*SMALL_SEARCH, "dataset.limit=100"]
     options = RunOptions(name="s", storage=tmp_path, cache_root=tmp_path / "cache")
     result = run_search(load_space("digits", settings), options)
     assert result.failure is not None
