@@ -107,30 +107,14 @@ RANDOM_SETTINGS: dict[str, Any] = {
     "random_erasing": 0.5,
 }
 
-#: Nightly rows: another row covers the same kind of fault.
-NIGHTLY_FAULTS = {
-    "preempted, its checkpoint damaged",
-    "preempted on a full disk",
-    "an older checkpoint empty",
-    "a checkpoint truncated",
-    "a checkpoint corrupted",
-    "the best network corrupted",
-    "all files truncated",
-}
-
-
-#: Rows that also run with background writes. Nightly: test_background_writes.py covers the thread's writes.
+#: Rows that also run with background writes.
 BACKGROUND_FAULTS = ("killed after every epoch", "preempted six times", "the disk full for two epochs")
 
 
-def _rows() -> list[Any]:
-    rows = [(name, False, name in NIGHTLY_FAULTS) for name in FAULTS] + [
-        (name, True, True) for name in BACKGROUND_FAULTS
-    ]
-    return [pytest.param(*row, marks=[pytest.mark.nightly] if nightly else []) for *row, nightly in rows]
-
-
-@pytest.mark.parametrize(("name", "background"), _rows())
+@pytest.mark.parametrize(
+    ("name", "background"),
+    [*((name, False) for name in FAULTS), *((name, True) for name in BACKGROUND_FAULTS)],
+)
 def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     name: str,
     background: bool,
@@ -167,13 +151,13 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
         ({"optimizer": "lion", "layer_decay": 0.9, "schedule": "cosine_restarts", "cycles": 2}, {}, 3),
         ({"optimizer": "muon", "freeze_epochs": 1, "classifier_lr_mult": 4.0, "layer_decay": 0.9}, {}, 3),
         ({"freeze_epochs": 1, "optimizer": "adamw"}, {}, 6),
-        pytest.param({"optimizer": "adamw"}, {}, 3, marks=pytest.mark.nightly),
-        pytest.param({"optimizer": "muon"}, {}, 3, marks=pytest.mark.nightly),
-        pytest.param({"optimizer": "rmsprop"}, {}, 3, marks=pytest.mark.nightly),
+        ({"optimizer": "adamw"}, {}, 3),
+        ({"optimizer": "muon"}, {}, 3),
+        ({"optimizer": "rmsprop"}, {}, 3),
         # A finalist is evaluated once, after its last epoch.
         ({}, {"metric": "test_accuracy", "mode": "max"}, BATCHES + 2),
-        pytest.param({"ema_decay": 0.0, "precise_bn_batches": 4}, {}, 3, marks=pytest.mark.nightly),
-        pytest.param({}, {"metric": "test_accuracy", "mode": "max"}, 2, marks=pytest.mark.nightly),
+        ({"ema_decay": 0.0, "precise_bn_batches": 4}, {}, 3),
+        ({}, {"metric": "test_accuracy", "mode": "max"}, 2),
     ],
 )
 def test_a_preempted_trial_with_other_settings_equals_an_uninterrupted_one(
