@@ -33,7 +33,7 @@ def joined(rendezvous: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
         "gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=count, timeout=timeout
     )
     try:
-        yield ProcessGroup(share=Shard(rank=rank, count=count))
+        yield ProcessGroup(shard=Shard(rank=rank, world_size=count))
     finally:
         dist.destroy_process_group()
 

@@ -19,7 +19,7 @@ from tune_rescon.training.checkpoint import (
 )
 from tune_rescon.tuning.folder import TRIAL_FILES
 
-LargestFile = Callable[[int], AbstractContextManager[None]]
+LimitFileSize = Callable[[int], AbstractContextManager[None]]
 
 VALUES = {"weights": torch.arange(64.0), "epoch": 3}
 
@@ -92,10 +92,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 
 @pytest.mark.parametrize("kilobytes", [0.1, 4, 40])
 def test_a_file_too_large_for_the_disk_raises_os_error(
-    folder: CheckpointFolder, kilobytes: float, largest_file: LargestFile
+    folder: CheckpointFolder, kilobytes: float, limit_file_size: LimitFileSize
 ) -> None:
     write_durably({"epoch": 1}, folder.last)
-    with largest_file(int(1000 * kilobytes)), pytest.raises(OSError, match="File too large"):
+    with limit_file_size(int(1000 * kilobytes)), pytest.raises(OSError, match="File too large"):
         write_durably({"weights": torch.zeros(20_000)}, folder.last, previous=folder.previous)
     assert [path.name for path in folder.path.iterdir()] == ["last.ckpt"]
     assert _epoch(folder.last) == 1
@@ -163,11 +163,11 @@ def test_the_newest_intact_checkpoint_is_found_and_becomes_the_last(
 
 
 def test_the_newest_written_checkpoint_is_found_without_checksums(folder: CheckpointFolder) -> None:
-    assert folder.written() is None
+    assert folder.newest() is None
     folder.previous.touch()
-    assert folder.written() == folder.previous
+    assert folder.newest() == folder.previous
     folder.last.touch()
-    assert folder.written() == folder.last
+    assert folder.newest() == folder.last
 
 
 def test_creating_an_existing_folder_succeeds(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tune_rescon.training.compile import (
     compile_units,
     compiler_problem,
     doubled,
-    many_shapes,
+    raised_recompile_limit,
     uncompiled,
 )
 from tune_rescon.training.device import resolve_device
@@ -92,7 +92,7 @@ def compiled(cpp_compiler: None) -> Iterator[nn.Module]:
     # Compiled code depends on the process's settings, so they are those of a trial. Torch's own limit is 8
     # versions, which larger networks exceed.
     settings = resolve_device("cpu", precision="auto").active(threads=1)
-    with settings, torch._dynamo.config.patch(recompile_limit=2), many_shapes(network):
+    with settings, torch._dynamo.config.patch(recompile_limit=2), raised_recompile_limit(network):
         _logits_and_gradients(network)
         yield network
 
@@ -161,11 +161,11 @@ import sys
 from pathlib import Path
 import torch
 from torch._dynamo.utils import counters
-from tune_rescon.training.compile import compile_units, keep_compiled_code
+from tune_rescon.training.compile import compile_units, use_compile_cache
 from tune_rescon.models.network import PreActivationUnit
 from tune_rescon.models.spec import UnitSpec
 
-keep_compiled_code(Path(sys.argv[1]))
+use_compile_cache(Path(sys.argv[1]))
 torch.set_num_threads(1)
 spec = UnitSpec(in_channels=4, channels=4, middle=4, stride=1, groups=1, preactivation=True)
 unit = PreActivationUnit(spec)

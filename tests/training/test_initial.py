@@ -23,7 +23,7 @@ from tune_rescon.inference import export_model
 from tune_rescon.models import build_from_spec, build_network, resolve_network
 from tune_rescon.models.rescon import rescon_names
 from tune_rescon.training import EpochReport, TrialProcess, load_trained, train_trial
-from tune_rescon.training.initial_weights import FamilyWeights, read_initial
+from tune_rescon.training.initial_weights import ResidualAttentionWeights, read_initial
 from tune_rescon.training.weights import load_exported
 
 pytestmark = pytest.mark.torch
@@ -192,7 +192,7 @@ def test_foreign_safetensors_load_only_as_weights_of_a_known_network(
     rescon_weights = torch.load(rescon[0], weights_only=True)["state_dict"]
     save_file(rescon_weights, file)
     family_weights = read_initial(str(file))
-    assert isinstance(family_weights, FamilyWeights)
+    assert isinstance(family_weights, ResidualAttentionWeights)
     assert family_weights.network_fields == {"preset": "rescon_attention92_32"}
     for metadata in (None, {"format": "pt"}):
         save_file({"a.weight": torch.ones(1)}, file, metadata=metadata)

@@ -94,12 +94,12 @@ def test_activation_checkpointing_is_tried_before_micro_batches(
     config = dataclasses.replace(small, checkpoint_activations="auto")
     notes: list[str] = []
     with limited_memory(16, during=lambda: not notes):
-        reports = train(config, tmp_path / "trial", overruns=tmp_path / "found", on_message=notes.append)
+        reports = train(config, tmp_path / "trial", oom_records=tmp_path / "found", on_message=notes.append)
         assert notes == ["ran out of memory at 32 images; continuing with activation checkpointing"]
     assert values(reports) == values(train(config))
     record = read_checkpoint(tmp_path / "trial" / "last.ckpt")["trial"]
     assert (record["micro_batches"], record["recomputes"]) == (1, True)
-    train(config, overruns=tmp_path / "found", on_message=notes.append, epochs=1)
+    train(config, oom_records=tmp_path / "found", on_message=notes.append, epochs=1)
     [known_note] = notes[1:]
     assert known_note.endswith("as was found before; activation checkpointing is on")
 
@@ -111,7 +111,7 @@ def test_a_batch_too_large_when_checkpointed_is_split(
     notes: list[str] = []
     with limited_memory(16):
         for _ in range(2):
-            train(config, overruns=tmp_path / "found", on_message=notes.append, epochs=1)
+            train(config, oom_records=tmp_path / "found", on_message=notes.append, epochs=1)
     assert notes == [
         "ran out of memory at 32 images; continuing with activation checkpointing",
         TWO_MICRO_BATCHES,
@@ -123,15 +123,15 @@ def test_the_next_trial_of_the_shape_starts_with_fitting_micro_batches(train: Tr
     notes: list[str] = []
     records = tmp_path / "node" / "out_of_memory.json"
     with limited_memory(8) as sizes:
-        train(on_message=notes.append, overruns=records, epochs=1)
+        train(on_message=notes.append, oom_records=records, epochs=1)
         sizes.clear()
-        expected = train(on_message=notes.append, overruns=records, folder=tmp_path / "trial", seed=1)
+        expected = train(on_message=notes.append, oom_records=records, folder=tmp_path / "trial", seed=1)
     assert notes == [TWO_MICRO_BATCHES, FOUR_MICRO_BATCHES, KNOWN_OOM]
     assert max(sizes) == 8
     assert read_checkpoint(tmp_path / "trial" / "last.ckpt")["trial"]["micro_batches"] == 4
     with limited_memory(8):
         records.unlink()
-        assert values(train(overruns=records, seed=1)) == values(expected)
+        assert values(train(oom_records=records, seed=1)) == values(expected)
 
 
 @pytest.mark.parametrize("change", [{"image_size": 20}, {"width": 0.5}, {"batch_size": 8}])
@@ -140,9 +140,9 @@ def test_another_shape_or_a_batch_that_fits_starts_whole(
 ) -> None:
     notes: list[str] = []
     with limited_memory(8):
-        train(overruns=tmp_path / "found", epochs=1)
+        train(oom_records=tmp_path / "found", epochs=1)
     other_config = TrialConfig.from_dict(small.to_dict() | change)
-    train(other_config, on_message=notes.append, overruns=tmp_path / "found", epochs=1)
+    train(other_config, on_message=notes.append, oom_records=tmp_path / "found", epochs=1)
     assert notes == []
 
 
@@ -150,7 +150,7 @@ def test_a_trial_started_with_whole_batches_resumes_with_them(train: Train, tmp_
     notes: list[str] = []
     uninterrupted = train(epochs=2)
     with limited_memory(8):
-        train(overruns=tmp_path / "found", epochs=1)
+        train(oom_records=tmp_path / "found", epochs=1)
 
     class Killed(BaseException):
         pass
@@ -160,7 +160,9 @@ def test_a_trial_started_with_whole_batches_resumes_with_them(train: Train, tmp_
 
     with pytest.raises(Killed):
         train(folder=tmp_path / "cut", epochs=2, on_epoch=stop)
-    resumed = train(folder=tmp_path / "cut", epochs=2, overruns=tmp_path / "found", on_message=notes.append)
+    resumed = train(
+        folder=tmp_path / "cut", epochs=2, oom_records=tmp_path / "found", on_message=notes.append
+    )
     assert notes == []
     assert values(resumed) == values(uninterrupted)[1:]
 
@@ -172,7 +174,7 @@ def test_whole_batches_are_tried_with_more_memory_than_failed_before(
     for available in (1000, 2000):
         monkeypatch.setattr("tune_rescon.training.memory.available_memory", lambda _, a=available: a)
         with limited_memory(16 * available // 1000):
-            train(on_message=notes.append, overruns=tmp_path / "found", epochs=1)
+            train(on_message=notes.append, oom_records=tmp_path / "found", epochs=1)
     assert notes == [TWO_MICRO_BATCHES]
 
 

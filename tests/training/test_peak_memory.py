@@ -19,7 +19,7 @@ from tune_rescon.training import (
     fit,
     train_trial,
 )
-from tune_rescon.training.memory import count_peak, peak_memory_mb
+from tune_rescon.training.memory import peak_memory_mb, reset_peak_memory
 
 pytestmark = pytest.mark.torch
 
@@ -37,7 +37,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("peak")
         return 10.0 * calls[::-1].index("begin")
 
-    monkeypatch.setattr(fit, "count_peak", lambda _device: calls.append("begin"))
+    monkeypatch.setattr(fit, "reset_peak_memory", lambda _device: calls.append("begin"))
     monkeypatch.setattr(epoch_reporter, "peak_memory_mb", peak)
     return calls
 
@@ -47,7 +47,7 @@ def peaks(reports: list[EpochReport]) -> list[float]:
 
 
 def test_a_cpu_trial_has_no_peak_memory(train: Train) -> None:
-    count_peak(CPU)
+    reset_peak_memory(CPU)
     assert peak_memory_mb(CPU) is None
     assert all(PEAK_MEMORY not in report.metrics for report in train(epochs=1))
 
