@@ -291,10 +291,10 @@ def test_pretrained_weights_use_their_own_preprocessing(
 
 
 def test_an_external_network_reports_that_it_keeps_all_activations(train: Train) -> None:
-    notes: list[str] = []
+    messages: list[str] = []
     config = dataclasses.replace(CONFIGS["own"], checkpoint_activations="on")
-    train(config, epochs=1, on_message=notes.append)
-    assert notes == [
+    train(config, epochs=1, on_message=messages.append)
+    assert messages == [
         "keeps all activations, because checkpoint_activations works with Residual Attention Networks only"
     ]
 
@@ -310,10 +310,10 @@ def test_out_of_memory_leads_directly_to_micro_batches(train: Train, monkeypatch
         return original(self, batch)
 
     tried: list[int] = []
-    notes: list[str] = []
+    messages: list[str] = []
     monkeypatch.setattr(TrialModule, "training_step", step)
-    train(CONFIGS["own"], epochs=1, on_message=notes.append)
-    assert notes == ["ran out of memory at 16 images; continuing in 2 micro-batches of 8"]
+    train(CONFIGS["own"], epochs=1, on_message=messages.append)
+    assert messages == ["ran out of memory at 16 images; continuing in 2 micro-batches of 8"]
 
 
 class FakeGraphCapture:

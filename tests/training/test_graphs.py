@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.training.conftest import Train
+from tests.training.resuming import metrics_of_all
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
@@ -272,18 +274,14 @@ def captured_on_cpu(monkeypatch: pytest.MonkeyPatch, graph_capture: CpuGraphCapt
 
 
 def test_a_captured_trial_reports_the_same_as_an_uncaptured_one(
-    train: Callable[..., list[EpochReport]], request: pytest.FixtureRequest
+    train: Train, request: pytest.FixtureRequest
 ) -> None:
     """With every feature that holds state: mixup, drop path, averaging, precise batch norm, clipping."""
-    expected = [_metrics_without_times(report) for report in train()]
+    expected = metrics_of_all(train())
     graph_capture: CpuGraphCapture = request.getfixturevalue("captured_on_cpu")
-    assert [_metrics_without_times(report) for report in train()] == expected
+    assert metrics_of_all(train()) == expected
     assert graph_capture.captures == 1
     assert graph_capture.replays > 1
-
-
-def _metrics_without_times(report: EpochReport) -> dict[str, float]:
-    return {name: value for name, value in report.metrics.items() if "second" not in name}
 
 
 @NEEDS_GPU
@@ -333,17 +331,17 @@ class FailingCapture:
     ],
 )
 def test_a_trial_that_cannot_be_captured_trains_without_cuda_graphs(
-    train: Callable[..., list[EpochReport]], monkeypatch: pytest.MonkeyPatch, error: RuntimeError, note: str
+    train: Train, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, note: str
 ) -> None:
-    expected = [_metrics_without_times(report) for report in train()]
+    expected = metrics_of_all(train())
     monkeypatch.setattr(fit, "choose_graph_capture", lambda *_, **__: FailingCapture(error))
     messages: list[str] = []
-    assert [_metrics_without_times(report) for report in train(on_message=messages.append)] == expected
+    assert metrics_of_all(train(on_message=messages.append)) == expected
     assert messages == [note]
 
 
 def test_a_trial_trains_without_cuda_graphs_after_a_hang(
-    train: Callable[..., list[EpochReport]],
+    train: Train,
     captured_on_cpu: CpuGraphCapture,
     tmp_path: Path,
     small: TrialConfig,
