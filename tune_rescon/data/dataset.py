@@ -147,7 +147,9 @@ def open_dataset(
         chosen |= {"train": np.union1d(chosen["train"], chosen["val"]), "val": chosen["val"][:0]}
     splits = {part: _split(cache, chosen[part]) for part in PARTS}
     return ImageDataset(
-        **{**splits, "train": _noisy(splits["train"], classes, dataset)},
+        train=_noisy(splits["train"], classes, dataset),
+        val=splits["val"],
+        test=splits["test"],
         classes=classes,
         channels=cache.meta.shape[-1],
         mean=cache.meta.mean,

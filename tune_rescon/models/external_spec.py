@@ -32,8 +32,8 @@ __all__ = [
 #: Prefix of the name of a network of timm.
 TIMM: Final = "timm/"
 
-#: Side of the input in pixels if ``image_size`` is None, as with ``layout: auto``. timm's nominal sizes are not
-#: used, because reading them would need timm.
+#: Side of the input in pixels if ``image_size`` is None, as with ``layout: auto``. The nominal sizes of
+#: timm's networks are not used: reading them would need timm.
 _IMAGE_SIZE: Final = 32
 
 #: TrialConfig's fields that describe a Residual Attention Network only.

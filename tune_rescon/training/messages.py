@@ -47,10 +47,10 @@ class EpochReport:
     names of ``metric_names.TEST_METRICS`` instead.
     """
     checkpoint: Path | None = None
-    """The newest checkpoint, from which training resumes; None if there is none."""
+    """The newest checkpoint, from which training resumes; None before the first one."""
     best_checkpoint: Path | None = None
-    """The file of the best network so far, which :func:`tune_rescon.training.load_trained` reads; None if
-    there is none."""
+    """The file of the best network so far, which :func:`tune_rescon.training.load_trained` reads; None before
+    the first one."""
 
     def __post_init__(self) -> None:
         """Check that the report has every metric, so that its readers need not check."""

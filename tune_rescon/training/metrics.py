@@ -314,7 +314,7 @@ def _ranks_by_class(logits_NK: Tensor) -> Iterator[Tensor]:
 
 
 def _mean_of_classes(by_class: Callable[[Tensor, Tensor], Tensor]) -> MetricFunction:
-    """Return a function for the mean over the classes for which a metric is defined; nan if there is none."""
+    """Return a function for the mean over the classes for which a metric is defined, or else nan."""
     return lambda logits_NK, labels_N: by_class(logits_NK, labels_N).nanmean()
 
 

@@ -162,7 +162,7 @@ def _open(datasets: list[DatasetConfig], digests: dict[str, str], data_root: str
 def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path) -> Occupancy | None:
     """Measure a trial's occupancy of a whole GPU, in a separate process that ends with the measurement.
 
-    If the recording of a CUDA graph hangs, the trial is measured without CUDA graphs, because trials on that
+    If the capture of a CUDA graph hangs, the trial is measured without CUDA graphs, because trials on that
     node then train without them.
 
     Args:
