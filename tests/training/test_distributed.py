@@ -125,8 +125,8 @@ def test_all_ranks_continue_after_out_of_memory_on_one(train_on_two: TrainOnTwo,
 
 
 def test_an_error_in_one_process_ends_all(train_on_two: TrainOnTwo) -> None:
-    assert train_on_two(broken=1) == ["PeerFailedError after 0", "ValueError after 0"]
-    assert train_on_two(unbuilt=1) == ["PeerFailedError after 0", "ValueError after 0"]
+    assert train_on_two(failing_rank=1) == ["PeerFailedError after 0", "ValueError after 0"]
+    assert train_on_two(rank_without_network=1) == ["PeerFailedError after 0", "ValueError after 0"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

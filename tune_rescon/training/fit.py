@@ -61,7 +61,7 @@ class TrialProcess:
     peers: ProcessGroup = SINGLE_PROCESS
     """The processes that train the trial together (:mod:`tune_rescon.training.distributed`).
 
-    All of them call ``train_trial``, each with its own folder. Only the first one's folder is written.
+    All of them call ``train_trial``, each with its own folder. Only the first one writes checkpoints.
     """
     is_preempted: Callable[[], bool] = messages.never
     """Polled after each training batch but an epoch's last one, and once more at the epoch's end. An epoch
