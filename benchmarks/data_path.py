@@ -36,7 +36,7 @@ from torchvision.datasets import ImageFolder
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, open_dataset
 from tune_rescon.models import build_from_spec, list_presets, resolve_network
-from tune_rescon.training.cuda_graphs import choose_recorder
+from tune_rescon.training.cuda_graphs import choose_graph_capture
 from tune_rescon.training.device import resolve_device
 from tune_rescon.training.module import StepExecution, TrialModule, fit, make_trainer
 
@@ -112,7 +112,9 @@ class Trainee:
             config,
             StepExecution(
                 placement=self._placement,
-                recorder=choose_recorder(config, self._placement, micro_batches=1, recomputes=False),
+                graph_capture=choose_graph_capture(
+                    config, self._placement, micro_batches=1, recomputes=False
+                ),
             ),
             classes=dataset.classes,
             epochs=1,

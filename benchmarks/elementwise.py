@@ -1,7 +1,7 @@
 """A training step with fused elementwise parts: batch norm with ReLU, and (1 + M) * T with M's sigmoid.
 
 Both are fused by torch.compile, or batch norm with ReLU by Triton kernels (benchmarks/norm_kernels.py). The
-convolutions stay cuDNN's own calls, between the fused parts. On a GPU the whole step is recorded as a CUDA
+convolutions stay cuDNN's own calls, between the fused parts. On a GPU the whole step is captured as a CUDA
 graph, as the package's own is. An attempt for the visit to a GPU (benchmarks/gpu_parts.py): nothing of it is
 in the package.
 """
@@ -21,7 +21,7 @@ from waiting import Case
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_described, describe_network
 from tune_rescon.models.network import AttentionModule, Mask, PreActivationUnit
-from tune_rescon.training.cuda_graphs import choose_recorder
+from tune_rescon.training.cuda_graphs import choose_graph_capture
 from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.training.module import StepExecution, TrialModule
 
@@ -78,14 +78,14 @@ def _trainee(case: Case, device: str, *, fused: Fused) -> tuple[TrialModule, Dev
         fuse_elementwise(network)
     elif fused == "triton":
         fuse_norms(network)
-    # The recorder runs what is compiled once on the ordinary stream first.
-    recorded = replace(config, compile="on" if fused != "no" else "off")
+    # The capture first runs compiled code once on the ordinary stream.
+    step_config = replace(config, compile="on" if fused != "no" else "off")
     module = TrialModule(
         network,
         config,
         StepExecution(
             placement=placement,
-            recorder=choose_recorder(recorded, placement, micro_batches=1, recomputes=False),
+            graph_capture=choose_graph_capture(step_config, placement, micro_batches=1, recomputes=False),
         ),
         classes=CLASSES,
         epochs=1,

@@ -50,6 +50,17 @@ def write_zip(path: Path, entries: Mapping[str, bytes] | Iterable[str], method: 
     return path
 
 
+def flip_bit(name: str, at: int) -> Callable[[Path], object]:
+    """Return a function that flips a bit of the byte at ``at`` in the file ``name`` of a folder."""
+
+    def flip(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[at] ^= 1
+        (folder / name).write_bytes(data)
+
+    return flip
+
+
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
     """Writes ``{"train/cat": 3, ...}`` images into a folder, or into a zip if ``name`` ends in ``.zip``."""

@@ -1,4 +1,4 @@
-"""All batch sources give the same batches, and prefetching uses a background thread."""
+"""Batch sources give the same batches, prefetching uses a thread, and the shards add up to the batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.data import Split
-from tune_rescon.data.batch_sources import BatchSource, DeviceSource, MemmapSource, PrefetchSource, prefetched
+from tune_rescon.data.batch_sources import (
+    WHOLE,
+    BatchSource,
+    DeviceSource,
+    MemmapSource,
+    PrefetchSource,
+    Shard,
+    prefetched,
+)
 
 CPU = torch.device("cpu")
 
@@ -115,3 +123,24 @@ def test_an_abandoned_pass_leaves_no_thread() -> None:
     assert len(batch_threads()) == 1
     del iterator
     assert batch_threads() == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize(("images", "batch_size"), [(12, 4), (13, 4), (33, 33), (7, 10), (100, 17), (41, 20)])
+def test_shards_of_each_batch_add_up_to_the_batch(images: int, batch_size: int, count: int) -> None:
+    order = np.random.default_rng(0).permutation(images)
+    shards = [Shard(rank=rank, world_size=count) for rank in range(count)]
+    cuts = [shard.select(order, batch_size) for shard in shards]
+    for start in range(0, images, batch_size):
+        number, batch = start // batch_size, order[start : start + batch_size]
+        parts = [own_rows[number * size : (number + 1) * size] for own_rows, size in cuts]
+        if len(batch) == min(batch_size, images):
+            assert [len(part) for part in parts] == [shard.size(len(batch)) for shard in shards]
+        assert np.concatenate(parts).tolist() == batch.tolist()
+
+
+def test_a_single_process_gets_the_whole_batch() -> None:
+    order = np.arange(7)
+    own_rows, size = WHOLE.select(order, 3)
+    assert own_rows is order
+    assert size == 3

@@ -122,7 +122,9 @@ def test_shards_add_up_to_the_balanced_batches(count: int) -> None:
     settings: dict[str, Any] = {"images": source, "batch_size": 9, "seed": 1, "epoch": lambda: 2}
     whole = image_numbers(ShuffledBatches(**settings, balanced_N=labels))
     shards = [
-        image_numbers(ShuffledBatches(**settings, balanced_N=labels, share=Shard(rank=rank, count=count)))
+        image_numbers(
+            ShuffledBatches(**settings, balanced_N=labels, shard=Shard(rank=rank, world_size=count))
+        )
         for rank in range(count)
     ]
     assert [list(chain(*parts)) for parts in zip(*shards, strict=True)] == whole

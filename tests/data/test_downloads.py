@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import describe, open_dataset
-from tune_rescon.data.catalog import fetched
+from tune_rescon.data.catalog import fetch_archive
 from tune_rescon.errors import DataError, StorageError
 
 URL = "memory://bucket/photos.zip"
@@ -22,10 +23,10 @@ URL = "memory://bucket/photos.zip"
 
 @pytest.fixture(autouse=True)
 def _bucket() -> Iterator[None]:
-    fetched.cache_clear()
+    fetch_archive.cache_clear()
     yield
     fsspec.filesystem("memory").store.clear()
-    fetched.cache_clear()
+    fetch_archive.cache_clear()
 
 
 def upload_archive(tmp_path: Path, shade: int) -> None:
@@ -51,15 +52,15 @@ def test_an_archive_at_a_url_is_opened_as_a_dataset(tmp_path: Path) -> None:
 
 def test_an_archive_is_fetched_once_per_version(tmp_path: Path) -> None:
     upload_archive(tmp_path, 10)
-    first = fetched(URL, tmp_path / "data")
+    first = fetch_archive(URL, tmp_path / "data")
     stamp = first.stat().st_mtime_ns
-    fetched.cache_clear()
-    assert fetched(URL, tmp_path / "data") == first
+    fetch_archive.cache_clear()
+    assert fetch_archive(URL, tmp_path / "data") == first
     assert first.stat().st_mtime_ns == stamp
 
     fsspec.filesystem("memory").pipe_file("/bucket/photos.zip", b"another")
-    fetched.cache_clear()
-    second = fetched(URL, tmp_path / "data")
+    fetch_archive.cache_clear()
+    second = fetch_archive(URL, tmp_path / "data")
     assert second != first
     assert second.read_bytes() == b"another"
     assert first.exists(), "a process that reads it can continue"
@@ -79,7 +80,7 @@ def test_an_archive_is_fetched_once_per_version(tmp_path: Path) -> None:
 def test_an_unsupported_or_missing_archive_is_reported(url: str, message: str, tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe_file("/bucket/photos.tar", b"tar")
     with pytest.raises(DataError) as caught:
-        fetched(url, tmp_path / "data")
+        fetch_archive(url, tmp_path / "data")
     assert message in str(caught.value)
     assert not list(tmp_path.rglob("*.zip"))
 
@@ -115,18 +116,18 @@ def test_a_url_with_a_new_signature_is_the_same_file(
 ) -> None:
     fsspec.register_implementation("lender", FileServer, clobber=True)
     monkeypatch.setattr(FileServer, "info_fields", info_fields)
-    found = {fetched(SIGNED.format(day), tmp_path / "data") for day in (1, 2)}
+    found = {fetch_archive(SIGNED.format(day), tmp_path / "data") for day in (1, 2)}
     assert len(found) == files
     assert all(path.suffix == ".zip" and path.name.startswith("photos-") for path in found)
     other = SIGNED.format(1).replace("versionId=3", "versionId=4")
-    assert fetched(other, tmp_path / "data") not in found
+    assert fetch_archive(other, tmp_path / "data") not in found
 
 
 def test_error_messages_hide_the_signature(tmp_path: Path) -> None:
     fsspec.register_implementation("lender", FileServer, clobber=True)
     for url in (SIGNED.replace("photos", "denied"), SIGNED.replace(".zip", ".tar")):
         with pytest.raises(DataError) as caught:
-            fetched(url.format("s3cret"), tmp_path / "data")
+            fetch_archive(url.format("s3cret"), tmp_path / "data")
         assert "X-Amz-Signature=***" in str(caught.value)
         assert "s3cretabc" not in str(caught.value)
 
@@ -141,14 +142,27 @@ def test_a_partial_download_is_not_used(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(memory, "get_file", fail_download)
     with pytest.raises(DataError, match="connection reset"):
-        fetched(URL, tmp_path / "data")
+        fetch_archive(URL, tmp_path / "data")
     assert not [path for path in (tmp_path / "data").iterdir() if path.suffix in (".zip", ".partial")]
     monkeypatch.undo()
-    assert zipfile.is_zipfile(fetched(URL, tmp_path / "data"))
+    assert zipfile.is_zipfile(fetch_archive(URL, tmp_path / "data"))
+
+
+def test_a_full_disk_is_not_reported_as_an_unreadable_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_archive(tmp_path, 10)
+
+    def fill_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "get_file", fill_disk)
+    with pytest.raises(StorageError, match=r"data: the folder for the archives .* but got No space left"):
+        fetch_archive(URL, tmp_path / "data")
 
 
 def test_an_unwritable_data_root_is_reported(tmp_path: Path) -> None:
     upload_archive(tmp_path, 10)
     (tmp_path / "data").touch()
     with pytest.raises(StorageError, match=r"data: the folder for the archives .* but got File exists"):
-        fetched(URL, tmp_path / "data")
+        fetch_archive(URL, tmp_path / "data")

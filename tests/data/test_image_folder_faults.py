@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import time
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from tune_rescon.data.image_folder import fingerprint, index_images, list_folder
 from tune_rescon.data.opening import SUFFIXES
@@ -20,7 +18,7 @@ from tune_rescon.data.selection import Account, Kind, Selection
 from tune_rescon.errors import DataError
 from tune_rescon.inference import find_pictures
 
-from .conftest import MakeFolder, OpenFolder, left_out_files, write_zip
+from .conftest import MakeFolder, left_out_files, write_zip
 
 PAIR = ["train/a/1.png", "train/b/1.png"]
 CLASSES = ["a/1.png", "b/1.png"]
@@ -428,60 +426,6 @@ def test_a_path_with_a_too_long_name_is_reported_as_missing(tmp_path: Path) -> N
             read(path)
     with pytest.raises(DataError, match="a picture or a folder of them must exist"):
         find_pictures([path])
-
-
-def test_copies_of_training_images_are_reported(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
-    """The accuracy on copies of training images is meaningless."""
-    counts = {"train/cat": 4, "train/dog": 4, "val/cat": 2, "val/dog": 2, "test/cat": 2, "test/dog": 2}
-    root = make_folder(counts)
-    assert open_folder(root).repeats == ()
-    shutil.copy(root / "train/cat/0001.png", root / "val/cat/0000.png")
-    # The same pixels in another file.
-    Image.open(root / "train/dog/0002.png").save(root / "test/dog/copy.bmp")
-    shutil.copy(root / "train/cat/0003.png", root / "train/dog/0003.png")
-    val, test, classes = open_folder(root).repeats
-    assert val.startswith("1 of the 4 validation images are copies of training images")
-    assert "(val/cat/0000.png is train/cat/0001.png)" in val
-    assert test.startswith("1 of the 5 test images are copies of training images")
-    assert "(test/dog/copy.bmp is train/dog/0002.png)" in test
-    assert classes.startswith("1 picture in more than one class (train/cat/0003.png is train/dog/0003.png)")
-
-
-def test_large_pictures_that_differ_in_one_pixel_are_no_copies(
-    make_folder: MakeFolder, open_folder: OpenFolder
-) -> None:
-    root = make_folder({"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/dog": 1}, size=(256, 256))
-    image = Image.open(root / "train/cat/0000.png")
-    image.putpixel((131, 131), (0, 0, 0))
-    image.save(root / "val/cat/0000.png")
-    assert open_folder(root).repeats == ()
-    shutil.copy(root / "train/cat/0000.png", root / "val/cat/0000.png")
-    assert len(open_folder(root).repeats) == 1
-
-
-def test_a_copy_of_the_second_of_two_similar_images_is_reported(
-    make_folder: MakeFolder, open_folder: OpenFolder
-) -> None:
-    root = make_folder({"train/cat": 2, "train/dog": 1, "val/cat": 1, "val/dog": 1}, size=(256, 256))
-    image = Image.open(root / "train/cat/0000.png")
-    image.putpixel((131, 131), (0, 0, 0))
-    image.save(root / "train/cat/0001.png")
-    shutil.copy(root / "train/cat/0001.png", root / "val/cat/0000.png")
-    (line,) = open_folder(root).repeats
-    assert "(val/cat/0000.png is train/cat/0001.png)" in line
-
-
-def test_copies_separated_by_a_split_are_reported(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
-    root = make_folder({"cat": 8, "dog": 8})
-    for kind in ("cat", "dog"):
-        for number in range(8):
-            shutil.copy(root / kind / f"{number:04}.png", root / kind / f"again{number}.png")
-    images = open_folder(root)
-    (line,) = images.repeats
-    pixels = {images.train.images_NHWC[row].tobytes() for row in images.train.rows_N}
-    copies = sum(images.val.images_NHWC[row].tobytes() in pixels for row in images.val.rows_N)
-    assert copies > 0
-    assert line.startswith(f"{copies} of the {len(images.val)} validation images are copies")
 
 
 def test_classes_missing_from_a_split_are_reported(make_folder: MakeFolder) -> None:

@@ -14,8 +14,8 @@ from tune_rescon.data.splits import (
     SplitRule,
     balanced_class_weights,
     check_counts,
-    cut_sizes,
     draw_subset,
+    split_sizes,
     stratified_counts,
     stratified_split,
 )
@@ -54,7 +54,7 @@ def test_splits_are_disjoint_complete_and_contain_every_class(case: tuple[list[i
 def test_sizes_are_known_before_drawing(case: tuple[list[int], SplitRule]) -> None:
     counts, rule = case
     split = stratified_split(make_labels(counts), len(counts), rule)
-    assert (len(split.train_N), len(split.val_N)) == cut_sizes(sum(counts), len(counts), rule)
+    assert (len(split.train_N), len(split.val_N)) == split_sizes(sum(counts), len(counts), rule)
 
 
 @given(splits())
@@ -149,7 +149,7 @@ def test_subset_allows_absent_classes(counts: list[int], data: st.DataObject) ->
 )
 def test_too_few_images_are_reported(images: int, classes: int, rule: SplitRule, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        cut_sizes(images, classes, rule)
+        split_sizes(images, classes, rule)
 
 
 @pytest.mark.parametrize(("fraction", "counts"), [(0.5, [5, 1]), (None, [5, 0])])

@@ -166,11 +166,11 @@ def test_a_full_disk_is_reported_by_export_and_leaves_no_file(
     form: str,
     checkpoint: Path,
     tmp_path: Path,
-    largest_file: Callable[[int], AbstractContextManager[None]],
+    limit_file_size: Callable[[int], AbstractContextManager[None]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "a"
-    with largest_file(16_384):
+    with limit_file_size(16_384):
         assert export([str(checkpoint), "--format", form, "--output", str(output)]) == 2
     assert f"must be a file that can be written, but got {output} (File too large)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -33,18 +33,24 @@ def joined(rendezvous: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
         "gloo", init_method=rendezvous.as_uri(), rank=rank, world_size=count, timeout=timeout
     )
     try:
-        yield ProcessGroup(share=Shard(rank=rank, count=count))
+        yield ProcessGroup(shard=Shard(rank=rank, world_size=count))
     finally:
         dist.destroy_process_group()
 
 
-def train_share(
+def train_as_rank(
     rank: int, count: int, rendezvous: Path, config: TrialConfig, root: Path, options: dict[str, Any]
 ) -> list[EpochReport] | str:
-    """Train ``config`` on 80 digits as one of ``count`` ranks; return the reports or the error."""
+    """Train ``config`` on 80 digits as one of ``count`` ranks; return the reports or the error.
+
+    Besides those of ``train_trial``, the options are: ``stop_after``, the epoch after which rank 0 is
+    interrupted; ``memory``, a rank and the number of images that fit its memory; ``failing_rank``, the rank
+    whose forward pass raises; ``rank_without_network``, the rank that cannot build the network.
+    """
     reports: list[EpochReport] = []
     stop_after, memory = options.pop("stop_after", None), options.pop("memory", None)
-    failing_rank, rank_without_network = options.pop("broken", None), options.pop("unbuilt", None)
+    failing_rank = options.pop("failing_rank", None)
+    rank_without_network = options.pop("rank_without_network", None)
 
     def on_epoch(report: EpochReport) -> None:
         reports.append(report)
@@ -96,7 +102,7 @@ def main(rank: int) -> None:
             job = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(train_share(rank, *job), results)
+        pickle.dump(train_as_rank(rank, *job), results)
         results.flush()
 
 

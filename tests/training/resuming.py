@@ -31,6 +31,7 @@ __all__ = [
     "empty",
     "killed_after",
     "metrics_of",
+    "metrics_of_all",
     "preempted",
     "truncate",
     "without_timings",
@@ -52,32 +53,37 @@ def metrics_of(report: EpochReport) -> dict[str, float]:
     return without_timings(report.metrics)
 
 
+def metrics_of_all(reports: Iterable[EpochReport]) -> list[dict[str, float]]:
+    """The metrics of each report that do not depend on the clock."""
+    return [metrics_of(report) for report in reports]
+
+
 def without_timings(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics that do not depend on the clock."""
     return {name: value for name, value in metrics.items() if not name.endswith(_TIMES)}
 
 
 class ResumedTrial:
-    """A trial that is run several times in one folder, with the reports and notes of all runs."""
+    """A trial that is run several times in one folder, with the reports and messages of all runs."""
 
     def __init__(
         self,
         train: Callable[..., object],
         folder: Path,
-        largest_file: Callable[[int], AbstractContextManager[None]],
+        limit_file_size: Callable[[int], AbstractContextManager[None]],
         options: Mapping[str, Any] = IMPROVING,
     ) -> None:
         self.folder = folder
-        self.largest_file = largest_file
+        self.limit_file_size = limit_file_size
         self.reports: list[EpochReport] = []
-        self.notes: list[str] = []
+        self.messages: list[str] = []
         self._train = train
         self._options = options
 
     def run(self, **more: Any) -> None:
         """Resume from the folder and train to the end, unless the ``more`` options interrupt the run."""
         options: dict[str, Any] = {"epochs": EPOCHS, "on_epoch": self.reports.append}
-        options |= {"folder": self.folder, "on_message": self.notes.append, **self._options}
+        options |= {"folder": self.folder, "on_message": self.messages.append, **self._options}
         self._train(**options | more)
 
 
@@ -85,7 +91,7 @@ Stage = Callable[[ResumedTrial], object]
 
 
 class _Killed(BaseException):
-    """Ends a trial like a signal: no handler of the package catches it."""
+    """Ends a trial as a signal does: no handler of the package catches it."""
 
 
 def killed_after(epoch: int, *, disk_full_after: int | None = None) -> Stage:
@@ -95,7 +101,7 @@ def killed_after(epoch: int, *, disk_full_after: int | None = None) -> Stage:
         def report(epoch_report: EpochReport) -> None:
             trial.reports.append(epoch_report)
             if epoch_report.epoch == disk_full_after:
-                disk.enter_context(trial.largest_file(1_000))
+                disk.enter_context(trial.limit_file_size(1_000))
             if epoch_report.epoch == epoch:
                 raise _Killed
 
@@ -106,11 +112,11 @@ def killed_after(epoch: int, *, disk_full_after: int | None = None) -> Stage:
 
 
 def preempted(*, at: int, disk_full: bool = False) -> Stage:
-    """A run that is preempted at its ``at``-th check, and writes a checkpoint first."""
+    """A run that is preempted at its ``at``-th check, after it has written a checkpoint."""
 
     def stage(trial: ResumedTrial) -> None:
         checks = itertools.count(1)
-        disk = trial.largest_file(1_000) if disk_full else nullcontext()
+        disk = trial.limit_file_size(1_000) if disk_full else nullcontext()
         with disk, pytest.raises(Preempted):
             trial.run(is_preempted=lambda: next(checks) == at)
 
@@ -151,9 +157,9 @@ class Fault:
     """The interrupted runs of a trial and the faults between them, before its last run."""
 
     stages: Sequence[Stage]
-    recorded: int
+    epochs_in_folder: int
     """Number of epochs in the folder at the start of the last run."""
-    notes: Sequence[str] = ()
+    messages: Sequence[str] = ()
     """The messages of the last run."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tests.training.conftest import Train
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training import EpochReport
 from tune_rescon.training.memory import recompute_activations
 from tune_rescon.training.optim import reestimate_batch_norm
 
@@ -98,7 +97,7 @@ def test_a_copy_uses_its_own_weights_and_batch_norm_statistics_match() -> None:
 
 
 def test_a_trial_reports_the_same_metrics_with_checkpointing(
-    train: Callable[..., list[EpochReport]], small_attention: TrialConfig, tmp_path: Path
+    train: Train, small_attention: TrialConfig, tmp_path: Path
 ) -> None:
     def metrics(*, recomputes: bool) -> list[dict[str, float]]:
         config = TrialConfig.from_dict(
@@ -111,9 +110,7 @@ def test_a_trial_reports_the_same_metrics_with_checkpointing(
     assert metrics(recomputes=True) == metrics(recomputes=False)
 
 
-def test_a_trial_with_checkpointing_is_not_compiled(
-    train: Callable[..., list[EpochReport]], small_attention: TrialConfig
-) -> None:
+def test_a_trial_with_checkpointing_is_not_compiled(train: Train, small_attention: TrialConfig) -> None:
     messages: list[str] = []
     config = TrialConfig.from_dict(
         small_attention.to_dict() | {"checkpoint_activations": "on", "compile": "on"}

@@ -1,5 +1,9 @@
+"""Checkpoint files are written atomically and verified, and their metadata identify the trial."""
+
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,7 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from tune_rescon.config import TrialConfig
 from tune_rescon.errors import StorageError
+from tune_rescon.metric_names import METRICS
+from tune_rescon.models import resolve_network
 from tune_rescon.training.checkpoint import (
     CheckpointFolder,
     FoundCheckpoint,
@@ -17,9 +24,10 @@ from tune_rescon.training.checkpoint import (
     read_checkpoint,
     write_durably,
 )
+from tune_rescon.training.trial_files import CheckpointMetadata
 from tune_rescon.tuning.folder import TRIAL_FILES
 
-LargestFile = Callable[[int], AbstractContextManager[None]]
+LimitFileSize = Callable[[int], AbstractContextManager[None]]
 
 VALUES = {"weights": torch.arange(64.0), "epoch": 3}
 
@@ -92,10 +100,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 
 @pytest.mark.parametrize("kilobytes", [0.1, 4, 40])
 def test_a_file_too_large_for_the_disk_raises_os_error(
-    folder: CheckpointFolder, kilobytes: float, largest_file: LargestFile
+    folder: CheckpointFolder, kilobytes: float, limit_file_size: LimitFileSize
 ) -> None:
     write_durably({"epoch": 1}, folder.last)
-    with largest_file(int(1000 * kilobytes)), pytest.raises(OSError, match="File too large"):
+    with limit_file_size(int(1000 * kilobytes)), pytest.raises(OSError, match="File too large"):
         write_durably({"weights": torch.zeros(20_000)}, folder.last, previous=folder.previous)
     assert [path.name for path in folder.path.iterdir()] == ["last.ckpt"]
     assert _epoch(folder.last) == 1
@@ -163,11 +171,11 @@ def test_the_newest_intact_checkpoint_is_found_and_becomes_the_last(
 
 
 def test_the_newest_written_checkpoint_is_found_without_checksums(folder: CheckpointFolder) -> None:
-    assert folder.written() is None
+    assert folder.newest() is None
     folder.previous.touch()
-    assert folder.written() == folder.previous
+    assert folder.newest() == folder.previous
     folder.last.touch()
-    assert folder.written() == folder.last
+    assert folder.newest() == folder.last
 
 
 def test_creating_an_existing_folder_succeeds(tmp_path: Path) -> None:
@@ -205,3 +213,44 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
 def test_a_search_that_prunes_knows_every_file_that_a_trial_writes(folder: CheckpointFolder) -> None:
     written = {path.name for path in (folder.best, folder.last, folder.previous)}
     assert written | {path.with_suffix(".partial").name for path in (folder.best, folder.last)} == TRIAL_FILES
+
+
+CONFIG = TrialConfig(image_size=16)
+METADATA = CheckpointMetadata(
+    config=CONFIG,
+    spec=resolve_network(CONFIG, classes=10, in_channels=1),
+    dataset="digest",
+    seed=0,
+    epochs=9,
+)
+
+
+def _metrics(**values: float) -> dict[str, float]:
+    return dict.fromkeys(METRICS, 0.5) | values
+
+
+def test_checkpoint_metadata_round_trips_through_json() -> None:
+    metadata = dataclasses.replace(METADATA, micro_batches=4)
+    metadata = metadata.extended(_metrics(val_loss=1.0)).extended(_metrics(val_loss=0.25))
+    assert CheckpointMetadata.from_dict(json.loads(json.dumps(metadata.to_dict()))) == metadata
+
+
+def test_checkpoint_metadata_without_micro_batches_has_one() -> None:
+    values = METADATA.to_dict()
+    assert values.pop("micro_batches") == 1
+    assert CheckpointMetadata.from_dict(values) == METADATA
+
+
+def test_a_trial_accepts_a_checkpoint_of_its_own() -> None:
+    METADATA.check_own(METADATA.extended(_metrics()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"epochs": 10}, {"dataset": "other"}, {"config": TrialConfig(image_size=17)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_trials_checkpoint_is_refused_naming_the_difference(change: dict[str, Any]) -> None:
+    other_trial = dataclasses.replace(METADATA, **change)
+    with pytest.raises(StorageError, match=f"another {next(iter(change))}"):
+        METADATA.check_own(other_trial)

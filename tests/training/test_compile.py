@@ -7,7 +7,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import reset_code
 from torch._dynamo.utils import counters
 
+from tests.training.conftest import Train
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, resolve_network
-from tune_rescon.training import EpochReport
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.compile import (
     compile_units,
     compiler_problem,
     doubled,
-    many_shapes,
+    raised_recompile_limit,
     uncompiled,
 )
 from tune_rescon.training.device import resolve_device
@@ -36,7 +36,7 @@ nightly = pytest.mark.nightly
 
 pytestmark = [
     pytest.mark.torch,
-    # Dynamo asks every input for its gradient; the answer's warning is hidden from all but an "error" filter.
+    # Dynamo reads the gradient of every input. It hides the warning, but not from an "error" filter.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 
@@ -92,7 +92,7 @@ def compiled(cpp_compiler: None) -> Iterator[nn.Module]:
     # Compiled code depends on the process's settings, so they are those of a trial. Torch's own limit is 8
     # versions, which larger networks exceed.
     settings = resolve_device("cpu", precision="auto").active(threads=1)
-    with settings, torch._dynamo.config.patch(recompile_limit=2), many_shapes(network):
+    with settings, torch._dynamo.config.patch(recompile_limit=2), raised_recompile_limit(network):
         _logits_and_gradients(network)
         yield network
 
@@ -148,7 +148,7 @@ def test_an_epochs_end_compiles_nothing(compiled: nn.Module) -> None:
 @pytest.fixture
 def no_compiler() -> Iterator[None]:
     compiler_problem.cache_clear()
-    reset_code(doubled.__code__)  # what was compiled in this process needs no compiler
+    reset_code(doubled.__code__)  # code that this process has compiled needs no compiler
     inductor: Any = torch._inductor.config
     with inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
         yield
@@ -161,11 +161,11 @@ import sys
 from pathlib import Path
 import torch
 from torch._dynamo.utils import counters
-from tune_rescon.training.compile import compile_units, keep_compiled_code
+from tune_rescon.training.compile import compile_units, use_compile_cache
 from tune_rescon.models.network import PreActivationUnit
 from tune_rescon.models.spec import UnitSpec
 
-keep_compiled_code(Path(sys.argv[1]))
+use_compile_cache(Path(sys.argv[1]))
 torch.set_num_threads(1)
 spec = UnitSpec(in_channels=4, channels=4, middle=4, stride=1, groups=1, preactivation=True)
 unit = PreActivationUnit(spec)
@@ -191,36 +191,36 @@ def test_the_next_process_reuses_the_compile_cache(cache: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_without_a_compiler_a_trial_reports_it_and_trains(train: Callable[..., list[EpochReport]]) -> None:
+def test_without_a_compiler_a_trial_reports_it_and_trains(train: Train) -> None:
     messages: list[str] = []
     reports = train(TrialConfig(**(FIELDS | {"compile": "on"})), on_message=messages.append)
     expected = train(TrialConfig(**FIELDS))
     assert [report.metrics["train_loss"] for report in reports] == [
         report.metrics["train_loss"] for report in expected
     ]
-    [note] = messages
-    assert note.startswith("torch.compile cannot be used here (")
-    assert note.endswith("); training continues without it")
+    [message] = messages
+    assert message.startswith("torch.compile cannot be used here (")
+    assert message.endswith("); training continues without it")
 
 
 @nightly
 @pytest.mark.usefixtures("compiled")
 def test_a_compiled_trial_matches_an_uncompiled_one_after_one_step(
-    digits: ImageDataset, train: Callable[..., list[EpochReport]], tmp_path: Path
+    digits: ImageDataset, train: Train, tmp_path: Path
 ) -> None:
-    """In one step: over several, these networks make anything of a rounding."""
+    """One step only: over several steps these networks amplify rounding errors."""
     part = digits.train
     batch = dataclasses.replace(part, rows_N=part.rows_N[:32], labels_N=part.labels_N[:32])
-    of_one_step = dataclasses.replace(digits, train=batch)
+    one_batch = dataclasses.replace(digits, train=batch)
 
     def trained(name: str, **fields: Any) -> tuple[Mapping[str, float], Tensor]:
         config = TrialConfig(**(FIELDS | {"precise_bn_batches": 1, "learning_rate": 0.02} | fields))
-        [report] = train(config, tmp_path / name, dataset=of_one_step, epochs=1)
+        [report] = train(config, tmp_path / name, dataset=one_batch, epochs=1)
         state: dict[str, Tensor] = read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"]
         weights = [value.flatten() for key, value in state.items() if key.endswith(("weight", "bias"))]
         return report.metrics, torch.cat(weights)
 
-    assert compiler_problem(CPU) is None, "asked here, for asking compiles too"
+    assert compiler_problem(CPU) is None, "the check compiles too, so it comes before the count"
     graphs = _graphs()
     compiled, after = trained("compiled", compile="on")
     assert _graphs() == graphs, "its shapes were compiled already, and its validations must not be"
@@ -228,5 +228,5 @@ def test_a_compiled_trial_matches_an_uncompiled_one_after_one_step(
     _, before = trained("untrained", learning_rate=1e-12)
     assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4)
     assert compiled["val_loss"] == pytest.approx(plain["val_loss"], rel=5e-2)
-    # As above of the gradient.
+    # The tolerance is that of the gradient above.
     assert (after - expected).norm() < 0.15 * (expected - before).norm()

@@ -27,7 +27,7 @@ from tune_rescon.training import load_trained
 from tune_rescon.training.cuda_graphs import Outputs
 from tune_rescon.training.device import DeviceConfig, resolve_device
 from tune_rescon.training.initial_weights import read_initial
-from tune_rescon.training.memory import Shape
+from tune_rescon.training.memory import OomHistory
 from tune_rescon.training.module import StepExecution, TrialModule
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ def config_of_trial(trial: ResumedTrial) -> TrialConfig:
 def test_a_preempted_trial_equals_an_uninterrupted_one(
     trained_trial: ResumedTrial,
     train: Train,
-    largest_file: Callable[[int], AbstractContextManager[None]],
+    limit_file_size: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
     assert trained_trial.reports[1].metrics["train_loss"] < trained_trial.reports[0].metrics["train_loss"]
     resumed = ResumedTrial(
         functools.partial(train, config_of_trial(trained_trial)),
         tmp_path,
-        largest_file,
+        limit_file_size,
         {**IMPROVING, "epochs": 2},
     )
     preempted(at=3)(resumed)
@@ -291,10 +291,10 @@ def test_pretrained_weights_use_their_own_preprocessing(
 
 
 def test_an_external_network_reports_that_it_keeps_all_activations(train: Train) -> None:
-    notes: list[str] = []
+    messages: list[str] = []
     config = dataclasses.replace(CONFIGS["own"], checkpoint_activations="on")
-    train(config, epochs=1, on_message=notes.append)
-    assert notes == [
+    train(config, epochs=1, on_message=messages.append)
+    assert messages == [
         "keeps all activations, because checkpoint_activations works with Residual Attention Networks only"
     ]
 
@@ -310,14 +310,14 @@ def test_out_of_memory_leads_directly_to_micro_batches(train: Train, monkeypatch
         return original(self, batch)
 
     tried: list[int] = []
-    notes: list[str] = []
+    messages: list[str] = []
     monkeypatch.setattr(TrialModule, "training_step", step)
-    train(CONFIGS["own"], epochs=1, on_message=notes.append)
-    assert notes == ["ran out of memory at 16 images; continuing in 2 micro-batches of 8"]
+    train(CONFIGS["own"], epochs=1, on_message=messages.append)
+    assert messages == ["ran out of memory at 16 images; continuing in 2 micro-batches of 8"]
 
 
 class FakeGraphCapture:
-    """A recorder whose replays run the function again and copy into the outputs' memory."""
+    """A graph_capture whose replays run the function again and copy into the outputs' memory."""
 
     def __call__(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
         outputs = run()
@@ -333,10 +333,10 @@ def test_a_captured_step_handles_unused_parameters_like_an_eager_one() -> None:
     config = TrialConfig(network="tests.own_networks:unused", image_size=16, batch_size=4)
     spec = describe_network(config, classes=10, in_channels=1)
     steps: list[dict[str, Any]] = []
-    for recorder in (None, FakeGraphCapture()):
+    for graph_capture in (None, FakeGraphCapture()):
         torch.manual_seed(0)
         execution = StepExecution(
-            placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"), recorder=recorder
+            placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"), graph_capture=graph_capture
         )
         module = TrialModule(
             build_described(spec), config, execution, classes=10, epochs=1, steps_per_epoch=10
@@ -356,7 +356,7 @@ def test_a_captured_step_handles_unused_parameters_like_an_eager_one() -> None:
 def test_the_memory_key_differs_between_networks() -> None:
     placement = resolve_device("cpu", precision="fp32")
     keys = {
-        Shape.of(config, describe_network(config, classes=10, in_channels=1), placement, None).key
+        OomHistory.of(config, describe_network(config, classes=10, in_channels=1), placement, None).key
         for config in (*CONFIGS.values(), TrialConfig(image_size=32))
     }
     assert len(keys) == 3
@@ -367,7 +367,7 @@ def test_a_parametrized_weight_trains_in_bfloat16_in_a_captured_step() -> None:
     config = TrialConfig(network="tests.own_networks:normalised", image_size=16, batch_size=4)
     spec = describe_network(config, classes=10, in_channels=1)
     execution = StepExecution(
-        placement=DeviceConfig(device=torch.device("cpu"), precision="bf16"), recorder=FakeGraphCapture()
+        placement=DeviceConfig(device=torch.device("cpu"), precision="bf16"), graph_capture=FakeGraphCapture()
     )
     module = TrialModule(build_described(spec), config, execution, classes=10, epochs=1, steps_per_epoch=10)
     module.backward(module.training_step((torch.rand(4, 1, 16, 16), torch.arange(4))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +22,14 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from tests.training.conftest import SMALL_CONFIG
+from tests.training.conftest import SMALL_CONFIG, Train
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import ConfigError
 from tune_rescon.metric_names import BY_CLASS, EXTRA_METRICS, METRICS
-from tune_rescon.training import EpochReport, load_trained
+from tune_rescon.training import load_trained
 from tune_rescon.training.metrics import EpochMetrics
 
 pytestmark = pytest.mark.torch
-
-Train = Callable[..., list[EpochReport]]
 
 CLASSES = 4
 SHORT = dataclasses.replace(SMALL_CONFIG, precise_bn_batches=1)
@@ -91,8 +88,8 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Guo et al., equation 3, with 15 bins."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * 15).astype(int), 14)
-    members = [(bins == b) for b in sorted(set(bins))]
-    gaps = [abs(right[of].mean() - confidence[of].mean()) * of.sum() for of in members]
+    in_bins = [(bins == number) for number in sorted(set(bins))]
+    gaps = [abs(right[chosen].mean() - confidence[chosen].mean()) * chosen.sum() for chosen in in_bins]
     return float(sum(gaps) / len(labels))
 
 

@@ -56,7 +56,7 @@ def trained(
     return reports
 
 
-def accuracies(network: nn.Module, dataset: ImageDataset) -> tuple[float, float]:
+def accuracy_and_loss(network: nn.Module, dataset: ImageDataset) -> tuple[float, float]:
     """Accuracy and loss on the test images, computed directly."""
     data = ImageDataModule(dataset, PLAIN_CONFIG, image_size=16, seed=0, eval_split="test")
     right, loss, count = 0, 0.0, 0
@@ -81,7 +81,7 @@ def test_only_the_last_network_is_tested_and_kept(full_digits: ImageDataset, tmp
     assert set(final_report) == training | set(TEST_METRICS) | by_class
     network, about = load_trained(tmp_path / "best.ckpt")
     assert about.epoch == 3
-    accuracy, loss = accuracies(network, full_digits)
+    accuracy, loss = accuracy_and_loss(network, full_digits)
     assert final_report["test_accuracy"] == pytest.approx(accuracy)
     assert final_report["test_loss"] == pytest.approx(loss, rel=1e-5)
     counts = torch.bincount(torch.from_numpy(full_digits.test.labels_N), minlength=10)

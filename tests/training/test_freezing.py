@@ -91,17 +91,17 @@ def test_the_step_is_captured_again_when_the_trunk_is_unfrozen(
 ) -> None:
     config = dataclasses.replace(small, freeze_epochs=1)
     expected = [metrics_of(report) for report in train(config)]
-    recorder = CpuGraphCapture()
-    monkeypatch.setattr(fit, "choose_recorder", lambda *_, **__: recorder)
+    graph_capture = CpuGraphCapture()
+    monkeypatch.setattr(fit, "choose_graph_capture", lambda *_, **__: graph_capture)
     assert [metrics_of(report) for report in train(config)] == expected
-    assert recorder.captures == 2
+    assert graph_capture.captures == 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # bf16 casts all weights at once
 def test_a_captured_step_computes_no_gradients_of_frozen_weights(precision: Precision) -> None:
-    recorder = CpuGraphCapture()
-    captured, launched = (_two_phases(precision, kind) for kind in (recorder, None))
-    assert recorder.captures == 2
+    graph_capture = CpuGraphCapture()
+    captured, launched = (_two_phases(precision, kind) for kind in (graph_capture, None))
+    assert graph_capture.captures == 2
     for phase, without in zip(captured, launched, strict=True):
         assert phase.keys() == without.keys()
         assert changed_names(phase, without) == set()
@@ -110,14 +110,14 @@ def test_a_captured_step_computes_no_gradients_of_frozen_weights(precision: Prec
     assert len(trained) > 100
 
 
-def _two_phases(precision: Precision, recorder: GraphCapture | None) -> list[dict[str, Tensor]]:
+def _two_phases(precision: Precision, graph_capture: GraphCapture | None) -> list[dict[str, Tensor]]:
     """The gradients of a step with a frozen trunk and of a step after it."""
     config = TrialConfig(layout="cifar", width=0.0625, image_size=16, batch_size=8)
     torch.manual_seed(0)
     module = TrialModule(
         build_from_spec(resolve_network(config, classes=4, in_channels=3)),
         config,
-        StepExecution(placement=DeviceConfig(device=CPU, precision=precision), recorder=recorder),
+        StepExecution(placement=DeviceConfig(device=CPU, precision=precision), graph_capture=graph_capture),
         classes=4,
         epochs=1,
         steps_per_epoch=4,

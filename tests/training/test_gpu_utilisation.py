@@ -14,7 +14,7 @@ import torch
 from tests.waiting import LONGEST_WAIT
 from tune_rescon.metric_names import GPU_METRICS, GPU_UTILISATION
 from tune_rescon.training import epoch_reporter
-from tune_rescon.training.epoch_reporter import nvml_reading, sampled
+from tune_rescon.training.epoch_reporter import nvml_reading, sampled_utilisation
 
 if TYPE_CHECKING:
     from tests.training.conftest import Train
@@ -31,7 +31,7 @@ def test_a_thread_reads_until_the_block_ends(monkeypatch: pytest.MonkeyPatch) ->
             third.set()
         return 0.5
 
-    with sampled(CPU, read) as mean:
+    with sampled_utilisation(CPU, read) as mean:
         assert third.wait(LONGEST_WAIT)
     read_by_then = next(count)
     assert mean is not None
@@ -50,7 +50,7 @@ def test_the_mean_is_of_the_readings_since_the_last_one(monkeypatch: pytest.Monk
         assert go.wait(LONGEST_WAIT)
         return 0.25
 
-    with sampled(CPU, read) as mean:
+    with sampled_utilisation(CPU, read) as mean:
         assert mean is not None
         assert third.wait(LONGEST_WAIT), "the first two readings are not counted again"
         assert mean() == 0.75
@@ -69,7 +69,7 @@ def test_a_failed_reading_ends_only_the_sampling(
         failed.set()
         raise RuntimeError("GPU is lost")
 
-    with sampled(CPU, read) as mean:
+    with sampled_utilisation(CPU, read) as mean:
         assert failed.wait(LONGEST_WAIT)
     assert mean is not None
     assert math.isnan(mean())
@@ -78,7 +78,7 @@ def test_a_failed_reading_ends_only_the_sampling(
 
 def test_without_a_gpu_no_thread_is_started() -> None:
     before = threading.active_count()
-    with sampled(CPU, None) as mean:
+    with sampled_utilisation(CPU, None) as mean:
         assert mean is None
         assert threading.active_count() == before
 
@@ -88,7 +88,7 @@ def test_a_gpu_that_cannot_be_read_has_no_utilisation(monkeypatch: pytest.Monkey
         raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
 
     monkeypatch.setattr(torch.cuda, "utilization", raise_missing)
-    with sampled(torch.device("cuda"), None) as mean:
+    with sampled_utilisation(torch.device("cuda"), None) as mean:
         assert mean is not None
         assert math.isnan(mean())
 

@@ -1,4 +1,4 @@
-"""Captured and replayed steps: by CUDA graphs on a GPU, by an equivalent recorder on a CPU."""
+"""Captured and replayed steps: by CUDA graphs on a GPU, by an equivalent graph_capture on a CPU."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.training.conftest import Train
+from tests.training.resuming import metrics_of_all
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.models import build_from_spec, describe_network, resolve_network
 from tune_rescon.training import EpochReport, TrialProcess, fit, train_trial
 from tune_rescon.training.cuda_graphs import (
     CapturedStep,
+    CaptureError,
     CudaGraphs,
     HangWatchdog,
     Outputs,
-    RecordingError,
-    choose_recorder,
+    choose_graph_capture,
 )
 from tune_rescon.training.device import DeviceConfig, Precision
-from tune_rescon.training.memory import shape_key
+from tune_rescon.training.memory import memory_key
 from tune_rescon.training.module import StepExecution, TrialModule
 
 pytestmark = pytest.mark.torch
@@ -80,16 +82,16 @@ class CountingNetwork(nn.Module):
 
 
 @pytest.fixture
-def recorder() -> CpuGraphCapture:
+def graph_capture() -> CpuGraphCapture:
     return CpuGraphCapture()
 
 
-def test_capturing_has_no_side_effects_and_replays_the_function(recorder: CpuGraphCapture) -> None:
+def test_capturing_has_no_side_effects_and_replays_the_function(graph_capture: CpuGraphCapture) -> None:
     network = CountingNetwork()
     torch.manual_seed(0)
     noise = torch.rand(())
     torch.manual_seed(0)
-    function = CapturedStep(lambda x_B: (network(x_B),), network, recorder)
+    function = CapturedStep(lambda x_B: (network(x_B),), network, graph_capture)
     [y_B] = function(torch.ones(3))
     torch.testing.assert_close(y_B, torch.ones(3) + noise)
     assert network.calls == 1
@@ -97,26 +99,26 @@ def test_capturing_has_no_side_effects_and_replays_the_function(recorder: CpuGra
     [second_B] = function(torch.ones(3))
     assert second_B is y_B, "the output memory is reused"
     assert not torch.equal(second_B, first_B)
-    assert (int(network.calls), recorder.captures, recorder.replays) == (2, 1, 2)
+    assert (int(network.calls), graph_capture.captures, graph_capture.replays) == (2, 1, 2)
 
 
-def test_inputs_of_another_shape_run_uncaptured(recorder: CpuGraphCapture) -> None:
+def test_inputs_of_another_shape_run_uncaptured(graph_capture: CpuGraphCapture) -> None:
     network = CountingNetwork()
-    function = CapturedStep(lambda x_B: (network(x_B),), network, recorder)
+    function = CapturedStep(lambda x_B: (network(x_B),), network, graph_capture)
     for images in (4, 3, 4, 3):
         assert function(torch.ones(images))[0].shape == (images,)
-    assert (int(network.calls), recorder.captures, recorder.replays) == (4, 1, 2)
+    assert (int(network.calls), graph_capture.captures, graph_capture.replays) == (4, 1, 2)
 
 
-def test_a_moved_network_is_captured_again(recorder: CpuGraphCapture) -> None:
+def test_a_moved_network_is_captured_again(graph_capture: CpuGraphCapture) -> None:
     """Lightning moves a network at the end of a training. The old memory must not be used then."""
     network = nn.Linear(2, 1)
-    function = CapturedStep(lambda x_BK: (network(x_BK),), network, recorder)
+    function = CapturedStep(lambda x_BK: (network(x_BK),), network, graph_capture)
     for _ in range(2):
         function(torch.ones(3, 2))
     network.double().float()
     [y_BK] = function(torch.ones(3, 2))
-    assert recorder.captures == 2
+    assert graph_capture.captures == 2
     torch.testing.assert_close(y_BK, network(torch.ones(3, 2)))
 
 
@@ -129,12 +131,14 @@ def test_a_moved_network_is_captured_again(recorder: CpuGraphCapture) -> None:
         ("cuda", {}, 2, False),
     ],
 )
-def test_what_is_recorded(device: str, fields: dict[str, Any], micro_batches: int, *, captures: bool) -> None:
+def test_only_whole_batches_on_a_gpu_are_captured(
+    device: str, fields: dict[str, Any], micro_batches: int, *, captures: bool
+) -> None:
     placement = DeviceConfig(device=torch.device(device), precision="fp32")
     config = TrialConfig(**fields)
-    chosen_recorder = choose_recorder(config, placement, micro_batches=micro_batches, recomputes=False)
-    assert (chosen_recorder is not None) == captures
-    assert choose_recorder(config, placement, micro_batches=micro_batches, recomputes=True) is None
+    capture = choose_graph_capture(config, placement, micro_batches=micro_batches, recomputes=False)
+    assert (capture is not None) == captures
+    assert choose_graph_capture(config, placement, micro_batches=micro_batches, recomputes=True) is None
 
 
 def test_capture_and_first_replays_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,14 +148,16 @@ def test_capture_and_first_replays_are_watched(tmp_path: Path, monkeypatch: pyte
     def replay_graph() -> None:
         files_at_replay.append(len(list(tmp_path.iterdir())))
 
-    monkeypatch.setattr(CudaGraphs, "_warmed", lambda _, run: run())
-    monkeypatch.setattr(CudaGraphs, "_recorded", lambda _, run, warmed: (replay_graph, (*warmed, *run())))
+    monkeypatch.setattr(CudaGraphs, "_warm_up", lambda _, run: run())
+    monkeypatch.setattr(CudaGraphs, "_capture", lambda _, run, warmed: (replay_graph, (*warmed, *run())))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     placement = DeviceConfig(device=torch.device("cuda"), precision="fp32")
-    watch = HangWatchdog(folder=tmp_path, key="a")
-    recorder = choose_recorder(TrialConfig(), placement, micro_batches=1, recomputes=False, watch=watch)
-    assert recorder is not None
-    replay, files = recorder(lambda: (torch.tensor(len(list(tmp_path.iterdir()))),))
+    watchdog = HangWatchdog(folder=tmp_path, key="a")
+    graph_capture = choose_graph_capture(
+        TrialConfig(), placement, micro_batches=1, recomputes=False, watchdog=watchdog
+    )
+    assert graph_capture is not None
+    replay, files = graph_capture(lambda: (torch.tensor(len(list(tmp_path.iterdir()))),))
     assert [int(count) for count in files] == [1, 1], "the warm-up runs are watched too"
     for _ in range(5):
         replay()
@@ -160,7 +166,7 @@ def test_capture_and_first_replays_are_watched(tmp_path: Path, monkeypatch: pyte
 
 
 def _module(
-    recorder: CudaGraphs | CpuGraphCapture | None, placement: DeviceConfig, **fields: Any
+    graph_capture: CudaGraphs | CpuGraphCapture | None, placement: DeviceConfig, **fields: Any
 ) -> TrialModule:
     torch.manual_seed(0)
     config = TrialConfig(**(SMALL_FIELDS | fields))
@@ -168,7 +174,7 @@ def _module(
     module = TrialModule(
         network.to(DTYPES[placement.device.type]),
         config,
-        StepExecution(placement=placement, recorder=recorder),
+        StepExecution(placement=placement, graph_capture=graph_capture),
         classes=4,
         epochs=1,
         steps_per_epoch=10,
@@ -199,24 +205,24 @@ def _train(module: TrialModule, device: torch.device, steps: int) -> Tensor:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])  # bf16 and fp16 cast all weights at once
 def test_a_replayed_step_trains_like_a_launched_one(
-    recorder: CpuGraphCapture, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    graph_capture: CpuGraphCapture, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In fp16 also after the gradient scale has changed since the capture."""
     scaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**10, growth_interval=1)
     monkeypatch.setattr("tune_rescon.training.module.GradScaler", scaler)
     placement = DeviceConfig(device=CPU, precision=precision)
     fields = {"drop_path": 0.3, "label_smoothing": 0.1}
-    replayed = _train(_module(recorder, placement, **fields), CPU, steps=3)
-    assert (recorder.captures, recorder.replays) == (1, 3)
+    replayed = _train(_module(graph_capture, placement, **fields), CPU, steps=3)
+    assert (graph_capture.captures, graph_capture.replays) == (1, 3)
     assert torch.equal(replayed, _train(_module(None, placement, **fields), CPU, steps=3))
 
 
 @pytest.mark.parametrize("captured", [True, False])
 def test_a_captured_step_casts_all_weights_and_all_gradients_at_once(
-    recorder: CpuGraphCapture, *, captured: bool
+    graph_capture: CpuGraphCapture, *, captured: bool
 ) -> None:
     """No weight is left to autocast, which casts each one separately."""
-    module = _module(recorder if captured else None, DeviceConfig(device=CPU, precision="bf16"))
+    module = _module(graph_capture if captured else None, DeviceConfig(device=CPU, precision="bf16"))
     batch = (torch.randn(8, 3, 16, 16), torch.randint(4, (8,)))
     module.training_step(batch)  # captures the step
     with torch.profiler.profile(record_shapes=True) as profile:
@@ -241,8 +247,8 @@ def _within_convolution(event: Any) -> bool:
 def test_a_cuda_graph_trains_as_launched_kernels_do() -> None:
     placement = DeviceConfig(device=torch.device("cuda"), precision="fp32")
     replayed, launched = (
-        _train(_module(recorder, placement), placement.device, steps=4)
-        for recorder in (CudaGraphs(placement.device), None)
+        _train(_module(graph_capture, placement), placement.device, steps=4)
+        for graph_capture in (CudaGraphs(placement.device), None)
     )
     torch.testing.assert_close(replayed, launched, rtol=1e-7, atol=1e-9)
 
@@ -262,24 +268,20 @@ def test_a_cuda_graph_draws_from_the_seed_and_differs_at_each_step() -> None:
 
 
 @pytest.fixture
-def captured_on_cpu(monkeypatch: pytest.MonkeyPatch, recorder: CpuGraphCapture) -> CpuGraphCapture:
-    monkeypatch.setattr(fit, "choose_recorder", lambda *_, **__: recorder)
-    return recorder
+def captured_on_cpu(monkeypatch: pytest.MonkeyPatch, graph_capture: CpuGraphCapture) -> CpuGraphCapture:
+    monkeypatch.setattr(fit, "choose_graph_capture", lambda *_, **__: graph_capture)
+    return graph_capture
 
 
 def test_a_captured_trial_reports_the_same_as_an_uncaptured_one(
-    train: Callable[..., list[EpochReport]], request: pytest.FixtureRequest
+    train: Train, request: pytest.FixtureRequest
 ) -> None:
     """With every feature that holds state: mixup, drop path, averaging, precise batch norm, clipping."""
-    expected = [_metrics_without_times(report) for report in train()]
-    recorder: CpuGraphCapture = request.getfixturevalue("captured_on_cpu")
-    assert [_metrics_without_times(report) for report in train()] == expected
-    assert recorder.captures == 1
-    assert recorder.replays > 1
-
-
-def _metrics_without_times(report: EpochReport) -> dict[str, float]:
-    return {name: value for name, value in report.metrics.items() if "second" not in name}
+    expected = metrics_of_all(train())
+    graph_capture: CpuGraphCapture = request.getfixturevalue("captured_on_cpu")
+    assert metrics_of_all(train()) == expected
+    assert graph_capture.captures == 1
+    assert graph_capture.replays > 1
 
 
 @NEEDS_GPU
@@ -312,7 +314,7 @@ def test_a_gpu_trial_trains_the_same_with_cuda_graphs(
 
 
 class FailingCapture:
-    """A recorder that raises: capture is impossible or does not fit into memory."""
+    """A graph_capture that raises: capture is impossible or does not fit into memory."""
 
     def __init__(self, error: RuntimeError) -> None:
         self.error = error
@@ -325,7 +327,7 @@ class FailingCapture:
 @pytest.mark.parametrize(
     ("error", "note"),
     [
-        (RecordingError("not permitted"), "no CUDA graph here (not permitted); training continues without"),
+        (CaptureError("not permitted"), "no CUDA graph here (not permitted); training continues without"),
         (
             torch.OutOfMemoryError("CUDA out of memory."),
             "a CUDA graph of a batch of 16 images leaves too little memory; training continues without",
@@ -333,17 +335,17 @@ class FailingCapture:
     ],
 )
 def test_a_trial_that_cannot_be_captured_trains_without_cuda_graphs(
-    train: Callable[..., list[EpochReport]], monkeypatch: pytest.MonkeyPatch, error: RuntimeError, note: str
+    train: Train, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, note: str
 ) -> None:
-    expected = [_metrics_without_times(report) for report in train()]
-    monkeypatch.setattr(fit, "choose_recorder", lambda *_, **__: FailingCapture(error))
+    expected = metrics_of_all(train())
+    monkeypatch.setattr(fit, "choose_graph_capture", lambda *_, **__: FailingCapture(error))
     messages: list[str] = []
-    assert [_metrics_without_times(report) for report in train(on_message=messages.append)] == expected
+    assert metrics_of_all(train(on_message=messages.append)) == expected
     assert messages == [note]
 
 
 def test_a_trial_trains_without_cuda_graphs_after_a_hang(
-    train: Callable[..., list[EpochReport]],
+    train: Train,
     captured_on_cpu: CpuGraphCapture,
     tmp_path: Path,
     small: TrialConfig,
@@ -352,13 +354,13 @@ def test_a_trial_trains_without_cuda_graphs_after_a_hang(
     train(hang_folder=tmp_path, on_message=messages.append, epochs=1)
     assert (messages, captured_on_cpu.captures) == ([], 1)
     placement = DeviceConfig(device=CPU, precision="fp32")
-    key = shape_key(describe_network(small, classes=10, in_channels=1), placement, small.compile)
+    key = memory_key(describe_network(small, classes=10, in_channels=1), placement, small.compile)
     with HangWatchdog(folder=tmp_path, key=key).watching(60):
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout (0:10:00)!")
         train(hang_folder=tmp_path, on_message=messages.append, epochs=1)
     assert messages == [
-        f"no CUDA graph: one of this network never came back here ({evidence}; remove it to try again)"
+        f"no CUDA graph: one of this network has hung here before ({evidence}; remove it to try again)"
     ]
     assert captured_on_cpu.captures == 1
 
@@ -370,7 +372,7 @@ def test_a_step_that_waits_for_the_device_cannot_be_captured() -> None:
     synchronising_step = CapturedStep(
         lambda x_B: (x_B * x_B.sum().item(),), network, CudaGraphs(torch.device("cuda"))
     )
-    with pytest.raises(RecordingError):
+    with pytest.raises(CaptureError):
         synchronising_step(torch.ones(4, device="cuda"))
     assert torch.ones(4, device="cuda").sum().item() == 4, "the device still works"
     assert torch.rand(4, device="cuda").max() < 1, "so do its random numbers"

@@ -41,10 +41,10 @@ def run(folder: Path) -> RunHanging:
 
 
 def test_a_hanging_process_is_ended_and_leaves_its_traceback(run: RunHanging, folder: Path) -> None:
-    watch = HangWatchdog(folder=folder, key="a")
-    assert watch.found() is None
+    watchdog = HangWatchdog(folder=folder, key="a")
+    assert watchdog.found() is None
     assert run("sleep(600)", timeout=0.2).returncode == 1
-    evidence = watch.found()
+    evidence = watchdog.found()
     assert evidence is not None
     assert 'File "<string>", line 7' in evidence.read_text()
     assert HangWatchdog(folder=folder, key="another").found() is None
@@ -63,10 +63,10 @@ def test_a_block_that_returns_is_no_longer_watched(run: RunHanging, folder: Path
 
 
 def test_an_error_is_raised_and_leaves_no_evidence_of_a_hang(folder: Path) -> None:
-    watch = HangWatchdog(folder=folder, key="a")
+    watchdog = HangWatchdog(folder=folder, key="a")
 
     def raise_in_block() -> None:
-        with watch.watching(60):
+        with watchdog.watching(60):
             assert [file.name.split(".")[1] for file in folder.iterdir()] == [str(os.getpid())]
             raise ValueError("not recorded")
 
@@ -78,5 +78,5 @@ def test_an_error_is_raised_and_leaves_no_evidence_of_a_hang(folder: Path) -> No
 def test_an_unwritable_folder_disables_the_watchdog(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder.write_text("a file")
     with HangWatchdog(folder=folder, key="a").watching(60):
-        assert "a recording that hangs is not ended" in caplog.text
+        assert "a CUDA graph that hangs is not ended" in caplog.text
     assert HangWatchdog(folder=folder, key="a").found() is None

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.training.conftest import PLAIN_CONFIG
+from tests.training.conftest import PLAIN_CONFIG, Train
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
 from tune_rescon.errors import NetworkError, StorageError
@@ -23,14 +23,12 @@ from tune_rescon.inference import export_model
 from tune_rescon.models import build_from_spec, build_network, resolve_network
 from tune_rescon.models.rescon import rescon_names
 from tune_rescon.training import EpochReport, TrialProcess, load_trained, train_trial
-from tune_rescon.training.initial_weights import FamilyWeights, read_initial
+from tune_rescon.training.initial_weights import ResidualAttentionWeights, read_initial
 from tune_rescon.training.weights import load_exported
 
 pytestmark = pytest.mark.torch
 
 HEAD = ("classifier.weight", "classifier.bias")
-
-Train = Callable[..., list[EpochReport]]
 
 
 def initialised(
@@ -51,10 +49,10 @@ def equal_names(first: dict[str, Tensor], second: dict[str, Tensor]) -> set[str]
 
 @pytest.fixture(scope="module")
 def rescon(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
-    """A Lightning checkpoint of ResCon with 7 classes, and its weights by our names."""
+    """A Lightning checkpoint of ResCon with 7 classes, and its weights by this package's names."""
     own = build_network("rescon_attention92_32", num_classes=7).state_dict()
     spec = resolve_network(TrialConfig(preset="rescon_attention92_32"), classes=7, in_channels=3)
-    theirs = {f"model.{name}": own[metadata_value] for name, metadata_value in rescon_names(spec).items()}
+    theirs = {f"model.{name}": own[our_name] for name, our_name in rescon_names(spec).items()}
     path = tmp_path_factory.mktemp("rescon") / "rescon.ckpt"
     torch.save({"epoch": 3, "state_dict": theirs, "hyper_parameters": {"lr": 0.1}}, path)
     return path, own
@@ -192,7 +190,7 @@ def test_foreign_safetensors_load_only_as_weights_of_a_known_network(
     rescon_weights = torch.load(rescon[0], weights_only=True)["state_dict"]
     save_file(rescon_weights, file)
     family_weights = read_initial(str(file))
-    assert isinstance(family_weights, FamilyWeights)
+    assert isinstance(family_weights, ResidualAttentionWeights)
     assert family_weights.network_fields == {"preset": "rescon_attention92_32"}
     for metadata in (None, {"format": "pt"}):
         save_file({"a.weight": torch.ones(1)}, file, metadata=metadata)

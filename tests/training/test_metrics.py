@@ -53,7 +53,7 @@ def test_a_non_finite_loss_persists_for_the_rest_of_the_epoch(broken: float) -> 
 
 @pytest.mark.parametrize("extra", [(), FINAL_METRICS])
 def test_nan_outputs_give_nan_metrics(extra: tuple[str, ...]) -> None:
-    """Not the share of the first class, by which it would win a search of unequal classes."""
+    """The accuracy is not the share of the first class, which may be large."""
     metrics = EpochMetrics(3, top5=True, extra=extra, class_names=["a", "b", "c"])
     labels_B = torch.tensor([0, 0, 0, 1])
     for scores in (0.0, math.nan):

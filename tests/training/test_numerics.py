@@ -1,7 +1,7 @@
-"""The step as it is trained, against the same network trained plainly: fp32, NCHW, eager, torch's own SGD.
+"""A training step equals that of plain torch: fp32, NCHW, eager, torch's SGD.
 
-A few steps of these networks multiply an error of rounding by a hundred thousand: batch norm over few values.
-So one step is compared as it is computed, in fp32, and the way from step to step in fp64.
+Batch norm over few values makes these networks multiply a rounding error by a hundred thousand within a few
+steps. So a single step is compared in fp32, and several steps in fp64.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS = 5
 IMAGES_BCHW = torch.randn(16, 3, 17, 17, generator=torch.Generator().manual_seed(0))
 LABELS_B = torch.arange(16) % 4
 
-#: Both kinds of unit; every attention, mask and way of combining.
+#: Both kinds of unit; every kind of attention, mask and attention learning.
 NETWORKS: list[dict[str, Any]] = [
     {"layout": "cifar", "depth": 56},
     {"layout": "rescon", "depth": 92, "added_reference": True},
@@ -69,7 +69,7 @@ def _train_plainly(network: nn.Module, config: TrialConfig, steps: int) -> Tenso
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        # The loss is one of fp32 scores in both.
+        # TrialModule computes the loss of fp32 scores too.
         loss = F.cross_entropy(network(images_BCHW).float(), LABELS_B)
         torch.autograd.backward(loss)
         optimizer.step()
@@ -108,7 +108,7 @@ def test_a_step_in_fp32_matches_plain_torch(fields: dict[str, Any]) -> None:
     expected = _train_plainly(plain, config, 1)
     torch.testing.assert_close(_train(trained, config, 1), expected, rtol=1e-4, atol=1e-4)
     difference = _gradient(trained) - _gradient(plain)
-    # 0.05 where measured: an activation a rounding away from 0 passes its gradient on one side only.
+    # Measured: 0.05. An activation close to 0 passes its gradient in only one of the two networks.
     assert difference.norm() < 0.15 * _gradient(plain).norm()
 
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkSpec, resolve_network
 from tune_rescon.training.device import DeviceConfig
-from tune_rescon.training.memory import OomRecord, OomRecordFile, initial_micro_batches, merged, shape_key
-from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, smallest_piece
+from tune_rescon.training.memory import OomRecord, OomRecordFile, initial_micro_batches, memory_key, merged
+from tune_rescon.training.microbatches import SMALLEST_MICRO_BATCH, smallest_micro_batch
 
-OVERRUNS = st.builds(OomRecord, images=st.integers(8, 300), available=st.integers(1, 10) | st.just(100))
+RECORDS = st.builds(OomRecord, images=st.integers(8, 300), available=st.integers(1, 10) | st.just(100))
 
 
-@given(images=st.integers(1, 1000), available=st.integers(1, 100), known=st.lists(OVERRUNS, max_size=5))
+@given(images=st.integers(1, 1000), available=st.integers(1, 100), known=st.lists(RECORDS, max_size=5))
 def test_the_initial_micro_batch_is_the_largest_not_known_to_fail(
     images: int, available: int, known: list[OomRecord]
 ) -> None:
@@ -32,12 +32,12 @@ def test_the_initial_micro_batch_is_the_largest_not_known_to_fail(
 
     count = initial_micro_batches(images, available, known)
     assert images // count >= min(images, SMALLEST_MICRO_BATCH)
-    assert not runs_out_of_memory(count) or images // count == smallest_piece(images)
+    assert not runs_out_of_memory(count) or images // count == smallest_micro_batch(images)
     assert all(runs_out_of_memory(2**power) for power in range(count.bit_length() - 1))
     assert count == 2 ** (count.bit_length() - 1)
 
 
-@given(known=st.lists(OVERRUNS, max_size=8), images=st.integers(1, 400), available=st.integers(1, 100))
+@given(known=st.lists(RECORDS, max_size=8), images=st.integers(1, 400), available=st.integers(1, 100))
 def test_dropping_redundant_records_changes_no_initial_micro_batch(
     known: list[OomRecord], images: int, available: int
 ) -> None:
@@ -64,17 +64,17 @@ def test_the_key_covers_network_size_precision_and_device(
     spec: NetworkSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def key(spec: NetworkSpec, device: str = "cpu") -> str:
-        return shape_key(spec, DeviceConfig(device=torch.device(device), precision="fp32"))
+        return memory_key(spec, DeviceConfig(device=torch.device(device), precision="fp32"))
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
-    other_records = [
+    other_keys = [
         key(dataclasses.replace(spec, image_size=48)),
         key(dataclasses.replace(spec, stem_channels=spec.stem_channels + 1)),
         key(spec, "cuda:0"),
         key(spec, "cuda:1"),
-        shape_key(spec, DeviceConfig(device=torch.device("cpu"), precision="bf16")),
+        memory_key(spec, DeviceConfig(device=torch.device("cpu"), precision="bf16")),
     ]
-    assert len({key(spec), *other_records}) == 6
+    assert len({key(spec), *other_keys}) == 6
     assert key(spec) == key(NetworkSpec.from_dict(json.loads(json.dumps(spec.to_dict()))))
 
 
@@ -110,7 +110,7 @@ def test_an_unwritable_file_is_reported_and_otherwise_ignored(
     file = OomRecordFile(tmp_path / "occupied" / "found.json")
     file.add("a", OomRecord(images=64, available=10))
     assert file.known("a") == []
-    assert "could not be remembered" in caplog.text
+    assert "could not be recorded" in caplog.text
 
 
 @pytest.mark.torch

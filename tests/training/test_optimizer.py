@@ -90,38 +90,36 @@ def test_lion_is_algorithm_2_of_its_paper() -> None:
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_muon_equals_torchs_muon_on_matrices(nesterov: bool) -> None:
     shapes = [(5, 8), (8, 5), (1, 4)]
-    our_optimizer, torch_optimizer = (
+    weights, torch_weights = (
         [nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0))) for shape in shapes]
         for _ in range(2)
     )
-    groups = [{"params": our_optimizer, "weight_decay": 0.1, "matrix": True}]
+    groups = [{"params": weights, "weight_decay": 0.1, "matrix": True}]
     reference = torch.optim.Muon(
-        torch_optimizer,
+        torch_weights,
         lr=0.02,
         weight_decay=0.1,
         momentum=0.9,
         nesterov=nesterov,
         adjust_lr_fn="match_rms_adamw",
     )
-    gradients = _gradients(list(our_optimizer))
-    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999), nesterov=nesterov), list(our_optimizer), gradients)
-    _steps(reference, list(torch_optimizer), gradients)
-    torch.testing.assert_close(our_optimizer, torch_optimizer)
+    gradients = _gradients(list(weights))
+    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999), nesterov=nesterov), list(weights), gradients)
+    _steps(reference, list(torch_weights), gradients)
+    torch.testing.assert_close(weights, torch_weights)
 
 
 def test_muon_equals_adamw_on_other_parameters() -> None:
-    our_optimizer, torch_optimizer = (
-        [nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2, 3))] for _ in range(2)
-    )
-    groups = [{"params": our_optimizer, "weight_decay": 0.1, "matrix": False}]
-    gradients = _gradients(list(our_optimizer))
-    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999)), list(our_optimizer), gradients)
+    weights, torch_weights = ([nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(2, 3))] for _ in range(2))
+    groups = [{"params": weights, "weight_decay": 0.1, "matrix": False}]
+    gradients = _gradients(list(weights))
+    _steps(Muon(groups, lr=0.02, betas=(0.9, 0.999)), list(weights), gradients)
     _steps(
-        AdamW(torch_optimizer, lr=0.02, betas=(0.9, 0.999), weight_decay=0.1),
-        list(torch_optimizer),
+        AdamW(torch_weights, lr=0.02, betas=(0.9, 0.999), weight_decay=0.1),
+        list(torch_weights),
         gradients,
     )
-    torch.testing.assert_close(our_optimizer, torch_optimizer)
+    torch.testing.assert_close(weights, torch_weights)
 
 
 def test_muon_takes_a_convolution_as_one_row_for_each_output_channel() -> None:
@@ -170,7 +168,7 @@ class _WithTokens(nn.Module):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_what_a_network_exempts_from_decay_does_not_decay_and_no_head_is_a_matrix(wrapped: bool) -> None:
+def test_exempted_parameters_do_not_decay_and_muon_trains_no_head(wrapped: bool) -> None:
     network: nn.Module = nn.ModuleDict({"net": _WithTokens()}) if wrapped else _WithTokens()
     groups = parameter_groups(network, TrialConfig(optimizer="muon", weight_decay=0.1))
     names = {id(weight): name.removeprefix("net.") for name, weight in network.named_parameters()}
@@ -214,8 +212,8 @@ def test_a_restored_optimizer_continues_bit_for_bit(name: str) -> None:
     restored = make_optimizer(after, config, device=CPU)
     restored.load_state_dict(first.state_dict())
     _steps(restored, list(after.parameters()), gradients[3:])
-    for actual, torch_optimizer in zip(after.parameters(), uninterrupted.parameters(), strict=True):
-        assert torch.equal(actual, torch_optimizer)
+    for actual, expected in zip(after.parameters(), uninterrupted.parameters(), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "rmsprop", "muon"])

@@ -44,7 +44,7 @@ def test_a_preempted_trial_ends_at_once_and_reports_its_position(train: Train, t
         positions.append((position.epoch, position.batches))
         assert global_step(tmp_path) == (position.epoch - 1) * BATCHES + position.batches
         assert len(epochs_in_checkpoint(tmp_path)) == position.epoch - 1
-    # The fourth one while batch norm statistics are estimated; 0: after an epoch's report.
+    # The fourth preemption comes among the batches for batch norm statistics. 0: after an epoch's report.
     assert positions == [(1, 1), (1, 2), (2, 0), (2, 2), (2, 3), (3, 1)]
 
 
@@ -63,13 +63,13 @@ def test_a_mid_epoch_checkpoint_is_replaced_after_two_more(train: Train, tmp_pat
 
 
 def test_a_full_disk_is_reported(
-    train: Train, tmp_path: Path, largest_file: Callable[[int], AbstractContextManager[None]]
+    train: Train, tmp_path: Path, limit_file_size: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    notes: list[str] = []
-    with largest_file(1_000):
-        position = preempted_position(train, tmp_path, 2, on_message=notes.append)
+    messages: list[str] = []
+    with limit_file_size(1_000):
+        position = preempted_position(train, tmp_path, 2, on_message=messages.append)
     assert (position.epoch, position.batches) == (1, 2)
-    (note,) = notes
+    (note,) = messages
     assert note.startswith("the checkpoint after 2 batches of epoch 1 could not be written (")
 
 

@@ -1,4 +1,4 @@
-"""Whatever ends a trial early, and whatever happens to its files: resumed, it equals an uninterrupted one."""
+"""A trial that is resumed after a fault equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -50,39 +50,45 @@ LAST_DAMAGED, BOTH_DAMAGED, BEST_DAMAGED = (
 
 #: Interruptions and damages of a trial whose process is not killed during an action.
 FAULTS = {
-    "killed after every epoch": Fault(stages=[killed_after(epoch) for epoch in (1, 2, 3)], recorded=3),
+    "killed after every epoch": Fault(
+        stages=[killed_after(epoch) for epoch in (1, 2, 3)], epochs_in_folder=3
+    ),
     "preempted six times": Fault(
         # The third one after an epoch's report, the fourth one while batch norm statistics are estimated.
         stages=[preempted(at=at) for at in (1, 1, 2, 2, 1, 2)],
-        recorded=2,
+        epochs_in_folder=2,
     ),
     "preempted, its checkpoint damaged": Fault(
-        stages=[preempted(at=BATCHES + 2), truncate("last")], recorded=1, notes=[LAST_DAMAGED]
+        stages=[preempted(at=BATCHES + 2), truncate("last")], epochs_in_folder=1, messages=[LAST_DAMAGED]
     ),
     "preempted on a full disk": Fault(
-        stages=[preempted(at=BATCHES), preempted(at=2, disk_full=True)], recorded=1
+        stages=[preempted(at=BATCHES), preempted(at=2, disk_full=True)], epochs_in_folder=1
     ),
-    "the disk full for two epochs": Fault(stages=[killed_after(3, disk_full_after=1)], recorded=1),
-    "an older checkpoint empty": Fault(stages=[killed_after(2), empty("last.previous")], recorded=2),
+    "the disk full for two epochs": Fault(stages=[killed_after(3, disk_full_after=1)], epochs_in_folder=1),
+    "an older checkpoint empty": Fault(stages=[killed_after(2), empty("last.previous")], epochs_in_folder=2),
     "a checkpoint truncated": Fault(
-        stages=[killed_after(2), truncate("last")], recorded=1, notes=[LAST_DAMAGED]
+        stages=[killed_after(2), truncate("last")], epochs_in_folder=1, messages=[LAST_DAMAGED]
     ),
     "a checkpoint corrupted": Fault(
-        stages=[killed_after(2), corrupt("last")], recorded=1, notes=[LAST_DAMAGED]
+        stages=[killed_after(2), corrupt("last")], epochs_in_folder=1, messages=[LAST_DAMAGED]
     ),
     "both checkpoints corrupted": Fault(
-        stages=[killed_after(2), corrupt("last", "last.previous")], recorded=0, notes=[BOTH_DAMAGED]
+        stages=[killed_after(2), corrupt("last", "last.previous")],
+        epochs_in_folder=0,
+        messages=[BOTH_DAMAGED],
     ),
     "the best network corrupted": Fault(
-        stages=[killed_after(2), corrupt("best")], recorded=2, notes=[BEST_DAMAGED]
+        stages=[killed_after(2), corrupt("best")], epochs_in_folder=2, messages=[BEST_DAMAGED]
     ),
     "a checkpoint and the best network empty": Fault(
-        stages=[killed_after(2), empty("last", "best")], recorded=1, notes=[LAST_DAMAGED, BEST_DAMAGED]
+        stages=[killed_after(2), empty("last", "best")],
+        epochs_in_folder=1,
+        messages=[LAST_DAMAGED, BEST_DAMAGED],
     ),
     "all files truncated": Fault(
         stages=[killed_after(2), truncate("last", "last.previous", "best")],
-        recorded=0,
-        notes=[BOTH_DAMAGED, BEST_DAMAGED],
+        epochs_in_folder=0,
+        messages=[BOTH_DAMAGED, BEST_DAMAGED],
     ),
 }
 
@@ -120,23 +126,23 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     background: bool,
     train: Train,
     uninterrupted: tuple[Path, list[dict[str, float]]],
-    largest_file: Callable[[int], AbstractContextManager[None]],
+    limit_file_size: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
     options = {**IMPROVING, "background_writes": background}
-    fault, trial = FAULTS[name], ResumedTrial(train, tmp_path, largest_file, options)
+    fault, trial = FAULTS[name], ResumedTrial(train, tmp_path, limit_file_size, options)
     for stage in fault.stages:
         stage(trial)
     recorded = epochs_in_checkpoint(tmp_path)
-    assert [metrics_of(report) for report in recorded] == uninterrupted[1][: fault.recorded]
-    best_was_damaged = BEST_DAMAGED in fault.notes
+    assert [metrics_of(report) for report in recorded] == uninterrupted[1][: fault.epochs_in_folder]
+    best_was_damaged = BEST_DAMAGED in fault.messages
     assert all((report.best_checkpoint is None) is best_was_damaged for report in recorded)
 
-    before, trial.notes = trial.reports, []
+    before, trial.messages = trial.reports, []
     trial.reports = []
     trial.run()
-    assert trial.notes == list(fault.notes)
-    assert [report.epoch for report in trial.reports] == list(range(fault.recorded + 1, EPOCHS + 1))
+    assert trial.messages == list(fault.messages)
+    assert [report.epoch for report in trial.reports] == list(range(fault.epochs_in_folder + 1, EPOCHS + 1))
     assert all(report.best_checkpoint == tmp_path / "best.ckpt" for report in trial.reports)
     for report in before + trial.reports:
         assert metrics_of(report) == uninterrupted[1][report.epoch - 1]
@@ -166,13 +172,13 @@ def test_a_preempted_trial_with_other_settings_equals_an_uninterrupted_one(
     settings: dict[str, Any],
     options: dict[str, Any],
     at: int,
-    largest_file: Callable[[int], AbstractContextManager[None]],
+    limit_file_size: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
     config = TrialConfig.from_dict(small.to_dict() | settings)
     common_options = {**IMPROVING, "epochs": 2, **options}
     reference, interrupted = (
-        ResumedTrial(functools.partial(train, config), tmp_path / name, largest_file, common_options)
+        ResumedTrial(functools.partial(train, config), tmp_path / name, limit_file_size, common_options)
         for name in ("reference", "interrupted")
     )
     reference.run()

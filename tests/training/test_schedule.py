@@ -13,8 +13,8 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.training.optim import (
     constant,
     cosine,
+    make_schedule,
     multistep,
-    schedule_of,
     warmup_stable_decay,
 )
 
@@ -33,7 +33,7 @@ def test_a_multiplier_rises_while_warming_up_and_never_after(name: str, length: 
     epochs, steps_per_epoch, warmup_epochs = length
     config = TrialConfig(schedule=name, warmup_epochs=warmup_epochs)
     total = epochs * steps_per_epoch
-    multiplier = schedule_of(config, total_steps=total, steps_per_epoch=steps_per_epoch)
+    multiplier = make_schedule(config, total_steps=total, steps_per_epoch=steps_per_epoch)
     values = [multiplier(step) for step in range(total + 1)]
     warm = min(warmup_epochs * steps_per_epoch, total)
     assert all(0.0 <= value <= 1.0 for value in values)
@@ -47,7 +47,7 @@ def test_every_training_step_has_a_positive_multiplier(name: str, length: tuple[
     epochs, steps_per_epoch, warmup_epochs = length
     config = TrialConfig(schedule=name, warmup_epochs=warmup_epochs)
     total = epochs * steps_per_epoch
-    multiplier = schedule_of(config, total_steps=total, steps_per_epoch=steps_per_epoch)
+    multiplier = make_schedule(config, total_steps=total, steps_per_epoch=steps_per_epoch)
     assert all(multiplier(step) > 0 for step in range(total))
 
 
@@ -75,7 +75,7 @@ def test_a_restarted_cosine_is_a_cosine_in_each_cycle(length: tuple[int, int, in
     warm, within = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     total = warm + cycles * within
     config = TrialConfig(schedule="cosine_restarts", warmup_epochs=warmup_epochs, cycles=cycles)
-    multiplier = schedule_of(config, total_steps=total, steps_per_epoch=steps_per_epoch)
+    multiplier = make_schedule(config, total_steps=total, steps_per_epoch=steps_per_epoch)
     values = [multiplier(step) for step in range(total + 1)]
     assert values[:warm] == [cosine(step, total, warm) for step in range(warm)]
     expected = [cosine(step, within) for step in range(within)]
@@ -87,7 +87,9 @@ def test_a_restarted_cosine_is_a_cosine_in_each_cycle(length: tuple[int, int, in
 
 def test_cosine_restarts_with_one_cycle_equal_cosine() -> None:
     restarts, single_cycle = (
-        schedule_of(TrialConfig(schedule=name, warmup_epochs=1, cycles=1), total_steps=50, steps_per_epoch=7)
+        make_schedule(
+            TrialConfig(schedule=name, warmup_epochs=1, cycles=1), total_steps=50, steps_per_epoch=7
+        )
         for name in ("cosine_restarts", "cosine")
     )
     assert [restarts(step) for step in range(60)] == [single_cycle(step) for step in range(60)]
@@ -95,14 +97,14 @@ def test_cosine_restarts_with_one_cycle_equal_cosine() -> None:
 
 def test_the_papers_recipe_drops_at_64k_and_96k_of_160k() -> None:
     config = TrialConfig(schedule="multistep", step_fractions=(40, 60))
-    multiplier = schedule_of(config, total_steps=160_000, steps_per_epoch=800)
+    multiplier = make_schedule(config, total_steps=160_000, steps_per_epoch=800)
     drops = [step for step in range(1, 160_000) if multiplier(step) < multiplier(step - 1)]
     assert drops == [64_000, 96_000]
 
 
 def test_the_optimizer_steps_at_the_scheduled_rates() -> None:
     config = TrialConfig(schedule="cosine", warmup_epochs=1, learning_rate=0.3)
-    multiplier = schedule_of(config, total_steps=12, steps_per_epoch=3)
+    multiplier = make_schedule(config, total_steps=12, steps_per_epoch=3)
     optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     scheduler = LambdaLR(optimizer, multiplier)
     rates = []

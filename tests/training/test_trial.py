@@ -8,7 +8,6 @@ import signal
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.conftest import PLAIN_CONFIG
+from tests.training.conftest import PLAIN_CONFIG, Train
+from tests.training.resuming import metrics_of_all
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset, batch_sources
 from tune_rescon.errors import ConfigError, NetworkError, ResourceError, StorageError
@@ -27,17 +27,6 @@ from tune_rescon.training.checkpoint import write_durably
 from tune_rescon.training.module import TrialModule
 
 pytestmark = pytest.mark.torch
-
-Train = Callable[..., list[EpochReport]]
-
-#: Metrics that depend on the clock.
-TIMES = ("images_per_second", "epoch_seconds")
-
-
-def values(reports: list[EpochReport]) -> list[dict[str, float]]:
-    return [
-        {name: value for name, value in report.metrics.items() if name not in TIMES} for report in reports
-    ]
 
 
 def test_each_epoch_is_reported_once_with_every_metric(train: Train) -> None:
@@ -86,10 +75,10 @@ def test_the_learning_rate_reported_is_the_last_steps(train: Train, digits: Imag
 
 def test_a_trial_depends_on_its_seed_alone(train: Train) -> None:
     torch.manual_seed(1)
-    first = values(train(seed=0))
+    first = metrics_of_all(train(seed=0))
     torch.manual_seed(2)
-    assert values(train(seed=0)) == first
-    assert values(train(seed=1)) != first
+    assert metrics_of_all(train(seed=0)) == first
+    assert metrics_of_all(train(seed=1)) != first
 
 
 def test_the_callers_random_state_and_threads_are_unchanged(train: Train) -> None:
@@ -101,7 +90,7 @@ def test_the_callers_random_state_and_threads_are_unchanged(train: Train) -> Non
 
 
 def test_random_numbers_drawn_by_on_epoch_change_nothing(train: Train) -> None:
-    unweighted = values(train())
+    expected = metrics_of_all(train())
     reports: list[EpochReport] = []
 
     def draw(report: EpochReport) -> None:
@@ -109,24 +98,24 @@ def test_random_numbers_drawn_by_on_epoch_change_nothing(train: Train) -> None:
         reports.append(report)
 
     train(on_epoch=draw)
-    assert values(reports) == unweighted
+    assert metrics_of_all(reports) == expected
 
 
 def test_precise_batch_norm_changes_validation_and_not_training(train: Train, small: TrialConfig) -> None:
-    unweighted = train(TrialConfig.from_dict(small.to_dict() | {"precise_bn_batches": 0, "ema_decay": 0.0}))
+    plain = train(TrialConfig.from_dict(small.to_dict() | {"precise_bn_batches": 0, "ema_decay": 0.0}))
     precise = train(TrialConfig.from_dict(small.to_dict() | {"precise_bn_batches": 3, "ema_decay": 0.0}))
     for name, same in (("train_loss", True), ("val_loss", False)):
         assert (
-            [report.metrics[name] for report in unweighted] == [report.metrics[name] for report in precise]
+            [report.metrics[name] for report in plain] == [report.metrics[name] for report in precise]
         ) is same
 
 
 def test_averaging_changes_validation_and_not_training(train: Train, small: TrialConfig) -> None:
-    unweighted = train(TrialConfig.from_dict(small.to_dict() | {"ema_decay": 0.0}))
+    plain = train(TrialConfig.from_dict(small.to_dict() | {"ema_decay": 0.0}))
     averaged = train(small)
     for name, same in (("train_loss", True), ("val_loss", False)):
         assert (
-            [report.metrics[name] for report in unweighted] == [report.metrics[name] for report in averaged]
+            [report.metrics[name] for report in plain] == [report.metrics[name] for report in averaged]
         ) is same
 
 
@@ -140,7 +129,7 @@ def test_the_best_network_is_kept_and_reproduces_its_accuracy(
     assert best.best_checkpoint == tmp_path / "best.ckpt"
     network, about = load_trained(tmp_path / "best.ckpt")
     assert (about.epoch, about.config, about.class_names) == (best.epoch, small, digits.class_names)
-    assert values([best])[0].items() <= dict(about.metrics).items()
+    assert metrics_of_all([best])[0].items() <= dict(about.metrics).items()
     data = ImageDataModule(digits, about.config, image_size=about.spec.image_size, seed=0)
     with torch.no_grad():
         hits = [
@@ -164,36 +153,34 @@ def test_the_last_network_is_kept_if_keep_is_last(train: Train, tmp_path: Path) 
 def test_the_source_of_the_images_does_not_change_the_results(
     train: Train, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
-
     expected = train(epochs=3)
     monkeypatch.setattr(batch_sources, "has_own_memory", lambda _: True)
     monkeypatch.setattr(batch_sources, "free_memory", lambda _: free)
     monkeypatch.setattr(batch_sources, "_held", {})
-    assert values(train(epochs=3)) == values(expected)
-    (dataset_bytes,) = batch_sources._held.values()
-    assert set(dataset_bytes.splits) == ({"train", "val"} if free else set())
+    assert metrics_of_all(train(epochs=3)) == metrics_of_all(expected)
+    (held,) = batch_sources._held.values()
+    assert set(held.splits) == ({"train", "val"} if free else set())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
 def test_a_trial_stopped_within_an_epoch_leaves_no_loader_thread(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     class StopError(Exception):
         pass
 
     def stop(*_: object) -> None:
-        records.extend(thread.name for thread in threading.enumerate())
+        thread_names.extend(thread.name for thread in threading.enumerate())
         raise StopError
 
-    records: list[str] = []
+    thread_names: list[str] = []
     monkeypatch.setattr(batch_sources, "has_own_memory", lambda _: True)
     monkeypatch.setattr(batch_sources, "free_memory", lambda _: 0)
     monkeypatch.setattr(batch_sources, "_held", {})
     monkeypatch.setattr(TrialModule, "training_step", stop)
     with pytest.raises(StopError):
         train()
-    assert any(name.startswith("batches") for name in records)
+    assert any(name.startswith("batches") for name in thread_names)
     gc.collect()  # reference cycles of Lightning hold its loader
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
@@ -202,7 +189,7 @@ def test_a_finished_trial_reports_nothing_and_keeps_its_epochs(train: Train, tmp
     reports = train(folder=tmp_path)
     assert train(folder=tmp_path) == []
     recorded = list(epochs_in_checkpoint(tmp_path))
-    assert values(recorded) == values(reports)
+    assert metrics_of_all(recorded) == metrics_of_all(reports)
     assert recorded[-1].best_checkpoint == tmp_path / "best.ckpt"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "best.ckpt",
@@ -277,10 +264,10 @@ def test_an_interrupt_within_an_epoch_raises_keyboard_interrupt(
 
 def test_a_trial_runs_in_any_thread(train: Train) -> None:
     outcome: list[list[dict[str, float]]] = []
-    thread = threading.Thread(target=lambda: outcome.append(values(train())))
+    thread = threading.Thread(target=lambda: outcome.append(metrics_of_all(train())))
     thread.start()
     thread.join()
-    assert outcome == [values(train())]
+    assert outcome == [metrics_of_all(train())]
 
 
 @pytest.mark.parametrize("learning_rate", [1e30, 1e10])

@@ -8,7 +8,7 @@
     decode_image     decode one picture to a uint8 square as the cache does (no torch; for `predict`)
     ImageDataModule  Lightning's data module: gather, augment, resize, normalise on the device
 
-Names are loaded on first use, so that packages without torch can call :func:`describe` and not import torch.
+Names are loaded on first use, so that :func:`describe` does not import torch.
 """
 
 from __future__ import annotations

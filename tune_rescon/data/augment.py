@@ -155,8 +155,8 @@ def resized_crop_and_flip(
 def _bilinear(start_B: Tensor, length_B: Tensor, mirrored_B: Tensor, *, stored: int, side: int) -> Tensor:
     """Return the weights (B x L x N) by which N = ``stored`` pixels of a line become L = ``side`` pixels.
 
-    They are those of torch's bilinear interpolation with antialiasing, of the part of the line from
-    ``start_B`` on; no other pixel has a weight.
+    They are those of torch's bilinear interpolation with antialiasing, for the ``length_B`` pixels from
+    ``start_B`` on. All other pixels have the weight 0.
     """
     place_L, place_N = (torch.arange(count, device=start_B.device) + 0.5 for count in (side, stored))
     place_BL = torch.where(mirrored_B[:, None].bool(), side - place_L, place_L)
@@ -171,7 +171,7 @@ def _bilinear(start_B: Tensor, length_B: Tensor, mirrored_B: Tensor, *, stored: 
 def rotate(images_BCHW: Tensor, rng: np.random.Generator, *, degrees: float) -> Tensor:
     """Rotate each uint8 image about its centre by an angle between ``-degrees`` and ``degrees``.
 
-    As torchvision's ``RandomRotation``: each pixel is the nearest one of the image; outside is black.
+    As torchvision's ``RandomRotation``: nearest-neighbour interpolation; pixels from outside are black.
     """
     angles_B = torch.from_numpy(rng.uniform(-degrees, degrees, size=len(images_BCHW)))
     return OPERATIONS["rotate"](images_BCHW, angles_B.float().to(images_BCHW.device, non_blocking=True))
@@ -195,7 +195,7 @@ def jitter_colors(images_BCHW: Tensor, rng: np.random.Generator, *, strength: fl
 def erase(images_BCHW: Tensor, rng: np.random.Generator, *, probability: float) -> Tensor:
     """Set a random box of each image to 0, with this probability.
 
-    As torchvision's ``RandomErasing``, of which every default is used.
+    As torchvision's ``RandomErasing`` with all defaults.
 
     Args:
         images_BCHW: Square normalised images, in which 0 is the mean colour.

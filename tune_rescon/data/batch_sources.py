@@ -30,9 +30,9 @@ __all__ = [
     "BatchSource",
     "DeviceSource",
     "MemmapSource",
-    "Part",
     "PrefetchSource",
     "Shard",
+    "SplitName",
     "choose_source",
     "fits",
     "prefetched",
@@ -49,47 +49,46 @@ class Shard:
 
     rank: int = 0
     """Rank of the process, counted from 0."""
-    count: int = 1
-    """World size: the number of processes of the trial."""
+    world_size: int = 1
+    """Number of processes of the trial."""
 
     def __post_init__(self) -> None:
         """Check that the rank is valid."""
-        assert 0 <= self.rank < self.count, f"rank {self.rank} of {self.count}"
+        assert 0 <= self.rank < self.world_size, f"rank {self.rank} of {self.world_size}"
 
-    def of(self, images: int) -> int:
+    def size(self, images: int) -> int:
         """Return how many of ``images`` belong to this shard.
 
         The sizes of the shards differ by at most one; the first shards are the larger ones.
 
-        >>> [Shard(rank=rank, count=3).of(8) for rank in range(3)]
+        >>> [Shard(rank=rank, world_size=3).size(8) for rank in range(3)]
         [3, 3, 2]
         """
-        return images // self.count + (self.rank < images % self.count)
+        return images // self.world_size + (self.rank < images % self.world_size)
 
-    def cut(self, order: IntArray, batch_size: int) -> tuple[IntArray, int]:
+    def select(self, order: IntArray, batch_size: int) -> tuple[IntArray, int]:
         """Return this shard of each batch of ``order``, concatenated, and the number of images in one shard.
 
         If the last batch is shorter, its shard is shorter or empty.
 
-        >>> Shard(rank=1, count=2).cut(np.arange(8), 3)
+        >>> Shard(rank=1, world_size=2).select(np.arange(8), 3)
         (array([2, 5, 7]), 1)
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return order, batch_size
-        batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-        mine = [np.array_split(batch, self.count)[self.rank] for batch in batches]
-        return np.concatenate([order[:0], *mine]), max(1, self.of(min(batch_size, len(order))))
+        shards = [np.array_split(batch, self.world_size)[self.rank] for batch in _cut(order, batch_size)]
+        return np.concatenate([order[:0], *shards]), max(1, self.size(min(batch_size, len(order))))
 
 
 #: The shard of a trial with one process.
 WHOLE: Final = Shard()
 
 
-Part = Literal["train", "val", "test"]
+SplitName = Literal["train", "val", "test"]
 
-#: A split uses at most 1 / ``_LARGEST_PART`` of the device's free memory. Halving the micro-batch frees more
+#: A split may use 1 / ``_FREE_MEMORY_PART`` of the device's free memory. Halving the micro-batch frees more
 #: than that, so images on the device hardly ever limit the size of a micro-batch.
-_LARGEST_PART: Final = 8
+_FREE_MEMORY_PART: Final = 8
 
 #: Bytes uploaded at a time, so that the host never holds a second copy of a split.
 _CHUNK_BYTES: Final = 64 << 20
@@ -100,9 +99,9 @@ class _DeviceSplits:
     """The splits of one dataset that are on one device."""
 
     digest: str
-    splits: dict[Part, DeviceSource] = field(default_factory=dict)
-    unwanted: bool = False
-    """True once the images were released because memory was short; the dataset is not uploaded again."""
+    splits: dict[SplitName, DeviceSource] = field(default_factory=dict)
+    is_released: bool = False
+    """True after the images were released because memory was short: the dataset is not uploaded again."""
 
 
 _held: dict[torch.device, _DeviceSplits] = {}
@@ -116,10 +115,10 @@ def fits(needed: int, free: int) -> bool:
     >>> fits(gib, 8 * gib), fits(gib + 1, 8 * gib)
     (True, False)
     """
-    return needed * _LARGEST_PART <= free
+    return needed * _FREE_MEMORY_PART <= free
 
 
-def choose_source(dataset: ImageDataset, part: Part, device: torch.device) -> BatchSource:
+def choose_source(dataset: ImageDataset, name: SplitName, device: torch.device) -> BatchSource:
     """Return the source of the batches of a trial on ``device``.
 
     On a CPU the mapped cache is already in the right memory. On a GPU the split is uploaded, unless it is
@@ -127,15 +126,15 @@ def choose_source(dataset: ImageDataset, part: Part, device: torch.device) -> Ba
 
     Args:
         dataset: The open dataset.
-        part: The split to read.
+        name: The split to read.
         device: The device of the trial.
     """
-    split: Split = getattr(dataset, part)
+    split: Split = getattr(dataset, name)
     if not has_own_memory(device):
         return MemmapSource(split=split)
     device = _with_index(device)
-    held = _resident(dataset.digest, part, split, device)
-    return PrefetchSource(split=split, device=device) if held is None else held
+    source = _on_device(dataset.digest, name, split, device)
+    return PrefetchSource(split=split, device=device) if source is None else source
 
 
 def release(device: torch.device) -> bool:
@@ -148,22 +147,23 @@ def release(device: torch.device) -> bool:
         if held is None or not held.splits:
             return False
         held.splits.clear()
-        held.unwanted = True
+        held.is_released = True
         return True
 
 
-def _resident(digest: str, part: Part, split: Split, device: torch.device) -> DeviceSource | None:
+def _on_device(digest: str, name: SplitName, split: Split, device: torch.device) -> DeviceSource | None:
+    """Return the source on the device, after an upload if it is needed and fits; None if it does not fit."""
     # Two trials in two threads of a notebook share the copy; the second waits for the upload of the first.
     with _lock:
         held = _held.get(device)
         if held is None or held.digest != digest:
             held = _held[device] = _DeviceSplits(digest=digest)
-        if part not in held.splits and not held.unwanted and fits(_bytes_of(split), free_memory(device)):
+        if name not in held.splits and not held.is_released and fits(_bytes_of(split), free_memory(device)):
             try:
-                held.splits[part] = _upload(split, device)
+                held.splits[name] = _upload(split, device)
             except torch.OutOfMemoryError:  # another process allocated the memory first
-                held.unwanted = True
-        return held.splits.get(part)
+                held.is_released = True
+        return held.splits.get(name)
 
 
 def has_own_memory(device: torch.device) -> bool:
@@ -200,7 +200,7 @@ def _upload(split: Split, device: torch.device) -> DeviceSource:
 
 #: images_BHWC as stored (uint8), and labels_B (int64).
 Pair = tuple[Tensor, Tensor]
-_Made = TypeVar("_Made")
+_Result = TypeVar("_Result")
 
 #: Number of prefetched batches. The first hides a copy behind a step; the second covers a short step.
 _DEPTH = 2
@@ -218,7 +218,7 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MemmapSource:
-    """A source that reads the mapped cache on demand: on a CPU, a millisecond before a step of seconds."""
+    """A source that reads the mapped cache on demand. On a CPU that is fast compared with a step."""
 
     split: Split
 
@@ -248,14 +248,14 @@ class PrefetchSource:
         The thread runs as long as this pass; closing the iterator early stops the thread.
         """
         upload = _Upload(self.device)
-        makers = (partial(self._make, upload, chosen) for chosen in _cut(order, batch_size))
-        with closing(prefetched(makers, depth=_DEPTH)) as made:
-            for images_BHWC, labels_B, copied in made:
+        calls = (partial(self._load, upload, chosen) for chosen in _cut(order, batch_size))
+        with closing(prefetched(calls, depth=_DEPTH)) as batches:
+            for images_BHWC, labels_B, copied in batches:
                 if copied is not None:
                     _wait_for_copy((images_BHWC, labels_B), copied)
                 yield images_BHWC, labels_B
 
-    def _make(self, upload: _Upload, chosen: IntArray) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
+    def _load(self, upload: _Upload, chosen: IntArray) -> tuple[Tensor, Tensor, torch.cuda.Event | None]:
         return upload(*_gather(self.split, chosen))
 
 
@@ -278,17 +278,17 @@ class DeviceSource:
             yield self.images_NHWC.index_select(0, chosen_B), self.labels_N.index_select(0, chosen_B)
 
 
-def prefetched(makers: Iterable[Callable[[], _Made]], *, depth: int) -> Generator[_Made]:
-    """Yield the results of ``makers`` in order; one other thread computes them up to ``depth`` items ahead.
+def prefetched(calls: Iterable[Callable[[], _Result]], *, depth: int) -> Generator[_Result]:
+    """Yield the results of ``calls`` in order; another thread computes them up to ``depth`` items ahead.
 
-    An exception of a maker is raised at the position of its result. When the iterator is closed, the thread
-    stops after the running maker.
+    An exception of a call is raised at the position of its result. When the iterator is closed, the thread
+    stops after the running call.
     """
-    waiting: deque[Future[_Made]] = deque()
+    waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
         try:
-            for make in makers:
-                waiting.append(pool.submit(make))
+            for call in calls:
+                waiting.append(pool.submit(call))
                 if len(waiting) > depth:
                     yield waiting.popleft().result()
             while waiting:
@@ -299,7 +299,7 @@ def prefetched(makers: Iterable[Callable[[], _Made]], *, depth: int) -> Generato
 
 
 class _Upload:
-    """Copies to a device on a separate stream, so that a GPU copies while it computes."""
+    """Copies batches to a device on a separate stream, so that a GPU copies while it computes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""The decoded cache on disk: its files, and the checks that they are complete and current.
+"""The decoded cache on disk: its files, and the checks that they are complete and up to date.
 
 A cache is a folder::
 
@@ -98,8 +98,9 @@ class Meta:
     @property
     def content(self) -> str:
         """Digest of the images, labels and parts, equal on every node and independent of their source."""
-        known = [self.shape, self.counts, self.class_names, [row for row, *_ in self.skipped]]
-        return _digest(json.dumps([*known, self.labels_digest, self.chunk_digests]).encode())
+        skipped_rows = [row for row, *_ in self.skipped]
+        content = [self.shape, self.counts, self.class_names, skipped_rows]
+        return _digest(json.dumps([*content, self.labels_digest, self.chunk_digests]).encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,15 +199,15 @@ def _read_meta(folder: Path) -> Meta:
     outer = json.loads((folder / _META).read_text())
     if _digest(outer["meta"].encode()) != outer["digest"]:
         raise CacheError(f"{_META} is damaged")
-    known: dict[str, Any] = json.loads(outer["meta"], object_hook=_tuples)
-    if known["format"] != FORMAT:
-        raise CacheError(f"its format is {known['format']}, not {FORMAT}")
-    return Meta(**known)
+    values: dict[str, Any] = json.loads(outer["meta"], object_hook=_tuples)
+    if values["format"] != FORMAT:
+        raise CacheError(f"its format is {values['format']}, not {FORMAT}")
+    return Meta(**values)
 
 
-def _tuples(known: dict[str, Any]) -> dict[str, Any]:
-    """Convert lists to tuples, because JSON has only lists and :class:`Meta` is immutable throughout."""
-    return {name: _tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Convert lists to tuples, because JSON has only lists and the fields of :class:`Meta` are immutable."""
+    return {name: _tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _tuple(values: list[Any]) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
 """Build the cache: decode into a scratch folder, then publish the folder with one rename.
 
 Any number of processes may request a cache at the same time. One of them builds it under a file lock; the
-others wait and map the result. The lock belongs to the building process, so it is released if that process is
-killed. The next builder removes the leftovers.
+others wait and map the result. If the builder is killed, the system releases its lock, and the next builder
+removes its files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tune_rescon.data.decode import BadImage, Block, Levels, SizesDifferError, w
 from tune_rescon.data.sources import Plan, Source
 from tune_rescon.errors import DataError, StorageError, format_error
 
-__all__ = ["Progress", "fill", "open_or_build_cache"]
+__all__ = ["Progress", "open_or_build_cache", "write_cache"]
 
 
 #: True: draw a progress bar. A callable: call it with (images done, total images) from time to time. False:
@@ -65,13 +65,13 @@ def _shown(progress: Progress, title: str) -> Iterator[Callable[[int, int], None
 
 
 #: Fewer images than this are decoded in the calling process, because starting others takes longer.
-_WORTH_PROCESSES = 256
+_MIN_PARALLEL_IMAGES = 256
 
 #: Idle decoding processes exit after this many seconds.
 _IDLE_SECONDS = 10
 
 
-def fill(
+def write_cache(
     plan: Plan,
     folder: Path,
     *,
@@ -89,8 +89,8 @@ def fill(
         on_bad: Called with each image that cannot be decoded; may raise to stop the build.
 
     Returns:
-        The range of values of the training pictures of more than 8 bits, or None without such pictures. If it
-        differs from the plan's range, the pictures were not scaled by the returned range.
+        The range of values of the training pictures of more than 8 bits, or None without such pictures. The
+        pictures were scaled by the plan's range, which may be another one.
 
     Raises:
         SizesDifferError: The plan assumes one size, but the images differ in size.
@@ -130,9 +130,12 @@ def fill(
 class _Chunk:
     """Statistics of a stored chunk.
 
-    The sums run over the pixels of its training images. They are integers, so they are exact. ``levels`` is
-    the range of its deep training pictures. ``prints`` has a digest of some pixels of each image; it may be
-    empty.
+    Attributes:
+        pixels: Number of pixels of its training images.
+        sums: Sum of each channel over these pixels.
+        squares: Sum of the squares of each channel over these pixels.
+        levels: Range of values of its deep training pictures.
+        sample_digests: Digest of some pixels of each image; empty for a built-in dataset.
     """
 
     start: int
@@ -143,7 +146,7 @@ class _Chunk:
     sums: tuple[int, ...]
     squares: tuple[int, ...]
     levels: Levels | None
-    prints: tuple[bytes, ...]
+    sample_digests: tuple[bytes, ...]
 
 
 def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
@@ -155,7 +158,7 @@ def _stored(plan: Plan, path: Path) -> Iterator[_Chunk]:
     """
     tasks = ((plan.reader(rows), path, plan.shape, rows) for rows in chunks(plan.shape))
     store = functools.partial(_store, train_images=plan.counts["train"], is_named=bool(plan.names))
-    joblib = _joblib() if plan.decodes and plan.shape[0] >= _WORTH_PROCESSES else None
+    joblib = _joblib() if plan.decodes and plan.shape[0] >= _MIN_PARALLEL_IMAGES else None
     if joblib is None or joblib.cpu_count() == 1:
         yield from (store(*task) for task in tasks)
         return
@@ -191,8 +194,8 @@ def _store(
 ) -> _Chunk:
     block = read()
     map_chunk(path, shape, rows)[:] = block.images_BHWC
-    lost = {bad.row for bad in block.bad}
-    training = [row for row in range(rows.start, min(rows.stop, train_images)) if row not in lost]
+    bad_rows = {bad.row for bad in block.bad}
+    training = [row for row in range(rows.start, min(rows.stop, train_images)) if row not in bad_rows]
     pixels_BHWC = block.images_BHWC[np.array(training, dtype=np.int64) - rows.start]
     return _Chunk(
         start=rows.start,
@@ -203,34 +206,34 @@ def _store(
         sums=_channel_sums(pixels_BHWC),
         squares=_channel_sums(pixels_BHWC.astype(np.uint16) ** 2),
         levels=widest([block.deep[row] for row in training if row in block.deep]),
-        prints=tuple(map(_print_of, block.images_BHWC)) if is_named else (),
+        sample_digests=tuple(map(_sample_digest, block.images_BHWC)) if is_named else (),
     )
 
 
-#: About this many pixels of each side are compared first. All pixels of a large image would cost a tenth of
-#: the time that decoding it takes.
-_PRINT_SIDE: Final = 64
+#: Side of the sample of pixels that are compared first. A digest of all pixels of a large image would take a
+#: tenth of the time of decoding it.
+_SAMPLE_SIDE: Final = 64
 
 
-def _print_of(image_HWC: npt.NDArray[np.uint8]) -> bytes:
-    step = max(1, len(image_HWC) // _PRINT_SIDE)
+def _sample_digest(image_HWC: npt.NDArray[np.uint8]) -> bytes:
+    step = max(1, len(image_HWC) // _SAMPLE_SIDE)
     return blake2b(np.ascontiguousarray(image_HWC[::step, ::step]).data, digest_size=8).digest()
 
 
 def _repeats(plan: Plan, done: list[_Chunk], path: Path) -> Iterator[tuple[int, str, int, str]]:
     """Yield each row with the same pixels as an earlier one, and the first such row; see :class:`Meta`."""
-    first: dict[bytes, int] = {}
+    first_of_sample: dict[bytes, int] = {}
     first_of_pixels: dict[bytes, int] = {}
-    lost = {bad.row for chunk in done for bad in chunk.bad}
+    bad_rows = {bad.row for chunk in done for bad in chunk.bad}
     for chunk in done:
-        for row, found in enumerate(chunk.prints, chunk.start):
-            if row in lost or (similar := first.setdefault(found, row)) == row:
+        for row, digest in enumerate(chunk.sample_digests, chunk.start):
+            if row in bad_rows or (similar := first_of_sample.setdefault(digest, row)) == row:
                 continue
             for each in (similar, row):
                 image_BHWC = map_chunk(path, plan.shape, slice(each, each + 1))
-                known = first_of_pixels.setdefault(blake2b(image_BHWC.data, digest_size=16).digest(), each)
-            if known != row:
-                yield row, plan.names[row], known, plan.names[known]
+                first = first_of_pixels.setdefault(blake2b(image_BHWC.data, digest_size=16).digest(), each)
+            if first != row:
+                yield row, plan.names[row], first, plan.names[first]
 
 
 def _channel_sums(values_BHWC: npt.NDArray[np.unsignedinteger]) -> tuple[int, ...]:
@@ -272,19 +275,19 @@ def open_or_build_cache(source: Source, root: Path, *, skip_bad: bool, progress:
         StorageError: The cache cannot be written.
     """
     folder = root / source.key
-    order = _Order(source, folder, source.fingerprint(), skip_bad, progress)
+    build = _Build(source, folder, source.fingerprint(), skip_bad, progress)
     try:
-        cache = open_cache(folder, order.fingerprint)
+        cache = open_cache(folder, build.fingerprint)
     except CacheError:
         with _lock(folder):
-            cache = _open_or_build(order)
+            cache = _open_or_build(build)
     _check_skipped(cache, source, skip_bad=skip_bad)
     return cache
 
 
 @dataclass(frozen=True)
-class _Order:
-    """Parameters of one build."""
+class _Build:
+    """The parameters of a build."""
 
     source: Source
     folder: Path
@@ -307,27 +310,27 @@ def _lock(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _open_or_build(order: _Order) -> Cache:
+def _open_or_build(build: _Build) -> Cache:
     try:
         # Another process may have built the cache while this process waited for the lock.
-        return open_cache(order.folder, order.fingerprint)
+        return open_cache(build.folder, build.fingerprint)
     except CacheError as reason:
-        if order.folder.exists():
-            _log.warning("decoding %s again: its cache: %s", order.source.title, reason)
-    scratch = order.folder.with_name(f"{order.folder.name}{_SCRATCH}{uuid.uuid4().hex}")
+        if build.folder.exists():
+            _log.warning("decoding %s again: its cache: %s", build.source.title, reason)
+    scratch = build.folder.with_name(f"{build.folder.name}{_SCRATCH}{uuid.uuid4().hex}")
     try:
-        _sweep(order.folder)
+        _remove_leftovers(build.folder)
         scratch.mkdir()
-        _build(order, scratch)
-        _publish(scratch, order.folder)
+        _decode_all(build, scratch)
+        _publish(scratch, build.folder)
     except OSError as error:
-        raise _unwritable(order.folder, error) from error
+        raise _unwritable(build.folder, error) from error
     finally:
         _remove(scratch)
-    return open_cache(order.folder, order.fingerprint)
+    return open_cache(build.folder, build.fingerprint)
 
 
-def _build(order: _Order, scratch: Path) -> None:
+def _decode_all(build: _Build, scratch: Path) -> None:
     """Decode the source.
 
     Decode it again if the first pass finds images of different sizes, or deep pictures, whose range is only
@@ -335,24 +338,24 @@ def _build(order: _Order, scratch: Path) -> None:
     """
     alike = True
     try:
-        levels = _decode(order, scratch, alike=True)
+        levels = _decode(build, scratch, alike=True)
     except SizesDifferError:
         alike = False
-        levels = _decode(order, scratch, alike=False)
+        levels = _decode(build, scratch, alike=False)
     if levels is not None:
-        _decode(order, scratch, alike=alike, levels=levels)
+        _decode(build, scratch, alike=alike, levels=levels)
 
 
-def _decode(order: _Order, scratch: Path, *, alike: bool, levels: Levels | None = None) -> Levels | None:
-    """Fill the scratch folder; return the range of values of the deep training pictures, if any."""
+def _decode(build: _Build, scratch: Path, *, alike: bool, levels: Levels | None = None) -> Levels | None:
+    """Write the cache to the scratch folder; return the range of values of the deep training pictures."""
 
     def on_bad(bad: BadImage) -> None:
-        if not order.skip_bad:
-            raise _bad_image(order.source, bad.name, bad.reason)
+        if not build.skip_bad:
+            raise _bad_image(build.source, bad.name, bad.reason)
 
-    plan = order.source.plan(alike=alike, levels=levels)
-    with _shown(order.progress, f"decoding {Path(order.source.title).name}") as show:
-        return fill(plan, scratch, fingerprint=order.fingerprint, show=show, on_bad=on_bad)
+    plan = build.source.plan(alike=alike, levels=levels)
+    with _shown(build.progress, f"decoding {Path(build.source.title).name}") as show:
+        return write_cache(plan, scratch, fingerprint=build.fingerprint, show=show, on_bad=on_bad)
 
 
 def _publish(scratch: Path, folder: Path) -> None:
@@ -366,18 +369,18 @@ def _publish(scratch: Path, folder: Path) -> None:
         folder.rename(folder.with_name(f"{folder.name}{_SCRATCH}old-{uuid.uuid4().hex}"))
     scratch.rename(folder)
     sync(folder.parent)
-    _sweep(folder)
+    _remove_leftovers(folder)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the leftovers of killed builders. The caller holds the lock, so no running builder owns them."""
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the files of killed builders. The caller holds the lock, so no running builder needs them."""
     for path in folder.parent.glob(f"{folder.name}{_SCRATCH}*"):
         _remove(path)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        # Processes of a killed builder may still write here for a moment. The next sweep removes the rest.
+        # Processes of a killed builder may still write here for a moment. The next build removes the rest.
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ before any worker process starts.
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data.decode import common_size, stored_size
 from tune_rescon.data.image_folder import list_folder
 from tune_rescon.data.selection import Account, Selection
-from tune_rescon.data.splits import SplitRule, check_counts, cut_sizes, held_out_counts
+from tune_rescon.data.splits import SplitRule, check_counts, held_out_counts, split_sizes
 from tune_rescon.errors import DataError, StorageError, first_line, format_error, unknown_name_message
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "DatasetInfo",
     "dataset_path",
     "describe",
-    "fetched",
+    "fetch_archive",
     "held_out_test_rule",
     "is_url",
     "list_datasets",
@@ -209,7 +210,7 @@ def dataset_path(dataset: DatasetConfig, data_root: Path) -> Path | None:
         hint = "For example --set dataset.path=photos.zip"
         raise DataError(format_error(rule, where="dataset.path", hint=hint))
     if is_url(dataset.path):
-        return fetched(dataset.path, data_root.resolve())
+        return fetch_archive(dataset.path, data_root.resolve())
     return local_path(dataset.path)
 
 
@@ -253,16 +254,20 @@ _SIGNATURES: Final = frozenset(
 )
 
 
+#: Errors of a write to a full disk, over a quota, or over a limit on the size of files.
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @functools.cache
-def fetched(url: str, folder: Path) -> Path:
-    """Fetch the archive at ``url`` into ``folder`` of this node and return its path.
+def fetch_archive(url: str, folder: Path) -> Path:
+    """Download the archive at ``url`` to ``folder`` of this node, unless it is there; return its path.
 
     The version at the URL is requested once per process. Each version is a separate file, so that a process
     that reads an old version can continue.
 
     Raises:
         DataError: The archive does not exist or cannot be read, or no file system supports the URL's scheme.
-        StorageError: ``folder`` cannot be written.
+        StorageError: ``folder`` cannot be written, or its disk is full.
     """
     # Imported here because most datasets do not need fsspec.
     from fsspec.core import url_to_fs
@@ -285,26 +290,28 @@ def fetched(url: str, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        rule = "the folder for the archives of datasets must be writable"
-        raise StorageError(format_error(rule, got=f"{error.strerror or error}", where=str(folder))) from error
+        raise _unwritable(folder, error) from error
     try:
         if not target.exists():
             with atomic_write(target) as scratch:
                 filesystem.get_file(path, str(scratch))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise _unwritable(folder, error) from error
         raise _unreadable(url, error) from error
     finally:
         lock.release()
     return target
 
 
-def _version(url: str, facts: dict[str, Any]) -> str:
-    version = next((str(facts[key]) for key in _VERSIONS if facts.get(key)), "")
-    size = facts.get("size")
+def _version(url: str, info: dict[str, Any]) -> str:
+    """Return a digest of the URL and the file system's ``info``, different for each version of the file."""
+    version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
+    size = info.get("size")
     # A URL with a new signature is the same file. The signature is ignored only if the server reports a
     # version or a size by which the file can be identified.
-    known = _unsigned(url) if version or size is not None else url
-    return blake2b(f"{known}\0{size}\0{version}".encode(), digest_size=8).hexdigest()
+    address = _unsigned(url) if version or size is not None else url
+    return blake2b(f"{address}\0{size}\0{version}".encode(), digest_size=8).hexdigest()
 
 
 def _unsigned(url: str) -> str:
@@ -320,6 +327,11 @@ def _unsigned(url: str) -> str:
 
 def _is_signature(key: str) -> bool:
     return key in _SIGNATURES or key.startswith(("x-amz-", "x-goog-"))
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    rule = "the folder for the archives of datasets must be writable"
+    return StorageError(format_error(rule, got=f"{error.strerror or error}", where=str(folder)))
 
 
 def _unreadable(url: str, error: Exception) -> DataError:
@@ -364,20 +376,20 @@ def validation_tests(dataset: DatasetConfig, *, has_test: bool) -> bool:
 
 
 def _describe_builtin(dataset: DatasetConfig) -> DatasetInfo:
-    known = BUILTIN[dataset.name]
-    classes = len(known.class_names)
-    train, val = cut_sizes(
-        known.train_images, classes, split_rule(dataset, own_validation=False, has_test=True)
+    builtin = BUILTIN[dataset.name]
+    classes = len(builtin.class_names)
+    train, val = split_sizes(
+        builtin.train_images, classes, split_rule(dataset, own_validation=False, has_test=True)
     )
     return DatasetInfo(
         name=dataset.name,
         classes=classes,
-        channels=known.channels,
-        image_size=known.image_size,
+        channels=builtin.channels,
+        image_size=builtin.image_size,
         train_images=train,
         val_images=val,
-        test_images=_at_most(dataset.limit, known.test_images),
-        class_names=known.class_names,
+        test_images=_at_most(dataset.limit, builtin.test_images),
+        class_names=builtin.class_names,
     )
 
 
@@ -392,7 +404,7 @@ def _describe_folder(dataset: DatasetConfig, path: Path) -> DatasetInfo:
         counts, test = [count - out for count, out in zip(counts, held, strict=True)], sum(held)
     rule = split_rule(dataset, own_validation=bool(listing.val.names), has_test=bool(test))
     check_counts(counts, listing.class_names, rule, tested=drawn is not None)
-    train, val = cut_sizes(sum(counts), classes, rule)
+    train, val = split_sizes(sum(counts), classes, rule)
     val = val or _at_most(dataset.limit, len(listing.val.names))
     stands_in = validation_tests(dataset, has_test=bool(test))
     common = common_size(path, listing.names)

@@ -30,7 +30,7 @@ from tune_rescon.data.augment import (
     resized_crop_and_flip,
     rotate,
 )
-from tune_rescon.data.batch_sources import WHOLE, BatchSource, Part, Shard, choose_source
+from tune_rescon.data.batch_sources import WHOLE, BatchSource, Shard, SplitName, choose_source
 from tune_rescon.data.dataset import ImageDataset
 from tune_rescon.data.policies import POLICIES, augment
 from tune_rescon.data.preprocessing import Normalization
@@ -61,13 +61,13 @@ class RawBatch:
     Attributes:
         images_BHWC: Images, uint8.
         labels_B: Labels, int64.
-        place: Seed of the augmentation: (epoch, number of the batch), followed by the rank unless the rank
-            is 0. None: do not augment.
+        augmentation_key: Seed of the augmentation besides the trial's: (epoch, number of the batch), followed
+            by the rank unless the rank is 0. None: do not augment.
     """
 
     images_BHWC: Tensor
     labels_B: Tensor
-    place: tuple[int, ...] | None = None
+    augmentation_key: tuple[int, ...] | None = None
 
     def to(self, device: torch.device | str) -> RawBatch:
         """Return the batch on a device."""
@@ -92,8 +92,9 @@ def epoch_order(images: int, *, seed: int, epoch: int) -> IntArray:
 def balanced_order(labels_N: IntArray, *, seed: int, epoch: int) -> IntArray:
     """Return the order of the images in an epoch that shows each class equally often.
 
-    The classes' numbers of images differ by one at most; chance decides which classes have one more. Within a
-    class, no image is shown twice more often than another one. The order has as many images as the split.
+    The numbers of images of the classes differ by one at most; chance decides which classes have one more.
+    Within a class, the numbers of times that the images are shown differ by one at most. The order has as
+    many images as the split.
 
     Args:
         labels_N: Classes of the images.
@@ -104,21 +105,24 @@ def balanced_order(labels_N: IntArray, *, seed: int, epoch: int) -> IntArray:
     present = np.unique(labels_N)
     each, more = divmod(len(labels_N), len(present))
     shown = [
-        _repeated(np.flatnonzero(labels_N == label), each + (place < more), rng)
-        for place, label in enumerate(rng.permutation(present))
+        _repeated(np.flatnonzero(labels_N == label), each + (position < more), rng)
+        for position, label in enumerate(rng.permutation(present))
     ]
     return rng.permutation(np.concatenate(shown))
 
 
 def _repeated(positions: IntArray, count: int, rng: np.random.Generator) -> IntArray:
-    """Return ``count`` of the positions: all of them in a random order, again and again."""
+    """Return ``count`` positions: repeated passes over all of them, each in a new random order."""
     passes = -(-count // len(positions))
     return np.concatenate([positions[:0], *(rng.permutation(positions) for _ in range(passes))])[:count]
 
 
-def augmentation_rng(place: tuple[int, ...], *, seed: int) -> np.random.Generator:
-    """Return the random generator for the augmentation of one training batch, or of one shard of it."""
-    return np.random.default_rng((_AUGMENTATION_STREAM, seed, *place))
+def augmentation_rng(key: tuple[int, ...], *, seed: int) -> np.random.Generator:
+    """Return the random generator for the augmentation of one training batch, or of one shard of it.
+
+    ``key`` is :attr:`RawBatch.augmentation_key`, ``seed`` that of the trial.
+    """
+    return np.random.default_rng((_AUGMENTATION_STREAM, seed, *key))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +135,12 @@ class Batches:
     Attributes:
         images: Source of the split's images.
         batch_size: Number of images of a batch.
-        share: The shard of each batch that is yielded.
+        shard: The shard of each batch that is yielded.
     """
 
     images: BatchSource
     batch_size: int
-    share: Shard = WHOLE
+    shard: Shard = WHOLE
 
     def __len__(self) -> int:
         """Return the number of batches of one pass."""
@@ -144,7 +148,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[RawBatch]:
         """Yield the batches of one pass."""
-        order, size = self.share.cut(np.arange(len(self.images)), self.batch_size)
+        order, size = self.shard.select(np.arange(len(self.images)), self.batch_size)
         for images_BHWC, labels_B in self.images.batches(order, size):
             yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B)
 
@@ -175,13 +179,13 @@ class ShuffledBatches(Batches):
 
     def __iter__(self) -> Iterator[RawBatch]:
         """Yield the batches of one pass."""
-        epoch, rank = self.epoch(), self.share.rank
+        epoch, rank = self.epoch(), self.shard.rank
         first = self.done[1] if epoch == self.done[0] else 0
         order = self._order(epoch)[: len(self) * self.batch_size]
-        order, size = self.share.cut(order[first * self.batch_size :], self.batch_size)
+        order, size = self.shard.select(order[first * self.batch_size :], self.batch_size)
         for number, (images_BHWC, labels_B) in enumerate(self.images.batches(order, size), start=first):
-            place = (epoch, number, rank) if rank else (epoch, number)
-            yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B, place=place)
+            key = (epoch, number, rank) if rank else (epoch, number)
+            yield RawBatch(images_BHWC=images_BHWC, labels_B=labels_B, augmentation_key=key)
 
     def _order(self, epoch: int) -> IntArray:
         if self.balanced_N is None:
@@ -190,7 +194,7 @@ class ShuffledBatches(Batches):
 
 
 #: Validation stores no activations for a backward pass, so its batches can be larger. On a GPU they are so
-#: large that the device limits the speed, not the host that launches its kernels (benchmarks/notes/gpu.md).
+#: large that the device limits the speed, not the host, which launches the kernels (benchmarks/notes/gpu.md).
 _VALIDATION_BATCH_FACTOR: Final = 2
 _VALIDATION_BATCH_FACTOR_ON_GPU: Final = 8
 
@@ -215,8 +219,8 @@ class ImageDataModule(LightningDataModule):
         *,
         image_size: int,
         seed: int,
-        eval_split: Part = "val",
-        share: Shard = WHOLE,
+        eval_split: SplitName = "val",
+        shard: Shard = WHOLE,
         done: tuple[int, int] = (0, 0),
     ) -> None:
         """Store the settings of the batches.
@@ -228,17 +232,17 @@ class ImageDataModule(LightningDataModule):
             seed: Seed of order and augmentation.
             eval_split: The split on which Lightning validates; ``"test"`` for the single evaluation of a
                 finished network.
-            share: This process's shard of every batch, if several processes train one trial.
+            shard: This process's shard of every batch, if several processes train one trial.
             done: An epoch (counted from 0), and the number of its first batches that Lightning does not
                 receive again.
         """
         super().__init__()
-        self._eval_split: Part = eval_split
+        self._eval_split: SplitName = eval_split
         self.dataset = dataset
         self.config = config
         self.image_size = image_size
         self.seed = seed
-        self.share = share
+        self.shard = shard
         self._done = done
         self._to_input = Normalization(dataset.preprocessing(config, image_size))
 
@@ -291,9 +295,9 @@ class ImageDataModule(LightningDataModule):
             images_BCHW: float32, ``image_size`` square.
             targets: int64 labels B, or float32 B x K if mixup or cutmix is on.
         """
-        if batch.place is None:
+        if batch.augmentation_key is None:
             return self._to_input(batch.images_BHWC.permute(0, 3, 1, 2)), batch.labels_B
-        rng = augmentation_rng(batch.place, seed=self.seed)
+        rng = augmentation_rng(batch.augmentation_key, seed=self.seed)
         images_BCHW = self._augment(self._crop(batch.images_BHWC, rng), rng)
         images_BCHW = self._to_input(images_BCHW)
         if self.config.random_erasing:
@@ -341,18 +345,18 @@ class ImageDataModule(LightningDataModule):
         return ShuffledBatches(
             images=choose_source(self.dataset, "train", device),
             batch_size=self.config.batch_size,
-            share=self.share,
+            shard=self.shard,
             seed=self.seed,
             epoch=epoch,
             done=done,
             balanced_N=self.dataset.train.labels_N if self.config.class_sampling == "balanced" else None,
         )
 
-    def _in_order(self, part: Part, device: torch.device) -> Batches:
-        images = choose_source(self.dataset, part, device)
+    def _in_order(self, split: SplitName, device: torch.device) -> Batches:
+        images = choose_source(self.dataset, split, device)
         on_gpu = device.type == "cuda"
         factor = _VALIDATION_BATCH_FACTOR_ON_GPU if on_gpu else _VALIDATION_BATCH_FACTOR
-        return Batches(images=images, batch_size=factor * self.config.batch_size, share=self.share)
+        return Batches(images=images, batch_size=factor * self.config.batch_size, shard=self.shard)
 
     def _current_epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch

@@ -67,8 +67,8 @@ class ImageDataset:
         levels: Values that became 0 and 255 in pictures of more than 8 bits; None without such pictures.
         interpolation: How squares become a network's input.
         digest: Equal if the images, labels and splits are equal, on every node and at every path.
-        repeats: Lines for the user about pictures that are in the data set more than once, where that makes
-            values too good: in two splits, or in two classes.
+        repeats: Lines for the user about pictures that are in two splits or in two classes, because the
+            metrics are then too good.
         left_out: Lines for the user about the images that cannot be decoded, which are in no split.
     """
 
@@ -131,14 +131,14 @@ def open_dataset(
     train_labels_N = cache.labels_N[rows["train"]]
     counts = np.bincount(train_labels_N, minlength=classes).tolist()
     check_counts(counts, cache.meta.class_names, rule, tested=len(rows["train"]) < len(parts["train"]))
-    cut = stratified_split(train_labels_N, classes, rule)
+    split = stratified_split(train_labels_N, classes, rule)
     held_out = {
         part: rows[part][draw_subset(cache.labels_N[rows[part]], classes, dataset.limit, dataset.split_seed)]
         for part in ("val", "test")
     }
     chosen = {
-        "train": rows["train"][cut.train_N],
-        "val": held_out["val"] if len(rows["val"]) else rows["train"][cut.val_N],
+        "train": rows["train"][split.train_N],
+        "val": held_out["val"] if len(rows["val"]) else rows["train"][split.val_N],
         "test": held_out["test"],
     }
     if validation_tests(dataset, has_test=has_test):
@@ -147,7 +147,9 @@ def open_dataset(
         chosen |= {"train": np.union1d(chosen["train"], chosen["val"]), "val": chosen["val"][:0]}
     splits = {part: _split(cache, chosen[part]) for part in PARTS}
     return ImageDataset(
-        **{**splits, "train": _noisy(splits["train"], classes, dataset)},
+        train=_noisy(splits["train"], classes, dataset),
+        val=splits["val"],
+        test=splits["test"],
         classes=classes,
         channels=cache.meta.shape[-1],
         mean=cache.meta.mean,
@@ -156,7 +158,6 @@ def open_dataset(
         digest=_digest(cache.meta.content, [chosen[part] for part in PARTS], dataset),
         resize=dataset.resize,
         levels=cache.meta.levels,
-        interpolation="bilinear",
         repeats=tuple(_repeat_lines(cache, chosen)),
         left_out=tuple(_broken_lines(cache)),
     )
@@ -169,7 +170,7 @@ def _broken_lines(cache: Cache) -> list[str]:
 
 
 def _repeat_lines(cache: Cache, chosen: Mapping[str, IntArray]) -> Iterator[str]:
-    """Yield a line for the copies of training images in each held-out split, and one for copies by class."""
+    """Yield a line for each held-out split with copies of training images, and for copies in two classes."""
     part_of = {int(row): part for part in PARTS for row in chosen[part]}
     names: dict[int, str] = {}
     groups: dict[int, list[int]] = {}
@@ -214,8 +215,8 @@ def _with_test(rows: dict[str, IntArray], cache: Cache, dataset: DatasetConfig) 
         return rows
     labels_N, names = cache.labels_N[rows["train"]], cache.meta.class_names
     check_counts(np.bincount(labels_N, minlength=len(names)).tolist(), names, rule)
-    cut = stratified_split(labels_N, len(names), rule)
-    return {**rows, "train": rows["train"][cut.train_N], "test": rows["train"][cut.val_N]}
+    split = stratified_split(labels_N, len(names), rule)
+    return {**rows, "train": rows["train"][split.train_N], "test": rows["train"][split.val_N]}
 
 
 def _part_rows(cache: Cache) -> dict[str, IntArray]:

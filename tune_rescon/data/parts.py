@@ -1,7 +1,7 @@
 """Find the folders of an image source that are its training, validation and test parts.
 
 A usual name of a part may also be the name of a class, and a longer name (``train_images``, ``test1``) may be
-either. An ambiguous layout raises an error, whose message contains the setting that resolves the ambiguity.
+either. An ambiguous layout raises an error, whose message contains the setting that resolves it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Policies: published sets of operations on bytes, from which each image draws some at random.
+"""Augmentation policies: published sets of operations on bytes, from which each image draws some at random.
 
 A numpy generator on the host makes the draws, as in :mod:`tune_rescon.data.augment`.
 
@@ -29,7 +29,7 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Ranges of a published policy.
+    """The ranges of a published policy.
 
     Attributes:
         layers: Number of operations applied to each image in sequence; with chains, the largest number.
@@ -39,7 +39,8 @@ class Policy:
         translate: Largest translation, as the sum of (share of the side, pixels).
         rotate: Largest rotation, degrees.
         colour: Largest change of a colour factor from 1.
-        bits: Bits that posterize keeps at least strength, and the largest number that it removes from them.
+        bits: Number of bits that posterize keeps at the weakest strength, and the number of these that it
+            removes at the strongest.
         chains: Number of chains of operations whose results are mixed with the image; 0: do not mix.
     """
 
@@ -120,7 +121,7 @@ def _mix_chains(images_BCHW: Tensor, rng: np.random.Generator, policy: Policy) -
 
 
 def _apply_drawn(images_BCHW: Tensor, drawn_B: IntArray, rng: np.random.Generator, policy: Policy) -> Tensor:
-    """Apply to each image the operation of this number, by a strength drawn here; -1 leaves it unchanged."""
+    """Apply operation ``drawn_B`` to each image, with a strength that is drawn here; -1: no operation."""
     batch, side = len(images_BCHW), images_BCHW.shape[-1]
     fixed = isinstance(policy.bin, int)
     bins_B = np.full(batch, policy.bin) if fixed else rng.choice(policy.bin, size=batch)

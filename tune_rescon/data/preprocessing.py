@@ -25,9 +25,9 @@ __all__ = ["Normalization", "Preprocessing", "resized", "to_unit"]
 class _TrainingImages(Protocol):
     """The fields of an open dataset and of a trained network that decide the preprocessing.
 
-    See :class:`Preprocessing`. ``mean`` and ``std`` are those of the training images, also if these are not
-    normalised. ``stored_side`` is None if an earlier version did not save it; pictures are then decoded to
-    the network's image size.
+    :class:`Preprocessing` describes them. ``mean`` and ``std`` are those of the training images, also if
+    images are not normalised. ``stored_side`` is None if an earlier version did not save it; pictures are
+    then decoded to the network's image size.
     """
 
     @property
@@ -117,8 +117,7 @@ class Preprocessing:
 
 _BYTE: Final = 255.0
 
-#: Processors, by Python's name, on which torch's resizing of bytes is vectorised, whatever CPU capability
-#: torch reports.
+#: Processors, by Python's name, on which torch's resizing of bytes is vectorised at every CPU capability.
 _ARM: Final = ("aarch64", "arm64")
 
 
@@ -132,8 +131,8 @@ class Normalization:
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Return normalised float32 images in channels_last memory format from bytes of any size."""
-        known = self._preprocessing
-        images_BCHW = resized(images_BCHW, known.image_size, interpolation=known.interpolation)
+        side, interpolation = self._preprocessing.image_size, self._preprocessing.interpolation
+        images_BCHW = resized(images_BCHW, side, interpolation=interpolation)
         images_BCHW = images_BCHW.to(torch.float32, memory_format=torch.channels_last)
         mean_C11, std_C11 = self._on(images_BCHW.device)
         return images_BCHW.sub_(mean_C11).div_(std_C11)
@@ -144,8 +143,8 @@ class Normalization:
         They are created once per device, because copying Python numbers waits for a GPU.
         """
         if device not in self._constants:
-            known = (self._preprocessing.mean, self._preprocessing.std)
-            mean_C, std_C = (_BYTE * torch.tensor(values, dtype=torch.float32) for values in known)
+            statistics = (self._preprocessing.mean, self._preprocessing.std)
+            mean_C, std_C = (_BYTE * torch.tensor(values, dtype=torch.float32) for values in statistics)
             self._constants[device] = (mean_C[:, None, None].to(device), std_C[:, None, None].to(device))
         return self._constants[device]
 

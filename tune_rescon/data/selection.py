@@ -109,8 +109,8 @@ class Selection:
 
     def chosen(self, part: str) -> str | None:
         """Return the folder or glob of one part."""
-        globs: dict[str, str | None] = {"train": self.train, "val": self.val, "test": self.test}
-        return globs[part]
+        pattern: str | None = getattr(self, part)
+        return pattern
 
     def ignores(self, path: str) -> bool:
         """Return whether ``ignore`` matches this path itself. The caller checks the folders above it.

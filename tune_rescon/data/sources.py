@@ -1,4 +1,4 @@
-"""The sources of a cache: an image folder or zip, or a built-in dataset.
+"""The sources of a cache's images: a folder or zip, or a built-in dataset.
 
 A source describes itself without reading images. :meth:`Source.plan` then returns the layout of all rows of
 the cache, and the function that reads the pixels of consecutive rows.
@@ -161,7 +161,8 @@ class _BuiltInSource:
         return self.name
 
     def plan(self, *, alike: bool, levels: Levels | None = None) -> Plan:
-        assert alike and levels is None, "a dataset known by name has images of one size, of 8 bits"  # noqa: PT018
+        assert alike, "the images of a built-in dataset have one size"
+        assert levels is None, "the images of a built-in dataset have 8 bits"
         (train_NHWC, train_N), (test_NHWC, test_N) = load_arrays(self.name, self.data_root)
         images_NHWC = np.concatenate([train_NHWC, test_NHWC])
         count, height, width, channels = images_NHWC.shape
@@ -196,13 +197,13 @@ def load_arrays(name: str, data_root: Path) -> tuple[Arrays, Arrays]:
     try:
         return _torchvision(name, data_root, train=True), _torchvision(name, data_root, train=False)
     except (OSError, RuntimeError, EOFError) as error:
-        # torchvision reports a failed download or a file that does not match its checksum in these ways.
-        known = BUILTIN[name]
+        # torchvision's errors for a failed download, and for a file that does not match its checksum.
+        builtin = BUILTIN[name]
         raise DataError(
             format_error(
                 f"{name} is not in the data root and could not be downloaded ({first_line(error)})",
                 where="dataset",
-                hint=f"Put {' and '.join(known.archives)} into {(data_root / known.folder).resolve()}",
+                hint=f"Put {' and '.join(builtin.archives)} into {(data_root / builtin.folder).resolve()}",
             )
             + " and start again."
         ) from error
@@ -214,8 +215,9 @@ def _digits() -> tuple[Arrays, Arrays]:
     pixels_NHW = values_NV[:, :-1].reshape(-1, _DIGITS_SIDE, _DIGITS_SIDE)
     images_NHWC = np.rint(pixels_NHW * (255 / _DIGITS_LEVELS)).astype(np.uint8)[..., None]
     labels_N = values_NV[:, -1].astype(np.int64)
-    cut = stratified_split(labels_N, 10, _DIGITS_TEST)
-    return (images_NHWC[cut.train_N], labels_N[cut.train_N]), (images_NHWC[cut.val_N], labels_N[cut.val_N])
+    split = stratified_split(labels_N, 10, _DIGITS_TEST)
+    train, test = ((images_NHWC[rows], labels_N[rows]) for rows in (split.train_N, split.val_N))
+    return train, test
 
 
 def _digits_file() -> Path:

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from tune_rescon.errors import DataError, format_error
 
 __all__ = [
-    "Cut",
+    "SplitPositions",
     "SplitRule",
     "balanced_class_weights",
     "check_counts",
-    "cut_sizes",
     "draw_subset",
     "held_out_counts",
+    "split_sizes",
     "stratified_counts",
     "stratified_split",
     "with_label_noise",
@@ -50,8 +50,8 @@ class SplitRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
-    """Two disjoint sets of positions in the source's training images, each ascending."""
+class SplitPositions:
+    """The positions of two disjoint splits in the source's training images, each ascending."""
 
     train_N: IntArray
     val_N: IntArray
@@ -94,7 +94,7 @@ def stratified_counts(counts: Sequence[int], total: int, *, least: int = 1, leav
     return [int(value) for value in share]
 
 
-def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
+def split_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
     """Return the numbers of training and validation images of :func:`stratified_split`, from totals alone.
 
     Args:
@@ -102,9 +102,9 @@ def cut_sizes(images: int, classes: int, rule: SplitRule) -> tuple[int, int]:
         classes: Number of classes.
         rule: The rule of the split.
 
-    >>> cut_sizes(50_000, 10, SplitRule(limit=None, val_fraction=0.1, seed=0))
+    >>> split_sizes(50_000, 10, SplitRule(limit=None, val_fraction=0.1, seed=0))
     (45000, 5000)
-    >>> cut_sizes(50_000, 10, SplitRule(limit=100, val_fraction=0.01, seed=0))
+    >>> split_sizes(50_000, 10, SplitRule(limit=100, val_fraction=0.01, seed=0))
     (90, 10)
 
     Raises:
@@ -156,7 +156,7 @@ def check_counts(
         )
 
 
-def stratified_split(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
+def stratified_split(labels_N: IntArray, classes: int, rule: SplitRule) -> SplitPositions:
     """Draw the training and validation images.
 
     Each class is shuffled once by (seed, class). A limit selects the head of this order, and validation
@@ -172,11 +172,11 @@ def stratified_split(labels_N: IntArray, classes: int, rule: SplitRule) -> Cut:
     Raises:
         DataError: There are too few images for every class to be on both sides.
     """
-    train, val = cut_sizes(len(labels_N), classes, rule)
+    train, val = split_sizes(len(labels_N), classes, rule)
     orders = _class_orders(labels_N, classes, rule.seed)
     used = stratified_counts([len(order) for order in orders], train + val, least=2 if val else 1)
     held = stratified_counts(used, val, leave=1) if val else [0] * classes
-    return Cut(
+    return SplitPositions(
         train_N=_join(order[h:u] for order, h, u in zip(orders, held, used, strict=True)),
         val_N=_join(order[:h] for order, h in zip(orders, held, strict=True)),
     )
@@ -188,7 +188,7 @@ def held_out_counts(counts: Sequence[int], rule: SplitRule) -> list[int]:
     >>> held_out_counts([50, 30, 20], SplitRule(limit=None, val_fraction=0.1, seed=0))
     [5, 3, 2]
     """
-    return stratified_counts(counts, cut_sizes(sum(counts), len(counts), rule)[1], leave=1)
+    return stratified_counts(counts, split_sizes(sum(counts), len(counts), rule)[1], leave=1)
 
 
 def draw_subset(labels_N: IntArray, classes: int, limit: int | None, seed: int) -> IntArray:

@@ -2,7 +2,7 @@
 
 ::
 
-    finals_space      the trainings as a space, which the search's engine runs row by row
+    finals_space      the final trainings as a space, which the search's engine runs row by row
     evaluated_configs the results on the test images, over the seeds
     find_recipe       published training recipes
     PUBLISHED         published figures to reproduce

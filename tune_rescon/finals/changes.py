@@ -14,22 +14,27 @@ __all__ = ["changed_code", "changed_images", "changed_weights", "changes_since"]
 
 
 def changes_since(result: StudyResult, space: Space, data_root: Path) -> list[str]:
-    """Return the messages about what a search had and a training from now on has not.
+    """Return a message for each input of the search ``result`` that has changed since.
 
-    They are those of :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`.
+    See :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`.
+
+    Args:
+        result: the search.
+        space: the space of the finals.
+        data_root: the directory of the datasets on this machine.
     """
-    found = (
+    messages = (
         changed_images(result, space, data_root),
         changed_weights(result, space),
         changed_code(result, space),
     )
-    return [words for words in found if words is not None]
+    return [message for message in messages if message is not None]
 
 
 def changed_images(result: StudyResult, space: Space, data_root: Path) -> str | None:
-    """Return a message if the images to train on are not those that ``result`` was searched on; None if not.
+    """Return a message if the images are not those of the search ``result``; None if they are.
 
-    The classes and their numbers of images are compared, so images that were replaced are not found.
+    Only the classes and their numbers of images are compared, so replaced images are not noticed.
 
     Args:
         result: the search.
@@ -40,18 +45,18 @@ def changed_images(result: StudyResult, space: Space, data_root: Path) -> str | 
         DataError: the images are missing, or their folders are faulty.
     """
     dataset = space.dataset
-    known = result.accounts.get(dataset.name)
-    if known is None:
+    then = result.accounts.get(dataset.name)
+    if then is None:
         return None
     now = describe(dataset, data_root=data_root).account
-    if now is None or (now.class_names, now.per_class) == (known.class_names, known.per_class):
+    if now is None or (now.class_names, now.per_class) == (then.class_names, then.per_class):
         return None
     parts = ", ".join(
-        f"{part} {known.images[part]} then, {now.images[part]} now"
-        for part in known.images
-        if known.images[part]
+        f"{part} {then.images[part]} then, {now.images[part]} now"
+        for part in then.images
+        if then.images[part]
     )
-    changes = [f"{len(known.class_names)} classes then, {len(now.class_names)} now", parts]
+    changes = [f"{len(then.class_names)} classes then, {len(now.class_names)} now", parts]
     return (
         f"The images are not those of {result.name} any more ({'; '.join(changes)}). Its configurations are"
         " trained and evaluated on the current images, so do not compare the values with the search's."
@@ -59,7 +64,7 @@ def changed_images(result: StudyResult, space: Space, data_root: Path) -> str | 
 
 
 def changed_weights(result: StudyResult, space: Space) -> str | None:
-    """Return a message if a file of ``init_from`` is not the one that ``result`` was searched with.
+    """Return a message if the content of a file of ``init_from`` has changed since the search ``result``.
 
     Args:
         result: the search.
@@ -68,18 +73,18 @@ def changed_weights(result: StudyResult, space: Space) -> str | None:
     Raises:
         StorageError, NetworkError: a file is missing, damaged, or not a file of initial weights.
     """
-    found = read_weights(space).items() if result.weights else ()
-    other = [name for name, now in found if result.weights.get(name, now.digest) != now.digest]
-    if not other:
+    files = read_weights(space).items() if result.weights else ()
+    changed = [name for name, now in files if result.weights.get(name, now.digest) != now.digest]
+    if not changed:
         return None
     return (
-        f"The weights in {', '.join(other)} are not those that the trials of {result.name} began with. Its"
+        f"The weights in {', '.join(changed)} are not those that the trials of {result.name} began with. Its"
         " configurations are trained from the current ones, so do not compare the values with the search's."
     )
 
 
 def changed_code(result: StudyResult, space: Space) -> str | None:
-    """Return a message if the user's function of a network has changed since ``result`` was searched.
+    """Return a message if the code of a user's function has changed since the search ``result``.
 
     Args:
         result: the search.

@@ -1,4 +1,4 @@
-"""Results of the finals: the trainings of each configuration, with mean and standard deviation, as tables.
+"""Results of the finals: mean and standard deviation over the trainings of each configuration, as tables.
 
 The tables are for a terminal, for MLflow's note and for ``finals.json``.
 """
@@ -128,11 +128,11 @@ class Lead:
 
 def evaluated_configs(result: StudyResult) -> tuple[EvaluatedConfig, ...]:
     """Return the configurations with at least one finished training, the best mean first."""
-    found = [_evaluated_config(result, trials) for trials in repeated(result.trials)]
-    return tuple(sorted(found, key=lambda one: one.figures[result.metric].mean, reverse=result.maximize))
+    configs = [_evaluated_config(result, trials) for trials in repeated(result.trials)]
+    return tuple(sorted(configs, key=lambda one: one.figures[result.metric].mean, reverse=result.maximize))
 
 
-def evaluation_document(result: StudyResult, found: Sequence[EvaluatedConfig]) -> dict[str, Any]:
+def evaluation_document(result: StudyResult, configs: Sequence[EvaluatedConfig]) -> dict[str, Any]:
     """Return the content of ``finals.json`` as plain values."""
     return {
         "name": result.name,
@@ -149,7 +149,7 @@ def evaluation_document(result: StudyResult, found: Sequence[EvaluatedConfig]) -
                 **{name: _plain(estimate) for name, estimate in one.figures.items()},
                 "accuracy_by_class": {name: _plain(estimate) for name, estimate in one.by_class.items()},
             }
-            for one in found
+            for one in configs
         ],
     }
 
@@ -194,8 +194,8 @@ class FinalsPresentation(SearchPresentation):
 
     def note(self, result: StudyResult) -> str:
         """Return the table of the finalists, followed by the search's note."""
-        found = evaluated_configs(result)
-        lines = markdown_table(_HEADINGS, evaluation_rows(found)) if found else []
+        configs = evaluated_configs(result)
+        lines = markdown_table(_HEADINGS, evaluation_rows(configs)) if configs else []
         return "\n".join([*lines, "", super().note(result)])
 
     def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
@@ -206,7 +206,7 @@ class FinalsPresentation(SearchPresentation):
         return [path, *super().conclude(result, folder)]
 
 
-def evaluation_rows(found: Sequence[EvaluatedConfig]) -> list[tuple[str, ...]]:
+def evaluation_rows(configs: Sequence[EvaluatedConfig]) -> list[tuple[str, ...]]:
     """Return the rows of the finalists under the table's headings, the best first."""
     return [
         (
@@ -217,44 +217,44 @@ def evaluation_rows(found: Sequence[EvaluatedConfig]) -> list[tuple[str, ...]]:
             f"{one.figures['test_images_per_second'].mean:.0f}",
             f"{one.hours:.3f}",
         )
-        for one in found
+        for one in configs
     ]
 
 
 def print_evaluation(result: StudyResult, console: Console) -> None:
     """Print the test results: a table, the best finalist by class, and a caution about its lead."""
-    found = evaluated_configs(result)
-    if not found:
+    configs = evaluated_configs(result)
+    if not configs:
         return
-    title = f"{result.name}: {counted(len(found), 'finalist')} on the {_evaluation_images(result)}"
+    title = f"{result.name}: {counted(len(configs), 'finalist')} on the {_evaluation_images(result)}"
     table = Table(title=title, title_justify="left")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right")
-    for row in evaluation_rows(found):
+    for row in evaluation_rows(configs):
         table.add_row(*row)
     console.print(table)
-    console.print(_trainings(found))
-    for place, one in enumerate(found, start=1):
-        console.print(f"{place}. {pairs(one.trials[0].parameters)}", markup=False, soft_wrap=True)
-    _print_classes(found[0], console)
-    _print_caution(result, found, console)
+    console.print(_trainings(configs))
+    for rank, one in enumerate(configs, start=1):
+        console.print(f"{rank}. {pairs(one.trials[0].parameters)}", markup=False, soft_wrap=True)
+    _print_classes(configs[0], console)
+    _print_caution(result, configs, console)
 
 
 def _print_classes(winner: EvaluatedConfig, console: Console) -> None:
     worst = sorted(winner.by_class.items(), key=lambda item: item[1].mean)[:CLASSES]
-    of = f"worst {CLASSES} of {len(winner.by_class)}" if len(winner.by_class) > CLASSES else "all"
+    which = f"worst {CLASSES} of {len(winner.by_class)}" if len(winner.by_class) > CLASSES else "all"
     classes = ", ".join(f"{name} {format_number(value.mean)}" for name, value in worst)
-    console.print(f"The first one's accuracy by class ({of}): {classes}", markup=False, soft_wrap=True)
+    console.print(f"The first one's accuracy by class ({which}): {classes}", markup=False, soft_wrap=True)
 
 
-def _print_caution(result: StudyResult, found: Sequence[EvaluatedConfig], console: Console) -> None:
-    if len(found) < 2:
+def _print_caution(result: StudyResult, configs: Sequence[EvaluatedConfig], console: Console) -> None:
+    if len(configs) < 2:
         return
     console.print(
-        f"The first of {len(found)} was chosen by these very images: expect slightly less of it.",
+        f"The first of {len(configs)} was chosen by these very images: expect slightly less of it.",
         soft_wrap=True,
     )
-    first, second = (one.figures[result.metric] for one in found[:2])
+    first, second = (one.figures[result.metric] for one in configs[:2])
     lead = Lead.of(first, second, maximize=result.maximize)
     if not lead.is_known:
         console.print(
@@ -270,16 +270,16 @@ def _print_caution(result: StudyResult, found: Sequence[EvaluatedConfig], consol
 
 
 def _evaluation_images(result: StudyResult) -> str:
-    """Return the images that evaluated the networks: validation images if the source has no test images."""
+    """Return which images evaluated the networks: the validation images if the source has no test images."""
     dataset = result.space.dataset
     account = result.accounts.get(dataset.name)
     has_test = account is None or account.images["test"] or dataset.test_fraction is not None
     return "test images" if has_test else "validation images (there are no test images)"
 
 
-def _trainings(found: Sequence[EvaluatedConfig]) -> str:
-    """Return over how many trainings the means are; a configuration has fewer if some failed."""
-    counts = sorted({len(one.trials) for one in found})
+def _trainings(configs: Sequence[EvaluatedConfig]) -> str:
+    """Return a line with the number of trainings in each mean, which is smaller if a training has failed."""
+    counts = sorted({len(one.trials) for one in configs})
     if counts == [1]:
         return "One training each."
     several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])

@@ -1,4 +1,4 @@
-"""The published tables of these networks as data: each row with the settings that reproduce it.
+"""The published tables of these networks, each row with the settings that reproduce it.
 
 Sources: Wang et al., "Residual Attention Network for Image Classification", CVPR 2017, tables 1 and 3 to 6
 (test error on CIFAR, per cent); ResCon's README (losses after 10 epochs).
@@ -153,7 +153,7 @@ PUBLISHED: Final[tuple[PublishedRow, ...]] = (
 )
 
 
-#: Minimum number of images of each class in a scaled training; with fewer, its result means nothing.
+#: Minimum number of images of each class in a scaled training; with fewer, the result is noise.
 LEAST_OF_A_CLASS = 10
 
 
@@ -165,7 +165,7 @@ class Scaled:
     limit: int | None
     """``dataset.limit``: the number of training images, and of test images if there are more; None: all."""
     note: str
-    """The text on the scaled numbers; empty if nothing was scaled."""
+    """The scaled numbers for the user; empty if nothing was scaled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,20 +192,20 @@ def scaled(row: PublishedRow, shares: Shares) -> Scaled:
     >>> scaled(find_rows(["rescon-cifar10-92-32"])[0], Shares(schedule=0.1, images=0.1)).note
     '1 of 10 epochs, 5,000 of 50,000 images, 5,000 of 10,000 test images'
     """
-    of_epochs = find_recipe(row.recipe).epochs
-    epochs = max(1, round(shares.schedule * of_epochs))
-    known = describe(DatasetConfig(name=row.dataset, hold_out=False), data_root=Path())
-    least = LEAST_OF_A_CLASS * known.classes
-    images = min(max(least, round(shares.images * known.train_images)), known.train_images)
-    parts = (
-        (epochs, of_epochs, "epochs"),
-        (images, known.train_images, "images"),
-        (min(images, known.test_images), known.test_images, "test images"),
+    all_epochs = find_recipe(row.recipe).epochs
+    epochs = max(1, round(shares.schedule * all_epochs))
+    dataset = describe(DatasetConfig(name=row.dataset, hold_out=False), data_root=Path())
+    least = LEAST_OF_A_CLASS * dataset.classes
+    images = min(max(least, round(shares.images * dataset.train_images)), dataset.train_images)
+    counts = (
+        (epochs, all_epochs, "epochs"),
+        (images, dataset.train_images, "images"),
+        (min(images, dataset.test_images), dataset.test_images, "test images"),
     )
     return Scaled(
         epochs=epochs,
-        limit=images if images < known.train_images else None,
-        note=", ".join(f"{some:,} of {every:,} {what}" for some, every, what in parts if some != every),
+        limit=images if images < dataset.train_images else None,
+        note=", ".join(f"{used:,} of {total:,} {unit}" for used, total, unit in counts if used != total),
     )
 
 

@@ -1,4 +1,4 @@
-"""Build networks from elsewhere, timm's and a user's own, and count their parameters and multiply-adds.
+"""Build networks from elsewhere (timm's and a user's own), and count their parameters and multiply-adds.
 
 Shape legend: B images, C channels, H = W the image size, K classes.
 """
@@ -34,7 +34,7 @@ __all__ = [
     "timm_defaults",
 ]
 
-#: Images for which a network is measured: two, because with one a network that mixes up the axes could pass.
+#: Batch size of the check of a network. With one image, a network that confuses the axes could pass.
 _IMAGES: Final = 2
 
 
@@ -43,8 +43,8 @@ def build_described(spec: NetworkDescription, *, pretrained: bool = False) -> nn
 
     Args:
         spec: the network.
-        pretrained: whether the weights are timm's pretrained ones, which timm downloads or finds in its
-            cache; else they are drawn from torch's generator.
+        pretrained: True for timm's pretrained weights, which timm downloads or finds in its cache. Otherwise
+            the weights are drawn from torch's generator.
 
     Raises:
         NetworkError: the network does not exist or cannot be built, or has no pretrained weights here.
@@ -95,7 +95,7 @@ def timm_arguments(spec: ExternalSpec) -> dict[str, Any]:
     """
     arguments: dict[str, Any] = {"num_classes": spec.classes, "in_chans": spec.in_channels}
     if _timm_config(spec.network).fixed_input_size:
-        # Networks with position embeddings are built for one size; the others do not accept one.
+        # Networks with position embeddings are built for one size; the others do not accept the argument.
         arguments["img_size"] = spec.image_size
     if spec.drop_path:
         arguments["drop_path_rate"] = spec.drop_path
@@ -103,7 +103,7 @@ def timm_arguments(spec: ExternalSpec) -> dict[str, Any]:
 
 
 def _disable_drop_path(network: nn.Module) -> None:
-    """Set every drop probability to 0. Some networks of timm, such as Swin, have another default.
+    """Set every drop probability to 0, because some networks of timm, such as Swin, have another default.
 
     ``drop_path_rate=0`` cannot be passed instead, because networks without dropped paths do not accept it.
     """
@@ -169,12 +169,12 @@ def timm_defaults(spec: ExternalSpec) -> dict[str, Any]:
     Raises:
         NetworkError: timm is not installed, or has no such network.
     """
-    known = _timm_config(spec.network)
+    config = _timm_config(spec.network)
     return {
         "input_size": (spec.in_channels, spec.image_size, spec.image_size),
-        "fixed_input_size": known.fixed_input_size,
-        "first_conv": known.first_conv,
-        "classifier": known.classifier,
+        "fixed_input_size": config.fixed_input_size,
+        "first_conv": config.first_conv,
+        "classifier": config.classifier,
     }
 
 
@@ -185,7 +185,7 @@ class PretrainedImages:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
-    """``bilinear`` or ``bicubic``; other kinds of timm's count as the nearest of the two."""
+    """``bilinear`` or ``bicubic``; timm's other kinds count as one of the two."""
 
 
 def pretrained_images(spec: ExternalSpec) -> PretrainedImages:
@@ -257,10 +257,10 @@ def tensor_shapes(spec: ExternalSpec) -> Mapping[str, torch.Size]:
 @functools.lru_cache(maxsize=256)
 def _measure(spec: ExternalSpec) -> tuple[Cost, Mapping[str, torch.Size]]:
     try:
-        # On this device tensors have shapes and no values, so nothing is computed.
+        # On the meta device tensors have shapes and no values, so nothing is computed.
         return _measured_on(spec, torch.device("meta"))
     except NetworkError:
-        # A network may read values while it is built, so it is tried again with real tensors.
+        # A network that reads values needs real tensors.
         with torch.random.fork_rng(devices=[]):
             return _measured_on(spec, torch.device("cpu"))
 

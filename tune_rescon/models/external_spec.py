@@ -20,7 +20,7 @@ from tune_rescon.models.spec import Cost, NetworkSpec, checked_fields, count_par
 from tune_rescon.user_code import split_function
 
 __all__ = [
-    "FAMILY_FIELDS",
+    "RESIDUAL_ATTENTION_FIELDS",
     "TIMM",
     "ExternalSpec",
     "NetworkDescription",
@@ -29,15 +29,15 @@ __all__ = [
     "network_cost",
 ]
 
-#: The beginning of the name of a network of timm.
+#: Prefix of the name of a network of timm.
 TIMM: Final = "timm/"
 
-#: Side of the input in pixels if ``image_size`` is None: that of ``layout: auto``, because reading timm's
-#: nominal sizes would need timm.
+#: Side of the input in pixels if ``image_size`` is None, as with ``layout: auto``. The nominal sizes of
+#: timm's networks are not used: reading them would need timm.
 _IMAGE_SIZE: Final = 32
 
 #: TrialConfig's fields that describe a Residual Attention Network only.
-FAMILY_FIELDS: Final = (
+RESIDUAL_ATTENTION_FIELDS: Final = (
     *("preset", "layout", "depth", "width"),
     *("attention", "attention_learning", "mask", "added_reference"),
 )
@@ -122,8 +122,8 @@ def _check_applicable(config: TrialConfig, spec: ExternalSpec) -> None:
         NetworkError: a field does not apply.
     """
     defaults = TrialConfig()
-    fields = FAMILY_FIELDS if spec.timm_name else (*FAMILY_FIELDS, "drop_path", "pretrained")
-    for name in fields:
+    timm_only = () if spec.timm_name else ("drop_path", "pretrained")
+    for name in (*RESIDUAL_ATTENTION_FIELDS, *timm_only):
         value = getattr(config, name)
         if value != getattr(defaults, name):
             rule = f"`{name}` does not apply to the network {spec.network}"

@@ -82,7 +82,7 @@ class NetworkSpec:
     """
 
     layout: str
-    """The layout of which the numbers are (a key of ``presets.LAYOUTS``), for messages and name mappings."""
+    """The key of ``presets.LAYOUTS`` that the numbers come from, for messages and name mappings."""
     classes: int
     in_channels: int
     image_size: int

@@ -211,11 +211,11 @@ def measure_epochs(
 def _step_seconds(space: Space, config: TrialConfig, images: DatasetInfo) -> float:
     # Imported here because it imports torch, which a dry run does without.
     from tune_rescon.training.device import resolve_device
-    from tune_rescon.training.probe import step_of
+    from tune_rescon.training.probe import build_trial_step
 
     resources = space.resources_per_trial
     placement = resolve_device("cuda" if resources.gpus else "cpu", precision=config.precision)
-    step = step_of(config, placement, classes=images.classes, in_channels=images.channels)
+    step = build_trial_step(config, placement, classes=images.classes, in_channels=images.channels)
     with placement.active(resources.cpu):
         float(step())
         began, count = time.perf_counter(), 0

@@ -1,4 +1,4 @@
-"""Callbacks of Lightning's training loop, one for each concern, in the order in which a training runs them.
+"""Callbacks of Lightning's Trainer, one for each concern, in the order in which the Trainer calls them.
 
 :class:`.EpochReporter`, which runs before :class:`StopOnPreemption`, is in another file.
 """
@@ -42,32 +42,32 @@ class SeedEpochs(Callback):
     """Seed torch at the start of each epoch, independently of random numbers drawn before."""
 
     def __init__(self, seed: int, rank: int = 0) -> None:
-        """Create the callback; each process of a trial, by its ``rank``, drops its own paths."""
+        """Create the callback. Processes of a trial with different ranks drop different paths."""
         self._seed, self._rank = seed, rank
-        self._drawn: Mapping[str, Tensor] = {}
+        self._states: Mapping[str, Tensor] = {}
 
     @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the generators' states, that is how many numbers the epoch has drawn."""
+        """Save the states of the random generators."""
         checkpoint["generators"] = generator_states(pl_module.device)
 
     @override
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read the generators' states.
+        """Read the states of the random generators.
 
-        An earlier version saved no states, but wrote checkpoints only at the end of epochs, when the epoch
-        draws no more numbers.
+        An earlier version saved none. It wrote checkpoints only at the end of epochs, and each epoch is
+        seeded.
         """
-        self._drawn = checkpoint.get("generators", {})
+        self._states = checkpoint.get("generators", {})
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the generators. Lightning does not call ``on_train_epoch_start`` for a resumed epoch."""
-        restore_generators(self._drawn, pl_module.device)
+        restore_generators(self._states, pl_module.device)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,14 +76,14 @@ class SeedEpochs(Callback):
 
 
 class FreezeTrunk(Callback):
-    """In the first epochs of a training, train the classifier only.
+    """Train only the classifier in the first epochs.
 
-    A classifier that is drawn at random sends useless gradients to the layers before it, whose weights were
-    trained elsewhere. So they stay as they are until the classifier has learned, and so do the statistics of
-    their batch norms, by which a frozen network normalises.
+    A random classifier sends useless gradients to the layers before it, whose weights were trained elsewhere.
+    So these layers stay unchanged until the classifier has learned. So do the statistics of their batch
+    norms, by which a frozen network normalises.
 
-    Lightning restores the modes of a network's parts after a validation. A recorded step is recorded again
-    when the trunk is trained, because other weights have gradients then.
+    Lightning restores the modes of a network's parts after a validation. A captured step is captured again
+    when the trunk is unfrozen, because other weights have gradients then.
     """
 
     def __init__(self, epochs: int) -> None:
@@ -101,13 +101,13 @@ class FreezeTrunk(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Train the trunk from this epoch on, if it is the first one after the frozen ones."""
+        """Unfreeze the trunk in the first epoch after the frozen ones."""
         if self._trunk is not None and trainer.current_epoch == self._epochs:
             self._trunk.freeze(False)
 
 
 class AverageWeights(Callback):
-    """Update the averaged network after each step, if the trial has one."""
+    """Update the averaged network after each step, if there is one."""
 
     @override
     def on_train_batch_end(
@@ -124,12 +124,12 @@ class Diverged(Exception):  # noqa: N818 - a message to FitAttempt.run, not an e
 
 
 class FiniteLoss(Callback):
-    """Stop a training whose loss is nan or infinite, within ``every`` steps and before the validation."""
+    """Stop the training within ``every`` steps, and before the validation, if the loss is nan or infinite."""
 
     def __init__(self, every: int = 20) -> None:
         """Create the callback.
 
-        A reading makes the host wait for a GPU's queue, so that there is one in ``every`` steps.
+        Reading the loss makes the host wait for a GPU's queue, so it is read once in ``every`` steps.
         """
         self._every = every
 
@@ -154,9 +154,9 @@ class FiniteLoss(Callback):
 class PreciseBatchNorm(Callback):
     """Before a validation, re-estimate the evaluated network's batch-norm statistics on training batches.
 
-    The batches are the epoch's last ones, kept on the device as the network was trained on them. Other ones
-    would have to be loaded and augmented, and could change the order and the random numbers. When an epoch is
-    resumed, those that were trained before are generated again.
+    The batches are the epoch's last ones, which are kept on the device. Other batches would have to be loaded
+    and augmented, and could change the order and the random numbers. When an epoch is resumed, the batches
+    before the resume are generated again.
     """
 
     def __init__(self, batches: int, *, done: int = 0, frozen: int = 0) -> None:
@@ -164,7 +164,7 @@ class PreciseBatchNorm(Callback):
 
         Args:
             batches: batches to estimate from; 0 leaves the running statistics of the training unchanged.
-            done: batches of the first epoch that were trained before.
+            done: batches of the first epoch that were trained before the resume.
             frozen: epochs at the start whose statistics must stay as they are.
         """
         self._batches = batches
@@ -209,13 +209,13 @@ class PreciseBatchNorm(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let all processes of the trial continue with the statistics that the epoch's checkpoint will have.
+        """Average the statistics over the trial's processes, so that all continue with the checkpoint's.
 
-        A validation averages those of the evaluated network only, and not every epoch is followed by one.
+        A validation averages only those of the evaluated network, and not every epoch is followed by one.
         """
         assert isinstance(pl_module, TrialModule)
         if trainer.current_epoch >= self._frozen:
-            pl_module.share_batch_norm()
+            pl_module.average_batch_norm()
 
 
 #: Seconds between two reports. A shorter epoch reports no progress, because its end is a report itself.
@@ -223,7 +223,7 @@ PROGRESS_SECONDS: Final = 15.0
 
 
 class EpochProgress(Callback):
-    """Call a function with the share of the epoch's batches that are trained, in long epochs."""
+    """Report the trained share of the epoch's batches, in long epochs."""
 
     def __init__(
         self, on_progress: Callable[[float], None], *, clock: Callable[[], float] = time.monotonic
@@ -248,7 +248,7 @@ class EpochProgress(Callback):
 
 
 class Preempted(Exception):  # noqa: N818 - a message to the caller that requested it, not an error
-    """A preempted trial stopped after some batches of an epoch, where another process resumes.
+    """A preempted trial has stopped after some batches of an epoch. Another process resumes there.
 
     >>> print(Preempted(3, 117))
     its process was asked to end, after 117 batches of epoch 3; another process continues
@@ -271,8 +271,8 @@ class Preempted(Exception):  # noqa: N818 - a message to the caller that request
 class StopOnPreemption(Callback):
     """Stop the training between two steps and save its state when a preemption is requested.
 
-    It comes after the reporter, so that an epoch that has ended is reported before training stops. It does
-    not stop between an epoch's last step and its report: the validation runs to its end.
+    It comes after the reporter, so that a finished epoch is reported before training stops. Between an
+    epoch's last step and its report it does not stop: the validation runs to its end.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class StopOnPreemption(Callback):
         """Create the callback.
 
         Args:
-            is_preempted: returns True when the training is to stop; called often.
+            is_preempted: returns True if the training is to stop; called after each step.
             writer: writes the checkpoint; None writes none.
             on_message: called with each message to the user.
             report_due: :meth:`.EpochReporter.report_due`.

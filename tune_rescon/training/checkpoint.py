@@ -1,12 +1,12 @@
-"""Checkpoints: written whole or not at all, and verified before they are used.
+"""Checkpoint files: they are written atomically, and verified before they are used.
 
 A trial's folder holds ``last.ckpt`` (Lightning's whole state after the last epoch, or within an interrupted
-one, and the trial's identity), ``last.previous.ckpt`` (the checkpoint before) and ``best.ckpt`` (a trained
-network, nothing else).
+one, and the trial's identity), ``last.previous.ckpt`` (the checkpoint before) and ``best.ckpt`` (only a
+trained network).
 
 torch's file is a zip archive with a CRC-32 of every record, which ``torch.load`` does not check.
-:func:`is_intact` checks these instead of a checksum file, which could itself be out of step. No pickled code
-is ever loaded: all files hold tensors and plain values. :func:`load_values` is the only place that calls
+:func:`is_intact` checks them, so that no checksum file is needed, which could differ from its checkpoint. No
+pickled code is ever loaded: all files hold tensors and plain values. Only :func:`load_values` calls
 ``torch.load``, with ``weights_only=True``.
 """
 
@@ -104,11 +104,8 @@ class CheckpointFolder:
             return FoundCheckpoint(path=self.previous.replace(self.last), damaged=found.damaged)
         return found
 
-    def written(self) -> Path | None:
-        """Return the newest checkpoint, unchecked; None if the folder has none.
-
-        It serves a caller that has just written a checkpoint, or failed to.
-        """
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint without a check of its records; None if the folder has none."""
         return next((path for path in (self.last, self.previous) if path.exists()), None)
 
 
@@ -127,9 +124,9 @@ def copy_to_host(values: Any) -> Any:
     """Return a copy of nested values that later training steps do not change.
 
     The copy's tensors are on the CPU. A tensor that occurs twice is copied once. Tensors of a GPU are copied
-    to pinned memory, which torch keeps for the next call, and are waited for once. They are copied on the
-    current stream: on another stream the next step, which overwrites the weights, would have to wait for the
-    copies all the same.
+    to pinned memory, which torch keeps for the next call, and the call waits once for all of them. It uses
+    the current stream. Another stream would save nothing, because the next step overwrites the weights and
+    would have to wait for the copies.
 
     Args:
         values: dicts, lists and tuples of tensors and plain values.
@@ -142,7 +139,7 @@ def copy_to_host(values: Any) -> Any:
     return copied
 
 
-#: Where a tensor is, and how its elements lie -> its copy.
+#: The device, address, shape, strides and dtype of a tensor -> its copy.
 _Copies = dict[tuple[torch.device, int, torch.Size, tuple[int, ...], torch.dtype], Tensor]
 
 
@@ -170,7 +167,7 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 
 def write_durably(values: Mapping[str, Any], path: Path, *, previous: Path | None = None) -> None:
-    """Write ``values`` to ``path`` so that a reader, even after a power cut, finds a whole file or no file.
+    """Write ``values`` to ``path`` atomically: even after a power cut the file is complete or absent.
 
     Args:
         values: tensors and plain values.
@@ -193,10 +190,10 @@ def write_durably(values: Mapping[str, Any], path: Path, *, previous: Path | Non
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Raise the OSError that torch hides when a write fails.
+    """Raise the OSError of a failed write, which torch hides.
 
-    After a failed write torch's archive still writes its end; that fails too and hides the first error. On a
-    full disk ``torch.save`` raises ``RuntimeError: unexpected pos 768 vs 662`` (torch 2.15).
+    After a failed write torch's archive still writes its end. That fails too, and its error hides the first
+    one. On a full disk ``torch.save`` raises ``RuntimeError: unexpected pos 768 vs 662`` (torch 2.15).
     """
     try:
         yield
@@ -209,7 +206,7 @@ def _as_os_error() -> Iterator[None]:
         raise OSError(cause.errno, cause.strerror) from error
 
 
-#: The files that torch writes for programs, by the name of a member that other archives do not have.
+#: Archives of torch that hold a program, by the name of a member that only they have.
 _PROGRAMS: Final = {"constants.pkl": "a TorchScript program", "archive_format": "an exported program"}
 
 #: The class that torch's unpickler has refused, in its message.
@@ -219,8 +216,8 @@ _REFUSED_CLASS: Final = re.compile(r"GLOBAL ([A-Za-z_][\w.]*)")
 def load_values(path: Path, *, where: str = "", source: str = "", hint: str = "") -> Any:
     """Return the values in a file that ``torch.save`` wrote, on the CPU; no code in the file is run.
 
-    The tensors of an archive are memory-mapped, not read. torch's message is not repeated to the user: it
-    advises loading with ``weights_only=False``, which runs the code in the file.
+    The tensors of an archive are memory-mapped. The error message does not repeat torch's, which advises
+    loading with ``weights_only=False``: that would run the code in the file.
 
     Args:
         path: the file.
@@ -240,11 +237,11 @@ def load_values(path: Path, *, where: str = "", source: str = "", hint: str = ""
     is_archive = zipfile.is_zipfile(path)
     try:
         with warnings.catch_warnings():
-            # torch warns of files of other kinds, in words for programmers.
+            # torch's warnings about files of other kinds are for programmers.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:
-        # Another kind of file can raise any error in the unpickler.
+        # The unpickler can raise any error for a file of another kind.
         rule = (
             "a checkpoint must be a whole file that torch wrote, of tensors and plain values; code in it is"
             " never run"
@@ -254,7 +251,7 @@ def load_values(path: Path, *, where: str = "", source: str = "", hint: str = ""
 
 
 def _kind_of_file(path: Path, error: Exception) -> str:
-    """Return words for why torch could not load a file, given its ``error``."""
+    """Return why torch could not load a file, in words, from the file and torch's ``error``."""
     if path.stat().st_size == 0:
         return "which is empty"
     for member, kind in _PROGRAMS.items():

@@ -1,10 +1,10 @@
 """torch.compile for a network in training, one residual unit at a time.
 
-The compiled region is the residual unit. Units of one shape share their code, also with the next trial of
-this process, and inductor's cache on the node's disk (:func:`keep_compiled_code`) keeps it for the next
-process. A whole network took more than twice the time to compile, and ran no faster on a CPU
-(benchmarks/notes/training_step.md). A network from elsewhere has no such units and is compiled whole. Modules
-keep their names. Copies of a network, such as averages, run uncompiled.
+Units of one shape share their code, also with the next trial of this process. Inductor's cache on the node's
+disk (:func:`use_compile_cache`) keeps the code for the next process. A whole network took more than twice the
+time to compile, and ran no faster on a CPU (benchmarks/notes/training_step.md). A network from elsewhere has
+no such units and is compiled as a whole. Modules keep their names. Copies of a network, such as averages, run
+uncompiled.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ __all__ = [
     "choose_compiling",
     "compile_units",
     "compiler_problem",
-    "keep_compiled_code",
-    "many_shapes",
+    "raised_recompile_limit",
     "uncompiled",
+    "use_compile_cache",
 ]
 
 
-#: The folder in which inductor, and Triton below it, keep compiled code; they read the variable at each
-#: compilation.
+#: The environment variable with the folder of compiled code. Inductor and Triton read it at each compilation.
 _CACHE: Final = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -61,19 +60,19 @@ def choose_compiling(requested: str, device: torch.device, *, recomputes: bool) 
 
 
 def compile_units(network: nn.Module) -> None:
-    """Compile each residual unit at its first call, for that call's shape; a network without units whole."""
+    """Compile each residual unit, or else the whole network, at its first call and for that call's shape."""
     for module in _units(network):
         module.compile(dynamic=False)
 
 
 @contextlib.contextmanager
-def many_shapes(network: nn.Module) -> Iterator[None]:
+def raised_recompile_limit(network: nn.Module) -> Iterator[None]:
     """Allow as many compiled versions of a unit's code as ``network`` can need; torch's default limit is 8.
 
-    A network can need four for each unit: micro-batches have two sizes, and a unit may be frozen first.
+    A network can need four versions per unit: micro-batches have two sizes, and a unit may be frozen first.
     """
     versions = 4 * len(_units(network))
-    # The code inside torch.compile uses `torch._dynamo`; the public module has no such switch.
+    # torch.compiler, the public module, has no such setting.
     config = torch._dynamo.config
     with config.patch(
         recompile_limit=max(versions, config.recompile_limit),
@@ -90,31 +89,27 @@ def _units(network: nn.Module) -> list[nn.Module]:
 
 
 def uncompiled() -> contextlib.AbstractContextManager[object]:
-    """Run compiled units eagerly within the context.
-
-    Work that is done once an epoch is not worth a compilation.
-    """
+    """Run compiled units eagerly within the context, for work that is done only once an epoch."""
     eager: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return eager
 
 
-def keep_compiled_code(folder: Path) -> None:
-    """Make this process keep its compiled code in ``folder``, created when needed, and look for it there.
+def use_compile_cache(folder: Path) -> None:
+    """Make this process store its compiled code in ``folder``, created when needed, and reuse code from it.
 
-    torch's default is a folder among the system's temporary files. If the user has set another one, it is
-    kept.
+    torch's default is a temporary folder. A folder that the user has set stays in use.
     """
     # The import takes 1.5 seconds, so only a trial that is compiled waits for it.
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    # Reading inductor's folder writes it into the environment, as if the user had set it.
+    # Inductor writes its default into the environment when it reads the variable.
     if os.environ.get(_CACHE) in (None, os.path.abspath(default_cache_dir())):  # noqa: PTH100 - as torch does
         os.environ[_CACHE] = str(folder)
 
 
 @functools.cache
 def compiler_problem(device: torch.device) -> str | None:
-    """Return why nothing can be compiled for ``device`` here, as the compiler's first line; None if it can.
+    """Return the first line of the compiler's error if it cannot compile for ``device``; None otherwise.
 
     A CPU needs a C++ compiler; a GPU needs Triton and a C compiler. The result is cached for the process,
     because the check takes seconds.

@@ -33,8 +33,8 @@ __all__ = [
     "epoch_seed",
     "freed_memory_kept",
     "generator_states",
+    "isolate_rng",
     "oldest_driver",
-    "own_generator",
     "resolve_device",
     "restore_generators",
     "seed_epoch",
@@ -56,16 +56,16 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name()
 
 
-#: CUDA's major version -> the oldest of NVIDIA's drivers that programs built for it run on (NVIDIA's table of
-#: CUDA's minor version compatibility).
+#: CUDA's major version -> the major version of the oldest driver on which programs built for it run (NVIDIA's
+#: table of CUDA's minor version compatibility).
 _OLDEST_DRIVERS: Final = {"11": 450, "12": 525, "13": 580}
 
-#: Where NVIDIA's kernel module has its version; a container sees this file too.
+#: The file with the version of NVIDIA's kernel module; a container sees it too.
 _DRIVER: Final = Path("/proc/driver/nvidia/version")
 
 
 def oldest_driver(cuda: str | None = torch.version.cuda) -> int | None:
-    """Return the major version of the oldest driver of NVIDIA's that a torch built for ``cuda`` runs on.
+    """Return the major version of the oldest NVIDIA driver that a torch built for ``cuda`` runs on.
 
     Returns None if torch is built without CUDA, or for a CUDA that is newer than the table.
 
@@ -145,7 +145,7 @@ _RESTORED_THRESHOLDS: Final = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 <<
 def freed_memory_kept() -> Iterator[None]:
     """Keep freed memory in the process within the context, instead of returning it to the system.
 
-    This applies to all threads and leaves blocks in use unchanged.
+    This applies to all threads. Allocated blocks are not moved.
     """
     # Only glibc has mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -166,7 +166,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 #: The formats of 16 bits, which are used by autocast only.
 _HALVES: Final[Mapping[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-#: Compute capabilities of the GPUs whose matrix units compute fp16 but not bf16: Volta and Turing.
+#: Compute capabilities, from and below, of the GPUs whose matrix units compute fp16 but not bf16: Volta and
+#: Turing.
 _FP16_ONLY: Final = ((7, 0), (8, 0))
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -178,11 +179,10 @@ def choose_precision(
     """Return the floating-point format to compute in.
 
     "auto" is bf16 autocast on a CUDA device that computes bf16 in hardware, fp16 autocast on one that has
-    matrix units for fp16 only, TF32 on other CUDA devices (which themselves fall back to fp32 before Ampere),
-    and fp32 on a CPU. Many CPUs have no bf16 and emulate it, many times slower. A CPU with bf16 hardware
-    (AVX512-BF16, AMX) is faster if bf16 is requested: 1.8 times in benchmarks/notes/training_step.md. TF32
-    is a format of CUDA's matrix units; on other devices it is fp32. So is fp16, which CPUs compute more
-    slowly than fp32.
+    matrix units for fp16 only, TF32 on other CUDA devices (those before Ampere compute fp32 instead), and
+    fp32 on a CPU. Many CPUs only emulate bf16, many times slower. A CPU with bf16 hardware (AVX512-BF16, AMX)
+    is faster if bf16 is requested: 1.8 times in benchmarks/notes/training_step.md. On a CPU, TF32 and fp16
+    become fp32: TF32 is a format of CUDA's matrix units, and CPUs compute fp16 more slowly than fp32.
 
     Args:
         requested: "auto", "fp32", "tf32", "bf16" or "fp16".
@@ -219,7 +219,7 @@ class DeviceConfig:
 
     @property
     def scales_gradients(self) -> bool:
-        """True if the loss must be scaled so that small gradients are not zero.
+        """True if the loss must be scaled, because small gradients would become zero.
 
         bf16 has fp32's range and needs no scale.
         """
@@ -228,11 +228,11 @@ class DeviceConfig:
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass: bf16 or fp16 autocast, or a disabled one.
 
-        Autocast does not cache the cast weights: each weight is used once in a pass, and a recorded pass must
-        do its own casts.
+        Autocast does not cache the cast weights: each weight is used once in a pass, and a captured pass must
+        contain its casts.
         """
         dtype = self.autocast_dtype
-        # If autocast is off, its cache's switch keeps torch's default, because compiled code depends on both.
+        # If autocast is off, its cache keeps torch's default, because compiled code depends on that setting.
         return torch.autocast(
             self.device.type,
             dtype=dtype or torch.bfloat16,
@@ -244,7 +244,7 @@ class DeviceConfig:
         """Return the result of a forward pass, in fp32, computed in this precision if its range suffices.
 
         fp16 ends at 65,504. A single image with a larger activation would make the metrics of a whole epoch
-        nan, so the batch is computed again in fp32. To find out makes a GPU wait, so only fp16 is checked.
+        nan, so the batch is computed again in fp32. Only fp16 is checked, because the check makes a GPU wait.
 
         Args:
             compute: runs the forward pass; called a second time if the first result is not finite.
@@ -275,9 +275,6 @@ class DeviceConfig:
             threads: CPU threads that torch may use; None leaves the number unchanged.
         """
         matmul, count = torch.get_float32_matmul_precision(), torch.get_num_threads()
-        # Use TF32's older switch: Lightning reads it, and reading it raises if the newer one has been set.
-        torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
-        torch.set_num_threads(threads or count)
         on_cuda = self.device.type == "cuda"
         heap = contextlib.nullcontext() if on_cuda else freed_memory_kept()
         cudnn = torch.backends.cudnn.flags(
@@ -285,6 +282,9 @@ class DeviceConfig:
         )
         with heap, cudnn:
             try:
+                # TF32's older switch: Lightning reads it, which raises if the newer one has been set.
+                torch.set_float32_matmul_precision("highest" if self.precision == "fp32" else "high")
+                torch.set_num_threads(threads or count)
                 yield
             finally:
                 torch.set_num_threads(count)
@@ -355,7 +355,7 @@ def generator_states(device: torch.device) -> dict[str, Tensor]:
 def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
     """Restore the states of :func:`generator_states`.
 
-    A trial that resumes on another kind of device draws other numbers there.
+    The state of a kind of device that ``states`` does not have is left unchanged.
     """
     if "cpu" in states:
         torch.set_rng_state(states["cpu"])
@@ -364,7 +364,7 @@ def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> No
 
 
 @contextlib.contextmanager
-def own_generator(device: torch.device) -> Iterator[None]:
-    """Restore the generators of the caller, such as a notebook, after the block."""
+def isolate_rng(device: torch.device) -> Iterator[None]:
+    """Restore the states of torch's generators after the block, because the caller draws from them too."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

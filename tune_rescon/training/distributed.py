@@ -1,18 +1,17 @@
-"""The processes that train one trial together, and the data they exchange.
+"""The processes that train one trial together, and their collective operations.
 
-Each process has the whole network and its share of every batch (:mod:`tune_rescon.data.batch_sources`). The
-gradient of a step is the sum over the shares, each weighted by its images, so that all processes take the
+Each process has the whole network and its shard of every batch (:mod:`tune_rescon.data.batch_sources`). The
+gradient of a step is the sum over the shards, each weighted by its images, so that all processes take the
 same step. The metrics are summed over all images. Only batch norm differs: each process normalises by the
-statistics of its own share, as micro-batches do (Goyal et al. 2017, section 2.3). Before a validation these
+statistics of its own shard, as micro-batches do (Goyal et al. 2017, section 2.3). Before a validation these
 statistics are averaged over all processes, so that all of them evaluate the same network.
 
-Every exchange begins with a vote on the CPU. A process that could not reach the exchange (out of memory, an
-error) reports that in its next vote, and all processes then end their attempt at this point. So no process
-waits for one that has given up. A process can still wait for one that has died; the program that started the
-processes must watch for that.
+Every collective begins with a vote on the CPU. A process that fails before it (out of memory, an error) votes
+so, and all processes then end their attempt at this point. So no process waits for one that has failed. A
+process can still wait for one that has died; the program that started the processes must watch for that.
 
-The exchanges use torch's process group. It must exist before the training begins, with the CPU among its
-devices.
+The collectives use torch's default process group. It must exist before the training begins, with the CPU
+among its devices.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class _Vote(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessGroup:
-    """This process among those of its trial. A single process exchanges nothing, at no cost.
+    """The processes of a trial, seen from this one. With a single process, every call returns at once.
 
     All processes must make every call, except to properties, in the same order.
 
@@ -69,48 +68,49 @@ class ProcessGroup:
         PeerLostError: another process cannot be reached.
     """
 
-    share: Shard = WHOLE
+    shard: Shard = WHOLE
+    """The shard of every batch that this process trains on."""
 
     @property
     def first(self) -> bool:
         """True if this process writes the trial's files and reports."""
-        return self.share.rank == 0
+        return self.shard.rank == 0
 
     @property
     def alone(self) -> bool:
         """True if the trial has no other processes."""
-        return self.share.count == 1
+        return self.shard.world_size == 1
 
-    def largest_share(self, images: int) -> int:
-        """Return the largest number of ``images`` that one process has."""
-        return Shard(count=self.share.count).of(images)
+    def largest_shard(self, images: int) -> int:
+        """Return the number of ``images`` that the process with the largest shard has."""
+        return Shard(world_size=self.shard.world_size).size(images)
 
     @contextmanager
     def collective(self) -> Iterator[None]:
-        """Run a block that all processes run together.
+        """Run a block that all processes run together, after a vote.
 
-        A vote precedes it. A broken connection raises PeerLostError instead of torch's error.
+        A broken connection raises PeerLostError instead of torch's error.
         """
         if self.alone:
             yield
             return
         self._vote(_Vote.FINE)
-        with _losses_named():
+        with _connection_errors():
             yield
 
     @contextmanager
     def propagate_errors(self, *alike: type[BaseException]) -> Iterator[None]:
-        """Report an exception of the block to the other processes, and raise it.
+        """Make the other processes fail too if the block raises.
 
         Args:
-            alike: types of exceptions that all processes raise by themselves; they are not reported.
+            alike: types of exceptions that all processes raise at the same point; they are only raised here.
         """
         try:
             yield
         except BaseException as error:
             known = isinstance(error, (PeerOutOfMemoryError, PeerFailedError, PeerLostError, *alike))
             if not known and not self.alone:
-                # Raise the first exception, whatever has happened to the other processes.
+                # The exception of the block is raised, not one from the vote.
                 with suppress(PeerOutOfMemoryError, PeerFailedError, PeerLostError):
                     self._vote(_vote_of(error))
             raise
@@ -133,7 +133,7 @@ class ProcessGroup:
 
         Args:
             parameters: their gradients must be those of the mean loss over this process's images.
-            images: images of this process's share of the batch.
+            images: number of images in this process's shard of the batch.
         """
         if self.alone:
             return
@@ -152,13 +152,13 @@ class ProcessGroup:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with self.collective():
             dist.all_reduce(flat)
-        _unflatten(flat.div_(self.share.count), tensors)
+        _unflatten(flat.div_(self.shard.world_size), tensors)
 
-    def share_file(self, path: Path) -> None:
+    def broadcast_file(self, path: Path) -> None:
         """Copy the first process's file to every process, or delete the others' if the first one has none.
 
         Args:
-            path: this process's own path of the file.
+            path: the path of the file in this process.
         """
         size = self.broadcast(path.stat().st_size if self.first and path.exists() else -1)
         if size < 0:
@@ -179,18 +179,18 @@ class ProcessGroup:
     def _reduced(self, value: float, how: dist.ReduceOp.RedOpType) -> float:
         if self.alone:
             return value
-        found = torch.tensor([value], dtype=torch.float64)
+        result = torch.tensor([value], dtype=torch.float64)
         with self.collective():
-            dist.all_reduce(found, op=how)
-        return float(found)
+            dist.all_reduce(result, op=how)
+        return float(result)
 
     def _vote(self, vote: _Vote) -> None:
-        found = torch.tensor([int(vote)])
-        with _losses_named():
-            dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        if int(found) == _Vote.OUT_OF_MEMORY:
+        largest = torch.tensor([int(vote)])
+        with _connection_errors():
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        if int(largest) == _Vote.OUT_OF_MEMORY:
             raise PeerOutOfMemoryError("another process of the trial ran out of memory")
-        if int(found) == _Vote.FAILED:
+        if int(largest) == _Vote.FAILED:
             raise PeerFailedError("another process of the trial has failed")
 
 
@@ -204,7 +204,8 @@ def _vote_of(error: BaseException) -> _Vote:
 
 
 @contextmanager
-def _losses_named() -> Iterator[None]:
+def _connection_errors() -> Iterator[None]:
+    """Raise PeerLostError for an error of the block's collective."""
     try:
         yield
     except RuntimeError as error:
@@ -223,6 +224,8 @@ def _chunks(size: int) -> Iterator[int]:
     return (min(_CHUNK, size - start) for start in range(0, size, _CHUNK))
 
 
-def _unflatten(flat: Tensor, into: Sequence[Tensor]) -> None:
-    for tensor, values in zip(into, torch.split(flat, [tensor.numel() for tensor in into]), strict=True):
+def _unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy the values of a flat tensor into ``tensors``."""
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, values in zip(tensors, torch.split(flat, sizes), strict=True):
         tensor.copy_(values.view(tensor.shape))

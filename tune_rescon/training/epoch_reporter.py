@@ -1,4 +1,4 @@
-"""The reports of a trial's epochs, from Lightning's hooks, and how busy the GPU was during an epoch."""
+"""The reports of a trial's epochs, made in Lightning's hooks, and the utilisation of the GPU."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.trial_files import CheckpointMetadata, CheckpointWriter
 
-__all__ = ["PERIOD", "EpochReporter", "StoppedByReport", "nvml_reading", "sampled"]
+__all__ = ["PERIOD", "EpochReporter", "StoppedByReport", "nvml_reading", "sampled_utilisation"]
 
 
 class StoppedByReport(Exception):  # noqa: N818 - a message to FitAttempt.run, not an error
-    """The report of the previous epoch has ended the trial; the epoch that is running is discarded."""
+    """The report of the previous epoch has ended the trial; the running epoch is discarded."""
 
 
 class EpochReporter(Callback):
-    """Turn Lightning's hooks into an :class:`EpochReport` for each epoch.
+    """Measure each epoch, write its files, and report it.
 
     At the end of an epoch it writes ``best.ckpt`` if the network is to be kept, then ``last.ckpt``, and then
     reports. After a crash before ``last.ckpt`` is written, the epoch is trained again, with the same values.
@@ -45,8 +45,8 @@ class EpochReporter(Callback):
     reporter comes after all callbacks that change the network.
 
     A thread may write the files while the next epoch's first steps run. The report is then made after the
-    step during which the files became durable. If the report ends the trial, these steps are discarded: no
-    file and no report contains anything of them.
+    first step that ends after the files are durable. If the report ends the trial, these steps are discarded:
+    they change no file and no report.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class EpochReporter(Callback):
             eval_split: the split that is evaluated: ``"val"``, or ``"test"``, which is evaluated only once.
             peers: the processes of the trial, each of which has a reporter. If the first one's report ends
                 the trial, the trial ends in all of them.
-            utilisation: returns how busy the GPU was since the last call, 0..1, or nan; None without a GPU,
-                whose trial reports no metric of ``GPU_METRICS``.
+            utilisation: returns the mean utilisation of the GPU since the last call, 0..1, or nan. None for a
+                CPU trial, which reports none of ``GPU_METRICS``.
             clock: returns seconds.
         """
         self.metadata = metadata
@@ -89,7 +89,8 @@ class EpochReporter(Callback):
         self._eval_started = self._eval_seconds = self._reporting = 0.0
         self._images = self._eval_images = 0
         self._learning_rate = math.nan
-        self._first_step: float | None = None
+        self._is_first_step = True
+        self._first_step_seconds: float | None = None
 
     @override
     def on_save_checkpoint(
@@ -142,26 +143,26 @@ class EpochReporter(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch, stop the clock, and report the last epoch if its files are written by now.
+        """Count the batch, read the clock, and report the last epoch if its files are written by now.
 
-        On the epoch's last batch a GPU has finished by now, because FiniteLoss has read the epoch's loss.
+        After the epoch's last batch a GPU has finished, because FiniteLoss has read the epoch's loss.
 
         Raises:
             StoppedByReport: the last epoch's report ended the trial.
         """
         if self._due is not None and self._writer is not None and self._writer.is_written:
-            begun = self._clock()
+            began = self._clock()
             self.report_due()
-            self._reporting = self._clock() - begun  # not a part of this epoch's training
+            self._reporting = self._clock() - began  # not a part of this epoch's training
         self.metadata = dataclasses.replace(self.metadata, batches=batch_idx + 1)
         self._images += len(batch[0])
         self._trained = self._clock()
-        if self._first_step is None:
-            self._first_step = self._trained - self._entered
+        if self._is_first_step:
+            self._is_first_step, self._first_step_seconds = False, self._trained - self._entered
 
     @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; by now batch norm's statistics have been re-estimated for the validation."""
+        """Read the clock. Batch norm's statistics are re-estimated already."""
         self._eval_started, self._eval_images = self._clock(), 0
 
     @override
@@ -178,17 +179,17 @@ class EpochReporter(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the time of the evaluation; that of test images ends when the GPU has finished them."""
+        """Measure the seconds of the evaluation. For test images, wait for the GPU first."""
         if self._eval_split == "test" and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._eval_seconds = self._clock() - self._eval_started
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the epoch, whose validation is done: write its files and report it.
+        """Write the epoch's files and report it, after its validation.
 
         Raises:
-            StoppedByReport: the report of the previous epoch had been held back, and it ended the trial.
+            StoppedByReport: the report of the previous epoch, which was still due, ended the trial.
         """
         self.report_due()
         metrics = self._measure(pl_module)
@@ -206,7 +207,7 @@ class EpochReporter(Callback):
             trainer.should_stop = True
 
     def report_due(self) -> None:
-        """Report the last epoch once its files are durable, if it is not reported yet.
+        """Report the last epoch if it is not reported yet, after its files are durable.
 
         Raises:
             StoppedByReport: the report ended the trial; :attr:`stopped_by` has the report's exception.
@@ -225,17 +226,17 @@ class EpochReporter(Callback):
         if metrics is None:
             return
         try:
-            # Do not raise inside Lightning, which replaces some exceptions; FitAttempt.run raises this one.
+            # FitAttempt.run raises the exception, because Lightning replaces some exceptions.
             unwritten = self._writer.finish() if self._writer is not None else ()
             if report:
-                for note in unwritten:
-                    self._on_message(note)
+                for message in unwritten:
+                    self._on_message(message)
                 self._report(metrics)
         except BaseException as error:
             self.stopped_by = error
 
     def report_diverged(self, pl_module: pl.LightningModule) -> None:
-        """Report an epoch that ended with :class:`Diverged`; none of its files are written."""
+        """Report an epoch that ended with :class:`Diverged`. Its files are not written."""
         metrics = self._measure(pl_module) | {"train_loss": math.nan}
         self.metadata = self.metadata.extended(metrics)
         self._report(metrics)
@@ -254,7 +255,7 @@ class EpochReporter(Callback):
         }
 
     def _evaluation(self, module: TrialModule) -> dict[str, float]:
-        """Return the validation's metrics; nothing for the test images until they are evaluated."""
+        """Return the metrics of the evaluation; empty before the test images are evaluated."""
         once = self._eval_split == "test"
         if once and not self._eval_images:
             return {}
@@ -264,11 +265,11 @@ class EpochReporter(Callback):
         return {f"{self._eval_split}_{name}": value for name, value in measured.items()}
 
     def _gpu_use(self, evaluated: float, closed: float) -> dict[str, float]:
-        """Return how busy the GPU was in this epoch, and the seconds of what may have left it idle.
+        """Return the GPU's utilisation in this epoch, and the seconds of possible idleness by cause.
 
         Args:
             evaluated: seconds from the epoch's start to the end of its validation.
-            closed: seconds to the moment at which the next epoch may begin.
+            closed: seconds from the epoch's start to the moment at which the next epoch may begin.
         """
         if self._utilisation is None:
             return {}
@@ -277,16 +278,13 @@ class EpochReporter(Callback):
             VALIDATION_SECONDS: evaluated - (self._trained - self._started),
             CHECKPOINT_SECONDS: closed - evaluated,
         }
-        if self._first_step is not None and self._first_step < math.inf:
-            spent[FIRST_STEP_SECONDS] = self._first_step
-            self._first_step = math.inf  # reported once
+        if self._first_step_seconds is not None:
+            spent[FIRST_STEP_SECONDS] = self._first_step_seconds
+            self._first_step_seconds = None  # reported once
         return {name: value for name, value in spent.items() if math.isfinite(value)}
 
     def _memory(self, pl_module: pl.LightningModule) -> dict[str, float]:
-        """Return the trial's peak memory.
-
-        It includes the epochs that other processes trained before a resume.
-        """
+        """Return the trial's peak memory, also over the epochs before a resume."""
         peak = peak_memory_mb(pl_module.device)
         if peak is None:
             return {}
@@ -310,12 +308,12 @@ _log = logging.getLogger(__name__)
 #: Seconds between two readings. NVML's own sample period is a second or less.
 PERIOD: Final = 1.0
 
-#: Returns the share of the last second in which the GPU ran a kernel, 0..1.
+#: Returns the present utilisation of the GPU: the share of the last second in which it ran a kernel, 0..1.
 Reading = Callable[[], float]
 
 
 def nvml_reading(device: torch.device) -> Reading | None:
-    """Return a function that asks NVML how busy a CUDA device is; None if NVML cannot be asked.
+    """Return a function that reads a CUDA device's utilisation from NVML; None if NVML cannot be read.
 
     It needs the package nvidia-ml-py. A part of a GPU (MIG) has no utilisation.
     """
@@ -334,14 +332,12 @@ def nvml_reading(device: torch.device) -> Reading | None:
 
 
 @contextlib.contextmanager
-def sampled(device: torch.device, read: Reading | None) -> Iterator[Callable[[], float] | None]:
+def sampled_utilisation(device: torch.device, read: Reading | None) -> Iterator[Callable[[], float] | None]:
     """Read the utilisation of ``device`` every :data:`PERIOD` seconds within the block, on a thread.
 
-    Yield a function that returns the mean of the readings since its last call, or nan without a reading.
-    Without a GPU yield None and start no thread. If a reading fails, the thread ends and the block is not
-    disturbed.
-
-    ``read`` returns the present reading; None asks NVML.
+    Yield a function that returns the mean of the readings since its last call, or nan without a reading. For
+    a CPU without ``read``, yield None and start no thread. If a reading fails, the thread ends and the block
+    continues. If ``read`` is None, NVML is read.
     """
     if read is None and device.type != "cuda":
         yield None
@@ -353,7 +349,7 @@ def sampled(device: torch.device, read: Reading | None) -> Iterator[Callable[[],
     readings: list[float] = []
     lock, ended = threading.Lock(), threading.Event()
 
-    def serve() -> None:
+    def sample() -> None:
         try:
             while not ended.wait(PERIOD):
                 reading = read()
@@ -369,7 +365,7 @@ def sampled(device: torch.device, read: Reading | None) -> Iterator[Callable[[],
             readings.clear()
         return value
 
-    thread = threading.Thread(target=serve, name="gpu utilisation", daemon=True)
+    thread = threading.Thread(target=sample, name="gpu utilisation", daemon=True)
     thread.start()
     try:
         yield mean

@@ -1,4 +1,4 @@
-"""One attempt to train a trial to its last epoch; it ends early if a step runs out of device memory."""
+"""One attempt to train a trial to its last epoch. It ends early if a step runs out of device memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from tune_rescon.data import ImageDataModule, ImageDataset
-from tune_rescon.data.batch_sources import Part, release
+from tune_rescon.data.batch_sources import SplitName, release
 from tune_rescon.data.splits import balanced_class_weights
 from tune_rescon.errors import counted
 from tune_rescon.metric_names import is_test_metric
@@ -30,12 +30,12 @@ from tune_rescon.training.callbacks import (
 )
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.compile import choose_compiling
-from tune_rescon.training.cuda_graphs import GraphCapture, HangWatchdog, RecordingError, choose_recorder
+from tune_rescon.training.cuda_graphs import CaptureError, GraphCapture, HangWatchdog, choose_graph_capture
 from tune_rescon.training.device import DeviceConfig, seed_epoch
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
-from tune_rescon.training.epoch_reporter import EpochReporter, StoppedByReport, sampled
+from tune_rescon.training.epoch_reporter import EpochReporter, StoppedByReport, sampled_utilisation
 from tune_rescon.training.initial_weights import read_initial
-from tune_rescon.training.memory import count_peak, ran_out_of_memory, recomputation
+from tune_rescon.training.memory import activation_checkpointing, ran_out_of_memory, reset_peak_memory
 from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.metrics import FINAL_METRICS, EpochMetrics
 from tune_rescon.training.microbatches import next_micro_batches
@@ -48,7 +48,7 @@ __all__ = ["FitAttempt", "Retry", "TrialProcess"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialProcess:
-    """What a process that trains a trial brings: its device, its peers, and whom it informs."""
+    """The process that trains a trial: its device, its peers, its callbacks, and the files of its node."""
 
     device: str = "auto"
     """``"auto"`` (CUDA if available), ``"cpu"`` or ``"cuda"``."""
@@ -56,36 +56,36 @@ class TrialProcess:
     """CPU threads that torch may use during the training; None leaves the number unchanged."""
     on_message: OnMessage = messages.ignore
     """Called in the training's thread with one sentence for the user."""
-    on_progress: Callable[[float], None] = messages.ignore_progress
-    """Called in the training's thread, every 15 seconds of an epoch, with the share of it that is trained."""
+    on_progress: Callable[[float], None] = messages.ignore
+    """Called in the training's thread, every 15 seconds of an epoch, with the trained share of the epoch."""
     peers: ProcessGroup = SINGLE_PROCESS
-    """This process among those that train the trial together (:mod:`tune_rescon.training.distributed`).
+    """The processes that train the trial together (:mod:`tune_rescon.training.distributed`).
 
-    All of them call ``train_trial``, each with its own folder; the first one's folder counts.
+    All of them call ``train_trial``, each with its own folder. Only the first one writes checkpoints.
     """
     is_preempted: Callable[[], bool] = messages.never
     """Polled after each training batch but an epoch's last one, and once more at the epoch's end. An epoch
-    whose report is still held back is reported first.
+    that is not reported yet is reported first.
 
-    If it returns True, the trial is written to ``last.ckpt`` as it is, also within an epoch, and ends; the
-    next call of ``train_trial`` resumes with the next batch. It must not return True in a trial of several
+    If it returns True, the trial writes its state to ``last.ckpt``, also within an epoch, and ends. The next
+    call of ``train_trial`` resumes with the next batch. It must not return True in a trial of several
     processes.
     """
     background_writes: bool | None = None
-    """Whether a thread writes an epoch's files while the first steps of the next epoch run. None: on a GPU,
-    because it would be idle during the writing. A trial of several processes never does."""
+    """True if a thread writes an epoch's files while the first steps of the next epoch run. None: only on a
+    GPU, which would be idle during the writing. A trial of several processes has no such thread."""
     gpu_reading: Callable[[], float] | None = None
-    """Returns how busy the GPU is, 0..1; called once a second on a thread. None asks NVML about a GPU, if the
-    package nvidia-ml-py is installed, and a CPU trial reads nothing."""
-    overruns: Path | None = None
+    """Returns the utilisation of the GPU, 0..1; called once a second on a thread. None reads NVML if the
+    package nvidia-ml-py is installed; a CPU trial reads nothing."""
+    oom_records: Path | None = None
     """A file, created if absent, in which the trials of this node record steps that ran out of memory; None
     records nothing."""
     hang_folder: Path | None = None
-    """A folder, created if absent, that the trials of this node share; None: a recording may hang for ever.
+    """A folder, created if absent, that the trials of this node share; None: a hanging CUDA graph is not
+    ended.
 
-    If the recording of a CUDA graph does not return within minutes, this process saves its stack traces in
-    the folder and exits (code 1). Later trials of the same network on the same device then use no CUDA
-    graphs.
+    If the capture of a CUDA graph does not return within minutes, this process saves its stack traces in the
+    folder and exits (code 1). Later trials of the same network on the same device then use no CUDA graphs.
     """
 
 
@@ -93,14 +93,14 @@ class TrialProcess:
 class Retry:
     """The settings with which to retry after a failed attempt.
 
-    The retry does not record its steps, because recording only saves time.
+    The retry does not capture its steps, because CUDA graphs only save time.
     """
 
     micro_batches: int
     recomputes: bool
-    note: str
-    """The reason, as a message to the user."""
-    overrun: bool = False
+    message: str
+    """The reason, for the user."""
+    out_of_memory: bool = False
     """True if the steps of the attempt, with its settings, need more memory than the device has."""
 
 
@@ -115,11 +115,11 @@ class FitAttempt:
     objective: Objective
     process: TrialProcess
     batch_images: int
-    """Images in the largest share of a training batch, for which one process must find memory."""
-    record_steps: bool
-    """True if training steps may be recorded."""
-    watch: HangWatchdog | None
-    """The watchdog that ends this process if a recording hangs; None watches nothing."""
+    """Images in the largest shard of a training batch, for which one process must find memory."""
+    capture_steps: bool
+    """True if training steps may be captured as a CUDA graph."""
+    watchdog: HangWatchdog | None
+    """The watchdog that ends this process if a capture hangs; None watches nothing."""
 
     @property
     def peers(self) -> ProcessGroup:
@@ -130,20 +130,20 @@ class FitAttempt:
         """Train from ``start`` to the last epoch.
 
         Returns:
-            None if the trial ended; else the settings to retry with. By then only reference cycles, which a
-            garbage collection frees, refer to the network and its optimiser.
+            None if the trial has ended; otherwise the settings to retry with. Then only reference cycles,
+            which a garbage collection frees, still refer to the network and its optimiser.
 
         Raises:
             torch.OutOfMemoryError: the memory is too small, and smaller micro-batches would not help.
         """
-        with sampled(self.placement.device, self.process.gpu_reading) as utilisation:
+        with sampled_utilisation(self.placement.device, self.process.gpu_reading) as utilisation:
             return self._train(on_epoch, utilisation)
 
     def _train(
         self, on_epoch: Callable[[EpochReport], None], utilisation: Callable[[], float] | None
     ) -> Retry | None:
         # Reset the peak: the memory that a failed attempt used does not count as the trial's.
-        count_peak(self.placement.device)
+        reset_peak_memory(self.placement.device)
         with self.peers.propagate_errors():
             data = self._data()
             module = self._module(len(data.train_dataloader()), compiling=self._compiling())
@@ -159,7 +159,7 @@ class FitAttempt:
         )
         trainer = self._trainer(module, reporter, writer)
         try:
-            with _reported(reporter), self.peers.propagate_errors(Diverged):
+            with _last_epoch_reported(reporter), self.peers.propagate_errors(Diverged):
                 fit(trainer, module, data, self.start.checkpoint)
         except StoppedByReport:
             assert reporter.stopped_by is not None
@@ -181,7 +181,7 @@ class FitAttempt:
             image_size=metadata.spec.image_size,
             seed=metadata.seed,
             eval_split=self._eval_split,
-            share=self.peers.share,
+            shard=self.peers.shard,
             done=(len(metadata.history), metadata.batches),
         )
 
@@ -197,7 +197,7 @@ class FitAttempt:
             validate_every=metadata.epochs if self._on_test_images else 1,
             scaler=module.scaler,
             callbacks=[
-                SeedEpochs(metadata.seed, self.peers.share.rank),
+                SeedEpochs(metadata.seed, self.peers.shard.rank),
                 FreezeTrunk(frozen),
                 AverageWeights(),
                 FiniteLoss(),
@@ -211,17 +211,17 @@ class FitAttempt:
         )
 
     @property
-    def recorder(self) -> GraphCapture | None:
-        """The recorder of the training steps; None if they are not recorded."""
+    def graph_capture(self) -> GraphCapture | None:
+        """The capture of the training steps; None if they run eagerly."""
         metadata = self.start.metadata
-        if not self.record_steps:
+        if not self.capture_steps:
             return None
-        return choose_recorder(
+        return choose_graph_capture(
             metadata.config,
             self.placement,
             micro_batches=metadata.micro_batches,
             recomputes=metadata.recomputes,
-            watch=self.watch,
+            watchdog=self.watchdog,
         )
 
     @property
@@ -230,7 +230,7 @@ class FitAttempt:
         return is_test_metric(self.objective.metric)
 
     @property
-    def _eval_split(self) -> Part:
+    def _eval_split(self) -> SplitName:
         """The split that validations evaluate."""
         return "test" if self._on_test_images else "val"
 
@@ -244,41 +244,42 @@ class FitAttempt:
         return compiling
 
     def _retry(self, error: RuntimeError) -> Retry:
-        """Return the settings to retry with, in order of their cost.
+        """Return the settings to retry with. The cheapest change comes first.
 
-        First drop CUDA graphs, which only save time. Then recompute activations, which only costs time. Then
-        compute less at once: halve the micro-batches. Last, free the dataset's images on the device.
+        First drop CUDA graphs, which only save time. Then turn activation checkpointing on, which only costs
+        time. Then halve the micro-batches. Last, free the dataset's images on the device.
         """
         metadata, images, count = self.start.metadata, self.batch_images, self.start.metadata.micro_batches
         retry = functools.partial(Retry, micro_batches=count, recomputes=metadata.recomputes)
         batch = f"a batch of {counted(images, 'image')}"
-        if isinstance(error, RecordingError):
-            return retry(note=f"no CUDA graph here ({error}); training continues without")
+        if isinstance(error, CaptureError):
+            return retry(message=f"no CUDA graph here ({error}); training continues without")
         if not ran_out_of_memory(error):
             raise error
-        if self.recorder is not None:
-            note = f"a CUDA graph of {batch} leaves too little memory; training continues without"
-            return retry(note=note, overrun=True)
-        if not metadata.recomputes and recomputation(metadata.config, metadata.spec) == "auto":
-            note = messages.ran_out(images, count, then="with activation checkpointing")
-            return retry(recomputes=True, note=note, overrun=True)
+        if self.graph_capture is not None:
+            message = f"a CUDA graph of {batch} leaves too little memory; training continues without"
+            return retry(message=message, out_of_memory=True)
+        if not metadata.recomputes and activation_checkpointing(metadata.config, metadata.spec) == "auto":
+            message = messages.ran_out(images, count, then="with activation checkpointing")
+            return retry(recomputes=True, message=message, out_of_memory=True)
         more = next_micro_batches(count, images=images)
         if more is not None:
-            pieces = f"in {more} micro-batches of {messages.sizes(images, more)}"
-            note = messages.ran_out(images, count, then=pieces)
-            return retry(micro_batches=more, note=note, overrun=True)
+            message = messages.ran_out(
+                images, count, then=f"in {more} micro-batches of {messages.sizes(images, more)}"
+            )
+            return retry(micro_batches=more, message=message, out_of_memory=True)
         if self.peers.all_reduce_max(release(self.placement.device)):
-            note = messages.ran_out(images, count, then="with the dataset no longer on the device")
-            return retry(note=note)
+            message = messages.ran_out(images, count, then="with the dataset no longer on the device")
+            return retry(message=message)
         tried = batch + (f" in {count} micro-batches" if count > 1 else "")
         raise torch.OutOfMemoryError(f"the memory is too small for {tried}: {error}") from error
 
     def _module(self, steps_per_epoch: int, *, compiling: bool) -> TrialModule:
         metadata, config = self.start.metadata, self.start.metadata.config
         seed_epoch(metadata.seed, 0)
-        fresh = self.start.checkpoint is None
-        network = build_described(metadata.spec, pretrained=fresh and config.pretrained)
-        if fresh and config.init_from is not None:
+        is_new = self.start.checkpoint is None
+        network = build_described(metadata.spec, pretrained=is_new and config.pretrained)
+        if is_new and config.init_from is not None:
             external = isinstance(metadata.spec, ExternalSpec)
             read_initial(config.init_from, external=external).load_into(network, metadata.spec)
         weights = None
@@ -292,7 +293,7 @@ class FitAttempt:
                 micro_batches=metadata.micro_batches,
                 compiling=compiling,
                 recomputes=metadata.recomputes,
-                recorder=self.recorder,
+                graph_capture=self.graph_capture,
                 class_weights=weights,
             ),
             classes=self.dataset.classes,
@@ -320,11 +321,11 @@ class FitAttempt:
             self.folder,
             self.objective,
             best=self.start.best,
-            about=self._about,
+            describe=self._describe,
             background=background and self.peers.alone,
         )
 
-    def _about(self, epoch: int, metrics: Mapping[str, float]) -> TrainedNetwork:
+    def _describe(self, epoch: int, metrics: Mapping[str, float]) -> TrainedNetwork:
         metadata = self.start.metadata
         return TrainedNetwork(
             spec=metadata.spec,
@@ -344,10 +345,10 @@ class FitAttempt:
 
 
 @contextlib.contextmanager
-def _reported(reporter: EpochReporter) -> Iterator[None]:
-    """Report the last epoch, whose files were still being written, if the block ends within the next one.
+def _last_epoch_reported(reporter: EpochReporter) -> Iterator[None]:
+    """Report the last epoch if the block fails while a thread still writes its files.
 
-    On Ctrl-C and the like only wait for its files: a resumed trial reports it.
+    On Ctrl-C and the like only wait for the files: the resumed trial reports the epoch.
     """
     try:
         yield

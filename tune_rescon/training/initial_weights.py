@@ -1,4 +1,4 @@
-"""Initial weights: files from which a trial's network can begin, and whether they fit it."""
+"""Initial weights: the files of ``init_from``, and the check that they fit a trial's network."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tune_rescon.models.rescon import RESCON_PRESETS, StateDict, find_state_dict
 from tune_rescon.models.spec import StageSpec
 from tune_rescon.storage import local_file
 from tune_rescon.training.checkpoint import load_values
-from tune_rescon.training.device import own_generator
+from tune_rescon.training.device import isolate_rng
 from tune_rescon.training.weights import TrainedNetwork, build_exported, load_trained, read_safetensors
 
-__all__ = ["ExternalWeights", "FamilyWeights", "InitialWeights", "read_initial"]
+__all__ = ["ExternalWeights", "InitialWeights", "ResidualAttentionWeights", "read_initial"]
 
 #: Fields of a network's spec on which its weights do not depend.
 _WEIGHTLESS_FIELDS: Final = ("layout", "classes", "image_size", "drop_path")
@@ -38,8 +38,8 @@ _NETWORK_FIELDS: Final = ("width", "attention", "attention_learning", "mask", "a
 
 
 @dataclass(frozen=True, kw_only=True)
-class FamilyWeights:
-    """A file's Residual Attention Network and its weights, under this package's names."""
+class ResidualAttentionWeights:
+    """A Residual Attention Network that a file holds, and its weights by this package's names."""
 
     source: str
     """Path or URL."""
@@ -50,7 +50,7 @@ class FamilyWeights:
 
     @property
     def digest(self) -> str:
-        """Digest of the tensors and their names, independent of the file's place and format."""
+        """Digest of the tensors and their names, independent of the file's path and format."""
         return _digest([self.weights])
 
     def check_fits(self, spec: NetworkDescription, *, where: str = "init_from") -> None:
@@ -62,15 +62,14 @@ class FamilyWeights:
         if isinstance(spec, ExternalSpec):
             hint = f"Leave out `network`, and choose {_settings(self.network_fields)}."
             raise NetworkError(_other_network(self.source, spec, where=where, hint=hint))
-        mine, theirs = dict(_weight_fields(self.spec)), dict(_weight_fields(spec))
-        other = [name for name in mine if mine[name] != theirs[name]]
-        if not other:
+        in_file, in_trial = dict(_weight_fields(self.spec)), dict(_weight_fields(spec))
+        different = [name for name in in_file if in_file[name] != in_trial[name]]
+        if not different:
             return
-        words = [f"{name} {theirs[name]} and not {mine[name]}" for name in other]
-        got = listed(words)
+        got = listed([f"{name} {in_trial[name]} and not {in_file[name]}" for name in different])
         rule = f"a trial's network must be that of {self.source}"
         hint = "They were trained on images of other channels."
-        if other != ["in_channels"]:
+        if different != ["in_channels"]:
             hint = f"Choose {_settings(self.network_fields)}."
         raise NetworkError(format_error(rule, got=got, where=where, hint=hint))
 
@@ -88,7 +87,7 @@ class FamilyWeights:
         network.load_state_dict({**network.state_dict(), **kept})
 
 
-#: Names that a program may have put before those of a network's tensors.
+#: Prefixes that a program may have added to the names of a network's tensors.
 _PREFIXES: Final = ("", "module.", "model.", "network.", "net.")
 
 #: Tensors that an error message names.
@@ -108,8 +107,8 @@ class ExternalWeights:
 
     @property
     def digest(self) -> str:
-        """Digest of the tensors and their names, independent of the file's place and format."""
-        return _digest([held.tensors for held in self.state_dicts])
+        """Digest of the tensors and their names, independent of the file's path and format."""
+        return _digest([found.tensors for found in self.state_dicts])
 
     def check_fits(self, spec: NetworkDescription, *, where: str = "init_from") -> None:
         """Check that a trial's network ``spec`` can start with these weights.
@@ -125,8 +124,7 @@ class ExternalWeights:
     def load_into(self, network: nn.Module, spec: NetworkDescription) -> None:
         """Replace the weights and statistics of the ``network`` that ``spec`` describes.
 
-        The tensors of the classifier are kept as they are if the file's network has another number of
-        classes.
+        The classifier stays as it is if the file's network has another number of classes.
 
         Raises:
             NetworkError: it is another network.
@@ -137,29 +135,32 @@ class ExternalWeights:
         network.load_state_dict({**own, **kept})
 
     def _kept(self, shapes: Mapping[str, torch.Size], *, classes: int, where: str) -> dict[str, Tensor]:
-        """Return the tensors for a network whose tensors have these shapes, without another's classifier."""
-        matched = {place: _matched(tensors, shapes, classes) for place, tensors in self._named()}
-        fitting = {place: kept for place, (kept, words) in matched.items() if not words}
+        """Return the tensors for a network whose tensors have these shapes.
+
+        The tensors of a classifier for another number of classes are left out.
+        """
+        matched = {place: _matched(tensors, shapes, classes) for place, tensors in self._candidates()}
+        fitting = {place: kept for place, (kept, differences) in matched.items() if not differences}
         if len(fitting) > 1:
             got = f"{len(fitting)}, in {listed(list(fitting), _SHOWN_TENSORS)}"
             hint = "Save the state dict of one of them."
             raise NetworkError(format_error("must hold one network", got=got, where=where, hint=hint))
         if not fitting:
-            _, words = max(matched.values(), key=lambda one: len(one[0].keys() & shapes.keys()))
+            _, differences = max(matched.values(), key=lambda pair: len(pair[0].keys() & shapes.keys()))
             rule = f"a trial's network must have the tensors of {self.source}"
-            raise NetworkError(format_error(rule, got="; ".join(words), where=where))
+            raise NetworkError(format_error(rule, got="; ".join(differences), where=where))
         return next(iter(fitting.values()))
 
-    def _named(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield the places of networks, and their tensors by the names that the network may give them."""
-        for held in self.state_dicts:
+    def _candidates(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield the place of each possible network in the file, and its tensors by name without a prefix."""
+        for found in self.state_dicts:
             for prefix in _PREFIXES:
-                place = ".".join(filter(None, (held.place, prefix.removesuffix("."))))
+                place = ".".join(filter(None, (found.place, prefix.removesuffix("."))))
                 yield (
                     place or "the outermost dict",
                     {
                         name.removeprefix(prefix): tensor
-                        for name, tensor in held.tensors.items()
+                        for name, tensor in found.tensors.items()
                         if name.startswith(prefix)
                     },
                 )
@@ -168,23 +169,26 @@ class ExternalWeights:
 def _matched(
     found: dict[str, Tensor], shapes: Mapping[str, torch.Size], classes: int
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors without another's classifier, and in what they differ from those of the network."""
-    # Old files of torch have no counters of batches.
+    """Return the tensors that ``found`` has for a network of these ``shapes``, and the differences, in words.
+
+    The tensors of a classifier for another number of classes are left out; they are no difference.
+    """
+    # Files of an old torch have no counters of batches.
     missing = [name for name in shapes.keys() - found.keys() if not name.endswith("num_batches_tracked")]
     other = {name for name in found.keys() & shapes.keys() if found[name].shape != shapes[name]}
-    # A classifier of other classes differs in the first axis only, and alike in all its tensors. A table of
-    # positions for images of another size may do so too, but not by the number of classes.
+    # All tensors of a classifier for other classes have the same two sizes in the first axis, and equal other
+    # axes. A table of positions for images of another size may look alike, but is not as long as the classes.
     sizes = {(*found[name].shape[:1], *shapes[name][:1]) for name in other}
     alike = all(found[name].shape[1:] == shapes[name][1:] for name in other)
     if alike and [size for _, *size in sizes] == [[classes]]:
         found = {name: tensor for name, tensor in found.items() if name not in other}
         other = set()
     wrong = [("missing", missing), ("unexpected", found.keys() - shapes.keys()), ("of another shape", other)]
-    return found, [f"{listed(sorted(names), _SHOWN_TENSORS)} {word}" for word, names in wrong if names]
+    return found, [f"{listed(sorted(names), _SHOWN_TENSORS)} {kind}" for kind, names in wrong if names]
 
 
 #: The content of a file of initial weights.
-InitialWeights: TypeAlias = FamilyWeights | ExternalWeights
+InitialWeights: TypeAlias = ResidualAttentionWeights | ExternalWeights
 
 
 def read_initial(source: str, *, external: bool = False) -> InitialWeights:
@@ -192,14 +196,13 @@ def read_initial(source: str, *, external: bool = False) -> InitialWeights:
 
     Args:
         source: the path or URL.
-        external: True if a network from elsewhere may begin with them; the file may then be a bare state
-            dict.
+        external: True for a network from elsewhere, whose file may be a bare state dict.
 
     Raises:
         StorageError: the file does not exist, is damaged, or holds more than tensors and plain values.
         NetworkError: the file does not hold a network of this family.
     """
-    with local_file(source) as path, own_generator(torch.device("cpu")):
+    with local_file(source) as path, isolate_rng(torch.device("cpu")):
         if not path.is_file():
             rule = "must be a file that exists"
             raise StorageError(format_error(rule, got=source, where="init_from"))
@@ -216,12 +219,12 @@ def read_initial(source: str, *, external: bool = False) -> InitialWeights:
         try:
             network = _rescon(values, source)
         except NetworkError:
-            held = tuple(find_state_dicts(values))
-            if not external or not held:
+            found = tuple(find_state_dicts(values))
+            if not external or not found:
                 raise
-            return ExternalWeights(source=source, network=None, state_dicts=held)
+            return ExternalWeights(source=source, network=None, state_dicts=found)
         assert isinstance(network.spec, NetworkSpec)
-        return FamilyWeights(
+        return ResidualAttentionWeights(
             source=source,
             spec=network.spec,
             network_fields={"preset": _preset(network.spec)},
@@ -232,10 +235,12 @@ def read_initial(source: str, *, external: bool = False) -> InitialWeights:
 def _of_trained(source: str, network: nn.Module, about: TrainedNetwork) -> InitialWeights:
     weights = network.state_dict()
     if isinstance(about.spec, ExternalSpec):
-        held = StateDict(place="", tensors=weights)
-        return ExternalWeights(source=source, network=about.spec.network, state_dicts=(held,))
+        found = StateDict(place="", tensors=weights)
+        return ExternalWeights(source=source, network=about.spec.network, state_dicts=(found,))
     network_fields = _network_fields_of(about.config, about.spec)
-    return FamilyWeights(source=source, spec=about.spec, network_fields=network_fields, weights=weights)
+    return ResidualAttentionWeights(
+        source=source, spec=about.spec, network_fields=network_fields, weights=weights
+    )
 
 
 def _digest(state_dicts: Iterable[Mapping[str, Tensor]]) -> str:
@@ -243,7 +248,7 @@ def _digest(state_dicts: Iterable[Mapping[str, Tensor]]) -> str:
     for tensors in state_dicts:
         for name, tensor in sorted(tensors.items()):
             state.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            # numpy has no bfloat16, so the bytes are viewed as such.
+            # numpy has no bfloat16, so the tensor is viewed as bytes.
             state.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Memory of a training step: its peak, activation recomputation, and a record of steps that did not fit."""
+"""Memory of a training step: its peak, activation checkpointing, and a record of steps that did not fit."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.microbatches import next_micro_batches
 
 __all__ = [
+    "OomHistory",
     "OomRecord",
     "OomRecordFile",
-    "Shape",
+    "activation_checkpointing",
     "activations_recomputed",
     "available_memory",
-    "count_peak",
     "initial_micro_batches",
+    "memory_key",
     "merged",
     "peak_memory_mb",
     "ran_out_of_memory",
-    "recomputation",
     "recompute_activations",
     "release_memory",
-    "shape_key",
+    "reset_peak_memory",
 ]
 
 
-def recomputation(config: TrialConfig, spec: NetworkDescription) -> str:
-    """Return whether a trial recomputes its activations: ``"on"``, ``"auto"`` or ``"off"``.
+def activation_checkpointing(config: TrialConfig, spec: NetworkDescription) -> str:
+    """Return a trial's ``checkpoint_activations``: ``"on"``, ``"auto"`` or ``"off"``.
 
-    It is off for a network from elsewhere: which of its modules could be run twice, with the same result and
-    the same batch-norm statistics, is not known.
+    It is off for a network from elsewhere, because its modules may not give the same result and the same
+    batch-norm statistics when they run twice.
     """
     return config.checkpoint_activations if isinstance(spec, NetworkSpec) else "off"
 
@@ -72,8 +72,8 @@ def recompute_activations(network: nn.Module) -> None:
 def activations_recomputed(network: nn.Module) -> Iterator[None]:
     """Recompute ``network``'s activations within the context, as :func:`recompute_activations` does.
 
-    Afterwards the network is as before. The gradient may be computed outside the context. Between its runs
-    the network can be scripted, copied and pickled.
+    Afterwards the network is unchanged, so it can be scripted, copied and pickled. The gradient may be
+    computed outside the context.
     """
     recompute_activations(network)
     try:
@@ -108,12 +108,12 @@ def _forward(self: nn.Module, x_BCHW: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep batch norm's running statistics unchanged, because the first computation has updated them."""
+    """Keep batch norm's running statistics unchanged: the first computation has updated them already."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     held = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        # Do not switch the statistics off: torch would then save fewer tensors for the gradient than the
-        # first time.
+        # The statistics must stay on. Otherwise torch would save fewer tensors for the gradient than the
+        # first time, and raise.
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
@@ -124,8 +124,8 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 _log = logging.getLogger(__name__)
 
-#: A memory of at least this share of another one counts as equally large, because drivers and contexts use
-#: slightly more or less each time.
+#: A memory of at least this share of another one counts as equally large, because the use of drivers and
+#: contexts varies.
 _EQUAL_SHARE: Final = 0.95
 
 #: Seconds to wait for another process to release the lock; a write takes milliseconds.
@@ -145,8 +145,8 @@ class OomRecord:
 def initial_micro_batches(images: int, available: int, known: Iterable[OomRecord]) -> int:
     """Return the smallest number of micro-batches none of which is known to be too large for the memory.
 
-    If even the smallest micro-batches are known to be too large, return their number; the trial then fails by
-    itself.
+    If even the smallest micro-batches are known to be too large, return their number. The trial then tries
+    them, and fails.
 
     Args:
         images: images of a training batch.
@@ -161,16 +161,16 @@ def initial_micro_batches(images: int, available: int, known: Iterable[OomRecord
     """
     known = list(known)
     count: int = 1
-    while any(_is_too_large(-(-images // count), available, overrun) for overrun in known):
-        finer = next_micro_batches(count, images=images)
-        if finer is None:
+    while any(_is_too_large(-(-images // count), available, record) for record in known):
+        more = next_micro_batches(count, images=images)
+        if more is None:
             break
-        count = finer
+        count = more
     return count
 
 
-def _is_too_large(images: int, available: int, overrun: OomRecord) -> bool:
-    return images >= overrun.images and overrun.available >= _EQUAL_SHARE * available
+def _is_too_large(images: int, available: int, record: OomRecord) -> bool:
+    return images >= record.images and record.available >= _EQUAL_SHARE * available
 
 
 def merged(known: Iterable[OomRecord], new: OomRecord) -> list[OomRecord]:
@@ -181,28 +181,29 @@ def merged(known: Iterable[OomRecord], new: OomRecord) -> list[OomRecord]:
     >>> len(merged([OomRecord(images=64, available=1000)], OomRecord(images=32, available=500)))
     2
     """
-    every = sorted({*known, new})
-    return [one for one in every if not any(_implies(other, one) for other in every if other != one)]
+    records = sorted({*known, new})
+    return [one for one in records if not any(_implies(other, one) for other in records if other != one)]
 
 
-def _implies(one: OomRecord, other: OomRecord) -> bool:
-    return one.images <= other.images and one.available >= other.available
+def _implies(record: OomRecord, other: OomRecord) -> bool:
+    return record.images <= other.images and record.available >= other.available
 
 
-def shape_key(spec: NetworkDescription, placement: DeviceConfig, *ways: object) -> str:
+def memory_key(spec: NetworkDescription, placement: DeviceConfig, *settings: object) -> str:
     """Return a key of everything that decides how much memory an image needs.
 
-    That is the network, its image size, the precision, the device, the versions, and how the network is
-    trained. The optimiser and the averaged weights are left out: they are small beside a batch's activations.
+    That is the network, its image size, the precision, the device, the versions, and the ``settings`` of the
+    training. The optimiser and the averaged weights are left out: they are small beside a batch's
+    activations.
     """
     name = torch.cuda.get_device_name(placement.device) if placement.device.type == "cuda" else "cpu"
     versions = [torch.__version__, __version__]
-    parts = json.dumps([spec.to_dict(), placement.precision, name, versions, *ways], sort_keys=True)
+    parts = json.dumps([spec.to_dict(), placement.precision, name, versions, *settings], sort_keys=True)
     return f"{name} {blake2b(parts.encode(), digest_size=12).hexdigest()}"
 
 
 class OomRecordFile:
-    """A small JSON file, shared by the trials of a node, with the steps of each shape that ran out of memory.
+    """A small JSON file, shared by the trials of a node, of the steps that ran out of memory, by their key.
 
     It only saves time, so it never fails a trial. If the file cannot be read, it counts as empty; if it
     cannot be written, the record is dropped. Reading needs no lock, because a new file replaces the old one
@@ -214,22 +215,22 @@ class OomRecordFile:
         self._path = path
 
     def known(self, key: str) -> list[OomRecord]:
-        """Return the recorded steps of a shape that ran out of memory."""
+        """Return the records of a :func:`memory_key`."""
         try:
             return [OomRecord(**values) for values in self._read().get(key, [])]
         except (TypeError, AttributeError):  # JSON of another format
             return []
 
-    def add(self, key: str, overrun: OomRecord) -> None:
-        """Record a step of a shape that ran out of memory."""
+    def add(self, key: str, record: OomRecord) -> None:
+        """Add a record of a :func:`memory_key`."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._path.with_name(f"{self._path.name}.lock"), timeout=_LOCK_TIMEOUT):
-                everything = self._read() | {key: [asdict(one) for one in merged(self.known(key), overrun)]}
+                records = [asdict(known) for known in merged(self.known(key), record)]
                 with atomic_write(self._path) as scratch:
-                    scratch.write_text(json.dumps(everything, indent=1, sort_keys=True))
+                    scratch.write_text(json.dumps(self._read() | {key: records}, indent=1, sort_keys=True))
         except OSError as error:
-            _log.warning("what ran out of memory could not be remembered in %s: %s", self._path, error)
+            _log.warning("a step that ran out of memory could not be recorded in %s: %s", self._path, error)
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -240,18 +241,21 @@ class OomRecordFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A trial's shape, the bytes it can use, and the node's file of records (None: nothing is kept)."""
+class OomHistory:
+    """The steps of a network that ran out of memory on this node."""
 
     key: str
+    """The network's :func:`memory_key`, and how it is trained."""
     available: int
+    """Bytes that this process can use."""
     file: OomRecordFile | None
+    """The node's records; None keeps nothing."""
 
     @classmethod
     def of(
         cls, config: TrialConfig, spec: NetworkDescription, placement: DeviceConfig, path: Path | None
-    ) -> Shape:
-        """Return the shape of a trial before it starts, trained as configured.
+    ) -> OomHistory:
+        """Return the history of a trial's network, for steps that run eagerly and keep all activations.
 
         Args:
             config: the trial's configuration.
@@ -260,14 +264,15 @@ class Shape:
             path: the node's file of records; None keeps nothing.
         """
         return cls(
-            key=shape_key(spec, placement, config.compile),
+            key=memory_key(spec, placement, config.compile),
             available=available_memory(placement.device),
             file=None if path is None else OomRecordFile(path),
         )
 
-    def when(self, *, recorded: bool = False, recomputes: bool = False) -> Shape:
-        """Return the same shape, trained from a CUDA graph or with activations recomputed."""
-        ways = [way for way, taken in (("recorded", recorded), ("recomputes", recomputes)) if taken]
+    def variant(self, *, captured: bool = False, recomputes: bool = False) -> OomHistory:
+        """Return the history of steps that are captured as a CUDA graph, or recompute activations."""
+        # "recorded" is the word of existing files for a captured step.
+        ways = [way for way, is_used in (("recorded", captured), ("recomputes", recomputes)) if is_used]
         return dataclasses.replace(self, key=" ".join((self.key, *ways)))
 
     def micro_batches(self, images: int) -> int:
@@ -306,10 +311,10 @@ def ran_out_of_memory(error: RuntimeError) -> bool:
 def release_memory() -> None:
     """Return unreferenced memory to the device and to the system.
 
-    A finished trial leaves its network, in Lightning's reference cycles, and freed memory, which glibc keeps
+    Lightning's reference cycles keep the network of a finished trial, and glibc keeps freed memory
     (half-width networks at 16 pixels: 60 MiB a trial).
     """
-    # Imported here because it imports Lightning, which a reader of a node's records does not need.
+    # Imported here because it imports Lightning, which a reader of the records does not need.
     from pytorch_lightning.utilities.memory import garbage_collection_cuda
 
     garbage_collection_cuda()  # Python's collection, on any device, and then CUDA's cache
@@ -320,7 +325,7 @@ def release_memory() -> None:
             trim(0)
 
 
-def count_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Reset the peak that :func:`peak_memory_mb` returns.
 
     Without the reset the peak would include the trials that this worker process has trained before.
@@ -332,8 +337,8 @@ def count_peak(device: torch.device) -> None:
 def peak_memory_mb(device: torch.device) -> float | None:
     """Return the peak memory of this process's tensors on ``device``.
 
-    The allocator's reserve and CUDA's own context (some hundred megabytes) are not included. Nor are other
-    processes on the device, such as trials that share it.
+    It does not include the allocator's reserve, CUDA's context (some hundred megabytes), and other processes
+    on the device, such as trials that share it.
 
     Returns:
         Million bytes; None if ``device`` is not a GPU.
@@ -342,7 +347,7 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 
 def available_memory(device: torch.device) -> int:
-    """Return the bytes that this process has or could get on ``device``, without its neighbours' memory."""
+    """Return the bytes that this process uses or can allocate on ``device``."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)

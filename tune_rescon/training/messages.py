@@ -1,6 +1,6 @@
-"""The report of an epoch, and the messages to the user about a running trial, one sentence each.
+"""The report of an epoch, and the messages to the user about memory, which several modules send.
 
-A message is worded where its cause is found; here are those about memory, which several places send.
+Other messages are written where they are sent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ __all__ = [
     "EpochReport",
     "OnMessage",
     "ignore",
-    "ignore_progress",
     "is_better",
     "known_too_large",
     "never",
@@ -32,28 +31,26 @@ _TRAINING: Final = {name for name in METRICS if not name.startswith("val_")}
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """A finished epoch, which was validated and saved; if saving failed, a message has reported why.
+    """The report of an epoch, after its validation and after its files were written.
 
-    An epoch that ended with a non-finite training loss is reported too, with nan for values that were not
-    measured and without its own checkpoint.
+    If a file could not be written, a message has said so. An epoch that ended with a non-finite training loss
+    is reported too, with nan for values that were not measured and without its own checkpoint.
     """
 
     epoch: int
     """Counted from 1."""
     metrics: Mapping[str, float]
-    """All names of ``METRICS``, and on a GPU those of ``GPU_METRICS``. Further metrics of the validation
-    images, if they were asked for, begin with ``val_``.
+    """All names of ``METRICS``, and on a GPU those of ``GPU_METRICS``. The names of further metrics of the
+    validation images (``Objective.log``) begin with ``val_``.
 
     A trial that is evaluated on the test images has no validation metrics. After its last epoch it has the
     names of ``metric_names.TEST_METRICS`` instead.
     """
     checkpoint: Path | None = None
-    """The last checkpoint that was written, from which training resumes; None if no checkpoint exists."""
+    """The newest checkpoint, from which training resumes; None before the first one."""
     best_checkpoint: Path | None = None
-    """The best network that could be written; None if none could be.
-
-    :func:`tune_rescon.training.load_trained` returns its epoch.
-    """
+    """The file of the best network so far, which :func:`tune_rescon.training.load_trained` reads; None before
+    the first one."""
 
     def __post_init__(self) -> None:
         """Check that the report has every metric, so that its readers need not check."""
@@ -88,23 +85,18 @@ def is_better(value: float, best: float | None, mode: str) -> bool:
 OnMessage = Callable[[str], None]
 
 
-def ignore(note: str) -> None:
-    """Discard the message."""
-    del note
-
-
-def ignore_progress(share: float) -> None:
-    """Discard the progress of an epoch."""
-    del share
+def ignore(value: object) -> None:
+    """Discard a message, or the progress of an epoch."""
+    del value
 
 
 def never() -> bool:
-    """Return False: no preemption is ever requested."""
+    """Return False: no preemption is requested."""
     return False
 
 
 def ran_out(images: int, micro_batches: int, *, then: str) -> str:
-    """Return the message that a batch ran out of memory, and how its trial continues.
+    """Return the message that a batch ran out of memory, and how the trial continues.
 
     >>> ran_out(128, 16, then="with the dataset no longer on the device")
     'ran out of memory at 8 images; continuing with the dataset no longer on the device'

@@ -49,7 +49,7 @@ FINAL_METRICS: Final = ("val_calibration_error", "val_accuracy_by_class")
 class EpochMetrics(nn.Module):
     """Mean loss, accuracy and the requested further metrics over the images of an epoch.
 
-    If several processes train the trial, reading is an exchange: torchmetrics sums over all processes.
+    If several processes train the trial, reading is a collective: torchmetrics sums over all processes.
     """
 
     def __init__(
@@ -72,8 +72,7 @@ class EpochMetrics(nn.Module):
         """
         super().__init__()
         self._peers = peers
-        # torchmetrics' argument checks and its NaN handling read values back, which would make a GPU wait
-        # each step.
+        # torchmetrics' checks of arguments and of NaN read values, so the host would wait at each step.
         self.loss = MeanMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
         self.top5 = (
@@ -109,9 +108,8 @@ class EpochMetrics(nn.Module):
     def compute(self) -> dict[str, float]:
         """Return ``loss``, ``accuracy`` and the requested further metrics; nan before the first batch.
 
-        If a loss was nan, all values are nan: torchmetrics takes class scores of nan for the first class, so
-        that a network without an answer would have the accuracy of that class's share. The call waits for a
-        GPU.
+        If a loss was nan, all values are nan. torchmetrics counts class scores of nan as the first class, and
+        the accuracy would be the share of that class. The call waits for a GPU.
         """
         values = {"loss": self.mean_loss, "accuracy": self._read(self.accuracy)}
         if self.top5 is not None:
@@ -119,18 +117,18 @@ class EpochMetrics(nn.Module):
         if self.predictions is not None:
             with self._peers.collective():
                 values |= self.predictions.read()
-        return _nan_with_the_loss(values)
+        return dict.fromkeys(values, math.nan) if math.isnan(values["loss"]) else values
 
     def reset(self) -> None:
         """Clear the metrics for the next epoch."""
-        for metric in self._parts().values():
+        for metric in self._metrics().values():
             metric.reset()
         if self.predictions is not None:
             self.predictions.reset()
 
     def sums(self) -> dict[str, dict[str, Tensor]]:
-        """Return the sums so far, by metric and by torchmetrics' name of the sum."""
-        states = {name: metric.metric_state.items() for name, metric in self._parts().items()}
+        """Return the sums so far, by metric and by torchmetrics' name of the state."""
+        states = {name: metric.metric_state.items() for name, metric in self._metrics().items()}
         return {
             name: {key: value for key, value in state if isinstance(value, Tensor)}
             for name, state in states.items()
@@ -141,22 +139,17 @@ class EpochMetrics(nn.Module):
 
         The metrics can be read after the next batch.
         """
-        for name, metric in self._parts().items():
+        for name, metric in self._metrics().items():
             for key, value in sums[name].items():
                 setattr(metric, key, value.to(getattr(metric, key).device))
 
-    def _parts(self) -> dict[str, MeanMetric | MulticlassAccuracy]:
-        parts = {"loss": self.loss, "accuracy": self.accuracy, "top5": self.top5}
-        return {name: metric for name, metric in parts.items() if metric is not None}
+    def _metrics(self) -> dict[str, MeanMetric | MulticlassAccuracy]:
+        metrics = {"loss": self.loss, "accuracy": self.accuracy, "top5": self.top5}
+        return {name: metric for name, metric in metrics.items() if metric is not None}
 
     def _read(self, metric: MeanMetric | MulticlassAccuracy) -> float:
         with self._peers.collective():
             return float(metric.compute()) if metric.update_called else math.nan
-
-
-def _nan_with_the_loss(values: dict[str, float]) -> dict[str, float]:
-    """Return ``values``, or nan for each of them if the loss is nan."""
-    return dict.fromkeys(values, math.nan) if math.isnan(values["loss"]) else values
 
 
 class Predictions(Metric):
@@ -172,7 +165,7 @@ class Predictions(Metric):
     labels: list[Tensor] | Tensor
 
     def __init__(self, names: Sequence[str], *, class_names: Sequence[str] = ()) -> None:
-        """Create it without images.
+        """Create the metric without images.
 
         Args:
             names: keys of ``metric_names.EXTRA_METRICS``, names of ``metric_names.BY_CLASS``,
@@ -196,10 +189,10 @@ class Predictions(Metric):
             metric = CLASS_METRICS[BY_CLASS.index(name)]
             self._classes.setdefault(metric, set()).update(self._class_names)
         elif (found := class_metric(name)) is not None:
-            metric, of = found
-            if of not in self._class_names:
-                raise ConfigError(unknown_name_message("class", of, self._class_names))
-            self._classes.setdefault(metric, set()).add(of)
+            metric, class_name = found
+            if class_name not in self._class_names:
+                raise ConfigError(unknown_name_message("class", class_name, self._class_names))
+            self._classes.setdefault(metric, set()).add(class_name)
         else:
             self._functions[_metric_key(name)] = load_metric(name)
 
@@ -212,7 +205,7 @@ class Predictions(Metric):
         self.labels.append(labels_B)
 
     def read(self) -> dict[str, float]:
-        """Return :meth:`compute`. Before the first batch, return nan for each metric, and none by class."""
+        """Return :meth:`compute`; before the first batch, nan for each metric and no metrics by class."""
         if not self.update_called:
             return dict.fromkeys(self._functions, math.nan)
         return dict(self.compute())
@@ -221,12 +214,12 @@ class Predictions(Metric):
     def compute(self) -> dict[str, float]:
         """Return the metrics by name without ``val_``.
 
-        A class that has no images has no metrics, so its name is left out.
+        A class without images has no metrics.
         """
         logits_NK, labels_N = dim_zero_cat(self.logits), dim_zero_cat(self.labels)
         values = {name: float(function(logits_NK, labels_N)) for name, function in self._functions.items()}
         for metric, chosen in self._classes.items():
-            values_K = _OF_CLASSES[metric](logits_NK, labels_N).tolist()
+            values_K = _BY_CLASS[metric](logits_NK, labels_N).tolist()
             values |= {
                 f"{_metric_key(metric)}/{name}": value
                 for name, value in zip(self._class_names, values_K, strict=True)
@@ -248,8 +241,8 @@ def load_metric(name: str) -> MetricFunction:
     """Return the function that computes a metric from class scores (N, K) and labels (N).
 
     Args:
-        name: a key of ``metric_names.EXTRA_METRICS``, or ``module:function``. The module is looked for on the
-            path of imports, which has the working directory of the search.
+        name: a key of ``metric_names.EXTRA_METRICS``, or ``module:function``. The search's working directory
+            is on the import path.
 
     Raises:
         ConfigError: the module or function does not exist, or importing the module raises.
@@ -278,9 +271,9 @@ def _f1_K(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
 def _against_the_rest(
     curve: Callable[[Tensor, Tensor], Tensor], logits_NK: Tensor, labels_N: Tensor
 ) -> Tensor:
-    """Return a metric of each class against the rest (K), nan where it is not defined.
+    """Return a metric of each class against the rest (K); nan for a class without images or with all of them.
 
-    A class without images, or with all of them, has no curve: torchmetrics would count it as 0.
+    torchmetrics would return 0 for such a class, which has no curve.
     """
     classes = logits_NK.shape[1]
     images_K = torch.bincount(labels_N, minlength=classes)
@@ -298,10 +291,10 @@ _CHUNK: Final = 4096
 
 
 def _ranks_by_class(logits_NK: Tensor) -> Iterator[Tensor]:
-    """Yield for each class numbers in 0..1 that order the images as its probability does (N).
+    """Yield for each class numbers in 0..1 that order the images by the probability of the class (N).
 
-    fp32 rounds the probabilities of a confident network to 1, and their order is lost. Log odds have it: the
-    score of a class less the logarithm of the sum of the others' exponentials.
+    fp32 rounds the probabilities of a confident network to 1, which loses their order. The log odds keep it:
+    the score of the class minus the log-sum-exp of the other scores.
     """
     tops, totals, others = [], [], []
     for chunk_NK in torch.split(logits_NK, _CHUNK):
@@ -321,7 +314,7 @@ def _ranks_by_class(logits_NK: Tensor) -> Iterator[Tensor]:
 
 
 def _mean_of_classes(by_class: Callable[[Tensor, Tensor], Tensor]) -> MetricFunction:
-    """Return the function of the mean over the classes for which a metric is defined; nan without any."""
+    """Return a function for the mean over the classes for which a metric is defined, or else nan."""
     return lambda logits_NK, labels_N: by_class(logits_NK, labels_N).nanmean()
 
 
@@ -344,7 +337,7 @@ _auroc_K: Final = functools.partial(_against_the_rest, binary_auroc)
 _average_precision_K: Final = functools.partial(_against_the_rest, binary_average_precision)
 
 #: The metrics of ``metric_names.CLASS_METRICS``: class scores (N, K) and labels (N) to values (K).
-_OF_CLASSES: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {
+_BY_CLASS: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "val_accuracy": _accuracy_K,
     "val_f1": _f1_K,
     "val_auroc": _auroc_K,

@@ -1,11 +1,11 @@
-"""Micro-batches: a batch in pieces, which makes the same training step in less memory.
+"""Micro-batches: the parts of a batch, which make the same training step in less memory.
 
 Batches, augmentation, mixing, optimiser steps and schedule do not depend on micro-batches: a batch is built
-whole and split just before the network. The gradient of a step is the sum over its micro-batches of each
-one's mean loss, weighted by its share of the images. Without batch norm that is the whole batch's gradient,
-up to rounding. Batch norm normalises every micro-batch by its own statistics and updates its running
-statistics once for each. So a network with batch norm trains slightly differently in micro-batches (Hoffer et
-al. 2017's "ghost batches"). So does one with dropped paths, which are drawn for each micro-batch in turn.
+whole and split just before the network. The gradient of a step is the sum of its micro-batches' gradients,
+each weighted by its share of the images. Without batch norm that is the whole batch's gradient, up to
+rounding. Batch norm normalises every micro-batch by its own statistics and updates its running statistics
+once for each. So a network with batch norm trains slightly differently in micro-batches ("ghost batches",
+Hoffer et al. 2017). So does one with dropped paths, which are drawn for each micro-batch in turn.
 
 Shapes: B images, C channels, H x W pixels; targets are labels (B) or soft targets (B, K classes).
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SMALLEST_MICRO_BATCH", "MicroBatch", "next_micro_batches", "smallest_piece", "split_batch"]
+__all__ = ["SMALLEST_MICRO_BATCH", "MicroBatch", "next_micro_batches", "smallest_micro_batch", "split_batch"]
 
 #: Images. The batch-norm statistics of fewer than 8 are too rough to train with (Wu & He 2018, figure 1).
 SMALLEST_MICRO_BATCH: Final = 8
@@ -26,7 +26,7 @@ SMALLEST_MICRO_BATCH: Final = 8
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """A piece of a batch."""
+    """A part of a batch."""
 
     images_BCHW: Tensor
     targets: Tensor
@@ -47,8 +47,8 @@ def split_batch(images_BCHW: Tensor, targets: Tensor, count: int) -> list[MicroB
     """
     images = len(images_BCHW)
     count = min(count, images)
-    cuts = zip(images_BCHW.tensor_split(count), targets.tensor_split(count), strict=True)
-    return [MicroBatch(images_BCHW=cut, targets=aims, share=len(cut) / images) for cut, aims in cuts]
+    pairs = zip(images_BCHW.tensor_split(count), targets.tensor_split(count), strict=True)
+    return [MicroBatch(images_BCHW=part, targets=aims, share=len(part) / images) for part, aims in pairs]
 
 
 def next_micro_batches(count: int, *, images: int) -> int | None:
@@ -62,13 +62,13 @@ def next_micro_batches(count: int, *, images: int) -> int | None:
     return 2 * count if images // (2 * count) >= SMALLEST_MICRO_BATCH else None
 
 
-def smallest_piece(images: int) -> int:
-    """Return the number of images in the smallest micro-batch that is tried before a batch is given up.
+def smallest_micro_batch(images: int) -> int:
+    """Return the number of images in the smallest micro-batch that is tried for a batch of ``images``.
 
-    >>> smallest_piece(8), smallest_piece(15), smallest_piece(128), smallest_piece(100)
-    (8, 15, 8, 12)
+    >>> [smallest_micro_batch(images) for images in (8, 15, 128, 100)]
+    [8, 15, 8, 12]
     """
     count = 1
-    while (finer := next_micro_batches(count, images=images)) is not None:
-        count = finer
+    while (more := next_micro_batches(count, images=images)) is not None:
+        count = more
     return images // count

@@ -1,4 +1,4 @@
-"""Lightning's two halves of a trial: the module that computes one step, and the Trainer that calls it.
+"""The LightningModule of a trial, which computes a training step, and the Trainer that calls it.
 
 Shapes: B images of a batch, C channels, H x W pixels, K classes.
 """
@@ -31,7 +31,7 @@ from typing_extensions import override
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import ResidualAttentionNetwork
-from tune_rescon.training.compile import compile_units, many_shapes, uncompiled
+from tune_rescon.training.compile import compile_units, raised_recompile_limit, uncompiled
 from tune_rescon.training.cuda_graphs import CapturedStep, FusedWeightCast, GraphCapture, Outputs
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
@@ -42,8 +42,8 @@ from tune_rescon.training.optim import (
     AveragedNetwork,
     batch_norm_statistics,
     make_optimizer,
+    make_schedule,
     reestimate_batch_norm,
-    schedule_of,
 )
 
 __all__ = ["StepExecution", "TrialModule", "fit", "make_trainer"]
@@ -54,20 +54,20 @@ Contexts = Callable[[], contextlib.AbstractContextManager[object]]
 
 @dataclass(frozen=True, kw_only=True)
 class StepExecution:
-    """How steps are computed: where, by which means to save time or memory, and how classes are weighted."""
+    """How steps are computed: the device, the ways to save time or memory, and the weights of the classes."""
 
     placement: DeviceConfig
     """The device and the precision."""
     micro_batches: int = 1
-    """Pieces into which every batch is split, also in the validation and when batch-norm statistics are
-    estimated. The validation uses more pieces if these do not fit."""
+    """Micro-batches of every batch, also in the validation and when batch-norm statistics are estimated. The
+    validation uses more of them if these do not fit."""
     compiling: bool = False
     """True if training runs the network's units compiled."""
     recomputes: bool = False
-    """True if activations are recomputed, so that a step keeps less memory."""
-    recorder: GraphCapture | None = None
-    """Records the first step, which is then replayed for all batches of the same shape; None: steps run
-    without a recording. It must be None with micro-batches, because their gradients are added up."""
+    """True for activation checkpointing: activations are recomputed, so that a step keeps less memory."""
+    graph_capture: GraphCapture | None = None
+    """Captures the first step, which is then replayed for all batches of the same shape; None: steps run
+    eagerly. It must be None with micro-batches, because their gradients are added up."""
     class_weights: tuple[float, ...] | None = None
     """Weight of each class in the training loss; None: all classes weigh the same."""
 
@@ -101,7 +101,7 @@ class TrialModule(pl.LightningModule):
             epochs: length of the training; the schedule spans ``epochs`` x ``steps_per_epoch`` steps.
             steps_per_epoch: training steps of an epoch.
             eval_metrics: the metrics of a validation; None: loss, accuracy and top-5 accuracy.
-            peers: the processes that train this network together, each on its own share of the batches.
+            peers: the processes that train this network together, each on its own shard of the batches.
         """
         super().__init__()
         self._placement = execution.placement
@@ -116,30 +116,31 @@ class TrialModule(pl.LightningModule):
         self._class_weights_K = (
             None if weights is None else torch.tensor(weights, device=self._placement.device)
         )
-        recorder = execution.recorder
-        self._step = CapturedStep(self._whole_step, self.network, recorder) if recorder else None
+        capture = execution.graph_capture
+        self._captured_step = CapturedStep(self._forward_backward, self.network, capture) if capture else None
         # Compiled code includes the casts. A network from elsewhere may use its weights outside of autocast.
-        casts = recorder is not None and not execution.compiling
+        casts = capture is not None and not execution.compiling
         casts = casts and isinstance(network, ResidualAttentionNetwork)
         half = self._placement.autocast_dtype if casts else None
         self._cast = FusedWeightCast(self.network, half) if half is not None else None
         self.scaler = GradScaler(self._placement.device.type, enabled=self._placement.scales_gradients)
         """Scales the loss, and the gradients back before the step; does nothing unless the precision is fp16.
 
-        Its scale is a tensor on the device, which a recorded step reads each time it is replayed.
+        Its scale is a tensor on the device, which a captured step reads each time it is replayed.
         """
-        self._shapes: Contexts = contextlib.nullcontext
-        self._eagerly: Contexts = contextlib.nullcontext
+        self._compilation: Contexts = contextlib.nullcontext
+        self._without_compilation: Contexts = contextlib.nullcontext
         if execution.compiling:
             compile_units(self.network)
-            self._shapes, self._eagerly = functools.partial(many_shapes, self.network), uncompiled
+            self._compilation = functools.partial(raised_recompile_limit, self.network)
+            self._without_compilation = uncompiled
         if execution.recomputes:
             recompute_activations(self.network)
         self._gradients: list[Tensor] = []
         self._with_gradients: list[nn.Parameter] = []
         self._remaining: list[MicroBatch] = []
         self._images = 0
-        self._multiplier = schedule_of(
+        self._multiplier = make_schedule(
             config, total_steps=epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch
         )
 
@@ -151,8 +152,8 @@ class TrialModule(pl.LightningModule):
     def logits(self, network: Callable[[Tensor], Tensor], images_BCHW: Tensor) -> Tensor:
         """Return the class scores (B, K) of ``network``, in fp32, computed in the placement's precision.
 
-        In a validation (without gradients) they are computed in fp32 if fp16's range does not suffice. In
-        training the scaler skips the step, and the loss says so.
+        If an activation is too large for fp16, a validation (without gradients) computes them again in fp32.
+        In training the loss is then not finite, and the scaler skips the step.
         """
         images_BCHW = self._placement.images(images_BCHW)
         if not torch.is_grad_enabled():
@@ -163,9 +164,9 @@ class TrialModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the training loss: cross entropy with the configured label smoothing and class weights.
 
-        With several micro-batches this is the loss of the first one, weighted by its share. :meth:`backward`
-        runs the others one by one: each starts after the previous one's gradient is computed and its
-        activations are freed.
+        With several micro-batches this is the loss of the first one, weighted by its share of the images.
+        :meth:`backward` runs the others one by one: each starts after the previous one's gradient is computed
+        and its activations are freed.
 
         Args:
             batch: images (B, C, H, W) and targets. Targets are labels (B) or, under mixup and cutmix, soft
@@ -188,26 +189,26 @@ class TrialModule(pl.LightningModule):
             self._gradients = []
         else:
             super().backward(self.scaler.scale(loss), *args, **kwargs)
-        for piece in self._remaining:
-            super().backward(self.scaler.scale(self._weighted_loss(piece)), *args, **kwargs)
+        for micro_batch in self._remaining:
+            super().backward(self.scaler.scale(self._weighted_loss(micro_batch)), *args, **kwargs)
         self._remaining = []
         self._peers.sum_gradients(self.network.parameters(), images=self._images)
 
-    def _weighted_loss(self, piece: MicroBatch) -> Tensor:
-        images_BCHW, targets = piece.images_BCHW, piece.targets
-        if self._step:
-            played, logits_BK, *self._gradients = self._step(images_BCHW, targets)
-            loss = played.clone()  # the next replay overwrites the original
+    def _weighted_loss(self, micro_batch: MicroBatch) -> Tensor:
+        images_BCHW, targets = micro_batch.images_BCHW, micro_batch.targets
+        if self._captured_step:
+            output, logits_BK, *self._gradients = self._captured_step(images_BCHW, targets)
+            loss = output.clone()  # the next replay overwrites the original
         else:
             loss, logits_BK = self._loss_and_logits(self.network, images_BCHW, targets)
         labels_B = targets if targets.ndim == 1 else targets.argmax(dim=1)
         self.train_metrics.update(loss, logits_BK, labels_B)
-        return loss if piece.share == 1 else loss * piece.share
+        return loss if micro_batch.share == 1 else loss * micro_batch.share
 
     def _loss_and_logits(
         self, network: Callable[[Tensor], Tensor], images_BCHW: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        with self._shapes():
+        with self._compilation():
             logits_BK = self.logits(network, images_BCHW)
         smoothing = self._config.label_smoothing
         if self._class_weights_K is None:
@@ -219,7 +220,7 @@ class TrialModule(pl.LightningModule):
         # loss of soft targets, of micro-batches and of several processes the loss of the whole batch.
         return summed / len(targets), logits_BK
 
-    def _whole_step(self, images_BCHW: Tensor, targets: Tensor) -> Outputs:
+    def _forward_backward(self, images_BCHW: Tensor, targets: Tensor) -> Outputs:
         """Return the loss, the logits, and the gradients of the parameters that have one."""
         copies = self._cast.copies() if self._cast else {}
         network = functools.partial(torch.func.functional_call, self.network, copies)
@@ -240,23 +241,23 @@ class TrialModule(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Measure the evaluated network; the loss is plain cross entropy, so that trials can be compared.
 
-        If a batch does not fit in the memory, this batch and all later ones are evaluated in smaller pieces.
-        That changes only the time.
+        If a batch does not fit in the memory, this batch and all later ones are evaluated in smaller
+        micro-batches. That changes only the time.
         """
-        for piece, logits_BK in self._evaluate(batch):
-            self.val_metrics.update(F.cross_entropy(logits_BK, piece.targets), logits_BK, piece.targets)
+        for part, logits_BK in self._evaluate(batch):
+            self.val_metrics.update(F.cross_entropy(logits_BK, part.targets), logits_BK, part.targets)
 
     def _evaluate(self, batch: tuple[Tensor, Tensor]) -> list[tuple[MicroBatch, Tensor]]:
-        """Return the batch's pieces, each with the class scores of its images."""
-        pieces = split_batch(*batch, self._eval_micro_batches)
+        """Return the batch's micro-batches, each with the class scores of its images."""
+        parts = split_batch(*batch, self._eval_micro_batches)
         try:
-            with self._eagerly():
-                return [(piece, self.logits(self.eval_network, piece.images_BCHW)) for piece in pieces]
+            with self._without_compilation():
+                return [(part, self.logits(self.eval_network, part.images_BCHW)) for part in parts]
         except RuntimeError as error:
-            if len(pieces) == len(batch[0]) or not ran_out_of_memory(error):
+            if len(parts) == len(batch[0]) or not ran_out_of_memory(error):
                 raise
         # Outside the handler, because the exception holds the tensors that did not fit.
-        self._eval_micro_batches = 2 * len(pieces)
+        self._eval_micro_batches = 2 * len(parts)
         return self._evaluate(batch)
 
     def reestimate_batch_norm(self, batches_BCHW: Sequence[Tensor]) -> None:
@@ -266,34 +267,34 @@ class TrialModule(pl.LightningModule):
         training's running statistics. Training never reads these, because batch norm normalises by the batch
         in training mode. So the training continues exactly as without the estimate.
 
-        Each peer has seen its own batches; afterwards all of them have the average of their statistics.
+        Each process estimates on its own batches. Afterwards all processes have the average of the estimates.
 
-        Every micro-batch counts once: all batches are cut alike, so that the sizes differ by one image at
-        most. In fp16 the estimate is repeated in fp32 if an activation was too large.
+        Every micro-batch has the same weight, because the sizes of micro-batches differ by one image at most.
+        In fp16 the estimate is repeated in fp32 if an activation was too large.
         """
 
         def estimate() -> Tensor:
-            pieces_BCHW = (
-                self._placement.images(piece_BCHW)
+            parts_BCHW = (
+                self._placement.images(part_BCHW)
                 for images_BCHW in batches_BCHW
-                for piece_BCHW in images_BCHW.tensor_split(self._micro_batches)
+                for part_BCHW in images_BCHW.tensor_split(self._micro_batches)
             )
-            reestimate_batch_norm(self.eval_network, pieces_BCHW)
+            reestimate_batch_norm(self.eval_network, parts_BCHW)
             statistics = batch_norm_statistics(self.eval_network)
-            return torch.stack([one.sum() for one in statistics]) if statistics else torch.zeros(1)
+            return torch.stack([values.sum() for values in statistics]) if statistics else torch.zeros(1)
 
-        with self._eagerly():
+        with self._without_compilation():
             self._placement.within_range(estimate)
         self._peers.average(batch_norm_statistics(self.eval_network))
 
-    def share_batch_norm(self) -> None:
-        """Give all peers the average of their batch-norm statistics, also of those that are not evaluated.
+    def average_batch_norm(self) -> None:
+        """Replace the batch-norm statistics of all networks by their average over all processes.
 
-        Each peer's are those of its own share of the batches. A checkpoint has the first peer's only, from
-        which all of them resume.
+        Each process has the statistics of its own shard of the batches. A checkpoint has only those of the
+        first process, from which all processes resume.
         """
         networks = [self.network] if self.averaged is None else [self.network, self.averaged.network]
-        self._peers.average([one for network in networks for one in batch_norm_statistics(network)])
+        self._peers.average([values for network in networks for values in batch_norm_statistics(network)])
 
     def on_train_epoch_start(self) -> None:
         """Reset the metrics of the previous epoch."""
@@ -400,9 +401,10 @@ def _quiet() -> Iterator[None]:
 
 
 class ScaledPrecision(MixedPrecision):
-    """Let a gradient scaler step the optimiser and save its state, but neither cast nor scale.
+    """Lets a gradient scaler step the optimiser and saves its state, but neither casts nor scales.
 
-    The module does both, so that a step that is recorded as a CUDA graph contains them.
+    The module does both, so that a step that is captured as a CUDA graph contains them. Checkpoints hold the
+    state under the name of this class.
     """
 
     @override
@@ -412,12 +414,12 @@ class ScaledPrecision(MixedPrecision):
 
     @override
     def pre_backward(self, tensor: Tensor, module: pl.LightningModule) -> Tensor:  # type: ignore[override]
-        """Return the loss as it is: the module scales each micro-batch, also in a recorded step."""
+        """Return the loss as it is: the module scales each micro-batch, also in a captured step."""
         return Precision.pre_backward(self, tensor, module)
 
 
 class CollectedCheckpoint(TorchCheckpointIO):
-    """Pass the state of a checkpoint to the caller instead of writing it.
+    """Passes the state of a checkpoint to the caller instead of writing it.
 
     Lightning has no public way to collect that state.
     """

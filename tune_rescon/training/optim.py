@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules and the moving average of weights.
 
-Lion, and Muon for the weights of convolutions, are here because torch lacks the one and has the other for
-matrices only. Schedules, checkpoints and gradient clipping work as with torch's own optimizers.
+Lion is here because torch lacks it, and Muon because torch's accepts only matrices, not convolutions.
+Schedules, checkpoints and gradient clipping work as with torch's own optimizers.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ __all__ = [
     "cosine",
     "ema_decay_at",
     "make_optimizer",
+    "make_schedule",
     "multistep",
     "parameter_groups",
     "reestimate_batch_norm",
-    "schedule_of",
     "warmup_stable_decay",
 ]
 
 
-def schedule_of(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning-rate multiplier that ``config`` chooses, as a function of the step alone.
+def make_schedule(config: TrialConfig, *, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return the learning-rate multiplier of ``config``, as a function of the step alone.
 
     Args:
         config: the schedule and its parameters.
         total_steps: training steps of the whole training.
         steps_per_epoch: training steps of an epoch.
 
-    >>> rate = schedule_of(TrialConfig(schedule="cosine", warmup_epochs=1), total_steps=9, steps_per_epoch=1)
+    >>> config = TrialConfig(schedule="cosine", warmup_epochs=1)
+    >>> rate = make_schedule(config, total_steps=9, steps_per_epoch=1)
     >>> [rate(step) for step in (0, 1, 5, 9)]
     [1.0, 1.0, 0.5, 0.0]
     """
@@ -138,22 +139,22 @@ def warmup_stable_decay(
 
 
 def _progress(step: float, start: float, end: float) -> float:
-    """Return the share of the way from ``start`` to ``end``, clamped to [0, 1]; 1 if the way is empty."""
+    """Return ``step``'s position between ``start`` (0) and ``end`` (1), clamped; 1 if they are equal."""
     return min(1.0, max(0.0, (step - start) / (end - start))) if end > start else 1.0
 
 
 def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, Any]]:
-    """Return the groups of parameters that an optimizer treats alike: by weight decay, layer and kind.
+    """Return the optimizer's parameter groups: by weight decay, layer and kind of parameter.
 
-    Weights of convolutions and linear layers decay; 1-d parameters do not. The authors' Caffe solver decays
-    every convolution and the classifier. Its batch norms keep scale and shift separately. Decaying these, or
-    biases, only has an effect that the next normalisation undoes (He et al. 2019, section 3.1), so they are
-    left out here. The 1-d parameters are exactly these: batch norm's scale and shift, and biases. A network
-    of timm names further ones by its ``no_weight_decay``: tables of positions, and tokens.
+    The weights of convolutions and linear layers decay, as in the authors' Caffe solver. 1-d parameters
+    (scales and shifts of batch norm, biases) do not, because the next normalisation undoes the effect (He et
+    al. 2019, section 3.1). The ``no_weight_decay`` of a network of timm names further parameters that do not:
+    tables of positions, and tokens.
 
-    With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier has such
-    groups too if its rate differs, or if it is trained before the others; they are the first ones. With Muon,
-    ``matrix`` tells its groups from AdamW's, which are the parameters that do not decay, and the heads.
+    With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier's groups
+    come first. It also has its own groups if its rate differs, or if it is trained before the other layers.
+    With Muon, ``matrix`` is True in the groups that Muon updates. AdamW updates the others: the parameters
+    that do not decay, and the heads.
     """
     trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     layers = trained_layers(network)
@@ -216,9 +217,9 @@ def make_optimizer(
         scaled: True if a gradient scaler steps the optimiser.
     """
     groups, rate, momentum = parameter_groups(network, config), config.learning_rate, config.momentum
-    # A fused step is not left out by the scaler, but by the kernel itself. Then SGD's momentum begins with
-    # memory that was never written, if the first step has infinite gradients (torch 2.15), and Lightning does
-    # not clip.
+    # In a fused optimizer, the kernel skips the steps that the scaler would skip. Then SGD's momentum begins
+    # with uninitialised memory if the first step has infinite gradients (torch 2.15), and Lightning does not
+    # clip.
     fused = not scaled if device.type in ("cuda", "cpu") else None
     match config.optimizer:
         case "adamw":
@@ -240,7 +241,7 @@ _Tensors = list[Tensor]
 
 
 class _MomentumOptimizer(Optimizer):
-    """The step of optimizers with decoupled weight decay and a momentum for each weight."""
+    """Base class of optimizers with decoupled weight decay and a momentum for each weight."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -253,19 +254,19 @@ class _MomentumOptimizer(Optimizer):
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-                momenta = [self._kept(weight, "momentum") for weight in weights]
+                momenta = [self._state_tensor(weight, "momentum") for weight in weights]
                 self._update(group, weights, [weight.grad for weight in weights], momenta)
         return loss
 
-    def _kept(self, weight: Tensor, name: str) -> Tensor:
-        """Return a tensor of the optimizer's state; it starts with zeros."""
+    def _state_tensor(self, weight: Tensor, name: str) -> Tensor:
+        """Return a tensor of the optimizer's state, which starts with zeros."""
         state: dict[str, Tensor] = self.state[weight]
         if name not in state:
             state[name] = torch.zeros_like(weight)
         return state[name]
 
     def _update(self, group: _Group, weights: _Tensors, gradients: _Tensors, momenta: _Tensors) -> None:
-        """Update the momenta and the weights, which have decayed."""
+        """Update the momenta and the weights. The weight decay is applied already."""
         raise NotImplementedError
 
 
@@ -302,11 +303,11 @@ _ITERATIONS: Final = 5
 class Muon(_MomentumOptimizer):
     """Muon for the groups with ``matrix: True``, AdamW for the others (Jordan et al., 2024).
 
-    A momentum is replaced by the nearest matrix with orthogonal rows or columns. The weights of a convolution
-    are a matrix of one row for each output channel. Updates are scaled to the size of AdamW's (Liu et al.,
-    2025), so that both kinds of groups have one learning rate.
+    The update is the matrix with orthogonal rows or columns that is nearest to the momentum. The weights of a
+    convolution are a matrix with one row per output channel. Updates are scaled to the size of AdamW's (Liu
+    et al., 2025), so that both kinds of groups have the same learning rate.
 
-    ``torch.optim.Muon`` computes the same updates, but refuses convolutions and every other parameter.
+    ``torch.optim.Muon`` computes the same updates, but accepts only matrices.
     """
 
     def __init__(
@@ -341,7 +342,7 @@ class Muon(_MomentumOptimizer):
     def _adamw_step(self, group: _Group, weights: _Tensors, gradients: _Tensors, momenta: _Tensors) -> None:
         beta1, beta2 = group["betas"]
         group["steps"] = steps = group.get("steps", 0) + 1
-        squares = [self._kept(weight, "squares") for weight in weights]
+        squares = [self._state_tensor(weight, "squares") for weight in weights]
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
         spreads = torch._foreach_sqrt(squares)
@@ -367,9 +368,9 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 def ema_decay_at(step: int, decay: float) -> float:
     """Return the decay of the average at its ``step``-th update, counted from 0.
 
-    The memory is short at first; the decay reaches ``decay`` in the end. It is ``min(decay, (1 + step) / (10
-    + step))``, as in Tan & Le 2019's training code. With a fixed 0.999 the random initial weights would still
-    hold a third of the average after 1000 steps.
+    It is ``min(decay, (1 + step) / (10 + step))``, as in the training code of Tan & Le 2019. So the average
+    forgets quickly at first. With a fixed 0.999 the random initial weights would still be a third of the
+    average after 1000 steps.
 
     >>> [round(ema_decay_at(step, 0.99), 3) for step in (0, 90, 10_000)]
     [0.1, 0.91, 0.99]
@@ -380,8 +381,8 @@ def ema_decay_at(step: int, decay: float) -> float:
 class AveragedNetwork(nn.Module):
     """An exponential moving average of a network's weights and batch-norm statistics.
 
-    torch's own ``AveragedModel`` counts its updates in a tensor and reads it back at each update, which makes
-    a GPU wait every step. Here the caller passes the step. The arithmetic is torch's.
+    torch's ``AveragedModel`` counts its updates in a tensor and reads it at each update, for which the host
+    waits for a GPU. Here the caller passes the step. The arithmetic is torch's.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -394,13 +395,13 @@ class AveragedNetwork(nn.Module):
     def update(self, live: nn.Module, step: int) -> None:
         """Update the average with ``live`` after its ``step``-th training step (from 0); copy counters."""
         pairs = list(zip(_tensors(self.network), _tensors(live), strict=True))
-        floats = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
+        floats = [(averaged, trained) for averaged, trained in pairs if averaged.is_floating_point()]
         decay = ema_decay_at(step, self._decay)
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        average([mine for mine, _ in floats], [theirs for _, theirs in floats], step)
-        for mine, theirs in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(theirs)
+        average([averaged for averaged, _ in floats], [trained for _, trained in floats], step)
+        for averaged, trained in pairs:
+            if not averaged.is_floating_point():
+                averaged.copy_(trained)
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
@@ -411,21 +412,21 @@ def _tensors(network: nn.Module) -> Iterator[Tensor]:
 def batch_norm_statistics(network: nn.Module) -> list[Tensor]:
     """Return the running means and variances of ``network``."""
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    kept = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
-    return [statistic for statistic in kept if statistic is not None]
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    return [buffer for buffer in buffers if buffer is not None]
 
 
 @torch.no_grad()
 def reestimate_batch_norm(network: nn.Module, batches_BCHW: Iterable[Tensor]) -> None:
     """Replace batch norm's running statistics by their plain average over ``batches_BCHW``.
 
-    The running statistics of the training lag behind the weights: with 21 steps an epoch, the first two
-    epochs validate at chance although training goes well. The network is left in eval mode. Without batches
-    nothing changes.
+    The running statistics of the training lag behind the weights: with 21 steps an epoch, the accuracy of the
+    first two validations is that of chance, although training goes well. Afterwards the network is in eval
+    mode. Without batches no statistic changes.
 
-    torch's ``swa_utils.update_bn`` does the same in full training mode. Here only batch norm is in training
-    mode, so that the statistics are those of the evaluated network (no drop path) and no random number is
-    drawn.
+    torch's ``swa_utils.update_bn`` does the same with the whole network in training mode. Here only batch
+    norm is in training mode. So the statistics are those of the evaluated network (without dropped paths),
+    and no random number is drawn.
     """
     network.eval()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]

@@ -1,4 +1,4 @@
-"""Measure a network on a device: its training step, the load of training on a GPU, and its latency."""
+"""Measure a network on a device: one training step, the occupancy of a GPU in training, and the latency."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.errors import ResourceError, format_error
 from tune_rescon.models import NetworkDescription, build_described, describe_network
 from tune_rescon.training.compile import choose_compiling
-from tune_rescon.training.cuda_graphs import HangWatchdog, choose_recorder
-from tune_rescon.training.device import DeviceConfig, own_generator, resolve_device
-from tune_rescon.training.memory import recomputation
+from tune_rescon.training.cuda_graphs import HangWatchdog, choose_graph_capture
+from tune_rescon.training.device import DeviceConfig, isolate_rng, resolve_device
+from tune_rescon.training.memory import activation_checkpointing
 from tune_rescon.training.module import StepExecution, TrialModule
 
-__all__ = ["Occupancy", "build_step", "busy_seconds", "measure_latency", "measure_occupancy", "step_of"]
+__all__ = [
+    "Occupancy",
+    "build_step",
+    "build_trial_step",
+    "busy_seconds",
+    "measure_latency",
+    "measure_occupancy",
+]
 
 
 #: The classes of CIFAR-10, for which the tables of these networks at 32 pixels were published.
@@ -40,20 +47,20 @@ def build_step(
 ) -> Callable[[], Tensor]:
     """Return a callable that runs one full training step of a preset.
 
-    The callable returns the loss, on the device and without waiting for it. Images of the preset's nominal
-    size lie on the device. Forward, loss, backward, optimiser and schedule are those of
-    :func:`tune_rescon.training.train_trial` with the default recipe. On a GPU the first call records the
-    step. The step's metrics are counted, as in training. The process's switches (TF32, cuDNN's autotuner, the
-    heap) are set during a call only.
+    The callable returns the loss as a tensor on the device, and does not wait for it. Images of the preset's
+    nominal size are on the device. Forward, loss, backward, optimiser and schedule are those of
+    :func:`tune_rescon.training.train_trial` with the default recipe. On a GPU the first call captures the
+    step as a CUDA graph. The step updates the training metrics, as in training. The process's switches (TF32,
+    cuDNN's autotuner, the heap) are set during a call only.
 
     Args:
         preset: the network.
         batch_size: images of a step.
         device: "auto", "cpu" or "cuda".
-        precision: this and all below as in TrialConfig.
+        precision: as in TrialConfig.
         compiling: TrialConfig's ``compile``.
-        checkpoint_activations: as there.
-        cuda_graphs: as there.
+        checkpoint_activations: as in TrialConfig.
+        cuda_graphs: as in TrialConfig.
 
     Raises:
         ConfigError: the precision or ``compiling`` is unknown.
@@ -68,31 +75,33 @@ def build_step(
         checkpoint_activations=checkpoint_activations,
         cuda_graphs=cuda_graphs,
     )
-    return step_of(config, resolve_device(device, precision=config.precision), classes=CLASSES, in_channels=3)
+    return build_trial_step(
+        config, resolve_device(device, precision=config.precision), classes=CLASSES, in_channels=3
+    )
 
 
-def step_of(
+def build_trial_step(
     config: TrialConfig,
     placement: DeviceConfig,
     *,
     classes: int,
     in_channels: int,
-    watch: HangWatchdog | None = None,
+    watchdog: HangWatchdog | None = None,
 ) -> Callable[[], Tensor]:
-    """Return a callable that runs one full training step of a trial, as :func:`build_step` for a preset.
+    """Return a callable that runs one full training step of a trial, like :func:`build_step` for a preset.
 
     Args:
         config: the trial's configuration.
         placement: the device and the precision.
         classes: number of classes.
         in_channels: channels of the images.
-        watch: the watchdog that ends this process if the recording hangs; None watches nothing.
+        watchdog: the watchdog that ends this process if the capture hangs; None watches nothing.
 
     Raises:
         NetworkError: the network does not exist.
     """
     spec = describe_network(config, classes=classes, in_channels=in_channels)
-    recomputes = recomputation(config, spec) == "on"
+    recomputes = activation_checkpointing(config, spec) == "on"
     compiling, _ = choose_compiling(config.compile, placement.device, recomputes=recomputes)
     module = TrialModule(
         build_described(spec),
@@ -101,7 +110,9 @@ def step_of(
             placement=placement,
             compiling=compiling,
             recomputes=recomputes,
-            recorder=choose_recorder(config, placement, micro_batches=1, recomputes=recomputes, watch=watch),
+            graph_capture=choose_graph_capture(
+                config, placement, micro_batches=1, recomputes=recomputes, watchdog=watchdog
+            ),
         ),
         classes=classes,
         epochs=1,
@@ -126,7 +137,7 @@ def step_of(
 
 
 #: Steps before the measurement and in it. During the first ones cuDNN tries its algorithms, the allocator
-#: grows, and a recording's first replays are waited for.
+#: grows, and the host waits for the first replays of a CUDA graph.
 _WARMUP_STEPS: Final = 5
 _MEASURED_STEPS: Final = 20
 
@@ -194,7 +205,7 @@ def busy_seconds(spans: Iterable[tuple[float, float]]) -> float:
 #: Passes before the measurement, in which libraries choose algorithms and allocate memory.
 _WARMUP_PASSES: Final = 3
 
-#: Passes that are timed at least, and seconds of passes after which no further one begins.
+#: Minimum number of timed passes, and the seconds of passes after which no further pass begins.
 _LEAST_PASSES: Final = 5
 _PASSES_SECONDS: Final = 0.2
 
@@ -204,8 +215,8 @@ def measure_latency(spec: NetworkDescription, device: str) -> float:
     """Return the milliseconds of a network's forward pass for one image of its size.
 
     The network has random weights, is in eval mode and computes in fp32, on a CPU with one thread. The
-    shortest of several passes counts, because other work on the machine delays it least. A network is
-    measured once in a process.
+    shortest of several passes counts, because other work on the machine has delayed it least. Each network is
+    measured once per process.
 
     Raises:
         NetworkError: the network cannot be built.
@@ -216,7 +227,7 @@ def measure_latency(spec: NetworkDescription, device: str) -> float:
         got = "cuda, and torch finds no GPU here"
         raise ResourceError(format_error(rule, got=got, where="constraints.latency_ms.device"))
     placement = resolve_device(device, precision="fp32")
-    with own_generator(placement.device), placement.active(threads=1), torch.inference_mode():
+    with isolate_rng(placement.device), placement.active(threads=1), torch.inference_mode():
         network = placement.network(build_described(spec)).eval()
         images_BCHW = placement.images(torch.rand(1, spec.in_channels, spec.image_size, spec.image_size))
         for _ in range(_WARMUP_PASSES):

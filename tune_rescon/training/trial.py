@@ -15,29 +15,34 @@ from tune_rescon.models import ExternalSpec, NetworkDescription, describe_networ
 from tune_rescon.training import messages
 from tune_rescon.training.checkpoint import CheckpointFolder
 from tune_rescon.training.cuda_graphs import HangWatchdog
-from tune_rescon.training.device import DeviceConfig, own_generator, resolve_device
+from tune_rescon.training.device import DeviceConfig, isolate_rng, resolve_device
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.fit import FitAttempt, TrialProcess
-from tune_rescon.training.memory import Shape, recomputation, release_memory
+from tune_rescon.training.memory import OomHistory, activation_checkpointing, release_memory
 from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.trial_files import CheckpointMetadata, Objective, ResumePoint, find_resume_point
 
-__all__ = ["check_shares", "find_start_together", "train_trial"]
+__all__ = ["check_shards", "find_shared_resume_point", "train_trial"]
 
+
+OnEpoch = Callable[[EpochReport], None]
+
+VALIDATION_ACCURACY: Final = Objective()
+THIS_PROCESS: Final = TrialProcess()
 
 #: Images of a training batch that each process must have: one image has no variance for batch norm.
 _MIN_IMAGES: Final = 2
 
 
-def check_shares(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset) -> None:
-    """Check that every process gets its share of each training batch, and of the images to evaluate.
+def check_shards(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset) -> None:
+    """Check that every process gets enough images of each training batch, and an image to evaluate.
 
     Raises:
         ConfigError: a batch is too small, or the evaluated images are too few, for the number of processes.
     """
     if peers.alone:
         return
-    batch, count = min(config.batch_size, len(dataset.train)), peers.share.count
+    batch, count = min(config.batch_size, len(dataset.train)), peers.shard.world_size
     if batch < _MIN_IMAGES * count:
         rule = f"a batch must have {_MIN_IMAGES} images for each of {count} workers"
         raise ConfigError(format_error(rule, got=str(batch)))
@@ -47,10 +52,10 @@ def check_shares(peers: ProcessGroup, config: TrialConfig, dataset: ImageDataset
         raise ConfigError(format_error(rule, got=str(len(evaluated))))
 
 
-def find_start_together(
+def find_shared_resume_point(
     metadata: CheckpointMetadata, folder: CheckpointFolder | None, on_message: OnMessage, peers: ProcessGroup
 ) -> ResumePoint:
-    """Run :func:`.find_resume_point` in the first process and send the others the checkpoint it finds.
+    """Run :func:`.find_resume_point` in the first process, and send its checkpoint to the others.
 
     The folders of the other processes need not be on the first one's machine. A ``last.ckpt`` in such a
     folder is replaced, or deleted if the first process found no checkpoint.
@@ -71,17 +76,11 @@ def find_start_together(
         return find_resume_point(metadata, folder, on_message)
     if peers.first:
         start = find_resume_point(metadata, folder, on_message)
-        peers.share_file(folder.last)
+        peers.broadcast_file(folder.last)
         return start
     folder.create()
-    peers.share_file(folder.last)
+    peers.broadcast_file(folder.last)
     return find_resume_point(metadata, folder, on_message)
-
-
-OnEpoch = Callable[[EpochReport], None]
-
-VALIDATION_ACCURACY: Final = Objective()
-THIS_PROCESS: Final = TrialProcess()
 
 
 def train_trial(
@@ -98,19 +97,19 @@ def train_trial(
     """Train ``config`` for ``epochs`` epochs; resume if ``checkpoint_dir`` holds a checkpoint.
 
     Each epoch is trained, validated, written to ``last.ckpt``, and only then passed to ``on_epoch``. A trial
-    that was interrupted and resumed reports the same values as one that was not: on a CPU to the last bit,
-    apart from times. A trial that has no epochs left returns without a report;
+    that was interrupted and resumed reports the same values as an uninterrupted one: on a CPU to the last
+    bit, apart from times. A trial that has no epochs left returns without a report;
     ``epochs_in_checkpoint`` returns the epochs reported before. If the training loss is not finite, the
     trial ends after one report with nan.
 
     The trial survives the following faults and reports each to ``process.on_message``:
 
     - The device's memory is too small for a step. The trial resumes from its last checkpoint without CUDA
-      graphs, which have their own memory; then with activations recomputed
-      (:mod:`tune_rescon.training.memory`); then with half the micro-batch, adding up the gradients of two
+      graphs, which have their own memory; then with activation checkpointing
+      (:mod:`tune_rescon.training.memory`); then with micro-batches of half the images
       (:mod:`tune_rescon.training.microbatches`), and half of that, down to 8 images. Without a checkpoint it
-      trains the epochs again, but reports none twice. With a file ``process.overruns``, the next trial of the
-      same network on the same device starts with the settings that fitted.
+      trains the epochs again, but reports none twice. With a file ``process.oom_records``, the next trial of
+      the same network on the same device starts with the settings that fitted.
     - A file cannot be written. The previous file stays, and the next epoch tries again.
     - A checkpoint is damaged. Training resumes from the previous one, or else starts again.
 
@@ -118,11 +117,11 @@ def train_trial(
         config: all hyperparameters.
         dataset: images, decoded and split.
         epochs: length of the whole training; the schedule spans it.
-        seed: of weights, order, augmentation and dropped paths.
-        checkpoint_dir: a folder used by this trial only, created if absent; None keeps nothing.
+        seed: seed of weights, order, augmentation and dropped paths.
+        checkpoint_dir: a folder used by this trial only, created if absent; None writes no files.
         on_epoch: called in this thread; an exception from it ends the training and is raised unchanged.
         objective: the metric, and which network ``best.ckpt`` holds.
-        process: what this process brings: its device, its peers, and whom it informs.
+        process: the device, the peers and the callbacks of this process.
 
     Raises:
         Preempted: ``process.is_preempted`` returned True.
@@ -133,7 +132,7 @@ def train_trial(
         torch.OutOfMemoryError: the memory is too small for the smallest micro-batch too.
     """
     peers, on_message = process.peers, process.on_message
-    report = _each_once(on_epoch)
+    report = _without_repeats(on_epoch)
     with peers.propagate_errors():
         spec = describe_network(config, classes=dataset.classes, in_channels=dataset.channels)
         dataset = _as_pretrained(dataset, config, spec)
@@ -142,16 +141,16 @@ def train_trial(
         )
         placement = _placement(process, config)
         folder = None if checkpoint_dir is None else CheckpointFolder(path=checkpoint_dir)
-        check_shares(peers, config, dataset)
-        start = find_start_together(metadata, folder, on_message, peers)
-        release_memory()  # held by this process's earlier trials; it would count as this trial's need
-        images = peers.largest_share(min(config.batch_size, len(dataset.train)))
-        shape = Shape.of(config, spec, placement, process.overruns)
-        watch = HangWatchdog(folder=process.hang_folder, key=shape.key) if process.hang_folder else None
-        record_steps = _may_record_steps(config, shape, images=images, watch=watch, process=process)
+        check_shards(peers, config, dataset)
+        start = find_shared_resume_point(metadata, folder, on_message, peers)
+        release_memory()  # of this process's earlier trials; it would count as this trial's
+        images = peers.largest_shard(min(config.batch_size, len(dataset.train)))
+        history = OomHistory.of(config, spec, placement, process.oom_records)
+        watchdog = HangWatchdog(folder=process.hang_folder, key=history.key) if process.hang_folder else None
+        capture_steps = _may_capture_steps(config, history, images=images, watchdog=watchdog, process=process)
         if start.checkpoint is None:
             # A resumed trial keeps its micro-batches: another number would change batch norm's statistics.
-            start = _apply_known_limits(start, shape, images, process)
+            start = _with_known_limits(start, history, images, process)
     attempt = FitAttempt(
         start=start,
         dataset=dataset,
@@ -160,23 +159,24 @@ def train_trial(
         objective=objective,
         process=process,
         batch_images=images,
-        record_steps=record_steps,
-        watch=watch,
+        capture_steps=capture_steps,
+        watchdog=watchdog,
     )
     while len(start.metadata.history) < epochs:
-        with placement.active(process.threads), own_generator(placement.device):
+        with placement.active(process.threads), isolate_rng(placement.device):
             retry = attempt.run(report)
         if retry is None:
             return
         release_memory()  # the attempt's network and optimiser
-        if retry.overrun:
-            tried = shape.when(recorded=attempt.recorder is not None, recomputes=start.metadata.recomputes)
+        if retry.out_of_memory:
+            is_captured = attempt.graph_capture is not None
+            tried = history.variant(captured=is_captured, recomputes=start.metadata.recomputes)
             tried.record_oom(images, start.metadata.micro_batches)
         with peers.propagate_errors():
-            on_message(retry.note)
-            start = find_start_together(metadata, folder, on_message, peers)
+            on_message(retry.message)
+            start = find_shared_resume_point(metadata, folder, on_message, peers)
         start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
-        attempt = dataclasses.replace(attempt, start=start, record_steps=False)
+        attempt = dataclasses.replace(attempt, start=start, capture_steps=False)
 
 
 def _placement(process: TrialProcess, config: TrialConfig) -> DeviceConfig:
@@ -197,37 +197,44 @@ def _as_pretrained(dataset: ImageDataset, config: TrialConfig, spec: NetworkDesc
     return dataclasses.replace(dataset, mean=images.mean, std=images.std, interpolation=images.interpolation)
 
 
-def _may_record_steps(
-    config: TrialConfig, shape: Shape, *, images: int, watch: HangWatchdog | None, process: TrialProcess
+def _may_capture_steps(
+    config: TrialConfig,
+    history: OomHistory,
+    *,
+    images: int,
+    watchdog: HangWatchdog | None,
+    process: TrialProcess,
 ) -> bool:
-    """Return False if a recording of this shape has hung or run out of memory on a node of the trial."""
-    stalled = watch.found() if watch and config.cuda_graphs == "auto" else None
-    if stalled is not None:
+    """Return False if a CUDA graph of this network has hung or run out of memory on a node of the trial."""
+    evidence = watchdog.found() if watchdog and config.cuda_graphs == "auto" else None
+    if evidence is not None:
         process.on_message(
-            f"no CUDA graph: one of this network never came back here ({stalled}; remove it to try again)"
+            f"no CUDA graph: one of this network has hung here before ({evidence}; remove it to try again)"
         )
-    too_large = shape.when(recorded=True).micro_batches(images) > 1
-    return not process.peers.all_reduce_max(stalled is not None or too_large)
+    too_large = history.variant(captured=True).micro_batches(images) > 1
+    return not process.peers.all_reduce_max(evidence is not None or too_large)
 
 
-def _apply_known_limits(start: ResumePoint, shape: Shape, images: int, process: TrialProcess) -> ResumePoint:
+def _with_known_limits(
+    start: ResumePoint, history: OomHistory, images: int, process: TrialProcess
+) -> ResumePoint:
     """Return ``start`` with the settings that earlier trials on this node needed to fit the memory."""
     peers, on_message = process.peers, process.on_message
     config, spec = start.metadata.config, start.metadata.spec
-    asked = recomputation(config, spec)
-    if asked == "off" and config.checkpoint_activations == "on":
+    requested = activation_checkpointing(config, spec)
+    if requested == "off" and config.checkpoint_activations == "on":
         networks = "Residual Attention Networks"
         on_message(f"keeps all activations, because checkpoint_activations works with {networks} only")
-    recomputes = asked == "on"
-    micro_batches = int(peers.all_reduce_max(shape.when(recomputes=recomputes).micro_batches(images)))
-    if micro_batches > 1 and asked == "auto":
+    recomputes = requested == "on"
+    micro_batches = int(peers.all_reduce_max(history.variant(recomputes=recomputes).micro_batches(images)))
+    if micro_batches > 1 and requested == "auto":
         recomputes = True
-        micro_batches = int(peers.all_reduce_max(shape.when(recomputes=True).micro_batches(images)))
+        micro_batches = int(peers.all_reduce_max(history.variant(recomputes=True).micro_batches(images)))
         if micro_batches == 1:
             on_message(messages.known_too_large(images, then="activation checkpointing is on"))
     if micro_batches > 1:
-        pieces = f"{micro_batches} micro-batches of {messages.sizes(images, micro_batches)}"
-        on_message(messages.known_too_large(images, then=pieces))
+        then = f"{micro_batches} micro-batches of {messages.sizes(images, micro_batches)}"
+        on_message(messages.known_too_large(images, then=then))
     return _with(start, micro_batches=micro_batches, recomputes=recomputes)
 
 
@@ -236,8 +243,8 @@ def _with(start: ResumePoint, *, micro_batches: int, recomputes: bool) -> Resume
     return dataclasses.replace(start, metadata=changed)
 
 
-def _each_once(on_epoch: OnEpoch) -> OnEpoch:
-    """Return ``on_epoch`` without repeated epochs; a report with a nan loss is always passed on."""
+def _without_repeats(on_epoch: OnEpoch) -> OnEpoch:
+    """Return ``on_epoch`` without repeated epochs; it always gets a report with a nan loss."""
     reported = 0
 
     def report(epoch: EpochReport) -> None:

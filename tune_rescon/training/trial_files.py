@@ -42,11 +42,11 @@ __all__ = [
     "epochs_in_checkpoint",
     "find_resume_point",
     "global_step",
-    "kept_best",
+    "read_best",
 ]
 
 
-#: The fields that identify a trial; TrainedNetwork has fields of the same names.
+#: The fields that identify a trial, in CheckpointMetadata and in TrainedNetwork.
 _IDENTITY: Final = ("config", "spec", "dataset", "seed")
 
 
@@ -64,18 +64,18 @@ class CheckpointMetadata:
     history: tuple[Mapping[str, float], ...] = ()
     """Metrics of epochs 1, 2, ...; an epoch's ``epoch_seconds`` exclude the writing of its own checkpoint."""
     batches: int = 0
-    """Batches trained of the epoch after ``history``."""
+    """Batches of the next epoch that are trained already."""
     micro_batches: int = 1
-    """Micro-batches of a batch that the memory was found to require; a resumed trial starts with them."""
+    """Micro-batches of a batch, which a resumed trial keeps."""
     recomputes: bool = False
-    """True if activations are recomputed, because the memory was found to require it; resumed likewise."""
+    """True for activation checkpointing, which a resumed trial keeps."""
 
     def extended(self, metrics: Mapping[str, float]) -> CheckpointMetadata:
         """Return the metadata with one more epoch."""
         return dataclasses.replace(self, history=(*self.history, dict(metrics)), batches=0)
 
     def check_own(self, found: CheckpointMetadata | TrainedNetwork) -> None:
-        """Check that the metadata of a checkpoint, or a trained network, belong to this trial.
+        """Check that the metadata of a checkpoint, or of a trained network, belong to this trial.
 
         Raises:
             StorageError: ``found`` has another configuration, network, dataset, seed or length.
@@ -111,11 +111,11 @@ class CheckpointMetadata:
         return cls(**{**values, **nested})
 
 
-def kept_best(folder: CheckpointFolder) -> TrainedNetwork | None:
+def read_best(folder: CheckpointFolder) -> TrainedNetwork | None:
     """Return the description of the network in ``best.ckpt``; None if the file is absent or damaged.
 
     Raises:
-        StorageError: the file does not hold a trained network.
+        StorageError: the file is intact, but does not hold a trained network.
     """
     return describe_trained(folder.best) if is_intact(folder.best) else None
 
@@ -125,11 +125,11 @@ class Objective:
     """The metric of a trial, and the epoch whose network the trial keeps in ``best.ckpt``.
 
     Raises:
-        ConfigError: ``metric`` is not an objective, or ``mode`` is not a mode.
+        ConfigError: ``metric`` is not an objective, or ``mode`` is unknown.
     """
 
     metric: str = "val_accuracy"
-    """If it is a metric of the test images, the network is evaluated on those only, once, after its last
+    """A metric of the test images means that the network is evaluated on these only, once, after its last
     epoch."""
     mode: str = "max"
     """``"max"`` or ``"min"``."""
@@ -158,11 +158,10 @@ class Objective:
 
 
 class CheckpointWriter:
-    """The writer of a trial's files, which tracks what they hold.
+    """Writes a trial's files.
 
-    A better network (a later one, if the last is kept) replaces the one in ``best.ckpt``, whatever else the
-    trial has reported. The next epoch is compared with the network in the file, even if a better one could
-    not be written.
+    A network replaces the one in ``best.ckpt`` if it is better than that one, or if the last network is kept.
+    It is compared with the network in the file, even if a better one was reported and could not be written.
     """
 
     def __init__(
@@ -171,7 +170,7 @@ class CheckpointWriter:
         objective: Objective,
         *,
         best: TrainedNetwork | None,
-        about: Callable[[int, Mapping[str, float]], TrainedNetwork],
+        describe: Callable[[int, Mapping[str, float]], TrainedNetwork],
         background: bool = False,
     ) -> None:
         """Create the writer.
@@ -180,22 +179,22 @@ class CheckpointWriter:
             folder: the trial's checkpoint folder.
             objective: the metric by which networks are compared, and which network is kept.
             best: description of the network in ``best.ckpt``, if any.
-            about: called as ``about(epoch, metrics)``; returns the description of an epoch's network.
+            describe: called as ``describe(epoch, metrics)``; returns the description of an epoch's network.
             background: a thread writes an epoch's files while the next epoch's first steps run. Only for a
                 trial of one process: several processes report an epoch together, after the same step.
         """
         self.background = background
         self._folder = folder
         self._best = best
-        self._about = about
+        self._describe = describe
         self._objective = objective
-        self._outcome: Future[tuple[str, ...]] = Future()
+        self._messages: Future[tuple[str, ...]] = Future()
         self._values: tuple[Mapping[str, Any] | None, Mapping[str, Any]] = None, {}
 
     @property
     def checkpoint(self) -> Path | None:
         """The checkpoint from which training would resume; None if the trial has none."""
-        return self._folder.written()
+        return self._folder.newest()
 
     @property
     def best_checkpoint(self) -> Path | None:
@@ -221,25 +220,25 @@ class CheckpointWriter:
             epoch: the epoch just trained, counted from 1.
             metrics: that epoch's.
             background: copy the state and let a thread write it, so that training can continue. The thread
-                only reads the copies and writes files. The caller of :meth:`finish` frees the copies, because
-                to free pinned memory is a call of CUDA.
+                only reads the copies and writes files. :meth:`finish` frees the copies in the thread of its
+                caller, because freeing pinned memory calls CUDA.
         """
-        about = self._about(epoch, metrics) if self._is_kept(metrics) else None
-        best = None if about is None else trained_values(module.eval_network, about)
+        description = self._describe(epoch, metrics) if self._is_kept(metrics) else None
+        best = None if description is None else trained_values(module.eval_network, description)
         self._values = best, self._state(trainer)
         if not background:
-            self._outcome = Future()
-            self._outcome.set_result(self._write(epoch, about))
+            self._messages = Future()
+            self._messages.set_result(self._write(epoch, description))
             return
         self._values = copy_to_host(self._values)
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._outcome = executor.submit(self._write, epoch, about)
+        self._messages = executor.submit(self._write, epoch, description)
         executor.shutdown(wait=False)  # the thread ends after the write
 
     @property
     def is_written(self) -> bool:
         """True if :meth:`finish` would not wait."""
-        return self._outcome.done()
+        return self._messages.done()
 
     def finish(self) -> tuple[str, ...]:
         """Wait until the files of :meth:`save` are durable, or could not be written.
@@ -248,7 +247,7 @@ class CheckpointWriter:
             A message for each file that could not be written.
         """
         try:
-            return self._outcome.result()
+            return self._messages.result()
         finally:
             self._values = None, {}
 
@@ -258,7 +257,7 @@ class CheckpointWriter:
         Args:
             trainer: holds the state that the checkpoint saves.
             epoch: the epoch, counted from 1.
-            batches: batches of the epoch that were trained.
+            batches: batches of the epoch that are trained.
 
         Returns:
             A message for each file that could not be written.
@@ -266,49 +265,49 @@ class CheckpointWriter:
         try:
             write_durably(self._state(trainer), self._folder.last, previous=self._folder.previous)
         except OSError as error:
-            place = f"{counted(batches, 'batch', 'batches')} of epoch {epoch}"
-            return (f"the checkpoint after {place} could not be written ({_cause(error)})",)
+            position = f"{counted(batches, 'batch', 'batches')} of epoch {epoch}"
+            return (f"the checkpoint after {position} could not be written ({_cause(error)})",)
         return ()
 
     def _state(self, trainer: pl.Trainer) -> Mapping[str, Any]:
-        """Return the state that Lightning's checkpoint holds (:class:`.CollectedCheckpoint`)."""
+        """Return the state of Lightning's checkpoint, collected by :class:`.CollectedCheckpoint`."""
         collected: list[Mapping[str, Any]] = []
         trainer.save_checkpoint(self._folder.last, storage_options=collected.append)
         return collected[0]
 
     def _is_kept(self, metrics: Mapping[str, float]) -> bool:
         """Return whether ``best.ckpt`` is to hold the network that has ``metrics``."""
-        goal = self._objective
-        best = self._best.metrics[goal.metric] if self._best and goal.keep == "best" else None
+        objective = self._objective
+        best = self._best.metrics[objective.metric] if self._best and objective.keep == "best" else None
         # A metric of the test images is absent before the last epoch.
-        return is_better(metrics.get(goal.metric, math.nan), best, goal.mode)
+        return is_better(metrics.get(objective.metric, math.nan), best, objective.mode)
 
-    def _write(self, epoch: int, about: TrainedNetwork | None) -> tuple[str, ...]:
-        """Write the values of the best network, if ``about`` describes it, and those of the checkpoint.
+    def _write(self, epoch: int, description: TrainedNetwork | None) -> tuple[str, ...]:
+        """Write the values of the best network, if there is a ``description``, and those of the checkpoint.
 
         Return a message for each file that could not be written.
         """
         best, last = self._values
-        notes = []
+        messages = []
         if best is not None:
             try:
                 write_durably(best, self._folder.best)
-                self._best = about
+                self._best = description
             except OSError as error:
                 # Read the file itself, because the write may have failed after its rename.
-                self._best = kept_best(self._folder)
+                self._best = read_best(self._folder)
                 kept = (
                     f"best.ckpt is still epoch {self._best.epoch}'s"
                     if self._best
                     else "there is no best.ckpt yet"
                 )
-                notes.append(f"epoch {epoch}'s network could not be written ({_cause(error)}); {kept}")
+                messages.append(f"epoch {epoch}'s network could not be written ({_cause(error)}); {kept}")
         try:
             write_durably(last, self._folder.last, previous=self._folder.previous)
         except OSError as error:
-            place = f"the checkpoint after epoch {epoch}"
-            notes.append(f"{place} could not be written ({_cause(error)}); training continues")
-        return tuple(notes)
+            failure = f"the checkpoint after epoch {epoch} could not be written ({_cause(error)})"
+            messages.append(f"{failure}; training continues")
+        return tuple(messages)
 
 
 def _cause(error: OSError) -> str:
@@ -334,7 +333,7 @@ def find_resume_point(
     Args:
         metadata: the trial, before its first epoch.
         folder: its checkpoint folder, created if absent; None: the trial starts from the beginning.
-        on_message: called with each message to the user, such as that a file was damaged.
+        on_message: called with each message to the user, for example about a damaged file.
 
     Raises:
         StorageError: the folder cannot be created, or holds another trial's files.
@@ -351,7 +350,7 @@ def find_resume_point(
         files = "the last checkpoint was" if found.damaged == 1 else "both checkpoints were"
         epochs = len(metadata.history)
         on_message(f"{files} damaged; {f'resuming from epoch {epochs}' if epochs else 'starting over'}")
-    best = kept_best(folder)
+    best = read_best(folder)
     if best is not None:
         metadata.check_own(best)
     elif folder.best.exists():
@@ -362,18 +361,18 @@ def find_resume_point(
 def epochs_in_checkpoint(
     checkpoint_dir: Path, *, config: TrialConfig | None = None, seed: int | None = None
 ) -> tuple[EpochReport, ...]:
-    """Return the epochs that :func:`tune_rescon.training.train_trial` would find trained, oldest first.
+    """Return the reports of the epochs in the checkpoint from which ``train_trial`` would resume.
 
-    It serves a caller that crashed between the writing of an epoch's checkpoint and its report. Damaged files
-    are skipped as in ``train_trial``, but no file is moved. In these reports ``epoch_seconds`` does not
-    include the writing of the epoch's own checkpoint, and the paths are those of the current files, not of
-    the files at that epoch.
+    The epochs are in order. A caller that crashed between the writing of an epoch's checkpoint and its report
+    gets the report here. Damaged files are skipped as in ``train_trial``, but no file is moved. The
+    ``epoch_seconds`` of these reports exclude the writing of the epoch's own checkpoint, and their paths are
+    those of the current files.
 
     Args:
         checkpoint_dir: the folder of the trial's checkpoints.
-        config: the trial's configuration. A checkpoint of another one, from which ``train_trial`` refuses to
-            resume, has no epochs of the trial. None: any configuration.
-        seed: the trial's seed, likewise.
+        config: the trial's configuration. A checkpoint of another configuration, from which ``train_trial``
+            refuses to resume, has no epochs of the trial. None accepts any configuration.
+        seed: the trial's seed; None accepts any seed.
     """
     folder = CheckpointFolder(path=checkpoint_dir)
     found = folder.find()
@@ -382,7 +381,7 @@ def epochs_in_checkpoint(
     metadata = _read_metadata(found.path)
     if config not in (None, metadata.config) or seed not in (None, metadata.seed):
         return ()
-    best = folder.best if kept_best(folder) else None
+    best = folder.best if read_best(folder) else None
     return tuple(
         EpochReport(epoch=epoch, metrics=metrics, checkpoint=found.path, best_checkpoint=best)
         for epoch, metrics in enumerate(metadata.history, start=1)
@@ -390,7 +389,7 @@ def epochs_in_checkpoint(
 
 
 def global_step(checkpoint_dir: Path) -> int:
-    """Return the training steps of the newest undamaged checkpoint; 0 if the folder has no such file."""
+    """Return the number of training steps in the newest intact checkpoint; 0 if the folder has none."""
     found = CheckpointFolder(path=checkpoint_dir).find()
     return int(read_checkpoint(found.path)["global_step"]) if found.path else 0
 
@@ -404,5 +403,5 @@ def _read_metadata(checkpoint: Path) -> CheckpointMetadata:
         return CheckpointMetadata.from_dict(values["trial"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         rule = "a checkpoint to resume from must be one that this version can read"
-        got = f"one whose record of the trial is another ({type(error).__name__}: {error})"
+        got = f"one that another version wrote ({type(error).__name__}: {error})"
         raise StorageError(format_error(rule, got=got, where=str(checkpoint))) from error

@@ -1,4 +1,4 @@
-"""Files of weights: trained networks with their description, and exported networks.
+"""Trained networks: their files (``best.ckpt``, ``.safetensors``) and the description in them.
 
 Shape legend: B images of a batch, C channels, H = W the image size, K classes.
 """
@@ -21,7 +21,7 @@ from tune_rescon.data.preprocessing import Preprocessing
 from tune_rescon.errors import ConfigError, NetworkError, StorageError, counted, first_line, format_error
 from tune_rescon.models import NetworkDescription, build_described, description_from_dict
 from tune_rescon.training.checkpoint import is_intact, read_checkpoint
-from tune_rescon.training.device import own_generator
+from tune_rescon.training.device import isolate_rng
 
 __all__ = [
     "Classifier",
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Classifier(nn.Module):
-    """A trained network with its normalisation and a softmax: it maps pixels to probabilities."""
+    """Maps pixels to probabilities: a trained network between its normalisation and a softmax."""
 
     mean_C11: Tensor
     std_C11: Tensor
@@ -131,7 +131,7 @@ def load_trained(path: Path | str) -> tuple[nn.Module, TrainedNetwork]:
 
 
 def _built(about: TrainedNetwork, weights: Mapping[str, Tensor]) -> tuple[nn.Module, TrainedNetwork]:
-    with own_generator(torch.device("cpu")):  # the first weights are drawn, only to be replaced
+    with isolate_rng(torch.device("cpu")):  # the initial weights are random, although they are replaced
         network = build_described(about.spec)
     network.load_state_dict(weights)
     return network.eval(), about
@@ -161,7 +161,7 @@ _FOREIGN_VALUES: Final = (
 
 @contextmanager
 def _described_by(path: Path | str) -> Iterator[None]:
-    """Raise a StorageError that names the file, if the block cannot use the values in it."""
+    """Raise a StorageError that names the file if the block cannot use the values in it."""
     try:
         yield
     except _FOREIGN_VALUES as error:
@@ -218,8 +218,8 @@ class Safetensors:
         return "tune_rescon" in self.metadata
 
     @property
-    def words(self) -> str:
-        """The content, summarised for a message."""
+    def summary(self) -> str:
+        """The path and the content in one line, for a message."""
         names = ", ".join(list(self.tensors)[:_SHOWN_TENSORS])
         metadata = ", ".join(self.metadata) or "none"
         return f"{self.path} ({counted(len(self.tensors), 'tensor')}: {names}, ...; metadata: {metadata})"
@@ -251,17 +251,17 @@ def build_exported(file: Safetensors, *, where: str) -> tuple[nn.Module, Trained
     """
     if not file.is_ours:
         hint = "Classes and normalisation are read from its metadata."
-        raise StorageError(format_error(_RULE, got=file.words, where=where, hint=hint))
+        raise StorageError(format_error(_RULE, got=file.summary, where=where, hint=hint))
     try:
         about = TrainedNetwork.from_dict(_plain(json.loads(file.metadata["tune_rescon"])))
         return _built(about, dict(file.tensors))
     except _FOREIGN_VALUES as error:
-        got = f"{file.words}, whose `tune_rescon` does not describe these tensors: {_first_words(error)}"
+        got = f"{file.summary}, whose `tune_rescon` does not describe these tensors: {_first_words(error)}"
         raise StorageError(format_error(_RULE, got=got, where=where)) from error
 
 
 def load_exported(path: Path, *, where: str) -> tuple[nn.Module, TrainedNetwork]:
-    """Return the network of an exported file and its description: :func:`read_safetensors`, then build.
+    """Read an exported file; return its network, on the CPU and in eval mode, and its description.
 
     Raises:
         StorageError: as :func:`read_safetensors` and :func:`build_exported`.
@@ -270,5 +270,5 @@ def load_exported(path: Path, *, where: str) -> tuple[nn.Module, TrainedNetwork]
 
 
 def _plain(values: dict[str, object]) -> dict[str, object]:
-    """Return JSON's ``values`` with tuples instead of lists, as TrainedNetwork's fields are."""
+    """Return the ``values`` of JSON with tuples in place of lists, like the fields of TrainedNetwork."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -17,7 +17,7 @@ from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import ResourceError, counted, format_error
 from tune_rescon.models import describe_network, network_cost
 from tune_rescon.spaces import AutoResources, Resources, Space, corners
-from tune_rescon.training.microbatches import smallest_piece
+from tune_rescon.training.microbatches import smallest_micro_batch
 
 if TYPE_CHECKING:
     from tune_rescon.training.probe import Occupancy
@@ -413,4 +413,4 @@ def memory_signature(config: TrialConfig) -> Hashable:
     True
     """
     fields = (getattr(config, name) for name in _MEMORY_FIELDS)
-    return (*fields, config.ema_decay > 0, smallest_piece(config.batch_size))
+    return (*fields, config.ema_decay > 0, smallest_micro_batch(config.batch_size))

@@ -11,7 +11,7 @@ import torch
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.spaces import load_space
-from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
+from tune_rescon.training.cuda_graphs import CaptureError, HangWatchdog
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.tuning.ray.staging import _measure
 
@@ -30,13 +30,15 @@ def measured_steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, HangWatch
     """``cuda_graphs`` and the watchdog of each step that is measured, without a CUDA device."""
     steps: list[tuple[str, HangWatchdog]] = []
 
-    def step_of(config: TrialConfig, _: DeviceConfig, *, watch: HangWatchdog, **_images: int) -> str:
-        steps.append((config.cuda_graphs, watch))
+    def build_trial_step(
+        config: TrialConfig, _: DeviceConfig, *, watchdog: HangWatchdog, **_images: int
+    ) -> str:
+        steps.append((config.cuda_graphs, watchdog))
         return config.cuda_graphs
 
     on_cpu = DeviceConfig(device=torch.device("cpu"), precision="fp32")
     monkeypatch.setattr("tune_rescon.training.device.resolve_device", lambda *_, **__: on_cpu)
-    monkeypatch.setattr("tune_rescon.training.probe.step_of", step_of)
+    monkeypatch.setattr("tune_rescon.training.probe.build_trial_step", build_trial_step)
     monkeypatch.setattr("tune_rescon.training.probe.measure_occupancy", lambda step, _: step)
     return steps
 
@@ -46,8 +48,8 @@ def test_after_a_hang_a_trial_is_measured_without_cuda_graphs(
 ) -> None:
     occupancy_result: Any = _measure(CONFIG, info, tmp_path)
     assert occupancy_result == "auto"
-    [(_, watch)] = measured_steps
-    with watch.watching(60):
+    [(_, watchdog)] = measured_steps
+    with watchdog.watching(60):
         [evidence] = tmp_path.iterdir()
         evidence.write_text("Timeout!")
         occupancy_result = _measure(CONFIG, info, tmp_path)
@@ -62,7 +64,7 @@ def test_a_step_that_cannot_be_recorded_is_measured_without_cuda_graphs(
 ) -> None:
     def occupancy(step: str, _: DeviceConfig) -> str:
         if step == "auto":
-            raise RecordingError("not permitted")
+            raise CaptureError("not permitted")
         return step
 
     monkeypatch.setattr("tune_rescon.training.probe.measure_occupancy", occupancy)

@@ -90,7 +90,7 @@ def join(
         _BACKENDS[device], store=store, rank=rank, world_size=rendezvous.count, timeout=_TIMEOUT
     )
     try:
-        yield ProcessGroup(share=Shard(rank=rank, count=rendezvous.count))
+        yield ProcessGroup(shard=Shard(rank=rank, world_size=rendezvous.count))
     finally:
         dist.destroy_process_group()
 

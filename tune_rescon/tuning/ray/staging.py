@@ -162,7 +162,7 @@ def _open(datasets: list[DatasetConfig], digests: dict[str, str], data_root: str
 def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path) -> Occupancy | None:
     """Measure a trial's occupancy of a whole GPU, in a separate process that ends with the measurement.
 
-    If the recording of a CUDA graph hangs, the trial is measured without CUDA graphs, because trials on that
+    If the capture of a CUDA graph hangs, the trial is measured without CUDA graphs, because trials on that
     node then train without them.
 
     Args:
@@ -191,21 +191,21 @@ def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path)
 
 def _measure(config: TrialConfig, info: DatasetInfo, hang_folder: Path) -> Occupancy | None:
     from tune_rescon.models import describe_network
-    from tune_rescon.training.cuda_graphs import HangWatchdog, RecordingError
+    from tune_rescon.training.cuda_graphs import CaptureError, HangWatchdog
     from tune_rescon.training.device import resolve_device
-    from tune_rescon.training.memory import Shape, ran_out_of_memory
-    from tune_rescon.training.probe import measure_occupancy, step_of
+    from tune_rescon.training.memory import OomHistory, ran_out_of_memory
+    from tune_rescon.training.probe import build_trial_step, measure_occupancy
 
     placement = resolve_device("cuda", precision=config.precision)
     images = {"classes": info.classes, "in_channels": info.channels}
-    shape = Shape.of(config, describe_network(config, **images), placement, None)
-    watch = HangWatchdog(folder=hang_folder, key=shape.key)  # a trial's
-    if watch.found():
+    history = OomHistory.of(config, describe_network(config, **images), placement, None)
+    watchdog = HangWatchdog(folder=hang_folder, key=history.key)  # as in a trial
+    if watchdog.found():
         config = dataclasses.replace(config, cuda_graphs="off")
     try:
-        step = step_of(config, placement, **images, watch=watch)
+        step = build_trial_step(config, placement, **images, watchdog=watchdog)
         return measure_occupancy(step, placement)
-    except RecordingError:
+    except CaptureError:
         return _measure(dataclasses.replace(config, cuda_graphs="off"), info, hang_folder)
     except RuntimeError as error:
         if ran_out_of_memory(error):

@@ -150,10 +150,10 @@ def _delete_other_runs(run: Path) -> None:
                 shutil.rmtree(other, ignore_errors=True)
 
 
-#: File in the cache, beside the decoded images: the trial shapes that ran out of memory on this node.
-_OVERRUNS: Final = "out_of_memory.json"
+#: File in the cache, beside the decoded images: the training steps that ran out of memory on this node.
+_OOM_RECORDS: Final = "out_of_memory.json"
 
-#: Folder in the cache: the stack traces of processes that hung while they recorded a CUDA graph.
+#: Folder in the cache: the stack traces of processes that hung while they captured a CUDA graph.
 STALLS: Final = "stalled"
 
 #: Folder in the cache: the code that torch.compile has generated on this node.
@@ -167,7 +167,7 @@ def train_task(
     *,
     on_epoch: Callable[[EpochReport], None],
     on_message: Callable[[str], None],
-    on_progress: Callable[[float], None] = messages.ignore_progress,
+    on_progress: Callable[[float], None] = messages.ignore,
     is_preempted: Callable[[], bool] = messages.never,
 ) -> None:
     """Train a trial in this process, resuming from the checkpoint in ``folder`` if one exists.
@@ -185,13 +185,13 @@ def train_task(
         Preempted: If ``is_preempted`` returned True; the trial is to continue in another process.
     """
     from tune_rescon.training import Objective, TrialProcess, train_trial
-    from tune_rescon.training.compile import keep_compiled_code
+    from tune_rescon.training.compile import use_compile_cache
 
     freeze_imports()
     dataset = _dataset(task.dataset, task.data_root, task.cache_root)
     check_images(dataset, task.images, name=task.dataset.name)
     if task.config.compile != "off":
-        keep_compiled_code(Path(task.cache_root) / _COMPILED)
+        use_compile_cache(Path(task.cache_root) / _COMPILED)
     train_trial(
         task.config,
         dataset,
@@ -207,7 +207,7 @@ def train_task(
             on_progress=on_progress,
             peers=peers,
             is_preempted=is_preempted,
-            overruns=Path(task.cache_root) / _OVERRUNS,
+            oom_records=Path(task.cache_root) / _OOM_RECORDS,
             hang_folder=Path(task.cache_root) / STALLS,
         ),
     )

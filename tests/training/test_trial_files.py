@@ -1,6 +1,6 @@
-"""Training on a full disk: it continues, existing checkpoints are kept, and the user is informed.
+"""A trial's files on a full disk and after damage: training continues, and the user is informed.
 
-test_resumed_equals_uninterrupted.py compares the resumed trial with an uninterrupted one.
+test_resumed_equals_uninterrupted.py compares the resumed trials with an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from typing import Any
 
 import pytest
 
-from tests.training.resuming import IMPROVING, metrics_of
+from tests.training.conftest import Train
+from tests.training.resuming import EPOCHS, IMPROVING, metrics_of
 from tune_rescon.config import TrialConfig
+from tune_rescon.errors import StorageError
 from tune_rescon.training import EpochReport, epochs_in_checkpoint, load_trained
 
 pytestmark = pytest.mark.torch
 
-Train = Callable[..., list[EpochReport]]
-LargestFile = Callable[[int], AbstractContextManager[None]]
+LimitFileSize = Callable[[int], AbstractContextManager[None]]
 
 
 class TrialRecorder:
-    """Records a trial's reports and notes, and the epochs in its files at each report."""
+    """Records a trial's reports and messages, and the epochs in its files at each report."""
 
     def __init__(self) -> None:
         self.reports: list[EpochReport] = []
-        self.notes: list[str] = []
+        self.messages: list[str] = []
         self.epochs_in_files: list[tuple[int, int]] = []
         self.actions: dict[int, Callable[[], object]] = {}
 
@@ -44,19 +45,19 @@ class TrialRecorder:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"on_epoch": self.report, "on_message": self.notes.append, **IMPROVING}
+        return {"on_epoch": self.report, "on_message": self.messages.append, **IMPROVING}
 
 
 def test_a_full_disk_loses_checkpoints_but_not_the_trial(
-    train: Train, tmp_path: Path, largest_file: LargestFile
+    train: Train, tmp_path: Path, limit_file_size: LimitFileSize
 ) -> None:
     uninterrupted = train(folder=tmp_path / "uninterrupted", epochs=4, **IMPROVING)
     recorder, disk = TrialRecorder(), ExitStack()
-    recorder.actions = {1: lambda: disk.enter_context(largest_file(1_000)), 3: disk.close}
+    recorder.actions = {1: lambda: disk.enter_context(limit_file_size(1_000)), 3: disk.close}
     train(folder=tmp_path / "full", epochs=4, **recorder.options)
     assert [metrics_of(r) for r in recorder.reports] == [metrics_of(r) for r in uninterrupted]
     assert recorder.epochs_in_files == [(1, 1), (1, 1), (1, 1), (4, 4)]
-    assert recorder.notes == [
+    assert recorder.messages == [
         "epoch 2's network could not be written (File too large); best.ckpt is still epoch 1's",
         "the checkpoint after epoch 2 could not be written (File too large); training continues",
         "epoch 3's network could not be written (File too large); best.ckpt is still epoch 1's",
@@ -65,23 +66,23 @@ def test_a_full_disk_loses_checkpoints_but_not_the_trial(
 
 
 def test_a_disk_full_from_the_start_leaves_no_checkpoint(
-    train: Train, tmp_path: Path, largest_file: LargestFile
+    train: Train, tmp_path: Path, limit_file_size: LimitFileSize
 ) -> None:
     recorder = TrialRecorder()
-    with largest_file(1_000):
+    with limit_file_size(1_000):
         train(folder=tmp_path, epochs=2, **recorder.options)
     assert [(report.checkpoint, report.best_checkpoint) for report in recorder.reports] == [(None, None)] * 2
-    assert recorder.notes[0].endswith("(File too large); there is no best.ckpt yet")
+    assert recorder.messages[0].endswith("(File too large); there is no best.ckpt yet")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unwritten_best_network_does_not_block_a_later_one(
-    train: Train, tmp_path: Path, largest_file: LargestFile
+    train: Train, tmp_path: Path, limit_file_size: LimitFileSize
 ) -> None:
     """Epoch 2 is the best one, but the disk is full. Epoch 3 is better than epoch 1."""
     accuracy_by_epoch = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.4}
     recorder, disk = TrialRecorder(), ExitStack()
-    recorder.actions = {1: lambda: disk.enter_context(largest_file(1_000)), 2: disk.close}
+    recorder.actions = {1: lambda: disk.enter_context(limit_file_size(1_000)), 2: disk.close}
     with pytest.MonkeyPatch.context() as patch:
         _replace_accuracy(patch, accuracy_by_epoch)
         options = recorder.options | {"metric": "val_accuracy", "mode": "max"}
@@ -104,13 +105,13 @@ def _replace_accuracy(patch: pytest.MonkeyPatch, accuracies: dict[int, float]) -
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_an_exception_in_on_message_is_raised(
-    train: Train, tmp_path: Path, largest_file: LargestFile, kind: type[BaseException]
+    train: Train, tmp_path: Path, limit_file_size: LimitFileSize, kind: type[BaseException]
 ) -> None:
-    def fail(note: str) -> None:
-        raise kind(note)
+    def fail(message: str) -> None:
+        raise kind(message)
 
     reports: list[EpochReport] = []
-    with largest_file(1_000), pytest.raises(kind, match="could not be written"):
+    with limit_file_size(1_000), pytest.raises(kind, match="could not be written"):
         train(folder=tmp_path, on_epoch=reports.append, on_message=fail)
     assert reports == []
 
@@ -174,3 +175,37 @@ def test_training_continues_on_a_full_tmpfs(tmp_path: Path, small: TrialConfig) 
         ["epoch", 2],
         ["epoch", 3],
     ]
+
+
+def test_a_damaged_network_of_a_finished_trial_is_reported(train: Train, tmp_path: Path) -> None:
+    train(folder=tmp_path, epochs=1)
+    path = tmp_path / "best.ckpt"
+    path.write_bytes(path.read_bytes()[:-100])
+    messages: list[str] = []
+    assert train(folder=tmp_path, epochs=1, on_message=messages.append) == []
+    assert messages == ["best.ckpt was damaged; the networks of the epochs before are lost"]
+
+
+def test_the_best_network_outlives_damaged_checkpoints(train: Train, tmp_path: Path) -> None:
+    """A trial that starts over keeps its best network until a better one comes."""
+    options = {"epochs": EPOCHS, "metric": "train_loss", "mode": "min"}
+    train(folder=tmp_path, **options)
+    for name in ("last", "last.previous"):
+        (tmp_path / f"{name}.ckpt").write_bytes(b"")
+    best_network: list[int] = []
+
+    def check_best_network(report: EpochReport) -> None:
+        assert report.best_checkpoint is not None
+        best_network.append(load_trained(report.best_checkpoint)[1].epoch)
+
+    train(folder=tmp_path, on_epoch=check_best_network, **options)
+    assert best_network == [EPOCHS] * EPOCHS
+
+
+def test_another_trials_best_network_is_refused(train: Train, small: TrialConfig, tmp_path: Path) -> None:
+    train(folder=tmp_path, epochs=1)
+    for name in ("last", "last.previous"):
+        (tmp_path / f"{name}.ckpt").unlink(missing_ok=True)
+    other_config = TrialConfig.from_dict(small.to_dict() | {"learning_rate": 0.01})
+    with pytest.raises(StorageError, match="another config"):
+        train(other_config, folder=tmp_path, epochs=1)
