@@ -2,60 +2,81 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 
-from tune_rescon.data import describe
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data import describe, open_dataset
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import StudyResult
+from tune_rescon.tuning import SearchLocation, StudyResult
 from tune_rescon.tuning.input_digests import changed_functions, code_digests
 from tune_rescon.tuning.prepare import read_weights
 
 __all__ = ["changed_code", "changed_images", "changed_weights", "changes_since"]
 
 
-def changes_since(result: StudyResult, space: Space, data_root: Path) -> list[str]:
+def changes_since(
+    result: StudyResult, space: Space, location: SearchLocation, *, decode: bool
+) -> list[str]:
     """Return the messages about what a search had and a training from now on has not.
 
-    They are those of :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`.
+    They are those of :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`, which have the
+    same arguments.
     """
     found = (
-        changed_images(result, space, data_root),
+        changed_images(result, space, location, decode=decode),
         changed_weights(result, space),
         changed_code(result, space),
     )
     return [words for words in found if words is not None]
 
 
-def changed_images(result: StudyResult, space: Space, data_root: Path) -> str | None:
+def changed_images(
+    result: StudyResult, space: Space, location: SearchLocation, *, decode: bool
+) -> str | None:
     """Return a message if the images to train on are not those that ``result`` was searched on; None if not.
-
-    The classes and their numbers of images are compared, so images that were replaced are not found.
 
     Args:
         result: the search.
         space: the space of the finals.
-        data_root: the directory of the datasets on this machine.
+        location: the directories of the datasets and of the cache on this machine.
+        decode: whether the pixels are compared too, if the classes and their numbers of images are the same.
+            Images that this machine's cache lacks are then decoded.
 
     Raises:
-        DataError: the images are missing, or their folders are faulty.
+        DataError: the images are missing or broken, or their folders are faulty.
     """
     dataset = space.dataset
     known = result.accounts.get(dataset.name)
     if known is None:
         return None
-    now = describe(dataset, data_root=data_root).account
-    if now is None or (now.class_names, now.per_class) == (known.class_names, known.per_class):
+    now = describe(dataset, data_root=location.data_root).account
+    if now is None:
         return None
-    parts = ", ".join(
-        f"{part} {known.images[part]} then, {now.images[part]} now"
-        for part in known.images
-        if known.images[part]
-    )
-    changes = [f"{len(known.class_names)} classes then, {len(now.class_names)} now", parts]
+    if (now.class_names, now.per_class) != (known.class_names, known.per_class):
+        parts = ", ".join(
+            f"{part} {known.images[part]} then, {now.images[part]} now"
+            for part in known.images
+            if known.images[part]
+        )
+        changes = f"{len(known.class_names)} classes then, {len(now.class_names)} now; {parts}"
+    elif decode and _were_replaced(result, dataset, location):
+        changes = "as many as then, but not the same"
+    else:
+        return None
     return (
-        f"The images are not those of {result.name} any more ({'; '.join(changes)}). Its configurations are"
+        f"The images are not those of {result.name} any more ({changes}). Its configurations are"
         " trained and evaluated on the current images, so do not compare the values with the search's."
     )
+
+
+def _were_replaced(result: StudyResult, dataset: DatasetConfig, location: SearchLocation) -> bool:
+    """Return whether images at the path of ``dataset`` differ from those that the search's record identifies."""
+    searched = dataclasses.replace(result.space.dataset_config(dataset.name), path=dataset.path)
+    recorded = result.images.get(dataset.name)
+    if recorded is None:
+        return False
+    found = open_dataset(searched, data_root=location.data_root, cache_root=location.cache_root)
+    return found.digest != recorded
 
 
 def changed_weights(result: StudyResult, space: Space) -> str | None:
