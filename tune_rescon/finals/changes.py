@@ -14,9 +14,7 @@ from tune_rescon.tuning.prepare import read_weights
 __all__ = ["changed_code", "changed_images", "changed_weights", "changes_since"]
 
 
-def changes_since(
-    result: StudyResult, space: Space, location: SearchLocation, *, decode: bool
-) -> list[str]:
+def changes_since(result: StudyResult, space: Space, location: SearchLocation, *, decode: bool) -> list[str]:
     """Return the messages about what a search had and a training from now on has not.
 
     They are those of :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`, which have the
@@ -70,7 +68,7 @@ def changed_images(
 
 
 def _were_replaced(result: StudyResult, dataset: DatasetConfig, location: SearchLocation) -> bool:
-    """Return whether images at the path of ``dataset`` differ from those that the search's record identifies."""
+    """Return whether the images at the path of ``dataset`` differ from those that the search recorded."""
     searched = dataclasses.replace(result.space.dataset_config(dataset.name), path=dataset.path)
     recorded = result.images.get(dataset.name)
     if recorded is None:
