@@ -334,6 +334,16 @@ def test_images_changed_since_the_search_are_reported(search_result: StudyResult
     location = SearchLocation(storage=tmp_path, data_root=tmp_path, cache_root=tmp_path / "cache")
     assert changed_images(result, space, location, decode=True) is None
     assert changed_images(search_result, space, location, decode=True) is None
+    broken = account.without([("train", 1, "dog/1.png")])
+    assert (
+        changed_images(
+            dataclasses.replace(result, accounts={"folder": broken}), space, location, decode=False
+        )
+        is None
+    )
+    (images / "cat/4.png").write_bytes((images / "cat/3.png").read_bytes())
+    assert changed_images(result, space, location, decode=False) is not None
+    (images / "cat/4.png").unlink()
     (images / "eel").mkdir()
     for number in range(3):
         Image.new("RGB", (16, 16)).save(images / "eel" / f"{number}.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tune_rescon.config import DatasetConfig
-from tune_rescon.data import describe, open_dataset
+from tune_rescon.data import Account, describe, open_dataset
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import SearchLocation, StudyResult
 from tune_rescon.tuning.input_digests import changed_functions, code_digests
@@ -50,7 +50,7 @@ def changed_images(
     now = describe(dataset, data_root=location.data_root).account
     if now is None:
         return None
-    if (now.class_names, now.per_class) != (known.class_names, known.per_class):
+    if not _are_as_many(known, now):
         parts = ", ".join(
             f"{part} {known.images[part]} then, {now.images[part]} now"
             for part in known.images
@@ -65,6 +65,16 @@ def changed_images(
         f"The images are not those of {result.name} any more ({changes}). Its configurations are"
         " trained and evaluated on the current images, so do not compare the values with the search's."
     )
+
+
+def _are_as_many(known: Account, now: Account) -> bool:
+    """Return whether the account of a search agrees with a listing, which counts its broken images too."""
+    more = [
+        count - before
+        for part, counts in now.per_class.items()
+        for count, before in zip(counts, known.per_class[part], strict=False)
+    ]
+    return now.class_names == known.class_names and min(more) >= 0 and sum(more) == known.broken
 
 
 def _were_replaced(result: StudyResult, dataset: DatasetConfig, location: SearchLocation) -> bool:
