@@ -291,10 +291,8 @@ def test_a_class_in_two_unicode_forms_is_one_class() -> None:
 def test_a_copy_in_another_unicode_form_has_the_same_classes_and_order() -> None:
     """By the bytes on the disk, the decomposed names would come before those without accents."""
     names = ["ça/1.png", "ça/é.png", "ça/f.png", "cz/1.png", "eau/1.png", "été/1.png"]
-    forms = ("NFC", "NFD")
-    composed, decomposed = (
-        index_images([unicodedata.normalize(form, name) for name in names], where="x") for form in forms
-    )
+    composed = index_images([unicodedata.normalize("NFC", name) for name in names], where="x")
+    decomposed = index_images([unicodedata.normalize("NFD", name) for name in names], where="x")
     assert composed.class_names == decomposed.class_names == ("cz", "eau", "ça", "été")
     in_composed_form = [unicodedata.normalize("NFC", name) for name in decomposed.train.names]
     assert in_composed_form == [*composed.train.names]
