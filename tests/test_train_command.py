@@ -14,10 +14,11 @@ from tests.test_command_options import LOG_FLAGS
 from tune_rescon.finals import Shares, find_rows, row_space
 from tune_rescon.reproduce import main as reproduce
 from tune_rescon.reproduce import reproduce as reproduce_command
-from tune_rescon.spaces import Resources, dump_space, load_space
+from tune_rescon.spaces import Resources, Space, dump_space, load_space
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.train import main, train
 from tune_rescon.tuning import SearchFolder, SearchLocation, read_search
+from tune_rescon.tuning.prepare import with_absolute_paths
 
 TRAIN = {
     "--from": "NAME",
@@ -209,6 +210,23 @@ def test_the_image_limit_of_the_search_is_reported(
     assert "images train" not in output
 
 
+@pytest.mark.parametrize(("given", "image_size", "stored"), [(512, 128, "512"), (64, 128, "128")])
+def test_another_image_size_keeps_larger_stored_squares(
+    given: int, image_size: int, stored: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train/a/1.png", "train/a/2.png", "train/b/1.png", "train/b/2.png", "test/a/1.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (600, 600)).save(tmp_path / "photos" / name)
+    images = ["dataset.name=folder", f"dataset.path={tmp_path}/photos", f"dataset.store_size={given}"]
+    trials = ["budget.trials=4", "initial=[]", "sampler.type=random"]
+    space = load_space("digits", [*images, *trials])
+    search = SimulatedSearch(space, folder=SearchFolder(storage=tmp_path, name="a"))
+    Simulation(lambda _: SyntheticCurve(limit=0.5)).drive(search.policy())
+    arguments = ["--from", "a", "--storage", str(tmp_path), "--image-size", str(image_size)]
+    assert main([*arguments, "--dry-run", "--plain"]) == 0
+    assert f"squares of {stored} pixels" in capsys.readouterr().out
+
+
 def test_a_trial_that_the_search_does_not_have_is_refused(
     search_storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +238,23 @@ def test_a_trial_that_the_search_does_not_have_is_refused(
 def test_images_for_rows_of_two_datasets_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(["rescon", "--images", "photos.zip"]) == 2
     assert "--images: all rows must be of one dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", ["s3://bucket/cifar.zip", "~/cifar #1"])
+def test_images_of_rows_may_be_at_a_url_or_in_the_home_directory(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found: list[str | None] = []
+
+    def run(space: Space, *_: object, **__: object) -> int:
+        found.append(with_absolute_paths(space).dataset.path)
+        return 0
+
+    monkeypatch.setattr("tune_rescon.reporting.run_with_display", run)
+    arguments = ["rescon-cifar10-92-32", "--images", images, "--storage", str(tmp_path / "runs"), "--plain"]
+    assert reproduce(arguments) == 0
+    assert found == [images.replace("~", str(tmp_path))]
 
 
 def test_without_a_row_all_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

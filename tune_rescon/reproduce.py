@@ -141,7 +141,7 @@ def reproduce(
 
 
 def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | None:
-    """Return the dataset at ``path``, which all of the rows then use; None if ``path`` is None.
+    """Return the dataset at ``path`` (or URL), which all of the rows then use; None if ``path`` is None.
 
     Raises:
         DataError: the rows are of more than one dataset.
@@ -155,7 +155,7 @@ def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | N
         rule = "all rows must be of one dataset"
         hint = "Run the rows of each dataset with a separate command."
         raise DataError(format_error(rule, got=f"rows of {', '.join(datasets)}", where="--images", hint=hint))
-    return DatasetConfig(name="folder", path=str(Path(path).resolve()))
+    return DatasetConfig(name="folder", path=path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,6 +196,7 @@ def train(
         image_size=image_size,
         concurrent=concurrent,
         seed=seed,
+        dry_run=dry_run,
         # Appended last, because a --set of the whole section would drop it.
         settings=(*settings, *([f"fixed.init_from={json.dumps(init_from)}"] if init_from else [])),
     )
@@ -284,6 +285,7 @@ class _Flags:
     image_size: int | None
     concurrent: int | None
     seed: int
+    dry_run: bool
     settings: tuple[str, ...]
 
 
@@ -319,8 +321,9 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
     growth = image_growth(dataset, location.data_root)
     epochs = _planned_epochs(result, found, flags, console, growth=growth)
     if flags.image_size is not None:
-        # The search's stored side may be too small for the larger images.
-        dataset = dataclasses.replace(dataset, store_size=None)
+        if (dataset.store_size or 0) < flags.image_size:
+            # The search's squares are too small for the larger images.
+            dataset = dataclasses.replace(dataset, store_size=None)
         configs = tuple(dataclasses.replace(config, image_size=flags.image_size) for config in configs)
     space = finals_space(
         flags.name or f"{source}{SUFFIX}",
@@ -336,7 +339,8 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         about=f"{about}, trained to the last epoch.",
         overrides=flags.settings,
     )
-    for words in filter(None, [limit_message(space), *changes_since(result, space, location.data_root)]):
+    changes = changes_since(result, space, location, decode=not flags.dry_run)
+    for words in filter(None, [limit_message(space), *changes]):
         console.print(words, markup=False, soft_wrap=True)
     return space
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from tests.data.conftest import MakeFolder, OpenFolder, encode, flip_bit
 from tune_rescon.config import DatasetConfig
-from tune_rescon.data import ImageDataset, cache_builder, open_dataset
+from tune_rescon.data import ImageDataset, cache_builder, open_dataset, sources
 from tune_rescon.data.cache_builder import write_cache
 from tune_rescon.data.sources import Plan
 from tune_rescon.errors import DataError, StorageError
@@ -128,6 +128,17 @@ def test_a_changed_source_is_decoded_again(
         cache_folder(tmp_path).name
     ]
     assert before.train.gather(np.arange(3))[0].shape == (3, 16, 16, 3)
+
+
+def test_a_folder_that_an_earlier_version_read_is_decoded_again(
+    make_folder: MakeFolder, open_folder: OpenFolder, builds: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_folder(COUNTS)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(sources, "FOLDER_FORMAT", sources.FOLDER_FORMAT - 1)
+        before = open_folder(root)
+    assert open_folder(root).digest == before.digest
+    assert len(builds) == 2
 
 
 def test_a_cache_of_another_source_is_rebuilt(

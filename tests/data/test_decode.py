@@ -127,6 +127,19 @@ def test_a_truncated_image_is_bad(kind: str, fraction: float) -> None:
         decode_image(data[: int(fraction * len(data))], 32)
 
 
+@pytest.mark.parametrize(("kind", "settings"), [("JPEG", {"quality": 95}), ("PNG", {"compress_level": 0})])
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.9])
+def test_zeros_in_place_of_the_missing_end_do_not_make_an_image_whole(
+    kind: str, settings: dict[str, int], fraction: float
+) -> None:
+    """A copy that was interrupted may have its final size. Zeros after a whole image do no harm."""
+    data = encode(noise(400), kind, **settings)
+    kept = data[: int(fraction * len(data))]
+    with pytest.raises(BadImageError, match=r"."):
+        decode_image(kept + bytes(len(data) - len(kept)), 32)
+    assert np.array_equal(decode_image(data + bytes(100), 32), decode_image(data, 32))
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(50), b"\xff\xd8\xff" + bytes(50)]
 )

@@ -103,6 +103,16 @@ def test_the_default_range_is_that_of_the_dtype() -> None:
     assert (decode_image(encode(halves, "TIFF"), 16) == 128).all()
 
 
+@pytest.mark.parametrize("image", [gray_gradient(0, 65535), Image.fromarray(np.eye(16, dtype=np.float32))])
+def test_a_tiff_whose_zero_is_white_is_inverted(image: Image.Image) -> None:
+    """Pillow does so itself for up to 8 bits. The tag is patched, because Pillow writes 1, black is zero."""
+    data = encode(image, "TIFF")
+    black_is_zero, white_is_zero = (struct.pack("<HHII", 262, 3, 1, value) for value in (1, 0))
+    assert data.count(black_is_zero) == 1
+    inverted = decode_image(data.replace(black_is_zero, white_is_zero), 16)
+    assert np.abs(255 - decode_image(data, 16).astype(int) - inverted).max() <= 1
+
+
 def test_the_range_comes_from_the_training_images(tmp_path: Path, open_folder: OpenFolder) -> None:
     root = tmp_path / "cells"
     for label, high in (("a", 1000), ("b", 4000)):

@@ -286,6 +286,17 @@ def test_a_class_in_two_unicode_forms_is_one_class() -> None:
     assert (len(merged.class_names), merged.train.labels) == (2, (0, 0, 1))
 
 
+def test_a_copy_in_another_unicode_form_has_the_same_classes_and_order() -> None:
+    """By the bytes on the disk, the decomposed names would come before those without accents."""
+    names = ["ça/1.png", "ça/é.png", "ça/f.png", "cz/1.png", "eau/1.png", "été/1.png"]
+    composed = index_images([unicodedata.normalize("NFC", name) for name in names], where="x")
+    decomposed = index_images([unicodedata.normalize("NFD", name) for name in names], where="x")
+    assert composed.class_names == decomposed.class_names == ("cz", "eau", "ça", "été")
+    in_composed_form = [unicodedata.normalize("NFC", name) for name in decomposed.train.names]
+    assert in_composed_form == [*composed.train.names]
+    assert decomposed.train.labels == composed.train.labels
+
+
 def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     """Class names are written to files and databases, so they must be valid text."""
     name = os.fsdecode(b"caf\xe9")

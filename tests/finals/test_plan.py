@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
-from tune_rescon.data import describe
+from tune_rescon.data import describe, open_dataset
 from tune_rescon.errors import ConfigError, SpaceError, StorageError
 from tune_rescon.finals import (
     PUBLISHED,
@@ -37,7 +37,7 @@ from tune_rescon.finals import (
 from tune_rescon.finals.changes import changed_images
 from tune_rescon.spaces import Resources, Space, dump_space, load_space, parse_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
-from tune_rescon.tuning import StudyResult
+from tune_rescon.tuning import SearchLocation, StudyResult
 from tune_rescon.tuning.prepare import external_trials, largest_image_size
 from tune_rescon.tuning.resources import Nodes
 
@@ -331,11 +331,51 @@ def test_images_changed_since_the_search_are_reported(search_result: StudyResult
     result = dataclasses.replace(search_result, accounts={"folder": account})
     plan = TrainingPlan(epochs=3, seeds=1, resources=ONE_CPU)
     space = finals_space("f", top_configs(search_result, 1), plan, dataset=dataset)
-    assert changed_images(result, space, tmp_path) is None
-    assert changed_images(search_result, space, tmp_path) is None
+    location = SearchLocation(storage=tmp_path, data_root=tmp_path, cache_root=tmp_path / "cache")
+    assert changed_images(result, space, location, decode=True) is None
+    assert changed_images(search_result, space, location, decode=True) is None
+    broken = account.without([("train", 1, "dog/1.png")])
+    assert (
+        changed_images(
+            dataclasses.replace(result, accounts={"folder": broken}), space, location, decode=False
+        )
+        is None
+    )
+    (images / "cat/4.png").write_bytes((images / "cat/3.png").read_bytes())
+    assert changed_images(result, space, location, decode=False) is not None
+    (images / "cat/4.png").unlink()
     (images / "eel").mkdir()
     for number in range(3):
         Image.new("RGB", (16, 16)).save(images / "eel" / f"{number}.png")
-    message = changed_images(result, space, tmp_path)
+    message = changed_images(result, space, location, decode=True)
     assert message is not None
     assert "(2 classes then, 3 now; train 6 then, 9 now)" in message
+
+
+def test_images_replaced_one_for_one_since_the_search_are_reported(
+    search_result: StudyResult, tmp_path: Path
+) -> None:
+    """A dry run, which decodes nothing, compares their numbers only."""
+    images = tmp_path / "images"
+    for number, name in enumerate(("cat/1", "cat/2", "dog/1", "dog/2")):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(images / f"{name}.png")
+    searched = DatasetConfig(name="folder", path=str(images), val_fraction=0.5)
+    location = SearchLocation(storage=tmp_path, data_root=tmp_path, cache_root=tmp_path / "cache")
+    account = describe(searched, data_root=tmp_path).account
+    assert account is not None
+    digest = open_dataset(searched, data_root=tmp_path, cache_root=location.cache_root).digest
+    result = dataclasses.replace(
+        search_result,
+        space=search_result.space.model_copy(update={"dataset": searched}),
+        accounts={"folder": account},
+        images={"folder": digest},
+    )
+    plan = TrainingPlan(epochs=3, seeds=1, resources=ONE_CPU)
+    space = finals_space("f", top_configs(search_result, 1), plan, dataset=searched)
+    assert changed_images(result, space, location, decode=True) is None
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(images / "dog/2.png")
+    message = changed_images(result, space, location, decode=True)
+    assert message is not None
+    assert "(as many as then, but not the same)" in message
+    assert changed_images(result, space, location, decode=False) is None

@@ -470,17 +470,18 @@ def test_changed_initial_weights_are_refused_on_resume(
     save_weights(weights, seed=1)
     with pytest.raises(StorageError, match="must have the initial weights that its trials began with"):
         search(resumed_options, *changes, "budget.trials=4")
-    earlier = read_search(SearchLocation(storage=options.storage), "s")
+    location = SearchLocation(storage=options.storage)
+    earlier = read_search(location, "s")
     assert len(earlier.trials) == 3
     warm = dataclasses.replace(options, name="warm", warm_start="s")
     result = search(warm, *changes, "budget.trials=1")
     assert "used 0 of 3 trials of s: 3 differ in the weights in init_from" in progress
-    (message,) = changes_since(earlier, result.space, tmp_path)
+    (message,) = changes_since(earlier, result.space, location, decode=True)
     assert message.startswith(f"The weights in {weights} are not those that the trials of s began with.")
     save_weights(weights, seed=0)
     search(dataclasses.replace(warm, name="same"), *changes, "budget.trials=1")
     assert "used 3 of 3 trials of s" in progress
-    assert changes_since(earlier, result.space, tmp_path) == []
+    assert changes_since(earlier, result.space, location, decode=True) == []
 
 
 def test_changed_user_code_is_reported_wherever_earlier_trials_count(
@@ -506,7 +507,8 @@ def test_changed_user_code_is_reported_wherever_earlier_trials_count(
     when = [line.partition(". ")[0] for line in progress if "The code of" in line]
     changed = "The code of users_metric_of_this_test:score has changed"
     assert when == [f"{changed} since its last run", f"{changed} while the trials ran"]
-    earlier = read_search(SearchLocation(storage=options.storage), "s")
+    location = SearchLocation(storage=options.storage)
+    earlier = read_search(location, "s")
     before, during = earlier.space_history[-2:]
     assert before == "the code of users_metric_of_this_test:score changed before trial 3"
     assert during == (
@@ -516,11 +518,11 @@ def test_changed_user_code_is_reported_wherever_earlier_trials_count(
     warm = dataclasses.replace(options, name="warm", warm_start="s")
     result = search(warm, log, "budget.trials=1")
     assert not [line for line in progress if "other code" in line]
-    assert changes_since(earlier, result.space, tmp_path) == []
+    assert changes_since(earlier, result.space, location, decode=True) == []
     code.write_text("def score(scores, labels):\n    return 4.0\n")
     search(dataclasses.replace(warm, name="other"), log, "budget.trials=1")
     assert any(line.startswith("s had other code of users_metric_of_this_test:score: ") for line in progress)
-    (message,) = changes_since(earlier, result.space, tmp_path)
+    (message,) = changes_since(earlier, result.space, location, decode=True)
     assert message.startswith(f"{changed} since s. Its configurations are trained with")
 
 

@@ -19,7 +19,7 @@ from tune_rescon.training import EpochReport, fit
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.cuda_graphs import GraphCapture
 from tune_rescon.training.device import DeviceConfig, Precision, seed_epoch
-from tune_rescon.training.layers import Trunk
+from tune_rescon.training.layers import Trunk, layer_names
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.optim import parameter_groups
 
@@ -207,6 +207,26 @@ def test_both_heads_of_a_distilled_network_are_its_classifier() -> None:
     assert [network[name].training for name in ("blocks", "norm", "head", "head_dist")] == [False] * 2 + [
         True
     ] * 2
+
+
+def test_all_heads_of_each_timm_network_are_its_classifier() -> None:
+    """One network is built for each tuple of heads that timm declares."""
+    import timm
+
+    found: dict[tuple[str, ...], str] = {}
+    for name in timm.list_models():
+        config = timm.get_pretrained_cfg(name)
+        if config is not None and isinstance(config.classifier, tuple):
+            found.setdefault((name[:5], *config.classifier), name)
+    assert len(found) >= 12
+    for (_, *heads), name in found.items():
+        with torch.device("meta"):
+            network = timm.create_model(name, num_classes=7)
+        Trunk(network).freeze(True)
+        trained = [part for part, weight in network.named_parameters() if weight.requires_grad]
+        assert {part.partition(".")[0] for part in trained} == {head.partition(".")[0] for head in heads}
+        assert not any(part.partition(".")[0].startswith("norm") for part in trained)
+        assert list(layer_names(dict(network.named_parameters())))[-len(trained) :] == trained
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])

@@ -94,7 +94,7 @@ def test_preparing_a_search_reports_the_images_of_its_folder(tmp_path: Path, pro
 
 
 def test_a_search_begins_with_the_images_that_it_skips(tmp_path: Path, progress: list[str]) -> None:
-    """The account, made before they are decoded, counts them as found."""
+    """The account that is printed before they are decoded counts them; the recorded one does not."""
     for label in "ab":
         (tmp_path / "x" / label).mkdir(parents=True)
         for number in range(6):
@@ -103,12 +103,17 @@ def test_a_search_begins_with_the_images_that_it_skips(tmp_path: Path, progress:
     for broken in ("a/1.png", "b/0.png"):
         (tmp_path / "x" / broken).write_bytes(b"broken")
     settings = [f"dataset.path={tmp_path / 'x'}", "dataset.on_bad_image=skip"]
-    prepare_data(
+    prepared = prepare_data(
         load_space("folder", settings),
         RunOptions(name="s", storage=tmp_path, cache_root=tmp_path / "cache", show_progress=False),
     )
     assert progress[0] == "folder: found 2 classes; images: train 12 (a 6, b 6), val 0, test 0"
     assert progress[-1] == "folder: left out, images that cannot be decoded: 2 (a/1.png, b/0.png)"
+    info = prepared["folder"].info
+    assert info.account is not None
+    assert info.account.lines()[0] == "found 2 classes; images: train 10 (a 5, b 5), val 0, test 0"
+    assert info.account.lines()[-1] == progress[-1].removeprefix("folder: ")
+    assert info.train_images + info.val_images == 10
 
 
 @pytest.fixture

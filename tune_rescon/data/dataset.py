@@ -18,7 +18,7 @@ from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data.cache import Cache
 from tune_rescon.data.cache_builder import Progress, open_or_build_cache
 from tune_rescon.data.catalog import held_out_test_rule, split_rule, validation_tests
-from tune_rescon.data.selection import PARTS, Kind, Tally, as_text, left_out_lines
+from tune_rescon.data.selection import PARTS, as_text
 from tune_rescon.data.sources import find_source
 from tune_rescon.data.splits import check_counts, draw_subset, stratified_split, with_label_noise
 from tune_rescon.errors import counted
@@ -69,7 +69,7 @@ class ImageDataset:
         digest: Equal if the images, labels and splits are equal, on every node and at every path.
         repeats: Lines for the user about pictures that are in two splits or in two classes, because the
             metrics are then too good.
-        left_out: Lines for the user about the images that cannot be decoded, which are in no split.
+        broken: The part, class and name of each image that cannot be decoded, which are in no split.
     """
 
     train: Split
@@ -85,7 +85,7 @@ class ImageDataset:
     levels: tuple[float, float] | None = None
     interpolation: str = "bilinear"
     repeats: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    broken: tuple[tuple[str, int, str], ...] = ()
 
     @property
     def stored_side(self) -> int:
@@ -159,14 +159,14 @@ def open_dataset(
         resize=dataset.resize,
         levels=cache.meta.levels,
         repeats=tuple(_repeat_lines(cache, chosen)),
-        left_out=tuple(_broken_lines(cache)),
+        broken=tuple(_broken(cache)),
     )
 
 
-def _broken_lines(cache: Cache) -> list[str]:
-    tally = Tally()
-    tally.add(Kind.BROKEN, *(name for _, name, _ in cache.meta.skipped))
-    return left_out_lines(tally.left_out())
+def _broken(cache: Cache) -> Iterator[tuple[str, int, str]]:
+    ends = np.cumsum([cache.meta.counts[part] for part in PARTS])
+    for row, name, _ in cache.meta.skipped:
+        yield PARTS[np.searchsorted(ends, row, side="right")], int(cache.labels_N[row]), name
 
 
 def _repeat_lines(cache: Cache, chosen: Mapping[str, IntArray]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from tune_rescon.data.image_folder import read_bytes
 from tune_rescon.data.opening import (
@@ -65,6 +66,8 @@ _DEEP_MODES: Final = ("I", "F")
 
 #: The range if the training pictures are not deep and so have no range: all of 16 bits, or 0..1.
 _FULL_RANGE: Final[dict[str, Levels]] = {"I": (0.0, 65535.0), "F": (0.0, 1.0)}
+
+_WHITE_IS_ZERO: Final = 0
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -140,7 +143,13 @@ def darkness_message(mean: Sequence[float], std: Sequence[float]) -> str | None:
 
 
 def _values(image: Image.Image) -> npt.NDArray[np.float32]:
-    return np.asarray(image).astype(np.float32)
+    """Return the values of a deep picture, larger ones for brighter pixels."""
+    values_HW = np.asarray(image).astype(np.float32)
+    # Pillow itself inverts such a TIFF only if it has at most 8 bits.
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+        white = _FULL_RANGE[image.mode[0]][1]
+        return white - values_HW
+    return values_HW
 
 
 ByteArray = npt.NDArray[np.uint8]

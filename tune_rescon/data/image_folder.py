@@ -26,7 +26,6 @@ from tune_rescon.data.selection import (
     Selection,
     Tally,
     as_pattern,
-    as_text,
     is_hidden,
     normalized,
     set_option,
@@ -57,7 +56,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageIndex:
-    """The classes of a source, sorted by name, and its parts; ``val`` and ``test`` may be empty."""
+    """The classes of a source, sorted by name (NFC), and its parts; ``val`` and ``test`` may be empty."""
 
     class_names: tuple[str, ...]
     train: Part
@@ -127,9 +126,8 @@ def _tree_of(part: str, tree: Tree, parts: Mapping[str, Sequence[str]]) -> Tree:
 
 
 def _class_names(tree: Tree, folders: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return the classes of the training part. Two Unicode spellings of one name are the same class."""
-    spellings = sorted({name for folder in folders for name in _images_by_name(tree, folder)})
-    names = tuple(sorted({normalized(name): as_text(name) for name in reversed(spellings)}.values()))
+    """Return the classes of the training part, named and ordered alike in every Unicode form of a copy."""
+    names = tuple(sorted({normalized(name) for folder in folders for name in _images_by_name(tree, folder)}))
     if len(names) < 2:
         empty = sorted({name for folder in folders for name in tree.empty(folder)})
         raise DataError(
@@ -155,10 +153,9 @@ def _check_empty_classes(
         for folder in parts["train"]
         for name in trees["train"].empty(folder)
     }
-    known = set(map(normalized, names))
     for part, folders in parts.items():
         for name in sorted({name for folder in folders for name in trees[part].filled(folder)}):
-            if part != "train" and normalized(name) in train.keys() - known:
+            if part != "train" and normalized(name) in train.keys() - set(names):
                 raise DataError(
                     format_error(
                         "a class folder must hold at least one image",
@@ -171,7 +168,7 @@ def _check_empty_classes(
 
 
 def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where: str) -> Part:
-    labels = {normalized(name): label for label, name in enumerate(classes)}
+    labels = {name: label for label, name in enumerate(classes)}
     images: dict[int, list[str]] = {label: [] for label in labels.values()}
     for folder in folders:
         found = _images_by_name(tree, folder)
@@ -187,7 +184,9 @@ def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where
             )
         for name, inside in found.items():
             images[labels[normalized(name)]] += inside
-    names = [name for label in sorted(images) for name in sorted(images[label])]
+    names = [
+        name for label in sorted(images) for name in sorted(images[label], key=lambda n: (normalized(n), n))
+    ]
     return Part(names=tuple(names), labels=tuple(label for label in sorted(images) for _ in images[label]))
 
 

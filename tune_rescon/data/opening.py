@@ -67,6 +67,9 @@ _MEMORY_PART: Final = 4
 
 _FORMATS: Final = tuple(FORMATS)
 
+#: First bytes of the formats whose files never end with a zero: JPEG and PNG.
+_NO_ZEROS_AT_THE_END: Final = (b"\xff\xd8\xff", b"\x89PNG")
+
 _opening = threading.Lock()
 
 
@@ -90,6 +93,9 @@ def open_picture(data: bytes) -> Image.Image:
         ValueError: The machine's memory is too small for the number of pixels.
         Exception: Any other exception, because Pillow does not document which exceptions damaged bytes raise.
     """
+    # A copy that was interrupted may have zeros in place of its missing end. Pillow decodes them as pixels.
+    if data.startswith(_NO_ZEROS_AT_THE_END):
+        data = data.rstrip(b"\0")
     # Pillow rejects 179 million pixels as an attack. Here the machine's memory is the bound. Pillow reads its
     # bound from a global variable. This function restores it at once, because other code in this process may
     # use Pillow.

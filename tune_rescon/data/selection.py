@@ -14,7 +14,7 @@ import shlex
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -230,7 +230,7 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """The result of a listing.
+    """The result of a listing, or of decoding what was listed.
 
     Attributes:
         class_names: Class names in the order of the labels.
@@ -246,6 +246,24 @@ class Account:
     def images(self) -> dict[str, int]:
         """Number of images of each part."""
         return {part: sum(counts) for part, counts in self.per_class.items()}
+
+    @property
+    def broken(self) -> int:
+        """Number of images that are left out because they cannot be decoded."""
+        return sum(one.count for one in self.left_out if one.kind == Kind.BROKEN)
+
+    def without(self, broken: Sequence[tuple[str, int, str]]) -> Account:
+        """Return the account without images that cannot be decoded: the part, class and name of each."""
+        tally = Tally()
+        per_class = {part: [*counts] for part, counts in self.per_class.items()}
+        for part, label, name in broken:
+            per_class[part][label] -= 1
+            tally.add(Kind.BROKEN, name)
+        return replace(
+            self,
+            per_class={part: tuple(counts) for part, counts in per_class.items()},
+            left_out=(*self.left_out, *tally.left_out()),
+        )
 
     def lines(self) -> list[str]:
         """Return the account as text: a line for the files that are read, and one for each kind left out.

@@ -28,7 +28,7 @@ from tune_rescon.data.selection import PARTS, Selection
 from tune_rescon.data.splits import SplitRule, stratified_split
 from tune_rescon.errors import DataError, first_line, format_error
 
-__all__ = ["Plan", "Source", "find_source", "load_arrays"]
+__all__ = ["FOLDER_FORMAT", "Plan", "Source", "find_source", "load_arrays"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,11 @@ def find_source(dataset: DatasetConfig, data_root: Path) -> Source:
     )
 
 
+#: Increase this number if the images of a folder are listed or decoded differently: their caches are then
+#: rebuilt. Those of built-in datasets are not, because their archives may be gone.
+FOLDER_FORMAT: Final = 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class _FolderSource:
     path: Path
@@ -118,7 +123,7 @@ class _FolderSource:
         return str(self.path)
 
     def fingerprint(self) -> str:
-        return fingerprint(self.path, self.selection)
+        return f"{fingerprint(self.path, self.selection)}-{FOLDER_FORMAT}"
 
     def plan(self, *, alike: bool, levels: Levels | None = None) -> Plan:
         listing = list_folder(self.path, self.selection)

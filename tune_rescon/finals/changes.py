@@ -2,65 +2,90 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 
-from tune_rescon.data import describe
+from tune_rescon.config import DatasetConfig
+from tune_rescon.data import Account, describe, open_dataset
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import StudyResult
+from tune_rescon.tuning import SearchLocation, StudyResult
 from tune_rescon.tuning.input_digests import changed_functions, code_digests
 from tune_rescon.tuning.prepare import read_weights
 
 __all__ = ["changed_code", "changed_images", "changed_weights", "changes_since"]
 
 
-def changes_since(result: StudyResult, space: Space, data_root: Path) -> list[str]:
+def changes_since(result: StudyResult, space: Space, location: SearchLocation, *, decode: bool) -> list[str]:
     """Return a message for each input of the search ``result`` that has changed since.
 
-    See :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`.
-
-    Args:
-        result: the search.
-        space: the space of the finals.
-        data_root: the directory of the datasets on this machine.
+    See :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`. Their arguments are the same.
     """
     messages = (
-        changed_images(result, space, data_root),
+        changed_images(result, space, location, decode=decode),
         changed_weights(result, space),
         changed_code(result, space),
     )
     return [message for message in messages if message is not None]
 
 
-def changed_images(result: StudyResult, space: Space, data_root: Path) -> str | None:
+def changed_images(
+    result: StudyResult, space: Space, location: SearchLocation, *, decode: bool
+) -> str | None:
     """Return a message if the images are not those of the search ``result``; None if they are.
-
-    Only the classes and their numbers of images are compared, so replaced images are not noticed.
 
     Args:
         result: the search.
         space: the space of the finals.
-        data_root: the directory of the datasets on this machine.
+        location: the directories of the datasets and of the cache on this machine.
+        decode: whether the pixels are compared too, if the classes and their numbers of images are the same.
+            Images that this machine's cache lacks are then decoded.
 
     Raises:
-        DataError: the images are missing, or their folders are faulty.
+        DataError: the images are missing or broken, or their folders are faulty.
     """
     dataset = space.dataset
     then = result.accounts.get(dataset.name)
     if then is None:
         return None
-    now = describe(dataset, data_root=data_root).account
-    if now is None or (now.class_names, now.per_class) == (then.class_names, then.per_class):
+    now = describe(dataset, data_root=location.data_root).account
+    if now is None:
         return None
-    parts = ", ".join(
-        f"{part} {then.images[part]} then, {now.images[part]} now"
-        for part in then.images
-        if then.images[part]
-    )
-    changes = [f"{len(then.class_names)} classes then, {len(now.class_names)} now", parts]
+    if not _are_as_many(then, now):
+        parts = ", ".join(
+            f"{part} {then.images[part]} then, {now.images[part]} now"
+            for part in then.images
+            if then.images[part]
+        )
+        changes = f"{len(then.class_names)} classes then, {len(now.class_names)} now; {parts}"
+    elif decode and _were_replaced(result, dataset, location):
+        changes = "as many as then, but not the same"
+    else:
+        return None
     return (
-        f"The images are not those of {result.name} any more ({'; '.join(changes)}). Its configurations are"
+        f"The images are not those of {result.name} any more ({changes}). Its configurations are"
         " trained and evaluated on the current images, so do not compare the values with the search's."
     )
+
+
+def _are_as_many(known: Account, now: Account) -> bool:
+    """Return whether the account of a search agrees with a listing, which counts its broken images too."""
+    if now.class_names != known.class_names:
+        return False
+    more = [
+        count - before
+        for part, counts in now.per_class.items()
+        for count, before in zip(counts, known.per_class[part], strict=True)
+    ]
+    return min(more) >= 0 and sum(more) == known.broken
+
+
+def _were_replaced(result: StudyResult, dataset: DatasetConfig, location: SearchLocation) -> bool:
+    """Return whether the images at the path of ``dataset`` differ from those that the search recorded."""
+    searched = dataclasses.replace(result.space.dataset_config(dataset.name), path=dataset.path)
+    recorded = result.images.get(dataset.name)
+    if recorded is None:
+        return False
+    found = open_dataset(searched, data_root=location.data_root, cache_root=location.cache_root)
+    return found.digest != recorded
 
 
 def changed_weights(result: StudyResult, space: Space) -> str | None:

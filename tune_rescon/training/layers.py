@@ -16,11 +16,16 @@ __all__ = ["Trunk", "layer_names", "trained_layers"]
 _LAYER: Final = re.compile(r"stages\.\d+\.(?:opening|attention\.\d+)|(?:final|blocks|layer\d*)\.\d+|[^.]+")
 
 
-def layer_names(names: Iterable[str]) -> dict[str, str]:
-    """Return the name of each parameter's layer.
+#: A head of a network with several: those of distilled networks, VOLO and EfficientViM in timm.
+_HEAD: Final = re.compile(r"(?:aux_)?heads?(?:_dist)?")
 
-    A norm belongs to the layer before it, and the second head of a distilled network of timm to the first. A
-    module that only wraps another one, as that of a user's own network may, is no layer.
+
+def layer_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the name of each parameter's layer; the classifier's parameters are the last ones.
+
+    A norm belongs to the layer before it. If a network ends with a head, all its heads are one layer, the
+    classifier, also those that are created before other layers. A module that only wraps another one, as that
+    of a user's own network may, is no layer.
 
     Args:
         names: the names of the parameters, from the first layer to the classifier.
@@ -29,21 +34,27 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
     ... # doctest: +NORMALIZE_WHITESPACE
     {'stem.0.weight': 'stem', 'stages.0.opening.0.a': 'stages.0.opening', 'final.0.b': 'final.0',
      'norm.weight': 'final.0', 'classifier.bias': 'classifier'}
-    >>> list(layer_names(["net.conv.weight", "net.head.weight", "net.head_dist.weight"]).values())
-    ['net.conv', 'net.head', 'net.head']
+    >>> layer_names(["net.conv.weight", "net.aux_head.weight", "net.norm.weight", "net.head.weight"])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'net.conv.weight': 'net.conv', 'net.norm.weight': 'net.conv', 'net.aux_head.weight': 'net.aux_head',
+     'net.head.weight': 'net.aux_head'}
     """
     names = list(names)
     prefix = _wrapper(names)
+    parts: dict[str, str] = {}
+    for name in names:
+        match = _LAYER.match(name.removeprefix(prefix))
+        assert match is not None, name
+        parts[name] = match[0]
+    heads = [name for name, part in parts.items() if _HEAD.fullmatch(part)]
+    if heads[-1:] != names[-1:]:
+        heads = []
     found: dict[str, str] = {}
     layer = ""
-    for name in names:
+    for name in [*(name for name in names if name not in heads), *heads]:
         inside = name.removeprefix(prefix)
-        match = _LAYER.match(inside)
-        assert match is not None, name
-        own = name[: len(name) - len(inside)] + match[0]
-        before = layer.removeprefix(prefix)
-        same = match[0].startswith("norm") or (match[0], before) == ("head_dist", "head")
-        layer = layer if layer and same else own
+        same = parts[name].startswith("norm") or name in heads[1:]
+        layer = layer if layer and same else name[: len(name) - len(inside)] + parts[name]
         found[name] = layer
     return found
 
@@ -55,7 +66,7 @@ def trained_layers(network: nn.Module) -> dict[str, str]:
     """
     parameters = dict(network.named_parameters())
     layers = layer_names(parameters)
-    return {name: layers[name] for name, weight in parameters.items() if weight.requires_grad}
+    return {name: layer for name, layer in layers.items() if parameters[name].requires_grad}
 
 
 def _wrapper(names: Sequence[str]) -> str:

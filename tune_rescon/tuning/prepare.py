@@ -12,7 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.data import USUAL_STORE_SIZE, DatasetInfo, describe, is_url, local_path, open_dataset
+from tune_rescon.data import (
+    USUAL_STORE_SIZE,
+    DatasetInfo,
+    ImageDataset,
+    describe,
+    is_url,
+    local_path,
+    open_dataset,
+)
 from tune_rescon.data.decode import darkness_message, levels_text
 from tune_rescon.errors import (
     ConfigError,
@@ -353,7 +361,10 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             _PROGRESS.info(f"{dataset.name}: {levels_text(images.levels)}")
         if info.account and (words := darkness_message(images.mean, images.std)) is not None:
             _PROGRESS.warning(f"{dataset.name}: {words}")
-        for line in (*images.left_out, *images.repeats):
+        info = _decoded(info, images)
+        if info.account and info.account.broken:
+            _PROGRESS.warning(f"{dataset.name}: {info.account.lines()[-1]}")
+        for line in images.repeats:
             _PROGRESS.warning(f"{dataset.name}: {line}")
         check_metric_classes(space, info, val_labels_N=images.val.labels_N)
         if space.metric.of_test_images and not info.test_images:
@@ -362,6 +373,17 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             raise DataError(format_error(rule, got=f"none in {info.name}", where="dataset", hint=hint))
         prepared[dataset.name] = PreparedDataset(info=info, digest=images.digest)
     return prepared
+
+
+def _decoded(info: DatasetInfo, images: ImageDataset) -> DatasetInfo:
+    """Return ``info`` without the images that cannot be decoded."""
+    return dataclasses.replace(
+        info,
+        train_images=len(images.train),
+        val_images=len(images.val),
+        test_images=len(images.test),
+        account=info.account and info.account.without(images.broken),
+    )
 
 
 def evaluation_words(space: Space, info: DatasetInfo) -> list[str]:
