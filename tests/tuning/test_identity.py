@@ -38,7 +38,7 @@ def create_record(folder: SearchFolder) -> StudyRecord:
     folder.path.mkdir(parents=True, exist_ok=True)
     storage = InMemoryStorage()
     study = storage.create_new_study([StudyDirection.MAXIMIZE], folder.name)
-    return StudyRecord.on(storage, study, metric="val_accuracy")
+    return StudyRecord.on_storage(storage, study, metric="val_accuracy")
 
 
 def identify(record: StudyRecord, folder: SearchFolder, *, own_study: bool = True) -> str:

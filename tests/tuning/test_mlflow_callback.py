@@ -32,7 +32,7 @@ CONTINUE = Verdict(decision=Decision.CONTINUE)
 def test_the_exporter_is_preloaded_once_all_started_and_one_has_a_network() -> None:
     space = load_space("digits", ["budget.trials=2"])
     storage = InMemoryStorage()
-    record = StudyRecord.on(
+    record = StudyRecord.on_storage(
         storage, storage.create_new_study([StudyDirection.MAXIMIZE], "s"), metric="val_accuracy"
     )
     writer = mock.create_autospec(MlflowWriter, instance=True)

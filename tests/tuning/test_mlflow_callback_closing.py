@@ -8,7 +8,7 @@ from pathlib import Path
 from tune_rescon.report import report
 from tune_rescon.tracking import Champion
 from tune_rescon.tuning import RunOptions, sync_command
-from tune_rescon.tuning.mlflow_callback import closing_words
+from tune_rescon.tuning.mlflow_callback import closing_message
 
 OPTIONS = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y")
 
@@ -26,7 +26,7 @@ def test_the_closing_message_has_a_command_that_can_be_pasted() -> None:
 
 
 def test_the_closing_message_names_the_registration_and_how_to_skip_it() -> None:
-    words = closing_words(Champion(number=3, epoch=1, checkpoint="best.ckpt"), OPTIONS)
+    words = closing_message(Champion(number=3, epoch=1, checkpoint="best.ckpt"), OPTIONS)
     assert "registering the model of trial_0003 in MLflow: about 10 s" in words
     assert words.endswith(f"Ctrl-C leaves MLflow for later: {sync_command(OPTIONS)}")
-    assert closing_words(None, OPTIONS) == "Writing the report and completing MLflow"
+    assert closing_message(None, OPTIONS) == "Writing the report and completing MLflow"

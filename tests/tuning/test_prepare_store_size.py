@@ -10,7 +10,7 @@ from PIL import Image
 
 from tune_rescon.data import describe
 from tune_rescon.spaces import Space, load_space
-from tune_rescon.tuning.prepare import cache_words, largest_image_size, with_store_size
+from tune_rescon.tuning.prepare import cache_messages, largest_image_size, with_store_size
 from tune_rescon.tuning.resume import change_problems
 
 RATE = '"learning_rate": {"type": "float", "low": 0.01, "high": 0.1}'
@@ -69,10 +69,10 @@ def test_cache_size_and_enlarged_images_are_reported(tmp_path: Path) -> None:
             Image.new("RGB", (400, 300 + number)).save(tmp_path / label / f"{number}.png")
     space = folder_space(tmp_path, ["fixed.image_size=300"])
     with_message = with_store_size(space, None)
-    (line,) = cache_words(with_message, describe(with_message.dataset, data_root=tmp_path))
+    (line,) = cache_messages(with_message, describe(with_message.dataset, data_root=tmp_path))
     assert line.startswith("the cache keeps 4 squares of 300 pixels: 1.1 MB of disk")
     small = folder_space(tmp_path, ["fixed.image_size=300", "dataset.store_size=64"])
     assert (
         "see these squares enlarged: `--set dataset.store_size=300`"
-        in cache_words(small, describe(small.dataset, data_root=tmp_path))[-1]
+        in cache_messages(small, describe(small.dataset, data_root=tmp_path))[-1]
     )

@@ -26,9 +26,9 @@ from tune_rescon.tuning.resume import (
     FREE,
     FROZEN,
     change_problems,
-    change_words,
     check_changes,
-    history_words,
+    space_changes,
+    version_changes,
 )
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.trial import TrialOrigin, make_origin
@@ -104,11 +104,13 @@ NOT_ALONE = {
 }
 
 
-def space(*more: str) -> Space:
+def make_space(*more: str) -> Space:
     return load_space("digits", [*BASE, *more])
 
 
-def trial(of: Space, number: int = 0, state: TrialState = TrialState.FINISHED, **sampled: Any) -> TrialRecord:
+def make_trial(
+    space: Space, number: int = 0, state: TrialState = TrialState.FINISHED, **sampled: Any
+) -> TrialRecord:
     parameters = {"depth": 56, "learning_rate": 0.1} | sampled
     return TrialRecord(
         number=number,
@@ -117,12 +119,12 @@ def trial(of: Space, number: int = 0, state: TrialState = TrialState.FINISHED, *
         metric="val_accuracy",
         maximize=True,
         values=(0.5,),
-        origin=make_origin(of, parameters, version=1, number=number),
+        origin=make_origin(space, parameters, version=1, number=number),
     )
 
 
 def problems(*more: str) -> list[str]:
-    return change_problems(space(), space(*more), [trial(space())])
+    return change_problems(make_space(), make_space(*more), [make_trial(make_space())])
 
 
 def is_free(key: str) -> bool:
@@ -179,8 +181,8 @@ def test_a_changed_metric_or_dataset_is_refused(change: tuple[str, ...]) -> None
 
 def test_a_folder_of_images_may_have_moved() -> None:
     folder = ("dataset.name=folder", "dataset.path=here")
-    old = space(*folder)
-    assert change_problems(old, space(*folder, "dataset.path=there"), [trial(old)]) == []
+    old = make_space(*folder)
+    assert change_problems(old, make_space(*folder, "dataset.path=there"), [make_trial(old)]) == []
 
 
 def test_an_epoch_budget_may_be_added_with_its_scheduler() -> None:
@@ -217,42 +219,44 @@ def test_fields_may_move_between_fixed_and_parameters(change: tuple[str, ...]) -
 def test_the_objective_function_is_frozen_and_others_may_be_added() -> None:
     """Functions of two modules may have the same name, which is that of the metric."""
     metric = "metric={{name: val_score, mode: min, log: [{}]}}"
-    old = space(metric.format("before:score"))
-    assert change_problems(old, space(metric.format("before:score, other:count")), [trial(old)]) == []
-    (problem,) = change_problems(old, space(metric.format("after:score")), [trial(old)])
+    old = make_space(metric.format("before:score"))
+    assert (
+        change_problems(old, make_space(metric.format("before:score, other:count")), [make_trial(old)]) == []
+    )
+    (problem,) = change_problems(old, make_space(metric.format("after:score")), [make_trial(old)])
     assert problem.startswith("val_score is computed by before:score and would be computed by after:score")
 
 
 def test_a_trial_of_an_earlier_version_ran_with_the_defaults_of_later_fields() -> None:
-    of = space()
-    recorded_trial = trial(of)
+    space = make_space()
+    recorded_trial = make_trial(space)
     assert recorded_trial.origin is not None
     recorded = recorded_trial.origin.to_dict()
     del recorded["config"]["patience"]
     earlier = dataclasses.replace(recorded_trial, origin=TrialOrigin.from_dict(recorded))
     assert earlier.setting("patience") == 0
-    (problem,) = change_problems(of, space("fixed.patience=3"), [earlier])
+    (problem,) = change_problems(space, make_space("fixed.patience=3"), [earlier])
     assert problem.startswith("fixed.patience would become 3, and trial 0 ran with 0")
 
 
 def test_without_trials_a_fixed_field_is_free() -> None:
-    assert change_problems(space(), space("fixed.width=1.0"), []) == []
+    assert change_problems(make_space(), make_space("fixed.width=1.0"), []) == []
 
 
 def test_only_an_unfinished_trial_needs_its_configuration() -> None:
-    of = space()
-    known = dataclasses.replace(trial(of), origin=None)
+    space = make_space()
+    known = dataclasses.replace(make_trial(space), origin=None)
     running = dataclasses.replace(known, number=3, state=TrialState.INTERRUPTED)
-    assert change_problems(of, of, [known]) == []
-    (problem,) = change_problems(of, of, [known, running])
+    assert change_problems(space, space, [known]) == []
+    (problem,) = change_problems(space, space, [known, running])
     assert "no longer contains trial 3" in problem
 
 
 def test_all_refused_changes_are_reported_together_with_a_hint() -> None:
-    changed = space("fixed.width=1.0", "fidelity.max=3", "metric={name: val_loss, mode: min}")
-    trials = [trial(space(), number) for number in range(4)]
+    changed = make_space("fixed.width=1.0", "fidelity.max=3", "metric={name: val_loss, mode: min}")
+    trials = [make_trial(make_space(), number) for number in range(4)]
     with pytest.raises(SpaceError) as caught:
-        check_changes("base", space(), changed, trials)
+        check_changes("base", make_space(), changed, trials)
     text = str(caught.value)
     assert "\n" not in text
     for word in ("--resume base", "fixed.width", "4 trials", "fidelity.max", "metric.name", "metric.mode"):
@@ -262,24 +266,28 @@ def test_all_refused_changes_are_reported_together_with_a_hint() -> None:
 
 
 def test_changes_are_reported_key_by_key() -> None:
-    words = change_words(
-        space(), space("budget.trials=9", "parameters.depth.choices=[92]", "fixed.nesterov=false")
+    changes = space_changes(
+        make_space(), make_space("budget.trials=9", "parameters.depth.choices=[92]", "fixed.nesterov=false")
     )
-    assert "budget.trials: 6 -> 9" in words
-    assert "parameters.depth.choices: [56, 92] -> [92]" in words
-    assert len(words) == 3
-    (word,) = change_words(space(), space("parameters.momentum={type: float, low: 0.8, high: 0.9}"))
-    assert word == "parameters.momentum: - -> {type: float, low: 0.8, high: 0.9, log: false}"
+    assert "budget.trials: 6 -> 9" in changes
+    assert "parameters.depth.choices: [56, 92] -> [92]" in changes
+    assert len(changes) == 3
+    (change,) = space_changes(
+        make_space(), make_space("parameters.momentum={type: float, low: 0.8, high: 0.9}")
+    )
+    assert change == "parameters.momentum: - -> {type: float, low: 0.8, high: 0.9, log: false}"
 
 
 def test_a_version_without_trials_is_part_of_the_history_too() -> None:
-    versions = SpaceVersions(spaces=(space(), space("budget.trials=9"), space("budget.trials=12")))
-    later = dataclasses.replace(
-        trial(space(), 6),
-        origin=make_origin(space(), {"depth": 56, "learning_rate": 0.1}, version=2, number=6),
+    versions = SpaceVersions(
+        spaces=(make_space(), make_space("budget.trials=9"), make_space("budget.trials=12"))
     )
-    assert history_words(versions, [trial(space()), later]) == (
+    later = dataclasses.replace(
+        make_trial(make_space(), 6),
+        origin=make_origin(make_space(), {"depth": 56, "learning_rate": 0.1}, version=2, number=6),
+    )
+    assert version_changes(versions, [make_trial(make_space()), later]) == (
         "version 2 (from trial 6): budget.trials: 6 -> 9",
         "version 3 (no trial yet): budget.trials: 9 -> 12",
     )
-    assert history_words(SpaceVersions(spaces=(space(),)), [later]) == ()
+    assert version_changes(SpaceVersions(spaces=(make_space(),)), [later]) == ()

@@ -85,7 +85,7 @@ def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, against: tupl
 
 
 def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("VIEW_BEST", 3), ("VIEW_LATEST", 5), ("RENEW_EVERY", 6)):
+    for name, value in (("VIEW_BEST", 3), ("VIEW_LATEST", 5), ("CHOOSE_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
     space = make_space("tpe")
     uninterrupted = run(space, [], 26)
@@ -94,7 +94,7 @@ def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.Monkey
 
 
 def test_a_later_rise_in_rank_does_not_change_a_bounded_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6), ("ATTEMPTS", 1)):
+    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("CHOOSE_EVERY", 6), ("ATTEMPTS", 1)):
         monkeypatch.setattr(sampler, name, value)
     space = make_space("tpe")
     before = run(space, [], 13)  # The last choice was made before trial 12, by the ranks at that time.
@@ -137,7 +137,7 @@ def test_a_paused_trial_may_be_dropped_from_a_bounded_view(monkeypatch: pytest.M
 def test_the_kept_trials_are_recorded_only_for_a_bounded_view(
     kind: str, noted: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler, "RENEW_EVERY", 6)
+    monkeypatch.setattr(sampler, "CHOOSE_EVERY", 6)
     assert {trial.number for trial in run(make_space(kind), [], 14) if trial.sampler_state} == noted
 
 
@@ -344,7 +344,7 @@ def test_warm_start_trials_and_own_trials_are_kept_apart(sampler_view: list[Froz
 def test_a_bounded_view_has_the_kept_and_the_later_trials(
     kind: str, size: int, sampler_view: list[FrozenTrial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6)):
+    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("CHOOSE_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
     known = run(make_space(kind), [], 13)
     SearchSampler(make_space(kind), existing_trials=known).ask()

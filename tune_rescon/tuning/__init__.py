@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         sync_command,
     )
     from tune_rescon.tuning.overview import SearchOverview, list_searches
-    from tune_rescon.tuning.prepare import cache_words, evaluation_words, with_store_size
+    from tune_rescon.tuning.prepare import cache_messages, evaluation_messages, with_store_size
     from tune_rescon.tuning.ray.worker import TrialTask
     from tune_rescon.tuning.reader import SearchLocation, read_search
-    from tune_rescon.tuning.resources import fit_to_machine, machine_words
+    from tune_rescon.tuning.resources import fit_to_machine, machine_message
     from tune_rescon.tuning.result import (
         SearchState,
         StudyResult,

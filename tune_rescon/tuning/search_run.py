@@ -16,14 +16,14 @@ from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.spaces import dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
-from tune_rescon.tuning.budget import exhausted_words, spent_words
+from tune_rescon.tuning.budget import exhausted_message, spent_message
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import usable_directory, write_atomically
 from tune_rescon.tuning.identity import ensure_identity, with_id
 from tune_rescon.tuning.input_digests import code_digests, record_code, record_images
 from tune_rescon.tuning.lease import LeaseKeeper
-from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_words, logged_images
+from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_message, logged_images
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos
 from tune_rescon.tuning.ray.session import RaySession
@@ -236,7 +236,7 @@ class SearchRun:
         """Report a budget that ended the search before all of its trials began, and an exhausted space."""
         trials, budget = len(result.trials), self._space.budget
         if not result.interrupted and result.failure is None:
-            spent = spent_words(
+            spent = spent_message(
                 budget,
                 name=result.name,
                 trials=trials,
@@ -246,7 +246,7 @@ class SearchRun:
             if spent is not None:
                 _PROGRESS.info(spent)
         if self._coordinator.space_is_exhausted:
-            _PROGRESS.info(exhausted_words(trials, budget.trials))
+            _PROGRESS.info(exhausted_message(trials, budget.trials))
 
     def _conclude(self, state: SearchState, on_result: Callable[[StudyResult], object] | None) -> StudyResult:
         """Record how the search ended, pass the result to ``on_result``, and complete the search."""
@@ -269,7 +269,7 @@ class SearchRun:
         """Draw the pages of an ended search, and queue the last updates for MLflow."""
         if (missing := missing_winner(result)) is not None:
             _PROGRESS.info(missing)
-        _PROGRESS.info(closing_words(self._parent.champion(result), self.options))
+        _PROGRESS.info(closing_message(self._parent.champion(result), self.options))
         self._exits.close()
         note, drawn = self._drawn(result)
         self._parent.end(result, [*files, *drawn], note)

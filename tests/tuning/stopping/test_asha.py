@@ -30,7 +30,9 @@ def observation(
 
 def values_at_rungs(rule: SuccessiveHalving) -> dict[int, int]:
     """Return the number of values at each rung below the last. The rule is unusable afterwards."""
-    return {level: rule.judge(observation(level, 0.0, 1000 + level)).of - 1 for level in rule.levels[:-1]}
+    return {
+        level: rule.judge(observation(level, 0.0, 1000 + level)).compared - 1 for level in rule.levels[:-1]
+    }
 
 
 @given(bounds)
@@ -64,7 +66,7 @@ def test_a_value_between_rungs_is_not_judged_and_not_recorded() -> None:
     rung = ladder()
     for number, value in enumerate((0.9, 0.8, 0.1, 0.05)):
         assert rung.judge(observation(2, value, number)) == Verdict(
-            decision=Decision.CONTINUE, rung=0, rank=0, of=0
+            decision=Decision.CONTINUE, rung=0, rank=0, compared=0
         )
     assert values_at_rungs(rung) == {1: 0, 3: 0}
 
@@ -237,7 +239,7 @@ def test_with_two_objectives_the_rank_counts_dominating_trials(
         verdict = rung.judge(observation(1, value, number, cost=cost))
         before = arrivals[:number]
         rank = 1 + sum(v >= value and c <= cost and (v, c) != (value, cost) for v, c in before)
-        assert (verdict.rank, verdict.of) == (rank, number + 1)
+        assert (verdict.rank, verdict.compared) == (rank, number + 1)
         stops = number + 1 >= 3 and rank > (number + 1) // 3
         assert verdict.decision is (Decision.STOP if stops else Decision.CONTINUE)
 
@@ -276,5 +278,5 @@ def test_of_equal_values_the_smaller_loss_ranks_higher() -> None:
     rung = ladder()
     for number, loss in enumerate((2.3, 1.7, math.inf)):
         verdict = rung.judge(Observation(number=number, epoch=1, value=0.1, tie=loss))
-    assert verdict == Verdict(decision=Decision.STOP, rung=1, rank=3, of=3)
+    assert verdict == Verdict(decision=Decision.STOP, rung=1, rank=3, compared=3)
     assert rung.judge(Observation(number=3, epoch=1, value=0.1, tie=1.0)).rank == 1
