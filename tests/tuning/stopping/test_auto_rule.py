@@ -419,14 +419,8 @@ def test_a_failed_first_trial_does_not_block_the_choice_of_the_first_rung(second
     rule.started(0)
     rule.ended(0)
     for number in range(1, 2 * PILOTS):
-        rule.started(number)
-        for epoch in range(1, 50):
-            rule.advance(number + epoch / 100)
-            if (
-                rule.judge(observation(number, epoch, by_number(number, epoch))).decision
-                is not Decision.CONTINUE
-            ):
-                break
+        rule.advance(float(number))
+        train(rule, number, by_number)
     assert rule.agreement is not None
 
 
