@@ -324,7 +324,7 @@ def test_of_repeated_trainings_the_best_mean_wins_and_no_lucky_seed() -> None:
         dataclasses.replace(trial(number, FINISHED, value), parameters={"learning_rate": rate})
         for number, (rate, value) in values.items()
     )
-    assert [[one.number for one in group] for group in repeated(trials)] == [[0, 2], [1, 3]]
+    assert [[trial.number for trial in group] for group in repeated(trials)] == [[0, 2], [1, 3]]
     assert best_trial(trials) is trials[0]
     assert best_trial(trials, by_mean=True) is trials[1]
 

@@ -1,4 +1,4 @@
-"""The parts of a space that a resume may change: every key, with and without trials."""
+"""A resume: which parts of the space it may change, and whether the search has anything left to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tune_rescon.config import DatasetConfig, TrialState, field_names
 from tune_rescon.errors import SpaceError
-from tune_rescon.spaces import Space, load_space
+from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.spaces.sections import (
     Budget,
     Constraints,
@@ -21,16 +21,18 @@ from tune_rescon.spaces.sections import (
     Scheduler,
     Section,
 )
-from tune_rescon.tuning import TrialRecord
+from tune_rescon.tuning import Decision, SearchSampler, SearchState, StudyRecord, TrialRecord, Verdict
 from tune_rescon.tuning.resume import (
     FREE,
     FROZEN,
     change_problems,
     check_changes,
+    is_finished,
     space_changes,
     version_changes,
 )
 from tune_rescon.tuning.space_versions import SpaceVersions
+from tune_rescon.tuning.study_attributes import record_outcome
 from tune_rescon.tuning.trial import TrialOrigin, make_origin
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "resume.md"
@@ -291,3 +293,71 @@ def test_a_version_without_trials_is_part_of_the_history_too() -> None:
         "version 3 (no trial yet): budget.trials: 9 -> 12",
     )
     assert version_changes(SpaceVersions(spaces=(make_space(),)), [later]) == ()
+
+
+FINISHED_OVERRIDES = ("budget.trials=2", "fidelity.max=1", "sampler.type=random")
+
+
+def small_space(*overrides: str) -> Space:
+    return load_space("digits", [*FINISHED_OVERRIDES, *overrides])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a study with two finished trials."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('study')}/study.db"
+    record = StudyRecord.create(
+        url, "s", metric="val_accuracy", maximize=True, space=dump_space(small_space())
+    )
+    sampler = SearchSampler(small_space())
+    for number in range(2):
+        proposal = sampler.ask()
+        assert proposal is not None
+        sampler.on_trial_start(record.open(proposal))
+        record.report(number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.STOP))
+        record.close(number, TrialState.FINISHED, checkpoint=None)
+    return url
+
+
+@pytest.mark.parametrize(
+    ("outcome", "edits", "finished"),
+    [
+        (SearchState.FINISHED, [], True),
+        (SearchState.FINISHED, ["resources_per_trial.cpu=2", "budget.concurrent=1"], True),
+        (SearchState.FINISHED, ["budget.trials=1"], True),
+        (SearchState.FINISHED, ["budget.trials=3"], False),
+        (SearchState.INTERRUPTED, [], False),
+        (SearchState.FAILED, [], False),
+        (None, [], False),
+    ],
+)
+def test_a_search_is_finished_if_it_completed_and_no_trial_remains(
+    outcome: SearchState | None, edits: list[str], finished: bool, study: str
+) -> None:
+    record = StudyRecord.load(study, "s", metric="val_accuracy")
+    if outcome is None:
+        record.set_attribute("outcome", None)
+    else:
+        record_outcome(record, outcome, None)
+    assert is_finished(record, SpaceVersions(spaces=(small_space(),)), small_space(*edits)) is finished
+
+
+@pytest.mark.parametrize(
+    ("edits", "finished"),
+    [
+        ([], True),
+        (["budget.hours=1"], True),
+        (["budget.hours=2"], False),
+        (["budget.hours=1", "sampler.repeats=true"], False),
+        (["parameters.learning_rate.high=0.2"], False),
+    ],
+)
+def test_a_search_is_finished_if_its_hours_or_points_are_used_up(
+    edits: list[str], finished: bool, study: str
+) -> None:
+    """Two of twenty trials ran, and the last run finished: the hours or the points were used up."""
+    record = StudyRecord.load(study, "s", metric="val_accuracy")
+    record_outcome(record, SearchState.FINISHED, None)
+    original_space = small_space("budget.trials=20", "budget.hours=1")
+    edited_space = small_space("budget.trials=20", "budget.hours=1", *edits)
+    assert is_finished(record, SpaceVersions(spaces=(original_space,)), edited_space) is finished
