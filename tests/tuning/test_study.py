@@ -28,7 +28,7 @@ CONTINUE = Verdict(decision=Decision.CONTINUE)
 def proposal(**sampler_state: Any) -> Proposal:
     distributions: dict[str, BaseDistribution] = {
         "learning_rate": FloatDistribution(1e-3, 1.0, log=True),
-        # How a list travels through Optuna, which takes no lists as choices.
+        # A list as text, because Optuna takes no lists as choices.
         "step_fractions": CategoricalDistribution(["[40, 60]", "[50]"]),
     }
     params = {"learning_rate": 0.1, "step_fractions": "[50]"}

@@ -43,14 +43,9 @@ def test_the_best_epoch_is_the_first_of_the_finite_bests(trial: TrialRecord, epo
     assert trial.best_value == trial.values[epoch - 1] if epoch else math.isnan(trial.best_value)
 
 
-def test_trials_rank_by_how_far_they_came_then_by_value() -> None:
-    order = [
-        make_trial(0.1, 0.2, 0.3),
-        make_trial(0.9, 0.8),
-        make_trial(0.1, 0.7),
-        make_trial(0.99),
-        make_trial(math.nan),
-    ]
+def test_trials_rank_by_epochs_and_then_by_value() -> None:
+    curves = ((0.1, 0.2, 0.3), (0.9, 0.8), (0.1, 0.7), (0.99,), (math.nan,))
+    order = [make_trial(*values) for values in curves]
     shuffled = [order[index] for index in (3, 0, 4, 2, 1)]
     assert sorted(shuffled, key=TrialRecord.rank_key) == order
 
