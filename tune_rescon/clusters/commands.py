@@ -199,7 +199,7 @@ def ray_stop() -> Command:
 
 
 def ray_get_auth_token(cluster: ClusterFile) -> Command:
-    """Return the command that prints the token, and creates it first if there is none."""
+    """Return the command that prints the token. Without a token, it first creates one."""
     return _ray(cluster, "get-auth-token", "--generate")
 
 
