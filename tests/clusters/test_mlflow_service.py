@@ -26,6 +26,7 @@ from tests.waiting import LONGEST_WAIT, reserved_port, wait_until
 from tune_rescon.cluster import main
 from tune_rescon.clusters import mlflow_service
 from tune_rescon.clusters.mlflow_service import (
+    Health,
     MlflowSettings,
     RestartTiming,
     end_mlflow,
@@ -238,6 +239,46 @@ def test_no_server_starts_while_the_kept_database_is_unreadable(
     with caplog.at_level(logging.WARNING):
         mlflow_service._supervise(settings, stop_event, RestartTiming())
     assert "the kept database cannot be read; next try in 1 s: 503" in caplog.text
+
+
+class FakeMirror:
+    """Records the last copy."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def changed(self) -> None:
+        self.calls.append("changed")
+
+    def close(self, _timeout: float) -> int:
+        self.calls.append("close")
+        return 0
+
+
+def test_a_full_disk_does_not_prevent_the_last_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror, stop = FakeMirror(), threading.Event()
+
+    class FakeServer:
+        """A server that answers once."""
+
+        def __init__(self, _settings: MlflowSettings) -> None:
+            (tmp_path / "mlflow.db").write_bytes(b"x")
+
+        def check(self, _timeout: float) -> Health:
+            stop.set()
+            return Health.HEALTHY
+
+        def end(self, *, gently: bool) -> None:
+            assert gently
+
+    def fail_touch(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mlflow_service, "_open_mirror", lambda *_: mirror)
+    monkeypatch.setattr(mlflow_service, "_Server", FakeServer)
+    monkeypatch.setattr(Path, "touch", fail_touch)
+    mlflow_service._supervise(MlflowSettings(folder=tmp_path), stop, RestartTiming())
+    assert mirror.calls == ["changed", "changed", "close"]
 
 
 #: Locks the folder as a supervisor does until SIGTERM; its last copy fails.
