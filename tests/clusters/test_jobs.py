@@ -15,7 +15,7 @@ from tune_rescon.clusters.status import HeadState, Job, parse_demands, parse_job
 
 
 @pytest.fixture(autouse=True)
-def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+def fixed_submission_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tune_rescon.clusters.cluster.submission_id", lambda *_: "j-1")
 
 

@@ -31,7 +31,7 @@ from tune_rescon.tuning.store import SearchStore
 
 
 @pytest.fixture(autouse=True)
-def _quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the read-back of a lease in a bucket, which these tests do not need."""
     monkeypatch.setattr("tune_rescon.storage.remote.SharedValue.read_back_seconds", 0.02)
 

@@ -64,7 +64,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 @linux
-def test_a_process_started_apart_has_its_own_session(
+def test_a_process_that_ray_starts_has_its_own_session(
     separate_session: ProcessAndChild, same_session: ProcessAndChild
 ) -> None:
     assert (
@@ -124,7 +124,7 @@ def test_a_control_store_that_stays_unreachable_is_reported_gone(
     assert first == gone_after
 
 
-def test_a_control_store_is_looked_for_on_its_port() -> None:
+def test_a_control_store_is_checked_on_its_port() -> None:
     with reserved_port() as port:
         address = f"127.0.0.1:{port}"
         now = 0.0
