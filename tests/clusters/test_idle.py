@@ -169,6 +169,18 @@ def test_an_unreadable_storage_keeps_the_cluster_and_is_reported(files: IdleFile
     assert messages[0].endswith("It could not be ended: 503 Slow Down")
 
 
+def test_an_observation_that_fails_counts_as_use_and_does_not_end_the_watch(
+    files: IdleFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    def observe(hour: float) -> Observation:
+        if 2 < hour < 6:
+            raise KeyError("status")
+        return IDLE
+
+    assert SimulatedHead(observe=observe).watch(files) == [*END_ACTIONS, "end machines at 9.9"]
+    assert "the head could not be observed" in caplog.text
+
+
 def test_a_failed_database_copy_keeps_the_cluster(files: IdleFiles) -> None:
     actions = SimulatedHead(copy_fails_until=4.25).watch(files)
     assert actions == ["end MLflow", "start MLflow"] * 3 + [*END_ACTIONS, "end machines at 4.3"]

@@ -261,7 +261,7 @@ def watch(
     with lock:
         rule, problem, written = IdleRule(clock()), "", files.hours_written()
         while hours := files.read_hours():
-            rule.observe(head.observe(), clock())
+            rule.observe(_observe(head), clock())
             if written != (written := files.hours_written()):
                 rule.record_use(0.0, "`cluster up`", clock())
             problem = "" if rule.in_use else problem
@@ -285,6 +285,18 @@ def watch(
             wait(min(interval, max(1.0, hours * 3600 / 10)))
 
 
+def _observe(head: HeadActions) -> Observation:
+    """Return what uses the cluster. An observation that fails counts as use, because jobs may run.
+
+    It raises nothing, because nothing else would end the cluster if this process did.
+    """
+    try:
+        return head.observe()
+    except Exception as error:
+        _log.exception("the head could not be observed")
+        return Observation(uses=(f"unknown, because the head could not be observed: {error}",))
+
+
 def _prepare_end(rule: IdleRule, head: HeadActions, hours: float, clock: Callable[[], float]) -> bool:
     """End MLflow on a cluster that seems due, and check once more that it is.
 
@@ -306,7 +318,7 @@ def _prepare_end(rule: IdleRule, head: HeadActions, hours: float, clock: Callabl
     except TuneResconError:
         head.start_mlflow()
         raise
-    rule.observe(head.observe(), clock())
+    rule.observe(_observe(head), clock())
     if rule.is_due(hours, clock()):
         return True
     head.start_mlflow()
