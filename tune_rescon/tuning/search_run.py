@@ -111,28 +111,22 @@ def begin_run(
         now=time.monotonic(),
         check_lease=setup.lease.ensure_held,
     )
-    # A resumed search plans with the number of its first run.
-    results = RunResults(setup=setup, costs=costs, planned_slots=planned_slots(record, setup.slots))
+    slots = planned_slots(record, setup.slots)
     parent = _parent_run(setup, identity, ray.resources)
     parent.start()
+    results = RunResults(setup=setup, costs=costs, planned_slots=slots, parent=parent)
     tracking = MlflowCallback(setup.writer, record, costs, preload_exporter=parent.preload_exporter)
     with closing(ExitStack()) as drawings:
         if setup.options.tensorboard:
             files = EventFiles(folder.tensorboard, setup.space)
             callbacks = [drawings.enter_context(files), *callbacks]
-        if (presentation := setup.presentation) is not None:
-
-            def snapshot() -> StudyResult:
-                """Return the current result and send MLflow a note of it, on the thread of the trials."""
-                result = results.now(SearchState.RUNNING, None)
-                parent.note(presentation.note(result))
-                return result
-
-            callbacks = [*callbacks, drawings.enter_context(presentation.watching(snapshot, folder))]
+        if setup.presentation is not None:
+            drawing = setup.presentation.watching(results.snapshot, folder)
+            callbacks = [*callbacks, drawings.enter_context(drawing)]
         coordinator = make_coordinator(
             plan,
             record,
-            make_stopping_rule(setup.space, slots=results.planned_slots),
+            make_stopping_rule(setup.space, slots=slots),
             setup.versions,
             callbacks=(tracking, *store.callbacks, CallbackList(callbacks, safe=True)),
             prune=store.prune,
@@ -148,7 +142,6 @@ def begin_run(
             identity=identity,
             plan=plan,
             results=results,
-            parent=parent,
             tracking=tracking,
             coordinator=coordinator,
             watch=watch,
@@ -179,7 +172,16 @@ class RunResults:
     setup: RunSetup
     costs: CostModel
     planned_slots: int
-    """Number of trials at once with which the scheduler plans."""
+    """Number of trials at once with which the scheduler plans; a resumed search has that of its first run."""
+    parent: ParentRun
+    """The search's own run in MLflow."""
+
+    def snapshot(self) -> StudyResult:
+        """Return the present result and send MLflow a note of it, on the thread that runs the trials."""
+        result = self.now(SearchState.RUNNING, None)
+        assert self.setup.presentation is not None, "only a presentation asks"
+        self.parent.note(self.setup.presentation.note(result))
+        return result
 
     def now(self, state: SearchState, failure: str | None) -> StudyResult:
         """Return the present result; ``failure`` says why the search ended early, if it did."""
@@ -205,7 +207,6 @@ class SearchRun:
     identity: Identity
     plan: SearchPlan
     results: RunResults
-    parent: ParentRun
     tracking: MlflowCallback
     coordinator: Coordinator
     watch: Watch
@@ -333,10 +334,10 @@ class SearchRun:
         """Draw the pages of an ended search, and queue the last updates for MLflow."""
         if (missing := missing_winner(result)) is not None:
             _PROGRESS.info(missing)
-        _PROGRESS.info(closing_message(self.parent.champion(result), self.setup.options))
+        _PROGRESS.info(closing_message(self.results.parent.champion(result), self.setup.options))
         self.drawings.close()
         note, drawn = self._drawn(result)
-        self.parent.end(result, [*files, *drawn], note)
+        self.results.parent.end(result, [*files, *drawn], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
         self.setup.writer.flush()
         return result
