@@ -100,9 +100,7 @@ def begin_run(
     """
     store, record, folder = setup.store, setup.record, setup.store.folder
     identity = ensure_identity(record, folder, url=store.url, own_study=setup.options.study_url is None)
-    # Trials of an earlier version of the space may have used other datasets as well.
-    datasets = {**read_run_attributes(record).datasets, **dataset_infos(setup.prepared)}
-    costs = CostModel(space=setup.space, datasets=datasets)
+    costs = _cost_model(setup)
     plan = make_plan(
         costs,
         record,
@@ -118,8 +116,7 @@ def begin_run(
     tracking = MlflowCallback(setup.writer, record, costs, preload_exporter=parent.preload_exporter)
     with closing(ExitStack()) as drawings:
         if setup.options.tensorboard:
-            files = EventFiles(folder.tensorboard, setup.space)
-            callbacks = [drawings.enter_context(files), *callbacks]
+            callbacks = [drawings.enter_context(EventFiles(folder.tensorboard, setup.space)), *callbacks]
         if setup.presentation is not None:
             drawing = setup.presentation.watching(results.snapshot, folder)
             callbacks = [*callbacks, drawings.enter_context(drawing)]
@@ -131,12 +128,6 @@ def begin_run(
             callbacks=(tracking, *store.callbacks, CallbackList(callbacks, safe=True)),
             prune=store.prune,
         ).start()
-        watch = Watch(
-            interruption,
-            ray_gone=ray.gone,
-            ensure_held=setup.lease.ensure_held,
-            interrupt=coordinator.interrupt,
-        )
         yield SearchRun(
             setup=setup,
             identity=identity,
@@ -144,9 +135,20 @@ def begin_run(
             results=results,
             tracking=tracking,
             coordinator=coordinator,
-            watch=watch,
+            watch=Watch(
+                interruption,
+                ray_gone=ray.gone,
+                ensure_held=setup.lease.ensure_held,
+                interrupt=coordinator.interrupt,
+            ),
             drawings=drawings,
         )
+
+
+def _cost_model(setup: RunSetup) -> CostModel:
+    # Trials of an earlier version of the space may have used other datasets as well.
+    datasets = {**read_run_attributes(setup.record).datasets, **dataset_infos(setup.prepared)}
+    return CostModel(space=setup.space, datasets=datasets)
 
 
 def _parent_run(setup: RunSetup, identity: Identity, resources: Mapping[str, float]) -> ParentRun:
