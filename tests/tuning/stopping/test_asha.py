@@ -57,10 +57,8 @@ def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int
 def test_a_trial_below_the_top_fraction_of_its_rung_is_stopped(arrivals: list[float], decisions: str) -> None:
     rule = make_rule()
     letters = {Decision.CONTINUE: "c", Decision.STOP: "s"}
-    assert (
-        "".join(letters[rule.judge(observation(1, v, n)).decision] for n, v in enumerate(arrivals))
-        == decisions
-    )
+    judged = [rule.judge(observation(1, value, number)) for number, value in enumerate(arrivals)]
+    assert "".join(letters[verdict.decision] for verdict in judged) == decisions
 
 
 def test_a_value_between_rungs_is_not_judged_and_not_recorded() -> None:
