@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchCallback
     from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
     from tune_rescon.tuning.cost_model import CostModel, TrialCost, datasets_of
-    from tune_rescon.tuning.enqueue import enqueue_trial, stop_trials
     from tune_rescon.tuning.folder import SearchFolder, resolve_storage, write_atomically
     from tune_rescon.tuning.importance import parameter_importance
     from tune_rescon.tuning.mlflow_sync import sync_tracking
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.sampler import SearchSampler
     from tune_rescon.tuning.search import run_search
     from tune_rescon.tuning.search_storage import find_search
+    from tune_rescon.tuning.steering import enqueue_trial, stop_trials
     from tune_rescon.tuning.stopping.asha import SuccessiveHalving, asha_rungs
     from tune_rescon.tuning.stopping.from_space import make_stopping_rule, possible_rungs
     from tune_rescon.tuning.stopping.median import MedianRule
