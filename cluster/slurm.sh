@@ -9,17 +9,17 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@180
-# A search on a Slurm allocation. NOT run for real; tests/clusters/test_slurm.py runs it with a Slurm and a Ray that
-# only write down what they are asked.
+# A search on a Slurm allocation. It has NOT been run on Slurm; tests/clusters/test_slurm.py runs it with fakes of Slurm
+# and Ray that record their calls.
 #
 #     sbatch cluster/slurm.sh --space att92 --resume-or-start first
 #
 # The job is queued again until the search is finished: by Slurm when it is preempted or loses a node (--requeue), and by
 # this script when its time is up. The search then resumes. A search that fails ends the job with its exit code.
 #
-# The checkout, its .venv and $HOME are on a file system that all nodes share. The first node has the head and the
-# driver, and trains as well. --exclusive, because `ray symmetric-run` starts one Ray on a machine, and ends every Ray of
-# this user there when it ends.
+# The checkout, its .venv and $HOME must be on a file system that all nodes share. The first node runs the head and the
+# driver, and trains as well. --exclusive, because `ray symmetric-run` starts one Ray on a machine, and at its end ends
+# every Ray of this user there.
 set -euo pipefail
 
 export TUNE_RESCON_STORAGE=s3://CHANGE-bucket/tune_rescon    # CHANGE
@@ -27,11 +27,11 @@ export TUNE_RESCON_GRACE_SECONDS=90
 export RAY_AUTH_MODE=token
 # No port for metrics: they answer without the token.
 export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=65536 DASHBOARD_METRIC_PORT=65536
-export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300    # seconds for the head to answer, and for the nodes to come
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK    # srun does not take it over by itself
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300    # seconds for the head to answer, and for the nodes to join
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK    # srun does not inherit it from sbatch
 PATH=$SLURM_SUBMIT_DIR/.venv/bin:$PATH
 
-# What this job's processes tell each other: a token of this job alone, the driver's process, its exit code.
+# The files that this job's processes share: the job's own token, the driver's process number, its exit code.
 shared=$(umask 077; mktemp -d "$HOME/.tune_rescon_job.XXXXXX")
 export RAY_AUTH_TOKEN_PATH=$shared/token shared
 trap 'rm -rf "$shared"' EXIT
@@ -46,8 +46,8 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | a
 port=$((10000 + SLURM_JOB_ID % 200 * 100))
 export RAY_TMPDIR=/tmp/tr-$SLURM_JOB_ID    # short: a socket has 107 characters for its whole path
 
-# On the first node, which is this one. `ray symmetric-run` also ends well if Ray does not start, so the exit code of the
-# search is written down.
+# It runs on the first node, which is this one. `ray symmetric-run` exits with 0 also if Ray does not start, so the exit
+# code of the search is written to a file.
 driver='python -m tune_rescon.search --plain "$@" &
 echo $! > "$shared/driver"; code=0; wait $! || code=$?; echo "$code" > "$shared/code"; exit "$code"'
 
@@ -76,7 +76,7 @@ if [ ! -s "$shared/code" ]; then
   exit 1
 fi
 code=$(cat "$shared/code")
-# 130: it was stopped. 75: the driver of an earlier allocation has the search still.
+# 130: the search was stopped. 75: the driver of an earlier allocation still has the search.
 if [ "$code" = 75 ] || { [ "$code" = 130 ] && [ -n "$time_is_up" ]; }; then
   rm -rf "$shared"    # Slurm ends this script to queue its job again
   scontrol requeue "$SLURM_JOB_ID"

@@ -98,7 +98,7 @@ def up(file: Path, yes: bool, restart: bool, wait: float, end_after_idle: float 
 
     Then count the workers that came.
     """
-    from tune_rescon.clusters import bring_up, check_can_end, most_per_hour, read_cluster_file
+    from tune_rescon.clusters import bring_up, check_can_end, max_hourly_cost, read_cluster_file
 
     read = read_cluster_file(file)
     if end_after_idle:
@@ -106,7 +106,7 @@ def up(file: Path, yes: bool, restart: bool, wait: float, end_after_idle: float 
     if _check(file) != 0:
         click.echo(f"Nothing was started: {file} has errors.", err=True)
         return 2
-    if (most := most_per_hour(read)) is not None:
+    if (most := max_hourly_cost(read)) is not None:
         click.echo(most)
     if not yes:
         if not sys.stdin.isatty():
@@ -145,7 +145,7 @@ def submit(
 
     The arguments after `--` are those of tune_rescon.search.
     """
-    from tune_rescon.clusters import read_cluster_file, send_search
+    from tune_rescon.clusters import read_cluster_file, submit_job
     from tune_rescon.storage import check_name
 
     flags = {"--name": name, "--resume": resume, "--resume-or-start": resume_or_start}
@@ -156,12 +156,13 @@ def submit(
         raise click.UsageError("--down waits for the job's end: leave out --no-follow.")
     if train and resume_or_start is not None:
         raise click.UsageError("--resume-or-start is for a search: tune_rescon.train has --resume.")
-    flag, name = next(iter(given.items()), (None, None))
-    if flag is not None and name is not None:
-        check_name(name, where=flag)
+    for flag, value in given.items():
+        check_name(value, where=flag)
     read = read_cluster_file(file)
     module = "tune_rescon.train" if train else "tune_rescon.search"
-    return send_search(read, arguments, flag=flag, name=name, follow=follow, down=down, module=module)
+    named = [word for option in given.items() for word in option]
+    name = next(iter(given.values()), None)
+    return submit_job(read, module, [*named, *arguments], name=name, follow=follow, down=down)
 
 
 @cluster.command()
@@ -275,11 +276,11 @@ def mlflow(
 )
 def end_when_idle(hours: float | None) -> int:
     """Watch this head, and end its cluster after hours without use. Run it on the head."""
-    from tune_rescon.clusters import IdleFiles, head_actions, keep_watched, watch
+    from tune_rescon.clusters import IdleFiles, head_actions, set_idle_hours, watch
 
     files = IdleFiles.of_head()
     if hours is not None:
-        keep_watched(files, hours, log=Path.home() / "idle.log")
+        set_idle_hours(files, hours, log=Path.home() / "idle.log")
         return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     watch(files, head_actions())

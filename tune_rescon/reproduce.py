@@ -198,13 +198,13 @@ class _Reproduction:
             StorageError: they had others.
         """
         from tune_rescon.tuning.prepare import with_absolute_paths, with_store_size
-        from tune_rescon.tuning.resume import change_words
+        from tune_rescon.tuning.resume import space_changes
 
         space = with_store_size(with_absolute_paths(space), known.space)
         # Changes of these do not change a value: fewer seeds are among those that were trained.
         free = ("name", "description", "budget", "resources_per_trial", "initial")
         space = space.model_copy(update={key: getattr(known.space, key) for key in free})
-        changes = change_words(known.space, space)
+        changes = space_changes(known.space, space)
         if changes:
             rule = "a row that has finished must keep its images and settings"
             hint = f"Give another --storage, or remove {known.folder}, to train it again."

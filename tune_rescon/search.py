@@ -206,11 +206,11 @@ def _changes(
 def _print_dry_run(space: Space, console: Console, *, data_root: Path, measure: bool, is_here: bool) -> None:
     """Print what the search would do and cost, and this machine's resources if it ran here (``is_here``)."""
     from tune_rescon.reporting import print_dry_run
-    from tune_rescon.tuning import machine_words
+    from tune_rescon.tuning import machine_message
 
     print_dry_run(space, console, data_root=data_root, measure=measure)
     if is_here:
-        console.print(machine_words(space), markup=False, highlight=False, soft_wrap=True)
+        console.print(machine_message(space), markup=False, highlight=False, soft_wrap=True)
 
 
 def _run(space: Space, options: RunOptions, console: Console) -> int:

@@ -1,4 +1,4 @@
-"""A fake of Ray's command line with given answers, and an AWS account on moto."""
+"""Fixtures: a fake of Ray's command line, modified cluster files, and an AWS account on moto."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ import pytest
 from tests.clusters.aws import ANOTHER_REGION, REGION, TEMPLATE, client
 from tests.clusters.broken_files import CheckBroken
 from tests.conftest import ROOT, S3Server
-from tune_rescon.clusters import Finding, check_file, head
-from tune_rescon.clusters import cluster as starting
-from tune_rescon.clusters.commands import Command, Done
-from tune_rescon.clusters.head import HeadState, Job, Node
+from tune_rescon.clusters import Finding, check_file, cluster, status
+from tune_rescon.clusters.commands import Command, Completed
+from tune_rescon.clusters.status import HeadState, Job, Node
 
 #: Makes the output of `inspect`, by its workers, jobs and exit code.
-InspectOutput = Callable[..., Done]
+InspectOutput = Callable[..., Completed]
+
+#: The answer of `ray get-head-ip` without a head.
+NO_HEAD = Completed(code=1, output="RuntimeError: Head node of cluster (lab) not found!\n")
 
 #: A cluster of two listed hosts.
 CLUSTER_YAML = """
@@ -53,13 +55,13 @@ def served_once(answer: bytes) -> Iterator[str]:
 class FakeRay:
     """Records Ray commands and answers them.
 
-    ``answers`` maps a part of a command line to its answers, used in order; the last one is repeated.
+    ``answers`` maps a part of a command line to its answers, used in order. The last answer is repeated.
     """
 
-    answers: dict[str, list[Done | BaseException]] = field(default_factory=dict)
+    answers: dict[str, list[Completed | BaseException]] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
 
-    def run(self, command: Command, *, capture: bool = False, timeout: float | None = None) -> Done:
+    def run(self, command: Command, *, capture: bool = False, timeout: float | None = None) -> Completed:
         assert timeout is None or capture
         assert command.argv[2:4] == ("-m", "ray.scripts.scripts")
         line = shlex.join(command.argv[4:])
@@ -70,7 +72,7 @@ class FakeRay:
                 if isinstance(answer, BaseException):
                     raise answer
                 return answer
-        return Done(code=0)
+        return Completed(code=0)
 
     def commands_with(self, part: str) -> list[str]:
         return [line for line in self.commands if part in line]
@@ -79,9 +81,9 @@ class FakeRay:
 @pytest.fixture
 def fake_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
     fake = FakeRay()
-    for module in (head, starting):
+    for module in (cluster, status):
         monkeypatch.setattr(module, "run", fake.run)
-    monkeypatch.setattr(starting, "PAUSE", 0.01)
+    monkeypatch.setattr(cluster, "PAUSE", 0.01)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     (tmp_path / "token").write_text("t")
@@ -99,7 +101,7 @@ def file(tmp_path: Path) -> Path:
 def inspect_output() -> InspectOutput:
     """Makes the output of `inspect` in a login shell."""
 
-    def make(workers: int = 0, jobs: tuple[Job, ...] = (), code: int = 0) -> Done:
+    def make(workers: int = 0, jobs: tuple[Job, ...] = (), code: int = 0) -> Completed:
         nodes = [Node(name="10.0.0.1", type="head", alive=True, is_head=True, resources={})]
         nodes += [
             Node(name=f"10.0.0.{2 + n}", type="worker", alive=True, is_head=False, resources={"GPU": 1.0})
@@ -109,7 +111,9 @@ def inspect_output() -> InspectOutput:
         state = HeadState(
             nodes=nodes, jobs=list(jobs), demands=["{'GPU': 1.0}: 3+ pending"], mlflow_answers=True
         )
-        return Done(code=code, output=f"bash: no job control\n{state.as_json()}\nShared connection closed.\n")
+        return Completed(
+            code=code, output=f"bash: no job control\n{state.as_json()}\nShared connection closed.\n"
+        )
 
     return make
 
@@ -123,7 +127,7 @@ def ec2_model() -> None:
 @pytest.fixture
 def image_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of the shipped images, whatever version runs the tests."""
-    monkeypatch.setattr("tune_rescon.clusters.lint.our_python", lambda: "py311")
+    monkeypatch.setattr("tune_rescon.clusters.shared_rules.our_python", lambda: "py311")
 
 
 @pytest.fixture

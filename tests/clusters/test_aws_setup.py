@@ -6,7 +6,6 @@ import argparse
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import pytest
 
 from tests.clusters.aws import REGION, TEMPLATE, Request, Stack, allows, check_aws_line, deploy
+from tests.clusters.conftest import NO_HEAD, FakeRay, InspectOutput
 from tests.conftest import ROOT, S3Server, accept_all
 from tune_rescon.__main__ import main
-from tune_rescon.clusters.commands import Done
-from tune_rescon.clusters.head import Job
+from tune_rescon.clusters.commands import Completed
+from tune_rescon.clusters.status import Job
 from tune_rescon.storage.remote import RemoteFolder, StorageUrl
 
 SHIPPED = (ROOT / "cluster.yaml").read_text()
@@ -82,8 +82,8 @@ class InteractiveInput(StringIO):
 def test_the_pages_four_commands_configure_start_and_submit(
     page: str,
     account: Path,
-    fake_ray: Any,
-    inspect_output: Callable[..., Done],
+    fake_ray: FakeRay,
+    inspect_output: InspectOutput,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -107,7 +107,7 @@ def test_the_pages_four_commands_configure_start_and_submit(
     monkeypatch.setattr("tune_rescon.clusters.cluster.submission_id", lambda *_: "j-1")
     ended = (Job(id="j-1", status="SUCCEEDED", message=""),)
     fake_ray.answers = {
-        "get-head-ip": [Done(code=1), Done(code=0, output="10.0.0.1\n")],
+        "get-head-ip": [NO_HEAD, Completed(code=0, output="10.0.0.1\n")],
         "inspect": [inspect_output(0, ended)],
     }
     assert main(up) == 0

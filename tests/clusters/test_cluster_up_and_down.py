@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.clusters.conftest import InspectOutput
+from tests.clusters.conftest import NO_HEAD, FakeRay, InspectOutput
 from tune_rescon.cluster import main
 from tune_rescon.clusters import Finding, check
 from tune_rescon.clusters.check import check_file
-from tune_rescon.clusters.commands import Done
+from tune_rescon.clusters.commands import Completed
 from tune_rescon.errors import ClusterError
 
-HEAD = Done(code=0, output="Some words first.\n10.0.0.1\n")
-NO_HEAD = Done(code=1, output="Head node of cluster (lab) not found!\n")
+HEAD = Completed(code=0, output="Some words first.\n10.0.0.1\n")
 
 #: The real function, which the fixture `findings` replaces.
 CHECK_FILE = check_file
@@ -31,12 +29,12 @@ def findings(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
 
 
 def test_up_starts_a_new_cluster_and_counts_its_workers(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_ray.answers = {
         "get-head-ip": [NO_HEAD],
         "inspect": [
-            Done(code=1, output="ssh: refused"),
+            Completed(code=1, output="ssh: refused"),
             inspect_output(0),
             inspect_output(1),
             inspect_output(1),
@@ -57,7 +55,7 @@ def test_up_starts_a_new_cluster_and_counts_its_workers(
 def test_restarted_machines_are_set_up_again(
     ray_runs: str,
     state_kept: bool,
-    fake_ray: Any,
+    fake_ray: FakeRay,
     inspect_output: InspectOutput,
     file: Path,
     tmp_path: Path,
@@ -70,18 +68,18 @@ def test_restarted_machines_are_set_up_again(
     fake_ray.answers = {
         "get-head-ip": [HEAD],
         "inspect": [inspect_output(2)],
-        "ray status": [Done(code=0, output=f"ray: {ray_runs}\n")],
+        "ray status": [Completed(code=0, output=f"ray: {ray_runs}\n")],
     }
     assert main(["up", str(file), "--yes"]) == 0
     assert state.exists() == state_kept
 
 
 def test_a_running_cluster_is_not_restarted(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_ray.answers = {
         "get-head-ip": [HEAD],
-        "gcs_server": [Done(code=0, output="motd\nray: yes\n")],
+        "gcs_server": [Completed(code=0, output="motd\nray: yes\n")],
         "inspect": [inspect_output(2)],
     }
     assert main(["up", str(file), "--yes"]) == 0
@@ -91,10 +89,20 @@ def test_a_running_cluster_is_not_restarted(
     assert "its jobs continue" in capsys.readouterr().out
 
 
-def test_a_head_without_ray_is_started(fake_ray: Any, inspect_output: InspectOutput, file: Path) -> None:
+def test_a_cloud_that_does_not_answer_is_not_taken_for_a_cluster_without_a_head(
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ray up` would restart Ray on a head that runs, and end its jobs."""
+    fake_ray.answers = {"get-head-ip": [Completed(code=1, output="ClientError: RequestLimitExceeded\n")]}
+    assert main(["up", str(file), "--yes"]) == 1
+    assert fake_ray.commands_with("up --log") == []
+    assert "whether lab has a head: ClientError: RequestLimitExceeded" in capsys.readouterr().err
+
+
+def test_a_head_without_ray_is_started(fake_ray: FakeRay, inspect_output: InspectOutput, file: Path) -> None:
     fake_ray.answers = {
         "get-head-ip": [HEAD],
-        "gcs_server": [Done(code=0, output="ray: no\n")],
+        "gcs_server": [Completed(code=0, output="ray: no\n")],
         "inspect": [inspect_output(2)],
     }
     assert main(["up", str(file), "--yes"]) == 0
@@ -102,12 +110,14 @@ def test_a_head_without_ray_is_started(fake_ray: Any, inspect_output: InspectOut
 
 
 def test_a_head_of_unknown_status_is_restarted_only_on_request(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The error quotes the command, which contains both answers.
     fake_ray.answers = {
         "get-head-ip": [HEAD],
-        "gcs_server": [Done(code=1, output="failed: ssh ... then echo ray: yes; else echo ray: no; fi\n")],
+        "gcs_server": [
+            Completed(code=1, output="failed: ssh ... then echo ray: yes; else echo ray: no; fi\n")
+        ],
         "inspect": [inspect_output(2)],
     }
     assert main(["up", str(file), "--yes"]) == 1
@@ -118,7 +128,7 @@ def test_a_head_of_unknown_status_is_restarted_only_on_request(
 
 
 def test_too_few_workers_are_a_failure_with_their_count(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_ray.answers = {"get-head-ip": [NO_HEAD], "inspect": [inspect_output(1)]}
     assert main(["up", str(file), "--yes", "--wait", "0.05"]) == 1
@@ -126,22 +136,31 @@ def test_too_few_workers_are_a_failure_with_their_count(
 
 
 def test_a_head_that_never_answers_is_a_failure(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_ray.answers = {"get-head-ip": [NO_HEAD], "inspect": [Done(code=1, output="ssh: no route\n")]}
+    fake_ray.answers = {
+        "get-head-ip": [NO_HEAD],
+        "inspect": [Completed(code=1, output="ssh: no route\n")],
+    }
     assert main(["up", str(file), "--yes", "--wait", "0.05"]) == 1
     stderr = capsys.readouterr().err
     assert "The head of lab returned no status: ssh: no route" in stderr
 
 
-def test_a_failed_ray_up_is_reported(fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fake_ray.answers = {"get-head-ip": [NO_HEAD], "up --log": [Done(code=1)]}
+def test_a_failed_ray_up_is_reported(
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_ray.answers = {"get-head-ip": [NO_HEAD], "up --log": [Completed(code=1)]}
     assert main(["up", str(file), "--yes"]) == 1
     assert f"The command failed: `ray up` of {file} ended with code 1" in capsys.readouterr().err
 
 
 def test_the_token_is_created_once_and_private_to_its_owner(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_ray: FakeRay,
+    inspect_output: InspectOutput,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The cluster file mounts the local token on the nodes."""
     file.write_text(file.read_text() + "file_mounts: {~/.ray/auth_token: ~/.ray/auth_token}\n")
@@ -161,7 +180,11 @@ def test_the_token_is_created_once_and_private_to_its_owner(
 
 
 def test_a_cluster_that_creates_its_token_needs_no_local_one(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_ray: FakeRay,
+    inspect_output: InspectOutput,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
     fake_ray.answers = {"get-head-ip": [NO_HEAD], "inspect": [inspect_output(2)]}
@@ -170,13 +193,13 @@ def test_a_cluster_that_creates_its_token_needs_no_local_one(
 
 
 def test_the_cost_is_shown_before_anything_is_started(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(
         "cluster_name: c\nprovider: {type: aws, region: us-west-2}\nhead_node_type: head\nmax_workers: 1\n"
         "available_node_types: {head: {node_config: {InstanceType: m7i.large}}}\n"
     )
-    fake_ray.answers = {"get-head-ip": [NO_HEAD], "up --log": [Done(code=1)]}
+    fake_ray.answers = {"get-head-ip": [NO_HEAD], "up --log": [Completed(code=1)]}
     assert main(["up", str(file), "--yes"]) == 1
     assert capsys.readouterr().out.startswith(
         "At most 0.10 US dollars an hour for machines (1 x m7i.large 0.10;"
@@ -184,7 +207,7 @@ def test_the_cost_is_shown_before_anything_is_started(
 
 
 def test_a_file_with_errors_starts_nothing(
-    fake_ray: Any, file: Path, findings: list[Finding], capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, findings: list[Finding], capsys: pytest.CaptureFixture[str]
 ) -> None:
     findings += [
         Finding(severity="warning", rule="w", text="may cost", line=3),
@@ -197,7 +220,9 @@ def test_a_file_with_errors_starts_nothing(
     assert fake_ray.commands == []
 
 
-def test_up_without_terminal_needs_yes(fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_up_without_terminal_needs_yes(
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["up", str(file)]) == 2
     assert "Give --yes where no terminal can ask." in capsys.readouterr().err
     assert fake_ray.commands == []
@@ -227,18 +252,24 @@ def test_a_missing_file_is_reported_in_one_line(command: str, capsys: pytest.Cap
 
 
 def test_down_ends_mlflow_before_the_cluster(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_ray.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=0, output="MLflow has ended\n")]}
+    fake_ray.answers = {
+        "get-head-ip": [HEAD],
+        "mlflow --end": [Completed(code=0, output="MLflow has ended\n")],
+    }
     assert main(["down", str(file)]) == 0
     assert [line.split()[0] for line in fake_ray.commands] == ["get-head-ip", "exec", "down"]
     assert "ends by itself within a minute" in capsys.readouterr().out
 
 
 def test_down_continues_if_mlflow_cannot_be_ended(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_ray.answers = {"get-head-ip": [HEAD], "mlflow --end": [Done(code=1, output="ssh: no route\n")]}
+    fake_ray.answers = {
+        "get-head-ip": [HEAD],
+        "mlflow --end": [Completed(code=1, output="ssh: no route\n")],
+    }
     assert main(["down", str(file)]) == 0
     assert "MLflow was not ended first, so its last changes may not be kept: ssh: no route" in (
         capsys.readouterr().out
@@ -247,7 +278,7 @@ def test_down_continues_if_mlflow_cannot_be_ended(
 
 @pytest.mark.parametrize("hanging", ["get-head-ip", "mlflow --end"])
 def test_down_ends_a_cluster_whose_head_hangs(
-    hanging: str, fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    hanging: str, fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_ray.answers = {"get-head-ip": [HEAD], hanging: [ClusterError("`ray` did not end within 180 s.")]}
     assert main(["down", str(file)]) == 0
@@ -256,7 +287,7 @@ def test_down_ends_a_cluster_whose_head_hangs(
 
 
 def test_down_lists_resources_that_a_cloud_may_keep(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text("cluster_name: c\nprovider: {type: aws, region: us-west-2}\n")
     fake_ray.answers = {"get-head-ip": [NO_HEAD]}

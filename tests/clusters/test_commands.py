@@ -18,18 +18,18 @@ from tune_rescon.clusters.commands import (
     END_MLFLOW,
     INSPECT,
     Command,
-    Done,
+    Completed,
     follow_command,
-    make_token,
     ray_down,
     ray_exec,
+    ray_get_auth_token,
+    ray_get_head_ip,
     ray_up,
     run,
-    search_job,
     ssh_tunnel,
     stop_command,
     submission_id,
-    where_is_head,
+    submit_command,
 )
 from tune_rescon.errors import ClusterError, ClusterFileError, ConfigError
 from tune_rescon.search import search
@@ -48,8 +48,8 @@ JOBS = "--address http://127.0.0.1:8265"
         (ray_up(AWS, restart=True), "up --log-style pretty -y --no-config-cache c.yaml"),
         (ray_up(AWS, restart=False), "up --log-style pretty -y --no-config-cache --no-restart c.yaml"),
         (ray_down(AWS), "down --log-style pretty -y c.yaml"),
-        (where_is_head(AWS), "get-head-ip c.yaml"),
-        (make_token(AWS), "get-auth-token --generate"),
+        (ray_get_head_ip(AWS), "get-head-ip c.yaml"),
+        (ray_get_auth_token(AWS), "get-auth-token --generate"),
         (
             ray_exec(AWS, "ray status"),
             "exec --log-style pretty c.yaml 'export RAY_AUTH_MODE=token; ray status'",
@@ -81,21 +81,20 @@ def test_command_lines_for_the_head_match(line: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "name", "arguments", "expected"),
+    ("arguments", "expected"),
     [
-        (None, None, ["--space", "digits"], {"space_name": "digits", "name": None, "resume": None}),
-        ("--name", "a", ["--space", "digits"], {"name": "a", "resume": None}),
-        ("--resume", "a", [], {"name": None, "resume": "a"}),
+        (["--space", "digits"], {"space_name": "digits", "name": None, "resume": None}),
+        (["--name", "a", "--space", "digits"], {"name": "a", "resume": None}),
         # The user's options take precedence over the defaults.
-        (None, None, ["--tracking-uri", "http://m"], {"tracking_uri": "http://m", "address": "auto"}),
-        (None, None, ["--space", "it's $HOME `x`"], {"space_name": "it's $HOME `x`"}),
-        (None, None, ["--set", "a=[1, 2]", "--set", "b=x y"], {"settings": ("a=[1, 2]", "b=x y")}),
+        (["--tracking-uri", "http://m"], {"tracking_uri": "http://m", "address": "auto"}),
+        (["--space", "it's $HOME `x`"], {"space_name": "it's $HOME `x`"}),
+        (["--set", "a=[1, 2]", "--set", "b=x y"], {"settings": ("a=[1, 2]", "b=x y")}),
     ],
 )
 def test_the_arguments_of_a_search_arrive_unchanged(
-    flag: str | None, name: str | None, arguments: list[str], expected: dict[str, object]
+    arguments: list[str], expected: dict[str, object]
 ) -> None:
-    argv = shlex.split(search_job("j-1", arguments, flag=flag, name=name))
+    argv = shlex.split(submit_command("j-1", "tune_rescon.search", arguments))
     submit_argv, search_argv = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     assert shlex.join(submit_argv) == f"ray job submit {JOBS} --submission-id j-1 --no-wait"
     assert search_argv[:3] == ["python", "-m", "tune_rescon.search"]
@@ -108,7 +107,7 @@ def test_the_arguments_of_a_search_arrive_unchanged(
 
 def test_a_password_is_not_put_on_a_jobs_command_line() -> None:
     with pytest.raises(ClusterFileError, match="must hold no password") as caught:
-        search_job("j-1", ["--study", "postgresql://ann:s3cret@db/x"], flag=None, name=None)
+        submit_command("j-1", "tune_rescon.search", ["--study", "postgresql://ann:s3cret@db/x"])
     assert "s3cret" not in str(caught.value)
     assert "TUNE_RESCON_STUDY" in str(caught.value)
 
@@ -147,8 +146,8 @@ def test_ssh_keys_come_from_the_file_or_from_ray(tmp_path: Path) -> None:
 def test_captured_output_has_no_carriage_returns() -> None:
     script = "import os, sys; print(os.environ['A'], end='\\r\\n'); sys.exit(3)"
     done = run(Command(argv=(sys.executable, "-c", script), env={"A": "x"}), capture=True)
-    assert done == Done(code=3, output="x\n")
-    assert done.last_words == "x"
+    assert done == Completed(code=3, output="x\n")
+    assert done.last_lines == "x"
 
 
 def test_a_timeout_kills_the_commands_child_processes(tmp_path: Path) -> None:

@@ -66,4 +66,4 @@ def test_ray_exec_passes_arguments_unchanged(cluster: Path, short_tmp: Path) -> 
 
     failed = run(ray_exec(cluster_file, "echo why; exit 3"), capture=True)
     assert failed.code == 1
-    assert "why" in failed.last_words
+    assert "why" in failed.last_lines

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tune_rescon.clusters import most_per_hour, read_cluster_file
+from tune_rescon.clusters import max_hourly_cost, read_cluster_file
 from tune_rescon.clusters.check import PRICES
 
 AWS = """
@@ -32,12 +32,12 @@ def test_every_machine_of_a_shipped_file_has_a_price(name: str) -> None:
     assert len(cluster.node_types) >= 2
     assert {one.machine for one in cluster.node_types} <= set(PRICES[cluster.provider])
     assert sum(one.is_head for one in cluster.node_types) == 1
-    assert "Not counted" not in str(most_per_hour(cluster))
+    assert "Not counted" not in str(max_hourly_cost(cluster))
 
 
 def test_highest_cost_takes_the_dearest_machines_within_max_workers(file: Path) -> None:
     file.write_text(AWS)
-    message = most_per_hour(read_cluster_file(file))
+    message = max_hourly_cost(read_cluster_file(file))
     # 0.1008 + 55.04 + 3 x 1.212
     assert message is not None
     assert message.startswith(
@@ -48,15 +48,15 @@ def test_highest_cost_takes_the_dearest_machines_within_max_workers(file: Path) 
 
 def test_a_node_type_without_max_workers_gets_the_clusters_limit(file: Path) -> None:
     file.write_text(AWS.replace("max_workers: 1, ", ""))
-    assert "4 x p5.48xlarge 220.16;" in str(most_per_hour(read_cluster_file(file)))
+    assert "4 x p5.48xlarge 220.16;" in str(max_hourly_cost(read_cluster_file(file)))
 
 
 def test_a_machine_without_a_known_price_is_named(file: Path) -> None:
     file.write_text(AWS.replace("p5.48xlarge", "p9.metal"))
-    message = str(most_per_hour(read_cluster_file(file)))
+    message = str(max_hourly_cost(read_cluster_file(file)))
     assert "4 x g5.2xlarge 4.85" in message
     assert message.endswith("Not counted, because no price is known here: 1 x p9.metal.")
 
 
 def test_on_premises_machines_have_no_price() -> None:
-    assert most_per_hour(read_cluster_file(ROOT / "cluster/local.yaml")) is None
+    assert max_hourly_cost(read_cluster_file(ROOT / "cluster/local.yaml")) is None

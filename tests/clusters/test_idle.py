@@ -1,4 +1,4 @@
-"""A cluster that ends itself: the idle rule, the uses that keep it, and the order of its end."""
+"""A cluster that ends itself: the idle rule, the uses that prevent the end, and the order of the end."""
 
 from __future__ import annotations
 
@@ -9,37 +9,36 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
 
-from tests.clusters.conftest import CLUSTER_YAML, served_once
+from tests.clusters.conftest import CLUSTER_YAML, NO_HEAD, FakeRay, InspectOutput, served_once
 from tests.conftest import S3Server
 from tune_rescon.cluster import main
-from tune_rescon.clusters import this_head
-from tune_rescon.clusters.commands import Done
-from tune_rescon.clusters.head import HeadState, parse_running, running_jobs
-from tune_rescon.clusters.idle import Head, IdleFiles, IdleRule, IdleState, Look, watch
-from tune_rescon.clusters.this_head import beat_age, look_at_head
+from tune_rescon.clusters import idle_head
+from tune_rescon.clusters.commands import Completed
+from tune_rescon.clusters.idle import HeadActions, IdleFiles, IdleRule, IdleState, Observation, watch
+from tune_rescon.clusters.idle_head import heartbeat_age, observe_head
+from tune_rescon.clusters.status import HeadState, parse_running, running_jobs
 from tune_rescon.errors import ClusterError
 from tune_rescon.storage import RemoteError, RemoteFolder, SharedValue, StorageUrl
 from tune_rescon.tuning.lease import hold_lease
 
 HOUR = 3600.0
-IDLE = Look()
-IN_USE = Look(uses=("job a-1",))
+IDLE = Observation()
+IN_USE = Observation(uses=("job a-1",))
 
 
-def observed_rule(*looks: tuple[float, Look]) -> IdleRule:
+def observed_rule(*observations: tuple[float, Observation]) -> IdleRule:
     rule = IdleRule(0.0)
-    for now, look in looks:
-        rule.observe(look, now)
+    for now, observation in observations:
+        rule.observe(observation, now)
     return rule
 
 
-def ssh_sessions(*names: str) -> Look:
-    return Look(sessions=frozenset(names))
+def ssh_sessions(*names: str) -> Observation:
+    return Observation(sessions=frozenset(names))
 
 
 def test_a_cluster_is_due_after_the_given_idle_hours() -> None:
@@ -74,7 +73,7 @@ def test_a_long_connection_is_use_and_a_short_one_only_delays_the_end() -> None:
 
 
 def test_database_writes_and_heartbeats_count_from_their_own_time() -> None:
-    rule = observed_rule((5 * HOUR, Look(unwritten=2 * HOUR)))
+    rule = observed_rule((5 * HOUR, Observation(seconds_since_write=2 * HOUR)))
     assert (rule.used, rule.by) == (3 * HOUR, "a change of MLflow's database")
     rule.record_use(4 * HOUR, "a search's heartbeat", 5 * HOUR)
     assert rule.used == 3 * HOUR, "an older use"
@@ -86,17 +85,17 @@ def test_database_writes_and_heartbeats_count_from_their_own_time() -> None:
 class SimulatedHead:
     """A head with given observations, heartbeats and errors as functions of the hour of a simulated clock."""
 
-    looks: Callable[[float], Look] = lambda _: IDLE
+    observe: Callable[[float], Observation] = lambda _: IDLE
     heartbeat_age: Callable[[float], float] = lambda _: math.inf
     copy_fails_until: float = 0.0
     termination_fails_until: float = 0.0
     now: float = 0.0
     actions: list[str] = field(default_factory=list)
 
-    def head(self) -> Head:
-        return Head(
-            look=lambda: self.looks(self.now / HOUR),
-            beat_age=lambda: self.heartbeat_age(self.now / HOUR) * HOUR,
+    def head(self) -> HeadActions:
+        return HeadActions(
+            observe=lambda: self.observe(self.now / HOUR),
+            heartbeat_age=lambda: self.heartbeat_age(self.now / HOUR) * HOUR,
             end_mlflow=self.end_mlflow,
             start_mlflow=lambda: self.actions.append("start MLflow"),
             stop_ray=lambda: self.actions.append("stop Ray"),
@@ -125,9 +124,9 @@ class SimulatedHead:
 
 @pytest.fixture
 def files(tmp_path: Path) -> IdleFiles:
-    found = IdleFiles(setting=tmp_path / "token" / "hours", folder=tmp_path / "idle")
-    found.write_hours(4)
-    return found
+    files = IdleFiles(setting=tmp_path / "token" / "hours", folder=tmp_path / "idle")
+    files.write_hours(4)
+    return files
 
 
 END_ACTIONS = ["end MLflow", "stop Ray"]
@@ -138,14 +137,14 @@ def test_mlflow_is_copied_then_ray_ends_then_the_machines(files: IdleFiles) -> N
 
 
 def test_a_cluster_with_a_job_never_ends(files: IdleFiles) -> None:
-    head = SimulatedHead(looks=lambda hour: IN_USE if hour < 20 else IDLE)
+    head = SimulatedHead(observe=lambda hour: IN_USE if hour < 20 else IDLE)
     (*_, last) = head.watch(files)
     assert last == "end machines at 23.9"
 
 
 def test_a_job_submitted_while_mlflow_is_copied_keeps_the_cluster(files: IdleFiles) -> None:
-    looks = iter([IDLE] * 41 + [ssh_sessions("submit")] + [IN_USE] * 20)
-    head = SimulatedHead(looks=lambda _: next(looks, IDLE))
+    observations = iter([IDLE] * 41 + [ssh_sessions("submit")] + [IN_USE] * 20)
+    head = SimulatedHead(observe=lambda _: next(observations, IDLE))
     actions = head.watch(files)
     assert actions[:3] == ["end MLflow", "start MLflow", "end MLflow"]
     assert actions[-1] == "end machines at 10.0"
@@ -170,6 +169,18 @@ def test_an_unreadable_storage_keeps_the_cluster_and_is_reported(files: IdleFile
     assert messages[0].endswith("It could not be ended: 503 Slow Down")
 
 
+def test_an_observation_that_fails_counts_as_use_and_does_not_end_the_watch(
+    files: IdleFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    def observe(hour: float) -> Observation:
+        if 2 < hour < 6:
+            raise KeyError("status")
+        return IDLE
+
+    assert SimulatedHead(observe=observe).watch(files) == [*END_ACTIONS, "end machines at 9.9"]
+    assert "the head could not be observed" in caplog.text
+
+
 def test_a_failed_database_copy_keeps_the_cluster(files: IdleFiles) -> None:
     actions = SimulatedHead(copy_fails_until=4.25).watch(files)
     assert actions == ["end MLflow", "start MLflow"] * 3 + [*END_ACTIONS, "end machines at 4.3"]
@@ -180,9 +191,9 @@ def test_an_mlflow_server_that_ended_by_itself_is_restarted(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     commands, started = iter([["first"], []]), []
-    monkeypatch.setattr(this_head, "mlflow_command", lambda _: next(commands))
+    monkeypatch.setattr(idle_head, "mlflow_command", lambda _: next(commands))
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
-    head = this_head.head_actions()
+    head = idle_head.head_actions()
     head.end_mlflow()
     head.end_mlflow()
     head.start_mlflow()
@@ -195,19 +206,19 @@ def test_a_refused_termination_is_retried(files: IdleFiles) -> None:
 
 
 def test_changed_hours_are_noticed_and_zero_hours_end_the_watch(files: IdleFiles) -> None:
-    def looks(hour: float) -> Look:
+    def observe(hour: float) -> Observation:
         if 3 < hour < 3.2:
             files.write_hours(9)
         if hour > 6:
             files.write_hours(0)
         return IDLE
 
-    assert SimulatedHead(looks=looks).watch(files) == []
+    assert SimulatedHead(observe=observe).watch(files) == []
     assert files.read_state() is None
 
 
 def test_another_up_counts_as_use(files: IdleFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Including an `up` that restarts the head, whose process finds that another one watches."""
+    """An `up` that restarts the head does so too; its new process finds that another one watches."""
     monkeypatch.setattr("tune_rescon.clusters.idle.LOCK_TIMEOUT", 0.01)
     calls: list[Callable[[], None]] = [
         lambda: files.write_hours(4),
@@ -215,12 +226,12 @@ def test_another_up_counts_as_use(files: IdleFiles, monkeypatch: pytest.MonkeyPa
     ]
     next_call = iter(calls)
 
-    def looks(hour: float) -> Look:
+    def observe(hour: float) -> Observation:
         if 1.95 < hour < 2.05 or 2.95 < hour < 3.05:
             next(next_call)()
         return IDLE
 
-    assert SimulatedHead(looks=looks).watch(files) == [*END_ACTIONS, "end machines at 7.0"]
+    assert SimulatedHead(observe=observe).watch(files) == [*END_ACTIONS, "end machines at 7.0"]
 
 
 def test_only_one_process_watches(files: IdleFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,13 +268,13 @@ def test_the_hours_survive_a_new_container(files: IdleFiles, tmp_path: Path) -> 
     assert SimulatedHead().watch(new_files) == [*END_ACTIONS, "end machines at 4.0"]
 
 
-def test_status_shows_end(
-    capsys: pytest.CaptureFixture[str], inspect_output: Any, fake_ray: Any, file: Path
+def test_status_shows_when_the_cluster_ends(
+    capsys: pytest.CaptureFixture[str], inspect_output: InspectOutput, fake_ray: FakeRay, file: Path
 ) -> None:
     at_rest = HeadState(nodes=[], jobs=[], demands=[], mlflow_answers=True)
     idle = IdleState(hours=2.5, used=86400.0, by="job a-1")
     state = HeadState(**{**vars(at_rest), "idle": idle})
-    fake_ray.answers = {"inspect": [Done(code=0, output=state.as_json())]}
+    fake_ray.answers = {"inspect": [Completed(code=0, output=state.as_json())]}
     assert main(["status", str(file)]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "Ends itself at 1970-01-02 02:30 UTC, after 2.5 h without use." in output
@@ -297,10 +308,10 @@ def test_an_unresponsive_ray_counts_as_use_and_an_ended_one_does_not(
     def refuse() -> list[str]:
         raise ClusterError("the dashboard must answer")
 
-    monkeypatch.setattr(this_head, "running_jobs", refuse)
-    assert this_head.GCS == "gcs_server"
+    monkeypatch.setattr(idle_head, "running_jobs", refuse)
+    assert idle_head.GCS == "gcs_server"
     # Another Ray may run on this machine.
-    monkeypatch.setattr(this_head, "GCS", "gcs_server_here")
+    monkeypatch.setattr(idle_head, "GCS", "gcs_server_here")
     name = tmp_path / ("gcs_server_here" if ray_runs else "gcs_server")
     name.symlink_to(sys.executable)
     process = subprocess.Popen(
@@ -309,7 +320,7 @@ def test_an_unresponsive_ray_counts_as_use_and_an_ended_one_does_not(
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        assert len(look_at_head(tmp_path).uses) == uses
+        assert len(observe_head(tmp_path).uses) == uses
     finally:
         process.kill()
         process.communicate()
@@ -317,17 +328,17 @@ def test_an_unresponsive_ray_counts_as_use_and_an_ended_one_does_not(
 
 @pytest.mark.s3
 def test_the_newest_heartbeat_of_all_searches_counts(s3: S3Server, tmp_path: Path) -> None:
-    assert beat_age("") == beat_age(str(tmp_path)) == math.inf
+    assert heartbeat_age("") == heartbeat_age(str(tmp_path)) == math.inf
     url = f"{s3.bucket()}/searches"
     storage = RemoteFolder.connect(StorageUrl(url=url))
     for name in ("first", "second"):
         storage.write(f"{name}/space.yaml", b"")
-    assert beat_age(url) == math.inf
+    assert heartbeat_age(url) == math.inf
     with hold_lease(SharedValue(storage.folder("first/lease")), name="first"):
-        assert beat_age(url) < 60
+        assert heartbeat_age(url) < 60
     s3.should_reject = lambda *_: True
     with pytest.raises(OSError, match="listing"):
-        beat_age(url)
+        heartbeat_age(url)
 
 
 def up(file: Path, hours: str) -> int:
@@ -345,9 +356,9 @@ def aws_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_up_sets_the_hours_on_the_head_before_it_waits_for_workers(
-    aws_file: Path, fake_ray: Any, inspect_output: Any, capsys: pytest.CaptureFixture[str]
+    aws_file: Path, fake_ray: FakeRay, inspect_output: InspectOutput, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_ray.answers = {"get-head-ip": [Done(code=1)], "inspect": [inspect_output(0)]}
+    fake_ray.answers = {"get-head-ip": [NO_HEAD], "inspect": [inspect_output(0)]}
     assert up(aws_file, "4") == 0
     commands = [line.split()[0] for line in fake_ray.commands]
     assert commands == ["get-head-ip", "up", "exec", "exec"]
@@ -357,18 +368,22 @@ def test_up_sets_the_hours_on_the_head_before_it_waits_for_workers(
     assert "--hours 0'" in fake_ray.commands_with("end-when-idle")[-1]
 
 
-def test_up_without_the_option_keeps_the_hours(aws_file: Path, fake_ray: Any, inspect_output: Any) -> None:
-    fake_ray.answers = {"get-head-ip": [Done(code=1)], "inspect": [inspect_output(0)]}
+def test_up_without_the_option_keeps_the_hours(
+    aws_file: Path, fake_ray: FakeRay, inspect_output: InspectOutput
+) -> None:
+    fake_ray.answers = {"get-head-ip": [NO_HEAD], "inspect": [inspect_output(0)]}
     assert main(["up", str(aws_file), "--yes"]) == 0
     assert not fake_ray.commands_with("end-when-idle")
 
 
 def test_up_fails_if_the_head_may_not_end_the_cluster(
-    aws_file: Path, fake_ray: Any, inspect_output: Any, capsys: pytest.CaptureFixture[str]
+    aws_file: Path, fake_ray: FakeRay, inspect_output: InspectOutput, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused = Done(code=1, output="The command failed: the head must have the right to end the machines\n")
+    refused = Completed(
+        code=1, output="The command failed: the head must have the right to end the machines\n"
+    )
     fake_ray.answers = {
-        "get-head-ip": [Done(code=1)],
+        "get-head-ip": [NO_HEAD],
         "end-when-idle": [refused],
         "inspect": [inspect_output(0)],
     }
@@ -386,7 +401,7 @@ def test_up_fails_if_the_head_may_not_end_the_cluster(
     ],
 )
 def test_end_after_idle_is_refused_before_start_if_unsupported(
-    text: str, message: str, file: Path, fake_ray: Any, capsys: pytest.CaptureFixture[str]
+    text: str, message: str, file: Path, fake_ray: FakeRay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(text)
     assert up(file, "4") == 2
@@ -399,6 +414,6 @@ def test_end_after_idle_is_refused_before_start_if_unsupported(
 
 
 @pytest.mark.parametrize("hours", ["-1", "nan", "many"])
-def test_invalid_hours_are_refused(hours: str, file: Path, fake_ray: Any) -> None:
+def test_invalid_hours_are_refused(hours: str, file: Path, fake_ray: FakeRay) -> None:
     assert up(file, hours) == 2
     assert fake_ray.commands == []

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.clusters.conftest import InspectOutput
+from tests.clusters.conftest import FakeRay, InspectOutput
 from tune_rescon.cluster import main
-from tune_rescon.clusters.commands import Done
-from tune_rescon.clusters.head import HeadState, Job, parse_demands, parse_jobs, parse_nodes
+from tune_rescon.clusters.commands import Completed
+from tune_rescon.clusters.status import HeadState, Job, parse_demands, parse_jobs, parse_nodes
 
 
 @pytest.fixture(autouse=True)
-def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+def fixed_submission_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tune_rescon.clusters.cluster.submission_id", lambda *_: "j-1")
 
 
@@ -24,7 +24,7 @@ def job(status: str, message: str = "") -> tuple[Job, ...]:
 
 
 def test_a_submitted_search_is_followed_until_it_succeeds(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_ray.answers = {"inspect": [inspect_output(jobs=job("SUCCEEDED"))]}
     assert main(["submit", str(file), "--name", "a", "--", "--space", "digits", "--trials", "3"]) == 0
@@ -37,7 +37,7 @@ def test_a_submitted_search_is_followed_until_it_succeeds(
     assert capsys.readouterr().out == "Job j-1 runs on lab\n"
 
 
-def test_finals_are_submitted_too(fake_ray: Any, inspect_output: InspectOutput, file: Path) -> None:
+def test_finals_are_submitted_too(fake_ray: FakeRay, inspect_output: InspectOutput, file: Path) -> None:
     fake_ray.answers = {"inspect": [inspect_output(jobs=job("SUCCEEDED"))]}
     assert main(["submit", str(file), "--train", "--", "--from", "a", "--top", "2"]) == 0
     assert "-- python -m tune_rescon.train --address auto --plain" in fake_ray.commands[0]
@@ -45,7 +45,7 @@ def test_finals_are_submitted_too(fake_ray: Any, inspect_output: InspectOutput, 
 
 
 def test_submit_fails_if_the_job_failed(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_ray.answers = {"inspect": [inspect_output(jobs=job("FAILED", "It ended with code 2."))]}
     assert main(["submit", str(file)]) == 1
@@ -53,7 +53,7 @@ def test_submit_fails_if_the_job_failed(
 
 
 def test_the_job_is_not_followed_with_no_follow(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", str(file), "--resume", "a", "--no-follow"]) == 0
     assert len(fake_ray.commands) == 1
@@ -63,14 +63,14 @@ def test_the_job_is_not_followed_with_no_follow(
     assert "ray job stop --address http://127.0.0.1:8265 j-1" in stdout
 
 
-def test_resume_or_start_is_submitted_with_the_space(fake_ray: Any, file: Path) -> None:
+def test_resume_or_start_is_submitted_with_the_space(fake_ray: FakeRay, file: Path) -> None:
     arguments = ["submit", str(file), "--resume-or-start", "a", "--no-follow", "--", "--space", "digits"]
     assert main(arguments) == 0
     assert "--resume-or-start a --space digits" in fake_ray.commands[0]
 
 
 def test_after_an_interrupt_the_commands_to_follow_and_stop_are_shown(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_ray.answers = {"job logs": [KeyboardInterrupt()]}
     assert main(["submit", str(file)]) == 130
@@ -82,14 +82,14 @@ def test_after_an_interrupt_the_commands_to_follow_and_stop_are_shown(
 def test_down_ends_the_cluster_whether_the_job_failed_or_not(
     state: str,
     code: int,
-    fake_ray: Any,
+    fake_ray: FakeRay,
     inspect_output: InspectOutput,
     file: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake_ray.answers = {
         "inspect": [inspect_output(jobs=job(state))],
-        "get-head-ip": [Done(code=0, output="10.0.0.1\n")],
+        "get-head-ip": [Completed(code=0, output="10.0.0.1\n")],
     }
     assert main(["submit", str(file), "--down"]) == code
     assert f"Job j-1 has ended as {state}: lab is ended" in capsys.readouterr().out
@@ -102,18 +102,18 @@ def test_down_ends_the_cluster_whether_the_job_failed_or_not(
     [
         ({"job logs": [KeyboardInterrupt()]}, 130, "The job continues. So does the cluster: end it by"),
         (
-            {"inspect": [Done(code=1, output="ssh: no route\n")]},
+            {"inspect": [Completed(code=1, output="ssh: no route\n")]},
             1,
             "lab was not ended, because its job was not",
         ),
-        ({"job submit": [Done(code=1, output="401\n")]}, 1, ""),
+        ({"job submit": [Completed(code=1, output="401\n")]}, 1, ""),
     ],
 )
 def test_down_keeps_the_cluster_if_the_jobs_end_was_not_seen(
     answers: dict[str, Any],
     code: int,
     message: str,
-    fake_ray: Any,
+    fake_ray: FakeRay,
     file: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -124,7 +124,7 @@ def test_down_keeps_the_cluster_if_the_jobs_end_was_not_seen(
 
 
 def test_down_with_no_follow_is_refused(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", str(file), "--down", "--no-follow"]) == 2
     assert "--down waits for the job's end: leave out --no-follow." in capsys.readouterr().err
@@ -132,9 +132,9 @@ def test_down_with_no_follow_is_refused(
 
 
 def test_the_log_is_followed_again_after_a_lost_connection(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    down = Done(code=1, output="ssh: no route\n")
+    down = Completed(code=1, output="ssh: no route\n")
     fake_ray.answers = {
         "inspect": [down, inspect_output(jobs=job("RUNNING")), down, inspect_output(jobs=job("SUCCEEDED"))]
     }
@@ -144,9 +144,9 @@ def test_the_log_is_followed_again_after_a_lost_connection(
 
 
 def test_a_lost_head_is_a_failure_that_shows_how_to_follow_the_job(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_ray.answers = {"inspect": [Done(code=1, output="ssh: no route\n")]}
+    fake_ray.answers = {"inspect": [Completed(code=1, output="ssh: no route\n")]}
     assert main(["submit", str(file)]) == 1
     captured = capsys.readouterr()
     assert "Follow it: " in captured.out
@@ -154,9 +154,9 @@ def test_a_lost_head_is_a_failure_that_shows_how_to_follow_the_job(
 
 
 def test_a_rejected_submission_is_reported(
-    fake_ray: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_ray.answers = {"job submit": [Done(code=1, output="RuntimeError: 401\nSSH command failed.\n")]}
+    fake_ray.answers = {"job submit": [Completed(code=1, output="RuntimeError: 401\nSSH command failed.\n")]}
     assert main(["submit", str(file)]) == 1
     assert "did not take the job: RuntimeError: 401 / SSH command failed." in capsys.readouterr().err
 
@@ -180,7 +180,7 @@ def test_bad_names_fail(
 
 
 def test_status_shows_nodes_jobs_and_mlflow(
-    fake_ray: Any, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, inspect_output: InspectOutput, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_ray.answers = {"inspect": [inspect_output(1, jobs=job("RUNNING"))]}
     assert main(["status", str(file)]) == 0

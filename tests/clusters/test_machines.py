@@ -14,8 +14,8 @@ from botocore.exceptions import ClientError
 from tests.clusters.aws import Request, Stack, allows, aws_in_this_process, client, deploy, iam_requests
 from tests.conftest import ROOT
 from tune_rescon.cluster import main
-from tune_rescon.clusters import this_head
-from tune_rescon.clusters.this_head import Ec2Machines, open_machines
+from tune_rescon.clusters import idle_head
+from tune_rescon.clusters.idle_head import Ec2Machines, open_machines
 from tune_rescon.errors import ClusterError, UserError
 
 pytestmark = pytest.mark.timeout(60)  # boto3 loads the models of whole services
@@ -55,7 +55,7 @@ def ec2_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, list[Req
             (model.name, bool(params.get("DryRun")), list(iam_requests(model.name, params, REGION)))
         )
 
-    monkeypatch.setattr(this_head, "aws_session", lambda _what: nullcontext(RecordingSession()))
+    monkeypatch.setattr(idle_head, "aws_session", lambda _what: nullcontext(RecordingSession()))
     return ec2_calls
 
 
@@ -143,7 +143,7 @@ def test_a_worker_that_starts_during_termination_is_terminated_too(stack: Stack)
 
 
 def test_workers_that_do_not_end_keep_the_head(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(this_head, "TRIES", 3)
+    monkeypatch.setattr(idle_head, "TRIES", 3)
     head = start("head")
     start("worker")
     with pytest.raises(ClusterError, match=f"EC2 does not end the workers of {NAME}"):
@@ -190,7 +190,7 @@ def test_the_cluster_is_read_from_rays_bootstrap_config(
 ) -> None:
     head = start("head")
     address = instances()[head]["PrivateIpAddress"]
-    monkeypatch.setattr(this_head, "local_addresses", lambda: frozenset({address}))
+    monkeypatch.setattr(idle_head, "local_addresses", lambda: frozenset({address}))
     config_file = tmp_path / "ray_bootstrap_config.yaml"
     config_file.write_text((ROOT / "cluster.yaml").read_text())
     open_machines(config_file).end(skip_wait)
@@ -214,7 +214,7 @@ def test_hours_are_saved_only_if_the_head_may_end_the_cluster(
     assert (setting.exists(), started) == (False, [])
     head = start("head")
     address = instances()[head]["PrivateIpAddress"]
-    monkeypatch.setattr(this_head, "local_addresses", lambda: frozenset({address}))
+    monkeypatch.setattr(idle_head, "local_addresses", lambda: frozenset({address}))
     assert main(["end-when-idle", "--hours", "4"]) == 0
     assert setting.read_text() == "4\n"
     assert [argv[-2:] for argv in started] == [["tune_rescon.cluster", "end-when-idle"]]

@@ -26,6 +26,7 @@ from tests.waiting import LONGEST_WAIT, reserved_port, wait_until
 from tune_rescon.cluster import main
 from tune_rescon.clusters import mlflow_service
 from tune_rescon.clusters.mlflow_service import (
+    Health,
     MlflowSettings,
     RestartTiming,
     end_mlflow,
@@ -44,7 +45,7 @@ from tune_rescon.clusters import mlflow_service
 from tune_rescon.clusters.mlflow_service import RestartTiming
 from tune_rescon.command import progress_shown
 logging.basicConfig(level=logging.INFO)
-mlflow_service.KEEP_INTERVAL = 0.5
+mlflow_service.COPY_INTERVAL = 0.5
 folder, port, keep = sys.argv[1:]
 settings = mlflow_service.MlflowSettings(folder=Path(folder), port=int(port), keep=keep or None)
 timing = RestartTiming(interval=0.3, timeout=1.0, failures=2, startup_timeout=90, first_pause=0.2)
@@ -100,14 +101,14 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Service]]:
             return services[-1]
 
         yield start
-        for one in services:
-            if one.process.poll() is None:
-                one.process.kill()
-                one.process.wait()
+        for service in services:
+            if service.process.poll() is None:
+                service.process.kill()
+                service.process.wait()
             try:
-                wait_until(one.has_no_servers, every=0.1)
+                wait_until(service.has_no_servers, every=0.1)
             finally:
-                for process in one.servers():
+                for process in service.servers():
                     process.kill()
 
 
@@ -236,12 +237,52 @@ def test_no_server_starts_while_the_kept_database_is_unreadable(
     monkeypatch.setattr(mlflow_service, "_Server", lambda _: pytest.fail("the server was started"))
     settings = replace(MlflowSettings(folder=tmp_path), keep=f"file://{tmp_path}/kept")
     with caplog.at_level(logging.WARNING):
-        mlflow_service._keep(settings, stop_event, RestartTiming())
+        mlflow_service._supervise(settings, stop_event, RestartTiming())
     assert "the kept database cannot be read; next try in 1 s: 503" in caplog.text
 
 
+class FakeMirror:
+    """Records the last copy."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def changed(self) -> None:
+        self.calls.append("changed")
+
+    def close(self, _timeout: float) -> int:
+        self.calls.append("close")
+        return 0
+
+
+def test_a_full_disk_does_not_prevent_the_last_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror, stop = FakeMirror(), threading.Event()
+
+    class FakeServer:
+        """A server that answers once."""
+
+        def __init__(self, _settings: MlflowSettings) -> None:
+            (tmp_path / "mlflow.db").write_bytes(b"x")
+
+        def check(self, _timeout: float) -> Health:
+            stop.set()
+            return Health.HEALTHY
+
+        def end(self, *, gently: bool) -> None:
+            assert gently
+
+    def fail_touch(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mlflow_service, "_open_mirror", lambda *_: mirror)
+    monkeypatch.setattr(mlflow_service, "_Server", FakeServer)
+    monkeypatch.setattr(Path, "touch", fail_touch)
+    mlflow_service._supervise(MlflowSettings(folder=tmp_path), stop, RestartTiming())
+    assert mirror.calls == ["changed", "changed", "close"]
+
+
 #: Locks the folder as a supervisor does until SIGTERM; its last copy fails.
-KEEPER = """
+SUPERVISOR = """
 import os, signal, sys
 from pathlib import Path
 from filelock import FileLock
@@ -257,10 +298,10 @@ signal.sigwait([signal.SIGTERM])
 
 def test_an_incomplete_last_copy_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     block = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
-    argv = [sys.executable, "-c", block + KEEPER, str(tmp_path)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as keeper:
-        assert keeper.stdout is not None
-        keeper.stdout.readline()
+    argv = [sys.executable, "-c", block + SUPERVISOR, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as supervisor:
+        assert supervisor.stdout is not None
+        supervisor.stdout.readline()
         assert mlflow_command(tmp_path) == argv
         assert main(["mlflow", "--end", "--folder", str(tmp_path)]) == 1
     assert "the last changes of MLflow's database are not kept yet" in capsys.readouterr().err

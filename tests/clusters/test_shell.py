@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_rescon.clusters.lint import ray_starts
+from tune_rescon.clusters.shared_rules import ray_starts
 from tune_rescon.clusters.shell import ShellSyntaxError, commands_in
 
 #: A script, and whether its only `ray start` gets RAY_AUTH_MODE=token.

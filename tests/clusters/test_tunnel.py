@@ -9,13 +9,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.clusters.conftest import NO_HEAD, FakeRay
 from tests.waiting import reserved_port
 from tune_rescon.cluster import main
-from tune_rescon.clusters.commands import Done
+from tune_rescon.clusters.commands import Completed
 
 #: Listens on the ports of its -L options, and writes its process id to a file.
 SSH = f"""#!{sys.executable} -SE
@@ -38,8 +38,8 @@ def ports() -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def ssh(fake_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    fake_ray.answers = {"get-head-ip": [Done(code=0, output="10.0.0.1\n")]}
+def ssh(fake_ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    fake_ray.answers = {"get-head-ip": [Completed(code=0, output="10.0.0.1\n")]}
     (tmp_path / "bin").mkdir()
     path = tmp_path / "bin" / "ssh"
     path.write_text(SSH)
@@ -93,7 +93,7 @@ def test_an_ssh_that_ends_is_a_failure(
 
 
 def test_a_port_in_use_is_reported(
-    fake_ray: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -105,9 +105,9 @@ def test_a_port_in_use_is_reported(
 
 
 def test_a_tunnel_without_a_running_head_fails(
-    fake_ray: Any, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    fake_ray: FakeRay, file: Path, ports: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_ray.answers = {"get-head-ip": [Done(code=1, output="Head node of cluster (lab) not found!\n")]}
+    fake_ray.answers = {"get-head-ip": [NO_HEAD]}
     assert main(arguments(file, ports)) == 1
     assert "lab has no head that runs: start it by `up`." in capsys.readouterr().err
 
@@ -122,7 +122,7 @@ def test_a_tunnel_without_a_running_head_fails(
 def test_a_file_without_usable_ssh_settings_is_refused(
     auth: str,
     message: str,
-    fake_ray: Any,
+    fake_ray: FakeRay,
     file: Path,
     ports: tuple[str, str],
     capsys: pytest.CaptureFixture[str],

@@ -106,7 +106,7 @@ def test_brackets_are_shown_literally(lines: EventLines, out: io.StringIO, make_
         (0.5, Verdict(decision=Decision.CONTINUE), "val_accuracy 0.5, train_loss 1.235, 1 min 15 s"),
         (
             0.5,
-            Verdict(decision=Decision.STOP, rung=1, rank=4, of=5),
+            Verdict(decision=Decision.STOP, rung=1, rank=4, compared=5),
             "val_accuracy 0.5, train_loss 1.235, 1 min 15 s, rank 4 of 5 at rung 1",
         ),
         (math.nan, Verdict(decision=Decision.DIVERGED), "val_accuracy -, train_loss 1.235, 1 min 15 s"),

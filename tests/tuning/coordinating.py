@@ -53,7 +53,7 @@ class Study:
 
     def record(self, metric: str = "val_accuracy") -> StudyRecord:
         number = self._storage.get_study_id_from_name(self._study.study_name)
-        return StudyRecord.on(self._storage, number, metric=metric)
+        return StudyRecord.on_storage(self._storage, number, metric=metric)
 
 
 def curve(trial: Assignment) -> SyntheticCurve:

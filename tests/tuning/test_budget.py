@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tune_rescon.spaces import Budget
-from tune_rescon.tuning.budget import deadline, spent_words
+from tune_rescon.tuning.budget import deadline, spent_message
 
 
 @pytest.mark.parametrize(
-    ("hours", "driven", "left"),
+    ("hours", "elapsed", "left"),
     [
         (None, 1e9, None),
         (1.0, 0.0, 3600.0),
@@ -19,13 +19,13 @@ from tune_rescon.tuning.budget import deadline, spent_words
     ],
 )
 def test_the_deadline_counts_the_seconds_of_earlier_runs(
-    hours: float | None, driven: float, left: float | None
+    hours: float | None, elapsed: float, left: float | None
 ) -> None:
-    assert deadline(hours, elapsed_seconds=driven, now=50.0) == (None if left is None else 50.0 + left)
+    assert deadline(hours, elapsed_seconds=elapsed, now=50.0) == (None if left is None else 50.0 + left)
 
 
 @pytest.mark.parametrize(
-    ("hours", "driven", "trials", "is_reported"),
+    ("hours", "elapsed", "trials", "is_reported"),
     [
         pytest.param(None, 1e9, 3, False, id="no budget in hours"),
         pytest.param(1.0, 3599.0, 3, False, id="time left"),
@@ -35,9 +35,9 @@ def test_the_deadline_counts_the_seconds_of_earlier_runs(
     ],
 )
 def test_spent_hours_are_reported_if_trials_are_left(
-    hours: float | None, driven: float, trials: int, is_reported: bool
+    hours: float | None, elapsed: float, trials: int, is_reported: bool
 ) -> None:
     budget = Budget(trials=6, hours=hours)
-    words = spent_words(budget, name="s", trials=trials, epochs=9, elapsed_seconds=driven)
-    assert (words is not None) is is_reported
-    assert words is None or f"{trials} of 6 trials begun. More time: --resume s --hours H" in words
+    message = spent_message(budget, name="s", trials=trials, epochs=9, elapsed_seconds=elapsed)
+    assert (message is not None) is is_reported
+    assert message is None or f"{trials} of 6 trials begun. More time: --resume s --hours H" in message

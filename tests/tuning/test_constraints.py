@@ -109,7 +109,9 @@ def test_an_enqueued_trial_that_breaks_a_constraint_is_closed(datasets: dict[str
     study.enqueue_trial({"depth": 92, "learning_rate": 0.1})
     plan = SearchPlan(total=2, violation=violation_of(costs))
     rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True)
-    record = StudyRecord.on(storage, storage.get_study_id_from_name(study.study_name), metric="val_accuracy")
+    record = StudyRecord.on_storage(
+        storage, storage.get_study_id_from_name(study.study_name), metric="val_accuracy"
+    )
     search = Coordinator(plan, record, rule, sampler(costs), prune=FakeCheckpoints().prune).start()
     trial = search.next_trial()
     assert trial is not None

@@ -188,7 +188,7 @@ def test_checkpoints_of_unrecorded_trials_are_moved_aside(folder: SearchFolder) 
         (checkpoints / name / "last.ckpt").write_text(name)
     (checkpoints / "trial_0003").mkdir()
     (checkpoints / "trial_0003" / "notes.txt").touch()
-    moved = folder.set_aside_unknown({0, 2})
+    moved = folder.rename_unknown_checkpoints({0, 2})
     assert [path.name for path in moved] == ["trial_0001.lost_2", "trial_10000.lost_1"]
     assert {path.name: (path / "last.ckpt").read_text() for path in moved} == {
         "trial_0001.lost_2": "trial_0001",
@@ -196,7 +196,7 @@ def test_checkpoints_of_unrecorded_trials_are_moved_aside(folder: SearchFolder) 
     }
     remaining = {"trial_0000", "trial_0002", "trial_0001.lost_1", "trial_1", "trial_0003"}
     assert {path.name for path in checkpoints.iterdir()} == remaining | {path.name for path in moved}
-    assert folder.set_aside_unknown({0, 2}) == []
+    assert folder.rename_unknown_checkpoints({0, 2}) == []
 
 
 def test_checkpoints_that_are_moved_aside_are_reported_once(

@@ -122,7 +122,7 @@ def test_a_driver_that_lost_the_directory_before_locking_does_not_begin(
 
 
 @pytest.fixture
-def _locks_of_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+def locks_of_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """NFS can lock only files that are open for writing, and no directories."""
     lock = fcntl.flock
 
@@ -134,7 +134,7 @@ def _locks_of_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-@pytest.mark.usefixtures("_locks_of_nfs")
+@pytest.mark.usefixtures("locks_of_nfs")
 def test_a_file_is_locked_where_a_directory_cannot_be(folder: SearchFolder) -> None:
     folder.create()
     with reserved(folder):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 
+from tests.tuning.conftest import MakeSearch
 from tune_rescon.errors import StorageError
 from tune_rescon.spaces import dump_space, load_goal, load_space
 from tune_rescon.tuning import (
@@ -38,7 +38,7 @@ def create_record(folder: SearchFolder) -> StudyRecord:
     folder.path.mkdir(parents=True, exist_ok=True)
     storage = InMemoryStorage()
     study = storage.create_new_study([StudyDirection.MAXIMIZE], folder.name)
-    return StudyRecord.on(storage, study, metric="val_accuracy")
+    return StudyRecord.on_storage(storage, study, metric="val_accuracy")
 
 
 def identify(record: StudyRecord, folder: SearchFolder, *, own_study: bool = True) -> str:
@@ -69,7 +69,7 @@ def test_another_search_of_the_same_name_has_another_id(folder: SearchFolder) ->
 
 @pytest.mark.timeout(20)  # databases
 def test_a_study_in_a_shared_database_belongs_to_one_folder(
-    tmp_path: Path, make_search: Callable[..., SearchFolder], location: SearchLocation
+    tmp_path: Path, make_search: MakeSearch, location: SearchLocation
 ) -> None:
     """Searches with the same name in two storages have different trials 0."""
     first_folder, second_folder = make_search("a"), make_search("a", storage=tmp_path / "others")

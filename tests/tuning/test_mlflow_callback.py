@@ -1,7 +1,8 @@
-"""The updates for MLflow: the experiment, the metrics, and the preloading of the exporter."""
+"""The updates for MLflow: experiment, metrics, preloading of the exporter, and the closing message."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from unittest import mock
 
@@ -11,12 +12,15 @@ from optuna.study import StudyDirection
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import LARGEST_BY_CLASS, TEST_METRICS
+from tune_rescon.report import report
 from tune_rescon.spaces import load_space
-from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tracking import Champion, MlflowWriter
+from tune_rescon.tuning import RunOptions, sync_command
 from tune_rescon.tuning.cost_model import CostModel, TrialCost
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.mlflow_callback import (
     MlflowCallback,
+    closing_message,
     closing_metrics,
     destination,
     experiment_name,
@@ -32,7 +36,7 @@ CONTINUE = Verdict(decision=Decision.CONTINUE)
 def test_the_exporter_is_preloaded_once_all_started_and_one_has_a_network() -> None:
     space = load_space("digits", ["budget.trials=2"])
     storage = InMemoryStorage()
-    record = StudyRecord.on(
+    record = StudyRecord.on_storage(
         storage, storage.create_new_study([StudyDirection.MAXIMIZE], "s"), metric="val_accuracy"
     )
     writer = mock.create_autospec(MlflowWriter, instance=True)
@@ -126,3 +130,25 @@ def test_a_search_keeps_its_experiment(tmp_path: Path) -> None:
     number = record.open(Proposal(params={}, distributions={})).number
     record.set_run_id(number, "f00d")
     assert destination(moved, folder, None, record).known_run == "f00d"
+
+
+OPTIONS = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y")
+
+
+def test_the_closing_message_has_a_command_that_can_be_pasted() -> None:
+    words = shlex.split(sync_command(OPTIONS))
+    assert words[:3] == ["python", "-m", "tune_rescon.report"]
+    read = report.make_context("report", words[3:]).params
+    assert (read["name"], read["storage"], read["study"], read["sync"]) == (
+        "s",
+        "/a b/runs",
+        "sqlite:///x?y",
+        True,
+    )
+
+
+def test_the_closing_message_names_the_registration_and_how_to_skip_it() -> None:
+    message = closing_message(Champion(number=3, epoch=1, checkpoint="best.ckpt"), OPTIONS)
+    assert "registering the model of trial_0003 in MLflow: about 10 s" in message
+    assert message.endswith(f"Ctrl-C leaves MLflow for later: {sync_command(OPTIONS)}")
+    assert closing_message(None, OPTIONS) == "Writing the report and completing MLflow"

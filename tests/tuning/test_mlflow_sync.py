@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.entities import Run
 
+from tests.tuning.conftest import MakeSearch
 from tests.waiting import LONGEST_WAIT, reserved_port
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import describe
 from tune_rescon.errors import LeaseError, StorageError
 from tune_rescon.tracking import writer
-from tune_rescon.tuning import SearchFolder, SearchLocation, StudyRecord, sync_tracking
+from tune_rescon.tuning import SearchLocation, StudyRecord, sync_tracking
 from tune_rescon.tuning.identity import read_id, write_id
 from tune_rescon.tuning.input_digests import record_images
 from tune_rescon.tuning.lease import hold_lease
 from tune_rescon.tuning.mlflow_sync import Synced
 from tune_rescon.tuning.study_attributes import record_provenance, record_run
 from tune_rescon.tuning.study_lease import StudyLeaseStore
-
-MakeSearch = Callable[..., SearchFolder]
 
 # MLflow is imported, each call uses a database, and taking a lease waits half a second.
 pytestmark = pytest.mark.timeout(60)

@@ -15,12 +15,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from tests.tuning.conftest import MakeSearch
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import SearchHome, StorageUrl
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning import SearchFolder, SearchLocation, SearchState, list_searches, read_search
-
-MakeSearch = Callable[..., SearchFolder]
 
 pytestmark = pytest.mark.timeout(20)  # SQLite on a busy disk
 
@@ -43,7 +42,7 @@ def test_a_killed_drivers_transaction_is_rolled_back_for_a_reader_who_may_not_wr
     make_search: MakeSearch, location: SearchLocation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = make_search("a").study_db
-    (whole,) = list_searches(location)
+    (line,) = list_searches(location)
     copy = Path(shutil.copy(file, tmp_path / "study.db"))
     with closing(sqlite3.connect(copy, isolation_level=None)) as killed:
         killed.execute("PRAGMA cache_size=1")
@@ -60,7 +59,7 @@ def test_a_killed_drivers_transaction_is_rolled_back_for_a_reader_who_may_not_wr
         return connect(f"{file.as_uri()}?mode=ro" if is_ours else database, **kwargs)
 
     monkeypatch.setattr(sqlite3, "connect", read_only)
-    assert list_searches(location) == (whole,)
+    assert list_searches(location) == (line,)
     assert read_search(location, "a").state is SearchState.FINISHED
 
 

@@ -1,21 +1,33 @@
-"""The paths of a space become absolute, and the images of a folder are listed and recorded."""
+"""The data of a search: absolute paths, a folder's listing, metrics of single classes, the stored size."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tune_rescon.config import DatasetConfig
-from tune_rescon.data import Account, describe
+from tune_rescon.data import Account, DatasetInfo, describe
 from tune_rescon.data.catalog import dataset_path
 from tune_rescon.data.selection import LeftOut
 from tune_rescon.errors import ConfigError, DataError
-from tune_rescon.spaces import dump_space, is_active, load_space, parse_space
+from tune_rescon.metric_names import LARGEST_BY_CLASS
+from tune_rescon.spaces import Space, dump_space, is_active, load_space, parse_space
 from tune_rescon.tuning import RunOptions, StudyRecord
-from tune_rescon.tuning.prepare import PreparedDataset, prepare_data, with_absolute_paths
+from tune_rescon.tuning.prepare import (
+    PreparedDataset,
+    cache_messages,
+    check_metric_classes,
+    largest_image_size,
+    prepare_data,
+    with_absolute_paths,
+    with_store_size,
+)
+from tune_rescon.tuning.resume import change_problems
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_run
 
 
@@ -119,3 +131,98 @@ def test_a_search_begins_with_the_images_that_it_skips(tmp_path: Path, progress:
 @pytest.fixture
 def digits(tmp_path: Path) -> PreparedDataset:
     return PreparedDataset(info=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")
+
+
+def space(metric: str) -> Space:
+    return load_space("digits", [f"metric={metric}"])
+
+
+def classes(count: int, tmp_path: Path) -> DatasetInfo:
+    info = describe(space("{name: val_loss, mode: min}").dataset, data_root=tmp_path)
+    return dataclasses.replace(info, classes=count, class_names=tuple(map(str, range(count))))
+
+
+def test_per_class_metrics_of_too_many_classes_are_refused(tmp_path: Path) -> None:
+    all_classes = space("{name: val_loss, mode: min, log: [val_f1_by_class]}")
+    check_metric_classes(all_classes, classes(LARGEST_BY_CLASS, tmp_path))
+    with pytest.raises(ConfigError, match=r"at most 100 classes, but got 101 .*val_f1/CLASS"):
+        check_metric_classes(all_classes, classes(LARGEST_BY_CLASS + 1, tmp_path))
+
+
+def test_single_classes_of_a_thousand_may_be_named(tmp_path: Path) -> None:
+    single_classes = space("{name: val_f1/999, mode: max, log: [val_auroc/0]}")
+    check_metric_classes(single_classes, classes(1000, tmp_path))
+    with pytest.raises(ConfigError, match=r"metric\.name: unknown class '999'"):
+        check_metric_classes(single_classes, classes(999, tmp_path))
+
+
+def test_an_objective_class_without_validation_images_is_refused(tmp_path: Path) -> None:
+    single_classes = space("{name: val_f1/3, mode: max, log: [val_auroc/0]}")
+    check_metric_classes(single_classes, classes(10, tmp_path), val_labels_N=np.array([3, 5]))
+    with pytest.raises(DataError, match=r"metric\.name: .* must have validation images, but got none of 3"):
+        check_metric_classes(single_classes, classes(10, tmp_path), val_labels_N=np.array([0, 5]))
+
+
+RATE = '"learning_rate": {"type": "float", "low": 0.01, "high": 0.1}'
+SIZES = f'parameters={{{RATE}, "image_size": {{"type": "categorical", "choices": [64, 320]}}}}'
+
+
+def folder_space(path: Path | str = "pictures", settings: Sequence[str] = ()) -> Space:
+    return load_space("folder", [f"dataset.path={path}", f"parameters={{{RATE}}}", "initial=[]", *settings])
+
+
+def sides(space: Space, recorded: Space | None = None) -> int | None:
+    return with_store_size(space, recorded).dataset.store_size
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        (["fixed.image_size=48"], 48),
+        ([SIZES], 320),
+        (["fixed={preset: attention56}"], 224),
+        (["fixed={preset: port_attention_448}"], 448),
+    ],
+)
+def test_the_size_is_that_of_the_largest_network(settings: list[str], largest: int) -> None:
+    assert largest_image_size(folder_space(settings=settings)) == largest
+
+
+def test_a_new_search_stores_images_at_its_largest_image_size() -> None:
+    assert sides(folder_space(settings=[SIZES])) == 320
+
+
+def test_small_networks_give_a_small_store_size() -> None:
+    assert sides(folder_space(settings=["fixed.image_size=48"])) == 48
+
+
+def test_a_given_store_size_is_kept() -> None:
+    assert sides(folder_space(settings=["dataset.store_size=100", "fixed.image_size=300"])) == 100
+
+
+def test_a_resumed_search_keeps_its_store_size() -> None:
+    started = with_store_size(folder_space(settings=["fixed.image_size=300"]), None)
+    resumed = folder_space(settings=["fixed.image_size=300"])
+    assert sides(resumed, started) == 300
+    assert change_problems(started, with_store_size(resumed, started), []) == []
+
+
+def test_a_search_of_an_earlier_version_keeps_256() -> None:
+    earlier_version = folder_space(settings=["fixed.image_size=300"])
+    assert sides(folder_space(settings=["fixed.image_size=300"]), earlier_version) is None
+
+
+def test_cache_size_and_enlarged_images_are_reported(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(2):
+            Image.new("RGB", (400, 300 + number)).save(tmp_path / label / f"{number}.png")
+    space = folder_space(tmp_path, ["fixed.image_size=300"])
+    with_message = with_store_size(space, None)
+    (line,) = cache_messages(with_message, describe(with_message.dataset, data_root=tmp_path))
+    assert line.startswith("the cache keeps 4 squares of 300 pixels: 1.1 MB of disk")
+    small = folder_space(tmp_path, ["fixed.image_size=300", "dataset.store_size=64"])
+    assert (
+        "see these squares enlarged: `--set dataset.store_size=300`"
+        in cache_messages(small, describe(small.dataset, data_root=tmp_path))[-1]
+    )

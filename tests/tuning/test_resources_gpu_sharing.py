@@ -57,20 +57,20 @@ def test_the_largest_trial_decides_the_share() -> None:
         assert info is DATASET_INFO["digits"]
         return Occupancy(device="a GPU", busy=0.3, used=10**9, total=16 * 10**9)
 
-    shared, words = with_gpu_share(space, DATASET_INFO, measure)
+    shared, message = with_gpu_share(space, DATASET_INFO, measure)
     assert [config.depth for config in configs] == [92]
     assert shared.resources_per_trial.gpu == 1 / 3
-    assert words.startswith("Trials that share a GPU: 3. ")
-    assert "a GPU busy for 30% of its time and takes 1.0 of 16.0 GB" in words
+    assert message.startswith("Trials that share a GPU: 3. ")
+    assert "a GPU busy for 30% of its time and takes 1.0 of 16.0 GB" in message
     loaded = parse_space(dump_space(shared), source="space.yaml")
     assert loaded.resources_per_trial == shared.resources_per_trial
 
 
 def test_a_batch_that_does_not_fit_has_a_whole_gpu() -> None:
     space = load_space("digits", ["resources_per_trial.gpu=auto"])
-    shared, words = with_gpu_share(space, DATASET_INFO, lambda *_: None)
+    shared, message = with_gpu_share(space, DATASET_INFO, lambda *_: None)
     assert shared.resources_per_trial.gpu == 1.0
-    assert words.startswith("One trial per GPU")
+    assert message.startswith("One trial per GPU")
 
 
 def test_the_largest_trial_is_chosen_by_batch_size_too() -> None:

@@ -37,10 +37,10 @@ def machine(cpu: float, gpu: float = 0, gib: float = 64) -> Nodes:
     ],
 )
 def test_auto_resources_follow_from_the_machines(nodes: list[Nodes], cpu: int, gpu: float) -> None:
-    space, words = choose_resources(load_space("digits", [AUTO]), nodes, where="this machine")
+    space, message = choose_resources(load_space("digits", [AUTO]), nodes, where="this machine")
     assert space.resources_per_trial == Resources(cpu=cpu, gpu=float(gpu))
-    assert f"--set 'resources_per_trial={{cpu: {cpu}, gpu: {gpu}}}'" in words
-    line = words.split("--set '")[1].rstrip("'")
+    assert f"--set 'resources_per_trial={{cpu: {cpu}, gpu: {gpu}}}'" in message
+    line = message.split("--set '")[1].rstrip("'")
     assert load_space("digits", [line]).resources_per_trial == space.resources_per_trial
 
 

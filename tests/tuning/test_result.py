@@ -126,11 +126,11 @@ def test_every_trial_with_a_value_is_better_than_a_winner_without_one() -> None:
 
 def test_with_a_test_metric_no_trial_is_in_hand() -> None:
     trials = (trial(0, FINISHED, 0.1, 0.5), trial(1, STOPPED, 0.9))
-    search_result = result(*trials, gmacs=(1.0, 1.0))
-    assert search_result.in_hand is trials[1]
+    result = make_result(*trials, gmacs=(1.0, 1.0))
+    assert result.in_hand is trials[1]
     space = load_space("digits")
     judged = space.model_copy(update={"metric": space.metric.model_copy(update={"name": "test_accuracy"})})
-    assert dataclasses.replace(search_result, space=judged).in_hand is None
+    assert dataclasses.replace(result, space=judged).in_hand is None
 
 
 def test_compute_hours_count_every_device() -> None:
@@ -192,18 +192,16 @@ def test_closing_metrics_omit_a_non_finite_accuracy() -> None:
     assert "best_val_accuracy" not in logged
 
 
-def result(*trials: TrialRecord, gmacs: tuple[float, ...], **changes: Any) -> StudyResult:
+def make_result(*trials: TrialRecord, gmacs: tuple[float, ...] | None = None, **changes: Any) -> StudyResult:
+    costs = [COST] * len(trials) if gmacs is None else [TrialCost(params_m=1, gmacs=value) for value in gmacs]
     values: dict[str, Any] = {
         "name": "s",
         "space": load_space("digits"),
-        "folder": Path("s"),
-        "metric": trials[0].metric,
-        "maximize": trials[0].maximize,
+        "folder": Path("runs/s"),
+        "metric": trials[0].metric if trials else "val_accuracy",
+        "maximize": trials[0].maximize if trials else True,
         "trials": trials,
-        "costs": {
-            record.number: TrialCost(params_m=1, gmacs=cost_gmacs)
-            for record, cost_gmacs in zip(trials, gmacs, strict=True)
-        },
+        "costs": {trial.number: cost for trial, cost in zip(trials, costs, strict=True)},
         "devices_per_trial": 2,
         "device": "GPU",
         "levels": (1, 2),
@@ -211,8 +209,7 @@ def result(*trials: TrialRecord, gmacs: tuple[float, ...], **changes: Any) -> St
         "best_config": {"depth": 56, "step_fractions": (40, 60)},
         "state": SearchState.FINISHED,
         "tracking_uri": "",
-        "pending_updates": 0,
-        "against": "gmacs",
+        "against": None if gmacs is None else "gmacs",
     }
     return StudyResult(**values | changes)
 
@@ -246,14 +243,14 @@ def test_the_winner_is_the_costliest_on_the_front_without_stopped_trials() -> No
         trial(3, STOPPED, 0.85),
         trial(4, FAILED),
     )
-    search_result = result(*trials, gmacs=(4.0, 1.0, 2.0, 0.5, 0.1))
-    assert [member.number for member in search_result.front] == [1, 0]
-    assert search_result.best is trials[0]
+    result = make_result(*trials, gmacs=(4.0, 1.0, 2.0, 0.5, 0.1))
+    assert [member.number for member in result.front] == [1, 0]
+    assert result.best is trials[0]
 
 
 def test_without_finished_trials_the_front_has_the_furthest_ones() -> None:
     trials = (trial(0, STOPPED, 0.1, 0.5), trial(1, STOPPED, 0.1, 0.4), trial(2, STOPPED, 0.9))
-    assert [member.number for member in result(*trials, gmacs=(2.0, 1.0, 0.5)).front] == [1, 0]
+    assert [member.number for member in make_result(*trials, gmacs=(2.0, 1.0, 0.5)).front] == [1, 0]
 
 
 def test_a_front_may_minimise_loss_and_compute_hours() -> None:
@@ -269,8 +266,8 @@ def test_a_front_may_minimise_loss_and_compute_hours() -> None:
         )
         for number, (loss, seconds) in enumerate([(0.5, 3600.0), (0.4, 7200.0), (0.6, 5400.0)])
     )
-    search_result = result(*trials, gmacs=(1, 1, 1), against="compute_hours")
-    assert [(member.number, search_result.cost(member)) for member in search_result.front] == [
+    result = make_result(*trials, gmacs=(1, 1, 1), against="compute_hours")
+    assert [(member.number, result.cost(member)) for member in result.front] == [
         (0, 2.0),
         (1, 4.0),
     ]
@@ -278,12 +275,12 @@ def test_a_front_may_minimise_loss_and_compute_hours() -> None:
 
 @pytest.mark.parametrize("changes", [{"against": None}, {"best": None}])
 def test_without_a_second_objective_or_a_winner_there_is_no_front(changes: dict[str, Any]) -> None:
-    assert result(trial(0, FINISHED, 0.5), gmacs=(1.0,), **changes).front == ()
+    assert make_result(trial(0, FINISHED, 0.5), gmacs=(1.0,), **changes).front == ()
 
 
 def test_the_best_file_holds_the_front() -> None:
-    search_result = result(trial(0, FINISHED, 0.9), trial(1, FINISHED, 0.8), gmacs=(4.0, 1.0))
-    written = best_file(search_result)
+    result = make_result(trial(0, FINISHED, 0.9), trial(1, FINISHED, 0.8), gmacs=(4.0, 1.0))
+    written = best_file(result)
     assert (written["trial"], written["against"]) == (0, "gmacs")
     assert written["front"] == [
         {"trial": 1, "value": 0.8, "gmacs": 1.0},
@@ -293,7 +290,7 @@ def test_the_best_file_holds_the_front() -> None:
 
 
 def test_the_best_file_of_one_objective_has_no_front() -> None:
-    written = best_file(result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
+    written = best_file(make_result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
     assert not {"against", "front"} & set(written)
 
 
@@ -302,7 +299,7 @@ def test_the_best_file_names_the_best_in_hand_if_there_is_one() -> None:
         trial(1, STOPPED, 0.8, 0.95, 0.9), at="best", checkpoint="checkpoints/b.ckpt"
     )
     written = best_file(
-        result(trial(0, FINISHED, 0.1, 0.2, 0.7, 0.9), interrupted, gmacs=(4.0, 4.0), against=None)
+        make_result(trial(0, FINISHED, 0.1, 0.2, 0.7, 0.9), interrupted, gmacs=(4.0, 4.0), against=None)
     )
     assert (written["trial"], written["value"]) == (0, 0.9)
     assert written["in_hand"] == {
@@ -315,7 +312,7 @@ def test_the_best_file_names_the_best_in_hand_if_there_is_one() -> None:
         "best_epoch": 2,
         "checkpoint": "checkpoints/b.ckpt",
     }
-    assert "in_hand" not in best_file(result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
+    assert "in_hand" not in best_file(make_result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
 
 
 def test_of_repeated_trainings_the_best_mean_wins_and_no_lucky_seed() -> None:
@@ -324,7 +321,7 @@ def test_of_repeated_trainings_the_best_mean_wins_and_no_lucky_seed() -> None:
         dataclasses.replace(trial(number, FINISHED, value), parameters={"learning_rate": rate})
         for number, (rate, value) in values.items()
     )
-    assert [[one.number for one in group] for group in repeated(trials)] == [[0, 2], [1, 3]]
+    assert [[trial.number for trial in group] for group in repeated(trials)] == [[0, 2], [1, 3]]
     assert best_trial(trials) is trials[0]
     assert best_trial(trials, by_mean=True) is trials[1]
 
@@ -381,36 +378,19 @@ def test_the_winner_and_the_kept_network_are_chosen_by_the_same_rule(at: MetricA
     assert best is not None
     assert best.number == winner
     assert top_k_checkpoints(trials, keep=1) == {winner}
-    file = best_file(result(*trials, gmacs=(1.0, 1.0), against=None))
+    file = best_file(make_result(*trials, gmacs=(1.0, 1.0), against=None))
     assert (file["at"], file["value"], file["value_epoch"]) == (at, best.value, best.value_epoch)
 
 
-def _result(*trials: TrialRecord, **changes: Any) -> StudyResult:
-    values: dict[str, Any] = {
-        "name": "s",
-        "space": load_space("digits"),
-        "folder": Path("runs/s"),
-        "metric": "val_accuracy",
-        "maximize": True,
-        "trials": trials,
-        "costs": {each.number: COST for each in trials},
-        "devices_per_trial": 1,
-        "device": "CPU",
-        "levels": (1,),
-        "best": best_trial(trials),
-        "best_config": {},
-        "state": SearchState.FINISHED,
-        "tracking_uri": "",
-    }
-    return StudyResult(**{**values, **changes})
-
-
 def test_the_repr_of_a_result_is_one_line() -> None:
-    result = _result(trial(0, STOPPED, 0.1), trial(1, FINISHED, 0.5, 0.75))
+    result = make_result(trial(0, STOPPED, 0.1), trial(1, FINISHED, 0.5, 0.75))
     assert repr(result) == (
         "<StudyResult s: finished, 2 trials, best trial_0001, val_accuracy 0.75 after 2 epochs>"
     )
-    assert repr(_result(state=SearchState.RUNNING)) == "<StudyResult s: running, 0 trials, no best trial yet>"
+    assert (
+        repr(make_result(state=SearchState.RUNNING))
+        == "<StudyResult s: running, 0 trials, no best trial yet>"
+    )
 
 
 def test_a_dataframe_has_a_row_for_each_trial() -> None:
@@ -418,7 +398,7 @@ def test_a_dataframe_has_a_row_for_each_trial() -> None:
         trial(0, FINISHED, 0.5, 0.75), parameters={"depth": 56}, checkpoint="checkpoints/trial_0000/best.ckpt"
     )
     second = dataclasses.replace(trial(1, STOPPED, 0.25), parameters={"depth": 92, "drop_path": 0.1})
-    table = _result(first, second).dataframe()
+    table = make_result(first, second, devices_per_trial=1).dataframe()
     assert list(table.index) == [0, 1]
     assert list(table["value"]) == [0.75, 0.25]
     assert list(table["state"]) == ["finished", "stopped"]
@@ -430,6 +410,6 @@ def test_a_dataframe_has_a_row_for_each_trial() -> None:
 
 
 def test_a_dataframe_of_no_trials_has_the_same_columns() -> None:
-    table = _result().dataframe()
+    table = make_result().dataframe()
     assert len(table) == 0
     assert {"state", "value", "gmacs"} <= set(table.columns)

@@ -16,31 +16,22 @@ import pytest
 
 from tests.tuning.conftest import MakeSearch
 from tests.waiting import wait_until
-from tune_rescon.config import TrialState
 from tune_rescon.errors import LeaseError, LeaseLostError, NameTakenError
-from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.storage import RemoteFolder, SearchHome, StorageUrl
 from tune_rescon.tuning import (
-    Decision,
     RunOptions,
     SearchFolder,
-    SearchSampler,
-    SearchState,
     StudyRecord,
-    Verdict,
 )
 from tune_rescon.tuning.driver import process_start, this_driver
 from tune_rescon.tuning.folder_state import reserved
 from tune_rescon.tuning.lease import hold_lease
-from tune_rescon.tuning.resume import is_finished
 from tune_rescon.tuning.search_storage import open_store, search_lease
-from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.store import SearchStore
-from tune_rescon.tuning.study_attributes import record_outcome
 
 
 @pytest.fixture(autouse=True)
-def _quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the read-back of a lease in a bucket, which these tests do not need."""
     monkeypatch.setattr("tune_rescon.storage.remote.SharedValue.read_back_seconds", 0.02)
 
@@ -413,72 +404,3 @@ def test_a_live_driver_keeps_its_search(flag: str, begun_search: RunOptions) -> 
         store = other_driver.enter_context(open_store(options))
         with pytest.raises(LeaseError, match="s has one"), search_lease(options, store):
             pass
-
-
-# A finished search.
-
-
-SPACE_OVERRIDES = ("budget.trials=2", "fidelity.max=1", "sampler.type=random")
-
-
-def space(*overrides: str) -> Space:
-    return load_space("digits", [*SPACE_OVERRIDES, *overrides])
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of a study with two finished trials."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('study')}/study.db"
-    record = StudyRecord.create(url, "s", metric="val_accuracy", maximize=True, space=dump_space(space()))
-    sampler = SearchSampler(space())
-    for number in range(2):
-        proposal = sampler.ask()
-        assert proposal is not None
-        sampler.on_trial_start(record.open(proposal))
-        record.report(number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.STOP))
-        record.close(number, TrialState.FINISHED, checkpoint=None)
-    return url
-
-
-@pytest.mark.parametrize(
-    ("outcome", "edits", "finished"),
-    [
-        (SearchState.FINISHED, [], True),
-        (SearchState.FINISHED, ["resources_per_trial.cpu=2", "budget.concurrent=1"], True),
-        (SearchState.FINISHED, ["budget.trials=1"], True),
-        (SearchState.FINISHED, ["budget.trials=3"], False),
-        (SearchState.INTERRUPTED, [], False),
-        (SearchState.FAILED, [], False),
-        (None, [], False),
-    ],
-)
-def test_a_search_is_finished_if_it_completed_and_no_trial_remains(
-    outcome: SearchState | None, edits: list[str], finished: bool, study: str
-) -> None:
-    record = StudyRecord.load(study, "s", metric="val_accuracy")
-    if outcome is None:
-        record.set_attribute("outcome", None)
-    else:
-        record_outcome(record, outcome, None)
-    assert is_finished(record, SpaceVersions(spaces=(space(),)), space(*edits)) is finished
-
-
-@pytest.mark.parametrize(
-    ("edits", "finished"),
-    [
-        ([], True),
-        (["budget.hours=1"], True),
-        (["budget.hours=2"], False),
-        (["budget.hours=1", "sampler.repeats=true"], False),
-        (["parameters.learning_rate.high=0.2"], False),
-    ],
-)
-def test_a_search_is_finished_if_its_hours_or_points_are_used_up(
-    edits: list[str], finished: bool, study: str
-) -> None:
-    """Two of twenty trials ran, and the last run finished: the hours or the points were used up."""
-    record = StudyRecord.load(study, "s", metric="val_accuracy")
-    record_outcome(record, SearchState.FINISHED, None)
-    original_space = space("budget.trials=20", "budget.hours=1")
-    edited_space = space("budget.trials=20", "budget.hours=1", *edits)
-    assert is_finished(record, SpaceVersions(spaces=(original_space,)), edited_space) is finished

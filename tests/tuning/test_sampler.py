@@ -85,7 +85,7 @@ def test_a_resumed_search_draws_as_an_uninterrupted_one(kind: str, against: tupl
 
 
 def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("VIEW_BEST", 3), ("VIEW_LATEST", 5), ("RENEW_EVERY", 6)):
+    for name, value in (("VIEW_BEST", 3), ("VIEW_LATEST", 5), ("CHOOSE_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
     space = make_space("tpe")
     uninterrupted = run(space, [], 26)
@@ -94,7 +94,7 @@ def test_a_bounded_view_is_renewed_at_the_same_trials(monkeypatch: pytest.Monkey
 
 
 def test_a_later_rise_in_rank_does_not_change_a_bounded_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6), ("ATTEMPTS", 1)):
+    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("CHOOSE_EVERY", 6), ("ATTEMPTS", 1)):
         monkeypatch.setattr(sampler, name, value)
     space = make_space("tpe")
     before = run(space, [], 13)  # The last choice was made before trial 12, by the ranks at that time.
@@ -133,12 +133,12 @@ def test_a_paused_trial_may_be_dropped_from_a_bounded_view(monkeypatch: pytest.M
     assert sampler.most_informative(trials) == {1, 2, 3, 5}
 
 
-@pytest.mark.parametrize(("kind", "noted"), [("tpe", {6, 12}), ("random", set())])
+@pytest.mark.parametrize(("kind", "recorded"), [("tpe", {6, 12}), ("random", set())])
 def test_the_kept_trials_are_recorded_only_for_a_bounded_view(
-    kind: str, noted: set[int], monkeypatch: pytest.MonkeyPatch
+    kind: str, recorded: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler, "RENEW_EVERY", 6)
-    assert {trial.number for trial in run(make_space(kind), [], 14) if trial.sampler_state} == noted
+    monkeypatch.setattr(sampler, "CHOOSE_EVERY", 6)
+    assert {trial.number for trial in run(make_space(kind), [], 14) if trial.sampler_state} == recorded
 
 
 class RecordingRandomSampler(optuna.samplers.RandomSampler):
@@ -245,9 +245,9 @@ def test_a_diverged_trial_counts_as_the_worst_that_ended(
     space = make_space("random", *metric_overrides)
     search = SearchSampler(space)
     maximize = space.metric.mode == "max"
-    fates = [(RUNNING, (0.1,)), (RUNNING, (0.9,)), (STOPPED, (0.4,)), (STOPPED, (0.3,)), (STOPPED, (0.5,))]
+    outcomes = [(RUNNING, (0.1,)), (RUNNING, (0.9,)), (STOPPED, (0.4,)), (STOPPED, (0.3,)), (STOPPED, (0.5,))]
     trials: list[TrialRecord] = []
-    for state, values in [*fates, (DIVERGED, (math.nan,))]:
+    for state, values in [*outcomes, (DIVERGED, (math.nan,))]:
         trial = dataclasses.replace(
             running_trial(len(trials), ask(search), space.metric.name), maximize=maximize
         )
@@ -344,18 +344,18 @@ def test_warm_start_trials_and_own_trials_are_kept_apart(sampler_view: list[Froz
 def test_a_bounded_view_has_the_kept_and_the_later_trials(
     kind: str, size: int, sampler_view: list[FrozenTrial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6)):
+    for name, value in (("VIEW_BEST", 2), ("VIEW_LATEST", 2), ("CHOOSE_EVERY", 6)):
         monkeypatch.setattr(sampler, name, value)
     known = run(make_space(kind), [], 13)
     SearchSampler(make_space(kind), existing_trials=known).ask()
     assert len(sampler_view) == size
 
 
-@pytest.mark.parametrize(("kind", "noted"), [("tpe", set()), ("nsga2", {"NSGAIISampler:generation"})])
-def test_sampler_state_is_recorded_only_for_samplers_that_need_it(kind: str, noted: set[str]) -> None:
+@pytest.mark.parametrize(("kind", "recorded"), [("tpe", set()), ("nsga2", {"NSGAIISampler:generation"})])
+def test_sampler_state_is_recorded_only_for_samplers_that_need_it(kind: str, recorded: set[str]) -> None:
     rows = [{"learning_rate": 0.5, "weight_decay": 0.05}]
     trials = run(make_space(kind), [], 8, initial_points=rows)
-    assert {key for trial in trials for key in trial.sampler_state} == noted
+    assert {key for trial in trials for key in trial.sampler_state} == recorded
 
 
 def test_initial_points_come_first() -> None:
@@ -366,10 +366,11 @@ def test_initial_points_come_first() -> None:
 
 
 def test_an_infeasible_point_is_drawn_again() -> None:
-    search = SearchSampler(make_space("random"))
-    free = [ask(SearchSampler(make_space("random"))).params["learning_rate"] for _ in range(1)]
-    proposal = ask(search, lambda parameters: parameters["learning_rate"] == free[0])
-    assert proposal.params["learning_rate"] != free[0]
+    first_draw = ask(SearchSampler(make_space("random"))).params["learning_rate"]
+    proposal = ask(
+        SearchSampler(make_space("random")), lambda parameters: parameters["learning_rate"] == first_draw
+    )
+    assert proposal.params["learning_rate"] != first_draw
 
 
 def test_the_sampler_gets_warm_start_trials() -> None:

@@ -108,9 +108,9 @@ def test_the_single_points_of_a_continuous_space_run_once(kind: str) -> None:
         " momentum: {type: float, low: 0.0, high: 0.9, when: {parameter: optimizer, in: [sgd]}}}",
         kind=kind,
     )
-    whole = run(space, 30)
-    assert len(set(points(whole))) == len(whole) == 30
-    assert run(space, 15, whole[:15]) == whole
+    trials = run(space, 30)
+    assert len(set(points(trials))) == len(trials) == 30
+    assert run(space, 15, trials[:15]) == trials
 
 
 @pytest.mark.parametrize("kind", ["grid", "random"])

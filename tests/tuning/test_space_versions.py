@@ -25,8 +25,8 @@ def fail_if_read() -> Space:
     raise AssertionError("the file is not read where the study has the space")
 
 
-def returning(of: Space) -> Callable[[], Space]:
-    return lambda: of
+def returning(result: Space) -> Callable[[], Space]:
+    return lambda: result
 
 
 def raise_broken() -> Space:
@@ -39,7 +39,7 @@ def study() -> optuna.Study:
 
 
 def record(study: optuna.Study) -> StudyRecord:
-    return StudyRecord.on(study._storage, study._study_id, metric="val_accuracy")
+    return StudyRecord.on_storage(study._storage, study._study_id, metric="val_accuracy")
 
 
 def fill(study: optuna.Study, space_of_trials: Space, *, old: bool = False) -> None:

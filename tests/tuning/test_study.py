@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sqlite3
 import time
@@ -19,24 +18,21 @@ from optuna.trial import TrialState as OptunaState
 
 from tune_rescon.config import TrialState
 from tune_rescon.errors import LeaseError, StorageError
-from tune_rescon.metric_names import MetricAt
-from tune_rescon.tuning import Decision, StudyRecord, TrialRecord, Verdict
-from tune_rescon.tuning.trial import Proposal, TrialOrigin
+from tune_rescon.tuning import Decision, StudyRecord, Verdict
+from tune_rescon.tuning.trial import Proposal
 
 FINAL = [state for state in TrialState if state.is_final]
-
-
 CONTINUE = Verdict(decision=Decision.CONTINUE)
 
 
-def proposal(learning_rate: float = 0.1, **memory: Any) -> Proposal:
+def proposal(**sampler_state: Any) -> Proposal:
     distributions: dict[str, BaseDistribution] = {
         "learning_rate": FloatDistribution(1e-3, 1.0, log=True),
-        # How a list travels through Optuna, which takes no lists as choices.
+        # A list as text, because Optuna takes no lists as choices.
         "step_fractions": CategoricalDistribution(["[40, 60]", "[50]"]),
     }
-    params = {"learning_rate": learning_rate, "step_fractions": "[50]"}
-    return Proposal(params=params, distributions=distributions, sampler_state=memory)
+    params = {"learning_rate": 0.1, "step_fractions": "[50]"}
+    return Proposal(params=params, distributions=distributions, sampler_state=sampler_state)
 
 
 def create(url: str, name: str = "s", *, maximize: bool = True) -> StudyRecord:
@@ -167,12 +163,12 @@ def test_a_search_whose_folder_was_renamed_is_resumed_under_its_own_name_only(tm
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["nonsense", "nosuchdatabase://host/x", "sqlite:////nowhere/at/all/study.db"],
+    "url", ["nonsense", "nosuchdatabase://me:secret@host/x", "sqlite:////nowhere/at/all/study.db"]
 )
-def test_an_unusable_database_url_is_refused(url: str) -> None:
-    with pytest.raises(StorageError, match="--study: must be the URL of a database that can be reached"):
+def test_an_unusable_database_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(StorageError, match="--study: must be the URL of a database that can be") as caught:
         create(url)
+    assert "secret" not in str(caught.value)
 
 
 def test_passwords_in_errors_and_notes_are_not_recorded(tmp_path: Path) -> None:
@@ -185,12 +181,6 @@ def test_passwords_in_errors_and_notes_are_not_recorded(tmp_path: Path) -> None:
         "from s3://key:***@bucket/x",
     )
     assert b"s3cret" not in (tmp_path / "study.db").read_bytes()
-
-
-def test_an_unreachable_databases_password_is_not_shown() -> None:
-    with pytest.raises(StorageError) as caught:
-        create("nosuchdatabase://me:secret@host/x")
-    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("against", [None, "gmacs"])
@@ -210,7 +200,7 @@ def test_the_direction_and_the_space_are_kept(url: str, maximize: bool) -> None:
 @pytest.mark.parametrize("state", FINAL)
 def test_a_record_reads_back_what_was_written(state: TrialState, url: str) -> None:
     record = create(url)
-    number = record.open(proposal()).number
+    number = record.open(proposal(**{"cma:generation": 3})).number
     for epoch, value in enumerate((0.5, 0.75, 0.625), 1):
         record.report(number, epoch, metrics(value), CONTINUE)
     record.note(number, "a note")
@@ -221,6 +211,7 @@ def test_a_record_reads_back_what_was_written(state: TrialState, url: str) -> No
     assert read.values == (0.5, 0.75, 0.625)
     assert read.history["train_loss"] == (0.5, 0.25, 0.375)
     assert read.seconds == 1.5
+    assert read.sampler_state == {"cma:generation": 3}
     assert read.parameters == {"learning_rate": 0.1, "step_fractions": "[50]"}
     assert (read.notes, read.cost, read.decision) == (("a note",), 0.5, Decision.CONTINUE)
 
@@ -332,12 +323,6 @@ def test_a_deleted_checkpoint_of_a_closed_trial_is_forgotten(url: str) -> None:
     assert study(url).trials[0].user_attrs["checkpoint"] is None
 
 
-def test_the_sampler_state_of_a_trial_reads_back(url: str) -> None:
-    record = create(url)
-    record.open(proposal(**{"cma:generation": 3}))
-    assert load(url).trial(0).sampler_state == {"cma:generation": 3}
-
-
 def test_study_attributes_read_back_and_can_be_replaced(url: str) -> None:
     record = create(url)
     assert record.attribute("warm_start") is None
@@ -418,104 +403,6 @@ def test_an_epoch_is_one_transaction(url: str) -> None:
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "commit", count)
     assert len(commits) == 1
-
-
-def summary(*values: float, maximize: bool = True) -> TrialRecord:
-    return TrialRecord(
-        number=0,
-        state=TrialState.STOPPED,
-        parameters={},
-        metric="val_accuracy",
-        maximize=maximize,
-        values=values,
-    )
-
-
-@pytest.mark.parametrize(
-    ("trial", "epoch"),
-    [
-        (summary(), 0),
-        (summary(math.nan), 0),
-        (summary(0.5, 0.7, 0.6), 2),
-        (summary(0.5, 0.7, 0.7), 2),
-        (summary(0.5, math.nan, math.inf), 1),
-        (summary(0.5, 0.3, 0.3, maximize=False), 2),
-        (summary(-math.inf, 0.3, maximize=False), 2),
-    ],
-)
-def test_the_best_epoch_is_the_first_of_the_finite_bests(trial: TrialRecord, epoch: int) -> None:
-    assert trial.best_epoch == epoch
-    assert trial.best_value == trial.values[epoch - 1] if epoch else math.isnan(trial.best_value)
-
-
-def test_trials_rank_by_how_far_they_came_then_by_value() -> None:
-    order = [summary(0.1, 0.2, 0.3), summary(0.9, 0.8), summary(0.1, 0.7), summary(0.99), summary(math.nan)]
-    shuffled = [order[index] for index in (3, 0, 4, 2, 1)]
-    assert sorted(shuffled, key=TrialRecord.rank_key) == order
-
-
-@pytest.mark.parametrize(
-    ("values", "at", "maximize", "epoch"),
-    [
-        ((), "best", True, 0),
-        ((), "last", True, 0),
-        ((0.5, 0.7, 0.6), "best", True, 2),
-        ((0.5, 0.7, 0.6), "best", False, 1),
-        ((0.5, 0.7, 0.6), "last", True, 3),
-        ((0.5, 0.7, math.nan), "best", True, 3),  # diverged
-        ((math.nan, 0.7, 0.6), "best", True, 2),
-    ],
-)
-def test_a_trials_value_is_that_of_the_epoch_that_the_search_counts(
-    values: tuple[float, ...], at: MetricAt, maximize: bool, epoch: int
-) -> None:
-    trial = dataclasses.replace(summary(*values, maximize=maximize), at=at)
-    assert trial.value_epoch == epoch
-    expected = values[epoch - 1] if epoch else math.nan
-    assert repr(trial.value) == repr(expected)
-    assert repr(trial.last_value) == repr(values[-1] if values else math.nan)
-
-
-def test_minimised_trials_rank_by_the_lower_value() -> None:
-    order = [
-        summary(0.1, 0.2, 0.9, maximize=False),
-        summary(0.9, 0.7, maximize=False),
-        summary(0.1, 0.8, maximize=False),
-        summary(0.3, math.nan, maximize=False),
-    ]
-    shuffled = [order[index] for index in (3, 2, 0, 1)]
-    assert sorted(shuffled, key=TrialRecord.rank_key) == order
-
-
-def test_a_hyperparameter_is_what_the_trial_ran_with() -> None:
-    origin = TrialOrigin(
-        config={"width": 0.5, "depth": 92, "drop_path": 0.0, "step_fractions": (40, 60)},
-        space=1,
-        seed=0,
-        inactive=("drop_path",),
-    )
-    trial = dataclasses.replace(summary(), parameters={"width": 0.5}, origin=origin)
-    names = ("width", "depth", "drop_path", "step_fractions", "unheard_of")
-    assert [trial.setting(name, "none") for name in names] == [0.5, 92, "none", "[40, 60]", "none"]
-    unknown = dataclasses.replace(trial, origin=None)
-    assert [unknown.setting(name, "none") for name in names] == [0.5, *["none"] * 4]
-    assert unknown.setting("depth") is None
-
-
-def test_extending_a_trial_adds_an_epoch_to_every_series() -> None:
-    trial = summary().extended({"val_accuracy": 0.5, "epoch_seconds": 2.0})
-    trial = trial.extended({"val_accuracy": 0.7, "train_loss": 1.0})
-    trial = trial.extended({"epoch_seconds": 0.5})
-    assert repr(trial.values) == repr((0.5, 0.7, math.nan))
-    assert repr(dict(trial.history)) == repr(
-        {
-            "val_accuracy": (0.5, 0.7, math.nan),
-            "epoch_seconds": (2.0, math.nan, 0.5),
-            "train_loss": (math.nan, 1.0, math.nan),
-        }
-    )
-    assert trial.seconds == 2.5
-    assert trial.device_seconds(4) == (8.0, 0.0, 2.0)
 
 
 def test_an_epoch_out_of_order_is_refused(url: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tune_rescon.errors import StorageError
-from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
+from tune_rescon.storage import RemoteError, RemoteFolder, SearchHome, StorageUrl
 from tune_rescon.tuning import RunOptions, find_search
 from tune_rescon.tuning.ray.worker import synchronised
 from tune_rescon.tuning.search_storage import open_store
@@ -159,14 +159,18 @@ def test_a_study_on_a_server_is_not_copied(
     assert {name.partition("/")[2] for name in remote.names("s")} - {"search.json"} == databases
 
 
-def test_a_lease_is_one_value_for_all_machines(options: RunOptions) -> None:
+def test_a_lease_is_one_value_for_all_machines(
+    options: RunOptions, storage: StorageUrl, tmp_path: Path
+) -> None:
     store = begin_run(options)
-    here, other_store = store.lease, store.lease
-    assert here is not None
-    assert other_store is not None
-    assert here.read() is None
-    assert here.replace(None, {"token": "a"})
-    assert other_store.read() == {"token": "a"}
+    other_machine = dataclasses.replace(options, cache_root=tmp_path / "there")
+    lease, other_lease = store.lease, UrlStore(SearchHome.find(storage, "s"), other_machine).lease
+    assert lease is not None
+    assert other_lease is not None
+    assert other_lease.read() is None
+    assert lease.replace(None, {"token": "a"})
+    assert other_lease.read() == {"token": "a"}
+    assert not other_lease.replace(None, {"token": "b"})
     store.close(5)
 
 

@@ -131,14 +131,14 @@ def test_only_ended_trials_that_the_space_contains_are_used(options: RunOptions,
 def test_images_are_compared_by_digest_and_not_by_path(options: RunOptions, progress: list[str]) -> None:
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     images = ("dataset.name=folder", "dataset.store_size=32")
-    this_record, earlier_record = (space(*images, f"dataset.path=/{name}") for name in ("here", "there"))
-    run_earlier_search(folder, folder.study_url, *STATES, space_of_search=this_record)
-    assert overlapping_trials(earlier_record, options, weights={}, digests={"folder": "0123"}) == []
+    earlier, new = (space(*images, f"dataset.path=/{name}") for name in ("here", "there"))
+    run_earlier_search(folder, folder.study_url, *STATES, space_of_search=earlier)
+    assert overlapping_trials(new, options, weights={}, digests={"folder": "0123"}) == []
     assert "3 differ in dataset.path" in progress.pop()
     record_images(StudyRecord.load(folder.study_url, "base", metric="val_accuracy"), {"folder": "0123"})
-    assert len(overlapping_trials(earlier_record, options, weights={}, digests={"folder": "0123"})) == 3
+    assert len(overlapping_trials(new, options, weights={}, digests={"folder": "0123"})) == 3
     assert progress == ["used 3 of 3 trials of base"]
-    assert len(overlapping_trials(this_record, options, weights={}, digests={"folder": "4567"})) == 3
+    assert len(overlapping_trials(earlier, options, weights={}, digests={"folder": "4567"})) == 3
     assert "base had other images in folder: its values may be higher or lower" in progress[-1]
 
 

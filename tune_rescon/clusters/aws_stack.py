@@ -1,8 +1,8 @@
-"""Fill in a cluster's file from the outputs of a CloudFormation stack, that of ``cluster/aws/stack.yaml``.
+"""Fill in a cluster file from the outputs of the CloudFormation stack of ``cluster/aws/stack.yaml``.
 
-The stack has what a cluster needs on AWS before its first machine. Its outputs are the values of the lines
-of ``cluster.yaml`` that are marked CHANGE. Only these values are replaced, by their position in the text, so
-every other character of the file stays, comments included.
+The stack creates what a cluster needs on AWS before its first machine. Its outputs are the values of the
+lines of ``cluster.yaml`` that are marked CHANGE. Only these values are replaced, by their position in the
+text. Every other character of the file stays, comments included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tune_rescon.atomic_write import atomic_write
-from tune_rescon.clusters.cluster_file import at, read_cluster_file, texts_in
+from tune_rescon.clusters.cluster_file import is_command, read_cluster_file, texts_in, value_at
 from tune_rescon.errors import ClusterError, ClusterFileError, KeyPath, UserError, dotted, format_error
 
 __all__ = [
@@ -50,9 +50,6 @@ _BAD_CREDENTIALS: Final = (
 
 #: The bucket in a command that sets the storage.
 _BUCKET: Final = re.compile(r"\bTUNE_RESCON_STORAGE=[\"']?s3://([^\s\"';&|/]+)")
-
-#: The ends of the keys that hold commands, or the variables of the container.
-_COMMANDS: Final = ("_commands", "run_options")
 
 _GROUPS: Final = "SecurityGroupIds"
 _PROFILE: Final = "IamInstanceProfile"
@@ -159,7 +156,7 @@ def read_stack(name: str, region: str) -> StackOutputs:
 
 
 def has_spot_role(region: str) -> bool:
-    """Return whether the account has EC2's role for spot machines; True if that cannot be found out."""
+    """Return whether the account has EC2's role for spot machines; True if AWS does not answer."""
     try:
         with aws_session(f"the role {SPOT_ROLE}") as session:
             client = session.client("iam", region_name=region)
@@ -168,7 +165,7 @@ def has_spot_role(region: str) -> bool:
             except client.exceptions.NoSuchEntityException:
                 return False
     except (ClusterError, UserError):
-        # It is advice: credentials may do all that the cluster needs, and not this.
+        # The answer is only for a hint. Credentials that suffice for the cluster may not allow the question.
         return True
     return True
 
@@ -274,10 +271,10 @@ class _Span:
 
 
 def _spans(text: str, root: Any, outputs: StackOutputs) -> Iterator[_Span]:
-    """Yield each value to replace, once: an alias refers to text that is at another place."""
+    """Yield each value to replace. A value that aliases share has one place in the text, so it comes once."""
     region = _child(_child(root, "provider"), "region")
     if _is_scalar(region):
-        yield _whole(region, outputs.region, ("provider", "region"))
+        yield _span_of(region, outputs.region, ("provider", "region"))
     head = _child(root, "head_node_type")
     done: set[int] = set()
     for key, node_type in _items(_child(root, "available_node_types")):
@@ -288,12 +285,12 @@ def _spans(text: str, root: Any, outputs: StackOutputs) -> Iterator[_Span]:
         steps: KeyPath = ("available_node_types", key, "node_config")
         groups = _child(config, _GROUPS)
         if groups is not None and isinstance(groups.value, list) and len(groups.value) == 1:
-            yield _whole(groups.value[0], outputs.security_group, (*steps, _GROUPS))
+            yield _span_of(groups.value[0], outputs.security_group, (*steps, _GROUPS))
         name = _child(_child(config, _PROFILE), "Name")
         if _is_scalar(name):
             is_head = head is not None and key == head.value
             profile = outputs.head_profile if is_head else outputs.worker_profile
-            yield _whole(name, profile, (*steps, _PROFILE))
+            yield _span_of(name, profile, (*steps, _PROFILE))
     for steps, node in _commands(root):
         for found in _BUCKET.finditer(text, node.start_mark.index, node.end_mark.index):
             yield _Span(start=found.start(1), end=found.end(1), value=outputs.bucket, steps=steps)
@@ -304,11 +301,11 @@ def _commands(node: Any, steps: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         below = (*steps, key)
         if isinstance(child.value, list):
             yield from _commands(child, below)
-        elif any(str(step).endswith(_COMMANDS) for step in below):
+        elif is_command(below):
             yield below, child
 
 
-def _whole(node: Any, value: str, steps: KeyPath) -> _Span:
+def _span_of(node: Any, value: str, steps: KeyPath) -> _Span:
     return _Span(start=node.start_mark.index, end=node.end_mark.index, value=value, steps=steps)
 
 
@@ -330,21 +327,18 @@ def _is_scalar(node: Any) -> bool:
 
 
 def _wrong_places(content: Any, outputs: StackOutputs) -> Iterator[str]:
-    """Yield the places of a file that do not have the value of the outputs, as Ray will read them."""
-    if at(content, "provider", "region") != outputs.region:
+    """Yield the places whose value, as Ray reads the file, is not that of the outputs."""
+    if value_at(content, "provider", "region") != outputs.region:
         yield "provider.region"
-    for name in at(content, "available_node_types") or ():
+    for name in value_at(content, "available_node_types") or ():
         steps: KeyPath = ("available_node_types", name, "node_config")
         profile = outputs.head_profile if name == content.get("head_node_type") else outputs.worker_profile
-        if at(content, *steps, _GROUPS) != [outputs.security_group]:
+        if value_at(content, *steps, _GROUPS) != [outputs.security_group]:
             yield dotted((*steps, _GROUPS))
-        if at(content, *steps, _PROFILE) != {"Name": profile}:
+        if value_at(content, *steps, _PROFILE) != {"Name": profile}:
             yield dotted((*steps, _PROFILE))
-    found = {
-        bucket
-        for steps, text in texts_in(content)
-        if any(str(step).endswith(_COMMANDS) for step in steps)
-        for bucket in _BUCKET.findall(text)
+    buckets = {
+        bucket for steps, text in texts_in(content) if is_command(steps) for bucket in _BUCKET.findall(text)
     }
-    if found != {outputs.bucket}:
+    if buckets != {outputs.bucket}:
         yield "TUNE_RESCON_STORAGE=s3://... in setup_commands"

@@ -1,4 +1,4 @@
-"""What a cluster file would start: what is wrong with it, by the rules of its kind, and what it can cost."""
+"""Check a cluster file of any kind, and calculate the highest cost of its machines in an hour."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tune_rescon.clusters.cluster_file import (
     ClusterFile,
     Finding,
     NodeType,
-    at,
     read_documents,
     texts_in,
+    value_at,
 )
-from tune_rescon.clusters.launcher import check_launcher
-from tune_rescon.clusters.lint import command_findings, image_problems, storage_problems
+from tune_rescon.clusters.launcher_rules import check_launcher
+from tune_rescon.clusters.shared_rules import command_findings, image_problems, storage_problems
 from tune_rescon.errors import KeyPath, dotted, format_error
 
-__all__ = ["PRICES", "check_file", "most_per_hour"]
+__all__ = ["PRICES", "check_file", "max_hourly_cost"]
 
 
 _SCRIPTS: Final = (".sh", ".sbatch", ".slurm")
@@ -56,15 +56,17 @@ def check_file(path: Path) -> list[Finding]:
 def _document_findings(document: ClusterDocument) -> list[Finding]:
     value = document.value
     if not isinstance(value, dict):
-        document.complain("yaml", (), "must be keys and values", got=repr(value))
+        document.add_violation("yaml", (), "must be keys and values", got=repr(value))
     elif str(value.get("apiVersion", "")).startswith("ray.io/"):
         _check_manifest(document)
     elif "run" in value:
         _check_sky_task(document)
     elif "apiVersion" not in value:
         check_launcher(document)
-    left = [(document.line(steps), name) for steps, text in texts_in(value) for name in _placeholders(text)]
-    return [*document.findings, *_placeholder_finding(left)]
+    placeholders = [
+        (document.line(steps), name) for steps, text in texts_in(value) for name in _PLACEHOLDER.findall(text)
+    ]
+    return [*document.findings, *_placeholder_finding(placeholders)]
 
 
 def _check_manifest(document: ClusterDocument) -> None:
@@ -72,35 +74,35 @@ def _check_manifest(document: ClusterDocument) -> None:
     steps: KeyPath | None = _CLUSTERS.get(str(document.value.get("kind")))
     if steps is None:
         return
-    cluster = at(document.value, *steps)
-    if at(cluster, "authOptions", "mode") != "token":
-        got = str(at(cluster, "authOptions"))
-        document.complain("auth-mode", (*steps, "authOptions"), "must be {mode: token}", got=got)
-    if (ray := at(cluster, "rayVersion")) is not None and str(ray) != version("ray"):
+    cluster = value_at(document.value, *steps)
+    if value_at(cluster, "authOptions", "mode") != "token":
+        got = str(value_at(cluster, "authOptions"))
+        document.add_violation("auth-mode", (*steps, "authOptions"), "must be {mode: token}", got=got)
+    if (ray := value_at(cluster, "rayVersion")) is not None and str(ray) != version("ray"):
         rule = f"must be the Ray of this environment, {version('ray')}"
-        document.complain("image", (*steps, "rayVersion"), rule, got=ray)
-    if (count := at(cluster, "headGroupSpec", "rayStartParams", "num-cpus")) != "0":
+        document.add_violation("image", (*steps, "rayVersion"), rule, got=ray)
+    if (count := value_at(cluster, "headGroupSpec", "rayStartParams", "num-cpus")) != "0":
         rule = 'the head must be started with num-cpus: "0"'
         where = (*steps, "headGroupSpec", "rayStartParams")
-        document.complain("head-resources", where, rule, got=repr(count))
+        document.add_violation("head-resources", where, rule, got=repr(count))
     groups: list[KeyPath] = [(*steps, "headGroupSpec")]
-    workers = at(cluster, "workerGroupSpecs")
+    workers = value_at(cluster, "workerGroupSpecs")
     for index, group in enumerate(workers if isinstance(workers, list) else ()):
         below = (*steps, "workerGroupSpecs", index)
         groups.append(below)
-        low, high = at(group, "minReplicas") or 0, at(group, "maxReplicas")
+        low, high = value_at(group, "minReplicas") or 0, value_at(group, "maxReplicas")
         if isinstance(low, int) and isinstance(high, int) and low > high:
             rule = "`minReplicas <= maxReplicas` must hold"
-            document.complain("workers", below, rule, got=f"{low} and {high}")
+            document.add_violation("workers", below, rule, got=f"{low} and {high}")
     for below in groups:
         # The first container of a pod runs Ray; the other containers may run any image.
         where = (*below, "template", "spec", "containers", 0, "image")
-        for text, severity in image_problems(str(at(document.value, *where)), where=dotted(where)):
+        for text, severity in image_problems(str(value_at(document.value, *where)), where=dotted(where)):
             document.add("image", where, text, severity)
     given = [(dotted(steps), text) for steps, text in texts_in(document.value) if "--storage" in text]
     for steps, text in texts_in(document.value):
         if text == "TUNE_RESCON_STORAGE" and steps[-1] == "name":
-            value = at(document.value, *steps[:-1], "value")
+            value = value_at(document.value, *steps[:-1], "value")
             given.append((dotted(steps[:-1]), f"TUNE_RESCON_STORAGE={value}"))
     for _, text in storage_problems(given):
         document.add("storage", (), text)
@@ -108,7 +110,7 @@ def _check_manifest(document: ClusterDocument) -> None:
 
 def _check_sky_task(document: ClusterDocument) -> None:
     """Add the findings in a task of SkyPilot, which has its own check of keys and machines."""
-    variables = at(document.value, "envs")
+    variables = value_at(document.value, "envs")
     given = [
         (f"envs.{name}", f"{name}={value}")
         for name, value in (variables.items() if isinstance(variables, dict) else ())
@@ -119,46 +121,41 @@ def _check_sky_task(document: ClusterDocument) -> None:
 
 
 def _script_findings(text: str) -> Iterator[Finding]:
-    # The whole script, because a variable that one line exports is in the environment of later ones.
+    # The script is checked as one text, because later lines have the variables that a line exports.
     yield from command_findings(text, where="")
     commands = list(_script_commands(text))
     for where, problem in storage_problems([(str(line), command) for line, command in commands]):
         yield Finding(rule="storage", text=problem, line=int(where or 1))
     yield from _placeholder_finding(
-        [(line, name) for line, command in commands for name in _placeholders(command)]
+        [(line, name) for line, command in commands for name in _PLACEHOLDER.findall(command)]
     )
 
 
 def _script_commands(text: str) -> Iterator[tuple[int, str]]:
     """Yield a script's commands with their first lines; join continued lines and leave out comments."""
-    begun, command = 0, ""
+    first_line, command = 0, ""
     for number, line in enumerate(text.splitlines(), start=1):
         if not command and line.lstrip().startswith("#"):
             continue
-        begun = begun if command else number
+        first_line = first_line if command else number
         command += line.removesuffix("\\")
         if not line.endswith("\\"):
-            yield begun, re.sub(r"\s#\s.*", "", command)
+            yield first_line, re.sub(r"\s#\s.*", "", command)
             command = ""
 
 
-def _placeholders(text: str) -> list[str]:
-    return _PLACEHOLDER.findall(text)
-
-
-def _placeholder_finding(left: list[tuple[int, str]]) -> Iterator[Finding]:
-    if left:
-        names = ", ".join(dict.fromkeys(name for _, name in left))
+def _placeholder_finding(placeholders: list[tuple[int, str]]) -> Iterator[Finding]:
+    if placeholders:
+        names = ", ".join(dict.fromkeys(name for _, name in placeholders))
         text = format_error("what is marked CHANGE must be yours", got=names)
-        yield Finding(rule="placeholder", text=text, line=min(left)[0], severity="warning")
+        yield Finding(rule="placeholder", text=text, line=min(placeholders)[0], severity="warning")
 
 
 #: The month of the prices below.
-PRICES_OF: Final = "September 2026"
+PRICES_MONTH: Final = "September 2026"
 
 #: Approximate US dollars an hour for one machine on demand, by provider and machine type, for Linux in
-#: us-west-2 and in us-central1. Every machine type of the shipped files is here. They are for orientation:
-#: the price list of the cloud counts.
+#: us-west-2 and in us-central1, for every machine type of the shipped files. The cloud's price list decides.
 PRICES: Final[Mapping[str, Mapping[str, float]]] = {
     "aws": {
         "m7i.large": 0.1008,
@@ -177,42 +174,39 @@ PRICES: Final[Mapping[str, Mapping[str, float]]] = {
 }
 
 
-def most_per_hour(cluster: ClusterFile) -> str | None:
-    """Describe the most that a cluster's machines can cost in an hour; None if no cloud bills for them.
-
-    The dearest machines come first, because ``max_workers`` of the file bounds all types together.
-    """
+def max_hourly_cost(cluster: ClusterFile) -> str | None:
+    """Describe the most that a cluster's machines can cost in an hour; None if no cloud bills for them."""
     if cluster.provider not in PRICES:
         return None
     prices = PRICES[cluster.provider]
-    running = list(_dearest(cluster, prices))
-    known = [(one, count) for one, count in running if one.machine in prices]
-    total = sum(prices[one.machine] * count for one, count in known)
-    parts = [f"{count} x {one.machine} {prices[one.machine] * count:.2f}" for one, count in known]
+    running = list(_most_expensive(cluster, prices))
+    known = [(kind.machine, count) for kind, count in running if kind.machine in prices]
+    total = sum(prices[machine] * count for machine, count in known)
+    parts = [f"{count} x {machine} {prices[machine] * count:.2f}" for machine, count in known]
     text = (
         f"At most {total:.2f} US dollars an hour for machines ({', '.join(parts) or 'no known type'};"
-        f" approximate on-demand prices of {PRICES_OF}; spot machines cost less, disks and traffic come on"
+        f" approximate on-demand prices of {PRICES_MONTH}; spot machines cost less, disks and traffic come on"
         " top)."
     )
-    unknown = [f"{count} x {one.machine or one.name}" for one, count in running if one.machine not in prices]
+    unknown = [
+        f"{count} x {kind.machine or kind.name}" for kind, count in running if kind.machine not in prices
+    ]
     if unknown:
         text += f" Not counted, because no price is known here: {', '.join(unknown)}."
     return text
 
 
-def _dearest(cluster: ClusterFile, prices: Mapping[str, float]) -> Iterator[tuple[NodeType, int]]:
-    """Yield the node types that cost the most together, each with its number of machines, the head first.
+def _most_expensive(cluster: ClusterFile, prices: Mapping[str, float]) -> Iterator[tuple[NodeType, int]]:
+    """Yield the most expensive machines within ``max_workers``: node types and their numbers, the head first.
 
-    A type without a known price comes before the others, so that it is not left out.
+    A type without a known price comes before the other workers, so that it is not left out.
     """
     left = cluster.max_workers
-    for one in cluster.node_types:
-        if one.is_head:
-            yield one, 1
-    workers = [one for one in cluster.node_types if not one.is_head]
-    for one in sorted(workers, key=lambda one: -prices.get(one.machine, float("inf"))):
-        count = min(one.max_workers, left)
-        # Its machines may also be others of the file, whose price is known.
-        left -= count if one.machine in prices else 0
+    yield from ((kind, 1) for kind in cluster.node_types if kind.is_head)
+    workers = [kind for kind in cluster.node_types if not kind.is_head]
+    for kind in sorted(workers, key=lambda kind: -prices.get(kind.machine, float("inf"))):
+        count = min(kind.max_workers, left)
+        # Machines without a price leave the limit as it is, so that the total stays an upper bound.
+        left -= count if kind.machine in prices else 0
         if count:
-            yield one, count
+            yield kind, count

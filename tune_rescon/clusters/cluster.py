@@ -22,22 +22,22 @@ from tune_rescon.clusters.commands import (
     DASHBOARD_PORT,
     END_MLFLOW,
     HEAD_TIMEOUT,
+    IS_RAY_RUNNING,
     MLFLOW_PORT,
-    RAY_IS_HERE,
     end_when_idle_command,
     follow_command,
-    make_token,
     ray_down,
     ray_exec,
+    ray_get_auth_token,
+    ray_get_head_ip,
     ray_up,
     run,
-    search_job,
     ssh_tunnel,
     stop_command,
     submission_id,
-    where_is_head,
+    submit_command,
 )
-from tune_rescon.clusters.head import Job, ask_head
+from tune_rescon.clusters.status import Job, ask_head
 from tune_rescon.command import INTERRUPTED
 from tune_rescon.errors import ClusterError, ClusterFileError, UserError, counted, format_error
 from tune_rescon.paths import expanded_path
@@ -47,7 +47,7 @@ __all__ = [
     "find_head",
     "find_keys",
     "hold_tunnel",
-    "send_search",
+    "submit_job",
     "take_down",
 ]
 
@@ -55,14 +55,15 @@ __all__ = [
 #: Seconds that ssh has to open its ports.
 TUNNEL_TIMEOUT: Final = 60.0
 
-_PROGRESS = logging.getLogger("tune_rescon.progress")
-
-
-#: How often an existing head is checked for a running Ray, the number of failed checks in a row that end the
-#: wait for a job, and the seconds between two checks.
-TRIES: Final = 3
+#: The attempts to find out whether Ray runs on a head, and a job's state. Seconds between two attempts.
+HEAD_TRIES: Final = 3
 JOB_TRIES: Final = 5
 PAUSE: Final = 5.0
+
+_PROGRESS = logging.getLogger("tune_rescon.progress")
+
+#: The end of Ray's error for a cluster whose head does not run.
+_NO_HEAD: Final = re.compile(r"Head node of cluster \(.*\) not found")
 
 _ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*")
 
@@ -86,23 +87,23 @@ def bring_up(
     if end_after_idle:
         check_can_end(cluster)
     if cluster.mounts_token:
-        _have_token(cluster)
-    is_up = not restart and _runs_already(cluster)
+        _ensure_token(cluster)
+    is_up = not restart and _is_ray_running(cluster)
     if is_up:
         _PROGRESS.info(
             f"Ray runs on the head of {cluster.name} already: it is brought up to date, and its jobs continue"
         )
     elif cluster.provider == "local":
-        _forget(cluster)
+        _delete_node_state(cluster)
     done = run(ray_up(cluster, restart=not is_up))
     if done.code != 0:
         raise ClusterError(f"`ray up` of {cluster.path} ended with code {done.code}; see above.")
     if end_after_idle is not None:
         # Before the workers come: the cluster ends itself also if they do not.
         _end_after_idle(cluster, end_after_idle)
-    came = _wait_for_workers(cluster, wait)
+    joined = _wait_for_workers(cluster, wait)
     _PROGRESS.info(
-        f"{cluster.name} is up: its head, and {counted(came, 'worker')}"
+        f"{cluster.name} is up: its head, and {counted(joined, 'worker')}"
         f" (at least {cluster.workers} were to come)"
     )
 
@@ -111,7 +112,7 @@ def _end_after_idle(cluster: ClusterFile, hours: float) -> None:
     done = run(ray_exec(cluster, end_when_idle_command(hours)), capture=True, timeout=HEAD_TIMEOUT)
     if done.code != 0:
         raise ClusterError(
-            f"{cluster.name} runs, and will NOT end itself: {done.last_words}. End it by"
+            f"{cluster.name} runs, and will NOT end itself: {done.last_lines}. End it by"
             f" `tune-rescon cluster down {cluster.path}`."
         )
     _PROGRESS.info(
@@ -121,37 +122,29 @@ def _end_after_idle(cluster: ClusterFile, hours: float) -> None:
     )
 
 
-def send_search(
-    cluster: ClusterFile,
-    arguments: Sequence[str],
-    *,
-    flag: str | None,
-    name: str | None,
-    follow: bool,
-    down: bool = False,
-    module: str = "tune_rescon.search",
+def submit_job(
+    cluster: ClusterFile, module: str, arguments: Sequence[str], *, name: str | None, follow: bool, down: bool
 ) -> int:
-    """Submit a search, or another command of this package, as a job and return the exit code.
+    """Submit a command of this package as a job and return the exit code.
 
     Args:
         cluster: the cluster.
-        arguments: the arguments of the command.
-        flag: ``--name``, ``--resume`` or ``--resume-or-start``; None to pass no name.
-        name: the search's name.
+        module: the command's module, such as ``tune_rescon.search``.
+        arguments: the command's arguments.
+        name: the search's name, with which the job's identity begins.
         follow: print the job's log and wait until the job ends.
         down: end the cluster once the job has ended, also if it failed. If this command does not see the job
             end (Ctrl-C, a head that cannot be reached), the cluster continues.
-        module: the command to run.
 
     Raises:
         ClusterError: the head did not accept the job, cannot be reached, the job failed, or the cluster did
             not end.
     """
     identity = submission_id(name, datetime.now())
-    words = search_job(identity, arguments, flag=flag, name=name, module=module)
-    done = run(ray_exec(cluster, words), capture=True, timeout=HEAD_TIMEOUT)
+    line = submit_command(identity, module, arguments)
+    done = run(ray_exec(cluster, line), capture=True, timeout=HEAD_TIMEOUT)
     if done.code != 0:
-        raise ClusterError(f"The head of {cluster.name} did not take the job: {done.last_words}")
+        raise ClusterError(f"The head of {cluster.name} did not take the job: {done.last_lines}")
     _PROGRESS.info(f"Job {identity} runs on {cluster.name}")
     if not follow:
         _PROGRESS.info(_hints(cluster, identity))
@@ -199,10 +192,10 @@ def _follow(cluster: ClusterFile, identity: str) -> Job:
 
 
 def _hints(cluster: ClusterFile, identity: str) -> str:
-    def line(words: str) -> str:
-        return shlex.join(["ray", "exec", str(cluster.path), f"export RAY_AUTH_MODE=token; {words}"])
+    def on_head(line: str) -> str:
+        return shlex.join(["ray", "exec", str(cluster.path), f"export RAY_AUTH_MODE=token; {line}"])
 
-    return f"Follow it: {line(follow_command(identity))}\nStop it:   {line(stop_command(identity))}"
+    return f"Follow it: {on_head(follow_command(identity))}\nStop it:   {on_head(stop_command(identity))}"
 
 
 def hold_tunnel(cluster: ClusterFile, *, mlflow: int, dashboard: int) -> None:
@@ -267,7 +260,7 @@ def _hold(cluster: ClusterFile, head: str, ports: Mapping[int, int]) -> None:
             f"It asks for the token: ray exec {cluster.path} 'cat {TOKEN}'\nCtrl-C ends it."
         )
         process.wait()
-        raise _ended(process.returncode)
+        raise _ssh_ended(process.returncode)
     finally:
         process.terminate()
         process.wait()
@@ -276,19 +269,19 @@ def _hold(cluster: ClusterFile, head: str, ports: Mapping[int, int]) -> None:
 def _wait_until_open(process: subprocess.Popen[bytes], ports: Sequence[int]) -> None:
     deadline = time.monotonic() + TUNNEL_TIMEOUT
     for port in ports:
-        while not _answers(port):
+        while not _is_open(port):
             if process.poll() is not None:
-                raise _ended(process.returncode)
+                raise _ssh_ended(process.returncode)
             if time.monotonic() > deadline:
                 raise ClusterError(f"ssh did not open port {port} within {TUNNEL_TIMEOUT:g} s.")
             time.sleep(0.1)
 
 
-def _ended(code: int) -> ClusterError:
+def _ssh_ended(code: int) -> ClusterError:
     return ClusterError(f"ssh ended with code {code}; see above.")
 
 
-def _answers(port: int) -> bool:
+def _is_open(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -327,13 +320,13 @@ def take_down(cluster: ClusterFile) -> None:
     done = run(ray_down(cluster))
     if done.code != 0:
         raise ClusterError(f"`ray down` of {cluster.path} ended with code {done.code}; see above.")
-    _PROGRESS.info(_what_is_left(cluster))
+    _PROGRESS.info(_leftovers(cluster))
 
 
 def _end_mlflow(cluster: ClusterFile) -> str | None:
-    """Have the head copy MLflow's database and end MLflow; return why it did not, in words.
+    """Have the head copy MLflow's database and end MLflow; return the error, or None.
 
-    A head that hangs must not prevent the end of its cluster.
+    It raises nothing, because a head that hangs must not prevent the end of its cluster.
     """
     try:
         if find_head(cluster) is None:
@@ -341,27 +334,35 @@ def _end_mlflow(cluster: ClusterFile) -> str | None:
         done = run(ray_exec(cluster, END_MLFLOW), capture=True, timeout=HEAD_TIMEOUT)
     except ClusterError as error:
         return str(error)
-    return done.last_words if done.code != 0 else None
+    return done.last_lines if done.code != 0 else None
 
 
 def find_head(cluster: ClusterFile) -> str | None:
-    """Return the address of the head; None if the cluster has no head."""
-    done = run(where_is_head(cluster), capture=True, timeout=HEAD_TIMEOUT)
-    lines = done.output.split()
-    if done.code != 0 or not lines or not _ADDRESS.fullmatch(lines[-1]):
+    """Return the address of the head; None if the cluster has no head.
+
+    Raises:
+        ClusterError: Ray did not find out, for example because the cloud did not answer.
+    """
+    done = run(ray_get_head_ip(cluster), capture=True, timeout=HEAD_TIMEOUT)
+    if done.code != 0 and _NO_HEAD.search(done.output):
         return None
-    return lines[-1]
+    words = done.output.split()
+    if done.code != 0 or not words or not _ADDRESS.fullmatch(words[-1]):
+        raise ClusterError(
+            f"Ray did not find out whether {cluster.name} has a head: {done.last_lines}. Try again."
+        )
+    return words[-1]
 
 
-def _runs_already(cluster: ClusterFile) -> bool:
+def _is_ray_running(cluster: ClusterFile) -> bool:
     if find_head(cluster) is None:
         return False
-    for attempt in range(TRIES):
+    for attempt in range(HEAD_TRIES):
         if attempt:
             time.sleep(PAUSE)
-        said = run(ray_exec(cluster, RAY_IS_HERE), capture=True, timeout=HEAD_TIMEOUT).output
+        output = run(ray_exec(cluster, IS_RAY_RUNNING), capture=True, timeout=HEAD_TIMEOUT).output
         # Compare complete lines, because an error may quote the command.
-        lines = [line.strip() for line in said.splitlines()]
+        lines = [line.strip() for line in output.splitlines()]
         if "ray: yes" in lines or "ray: no" in lines:
             return "ray: yes" in lines
     raise ClusterError(
@@ -370,71 +371,71 @@ def _runs_already(cluster: ClusterFile) -> bool:
     )
 
 
-def _forget(cluster: ClusterFile) -> None:
+def _delete_node_state(cluster: ClusterFile) -> None:
     """Delete the state that Ray keeps on this machine for nodes that it does not start itself.
 
-    This state outlives `ray down`. Ray sets up such a node only once, even if the node has a new disk by
-    then: the node would lack its files and its token.
+    This state outlives `ray down`, and Ray does not set up a node that is in it. A node with a new disk would
+    then lack its files and its token.
     """
-    remembered = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / f"cluster-{cluster.name}.state"
-    remembered.unlink(missing_ok=True)
+    state = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / f"cluster-{cluster.name}.state"
+    state.unlink(missing_ok=True)
 
 
 def _wait_for_workers(cluster: ClusterFile, wait: float) -> int:
     deadline = time.monotonic() + wait
-    came: int | None = None
+    joined: int | None = None
     last_error = ""
     while True:
         try:
-            found = ask_head(cluster).workers
+            workers = ask_head(cluster).workers
         except ClusterError as error:
             last_error = str(error)
         else:
-            if found != came:
+            if workers != joined:
                 _PROGRESS.info(
-                    f"{found} of {counted(cluster.workers, 'worker')}"
+                    f"{workers} of {counted(cluster.workers, 'worker')}"
                     f" {'is' if cluster.workers == 1 else 'are'} there"
                 )
-            came = found
-            if found >= cluster.workers:
-                return found
+            joined = workers
+            if joined >= cluster.workers:
+                return joined
         if time.monotonic() + PAUSE >= deadline:
             break
         time.sleep(PAUSE)
-    if came is None:
+    if joined is None:
         raise ClusterError(last_error)
     raise ClusterError(
-        f"{came} of {counted(cluster.workers, 'worker')} came within {wait:g} s."
-        " Why the others did not, the head knows:"
+        f"{joined} of {counted(cluster.workers, 'worker')} came within {wait:g} s."
+        " The head's log has the reason:"
         f" ray exec {cluster.path} 'tail -n 100 /tmp/ray/session_latest/logs/monitor*'"
     )
 
 
-def _have_token(cluster: ClusterFile) -> None:
+def _ensure_token(cluster: ClusterFile) -> None:
     """Create this machine's token if none exists, and make it readable only for its owner.
 
-    A file that mounts the token needs it here. With the shipped files, the head makes one for its cluster.
+    Only a cluster file that mounts it needs it. With the shipped files, the head makes one for its cluster.
     """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not path.is_file():
         # The output is captured, because it contains the token.
-        done = run(make_token(cluster), capture=True, timeout=HEAD_TIMEOUT)
+        done = run(ray_get_auth_token(cluster), capture=True, timeout=HEAD_TIMEOUT)
         if done.code != 0 or not path.is_file():
             raise ClusterError(f"`ray get-auth-token --generate` made no {path} (code {done.code}).")
     # Ray makes the file readable for all users, and rsync copies its mode to the nodes.
     path.chmod(0o600)
 
 
-def _what_is_left(cluster: ClusterFile) -> str:
+def _leftovers(cluster: ClusterFile) -> str:
     if cluster.provider == "local":
         return (
-            f"{cluster.name} is down. Ray was stopped on the head; what runs of it on the workers ends by"
-            " itself within a minute. Files stay on all of them."
+            f"{cluster.name} is down. Ray was stopped on the head; on the workers it ends by itself within a"
+            " minute. Files stay on all of them."
         )
     return (
-        f"{cluster.name} is down. What may be left, and cost: stopped machines where the file says"
+        f"{cluster.name} is down. What may be left, and cost money: stopped machines where the file has"
         " `cache_stopped_nodes: true`, disks that are not deleted with their machine, the bucket. Key pairs,"
         " security groups and roles that Ray made stay too, and cost nothing."
     )

@@ -1,7 +1,7 @@
-"""Read a cluster's file: its values with their lines, what was found in them, and what the commands need.
+"""Read a cluster file: its YAML with line numbers and findings, and the values that the commands need.
 
-Unlike a space file, a cluster file may use anchors and merge keys, as Ray's documentation does. Their
-expansion is bounded before any value is made. :mod:`.check` applies Ray's schema and our own rules.
+Unlike a space file, a cluster file may use anchors and merge keys, as Ray's documentation does. The size of
+the expanded document is checked before any value is built. :mod:`.check` applies Ray's schema and our rules.
 """
 
 from __future__ import annotations
@@ -33,28 +33,29 @@ __all__ = [
     "Finding",
     "NodeType",
     "Severity",
-    "at",
     "check_can_end",
+    "is_command",
     "machine_type",
     "parse_cluster",
     "read_cluster_file",
     "read_documents",
     "texts_in",
+    "value_at",
 ]
 
 #: An error prevents a cluster from being started; a warning is for the cluster's owner to consider.
 Severity = Literal["error", "warning"]
 
 #: The largest number of values in a file, after its aliases are expanded. The shipped files have 200.
-MOST_VALUES: Final = 50_000
+MAX_VALUES: Final = 50_000
 
 #: The deepest nesting of lists and mappings.
-DEEPEST: Final = 40
+MAX_DEPTH: Final = 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One broken rule in a cluster file."""
+    """A rule that a cluster file breaks, with its place."""
 
     rule: str
     """The name of the rule, such as ``auth-mode``."""
@@ -103,7 +104,7 @@ class ClusterDocument:
         """Add a finding at ``steps``; ``text`` is complete, with its place."""
         self.findings.append(Finding(rule=name, text=text, line=self.line(steps), severity=severity))
 
-    def complain(
+    def add_violation(
         self,
         name: str,
         steps: KeyPath,
@@ -147,7 +148,7 @@ def read_documents(text: str) -> tuple[list[ClusterDocument], list[Finding]]:
 
 
 class _Constructor(RoundTripConstructor):
-    """Raises errors with a line for a value that its type cannot have, such as the date 2026-13-01."""
+    """Adds the line to the error for a value that is invalid for its type, such as the date 2026-13-01."""
 
     @override
     def construct_object(self, node: Node, deep: bool = False) -> Any:
@@ -163,7 +164,7 @@ def _reader() -> YAML:
     yaml = YAML()
     yaml.Constructor = _Constructor
     yaml.allow_duplicate_keys = False
-    yaml.max_depth = DEEPEST
+    yaml.max_depth = MAX_DEPTH
     return yaml
 
 
@@ -178,8 +179,8 @@ class _TooLargeError(Exception):
 def _check_size(top: Node) -> None:
     """Check that a document's aliases expand to a bounded number of values.
 
-    Ten lines of nested aliases can stand for more values than fit into any memory. The nodes are counted
-    without expanding them: each anchored node is counted once, and its count is used for each alias.
+    Ten lines of nested aliases can stand for more values than fit into any memory. Therefore nothing is
+    expanded: each anchored node is counted once, and its count is used for each alias.
 
     Raises:
         _TooLargeError: an alias stands for a value that contains the alias, or there are too many values.
@@ -194,18 +195,18 @@ def _check_size(top: Node) -> None:
         if known:
             return known
         counts[id(node)] = None
-        found = 1 + sum(count(below) for below in _below(node))
-        if found > MOST_VALUES:
-            rule = f"a cluster's file must have at most {MOST_VALUES} values, its aliases expanded"
-            raise _TooLargeError(node, rule, f"{found} or more")
-        counts[id(node)] = found
-        return found
+        total = 1 + sum(count(child) for child in _children(node))
+        if total > MAX_VALUES:
+            rule = f"a cluster's file must have at most {MAX_VALUES} values, its aliases expanded"
+            raise _TooLargeError(node, rule, f"{total} or more")
+        counts[id(node)] = total
+        return total
 
     if top is not None:
         count(top)
 
 
-def _below(node: Node) -> Iterator[Node]:
+def _children(node: Node) -> Iterator[Node]:
     if isinstance(node, MappingNode):
         for pair in node.value:
             yield from pair
@@ -213,10 +214,10 @@ def _below(node: Node) -> Iterator[Node]:
         yield from node.value
 
 
-def at(value: Any, *steps: str | int) -> Any:
+def value_at(value: Any, *steps: str | int) -> Any:
     """Return the value at ``steps`` below ``value``; None if there is no such value.
 
-    >>> at({"docker": {"image": "x"}}, "docker", "image"), at({"docker": None}, "docker", "image")
+    >>> value_at({"docker": {"image": "x"}}, "docker", "image"), value_at({"docker": None}, "docker", "image")
     ('x', None)
     """
     for step in steps:
@@ -239,7 +240,13 @@ def texts_in(value: Any, steps: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
             yield from texts_in(inner, (*steps, index))
 
 
+def is_command(steps: KeyPath) -> bool:
+    """Return whether the text at ``steps`` is a command, or an option of ``docker run``."""
+    return any(str(step).endswith(("_commands", "run_options")) for step in steps)
+
+
 def _plain(value: Any) -> Any:
+    """Return a value of ruamel as plain dictionaries, lists and scalars."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, str):
@@ -372,17 +379,17 @@ def _workers(path: Path, top: Mapping[str, Any], provider: Mapping[str, Any]) ->
         return _count(top.get("min_workers", len(hosts) if isinstance(hosts, list) else 0), path)
     kinds = _mapping(types, f"{path}: available_node_types", "must be a mapping")
     where = f"{path}: available_node_types"
-    every = (_mapping(kind or {}, f"{where}.{name}", "must be a mapping") for name, kind in kinds.items())
-    return sum(_count(kind.get("min_workers", 0), path) for kind in every)
+    sections = (_mapping(kind or {}, f"{where}.{name}", "must be a mapping") for name, kind in kinds.items())
+    return sum(_count(section.get("min_workers", 0), path) for section in sections)
 
 
 def _node_types(path: Path, top: Mapping[str, Any], most: int) -> Iterator[NodeType]:
     types = top.get("available_node_types")
     for name, kind in types.items() if isinstance(types, Mapping) else ():
-        limit = at(kind, "max_workers")
+        limit = value_at(kind, "max_workers")
         yield NodeType(
             name=name,
-            machine=machine_type(at(kind, "node_config")),
+            machine=machine_type(value_at(kind, "node_config")),
             max_workers=most if limit is None else _count(limit, path, "max_workers"),
             is_head=name == top.get("head_node_type"),
         )
@@ -391,9 +398,9 @@ def _node_types(path: Path, top: Mapping[str, Any], most: int) -> Iterator[NodeT
 def machine_type(config: Any) -> str:
     """Return the machine type in a ``node_config``, as each cloud names it; "" without one."""
     names = (("InstanceType",), ("machineType",), ("azure_arm_parameters", "vmSize"))
-    found = next((value for name in names if (value := at(config, *name))), "")
+    machine = next((value for name in names if (value := value_at(config, *name))), "")
     # Google's names may be URLs.
-    return str(found).rpartition("/")[2]
+    return str(machine).rpartition("/")[2]
 
 
 def _count(value: object, path: Path, key: str = "min_workers") -> int:

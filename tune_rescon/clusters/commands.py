@@ -27,24 +27,24 @@ __all__ = [
     "END_MLFLOW",
     "HEAD_TIMEOUT",
     "INSPECT",
+    "IS_RAY_RUNNING",
     "MLFLOW_PORT",
-    "RAY_IS_HERE",
     "Command",
-    "Done",
+    "Completed",
     "end_when_idle_command",
     "follow_command",
-    "make_token",
     "ray_down",
     "ray_exec",
+    "ray_get_auth_token",
+    "ray_get_head_ip",
     "ray_status",
     "ray_stop",
     "ray_up",
     "run",
-    "search_job",
     "ssh_tunnel",
     "stop_command",
     "submission_id",
-    "where_is_head",
+    "submit_command",
 ]
 
 #: The URI of the MLflow server on the head, which only the head can reach.
@@ -54,13 +54,16 @@ MLFLOW_URI: Final = "http://127.0.0.1:5000"
 MLFLOW_PORT: Final = 5000
 DASHBOARD_PORT: Final = 8265
 
+#: The option of `ray job` that names the head's dashboard.
+_JOBS_ADDRESS: Final = ("--address", f"http://127.0.0.1:{DASHBOARD_PORT}")
+
 #: Seconds that a command on the head may take, over ssh.
 HEAD_TIMEOUT: Final = 180.0
 
 #: A shell command for the head that prints whether Ray runs there. It prints words, because a failing ssh
 #: must not be mistaken for a no. A Ray that does not answer counts as running, because a restart would end
 #: its jobs.
-RAY_IS_HERE: Final = (
+IS_RAY_RUNNING: Final = (
     "if ray status >/dev/null 2>&1 || pgrep -x gcs_server >/dev/null;"
     " then echo ray: yes; else echo ray: no; fi"
 )
@@ -75,9 +78,9 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 #: Ray of this Python, independent of PATH. With -P, a local directory named ray is not imported instead.
 _RAY: Final = (sys.executable, "-P", "-m", "ray.scripts.scripts")
 
-#: Without it, Ray assumes that a program reads its output if it has no terminal, and logs its own command
-#: lines.
-_PLAIN: Final = ("--log-style", "pretty")
+#: Without this option, and without a terminal, Ray writes its output for a program to read, and logs its own
+#: command lines.
+_LOG_STYLE: Final = ("--log-style", "pretty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +92,18 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
-    """The exit code of a command, and its output if it was captured."""
+class Completed:
+    """A command that has ended: its exit code, and its output if it was captured."""
 
     code: int
     output: str = ""
 
     @property
-    def last_words(self) -> str:
-        """The last few lines of output, for an error message; of a traceback, its last line.
+    def last_lines(self) -> str:
+        """The last three lines of output, for an error message; of a traceback, its last line.
 
-        >>> Done(code=1, output="a\\nTraceback (most recent call last):\\n  File x\\nOSError: no").last_words
+        >>> output = "a\\nTraceback (most recent call last):\\n  File x\\nOSError: no"
+        >>> Completed(code=1, output=output).last_lines
         'a / OSError: no'
         """
         plain = [_COLOUR.sub("", line).rstrip() for line in self.output.splitlines()]
@@ -107,11 +111,11 @@ class Done:
         return " / ".join(lines[-3:]) or "no output"
 
 
-def run(command: Command, *, capture: bool = False, timeout: float | None = None) -> Done:
+def run(command: Command, *, capture: bool = False, timeout: float | None = None) -> Completed:
     """Run a command to its end; return its exit code and, if captured, its output.
 
-    The command gets no terminal input: Ctrl-C ends it on this machine, and is not sent through an ssh. All
-    its processes have ended when this function returns or raises.
+    The command gets no terminal input, so an ssh does not pass Ctrl-C on: Ctrl-C ends the command on this
+    machine. All its processes have ended when this function returns or raises.
 
     Args:
         command: the command.
@@ -140,21 +144,21 @@ def run(command: Command, *, capture: bool = False, timeout: float | None = None
             raise ClusterError(words) from None
         raise
     # A pseudo-terminal on the head ends its lines with an additional carriage return.
-    return Done(
+    return Completed(
         code=process.returncode, output=(output or b"").decode(errors="replace").replace("\r\n", "\n")
     )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command and the ssh that it has started, which would otherwise continue."""
+    """End a command and its child processes: an ssh that it started would otherwise continue."""
     with suppress(psutil.Error):
-        below = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(2)
-        for one in below:
+        for child in children:
             with suppress(psutil.Error):
-                one.kill()
+                child.kill()
     process.kill()
     process.wait()
     if process.stdout is not None:
@@ -165,21 +169,21 @@ def ray_up(cluster: ClusterFile, *, restart: bool) -> Command:
     """Return the command that starts or updates a cluster; ``restart`` restarts Ray, which ends its jobs."""
     # A cached configuration outlives the file from which it was made.
     options = ["-y", "--no-config-cache", *([] if restart else ["--no-restart"])]
-    return _ray(cluster, "up", *_PLAIN, *options, str(cluster.path))
+    return _ray(cluster, "up", *_LOG_STYLE, *options, str(cluster.path))
 
 
-def ray_exec(cluster: ClusterFile, words: str) -> Command:
+def ray_exec(cluster: ClusterFile, line: str) -> Command:
     """Return the command that runs a line of shell on the head."""
     # The head's login shell may not set the mode.
-    return _ray(cluster, "exec", *_PLAIN, str(cluster.path), f"export RAY_AUTH_MODE=token; {words}")
+    return _ray(cluster, "exec", *_LOG_STYLE, str(cluster.path), f"export RAY_AUTH_MODE=token; {line}")
 
 
 def ray_down(cluster: ClusterFile) -> Command:
     """Return the command that ends a cluster."""
-    return _ray(cluster, "down", *_PLAIN, "-y", str(cluster.path))
+    return _ray(cluster, "down", *_LOG_STYLE, "-y", str(cluster.path))
 
 
-def where_is_head(cluster: ClusterFile) -> Command:
+def ray_get_head_ip(cluster: ClusterFile) -> Command:
     """Return the command that prints the head's address; it fails if the cluster has no head."""
     return _ray(cluster, "get-head-ip", str(cluster.path))
 
@@ -194,35 +198,26 @@ def ray_stop() -> Command:
     return Command(argv=(*_RAY, "stop"))
 
 
-def make_token(cluster: ClusterFile) -> Command:
-    """Return the command that creates the token, unless a token exists already, and prints it."""
+def ray_get_auth_token(cluster: ClusterFile) -> Command:
+    """Return the command that prints the token. Without a token, it first creates one."""
     return _ray(cluster, "get-auth-token", "--generate")
 
 
-def search_job(
-    identity: str,
-    arguments: Sequence[str],
-    *,
-    flag: str | None,
-    name: str | None,
-    module: str = "tune_rescon.search",
-) -> str:
-    """Return the line for the head's shell that submits a search as a job.
+def submit_command(identity: str, module: str, arguments: Sequence[str]) -> str:
+    """Return the line for the head's shell that submits a command of this package as a job.
 
     ``arguments`` come last on the command line, so they override the options that are added here.
 
     Args:
         identity: the job's identity.
-        arguments: the arguments of the command.
-        flag: ``--name``, ``--resume`` or ``--resume-or-start``; None to pass no name.
-        name: the search's name.
-        module: the command to run.
+        module: the command's module, such as ``tune_rescon.search``.
+        arguments: the command's arguments.
 
     Raises:
         ClusterFileError: an argument contains a password. Ray stores, logs and displays a job's command line.
 
-    >>> search_job("a-1", ["--space", "my space"], flag="--name", name="a").partition(" -- ")[2]
-    "python -m tune_rescon.search --address auto --plain --tracking-uri http://127.0.0.1:5000 --name a \
+    >>> submit_command("a-1", "tune_rescon.search", ["--space", "my space"]).partition(" -- ")[2]
+    "python -m tune_rescon.search --address auto --plain --tracking-uri http://127.0.0.1:5000 \
 --space 'my space'"
     """
     for argument in arguments:
@@ -233,23 +228,20 @@ def search_job(
                 " (head_start_ray_commands in the cluster's file): jobs inherit them."
             )
             raise ClusterFileError(format_error(rule, got=argument, hint=hint))
-    search = ["python", "-m", module, "--address", "auto", "--plain"]
-    search += ["--tracking-uri", MLFLOW_URI]
-    if flag is not None and name is not None:
-        search += [flag, name]
-    # One quoting is for the head's shell; `ray job submit` quotes the words again for the job's shell.
-    submit = ["ray", "job", "submit", *_jobs_address(), "--submission-id", identity, "--no-wait"]
-    return shlex.join([*submit, "--", *search, *arguments])
+    command = ["python", "-m", module, "--address", "auto", "--plain", "--tracking-uri", MLFLOW_URI]
+    # This quoting is for the head's shell; `ray job submit` quotes the words again for the job's shell.
+    submit = ["ray", "job", "submit", *_JOBS_ADDRESS, "--submission-id", identity, "--no-wait"]
+    return shlex.join([*submit, "--", *command, *arguments])
 
 
 def follow_command(identity: str) -> str:
     """Return the line for the head's shell that prints a job's log until the job ends."""
-    return shlex.join(["ray", "job", "logs", *_jobs_address(), "--follow", identity])
+    return shlex.join(["ray", "job", "logs", *_JOBS_ADDRESS, "--follow", identity])
 
 
 def stop_command(identity: str) -> str:
     """Return the line for the head's shell that stops a job."""
-    return shlex.join(["ray", "job", "stop", *_jobs_address(), identity])
+    return shlex.join(["ray", "job", "stop", *_JOBS_ADDRESS, identity])
 
 
 def end_when_idle_command(hours: float) -> str:
@@ -258,7 +250,7 @@ def end_when_idle_command(hours: float) -> str:
 
 
 def submission_id(name: str | None, now: datetime) -> str:
-    """Return a job's identity. A resumed search keeps its name, but each of its jobs needs its own identity.
+    """Return a new job's identity: a search's name, and the time, because a resumed search has several jobs.
 
     >>> submission_id("first", datetime(2026, 1, 2, 3, 4, 5))
     'first-20260102-030405'
@@ -296,8 +288,8 @@ def ssh_tunnel(cluster: ClusterFile, head: str, ports: Mapping[int, int], keys: 
         argv += ["-i", str(key)]
     for option, value in options.items():
         argv += ["-o", f"{option}={value}"]
-    for here, there in ports.items():
-        argv += ["-L", f"127.0.0.1:{here}:127.0.0.1:{there}"]
+    for local, remote in ports.items():
+        argv += ["-L", f"127.0.0.1:{local}:127.0.0.1:{remote}"]
     return Command(argv=(*argv, f"{cluster.ssh_user}@{head}"))
 
 
@@ -307,7 +299,3 @@ def _ray(cluster: ClusterFile, *words: str) -> Command:
         # With hosts in a list, the second autoscaler counts the head as one of the workers.
         env["RAY_UP_enable_autoscaler_v2"] = "0"
     return Command(argv=(*_RAY, *words), env=env)
-
-
-def _jobs_address() -> list[str]:
-    return ["--address", f"http://127.0.0.1:{DASHBOARD_PORT}"]

@@ -1,4 +1,4 @@
-"""``python -m tune_rescon.clusters.guard COMMAND...``: run a command, and leave no process of it behind.
+"""``python -m tune_rescon.clusters.guard COMMAND...``: run a command; kill all its processes at the end.
 
 The caller starts this module as the leader of a process group and holds the other end of its standard input.
 The whole group is killed when that end closes, also by a SIGKILL of the caller, and when the command ends.

@@ -1,12 +1,12 @@
-"""The end of a cluster that is not used: after some hours without use its head ends the workers and itself.
+"""End a cluster that is not used: after some hours without use, its head ends the workers and itself.
 
-A process on the head looks once a minute. Its parts::
+A process on the head checks once a minute. Its parts::
 
-    IdleRule      decides from looks, at times of one clock, when the cluster was last used
-    Head          what the process does on the head: looks, copies, ends
-    watch         looks until the cluster is due, checks once more, and ends it
+    IdleRule      decides from observations and their times when the cluster was last used
+    HeadActions   what the process does on the head: observe, copy, end
+    watch         observes until the cluster is due, observes once more, and ends it
 
-The hours are in a file beside Ray's token, a folder of the machine, which a new container gets again.
+The hours are in a file beside Ray's token. A new container has it too, because the folder is the machine's.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from tune_rescon.atomic_write import atomic_write
 from tune_rescon.errors import TuneResconError
 
 __all__ = [
-    "Head",
+    "HeadActions",
     "IdleFiles",
     "IdleRule",
     "IdleState",
-    "Look",
+    "Observation",
     "watch",
 ]
 
-#: Seconds between two looks.
+#: Seconds between two observations.
 INTERVAL: Final = 60.0
 
-#: Seconds before machines that were not ended are ended again. Ray has stopped by then, and they are paid.
+#: Seconds before another attempt to end machines. Ray has stopped by then, and the machines are billed.
 RETRY_SECONDS: Final = 10.0
 
-#: Seconds to wait for the lock, before another process is taken to watch already.
+#: Seconds to wait for the lock. After them, another process is watching.
 LOCK_TIMEOUT: Final = 2.0
 
 _log: Final = logging.getLogger(__name__)
@@ -51,22 +51,22 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
-    """What the head saw at one look."""
+class Observation:
+    """What uses the cluster at one time, as its head sees it."""
 
     uses: tuple[str, ...] = ()
-    """What uses the cluster now, in words: jobs that run or wait, and what could not be asked."""
+    """What uses the cluster, in words: jobs that run or wait, and services that do not answer."""
     sessions: frozenset[str] = frozenset()
     """The ssh connections to the head: a tunnel to MLflow, a job that is followed, a shell."""
-    unwritten: float = math.inf
+    seconds_since_write: float = math.inf
     """Seconds since MLflow's database was last written."""
 
 
 class IdleRule:
     """Decides when the cluster was last used, and whether it is due to end. It reads no clock itself.
 
-    A connection counts as use if two looks in a row see it. A short one, such as that of `cluster status`,
-    does not count, but the cluster never ends while there is one: a job may be about to be submitted.
+    A connection counts as use if two observations in a row have it. A short one, such as that of `cluster
+    status`, does not count. But the cluster never ends during a connection: a job may be about to come.
     """
 
     def __init__(self, now: float) -> None:
@@ -76,25 +76,25 @@ class IdleRule:
         self.in_use = False
         self._sessions: frozenset[str] = frozenset()
 
-    def observe(self, look: Look, now: float) -> None:
-        """Take a look into account."""
-        lasting = look.sessions & self._sessions
-        self._sessions = look.sessions
-        self.in_use = bool(look.uses or lasting)
-        if look.uses:
-            self._use(now, look.uses[0])
+    def observe(self, seen: Observation, now: float) -> None:
+        """Record an observation."""
+        lasting = seen.sessions & self._sessions
+        self._sessions = seen.sessions
+        self.in_use = bool(seen.uses or lasting)
+        if seen.uses:
+            self._use(now, seen.uses[0])
         elif lasting:
             self._use(now, "an ssh connection")
         else:
-            self.record_use(look.unwritten, "a change of MLflow's database", now)
+            self.record_use(seen.seconds_since_write, "a change of MLflow's database", now)
 
     def record_use(self, age: float, what: str, now: float) -> None:
-        """Take a use into account that was ``age`` seconds ago."""
+        """Record a use that was ``age`` seconds ago."""
         if now - max(0.0, age) > self.used:
             self._use(now - max(0.0, age), what)
 
     def is_due(self, hours: float, now: float) -> bool:
-        """Return whether the cluster is to end: it was not used for the hours, and no one is connected."""
+        """Return whether the cluster is to end: it was not used for the hours, and there is no connection."""
         return not (self.in_use or self._sessions) and now - self.used >= hours * 3600
 
     def _use(self, when: float, what: str) -> None:
@@ -103,16 +103,16 @@ class IdleRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
+class HeadActions:
     """What the process that watches does on the head."""
 
-    look: Callable[[], Look]
-    beat_age: Callable[[], float]
+    observe: Callable[[], Observation]
+    heartbeat_age: Callable[[], float]
     """Returns the seconds since the last heartbeat of any search in the storage. Raises OSError."""
     end_mlflow: Callable[[], None]
     """Ends MLflow; raises a TuneResconError if the copy of its database is not complete."""
     start_mlflow: Callable[[], None]
-    """Starts the MLflow that was ended last."""
+    """Starts MLflow again with the command that it had."""
     stop_ray: Callable[[], None]
     end_machines: Callable[[], None]
     """Ends the workers, then the head; raises a TuneResconError."""
@@ -120,14 +120,14 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class IdleState:
-    """When the cluster ends itself, as the process that watches saw it last. Times: seconds since 1970."""
+    """When the cluster ends itself, by the last observation. Times are in seconds since 1970."""
 
     hours: float
     used: float
     by: str
     in_use: bool = False
     problem: str = ""
-    """Why the cluster could not be ended when it was due; empty if it was not due or nothing prevented it."""
+    """Why the cluster could not be ended when it was due; empty if it was not due."""
     is_watched: bool = True
     """False if the process that watches does not run, so that the cluster will not end."""
 
@@ -188,7 +188,7 @@ class IdleFiles:
             return hours if math.isfinite(hours) and hours > 0 else 0.0
         return 0.0
 
-    def written(self) -> int:
+    def hours_written(self) -> int:
         """Return when the hours were last written, in nanoseconds since 1970; 0 if they are missing."""
         with suppress(OSError):
             return self.setting.stat().st_mtime_ns
@@ -230,18 +230,18 @@ class IdleFiles:
 
 def watch(
     files: IdleFiles,
-    head: Head,
+    head: HeadActions,
     *,
     interval: float = INTERVAL,
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], object] = time.sleep,
 ) -> None:
-    """Watch the head until the cluster is ended or the hours are removed. Return at once if another one does.
+    """Watch the head until the cluster is ended or the hours are removed. At most one process watches.
 
     Args:
         files: where the hours and the state are.
-        head: looks at the head, and ends the cluster.
-        interval: seconds between two looks.
+        head: observes the head, and ends the cluster.
+        interval: seconds between two observations.
         clock: returns the seconds of a clock that is never set back.
         wait: waits for some seconds.
     """
@@ -259,10 +259,10 @@ def watch(
         files.setting.touch()
         return
     with lock:
-        rule, problem, written = IdleRule(clock()), "", files.written()
+        rule, problem, written = IdleRule(clock()), "", files.hours_written()
         while hours := files.read_hours():
-            rule.observe(head.look(), clock())
-            if written != (written := files.written()):
+            rule.observe(_observe(head), clock())
+            if written != (written := files.hours_written()):
                 rule.record_use(0.0, "`cluster up`", clock())
             problem = "" if rule.in_use else problem
             if rule.is_due(hours, clock()):
@@ -285,10 +285,22 @@ def watch(
             wait(min(interval, max(1.0, hours * 3600 / 10)))
 
 
-def _prepare_end(rule: IdleRule, head: Head, hours: float, clock: Callable[[], float]) -> bool:
-    """Do what takes long before the end of a cluster that seems due, and look once more.
+def _observe(head: HeadActions) -> Observation:
+    """Return what uses the cluster. An observation that fails counts as use, because jobs may run.
 
-    MLflow is ended before the last look, because its last copy takes up to a minute, in which a job may come.
+    It raises nothing, because nothing else would end the cluster if this process did.
+    """
+    try:
+        return head.observe()
+    except Exception as error:
+        _log.exception("the head could not be observed")
+        return Observation(uses=(f"unknown, because the head could not be observed: {error}",))
+
+
+def _prepare_end(rule: IdleRule, head: HeadActions, hours: float, clock: Callable[[], float]) -> bool:
+    """End MLflow on a cluster that seems due, and check once more that it is.
+
+    The copy of MLflow's database takes up to a minute, in which a job may come.
 
     Returns:
         Whether the cluster is to be ended now. If not, everything on it runs as before.
@@ -297,7 +309,7 @@ def _prepare_end(rule: IdleRule, head: Head, hours: float, clock: Callable[[], f
         OSError: the storage of the searches cannot be read.
         TuneResconError: the copy of MLflow's database is not complete. MLflow was started again.
     """
-    rule.record_use(head.beat_age(), "a search's heartbeat", clock())
+    rule.record_use(head.heartbeat_age(), "a search's heartbeat", clock())
     if not rule.is_due(hours, clock()):
         return False
     _log.warning("the cluster was not used for %g hours: last by %s", hours, rule.by)
@@ -306,14 +318,14 @@ def _prepare_end(rule: IdleRule, head: Head, hours: float, clock: Callable[[], f
     except TuneResconError:
         head.start_mlflow()
         raise
-    rule.observe(head.look(), clock())
+    rule.observe(_observe(head), clock())
     if rule.is_due(hours, clock()):
         return True
     head.start_mlflow()
     return False
 
 
-def _end(head: Head, wait: Callable[[float], object]) -> None:
+def _end(head: HeadActions, wait: Callable[[float], object]) -> None:
     # Without Ray, no job can begin, and the autoscaler replaces no worker.
     head.stop_ray()
     while True:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import psutil
 from filelock import FileLock, Timeout
@@ -58,7 +58,7 @@ __all__ = [
 
 
 def answers(url: str, *, timeout: float) -> bool:
-    """Return whether a server answers in time; an error 5xx is no answer, a refusal (4xx) is one."""
+    """Return whether a server answers in time. An error 4xx counts as an answer, an error 5xx does not."""
     try:
         urllib.request.urlopen(url, timeout=timeout).close()
     except urllib.error.HTTPError as error:
@@ -78,7 +78,7 @@ class Health(Enum):
 
 
 class Action(Enum):
-    """The action to take now."""
+    """What to do with the server now."""
 
     WAIT = "wait"
     START = "start"
@@ -87,17 +87,16 @@ class Action(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class RestartTiming:
-    """The intervals of :class:`RestartPolicy`, in seconds, and one count."""
+    """The limits of :class:`RestartPolicy`. All but ``failures`` are in seconds."""
 
     interval: float = 5.0
     """Between two checks."""
     timeout: float = 5.0
     """The longest wait for an answer."""
     failures: int = 4
-    """Consecutive failed checks before the server is killed. A machine that is busy for a moment must not
-    lead to that."""
+    """Consecutive failed checks before the server is killed. A busy moment must not be enough."""
     startup_timeout: float = 180.0
-    """From the start of the server to its first answer: migrations of a large database take long."""
+    """From the start of the server to its first answer. Migrations of a large database take long."""
     first_pause: float = 1.0
     longest_pause: float = 60.0
     """The pause before a restart; it doubles from ``first_pause`` to ``longest_pause``."""
@@ -106,7 +105,7 @@ class RestartTiming:
 
 
 class RestartPolicy:
-    """Decides what to do with a server from its states, at times in seconds of one monotonic clock."""
+    """Decides from a server's states what to do with it. Times are seconds of one monotonic clock."""
 
     def __init__(self, timing: RestartTiming) -> None:
         """Begin with a server that has not been started."""
@@ -159,7 +158,7 @@ class RestartPolicy:
 _log: Final = logging.getLogger(__name__)
 
 #: Seconds between two copies of the database.
-KEEP_INTERVAL: Final = 30.0
+COPY_INTERVAL: Final = 30.0
 
 #: Seconds for the last copy, when the server ends.
 LAST_COPY_TIMEOUT: Final = 60.0
@@ -172,17 +171,17 @@ _MARK: Final = "TUNE_RESCON_MLFLOW_FOLDER"
 
 _DATABASE: Final = "mlflow.db"
 _LOCK: Final = "service.lock"
-_PROCESS: Final = "service.pid"
+_PID_FILE: Final = "service.pid"
 
-#: A file that is there while the last copy of the database is not complete.
-_NOT_KEPT: Final = "not_kept"
+#: A file that exists while the last copy of the database is not complete.
+_NOT_COPIED: Final = "not_kept"
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowSettings:
-    """The database and artifacts that the server serves, and its address."""
+    """The server's database, artifacts and address."""
 
     folder: Path
     """A folder of this machine: it holds the lock, and the database unless ``database`` is given."""
@@ -199,6 +198,11 @@ class MlflowSettings:
         """The path of the folder's database."""
         return self.folder / _DATABASE
 
+    @property
+    def sqlite_files(self) -> tuple[Path, Path]:
+        """The files that a write to the folder's database changes: itself, and its write-ahead log."""
+        return self.sqlite, self.sqlite.with_name(f"{_DATABASE}-wal")
+
 
 def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, str]]:
     """Return the server's command line, and the variables to add to this process's environment."""
@@ -212,7 +216,7 @@ def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, st
     env = {
         # Not an argument: it may contain a password, and every user of the machine can list arguments.
         "MLFLOW_BACKEND_STORE_URI": settings.database or sqlite_url(settings.sqlite.absolute()),
-        # Its job runners would be a dozen more processes that are of no use here.
+        # Its job runners would be a dozen more processes, which nothing here needs.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         _MARK: str(settings.folder.absolute()),
@@ -221,7 +225,7 @@ def server_command(settings: MlflowSettings) -> tuple[list[str], Mapping[str, st
 
 
 def supervise_mlflow(settings: MlflowSettings, *, timing: RestartTiming | None = None) -> None:
-    """Keep the server running until SIGTERM or SIGINT; return at once if another process already does.
+    """Keep the server running until SIGTERM or SIGINT. Return at once if another process already does.
 
     Args:
         settings: the database, artifacts and address of the server.
@@ -236,17 +240,18 @@ def supervise_mlflow(settings: MlflowSettings, *, timing: RestartTiming | None =
         lock = FileLock(settings.folder / _LOCK)
         lock.acquire(timeout=0)
     except Timeout:
-        _PROGRESS.info(f"MLflow is kept running already (process {_keeper(settings.folder) or 'unknown'})")
+        pid = _supervisor_pid(settings.folder) or "unknown"
+        _PROGRESS.info(f"MLflow is kept running already (process {pid})")
         return
     except OSError as error:
         raise ClusterError(f"{settings.folder} cannot be written: {error.strerror}.") from None
-    process = settings.folder / _PROCESS
+    pid_file = settings.folder / _PID_FILE
     try:
-        process.write_text(f"{os.getpid()}\n")
-        with _ending() as ending:
-            _keep(settings, ending, timing or RestartTiming())
+        pid_file.write_text(f"{os.getpid()}\n")
+        with _stop_event() as stop:
+            _supervise(settings, stop, timing or RestartTiming())
     finally:
-        process.unlink(missing_ok=True)
+        pid_file.unlink(missing_ok=True)
         lock.release()
 
 
@@ -257,114 +262,114 @@ def end_mlflow(folder: Path) -> None:
         ClusterError: the process does not end, or the last copy of the database is not complete, also that of
             a process that has ended before.
     """
-    if keeper := _keeper(folder):
+    if pid := _supervisor_pid(folder):
         with suppress(ProcessLookupError):
-            os.kill(keeper, signal.SIGTERM)
+            os.kill(pid, signal.SIGTERM)
         timeout = END_TIMEOUT + LAST_COPY_TIMEOUT + RestartTiming().timeout + 10
         try:
             with FileLock(folder / _LOCK).acquire(timeout=timeout):
-                _PROGRESS.info(f"MLflow has ended (process {keeper})")
+                _PROGRESS.info(f"MLflow has ended (process {pid})")
         except Timeout:
-            raise ClusterError(f"process {keeper}, which keeps MLflow running, does not end.") from None
+            raise ClusterError(f"process {pid}, which keeps MLflow running, does not end.") from None
     else:
         _PROGRESS.info("MLflow is not kept running")
-    if (folder / _NOT_KEPT).exists():
+    if (folder / _NOT_COPIED).exists():
         raise ClusterError(f"the last changes of MLflow's database are not kept yet, but in {folder} alone.")
 
 
 def mlflow_command(folder: Path) -> list[str]:
-    """Return the command line of the process that keeps MLflow running in ``folder``; empty if none does."""
-    keeper = _keeper(folder)
+    """Return the command line of the process that keeps MLflow running in ``folder``; empty without one."""
+    pid = _supervisor_pid(folder)
     with suppress(psutil.NoSuchProcess):  # it has ended since
-        return psutil.Process(keeper).cmdline() if keeper else []
+        return psutil.Process(pid).cmdline() if pid else []
     return []
 
 
-def _keeper(folder: Path) -> int | None:
-    """Return the ID of the process that holds the lock, and wrote its ID right after it acquired it."""
+def _supervisor_pid(folder: Path) -> int | None:
+    """Return the ID of the process that holds the lock; None if no process does."""
     if not (folder / _LOCK).is_file():
         return None
     with suppress(Timeout), FileLock(folder / _LOCK).acquire(timeout=0):
-        return None  # A killed process left its ID, which another process may have by now.
+        # The file may be that of a killed process, whose ID another process has by now.
+        return None
+    # The process writes its ID right after it acquires the lock.
     for _ in range(10):
         with suppress(OSError, ValueError):
-            return int((folder / _PROCESS).read_text())
+            return int((folder / _PID_FILE).read_text())
         time.sleep(0.05)
     return None
 
 
-def _keep(settings: MlflowSettings, ending: threading.Event, timing: RestartTiming) -> None:
-    mirror = _open_mirror(settings, ending)
-    if ending.is_set():
+def _supervise(settings: MlflowSettings, stop: threading.Event, timing: RestartTiming) -> None:
+    mirror = _open_mirror(settings, stop)
+    if stop.is_set():
         return
     _PROGRESS.info(f"MLflow: http://{settings.host}:{settings.port}, kept running by process {os.getpid()}")
-    server = _Server(settings)
-    policy = RestartPolicy(timing)
-    kept: object = None
-    has_answered = False
+    server, policy, copied = _Server(settings), RestartPolicy(timing), None
     try:
-        while not ending.is_set():
-            seen = server.look(timing.timeout)
+        while not stop.is_set():
+            seen = server.check(timing.timeout)
             action = policy.decide(seen, time.monotonic())
             if action is Action.START:
                 server.start()
             elif action is Action.KILL:
                 _log.warning("MLflow does not answer, and is killed")
                 server.end(gently=False)
-            if mirror is not None and seen is Health.HEALTHY and kept != (found := _version(settings.sqlite)):
+            if mirror is not None and seen is Health.HEALTHY and copied != (version := _version(settings)):
                 # Not before the server answers: a copy in the middle of its migrations would be useless.
-                has_answered, kept = True, found
+                copied = version
                 mirror.changed()
-            ending.wait(policy.seconds_to_next_check(time.monotonic()))
+            stop.wait(policy.seconds_to_next_check(time.monotonic()))
     finally:
         server.end(gently=True)
         if mirror is not None:
-            if has_answered:
+            if copied is not None:
                 mirror.changed()
-            (settings.folder / _NOT_KEPT).touch()
+            marker = settings.folder / _NOT_COPIED
+            with suppress(OSError):  # a full disk must not prevent the last copy
+                marker.touch()
             if mirror.close(LAST_COPY_TIMEOUT):
                 _log.error("the database's last changes are not at %s", settings.keep)
             else:
-                (settings.folder / _NOT_KEPT).unlink()
+                marker.unlink(missing_ok=True)
 
 
-def _open_mirror(settings: MlflowSettings, ending: threading.Event) -> Mirror | None:
-    """Fetch the newest database and start to mirror it; return None if it is not to be kept.
+def _open_mirror(settings: MlflowSettings, stop: threading.Event) -> Mirror | None:
+    """Fetch the newest copy of the database and start to mirror it; return None without ``settings.keep``.
 
-    The server must not start before the URL answers: otherwise a database that began empty would replace the
-    one at the URL.
+    The server must not start before the URL answers: otherwise a new, empty database would replace the one
+    at the URL.
     """
     if settings.keep is None:
         return None
     place = parse_storage(settings.keep, where="--keep")
     url = place if isinstance(place, StorageUrl) else StorageUrl(url=f"file://{place.absolute()}")
     remote = RemoteFolder.connect(url, where="--keep")
-    databases = {_DATABASE: settings.sqlite}
-    pause = 1.0
-    while not ending.is_set():
+    databases, pause = {_DATABASE: settings.sqlite}, 1.0
+    while not stop.is_set():
         try:
             term = fetch_databases(remote, databases, where="--keep")
         except RemoteError as error:
             _log.warning("the kept database cannot be read; next try in %.0f s: %s", pause, error)
-            ending.wait(pause)
+            stop.wait(pause)
             pause = min(2 * pause, 60.0)
         else:
             mirror = Mirror(
                 Sender(remote, databases=databases, files={}, term=term),
-                Pace(interval=KEEP_INTERVAL, first_pause=2.0, longest_pause=60.0),
+                Pace(interval=COPY_INTERVAL, first_pause=2.0, longest_pause=60.0),
             )
             mirror.start()
             return mirror
     return None
 
 
-def _version(database: Path) -> object:
-    """Return a value that changes whenever the database is written."""
-    found = []
-    for path in (database, database.with_name(f"{database.name}-wal")):
+def _version(settings: MlflowSettings) -> Any:
+    """Return a value that changes whenever the folder's database is written."""
+    versions = []
+    for path in settings.sqlite_files:
         with suppress(FileNotFoundError):
-            found.append(file_version(path))
-    return found or None
+            versions.append(file_version(path))
+    return versions or None
 
 
 class _Server:
@@ -389,7 +394,7 @@ class _Server:
         )
         _log.info("MLflow is started (process %d)", self._process.pid)
 
-    def look(self, timeout: float) -> Health:
+    def check(self, timeout: float) -> Health:
         """Check the server and return its state."""
         if self._process is None or self._process.poll() is not None:
             return Health.ENDED
@@ -404,8 +409,8 @@ class _Server:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._process = None
 
     def _ask_to_end(self) -> None:
@@ -420,10 +425,7 @@ class _Server:
 
 
 def _end_leftovers(folder: Path) -> None:
-    """Kill all processes that a server of this folder left behind.
-
-    They are found by their environment, because process IDs are reused.
-    """
+    """Kill all processes that a server of this folder left behind. Their environment has its mark."""
     mark = str(folder.absolute())
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -433,7 +435,7 @@ def _end_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def _ending() -> Iterator[threading.Event]:
+def _stop_event() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM and SIGINT set."""
     event = threading.Event()
 

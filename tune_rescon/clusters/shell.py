@@ -1,13 +1,12 @@
-"""The text of a command, read as a shell reads it: simple commands, and the variables that each one gets.
+"""A parser of shell text: its simple commands, and the environment variables that each one gets.
 
-A regular expression takes ``RAY_AUTH_MODE=token true; ray start`` for a start in token mode, and reads the
+A regular expression takes ``RAY_AUTH_MODE=token true; ray start`` for a start in token mode, and finds the
 first of two ``--dashboard-host``, where Ray uses the last one. ``shlex`` takes a quoted operator for an
-operator, ends a word at any ``#``, and knows neither heredocs nor the commands within a word. Therefore the
-text is read as bash does: words and quotes, operators, subshells, assignments before a command and exported
-ones, and the programs that run another one in another environment (``env``, ``sudo``, ``docker run``).
+operator, ends a word at any ``#``, and knows neither heredocs nor command substitution. Therefore this module
+parses as bash does: words and quotes, operators, subshells, assignments before a command and exported ones,
+and the programs that run another one in another environment (``env``, ``sudo``, ``docker run``).
 
-Where the text does not decide it, the stricter reading is used: an assignment that may not happen (after
-``||``, in a subshell) does not count.
+An assignment that may not happen or does not last (after ``||``, in a subshell) does not count.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Final
 
 __all__ = ["ShellCommand", "ShellSyntaxError", "commands_in"]
 
-#: The longest ones first. ``$(`` begins a command whose output is a part of a word.
+#: The operators, the longest ones first.
 _OPERATORS: Final = (
     *("&>>", "<<<", "<<-", "&&", "||", ";;", "|&", "&>", ">&", "<&", ">>", "<<", ">|", "<>"),
     *("\n", ";", "&", "|", "(", ")", "<", ">"),
@@ -27,7 +26,7 @@ _OPERATORS: Final = (
 
 
 class ShellSyntaxError(ValueError):
-    """A text that no shell would run, such as one with an open quote."""
+    """A text that is not valid shell, such as one with an open quote."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def _shell_tokens(text: str) -> Iterator[_Token]:
             if char in " \t\r":
                 place += 1
                 continue
-            operator = next(each for each in _OPERATORS if text.startswith(each, place))
+            operator = next(operator for operator in _OPERATORS if text.startswith(operator, place))
             yield _Token(operator, line, is_operator=True)
             awaits_heredoc = operator in ("<<", "<<-")
             place += len(operator)
@@ -69,7 +68,7 @@ def _shell_tokens(text: str) -> Iterator[_Token]:
         elif text.startswith("\\\n", place):
             place, line = place + 2, line + 1
         elif text.startswith("$(", place):
-            # The operator ends the word; the command's output would be a part of it.
+            # This token ends the word, although the shell appends the command's output to it.
             yield from () if word is None else (_Token(word, line),)
             yield _Token("$(", line, is_operator=True)
             place, word = place + 2, None
@@ -78,7 +77,7 @@ def _shell_tokens(text: str) -> Iterator[_Token]:
             # The output of a word's commands is not known, but the commands run.
             for command in inner:
                 yield _Token("$(", line, is_operator=True)
-                yield from (_Token(one.text, line, one.is_operator) for one in _shell_tokens(command))
+                yield from (replace(token, line=line) for token in _shell_tokens(command))
                 yield _Token(")", line, is_operator=True)
             line += text.count("\n", place, stop)
             place, word = stop, (word or "") + part
@@ -87,7 +86,7 @@ def _shell_tokens(text: str) -> Iterator[_Token]:
 
 
 def _end_of_heredocs(text: str, place: int, words: Sequence[str]) -> int:
-    """Return the end of the heredocs that begin at ``place`` and that these words end, in order."""
+    """Return the end of the heredocs that begin at ``place``, one after the other, each ended by its word."""
     for word in words:
         end = re.compile(rf"^\t*{re.escape(word)}$\n?", re.MULTILINE).search(text, place)
         place = end.end() if end else len(text)
@@ -114,19 +113,19 @@ def _part(text: str, place: int) -> tuple[str, int, list[str]]:
 
 def _double_quoted(text: str, place: int) -> tuple[str, int, list[str]]:
     inner: list[str] = []
-    found, at = "", place + 1
+    part, at = "", place + 1
     while at < len(text):
         if text[at] == '"':
-            return found, at + 1, inner
+            return part, at + 1, inner
         if text[at] == "\\" and text[at + 1 : at + 2] in ("$", "`", '"', "\\", "\n"):
-            found, at = found + text[at + 1 : at + 2].replace("\n", ""), at + 2
+            part, at = part + text[at + 1 : at + 2].replace("\n", ""), at + 2
         elif text[at] == "`" or text.startswith("$(", at):
             start = at + (1 if text[at] == "`" else 2)
             stop = _find(text, "`", start) if text[at] == "`" else _closing_bracket(text, start)
             inner.append(text[start:stop])
             at = stop + 1
         else:
-            found, at = found + text[at], at + 1
+            part, at = part + text[at], at + 1
     raise ShellSyntaxError("a quote that is not closed")
 
 
@@ -202,7 +201,7 @@ class ShellCommand:
 
     @property
     def is_head(self) -> bool:
-        """True if this ``ray start`` starts a head. ``ray symmetric-run`` starts one on its first machine."""
+        """True if this starts a head. The first node of ``ray symmetric-run`` is one."""
         return "--head" in self.words or "symmetric-run" in self.words[:2]
 
     @property
@@ -212,7 +211,7 @@ class ShellCommand:
 
     @property
     def ray_start(self) -> ShellCommand | None:
-        """The ``ray start`` or ``ray symmetric-run`` here, also behind another program; None without one."""
+        """The ``ray start`` or ``ray symmetric-run`` here, also as another program's argument; or None."""
         if self.takes_text:
             return None
         for index, pair in enumerate(zip(self.words, self.words[1:], strict=False)):
@@ -243,9 +242,8 @@ class _Scope:
             self.unset(words)
             return
         for word in words:
-            found = _ASSIGNMENT.fullmatch(word)
-            if found:
-                self.exported[found[1]] = found[3]
+            if match := _ASSIGNMENT.fullmatch(word):
+                self.exported[match[1]] = match[3]
             elif word in self.others:
                 self.exported[word] = self.others.pop(word)
 
@@ -270,7 +268,7 @@ def commands_in(text: str) -> list[ShellCommand]:
 class _Reader:
     def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._found: list[ShellCommand] = []
+        self._commands: list[ShellCommand] = []
         self._tokens: list[_Token] = []
         self._next = 0
 
@@ -280,21 +278,21 @@ class _Reader:
         self._tokens = list(_shell_tokens(text))
         while self._next < len(self._tokens):
             self._list(scope)
-            # A bracket too many, such as that of a `case`, ends nothing.
+            # An extra bracket, such as that of a `case`, ends nothing.
             self._next += 1
-        return self._found
+        return self._commands
 
     def _list(self, scope: _Scope) -> None:
-        """Read commands up to a closing bracket or the end, and carry out what they do to ``scope``."""
+        """Read commands up to a closing bracket or the end, and apply their assignments to ``scope``."""
         before = ";"
         while self._next < len(self._tokens) and self._peek() != ")":
             # Variables set in a pipe or a background job are lost. A command after `||` may not run.
-            trial = scope.copy()
-            self._pipe_part(trial)
+            inner = scope.copy()
+            self._pipe_part(inner)
             after = self._peek() if self._next < len(self._tokens) else ";"
             self._next += after != ")"
             if before not in ("||", "|", "|&") and after not in ("&", "|", "|&"):
-                vars(scope).update(vars(trial))
+                vars(scope).update(vars(inner))
             before = after
 
     def _peek(self) -> str:
@@ -327,14 +325,14 @@ class _Reader:
         self._command(words, line, scope)
 
     def _command(self, words: Sequence[str], line: int, scope: _Scope) -> None:
-        words, before = _split(words)
+        words, assigned = _split(words)
         if not words:
-            for name, value in before.items():
+            for name, value in assigned.items():
                 scope.assign(name, value)
             return
         program, rest = _program(words[0]), words[1:]
         own = scope.copy()
-        own.exported |= before
+        own.exported |= assigned
         options = "".join(word for word in rest if word[:1] == "-")
         if program == "export" or (program in ("declare", "typeset") and "x" in options):
             scope.export([word for word in rest if word == "-n" or not word.startswith("-")])
@@ -350,27 +348,27 @@ class _Reader:
         elif program in _PREFIXES:
             self._command(_without_options(rest, numbers=program in ("timeout", "nice", "ionice")), line, own)
         else:
-            self._found.append(ShellCommand(words=tuple(words), environment=own.exported, line=line))
-            if program not in _TEXT_PROGRAMS and self._found[-1].ray_start is None:
+            self._commands.append(ShellCommand(words=tuple(words), environment=own.exported, line=line))
+            if program not in _TEXT_PROGRAMS and self._commands[-1].ray_start is None:
                 for text in _shell_texts(program, rest):
                     self._text(text, line, own)
 
     def _text(self, text: str, line: int, scope: _Scope) -> None:
-        """Read the text that another shell is given, with the exported variables."""
+        """Read the text that another shell runs, with the exported variables."""
         inner = _Reader(self._depth + 1).read(text, _Scope(dict(scope.exported)))
-        self._found += [replace(one, line=line + one.line - 1) for one in inner]
+        self._commands += [replace(command, line=line + command.line - 1) for command in inner]
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return a command's words without the keywords and assignments before them, and the assignments."""
-    before: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     for index, word in enumerate(words):
-        found = _ASSIGNMENT.fullmatch(word)
-        if found:
-            before[found[1]] = found[3] if found[2] == "=" else before.get(found[1], "") + found[3]
-        elif before or word not in _KEYWORDS:
-            return list(words[index:]), before
-    return [], before
+        if match := _ASSIGNMENT.fullmatch(word):
+            name, operator, value = match.groups()
+            assigned[name] = value if operator == "=" else assigned.get(name, "") + value
+        elif assigned or word not in _KEYWORDS:
+            return list(words[index:]), assigned
+    return [], assigned
 
 
 def _shell_texts(program: str, rest: Sequence[str]) -> Iterator[str]:
@@ -422,7 +420,7 @@ def _sudo(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
 
 
 def _docker(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
-    """The command gets only the variables of ``-e NAME=VALUE``, or ``-e NAME`` from here."""
+    """The command gets only the variables of ``-e NAME=VALUE``, and of ``-e NAME`` with their value here."""
     given: dict[str, str] = {}
     for index, word in enumerate(words):
         key, equals, value = word.partition("=")
@@ -432,16 +430,15 @@ def _docker(words: Sequence[str], scope: _Scope) -> tuple[list[str], _Scope]:
             text = words[index + 1]
         else:
             continue
-        found = _ASSIGNMENT.fullmatch(text)
-        if found:
-            given[found[1]] = found[3]
+        if match := _ASSIGNMENT.fullmatch(text):
+            given[match[1]] = match[3]
         elif text in scope.exported:
             given[text] = scope.exported[text]
-    # The image and the options with a separate value stay in front, as words of a program that runs another.
+    # The image, and options with a separate value, are left in front of the command, as of any program.
     return ["container", *words[1:]], _Scope(given)
 
 
-#: The programs that run another one, and what each makes of its words and of the variables.
+#: The programs that run another one; each function returns that command, and its variables.
 _RUNNERS: Final[Mapping[str, Callable[[Sequence[str], _Scope], tuple[list[str], _Scope]]]] = {
     "env": _env,
     "sudo": _sudo,

@@ -17,7 +17,7 @@ __all__ = ["changed_code", "changed_images", "changed_weights", "changes_since"]
 def changes_since(result: StudyResult, space: Space, location: SearchLocation, *, decode: bool) -> list[str]:
     """Return a message for each input of the search ``result`` that has changed since.
 
-    See :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`. Their arguments are the same.
+    See :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`, which have these arguments.
     """
     messages = (
         changed_images(result, space, location, decode=decode),

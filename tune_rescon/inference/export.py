@@ -36,8 +36,8 @@ __all__ = ["FORMATS", "check_export", "export_model", "timm_transform_message"]
 #: Maximum relative difference between the probabilities of a file and of the network (the largest over its
 #: inputs).
 #:
-#: The relative difference of a probability is about the absolute difference of its logit, and float32 rounds a
-#: logit by about 1e-6 of its size. So the tolerance suits logits up to 100. Those of a network whose batch
+#: The relative difference of a probability is about the absolute difference of its logit, and float32 rounds
+#: a logit by about 1e-6 of its size. So the tolerance suits logits up to 100. Those of a network whose batch
 #: norms have seen no images can be thousands; after a few steps of training they are below 30.
 TOLERANCE: Final = 1e-4
 

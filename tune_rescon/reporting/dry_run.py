@@ -23,12 +23,18 @@ from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.models import Cost, describe_network, network_cost
 from tune_rescon.reporting.formatting import duration, format_number
 from tune_rescon.spaces import Space, count_points, dump_space, longest_warmup, preview, trial_config
-from tune_rescon.tuning import cache_words, datasets_of, evaluation_words, possible_rungs, with_store_size
+from tune_rescon.tuning import (
+    cache_messages,
+    datasets_of,
+    evaluation_messages,
+    possible_rungs,
+    with_store_size,
+)
 from tune_rescon.tuning.constraints import check_constraints, violation_of
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.prepare import check_external_networks, check_metric_classes
 from tune_rescon.tuning.resources import memory_signature, slots_here
-from tune_rescon.tuning.stopping.auto_words import plan_words, planned_epochs
+from tune_rescon.tuning.stopping.auto_messages import plan_messages, planned_epochs
 
 __all__ = ["EFFORTS", "fit_to_hours", "fitting_budget", "print_dry_run", "speed_message", "stopping_line"]
 
@@ -57,7 +63,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     # The URL of an archive may contain a signature.
     _print_line(console, hide_passwords(dump_space(space)))
     _print_line(console, f"rungs (epochs): {', '.join(map(str, possible_rungs(space)))}")
-    for line in plan_words(space) if space.scheduler.type == "auto" else [stopping_line(space)]:
+    for line in plan_messages(space) if space.scheduler.type == "auto" else [stopping_line(space)]:
         _print_line(console, line)
     if space.metric.against:
         _print_line(console, f"a Pareto front: {space.metric.name} against {space.metric.against}")
@@ -68,8 +74,8 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     for name, known in datasets.items():
         check_metric_classes(space, known)
         account = known.account.lines() if known.account else []
-        evaluated_by = [] if known.account is None else evaluation_words(space, known)
-        for line in (*account, *cache_words(space, known), *evaluated_by):
+        evaluated_by = [] if known.account is None else evaluation_messages(space, known)
+        for line in (*account, *cache_messages(space, known), *evaluated_by):
             _print_line(console, f"{name}: {line}")
     check_external_networks(space)
     check_external_networks(space, datasets)

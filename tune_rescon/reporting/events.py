@@ -98,7 +98,7 @@ class EventLines(SearchCallback):
             metrics: the metrics of the epoch.
             verdict: the rung that the trial reached, if any, and its rank there.
         """
-        place = f", rank {verdict.rank} of {verdict.of} at rung {verdict.rung}" if verdict.rung else ""
+        place = f", rank {verdict.rank} of {verdict.compared} at rung {verdict.rung}" if verdict.rung else ""
         self._printed[trial.number] = self._clock()
         # The test images are evaluated after the last epoch only.
         value = f"{trial.metric} {format_number(trial.last_value)}, " if trial.metric in metrics else ""

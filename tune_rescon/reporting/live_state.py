@@ -11,7 +11,7 @@ from typing import Final
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import ClusterSize, TrialRecord, possible_rungs
-from tune_rescon.tuning.stopping.auto_words import planned_epochs
+from tune_rescon.tuning.stopping.auto_messages import planned_epochs
 from tune_rescon.tuning.trial import FAILED_STATES
 
 __all__ = [

@@ -134,7 +134,7 @@ class SimulatedSearch:
         return CostModel(space=space, datasets=datasets)
 
     def _record(self) -> StudyRecord:
-        return StudyRecord.on(
+        return StudyRecord.on_storage(
             self._storage, self._study_id, metric=self._space.metric.name, now_ms=self._now_ms
         )
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.callbacks import ClusterSize, Gauges, Presentation, SearchCallback
     from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
     from tune_rescon.tuning.cost_model import CostModel, TrialCost, datasets_of
-    from tune_rescon.tuning.enqueue import enqueue_trial, stop_trials
     from tune_rescon.tuning.folder import SearchFolder, resolve_storage, write_atomically
     from tune_rescon.tuning.importance import parameter_importance
     from tune_rescon.tuning.mlflow_sync import sync_tracking
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
         sync_command,
     )
     from tune_rescon.tuning.overview import SearchOverview, list_searches
-    from tune_rescon.tuning.prepare import cache_words, evaluation_words, with_store_size
+    from tune_rescon.tuning.prepare import cache_messages, evaluation_messages, with_store_size
     from tune_rescon.tuning.ray.worker import TrialTask
     from tune_rescon.tuning.reader import SearchLocation, read_search
-    from tune_rescon.tuning.resources import fit_to_machine, machine_words
+    from tune_rescon.tuning.resources import fit_to_machine, machine_message
     from tune_rescon.tuning.result import (
         SearchState,
         StudyResult,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.sampler import SearchSampler
     from tune_rescon.tuning.search import run_search
     from tune_rescon.tuning.search_storage import find_search
+    from tune_rescon.tuning.steering import enqueue_trial, stop_trials
     from tune_rescon.tuning.stopping.asha import SuccessiveHalving, asha_rungs
     from tune_rescon.tuning.stopping.from_space import make_stopping_rule, possible_rungs
     from tune_rescon.tuning.stopping.median import MedianRule

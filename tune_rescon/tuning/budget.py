@@ -12,13 +12,13 @@ from typing import Final
 from tune_rescon.errors import counted
 from tune_rescon.spaces import Budget
 
-__all__ = ["BudgetPlan", "deadline", "exhausted_words", "spent_words", "stage_shares"]
+__all__ = ["BudgetPlan", "deadline", "exhausted_message", "spent_message", "stage_shares"]
 
-#: Share of the budget that is spent on new trials.
+#: Share of the budget for new trials.
 SCREENING: Final = 0.45
-#: The same if later ranks do not confirm those at the first rung. More trials then finish.
+#: The same if later ranks do not confirm those at the first rung. The rest then finishes more trials.
 UNCONFIRMED_SCREENING: Final = 0.2
-#: Share of the rest that the middle stages get.
+#: Share of the rest for the middle stages.
 MIDDLE: Final = 0.3
 
 
@@ -91,7 +91,9 @@ def deadline(hours: float | None, *, elapsed_seconds: float, now: float) -> floa
     return None if hours is None else now + hours * 3600 - elapsed_seconds
 
 
-def spent_words(budget: Budget, *, name: str, trials: int, epochs: int, elapsed_seconds: float) -> str | None:
+def spent_message(
+    budget: Budget, *, name: str, trials: int, epochs: int, elapsed_seconds: float
+) -> str | None:
     """Return a message about a search whose hours or epochs ended it before all of its trials began.
 
     Args:
@@ -105,9 +107,9 @@ def spent_words(budget: Budget, *, name: str, trials: int, epochs: int, elapsed_
         The message, or None if neither hours nor epochs ended the search.
 
     >>> used = {"name": "a", "trials": 12, "epochs": 498, "elapsed_seconds": 7300.0}
-    >>> spent_words(Budget(trials=128, hours=2.0), **used)
+    >>> spent_message(Budget(trials=128, hours=2.0), **used)
     'a has used its 2 hours, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
-    >>> print(spent_words(Budget(trials=128, epochs=500), **used))
+    >>> print(spent_message(Budget(trials=128, epochs=500), **used))
     a has run 498 of its 500 epochs, with 12 of 128 trials begun. More: --resume a --set budget.epochs=E.
     """
     if trials >= budget.trials:
@@ -126,10 +128,10 @@ def spent_words(budget: Budget, *, name: str, trials: int, epochs: int, elapsed_
     )
 
 
-def exhausted_words(trials: int, total: int) -> str:
+def exhausted_message(trials: int, total: int) -> str:
     """Return a message about a search whose space is exhausted after ``trials`` of its ``total`` trials.
 
-    >>> exhausted_words(6, 24).partition(".")[0]
+    >>> exhausted_message(6, 24).partition(".")[0]
     'The space is exhausted: all of its configurations have run, in 6 of 24 trials'
     """
     return (

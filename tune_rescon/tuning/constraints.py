@@ -1,4 +1,4 @@
-"""The constraints of a space: a network's size is counted, and its latency is measured once."""
+"""Check the constraints of a space. A network's size is counted; its latency is measured once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["check_constraints", "violation_of"]
 #: The limits on a network's size, and their units.
 _UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-adds"}
 
-#: Number of draws from which the share of networks that keep to the constraints is estimated.
+#: Number of draws that estimate which share of the networks keeps to the constraints.
 _DRAWS: Final = 1000
 
-#: Seconds of measuring latencies after which no more draws are checked, if one has kept to the constraints.
-_MEASURING: Final = 30.0
+#: Seconds after which the estimate measures no more latencies, if one draw has kept to the constraints.
+_MEASURING_SECONDS: Final = 30.0
 
 
 class Latencies:
@@ -37,38 +37,38 @@ class Latencies:
     def __init__(self, section: Latency, record: StudyRecord | None) -> None:
         """Read the device's latencies from ``record``; None keeps new ones in this process only."""
         self.section = section
-        self._device, self._record = section.device, record
+        self._record = record
         self._prefix = f"latency_ms:{section.device}:"
         recorded = {} if record is None else record.attributes()
-        self._known = {
+        self._measured = {
             name: float(value) for name, value in recorded.items() if name.startswith(self._prefix)
         }
 
-    def words(self) -> str:
+    def message(self) -> str:
         """Return a sentence with the range of the measured latencies; empty if none was measured."""
-        if not self._known:
+        if not self._measured:
             return ""
-        least, most = (f"{choose(self._known.values()):.3g}" for choose in (min, max))
-        return f". An image takes {least if least == most else f'{least} to {most}'} ms on {self._device}"
+        low, high = (f"{choose(self._measured.values()):.3g}" for choose in (min, max))
+        return f". An image takes {low if low == high else f'{low} to {high}'} ms on {self.section.device}"
 
-    def of(self, spec: NetworkDescription) -> float:
+    def measure(self, spec: NetworkDescription) -> float:
         """Return a network's latency for one image in milliseconds. The first call measures it.
 
         Raises:
             ResourceError: If this machine does not have the device.
         """
-        # In eval mode no path is dropped.
-        same = dataclasses.replace(spec, drop_path=0.0)
-        plain = json.dumps(same.to_dict(), sort_keys=True)
-        name = f"{self._prefix}{blake2b(plain.encode(), digest_size=12).hexdigest()}"
-        if name not in self._known:
+        # Networks that differ only in drop_path are equal in eval mode, in which no path is dropped.
+        spec = dataclasses.replace(spec, drop_path=0.0)
+        text = json.dumps(spec.to_dict(), sort_keys=True)
+        name = f"{self._prefix}{blake2b(text.encode(), digest_size=12).hexdigest()}"
+        if name not in self._measured:
             # Imported here because it imports torch, which the driver of most searches does not need.
             from tune_rescon.training import probe
 
-            self._known[name] = probe.measure_latency(same, self._device)
+            self._measured[name] = probe.measure_latency(spec, self.section.device)
             if self._record is not None:
-                self._record.set_attribute(name, self._known[name])
-        return self._known[name]
+                self._record.set_attribute(name, self._measured[name])
+        return self._measured[name]
 
 
 def violation_of(
@@ -98,21 +98,22 @@ def _violation(
     def violation(values: Mapping[str, Any]) -> str | None:
         config = TrialConfig.from_dict(values)
         cost = model.cost_of(config)
-        for name, most in limits.items():
+        for name, limit in limits.items():
             value = getattr(cost, name)
-            if value > most:
-                return f"its network has {value:.4g} {_UNITS[name]}, and constraints.{name} allows {most:g}"
+            if value > limit:
+                return f"its network has {value:.4g} {_UNITS[name]}, and constraints.{name} allows {limit:g}"
         if latencies is None:
             return None
-        # Measured last, and only for networks of a size that is allowed.
+        # Last, because measuring takes long.
         images = model.datasets.get(config.dataset or model.space.dataset.name)
         if images is None:
             return None
-        found = latencies.of(describe_network(config, classes=images.classes, in_channels=images.channels))
-        if found <= latencies.section.max:
+        spec = describe_network(config, classes=images.classes, in_channels=images.channels)
+        latency = latencies.measure(spec)
+        if latency <= latencies.section.max:
             return None
         return (
-            f"its network takes {found:.4g} ms for an image on {latencies.section.device}, and"
+            f"its network takes {latency:.4g} ms for an image on {latencies.section.device}, and"
             f" constraints.latency_ms allows {latencies.section.max:g}"
         )
 
@@ -139,26 +140,28 @@ def check_constraints(model: CostModel, record: StudyRecord | None = None) -> st
         return None
     if space.sampler.type != "grid":
         for index, row in enumerate(space.initial):
-            found = violation(trial_config(space, row).to_dict())
-            if found is not None:
+            broken = violation(trial_config(space, row).to_dict())
+            if broken is not None:
                 hint = "Leave the row out, or allow more."
-                raise ConfigError(format_error(found, where=f"initial[{index}]", hint=hint))
-    drawn = list(first_rows(space)) if space.sampler.type == "grid" else preview(space, _DRAWS)
-    broken: list[str] = []
-    kept, began = 0, time.monotonic()
-    for values in drawn:
-        found = violation(trial_config(space, values).to_dict())
-        if found is None:
-            kept += 1
+                raise ConfigError(format_error(broken, where=f"initial[{index}]", hint=hint))
+    draws = list(first_rows(space)) if space.sampler.type == "grid" else preview(space, _DRAWS)
+    violations: list[str] = []
+    allowed, began = 0, time.monotonic()
+    for values in draws:
+        broken = violation(trial_config(space, values).to_dict())
+        if broken is None:
+            allowed += 1
         else:
-            broken.append(found)
-        if latencies is not None and kept and time.monotonic() - began > _MEASURING:
+            violations.append(broken)
+        if latencies is not None and allowed and time.monotonic() - began > _MEASURING_SECONDS:
             break
-    if not kept:
+    if not allowed:
         rule = "some networks of the space must keep to the constraints"
         raise ConfigError(
-            format_error(rule, got=f"none of {len(drawn)} draws: in one, {broken[0]}", where="constraints")
+            format_error(
+                rule, got=f"none of {len(draws)} draws: in one, {violations[0]}", where="constraints"
+            )
         )
-    share = f"{kept / (kept + len(broken)):.0%}"
-    words = f"constraints: {share} of the networks keep to them; the others are not trained"
-    return words if latencies is None else f"{words}{latencies.words()}"
+    share = allowed / (allowed + len(violations))
+    message = f"constraints: {share:.0%} of the networks keep to them; the others are not trained"
+    return message if latencies is None else f"{message}{latencies.message()}"

@@ -57,7 +57,7 @@ class CostModel:
             return _UNKNOWN
         spec = describe_network(config, classes=info.classes, in_channels=info.channels)
         try:
-            return _counted(spec)
+            return _network_cost(spec)
         except UserError:
             if isinstance(spec, ExternalSpec):
                 return _UNKNOWN
@@ -71,7 +71,7 @@ class CostModel:
 
 
 @lru_cache(maxsize=1024)
-def _counted(spec: NetworkDescription) -> TrialCost:
+def _network_cost(spec: NetworkDescription) -> TrialCost:
     # Cached because most trials share their network with others, and each epoch's report may need the cost.
     cost = network_cost(spec)
     return TrialCost(params_m=cost.parameters / 1e6, gmacs=cost.macs / 1e9)

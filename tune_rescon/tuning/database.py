@@ -1,4 +1,4 @@
-"""Opens the database of a study, and explains to the user why it cannot be opened or written."""
+"""Open the database of a study, and turn its errors into messages for the user."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
     try:
         if file is not None and create:
             file.touch()
-        return optuna.storages.RDBStorage(url, engine_kwargs=_connecting(file, busy_seconds))
+        return optuna.storages.RDBStorage(url, engine_kwargs=_engine_kwargs(file, busy_seconds))
     except (ImportError, OSError, SQLAlchemyError, ValueError) as error:
         # The URL itself is not shown: it may hold a password.
         rule = "must be the URL of a database that can be reached"
@@ -56,14 +56,14 @@ def open_database(url: str, *, busy_seconds: float, create: bool = False) -> opt
             hint = "Install the database's driver, for PostgreSQL by: pip install 'tune_rescon[postgresql]'."
         raise StorageError(format_error(rule, got=got, where="--study", hint=hint)) from None
     except RuntimeError as error:
-        raise _other_schema(url, str(error)) from None
+        raise _schema_error(url, str(error)) from None
 
 
 #: The version of Optuna that made the tables.
 _WRITER: Final = "SELECT library_version FROM version_info"
 
 
-def _other_schema(url: str, message: str) -> StorageError:
+def _schema_error(url: str, message: str) -> StorageError:
     """Return the error for tables of another version of Optuna; ``message`` is Optuna's."""
     import sqlalchemy
 
@@ -82,7 +82,7 @@ def _other_schema(url: str, message: str) -> StorageError:
     return StorageError(format_error(rule, got=f"those of optuna {writer}", where="--study", hint=hint))
 
 
-def _connecting(file: Path | None, busy_seconds: float) -> dict[str, Any]:
+def _engine_kwargs(file: Path | None, busy_seconds: float) -> dict[str, Any]:
     """Return engine arguments that connect to a SQLite file and never create it, even if it is deleted."""
     if file is None:
         return {}
@@ -139,12 +139,12 @@ def create_study(
         # The study always has a name: Optuna's default name would merge two searches in one database.
         return storage.create_new_study(directions, name)
     except optuna.exceptions.DuplicatedStudyError:
-        known = storage.get_study_id_from_name(name)
+        study_id = storage.get_study_id_from_name(name)
         # A driver that died before its first trial leaves an empty study, which is used again. The lease
         # prevents two live drivers from sharing it.
-        is_empty = storage.get_n_trials(known) == 0
-        if is_empty and storage.get_study_directions(known) == directions:
-            return known
+        is_empty = storage.get_n_trials(study_id) == 0
+        if is_empty and storage.get_study_directions(study_id) == directions:
+            return study_id
         if is_empty:
             hint = (
                 "That study has no trials and another metric. Delete it with `optuna delete-study`, or give"

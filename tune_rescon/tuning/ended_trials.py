@@ -1,7 +1,4 @@
-"""What follows from ended trials.
-
-They decide which checkpoints are kept, which networks need too much memory, and whether the search must end.
-"""
+"""The consequences of ended trials: checkpoints to keep, configurations to skip, a search to end."""
 
 from __future__ import annotations
 
@@ -24,8 +21,7 @@ __all__ = [
     "top_k_checkpoints",
 ]
 
-#: Number of failures in a row after which the search stops. By then the next trial is expected to fail as
-#: well.
+#: Number of failures in a row after which the search stops, because the next trial would fail too.
 MAX_CONSECUTIVE_FAILURES: Final = 5
 
 #: Number of the best trials whose checkpoints are kept, so that a long search does not fill a disk.
@@ -106,7 +102,7 @@ class MemoryFailures:
         self._first: dict[Hashable, int] = {}
 
     def add(self, trials: Iterable[TrialRecord]) -> None:
-        """Note those of ``trials`` that ran out of memory."""
+        """Record those of ``trials`` that ran out of memory."""
         for trial in trials:
             if trial.state is TrialState.OUT_OF_MEMORY and trial.origin is not None:
                 key = self._same_memory(trial.origin.config)
@@ -127,7 +123,7 @@ class MemoryFailures:
 
 
 class FailureStreak:
-    """The trials that have failed since the last trial that did not fail."""
+    """The trials that have failed in a row."""
 
     def __init__(self) -> None:
         """Start with no failures."""

@@ -186,8 +186,8 @@ class SearchFolder:
         with usable_directory(self.storage):
             if self.space_yaml.is_file():
                 return
-            found = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
-        raise no_such_search(self.name, self.storage, found, where=where)
+            names = sorted(path.parent.name for path in self.storage.glob("*/space.yaml"))
+        raise no_such_search(self.name, self.storage, names, where=where)
 
     def check_writable(self) -> None:
         """Check that this process may write to the search; call this method before the first write.
@@ -228,8 +228,8 @@ class SearchFolder:
         if not any(directory.iterdir()):
             directory.rmdir()
 
-    def set_aside_unknown(self, known: Collection[int]) -> list[Path]:
-        """Rename the checkpoints of trials that the record does not have; return the new directories.
+    def rename_unknown_checkpoints(self, known: Collection[int]) -> list[Path]:
+        """Rename the directories of trials that the record does not have; return the new directories.
 
         A record that was restored from a backup lacks the trials since. Their numbers are used again, and
         their files may be all that is left of them. ``known`` are the numbers in the record.
@@ -241,8 +241,8 @@ class SearchFolder:
             is_trial = number.isdecimal() and name == trial_name(int(number)) and int(number) not in known
             if is_trial and any((directory / file).exists() for file in TRIAL_FILES):
                 names = (directory.with_name(f"{name}.lost_{copy}") for copy in count(1))
-                aside = next(free for free in names if not free.exists())
-                moved.append(directory.rename(aside))
+                free = next(path for path in names if not path.exists())
+                moved.append(directory.rename(free))
         return moved
 
     def write_trials(

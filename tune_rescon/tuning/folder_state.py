@@ -120,13 +120,13 @@ class _Lock(enum.Enum):
 
 def _lock(directory: Path, held: ExitStack) -> _Lock:
     """Lock a directory until ``held`` is closed."""
-    lock = _lock_one(directory, os.O_RDONLY | os.O_DIRECTORY, held)
+    lock = _lock_path(directory, os.O_RDONLY | os.O_DIRECTORY, held)
     if lock is _Lock.UNSUPPORTED:
-        lock = _lock_one(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT, held)
+        lock = _lock_path(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT, held)
     return lock
 
 
-def _lock_one(path: Path, flags: int, held: ExitStack) -> _Lock:
+def _lock_path(path: Path, flags: int, held: ExitStack) -> _Lock:
     try:
         handle = os.open(path, flags, 0o666)
     except FileNotFoundError:

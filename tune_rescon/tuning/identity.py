@@ -73,11 +73,11 @@ def ensure_identity(
         known = None
     is_copy = known is not None and own_study and url is None and _is_still_there(known, folder)
     search_id = uuid.uuid4().hex if known is None or is_copy else known.id
-    found = Identity(id=search_id, location=location)
-    if found != known:
-        record.set_attribute("id", found.id)
-        record.set_attribute("place", found.location)
-    return found
+    identity = Identity(id=search_id, location=location)
+    if identity != known:
+        record.set_attribute("id", identity.id)
+        record.set_attribute("place", identity.location)
+    return identity
 
 
 def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder) -> None:
@@ -93,12 +93,12 @@ def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder) -> No
     Raises:
         StorageError: If the study is another search's.
     """
-    known, here = attributes.get("id"), read_id(folder.space_yaml)
-    if not known or not here or known == here:
+    of_study, of_folder = attributes.get("id"), read_id(folder.space_yaml)
+    if not of_study or not of_folder or of_study == of_folder:
         return
     rule = f"the study {folder.name!r} in the database must be that of the search in {folder.path}"
     place = attributes.get("place")
-    got = f"that of another search, {known[:8]}" + (f" in {place}" if place else "")
+    got = f"that of another search, {of_study[:8]}" + (f" in {place}" if place else "")
     hint = (
         "Leave out --study and TUNE_RESCON_STUDY if the search has its own study.db. Otherwise give the"
         " --storage of the study's search."

@@ -23,10 +23,12 @@ __all__ = ["parameter_importance"]
 #: is only two of 20 trials.
 MIN_TRIALS: Final = 20
 
-#: The share of the trials whose values PED-ANOVA explains, and the most that it may become by trials that are
-#: as good as the last of them. If these are nearly all, every parameter has nearly the same share.
-BEST: Final = 0.1
-MOST_BEST: Final = 0.5
+#: The share of best trials that PED-ANOVA compares with all trials (Optuna's ``target_quantile``).
+TARGET_QUANTILE: Final = 0.1
+
+#: The largest share of trials that may be as good as the last of these. With many equal values, every
+#: parameter would get nearly the same importance.
+MAX_TARGET_SHARE: Final = 0.5
 
 
 def parameter_importance(
@@ -48,7 +50,10 @@ def parameter_importance(
     placed = {number: trials[number].parameters_in(space, first=space) for number in values}
     usable = {number: params for number, params in placed.items() if params is not None}
     maximize = space.metric.mode == "max"
-    if len(usable) < MIN_TRIALS or _best_share([values[n] for n in usable], maximize=maximize) > MOST_BEST:
+    if (
+        len(usable) < MIN_TRIALS
+        or _best_share([values[n] for n in usable], maximize=maximize) > MAX_TARGET_SHARE
+    ):
         return {}
     # Imported here because it imports scikit-learn, which only an evaluator that is not used here needs.
     from optuna.importance import get_param_importances
@@ -75,5 +80,5 @@ def _best_share(values: Sequence[float], *, maximize: bool) -> float:
     (0.1, 1.0)
     """
     ranked = sorted(values, reverse=maximize)
-    last = ranked[math.ceil(BEST * len(ranked)) - 1]
+    last = ranked[math.ceil(TARGET_QUANTILE * len(ranked)) - 1]
     return sum(value >= last if maximize else value <= last for value in ranked) / len(ranked)

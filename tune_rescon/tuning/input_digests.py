@@ -1,7 +1,7 @@
 """The digests of a search's inputs beside its space: the images, the initial weights and the user's code.
 
-The record stores them, so that a resume, a warm start or a comparison can tell that something has changed
-since. A record of an earlier version of this package lacks some or all of them; what it lacks is not checked.
+The record stores them, so that a resume, a warm start or a comparison detects a change. A record of an
+earlier version of this package may lack some of them; these are not checked.
 
 The user's code is the functions of ``metric.log`` and ``network: MODULE:FUNCTION``. The digest of such a
 function is that of the file that defines it. What the file imports is not included.
@@ -77,9 +77,9 @@ def check_same_images(record: StudyRecord, prepared: Mapping[str, PreparedDatase
 def _counts(known: Mapping[str, Any] | None, info: DatasetInfo) -> str:
     """Describe how the numbers of images differ, if they do."""
     parts = ("train", "val", "test")
-    found = {part: getattr(info, f"{part}_images") for part in parts}
-    had = {part: (known or {}).get(f"{part}_images") for part in parts}
-    changed = [f"{part} {had[part]} then, {found[part]} now" for part in parts if had[part] != found[part]]
+    now = {part: getattr(info, f"{part}_images") for part in parts}
+    then = {part: (known or {}).get(f"{part}_images") for part in parts}
+    changed = [f"{part} {then[part]} then, {now[part]} now" for part in parts if then[part] != now[part]]
     return "; ".join(changed) if known and changed else "as many as before, but not the same"
 
 

@@ -181,9 +181,9 @@ class LeaseKeeper:
         Raises:
             LeaseError: If another driver is alive.
         """
-        self._stored = self._find_takeable()
-        found = _parsed(self._stored)
-        self._elapsed_before = found.driven if found else 0.0
+        self._stored = self._find_free()
+        before = _parsed(self._stored)
+        self._elapsed_before = before.driven if before else 0.0
         self._taken = self._renewed = self._clock()
         if not self._replace() or not self._won_the_race():
             raise LeaseError(self._taken_by(_parsed(self._store.read())))
@@ -255,31 +255,32 @@ class LeaseKeeper:
             except Exception as error:
                 _LOGGER.warning("the lease could not be renewed; next try soon: %s", error)
 
-    def _find_takeable(self) -> dict[str, Any] | None:
-        """Return the stored lease that this process may replace."""
+    def _find_free(self) -> dict[str, Any] | None:
+        """Return the stored lease once this process may replace it."""
         watched: dict[str, Any] | None = None
         while True:
             stored = self._store.read()
-            found = _parsed(stored)
-            decision = decide_lease(found, self._me, self._processes)
+            lease = _parsed(stored)
+            decision = decide_lease(lease, self._me, self._processes)
             if decision is LeaseDecision.TAKE or (decision is LeaseDecision.WATCH and stored == watched):
                 return stored
-            if decision is LeaseDecision.WATCH and found is not None and self._beat_stopped(found):
+            if decision is LeaseDecision.WATCH and lease is not None and self._beat_stopped(lease):
                 watched = stored
             else:
-                raise LeaseError(self._taken_by(found))
+                raise LeaseError(self._taken_by(lease))
 
-    def _beat_stopped(self, found: Lease) -> bool:
-        assert found.driver is not None, "only a held lease is watched"
+    def _beat_stopped(self, lease: Lease) -> bool:
+        """Watch the beat of a lease; return whether it did not change or the lease was given back."""
+        assert lease.driver is not None, "only a held lease is watched"
         _PROGRESS.info(
-            f"{self._name} was last driven by process {found.driver.pid} on {found.driver.host};"
-            f" waiting {found.seconds:g} s to see whether it still runs"
+            f"{self._name} was last driven by process {lease.driver.pid} on {lease.driver.host};"
+            f" waiting {lease.seconds:g} s to see whether it still runs"
         )
-        end = self._clock() + found.seconds
+        end = self._clock() + lease.seconds
         while self._clock() < end:
-            self._sleep(min(1.0, found.seconds / 10))
+            self._sleep(min(1.0, lease.seconds / 10))
             now = _parsed(self._store.read())
-            if now != found:
+            if now != lease:
                 return now is None or now.driver is None
         return True
 

@@ -49,8 +49,8 @@ from tune_rescon.tuning.trial import INACTIVE, TrialRecord
 __all__ = [
     "MlflowCallback",
     "ParentRun",
+    "closing_message",
     "closing_metrics",
-    "closing_words",
     "destination",
     "experiment_name",
     "logged_images",
@@ -116,7 +116,7 @@ def destination(
     )
 
 
-def closing_words(champion: Champion | None, options: RunOptions) -> str:
+def closing_message(champion: Champion | None, options: RunOptions) -> str:
     """Return a message about the work that follows the result: its duration, and how to postpone it."""
     if champion is None:
         return "Writing the report and completing MLflow"
@@ -167,7 +167,7 @@ class ParentRun:
             note=_with_identity(identity, ""),
             images=tuple(images),
             files=tuple(files) if self._uploads else (),
-            # The run may first be created after the search began: its server was away, or is another one now.
+            # Not the current time: the run may be created long after, on a server that was away before.
             started_ms=min((_ms(trial.started) for trial in trials if trial.started), default=now_ms()),
         )
 

@@ -109,7 +109,7 @@ def _send(
         callback = MlflowCallback(writer, record, costs)
         callback.on_search_start(result.trials)
         files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
-        # The search has ended long ago, perhaps.
+        # The search may have ended long ago.
         ended_ms = max(map(last_ms, result.trials), default=None)
         parent.end(result, [file for file in files if file.is_file()], note(result), ended_ms=ended_ms)
         pending_updates = writer.close(timeout)

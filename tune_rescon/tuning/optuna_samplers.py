@@ -40,18 +40,49 @@ READS_PRUNED: Final = ("tpe",)
 
 
 class SamplerView:
-    """An in-memory Optuna study of chosen trials of a search. New trials are drawn on it."""
+    """An in-memory Optuna study of chosen trials of a search. New trials are drawn on it.
 
-    def __init__(self, space: Space, *, warm_start_trials: Sequence[TrialRecord]) -> None:
-        """Create an empty view; :meth:`rebuild` must follow. The warm-start trials are always in the view."""
+    Optuna does not allow changes to a result that was reported. A view with such a change
+    :attr:`is_outdated`, and a new one must take its place before the next draw.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        warm_start_trials: Sequence[TrialRecord],
+        trials: Sequence[TrialRecord],
+        shown: frozenset[int],
+        next_number: int,
+    ) -> None:
+        """Build the study from the warm-start trials and trials of the search.
+
+        Args:
+            space: The space to draw from.
+            warm_start_trials: Ended trials of an earlier search.
+            trials: The trials of the search, in the order of their numbers.
+            shown: The numbers of the trials that the study contains. The others only bound the worst value
+                and count for the epoch at which trials are compared.
+            next_number: The number of the next trial to draw.
+        """
         self._space = space
         self._distributions = distributions(space)
-        self._warm_start_trials = warm_start_trials
         compares = space.sampler.type in READS_PRUNED and space.metric.against is None
         self._reached: dict[int, set[int]] = {level: set() for level in possible_rungs(space) if compares}
-        self._direction = StudyDirection.MAXIMIZE if space.metric.mode == "max" else StudyDirection.MINIMIZE
-        self._worst: float | None = None
+        for trial in trials:
+            self._count_rungs(trial)
+        self._epoch = self._common_epoch()
         self._is_outdated = False
+        direction = StudyDirection.MAXIMIZE if space.metric.mode == "max" else StudyDirection.MINIMIZE
+        directions = [direction, *([StudyDirection.MINIMIZE] if space.metric.against else [])]
+        self._storage = optuna.storages.InMemoryStorage()
+        self._study = optuna.create_study(storage=self._storage, directions=directions)
+        self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        self._ids: dict[int, int] = {}
+        self._worst: float | None = None
+        self._reported: dict[int, SamplerTrial] = {}
+        self._add_all(warm_start_trials, trials, shown)
+        self._choose_parents(trials, next_number)
 
     @property
     def trials(self) -> Sequence[FrozenTrial]:
@@ -60,41 +91,8 @@ class SamplerView:
 
     @property
     def is_outdated(self) -> bool:
-        """True if the view must be rebuilt before the next draw.
-
-        Optuna does not allow changes to a result that was reported, so the view is built from the beginning.
-        """
+        """True if the view lacks a change of a result."""
         return self._is_outdated
-
-    def rebuild(self, trials: Sequence[TrialRecord], *, shown: frozenset[int], next_number: int) -> None:
-        """Build the study from the warm-start trials and trials of the search.
-
-        Args:
-            trials: The trials of the search, in the order of their numbers.
-            shown: The numbers of the trials that the study contains. The others only bound the worst value.
-            next_number: The number of the next trial to draw.
-        """
-        self._storage = optuna.storages.InMemoryStorage()
-        directions = [self._direction, *([StudyDirection.MINIMIZE] if self._space.metric.against else [])]
-        self._is_outdated, self._epoch = False, self._common_epoch()
-        self._reported: dict[int, SamplerTrial] = {}
-        self._study = optuna.create_study(storage=self._storage, directions=directions)
-        self._study_id = self._storage.get_study_id_from_name(self._study.study_name)
-        self._ids: dict[int, int] = {}
-        self._worst = None
-        for trial in self._warm_start_trials:
-            self._add(trial, self._outcome(trial))
-        self._reported.clear()  # These numbers belong to another search.
-        outcomes: dict[int, SamplerTrial | None] = {}
-        # In the order of the ends: a trial that diverged has the worst value of those that had ended by then.
-        for trial in sorted(trials, key=lambda trial: trial.ended or datetime.max):
-            if trial.number in shown:
-                outcomes[trial.number] = self._outcome(trial)
-            self.note_worst(trial)
-        for trial in trials:
-            if trial.number in shown:
-                self._ids[trial.number] = self._add(trial, outcomes[trial.number])
-        self._choose_parents(trials, next_number)
 
     def accepts(self, params: Mapping[str, Any]) -> bool:
         """Return whether ``params``, which may omit parameters, contains only values of the space."""
@@ -132,7 +130,8 @@ class SamplerView:
             self._ids[number] = self._ids.pop(expected)
 
     def tell(self, trial: TrialRecord) -> None:
-        """Add the new results of a registered trial."""
+        """Add the new results of a trial."""
+        self._count_rungs(trial)
         self._is_outdated |= self._epoch != self._common_epoch()
         outcome, trial_id = self._outcome(trial), self._ids.get(trial.number)
         if outcome is None or trial_id is None or outcome == self._reported.get(trial.number):
@@ -145,17 +144,33 @@ class SamplerView:
             self._storage.set_trial_intermediate_value(trial_id, step, value)
         self._storage.set_trial_state_values(trial_id, outcome.state, outcome.values)
 
-    def note_reached(self, trial: TrialRecord) -> None:
-        """Count the rungs that a trial has reached; see :func:`common_epoch`."""
-        for level, numbers in self._reached.items():
-            if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
-                numbers.add(trial.number)
-
-    def note_worst(self, trial: TrialRecord) -> None:
+    def update_worst(self, trial: TrialRecord) -> None:
         """Update the worst value, which diverged trials are given, with an ended trial."""
         if trial.state.is_final and math.isfinite(trial.value):
             worse = min if trial.maximize else max
             self._worst = trial.value if self._worst is None else worse(self._worst, trial.value)
+
+    def _add_all(
+        self, warm_start_trials: Sequence[TrialRecord], trials: Sequence[TrialRecord], shown: frozenset[int]
+    ) -> None:
+        for trial in warm_start_trials:
+            self._add(trial, self._outcome(trial))
+        self._reported.clear()  # These numbers belong to another search.
+        outcomes: dict[int, SamplerTrial | None] = {}
+        # In the order of the ends: a trial that diverged has the worst value of those that had ended by then.
+        for trial in sorted(trials, key=lambda trial: trial.ended or datetime.max):
+            if trial.number in shown:
+                outcomes[trial.number] = self._outcome(trial)
+            self.update_worst(trial)
+        for trial in trials:
+            if trial.number in shown:
+                self._ids[trial.number] = self._add(trial, outcomes[trial.number])
+
+    def _count_rungs(self, trial: TrialRecord) -> None:
+        """Count the rungs that a trial has reached; see :func:`common_epoch`."""
+        for level, numbers in self._reached.items():
+            if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
+                numbers.add(trial.number)
 
     def _common_epoch(self) -> int | None:
         if not self._reached:

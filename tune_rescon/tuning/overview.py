@@ -129,17 +129,19 @@ def list_searches(location: SearchLocation) -> tuple[SearchOverview, ...]:
     Raises:
         StorageError: If the storage cannot be read at all.
     """
-    found = (
-        _at_url(location, location.storage) if isinstance(location.storage, StorageUrl) else _here(location)
+    storage = location.storage
+    searches = (
+        _list_url(location, storage)
+        if isinstance(storage, StorageUrl)
+        else _list_directory(location, storage)
     )
     oldest = datetime.min.replace(tzinfo=UTC)
-    by_name = sorted(found, key=lambda one: one.name)
-    return tuple(sorted(by_name, key=lambda one: one.changed or oldest, reverse=True))
+    by_name = sorted(searches, key=lambda search: search.name)
+    return tuple(sorted(by_name, key=lambda search: search.changed or oldest, reverse=True))
 
 
-def _here(location: SearchLocation) -> list[SearchOverview]:
-    assert isinstance(location.storage, Path)
-    storage = location.storage.resolve()
+def _list_directory(location: SearchLocation, storage: Path) -> list[SearchOverview]:
+    storage = storage.resolve()
     names = sorted(path.parent.name for path in storage.glob("*/space.yaml"))
     studies = StudyConnections()
     return [
@@ -148,14 +150,14 @@ def _here(location: SearchLocation) -> list[SearchOverview]:
     ]
 
 
-def _at_url(location: SearchLocation, storage: StorageUrl) -> list[SearchOverview]:
+def _list_url(location: SearchLocation, storage: StorageUrl) -> list[SearchOverview]:
     root = RemoteFolder.connect(storage)
     with usable(storage):
         names = root.folders_with("space.yaml")
     files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
     studies = StudyConnections()
 
-    def look(name: str) -> SearchOverview:
+    def read(name: str) -> SearchOverview:
         try:
             folder = find_search(storage, name, cache_root=location.cache_root, where="--list", files=files)
             # If the studies have a separate database, it holds the lease too.
@@ -165,24 +167,24 @@ def _at_url(location: SearchLocation, storage: StorageUrl) -> list[SearchOvervie
             return SearchOverview(name=name, problem=str(error))
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        return list(pool.map(look, names))
+        return list(pool.map(read, names))
 
 
 def _overview(
     folder: SearchFolder, studies: StudyConnections, study_url: str | None, lease: RemoteFolder | None
 ) -> SearchOverview:
     """Return the summary of one search; ``lease`` is the lease's folder unless the study holds the lease."""
-    seen = SearchOverview(name=folder.name)
+    overview = SearchOverview(name=folder.name)
     try:
         goal = load_goal(folder.space_yaml)
-        seen = replace(seen, metric=goal.metric.name, total=goal.budget.trials)
-        return _read(seen, goal, studies, folder, url=study_url or folder.study_url, lease=lease)
+        overview = replace(overview, metric=goal.metric.name, total=goal.budget.trials)
+        return _read(overview, goal, studies, folder, url=study_url or folder.study_url, lease=lease)
     except (UserError, RemoteError, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-        return replace(seen, problem=str(error).partition("\n")[0])
+        return replace(overview, problem=str(error).partition("\n")[0])
 
 
 def _read(
-    seen: SearchOverview,
+    overview: SearchOverview,
     goal: Goal,
     studies: StudyConnections,
     folder: SearchFolder,
@@ -191,7 +193,7 @@ def _read(
     lease: RemoteFolder | None,
 ) -> SearchOverview:
     with studies.connect(url) as connection:
-        study = _study_id(connection, seen.name, any_name=url == folder.study_url)
+        study = _study_id(connection, overview.name, any_name=url == folder.study_url)
         attributes = _attributes(connection, study)
         if url != folder.study_url:
             check_same_search(attributes, folder)
@@ -214,18 +216,18 @@ def _read(
         alive=alive,
         outcome=SearchState(outcome["state"]) if outcome else None,
         ended=ended,
-        total=seen.total,
+        total=overview.total,
     )
-    return replace(seen, metric=metric, state=state, best=best, ended=ended, changed=changed)
+    return replace(overview, metric=metric, state=state, best=best, ended=ended, changed=changed)
 
 
 def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
     rows = connection.execute(select(_STUDIES.c.study_name, _STUDIES.c.study_id)).all()
-    found = {study: int(number) for study, number in rows}
+    ids = {study: int(number) for study, number in rows}
     # The only study in a renamed folder still has the earlier name.
-    if name not in found and not (any_name and len(found) == 1):
+    if name not in ids and not (any_name and len(ids) == 1):
         raise StorageError(f"there is no study named {name!r} in its database.")
-    return found[name] if name in found else next(iter(found.values()))
+    return ids[name] if name in ids else next(iter(ids.values()))
 
 
 def _attributes(connection: Connection, study: int) -> dict[str, Any]:
@@ -279,9 +281,9 @@ def _best(values: Iterable[tuple[int, float]], *, maximize: bool) -> float:
     >>> _best([(1, 0.9), (9, 0.7), (9, 0.8)], maximize=True)
     0.8
     """
-    found = list(values)
-    furthest = max((epoch for epoch, _ in found), default=0)
-    finalists = [value for epoch, value in found if epoch == furthest]
+    values = list(values)
+    furthest = max((epoch for epoch, _ in values), default=0)
+    finalists = [value for epoch, value in values if epoch == furthest]
     return (max if maximize else min)(finalists, default=math.nan)
 
 

@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PreparedDataset",
-    "cache_words",
+    "cache_messages",
     "check_external_networks",
     "check_metric_classes",
     "check_metric_functions",
     "check_weights",
     "dataset_digests",
     "dataset_infos",
-    "evaluation_words",
+    "evaluation_messages",
     "external_trials",
     "largest_image_size",
     "metric_functions",
@@ -85,7 +85,7 @@ def largest_image_size(space: Space) -> int:
     return max(_image_size({**space.fixed, **row}) for row in rows)
 
 
-def cache_words(space: Space, info: DatasetInfo) -> list[str]:
+def cache_messages(space: Space, info: DatasetInfo) -> list[str]:
     """Return messages about a folder's cache: its size, and whether images will be enlarged."""
     if info.cache_bytes is None or info.stored_images is None:
         return []
@@ -170,16 +170,16 @@ def check_metric_classes(
             )
             got = f"{info.classes} in {info.name}"
             raise ConfigError(format_error(rule, got=got, where=where, hint=hint))
-        found = class_metric(name)
-        if found is not None and found[1] not in info.class_names:
-            raise ConfigError(unknown_name_message("class", found[1], info.class_names, where=where))
-    found = class_metric(space.metric.name)
-    if found is None or val_labels_N is None:
+        parts = class_metric(name)
+        if parts is not None and parts[1] not in info.class_names:
+            raise ConfigError(unknown_name_message("class", parts[1], info.class_names, where=where))
+    objective = class_metric(space.metric.name)
+    if objective is None or val_labels_N is None:
         return
-    if info.class_names.index(found[1]) not in val_labels_N:
+    if info.class_names.index(objective[1]) not in val_labels_N:
         rule = "the class by which trials are compared must have validation images"
         hint = "Set dataset.val_fraction higher, or put some into val/CLASS."
-        raise DataError(format_error(rule, got=f"none of {found[1]}", where="metric.name", hint=hint))
+        raise DataError(format_error(rule, got=f"none of {objective[1]}", where="metric.name", hint=hint))
 
 
 #: Fields that determine an external network (timm's or the user's) and its initial weights.
@@ -268,8 +268,8 @@ def check_weights(
             continue
         images = datasets[config.dataset or space.dataset.name]
         spec = describe_network(config, classes=images.classes, in_channels=images.channels)
-        words = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != _INIT_FROM)
-        where = f"{_INIT_FROM}, with {words}" if words else _INIT_FROM
+        others = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != _INIT_FROM)
+        where = f"{_INIT_FROM}, with {others}" if others else _INIT_FROM
         weights[config.init_from].check_fits(spec, where=where)
 
 
@@ -348,8 +348,8 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
         info = describe(dataset, data_root=options.data_root)
         check_metric_classes(space, info)
         account = info.account.lines() if info.account else []
-        evaluated_by = [] if info.account is None else evaluation_words(space, info)
-        for line in (*account, *cache_words(space, info), *evaluated_by):
+        evaluation = evaluation_messages(space, info) if info.account else []
+        for line in (*account, *cache_messages(space, info), *evaluation):
             _PROGRESS.info(f"{dataset.name}: {line}")
         images = open_dataset(
             dataset,
@@ -359,8 +359,8 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
         )
         if images.levels is not None:
             _PROGRESS.info(f"{dataset.name}: {levels_text(images.levels)}")
-        if info.account and (words := darkness_message(images.mean, images.std)) is not None:
-            _PROGRESS.warning(f"{dataset.name}: {words}")
+        if info.account and (message := darkness_message(images.mean, images.std)) is not None:
+            _PROGRESS.warning(f"{dataset.name}: {message}")
         info = _decoded(info, images)
         if info.account and info.account.broken:
             _PROGRESS.warning(f"{dataset.name}: {info.account.lines()[-1]}")
@@ -386,22 +386,22 @@ def _decoded(info: DatasetInfo, images: ImageDataset) -> DatasetInfo:
     )
 
 
-def evaluation_words(space: Space, info: DatasetInfo) -> list[str]:
+def evaluation_messages(space: Space, info: DatasetInfo) -> list[str]:
     """Return a message naming the images on which `train` will evaluate the winners of a search.
 
     The user learns this before the search uses any paid resources.
     """
     if space.metric.of_test_images:
-        words = (
+        message = (
             f"there are no test images, so the networks are evaluated on the {info.test_images} validation"
             " images and not trained on them; networks that a search chose by these images do slightly worse"
             " on others"
         )
-        return [words] if info.validation_tests else []
+        return [message] if info.validation_tests else []
     if info.test_images:
         return [f"`tune_rescon.train` will evaluate the winners on the {info.test_images} test images"]
-    words = (
+    message = (
         f"there are no test images: `tune_rescon.train` will evaluate the winners on the {info.val_images}"
         " validation images that chose them, unless `--set dataset.test_fraction=0.15` holds some out now"
     )
-    return [words]
+    return [message]

@@ -33,7 +33,7 @@ from tune_rescon.tuning.input_digests import code_history, recorded_code, record
 from tune_rescon.tuning.lease import Lease, LeaseDecision, decide_lease
 from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
 from tune_rescon.tuning.result import SearchState, StudyResult, build_result
-from tune_rescon.tuning.resume import history_words
+from tune_rescon.tuning.resume import version_changes
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import SpaceVersions, open_recorded
 from tune_rescon.tuning.study import StudyRecord
@@ -136,9 +136,9 @@ def lives_by_file(value: Mapping[str, Any] | None, database: Path | None) -> boo
 def lives_by_url(folder: RemoteFolder) -> bool:
     """Return whether the driver that holds the lease in ``folder`` of the search's URL is alive."""
     value = SharedValue(folder).read()
-    beats = folder.names()
-    beat = folder.modified(beats[-1]) if beats else None
-    return _lives(value, 0.0 if beat is None else time.time() - beat)
+    names = folder.names()
+    written = folder.modified(names[-1]) if names else None
+    return _lives(value, 0.0 if written is None else time.time() - written)
 
 
 def _lives(value: Mapping[str, Any] | None, silent: float) -> bool:
@@ -241,7 +241,7 @@ def with_record(
         result,
         foreign=record.foreign,
         failure=None if failure is None else presentable(failure),
-        space_history=(*history_words(versions, result.trials), *code_history(record)),
+        space_history=(*version_changes(versions, result.trials), *code_history(record)),
         images=recorded_images(record),
         weights=recorded_weights(record),
         code=recorded_code(record),

@@ -30,7 +30,7 @@ __all__ = [
     "concurrent_trials",
     "fit_to_machine",
     "largest_trial",
-    "machine_words",
+    "machine_message",
     "memory_signature",
     "nodes_of",
     "slots_here",
@@ -121,21 +121,21 @@ def _workers_error(workers: int, places: int) -> str:
 
 
 def _resources_error(nodes: Sequence[Nodes], need: Mapping[str, float]) -> str:
-    most = {kind: max((one.resources.get(kind, 0.0) for one in nodes), default=0.0) for kind in need}
+    largest = {kind: max((node.resources.get(kind, 0.0) for node in nodes), default=0.0) for kind in need}
     for kind, amount in need.items():
-        if amount <= most[kind]:
+        if amount <= largest[kind]:
             continue
         if kind not in _KEYS:
             kinds = sorted(
-                {name for one in nodes for name in one.resources if ":" in name and "node:" not in name}
+                {name for node in nodes for name in node.resources if ":" in name and "node:" not in name}
             )
             return format_error(f"a trial needs a node with {kind}", got=", ".join(kinds) or "none")
         key = f"resources_per_trial.{_KEYS[kind]}"
-        short = {other: most[other] for other in _KEYS if need.get(other, 0.0) > most.get(other, 0.0)}
+        short = {name: largest[name] for name in _KEYS if need.get(name, 0.0) > largest.get(name, 0.0)}
         fits = " ".join(f"--set resources_per_trial.{_KEYS[name]}={has:g}" for name, has in short.items())
         hint = f"Ask for less, for example {fits}. `--set resources_per_trial=auto` chooses what fits."
         rule = f"a trial asks for {amount:g} {kind}, which must not be more than a machine has"
-        return format_error(rule, got=f"{most[kind]:g} {kind}", where=key, hint=hint)
+        return format_error(rule, got=f"{largest[kind]:g} {kind}", where=key, hint=hint)
     asked = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
     return format_error(
         f"one machine must have all that a trial asks for ({asked})", got="only some of it on each"
@@ -213,8 +213,8 @@ def _visible_gpus(variable: str | None) -> float:
     """
     if variable is None:
         return math.inf
-    named = takewhile(lambda one: one not in ("", "-1", "NoDevFiles"), map(str.strip, variable.split(",")))
-    return len(list(named))
+    entries = map(str.strip, variable.split(","))
+    return len(list(takewhile(lambda entry: entry not in ("", "-1", "NoDevFiles"), entries)))
 
 
 # Cached, because a command checks the machine before the search does.
@@ -243,27 +243,27 @@ def choose_resources(space: Space, nodes: Sequence[Nodes], *, where: str) -> tup
     Args:
         space: The space, with :class:`.AutoResources`.
         nodes: The machines, also those that a cluster may add.
-        where: The words for the machines: "this machine".
+        where: The machines in words, such as "this machine".
     """
     with_gpu = [node.resources for node in nodes if node.resources.get("GPU", 0.0) >= 1]
     usable = with_gpu or [node.resources for node in nodes if node.resources.get("CPU", 0.0) >= 1]
     chosen = [_for_node(node) for node in usable] or [Resources()]
     # If there are several kinds of machines, the smallest resources fit on each.
-    resources = min(chosen, key=lambda one: one.cpu)
+    resources = min(chosen, key=lambda each: each.cpu)
     gpu = "1 GPU" if resources.gpu else "no GPU"
     cores = counted(resources.cpu, "CPU core")
-    words = (
+    message = (
         f"Each trial gets {cores} and {gpu}, which suits {where} (resources_per_trial: auto). To change it:"
         f" --set 'resources_per_trial={{cpu: {resources.cpu}, gpu: {resources.gpu:g}}}'"
     )
-    return space.model_copy(update={"resources_per_trial": resources}), words
+    return space.model_copy(update={"resources_per_trial": resources}), message
 
 
 def _for_node(node: Mapping[str, float]) -> Resources:
     """Return the resources of a trial on a machine.
 
-    >>> [(one.cpu, one.gpu) for one in map(_for_node, ({"CPU": 16.0, "GPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}))]
-    [(4, 1.0), (2, 1.0)]
+    >>> _for_node({"CPU": 16.0, "GPU": 2.0}).cpu, _for_node({"CPU": 2.0, "GPU": 1.0}).cpu
+    (4, 2)
     >>> _for_node({"CPU": 2.0, "memory": 8e9}).cpu, _for_node({"CPU": 32.0, "memory": 8e9}).cpu
     (1, 10)
     """
@@ -295,9 +295,9 @@ def fit_to_machine(space: Space) -> tuple[Space, str]:
 def _slots_on_machine(space: Space) -> int:
     resources = space.resources_per_trial
     # Ray may use more cores than this_machine counts.
-    found = {**this_machine().resources, "CPU": float(os.cpu_count() or 1)}
+    available = {**this_machine().resources, "CPU": float(os.cpu_count() or 1)}
     need = {kind: amount for kind, amount in resources.by_name().items() if kind in _KEYS}
-    machine = Nodes(count=1, resources=found)
+    machine = Nodes(count=1, resources=available)
     return concurrent_trials([machine], [], need, space.budget.concurrent, workers=resources.workers)
 
 
@@ -311,7 +311,7 @@ def slots_here(space: Space) -> tuple[Space, int]:
     return space, min(_slots_on_machine(space), space.budget.trials)
 
 
-def machine_words(space: Space) -> str:
+def machine_message(space: Space) -> str:
     """Return a message for a dry run: what ``auto`` chooses here, or whether the given resources fit here."""
     try:
         return fit_to_machine(space)[1] or "A trial's resources fit on this machine."
@@ -351,18 +351,18 @@ def with_gpu_share(space: Space, datasets: Mapping[str, DatasetInfo], measure: M
         ``space`` with the share, and a message that explains it.
     """
     config, images = largest_trial(space, datasets)
-    found = measure(config, images)
-    if found is None:
-        trials, words = 1, "One trial per GPU: a whole batch of the space's largest network fills it."
+    occupancy = measure(config, images)
+    if occupancy is None:
+        trials, message = 1, "One trial per GPU: a whole batch of the space's largest network fills it."
     else:
-        trials = trials_per_gpu(busy=found.busy, used=found.used, total=found.total)
-        words = (
-            f"Trials that share a GPU: {trials}. A step of the space's largest network keeps {found.device}"
-            f" busy for {found.busy:.0%} of its time and takes {found.used / 1e9:.1f} of"
-            f" {found.total / 1e9:.1f} GB."
+        trials = trials_per_gpu(busy=occupancy.busy, used=occupancy.used, total=occupancy.total)
+        message = (
+            f"Trials that share a GPU: {trials}. A step of the space's largest network keeps"
+            f" {occupancy.device} busy for {occupancy.busy:.0%} of its time and takes"
+            f" {occupancy.used / 1e9:.1f} of {occupancy.total / 1e9:.1f} GB."
         )
     resources = space.resources_per_trial.model_copy(update={"gpu": 1 / trials})
-    return space.model_copy(update={"resources_per_trial": resources}), words
+    return space.model_copy(update={"resources_per_trial": resources}), message
 
 
 def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
@@ -385,14 +385,14 @@ def trials_per_gpu(*, busy: float, used: int, total: int) -> int:
 
 def largest_trial(space: Space, datasets: Mapping[str, DatasetInfo]) -> tuple[TrialConfig, DatasetInfo]:
     """Return the trial of ``space`` whose step has the most multiplications, and its dataset."""
-    seen = [TrialConfig.from_dict({**space.fixed, **chosen}) for chosen in corners(space, _SHARING_FIELDS)]
+    configs = [TrialConfig.from_dict({**space.fixed, **row}) for row in corners(space, _SHARING_FIELDS)]
 
     def step_macs(config: TrialConfig) -> int:
         images = datasets[config.dataset or space.dataset.name]
         spec = describe_network(config, classes=images.classes, in_channels=images.channels)
         return network_cost(spec).macs * config.batch_size
 
-    config = max(seen, key=step_macs)
+    config = max(configs, key=step_macs)
     return config, datasets[config.dataset or space.dataset.name]
 
 

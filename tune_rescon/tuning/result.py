@@ -16,7 +16,7 @@ from tune_rescon.data import Account
 from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.spaces import Space
 from tune_rescon.tuning.cost_model import CostModel, TrialCost, compute_hours
-from tune_rescon.tuning.stopping.auto_words import rungs_and_reasons
+from tune_rescon.tuning.stopping.auto_messages import rungs_and_reasons
 from tune_rescon.tuning.trial import TABLE_COLUMNS, TrialRecord, best_by_value, usable_trials
 
 if TYPE_CHECKING:
@@ -227,12 +227,12 @@ def best_in_hand(trials: Iterable[TrialRecord], winner: TrialRecord | None) -> T
     was paused, stopped or interrupted before the last epoch may have a better value. Trials that diverged or
     failed do not count.
     """
-    found = best_by_value(trials)
-    if found is None or winner is None:
+    best = best_by_value(trials)
+    if best is None or winner is None:
         return None
     # The margin is nan if the winner has no finite value; every other value is better then.
-    margin = found.value - winner.value if found.maximize else winner.value - found.value
-    return None if margin <= 0 else found
+    margin = best.value - winner.value if best.maximize else winner.value - best.value
+    return None if margin <= 0 else best
 
 
 def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:

@@ -32,12 +32,12 @@ __all__ = [
     "FREE",
     "FROZEN",
     "change_problems",
-    "change_words",
     "check_changes",
     "create_record",
-    "history_words",
     "is_finished",
     "resume_record",
+    "space_changes",
+    "version_changes",
 ]
 
 
@@ -77,12 +77,12 @@ def change_problems(old: Space, new: Space, trials: Iterable[TrialRecord]) -> li
         new: The space to resume the search with.
         trials: All recorded trials.
     """
-    recorded = tuple(trials)
+    trials = tuple(trials)
     return [
         *_frozen_problems(old, new),
         *_metric_problems(old, new),
-        *_fixed_problems(old, new, recorded),
-        *_unknown_problems(recorded),
+        *_fixed_problems(old, new, trials),
+        *_unknown_problems(trials),
     ]
 
 
@@ -110,14 +110,14 @@ def check_changes(
         )
 
 
-def change_words(old: Space, new: Space) -> list[str]:
+def space_changes(old: Space, new: Space) -> list[str]:
     """Return the differences between two versions of a space, one line for each key.
 
     A ``-`` marks a key that a version does not have.
     """
     # A parameter that only one of the versions has is one change, not one for each of its keys.
-    whole = {f"parameters.{name}" for name in old.parameters.keys() ^ new.parameters.keys()}
-    before, after = (dict(_leaves(space.model_dump(by_alias=True), whole)) for space in (old, new))
+    unsplit = {f"parameters.{name}" for name in old.parameters.keys() ^ new.parameters.keys()}
+    before, after = (dict(_leaves(space.model_dump(by_alias=True), unsplit)) for space in (old, new))
     keys = dict.fromkeys([*before, *after])
     return [
         f"{key}: {_shown(before.get(key, '-'))} -> {_shown(after.get(key, '-'))}"
@@ -126,7 +126,7 @@ def change_words(old: Space, new: Space) -> list[str]:
     ]
 
 
-def history_words(versions: SpaceVersions, trials: Iterable[TrialRecord]) -> tuple[str, ...]:
+def version_changes(versions: SpaceVersions, trials: Iterable[TrialRecord]) -> tuple[str, ...]:
     """Return the changes that each resume made, one line for each version after the first.
 
     The result is empty if no resume changed the space.
@@ -139,7 +139,7 @@ def history_words(versions: SpaceVersions, trials: Iterable[TrialRecord]) -> tup
     for number in range(2, versions.number + 1):
         old, new = versions.spaces[number - 2 : number]
         since = f"from trial {first_trials[number]}" if number in first_trials else "no trial yet"
-        lines.append(f"version {number} ({since}): {'; '.join(change_words(old, new))}")
+        lines.append(f"version {number} ({since}): {'; '.join(space_changes(old, new))}")
     return tuple(lines)
 
 
@@ -189,11 +189,11 @@ def _unknown_problems(trials: tuple[TrialRecord, ...]) -> Iterator[str]:
         )
 
 
-def _leaves(value: Any, whole: Collection[str] = (), path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys and values of all nested sections. A list or a key in ``whole`` is one value."""
-    if isinstance(value, Mapping) and path not in whole:
+def _leaves(value: Any, unsplit: Collection[str] = (), path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys and values of nested sections. A list, or a key in ``unsplit``, is one value."""
+    if isinstance(value, Mapping) and path not in unsplit:
         for key, inner in value.items():
-            yield from _leaves(inner, whole, f"{path}.{key}" if path else key)
+            yield from _leaves(inner, unsplit, f"{path}.{key}" if path else key)
     else:
         yield path, value
 

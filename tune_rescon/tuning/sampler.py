@@ -1,8 +1,7 @@
 """Draw the parameters of new trials, and learn from the results that trials report.
 
-The sampler is one of Optuna's. It reads a study in memory (:class:`.SamplerView`), which is rebuilt from the
-record when a search is resumed. That study has a bounded number of trials, because the cost of TPE grows with
-it.
+The sampler is one of Optuna's. It reads a study in memory (:class:`.SamplerView`), which is built from the
+record. That study has a bounded number of trials, because the cost of TPE grows with it.
 
 The draw of trial n depends on the space, n and the results reported before it. It does not depend on any
 state that is lost when a driver dies.
@@ -43,18 +42,18 @@ __all__ = ["SearchSampler", "most_informative"]
 #: Samplers whose cost grows with the number of trials that they read, and that do not need whole generations.
 _BOUNDED: Final = ("tpe", "gp")
 
-#: Samplers that store on a trial the generation to which it belongs.
-_REMEMBER: Final = ("cmaes", "nsga2")
+#: Samplers that store attributes on a trial, such as its generation.
+_STATEFUL: Final = ("cmaes", "nsga2")
 
-#: Number of trials that a bounded view keeps when it is rebuilt: the best of the ended and paused trials, and
-#: the latest of the others.
+#: Number of trials that a bounded view keeps: the best of the ended and paused trials, and the latest of the
+#: others.
 VIEW_BEST: Final = 100
 VIEW_LATEST: Final = 300
 
 #: The trials that a bounded view keeps are chosen again before every trial whose number is a multiple of
 #: this. The choice is stored on that trial, because the rank of a paused trial may have improved by the time
 #: that a search is resumed.
-RENEW_EVERY: Final = 200
+CHOOSE_EVERY: Final = 200
 _KEPT: Final = "view_kept"
 
 #: Maximum number of draws for one trial while its draws are known not to fit into memory.
@@ -64,7 +63,7 @@ ATTEMPTS: Final = 20
 #: that is certain of its best point returns that point every time.
 REPEATED_DRAWS: Final = 5
 
-#: Uniform draws in which a new point that keeps to the constraints is looked for, if the sampler finds none.
+#: Number of uniform draws for a new point that keeps to the constraints, if the sampler finds none.
 RANDOM_DRAWS: Final = 1000
 
 #: Largest number of points for which the space is checked for exhaustion. No search exhausts a larger space.
@@ -103,22 +102,22 @@ class SearchSampler:
         self._versions = versions or SpaceVersions(spaces=(space,))
         self._alike = self._versions.alike
         self._violation = violation
-        self._placed: dict[int, Mapping[str, Any] | None] = {}
-        placed = [trial for each in warm_start_trials if (trial := self._placed_warm_start(each))]
-        self._known = {trial.number: self._as_of_now(trial) for trial in existing_trials}
-        self._ran = Counter(self._key(trial.parameters) for trial in self._inside())
+        self._translated: dict[int, Mapping[str, Any] | None] = {}
+        """For trials of other versions of the space: their parameters in the current one, or None."""
+        self._warm_start_trials = [
+            translated for trial in warm_start_trials if (translated := self._warm_start_trial(trial))
+        ]
+        self._trials = {trial.number: self._in_current_space(trial) for trial in existing_trials}
+        self._ran = Counter(self._key(trial.parameters) for trial in self._usable())
         grid = space.sampler.type == "grid"
         self._rows = [row for row in initial_points if not grid or self._keeps_to_constraints(row)]
         self._pending = self._pending_rows()
         self._points = count_points(space.parameters, most=MAX_LISTED)
-        self._view = SamplerView(space, warm_start_trials=placed)
-        for trial in self._inside():
-            self._view.note_reached(trial)
         # Trials that other programs added have numbers that are unknown here: see on_trial_start.
-        self._next = max(self._known, default=-1) + 1
-        self._last_number = self._next
-        self._kept = self._noted_kept()
-        self._renew()
+        self._next = max(self._trials, default=-1) + 1
+        self._drawn_number = self._next
+        self._kept = self._recorded_kept()
+        self._view = self._make_view()
 
     def ask(
         self, infeasible: Infeasible | None = None, *, enqueued: Enqueued | None = None
@@ -137,18 +136,18 @@ class SearchSampler:
         """
         if enqueued is not None:
             if self._view.is_outdated:
-                self._renew()
+                self._view = self._make_view()
             trial = self._view.draw(enqueued.number, 0, enqueued.params)
             self._pending = self._pending_rows(self._key(trial.params))
             return self._proposal(trial, enqueued.number, enqueued=enqueued)
         row = self._next_row()
         if row is None and self._is_exhausted:
             return None
-        chooses = self._bounded and self._next % RENEW_EVERY == 0
+        chooses = self._bounded and self._next % CHOOSE_EVERY == 0
         if chooses:
-            self._kept = most_informative(self._inside())
+            self._kept = most_informative(self._usable())
         if self._view.is_outdated or chooses:
-            self._renew()
+            self._view = self._make_view()
         drawn = self._draw_new(self._next, infeasible) if row is None else self._view.draw(self._next, 0, row)
         if drawn is None:
             return None
@@ -169,56 +168,56 @@ class SearchSampler:
 
         Its number is higher than the expected one if other programs have added trials.
         """
-        self._known[trial.number] = trial
-        self._view.renumber(self._last_number, trial.number)
+        self._trials[trial.number] = trial
+        self._view.renumber(self._drawn_number, trial.number)
         self._next = max(self._next, trial.number + 1)
         self._ran[self._key(trial.parameters)] += 1
 
     def on_epoch(self, trial: TrialRecord) -> None:
         """Learn from an epoch of a trial that continues or pauses."""
-        trial = self._known[trial.number] = self._as_of_now(trial)
-        if self._is_inside(trial):
-            self._view.note_reached(trial)
+        trial = self._trials[trial.number] = self._in_current_space(trial)
+        if self._is_usable(trial):
             self._view.tell(trial)
 
     def on_trial_end(self, trial: TrialRecord) -> None:
         """Learn from a trial that ended permanently."""
         self.on_epoch(trial)
-        if self._is_inside(trial):
-            self._view.note_worst(trial)
+        if self._is_usable(trial):
+            self._view.update_worst(trial)
 
-    def _as_of_now(self, trial: TrialRecord) -> TrialRecord:
-        """Return a trial with its parameters in the current space; see :meth:`_is_inside`.
+    def _in_current_space(self, trial: TrialRecord) -> TrialRecord:
+        """Return a trial with its parameters in the current space; see :meth:`_is_usable`.
 
         A trial of another version of the space loses the sampler's notes on it, because a generation of
         another space has no meaning in this one.
         """
         if trial.origin is not None and trial.origin.space in self._alike:
             return trial
-        if trial.number not in self._placed:
-            self._placed[trial.number] = trial.parameters_in(self._space, first=self._space)
-        parameters = self._placed[trial.number]
+        if trial.number not in self._translated:
+            self._translated[trial.number] = trial.parameters_in(self._space, first=self._space)
+        parameters = self._translated[trial.number]
         if parameters is None or trial.origin is None:
             return trial
         state = {key: value for key, value in trial.sampler_state.items() if key == _KEPT}
         return dataclasses.replace(trial, parameters=parameters, sampler_state=state)
 
-    def _placed_warm_start(self, trial: TrialRecord) -> TrialRecord | None:
-        """Return a trial of an earlier search, placed in the first version of the space, in the current one.
+    def _warm_start_trial(self, trial: TrialRecord) -> TrialRecord | None:
+        """Return a trial of an earlier search with its parameters in the current space.
 
-        Return None if the current space does not contain it.
+        Its recorded parameters are those in the first version of the space. Return None if the current space
+        does not contain it.
         """
         if 1 in self._alike:
             return trial
         parameters = trial.parameters_in(self._space, first=self._versions.spaces[0])
         return None if parameters is None else dataclasses.replace(trial, parameters=parameters)
 
-    def _is_inside(self, trial: TrialRecord) -> bool:
+    def _is_usable(self, trial: TrialRecord) -> bool:
         """Return whether the current space can draw the trial. The sampler learns only from such trials."""
-        return self._placed.get(trial.number, trial.parameters) is not None
+        return self._translated.get(trial.number, trial.parameters) is not None
 
-    def _inside(self) -> tuple[TrialRecord, ...]:
-        return tuple(trial for trial in self._known.values() if self._is_inside(trial))
+    def _usable(self) -> tuple[TrialRecord, ...]:
+        return tuple(trial for trial in self._trials.values() if self._is_usable(trial))
 
     def _key(self, parameters: Mapping[str, Any]) -> Hashable:
         return point_key(self._space.parameters, parameters)
@@ -306,11 +305,11 @@ class SearchSampler:
         kept: frozenset[int] = frozenset(),
     ) -> Proposal:
         """Register a drawn trial, and return it; ``kept`` are the trials that the view keeps from now on."""
-        self._last_number = number
+        self._drawn_number = number
         frozen = self._view.register(number, drawn)
-        remembers = self._space.sampler.type in _REMEMBER
+        is_stateful = self._space.sampler.type in _STATEFUL
         state = {
-            key: value for key, value in frozen.system_attrs.items() if remembers and key != FIXED_PARAMS
+            key: value for key, value in frozen.system_attrs.items() if is_stateful and key != FIXED_PARAMS
         }
         if kept:
             state[_KEPT] = sorted(kept)
@@ -329,22 +328,28 @@ class SearchSampler:
 
     def _last_choice(self) -> int:
         """Return the number of the trial before which the kept trials were last chosen."""
-        return self._next - self._next % RENEW_EVERY
+        return self._next - self._next % CHOOSE_EVERY
 
-    def _noted_kept(self) -> frozenset[int]:
+    def _recorded_kept(self) -> frozenset[int]:
         """Return the trials that an earlier run chose to keep. Empty before the first choice."""
-        chooser = self._known.get(self._last_choice())
+        chooser = self._trials.get(self._last_choice())
         return frozenset(chooser.sampler_state.get(_KEPT, ())) if chooser else frozenset()
 
-    def _renew(self) -> None:
-        """Rebuild the view from the trials kept at the last choice and all later trials."""
-        inside = self._inside()
+    def _make_view(self) -> SamplerView:
+        """Return a view of the trials kept at the last choice and all later trials."""
+        trials = self._usable()
         shown = frozenset(
             trial.number
-            for trial in inside
+            for trial in trials
             if not self._bounded or trial.number >= self._last_choice() or trial.number in self._kept
         )
-        self._view.rebuild(inside, shown=shown, next_number=self._next)
+        return SamplerView(
+            self._space,
+            warm_start_trials=self._warm_start_trials,
+            trials=trials,
+            shown=shown,
+            next_number=self._next,
+        )
 
 
 def most_informative(trials: Sequence[TrialRecord]) -> frozenset[int]:

@@ -48,7 +48,7 @@ from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import fit_to_machine
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.resume import create_record, is_finished, resume_record
-from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, SearchRun
+from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, RunSetup, begin_run
 from tune_rescon.tuning.search_storage import find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
 from tune_rescon.tuning.store import SearchStore
@@ -137,20 +137,18 @@ def run_search(
                     record, _ = resumed
                 record_weights(record, weights)
                 record_code(record, code_digests(space), before_trials=True)
-                search = held.enter_context(
-                    SearchRun(
-                        options=options,
-                        store=store,
-                        record=record,
-                        lease=lease,
-                        writer=writer,
-                        versions=record_version(record, resumed[1] if resumed else None, space),
-                        prepared=prepared,
-                        slots=slots,
-                        presentation=presentation,
-                    )
+                setup = RunSetup(
+                    options=options,
+                    store=store,
+                    record=record,
+                    lease=lease,
+                    writer=writer,
+                    versions=record_version(record, resumed[1] if resumed else None, space),
+                    prepared=prepared,
+                    slots=slots,
+                    presentation=presentation,
                 )
-                search.start(callbacks, interruption, ray)
+                search = held.enter_context(begin_run(setup, callbacks, interruption, ray))
                 if on_start is not None:
                     on_start(search.gauges(cluster))
                 interruption.deferred = True

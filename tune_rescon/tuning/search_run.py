@@ -6,24 +6,25 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from tune_rescon.errors import LeaseLostError, RecordError, presentable
-from tune_rescon.spaces import dump_space
+from tune_rescon.spaces import Space, dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
-from tune_rescon.tuning.budget import exhausted_words, spent_words
+from tune_rescon.tuning.budget import exhausted_message, spent_message
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
+from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import usable_directory, write_atomically
-from tune_rescon.tuning.identity import ensure_identity, with_id
+from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
 from tune_rescon.tuning.input_digests import code_digests, record_code, record_images
 from tune_rescon.tuning.lease import LeaseKeeper
-from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_words, logged_images
+from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_message, logged_images
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos
 from tune_rescon.tuning.ray.session import RaySession
@@ -44,7 +45,7 @@ from tune_rescon.tuning.study_attributes import (
 )
 from tune_rescon.tuning.tensorboard_callback import EventFiles
 
-__all__ = ["STORAGE_TIMEOUT", "SearchRun"]
+__all__ = ["STORAGE_TIMEOUT", "RunSetup", "SearchRun", "begin_run"]
 
 
 #: Seconds that a search waits at its end for MLflow, and for a storage at a URL, to accept the queued
@@ -57,13 +58,9 @@ _LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
-@dataclass(kw_only=True, eq=False)
-class SearchRun:
-    """One run of one search, once Ray has started and the data are prepared.
-
-    It is a context manager, which ends the drawing and closes TensorBoard's files. Call :meth:`start`,
-    :meth:`run` and :meth:`hand_over` in this order.
-    """
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunSetup:
+    """What one run of a search uses, once Ray has started and the data are prepared."""
 
     options: RunOptions
     store: SearchStore
@@ -77,89 +74,153 @@ class SearchRun:
     """Number of trials that run at once."""
     presentation: Presentation | None
     """Draws the search; None draws nothing."""
-    _exits: ExitStack = field(init=False, default_factory=ExitStack)
 
-    def __enter__(self) -> Self:
-        """Return the run itself."""
-        return self
+    @property
+    def space(self) -> Space:
+        """The space to run."""
+        return self.versions.newest
 
-    def __exit__(self, *error: object) -> None:
-        """End the drawing and close TensorBoard's files, also if the run ends by an error."""
-        self._exits.close()
 
-    def start(self, callbacks: Sequence[SearchCallback], interruption: SignalState, ray: RaySession) -> None:
-        """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
+@contextmanager
+def begin_run(
+    setup: RunSetup, callbacks: Sequence[SearchCallback], interruption: SignalState, ray: RaySession
+) -> Iterator[SearchRun]:
+    """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
 
-        Args:
-            callbacks: Called with the events of the search.
-            interruption: The signals that end the search, watched from now on.
-            ray: The session on which the trials run, watched from now on.
-        """
-        store, record, folder = self.store, self.record, self.store.folder
-        self._space = self.versions.newest
-        self._identity = ensure_identity(
-            record, folder, url=store.url, own_study=self.options.study_url is None
-        )
-        # Trials of an earlier version of the space may have used other datasets as well.
-        datasets = {**read_run_attributes(record).datasets, **dataset_infos(self.prepared)}
-        self._costs = CostModel(space=self._space, datasets=datasets)
-        self._plan = make_plan(
-            self._costs,
+    At the end of the block, the drawing ends and TensorBoard's files are closed, also after an error.
+
+    Args:
+        setup: What the run uses.
+        callbacks: Called with the events of the search.
+        interruption: The signals that end the search, watched from now on.
+        ray: The session on which the trials run, watched from now on.
+
+    Yields:
+        The run. Call :meth:`SearchRun.run`, then :meth:`SearchRun.hand_over`.
+    """
+    store, record, folder = setup.store, setup.record, setup.store.folder
+    identity = ensure_identity(record, folder, url=store.url, own_study=setup.options.study_url is None)
+    costs = _cost_model(setup)
+    plan = make_plan(
+        costs,
+        record,
+        setup.versions,
+        elapsed_seconds=setup.lease.elapsed_seconds,
+        now=time.monotonic(),
+        check_lease=setup.lease.ensure_held,
+    )
+    slots = planned_slots(record, setup.slots)
+    parent = _parent_run(setup, identity, ray.resources)
+    parent.start()
+    results = RunResults(setup=setup, costs=costs, planned_slots=slots, parent=parent)
+    tracking = MlflowCallback(setup.writer, record, costs, preload_exporter=parent.preload_exporter)
+    with closing(ExitStack()) as drawings:
+        if setup.options.tensorboard:
+            callbacks = [drawings.enter_context(EventFiles(folder.tensorboard, setup.space)), *callbacks]
+        if setup.presentation is not None:
+            drawing = setup.presentation.watching(results.snapshot, folder)
+            callbacks = [*callbacks, drawings.enter_context(drawing)]
+        coordinator = make_coordinator(
+            plan,
             record,
-            self.versions,
-            elapsed_seconds=self.lease.elapsed_seconds,
-            now=time.monotonic(),
-            check_lease=self.lease.ensure_held,
-        )
-        # A resumed search plans with the number of its first run.
-        self._planned_slots = planned_slots(record, self.slots)
-        self._parent = self._parent_run(ray.resources)
-        self._parent.start()
-        if self.options.tensorboard:
-            files = EventFiles(folder.tensorboard, self._space)
-            callbacks = [self._exits.enter_context(files), *callbacks]
-        if self.presentation is not None:
-            drawing = self.presentation.watching(self._snapshot, folder)
-            callbacks = [*callbacks, self._exits.enter_context(drawing)]
-        self._tracking = MlflowCallback(
-            self.writer, record, self._costs, preload_exporter=self._parent.preload_exporter
-        )
-        self._coordinator = make_coordinator(
-            self._plan,
-            record,
-            make_stopping_rule(self._space, slots=self._planned_slots),
-            self.versions,
-            callbacks=(self._tracking, *store.callbacks, CallbackList(callbacks, safe=True)),
+            make_stopping_rule(setup.space, slots=slots),
+            setup.versions,
+            callbacks=(tracking, *store.callbacks, CallbackList(callbacks, safe=True)),
             prune=store.prune,
         ).start()
-        self._watch = Watch(
-            interruption,
-            ray_gone=ray.gone,
-            ensure_held=self.lease.ensure_held,
-            interrupt=self._coordinator.interrupt,
+        yield SearchRun(
+            setup=setup,
+            identity=identity,
+            plan=plan,
+            results=results,
+            tracking=tracking,
+            coordinator=coordinator,
+            watch=Watch(
+                interruption,
+                ray_gone=ray.gone,
+                ensure_held=setup.lease.ensure_held,
+                interrupt=coordinator.interrupt,
+            ),
+            drawings=drawings,
         )
 
-    def _parent_run(self, resources: Mapping[str, float]) -> ParentRun:
-        """Return the search's own run in MLflow, the parent of its trials' runs."""
-        tags = provenance(resources)
-        record_provenance(self.record, tags)
-        return ParentRun(
-            self.writer,
-            self.store,
-            identity=self._identity,
-            trials=self.record.trials(),
-            tracking_uri=self.options.tracking_uri,
-            tags=tags,
-            images=logged_images(dataset_infos(self.prepared), dataset_digests(self.prepared)),
-            files=[self.store.folder.space_yaml],
+
+def _cost_model(setup: RunSetup) -> CostModel:
+    # Trials of an earlier version of the space may have used other datasets as well.
+    datasets = {**read_run_attributes(setup.record).datasets, **dataset_infos(setup.prepared)}
+    return CostModel(space=setup.space, datasets=datasets)
+
+
+def _parent_run(setup: RunSetup, identity: Identity, resources: Mapping[str, float]) -> ParentRun:
+    """Return the search's own run in MLflow, the parent of its trials' runs."""
+    tags = provenance(resources)
+    record_provenance(setup.record, tags)
+    return ParentRun(
+        setup.writer,
+        setup.store,
+        identity=identity,
+        trials=setup.record.trials(),
+        tracking_uri=setup.options.tracking_uri,
+        tags=tags,
+        images=logged_images(dataset_infos(setup.prepared), dataset_digests(setup.prepared)),
+        files=[setup.store.folder.space_yaml],
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunResults:
+    """Gives the result of a run at any time, from its record."""
+
+    setup: RunSetup
+    costs: CostModel
+    planned_slots: int
+    """Number of trials at once with which the scheduler plans; a resumed search has that of its first run."""
+    parent: ParentRun
+    """The search's own run in MLflow."""
+
+    def snapshot(self) -> StudyResult:
+        """Return the present result and send MLflow a note of it, on the thread that runs the trials."""
+        result = self.now(SearchState.RUNNING, None)
+        assert self.setup.presentation is not None, "only a presentation asks"
+        self.parent.note(self.setup.presentation.note(result))
+        return result
+
+    def now(self, state: SearchState, failure: str | None) -> StudyResult:
+        """Return the present result; ``failure`` says why the search ended early, if it did."""
+        setup = self.setup
+        result = build_result(
+            self.costs,
+            setup.record.trials(),
+            name=setup.options.name,
+            folder=setup.store.folder.path,
+            state=state,
+            tracking_uri=setup.writer.uri,
+            url=setup.store.url,
+            slots=self.planned_slots,
         )
+        return with_record(result, setup.record, setup.versions, failure=failure)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchRun:
+    """One run of one search; :func:`begin_run` creates it."""
+
+    setup: RunSetup
+    identity: Identity
+    plan: SearchPlan
+    results: RunResults
+    tracking: MlflowCallback
+    coordinator: Coordinator
+    watch: Watch
+    drawings: ExitStack
+    """Ends the drawing and closes TensorBoard's files."""
 
     def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
         """Return the gauges that can be read while the trials run."""
         return Gauges(
-            slots=self.slots,
-            deadline=self._plan.deadline,
-            waiting=lambda: self.writer.pending_updates,
+            slots=self.setup.slots,
+            deadline=self.plan.deadline,
+            waiting=lambda: self.setup.writer.pending_updates,
             cluster=cluster,
         )
 
@@ -173,47 +234,52 @@ class SearchRun:
         The files are written whatever ends the trials, unless the lease is lost or the record cannot be
         written. The caller must call :meth:`hand_over` next.
         """
-        record_run(self.record, self._costs.datasets, self.options.tracking_uri)
-        digests = dataset_digests(self.prepared)
-        record_images(self.record, digests)
-        with usable_directory(self.store.folder.storage):
+        setup = self.setup
+        record_run(setup.record, self.results.costs.datasets, setup.options.tracking_uri)
+        digests = dataset_digests(setup.prepared)
+        record_images(setup.record, digests)
+        with usable_directory(setup.store.folder.storage):
             write_atomically(
-                self.store.folder.space_yaml, with_id(dump_space(self._space), self._identity.id)
+                setup.store.folder.space_yaml, with_id(dump_space(setup.space), self.identity.id)
             )
-        self.store.begin(trial.number for trial in self.record.trials())
-        lock = DriverLock(self.lease.ensure_held)
+        setup.store.begin(trial.number for trial in setup.record.trials())
+        lock = DriverLock(setup.lease.ensure_held)
 
         def work() -> None:
             # Imported here because it imports Ray; a search imports this module before it checks its options.
             from tune_rescon.tuning.ray.tune_adapter import execute, trial_task
 
-            resources = self._space.resources_per_trial
+            resources = setup.space.resources_per_trial
             execute(
-                self._coordinator,
+                self.coordinator,
                 make_task=functools.partial(
-                    trial_task, space=self._space, options=self.options, store=self.store, digests=digests
+                    trial_task,
+                    space=setup.space,
+                    options=setup.options,
+                    store=setup.store,
+                    digests=digests,
                 ),
                 trainable=trainable,
                 resources=resources.by_name(),
                 workers=resources.workers,
-                concurrent=self.slots,
+                concurrent=setup.slots,
                 lock=lock,
             )
 
         try:
-            run_in_thread(work, should_abort=self._watch.should_abort, lock=lock)
+            run_in_thread(work, should_abort=self.watch.should_abort, lock=lock)
         except (LeaseLostError, RecordError):
             # Another driver owns the record, or the record cannot be written.
-            self.store.abandon()
-            self.writer.close(HURRIED_TIMEOUT)
+            setup.store.abandon()
+            setup.writer.close(HURRIED_TIMEOUT)
             raise
         except Exception:
             # When Ray dies, Tune may raise any exception. The search reports Ray's death instead.
-            if not self._watch.ray_is_gone:
+            if not self.watch.ray_is_gone:
                 self.hand_over(self._conclude(SearchState.FAILED, None))
                 raise
-        state = SearchState.INTERRUPTED if self._watch.interrupted else SearchState.FINISHED
-        failed = self._watch.failure or self._coordinator.failure
+        state = SearchState.INTERRUPTED if self.watch.interrupted else SearchState.FINISHED
+        failed = self.watch.failure or self.coordinator.failure
         return self._conclude(SearchState.FAILED if failed else state, on_result)
 
     def hand_over(self, result: StudyResult) -> StudyResult:
@@ -221,40 +287,41 @@ class SearchRun:
 
         Return ``result`` with the current trials and the updates that were not accepted.
         """
-        pending_updates = self._watch.with_timeout(self.writer.close, TRACKING_TIMEOUT, HURRIED_TIMEOUT)
-        self._tracking.record_runs()
-        pending_uploads = self._watch.with_timeout(self.store.close, STORAGE_TIMEOUT, HURRIED_TIMEOUT)
+        setup = self.setup
+        pending_updates = self.watch.with_timeout(setup.writer.close, TRACKING_TIMEOUT, HURRIED_TIMEOUT)
+        self.tracking.record_runs()
+        pending_uploads = self.watch.with_timeout(setup.store.close, STORAGE_TIMEOUT, HURRIED_TIMEOUT)
         return dataclasses.replace(
             result,
-            trials=self.record.trials(),
+            trials=setup.record.trials(),
             pending_updates=pending_updates,
-            pending_reason=presentable(self.writer.reason) if pending_updates else "",
+            pending_reason=presentable(setup.writer.reason) if pending_updates else "",
             pending_uploads=pending_uploads,
         )
 
     def log_why_it_ended(self, result: StudyResult) -> None:
         """Report a budget that ended the search before all of its trials began, and an exhausted space."""
-        trials, budget = len(result.trials), self._space.budget
+        trials, budget = len(result.trials), self.setup.space.budget
         if not result.interrupted and result.failure is None:
-            spent = spent_words(
+            spent = spent_message(
                 budget,
                 name=result.name,
                 trials=trials,
                 epochs=sum(trial.epochs for trial in result.trials),
-                elapsed_seconds=self.lease.elapsed_seconds,
+                elapsed_seconds=self.setup.lease.elapsed_seconds,
             )
             if spent is not None:
                 _PROGRESS.info(spent)
-        if self._coordinator.space_is_exhausted:
-            _PROGRESS.info(exhausted_words(trials, budget.trials))
+        if self.coordinator.space_is_exhausted:
+            _PROGRESS.info(exhausted_message(trials, budget.trials))
 
     def _conclude(self, state: SearchState, on_result: Callable[[StudyResult], object] | None) -> StudyResult:
         """Record how the search ended, pass the result to ``on_result``, and complete the search."""
-        self._watch.trials_ended()
-        self._coordinator.interrupt_remaining()
-        record_code(self.record, code_digests(self._space), before_trials=False)
-        result = self._result(state, self._watch.failure or self._coordinator.failure)
-        record_outcome(self.record, state, result.failure)
+        self.watch.trials_ended()
+        self.coordinator.interrupt_remaining()
+        record_code(self.setup.record, code_digests(self.setup.space), before_trials=False)
+        result = self.results.now(state, self.watch.failure or self.coordinator.failure)
+        record_outcome(self.setup.record, state, result.failure)
         files = self._write_tables(result)
         try:
             if on_result is not None:
@@ -269,12 +336,12 @@ class SearchRun:
         """Draw the pages of an ended search, and queue the last updates for MLflow."""
         if (missing := missing_winner(result)) is not None:
             _PROGRESS.info(missing)
-        _PROGRESS.info(closing_words(self._parent.champion(result), self.options))
-        self._exits.close()
+        _PROGRESS.info(closing_message(self.results.parent.champion(result), self.setup.options))
+        self.drawings.close()
         note, drawn = self._drawn(result)
-        self._parent.end(result, [*files, *drawn], note)
+        self.results.parent.end(result, [*files, *drawn], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
-        self.writer.flush()
+        self.setup.writer.flush()
         return result
 
     def _write_tables(self, result: StudyResult) -> list[Path]:
@@ -282,9 +349,9 @@ class SearchRun:
 
         An error such as a full disk is reported, not raised.
         """
-        folder = self.store.folder
+        store, folder = self.setup.store, self.setup.store.folder
         try:
-            folder.write_trials(result.trials, self._space.parameters, at_url=self.store.url is not None)
+            folder.write_trials(result.trials, self.setup.space.parameters, at_url=store.url is not None)
             if result.best is not None:
                 folder.write_best(best_file(result))
         except OSError as error:
@@ -299,34 +366,12 @@ class SearchRun:
 
         An error while drawing is logged and does not fail the search.
         """
-        if self.presentation is None:
+        presentation, folder = self.setup.presentation, self.setup.store.folder
+        if presentation is None:
             return "", ()
         try:
-            return self.presentation.note(result), self.presentation.conclude(result, self.store.folder)
+            return presentation.note(result), presentation.conclude(result, folder)
         except Exception as error:
             _LOGGER.exception("the report could not be written")
-            _PROGRESS.info(f"The report could not be written ({self.store.folder.log} has more): {error}")
+            _PROGRESS.info(f"The report could not be written ({folder.log} has more): {error}")
             return "", ()
-
-    def _snapshot(self) -> StudyResult:
-        """Return the current state of the search and send MLflow a note of it.
-
-        It is called on the thread that runs the trials.
-        """
-        result = self._result(SearchState.RUNNING, None)
-        assert self.presentation is not None, "only a presentation asks"
-        self._parent.note(self.presentation.note(result))
-        return result
-
-    def _result(self, state: SearchState, failure: str | None) -> StudyResult:
-        result = build_result(
-            self._costs,
-            self.record.trials(),
-            name=self.options.name,
-            folder=self.store.folder.path,
-            state=state,
-            tracking_uri=self.writer.uri,
-            url=self.store.url,
-            slots=self._planned_slots,
-        )
-        return with_record(result, self.record, self.versions, failure=failure)

@@ -1,4 +1,4 @@
-"""Opens the storage of a run: the search's name is reserved or found, and its lease is held."""
+"""Open the storage of a run: reserve the search's name or find the search, and hold its lease."""
 
 from __future__ import annotations
 
@@ -197,9 +197,9 @@ def search_lease(options: RunOptions, store: SearchStore, *, drives: bool = True
     ``resume_or_start``, a search that has begun is waited for: its driver may be about to end.
 
     Args:
-        options: the options of this run.
-        store: the storage of this run.
-        drives: whether this process runs the search, so that the time counts for ``budget.hours``.
+        options: The options of this run.
+        store: The storage of this run.
+        drives: Whether this process runs the search, so that the time counts for ``budget.hours``.
 
     Raises:
         LeaseError: If another driver has the search.

@@ -130,29 +130,29 @@ def record_version(record: StudyRecord, before: SpaceVersions | None, space: Spa
 
 def _first_space(record: StudyRecord, on_file: Callable[[], Space], begun_with: str) -> Space:
     """Return the space of an older record's trials: the file's, or the study's if it fits more trials."""
-    found: list[Space] = []
+    readable: list[Space] = []
     problems: list[SpaceError] = []
     for read in (on_file, lambda: _parsed(begun_with)):
         try:
-            found.append(read())
+            readable.append(read())
         except SpaceError as error:
             problems.append(error)
         else:
-            if len(_origins(found[-1], record)) == len(record):
-                return found[-1]
-    if not found:
+            if len(_origins(readable[-1], record)) == len(record):
+                return readable[-1]
+    if not readable:
         raise problems[0]
-    return max(found, key=lambda space: len(_origins(space, record)))
+    return max(readable, key=lambda space: len(_origins(space, record)))
 
 
 def _origins(space: Space, record: StudyRecord) -> dict[int, TrialOrigin]:
     """Return the origin in ``space`` of each trial whose origin is not in the record."""
-    found = {
+    origins = {
         trial.number: find_origin(space, trial.parameters, trial.number)
         for trial in record.trials()
         if trial.origin is None
     }
-    return {number: origin for number, origin in found.items() if origin is not None}
+    return {number: origin for number, origin in origins.items() if origin is not None}
 
 
 def _parsed(text: str) -> Space:

@@ -92,16 +92,18 @@ class SqlStudyWriter(StudyWriter):
         if connection.dialect.name != "sqlite":
             # Lock the study as Optuna does, so that no other program adds a trial before this transaction
             # ends. SQLite needs no lock, because its first insert locks the whole file.
-            connection.execute(_locking(), {"study": self._study_id})
+            connection.execute(_lock_query(), {"study": self._study_id})
         row = {
             "number": number,
             "study_id": self._study_id,
             "state": OptunaState.RUNNING,
             "datetime_start": _stored(now),
         }
-        (trial_id,) = connection.execute(_inserting(_TRIALS), row).inserted_primary_key or (None,)
+        (trial_id,) = connection.execute(_insert_statement(_TRIALS), row).inserted_primary_key or (None,)
         assert isinstance(trial_id, int)
-        before = connection.execute(_last_number(), {"study": self._study_id, "trial": trial_id}).scalar()
+        before = connection.execute(
+            _last_number_query(), {"study": self._study_id, "trial": trial_id}
+        ).scalar()
         next_number = 0 if before is None else before + 1
         if next_number != number:
             connection.execute(
@@ -126,8 +128,8 @@ class SqlStudyWriter(StudyWriter):
     def trial_attribute(self, trial_id: int, key: str) -> Any:
         # One row, because this is asked for each epoch, and Optuna would read the whole trial.
         with self._transaction() as connection:
-            found = connection.execute(_one_attribute(), {"trial": trial_id, "key": key}).scalar()
-        return None if found is None else json.loads(found)
+            text = connection.execute(_attribute_query(), {"trial": trial_id, "key": key}).scalar()
+        return None if text is None else json.loads(text)
 
     @override
     def annotate(self, trial_id: int, user: Mapping[str, Any]) -> None:
@@ -164,14 +166,14 @@ class SqlStudyWriter(StudyWriter):
 
 
 @cache
-def _one_attribute() -> Select[Any]:
+def _attribute_query() -> Select[Any]:
     ours = (_USER.c.trial_id == bindparam("trial"), _USER.c.key == bindparam("key"))
     return select(_USER.c.value_json).where(*ours)
 
 
 def _insert(connection: Connection, table: Table, rows: Iterable[dict[str, Any]]) -> None:
-    if found := list(rows):
-        connection.execute(_inserting(table), found)
+    if values := list(rows):
+        connection.execute(_insert_statement(table), values)
 
 
 def _take_waiting(connection: Connection, trial_id: int, now: datetime.datetime) -> tuple[int, int] | None:
@@ -188,12 +190,12 @@ def _take_waiting(connection: Connection, trial_id: int, now: datetime.datetime)
 
 
 @cache
-def _locking() -> Select[Any]:
+def _lock_query() -> Select[Any]:
     return select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == bindparam("study")).with_for_update()
 
 
 @cache
-def _last_number() -> Select[Any]:
+def _last_number_query() -> Select[Any]:
     """Return a query for the previous trial's number: Optuna numbers a study's trials in the order of ids."""
     return (
         select(_TRIALS.c.number)
@@ -204,7 +206,7 @@ def _last_number() -> Select[Any]:
 
 
 @cache
-def _inserting(table: Table) -> Insert:
+def _insert_statement(table: Table) -> Insert:
     """Return the insert statement of a table.
 
     The statement is cached, because SQLAlchemy needs as long to create and recognise a statement as SQLite

@@ -69,13 +69,13 @@ class SearchStore:
     def begin(self, known: Iterable[int]) -> None:
         """Write to the storage for the first time; ``known`` are the numbers of the trials in the record.
 
-        Checkpoints of other trials make room for the trials to come.
+        Directories with checkpoints of other trials are renamed, because their numbers will be used again.
 
         Raises:
             StorageError: If the storage cannot be written.
         """
         with usable_directory(self.folder.storage):
-            moved = self.folder.set_aside_unknown(set(known))
+            moved = self.folder.rename_unknown_checkpoints(set(known))
         if moved:
             names = ", ".join(path.name for path in moved)
             _PROGRESS.info(

@@ -100,8 +100,8 @@ class StudyRecord:
         self._now_ms = now_ms or _now_ms
         frozen = writer.trials()
         self._ids = {trial.number: trial._trial_id for trial in frozen}
-        self._trials = {t.number: _summary(t, metric, maximize, self._at) for t in frozen if _is_ours(t)}
-        self._others = {trial.number: trial for trial in frozen if not _is_ours(trial)}
+        self._trials = {t.number: _to_record(t, metric, maximize, self._at) for t in frozen if _is_ours(t)}
+        self._foreign = {trial.number: trial for trial in frozen if not _is_ours(trial)}
         self._next_number = max(self._ids, default=-1) + 1
 
     @classmethod
@@ -142,7 +142,7 @@ class StudyRecord:
         create_study(storage, name, directions)
         claim()
         # Again, because another driver may have run trials and ended before this one had its claim.
-        writer = _sql(storage, create_study(storage, name, directions))
+        writer = _sql_writer(storage, create_study(storage, name, directions))
         left = writer.study_attributes()
         if left.get("space"):  # not a study that another program has made for this search
             for key in left.keys() - _KEPT:
@@ -170,10 +170,10 @@ class StudyRecord:
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
         study_id = find_study(storage, name, any_name=any_name)
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
-        return cls(_sql(storage, study_id), metric=metric, maximize=maximize)
+        return cls(_sql_writer(storage, study_id), metric=metric, maximize=maximize)
 
     @classmethod
-    def on(
+    def on_storage(
         cls, storage: BaseStorage, study_id: int, *, metric: str, now_ms: Callable[[], int] | None = None
     ) -> StudyRecord:
         """Open the record of a study in any Optuna storage, such as the in-memory storage of a simulation.
@@ -186,7 +186,7 @@ class StudyRecord:
         """
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
         database = storage if isinstance(storage, optuna.storages.RDBStorage) else None
-        writer = _sql(database, study_id) if database else StudyWriter(storage, study_id)
+        writer = _sql_writer(database, study_id) if database else StudyWriter(storage, study_id)
         return cls(writer, metric=metric, maximize=maximize, now_ms=now_ms)
 
     def __len__(self) -> int:
@@ -196,11 +196,11 @@ class StudyRecord:
     @property
     def foreign(self) -> tuple[int, ...]:
         """Numbers of the study's trials that this search neither created nor runs."""
-        return tuple(self._others)
+        return tuple(self._foreign)
 
     def next_enqueued(self, fits: Callable[[Mapping[str, Any]], bool]) -> Enqueued | None:
         """Return the first enqueued trial whose values ``fits`` accepts; None if no trial matches."""
-        for number, trial in self._others.items():
+        for number, trial in self._foreign.items():
             params = trial.system_attrs.get(FIXED_PARAMS)
             if trial.state is OptunaState.WAITING and params is not None and fits(params):
                 return Enqueued(number=number, params=params)
@@ -216,8 +216,8 @@ class StudyRecord:
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the study that have a value."""
-        found = self._writer.study_attributes()
-        return {name: value for name, value in found.items() if value is not None}
+        attributes = self._writer.study_attributes()
+        return {name: value for name, value in attributes.items() if value is not None}
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write an attribute of the study."""
@@ -228,7 +228,7 @@ class StudyRecord:
 
         The number of a new trial may exceed the next number, because another program may have added trials.
         """
-        enqueued = self._others.pop(proposal.enqueued.number) if proposal.enqueued else None
+        enqueued = self._foreign.pop(proposal.enqueued.number) if proposal.enqueued else None
         origin = {} if proposal.origin is None else {_ORIGIN: proposal.origin.to_dict()}
         template = create_trial(
             state=OptunaState.RUNNING,
@@ -243,7 +243,7 @@ class StudyRecord:
         )
         self._ids[number] = trial_id
         if number > self._next_number:
-            self._note_others()
+            self._read_foreign()
         self._next_number = max(self._next_number, number + 1)
         self._trials[number] = TrialRecord(
             number=number,
@@ -378,12 +378,12 @@ class StudyRecord:
         """Return all trials, ordered by number."""
         return tuple(self._trials.values())
 
-    def _note_others(self) -> None:
+    def _read_foreign(self) -> None:
         """Read the trials that another program has added to the study."""
         for trial in self._writer.trials():
             if not _is_ours(trial):
                 self._ids[trial.number] = trial._trial_id
-                self._others[trial.number] = trial
+                self._foreign[trial.number] = trial
 
     def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialRecord:
         self._writer.annotate(self._ids[number], {"state": state.value, **user})
@@ -402,7 +402,7 @@ def _is_ours(frozen: FrozenTrial) -> bool:
     return frozen.user_attrs.get("state") in _STATES
 
 
-def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> TrialRecord:
+def _to_record(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> TrialRecord:
     user, system = frozen.user_attrs, frozen.system_attrs
     # A process that reads while the driver writes may find the value of an epoch without its attribute: on a
     # database server, the queries of one read may see different states.
@@ -440,7 +440,7 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _sql(storage: optuna.storages.RDBStorage, study_id: int) -> StudyWriter:
+def _sql_writer(storage: optuna.storages.RDBStorage, study_id: int) -> StudyWriter:
     # Imported here: a dry run reads this module and opens no database.
     from tune_rescon.tuning.sql_study_writer import SqlStudyWriter
 

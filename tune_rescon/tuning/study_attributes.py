@@ -123,12 +123,12 @@ def _git(checkout: Path, *arguments: str) -> str:
     # A hook of another repository sets these variables to that repository.
     environment = {name: value for name, value in os.environ.items() if name not in _GIT_PLACES}
     try:
-        done = subprocess.run(
+        git = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return git.stdout.strip() if git.returncode == 0 else ""
 
 
 #: Fields of a dataset's description that the record stores elsewhere or not at all.
@@ -221,5 +221,6 @@ def _plain(info: DatasetInfo) -> dict[str, Any]:
 
 
 def _dataset_info(values: Mapping[str, Any], account: Mapping[str, Any] | None) -> DatasetInfo:
-    found = Account.from_json(account) if account else None
-    return DatasetInfo(**{**values, "class_names": tuple(values["class_names"]), "account": found})
+    class_names = tuple(values["class_names"])
+    parsed = Account.from_json(account) if account else None
+    return DatasetInfo(**{**values, "class_names": class_names, "account": parsed})

@@ -83,7 +83,7 @@ def overlapping_trials(
         # The same images and splits, even if they have moved.
         theirs = theirs.model_copy(update={"dataset": space.dataset})
     begun_with = recorded_weights(record)
-    replaced = {name for name, found in weights.items() if begun_with.get(name, found.digest) != found.digest}
+    replaced = {name for name, now in weights.items() if begun_with.get(name, now.digest) != now.digest}
     placed = [_placed(space, theirs, trial, replaced) for trial in ended]
     usable = [
         dataclasses.replace(

@@ -99,7 +99,7 @@ def test_a_drained_node_is_detected_by_polling(notice: PreemptionSignal) -> None
             drained_event.set()
         return drained
 
-    with notice.installed(is_drained=is_drained, look_every=0.001) as is_preempted:
+    with notice.installed(is_drained=is_drained, poll_every=0.001) as is_preempted:
         assert drained_event.wait(30)
         wait_until(is_preempted)
 

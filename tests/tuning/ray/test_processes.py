@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.waiting import reserved_port
-from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, started_apart
+from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, in_own_sessions
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray's processes stay in the group")
 
@@ -46,7 +46,7 @@ class ProcessAndChild:
 
 @pytest.fixture
 def separate_session() -> Iterator[ProcessAndChild]:
-    with started_apart():
+    with in_own_sessions():
         started_process = ProcessAndChild()
     yield started_process
     started_process.end()
@@ -64,7 +64,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 @linux
-def test_a_process_started_apart_has_its_own_session(
+def test_a_process_that_ray_starts_has_its_own_session(
     separate_session: ProcessAndChild, same_session: ProcessAndChild
 ) -> None:
     assert (
@@ -80,7 +80,7 @@ def test_a_process_started_apart_has_its_own_session(
 def test_all_of_a_session_is_ended_also_orphans(
     separate_session: ProcessAndChild, same_session: ProcessAndChild
 ) -> None:
-    later_processes, processes = RayProcesses.ahead(), RayProcesses(frozenset())
+    later_processes, processes = RayProcesses.before_start(), RayProcesses(frozenset())
     for ray_processes in (later_processes, processes):
         ray_processes.find()
     separate_session.parent.kill()
@@ -93,7 +93,7 @@ def test_all_of_a_session_is_ended_also_orphans(
 
 
 def test_without_vital_processes_none_is_reported_gone() -> None:
-    processes = RayProcesses.ahead()
+    processes = RayProcesses.before_start()
     processes.find()
     assert processes.gone() == ""
 
@@ -124,7 +124,7 @@ def test_a_control_store_that_stays_unreachable_is_reported_gone(
     assert first == gone_after
 
 
-def test_a_control_store_is_looked_for_on_its_port() -> None:
+def test_a_control_store_is_checked_on_its_port() -> None:
     with reserved_port() as port:
         address = f"127.0.0.1:{port}"
         now = 0.0

@@ -23,7 +23,7 @@ GRACE = 20.0
 
 
 @pytest.mark.parametrize(
-    ("received", "now", "urgency", "seconds_left"),
+    ("received", "now", "level", "seconds_left"),
     [
         pytest.param([], 99, StopLevel.NONE, None, id="no signal"),
         pytest.param([(SIGINT, 0)], 9999, StopLevel.FINISH_EPOCHS, None, id="Ctrl-C waits for long epochs"),
@@ -63,7 +63,7 @@ GRACE = 20.0
     ],
 )
 def test_the_stop_level_after_signals(
-    received: Sequence[tuple[int, float]], now: float, urgency: StopLevel, seconds_left: float | None
+    received: Sequence[tuple[int, float]], now: float, level: StopLevel, seconds_left: float | None
 ) -> None:
     clock = [0.0]
     signals = SignalState(grace=GRACE, clock=lambda: clock[0])
@@ -72,7 +72,7 @@ def test_the_stop_level_after_signals(
         clock[0] = received_at
         signals.receive(number)
     clock[0] = now
-    assert signals.urgency is urgency
+    assert signals.stop_level is level
     assert signals.seconds_left == seconds_left
 
 
@@ -91,7 +91,7 @@ def test_signals_arrive_and_the_handlers_are_put_back(number: signal.Signals) ->
     try:
         with signal_handlers(signals):
             os.kill(os.getpid(), number)
-            assert signals.urgency is StopLevel.FINISH_EPOCHS
+            assert signals.stop_level is StopLevel.FINISH_EPOCHS
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
         signal.signal(number, original)
@@ -103,7 +103,7 @@ def test_an_ignored_sighup_stays_ignored() -> None:
     try:
         with signal_handlers(signals):
             os.kill(os.getpid(), SIGHUP)
-        assert signals.urgency is StopLevel.NONE
+        assert signals.stop_level is StopLevel.NONE
     finally:
         signal.signal(SIGHUP, before)
 
@@ -118,7 +118,7 @@ interruption.deferred = True
 console = os.fdopen(os.dup(1), "w")
 with signal_handlers(interruption):
     print("ready", flush=True)
-    while interruption.urgency is StopLevel.NONE:
+    while interruption.stop_level is StopLevel.NONE:
         time.sleep(0.01)
     print("the epochs are finished", flush=True)
     print("here too", file=console, flush=True)

@@ -12,7 +12,7 @@ from tune_rescon.tuning.ray.shutdown import DriverLock, SearchIsOver, run_in_thr
 
 
 @pytest.fixture(autouse=True)
-def _short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutdown, "TICK", 0.01)
     monkeypatch.setattr(shutdown, "JOIN_SECONDS", 0.2)
 

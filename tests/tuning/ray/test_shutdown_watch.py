@@ -84,7 +84,7 @@ def test_a_signal_that_killed_ray_too_is_an_interruption(search: RunningSearch) 
     assert search.watch.ray_is_gone
 
 
-def test_a_ray_that_died_between_two_looks_is_noticed(search: RunningSearch) -> None:
+def test_a_ray_that_died_between_two_checks_is_noticed(search: RunningSearch) -> None:
     assert not search.watch.ray_is_gone
     search.dead_process = "its control store (gcs_server)"
     assert search.watch.ray_is_gone

@@ -64,7 +64,7 @@ def run(tune_reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> 
     return run_task
 
 
-def _epochs(tune_reports: list[dict[str, Any]]) -> list[int]:
+def reported_epochs(tune_reports: list[dict[str, Any]]) -> list[int]:
     return [report["epoch"] for report in tune_reports if "epoch" in report]
 
 
@@ -93,9 +93,9 @@ def test_every_epoch_that_the_study_lacks_is_reported(
     run: RunTask, task: TrialTask, recorded: int, missing: list[int]
 ) -> None:
     all_reports = run(task)
-    assert _epochs(all_reports) == [1, 2, 3]
+    assert reported_epochs(all_reports) == [1, 2, 3]
     resumed_reports = run(dataclasses.replace(task, epochs_in_study=recorded))
-    assert _epochs(resumed_reports) == missing
+    assert reported_epochs(resumed_reports) == missing
     untimed = [
         {**report, "metrics": {**report["metrics"], "epoch_seconds": 0}}
         for report in (*resumed_reports, *all_reports)
@@ -112,7 +112,7 @@ def test_the_epochs_of_another_trials_checkpoint_are_not_reported(
     config = dataclasses.replace(task.config, learning_rate=0.2) if difference == "config" else task.config
     seed = task.seed + (difference == "seed")
     tune_reports = run(dataclasses.replace(task, epochs=1, config=config, seed=seed))
-    assert _epochs(tune_reports) == []
+    assert reported_epochs(tune_reports) == []
     assert tune_reports[-1]["state"] == "failed"
     assert (
         f"can only resume from its own checkpoint, but got one with another {difference}"
@@ -120,7 +120,7 @@ def test_the_epochs_of_another_trials_checkpoint_are_not_reported(
     )
 
 
-def _limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     original = TrialModule.logits
 
     def logits(self: TrialModule, network: nn.Module, images_BCHW: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def _limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
 def test_messages_for_the_user_are_reported_as_notes(
     run: RunTask, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _limit_memory(monkeypatch, 16)
+    limit_memory(monkeypatch, 16)
     checkpointing_note, split_note, *epochs = run(dataclasses.replace(task, epochs=1))
     assert checkpointing_note == {
         "number": 7,
@@ -144,13 +144,13 @@ def test_messages_for_the_user_are_reported_as_notes(
         "number": 7,
         "note": "ran out of memory at 32 images; continuing in 2 micro-batches of 16",
     }
-    assert _epochs(epochs) == [1]
+    assert reported_epochs(epochs) == [1]
 
 
 def test_the_next_trial_on_the_node_starts_with_micro_batches_that_fit(
     run: RunTask, task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _limit_memory(monkeypatch, 16)
+    limit_memory(monkeypatch, 16)
     run(dataclasses.replace(task, epochs=1))
     second = dataclasses.replace(task, number=8, epochs=1, checkpoint_dir=str(tmp_path / "second"))
     note, *_ = run(second)
@@ -161,7 +161,7 @@ def test_the_next_trial_on_the_node_starts_with_micro_batches_that_fit(
 def test_out_of_memory_is_reported_as_its_own_state(
     run: RunTask, task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _limit_memory(monkeypatch, 1)
+    limit_memory(monkeypatch, 1)
     *notes, end = run(task)
     assert [sorted(note) for note in notes] == [["note", "number"]] * 3, (
         "activation checkpointing, then two splits"
@@ -230,7 +230,7 @@ def test_a_preempted_trial_resumes_on_another_node(
     other_node_dir = tmp_path / ("other" if url else "run") / "trial_0007"
     steps = preempt_at(0)
     later_reports = run(dataclasses.replace(task, epochs_in_study=1, checkpoint_dir=str(other_node_dir)))
-    assert _epochs(later_reports) == [2, 3]
+    assert reported_epochs(later_reports) == [2, 3]
     assert len(steps) == 2 * per_epoch - 2
     assert [report["metrics"]["val_loss"] for report in (first, *later_reports)] == [
         report["metrics"]["val_loss"] for report in all_reports
@@ -251,7 +251,7 @@ def test_images_that_differ_from_the_searchs_are_reported_as_unusable(run: RunTa
     assert "other images in digits on " in end["unusable"]
     assert "(train 70, val 10, test 80)" in end["unusable"]
     images = open_dataset(task.dataset, data_root=Path(task.data_root), cache_root=Path(task.cache_root))
-    assert _epochs(run(dataclasses.replace(task, images=images.digest))) == [1, 2, 3]
+    assert reported_epochs(run(dataclasses.replace(task, images=images.digest))) == [1, 2, 3]
 
 
 def test_a_missing_gpu_is_reported_as_unusable(

@@ -23,8 +23,8 @@ def test_concurrent_callers_share_one_thread() -> None:
         "both = threading.Barrier(2)\n"
         "def ask(): both.wait(); return on_one_thread(threading.get_ident)\n"
         "with ThreadPoolExecutor(2) as pool:\n"
-        "    asked = [pool.submit(ask) for _ in range(6)]\n"
-        "[thread] = {one.result() for one in asked}\n"
+        "    futures = [pool.submit(ask) for _ in range(6)]\n"
+        "[thread] = {future.result() for future in futures}\n"
         "assert thread != threading.get_ident()\n"
     )
     subprocess.run([sys.executable, "-c", program], timeout=LONGEST_WAIT, check=True)
@@ -47,16 +47,16 @@ class Referenced:
 
 
 def test_the_result_of_the_work_is_not_kept() -> None:
-    things: list[weakref.ref[Referenced]] = []
+    references: list[weakref.ref[Referenced]] = []
 
     def work() -> Referenced:
-        mine = Referenced()
-        things.append(weakref.ref(mine))
-        return mine
+        result = Referenced()
+        references.append(weakref.ref(result))
+        return result
 
     on_one_thread(work)
     gc.collect()
-    assert things[0]() is None
+    assert references[0]() is None
 
 
 def test_the_process_exits_while_work_is_running() -> None:

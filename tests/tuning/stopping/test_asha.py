@@ -1,4 +1,4 @@
-"""ASHA as arithmetic."""
+"""The decisions of ASHA, which stops or pauses trials at rungs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ bounds = st.tuples(st.integers(1, 50), st.integers(0, 400), st.integers(2, 5))
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
 
-def ladder(
+def make_rule(
     *, maximize: bool = True, levels: tuple[int, ...] = (1, 3, 9), factor: int = 3
 ) -> SuccessiveHalving:
     return SuccessiveHalving(levels=levels, reduction_factor=factor, maximize=maximize)
@@ -30,7 +30,9 @@ def observation(
 
 def values_at_rungs(rule: SuccessiveHalving) -> dict[int, int]:
     """Return the number of values at each rung below the last. The rule is unusable afterwards."""
-    return {level: rule.judge(observation(level, 0.0, 1000 + level)).of - 1 for level in rule.levels[:-1]}
+    return {
+        level: rule.judge(observation(level, 0.0, 1000 + level)).compared - 1 for level in rule.levels[:-1]
+    }
 
 
 @given(bounds)
@@ -53,59 +55,58 @@ def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int
     ],
 )
 def test_a_trial_below_the_top_fraction_of_its_rung_is_stopped(arrivals: list[float], decisions: str) -> None:
-    rung = ladder()
-    words = {Decision.CONTINUE: "c", Decision.STOP: "s"}
-    assert (
-        "".join(words[rung.judge(observation(1, v, n)).decision] for n, v in enumerate(arrivals)) == decisions
-    )
+    rule = make_rule()
+    letters = {Decision.CONTINUE: "c", Decision.STOP: "s"}
+    judged = [rule.judge(observation(1, value, number)) for number, value in enumerate(arrivals)]
+    assert "".join(letters[verdict.decision] for verdict in judged) == decisions
 
 
 def test_a_value_between_rungs_is_not_judged_and_not_recorded() -> None:
-    rung = ladder()
+    rule = make_rule()
     for number, value in enumerate((0.9, 0.8, 0.1, 0.05)):
-        assert rung.judge(observation(2, value, number)) == Verdict(
-            decision=Decision.CONTINUE, rung=0, rank=0, of=0
+        assert rule.judge(observation(2, value, number)) == Verdict(
+            decision=Decision.CONTINUE, rung=0, rank=0, compared=0
         )
-    assert values_at_rungs(rung) == {1: 0, 3: 0}
+    assert values_at_rungs(rule) == {1: 0, 3: 0}
 
 
 def test_a_value_of_the_last_rung_is_not_recorded_at_lower_rungs() -> None:
-    rung = ladder()
-    rung.judge(observation(9, 0.99))
-    assert values_at_rungs(rung) == {1: 0, 3: 0}
+    rule = make_rule()
+    rule.judge(observation(9, 0.99))
+    assert values_at_rungs(rule) == {1: 0, 3: 0}
 
 
 def test_the_last_rung_finishes_a_trial_with_any_value() -> None:
-    assert ladder().judge(observation(9, 0.0)).decision is Decision.FINISH
+    assert make_rule().judge(observation(9, 0.0)).decision is Decision.FINISH
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("epoch", [1, 2, 9])
 def test_a_value_that_is_not_finite_always_ends_the_trial(value: float, epoch: int) -> None:
-    rung = ladder()
-    assert rung.judge(observation(epoch, value)).decision is Decision.DIVERGED
-    assert values_at_rungs(rung) == {1: 0, 3: 0}
+    rule = make_rule()
+    assert rule.judge(observation(epoch, value)).decision is Decision.DIVERGED
+    assert values_at_rungs(rule) == {1: 0, 3: 0}
 
 
 def test_groups_are_not_compared() -> None:
-    rung = ladder()
+    rule = make_rule()
     for number, value in enumerate((0.9, 0.8, 0.7)):
-        rung.judge(observation(1, value, number, group=32))
-    assert rung.judge(observation(1, 0.1, 3, group=224)).decision is Decision.CONTINUE
+        rule.judge(observation(1, value, number, group=32))
+    assert rule.judge(observation(1, 0.1, 3, group=224)).decision is Decision.CONTINUE
 
 
 @given(values)
 def test_the_best_so_far_is_never_stopped(arrivals: list[float]) -> None:
-    rung = ladder()
+    rule = make_rule()
     for index, value in enumerate(arrivals):
-        verdict = rung.judge(observation(1, value, index))
+        verdict = rule.judge(observation(1, value, index))
         if index == 0 or value > max(arrivals[:index]):
             assert verdict.decision is Decision.CONTINUE
 
 
 @given(values)
 def test_an_increasing_transform_changes_no_decision(arrivals: list[float]) -> None:
-    original, transformed = ladder(), ladder()
+    original, transformed = make_rule(), make_rule()
     for number, value in enumerate(arrivals):
         # Doubling is exact for floats and preserves the order.
         assert original.judge(observation(1, value, number)) == transformed.judge(
@@ -115,7 +116,7 @@ def test_an_increasing_transform_changes_no_decision(arrivals: list[float]) -> N
 
 @given(values)
 def test_minimising_mirrors_maximising(arrivals: list[float]) -> None:
-    high, low = ladder(maximize=True), ladder(maximize=False)
+    high, low = make_rule(maximize=True), make_rule(maximize=False)
     for number, value in enumerate(arrivals):
         assert high.judge(observation(1, value, number)) == low.judge(observation(1, -value, number))
 
@@ -124,7 +125,7 @@ def test_minimising_mirrors_maximising(arrivals: list[float]) -> None:
 def test_replayed_values_are_judged_as_in_an_uninterrupted_search(
     arrivals: list[float], count_before: int
 ) -> None:
-    uninterrupted, resumed = ladder(), ladder()
+    uninterrupted, resumed = make_rule(), make_rule()
     for number, value in enumerate(arrivals[:count_before]):
         uninterrupted.judge(observation(1, value, number))
         resumed.replay(observation(1, value, number))
@@ -135,53 +136,53 @@ def test_replayed_values_are_judged_as_in_an_uninterrupted_search(
 
 
 def test_only_finite_values_at_rungs_below_the_last_are_replayed() -> None:
-    rung = ladder()
+    rule = make_rule()
     for epoch in range(1, 10):
-        rung.replay(observation(epoch, 0.5, number=0))
-        rung.replay(observation(epoch, math.nan, number=1))
-    assert rung.pause_again(0) is True
-    assert rung.pause_again(1) is False
-    assert values_at_rungs(rung) == {1: 1, 3: 1}
+        rule.replay(observation(epoch, 0.5, number=0))
+        rule.replay(observation(epoch, math.nan, number=1))
+    assert rule.pause_again(0) is True
+    assert rule.pause_again(1) is False
+    assert values_at_rungs(rule) == {1: 1, 3: 1}
 
 
-def pausing(levels: tuple[int, ...] = (1, 3, 9)) -> SuccessiveHalving:
+def make_promoting_rule(levels: tuple[int, ...] = (1, 3, 9)) -> SuccessiveHalving:
     return SuccessiveHalving(levels=levels, reduction_factor=3, maximize=True, pauses=True)
 
 
 def test_a_paused_trial_is_promoted_once_it_is_in_the_top_fraction() -> None:
-    rung = pausing()
+    rule = make_promoting_rule()
     for number, value in enumerate((0.5, 0.9)):
-        assert rung.judge(observation(1, value, number)).decision is Decision.PAUSE
-    assert rung.promote() is None
-    assert rung.judge(observation(1, 0.1, 2)).decision is Decision.PAUSE
-    assert rung.promote() == 1
-    assert rung.promote() is None
-    assert rung.paused() == (0, 2)
+        assert rule.judge(observation(1, value, number)).decision is Decision.PAUSE
+    assert rule.promote() is None
+    assert rule.judge(observation(1, 0.1, 2)).decision is Decision.PAUSE
+    assert rule.promote() == 1
+    assert rule.promote() is None
+    assert rule.paused() == (0, 2)
 
 
 def test_a_trial_in_the_top_fraction_continues_without_a_pause() -> None:
-    rung = pausing()
+    rule = make_promoting_rule()
     for number, value in enumerate((0.5, 0.4)):
-        rung.judge(observation(1, value, number))
-    assert rung.judge(observation(1, 0.9, 2)).decision is Decision.CONTINUE
-    assert rung.promote() is None
+        rule.judge(observation(1, value, number))
+    assert rule.judge(observation(1, 0.9, 2)).decision is Decision.CONTINUE
+    assert rule.promote() is None
 
 
 def test_promotion_starts_at_the_highest_rung_and_force_ignores_the_fraction() -> None:
-    rung = pausing()
+    rule = make_promoting_rule()
     for number in range(6):
-        rung.judge(observation(1, 1 - number / 10, number))
-    assert [rung.promote() for _ in range(3)] == [0, 1, None]
+        rule.judge(observation(1, 1 - number / 10, number))
+    assert [rule.promote() for _ in range(3)] == [0, 1, None]
     for number, value in ((0, 0.5), (1, 0.6)):
-        assert rung.judge(observation(3, value, number)).decision is Decision.PAUSE
-    assert rung.promote() is None
-    assert rung.promote(force=True) == 1
-    assert rung.paused() == (0, 2, 3, 4, 5)
+        assert rule.judge(observation(3, value, number)).decision is Decision.PAUSE
+    assert rule.promote() is None
+    assert rule.promote(force=True) == 1
+    assert rule.paused() == (0, 2, 3, 4, 5)
 
 
 @given(values, st.integers(0, 39))
 def test_a_replayed_rule_promotes_the_same_trials(arrivals: list[float], count_before: int) -> None:
-    uninterrupted, resumed = pausing(), pausing()
+    uninterrupted, resumed = make_promoting_rule(), make_promoting_rule()
     paused = []
     for number, value in enumerate(arrivals[:count_before]):
         if uninterrupted.judge(observation(1, value, number)).decision is Decision.PAUSE:
@@ -199,7 +200,7 @@ def test_a_replayed_rule_promotes_the_same_trials(arrivals: list[float], count_b
 
 def test_a_replayed_rule_promotes_from_the_same_group() -> None:
     """The values of a resumed search come in the order of the numbers, not in that of their arrival."""
-    uninterrupted, resumed = pausing(), pausing()
+    uninterrupted, resumed = make_promoting_rule(), make_promoting_rule()
     arrivals = [(0.5, 2, "b"), (0.4, 0, "a"), (0.3, 1, "b")]
     values = [observation(1, value, number, group=group) for value, number, group in arrivals]
     for value in values:
@@ -217,9 +218,9 @@ points = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, m
 
 @given(points)
 def test_with_two_objectives_no_trial_on_the_pareto_front_is_stopped(arrivals: list[tuple[int, int]]) -> None:
-    rung = ladder()
+    rule = make_rule()
     for number, (value, cost) in enumerate(arrivals):
-        verdict = rung.judge(observation(1, value, number, cost=cost))
+        verdict = rule.judge(observation(1, value, number, cost=cost))
         dominated = any(
             v >= value and c <= cost and (v, c) != (value, cost) for v, c in arrivals[: number + 1]
         )
@@ -232,12 +233,12 @@ def test_with_two_objectives_no_trial_on_the_pareto_front_is_stopped(arrivals: l
 def test_with_two_objectives_the_rank_counts_dominating_trials(
     arrivals: list[tuple[int, int]],
 ) -> None:
-    rung = ladder()
+    rule = make_rule()
     for number, (value, cost) in enumerate(arrivals):
-        verdict = rung.judge(observation(1, value, number, cost=cost))
+        verdict = rule.judge(observation(1, value, number, cost=cost))
         before = arrivals[:number]
         rank = 1 + sum(v >= value and c <= cost and (v, c) != (value, cost) for v, c in before)
-        assert (verdict.rank, verdict.of) == (rank, number + 1)
+        assert (verdict.rank, verdict.compared) == (rank, number + 1)
         stops = number + 1 >= 3 and rank > (number + 1) // 3
         assert verdict.decision is (Decision.STOP if stops else Decision.CONTINUE)
 
@@ -246,25 +247,25 @@ def test_with_two_objectives_the_rank_counts_dominating_trials(
 def test_with_two_objectives_the_lowest_rank_then_the_oldest_is_promoted(
     arrivals: list[tuple[int, int]],
 ) -> None:
-    rung = pausing()
+    rule = make_promoting_rule()
     for number, (value, cost) in enumerate(arrivals):
-        rung.judge(observation(1, value, number, cost=cost))
+        rule.judge(observation(1, value, number, cost=cost))
     ranks = {
         number: sum(v >= value and c <= cost and (v, c) != (value, cost) for v, c in arrivals)
         for number, (value, cost) in enumerate(arrivals)
     }
-    waiting = sorted(rung.paused(), key=lambda number: (ranks[number], number))
-    assert [rung.promote(force=True) for _ in waiting] == waiting
-    assert rung.promote() is None
-    assert rung.promote(force=True) is None
+    waiting = sorted(rule.paused(), key=lambda number: (ranks[number], number))
+    assert [rule.promote(force=True) for _ in waiting] == waiting
+    assert rule.promote() is None
+    assert rule.promote(force=True) is None
 
 
 @pytest.mark.parametrize("pauses", [False, True])
 def test_only_a_third_of_equal_trials_passes_a_rung(pauses: bool) -> None:
     # Failed networks report exactly chance level: 54 of 60 trials are equal.
-    rung = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True, pauses=pauses)
+    rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True, pauses=pauses)
     values = [0.5 if number % 10 == 9 else 0.1 for number in range(60)]
-    decided = [rung.judge(observation(1, value, number)).decision for number, value in enumerate(values)]
+    decided = [rule.judge(observation(1, value, number)).decision for number, value in enumerate(values)]
     continued = [
         value for value, decision in zip(values, decided, strict=True) if decision is Decision.CONTINUE
     ]
@@ -273,8 +274,8 @@ def test_only_a_third_of_equal_trials_passes_a_rung(pauses: bool) -> None:
 
 
 def test_of_equal_values_the_smaller_loss_ranks_higher() -> None:
-    rung = ladder()
+    rule = make_rule()
     for number, loss in enumerate((2.3, 1.7, math.inf)):
-        verdict = rung.judge(Observation(number=number, epoch=1, value=0.1, tie=loss))
-    assert verdict == Verdict(decision=Decision.STOP, rung=1, rank=3, of=3)
-    assert rung.judge(Observation(number=3, epoch=1, value=0.1, tie=1.0)).rank == 1
+        verdict = rule.judge(Observation(number=number, epoch=1, value=0.1, tie=loss))
+    assert verdict == Verdict(decision=Decision.STOP, rung=1, rank=3, compared=3)
+    assert rule.judge(Observation(number=3, epoch=1, value=0.1, tie=1.0)).rank == 1

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm, spearmanr
 
 from tune_rescon.tuning.stopping.first_rung import (
-    FOUND,
+    FINDS,
     choose_first_rung,
     expected_score,
     first_rungs,
@@ -43,9 +43,9 @@ def test_a_diverged_trial_ranks_last() -> None:
 
 
 def test_the_expected_score_is_bloms_approximation() -> None:
-    expected = norm.ppf(1 - (np.arange(1, FOUND + 1) - 0.375) / 100.25).mean()
+    expected = norm.ppf(1 - (np.arange(1, FINDS + 1) - 0.375) / 100.25).mean()
     assert expected_score(100) == pytest.approx(expected)
-    assert expected_score(FOUND) < expected_score(FOUND + 1) < expected_score(50)
+    assert expected_score(FINDS) < expected_score(FINDS + 1) < expected_score(50)
 
 
 def test_an_informative_epoch_1_is_the_first_rung() -> None:

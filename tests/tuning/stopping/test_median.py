@@ -84,7 +84,7 @@ def test_a_verdict_has_the_rank_among_the_other_trials_averages(value: float, ra
     add_three_trials(rule)
     run(rule, 9, 0.1)
     verdict = rule.judge(Observation(number=9, epoch=2, value=value))
-    assert verdict == Verdict(decision=S, rung=2, rank=rank, of=4)
+    assert verdict == Verdict(decision=S, rung=2, rank=rank, compared=4)
 
 
 def test_no_trial_is_paused_or_promoted() -> None:

@@ -103,7 +103,7 @@ def _store(host: str, port: int, count: int, **how: bool) -> Any:
 def _name_interface(address: str) -> None:
     """Make gloo listen at Ray's address, because its default is the host name's (on Debian 127.0.1.1)."""
     for name, addresses in psutil.net_if_addrs().items():
-        if any(one.family == socket.AF_INET and one.address == address for one in addresses):
+        if any(known.family == socket.AF_INET and known.address == address for known in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
@@ -152,8 +152,8 @@ def process_group(task: TrialTask) -> Iterator[ProcessGroup]:
         return
     address = ray.util.get_node_ip_address()
     rendezvous, store = create_rendezvous(address, task.workers)
-    members = _rank_actors(task.workers - 1)
-    work = [member.train.remote(task, rendezvous, rank) for rank, member in enumerate(members, start=1)]
+    actors = _rank_actors(task.workers - 1)
+    work = [actor.train.remote(task, rendezvous, rank) for rank, actor in enumerate(actors, start=1)]
     with _watched(work), join(rendezvous, 0, address=address, device=task.device, store=store) as peers:
         try:
             yield peers
@@ -201,7 +201,7 @@ def _watch(work: Sequence[Any], over: threading.Event) -> None:
     left = list(work)
     while left and not over.wait(_TICK):
         done, left = ray.wait(left, num_returns=len(left), timeout=0)
-        if any(_peer_exception(one) for one in done) and not over.wait(_FAILURE_NOTICE):
+        if any(map(_peer_exception, done)) and not over.wait(_FAILURE_NOTICE):
             os._exit(1)
 
 
@@ -233,8 +233,8 @@ def _peer_error(error: Exception, work: Sequence[Any]) -> Exception:
     if not isinstance(error, PeerFailedError):
         return error
     done, _ = ray.wait(list(work), num_returns=len(work), timeout=_JOIN_SECONDS)
-    faults = [fault for one in done if (fault := _peer_exception(one))]
-    return next((fault for fault in faults if not isinstance(fault, PeerFailedError)), error)
+    causes = filter(None, map(_peer_exception, done))
+    return next((cause for cause in causes if not isinstance(cause, PeerFailedError)), error)
 
 
 def _end_peers(work: Sequence[Any]) -> None:
@@ -243,9 +243,9 @@ def _end_peers(work: Sequence[Any]) -> None:
     The next trial then starts new processes.
     """
     done, left = ray.wait(list(work), num_returns=len(work), timeout=_JOIN_SECONDS)
-    for one in done:
-        _peer_exception(one)
+    for finished in done:
+        _peer_exception(finished)
     if left:
-        for member in _rank_actors(len(work)):
-            ray.kill(member)
+        for actor in _rank_actors(len(work)):
+            ray.kill(actor)
         _rank_actors.cache_clear()

@@ -244,7 +244,7 @@ class SpotNotice:
 
 
 #: Seconds between two checks for a drain of the node.
-LOOK_EVERY: Final = 3.0
+POLL_EVERY: Final = 3.0
 
 #: Time limit of a check in seconds.
 _CHECK_TIMEOUT: Final = 5.0
@@ -271,20 +271,20 @@ class PreemptionSignal:
 
     @contextmanager
     def installed(
-        self, *, is_drained: Callable[[], bool], look_every: float = LOOK_EVERY
+        self, *, is_drained: Callable[[], bool], poll_every: float = POLL_EVERY
     ) -> Iterator[Callable[[], bool]]:
         """Watch for a preemption within the block, which must poll the function and end once it returns True.
 
         Args:
             is_drained: Returns True if the node is drained. It is polled on a separate thread.
-            look_every: Seconds between two polls of ``is_drained``.
+            poll_every: Seconds between two polls of ``is_drained``.
 
         Yields:
             A function that returns True once this process is preempted.
         """
         over = threading.Event()
         watch = threading.Thread(
-            target=self._watch, args=(is_drained, look_every, over), name="notice", daemon=True
+            target=self._watch, args=(is_drained, poll_every, over), name="notice", daemon=True
         )
         watch.start()
         self._polled = True
@@ -295,8 +295,8 @@ class PreemptionSignal:
             # The thread is not joined: a check can take long, and has no effect after the block.
             over.set()
 
-    def _watch(self, is_drained: Callable[[], bool], look_every: float, over: threading.Event) -> None:
-        while not over.wait(look_every):
+    def _watch(self, is_drained: Callable[[], bool], poll_every: float, over: threading.Event) -> None:
+        while not over.wait(poll_every):
             if is_drained():
                 self._preempted.set()
                 return

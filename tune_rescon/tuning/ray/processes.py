@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-__all__ = ["ControlStoreProbe", "RayProcesses", "started_apart"]
+__all__ = ["ControlStoreProbe", "RayProcesses", "in_own_sessions"]
 
 
 #: The processes that Ray cannot run without: process name to description.
@@ -22,17 +22,17 @@ _VITAL: Final = {"gcs_server": "its control store (gcs_server)", "raylet": "its 
 PROBE_EVERY: Final = 5.0
 PROBE_TIMEOUT: Final = 2.0
 
-#: Seconds for which a remote control store may be unreachable. After 60 s, Ray's client ends this process.
-AWAY_TOO_LONG: Final = 40.0
+#: Seconds for which a remote control store may be unreachable. Ray's own client ends this process after 60 s.
+MAX_UNREACHABLE: Final = 40.0
 
 #: Seconds to wait for killed processes to end.
 KILL_TIMEOUT: Final = 5.0
 
-_apart = False
+_separates = False
 
 
 @contextmanager
-def started_apart() -> Iterator[None]:
+def in_own_sessions() -> Iterator[None]:
     """Run each process that Ray starts within the block in its own session.
 
     ``timeout``, a shell's Ctrl-C and a closed terminal send their signal to the driver's whole process group.
@@ -43,33 +43,33 @@ def started_apart() -> Iterator[None]:
     because the kernel ends them; Ray requests that on Linux only, so on other systems they stay in the
     driver's session.
     """
-    global _apart
-    _apart = sys.platform == "linux"
+    global _separates
+    _separates = sys.platform == "linux"
     try:
         yield
     finally:
-        _apart = False
+        _separates = False
 
 
-def _move_apart() -> None:
-    if _apart:
+def _start_session() -> None:
+    if _separates:
         os.setsid()
 
 
-os.register_at_fork(after_in_child=_move_apart)
+os.register_at_fork(after_in_child=_start_session)
 
 
 class RayProcesses:
     """The processes started for one Ray: this process's children, and the workers in their sessions."""
 
     def __init__(self, others: frozenset[int]) -> None:
-        """Exclude the sessions ``others``, which do not belong to this Ray; see :meth:`ahead`."""
+        """Exclude the sessions ``others``, which do not belong to this Ray; see :meth:`before_start`."""
         self._others = others
         self._sessions: frozenset[int] = frozenset()
         self._vital: dict[str, psutil.Process] = {}
 
     @classmethod
-    def ahead(cls) -> RayProcesses:
+    def before_start(cls) -> RayProcesses:
         """Create an instance for a Ray that is not started yet."""
         return cls(_child_sessions())
 
@@ -116,7 +116,7 @@ class ControlStoreProbe:
         self._address = address
         self._reach = reach or _can_connect
         self._clock = clock
-        self._next_look = clock()
+        self._next_probe = clock()
         self._seen: float | None = None
 
     def gone(self) -> str:
@@ -126,11 +126,11 @@ class ControlStoreProbe:
         valid on this machine.
         """
         now = self._clock()
-        if now >= self._next_look:
-            self._next_look = now + PROBE_EVERY
+        if now >= self._next_probe:
+            self._next_probe = now + PROBE_EVERY
             if self._reach(self._address):
                 self._seen = now
-        if self._seen is None or now - self._seen <= AWAY_TOO_LONG:
+        if self._seen is None or now - self._seen <= MAX_UNREACHABLE:
             return ""
         return f"the control store (GCS) at {self._address}"
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tune_rescon.errors import ClusterError, ConfigError, first_line, format_error
 from tune_rescon.tuning.callbacks import ClusterSize
-from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, started_apart
+from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, in_own_sessions
 from tune_rescon.tuning.resources import Nodes, autoscaler_limits, nodes_of
 
 __all__ = [
@@ -182,7 +182,7 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
     if ray.is_initialized():
         yield _session(ControlStoreProbe(ray.get_runtime_context().gcs_address).gone, grows=True)
         return
-    own = RayProcesses.ahead()
+    own = RayProcesses.before_start()
     try:
         with _own_signal_handlers():
             if address:
@@ -242,7 +242,7 @@ def _start(own: RayProcesses) -> None:
 
     memory = LOCAL_OBJECT_STORE
     try:
-        with started_apart():
+        with in_own_sessions():
             ray.init(address="local", include_dashboard=False, object_store_memory=memory, **_settings())
     finally:
         # Not later, because a program that runs a search may start other processes in the meantime.

@@ -1,4 +1,4 @@
-"""Stop a search on signals, and end the thread that runs its trials.
+"""Stop a search on signals, and run its trials on a thread that can be abandoned.
 
 On a first Ctrl-C, the search finishes the running epochs and stops. On a second one, it stops at once.
 SIGTERM (a spot notice, ``docker stop``, a scheduler) and SIGHUP (a closed terminal) act as a first Ctrl-C. If
@@ -37,7 +37,7 @@ __all__ = [
 #: to its child and then to the child's process group, so the child receives the signal twice at once.
 ECHO_SECONDS: Final = 0.25
 
-_DEADLINED: Final = (signal.SIGTERM, signal.SIGHUP)
+_GRACE_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
@@ -82,7 +82,7 @@ class SignalState:
         return len(self._received)
 
     @property
-    def urgency(self) -> StopLevel:
+    def stop_level(self) -> StopLevel:
         """The present stop level."""
         if not self._received:
             return StopLevel.NONE
@@ -94,7 +94,7 @@ class SignalState:
     @property
     def seconds_left(self) -> float | None:
         """Seconds until the deadline, negative after it; None if no signal with a deadline was received."""
-        ends = [when + self._grace for number, when in self._received if number in _DEADLINED]
+        ends = [when + self._grace for number, when in self._received if number in _GRACE_SIGNALS]
         return min(ends) - self._clock() if ends else None
 
 
@@ -124,7 +124,7 @@ def signal_handlers(interruption: SignalState) -> Iterator[None]:
             _discard_output(terminals)
         interruption.receive(number)
 
-    wanted = [signal.SIGINT, *_DEADLINED]
+    wanted = [signal.SIGINT, *_GRACE_SIGNALS]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         wanted.remove(signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in wanted}
@@ -202,7 +202,7 @@ class Watch:
     @property
     def interrupted(self) -> bool:
         """True if a signal has requested a stop."""
-        return self._interruption.urgency is not StopLevel.NONE
+        return self._interruption.stop_level is not StopLevel.NONE
 
     def with_timeout(self, call: Callable[[float], int], timeout: float, shortest: float) -> int:
         """Run ``call`` with a time limit that depends on the signals received.
@@ -221,7 +221,7 @@ class Watch:
             The value that ``call`` returns.
         """
         left = self._interruption.seconds_left
-        if self._interruption.urgency is StopLevel.STOP or self._interrupted_at_the_end:
+        if self._interruption.stop_level is StopLevel.STOP or self._interrupted_at_the_end:
             timeout = shortest
         elif left is not None:
             timeout = min(timeout, max(left, shortest))
@@ -257,16 +257,16 @@ class Watch:
         return format_error(f"Ray must live as long as the search, but {self._gone} has died", hint=hint)
 
     def _update_level(self) -> None:
-        urgency = self._interruption.urgency
-        if urgency is self._level:
+        level = self._interruption.stop_level
+        if level is self._level:
             return
-        self._level = urgency
+        self._level = level
         self._interrupt()
-        _PROGRESS.info(_stop_message(urgency, self._interruption.seconds_left))
+        _PROGRESS.info(_stop_message(level, self._interruption.seconds_left))
 
 
-def _stop_message(urgency: StopLevel, seconds_left: float | None) -> str:
-    if urgency is StopLevel.STOP:
+def _stop_message(level: StopLevel, seconds_left: float | None) -> str:
+    if level is StopLevel.STOP:
         return "Interrupted: stopping now; all recorded epochs are kept"
     until = "" if seconds_left is None else f" for at most {max(seconds_left, 0):.0f} s"
     return f"Interrupted: finishing the running epochs{until}; Ctrl-C again to stop now"

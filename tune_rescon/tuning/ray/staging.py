@@ -63,8 +63,8 @@ def fit_to_cluster(
     """
     if isinstance(space.resources_per_trial, AutoResources):
         nodes = [*ray.now, *(ray.later or ())]
-        space, words = choose_resources(space, nodes, where="the machines of this Ray")
-        _PROGRESS.info(words)
+        space, message = choose_resources(space, nodes, where="the machines of this Ray")
+        _PROGRESS.info(message)
     slots = _slots(space, ray)
     if options.address is not None:
         stage_data(
@@ -76,8 +76,8 @@ def fit_to_cluster(
         )
     if space.resources_per_trial.gpu == "auto":
         measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
-        space, words = with_gpu_share(space, datasets, measure)
-        _PROGRESS.info(words)
+        space, message = with_gpu_share(space, datasets, measure)
+        _PROGRESS.info(message)
         slots = _slots(space, ray)
     return space, slots
 
@@ -183,10 +183,10 @@ def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path)
     # and the measurement is run again.
     task: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=1)(_measure)
     try:
-        found: Occupancy | None = ray.get(task.remote(config, info, cache_root / STALLS))
+        occupancy: Occupancy | None = ray.get(task.remote(config, info, cache_root / STALLS))
     except RayTaskError as error:
         raise error.cause from None
-    return found
+    return occupancy
 
 
 def _measure(config: TrialConfig, info: DatasetInfo, hang_folder: Path) -> Occupancy | None:
@@ -199,7 +199,8 @@ def _measure(config: TrialConfig, info: DatasetInfo, hang_folder: Path) -> Occup
     placement = resolve_device("cuda", precision=config.precision)
     images = {"classes": info.classes, "in_channels": info.channels}
     history = OomHistory.of(config, describe_network(config, **images), placement, None)
-    watchdog = HangWatchdog(folder=hang_folder, key=history.key)  # as in a trial
+    # With the key of the trial, so that trials and measurements share what they have found.
+    watchdog = HangWatchdog(folder=hang_folder, key=history.key)
     if watchdog.found():
         config = dataclasses.replace(config, cuda_graphs="off")
     try:

@@ -69,15 +69,15 @@ class SuccessiveHalving(StoppingRule):
             return Verdict(decision=Decision.CONTINUE)
         self.replay(seen)
         rung = self._place[seen.number]
-        rank, of = rung.rank(seen.number), len(rung)
+        rank, compared = rung.rank(seen.number), len(rung)
         decision = Decision.CONTINUE
-        is_in_top = rank <= of // self.reduction_factor
+        is_in_top = rank <= compared // self.reduction_factor
         if self.pauses and not is_in_top:
             rung.paused.add(seen.number)
             decision = Decision.PAUSE
-        elif not is_in_top and of >= self._minimum:
+        elif not is_in_top and compared >= self._minimum:
             decision = Decision.STOP
-        return Verdict(decision=decision, rung=seen.epoch, rank=rank, of=of)
+        return Verdict(decision=decision, rung=seen.epoch, rank=rank, compared=compared)
 
     def replay(self, seen: Observation) -> None:
         """Record a value without judging the trial. A resumed search rebuilds its rungs this way."""

@@ -118,11 +118,11 @@ class AutoRule:
         if not is_rung and not self._gives_way(seen.epoch):
             return Verdict(decision=Decision.CONTINUE)
         self._table.set_state(seen.number, PAUSED)
-        rank, of = self._table.rank(seen.number, seen.epoch)
-        if self._leads(seen, rank, of) or self._choose() == seen.number:
+        rank, compared = self._table.rank(seen.number, seen.epoch)
+        if self._leads(seen, rank, compared) or self._choose() == seen.number:
             self._table.set_state(seen.number, RUNNING)
-            return Verdict(decision=Decision.CONTINUE, rung=seen.epoch, rank=rank, of=of)
-        return Verdict(decision=Decision.PAUSE, rung=seen.epoch, rank=rank, of=of)
+            return Verdict(decision=Decision.CONTINUE, rung=seen.epoch, rank=rank, compared=compared)
+        return Verdict(decision=Decision.PAUSE, rung=seen.epoch, rank=rank, compared=compared)
 
     def replay(self, seen: Observation) -> None:
         """Record a value without judging the trial."""
@@ -347,10 +347,10 @@ class AutoRule:
         """Return whether a trial is good enough to begin a stage that is behind its share."""
         if self._table.count(int(self._levels[0])) < MIN_VALUES:
             return False
-        rank, of = self._table.rank(number, int(self._levels[stage - 1]))
-        return stage == 1 or rank <= max(1, of // PROMOTED_FROM)
+        rank, compared = self._table.rank(number, int(self._levels[stage - 1]))
+        return stage == 1 or rank <= max(1, compared // PROMOTED_FROM)
 
-    def _leads(self, seen: Observation, rank: int, of: int) -> bool:
+    def _leads(self, seen: Observation, rank: int, compared: int) -> bool:
         """Return whether a trial is the best of enough trials at its rung, and is to continue at once.
 
         The search then has a good network in hand early. Among n trials in random order, only about log n
@@ -358,7 +358,7 @@ class AutoRule:
         """
         first = int(self._levels[0])
         is_decided = self._latest == self.low or self._agreement is not None
-        is_enough = of >= MIN_VALUES and self._table.count(first) >= MIN_VALUES
+        is_enough = compared >= MIN_VALUES and self._table.count(first) >= MIN_VALUES
         may_lead = is_decided and is_enough and rank == 1 and seen.epoch >= first
         if not may_lead or not self._is_limited or self._left() <= 0:
             return False

@@ -47,8 +47,8 @@ PILOTS: Final = 8
 #: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
 PROBE_EVERY: Final = 6
 PROBE_SHARE: Final = 0.03
-#: Number of trials that a screening is to find. It is scored by their mean.
-FOUND: Final = 4
+#: Number of good trials that a screening is to find. Its score is their mean.
+FINDS: Final = 4
 #: Ratio of neighbouring candidates, and the largest candidate as a share of the last epoch.
 STEP: Final = 4 / 3
 LATEST: Final = 1 / 4
@@ -56,8 +56,8 @@ LATEST: Final = 1 / 4
 RUNG_RATIO: Final = 6
 #: Share of the budget that the first trials may use. It sets the latest candidate.
 PILOT_SHARE: Final = 0.05
-#: A small budget spends more on them, so that the latest candidate is not before the first share of the last
-#: epoch. The second is the most that it spends.
+#: With a small budget, the first trials may use more: until the latest candidate is at this share of the last
+#: epoch, or until they use this share of the budget.
 EARLIEST_LATEST: Final = 0.05
 MAX_PILOT_SHARE: Final = 0.13
 #: The first trials reach the latest candidate within this share of the hours.
@@ -257,7 +257,7 @@ def _steadiness(curves: Sequence[Sequence[float]]) -> float:
     return float(((units.sum(axis=0) ** 2).sum() - (units**2).sum()) / (epochs * (epochs - 1)))
 
 
-def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     """Return Spearman's rank correlation. Equal values share their mean rank; 0 if all values are equal.
 
     >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 20.0, 15.0])
@@ -265,9 +265,9 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     >>> rank_correlation([1.0, 1.0], [2.0, 3.0])
     0.0
     """
-    if not one:
+    if not first:
         return 0.0
-    x, y = _ranks(one), _ranks(other)
+    x, y = _ranks(first), _ranks(second)
     x, y = x - x.mean(), y - y.mean()
     norm = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / norm if norm else 0.0
@@ -280,16 +280,16 @@ def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def expected_score(trials: float) -> float:
-    """Return the mean standard score of the best :data:`FOUND` of a number of trials.
+    """Return the mean standard score of the best :data:`FINDS` of a number of trials.
 
     The formula is Blom's approximation of normal order statistics (Blom, "Statistical estimates and
     transformed beta-variables", 1958). If there are not more trials than are to be found, screening finds
     nothing, and its worth is small.
     """
-    return _expected_score(int(trials)) if trials > FOUND else 0.05
+    return _expected_score(int(trials)) if trials > FINDS else 0.05
 
 
 @lru_cache(maxsize=4096)
 def _expected_score(trials: int) -> float:
     normal = NormalDist()
-    return sum(normal.inv_cdf(1 - (k - 0.375) / (trials + 0.25)) for k in range(1, FOUND + 1)) / FOUND
+    return sum(normal.inv_cdf(1 - (k - 0.375) / (trials + 0.25)) for k in range(1, FINDS + 1)) / FINDS

@@ -46,10 +46,10 @@ class MedianRule(StoppingRule):
         if seen.epoch < self.first or len(others) < MIN_OTHERS:
             return Verdict(decision=Decision.CONTINUE)
         best = (self._best[seen.number], -seen.tie, -seen.number)
-        rank, of = 1 + sum(other > best for other in others), len(others) + 1
-        if rank <= (of + 1) // 2:
+        rank, compared = 1 + sum(other > best for other in others), len(others) + 1
+        if rank <= (compared + 1) // 2:
             return Verdict(decision=Decision.CONTINUE)
-        return Verdict(decision=Decision.STOP, rung=seen.epoch, rank=rank, of=of)
+        return Verdict(decision=Decision.STOP, rung=seen.epoch, rank=rank, compared=compared)
 
     def replay(self, seen: Observation) -> None:
         """Record a value without judging the trial."""

@@ -46,16 +46,16 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A decision and its basis.
+    """A decision, and the rank on which it is based.
 
-    ``rank`` is the trial's rank, counted from 1, among the ``of`` trials compared at epoch ``rung``. All
-    three are 0 if no trials were compared.
+    ``rank`` is the trial's rank, counted from 1, among the ``compared`` trials at epoch ``rung``. All three
+    are 0 if no trials were compared.
     """
 
     decision: Decision
     rung: int = 0
     rank: int = 0
-    of: int = 0
+    compared: int = 0
 
 
 class StoppingRule(Protocol):
@@ -70,7 +70,7 @@ class StoppingRule(Protocol):
     number. Networks that learn nothing often report exactly the same accuracy; they must not pass a rung
     together.
 
-    A rule that derives from this class inherits what suits one that pauses no trial and plans no budget.
+    The methods with a body suit a rule that pauses no trial and plans no budget; it derives from this class.
     """
 
     def judge(self, seen: Observation) -> Verdict:

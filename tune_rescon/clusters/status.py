@@ -1,7 +1,7 @@
-"""The state of a cluster's head: its nodes, the resources that are requested, its jobs and its MLflow server.
+"""The status of a cluster: its nodes, pending resource demands, jobs and MLflow server.
 
-`inspect` runs on the head and prints the state as one line of JSON, because the dashboard and MLflow are
-reached without a tunnel only there.
+`inspect` runs on the head, because only there the dashboard and MLflow can be reached without a tunnel. It
+prints the status as one line of JSON.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def print_state(state: HeadState, console: Console) -> None:
             resources = f"{resources} ({node.accelerator})"
         nodes.add_row(node.name, node.type, resources, "alive" if node.alive else "gone")
     console.print(nodes)
-    going = [job for job in state.jobs if job.is_active]
-    for job in going:
+    active = [job for job in state.jobs if job.is_active]
+    for job in active:
         console.print(f"Job {job.id}: {job.status.lower()}", markup=False)
     ended = next((job for job in state.jobs if not job.is_active), None)
     if ended is not None:
         console.print(f"Last ended: {ended.id}, {ended.status.lower()}", markup=False)
-    if not going:
+    if not active:
         console.print("No job runs.")
     for demand in state.demands:
         console.print(f"Waits for resources: {demand}", markup=False)
@@ -124,12 +124,12 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadState:
-    """The report of ``inspect``."""
+    """The status that ``inspect`` prints."""
 
     nodes: Sequence[Node]
     jobs: Sequence[Job]
     demands: Sequence[str]
-    """Requests that wait for resources, one line each, in Ray's terms."""
+    """The pending resource demands, one line each, in Ray's terms."""
     mlflow_answers: bool
     idle: IdleState | None = None
     """When the cluster ends itself; None if it does not."""
@@ -148,25 +148,25 @@ class HeadState:
         return json.dumps(asdict(self))
 
     @classmethod
-    def parse(cls, said: str) -> HeadState | None:
+    def parse(cls, output: str) -> HeadState | None:
         """Find the line of JSON among the other output of a login shell; return None if it is missing.
 
         >>> state = HeadState(nodes=[], jobs=[], demands=["{'GPU': 1.0}: 2+ pending"], mlflow_answers=True)
         >>> HeadState.parse(f"Welcome! {{}}\\n{state.as_json()}\\nBye.") == state
         True
         """
-        for line in said.splitlines():
+        for line in output.splitlines():
             start = line.find('{"nodes": ')
             if start < 0:
                 continue
             try:
-                found = json.loads(line[start:])
+                state = json.loads(line[start:])
                 return cls(
-                    nodes=[Node(**node) for node in found["nodes"]],
-                    jobs=[Job(**job) for job in found["jobs"]],
-                    demands=found["demands"],
-                    mlflow_answers=found["mlflow_answers"],
-                    idle=IdleState(**found["idle"]) if found.get("idle") else None,
+                    nodes=[Node(**node) for node in state["nodes"]],
+                    jobs=[Job(**job) for job in state["jobs"]],
+                    demands=state["demands"],
+                    mlflow_answers=state["mlflow_answers"],
+                    idle=IdleState(**state["idle"]) if state.get("idle") else None,
                 )
             except (ValueError, KeyError, TypeError):
                 continue
@@ -174,20 +174,20 @@ class HeadState:
 
 
 def ask_head(cluster: ClusterFile) -> HeadState:
-    """Run ``inspect`` on the head of a cluster and return its report.
+    """Run ``inspect`` on the head of a cluster and return its status.
 
     Raises:
-        ClusterError: the head returned no report.
+        ClusterError: the head returned no status.
     """
     done = run(ray_exec(cluster, INSPECT), capture=True, timeout=HEAD_TIMEOUT)
     state = HeadState.parse(done.output)
     if state is None:
-        raise ClusterError(f"The head of {cluster.name} returned no status: {done.last_words}")
+        raise ClusterError(f"The head of {cluster.name} returned no status: {done.last_lines}")
     return state
 
 
 def inspect_head() -> HeadState:
-    """Return the state of the cluster; call it on the head itself.
+    """Return the status of the cluster; call it on the head itself.
 
     Raises:
         ClusterError: Ray's dashboard does not answer on this machine.
@@ -203,7 +203,7 @@ def inspect_head() -> HeadState:
 
 
 def running_jobs(dashboard: str = DASHBOARD) -> list[str]:
-    """Return the jobs that run or wait, in words; also drivers that were not submitted. Call it on the head.
+    """Return the jobs that run or wait, in words; also those that were not submitted. Call it on the head.
 
     Raises:
         ClusterError: Ray's dashboard does not answer on this machine.
@@ -217,14 +217,14 @@ def parse_running(answer: Any) -> list[str]:
     >>> parse_running([{"submission_id": None, "job_id": "01000000", "status": "RUNNING"}])
     ['job 01000000']
     """
-    going = [entry for entry in answer if entry["status"] in _NOT_ENDED]
-    return [f"job {entry.get('submission_id') or entry.get('job_id')}" for entry in going]
+    active = [entry for entry in answer if entry["status"] in _NOT_ENDED]
+    return [f"job {entry.get('submission_id') or entry.get('job_id')}" for entry in active]
 
 
 def parse_nodes(answer: Any) -> list[Node]:
     """Return the nodes in an answer of the dashboard's state API, the head first."""
-    found = [_node(entry) for entry in answer["data"]["result"]["result"]]
-    return sorted(found, key=lambda node: (not node.is_head, not node.alive, node.type, node.name))
+    nodes = [_node(entry) for entry in answer["data"]["result"]["result"]]
+    return sorted(nodes, key=lambda node: (not node.is_head, not node.alive, node.type, node.name))
 
 
 def parse_jobs(answer: Any) -> list[Job]:
@@ -247,7 +247,7 @@ def parse_jobs(answer: Any) -> list[Job]:
 
 
 def parse_demands(status: str) -> list[str]:
-    """Return the requests that wait for resources from the text of ``ray status``, of either autoscaler.
+    """Return the pending resource demands in the text of ``ray status``, of either autoscaler.
 
     >>> parse_demands("Usage:\\n 1.0/1.0 CPU\\n\\nDemands:\\n {'GPU': 1.0}: 3+ pending tasks/actors\\n")
     ["{'GPU': 1.0}: 3+ pending tasks/actors"]
@@ -293,7 +293,11 @@ def _request_json(url: str) -> Any:
         with urllib.request.urlopen(request, timeout=DASHBOARD_TIMEOUT) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        hint = "Have the file's `file_mounts` bring ~/.ray/auth_token." if error.code in (401, 403) else ""
+        hint = (
+            "Let the cluster file's `file_mounts` bring ~/.ray/auth_token."
+            if error.code in (401, 403)
+            else ""
+        )
         rule = "Ray's dashboard must take requests"
         raise ClusterError(
             format_error(rule, got=f"{error.code} {error.reason}", where=url, hint=hint)
@@ -304,9 +308,9 @@ def _request_json(url: str) -> Any:
 
 
 def _token() -> str:
-    given = os.environ.get("RAY_AUTH_TOKEN")
+    token = os.environ.get("RAY_AUTH_TOKEN")
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     try:
-        return (given or path.read_text("utf-8")).strip()
+        return (token or path.read_text("utf-8")).strip()
     except OSError:
         return ""

@@ -1,4 +1,4 @@
-"""The plan and the decisions of the scheduler ``auto``, as sentences for the dry run and the report."""
+"""Sentences about the scheduler ``auto``: its plan for the dry run, its decisions for the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # trial.py is built on rule.py, so this package imports nothi
     from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "plan_words",
+    "plan_messages",
     "planned_epochs",
     "rungs_and_reasons",
 ]
@@ -73,24 +73,24 @@ def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
         return (f"{rungs} The budget is too small to learn another first rung.",)
     if rule.agreement is None:
         return (f"{rungs} Too few trials have shown how well early ranks agree with later ones.",)
-    found = rule.agreement
-    evidence = f"{counted(found.trials, 'trial')} that no rung had selected"
-    if found.tells_nothing:
-        why = f"up to epoch {found.latest}, the ranks of {evidence} change from epoch to epoch"
+    agreement = rule.agreement
+    evidence = f"{counted(agreement.trials, 'trial')} that no rung had selected"
+    if agreement.tells_nothing:
+        why = f"up to epoch {agreement.latest}, the ranks of {evidence} change from epoch to epoch"
         if rule.judges_none:
             kept = "but for trials whose value has never changed, which pause"
             return (f"No rung judges, and every trial trains to the end, {kept}: {why}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
         return (f"{rungs} Values there may say little: {why}. {advice}.",)
-    lines = [f"First rung: epoch {found.first}, chosen by {evidence}. {rungs}"]
-    for epoch, correlation in sorted(found.correlations.items()):
+    lines = [f"First rung: epoch {agreement.first}, chosen by {evidence}. {rungs}"]
+    for epoch, correlation in sorted(agreement.correlations.items()):
         role = "judges" if epoch in rule.levels else "judges no trial"
-        agreement = f"agree with those at epoch {found.latest} by {correlation:.2f}"
-        lines.append(f"Ranks at epoch {epoch} {agreement}: it {role}.")
+        ranks = f"agree with those at epoch {agreement.latest} by {correlation:.2f}"
+        lines.append(f"Ranks at epoch {epoch} {ranks}: it {role}.")
     if rule.is_unconfirmed:
         lines.append(
-            f"No later ranks confirm those at epoch {found.first}: new trials get {UNCONFIRMED_SCREENING:.0%}"
-            f" of the budget instead of {SCREENING:.0%}, and more trials finish."
+            f"No later ranks confirm those at epoch {agreement.first}: new trials get"
+            f" {UNCONFIRMED_SCREENING:.0%} of the budget instead of {SCREENING:.0%}, and more trials finish."
         )
     return tuple(lines)
 
@@ -121,7 +121,7 @@ class _Expected:
         return f"{trials}, {counted(self.epochs, 'epoch')} in all"
 
 
-def plan_words(space: Space) -> Iterator[str]:
+def plan_messages(space: Space) -> Iterator[str]:
     """Yield sentences about the plan of a search with the scheduler ``auto``.
 
     The counts come from the rule itself: on curves whose first epoch ranks the trials as the last one does,

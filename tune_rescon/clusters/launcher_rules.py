@@ -9,8 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.clusters.cluster_file import TOKEN, ClusterDocument, Severity, at, machine_type, texts_in
-from tune_rescon.clusters.lint import (
+from tune_rescon.clusters.cluster_file import (
+    TOKEN,
+    ClusterDocument,
+    Severity,
+    is_command,
+    machine_type,
+    texts_in,
+    value_at,
+)
+from tune_rescon.clusters.shared_rules import (
     HEAD_METRICS_OFF,
     METRICS_OFF,
     command_findings,
@@ -56,7 +64,7 @@ def check_launcher(document: ClusterDocument) -> None:
 
 
 def _provider(document: ClusterDocument) -> str:
-    return str(at(document.value, "provider", "type"))
+    return str(value_at(document.value, "provider", "type"))
 
 
 def _node_types(document: ClusterDocument) -> Iterator[tuple[str, Mapping[str, Any], KeyPath]]:
@@ -70,15 +78,15 @@ def _node_types(document: ClusterDocument) -> Iterator[tuple[str, Mapping[str, A
 def _commands(document: ClusterDocument) -> Iterator[tuple[str, KeyPath]]:
     """Yield every command, and docker's options, with its place."""
     for steps, text in texts_in(document.value):
-        if any(str(step).endswith(("_commands", "run_options")) for step in steps):
+        if is_command(steps):
             yield text, steps
 
 
 def _check_head_type(document: ClusterDocument) -> None:
     if _provider(document) == "local":
         for key in ("head_ip", "worker_ips"):
-            if at(document.value, "provider", key) is None:
-                document.complain("head-type", ("provider",), "is missing", where=f"provider.{key}")
+            if value_at(document.value, "provider", key) is None:
+                document.add_violation("head-type", ("provider",), "is missing", where=f"provider.{key}")
         return
     names = [name for name, _, _ in _node_types(document)]
     head = document.value.get("head_node_type")
@@ -88,21 +96,22 @@ def _check_head_type(document: ClusterDocument) -> None:
 
 
 def _check_workers(document: ClusterDocument) -> None:
-    most, sum_of_least = document.value.get("max_workers"), 0
+    max_workers, sum_of_min = document.value.get("max_workers"), 0
     local = _provider(document) == "local"
     sections: list[tuple[Mapping[str, Any], KeyPath]] = [(t, steps) for _, t, steps in _node_types(document)]
     for section, steps in [(document.value, ())] if local else sections:
-        low, high = section.get("min_workers", 0), section.get("max_workers", most)
+        low, high = section.get("min_workers", 0), section.get("max_workers", max_workers)
         if not isinstance(low, int) or not isinstance(high, int):
             continue
-        sum_of_least += low
+        sum_of_min += low
         if not 0 <= low <= high:
             rule, got = "`0 <= min_workers <= max_workers` must hold", f"{low} and {high}"
             place = (*steps, "min_workers") if "min_workers" in section else steps
-            document.complain("workers", place, rule, got=got, where=dotted(steps))
-    if not local and isinstance(most, int) and sum_of_least > most:
+            document.add_violation("workers", place, rule, got=got, where=dotted(steps))
+    if not local and isinstance(max_workers, int) and sum_of_min > max_workers:
         rule = "the sum of all `min_workers` must be at most `max_workers`"
-        document.complain("workers", ("max_workers",), rule, got=f"{sum_of_least} and {most}", where="")
+        got = f"{sum_of_min} and {max_workers}"
+        document.add_violation("workers", ("max_workers",), rule, got=got, where="")
 
 
 def _check_addresses(document: ClusterDocument) -> None:
@@ -112,15 +121,15 @@ def _check_addresses(document: ClusterDocument) -> None:
             if everywhere in text:
                 rule = "nothing may be open to the whole internet"
                 hint = "Name the addresses you come from."
-                document.complain("ingress", steps, rule, got=everywhere, hint=hint)
+                document.add_violation("ingress", steps, rule, got=everywhere, hint=hint)
     if _provider(document) != "aws":
         return
     for _, node_type, steps in _node_types(document):
         config = node_type.get("node_config") or {}
-        if not at(config, "SecurityGroupIds") and not at(config, "NetworkInterfaces"):
+        if not value_at(config, "SecurityGroupIds") and not value_at(config, "NetworkInterfaces"):
             rule = "every node type must name your own SecurityGroupIds"
             hint = "A group that Ray makes lets the whole internet in to port 22."
-            document.complain("ingress", (*steps, "node_config"), rule, hint=hint)
+            document.add_violation("ingress", (*steps, "node_config"), rule, hint=hint)
 
 
 def _check_starts(document: ClusterDocument) -> None:
@@ -138,18 +147,18 @@ def _check_starts(document: ClusterDocument) -> None:
             if missing:
                 rule = f"a `ray start` should have `{' '.join(missing)}` in its environment"
                 hint = "Otherwise the node answers for its metrics without the token."
-                document.complain("metrics", steps, rule, hint=hint, severity="warning")
+                document.add_violation("metrics", steps, rule, hint=hint, severity="warning")
     for key in (_HEAD_STARTS, _WORKER_STARTS):
         commands = document.value.get(key)
         if not any(ray_starts(str(command)) for command in (commands if isinstance(commands, list) else ())):
             hint = "Ray's defaults take no token, and on a cloud show the dashboard to everybody."
-            document.complain("auth-mode", (key,), "must start Ray", got="no `ray start`", hint=hint)
-    head_ip = at(document.value, "provider", "head_ip")
+            document.add_violation("auth-mode", (key,), "must start Ray", got="no `ray start`", hint=hint)
+    head_ip = value_at(document.value, "provider", "head_ip")
     for start in _head_starts(document):
         address = start.option("node-ip-address")
         if head_ip and address is not None and address != head_ip:
             rule = "--node-ip-address must be provider.head_ip"
-            document.complain("head-address", (_HEAD_STARTS,), rule, got=f"{address} and {head_ip}")
+            document.add_violation("head-address", (_HEAD_STARTS,), rule, got=f"{address} and {head_ip}")
 
 
 def _head_starts(document: ClusterDocument) -> Iterator[ShellCommand]:
@@ -161,14 +170,14 @@ def _head_starts(document: ClusterDocument) -> Iterator[ShellCommand]:
 def _check_shells(document: ClusterDocument) -> None:
     """Check that the head's shells have the token mode: `ray status` through `ray exec` and jobs need it."""
     setting = "RAY_AUTH_MODE=token"
-    # Within `X=RAY_AUTH_MODE=token` it is a value.
+    # In `X=RAY_AUTH_MODE=token` it is the value of another variable.
     pattern = re.compile(rf"(?<![\w=]){setting}(?!\w)")
     shells = ("setup_commands", "head_setup_commands", "run_options")
     for command, steps in _commands(document):
         if pattern.search(command) and any(str(step) in shells for step in steps):
             return
     rule = f"the shells of the head should have {setting}, or `ray exec ... 'ray status'` is refused"
-    document.complain("auth-shells", ("setup_commands",), rule, severity="warning")
+    document.add_violation("auth-shells", ("setup_commands",), rule, severity="warning")
 
 
 def _check_token(document: ClusterDocument) -> None:
@@ -185,15 +194,14 @@ def _check_token(document: ClusterDocument) -> None:
     if source is None:
         rule = "must hold `~/.ray: ./cluster/token`, and head_setup_commands `ray get-auth-token --generate`"
         hint = "Without the token no node may join. cluster.yaml shows both lines."
-        document.complain("auth-token", ("file_mounts",), rule, hint=hint)
+        document.add_violation("auth-token", ("file_mounts",), rule, hint=hint)
     elif not _exists(source):
         rule = "names a file that is not there: plain `ray up` starts the head, and then fails"
-        hint = (
-            "`tune-rescon cluster up` makes it, as does `ray get-auth-token --generate`."
-            if source == TOKEN
-            else ""
+        creates = "`tune-rescon cluster up` makes it, as does `ray get-auth-token --generate`."
+        hint = creates if source == TOKEN else ""
+        document.add_violation(
+            "auth-token", ("file_mounts",), rule, got=source, hint=hint, severity="warning"
         )
-        document.complain("auth-token", ("file_mounts",), rule, got=source, hint=hint, severity="warning")
 
 
 def _exists(source: str) -> bool:
@@ -211,14 +219,14 @@ def _check_head_resources(document: ClusterDocument) -> None:
                 if (count := start.option(what)) != "0":
                     rule = f"the head must be started with `--{what}=0`"
                     got = count or "none"
-                    document.complain("head-resources", (_HEAD_STARTS,), rule, got=got, hint=hint)
+                    document.add_violation("head-resources", (_HEAD_STARTS,), rule, got=got, hint=hint)
         return
     head = document.value.get("head_node_type")
     for name, node_type, steps in _node_types(document):
         resources = node_type.get("resources")
-        if name == head and (at(resources, "CPU") != 0 or at(resources, "GPU") != 0):
+        if name == head and (value_at(resources, "CPU") != 0 or value_at(resources, "GPU") != 0):
             where, rule = (*steps, "resources"), "the head's must be {CPU: 0, GPU: 0}"
-            document.complain("head-resources", where, rule, got=str(resources), hint=hint)
+            document.add_violation("head-resources", where, rule, got=str(resources), hint=hint)
 
 
 def _check_spot(document: ClusterDocument) -> None:
@@ -230,21 +238,21 @@ def _check_spot(document: ClusterDocument) -> None:
         where = (*steps, "node_config")
         if name == head:
             rule, hint = "the head must not be a spot instance", "Its loss ends the driver of every search."
-            document.complain("spot", where, rule, hint=hint)
+            document.add_violation("spot", where, rule, hint=hint)
         else:
             rule = "workers should be spot instances, which cost less"
             hint = "A trial continues elsewhere from its checkpoint."
-            document.complain("spot", where, rule, hint=hint, severity="warning")
+            document.add_violation("spot", where, rule, hint=hint, severity="warning")
 
 
 def _is_spot(config: Any) -> bool:
-    return bool(at(config, "InstanceMarketOptions", "MarketType") == "spot")
+    return bool(value_at(config, "InstanceMarketOptions", "MarketType") == "spot")
 
 
 def _is_preemptible(config: Any) -> bool:
-    scheduling = at(config, "scheduling")
+    scheduling = value_at(config, "scheduling")
     for section in scheduling if isinstance(scheduling, list) else [scheduling]:
-        if at(section, "preemptible") is True or at(section, "provisioningModel") == "SPOT":
+        if value_at(section, "preemptible") is True or value_at(section, "provisioningModel") == "SPOT":
             return True
     return False
 
@@ -253,7 +261,7 @@ def _check_images(document: ClusterDocument) -> None:
     places: list[KeyPath] = [("docker", key) for key in ("image", "head_image", "worker_image")]
     places += [(*steps, "docker", "worker_image") for _, _, steps in _node_types(document)]
     for steps in places:
-        if image := at(document.value, *steps):
+        if image := value_at(document.value, *steps):
             for text, severity in image_problems(str(image), where=dotted(steps)):
                 document.add("image", steps, text, severity)
 
@@ -273,7 +281,7 @@ def _check_mounts(document: ClusterDocument) -> None:
         if str(source).rstrip("/") in (".", "..", "~", "$PWD"):
             rule = "a whole checkout must not be mounted: Ray reads all of it each time, .venv/ too"
             hint = "Name the paths that the nodes need."
-            document.complain("mounts", ("file_mounts", target), rule, got=source, hint=hint)
+            document.add_violation("mounts", ("file_mounts", target), rule, got=source, hint=hint)
 
 
 def _check_node_config(document: ClusterDocument) -> None:
@@ -291,23 +299,25 @@ def _check_node_config(document: ClusterDocument) -> None:
 
 
 def _check_metadata(document: ClusterDocument) -> None:
-    """Check that a machine's credentials are not given to any program that can make it send a request."""
+    """Check that reading a machine's credentials needs a token: a forged request must not get them."""
     if _provider(document) != "aws":
         return
     reported: set[int] = set()
     for _, node_type, steps in _node_types(document):
         config = node_type.get("node_config")
-        # A launch template may have the option.
-        if at(config, "MetadataOptions", "HttpTokens") == "required" or at(config, "LaunchTemplate"):
+        # A launch template may set the option.
+        if value_at(config, "MetadataOptions", "HttpTokens") == "required" or value_at(
+            config, "LaunchTemplate"
+        ):
             continue
         where = (*steps, "node_config", "MetadataOptions")
         if document.line(where) not in reported:
             reported.add(document.line(where))
             rule = "must be {HttpTokens: required}"
-            hint = (
-                "The first version of the metadata service gives the machine's credentials without a token."
+            hint = "Version 1 of the metadata service gives the machine's credentials without a token."
+            document.add_violation(
+                "metadata", where, rule, got=str(value_at(config, "MetadataOptions")), hint=hint
             )
-            document.complain("metadata", where, rule, got=str(at(config, "MetadataOptions")), hint=hint)
 
 
 #: The longest idle time-out, in minutes, that gives no finding.
@@ -322,33 +332,31 @@ _ACCELERATED: Final[Mapping[str, re.Pattern[str]]] = {
 
 
 def _check_costs(document: ClusterDocument) -> None:
-    """Add a finding for each setting that bills machines or disks which nothing uses."""
-    provider = str(at(document.value, "provider", "type"))
+    """Add a finding for each setting with which unused machines or disks are billed."""
+    provider = _provider(document)
     if provider not in _ACCELERATED:
         return
     _check_stopped_nodes(document, provider)
     _check_idle(document)
     head = document.value.get("head_node_type")
     steps: KeyPath = ("available_node_types", str(head), "node_config")
-    config = at(document.value, *steps)
+    config = value_at(document.value, *steps)
     machine = machine_type(config)
-    if _ACCELERATED[provider].match(machine) or at(config, "guestAccelerators"):
+    if _ACCELERATED[provider].match(machine) or value_at(config, "guestAccelerators"):
         rule = "the head should be a machine without a GPU"
         hint = "It is billed all the time, and no trial runs on it."
-        document.complain("cost", steps, rule, got=machine, hint=hint, severity="warning")
+        document.add_violation("cost", steps, rule, got=machine, hint=hint, severity="warning")
 
 
 def _check_stopped_nodes(document: ClusterDocument, provider: str) -> None:
     steps: KeyPath = ("provider", "cache_stopped_nodes")
     # Without the key, Ray stops machines on AWS and Azure, and ends them on Google Cloud.
-    given = at(document.value, *steps)
+    given = value_at(document.value, *steps)
     if given is False or (given is None and provider == "gcp"):
         return
-    hint = (
-        "Ray stops machines instead of ending them otherwise, and their disks are billed until you find them."
-    )
+    hint = "Ray stops machines instead of ending them, and their disks are billed until you find them."
     got = "nothing, which is true for Ray" if given is None else str(given).lower()
-    document.complain("cost", steps, "should be false", got=got, hint=hint, severity="warning")
+    document.add_violation("cost", steps, "should be false", got=got, hint=hint, severity="warning")
 
 
 def _check_idle(document: ClusterDocument) -> None:
@@ -357,12 +365,12 @@ def _check_idle(document: ClusterDocument) -> None:
     names = list(types) if isinstance(types, Mapping) else []
     places += [(("available_node_types", name, "idle_timeout_s"), 1 / 60) for name in names]
     for steps, minutes in places:
-        value = at(document.value, *steps)
+        value = value_at(document.value, *steps)
         if isinstance(value, int | float) and value * minutes > _LONGEST_IDLE:
             rule = f"should be at most {_LONGEST_IDLE:g} minutes"
             hint = "So long a worker with nothing to do is billed."
             got = f"{value * minutes:g}"
-            document.complain("cost", steps, rule, got=got, hint=hint, severity="warning")
+            document.add_violation("cost", steps, rule, got=got, hint=hint, severity="warning")
 
 
 #: Not an argument of RunInstances: Ray chooses a SubnetId from it.

@@ -1,22 +1,29 @@
-"""The checks before Ray starts here, and the second attempt."""
+"""The start of Ray and its environment, and the sampling of the cluster's size. Few tests start a Ray."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
+import time
+from itertools import chain, repeat
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.waiting import wait_until
 from tune_rescon.errors import ClusterError, ConfigError
+from tune_rescon.tuning import ClusterSize
 from tune_rescon.tuning.ray import session
 from tune_rescon.tuning.ray.session import (
     LONGER_START,
     _join,
     check_temp_dir,
+    prepare_environment,
     ray_session,
+    sampled_cluster,
     start_or_retry,
 )
 
@@ -60,7 +67,7 @@ class FailingRay:
 
 
 @pytest.fixture(autouse=True)
-def _no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_longer_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SETTING, raising=False)
 
 
@@ -169,3 +176,105 @@ def test_an_unreachable_cluster_is_reported_in_one_paragraph(monkeypatch: pytest
     assert message.startswith("--address: must be the address of a Ray cluster that can be reached, but got")
     assert "(Ray is not at head:6379)" in message
     assert "\n" not in message
+
+
+@pytest.fixture
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        del os.environ[name]
+
+
+@pytest.mark.usefixtures("empty_environment")
+def test_a_local_ray_gets_its_own_token() -> None:
+    prepare_environment(own_ray=True)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert os.environ["RAY_prestart_worker_first_driver"] == "0"  # noqa: SIM112  # Ray's own spelling
+
+
+@pytest.mark.usefixtures("empty_environment")
+def test_a_cluster_keeps_its_own_mode() -> None:
+    prepare_environment(own_ray=False)
+    assert "RAY_AUTH_MODE" not in os.environ
+    assert "RAY_prestart_worker_first_driver" not in os.environ
+
+
+@pytest.mark.usefixtures("empty_environment")
+def test_variables_set_by_the_user_are_kept() -> None:
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="1")
+    prepare_environment(own_ray=True)
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+
+SIZE = ClusterSize(nodes=2, gpus=8, cpus=64)
+
+
+def no_dead_process() -> str:
+    return ""
+
+
+def test_the_last_answer_is_returned() -> None:
+    sizes = chain([SIZE], repeat(ClusterSize(nodes=3, gpus=12, cpus=96)))
+    with sampled_cluster(no_dead_process, ask=lambda: next(sizes), every=0.01) as size:
+        wait_until(lambda: size() == ClusterSize(nodes=3, gpus=12, cpus=96))
+
+
+def test_the_cluster_is_not_polled_before_the_first_read() -> None:
+    polled = threading.Event()
+
+    def poll() -> ClusterSize:
+        polled.set()
+        return SIZE
+
+    with sampled_cluster(no_dead_process, ask=poll, every=0.01):
+        assert not polled.wait(0.05)
+
+
+def test_a_hanging_poll_does_not_block_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "POLL_TIMEOUT", 0.05)
+    release = threading.Event()
+
+    def hang() -> ClusterSize:
+        release.wait()
+        return SIZE
+
+    start = time.monotonic()
+    with sampled_cluster(no_dead_process, ask=hang) as size:
+        assert size() is None
+    assert time.monotonic() - start < 30
+    release.set()
+
+
+def test_a_failed_poll_is_repeated() -> None:
+    errors = [RuntimeError("the control store is busy")]
+
+    def poll() -> ClusterSize:
+        if errors:
+            raise errors.pop()
+        return SIZE
+
+    with sampled_cluster(no_dead_process, ask=poll, every=0.01) as size:
+        wait_until(lambda: size() == SIZE)
+
+
+def test_a_dead_ray_is_not_polled() -> None:
+    dead_process = ""
+    polls = 0
+
+    def poll() -> ClusterSize:
+        nonlocal polls
+        polls += 1
+        return SIZE
+
+    with sampled_cluster(lambda: dead_process, ask=poll, every=0.01) as size:
+        wait_until(lambda: size() == SIZE)
+        dead_process = "its node manager (raylet)"
+        wait_until(lambda: size() is None)
+        polls_before = polls
+        time.sleep(0.05)
+        assert polls == polls_before

@@ -1,4 +1,4 @@
-"""The parts of a space that a resume may change: every key, with and without trials."""
+"""A resume: which parts of the space it may change, and whether the search has anything left to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tune_rescon.config import DatasetConfig, TrialState, field_names
 from tune_rescon.errors import SpaceError
-from tune_rescon.spaces import Space, load_space
+from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.spaces.sections import (
     Budget,
     Constraints,
@@ -21,16 +21,18 @@ from tune_rescon.spaces.sections import (
     Scheduler,
     Section,
 )
-from tune_rescon.tuning import TrialRecord
+from tune_rescon.tuning import Decision, SearchSampler, SearchState, StudyRecord, TrialRecord, Verdict
 from tune_rescon.tuning.resume import (
     FREE,
     FROZEN,
     change_problems,
-    change_words,
     check_changes,
-    history_words,
+    is_finished,
+    space_changes,
+    version_changes,
 )
 from tune_rescon.tuning.space_versions import SpaceVersions
+from tune_rescon.tuning.study_attributes import record_outcome
 from tune_rescon.tuning.trial import TrialOrigin, make_origin
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "resume.md"
@@ -104,11 +106,13 @@ NOT_ALONE = {
 }
 
 
-def space(*more: str) -> Space:
+def make_space(*more: str) -> Space:
     return load_space("digits", [*BASE, *more])
 
 
-def trial(of: Space, number: int = 0, state: TrialState = TrialState.FINISHED, **sampled: Any) -> TrialRecord:
+def make_trial(
+    space: Space, number: int = 0, state: TrialState = TrialState.FINISHED, **sampled: Any
+) -> TrialRecord:
     parameters = {"depth": 56, "learning_rate": 0.1} | sampled
     return TrialRecord(
         number=number,
@@ -117,12 +121,12 @@ def trial(of: Space, number: int = 0, state: TrialState = TrialState.FINISHED, *
         metric="val_accuracy",
         maximize=True,
         values=(0.5,),
-        origin=make_origin(of, parameters, version=1, number=number),
+        origin=make_origin(space, parameters, version=1, number=number),
     )
 
 
 def problems(*more: str) -> list[str]:
-    return change_problems(space(), space(*more), [trial(space())])
+    return change_problems(make_space(), make_space(*more), [make_trial(make_space())])
 
 
 def is_free(key: str) -> bool:
@@ -179,8 +183,8 @@ def test_a_changed_metric_or_dataset_is_refused(change: tuple[str, ...]) -> None
 
 def test_a_folder_of_images_may_have_moved() -> None:
     folder = ("dataset.name=folder", "dataset.path=here")
-    old = space(*folder)
-    assert change_problems(old, space(*folder, "dataset.path=there"), [trial(old)]) == []
+    old = make_space(*folder)
+    assert change_problems(old, make_space(*folder, "dataset.path=there"), [make_trial(old)]) == []
 
 
 def test_an_epoch_budget_may_be_added_with_its_scheduler() -> None:
@@ -217,42 +221,44 @@ def test_fields_may_move_between_fixed_and_parameters(change: tuple[str, ...]) -
 def test_the_objective_function_is_frozen_and_others_may_be_added() -> None:
     """Functions of two modules may have the same name, which is that of the metric."""
     metric = "metric={{name: val_score, mode: min, log: [{}]}}"
-    old = space(metric.format("before:score"))
-    assert change_problems(old, space(metric.format("before:score, other:count")), [trial(old)]) == []
-    (problem,) = change_problems(old, space(metric.format("after:score")), [trial(old)])
+    old = make_space(metric.format("before:score"))
+    assert (
+        change_problems(old, make_space(metric.format("before:score, other:count")), [make_trial(old)]) == []
+    )
+    (problem,) = change_problems(old, make_space(metric.format("after:score")), [make_trial(old)])
     assert problem.startswith("val_score is computed by before:score and would be computed by after:score")
 
 
 def test_a_trial_of_an_earlier_version_ran_with_the_defaults_of_later_fields() -> None:
-    of = space()
-    recorded_trial = trial(of)
+    space = make_space()
+    recorded_trial = make_trial(space)
     assert recorded_trial.origin is not None
     recorded = recorded_trial.origin.to_dict()
     del recorded["config"]["patience"]
     earlier = dataclasses.replace(recorded_trial, origin=TrialOrigin.from_dict(recorded))
     assert earlier.setting("patience") == 0
-    (problem,) = change_problems(of, space("fixed.patience=3"), [earlier])
+    (problem,) = change_problems(space, make_space("fixed.patience=3"), [earlier])
     assert problem.startswith("fixed.patience would become 3, and trial 0 ran with 0")
 
 
 def test_without_trials_a_fixed_field_is_free() -> None:
-    assert change_problems(space(), space("fixed.width=1.0"), []) == []
+    assert change_problems(make_space(), make_space("fixed.width=1.0"), []) == []
 
 
 def test_only_an_unfinished_trial_needs_its_configuration() -> None:
-    of = space()
-    known = dataclasses.replace(trial(of), origin=None)
+    space = make_space()
+    known = dataclasses.replace(make_trial(space), origin=None)
     running = dataclasses.replace(known, number=3, state=TrialState.INTERRUPTED)
-    assert change_problems(of, of, [known]) == []
-    (problem,) = change_problems(of, of, [known, running])
+    assert change_problems(space, space, [known]) == []
+    (problem,) = change_problems(space, space, [known, running])
     assert "no longer contains trial 3" in problem
 
 
 def test_all_refused_changes_are_reported_together_with_a_hint() -> None:
-    changed = space("fixed.width=1.0", "fidelity.max=3", "metric={name: val_loss, mode: min}")
-    trials = [trial(space(), number) for number in range(4)]
+    changed = make_space("fixed.width=1.0", "fidelity.max=3", "metric={name: val_loss, mode: min}")
+    trials = [make_trial(make_space(), number) for number in range(4)]
     with pytest.raises(SpaceError) as caught:
-        check_changes("base", space(), changed, trials)
+        check_changes("base", make_space(), changed, trials)
     text = str(caught.value)
     assert "\n" not in text
     for word in ("--resume base", "fixed.width", "4 trials", "fidelity.max", "metric.name", "metric.mode"):
@@ -262,24 +268,96 @@ def test_all_refused_changes_are_reported_together_with_a_hint() -> None:
 
 
 def test_changes_are_reported_key_by_key() -> None:
-    words = change_words(
-        space(), space("budget.trials=9", "parameters.depth.choices=[92]", "fixed.nesterov=false")
+    changes = space_changes(
+        make_space(), make_space("budget.trials=9", "parameters.depth.choices=[92]", "fixed.nesterov=false")
     )
-    assert "budget.trials: 6 -> 9" in words
-    assert "parameters.depth.choices: [56, 92] -> [92]" in words
-    assert len(words) == 3
-    (word,) = change_words(space(), space("parameters.momentum={type: float, low: 0.8, high: 0.9}"))
-    assert word == "parameters.momentum: - -> {type: float, low: 0.8, high: 0.9, log: false}"
+    assert "budget.trials: 6 -> 9" in changes
+    assert "parameters.depth.choices: [56, 92] -> [92]" in changes
+    assert len(changes) == 3
+    (change,) = space_changes(
+        make_space(), make_space("parameters.momentum={type: float, low: 0.8, high: 0.9}")
+    )
+    assert change == "parameters.momentum: - -> {type: float, low: 0.8, high: 0.9, log: false}"
 
 
 def test_a_version_without_trials_is_part_of_the_history_too() -> None:
-    versions = SpaceVersions(spaces=(space(), space("budget.trials=9"), space("budget.trials=12")))
-    later = dataclasses.replace(
-        trial(space(), 6),
-        origin=make_origin(space(), {"depth": 56, "learning_rate": 0.1}, version=2, number=6),
+    versions = SpaceVersions(
+        spaces=(make_space(), make_space("budget.trials=9"), make_space("budget.trials=12"))
     )
-    assert history_words(versions, [trial(space()), later]) == (
+    later = dataclasses.replace(
+        make_trial(make_space(), 6),
+        origin=make_origin(make_space(), {"depth": 56, "learning_rate": 0.1}, version=2, number=6),
+    )
+    assert version_changes(versions, [make_trial(make_space()), later]) == (
         "version 2 (from trial 6): budget.trials: 6 -> 9",
         "version 3 (no trial yet): budget.trials: 9 -> 12",
     )
-    assert history_words(SpaceVersions(spaces=(space(),)), [later]) == ()
+    assert version_changes(SpaceVersions(spaces=(make_space(),)), [later]) == ()
+
+
+FINISHED_OVERRIDES = ("budget.trials=2", "fidelity.max=1", "sampler.type=random")
+
+
+def small_space(*overrides: str) -> Space:
+    return load_space("digits", [*FINISHED_OVERRIDES, *overrides])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a study with two finished trials."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('study')}/study.db"
+    record = StudyRecord.create(
+        url, "s", metric="val_accuracy", maximize=True, space=dump_space(small_space())
+    )
+    sampler = SearchSampler(small_space())
+    for number in range(2):
+        proposal = sampler.ask()
+        assert proposal is not None
+        sampler.on_trial_start(record.open(proposal))
+        record.report(number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.STOP))
+        record.close(number, TrialState.FINISHED, checkpoint=None)
+    return url
+
+
+@pytest.mark.parametrize(
+    ("outcome", "edits", "finished"),
+    [
+        (SearchState.FINISHED, [], True),
+        (SearchState.FINISHED, ["resources_per_trial.cpu=2", "budget.concurrent=1"], True),
+        (SearchState.FINISHED, ["budget.trials=1"], True),
+        (SearchState.FINISHED, ["budget.trials=3"], False),
+        (SearchState.INTERRUPTED, [], False),
+        (SearchState.FAILED, [], False),
+        (None, [], False),
+    ],
+)
+def test_a_search_is_finished_if_it_completed_and_no_trial_remains(
+    outcome: SearchState | None, edits: list[str], finished: bool, study: str
+) -> None:
+    record = StudyRecord.load(study, "s", metric="val_accuracy")
+    if outcome is None:
+        record.set_attribute("outcome", None)
+    else:
+        record_outcome(record, outcome, None)
+    assert is_finished(record, SpaceVersions(spaces=(small_space(),)), small_space(*edits)) is finished
+
+
+@pytest.mark.parametrize(
+    ("edits", "finished"),
+    [
+        ([], True),
+        (["budget.hours=1"], True),
+        (["budget.hours=2"], False),
+        (["budget.hours=1", "sampler.repeats=true"], False),
+        (["parameters.learning_rate.high=0.2"], False),
+    ],
+)
+def test_a_search_is_finished_if_its_hours_or_points_are_used_up(
+    edits: list[str], finished: bool, study: str
+) -> None:
+    """Two of twenty trials ran, and the last run finished: the hours or the points were used up."""
+    record = StudyRecord.load(study, "s", metric="val_accuracy")
+    record_outcome(record, SearchState.FINISHED, None)
+    original_space = small_space("budget.trials=20", "budget.hours=1")
+    edited_space = small_space("budget.trials=20", "budget.hours=1", *edits)
+    assert is_finished(record, SpaceVersions(spaces=(original_space,)), edited_space) is finished

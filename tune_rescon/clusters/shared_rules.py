@@ -1,4 +1,4 @@
-"""The rules for cluster files that apply to every kind of file: storage, images, commands, Ray's schema."""
+"""The rules that several kinds of cluster files share: storage, images, commands, Ray's schema."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def image_problems(image: str, *, where: str) -> Iterator[tuple[str, Severity]]:
             yield format_error(rule, got=found[0], where=where), "error"
 
 
-#: The variables, and their values, with which Ray opens no port for metrics: those of every node, and those
-#: of the head's autoscaler and dashboard. The latter have no switch, but cannot listen on port 65536.
+#: The variables with which Ray opens no port for metrics: on every node, and on the head. The head's
+#: autoscaler and dashboard cannot be switched off, but they cannot listen on port 65536 either.
 METRICS_OFF: Final[Mapping[str, str]] = {"RAY_enable_metrics_collection": "0"}
 HEAD_METRICS_OFF: Final[Mapping[str, str]] = {
     **METRICS_OFF,

@@ -1,4 +1,4 @@
-"""The checkpoints that a search keeps."""
+"""Ended trials: the checkpoints that a search keeps, and the failures that end it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
 from tune_rescon.tuning import TrialRecord
-from tune_rescon.tuning.ended_trials import CHECKPOINTS_KEPT, top_k_checkpoints
+from tune_rescon.tuning.ended_trials import CHECKPOINTS_KEPT, FailureStreak, shared_cause, top_k_checkpoints
 
 
 def trial(number: int, *values: float, state: TrialState = TrialState.STOPPED) -> TrialRecord:
@@ -72,3 +72,62 @@ def test_a_dropped_trial_is_never_kept_again(curves: list[list[float]]) -> None:
         kept = top_k_checkpoints(trials[:count], keep=3)
         assert not kept & dropped, "its checkpoint has been deleted"
         dropped |= {record.number for record in trials[:count] if record.best_epoch} - kept
+
+
+def failed_trial(
+    state: TrialState = TrialState.FAILED, error: str | None = "E", **parameters: object
+) -> TrialRecord:
+    return TrialRecord(
+        number=0,
+        state=state,
+        parameters=parameters,
+        metric="val_accuracy",
+        maximize=True,
+        values=(),
+        error=error,
+    )
+
+
+@pytest.mark.parametrize(
+    ("states", "ends"),
+    [
+        (["failed"] * 4, False),
+        (["failed"] * 5, True),
+        (["failed"] * 4 + ["stopped"] + ["failed"] * 4, False),
+        (["failed"] * 4 + ["diverged", "failed"], False),
+        (["failed", "out_of_memory"] + ["failed"] * 4, False),
+        (["finished"] + ["failed"] * 5, True),
+    ],
+)
+def test_only_failures_in_a_row_count(states: list[str], ends: bool) -> None:
+    streak = FailureStreak()
+    results = [streak.add(failed_trial(TrialState(state))) for state in states]
+    assert (results[-1] is not None) is ends
+    assert all(text is None for text in results[:-1])
+
+
+@pytest.mark.parametrize(
+    ("failed", "message"),
+    [
+        (
+            [failed_trial(error="Traceback\nValueError: no.", depth=92, lr=x) for x in (0.1, 0.2)],
+            "2 trials in a row failed, all with ValueError: no. All had depth=92.",
+        ),
+        (
+            [failed_trial(error=error, lr=error) for error in ("A: a", "B: b")],
+            "2 trials in a row failed, the last with B: b.",
+        ),
+        (
+            [failed_trial(error=error, lr=0.1) for error in ("A: a", "B: b", "C: c")],
+            "3 trials in a row failed, the last with C: c. All had lr=0.1.",
+        ),
+        (
+            # Two trials share the depth and two the rate, but no value is common to all three.
+            [failed_trial(depth=92, lr=0.1), failed_trial(depth=92), failed_trial(lr=0.1)],
+            "3 trials in a row failed, all with E.",
+        ),
+        ([failed_trial(error=None)], "1 trial in a row failed, all with no message."),
+    ],
+)
+def test_the_message_names_what_the_failures_share(failed: list[TrialRecord], message: str) -> None:
+    assert shared_cause(failed) == message
