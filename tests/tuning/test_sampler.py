@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +21,8 @@ NUMBERS = (
     "parameters={learning_rate: {type: float, low: 0.01, high: 1.0, log: true},"
     " weight_decay: {type: float, low: 0.0, high: 0.1}}"
 )
+#: 3:00 of summer time, when clocks in Berlin are set back to 2:00, in seconds since 1970.
+SUMMER_TIME_ENDS = 1792890000.0
 KINDS = ("tpe", "random", "gp", "cmaes", "nsga2")
 
 
@@ -276,6 +279,24 @@ def test_the_worst_value_of_a_diverged_trial_is_of_those_that_ended_before_it(
         ("COMPLETE", [0.5]),
         ("COMPLETE", [0.5]),
     ]
+
+
+def test_trials_that_ended_in_the_repeated_hour_of_the_end_of_summer_time_keep_their_order(
+    sampler_view: list[FrozenTrial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trial 0 ends at 2:50 of summer time, trial 1 diverges at 2:10 of winter time, trial 2 ends at 2:20."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    search = SearchSampler(make_space("random"))
+    trials = run_trials(search, *[(RUNNING, (0.5,))] * 3)
+    ends = [(STOPPED, (0.5,)), (DIVERGED, (0.5, math.nan)), (STOPPED, (0.1,))]
+    for number, (minutes, (state, values)) in enumerate(zip((-10, 10, 20), ends, strict=True)):
+        ended_at = datetime.fromtimestamp(SUMMER_TIME_ENDS + 60 * minutes)
+        trials[number] = dataclasses.replace(trials[number], state=state, values=values, ended=ended_at)
+    SearchSampler(make_space("random"), existing_trials=trials).ask()
+    monkeypatch.undo()
+    time.tzset()
+    assert states_and_values_of(sampler_view)[1] == ("COMPLETE", [0.5])
 
 
 def test_a_non_finite_value_at_a_rung_does_not_count_as_reaching_it(

@@ -55,6 +55,8 @@ class SearchPlan:
     """The number of devices that each trial holds; None if nothing is trained."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """See :class:`.MemoryFailures`."""
+    version: int | None = None
+    """The version of the space, which trials that run out of memory are recorded with."""
     same_devices: Callable[[TrialRecord], bool] = lambda _: True
     """Return whether a recorded trial had the devices, and therefore the memory, that trials get now."""
     violation: Callable[[Mapping[str, Any]], str | None] | None = None
@@ -432,7 +434,10 @@ class Coordinator:
         kept = self._retention.trial_ends(number, state, checkpoint)
         ending = self._record.trial(number)
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
-        trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
+        failed_in = self._plan.version if state is TrialState.OUT_OF_MEMORY else None
+        trial = self._record.close(
+            number, state, checkpoint=kept, error=error, cost=cost, failed_in=failed_in
+        )
         self._sampler.on_trial_end(trial)
         # A deadline may have ended a trial that the rule paused.
         self._rule.ended(number)

@@ -138,9 +138,11 @@ class SearchSampler:
         if enqueued is not None:
             if self._view.is_outdated:
                 self._renew()
-            trial = self._view.draw(enqueued.number, 0, enqueued.params)
+            number, given = enqueued.number, enqueued.params
+            # Where no other point has these values, the trial runs again: its values were asked for.
+            trial = self._draw_new(number, infeasible, given) or self._view.draw(number, 0, given)
             self._pending = self._pending_rows(self._key(trial.params))
-            return self._proposal(trial, enqueued.number, enqueued=enqueued)
+            return self._proposal(trial, number, enqueued=enqueued)
         row = self._next_row()
         if row is None and self._is_exhausted:
             return None
@@ -247,14 +249,22 @@ class SearchSampler:
     def _keeps_to_constraints(self, params: Mapping[str, Any]) -> bool:
         return self._violation is None or self._violation(self._config(params)) is None
 
-    def _draw_new(self, number: int, infeasible: Infeasible | None) -> optuna.Trial | None:
+    def _draw_new(
+        self, number: int, infeasible: Infeasible | None, given: Mapping[str, Any] | None = None
+    ) -> optuna.Trial | None:
         """Draw a trial that keeps to the constraints; one that fits and is new, if the sampler finds one.
 
-        Return None if no point is left that keeps to the constraints and may run.
+        Args:
+            number: The number of the trial.
+            infeasible: See :meth:`ask`.
+            given: The values of an enqueued trial, which may omit parameters. None to draw all of them.
+
+        Returns:
+            The trial. None if no point is left that keeps to the constraints and may run.
         """
         repeated = 0
         for attempt in range(ATTEMPTS):
-            trial = self._view.draw(number, attempt)
+            trial = self._view.draw(number, attempt, given)
             if not self._may_run(trial.params):
                 repeated += 1
             elif self._keeps_to_constraints(trial.params) and (
@@ -264,7 +274,7 @@ class SearchSampler:
             self._view.discard(trial)
             if repeated == REPEATED_DRAWS:
                 break
-        point = self._free_point(number) or self._random_point(number)
+        point = self._free_point(number, given or {}) or (None if given else self._random_point(number))
         return None if point is None else self._view.draw(number, ATTEMPTS, point)
 
     def _may_run(self, params: Mapping[str, Any]) -> bool:
@@ -274,13 +284,14 @@ class SearchSampler:
     def _config(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         return trial_config(self._space, from_optuna(self._space, params)).to_dict()
 
-    def _free_point(self, number: int) -> Mapping[str, Any] | None:
-        """Return a random point that has not run and keeps to the constraints.
+    def _free_point(self, number: int, given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a random point with the ``given`` values that has not run and keeps to the constraints.
 
         Return None if the points of the space cannot be listed or none is left.
         """
         free = map(to_optuna, free_points(self._space.parameters, self._ran, most=MAX_LISTED))
-        kept = [point for point in free if self._keeps_to_constraints(point)]
+        values = self._key(given)
+        kept = [point for point in free if values <= self._key(point) and self._keeps_to_constraints(point)]
         if not kept:
             return None
         generator = np.random.default_rng((self._space.sampler.seed, number))

@@ -325,6 +325,7 @@ class StudyRecord:
         checkpoint: str | None,
         error: str | None = None,
         cost: float | None = None,
+        failed_in: int | None = None,
     ) -> TrialRecord:
         """Record the final state of a trial.
 
@@ -335,6 +336,7 @@ class StudyRecord:
             error: The error that ended the trial, or None. Passwords in it are hidden, because many people
                 read the record and it is sent to MLflow.
             cost: The second objective, if the search has one.
+            failed_in: See :attr:`.TrialRecord.failed_in`.
 
         Returns:
             The updated trial.
@@ -344,11 +346,20 @@ class StudyRecord:
         user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
         user |= {} if error is None else {"error": error}
         user |= {} if cost is None else {"cost": cost}
+        user |= {} if failed_in is None else {"failed_in": failed_in}
         values = None
         if state in (TrialState.FINISHED, TrialState.STOPPED) and math.isfinite(known.value):
             values = (known.value,) if cost is None else (known.value, cost)
         ended = self._writer.close_trial(self._ids[number], _OPTUNA_STATE[state], values, user)
-        return self._update(number, state=state, checkpoint=checkpoint, error=error, cost=cost, ended=ended)
+        return self._update(
+            number,
+            state=state,
+            checkpoint=checkpoint,
+            error=error,
+            cost=cost,
+            failed_in=failed_in,
+            ended=ended,
+        )
 
     def forget_checkpoint(self, number: int) -> TrialRecord:
         """Record that a closed trial no longer keeps a checkpoint."""
@@ -423,6 +434,7 @@ def _summary(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -> 
         checkpoint=recorded_checkpoint(frozen.number, user.get("checkpoint", last["checkpoint"])),
         error=user.get("error"),
         cost=user.get("cost"),
+        failed_in=user.get("failed_in"),
         notes=tuple(user.get("notes", ())),
         decision=None if last["decision"] is None else Decision(last["decision"]),
         times_ms=tuple(epoch["time_ms"] for epoch in epochs),
