@@ -190,16 +190,16 @@ def test_the_best_of_many_trials_are_the_best_in_the_direction_of_the_new_search
         monkeypatch.setattr(sampler, name, 1)
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     own_metric = ("metric.log=['math:fsum']", "metric.name=val_fsum")
-    smaller_is_better, larger_is_better = (space(*own_metric, f"metric.mode={mode}") for mode in ("min", "max"))
+    smaller, larger = (space(*own_metric, f"metric.mode={mode}") for mode in ("min", "max"))
     run_earlier_search(
         folder,
         folder.study_url,
         *[TrialState.STOPPED] * 4,
-        space_of_search=smaller_is_better,
+        space_of_search=smaller,
         values=(0.1, 0.9, 0.5, 0.5),
     )
-    for mode, best in ((smaller_is_better, 0), (larger_is_better, 1)):
-        used = overlapping_trials(mode, options, weights={}, digests={})
+    for own, best in ((smaller, 0), (larger, 1)):
+        used = overlapping_trials(own, options, weights={}, digests={})
         assert [trial.number for trial in used] == [best, 3]
 
 

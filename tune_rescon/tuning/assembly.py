@@ -97,7 +97,7 @@ def make_coordinator(
 
 
 def _had_devices(versions: SpaceVersions) -> Callable[[TrialRecord], bool]:
-    """Return the function that says whether a trial that ran out of memory had the GPUs of the newest space."""
+    """Return a function: whether a trial that ran out of memory had the GPUs of the newest space."""
 
     def devices(space: Space) -> Hashable:
         resources = space.resources_per_trial

@@ -204,7 +204,7 @@ class SamplerView:
 def _end(trial: TrialRecord) -> float:
     """Return when a trial ended, in seconds since 1970; inf if it has not ended.
 
-    Optuna's times are local ones, which cannot be compared in the hour that is repeated when summer time ends.
+    Optuna's times are local ones, whose order is wrong in the hour that is repeated when summer time ends.
     """
     return math.inf if trial.ended is None else trial.ended.timestamp()
 
