@@ -222,7 +222,7 @@ class SearchSampler:
     def _inside(self) -> tuple[TrialRecord, ...]:
         return tuple(trial for trial in self._known.values() if self._is_inside(trial))
 
-    def _key(self, parameters: Mapping[str, Any]) -> Hashable:
+    def _key(self, parameters: Mapping[str, Any]) -> frozenset[tuple[str, Hashable]]:
         return point_key(self._space.parameters, parameters)
 
     def _pending_rows(self, *starting: Hashable) -> list[Mapping[str, Any]]:

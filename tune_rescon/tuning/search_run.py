@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from tune_rescon.errors import LeaseLostError, RecordError, presentable
-from tune_rescon.spaces import dump_space
+from tune_rescon.spaces import Space, dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
 from tune_rescon.tuning.budget import exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
+from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import usable_directory, write_atomically
-from tune_rescon.tuning.identity import ensure_identity, with_id
+from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
 from tune_rescon.tuning.input_digests import code_digests, record_code, record_images
 from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_words, logged_images
@@ -78,6 +79,16 @@ class SearchRun:
     presentation: Presentation | None
     """Draws the search; None draws nothing."""
     _exits: ExitStack = field(init=False, default_factory=ExitStack)
+    # Set by `start`.
+    _space: Space = field(init=False)
+    _identity: Identity = field(init=False)
+    _costs: CostModel = field(init=False)
+    _plan: SearchPlan = field(init=False)
+    _planned_slots: int = field(init=False)
+    _parent: ParentRun = field(init=False)
+    _tracking: MlflowCallback = field(init=False)
+    _coordinator: Coordinator = field(init=False)
+    _watch: Watch = field(init=False)
 
     def __enter__(self) -> Self:
         """Return the run itself."""
