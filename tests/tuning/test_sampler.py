@@ -144,6 +144,36 @@ def test_the_kept_trials_are_recorded_only_for_a_bounded_view(
     assert {trial.number for trial in run(make_space(kind), [], 14) if trial.sampler_state} == noted
 
 
+@pytest.mark.parametrize("taken", ["enqueued", "foreign", "unbounded"])
+def test_a_bounded_view_keeps_earlier_trials_where_the_number_of_the_choice_is_taken(
+    taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is due before trial 6: an enqueued trial, another program's, or one of another sampler."""
+    for name, value in (("VIEW_BEST", 3), ("VIEW_LATEST", 2), ("RENEW_EVERY", 6)):
+        monkeypatch.setattr(sampler, name, value)
+    space = make_space("tpe")
+    trials = run(
+        make_space("random") if taken == "unbounded" else space, [], 8 if taken == "unbounded" else 6
+    )
+    search = SearchSampler(space, existing_trials=trials)
+    for count in range(4):
+        number = len(trials) + (taken == "foreign")
+        is_enqueued = taken == "enqueued" and count == 0
+        proposal = search.ask(
+            enqueued=Enqueued(number=number, params={"weight_decay": 0.0625}) if is_enqueued else None
+        )
+        assert proposal is not None
+        trial = running_trial(number, proposal)
+        search.on_trial_start(trial)
+        trials.append(ended_trial(trial))
+        search.on_trial_end(trials[-1])
+    chooser = next(trial.number for trial in trials if sampler._KEPT in trial.sampler_state)
+    assert chooser == {"enqueued": 7, "foreign": 7, "unbounded": 8}[taken]
+    resumed = SearchSampler(space, existing_trials=trials)
+    assert len(resumed.view_trials) >= 5 + 2
+    assert ask(resumed).params == ask(search).params
+
+
 class RecordingRandomSampler(optuna.samplers.RandomSampler):
     """A sampler that records the trials of the study at its last call."""
 

@@ -51,9 +51,9 @@ _REMEMBER: Final = ("cmaes", "nsga2")
 VIEW_BEST: Final = 100
 VIEW_LATEST: Final = 300
 
-#: The trials that a bounded view keeps are chosen again before every trial whose number is a multiple of
-#: this. The choice is stored on that trial, because the rank of a paused trial may have improved by the time
-#: that a search is resumed.
+#: The trials that a bounded view keeps are chosen again before the first drawn trial from each multiple of
+#: this on. The choice is stored on that trial, because the rank of a paused trial may have improved by the
+#: time that a search is resumed.
 RENEW_EVERY: Final = 200
 _KEPT: Final = "view_kept"
 
@@ -117,7 +117,7 @@ class SearchSampler:
         # Trials that other programs added have numbers that are unknown here: see on_trial_start.
         self._next = max(self._known, default=-1) + 1
         self._last_number = self._next
-        self._kept = self._noted_kept()
+        self._chooser, self._kept = self._noted_choice()
         self._renew()
 
     def ask(
@@ -146,16 +146,16 @@ class SearchSampler:
         row = self._next_row()
         if row is None and self._is_exhausted:
             return None
-        chooses = self._bounded and self._next % RENEW_EVERY == 0
+        chooses = self._bounded and self._next // RENEW_EVERY > self._chooser // RENEW_EVERY
         if chooses:
-            self._kept = most_informative(self._inside())
+            self._chooser, self._kept = self._next, most_informative(self._inside())
         if self._view.is_outdated or chooses:
             self._renew()
         drawn = self._draw_new(self._next, infeasible) if row is None else self._view.draw(self._next, 0, row)
         if drawn is None:
             return None
         number, self._next = self._next, self._next + 1
-        return self._proposal(drawn, number, kept=self._kept if chooses else frozenset())
+        return self._proposal(drawn, number, kept=self._kept if chooses else None)
 
     @property
     def view_trials(self) -> Sequence[FrozenTrial]:
@@ -173,6 +173,8 @@ class SearchSampler:
         """
         self._known[trial.number] = trial
         self._view.renumber(self._last_number, trial.number)
+        if _KEPT in trial.sampler_state:
+            self._chooser = trial.number
         self._next = max(self._next, trial.number + 1)
         self._ran[self._key(trial.parameters)] += 1
 
@@ -314,7 +316,7 @@ class SearchSampler:
         number: int,
         *,
         enqueued: Enqueued | None = None,
-        kept: frozenset[int] = frozenset(),
+        kept: frozenset[int] | None = None,
     ) -> Proposal:
         """Register a drawn trial, and return it; ``kept`` are the trials that the view keeps from now on."""
         self._last_number = number
@@ -323,7 +325,7 @@ class SearchSampler:
         state = {
             key: value for key, value in frozen.system_attrs.items() if remembers and key != FIXED_PARAMS
         }
-        if kept:
+        if kept is not None:
             state[_KEPT] = sorted(kept)
         params = {name: plain_number(value) for name, value in frozen.params.items()}
         return Proposal(
@@ -338,22 +340,24 @@ class SearchSampler:
     def _bounded(self) -> bool:
         return self._space.sampler.type in _BOUNDED
 
-    def _last_choice(self) -> int:
-        """Return the number of the trial before which the kept trials were last chosen."""
-        return self._next - self._next % RENEW_EVERY
+    def _noted_choice(self) -> tuple[int, frozenset[int]]:
+        """Return the number of the trial before which an earlier run last chose trials, and those trials.
 
-    def _noted_kept(self) -> frozenset[int]:
-        """Return the trials that an earlier run chose to keep. Empty before the first choice."""
-        chooser = self._known.get(self._last_choice())
-        return frozenset(chooser.sampler_state.get(_KEPT, ())) if chooser else frozenset()
+        Before the first choice, return 0 and no trials. The trial at a multiple of :data:`RENEW_EVERY` may be
+        another program's, or one of a sampler whose view is not bounded.
+        """
+        noted = {number: trial for number, trial in self._known.items() if _KEPT in trial.sampler_state}
+        last = max(noted, default=None)
+        return (0, frozenset()) if last is None else (last, frozenset(noted[last].sampler_state[_KEPT]))
 
     def _renew(self) -> None:
         """Rebuild the view from the trials kept at the last choice and all later trials."""
         inside = self._inside()
+        later = self._chooser - self._chooser % RENEW_EVERY
         shown = frozenset(
             trial.number
             for trial in inside
-            if not self._bounded or trial.number >= self._last_choice() or trial.number in self._kept
+            if not self._bounded or trial.number >= later or trial.number in self._kept
         )
         self._view.rebuild(inside, shown=shown, next_number=self._next)
 
