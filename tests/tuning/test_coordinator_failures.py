@@ -196,6 +196,15 @@ def test_five_failures_in_a_row_end_the_search_and_interrupt_running_trials() ->
     assert study.trials[running].user_attrs["state"] == "interrupted"
 
 
+def test_trials_that_break_a_constraint_do_not_end_the_search() -> None:
+    """They were enqueued, and are closed without running."""
+    study = Study()
+    search = coordinator(study, total=8, violation=lambda _: "its network is too large")
+    assert search.next_trial() is None
+    assert [trial.user_attrs["state"] for trial in study.trials] == ["failed"] * 8
+    assert search.failure is None
+
+
 def test_a_trial_that_ends_well_does_not_clear_the_searchs_failure() -> None:
     search = coordinator(Study())
     running = next_number(search)
