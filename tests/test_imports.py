@@ -124,6 +124,10 @@ NEEDED_LIBRARIES = {
         ),
         set(),
     ),
+    "a simulated search": (
+        "from tune_rescon.testing import SearchConformance, SimulatedSearch, Simulation, simulate",
+        set(),
+    ),
     "networks": ("from tune_rescon.models import build_network", {"torch"}),
 }
 

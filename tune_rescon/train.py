@@ -366,13 +366,20 @@ def _planned_epochs(
 
     ``growth`` is the ratio of the finals' number of training images to the search's.
     """
-    from tune_rescon.finals import epochs_within, finals_seconds, read_duration, seconds_per_epoch
+    from tune_rescon.finals import (
+        as_trained_now,
+        epochs_within,
+        finals_seconds,
+        read_duration,
+        seconds_per_epoch,
+    )
     from tune_rescon.reporting.formatting import roughly
     from tune_rescon.reporting.timeline import timeline
 
-    seconds = growth * seconds_per_epoch(result, found, image_size=flags.image_size)
+    trained = as_trained_now(result, found)
+    seconds = growth * seconds_per_epoch(trained, found, image_size=flags.image_size)
     trainings = flags.seeds * len(found)
-    slots = max(1, timeline(result).slots)
+    slots = max(1, timeline(trained).slots)
     if flags.concurrent is not None:
         slots = min(slots, flags.concurrent)
     epochs = flags.epochs or result.space.fidelity.max

@@ -20,6 +20,7 @@ from tune_rescon.finals import (
     PublishedRow,
     Shares,
     TrainingPlan,
+    as_trained_now,
     epochs_within,
     finals_space,
     find_recipe,
@@ -37,7 +38,7 @@ from tune_rescon.finals import (
 from tune_rescon.finals.changes import changed_images
 from tune_rescon.spaces import Resources, Space, dump_space, load_space, parse_space, trial_config
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
-from tune_rescon.tuning import SearchLocation, StudyResult
+from tune_rescon.tuning import SearchLocation, StudyResult, TrialRecord
 from tune_rescon.tuning.prepare import external_trials, largest_image_size
 from tune_rescon.tuning.resources import Nodes
 
@@ -143,6 +144,27 @@ def test_trials_are_chosen_by_number_finished_or_not(search_result: StudyResult)
     assert seconds_per_epoch(search_result, found) == pytest.approx(
         sum(trial.seconds for trial in chosen) / sum(trial.epochs for trial in chosen)
     )
+
+
+def test_the_time_of_an_epoch_is_that_of_trials_with_the_devices_of_now(search_result: StudyResult) -> None:
+    now = search_result.space.resources_per_trial.devices
+    finished = [trial for trial in search_result.trials if trial.state is TrialState.FINISHED]
+
+    def held(trial: TrialRecord, devices: float, seconds: float) -> TrialRecord:
+        history = {**trial.history, "epoch_seconds": (seconds,) * trial.epochs}
+        return dataclasses.replace(trial, held=(devices,) * trial.epochs, history=history)
+
+    trials = tuple(held(trial, now * 4, 10.0) for trial in search_result.trials)
+    before = dataclasses.replace(search_result, trials=trials)
+    best = top_configs(before, 2)
+    assert as_trained_now(before, best) is before, "no finalist has held what a trial gets now"
+    later = held(finished[0], now, 40.0)
+    extended = dataclasses.replace(
+        before, trials=tuple(later if trial.number == later.number else trial for trial in trials)
+    )
+    chosen = trial_configs(extended, [trial.number for trial in finished])
+    assert seconds_per_epoch(extended, chosen) < 40.0
+    assert seconds_per_epoch(as_trained_now(extended, chosen), chosen) == 40.0
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,10 @@ ONE_PROBLEM: list[tuple[dict[int, str], str]] = [
         "s.yaml:5: fidelity.min: `min <= max` must hold, but got min=9, max=3.",
     ),
     ({5: "fidelity: {min: 0, max: 3}"}, "s.yaml:5: fidelity.min: must be at least 1, but got 0."),
+    (
+        {5: "fidelity: {max: 1000000000000}"},
+        "s.yaml:5: fidelity.max: must be at most 100000, but got 1000000000000.",
+    ),
     ({5: "fidelity: {max: 3.0}"}, "s.yaml:5: fidelity.max: must be a whole number, but got 3.0."),
     ({5: "fidelity: {max: 3, max_t: 3}"}, "known: max, min, name. That is another tool's word: write `max`."),
     ({5: "fidelity: {max: 3, grace_period: 1}"}, "That is another tool's word: write `min`."),

@@ -50,6 +50,15 @@ def test_names_lists_one_folder_without_caching(remote: RemoteFolder) -> None:
     assert remote.names() == ["a/b/y", "ab/z"]
 
 
+def test_a_file_is_moved_to_another_folder(remote: RemoteFolder) -> None:
+    remote.write("a/x", b"1")
+    remote.move("a/x", "b/c/y")
+    assert remote.names() == ["b/c/y"]
+    assert remote.read("b/c/y") == b"1"
+    with pytest.raises(RemoteError, match=r"moving .*/a/x to z"):
+        remote.move("a/x", "z")
+
+
 def test_folders_are_found_by_a_file_in_them(remote: RemoteFolder) -> None:
     assert remote.folders_with("space.yaml") == []
     for name in ("b/space.yaml", "a/space.yaml", "c/other", "d/e/space.yaml"):

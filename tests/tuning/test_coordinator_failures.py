@@ -17,9 +17,10 @@ from tests.tuning.coordinating import (
     next_number,
 )
 from tune_rescon.config import TrialState
-from tune_rescon.tuning import (
-    Decision,
-)
+from tune_rescon.spaces import load_space
+from tune_rescon.tuning import CostModel, Decision
+from tune_rescon.tuning.assembly import make_plan
+from tune_rescon.tuning.space_versions import SpaceVersions
 
 
 def test_a_trial_whose_worker_dies_is_retried_three_times() -> None:
@@ -153,6 +154,27 @@ def test_a_resumed_search_knows_which_trials_ran_out_of_memory() -> None:
     assert set(later) == {0}
 
 
+def test_a_trial_counts_by_the_devices_with_which_it_ran_out_of_memory() -> None:
+    """It was drawn when each trial had a GPU, and ran out of memory on half of one after a resume."""
+    whole, half = (load_space("att92", ["initial=[]", f"resources_per_trial.gpu={gpu}"]) for gpu in (1, 0.5))
+    study = Study()
+    number = next_number(coordinator(study, space=whole))
+    resumed = coordinator(study, space=half, version=2)
+    assert next_number(resumed) == number
+    resumed.close(number, TrialState.OUT_OF_MEMORY, error="out of memory")
+    record = study.record()
+    for spaces, counts in (((whole, half), True), ((whole, half, whole), False)):
+        plan = make_plan(
+            CostModel(space=spaces[-1], datasets={}),
+            record,
+            SpaceVersions(spaces=spaces),
+            elapsed_seconds=0.0,
+            now=0.0,
+        )
+        assert plan.version == len(spaces)
+        assert plan.same_devices(record.trial(number)) is counts
+
+
 def test_without_a_memory_key_no_configuration_is_ruled_out() -> None:
     study = Study()
     search = coordinator(study, total=3)
@@ -172,6 +194,15 @@ def test_five_failures_in_a_row_end_the_search_and_interrupt_running_trials() ->
     assert search.next_trial() is None
     assert search.epoch_done(running, 1, metrics(0.5), None) is Decision.STOP
     assert study.trials[running].user_attrs["state"] == "interrupted"
+
+
+def test_trials_that_break_a_constraint_do_not_end_the_search() -> None:
+    """They were enqueued, and are closed without running."""
+    study = Study()
+    search = coordinator(study, total=8, violation=lambda _: "its network is too large")
+    assert search.next_trial() is None
+    assert [trial.user_attrs["state"] for trial in study.trials] == ["failed"] * 8
+    assert search.failure is None
 
 
 def test_a_trial_that_ends_well_does_not_clear_the_searchs_failure() -> None:

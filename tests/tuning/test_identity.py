@@ -128,9 +128,19 @@ def test_a_copy_gets_a_new_id_at_its_first_resume(folder: SearchFolder, tmp_path
     assert read_id(folder.space_yaml) == first
 
 
-@pytest.mark.parametrize(
-    "recorded_place", ["another-host:{original}", "", "{host}:", "{host}:{original}/gone"]
-)
+def test_a_copy_gets_its_own_id_if_another_host_drove_the_original_there(
+    folder: SearchFolder, tmp_path: Path
+) -> None:
+    """Both hosts share the file system."""
+    record = create_record(folder)
+    first = identify(record, folder)
+    copy = SearchFolder(storage=tmp_path / "copies", name="s")
+    shutil.copytree(folder.path, copy.path)
+    record.set_attribute("place", f"another-host:{folder.path}")
+    assert identify(record, copy) != first
+
+
+@pytest.mark.parametrize("recorded_place", ["", "{host}:", "{host}:{original}/gone"])
 def test_a_search_without_a_known_original_keeps_its_id(
     recorded_place: str, folder: SearchFolder, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +21,8 @@ NUMBERS = (
     "parameters={learning_rate: {type: float, low: 0.01, high: 1.0, log: true},"
     " weight_decay: {type: float, low: 0.0, high: 0.1}}"
 )
+#: 3:00 of summer time, when clocks in Berlin are set back to 2:00, in seconds since 1970.
+SUMMER_TIME_ENDS = 1792890000.0
 KINDS = ("tpe", "random", "gp", "cmaes", "nsga2")
 
 
@@ -139,6 +142,36 @@ def test_the_kept_trials_are_recorded_only_for_a_bounded_view(
 ) -> None:
     monkeypatch.setattr(sampler, "CHOOSE_EVERY", 6)
     assert {trial.number for trial in run(make_space(kind), [], 14) if trial.sampler_state} == recorded
+
+
+@pytest.mark.parametrize("taken", ["enqueued", "foreign", "unbounded"])
+def test_a_bounded_view_keeps_earlier_trials_where_the_number_of_the_choice_is_taken(
+    taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is due before trial 6: an enqueued trial, another program's, or one of another sampler."""
+    for name, value in (("VIEW_BEST", 3), ("VIEW_LATEST", 2), ("CHOOSE_EVERY", 6)):
+        monkeypatch.setattr(sampler, name, value)
+    space = make_space("tpe")
+    trials = run(
+        make_space("random") if taken == "unbounded" else space, [], 8 if taken == "unbounded" else 6
+    )
+    search = SearchSampler(space, existing_trials=trials)
+    for count in range(4):
+        number = len(trials) + (taken == "foreign")
+        is_enqueued = taken == "enqueued" and count == 0
+        proposal = search.ask(
+            enqueued=Enqueued(number=number, params={"weight_decay": 0.0625}) if is_enqueued else None
+        )
+        assert proposal is not None
+        trial = running_trial(number, proposal)
+        search.on_trial_start(trial)
+        trials.append(ended_trial(trial))
+        search.on_trial_end(trials[-1])
+    chooser = next(trial.number for trial in trials if sampler._KEPT in trial.sampler_state)
+    assert chooser == {"enqueued": 7, "foreign": 7, "unbounded": 8}[taken]
+    resumed = SearchSampler(space, existing_trials=trials)
+    assert len(resumed.view_trials) >= 5 + 2
+    assert ask(resumed).params == ask(search).params
 
 
 class RecordingRandomSampler(optuna.samplers.RandomSampler):
@@ -276,6 +309,24 @@ def test_the_worst_value_of_a_diverged_trial_is_of_those_that_ended_before_it(
         ("COMPLETE", [0.5]),
         ("COMPLETE", [0.5]),
     ]
+
+
+def test_trials_that_ended_in_the_repeated_hour_of_the_end_of_summer_time_keep_their_order(
+    sampler_view: list[FrozenTrial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trial 0 ends at 2:50 of summer time, trial 1 diverges at 2:10 of winter time, trial 2 ends at 2:20."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    search = SearchSampler(make_space("random"))
+    trials = run_trials(search, *[(RUNNING, (0.5,))] * 3)
+    ends = [(STOPPED, (0.5,)), (DIVERGED, (0.5, math.nan)), (STOPPED, (0.1,))]
+    for number, (minutes, (state, values)) in enumerate(zip((-10, 10, 20), ends, strict=True)):
+        ended_at = datetime.fromtimestamp(SUMMER_TIME_ENDS + 60 * minutes)
+        trials[number] = dataclasses.replace(trials[number], state=state, values=values, ended=ended_at)
+    SearchSampler(make_space("random"), existing_trials=trials).ask()
+    monkeypatch.undo()
+    time.tzset()
+    assert states_and_values_of(sampler_view)[1] == ("COMPLETE", [0.5])
 
 
 def test_a_non_finite_value_at_a_rung_does_not_count_as_reaching_it(

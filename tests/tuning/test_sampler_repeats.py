@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -131,6 +132,35 @@ def test_a_row_that_was_enqueued_does_not_run_again(kind: str) -> None:
         )
         search.on_trial_start(trial)
     assert drawn == [rows[2], *rows[:2], *rows[3:]]
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "nsga2"])
+def test_an_enqueued_trial_is_completed_to_a_point_that_has_not_run(kind: str) -> None:
+    space = make_space(kind=kind)
+    ran = run(space, 3)
+    search, drawn = SearchSampler(space, existing_trials=ran), points(ran)
+    for number in range(3, 6):
+        # The point that is still free for one of the depths, whatever the sampler prefers.
+        depth = 56 if sum(depth == 56 for depth, _ in drawn) < 3 else 92
+        proposal = search.ask(enqueued=Enqueued(number=number, params={"depth": depth}))
+        assert proposal is not None
+        drawn.append(tuple(proposal.params.values()))
+        search.on_trial_start(dataclasses.replace(ran[0], number=number, parameters=proposal.params))
+    assert len(set(drawn)) == 6
+    again = search.ask(enqueued=Enqueued(number=6, params={"depth": 56}))
+    assert again is not None, "no point is left, and the trial was asked for"
+    assert again.params["depth"] == 56
+
+
+def test_an_enqueued_trial_is_completed_to_a_point_that_keeps_to_the_constraints() -> None:
+    def violation(config: Mapping[str, Any]) -> str | None:
+        return None if config["width"] == 0.25 else "too wide"
+
+    search = SearchSampler(make_space(), violation=violation)
+    for number in range(8):
+        proposal = search.ask(enqueued=Enqueued(number=number, params={"depth": 56}))
+        assert proposal is not None
+        assert proposal.params == {"depth": 56, "width": 0.25}
 
 
 def rows_of(grid: Space) -> list[dict[str, Any]]:

@@ -99,17 +99,29 @@ def test_a_search_that_has_begun_is_kept_after_an_error(options: RunOptions, rem
     assert store.folder.path.exists()
 
 
-def test_checkpoints_of_trials_outside_the_record_are_deleted(
-    options: RunOptions, remote: RemoteFolder
+def test_checkpoints_of_trials_outside_the_record_are_moved_aside(
+    options: RunOptions, remote: RemoteFolder, progress: list[str]
 ) -> None:
     begin_run(options).close(5)
     for number in (0, 1, 12):
-        remote.write(f"s/checkpoints/trial_{number:04d}/last.ckpt", b"1")
+        remote.write(f"s/checkpoints/trial_{number:04d}/last.ckpt", b"%d" % number)
+    for file in ("trial_0012/best.ckpt", "trial_0012/own.txt", "trial_0012.lost_1/best.ckpt"):
+        remote.write(f"s/checkpoints/{file}", b"0")
     begin_run(dataclasses.replace(options, resume=True), trial_numbers=(0, 1)).close(5)
-    assert [name for name in remote.names("s") if "checkpoints" in name] == [
+    assert remote.names("s/checkpoints") == [
         "s/checkpoints/trial_0000/last.ckpt",
         "s/checkpoints/trial_0001/last.ckpt",
+        "s/checkpoints/trial_0012.lost_1/best.ckpt",
+        "s/checkpoints/trial_0012.lost_2/best.ckpt",
+        "s/checkpoints/trial_0012.lost_2/last.ckpt",
+        "s/checkpoints/trial_0012/own.txt",
     ]
+    assert remote.read("s/checkpoints/trial_0012.lost_2/last.ckpt") == b"12"
+    (message,) = progress
+    assert message == (
+        "The record has no trial of 1 folder of checkpoints, as after it was restored from a backup, or its"
+        f" newest copy was lost with a machine. Moved aside in {remote.url}/s/checkpoints: trial_0012.lost_2"
+    )
 
 
 def test_pruned_checkpoints_are_deleted_at_the_url(options: RunOptions, remote: RemoteFolder) -> None:

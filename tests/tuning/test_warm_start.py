@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -87,21 +89,31 @@ def run_earlier_search(
     *states: TrialState,
     space_of_search: Space | None = None,
     cost: float | None = None,
+    values: Sequence[float] = (),
 ) -> list[float]:
-    """Run a search in ``folder`` whose study is at ``url``; return the widths of its trials."""
+    """Run a search in ``folder`` whose study is at ``url``; return the widths of its trials.
+
+    Each trial has one epoch, with the next of ``values`` or with 0.5.
+    """
     space_of_search = space_of_search or space()
+    metric = space_of_search.metric
     folder.create()
     folder.space_yaml.write_text(dump_space(space_of_search))
     study_record = StudyRecord.create(
-        url, folder.name, metric="val_accuracy", maximize=True, space=dump_space(space_of_search)
+        url,
+        folder.name,
+        metric=metric.name,
+        maximize=metric.mode == "max",
+        space=dump_space(space_of_search),
     )
     search, widths = SearchSampler(space_of_search), []
-    for state in states:
+    for state, value in zip_longest(states, values, fillvalue=0.5):
+        assert isinstance(state, TrialState)
         proposal = search.ask()
         assert proposal is not None
         trial = study_record.open(proposal)
         search.on_trial_start(trial)
-        study_record.report(trial.number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.CONTINUE))
+        study_record.report(trial.number, 1, {metric.name: value}, Verdict(decision=Decision.CONTINUE))
         if state.is_final:
             study_record.close(trial.number, state, checkpoint=None, cost=cost)
         widths.append(proposal.params["width"])
@@ -169,6 +181,26 @@ def test_the_most_informative_of_many_trials_are_used(
     folder = SearchFolder(storage=Path(str(options.storage)), name="base")
     run_earlier_search(folder, folder.study_url, *[TrialState.STOPPED] * 4)
     assert [trial.number for trial in overlapping_trials(space(), options, weights={}, digests={})] == [0, 3]
+
+
+def test_the_best_of_many_trials_are_the_best_in_the_direction_of_the_new_search(
+    options: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VIEW_BEST", "VIEW_LATEST"):
+        monkeypatch.setattr(sampler, name, 1)
+    folder = SearchFolder(storage=Path(str(options.storage)), name="base")
+    own_metric = ("metric.log=['math:fsum']", "metric.name=val_fsum")
+    smaller, larger = (space(*own_metric, f"metric.mode={mode}") for mode in ("min", "max"))
+    run_earlier_search(
+        folder,
+        folder.study_url,
+        *[TrialState.STOPPED] * 4,
+        space_of_search=smaller,
+        values=(0.1, 0.9, 0.5, 0.5),
+    )
+    for own, best in ((smaller, 0), (larger, 1)):
+        used = overlapping_trials(own, options, weights={}, digests={})
+        assert [trial.number for trial in used] == [best, 3]
 
 
 def test_a_search_in_a_renamed_folder_is_used(options: RunOptions) -> None:

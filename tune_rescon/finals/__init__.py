@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RECIPES,
         Recipe,
         TrainingPlan,
+        as_trained_now,
         epochs_within,
         finals_seconds,
         finals_space,

@@ -29,6 +29,7 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "TrainingPlan",
+    "as_trained_now",
     "epochs_within",
     "finals_seconds",
     "finals_space",
@@ -240,6 +241,19 @@ def trial_configs(result: StudyResult, numbers: Sequence[int]) -> tuple[TrialCon
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, dict.fromkeys(numbers)))
+
+
+def as_trained_now(result: StudyResult, configs: Sequence[TrialConfig]) -> StudyResult:
+    """Return the search with only those trials that always held the devices that a trial gets now.
+
+    A resume may have changed them, and with them the time of an epoch and how many trials run at once. If no
+    such trial has one of ``configs``, return the whole search.
+    """
+    now = {None, result.space.resources_per_trial.devices}
+    same = tuple(trial for trial in result.trials if now.issuperset(trial.held))
+    wanted = set(configs)
+    known = any(trial.epochs and trial.config(result.space) in wanted for trial in same)
+    return dataclasses.replace(result, trials=same) if known else result
 
 
 def seconds_per_epoch(

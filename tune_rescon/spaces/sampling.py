@@ -174,8 +174,12 @@ def without_study_logs() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def point_key(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) -> Hashable:
+def point_key(
+    parameters: Mapping[str, Parameter], values: Mapping[str, Any]
+) -> frozenset[tuple[str, Hashable]]:
     """Return a key that is equal for ``values`` of the same point of the space.
+
+    The key of some of a point's values is a subset of the point's key.
 
     Args:
         parameters: the space's parameters.

@@ -103,6 +103,9 @@ class Section(BaseModel):
 #: The largest seed that numpy's generators accept.
 _LARGEST_SEED: Final = 2**32 - 1
 
+#: The most epochs of a trial: more are a typing error, and auto keeps a value of each epoch of each trial.
+_MOST_EPOCHS: Final = 100_000
+
 _REDUCTION_FACTOR: Final = 3
 
 _ASHA_ONLY: Final = "must be left out unless `scheduler.type` is asha"
@@ -208,7 +211,7 @@ class Fidelity(Section):
     """Epochs before a trial may be stopped or paused: the first rung of asha, the lowest first rung of auto,
     the first epoch at which median compares. It must cover the warm-up, because values within the warm-up are
     not informative."""
-    max: PositiveInt
+    max: Annotated[int, Field(ge=1, le=_MOST_EPOCHS)]
     """Epochs of a trial that is never stopped."""
 
     def check_rules(self) -> Iterator[Problem]:

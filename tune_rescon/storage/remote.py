@@ -230,6 +230,17 @@ class RemoteFolder:
         with _as_remote_error(f"deleting {self.url}/{name}"), suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
+    def move(self, name: str, target: str) -> None:
+        """Rename a file. An object store copies it and then deletes it, so a failure may leave both."""
+        path, new = self._path(name), self._path(target)
+        with _as_remote_error(f"moving {self.url}/{name} to {target}"):
+            if self._is_object_store:
+                self._fs.cp_file(path, new)
+                self._fs.rm_file(path)
+            else:
+                self._fs.makedirs(new.rpartition("/")[0], exist_ok=True)
+                self._fs.mv(path, new)
+
     def names(self, folder: str = "") -> list[str]:
         """Return the files in a folder and below it, sorted."""
         top = self._path(folder)

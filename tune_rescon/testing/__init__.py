@@ -22,7 +22,7 @@ from tune_rescon.lazy import lazy_names
 if TYPE_CHECKING:
     from tune_rescon.testing.conformance import RecordedSearch, SearchConformance
     from tune_rescon.testing.landscapes import LANDSCAPES, Landscape, SyntheticCurve
-    from tune_rescon.testing.policy import Assignment, SearchPolicy, TunePolicy, TuneTrial
+    from tune_rescon.testing.policy import Assignment, SearchPolicy
     from tune_rescon.testing.simulation import SimulatedSearch, Simulation, WorkerDeaths, simulate
     from tune_rescon.testing.trainables import (
         EpochRun,
@@ -34,5 +34,6 @@ if TYPE_CHECKING:
         learn_nothing,
         learn_slowly,
     )
+    from tune_rescon.testing.tune_policy import TunePolicy, TuneTrial
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

@@ -56,6 +56,7 @@ def make_plan(
         devices=space.resources_per_trial.devices,
         keep=None if space.metric.of_test_images else CHECKPOINTS_KEPT,
         violation=violation_of(costs, record),
+        version=versions.number,
         same_devices=_had_devices(versions),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
         check_lease=check_lease,
@@ -96,7 +97,7 @@ def make_coordinator(
 
 
 def _had_devices(versions: SpaceVersions) -> Callable[[TrialRecord], bool]:
-    """Return whether a trial was sampled when each trial had the GPUs that it has in the newest space."""
+    """Return a function: whether a trial that ran out of memory had the GPUs of the newest space."""
 
     def devices(space: Space) -> Hashable:
         resources = space.resources_per_trial
@@ -104,7 +105,12 @@ def _had_devices(versions: SpaceVersions) -> Callable[[TrialRecord], bool]:
 
     now = devices(versions.newest)
     same = {number for number, space in enumerate(versions.spaces, start=1) if devices(space) == now}
-    return lambda trial: trial.origin is None or trial.origin.space in same
+
+    def had(trial: TrialRecord) -> bool:
+        version = trial.failed_in or (trial.origin.space if trial.origin else None)
+        return version is None or version in same
+
+    return had
 
 
 def _group_of(space: Space) -> Callable[[TrialRecord], Hashable]:

@@ -55,6 +55,8 @@ class SearchPlan:
     """The number of devices that each trial holds; None if nothing is trained."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """See :class:`.MemoryFailures`."""
+    version: int | None = None
+    """The version of the space, which trials that run out of memory are recorded with."""
     same_devices: Callable[[TrialRecord], bool] = lambda _: True
     """Return whether a recorded trial had the devices, and therefore the memory, that trials get now."""
     violation: Callable[[Mapping[str, Any]], str | None] | None = None
@@ -303,10 +305,7 @@ class Coordinator:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _replay(self, trials: Sequence[TrialRecord]) -> list[int]:
-        """Pass the recorded values to the rule and carry out open decisions.
-
-        Return the numbers of the trials that must continue.
-        """
+        """Replay the recorded values, and carry out open decisions; return the trials that must continue."""
         for trial in trials:
             for epoch in range(1, trial.epochs + 1):
                 self._rule.replay(self._observation(trial, epoch))
@@ -356,10 +355,7 @@ class Coordinator:
         return True
 
     def _close_if_requested(self, number: int) -> bool:
-        """Close a trial instead of resuming it if another program has requested a stop.
-
-        Return whether it was closed.
-        """
+        """Close a trial instead of resuming it if its stop was requested; return whether it was closed."""
         if not self._record.stop_requested(number):
             return False
         self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
@@ -428,16 +424,20 @@ class Coordinator:
         self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
     ) -> None:
         self._plan.check_lease()
+        ran = number in self._running
         self._running.discard(number)
         kept = self._retention.trial_ends(number, state, checkpoint)
         ending = self._record.trial(number)
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
-        trial = self._record.close(number, state, checkpoint=kept, error=error, cost=cost)
+        trial = self._record.close(
+            number, state, checkpoint=kept, error=error, cost=cost, version=self._plan.version
+        )
         self._sampler.on_trial_end(trial)
         # A deadline may have ended a trial that the rule paused.
         self._rule.ended(number)
         self._out_of_memory.add((trial,))
-        self.failure = self.failure or self._streak.add(trial)
+        if ran:
+            self.failure = self.failure or self._streak.add(trial)
         self._callbacks.on_trial_end(trial)
 
     def _interrupt_trial(self, number: int) -> None:

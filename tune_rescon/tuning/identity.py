@@ -140,9 +140,12 @@ def _is_another(known: Identity, folder: SearchFolder, location: str) -> bool:
 
 
 def _is_still_there(known: Identity, folder: SearchFolder) -> bool:
-    """Return whether the search with this id is still in its last folder, and that is not this folder."""
-    host, _, path = known.location.partition(":")
-    if host != socket.gethostname() or not path:
+    """Return whether the search with this id is still in its last folder, and that is not this folder.
+
+    Another host may have driven it there, because hosts share file systems: the id shows that it is the same.
+    """
+    _, _, path = known.location.partition(":")
+    if not path:
         return False
     other = SearchFolder(storage=Path(path).parent, name=Path(path).name)
     return read_id(other.space_yaml) == known.id and not other.path.samefile(folder.path)

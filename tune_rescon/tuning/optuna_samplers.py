@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -158,7 +157,7 @@ class SamplerView:
         self._reported.clear()  # These numbers belong to another search.
         outcomes: dict[int, SamplerTrial | None] = {}
         # In the order of the ends: a trial that diverged has the worst value of those that had ended by then.
-        for trial in sorted(trials, key=lambda trial: trial.ended or datetime.max):
+        for trial in sorted(trials, key=_end):
             if trial.number in shown:
                 outcomes[trial.number] = self._outcome(trial)
             self.update_worst(trial)
@@ -215,6 +214,14 @@ class SamplerView:
             begun = max((trial.sampler_state.get(key, 0) for trial in trials), default=0)
             for generation in range(1, begun + 1):
                 sampler.get_parent_population(self._study, generation)
+
+
+def _end(trial: TrialRecord) -> float:
+    """Return when a trial ended, in seconds since 1970; inf if it has not ended.
+
+    Optuna's times are local ones, whose order is wrong in the hour that is repeated when summer time ends.
+    """
+    return math.inf if trial.ended is None else trial.ended.timestamp()
 
 
 @dataclass(frozen=True, kw_only=True)

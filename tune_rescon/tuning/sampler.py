@@ -50,9 +50,9 @@ _STATEFUL: Final = ("cmaes", "nsga2")
 VIEW_BEST: Final = 100
 VIEW_LATEST: Final = 300
 
-#: The trials that a bounded view keeps are chosen again before every trial whose number is a multiple of
-#: this. The choice is stored on that trial, because the rank of a paused trial may have improved by the time
-#: that a search is resumed.
+#: The trials that a bounded view keeps are chosen again before the first drawn trial from each multiple of
+#: this on. The choice is stored on that trial, because the rank of a paused trial may have improved by the
+#: time that a search is resumed.
 CHOOSE_EVERY: Final = 200
 _KEPT: Final = "view_kept"
 
@@ -116,7 +116,7 @@ class SearchSampler:
         # Trials that other programs added have numbers that are unknown here: see on_trial_start.
         self._next = max(self._trials, default=-1) + 1
         self._drawn_number = self._next
-        self._kept = self._recorded_kept()
+        self._chooser, self._kept = self._recorded_choice()
         self._view = self._make_view()
 
     def ask(
@@ -137,22 +137,24 @@ class SearchSampler:
         if enqueued is not None:
             if self._view.is_outdated:
                 self._view = self._make_view()
-            trial = self._view.draw(enqueued.number, 0, enqueued.params)
+            number, given = enqueued.number, enqueued.params
+            # Where no other point has these values, the trial runs again: its values were asked for.
+            trial = self._draw_new(number, infeasible, given) or self._view.draw(number, 0, given)
             self._pending = self._pending_rows(self._key(trial.params))
-            return self._proposal(trial, enqueued.number, enqueued=enqueued)
+            return self._proposal(trial, number, enqueued=enqueued)
         row = self._next_row()
         if row is None and self._is_exhausted:
             return None
-        chooses = self._bounded and self._next % CHOOSE_EVERY == 0
+        chooses = self._bounded and self._next // CHOOSE_EVERY > self._chooser // CHOOSE_EVERY
         if chooses:
-            self._kept = most_informative(self._usable())
+            self._chooser, self._kept = self._next, most_informative(self._usable())
         if self._view.is_outdated or chooses:
             self._view = self._make_view()
         drawn = self._draw_new(self._next, infeasible) if row is None else self._view.draw(self._next, 0, row)
         if drawn is None:
             return None
         number, self._next = self._next, self._next + 1
-        return self._proposal(drawn, number, kept=self._kept if chooses else frozenset())
+        return self._proposal(drawn, number, kept=self._kept if chooses else None)
 
     @property
     def view_trials(self) -> Sequence[FrozenTrial]:
@@ -170,6 +172,8 @@ class SearchSampler:
         """
         self._trials[trial.number] = trial
         self._view.renumber(self._drawn_number, trial.number)
+        if _KEPT in trial.sampler_state:
+            self._chooser = trial.number
         self._next = max(self._next, trial.number + 1)
         self._ran[self._key(trial.parameters)] += 1
 
@@ -219,7 +223,7 @@ class SearchSampler:
     def _usable(self) -> tuple[TrialRecord, ...]:
         return tuple(trial for trial in self._trials.values() if self._is_usable(trial))
 
-    def _key(self, parameters: Mapping[str, Any]) -> Hashable:
+    def _key(self, parameters: Mapping[str, Any]) -> frozenset[tuple[str, Hashable]]:
         return point_key(self._space.parameters, parameters)
 
     def _pending_rows(self, *starting: Hashable) -> list[Mapping[str, Any]]:
@@ -246,14 +250,22 @@ class SearchSampler:
     def _keeps_to_constraints(self, params: Mapping[str, Any]) -> bool:
         return self._violation is None or self._violation(self._config(params)) is None
 
-    def _draw_new(self, number: int, infeasible: Infeasible | None) -> optuna.Trial | None:
+    def _draw_new(
+        self, number: int, infeasible: Infeasible | None, given: Mapping[str, Any] | None = None
+    ) -> optuna.Trial | None:
         """Draw a trial that keeps to the constraints; one that fits and is new, if the sampler finds one.
 
-        Return None if no point is left that keeps to the constraints and may run.
+        Args:
+            number: The number of the trial.
+            infeasible: See :meth:`ask`.
+            given: The values of an enqueued trial, which may omit parameters. None to draw all of them.
+
+        Returns:
+            The trial. None if no point is left that keeps to the constraints and may run.
         """
         repeated = 0
         for attempt in range(ATTEMPTS):
-            trial = self._view.draw(number, attempt)
+            trial = self._view.draw(number, attempt, given)
             if not self._may_run(trial.params):
                 repeated += 1
             elif self._keeps_to_constraints(trial.params) and (
@@ -263,7 +275,7 @@ class SearchSampler:
             self._view.discard(trial)
             if repeated == REPEATED_DRAWS:
                 break
-        point = self._free_point(number) or self._random_point(number)
+        point = self._free_point(number, given or {}) or (None if given else self._random_point(number))
         return None if point is None else self._view.draw(number, ATTEMPTS, point)
 
     def _may_run(self, params: Mapping[str, Any]) -> bool:
@@ -273,13 +285,14 @@ class SearchSampler:
     def _config(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         return trial_config(self._space, from_optuna(self._space, params)).to_dict()
 
-    def _free_point(self, number: int) -> Mapping[str, Any] | None:
-        """Return a random point that has not run and keeps to the constraints.
+    def _free_point(self, number: int, given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a random point with the ``given`` values that has not run and keeps to the constraints.
 
         Return None if the points of the space cannot be listed or none is left.
         """
         free = map(to_optuna, free_points(self._space.parameters, self._ran, most=MAX_LISTED))
-        kept = [point for point in free if self._keeps_to_constraints(point)]
+        values = self._key(given)
+        kept = [point for point in free if values <= self._key(point) and self._keeps_to_constraints(point)]
         if not kept:
             return None
         generator = np.random.default_rng((self._space.sampler.seed, number))
@@ -302,7 +315,7 @@ class SearchSampler:
         number: int,
         *,
         enqueued: Enqueued | None = None,
-        kept: frozenset[int] = frozenset(),
+        kept: frozenset[int] | None = None,
     ) -> Proposal:
         """Register a drawn trial, and return it; ``kept`` are the trials that the view keeps from now on."""
         self._drawn_number = number
@@ -311,7 +324,7 @@ class SearchSampler:
         state = {
             key: value for key, value in frozen.system_attrs.items() if is_stateful and key != FIXED_PARAMS
         }
-        if kept:
+        if kept is not None:
             state[_KEPT] = sorted(kept)
         params = {name: plain_number(value) for name, value in frozen.params.items()}
         return Proposal(
@@ -326,22 +339,28 @@ class SearchSampler:
     def _bounded(self) -> bool:
         return self._space.sampler.type in _BOUNDED
 
-    def _last_choice(self) -> int:
-        """Return the number of the trial before which the kept trials were last chosen."""
-        return self._next - self._next % CHOOSE_EVERY
+    def _recorded_choice(self) -> tuple[int, frozenset[int]]:
+        """Return the number of the trial before which an earlier run last chose trials, and those trials.
 
-    def _recorded_kept(self) -> frozenset[int]:
-        """Return the trials that an earlier run chose to keep. Empty before the first choice."""
-        chooser = self._trials.get(self._last_choice())
-        return frozenset(chooser.sampler_state.get(_KEPT, ())) if chooser else frozenset()
+        Before the first choice, return 0 and no trials. The trial at a multiple of :data:`CHOOSE_EVERY` may
+        be another program's, or one of a sampler whose view is not bounded.
+        """
+        kept = {
+            number: trial.sampler_state[_KEPT]
+            for number, trial in self._trials.items()
+            if _KEPT in trial.sampler_state
+        }
+        last = max(kept, default=None)
+        return (0, frozenset()) if last is None else (last, frozenset(kept[last]))
 
     def _make_view(self) -> SamplerView:
         """Return a view of the trials kept at the last choice and all later trials."""
         trials = self._usable()
+        later = self._chooser - self._chooser % CHOOSE_EVERY
         shown = frozenset(
             trial.number
             for trial in trials
-            if not self._bounded or trial.number >= self._last_choice() or trial.number in self._kept
+            if not self._bounded or trial.number >= later or trial.number in self._kept
         )
         return SamplerView(
             self._space,

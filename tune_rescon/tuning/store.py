@@ -6,9 +6,10 @@ import logging
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -76,12 +77,7 @@ class SearchStore:
         """
         with usable_directory(self.folder.storage):
             moved = self.folder.rename_unknown_checkpoints(set(known))
-        if moved:
-            names = ", ".join(path.name for path in moved)
-            _PROGRESS.info(
-                f"The record has no trial of {counted(len(moved), 'folder')} of checkpoints, as after it was"
-                f" restored from a backup. Moved aside in {moved[0].parent}: {names}"
-            )
+        _report_moved(self.folder.path / CHECKPOINTS, [path.name for path in moved])
 
     def checkpoint_dir(self, number: int) -> Path:
         """Return the directory to which a worker process writes a trial's checkpoints."""
@@ -103,6 +99,15 @@ class SearchStore:
 
     def abandon(self) -> None:
         """Stop writing, because another driver has the search."""
+
+
+def _report_moved(place: Path | str, folders: Sequence[str]) -> None:
+    if folders:
+        _PROGRESS.info(
+            f"The record has no trial of {counted(len(folders), 'folder')} of checkpoints, as after it was"
+            " restored from a backup, or its newest copy was lost with a machine. Moved aside in"
+            f" {place}: {', '.join(folders)}"
+        )
 
 
 class MirrorCallback(SearchCallback):
@@ -133,7 +138,8 @@ class MirrorCallback(SearchCallback):
         self._mirror.flush()
 
 
-_TRIAL: Final = re.compile(rf"{CHECKPOINTS}/trial_(\d+)/(.*)")
+#: A file of a trial at a URL: the folder, the trial's number, and the file's name.
+_TRIAL: Final = re.compile(rf"{CHECKPOINTS}/(trial_(\d+))/(.*)")
 
 
 class UrlStore(SearchStore):
@@ -174,20 +180,17 @@ class UrlStore(SearchStore):
 
     @override
     def begin(self, known: Iterable[int]) -> None:
-        """Send the first copies, and delete the files of trials that the record does not contain.
+        """Send the first copies, and move the files of trials aside that the record does not contain.
 
-        Such a trial was begun by a run that died before it could send its study. Its number will be used
-        again.
+        Such a trial was begun by a run that died before it could send its study, or the study was restored
+        from a backup. Its number will be used again.
         """
-        numbers = set(known)
         if self._reservation is not None:
             self._reservation.keeper.ensure_held()
         with usable(self._home.storage):
             self._sender.send()
-            for name in self._home.remote.names(CHECKPOINTS):
-                trial = _TRIAL.fullmatch(name)
-                if trial and int(trial[1]) not in numbers and trial[2] in TRIAL_FILES:
-                    self._home.remote.delete(name)
+            moved = self._move_unknown(set(known))
+        _report_moved(f"{self.url}/{CHECKPOINTS}", moved)
         self.begun = True
         if self._reservation is not None:
             # The search's own lease guards it from now on.
@@ -196,6 +199,25 @@ class UrlStore(SearchStore):
         with suppress(RemoteError):
             self._home.end_opening()
         self._mirror.start()
+
+    def _move_unknown(self, known: Collection[int]) -> list[str]:
+        """Rename the folders of unknown trials as :meth:`.SearchFolder.rename_unknown_checkpoints` does.
+
+        Returns:
+            The new names.
+        """
+        remote, moved = self._home.remote, dict[str, str]()
+        names = remote.names(CHECKPOINTS)
+        folders = {name.split("/")[1] for name in names}
+        for name in names:
+            trial = _TRIAL.fullmatch(name)
+            if trial is None or int(trial[2]) in known or trial[3] not in TRIAL_FILES:
+                continue
+            if trial[1] not in moved:
+                new_names = (f"{trial[1]}.lost_{copy}" for copy in count(1))
+                moved[trial[1]] = next(new for new in new_names if new not in folders)
+            remote.move(name, f"{CHECKPOINTS}/{moved[trial[1]]}/{trial[3]}")
+        return list(moved.values())
 
     @override
     def checkpoint_dir(self, number: int) -> Path:

@@ -325,6 +325,7 @@ class StudyRecord:
         checkpoint: str | None,
         error: str | None = None,
         cost: float | None = None,
+        version: int | None = None,
     ) -> TrialRecord:
         """Record the final state of a trial.
 
@@ -335,20 +336,22 @@ class StudyRecord:
             error: The error that ended the trial, or None. Passwords in it are hidden, because many people
                 read the record and it is sent to MLflow.
             cost: The second objective, if the search has one.
+            version: The version of the space that the trial ran with at its end, or None if it is not known.
 
         Returns:
             The updated trial.
         """
         known, checkpoint = self._trials[number], recorded_checkpoint(number, checkpoint)
         error = None if error is None else presentable(error)
-        user: dict[str, Any] = {"state": state.value, "checkpoint": checkpoint}
-        user |= {} if error is None else {"error": error}
-        user |= {} if cost is None else {"cost": cost}
+        failed_in = version if state is TrialState.OUT_OF_MEMORY else None
+        optional = {"error": error, "cost": cost, "failed_in": failed_in}
+        given = {name: value for name, value in optional.items() if value is not None}
+        user = {"state": state.value, "checkpoint": checkpoint, **given}
         values = None
         if state in (TrialState.FINISHED, TrialState.STOPPED) and math.isfinite(known.value):
             values = (known.value,) if cost is None else (known.value, cost)
         ended = self._writer.close_trial(self._ids[number], _OPTUNA_STATE[state], values, user)
-        return self._update(number, state=state, checkpoint=checkpoint, error=error, cost=cost, ended=ended)
+        return self._update(number, state=state, checkpoint=checkpoint, ended=ended, **optional)
 
     def forget_checkpoint(self, number: int) -> TrialRecord:
         """Record that a closed trial no longer keeps a checkpoint."""
@@ -395,10 +398,7 @@ class StudyRecord:
 
 
 def _is_ours(frozen: FrozenTrial) -> bool:
-    """Return whether this search opened the trial.
-
-    A trial that this search opens has the user attribute ``state`` from its first write.
-    """
+    """Return whether this search opened the trial: its first write has the user attribute ``state``."""
     return frozen.user_attrs.get("state") in _STATES
 
 
@@ -423,6 +423,7 @@ def _to_record(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -
         checkpoint=recorded_checkpoint(frozen.number, user.get("checkpoint", last["checkpoint"])),
         error=user.get("error"),
         cost=user.get("cost"),
+        failed_in=user.get("failed_in"),
         notes=tuple(user.get("notes", ())),
         decision=None if last["decision"] is None else Decision(last["decision"]),
         times_ms=tuple(epoch["time_ms"] for epoch in epochs),

@@ -190,6 +190,9 @@ class TrialRecord:
     origin: TrialOrigin | None = None
     """The configuration that the trial runs with. None if it is not known, because an earlier version
     recorded the trial and ``space.yaml`` was edited after that."""
+    failed_in: int | None = None
+    """The version of the space with whose resources the trial ran out of memory. None if it did not, or an
+    earlier version of this package recorded it."""
     at: MetricAt = "last"
     """``metric.at`` of the search: which epoch's metric is :attr:`value`."""
 

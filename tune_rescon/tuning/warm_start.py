@@ -89,6 +89,9 @@ def overlapping_trials(
         dataclasses.replace(
             trial,
             parameters=to_optuna(overlap.sampled),
+            # The earlier search may have had the other direction of the metric, or another `metric.at`.
+            maximize=space.metric.mode == "max",
+            at=space.metric.at,
             cost=None if cost is None else cost(trial, trial.epochs),
         )
         for trial, overlap in zip(ended, placed, strict=True)
