@@ -133,11 +133,11 @@ def _check_flags(name: str | None, forms: Sequence[str], kinds: Sequence[str], o
 
 
 def _sync(location: SearchLocation, name: str) -> int:
-    from tune_rescon.reporting import note_text
+    from tune_rescon.reporting import mlflow_note
     from tune_rescon.tuning import sync_tracking
 
     with progress_shown(click.echo):
-        done = sync_tracking(location, name, timeout=SYNC_TIMEOUT, note=note_text)
+        done = sync_tracking(location, name, timeout=SYNC_TIMEOUT, note=mlflow_note)
     if not done.pending_updates:
         print_line(f"MLflow shows all {counted(done.trials, 'trial')} of {name}: {done.uri}")
         return 0
@@ -213,7 +213,7 @@ def _show(results: Sequence[StudyResult]) -> None:
 
     console = _console()
     console.print(f"{results[0].name}: {results[0].state.value}", markup=False)
-    print_result(results[0], console, is_read=True)
+    print_result(results[0], console, from_record=True)
     if len(results) > 1:
         print_comparison(results, console)
 

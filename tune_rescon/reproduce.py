@@ -188,7 +188,7 @@ class _Reproduction:
             self.console,
             resume=resume_command(options, "tune_rescon.train"),
             presentation=FinalsPresentation(),
-            tell=print_evaluation,
+            show_result=print_evaluation,
         )
 
     def _check_same(self, known: StudyResult, space: Space) -> None:

@@ -266,7 +266,7 @@ def _run(space: Space, options: RunOptions, console: Console) -> int:
         console,
         resume=resume_command(options, "tune_rescon.train"),
         presentation=FinalsPresentation(partial(write_mistakes, options=options)),
-        tell=_print_finals,
+        show_result=_print_finals,
     )
 
 

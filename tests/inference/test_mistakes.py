@@ -219,7 +219,7 @@ def test_the_report_shows_mistakes_of_the_best_network_only(
     assert pages["own"].count("<figure>") == shown
     assert document["words"] in pages["own"]
     name, images, *_ = document["classes"][0]
-    assert f'<td class="name">{name}</td><td>{images}</td>' in pages["own"]
+    assert f'<td class="left">{name}</td><td>{images}</td>' in pages["own"]
     shown_by = [name for name, page in pages.items() if "<figure>" in page]
     assert shown_by == ["own", "an earlier version's"]
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.reporting.incumbents import incumbents
 from tune_rescon.reporting.summary import (
@@ -34,6 +34,7 @@ from tune_rescon.search import search
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
+from tune_rescon.tuning.trial import TrialOrigin
 
 MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
@@ -50,7 +51,7 @@ def test_every_rung_counts_each_trial_once(simulated: StudyResult) -> None:
     assert [rung.epoch for rung in rungs] == [1, 3, 9]
     for rung in rungs:
         assert rung.reached == sum(trial.epochs >= rung.epoch for trial in simulated.trials)
-        assert rung.continued + rung.stopped + rung.otherwise == rung.reached
+        assert rung.continued + rung.stopped + rung.other == rung.reached
     finished = sum(trial.state is TrialState.FINISHED for trial in simulated.trials)
     assert (rungs[-1].continued, rungs[-1].stopped) == (finished, 0)
 
@@ -81,7 +82,7 @@ def test_a_free_slot_is_reused(make_result: MakeResult, make_trial: MakeTrial) -
         with_epoch_times(make_trial(2), 130.0, seconds=20.0),
     ]
     slots = timeline(make_result(*trials))
-    assert [(s.number, s.slot, s.begun, s.ended) for s in slots.stretches] == [
+    assert [(s.number, s.slot, s.start, s.end) for s in slots.stretches] == [
         (0, 0, 100.0, 120.0),
         (1, 1, 100.0, 110.0),
         (2, 1, 110.0, 130.0),
@@ -122,7 +123,7 @@ def test_pauses_split_stretches_and_time_without_a_driver_is_excluded(
 ) -> None:
     paused = with_epoch_times(make_trial(0), 10.0, 20.0, 50.0, 10_000.0, seconds=10.0)
     slots = timeline(make_result(paused))
-    assert [(s.begun, s.ended, s.epochs) for s in slots.stretches] == [
+    assert [(s.start, s.end, s.epochs) for s in slots.stretches] == [
         (0.0, 20.0, (1, 2)),
         (40.0, 50.0, (3, 3)),
         (9990.0, 10_000.0, (4, 4)),
@@ -153,7 +154,7 @@ def test_no_two_stretches_share_a_slot_at_once(spans: list[tuple[float, float]])
     for one in slots.stretches:
         for other in slots.stretches:
             if one.number < other.number and one.slot == other.slot:
-                overlap = min(one.ended, other.ended) - max(one.begun, other.begun)
+                overlap = min(one.end, other.end) - max(one.start, other.start)
                 assert overlap <= 2e-3
 
 
@@ -311,3 +312,14 @@ def test_a_trial_without_times_has_no_stretch(make_result: MakeResult, make_tria
     old = dataclasses.replace(make_trial(0), times_ms=(), history={}, started=datetime(2026, 1, 1))
     assert timeline(make_result(old)).stretches == ()
     assert incumbents(make_result(old)) == ()
+
+
+def test_the_best_command_for_a_changed_space_hides_passwords(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """The space does not contain the trial, so that the command sets every field."""
+    config = TrialConfig(init_from="https://ann:s3cret@host/w.ckpt").to_dict()
+    origin = TrialOrigin(config=config, space=1, seed=0)
+    command = best_command(make_result(dataclasses.replace(make_trial(0), origin=origin)))
+    assert command is not None
+    assert '"init_from": "https://ann:***@host/w.ckpt"' in command

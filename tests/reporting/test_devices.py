@@ -106,8 +106,8 @@ def test_throughput_of_trials_sharing_a_gpu_adds_up(make_result: MakeResult, mak
     rate = throughput(make_result(*trials, devices_per_trial=0.5, device="GPU"))
     assert rate is not None
     # Bins of 0.2 s; checked in the middle of each stretch of constant throughput.
-    assert rate.begun == 100.0
-    assert rate.part == pytest.approx(0.2)
+    assert rate.start == 100.0
+    assert rate.interval == pytest.approx(0.2)
     expected = {2.5: 60.0, 7.5: 110.0, 12.5: 110.0, 17.5: 60.0, 25.0: 0.0, 35.0: 100.0}
     assert [rate.speeds[int(second / 0.2)] for second in expected] == pytest.approx([*expected.values()])
     assert rate.devices == 1
@@ -178,7 +178,7 @@ def test_gpu_time_is_split_by_cause(gpu_search: StudyResult) -> None:
     )
     assert use.utilisation == pytest.approx((5 + 9 + 12) / 35)
     expected = {5.0: 0.5, 15.0: 0.9, 22.5: 0.0, 30.0: 0.8}
-    levels = [use.levels[int(second / use.part)] for second in expected]
+    levels = [use.levels[int(second / use.interval)] for second in expected]
     assert levels == pytest.approx([*expected.values()])
 
 

@@ -19,7 +19,7 @@ from tune_rescon.reporting import (
     csv_text,
     json_text,
     markdown_text,
-    note_text,
+    mlflow_note,
     overviews_json,
     print_comparison,
     print_overviews,
@@ -116,6 +116,18 @@ def test_markdown_names_the_best_five(make_result: MakeResult, make_trial: MakeT
     assert "python -m tune_rescon.search --space" in text
 
 
+def test_a_bar_in_a_class_name_does_not_split_a_markdown_cell(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    head, line, *_ = [
+        line
+        for line in markdown_text(make_result(make_trial(0), metric="val_f1/a|b")).splitlines()
+        if "|" in line
+    ]
+    assert "val f1/a\\|b" in head
+    assert head.replace("\\|", "").count("|") == line.count("|")
+
+
 def test_every_format_names_a_better_unfinished_trial(make_result: MakeResult, make_trial: MakeTrial) -> None:
     unfinished = make_trial(17, TrialState.PAUSED, (0.75,))
     result = make_result(make_trial(4), unfinished, state=SearchState.INTERRUPTED)
@@ -128,7 +140,7 @@ def test_every_format_names_a_better_unfinished_trial(make_result: MakeResult, m
     print_result(result, Console(file=out, width=60, highlight=False))
     assert f"\n{line}\n" in out.getvalue()
     assert f"\n\n{line}\n" in markdown_text(result)
-    assert f"\n\n{line}\n" in note_text(result)
+    assert f"\n\n{line}\n" in mlflow_note(result)
     assert f"<p>{html.escape(line)}</p>" in render_page(result, written=datetime(2026, 1, 1))
     read = json.loads(json_text(result))
     assert (read["best"]["trial"], read["in_hand"]["trial"], read["in_hand"]["best_value"]) == (4, 17, 0.75)
@@ -141,7 +153,7 @@ def test_no_format_names_an_unfinished_trial_if_the_winner_is_best(
     out = io.StringIO()
     print_result(result, Console(file=out, width=60, highlight=False))
     page = render_page(result, written=datetime(2026, 1, 1))
-    for text in (out.getvalue(), markdown_text(result), note_text(result), page):
+    for text in (out.getvalue(), markdown_text(result), mlflow_note(result), page):
         assert "in hand" not in text
     assert json.loads(json_text(result))["in_hand"] is None
 

@@ -67,8 +67,8 @@ def test_the_page_compares_groups_at_equal_cost(result: StudyResult, tmp_path: P
     write_report(result, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<h2>By network</h2>" in page
-    assert "at the dotted line, 3 core-hours, which is the least" in page
-    row = '<tr><td class="name">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>'
+    assert "at the dotted line, 3 core-hours, the least" in page
+    row = '<tr><td class="left">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>'
     best = "0.5 (trial 0, epoch 2)"
     assert row.format(OURS, 1, 3, "3 core-hours", best, best) in page
     overall_best, best_within_hours = "0.75 (trial 2, epoch 2)", "0.375 (trial 1, epoch 2)"

@@ -98,7 +98,7 @@ def test_the_summary_names_the_winner(make_result: MakeResult, make_trial: MakeT
     text = report(make_result(make_trial(0), make_trial(1, values=(0.1, 0.75))), tmp_path)
     assert "<h2>Best trial: 1</h2>" in text
     assert "val_accuracy 0.75 at epoch 2 of 2 (metric.at: last)." in text
-    assert "<b>4 core-hours</b><span>reserved</span>" in text
+    assert "<b>4</b><span>core-hours reserved</span>" in text
     assert re.search(r'<tr class="best"><td>1</td>', text)
 
 

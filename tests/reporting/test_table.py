@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import print_result, result_table
-from tune_rescon.reporting.terminal import ROWS, print_left_over
+from tune_rescon.reporting.terminal import ROWS, print_pending
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -95,13 +95,13 @@ def test_the_reason_of_an_early_end_is_shown(make_result: MakeResult) -> None:
 def test_updates_that_mlflow_missed_are_reported(make_result: MakeResult) -> None:
     out = io.StringIO()
     console = Console(file=out, width=200, highlight=False)
-    print_left_over(make_result(), console, sync="python -m tune_rescon.report s --sync")
+    print_pending(make_result(), console, sync="python -m tune_rescon.report s --sync")
     assert out.getvalue() == ""
-    print_left_over(make_result(pending_updates=3), console, sync="python -m tune_rescon.report s --sync")
+    print_pending(make_result(pending_updates=3), console, sync="python -m tune_rescon.report s --sync")
     assert "MLflow did not take 3 updates in time; the study has" in out.getvalue()
     assert "python -m tune_rescon.report s --sync" in out.getvalue()
     refused = make_result(pending_updates=3, pending_reason="the experiment 'digits' is deleted.")
-    print_left_over(refused, console, sync="")
+    print_pending(refused, console, sync="")
     assert "MLflow did not take 3 updates: the experiment 'digits' is deleted; the study" in out.getvalue()
 
 
@@ -122,7 +122,7 @@ def test_the_csv_is_named_when_the_table_leaves_trials_out(
 
 def read(result: StudyResult) -> list[str]:
     out = io.StringIO()
-    print_result(result, Console(file=out, width=200, highlight=False), is_read=True)
+    print_result(result, Console(file=out, width=200, highlight=False), from_record=True)
     return out.getvalue().splitlines()
 
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.live_state import LiveTotals, Reading, RungCount, Survival, seconds_left
+from tune_rescon.reporting.live_state import GaugeValues, LiveTotals, RungCount, Survival, seconds_left
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
 
-TWO_SLOTS = Reading(slots=2)
+TWO_SLOTS = GaugeValues(slots=2)
 
 
 @pytest.fixture
@@ -190,8 +190,8 @@ def test_time_left_is_shown_after_two_epochs_per_slot(
     assert left is not None
     # Nine trials to come, of 2.3 to 9 epochs each, and seven epochs at least for trial 0; ten seconds each.
     assert 70 < left < 10 * 12 * 9 / 2
-    assert state.snapshot(Reading(slots=2, seconds=60.0)).seconds_left == 60.0
-    assert state.snapshot(Reading(slots=2, seconds=-1.0)).seconds_left == 0.0
+    assert state.snapshot(GaugeValues(slots=2, seconds=60.0)).seconds_left == 60.0
+    assert state.snapshot(GaugeValues(slots=2, seconds=-1.0)).seconds_left == 0.0
 
 
 def test_at_the_end_no_time_is_left(state: LiveTotals, train: Callable[..., TrialRecord]) -> None:
@@ -246,9 +246,9 @@ def test_observed_counts_replace_the_prior() -> None:
 def test_a_promoted_trial_counts_as_continued_at_its_rung() -> None:
     survival = Survival((1, 9), reduction_factor=3)
     observe(survival, 1, ended=True)
-    assert survival.at(1) == (1, 0)
+    assert survival.counts(1) == (1, 0)
     survival.continued(1)
-    assert survival.at(1) == (1, 1)
+    assert survival.counts(1) == (1, 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
