@@ -164,7 +164,7 @@ def run_driver(short_tmp: Path) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def largest_file() -> Callable[[int], AbstractContextManager[None]]:
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
     """Limits the size of files that this process writes within a block, which simulates a full disk."""
 
     @contextmanager

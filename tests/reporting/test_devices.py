@@ -123,11 +123,11 @@ def test_the_devices_are_those_that_the_trials_held(make_result: MakeResult, mak
         dataclasses.replace(with_epochs(make_trial(1), (200.0, 210.0, 20.0)), held=(1.0,)),
         with_epochs(make_trial(2), (200.0, 210.0, 20.0)),
     ]
-    found = throughput(make_result(*trials, devices_per_trial=1, device="GPU"))
-    assert found is not None
-    assert found.devices == 4
+    rate = throughput(make_result(*trials, devices_per_trial=1, device="GPU"))
+    assert rate is not None
+    assert rate.devices == 4
     # 1,200 images in 20 s.
-    assert found.per_device == pytest.approx(15.0)
+    assert rate.per_device == pytest.approx(15.0)
 
 
 def test_the_page_shows_throughput_below_the_slots(make_result: MakeResult, make_trial: MakeTrial) -> None:

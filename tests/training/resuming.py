@@ -64,11 +64,11 @@ class ResumedTrial:
         self,
         train: Callable[..., object],
         folder: Path,
-        largest_file: Callable[[int], AbstractContextManager[None]],
+        file_size_limit: Callable[[int], AbstractContextManager[None]],
         options: Mapping[str, Any] = IMPROVING,
     ) -> None:
         self.folder = folder
-        self.largest_file = largest_file
+        self.file_size_limit = file_size_limit
         self.reports: list[EpochReport] = []
         self.notes: list[str] = []
         self._train = train
@@ -95,7 +95,7 @@ def killed_after(epoch: int, *, disk_full_after: int | None = None) -> Stage:
         def report(epoch_report: EpochReport) -> None:
             trial.reports.append(epoch_report)
             if epoch_report.epoch == disk_full_after:
-                disk.enter_context(trial.largest_file(100_000))
+                disk.enter_context(trial.file_size_limit(100_000))
             if epoch_report.epoch == epoch:
                 raise _Killed
 
@@ -110,7 +110,7 @@ def preempted(*, at: int, disk_full: bool = False) -> Stage:
 
     def stage(trial: ResumedTrial) -> None:
         checks = itertools.count(1)
-        disk = trial.largest_file(10_000) if disk_full else nullcontext()
+        disk = trial.file_size_limit(10_000) if disk_full else nullcontext()
         with disk, pytest.raises(Preempted):
             trial.run(is_preempted=lambda: next(checks) == at)
 

@@ -189,10 +189,10 @@ def test_background_and_synchronous_writes_give_equal_trials(train: Train, tmp_p
 
 @pytest.mark.torch
 def test_a_full_disk_is_reported_before_its_epoch(
-    train: Train, tmp_path: Path, largest_file: Callable[[int], Any]
+    train: Train, tmp_path: Path, file_size_limit: Callable[[int], Any]
 ) -> None:
     reported: list[str] = []
-    with largest_file(100_000):
+    with file_size_limit(100_000):
         train(
             folder=tmp_path,
             epochs=2,

@@ -92,10 +92,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 
 @pytest.mark.parametrize("kilobytes", [0.1, 4, 40])
 def test_a_file_too_large_for_the_disk_raises_os_error(
-    folder: CheckpointFolder, kilobytes: float, largest_file: LargestFile
+    folder: CheckpointFolder, kilobytes: float, file_size_limit: LargestFile
 ) -> None:
     write_durably({"epoch": 1}, folder.last)
-    with largest_file(int(1000 * kilobytes)), pytest.raises(OSError, match="File too large"):
+    with file_size_limit(int(1000 * kilobytes)), pytest.raises(OSError, match="File too large"):
         write_durably({"weights": torch.zeros(20_000)}, folder.last, previous=folder.previous)
     assert [path.name for path in folder.path.iterdir()] == ["last.ckpt"]
     assert _epoch(folder.last) == 1

@@ -79,14 +79,14 @@ def config_of_trial(trial: ResumedTrial) -> TrialConfig:
 def test_a_preempted_trial_equals_an_uninterrupted_one(
     trained_trial: ResumedTrial,
     train: Train,
-    largest_file: Callable[[int], AbstractContextManager[None]],
+    file_size_limit: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
     assert trained_trial.reports[1].metrics["train_loss"] < trained_trial.reports[0].metrics["train_loss"]
     resumed = ResumedTrial(
         functools.partial(train, config_of_trial(trained_trial)),
         tmp_path,
-        largest_file,
+        file_size_limit,
         {**IMPROVING, "epochs": 2},
     )
     preempted(at=3)(resumed)

@@ -48,11 +48,11 @@ class TrialRecorder:
 
 
 def test_a_full_disk_loses_checkpoints_but_not_the_trial(
-    train: Train, tmp_path: Path, largest_file: LargestFile
+    train: Train, tmp_path: Path, file_size_limit: LargestFile
 ) -> None:
     uninterrupted = train(folder=tmp_path / "uninterrupted", epochs=4, **IMPROVING)
     recorder, disk = TrialRecorder(), ExitStack()
-    recorder.actions = {1: lambda: disk.enter_context(largest_file(100_000)), 3: disk.close}
+    recorder.actions = {1: lambda: disk.enter_context(file_size_limit(100_000)), 3: disk.close}
     train(folder=tmp_path / "full", epochs=4, **recorder.options)
     assert [metrics_of(r) for r in recorder.reports] == [metrics_of(r) for r in uninterrupted]
     assert recorder.epochs_in_files == [(1, 1), (1, 1), (1, 1), (4, 4)]
@@ -65,10 +65,10 @@ def test_a_full_disk_loses_checkpoints_but_not_the_trial(
 
 
 def test_a_disk_full_from_the_start_leaves_no_checkpoint(
-    train: Train, tmp_path: Path, largest_file: LargestFile
+    train: Train, tmp_path: Path, file_size_limit: LargestFile
 ) -> None:
     recorder = TrialRecorder()
-    with largest_file(100_000):
+    with file_size_limit(100_000):
         train(folder=tmp_path, epochs=2, **recorder.options)
     assert [(report.checkpoint, report.best_checkpoint) for report in recorder.reports] == [(None, None)] * 2
     assert recorder.notes[0].endswith("(File too large); there is no best.ckpt yet")
@@ -76,12 +76,12 @@ def test_a_disk_full_from_the_start_leaves_no_checkpoint(
 
 
 def test_an_unwritten_best_network_does_not_block_a_later_one(
-    train: Train, tmp_path: Path, largest_file: LargestFile
+    train: Train, tmp_path: Path, file_size_limit: LargestFile
 ) -> None:
     """Epoch 2 is the best one, but the disk is full. Epoch 3 is better than epoch 1."""
     accuracy_by_epoch = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.4}
     recorder, disk = TrialRecorder(), ExitStack()
-    recorder.actions = {1: lambda: disk.enter_context(largest_file(100_000)), 2: disk.close}
+    recorder.actions = {1: lambda: disk.enter_context(file_size_limit(100_000)), 2: disk.close}
     with pytest.MonkeyPatch.context() as patch:
         _replace_accuracy(patch, accuracy_by_epoch)
         options = recorder.options | {"metric": "val_accuracy", "mode": "max"}
@@ -104,13 +104,13 @@ def _replace_accuracy(patch: pytest.MonkeyPatch, accuracies: dict[int, float]) -
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, RuntimeError])
 def test_an_exception_in_on_message_is_raised(
-    train: Train, tmp_path: Path, largest_file: LargestFile, kind: type[BaseException]
+    train: Train, tmp_path: Path, file_size_limit: LargestFile, kind: type[BaseException]
 ) -> None:
     def fail(note: str) -> None:
         raise kind(note)
 
     reports: list[EpochReport] = []
-    with largest_file(100_000), pytest.raises(kind, match="could not be written"):
+    with file_size_limit(100_000), pytest.raises(kind, match="could not be written"):
         train(folder=tmp_path, on_epoch=reports.append, on_message=fail)
     assert reports == []
 

@@ -110,13 +110,13 @@ def test_gradients_are_those_of_the_loss_times_the_scale(
 def test_a_resumed_trial_equals_an_uninterrupted_one_and_so_does_its_scale(
     train: Train,
     small: TrialConfig,
-    largest_file: Callable[[int], AbstractContextManager[None]],
+    file_size_limit: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
     common_options = {**IMPROVING, "epochs": 2}
     config = dataclasses.replace(small, precision="fp16")
     reference, interrupted = (
-        ResumedTrial(functools.partial(train, config), tmp_path / name, largest_file, common_options)
+        ResumedTrial(functools.partial(train, config), tmp_path / name, file_size_limit, common_options)
         for name in ("reference", "interrupted")
     )
     reference.run()

@@ -63,10 +63,10 @@ def test_a_mid_epoch_checkpoint_is_replaced_after_two_more(train: Train, tmp_pat
 
 
 def test_a_full_disk_is_reported(
-    train: Train, tmp_path: Path, largest_file: Callable[[int], AbstractContextManager[None]]
+    train: Train, tmp_path: Path, file_size_limit: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     notes: list[str] = []
-    with largest_file(10_000):
+    with file_size_limit(10_000):
         position = preempted_position(train, tmp_path, 2, on_message=notes.append)
     assert (position.epoch, position.batches) == (1, 2)
     (note,) = notes

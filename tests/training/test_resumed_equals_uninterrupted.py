@@ -135,11 +135,11 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     background: bool,
     train: Train,
     uninterrupted: tuple[Path, list[dict[str, float]]],
-    largest_file: Callable[[int], AbstractContextManager[None]],
+    file_size_limit: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
     options = {**IMPROVING, "background_writes": background}
-    fault, trial = FAULTS[name], ResumedTrial(train, tmp_path, largest_file, options)
+    fault, trial = FAULTS[name], ResumedTrial(train, tmp_path, file_size_limit, options)
     for stage in fault.stages:
         stage(trial)
     recorded = epochs_in_checkpoint(tmp_path)
@@ -180,13 +180,13 @@ def test_a_preempted_trial_with_other_settings_equals_an_uninterrupted_one(
     settings: dict[str, Any],
     options: dict[str, Any],
     at: int,
-    largest_file: Callable[[int], AbstractContextManager[None]],
+    file_size_limit: Callable[[int], AbstractContextManager[None]],
     tmp_path: Path,
 ) -> None:
     config = TrialConfig.from_dict(small.to_dict() | settings)
     common_options = {**IMPROVING, "epochs": 2, **options}
     reference, interrupted = (
-        ResumedTrial(functools.partial(train, config), tmp_path / name, largest_file, common_options)
+        ResumedTrial(functools.partial(train, config), tmp_path / name, file_size_limit, common_options)
         for name in ("reference", "interrupted")
     )
     reference.run()

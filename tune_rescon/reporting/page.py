@@ -243,7 +243,7 @@ class Panel:
 
 
 def panels(result: StudyResult) -> Iterator[Panel]:
-    """Yield the panels that have data, the learning curves first. Before the first epoch there is none."""
+    """Yield the panels that have data, the learning curves first; no panel before the first epoch."""
     if not any(trial.epochs for trial in result.trials):
         return
     yield Panel(
@@ -259,7 +259,7 @@ def panels(result: StudyResult) -> Iterator[Panel]:
         note=_rung_note(result),
         lines=result.scheduling,
         charts=[survival_bars(result)],
-        half=True,
+        half=not result.scheduling,
     )
     yield Panel(
         heading=f"{result.metric} against cost",

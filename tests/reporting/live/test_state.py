@@ -107,16 +107,16 @@ def test_the_next_best_follows_a_best_trial_that_fails(
     state.on_trial_start(make_trial(2), 0.0)
     values: tuple[float, ...] = (0.25, 0.5, 0.75)
     state.on_epoch(make_trial(2, *values), metrics, 1.0)
-    seen = state.snapshot(TWO_SLOTS).best
-    assert seen is not None
-    assert seen.number == 2
+    best = state.snapshot(TWO_SLOTS).best
+    assert best is not None
+    assert best.number == 2
     if state_of_best is TrialState.DIVERGED:
         values = (*values, math.nan)
         state.on_epoch(make_trial(2, *values), metrics, 2.0)
     state.on_trial_end(make_trial(2, *values, state=state_of_best))
-    seen = state.snapshot(TWO_SLOTS).best
-    assert seen is not None
-    assert (seen.number, seen.value) == (0, 0.5)
+    best = state.snapshot(TWO_SLOTS).best
+    assert best is not None
+    assert (best.number, best.value) == (0, 0.5)
 
 
 def test_the_best_trial_has_the_smallest_value_if_minimized(state: LiveTotals, make_trial: MakeTrial) -> None:
