@@ -204,9 +204,7 @@ def test_the_labels_of_long_choices_end_at_their_ticks(
     trials = [
         make_trial(n, parameters={"network": network, "depth": 50 + n}) for n, network in enumerate(networks)
     ]
-    by_network, by_depth = (
-        chart.layout["xaxis"]
-        for chart in slices(make_result(*trials), {trial.number: trial.value for trial in trials})
-    )
-    assert by_network["tickangle"] < 0
-    assert "tickangle" not in by_depth
+    values = {trial.number: trial.value for trial in trials}
+    axes = {chart.key: chart.layout["xaxis"] for chart in slices(make_result(*trials), values)}
+    assert axes["slice-network"]["tickangle"] < 0
+    assert "tickangle" not in axes["slice-depth"]
