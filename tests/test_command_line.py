@@ -85,6 +85,7 @@ def test_resume_refuses_a_space(capsys: pytest.CaptureFixture[str]) -> None:
         (["--resume", "a"], "Give one of --resume and --resume-or-start."),
         ([], "Give --space NAME|FILE with --resume-or-start"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_resume_or_start_requires_a_space_and_no_other_name(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -248,7 +249,7 @@ def test_the_study_url_can_come_from_the_environment(name: str, monkeypatch: pyt
         ["--space", "digits", "postgresql://ann:s3cret@db/x"],
         ["--resume", "postgresql://ann:s3cret@db/x"],
     ],
-    ids=["tracking", "usage", "name"],
+    ids=["tracking URI", "unexpected argument", "name"],
 )
 def test_no_error_shows_a_password(
     arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]

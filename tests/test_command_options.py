@@ -123,6 +123,7 @@ def log_messages(plain: bool) -> int:
         (["--log-level", "WARNING"], ["warning", "error"], True),
         (["--quiet", "--plain"], ["error"], True),
     ],
+    ids=["-v", "-vv", "-q", "--log-level", "--quiet --plain"],
 )
 def test_verbosity_flags_select_the_log_records_printed(
     arguments: list[str], levels: list[str], plain: bool, capfd: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""No message contains the memory address of an object, also not in a quoted message of a library."""
+"""No message has the memory address of an object or the password of a URL, not even in a quoted message."""
 
 from __future__ import annotations
 
@@ -8,21 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tune_rescon.command import print_line
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import decode_image
 from tune_rescon.data.decode import BadImageError, decode_block
-from tune_rescon.errors import UserError, format_error, presentable, unknown_name_message
+from tune_rescon.errors import (
+    UserError,
+    format_error,
+    has_password,
+    hide_passwords,
+    presentable,
+    unknown_name_message,
+    without_password,
+)
 from tune_rescon.models import load_rescon
 from tune_rescon.storage import local_file
 from tune_rescon.storage.remote import RemoteError
 from tune_rescon.training import load_trained
 from tune_rescon.training.initial_weights import read_initial
 from tune_rescon.training.weights import load_exported
-
-pytestmark = pytest.mark.torch
 
 #: An object with the default repr.
 OBJECT: Any = object()
@@ -63,6 +72,7 @@ BAD_CALLS: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("kind", BAD_CALLS)
 def test_bad_input_errors_contain_no_memory_address(kind: str, tmp_path: Path) -> None:
     with pytest.raises((UserError, BadImageError, RemoteError)) as error:
@@ -93,3 +103,57 @@ def test_quoted_objects_are_shown_without_a_memory_address(capsys: pytest.Captur
     ):
         assert_no_address(text)
         assert "object" in text
+
+
+WITH_PASSWORD = {
+    "http://ann:s3cret@mlflow:5000": "http://ann:***@mlflow:5000",
+    "HTTPS://ann:s3cret@mlflow": "HTTPS://ann:***@mlflow",
+    "http://ann:12345@mlflow": "http://ann:***@mlflow",
+    "http://ann:s3/c@ret@mlflow:5000/api": "http://ann:***@mlflow:5000/api",
+    "http://:s3cret@mlflow": "http://:***@mlflow",
+    "postgresql+psycopg://ann:s3/c:r@et@db:5432/x": "postgresql+psycopg://ann:***@db:5432/x",
+    "postgresql://db/x?user=ann&password=s3cret&a=b": "postgresql://db/x?user=ann&password=***&a=b",
+    "mysql://ann:s%40cret@db/x": "mysql://ann:***@db/x",
+    "s3://key:s3cret@bucket/path": "s3://key:***@bucket/path",
+}
+
+WITHOUT_PASSWORD = (
+    "http://localhost:5000",
+    "http://localhost:5000/#/models/a@champion",
+    "http://ann@mlflow",
+    "models:/att92@champion",
+    "sqlite:////runs/a:b@c/study.db",
+    "sqlite:///runs/study.db?mode=ro",
+    "postgresql://ann@db/x",
+    "see http://localhost:5000, or write to ann@there",
+    "10:30 ann@there",
+)
+
+
+@pytest.mark.parametrize(("url", "expected"), WITH_PASSWORD.items())
+def test_a_password_is_hidden_anywhere_in_a_url(url: str, expected: str) -> None:
+    assert hide_passwords(url) == expected
+    assert hide_passwords(f"no answer from '{url}' (n = 2)") == f"no answer from '{expected}' (n = 2)"
+    assert has_password(url)
+    assert format_error("must be a URL", got=url) == f"must be a URL, but got {expected}."
+    original = without_password(url)
+    assert not has_password(original)
+    assert "s3cret" not in original
+    assert "***" not in original
+
+
+@pytest.mark.parametrize("text", WITHOUT_PASSWORD)
+def test_a_text_without_a_password_is_not_changed(text: str) -> None:
+    assert hide_passwords(text) == text
+    assert not has_password(text)
+
+
+@given(
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), st.sampled_from(["", ":5432"])
+)
+def test_database_passwords_are_always_hidden(password: str, port: str) -> None:
+    hidden = f"S{password}S"
+    url = f"postgresql://ann:{hidden}@db{port}/studies"
+    assert hide_passwords(f"at {url} now") == f"at postgresql://ann:***@db{port}/studies now"
+    url_object = sqlalchemy.URL.create("postgresql", "ann", hidden, "db", database="studies")
+    assert hide_passwords(url_object.render_as_string(hide_password=False)) == url_object.render_as_string()

@@ -123,6 +123,7 @@ def test_an_empty_storage_is_reported(tmp_path: Path, capsys: pytest.CaptureFixt
         (["a", "--html", "/no/such/folder/a.html"], "must be a file that can be written"),
         (["a", "--study", "nonsense"], "must be the URL of a database that can be reached"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_usage_is_one_paragraph(
     arguments: list[str], message: str, storage: Path, capsys: pytest.CaptureFixture[str]

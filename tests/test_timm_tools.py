@@ -41,6 +41,7 @@ def create(name: str, **options: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "channels", "reductions", "modules"),
     list(zip(NAMES, CHANNELS, REDUCTIONS, MODULES, strict=True)),
+    ids=NAMES,
 )
 @pytest.mark.parametrize("kind", ["list", "dict", "hook", "fx", "getter"])
 def test_feature_info_matches_the_feature_maps(

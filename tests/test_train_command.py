@@ -61,14 +61,16 @@ REPRODUCE = {
 }
 
 
-@pytest.mark.parametrize(("command", "flags"), [(train, TRAIN), (reproduce_command, REPRODUCE)])
+@pytest.mark.parametrize(
+    ("command", "flags"), [(train, TRAIN), (reproduce_command, REPRODUCE)], ids=["train", "reproduce"]
+)
 def test_commands_have_exactly_the_expected_flags(command: click.Command, flags: dict[str, str]) -> None:
-    found = {
+    actual = {
         option.opts[0]: "" if option.is_flag else option.metavar or option.type.name.upper()
         for option in command.params
         if isinstance(option, click.Option) and option.opts[0] not in LOG_FLAGS
     }
-    assert found == flags
+    assert actual == flags
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,6 +119,7 @@ def storage(tmp_path: Path) -> Path:
         ),
         (["--preset", "attention56", "--set", "budget.trials=9"], "must be at most the 3 rows of `initial`"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_an_unsupported_request_is_reported(
     storage: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]

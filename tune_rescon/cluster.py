@@ -302,10 +302,10 @@ def _check(path: Path) -> int:
     """Print the findings of a file; return 2 if any of them is an error, else 0."""
     from tune_rescon.clusters.check import check_file
 
-    found = check_file(path)
-    for finding in found:
+    findings = check_file(path)
+    for finding in findings:
         click.echo(f"{path}:{finding}")
-    return 2 if any(finding.severity == "error" for finding in found) else 0
+    return 2 if any(finding.severity == "error" for finding in findings) else 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@
     │   ├── ClusterFileError a cluster file that is missing or does not describe a cluster
     │   ├── LeaseError       another driver runs the search
     │   └── ResourceError    a trial needs more than the machine or cluster has
-    ├── ClusterError         a cluster failed to do what it was requested to do: exit 1
+    ├── ClusterError         a cluster did not start, did not answer or refused its input: exit 1
     └── SearchError          the search itself failed: exit 1
         ├── LeaseLostError   another driver has taken over the search
         └── RecordError      the search's record cannot be written: a full disk, a missing file
@@ -150,8 +150,8 @@ def counted(number: float, noun: str, plural: str = "") -> str:
     >>> counted(1, "trial"), counted(12, "trial"), counted(2, "class", "classes"), counted(1.0, "hour")
     ('1 trial', '12 trials', '2 classes', '1 hour')
     """
-    shown = f"{number:g}" if isinstance(number, float) else str(number)
-    return f"{shown} {noun if number == 1 else plural or noun + 's'}"
+    text = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{text} {noun if number == 1 else plural or noun + 's'}"
 
 
 #: Keys and list positions from the top of a file: ``("parameters", "depth", "choices", 1)``.
@@ -286,8 +286,8 @@ def shell_command(words: Iterable[str], flags: Iterable[tuple[str, str | None, s
 
     Args:
         words: the command's first words.
-        flags: tuples of a flag, its value and, for a URL, the environment variable that may hold the URL. A
-            flag whose value is None is left out.
+        flags: each a flag, its value, and the environment variable that may hold a URL, or None. A flag whose
+            value is None is left out.
 
     >>> shell_command(["report", "s"], [("--study", "postgresql://ann:s3cret@db/x", "STUDY")])
     'report s --study "$STUDY"'
@@ -316,8 +316,8 @@ def without_password(url: str) -> str:
     return f"{address}?{'&'.join(kept)}" if kept else address
 
 
-def _without_user(found: re.Match[str]) -> str:
-    before = found["before"]
+def _without_user(match: re.Match[str]) -> str:
+    before = match["before"]
     if before.lower().startswith("http"):
         return before.partition("://")[0] + "://"
     return before.removesuffix(":") + "@"

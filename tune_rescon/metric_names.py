@@ -59,15 +59,15 @@ EXTRA_METRICS: Final[Mapping[str, str]] = {
 
 
 #: The metrics of the validation images that exist for each class: the accuracy on its images, its F1 score,
-#: and the areas under its curves against the rest. ``val_f1/cat`` is the F1 score of the class ``cat``. A
-#: larger value is better for all of them.
+#: and the areas under its curves against the rest. ``val_f1/cat`` is the F1 score of the class ``cat``. For
+#: each of them a larger value is better.
 CLASS_METRICS: Final = ("val_accuracy", "val_f1", "val_auroc", "val_average_precision")
 
 #: The names in ``metric.log`` that stand for all classes: ``val_f1_by_class`` for a ``val_f1/CLASS`` of each.
 BY_CLASS: Final = tuple(f"{name}_by_class" for name in CLASS_METRICS)
 
-#: The most classes for which every epoch may record a metric each. The record and MLflow have a row for each
-#: value, which would be nine million rows for 1,000 classes, 90 epochs and 100 trials.
+#: The maximum number of classes whose metrics may be logged. The record and MLflow have a row for each value:
+#: nine million rows for 1,000 classes, 90 epochs and 100 trials.
 LARGEST_BY_CLASS: Final = 100
 
 
@@ -131,8 +131,8 @@ def class_metric(name: str) -> tuple[str, str] | None:
     >>> class_metric("val_f1/cat"), class_metric("val_f1_by_class"), class_metric("val_loss/cat")
     (('val_f1', 'cat'), None, None)
     """
-    metric, _, of = name.partition("/")
-    return (metric, of) if of and metric in CLASS_METRICS else None
+    metric, _, class_name = name.partition("/")
+    return (metric, class_name) if class_name and metric in CLASS_METRICS else None
 
 
 def is_extra_metric(name: str) -> bool:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Pictures whose masks are held in memory at once.
-_DRAWN_AT_ONCE: Final = 16
+#: Number of pictures whose masks are in memory at once.
+_MASKS_BATCH: Final = 16
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,8 +106,7 @@ def predict(
     from tune_rescon.training.device import resolve_device
     from tune_rescon.tuning import SearchLocation, resolve_storage
 
-    where = SearchLocation(storage=resolve_storage(storage))
-    network, about = load_model(model, where)
+    network, about = load_model(model, SearchLocation(storage=resolve_storage(storage)))
     if masks is not None:
         check_has_masks(about)
         masks.mkdir(parents=True, exist_ok=True)
@@ -125,39 +124,44 @@ def predict(
         bad.append(path)
         print_line(f"{path}: not a picture ({why})", err=True)
 
-    def on_unknown(path: Path) -> None:
+    def on_nan(path: Path) -> None:
         bad.append(path)
         print_line(f"{path}: no prediction (the network returns nan instead of probabilities)", err=True)
 
     batches = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
     classified: list[Path] = []
     with _bar("pictures", len(files)) as (follow, echo):
-        made = predictions(
-            network, about, batches, placement, top=top, mirrored=tta == "flip", on_unknown=on_unknown
-        )
-        found = _recorded(follow(made), classified)
-        lines = (_json(one, tta) for one in found) if as_json else _rows(found, files, about, as_csv=as_csv)
-        for line in lines:
-            echo(line)
+        mirrored = tta == "flip"
+        predicted = predictions(network, about, batches, placement, top=top, mirrored=mirrored, on_nan=on_nan)
+        row = None if as_json else _csv_row if as_csv else _table_row(files, about)
+        if row is not None:
+            echo(row("path", "class", "probability"))
+        for prediction in follow(predicted):
+            classified.append(prediction.path)
+            if row is None:
+                echo(_json(prediction, tta))
+                continue
+            for name, value in prediction.classes:
+                echo(row(str(prediction.path), name, str(value) if as_csv else f"{value:.4f}"))
     if masks is not None and classified:
         _draw(network, about, classified, masks)
     return 2 if bad else 0
 
 
-#: ``Follow`` shows the progress of an iterator in a bar. ``Echo`` prints a line of output beside the bar.
+#: ``Follow`` yields the items of an iterable and advances the bar. ``Echo`` prints a line of output.
 Follow = Callable[[Iterable[Any]], Iterator[Any]]
 Echo = Callable[[str], object]
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
-    """Show a progress bar on a terminal, and yield a function that advances it and one that prints a line.
+def _bar(description: str, total: int) -> Iterator[tuple[Follow, Echo]]:
+    """Show a progress bar on a terminal; yield a function that advances it, and one that prints a line.
 
-    Every line is written to standard output at once. If the bar is on standard output too, one console writes
-    both, because two consoles would overwrite each other.
+    A line goes to standard output. If the bar is there too, one console writes both, because two consoles
+    would overwrite each other.
     """
     screen = Console(highlight=False, soft_wrap=True) if sys.stdout.isatty() else Console(stderr=True)
-    shared = sys.stdout.isatty() and screen.is_terminal
+    is_on_stdout = sys.stdout.isatty() and screen.is_terminal
     with Progress(
         console=screen,
         transient=True,
@@ -168,10 +172,10 @@ def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
     ) as progress:
 
         def follow(items: Iterable[Any]) -> Iterator[Any]:
-            yield from progress.track(items, total=total, description=what)
+            yield from progress.track(items, total=total, description=description)
 
         def echo(line: str) -> None:
-            if shared:
+            if is_on_stdout:
                 screen.print(line, markup=False, emoji=False)
             else:
                 click.echo(line)
@@ -179,31 +183,13 @@ def _bar(what: str, total: int) -> Iterator[tuple[Follow, Echo]]:
         yield follow, echo
 
 
-def _recorded(found: Iterable[Prediction], classified: list[Path]) -> Iterator[Prediction]:
-    """Yield the predictions unchanged, and append the path of each to ``classified``."""
-    for one in found:
-        classified.append(one.path)
-        yield one
-
-
-def _rows(
-    found: Iterable[Prediction], files: Sequence[Path], about: TrainedNetwork, *, as_csv: bool
-) -> Iterator[str]:
-    """Yield the lines of a table, as the predictions arrive."""
-    row = _csv_row if as_csv else _table_row(files, about)
-    yield row("path", "class", "probability")
-    for one in found:
-        for name, value in one.classes:
-            yield row(str(one.path), name, str(value) if as_csv else f"{value:.4f}")
-
-
-def _json(one: Prediction, tta: str) -> str:
-    name, probability = one.best
-    line: dict[str, Any] = {"path": str(one.path), "class": name, "probability": probability}
+def _json(prediction: Prediction, tta: str) -> str:
+    name, probability = prediction.best
+    line: dict[str, Any] = {"path": str(prediction.path), "class": name, "probability": probability}
     if tta != "none":
         line["tta"] = tta
-    if len(one.classes) > 1:
-        line["top"] = [{"class": name, "probability": value} for name, value in one.classes]
+    if len(prediction.classes) > 1:
+        line["top"] = [{"class": name, "probability": value} for name, value in prediction.classes]
     return json.dumps(line)
 
 
@@ -212,7 +198,7 @@ def _csv_row(*cells: str) -> str:
 
 
 def _table_row(files: Sequence[Path], about: TrainedNetwork) -> Callable[[str, str, str], str]:
-    """Return a function that formats rows of one width, which is known before the first prediction."""
+    """Return a function that formats a row; the widths are those of the longest path and class name."""
     paths = max(cell_len(str(path)) for path in files)
     classes = max(cell_len(name) for name in (*about.class_names, "class"))
 
@@ -227,12 +213,12 @@ def _padded(text: str, width: int) -> str:
 
 
 def _draw(network: nn.Module, about: TrainedNetwork, files: Sequence[Path], folder: Path) -> None:
-    """Draw the masks of the pictures that were classified."""
+    """Draw the masks of pictures that were classified."""
     from tune_rescon.inference import PAGE, batches_of, draw_gallery
 
     print_line(f"Drawing the masks of {counted(len(files), 'picture')}: {folder / PAGE}", err=True)
     # Files that are not pictures were reported when the pictures were classified.
-    batches = batches_of(files, about, batch_size=_DRAWN_AT_ONCE, on_bad=lambda *_: None)
+    batches = batches_of(files, about, batch_size=_MASKS_BATCH, on_bad=lambda *_: None)
     with (
         _bar("masks", len(files)) as (follow, _),
         closing(draw_gallery(network, about, batches, folder)) as drawn,

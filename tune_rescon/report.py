@@ -81,10 +81,15 @@ def report(
     others: tuple[str, ...],
 ) -> int:
     """Report on the search NAME, while it runs or after."""
-    chosen = {"--json": as_json, "--markdown": as_markdown, "--csv": as_csv, "--html": html_file is not None}
-    forms = [flag for flag, is_given in chosen.items() if is_given]
-    kinds = {"--list": list_all, "--sync": sync, "--errors": errors_file is not None}
-    _check_flags(name, forms, [kind for kind, is_given in kinds.items() if is_given], others)
+    form_flags = {
+        "--json": as_json,
+        "--markdown": as_markdown,
+        "--csv": as_csv,
+        "--html": html_file is not None,
+    }
+    forms = [flag for flag, is_given in form_flags.items() if is_given]
+    action_flags = {"--list": list_all, "--sync": sync, "--errors": errors_file is not None}
+    _check_flags(name, forms, [flag for flag, is_given in action_flags.items() if is_given], others)
     for flag, file in (("--html", html_file), ("--errors", errors_file)):
         if file is not None:
             check_output_file(Path(file), where=flag)
@@ -111,33 +116,35 @@ def report(
     return 0
 
 
-def _check_flags(name: str | None, forms: Sequence[str], kinds: Sequence[str], others: Sequence[str]) -> None:
+def _check_flags(
+    name: str | None, forms: Sequence[str], actions: Sequence[str], others: Sequence[str]
+) -> None:
     """Check that the flags go together.
 
     Args:
         name: the search.
         forms: the given flags that choose a form.
-        kinds: the given flags that do something other than show a search.
+        actions: the given flags that do something other than show a search.
         others: the searches to compare.
     """
-    for some in (forms, kinds):
-        if len(some) > 1:
-            raise click.UsageError(f"Give one of {' and '.join(some)}.")
-    if kinds == ["--list"]:
+    for flags in (forms, actions):
+        if len(flags) > 1:
+            raise click.UsageError(f"Give one of {' and '.join(flags)}.")
+    if actions == ["--list"]:
         if name is not None or others or set(forms) - {"--json"}:
             raise click.UsageError("--list takes no NAME, and no form but --json.")
     elif name is None:
         raise click.UsageError("Give the NAME of a search, or --list to see their names.")
-    elif kinds and (forms or others):
-        raise click.UsageError(f"{kinds[0]} takes a NAME alone.")
+    elif actions and (forms or others):
+        raise click.UsageError(f"{actions[0]} takes a NAME alone.")
 
 
 def _sync(location: SearchLocation, name: str) -> int:
-    from tune_rescon.reporting import note_text
+    from tune_rescon.reporting import mlflow_note
     from tune_rescon.tuning import sync_tracking
 
     with progress_shown(click.echo):
-        done = sync_tracking(location, name, timeout=SYNC_TIMEOUT, note=note_text)
+        done = sync_tracking(location, name, timeout=SYNC_TIMEOUT, note=mlflow_note)
     if not done.pending_updates:
         print_line(f"MLflow shows all {counted(done.trials, 'trial')} of {name}: {done.uri}")
         return 0
@@ -153,21 +160,22 @@ def _sync(location: SearchLocation, name: str) -> int:
 def _write_errors(location: SearchLocation, name: str, path: Path, data_root: str | None) -> int:
     """Write the page of the mistakes of a search's best network."""
     from tune_rescon.atomic_write import atomic_write
-    from tune_rescon.inference import judge_network, load_model, mistakes_lines, mistakes_page
+    from tune_rescon.inference import find_search_mistakes, load_model, mistakes_lines, mistakes_page
     from tune_rescon.tuning import default_cache_root, default_data_root, read_search
 
     result = read_search(location, name)
     network, about = load_model(name, location)
-    found, of = judge_network(
+    mistakes, split_name = find_search_mistakes(
         result,
         network,
         about,
         data_root=Path(data_root) if data_root else default_data_root(),
         cache_root=default_cache_root(),
     )
-    for line in mistakes_lines(found, of=of):
+    for line in mistakes_lines(mistakes, split_name=split_name):
         print_line(line)
-    page = mistakes_page(found, title=f"{name}: what its best network gets wrong", of=of)
+    title = f"{name}: what its best network gets wrong"
+    page = mistakes_page(mistakes, title=title, split_name=split_name)
     with writing_file(path, where="--errors"), atomic_write(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
     print_line(f"Errors: {path}")
@@ -183,10 +191,11 @@ def _location(storage: str | None, study: str | None) -> SearchLocation:
 def _read(location: SearchLocation, name: str, others: Sequence[str]) -> list[StudyResult]:
     from tune_rescon.tuning import read_search
 
-    found = [read_search(location, name)]
-    # Each search once, because one that is given twice would be drawn over itself.
-    return found + [
-        read_search(location, other, where="--compare") for other in dict.fromkeys(others) if other != name
+    # Each search once: the curves of one that is given twice would cover each other.
+    distinct = [other for other in dict.fromkeys(others) if other != name]
+    return [
+        read_search(location, name),
+        *(read_search(location, other, where="--compare") for other in distinct),
     ]
 
 
@@ -213,7 +222,7 @@ def _show(results: Sequence[StudyResult]) -> None:
 
     console = _console()
     console.print(f"{results[0].name}: {results[0].state.value}", markup=False)
-    print_result(results[0], console, is_read=True)
+    print_result(results[0], console, from_record=True)
     if len(results) > 1:
         print_comparison(results, console)
 
@@ -222,11 +231,11 @@ def _list(location: SearchLocation, *, as_json: bool) -> None:
     from tune_rescon.reporting import overviews_json, print_overviews
     from tune_rescon.tuning import list_searches
 
-    found = list_searches(location)
+    overviews = list_searches(location)
     if as_json:
-        click.echo(overviews_json(found))
-    elif found:
-        print_overviews(found, _console(), now=datetime.now(UTC))
+        click.echo(overviews_json(overviews))
+    elif overviews:
+        print_overviews(overviews, _console(), now=datetime.now(UTC))
     else:
         print_line(f"There is no search in {location.storage} yet.")
 

@@ -133,7 +133,7 @@ def reproduce(
         )
         codes = []
         for row in chosen:
-            codes.append(run.row(row))
+            codes.append(run.train(row))
             if codes[-1] == INTERRUPTED:
                 break
         run.print_table(chosen)
@@ -141,7 +141,7 @@ def reproduce(
 
 
 def _images(path: str | None, rows: Sequence[PublishedRow]) -> DatasetConfig | None:
-    """Return the dataset at ``path`` (or URL), which all of the rows then use; None if ``path`` is None.
+    """Return the dataset at ``path`` (or URL), which all rows then use, or None if ``path`` is None.
 
     Raises:
         DataError: the rows are of more than one dataset.
@@ -171,7 +171,7 @@ class _Reproduction:
     settings: Sequence[str]
     console: Console
 
-    def row(self, row: PublishedRow) -> int:
+    def train(self, row: PublishedRow) -> int:
         """Train a row, or resume its training, and return the exit code."""
         from tune_rescon.finals import FinalsPresentation, print_evaluation
         from tune_rescon.reporting import resume_command, run_with_display
@@ -188,20 +188,20 @@ class _Reproduction:
             self.console,
             resume=resume_command(options, "tune_rescon.train"),
             presentation=FinalsPresentation(),
-            tell=print_evaluation,
+            show_result=print_evaluation,
         )
 
     def _check_same(self, known: StudyResult, space: Space) -> None:
-        """Check that trainings that have finished had the images and settings of ``space``.
+        """Check that the finished trainings of a row had the images and settings of ``space``.
 
         Raises:
-            StorageError: they had others.
+            StorageError: the images or settings differ.
         """
         from tune_rescon.tuning.prepare import with_absolute_paths, with_store_size
         from tune_rescon.tuning.resume import space_changes
 
         space = with_store_size(with_absolute_paths(space), known.space)
-        # Changes of these do not change a value: fewer seeds are among those that were trained.
+        # These do not change a trained value. Fewer seeds are a part of those that were trained.
         free = ("name", "description", "budget", "resources_per_trial", "initial")
         space = space.model_copy(update={key: getattr(known.space, key) for key in free})
         changes = space_changes(known.space, space)
@@ -215,8 +215,8 @@ class _Reproduction:
         """Print the published values beside the measured ones, for the rows that have finished."""
         from tune_rescon.finals import print_reproduction
 
-        found = {row: known for row in rows if (known := self._result(row)) is not None}
-        print_reproduction(found, self.shares, self.console)
+        results = {row: result for row in rows if (result := self._result(row)) is not None}
+        print_reproduction(results, self.shares, self.console)
 
     def _result(self, row: PublishedRow) -> StudyResult | None:
         """Return the row's trainings so far; None if they have not begun."""

@@ -149,9 +149,9 @@ def search(
 
     root = resolve_storage(storage)
     _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
-    _check_partners(space_name, resume_or_start, measure=measure, dry_run=dry_run)
+    _check_required(space_name, resume_or_start, measure=measure, dry_run=dry_run)
     if resume is not None:
-        _check_begun({"--warm-start": warm_start, "--init-from": init_from})
+        _check_new({"--warm-start": warm_start, "--init-from": init_from})
         if not dry_run:
             print_line(f"Resuming {resume} from {root}")
     shortcuts = {"trials": trials, "hours": hours, "concurrent": concurrent, "seed": seed}
@@ -197,14 +197,13 @@ def _changes(
     changes = [f"{_KEYS[name]}={value}" for name, value in shortcuts.items() if value is not None]
     changes += settings
     if init_from is not None:
-        # Appended last, because `--set fixed={...}` would drop it; quoted, because a path may contain YAML
-        # syntax.
+        # Last, because `--set fixed={...}` would drop it. Quoted, because a path may contain YAML syntax.
         changes.append(f"fixed.init_from={json.dumps(init_from)}")
     return changes
 
 
 def _print_dry_run(space: Space, console: Console, *, data_root: Path, measure: bool, is_here: bool) -> None:
-    """Print what the search would do and cost, and this machine's resources if it ran here (``is_here``)."""
+    """Print what the search would do and cost and, if it would run on this machine, what this machine has."""
     from tune_rescon.reporting import print_dry_run
     from tune_rescon.tuning import machine_message
 
@@ -265,7 +264,7 @@ def _effort(quick: bool, quality: str | None, *, resumes: str | None, address: s
 
 
 def _fitted(space: Space, effort: str, *, data_root: Path) -> list[str]:
-    """Measure, and return the settings of the effort's budget. Settings of the user must follow them."""
+    """Measure networks and return the settings of the budget of the effort, which must precede the user's."""
     from tune_rescon.reporting.dry_run import EFFORTS, fit_to_hours
 
     settings, message = fit_to_hours(space, EFFORTS[effort], data_root=data_root, progress=print_line)
@@ -286,18 +285,18 @@ def _check_names(given: Mapping[str, str | None]) -> None:
         raise click.UsageError(f"Give one of {' and '.join(flags)}.")
 
 
-def _check_partners(
+def _check_required(
     space_name: str | None, resume_or_start: str | None, *, measure: bool, dry_run: bool
 ) -> None:
-    """Check that an option is given together with the one that it needs."""
+    """Check that an option which requires another one is given with it."""
     if measure and not dry_run:
         raise click.UsageError("--measure goes with --dry-run.")
     if resume_or_start is not None and space_name is None:
         raise click.UsageError("Give --space NAME|FILE with --resume-or-start, which may have to start.")
 
 
-def _check_begun(given: Mapping[str, str | None]) -> None:
-    """Check that no flag is given that applies only to a new search."""
+def _check_new(given: Mapping[str, str | None]) -> None:
+    """Check that no flag is given which applies only to a new search."""
     for flag, value in given.items():
         if value is not None:
             hint = f"Leave out {flag}, or start a search with another --name."

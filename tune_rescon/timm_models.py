@@ -222,19 +222,19 @@ class TimmNetwork(ResidualAttentionNetwork):
         """
         if output_fmt != "NCHW":
             raise ConfigError(format_error('output_fmt must be "NCHW"', got=repr(output_fmt)))
-        wanted = _taken(len(self.feature_info), indices)
+        wanted = _selected(len(self.feature_info), indices)
         furthest = max(wanted)
-        found: list[Tensor] = []
+        intermediates: list[Tensor] = []
         with self._checkpointing():
-            for index, x_BCHW in enumerate(self._taps(x)):
+            for index, x_BCHW in enumerate(self._feature_maps(x)):
                 is_last = index == len(self.feature_info) - 1
                 if index in wanted:
-                    found.append(self.relu(self.norm(x_BCHW)) if norm and is_last else x_BCHW)
+                    intermediates.append(self.relu(self.norm(x_BCHW)) if norm and is_last else x_BCHW)
                 if stop_early and index == furthest:
                     break
         if intermediates_only:
-            return found
-        return (self.relu(self.norm(x_BCHW)) if is_last else x_BCHW), found
+            return intermediates
+        return (self.relu(self.norm(x_BCHW)) if is_last else x_BCHW), intermediates
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -253,7 +253,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         Raises:
             ConfigError: an index does not exist.
         """
-        wanted = _taken(len(self.feature_info), indices)
+        wanted = _selected(len(self.feature_info), indices)
         furthest = max(wanted)
         ends_early = furthest < len(self.feature_info) - 1
         self.stages = self.stages[:furthest]
@@ -286,7 +286,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         """Return the logits of images."""
         return self.forward_head(self.forward_features(images_BCHW))
 
-    def _taps(self, x_BCHW: Tensor) -> Iterator[Tensor]:
+    def _feature_maps(self, x_BCHW: Tensor) -> Iterator[Tensor]:
         """Yield the feature maps of ``feature_info``; each is computed when it is requested."""
         check_sides(x_BCHW, self.least_side)
         for name, layer in self.stem.named_children():
@@ -311,14 +311,15 @@ def _check_head(num_classes: int, global_pool: str) -> None:
         raise ConfigError(format_error(rule, got=f"{global_pool!r} with num_classes={num_classes}"))
 
 
-def _taken(count: int, indices: int | Sequence[int] | None) -> list[int]:
-    """Return non-negative indices into ``count`` feature maps: all, the last n, or those that are given.
+def _selected(count: int, indices: int | Sequence[int] | None) -> list[int]:
+    """Return the non-negative indices of the wanted ones of ``count`` feature maps: all, the last n, or any.
 
-    >>> _taken(4, None), _taken(4, 2), _taken(4, (0, -1))
+    >>> _selected(4, None), _selected(4, 2), _selected(4, (0, -1))
     ([0, 1, 2, 3], [2, 3], [0, 3])
     """
-    named = range(count)[-indices:] if isinstance(indices, int) and 0 < indices <= count else indices
-    chosen = range(count) if named is None else named
+    chosen = range(count) if indices is None else indices
+    if isinstance(chosen, int) and 0 < chosen <= count:
+        chosen = range(count)[-chosen:]
     if isinstance(chosen, int) or not chosen or not all(-count <= index < count for index in chosen):
         rule = f"must be a number from 1 to {count}, or indices from {-count} to {count - 1}"
         raise ConfigError(format_error(rule, got=repr(indices), where="indices"))
@@ -331,17 +332,17 @@ def _feature_info(spec: NetworkSpec) -> list[dict[str, Any]]:
     The maps are the stem's, each stage's, and the final units' before the norm. ``reduction`` is the image's
     side divided by the map's.
     """
-    tap = "stem.relu" if spec.stem_norm else "stem.conv"
+    module = "stem.relu" if spec.stem_norm else "stem.conv"
     reduction = spec.stem_stride
-    table: list[dict[str, Any]] = [{"num_chs": spec.stem_channels, "reduction": reduction, "module": tap}]
+    table: list[dict[str, Any]] = [{"num_chs": spec.stem_channels, "reduction": reduction, "module": module}]
     reduction *= 2 if spec.stem_pool else 1
     for index, stage in enumerate(spec.stages):
         reduction *= stage.stride
         table.append({"num_chs": stage.channels, "reduction": reduction, "module": f"stages.{index}"})
     if spec.final_units:
         reduction *= spec.final_stride
-        tap = f"final.{spec.final_units - 1}"
-        table.append({"num_chs": spec.final_channels, "reduction": reduction, "module": tap})
+        module = f"final.{spec.final_units - 1}"
+        table.append({"num_chs": spec.final_channels, "reduction": reduction, "module": module})
     return table
 
 
@@ -406,13 +407,13 @@ def _entrypoint(preset: str) -> Callable[..., TimmNetwork]:
     return build
 
 
-def _build(name: str, numbers: NetworkSpec, pretrained: bool, **options: Any) -> TimmNetwork:
+def _build(name: str, described: NetworkSpec, pretrained: bool, **options: Any) -> TimmNetwork:
     network: TimmNetwork = build_model_with_cfg(
         TimmNetwork,
         name,
         pretrained,
         # Stem, stages and final units are sequences of layers; timm reads the feature maps from inside them.
-        feature_cfg={"out_indices": tuple(range(len(_feature_info(numbers)))), "flatten_sequential": True},
+        feature_cfg={"out_indices": tuple(range(len(_feature_info(described)))), "flatten_sequential": True},
         **options,
     )
     return network

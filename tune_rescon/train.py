@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Suffix of the default name of a search's finals.
+#: Suffix of the default name of the final trainings of a search.
 SUFFIX: Final = "-final"
 
 #: Number of configurations to train if neither --top nor --trial is given.
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 _SOURCES: Final = {"--from", "--preset", "--resume"}
 
-#: The sources with which an option has an effect. An option that is not listed goes with every source.
+#: The sources with which an option may be given. An option that is not listed may be given with every source.
 _GOES_WITH: Final = {
     **dict.fromkeys(("--top", "--trial", "--budget"), ("--from",)),
     **dict.fromkeys(("--dataset", "--recipe"), ("--preset",)),
@@ -230,10 +230,10 @@ def train(
 
 
 def _check_options() -> None:
-    """Check that the options go together. An option without an effect is refused.
+    """Check that the options may be given together. An option without an effect is refused.
 
     Raises:
-        click.UsageError: The options do not go together.
+        click.UsageError: the options may not be given together.
     """
     context = click.get_current_context()
     given = {
@@ -267,7 +267,7 @@ def _run(space: Space, options: RunOptions, console: Console) -> int:
         console,
         resume=resume_command(options, "tune_rescon.train"),
         presentation=FinalsPresentation(partial(write_mistakes, options=options)),
-        tell=_print_finals,
+        show_result=_print_finals,
     )
 
 
@@ -316,10 +316,10 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
     from tune_rescon.tuning import read_search
 
     result = read_search(location, source, where="--from")
-    found, about = _finalists(result, flags, console)
-    configs, dataset = of_dataset(found, result.space)
+    chosen, about = _finalists(result, flags, console)
+    configs, dataset = of_dataset(chosen, result.space)
     growth = image_growth(dataset, location.data_root)
-    epochs = _planned_epochs(result, found, flags, console, growth=growth)
+    epochs = _planned_epochs(result, chosen, flags, console, growth=growth)
     if flags.image_size is not None:
         if (dataset.store_size or 0) < flags.image_size:
             # The search's squares are too small for the larger images.
@@ -346,23 +346,23 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
 
 
 def _finalists(result: StudyResult, flags: _Flags, console: Console) -> tuple[tuple[TrialConfig, ...], str]:
-    """Return the configurations to train, and what they are."""
+    """Return the configurations to train, and their description."""
     from tune_rescon.finals import top_configs, trial_configs
 
     if flags.numbers:
         names = ", ".join(map(trial_name, flags.numbers))
         return trial_configs(result, flags.numbers), f"{names} of the search {result.name}"
-    found = top_configs(result, flags.top)
-    if len(found) < flags.top:
+    configs = top_configs(result, flags.top)
+    if len(configs) < flags.top:
         reached = f"Configurations of {result.name} that reached its last epoch"
-        console.print(f"{reached}: {len(found)}, not {flags.top}.")
-    return found, f"The best of the search {result.name}"
+        console.print(f"{reached}: {len(configs)}, not {flags.top}.")
+    return configs, f"The best of the search {result.name}"
 
 
 def _planned_epochs(
-    result: StudyResult, found: Sequence[TrialConfig], flags: _Flags, console: Console, *, growth: float
+    result: StudyResult, configs: Sequence[TrialConfig], flags: _Flags, console: Console, *, growth: float
 ) -> int:
-    """Return the epochs of each training, and print an estimate of the time that all of them take.
+    """Return the number of epochs of each training, and print the estimated time of all trainings.
 
     ``growth`` is the ratio of the finals' number of training images to the search's.
     """
@@ -376,15 +376,17 @@ def _planned_epochs(
     from tune_rescon.reporting.formatting import roughly
     from tune_rescon.reporting.timeline import timeline
 
-    trained = as_trained_now(result, found)
-    seconds = growth * seconds_per_epoch(trained, found, image_size=flags.image_size)
-    trainings = flags.seeds * len(found)
+    trained = as_trained_now(result, configs)
+    seconds = growth * seconds_per_epoch(trained, configs, image_size=flags.image_size)
+    trainings = flags.seeds * len(configs)
     slots = max(1, timeline(trained).slots)
     if flags.concurrent is not None:
         slots = min(slots, flags.concurrent)
     epochs = flags.epochs or result.space.fidelity.max
     if flags.budget is not None:
-        epochs = epochs_within(read_duration(flags.budget), seconds, found, trainings=trainings, slots=slots)
+        epochs = epochs_within(
+            read_duration(flags.budget), seconds, configs, trainings=trainings, slots=slots
+        )
     total = finals_seconds(seconds, epochs=epochs, trainings=trainings, slots=slots)
     console.print(
         f"{counted(trainings, 'training')} of {counted(epochs, 'epoch')}, {roughly(total)} if an epoch"

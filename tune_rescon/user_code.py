@@ -42,14 +42,14 @@ def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        loaded = getattr(importlib.import_module(module), function, None)
     except Exception as error:
         rule = f"the module of {what} must be importable ({type(error).__name__}: {error})"
         raise ConfigError(format_error(rule, got=name, where=where)) from error
-    if not callable(found):
+    if not callable(loaded):
         rule = f"the module {module} must have this function"
         raise ConfigError(format_error(rule, got=function, where=where))
-    return found  # type: ignore[no-any-return]  # a user's function
+    return loaded  # type: ignore[no-any-return]  # a user's function
 
 
 def child_import_path() -> str:

@@ -42,8 +42,8 @@ def simulate_search(trials: int = 60) -> StudyResult:
     space, landscape = load_space("att92", settings), LANDSCAPES["diverging"]
 
     def curve(trial: Assignment) -> SyntheticCurve:
-        found = landscape.curve(trial.number, trial.parameters)
-        return dataclasses.replace(found, crashes_at=2) if trial.number % 9 == 4 else found
+        base = landscape.curve(trial.number, trial.parameters)
+        return dataclasses.replace(base, crashes_at=2) if trial.number % 9 == 4 else base
 
     simulation = Simulation(curve, workers=8)
     search = SimulatedSearch(space, clock=simulation.clock)

@@ -29,7 +29,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import decode_image
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.export import main as export
-from tune_rescon.inference.model import changed_network_message, check_own
+from tune_rescon.inference.model import changed_network_message, check_checkpoint
 from tune_rescon.models import ExternalSpec, build_described, build_from_spec, resolve_network
 from tune_rescon.predict import main as predict
 from tune_rescon.spaces import load_space
@@ -64,7 +64,7 @@ def test_json_has_one_line_per_image(
         assert line["class"] == ("ant", "bee", "cat")[int(expected.argmax())]
         assert line["probability"] == pytest.approx(float(expected.max()), rel=1e-4)
         assert line["probability"] < 0.999, "a saturated network would hide differences"
-        assert sum(one["probability"] for one in line["top"]) == pytest.approx(1, abs=1e-5)
+        assert sum(top["probability"] for top in line["top"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_flip_averages_the_image_and_its_mirror_image(
@@ -75,14 +75,15 @@ def test_flip_averages_the_image_and_its_mirror_image(
     assert len(lines) == 5
     difference = 0.0
     for line in lines:
-        plain, mirrored = (
-            expected_probabilities(checkpoint, Path(line["path"]), mirrored=one) for one in (False, True)
+        original, flipped = (
+            expected_probabilities(checkpoint, Path(line["path"]), mirrored=mirrored)
+            for mirrored in (False, True)
         )
-        expected = (plain + mirrored) / 2
+        expected = (original + flipped) / 2
         assert line["tta"] == "flip"
         assert line["class"] == ("ant", "bee", "cat")[int(expected.argmax())]
         assert line["probability"] == pytest.approx(float(expected.max()), rel=1e-4)
-        difference = max(difference, float((plain - mirrored).abs().max()))
+        difference = max(difference, float((original - flipped).abs().max()))
     assert difference > 0.01, "the mirror images must change the result"
 
 
@@ -125,7 +126,7 @@ def test_masks_are_drawn(checkpoint: Path, pictures: Path, tmp_path: Path) -> No
     page = (folder / "index.html").read_text()
     drawn = sorted(folder.glob("*.png"))
     assert len(drawn) == 5
-    assert all(f'src="{one.name}"' in page for one in drawn)
+    assert all(f'src="{drawing.name}"' in page for drawing in drawn)
     with Image.open(drawn[0]) as image:
         assert image.size[0] > 400
         assert len(np.unique(np.asarray(image))) > 50
@@ -255,20 +256,20 @@ def test_a_checkpoint_of_another_search_is_refused(checkpoint: Path) -> None:
     assert config is not None
     _, about = load_trained(checkpoint)
     matching = dataclasses.replace(about, config=config, seed=best.origin.seed, dataset="0123")
-    check_own(matching, result, best)
+    check_checkpoint(matching, result, best)
     url = "https://ann:s3cret@host/a.ckpt"
     origin = dataclasses.replace(best.origin, config={**best.origin.config, "init_from": url})
     # A file of an earlier version has the first URL.
     for known in (url, "https://ann:***@host/a.ckpt"):
         from_url = dataclasses.replace(matching, config=dataclasses.replace(config, init_from=known))
-        check_own(from_url, result, dataclasses.replace(best, origin=origin))
+        check_checkpoint(from_url, result, dataclasses.replace(best, origin=origin))
     for other, what in (
         (dataclasses.replace(matching, config=about.config), "configuration"),
         (dataclasses.replace(matching, seed=matching.seed + 1), "seed"),
         (dataclasses.replace(matching, dataset="4567"), "images"),
     ):
         with pytest.raises(StorageError, match=f"of a training with another {what}"):
-            check_own(other, result, best)
+            check_checkpoint(other, result, best)
 
 
 def test_changed_code_of_a_custom_network_is_reported(checkpoint: Path) -> None:
@@ -318,9 +319,9 @@ def untrusted_file(kind: str, folder: Path) -> Path:
         save_file({"a": torch.ones(1)}, path := folder / "foreign.safetensors")
     elif kind == "an exported program":
         program = torch.export.export(torch.nn.ReLU(), (torch.ones(1),))
-        torch.export.save(program, whole := folder / "whole.pt2")
+        torch.export.save(program, original := folder / "original.pt2")
         torch.save(((code,), {}), inputs := io.BytesIO())
-        with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as tampered:
+        with zipfile.ZipFile(original) as archive, zipfile.ZipFile(path, "w") as tampered:
             for name in archive.namelist():
                 is_code = name.endswith("sample_inputs/model.pt")
                 tampered.writestr(name, inputs.getvalue() if is_code else archive.read(name))

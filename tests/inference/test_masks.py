@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from tune_rescon.data.decode import BadImageError
 from tune_rescon.errors import ConfigError
 from tune_rescon.inference import Pictures, masks
-from tune_rescon.inference.masks import draw_overlay, load_photograph, seen_box
+from tune_rescon.inference.masks import draw_overlay, input_box, load_photograph
 from tune_rescon.predict import main as predict
 
 pytestmark = pytest.mark.torch
@@ -35,7 +35,7 @@ def test_overlays_have_the_photographs_size_and_follow_the_predictions(
     page = (folder / "index.html").read_text()
     assert 'src="0000-0%20%231%2050%25.png"' in page
     overlays = sorted(folder.glob("0001-1-*.jpg"))
-    assert [one.name for one in overlays] == [f"0001-1-stages.{n}.attention.0.jpg" for n in range(3)]
+    assert [overlay.name for overlay in overlays] == [f"0001-1-stages.{n}.attention.0.jpg" for n in range(3)]
     for overlay in overlays:
         with Image.open(overlay) as image:
             assert image.size == (30, 21)
@@ -138,7 +138,7 @@ def test_the_page_grows_with_every_batch(checkpoint: Path, pictures: Path, tmp_p
     ]
     drawing = masks.draw_gallery(network, about, batches, tmp_path)
     paths = [next(drawing), next(drawing)]
-    assert [one.name for one in paths] == ["0.png", "1.png"]
+    assert [path.name for path in paths] == ["0.png", "1.png"]
     assert (tmp_path / "index.html").read_text().count("<figure>") == 1
     drawing.close()
     assert (tmp_path / "index.html").read_text().count("<figure>") == 2
@@ -150,7 +150,7 @@ def test_the_overlay_covers_the_region_seen_by_the_network(resize: str, tmp_path
     mask_HW = np.zeros((3, 3), np.float32)
     mask_HW[1, 1] = 1
     path = tmp_path / "a.jpg"
-    draw_overlay(path, photograph, mask_HW, seen_box((120, 80), resize))
+    draw_overlay(path, photograph, mask_HW, input_box((120, 80), resize))
     with Image.open(path) as image:
         drawn = np.asarray(image).astype(int)
     assert drawn.shape == (80, 120, 3)
@@ -163,33 +163,37 @@ def test_the_overlay_covers_the_region_seen_by_the_network(resize: str, tmp_path
 
 def test_a_panorama_wider_than_a_jpeg_is_scaled_down(tmp_path: Path) -> None:
     mask_HW = np.eye(3, dtype=np.float32)
-    draw_overlay(tmp_path / "a.jpg", Image.new("RGB", (70_000, 20)), mask_HW, seen_box((70_000, 20)))
+    draw_overlay(tmp_path / "a.jpg", Image.new("RGB", (70_000, 20)), mask_HW, input_box((70_000, 20)))
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.size == (65_500, 19)
 
 
 @pytest.mark.parametrize(
-    ("size", "seen"), [((4, 1), [1]), ((6, 1), [2]), ((1, 4), [1]), ((2000, 1), [999]), ((7, 2), [2, 3])]
+    ("size", "covered"),
+    [((4, 1), [1]), ((6, 1), [2]), ((1, 4), [1]), ((2000, 1), [999]), ((7, 2), [2, 3])],
+    ids=str,
 )
 def test_a_picture_whose_square_begins_between_two_pixels(
-    size: tuple[int, int], seen: list[int], tmp_path: Path
+    size: tuple[int, int], covered: list[int], tmp_path: Path
 ) -> None:
-    """Of a picture one pixel high, that square is one pixel, which the mask must cover."""
+    """The square of a picture one pixel high is one pixel, which the mask must cover."""
     path = tmp_path / "a.jpg"
-    draw_overlay(path, Image.new("RGB", size, "white"), np.ones((3, 3), np.float32), seen_box(size))
+    draw_overlay(path, Image.new("RGB", size, "white"), np.ones((3, 3), np.float32), input_box(size))
     with Image.open(path) as image:
         grey_HW = np.asarray(image.convert("L"))
     assert grey_HW.shape[::-1] == size
     line = grey_HW.min(axis=int(size[0] < size[1]))
-    assert np.flatnonzero(line < 190).tolist() == seen
+    assert np.flatnonzero(line < 190).tolist() == covered
 
 
 def test_seen_box_follows_the_resize_mode() -> None:
-    assert seen_box((20, 30)) == (0, 5, 20, 25)
-    assert seen_box((20, 30), "pad") == (-5, 0, 25, 30)
-    assert seen_box((7, 7), "crop") == seen_box((7, 7), "pad") == seen_box((7, 7), "squash") == (0, 0, 7, 7)
+    assert input_box((20, 30)) == (0, 5, 20, 25)
+    assert input_box((20, 30), "pad") == (-5, 0, 25, 30)
+    assert (
+        input_box((7, 7), "crop") == input_box((7, 7), "pad") == input_box((7, 7), "squash") == (0, 0, 7, 7)
+    )
     with pytest.raises(ConfigError, match="unknown resize 'stretch'; known: crop, pad, squash"):
-        seen_box((7, 7), "stretch")
+        input_box((7, 7), "stretch")
 
 
 def test_photographs_are_upright_and_keep_their_size(tmp_path: Path) -> None:

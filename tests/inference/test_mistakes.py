@@ -24,7 +24,7 @@ from tune_rescon.inference import (
     mistakes_page,
     write_mistakes,
 )
-from tune_rescon.inference.mistakes import CLASSES, LARGEST_MATRIX, Mistake, mistakes_document
+from tune_rescon.inference.mistakes import MAX_CLASSES, MAX_MATRIX, Mistake, mistakes_document
 from tune_rescon.inference.model import predictions
 from tune_rescon.inference.pictures import Pictures
 from tune_rescon.report import main
@@ -47,10 +47,10 @@ def mistakes(confusion: list[list[int]], *names: str, worst: tuple[Mistake, ...]
 
 
 def test_mistakes_and_confused_pairs_are_counted() -> None:
-    found = mistakes([[8, 2, 0], [0, 9, 1], [4, 0, 6]], "ant", "bee", "cat")
-    assert (found.images, found.wrong) == (30, 7)
-    assert found.confused_pairs() == [("cat", "ant", 4, 10), ("ant", "bee", 2, 10), ("bee", "cat", 1, 10)]
-    assert mistakes_lines(found, of="test") == [
+    counted = mistakes([[8, 2, 0], [0, 9, 1], [4, 0, 6]], "ant", "bee", "cat")
+    assert (counted.images, counted.wrong) == (30, 7)
+    assert counted.confused_pairs() == [("cat", "ant", 4, 10), ("ant", "bee", 2, 10), ("bee", "cat", 1, 10)]
+    assert mistakes_lines(counted, split_name="test") == [
         "23 of 30 test images are right (76.67%)",
         "4 of 10 images of cat are taken for ant",
         "2 of 10 images of ant are taken for bee",
@@ -59,26 +59,29 @@ def test_mistakes_and_confused_pairs_are_counted() -> None:
 
 
 def test_classes_with_images_are_listed_worst_first() -> None:
-    found = mistakes([[8, 2, 0, 0], [0, 9, 1, 0], [4, 0, 6, 0], [0, 0, 0, 0]], "ant", "bee", "cat", "dog")
-    assert [(one.name, one.images, one.right) for one in found.by_class()] == [
+    four_classes = mistakes(
+        [[8, 2, 0, 0], [0, 9, 1, 0], [4, 0, 6, 0], [0, 0, 0, 0]], "ant", "bee", "cat", "dog"
+    )
+    assert [(score.name, score.images, score.right) for score in four_classes.by_class()] == [
         ("cat", 10, 6),
         ("ant", 10, 8),
         ("bee", 10, 9),
     ]
     labels, predicted = zip(
-        *((i, j) for i in range(3) for j in range(3) for _ in range(found.confusion_KK[i, j])), strict=True
+        *((i, j) for i in range(3) for j in range(3) for _ in range(four_classes.confusion_KK[i, j])),
+        strict=True,
     )
     expected = f1_score(labels, predicted, average=None)
-    assert [one.f1 for one in found.by_class()] == pytest.approx([expected[k] for k in (2, 0, 1)])
-    page = mistakes_page(found, title="t", of="test")
+    assert [score.f1 for score in four_classes.by_class()] == pytest.approx([expected[k] for k in (2, 0, 1)])
+    page = mistakes_page(four_classes, title="t", split_name="test")
     assert "<tr><td>cat</td><td>10</td><td>6</td><td>60.0%</td><td>0.706</td></tr>" in page
 
 
 def test_only_the_worst_of_many_classes_are_listed() -> None:
     confusion_KK = np.eye(1000, dtype=int)
     confusion_KK[700, 0] = 3
-    document = mistakes_document(mistakes(confusion_KK.tolist(), *map(str, range(1000))), of="test")
-    assert len(document["classes"]) == CLASSES
+    document = mistakes_document(mistakes(confusion_KK.tolist(), *map(str, range(1000))), split_name="test")
+    assert len(document["classes"]) == MAX_CLASSES
     assert document["classes"][0] == ["700", "4", "1", "25.0%", "0.400"]
 
 
@@ -86,7 +89,7 @@ def test_class_names_are_escaped_in_the_page() -> None:
     image = np.zeros((8, 8, 1), dtype=np.uint8)
     worst = Mistake(image_HWC=image, label="<script>", predicted="a&b", probability=0.987)
     page = mistakes_page(
-        mistakes([[1, 1], [0, 2]], "<script>", "a&b", worst=(worst,)), title="<b>", of="validation"
+        mistakes([[1, 1], [0, 2]], "<script>", "a&b", worst=(worst,)), title="<b>", split_name="validation"
     )
     assert "<script>" not in page
     assert page.count("&lt;script&gt;") == 7
@@ -95,12 +98,12 @@ def test_class_names_are_escaped_in_the_page() -> None:
 
 
 def test_a_too_large_confusion_matrix_is_left_out() -> None:
-    many = LARGEST_MATRIX + 1
-    found = mistakes(np.eye(many, dtype=int).tolist(), *map(str, range(many)))
-    page = mistakes_page(found, title="t", of="test")
+    many = MAX_MATRIX + 1
+    large = mistakes(np.eye(many, dtype=int).tolist(), *map(str, range(many)))
+    page = mistakes_page(large, title="t", split_name="test")
     assert "Confusion matrix" not in page
     assert f"{many} of {many} test images are right (100.00%)" in page
-    small = mistakes_page(mistakes([[1, 0], [0, 1]], "a", "b"), title="t", of="test")
+    small = mistakes_page(mistakes([[1, 0], [0, 1]], "a", "b"), title="t", split_name="test")
     assert "Confusion matrix" in small
     assert "Most confident mistakes" not in small
 
@@ -131,11 +134,11 @@ def test_counts_match_the_searchs_validation_accuracy(
     file = tmp_path / "errors.html"
     assert main(["s", "--storage", str(storage), "--errors", str(file)]) == 0
     stdout = capsys.readouterr().out
-    found = re.match(r"(\d+) of (\d+) validation images are right", stdout)
-    assert found is not None
-    assert int(found[1]) / int(found[2]) == pytest.approx(search_result.best.best_value, abs=1e-6)
+    counts = re.match(r"(\d+) of (\d+) validation images are right", stdout)
+    assert counts is not None
+    assert int(counts[1]) / int(counts[2]) == pytest.approx(search_result.best.best_value, abs=1e-6)
     page = file.read_text()
-    assert page.count("<figure>") == min(int(found[2]) - int(found[1]), 40)
+    assert page.count("<figure>") == min(int(counts[2]) - int(counts[1]), 40)
     shares = [float(share) for share in re.findall(r"\(([\d.]+) %\)", page)]
     assert shares == sorted(shares, reverse=True)
 
@@ -162,14 +165,17 @@ def test_activations_beyond_the_range_of_fp16_are_computed_in_fp32(
     first.weight.data *= 1e6
     dataset = open_dataset(search_result.space.dataset, data_root=storage, cache_root=storage / "cache")
     half, plain = (DeviceConfig(device=torch.device("cpu"), precision=name) for name in ("fp16", "fp32"))
-    found, expected = (
-        find_mistakes(network, about, dataset, dataset.val, placement=one) for one in (half, plain)
+    in_fp16, in_fp32 = (
+        find_mistakes(network, about, dataset, dataset.val, placement=device) for device in (half, plain)
     )
-    assert (found.confusion_KK == expected.confusion_KK).all()
+    assert (in_fp16.confusion_KK == in_fp32.confusion_KK).all()
     images_BHWC, _ = dataset.val.gather(np.arange(8))
     pictures = Pictures(paths=tuple(Path(str(n)) for n in range(8)), images_BHWC=images_BHWC)
     classes = [
-        [one.best for one in predictions(network, about, [pictures], placement, top=1, mirrored=True)]
+        [
+            prediction.best
+            for prediction in predictions(network, about, [pictures], placement, top=1, mirrored=True)
+        ]
         for placement in (half, plain)
     ]
     assert classes[0] == classes[1]
@@ -220,7 +226,7 @@ def test_the_report_shows_mistakes_of_the_best_network_only(
     assert pages["own"].count("<figure>") == shown
     assert document["words"] in pages["own"]
     name, images, *_ = document["classes"][0]
-    assert f'<td class="name">{name}</td><td>{images}</td>' in pages["own"]
+    assert f'<td class="left">{name}</td><td>{images}</td>' in pages["own"]
     shown_by = [name for name, page in pages.items() if "<figure>" in page]
     assert shown_by == ["own", "an earlier version's"]
 
@@ -256,13 +262,13 @@ def test_images_beyond_the_time_limit_are_skipped_and_counted(
     dataset = open_dataset(many, data_root=storage, cache_root=storage / "cache")
     about = dataclasses.replace(about, dataset=dataset.digest)
     cpu = resolve_device("cpu", precision="fp32")
-    whole = find_mistakes(network, about, dataset, dataset.val, placement=cpu)
-    part = find_mistakes(network, about, dataset, dataset.val, placement=cpu, seconds=1e-9)
-    assert (whole.images, whole.left_out) == (120, 0)
-    assert (part.images, part.left_out) == (64, 56)
-    assert (part.confusion_KK <= whole.confusion_KK).all()
+    complete = find_mistakes(network, about, dataset, dataset.val, placement=cpu)
+    partial = find_mistakes(network, about, dataset, dataset.val, placement=cpu, seconds=1e-9)
+    assert (complete.images, complete.left_out) == (120, 0)
+    assert (partial.images, partial.left_out) == (64, 56)
+    assert (partial.confusion_KK <= complete.confusion_KK).all()
     images_NHWC, labels_N = dataset.val.gather(np.arange(len(dataset.val)))
-    for one in part.worst:
-        alike = [n for n, image_HWC in enumerate(images_NHWC) if np.array_equal(image_HWC, one.image_HWC)]
-        assert about.class_names.index(one.label) in labels_N[alike]
-    assert mistakes_lines(part, of="test")[0].endswith("%); 56 others were not evaluated")
+    for mistake in partial.worst:
+        alike = [n for n, image_HWC in enumerate(images_NHWC) if np.array_equal(image_HWC, mistake.image_HWC)]
+        assert about.class_names.index(mistake.label) in labels_N[alike]
+    assert mistakes_lines(partial, split_name="test")[0].endswith("%); 56 others were not evaluated")

@@ -1,4 +1,4 @@
-"""An image gets the same probabilities from validation, ``predict`` and every exported format."""
+"""An image gets the same probabilities from validation, ``predict``, MLflow and every exported format."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import textwrap
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from inference import COMPARED, forms, real_pixels, same, trained
 from PIL import Image
 from torch import Tensor, nn
 
@@ -50,12 +52,12 @@ def photograph(seed: int, size: tuple[int, int], *, red: bool = True) -> bytes:
 
 def write_folder(root: Path, size: tuple[int, int], *, red: bool = True) -> Path:
     """Write twelve training and six validation images of two classes; images without red are PNG files."""
-    for part, count in (("train", 6), ("val", 3)):
+    for split, count in (("train", 6), ("val", 3)):
         for label in ("ant", "bee"):
-            folder = root / part / label
+            folder = root / split / label
             folder.mkdir(parents=True)
             for number in range(count):
-                seed = 100 * len(part) + 10 * number + len(label) + ord(label[0])
+                seed = 100 * len(split) + 10 * number + len(label) + ord(label[0])
                 name = f"{number}.{'jpg' if red else 'png'}"
                 (folder / name).write_bytes(photograph(seed, size, red=red))
     return root
@@ -104,8 +106,8 @@ def predict_validation(network: nn.Module, about: TrainedNetwork, path: Path) ->
     assert not refused
     cpu = resolve_device("cpu", precision="fp32")
     # A copy, because `predictions` changes the memory format of the weights.
-    found = predictions(copy.deepcopy(network), about, batches, cpu, top=len(about.class_names))
-    rows = [[dict(one.classes)[name] for name in about.class_names] for one in found]
+    predicted = predictions(copy.deepcopy(network), about, batches, cpu, top=len(about.class_names))
+    rows = [[dict(prediction.classes)[name] for name in about.class_names] for prediction in predicted]
     return torch.tensor(rows), torch.cat([pixels(batch, about) for batch in batches])
 
 
@@ -134,8 +136,8 @@ def assert_close(got: Tensor, expected: Tensor) -> None:
 def test_predict_matches_validation(winner: tuple[nn.Module, TrainedNetwork, Tensor, Path]) -> None:
     network, about, validation_BK, path = winner
     assert validation_BK.std() > TOLERANCE, "probabilities must differ for the comparison to mean something"
-    found_BK, _ = predict_validation(network, about, path)
-    assert_close(found_BK, validation_BK)
+    predicted_BK, _ = predict_validation(network, about, path)
+    assert_close(predicted_BK, validation_BK)
 
 
 def test_a_checkpoint_keeps_the_preprocessing(
@@ -148,7 +150,7 @@ def test_a_checkpoint_keeps_the_preprocessing(
     assert_close(predict_validation(loaded, known, path)[0], validation_BK)
 
 
-def test_a_checkpoint_of_an_earlier_version_decodes_to_the_networks_own_size(
+def test_a_checkpoint_without_a_stored_side_decodes_to_the_image_size(
     winner: tuple[nn.Module, TrainedNetwork, Tensor, Path],
 ) -> None:
     _, about, _, _ = winner
@@ -200,8 +202,8 @@ def test_the_mlflow_champion_matches_validation(
     torch.save(trained_values(network, about), tmp_path / "best.ckpt")
     _, pixels_BCHW = predict_validation(network, about, path)
     with exported(str(tmp_path / "best.ckpt")) as folder:
-        found_BK = mlflow.pyfunc.load_model(str(folder)).predict(pixels_BCHW.numpy())
-    assert_close(torch.from_numpy(np.asarray(found_BK)), validation_BK)
+        predicted_BK = mlflow.pyfunc.load_model(str(folder)).predict(pixels_BCHW.numpy())
+    assert_close(torch.from_numpy(np.asarray(predicted_BK)), validation_BK)
 
 
 def test_timm_export_matches_validation(
@@ -219,7 +221,7 @@ def test_timm_export_matches_validation(
     assert torch.equal(transformed_BK.argmax(1), validation_BK.argmax(1))
 
 
-@pytest.mark.parametrize(("size", "resize"), [((32, 32), "crop"), ((90, 70), "squash")])
+@pytest.mark.parametrize(("size", "resize"), [((32, 32), "crop"), ((90, 70), "squash")], ids=str)
 def test_timms_transform_matches_validation_if_images_are_scaled_once(
     size: tuple[int, int], resize: str, tmp_path: Path
 ) -> None:
@@ -335,8 +337,38 @@ def test_the_documented_request_applies_exif_orientation(
     with Image.open(io.BytesIO(photograph(0, (448, 448)))) as picture:
         picture.save("cat.jpg", exif=exif, quality=95)
     code = (ROOT / "docs/howto/winner.md").read_text().partition("import json, urllib.request\n")[2]
-    found: dict[str, Any] = {}
-    exec(textwrap.dedent("    " + code.partition("    body = ")[0].lstrip()), found)
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent("    " + code.partition("    body = ")[0].lstrip()), names)
     wanted_HWC = decode_image(Path("cat.jpg").read_bytes(), 224)
-    difference_HWC = 255 * found["pixels"][0].transpose(1, 2, 0) - wanted_HWC
+    difference_HWC = 255 * names["pixels"][0].transpose(1, 2, 0) - wanted_HWC
     assert np.abs(difference_HWC).mean() < 3
+
+
+@pytest.fixture(scope="module")
+def photographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 images of each CIFAR-10 class, half of them for validation."""
+    folder = tmp_path_factory.mktemp("photographs")
+    counts: dict[str, int] = {}
+    with zipfile.ZipFile(shared / "data" / "cifar10-jpeg.zip") as archive:
+        for name in archive.namelist():
+            *_, split, label, file = ("", "", *Path(name).parts)
+            number = counts.setdefault(label, 0)
+            if split == "train" and file.endswith((".jpg", ".jpeg")) and number < 60:
+                counts[label] += 1
+                target = folder / ("train" if number % 2 else "val") / label / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(name))
+    return folder
+
+
+@pytest.mark.shared
+@pytest.mark.nightly
+@pytest.mark.timeout(300)
+def test_every_format_gives_the_same_result_on_real_images(photographs: Path, tmp_path: Path) -> None:
+    """By the comparison of ``benchmarks/inference.py``."""
+    pixels_BCHW = real_pixels(str(photographs), tmp_path)
+    assert pixels_BCHW.shape == (COMPARED, 3, 32, 32)
+    models = forms(*trained("cifar_attention56"), tmp_path, threads=1)
+    assert {"torch eager", "torch-export", "onnx"} <= set(models)
+    row = same(models, pixels_BCHW)
+    assert row.met, row.measured

@@ -91,7 +91,9 @@ def test_probabilities_match_on_real_images(checkpoint: Path, tmp_path: Path, sh
     with zipfile.ZipFile(shared / "data" / "cifar10-jpeg.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith((".jpg", ".jpeg"))][::200][:256]
         pictures = [Image.open(archive.open(name)).convert("RGB").resize((16, 16)) for name in names]
-    pixels_BCHW = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2) / 255
+    pixels_BCHW = (
+        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2) / 255
+    )
     assert pixels_BCHW.shape == (256, 3, 16, 16)
     export_model(network, about, form="tensorflow", output=tmp_path / "a")
     with torch.inference_mode():

@@ -189,4 +189,4 @@ def test_five_trials_keep_one_checkpoint_each(search: SearchRun) -> None:
 def test_the_report_needs_no_network_connection(search: SearchRun) -> None:
     text = (search.folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=[\"']?http", text)
-    assert text.count('<td class="fate"') == TRIALS, "a row for each trial"
+    assert text.count('<td class="left state"') == TRIALS, "a row for each trial"

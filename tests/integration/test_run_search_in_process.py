@@ -311,7 +311,7 @@ def test_metrics_by_class_are_recorded_and_shown_in_mlflow_and_in_the_report(
     assert (logged["val_f1/a_b"], logged["best_val_f1/a_b"]) == (trial.values[-1], max(trial.values))
     worst, *_ = json.loads((result.folder / "mistakes.json").read_text())["classes"]
     page = (result.folder / "report.html").read_text()
-    assert f'<td class="name">{html.escape(worst[0])}</td><td>3</td>' in page
+    assert f'<td class="left">{html.escape(worst[0])}</td><td>3</td>' in page
 
 
 def test_custom_networks_are_searched_beside_the_builtin_ones(

@@ -80,7 +80,7 @@ def make_costs() -> Callable[..., dict[int, TrialCost]]:
 
 
 @pytest.fixture
-def one_of_each(make_trial: MakeTrial) -> list[TrialRecord]:
+def trials_of_every_state(make_trial: MakeTrial) -> list[TrialRecord]:
     """A trial in every state; some of them ended before their first epoch."""
     values = {
         TrialState.FINISHED: (0.25, 0.5),

@@ -1,9 +1,10 @@
-"""The figures of a search: checked by hand on small results, and by recomputing on a simulated one."""
+"""Results, costs and timeline of a search: by hand on small results, and recomputed on a simulated search."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import shlex
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tune_rescon.config import TrialState
+from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.reporting.incumbents import incumbents
 from tune_rescon.reporting.summary import (
@@ -34,6 +35,7 @@ from tune_rescon.search import search
 from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
+from tune_rescon.tuning.trial import TrialOrigin
 
 MakeTrial = Callable[..., TrialRecord]
 MakeResult = Callable[..., StudyResult]
@@ -50,7 +52,7 @@ def test_every_rung_counts_each_trial_once(simulated: StudyResult) -> None:
     assert [rung.epoch for rung in rungs] == [1, 3, 9]
     for rung in rungs:
         assert rung.reached == sum(trial.epochs >= rung.epoch for trial in simulated.trials)
-        assert rung.continued + rung.stopped + rung.otherwise == rung.reached
+        assert rung.continued + rung.stopped + rung.other == rung.reached
     finished = sum(trial.state is TrialState.FINISHED for trial in simulated.trials)
     assert (rungs[-1].continued, rungs[-1].stopped) == (finished, 0)
 
@@ -81,7 +83,7 @@ def test_a_free_slot_is_reused(make_result: MakeResult, make_trial: MakeTrial) -
         with_epoch_times(make_trial(2), 130.0, seconds=20.0),
     ]
     slots = timeline(make_result(*trials))
-    assert [(s.number, s.slot, s.begun, s.ended) for s in slots.stretches] == [
+    assert [(s.number, s.slot, s.start, s.end) for s in slots.stretches] == [
         (0, 0, 100.0, 120.0),
         (1, 1, 100.0, 110.0),
         (2, 1, 110.0, 130.0),
@@ -97,13 +99,13 @@ def test_a_slot_that_ran_another_trial_in_a_short_pause_is_one_slot(
         with_epoch_times(make_trial(0), 110.0, 121.0, seconds=10.0),
         with_epoch_times(make_trial(1), 111.0, seconds=1.0),
     ]
-    found = timeline(make_result(*trials))
-    assert [(s.number, s.slot, s.epochs) for s in found.stretches] == [
+    slots = timeline(make_result(*trials))
+    assert [(s.number, s.slot, s.epochs) for s in slots.stretches] == [
         (0, 0, (1, 1)),
         (1, 0, (1, 1)),
         (0, 0, (2, 2)),
     ]
-    assert (found.slots, found.utilisation) == (1, 1.0)
+    assert (slots.slots, slots.utilisation) == (1, 1.0)
 
 
 def test_a_trial_keeps_its_slot_if_another_one_begins_between_two_of_its_epochs(
@@ -113,8 +115,8 @@ def test_a_trial_keeps_its_slot_if_another_one_begins_between_two_of_its_epochs(
         with_epoch_times(make_trial(0), 111.0, 121.0, seconds=10.0),
         with_epoch_times(make_trial(1), 110.0, 120.5, seconds=10.0),
     ]
-    found = timeline(make_result(*trials))
-    assert [(s.number, s.slot, s.epochs) for s in found.stretches] == [(1, 0, (1, 2)), (0, 1, (1, 2))]
+    slots = timeline(make_result(*trials))
+    assert [(s.number, s.slot, s.epochs) for s in slots.stretches] == [(1, 0, (1, 2)), (0, 1, (1, 2))]
 
 
 def test_pauses_split_stretches_and_time_without_a_driver_is_excluded(
@@ -122,12 +124,12 @@ def test_pauses_split_stretches_and_time_without_a_driver_is_excluded(
 ) -> None:
     paused = with_epoch_times(make_trial(0), 10.0, 20.0, 50.0, 10_000.0, seconds=10.0)
     slots = timeline(make_result(paused))
-    assert [(s.begun, s.ended, s.epochs) for s in slots.stretches] == [
+    assert [(s.start, s.end, s.epochs) for s in slots.stretches] == [
         (0.0, 20.0, (1, 2)),
         (40.0, 50.0, (3, 3)),
         (9990.0, 10_000.0, (4, 4)),
     ]
-    # The twenty seconds between were the driver's to fill; the hours were not.
+    # The pause of twenty seconds counts; in the hours after that no driver ran.
     assert slots.seconds == 60.0
 
 
@@ -150,11 +152,9 @@ def test_no_two_stretches_share_a_slot_at_once(spans: list[tuple[float, float]])
     slots = timeline(result)
     assert len(slots.stretches) == len(spans)
     assert 0 <= slots.utilisation <= 1
-    for one in slots.stretches:
-        for other in slots.stretches:
-            if one.number < other.number and one.slot == other.slot:
-                overlap = min(one.ended, other.ended) - max(one.begun, other.begun)
-                assert overlap <= 2e-3
+    for a, b in itertools.combinations(slots.stretches, 2):
+        if a.slot == b.slot:
+            assert min(a.end, b.end) - max(a.start, b.start) <= 2e-3
 
 
 @functools.cache
@@ -267,7 +267,7 @@ def test_the_best_command_reproduces_the_best_trial(simulated: StudyResult, tmp_
     assert (space.initial, space.budget.trials) == ((dict(simulated.best.parameters),), 1)
 
 
-def test_without_a_best_there_is_no_command(make_result: MakeResult) -> None:
+def test_without_a_best_trial_there_is_no_command(make_result: MakeResult) -> None:
     assert best_command(make_result()) is None
 
 
@@ -300,8 +300,8 @@ def test_a_trial_that_failed_later_leads_no_search_and_no_front(
     result = make_result(*trials, against="gmacs", state=SearchState.INTERRUPTED)
     assert result.best is not None
     assert (result.best.number, result.best.value) == (1, 0.375)
-    assert [(one.number, one.value) for one in incumbents(result)] == [(1, 0.25), (1, 0.375)]
-    # What the others spent counts: the winner's first epoch ended after four, of 10 s on two cores.
+    assert [(change.number, change.value) for change in incumbents(result)] == [(1, 0.25), (1, 0.375)]
+    # All epochs count: the winner's first one was the fourth, each of 10 s on two cores.
     assert incumbents(result)[0].hours == pytest.approx(4 * 20 / 3600)
     assert [trial.number for trial in result.front] == [1]
     assert all([trial.number for trial, _ in front.front] == [1] for front in cost_fronts(result))
@@ -311,3 +311,14 @@ def test_a_trial_without_times_has_no_stretch(make_result: MakeResult, make_tria
     old = dataclasses.replace(make_trial(0), times_ms=(), history={}, started=datetime(2026, 1, 1))
     assert timeline(make_result(old)).stretches == ()
     assert incumbents(make_result(old)) == ()
+
+
+def test_the_best_command_for_a_changed_space_hides_passwords(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """The space does not contain the trial, so that the command sets every field."""
+    config = TrialConfig(init_from="https://ann:s3cret@host/w.ckpt").to_dict()
+    origin = TrialOrigin(config=config, space=1, seed=0)
+    command = best_command(make_result(dataclasses.replace(make_trial(0), origin=origin)))
+    assert command is not None
+    assert '"init_from": "https://ann:***@host/w.ckpt"' in command

@@ -16,7 +16,7 @@ import pytest
 
 from tune_rescon.errors import SpaceError
 from tune_rescon.finals import top_configs
-from tune_rescon.reporting.formats import csv_text, json_text, markdown_text, note_text
+from tune_rescon.reporting.formats import csv_text, json_text, markdown_text, mlflow_note
 from tune_rescon.reporting.page import render_page
 from tune_rescon.reporting.summary import best_command, parameter_axes
 from tune_rescon.search import main, search
@@ -115,7 +115,7 @@ def render_all_formats(result: StudyResult) -> str:
     return "".join(
         [
             render_page(result, written=datetime(2026, 1, 1)),
-            note_text(result),
+            mlflow_note(result),
             markdown_text(result),
             csv_text([result]),
         ]

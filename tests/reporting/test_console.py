@@ -67,6 +67,7 @@ def terminal() -> Iterator[tuple[int, int]]:
         (0, 0, (), {}, b"80 25 True False"),
         (61, 13, ("plain",), {}, f"{PIPE_WIDTH} ".encode()),
     ],
+    ids=["terminal", "NO_COLOR", "terminal without a size", "--plain"],
 )
 def test_the_console_has_the_terminals_size(
     columns: int,
@@ -84,7 +85,7 @@ def test_the_console_has_the_terminals_size(
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}, {"TTY_INTERACTIVE": "1"}])
+@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}, {"TTY_INTERACTIVE": "1"}], ids=str)
 def test_a_pipe_gets_long_lines_and_is_not_interactive(environment: dict[str, str]) -> None:
     reading, writing = os.pipe()
     run(stdout=writing, **environment)
@@ -155,6 +156,7 @@ def test_a_replaced_standard_output_gets_the_text(capsys: pytest.CaptureFixture[
             "s: preparing the data, then starting work on the Ray at auto, as many workers as fit; MLflow at s3://b/r/s",
         ),
     ],
+    ids=["this machine", "MLflow server", "cluster and S3"],
 )
 def test_the_first_line_has_the_search_and_its_folder(
     overrides: list[str], options: RunOptions, expected: str

@@ -106,8 +106,8 @@ def test_throughput_of_trials_sharing_a_gpu_adds_up(make_result: MakeResult, mak
     rate = throughput(make_result(*trials, devices_per_trial=0.5, device="GPU"))
     assert rate is not None
     # Bins of 0.2 s; checked in the middle of each stretch of constant throughput.
-    assert rate.begun == 100.0
-    assert rate.part == pytest.approx(0.2)
+    assert rate.start == 100.0
+    assert rate.interval == pytest.approx(0.2)
     expected = {2.5: 60.0, 7.5: 110.0, 12.5: 110.0, 17.5: 60.0, 25.0: 0.0, 35.0: 100.0}
     assert [rate.speeds[int(second / 0.2)] for second in expected] == pytest.approx([*expected.values()])
     assert rate.devices == 1
@@ -123,11 +123,11 @@ def test_the_devices_are_those_that_the_trials_held(make_result: MakeResult, mak
         dataclasses.replace(with_epochs(make_trial(1), (200.0, 210.0, 20.0)), held=(1.0,)),
         with_epochs(make_trial(2), (200.0, 210.0, 20.0)),
     ]
-    found = throughput(make_result(*trials, devices_per_trial=1, device="GPU"))
-    assert found is not None
-    assert found.devices == 4
+    rate = throughput(make_result(*trials, devices_per_trial=1, device="GPU"))
+    assert rate is not None
+    assert rate.devices == 4
     # 1,200 images in 20 s.
-    assert found.per_device == pytest.approx(15.0)
+    assert rate.per_device == pytest.approx(15.0)
 
 
 def test_the_page_shows_throughput_below_the_slots(make_result: MakeResult, make_trial: MakeTrial) -> None:
@@ -178,7 +178,7 @@ def test_gpu_time_is_split_by_cause(gpu_search: StudyResult) -> None:
     )
     assert use.utilisation == pytest.approx((5 + 9 + 12) / 35)
     expected = {5.0: 0.5, 15.0: 0.9, 22.5: 0.0, 30.0: 0.8}
-    levels = [use.levels[int(second / use.part)] for second in expected]
+    levels = [use.levels[int(second / use.interval)] for second in expected]
     assert levels == pytest.approx([*expected.values()])
 
 

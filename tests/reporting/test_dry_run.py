@@ -138,6 +138,7 @@ def check_shown(name: str, dry_runs: DryRuns, images: Path) -> None:
         (["scheduler.type=median", "fidelity.min=2"], "median: from epoch 2 on a trial ends when it falls"),
         (["scheduler.type=none"], "none: every trial trains for 9 epochs"),
     ],
+    ids=["asha, stop", "asha, promote", "median", "none"],
 )
 def test_the_scheduler_is_shown(settings: list[str], words: str) -> None:
     assert stopping_line(load_space("digits", settings)).startswith(words)
@@ -204,11 +205,10 @@ def test_search_time_is_estimated_from_epochs_and_slots() -> None:
     [
         # 600 s of 2 trials at once are 300 epochs of 4 s: twelve times 25.
         (1 / 6, 4.0, 25, 120),
-        # No longer than in the space.
         (8.0, 4.0, 81, 1777),
-        # Slow networks train their warm-up at least.
         (1 / 6, 600.0, 3, 20),
     ],
+    ids=["twelve trainings", "no longer than in the space", "at least the warm-up"],
 )
 def test_a_fitting_budget_gives_whole_trainings(
     hours: float, seconds: float, longest: int, trials: int

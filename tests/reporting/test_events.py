@@ -71,7 +71,7 @@ def test_a_promoted_trial_continues(lines: EventLines, out: io.StringIO, make_tr
     assert out.getvalue().splitlines() == [
         "trial_0003 paused after epoch 2: waits to be promoted",
         "trial_0003 continues after epoch 2: depth=56 learning_rate=0.1",
-        # A retry after that is no promotion.
+        # A later retry is not a promotion.
         "trial_0003 starts again after epoch 2: depth=56 learning_rate=0.1",
     ]
 
@@ -111,6 +111,7 @@ def test_brackets_are_shown_literally(lines: EventLines, out: io.StringIO, make_
         ),
         (math.nan, Verdict(decision=Decision.DIVERGED), "val_accuracy -, train_loss 1.235, 1 min 15 s"),
     ],
+    ids=["continue", "stop", "diverged"],
 )
 def test_an_epoch_is_printed_with_its_decision(
     value: float,

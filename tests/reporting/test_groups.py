@@ -56,7 +56,7 @@ def test_a_loss_is_better_if_it_is_smaller(result: StudyResult) -> None:
     assert [point.value for point in second.best] == [0.25]
 
 
-def test_a_trial_that_failed_is_no_groups_best(result: StudyResult) -> None:
+def test_a_failed_trial_is_not_the_best_of_its_group(result: StudyResult) -> None:
     failed = dataclasses.replace(result.trials[2], state=TrialState.FAILED)
     ours, resnet = groups(dataclasses.replace(result, trials=(*result.trials[:2], failed)))
     assert (ours.value, resnet.best[-1].number, resnet.best[-1].value) == (None, 1, 0.375)
@@ -67,8 +67,8 @@ def test_the_page_compares_groups_at_equal_cost(result: StudyResult, tmp_path: P
     write_report(result, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<h2>By network</h2>" in page
-    assert "at the dotted line, 3 core-hours, which is the least" in page
-    row = '<tr><td class="name">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>'
+    assert "at the dotted line, 3 core-hours, the least" in page
+    row = '<tr><td class="left">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>'
     best = "0.5 (trial 0, epoch 2)"
     assert row.format(OURS, 1, 3, "3 core-hours", best, best) in page
     overall_best, best_within_hours = "0.75 (trial 2, epoch 2)", "0.375 (trial 1, epoch 2)"
@@ -85,7 +85,7 @@ def test_one_network_is_not_compared(result: StudyResult, tmp_path: Path) -> Non
 def test_the_schedulers_group_by_takes_precedence(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [make_trial(n, parameters={"depth": depth}) for n, depth in enumerate((56, 92, 92))]
     result = make_result(*(dataclasses.replace(trial, times_ms=(1, 2)) for trial in trials))
-    assert groups(result) == (), "neither a group nor a network is in this space"
+    assert groups(result) == (), "this space has neither `group_by` nor a network"
     grouped = dataclasses.replace(
         result, space=load_space("digits", ["scheduler={type: asha, group_by: depth}"])
     )

@@ -16,7 +16,7 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
-from tune_rescon.reporting.charts import learning_curves
+from tune_rescon.reporting.charts import learning_curves, slices
 from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER
 from tune_rescon.reporting.search_charts import costs
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
@@ -98,7 +98,7 @@ def test_the_summary_names_the_winner(make_result: MakeResult, make_trial: MakeT
     text = report(make_result(make_trial(0), make_trial(1, values=(0.1, 0.75))), tmp_path)
     assert "<h2>Best trial: 1</h2>" in text
     assert "val_accuracy 0.75 at epoch 2 of 2 (metric.at: last)." in text
-    assert "<b>4 core-hours</b><span>reserved</span>" in text
+    assert "<b>4</b><span>core-hours reserved</span>" in text
     assert re.search(r'<tr class="best"><td>1</td>', text)
 
 
@@ -113,11 +113,15 @@ def test_names_and_values_are_escaped(make_result: MakeResult, make_trial: MakeT
 
 
 def test_each_state_has_one_legend_entry_and_its_colour(
-    make_result: MakeResult, one_of_each: list[TrialRecord]
+    make_result: MakeResult, trials_of_every_state: list[TrialRecord]
 ) -> None:
-    lines = [line for line in learning_curves(make_result(*one_of_each)).data if "legendgroup" in line]
+    lines = [
+        line for line in learning_curves(make_result(*trials_of_every_state)).data if "legendgroup" in line
+    ]
     named = {line["legendgroup"]: line["marker"]["color"] for line in lines if line.get("showlegend", True)}
-    assert named == {trial.state.value: STATE_COLOUR[trial.state] for trial in one_of_each if trial.epochs}
+    assert named == {
+        trial.state.value: STATE_COLOUR[trial.state] for trial in trials_of_every_state if trial.epochs
+    }
     assert set(STATE_ORDER) == set(TrialState)
 
 
@@ -178,8 +182,29 @@ def test_failures_are_shown_with_their_trials(simulated: StudyResult, tmp_path: 
 
 
 def test_figures_of_every_state_contain_no_nan(
-    make_result: MakeResult, one_of_each: list[TrialRecord], tmp_path: Path
+    make_result: MakeResult, trials_of_every_state: list[TrialRecord], tmp_path: Path
 ) -> None:
-    unknown = {trial.number: TrialCost(params_m=math.nan, gmacs=math.nan) for trial in one_of_each}
-    text = report(make_result(*one_of_each, costs=unknown), tmp_path)
+    unknown = {trial.number: TrialCost(params_m=math.nan, gmacs=math.nan) for trial in trials_of_every_state}
+    text = report(make_result(*trials_of_every_state, costs=unknown), tmp_path)
     assert [key for key in figures(text) if key.startswith("cost")] == ["cost-0"]
+
+
+def test_the_reasons_of_the_scheduler_are_a_list(
+    make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    text = report(make_result(make_trial(0), scheduling=("First rung: <epoch 3>.",)), tmp_path)
+    assert "<ul><li>First rung: &lt;epoch 3&gt;.</li></ul>" in text
+
+
+def test_the_labels_of_long_choices_end_at_their_ticks(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """Plotly leaves out a label that ends beyond the right edge of the plot."""
+    networks = ("timm/resnet18", "timm/resnet14t", "timm/resnext26ts")
+    trials = [
+        make_trial(n, parameters={"network": network, "depth": 50 + n}) for n, network in enumerate(networks)
+    ]
+    values = {trial.number: trial.value for trial in trials}
+    axes = {chart.key: chart.layout["xaxis"] for chart in slices(make_result(*trials), values)}
+    assert axes["slice-network"]["tickangle"] < 0
+    assert "tickangle" not in axes["slice-depth"]

@@ -28,20 +28,20 @@ def test_every_plot_is_an_image_that_is_not_blank(simulated: StudyResult, tmp_pa
 
 
 def test_dollar_signs_in_class_names_are_not_math_text(
-    make_result: MakeResult, one_of_each: list[TrialRecord], tmp_path: Path
+    make_result: MakeResult, trials_of_every_state: list[TrialRecord], tmp_path: Path
 ) -> None:
     metric = "val_f1/a$_$b"
     trials = [
         replace(trial, metric=metric, parameters={"init_from": f"$_{trial.number}$", "depth": trial.number})
-        for trial in one_of_each[:2]
+        for trial in trials_of_every_state[:2]
     ]
     assert len(write_plots(make_result(*trials, metric=metric), tmp_path)) >= 2
 
 
 def test_every_state_can_be_drawn(
-    make_result: MakeResult, one_of_each: list[TrialRecord], tmp_path: Path
+    make_result: MakeResult, trials_of_every_state: list[TrialRecord], tmp_path: Path
 ) -> None:
-    paths = write_plots(make_result(*one_of_each), tmp_path)
+    paths = write_plots(make_result(*trials_of_every_state), tmp_path)
     assert [path.stem for path in paths] == ["learning_curves", "cost"]
 
 

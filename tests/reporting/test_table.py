@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import print_result, result_table
-from tune_rescon.reporting.terminal import ROWS, print_left_over
+from tune_rescon.reporting.terminal import ROWS, print_pending
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -46,11 +46,13 @@ def test_a_search_without_a_trial_is_shown(make_result: MakeResult) -> None:
     assert "Best:" not in text
 
 
-def test_every_state_is_shown_and_counted(make_result: MakeResult, one_of_each: list[TrialRecord]) -> None:
-    text = printed(make_result(*one_of_each))
+def test_every_state_is_shown_and_counted(
+    make_result: MakeResult, trials_of_every_state: list[TrialRecord]
+) -> None:
+    text = printed(make_result(*trials_of_every_state))
     for state in TrialState:
         assert f"│ {state.value}" in text
-        count = sum(trial.state is state for trial in one_of_each)
+        count = sum(trial.state is state for trial in trials_of_every_state)
         assert f"{count} {state.value}" in text
 
 
@@ -87,7 +89,7 @@ def test_the_pareto_front_is_shown_cheapest_first(
     assert "Front" not in printed(make_result(*trials))
 
 
-def test_the_reason_of_an_early_end_is_shown(make_result: MakeResult) -> None:
+def test_the_reason_of_a_failed_search_is_shown(make_result: MakeResult) -> None:
     failure = "10 trials failed in a row; all of them in trial.py:12: [Errno 5] Input/output error"
     assert f"{failure}\n" in printed(make_result(failure=failure), width=40)
 
@@ -95,13 +97,13 @@ def test_the_reason_of_an_early_end_is_shown(make_result: MakeResult) -> None:
 def test_updates_that_mlflow_missed_are_reported(make_result: MakeResult) -> None:
     out = io.StringIO()
     console = Console(file=out, width=200, highlight=False)
-    print_left_over(make_result(), console, sync="python -m tune_rescon.report s --sync")
+    print_pending(make_result(), console, sync="python -m tune_rescon.report s --sync")
     assert out.getvalue() == ""
-    print_left_over(make_result(pending_updates=3), console, sync="python -m tune_rescon.report s --sync")
+    print_pending(make_result(pending_updates=3), console, sync="python -m tune_rescon.report s --sync")
     assert "MLflow did not take 3 updates in time; the study has" in out.getvalue()
     assert "python -m tune_rescon.report s --sync" in out.getvalue()
     refused = make_result(pending_updates=3, pending_reason="the experiment 'digits' is deleted.")
-    print_left_over(refused, console, sync="")
+    print_pending(refused, console, sync="")
     assert "MLflow did not take 3 updates: the experiment 'digits' is deleted; the study" in out.getvalue()
 
 
@@ -120,41 +122,43 @@ def test_the_csv_is_named_when_the_table_leaves_trials_out(
     assert "All of it" not in printed(make_result(*result.trials[:ROWS]))
 
 
-def read(result: StudyResult) -> list[str]:
+def printed_from_record(result: StudyResult) -> list[str]:
     out = io.StringIO()
-    print_result(result, Console(file=out, width=200, highlight=False), is_read=True)
+    print_result(result, Console(file=out, width=200, highlight=False), from_record=True)
     return out.getvalue().splitlines()
 
 
-def test_only_files_that_are_there_and_of_now_are_named(
-    make_result: MakeResult, make_trial: MakeTrial
-) -> None:
+def test_only_existing_and_current_files_are_named(make_result: MakeResult, make_trial: MakeTrial) -> None:
     result = make_result(*(make_trial(n) for n in range(30)), state=SearchState.INTERRUPTED)
     command = f"python -m tune_rescon.report s --storage {result.folder.parent}"
-    assert {f"All of it: {command} --csv", f"Report: {command} --html report.html"} <= {*read(result)}
+    assert {f"All of it: {command} --csv", f"Report: {command} --html report.html"} <= {
+        *printed_from_record(result)
+    }
     result.folder.mkdir()
     for name in ("trials.csv", "report.html"):
         (result.folder / name).touch()
     assert {f"All of it: {result.folder}/trials.csv", f"Report: {result.folder}/report.html"} <= {
-        *read(result)
+        *printed_from_record(result)
     }
-    # The search runs, or its driver was killed: the table in the folder is that of the run before.
+    # The search runs, or its driver was killed: the table in the folder is from the previous run.
     without_outcome = replace(result, has_outcome=False)
-    assert {f"All of it: {command} --csv", f"Report: {result.folder}/report.html"} <= {*read(without_outcome)}
+    assert {f"All of it: {command} --csv", f"Report: {result.folder}/report.html"} <= {
+        *printed_from_record(without_outcome)
+    }
 
 
-def test_the_files_of_a_search_at_a_url_are_there_and_not_in_this_machines_copy(
+def test_the_files_of_a_search_at_a_url_are_named_by_their_url(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
     result = make_result(*(make_trial(n) for n in range(30)), url="s3://bucket/runs/s")
     assert {
         "All of it: s3://bucket/runs/s/trials.csv",
         "Report: s3://bucket/runs/s/report.html",
-    } <= {*read(result)}
-    # Nothing shows which files a killed driver has sent.
+    } <= {*printed_from_record(result)}
+    # It is not known which files a killed driver has uploaded.
     command = "python -m tune_rescon.report s --storage s3://bucket/runs"
     assert {f"All of it: {command} --csv", f"Report: {command} --html report.html"} <= {
-        *read(replace(result, has_outcome=False))
+        *printed_from_record(replace(result, has_outcome=False))
     }
 
 

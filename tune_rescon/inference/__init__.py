@@ -6,7 +6,7 @@
     find_pictures, batches_of   find and decode a user's pictures for the network
     predictions     predict the classes of the pictures
     find_mistakes   compare the predictions for a split with its labels; mistakes_page shows them
-    write_mistakes  the same of a search's best network, as a file that its report shows
+    write_mistakes  write those of a search's best network to a file for the report
     draw_gallery    write a folder of attention masks, with an HTML page
     export_model    write a file that does not need this package, checked against the network
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.inference.best_mistakes import judge_network, write_mistakes
+    from tune_rescon.inference.best_mistakes import find_search_mistakes, write_mistakes
     from tune_rescon.inference.export import FORMATS, check_export, export_model, timm_transform_message
     from tune_rescon.inference.masks import (
         PAGE,

@@ -1,4 +1,4 @@
-"""The mistakes of a search's best network, found on this machine's copy of the search's images."""
+"""The mistakes of a network of a search, on this machine's copy of the search's images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from tune_rescon.inference.mistakes import Mistakes
     from tune_rescon.training import TrainedNetwork
 
-__all__ = ["judge_network", "write_mistakes"]
+__all__ = ["find_search_mistakes", "write_mistakes"]
 
 #: Seconds that a search may spend at its end on the mistakes of its best network.
 SECONDS: Final = 20.0
 
 
-def judge_network(
+def find_search_mistakes(
     result: StudyResult,
     network: nn.Module,
     about: TrainedNetwork,
@@ -31,9 +31,9 @@ def judge_network(
     cache_root: Path,
     seconds: float = math.inf,
 ) -> tuple[Mistakes, str]:
-    """Compare a network's predictions with the labels of the images that ranked the search's trials.
+    """Find the mistakes of a network on the images whose metric ranked the trials of its search.
 
-    A search chooses by the validation images. The test images are for ``train``, which reports on them.
+    These are the validation images, or the test images of final trainings.
 
     Args:
         result: The search.
@@ -44,27 +44,29 @@ def judge_network(
         seconds: See :func:`.find_mistakes`.
 
     Returns:
-        The mistakes, and the name of the images: "validation" or "test".
+        The mistakes, and the name of the split: "validation" or "test".
 
     Raises:
         DataError: The images are not those of the training.
     """
-    # Imported here, because the driver of a search imports torch only at its end.
+    # Imported here because they import torch, which the driver of a search imports only at its end.
     from tune_rescon.data import open_dataset
     from tune_rescon.inference.mistakes import find_mistakes
     from tune_rescon.training.device import resolve_device
 
     images = result.space.dataset_config(about.config.dataset)
     dataset = open_dataset(images, data_root=data_root, cache_root=cache_root)
-    of, split = ("test", dataset.test) if result.space.metric.of_test_images else ("validation", dataset.val)
+    on_test = result.space.metric.of_test_images
+    split, split_name = (dataset.test, "test") if on_test else (dataset.val, "validation")
     placement = resolve_device("auto", precision=about.config.precision)
-    return find_mistakes(network, about, dataset, split, placement=placement, seconds=seconds), of
+    mistakes = find_mistakes(network, about, dataset, split, placement=placement, seconds=seconds)
+    return mistakes, split_name
 
 
 def write_mistakes(result: StudyResult, path: Path, *, options: RunOptions) -> None:
     """Write the mistakes of a search's best network to ``path``, from which the report takes them.
 
-    Nothing is written if the best network is not kept. The images for which :data:`SECONDS` are too short are
+    Nothing is written if the best trial has no checkpoint. After :data:`SECONDS`, the remaining images are
     left out.
 
     Args:
@@ -84,8 +86,9 @@ def write_mistakes(result: StudyResult, path: Path, *, options: RunOptions) -> N
         return
     with local_file(kept) as file:
         network, about = load_trained(file)
-    found, of = judge_network(
+    mistakes, split_name = find_search_mistakes(
         result, network, about, data_root=options.data_root, cache_root=options.cache_root, seconds=SECONDS
     )
     identity = {"trial": result.best.number, "epoch": about.epoch}
-    write_atomically(path, json.dumps(identity | mistakes_document(found, of=of)) + "\n")
+    document = identity | mistakes_document(mistakes, split_name=split_name)
+    write_atomically(path, f"{json.dumps(document)}\n")

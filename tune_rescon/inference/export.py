@@ -33,18 +33,17 @@ from tune_rescon.training.weights import Classifier
 __all__ = ["FORMATS", "check_export", "export_model", "timm_transform_message"]
 
 
-#: Maximum relative difference between the probabilities of a file and of the network (the largest over its
-#: inputs).
+#: Maximum relative difference between a probability of the file and of the network.
 #:
 #: The relative difference of a probability is about the absolute difference of its logit, and float32 rounds
 #: a logit by about 1e-6 of its size. So the tolerance suits logits up to 100. Those of a network whose batch
 #: norms have seen no images can be thousands; after a few steps of training they are below 30.
 TOLERANCE: Final = 1e-4
 
-#: Numbers of images for tracing and for checking. They differ, because the file must accept any batch size.
-_TRACED, _CHECKED = 2, 5
+#: Numbers of images to trace and to check with. They differ, because the file must accept any batch size.
+_TRACED_IMAGES, _CHECKED_IMAGES = 2, 5
 
-#: The suffix of a file in each format. A file may have another one, or none, but not that of another format.
+#: The suffix of each format. A file may have another suffix, or none, but not that of another format.
 SUFFIXES: Final[Mapping[str, str]] = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
 
 #: The formats that are folders.
@@ -54,7 +53,7 @@ Writer = Callable[[nn.Module, TrainedNetwork, Path], Callable[[Tensor], Tensor]]
 
 
 def check_export(form: str, output: Path) -> None:
-    """Check the format and the path of a file, before a network is loaded.
+    """Check the name of a format and the path of its file.
 
     Raises:
         ConfigError: The format does not exist, or the path has the suffix of another format.
@@ -95,7 +94,7 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
     classifier = Classifier(network, about).eval()
     scratch = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
-        # Before the export, which can take a minute.
+        # An export can take a minute, so check first that the folder is writable.
         scratch.touch()
         scratch.unlink()
         loaded = FORMATS[form](classifier, about, scratch)
@@ -128,7 +127,7 @@ def export_model(network: nn.Module, about: TrainedNetwork, *, form: str, output
 
 
 def _difference(classifier: nn.Module, loaded: Callable[[Tensor], Tensor], about: TrainedNetwork) -> float:
-    pixels_BCHW = _example(about, _CHECKED)
+    pixels_BCHW = _example(about, _CHECKED_IMAGES)
     with torch.inference_mode():
         wanted_BK, got_BK = classifier(pixels_BCHW), loaded(pixels_BCHW)
     return float(((wanted_BK - got_BK).abs() / wanted_BK.abs().clamp_min(1e-6)).max())
@@ -140,8 +139,8 @@ def _example(about: TrainedNetwork, images: int) -> Tensor:
     return torch.rand(images, len(about.mean), side, side, generator=generator)
 
 
-def _facts(about: TrainedNetwork) -> dict[str, str]:
-    """Return the metadata that a file stores beside the network: JSON texts by name."""
+def _metadata(about: TrainedNetwork) -> dict[str, str]:
+    """Return the metadata that a file has beside the weights: JSON texts by name."""
     return {
         "class_names": json.dumps(about.class_names),
         "image_size": json.dumps(about.spec.image_size),
@@ -155,7 +154,7 @@ def _safetensors(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Ca
 
     from tune_rescon.models import build_described
 
-    _write_weights(classifier, path, _facts(about))
+    _write_weights(classifier, path, _metadata(about))
     again = build_described(about.spec)
     again.load_state_dict(load_file(path))
     return Classifier(again.eval(), about).eval()
@@ -165,21 +164,21 @@ def _write_weights(classifier: nn.Module, path: Path, metadata: Mapping[str, str
     from safetensors.torch import save
 
     network: Any = classifier.network
-    # Copies, because safetensors refuses tensors that share memory, as those of a layer with two names do.
+    # Copies, because safetensors refuses tensors that share memory, such as those of a layer with two names.
     weights = {
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
     }
-    # Written here, because a full disk is no OSError of safetensors.
+    # Written here, because safetensors does not raise an OSError if the disk is full.
     path.write_bytes(save(weights, metadata=dict(metadata)))
 
 
 def _torch_export(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
     program = _program(classifier, about)
-    extra: dict[str, Any] = {f"{name}.json": text for name, text in _facts(about).items()}
+    extra: dict[str, Any] = {f"{name}.json": text for name, text in _metadata(about).items()}
     data = io.BytesIO()
     torch.export.save(program, data, extra_files=extra)
-    # Written here, because a full disk ends the process if torch writes the file.
+    # Written here, because torch would end the process if the disk is full.
     path.write_bytes(data.getvalue())
     with path.open("rb") as file:
         loaded: Callable[[Tensor], Tensor] = torch.export.load(file).module()
@@ -188,17 +187,18 @@ def _torch_export(classifier: nn.Module, about: TrainedNetwork, path: Path) -> C
 
 def _saved_model(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
     program = _program(classifier, about)
-    # Imported here because most users do not have TensorFlow, and because of a conflict: torch has by now
-    # loaded Triton with its LLVM. Loading it after the LLVM of TensorFlow (2.21) would kill the process.
+    # Imported here because most users do not have TensorFlow. It must also follow the export: torch has then
+    # loaded Triton with its LLVM, and loading that after the LLVM of TensorFlow (2.21) would kill the
+    # process.
     from tune_rescon.inference.saved_model import load_saved_model, write_saved_model
 
-    write_saved_model(program, _example(about, _TRACED), _facts(about), path)
+    write_saved_model(program, _example(about, _TRACED_IMAGES), _metadata(about), path)
     return load_saved_model(path)
 
 
 def _program(classifier: nn.Module, about: TrainedNetwork) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
-    return torch.export.export(classifier, (_example(about, _TRACED),), dynamic_shapes=({0: batch},))
+    return torch.export.export(classifier, (_example(about, _TRACED_IMAGES),), dynamic_shapes=({0: batch},))
 
 
 def _onnx(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
@@ -207,7 +207,7 @@ def _onnx(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[
 
     exported = torch.onnx.export(
         classifier,
-        (_example(about, _TRACED),),
+        (_example(about, _TRACED_IMAGES),),
         dynamo=True,
         verbose=False,
         input_names=["pixels"],
@@ -216,7 +216,7 @@ def _onnx(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[
     )
     assert exported is not None
     model = exported.model_proto
-    onnx.helper.set_model_props(model, _facts(about))
+    onnx.helper.set_model_props(model, _metadata(about))
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -229,7 +229,7 @@ def _onnx(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[
 
 
 def _timm(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[[Tensor], Tensor]:
-    """Write a folder for timm, and return the network and the configuration that timm has loaded from it."""
+    """Write a folder for timm, and return the network that timm loads from it, with its normalisation."""
     import timm
 
     from tune_rescon.timm_models import data_config
@@ -255,10 +255,10 @@ def _timm(classifier: nn.Module, about: TrainedNetwork, path: Path) -> Callable[
 
 
 def _timm_architecture(about: TrainedNetwork) -> tuple[str, dict[str, Any]]:
-    """Return the name in timm's registry of a network, and the arguments that build it.
+    """Return a network's name in timm's registry, and the arguments that build it.
 
     Raises:
-        ConfigError: the network is a user's own, which timm cannot build.
+        ConfigError: The network is the user's own, which timm cannot build.
     """
     from tune_rescon.models.external import timm_arguments
     from tune_rescon.timm_models import EXPORTED
@@ -290,7 +290,7 @@ FORMATS: Final[Mapping[str, Writer]] = {
 def timm_transform_message(about: TrainedNetwork) -> str | None:
     """Return how timm's own transform differs from the preprocessing of a network, or None if it does not.
 
-    timm's configuration can describe neither two steps of scaling, nor black borders, nor deep pictures.
+    timm's configuration cannot describe two steps of scaling, black borders, or pictures of more than 8 bits.
     """
     how = about.preprocessing
     differences = [

@@ -50,8 +50,8 @@ __all__ = [
     "draw_maps",
     "draw_overlay",
     "index_page",
+    "input_box",
     "load_photograph",
-    "seen_box",
 ]
 
 
@@ -61,17 +61,17 @@ FloatArray = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
 #: Largest side of a JPEG, pixels.
-_LARGEST_JPEG: Final = 65500
+_MAX_JPEG_SIDE: Final = 65500
 
 #: Share of the mask's colour in an overlay on a photograph.
-_OPACITY: Final = 0.5
+_MASK_OPACITY: Final = 0.5
 
 
 def check_has_masks(about: TrainedNetwork) -> None:
     """Check that a network has attention modules.
 
     Raises:
-        ConfigError: it is timm's or a user's own.
+        ConfigError: The network is one of timm, or the user's own.
     """
     if isinstance(about.spec, ExternalSpec):
         rule = "only Residual Attention Networks have masks to draw"
@@ -105,23 +105,23 @@ def attention_maps(classifier: nn.Module, pixels_BCHW: Tensor) -> list[ModuleMap
         for name, module in classifier.named_modules()
         if isinstance(module, AttentionModule)
     }
-    with torch.inference_mode(), ExitStack() as held:
-        seen = {name: held.enter_context(_watched(module)) for name, module in modules.items()}
+    with torch.inference_mode(), ExitStack() as hooks:
+        outputs = {name: hooks.enter_context(_recorded_outputs(module)) for name, module in modules.items()}
         classifier(pixels_BCHW)
-    return [_maps(name, modules[name], *found) for name, found in seen.items()]
+    return [_maps(name, modules[name], *trunk_and_mask) for name, trunk_and_mask in outputs.items()]
 
 
 @contextmanager
-def _watched(module: AttentionModule) -> Iterator[list[Tensor]]:
-    """Record the output of the trunk and the mask during the next forward pass."""
-    found: list[Tensor] = []
+def _recorded_outputs(module: AttentionModule) -> Iterator[list[Tensor]]:
+    """Yield a list that gets the outputs of the trunk and of the mask during the next forward pass."""
+    outputs: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        found.append(output)
+    def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        outputs.append(output)
 
-    handles = [part.register_forward_hook(keep) for part in (module.trunk, module.mask)]
+    handles = [branch.register_forward_hook(record) for branch in (module.trunk, module.mask)]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -186,7 +186,7 @@ def load_photograph(path: Path, levels: Levels | None = None) -> Image.Image:
         return to_rgb(upright(image, orientation_of(image)), levels)
 
 
-def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:
+def input_box(size: tuple[int, int], resize: str = "crop") -> Box:
     """Return the part of a photograph that became the network's square input.
 
     Args:
@@ -197,7 +197,7 @@ def seen_box(size: tuple[int, int], resize: str = "crop") -> Box:
     Raises:
         ConfigError: ``resize`` has another value.
 
-    >>> seen_box((30, 20)), seen_box((30, 20), "squash"), seen_box((30, 20), "pad")
+    >>> input_box((30, 20)), input_box((30, 20), "squash"), input_box((30, 20), "pad")
     ((5.0, 0.0, 25.0, 20.0), (0.0, 0.0, 30.0, 20.0), (0.0, -5.0, 30.0, 25.0))
     """
     width, height = size
@@ -220,10 +220,10 @@ def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: 
         path: The JPEG file.
         photograph: The picture at its original size.
         mask_HW: The mask.
-        box: The part of the photograph that the mask covers; see :func:`seen_box`.
+        box: The part of the photograph that the mask covers; see :func:`input_box`.
     """
     width, height = photograph.size
-    # Rounded down: `round` of 1.5 and of 2.5 is 2, and of a picture one pixel high nothing would be left.
+    # Rounded down. `round` gives 2 for 1.5 and for 2.5, so that nothing would be left of a one-pixel square.
     visible = (
         max(math.floor(box[0]), 0),
         max(math.floor(box[1]), 0),
@@ -243,8 +243,10 @@ def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: 
     levels_HW = np.asarray(grey.resize(size, Image.Resampling.BILINEAR, box=part))
     colours = _bytes(mpl.colormaps["magma"](np.arange(256))[:, :3])
     drawn = photograph.copy()
-    drawn.paste(Image.blend(drawn.crop(visible), Image.fromarray(colours[levels_HW]), _OPACITY), visible[:2])
-    drawn.thumbnail((_LARGEST_JPEG, _LARGEST_JPEG))
+    drawn.paste(
+        Image.blend(drawn.crop(visible), Image.fromarray(colours[levels_HW]), _MASK_OPACITY), visible[:2]
+    )
+    drawn.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
     with atomic_write(path) as scratch:
         drawn.save(scratch, format="JPEG", quality=90)
 
@@ -254,7 +256,7 @@ def _bytes(values: FloatArray) -> npt.NDArray[np.uint8]:
 
 
 def _normalised(values: FloatArray) -> FloatArray:
-    """Scale to 0..1 by the smallest and the largest finite value."""
+    """Scale the values to 0..1, by the smallest and the largest finite one."""
     finite = np.nan_to_num(values, posinf=np.nan, neginf=np.nan, nan=np.nan)
     if not np.isfinite(finite).any():
         return np.zeros_like(values)
@@ -266,9 +268,9 @@ def _normalised(values: FloatArray) -> FloatArray:
 def index_page(pictures: Sequence[DrawnPicture]) -> str:
     """Return an HTML page of pictures, each with its drawings."""
     figures = "\n".join(
-        f"<figure>{''.join(map(_image, (one.panels, *one.overlays)))}"
-        f"<figcaption>{html.escape(one.caption)}</figcaption></figure>"
-        for one in pictures
+        f"<figure>{''.join(map(_image, (picture.panels, *picture.overlays)))}"
+        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+        for picture in pictures
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -287,7 +289,7 @@ def _image(file: str) -> str:
 PAGE: Final = "index.html"
 
 #: Maximum number of bytes of a picture's name in the names of its drawings; file systems allow 255 in all.
-_LONGEST_STEM: Final = 100
+_MAX_STEM_BYTES: Final = 100
 
 
 def draw_gallery(
@@ -295,8 +297,8 @@ def draw_gallery(
 ) -> Generator[Path, None, None]:
     """Draw every picture of the batches, and yield its path once its files are written.
 
-    The page is written after each batch, and when the iterator is closed or interrupted. It lists all files
-    that are written by then.
+    A page that lists all drawings so far is written after each batch, and when the iterator is closed or
+    interrupted.
 
     Args:
         network: The network, on any device and in eval mode.
@@ -327,13 +329,15 @@ def _draw(
     photograph = load_photograph(path, about.levels)
     overlays = tuple(f"{name}-{module.name}.jpg" for module in maps)
     for file, module in zip(overlays, maps, strict=True):
-        draw_overlay(folder / file, photograph, module.mask_BHW[row], seen_box(photograph.size, about.resize))
+        draw_overlay(
+            folder / file, photograph, module.mask_BHW[row], input_box(photograph.size, about.resize)
+        )
     return DrawnPicture(panels=f"{name}.png", overlays=overlays, caption=as_text(str(path)))
 
 
 def _shortened(stem: str) -> str:
     encoded = os.fsencode(stem)
-    return stem if len(encoded) <= _LONGEST_STEM else encoded[:_LONGEST_STEM].decode(errors="ignore")
+    return stem if len(encoded) <= _MAX_STEM_BYTES else encoded[:_MAX_STEM_BYTES].decode(errors="ignore")
 
 
 def _write_page(folder: Path, drawn: list[DrawnPicture]) -> None:

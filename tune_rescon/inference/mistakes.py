@@ -1,4 +1,4 @@
-"""Which images a network gets wrong: confusion matrix, classes, and the most confident mistakes, as a page.
+"""The mistakes of a network: confusion matrix, scores of classes, the most confident mistakes; an HTML page.
 
 Shape legend: N images, B images of a batch, K classes, H = W the stored side, C channels.
 """
@@ -38,35 +38,35 @@ __all__ = [
     "mistakes_page",
 ]
 
-#: Number of the most confident mistakes that are shown.
-SHOWN: Final = 40
+#: Maximum number of the most confident mistakes that are shown.
+MAX_WORST: Final = 40
 
-#: Number of them in a search's report, and the largest side of their pictures there, in pixels.
-IN_REPORT: Final = 24
+#: Maximum number of them in a search's report, and the largest side of their pictures there, in pixels.
+MAX_IN_REPORT: Final = 24
 THUMBNAIL: Final = 128
 
-#: Largest number of classes whose confusion matrix is drawn. A larger one cannot be read.
-LARGEST_MATRIX: Final = 40
+#: Maximum number of classes of a confusion matrix that is shown. A larger one cannot be read.
+MAX_MATRIX: Final = 40
 
-#: Number of pairs of classes that are named as the most confused ones.
-PAIRS: Final = 10
+#: Maximum number of the most confused pairs of classes that are shown.
+MAX_PAIRS: Final = 10
 
-#: Number of classes, the worst ones, whose scores are shown.
-CLASSES: Final = 40
+#: Maximum number of classes, the worst first, whose scores are shown.
+MAX_CLASSES: Final = 40
 
-#: The table of these scores: F1 also counts the images of other classes that are taken for this one.
+#: The columns of the table of scores. F1 also counts the images of other classes that are taken for this one.
 CLASS_HEADINGS: Final = ("class", "images", "right", "accuracy", "F1")
 
-#: Images of a batch.
+#: Number of images of a batch.
 _BATCH: Final = 64
 
-#: Side in pixels at which an image is shown at least.
-_SIDE: Final = 96
+#: Smallest side of an image that is shown, in pixels.
+_MIN_SIDE: Final = 96
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """An image of which the network is sure, and wrong."""
+    """An image that the network classifies incorrectly."""
 
     image_HWC: npt.NDArray[np.uint8]
     label: str
@@ -79,13 +79,13 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """How well the network knows a class."""
+    """How well the network classifies the images of a class."""
 
     name: str
     images: int
     right: int
     """Images of the class that are classified correctly."""
-    taken_for_it: int
+    false_positives: int
     """Images of other classes that are taken for this one."""
 
     @property
@@ -95,8 +95,8 @@ class ClassScore:
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of that share and of the share of correct ones among the predictions."""
-        return 2 * self.right / (self.images + self.right + self.taken_for_it)
+        """The harmonic mean of the recall, which is the accuracy, and the precision."""
+        return 2 * self.right / (self.images + self.right + self.false_positives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class Mistakes:
     worst: tuple[Mistake, ...]
     """The most confident mistakes, the most confident first."""
     left_out: int = 0
-    """Images, chosen at random, for which there was no time."""
+    """Number of images, chosen at random, for which the time was too short."""
 
     @property
     def images(self) -> int:
@@ -126,16 +126,18 @@ class Mistakes:
         rights, totals = np.diag(self.confusion_KK).tolist(), self.confusion_KK.sum(axis=1).tolist()
         predicted = self.confusion_KK.sum(axis=0).tolist()
         scores = [
-            ClassScore(name=name, images=images, right=right, taken_for_it=count - right)
+            ClassScore(name=name, images=images, right=right, false_positives=count - right)
             for name, images, right, count in zip(self.class_names, totals, rights, predicted, strict=True)
             if images
         ]
-        return sorted(scores, key=lambda one: (one.accuracy, one.f1))
+        return sorted(scores, key=lambda score: (score.accuracy, score.f1))
 
     def confused_pairs(self) -> list[tuple[str, str, int, int]]:
-        """Return the most confused pairs: class, prediction, number of images, and images of the class."""
+        """Return the most confused pairs: class, prediction, number, and images of the class."""
         off_KK = self.confusion_KK - np.diag(np.diag(self.confusion_KK))
-        rows, columns = np.unravel_index(np.argsort(-off_KK, axis=None, kind="stable")[:PAIRS], off_KK.shape)
+        rows, columns = np.unravel_index(
+            np.argsort(-off_KK, axis=None, kind="stable")[:MAX_PAIRS], off_KK.shape
+        )
         return [
             (self.class_names[i], self.class_names[j], int(off_KK[i, j]), int(self.confusion_KK[i].sum()))
             for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
@@ -160,8 +162,8 @@ def find_mistakes(
         dataset: The images with which the network was trained.
         split: Their split to evaluate: ``dataset.val`` or ``dataset.test``.
         placement: Device and precision of the forward pass.
-        seconds: Time after which no further batch is predicted. If it is finite, the images are taken in a
-            random order.
+        seconds: Time after which no further batch is predicted. If it is finite, the order of the images is
+            random.
 
     Raises:
         DataError: The images are not those of the training, or the split has none.
@@ -186,13 +188,8 @@ def find_mistakes(
             raise NetworkError(format_error(rule, got="nan for some images", where="--errors"))
         np.add.at(confusion_KK, (labels_B, chosen_B.numpy()), 1)
         for index in np.flatnonzero(chosen_B.numpy() != labels_B):
-            found = (
-                float(values_B[index]),
-                int(order_N[position + int(index)]),
-                int(labels_B[index]),
-                int(chosen_B[index]),
-            )
-            wrong.append(found)
+            place = int(order_N[position + int(index)])
+            wrong.append((float(values_B[index]), place, int(labels_B[index]), int(chosen_B[index])))
         position += len(labels_B)
         if time.monotonic() - began > seconds:
             break
@@ -207,10 +204,11 @@ def find_mistakes(
 def _most_confident(
     wrong: list[tuple[float, int, int, int]], about: TrainedNetwork, split: Split
 ) -> tuple[Mistake, ...]:
-    """Return the most confident of the mistakes: probability, position in ``split``, label, prediction."""
+    """Return the most confident of ``wrong``: probability, index in ``split``, label and prediction each."""
     worst = []
-    for probability, at, label, predicted in sorted(wrong, key=lambda one: (-one[0], one[1]))[:SHOWN]:
-        images_BHWC, _ = split.gather(np.array([at]))
+    by_confidence = sorted(wrong, key=lambda mistake: (-mistake[0], mistake[1]))
+    for probability, index, label, predicted in by_confidence[:MAX_WORST]:
+        images_BHWC, _ = split.gather(np.array([index]))
         worst.append(
             Mistake(
                 image_HWC=images_BHWC[0],
@@ -242,93 +240,102 @@ def _predicted(
             yield probabilities_BK.cpu(), labels_B
 
 
-def mistakes_lines(found: Mistakes, *, of: str) -> list[str]:
-    """Return the lines that a terminal shows.
+def mistakes_lines(mistakes: Mistakes, *, split_name: str) -> list[str]:
+    """Return lines for a terminal: the accuracy, and the most confused pairs of classes.
 
-    ``of`` names the images: "validation" or "test".
+    Args:
+        mistakes: The mistakes.
+        split_name: The name of the images, "validation" or "test".
     """
-    right = found.images - found.wrong
-    left_out = (
-        f"; {counted(found.left_out, 'other')} {'was' if found.left_out == 1 else 'were'} not evaluated"
-        if found.left_out
-        else ""
-    )
-    lines = [f"{right} of {found.images} {of} images are right ({right / found.images:.2%}){left_out}"]
-    lines += [
+    right = mistakes.images - mistakes.wrong
+    line = f"{right} of {mistakes.images} {split_name} images are right ({right / mistakes.images:.2%})"
+    if mistakes.left_out:
+        verb = "was" if mistakes.left_out == 1 else "were"
+        line += f"; {counted(mistakes.left_out, 'other')} {verb} not evaluated"
+    pairs = (
         f"{count} of {total} images of {label} are taken for {predicted}"
-        for label, predicted, count, total in found.confused_pairs()[:5]
-    ]
-    return lines
+        for label, predicted, count, total in mistakes.confused_pairs()[:5]
+    )
+    return [line, *pairs]
 
 
-def mistakes_document(found: Mistakes, *, of: str) -> dict[str, Any]:
-    """Return what a report shows of the mistakes, as plain values.
+def mistakes_document(mistakes: Mistakes, *, split_name: str) -> dict[str, Any]:
+    """Return the plain values of the mistakes that the report of a search shows.
 
-    ``of`` names the images: "validation" or "test".
+    Args:
+        mistakes: The mistakes.
+        split_name: The name of the images, "validation" or "test".
     """
-    small = len(found.class_names) <= LARGEST_MATRIX
+    has_matrix = len(mistakes.class_names) <= MAX_MATRIX
     return {
-        "words": mistakes_lines(found, of=of)[0],
-        "wrong": found.wrong,
-        "class_names": list(found.class_names),
-        "confusion": found.confusion_KK.tolist() if small else [],
-        "pairs": [list(pair) for pair in found.confused_pairs()],
-        "classes": _class_rows(found),
+        "words": mistakes_lines(mistakes, split_name=split_name)[0],
+        "wrong": mistakes.wrong,
+        "class_names": list(mistakes.class_names),
+        "confusion": mistakes.confusion_KK.tolist() if has_matrix else [],
+        "pairs": [list(pair) for pair in mistakes.confused_pairs()],
+        "classes": _class_rows(mistakes),
         "worst": [
             {
-                "label": one.label,
-                "predicted": one.predicted,
-                "probability": one.probability,
-                "picture": _data_uri(one.image_HWC, most=THUMBNAIL),
+                "label": mistake.label,
+                "predicted": mistake.predicted,
+                "probability": mistake.probability,
+                "picture": _data_uri(mistake.image_HWC, max_side=THUMBNAIL),
             }
-            for one in found.worst[:IN_REPORT]
+            for mistake in mistakes.worst[:MAX_IN_REPORT]
         ],
     }
 
 
-def mistakes_page(found: Mistakes, *, title: str, of: str) -> str:
-    """Return the HTML page of :func:`mistakes_lines`, the confusion matrix and the worst mistakes."""
+def mistakes_page(mistakes: Mistakes, *, title: str, split_name: str) -> str:
+    """Return an HTML page with the accuracy, the confusion matrix, the classes and the worst mistakes.
+
+    Args:
+        mistakes: The mistakes.
+        title: The title of the page.
+        split_name: The name of the images, "validation" or "test".
+    """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    small = len(found.class_names) <= LARGEST_MATRIX
+    has_matrix = len(mistakes.class_names) <= MAX_MATRIX
     return environment.from_string(_PAGE).render(
         title=title,
-        lines=mistakes_lines(found, of=of)[:1],
-        names=found.class_names,
-        rows=list(_rows(found)) if small else [],
-        pairs=found.confused_pairs(),
+        accuracy=mistakes_lines(mistakes, split_name=split_name)[0],
+        names=mistakes.class_names,
+        rows=list(_matrix_rows(mistakes)) if has_matrix else [],
+        pairs=mistakes.confused_pairs(),
         headings=CLASS_HEADINGS,
-        classes=_class_rows(found),
-        worst=[(one, _data_uri(one.image_HWC)) for one in found.worst],
-        wrong=found.wrong,
+        classes=_class_rows(mistakes),
+        worst=[(mistake, _data_uri(mistake.image_HWC)) for mistake in mistakes.worst],
+        wrong=mistakes.wrong,
     )
 
 
-def _class_rows(found: Mistakes) -> list[list[str]]:
-    """Return the cells of :data:`CLASS_HEADINGS` for the worst classes."""
+def _class_rows(mistakes: Mistakes) -> list[list[str]]:
+    """Return the cells of the worst classes, under :data:`CLASS_HEADINGS`."""
     return [
-        [one.name, str(one.images), str(one.right), f"{one.accuracy:.1%}", f"{one.f1:.3f}"]
-        for one in found.by_class()[:CLASSES]
+        [score.name, str(score.images), str(score.right), f"{score.accuracy:.1%}", f"{score.f1:.3f}"]
+        for score in mistakes.by_class()[:MAX_CLASSES]
     ]
 
 
-def _rows(found: Mistakes) -> Iterator[tuple[str, list[tuple[int, float, bool]]]]:
+def _matrix_rows(mistakes: Mistakes) -> Iterator[tuple[str, list[tuple[int, float, bool]]]]:
     """Yield each class with its cells: the count, its share of the class, and whether it is right."""
-    for row, (name, counts) in enumerate(zip(found.class_names, found.confusion_KK.tolist(), strict=True)):
+    matrix = zip(mistakes.class_names, mistakes.confusion_KK.tolist(), strict=True)
+    for row, (name, counts) in enumerate(matrix):
         total = sum(counts) or 1
         yield name, [(count, count / total, column == row) for column, count in enumerate(counts)]
 
 
-def _data_uri(image_HWC: npt.NDArray[np.uint8], *, most: int | None = None) -> str:
-    """Return an image as a PNG in a URI, scaled down to a side of ``most`` pixels."""
+def _data_uri(image_HWC: npt.NDArray[np.uint8], *, max_side: int | None = None) -> str:
+    """Return an image as a PNG in a data URI. Its sides are scaled down to at most ``max_side`` pixels."""
     image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
-    if image.width < _SIDE:
-        # Enlarged by whole pixels, because small images would be blurred.
-        factor = -(-_SIDE // image.width)
+    if image.width < _MIN_SIDE:
+        # Pixels are repeated, because a browser would blur the small image.
+        factor = -(-_MIN_SIDE // image.width)
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    elif most is not None:
-        image.thumbnail((most, most))
+    elif max_side is not None:
+        image.thumbnail((max_side, max_side))
     data = io.BytesIO()
     image.save(data, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
@@ -351,9 +358,7 @@ figure { margin: 0; width: 10rem } img { width: 9rem; height: 9rem; object-fit: 
 figcaption { font-size: .85rem; overflow-wrap: anywhere }
 </style>
 <h1>{{ title }}</h1>
-{% for line in lines %}
-<p>{{ line }}</p>
-{% endfor %}
+<p>{{ accuracy }}</p>
 {% if rows %}
 <h2>Confusion matrix</h2>
 <p>A row is the class of the images, a column the prediction. The shade is the share of the row.</p>
@@ -391,10 +396,10 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere }
 <h2>Most confident mistakes</h2>
 <p>{{ worst | length }} of {{ wrong }}, as the network sees them. A wrong label is a common cause.</p>
 <div class="grid">
-{% for one, image in worst %}
+{% for mistake, image in worst %}
 <figure><img src="{{ image }}" alt="">
-<figcaption>{{ one.label }}, taken for <b>{{ one.predicted }}</b>
-({{ '%.1f' | format(100 * one.probability) }} %)
+<figcaption>{{ mistake.label }}, taken for <b>{{ mistake.predicted }}</b>
+({{ '%.1f' | format(100 * mistake.probability) }} %)
 </figcaption></figure>
 {% endfor %}
 </div>

@@ -32,14 +32,14 @@ from tune_rescon.tuning.input_digests import function_digest
 __all__ = [
     "Prediction",
     "changed_network_message",
-    "check_own",
+    "check_checkpoint",
     "load_model",
     "pixels",
     "predictions",
 ]
 
-#: Suffixes of the files that a model may be in. A name with one of them is never taken for a search's.
-_FILES: Final = (".ckpt", ".safetensors", ".pt", ".pth", ".pt2", ".onnx")
+#: Suffixes of model files. A name with one of them is never the name of a search.
+_MODEL_SUFFIXES: Final = (".ckpt", ".safetensors", ".pt", ".pth", ".pt2", ".onnx")
 
 
 def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, TrainedNetwork]:
@@ -65,7 +65,7 @@ def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, Trained
         is_exported = path.suffix == ".safetensors"
         return load_exported(path, where="MODEL") if is_exported else load_trained(path)
     # The name of a search may contain dots, as that of a reproduction does (`-0.1x0.05`).
-    if path.suffix in _FILES or len(path.parts) > 1:
+    if path.suffix in _MODEL_SUFFIXES or len(path.parts) > 1:
         rule = "MODEL must be a search's name, models:/NAME@ALIAS, or a file that exists"
         raise StorageError(format_error(rule, got=model))
     result = read_search(location, model, where="MODEL")
@@ -76,16 +76,16 @@ def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, Trained
     except RemoteError as error:
         rule = "the best trial's checkpoint must be readable"
         raise StorageError(format_error(rule, got=str(error), where="MODEL")) from error
-    check_own(about, result, best)
+    check_checkpoint(about, result, best)
     if (message := changed_network_message(about, result)) is not None:
         print_line(message, err=True)
     return network, about
 
 
-def check_own(about: TrainedNetwork, result: StudyResult, trial: TrialRecord) -> None:
-    """Check that a checkpoint in a search's folder holds the network of the trial in whose folder it is.
+def check_checkpoint(about: TrainedNetwork, result: StudyResult, trial: TrialRecord) -> None:
+    """Check that the checkpoint in a trial's folder holds the network of this trial.
 
-    Trials of other searches have the same numbers, and so the same names of files.
+    The files of other searches have the same names, because their trials have the same numbers.
 
     Args:
         about: Metadata of the network in the trial's checkpoint.
@@ -95,7 +95,7 @@ def check_own(about: TrainedNetwork, result: StudyResult, trial: TrialRecord) ->
     Raises:
         StorageError: The network was trained with another configuration, seed or images.
     """
-    # Records of early versions have no origin; the present space may be another one than such a trial's.
+    # Early versions recorded no origin, and the space may have changed since.
     origin = trial.origin
     config = None if origin is None else TrialConfig.from_dict(origin.config).without_passwords()
     same = {
@@ -112,7 +112,7 @@ def check_own(about: TrainedNetwork, result: StudyResult, trial: TrialRecord) ->
 
 
 def changed_network_message(about: TrainedNetwork, result: StudyResult) -> str | None:
-    """Return a message if the code of a user's network is not that of the search; None if it is.
+    """Return a message if the code of a user's network has changed since the search; None if it has not.
 
     Args:
         about: Metadata of the network.
@@ -196,7 +196,7 @@ def predictions(
     *,
     top: int,
     mirrored: bool = False,
-    on_unknown: Callable[[Path], object] | None = None,
+    on_nan: Callable[[Path], object] | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each picture; move the network to the device of ``placement``.
 
@@ -207,11 +207,11 @@ def predictions(
         placement: Device and precision of the forward pass.
         top: Maximum number of classes per picture.
         mirrored: Also classify each picture's mirror image, and return the means of the two probabilities.
-        on_unknown: Called with the path of each picture for which the network returns nan instead of
-            probabilities. Such a picture has no prediction. None: raise the error.
+        on_nan: Called with the path of each picture for which the network returns nan instead of
+            probabilities. Such a picture gets no prediction. None: raise an error.
 
     Raises:
-        NetworkError: The network gives nan, and ``on_unknown`` is None.
+        NetworkError: The network returns nan, and ``on_nan`` is None.
     """
     classifier = placement.network(Classifier(network, about).eval())
     top = min(top, len(about.class_names))
@@ -227,14 +227,16 @@ def predictions(
             values_BT, places_BT = probabilities_BK.topk(top, dim=1)
             for path, values, places in zip(batch.paths, values_BT.tolist(), places_BT.tolist(), strict=True):
                 if not all(map(math.isfinite, values)):
-                    _report_unknown(path, on_unknown)
+                    _report_nan(path, on_nan)
                     continue
-                named = tuple((about.class_names[k], value) for k, value in zip(places, values, strict=True))
-                yield Prediction(path=path, classes=named)
+                classes = tuple(
+                    (about.class_names[k], value) for k, value in zip(places, values, strict=True)
+                )
+                yield Prediction(path=path, classes=classes)
 
 
-def _report_unknown(path: Path, on_unknown: Callable[[Path], object] | None) -> None:
-    if on_unknown is None:
+def _report_nan(path: Path, on_nan: Callable[[Path], object] | None) -> None:
+    if on_nan is None:
         rule = "a network must give probabilities"
         raise NetworkError(format_error(rule, got=f"nan for {path}", where="network"))
-    on_unknown(path)
+    on_nan(path)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,35 +48,35 @@ class Pictures:
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """Return the given files and the pictures in the given folders, in order and without duplicates.
 
-    Folders are searched by the rules of a dataset's listing, which follows links. A line for each kind of
-    left-out files in them is printed to standard error. Files are returned whatever their names are.
+    A given file may have any name. Folders are searched like those of a dataset, and links are followed. A
+    line for each kind of file that is left out is printed to standard error.
 
     Raises:
         DataError: A path does not exist, a folder cannot be read, or no picture is found.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     tally = Tally()
     for path in paths:
-        # The methods of Path would raise an error if a name is too long.
+        # The methods of Path would raise an error for a name that is too long.
         if os.path.isdir(path):  # noqa: PTH112
-            found |= dict.fromkeys(find_images(path, tally))
+            files |= dict.fromkeys(find_images(path, tally))
         elif os.path.exists(path):  # noqa: PTH110
-            found[path] = None
+            files[path] = None
         else:
             rule = "a picture or a folder of them must exist"
             raise DataError(format_error(rule, got=str(path), where="PATH"))
     for line in left_out_lines(tally.left_out()):
         print_line(line, err=True)
-    if not found:
+    if not files:
         rule = f"there must be pictures ({', '.join(SUFFIXES)})"
         raise DataError(format_error(rule, got="none", where=" ".join(map(str, paths))))
-    return list(found)
+    return list(files)
 
 
 def batches_of(
     files: Sequence[Path], about: TrainedNetwork, *, batch_size: int, on_bad: Callable[[Path, str], object]
 ) -> Iterator[Pictures]:
-    """Decode pictures to the stored squares that validation uses: the first step of the preprocessing.
+    """Decode pictures to squares of the stored side, the first step of the preprocessing of validation.
 
     Args:
         files: The files to decode.
@@ -86,11 +87,10 @@ def batches_of(
     """
     with without_remarks(), ThreadPoolExecutor(_THREADS) as threads:
         for start in range(0, len(files), batch_size):
-            chosen = files[start : start + batch_size]
+            batch = files[start : start + batch_size]
+            decoded = threads.map(partial(_decoded, about=about), batch)
             paths, images = [], []
-            for path, image in zip(
-                chosen, threads.map(lambda path: _decoded(path, about), chosen), strict=True
-            ):
+            for path, image in zip(batch, decoded, strict=True):
                 if isinstance(image, str):
                     on_bad(path, image)
                 else:
@@ -100,7 +100,7 @@ def batches_of(
                 yield Pictures(paths=tuple(paths), images_BHWC=np.stack(images))
 
 
-def _decoded(path: Path, about: TrainedNetwork) -> ByteArray | str:
+def _decoded(path: Path, *, about: TrainedNetwork) -> ByteArray | str:
     """Return the decoded picture, or the reason why it cannot be decoded."""
     try:
         how = about.preprocessing

@@ -29,21 +29,21 @@ from tune_rescon.errors import ConfigError, format_error
 __all__ = ["OPERATIONS", "load_saved_model", "write_saved_model"]
 
 #: File of the metadata in the model's folder; TensorFlow reserves ``assets.extra`` for other programs.
-_FACTS: Final = Path("assets.extra", "tune_rescon.json")
+_METADATA_FILE: Final = Path("assets.extra", "tune_rescon.json")
 
 #: TensorFlow's axis for each of torch's axes of a map.
 _AXES: Final = (0, 3, 1, 2)
 
 
 def write_saved_model(
-    program: ExportedProgram, pixels_BCHW: Tensor, facts: Mapping[str, str], folder: Path
+    program: ExportedProgram, pixels_BCHW: Tensor, metadata: Mapping[str, str], folder: Path
 ) -> None:
     """Write a SavedModel of the network in ``program``.
 
     Args:
         program: The exported network.
         pixels_BCHW: Example images, which give the shape of the input; the batch size is free.
-        facts: Metadata to store in the folder.
+        metadata: Metadata to store in the folder.
         folder: The folder to write.
     """
     module = tf.Module()
@@ -60,8 +60,8 @@ def write_saved_model(
 
     module.classify = tf.function(classify, input_signature=[signature])
     tf.saved_model.save(module, str(folder), signatures=module.classify)
-    (folder / _FACTS).parent.mkdir()
-    (folder / _FACTS).write_text(json.dumps(dict(facts)), encoding="utf-8")
+    (folder / _METADATA_FILE).parent.mkdir()
+    (folder / _METADATA_FILE).write_text(json.dumps(dict(metadata)), encoding="utf-8")
 
 
 def load_saved_model(folder: Path) -> Callable[[Tensor], Tensor]:

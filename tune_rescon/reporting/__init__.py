@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         json_text,
         markdown_table,
         markdown_text,
-        note_text,
+        mlflow_note,
         overviews_json,
     )
     from tune_rescon.reporting.live_view import LiveView

@@ -1,8 +1,8 @@
-"""The charts of the report's page: what all of them share, and those of trials and their parameters.
+"""Charts of the report page: the type of all charts, and the charts of trials and their parameters.
 
-The charts of a whole search are in :mod:`.search_charts`. A chart is built from plain dictionaries, without
-plotly's Python classes, which check each of a hundred thousand numbers. It sets no colours of text and grid:
-the page's script sets them for its light or dark theme.
+:mod:`.search_charts` has the charts of a whole search. A chart consists of plain dictionaries. plotly's
+Python classes are not used, because they check each of a hundred thousand numbers. A chart does not set the
+colours of text and grid: the page's script sets them for the light or dark theme.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import watched_metric
-from tune_rescon.reporting.formatting import RANK_LOOKS, STATE_COLOUR, STATE_ORDER, format_number
+from tune_rescon.reporting.formatting import RANK_STYLE, STATE_COLOUR, STATE_ORDER, format_number
 from tune_rescon.reporting.summary import ABSENT, Axis, RankClass, parameter_axes, rank_classes
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
     "HEIGHT",
     "Chart",
-    "axis",
     "dotted_line",
     "importance_bars",
     "learning_curves",
     "markers",
+    "numeric_axis",
     "parallel_coordinates",
     "rounded",
     "slices",
@@ -38,7 +38,7 @@ DIGITS: Final = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A plot of the page."""
+    """A plot of the report page."""
 
     key: str
     """Id of the plot's element."""
@@ -64,13 +64,13 @@ class Chart:
         return {"data": list(self.data), "layout": layout, "minWidth": self.min_width}
 
 
-def axis(title: str, **more: Any) -> dict[str, Any]:
+def numeric_axis(title: str, **more: Any) -> dict[str, Any]:
     """Return a numeric axis; ``more`` are further keys of plotly's axis."""
     return {"title": {"text": title}, "automargin": True, "zeroline": False, **more}
 
 
 def dotted_line(x: float) -> dict[str, Any]:
-    """Return a vertical line over the whole height, which marks a place of the x axis."""
+    """Return a dotted vertical line at ``x``, over the whole height of the plot."""
     return {
         "type": "line",
         "layer": "below",
@@ -93,9 +93,9 @@ def rounded(values: Iterable[float | None]) -> list[float | None]:
 
 
 def jitter(number: int, width: float) -> float:
-    """Return an offset that is always the same for a trial, so that points of one choice do not coincide.
+    """Return an offset for a trial's point, so that the points of a choice do not coincide.
 
-    The offset is between ``-width / 2`` and ``width / 2``.
+    It is between ``-width / 2`` and ``width / 2``, and always the same for a trial.
 
     >>> abs(jitter(7, 0.1)) <= 0.05, jitter(7, 0.1) == jitter(7, 0.1)
     (True, True)
@@ -111,7 +111,7 @@ HEIGHT: Final = 260
 def markers(
     x: Iterable[float], y: Iterable[float], *, colours: list[str], customdata: list[list[Any]], hover: str
 ) -> dict[str, Any]:
-    """Return a point for each trial, with the text of ``hover`` when the pointer is on it."""
+    """Return a point for each trial; ``hover`` is the template of the points' tooltips."""
     return {
         "type": "scatter",
         "mode": "markers",
@@ -123,18 +123,17 @@ def markers(
     }
 
 
-#: Opacity of the many stopped and paused trials, whose lines are a background.
+#: Opacity of the stopped and paused trials: these are many, and their lines stay in the background.
 _FAINT: Final = {TrialState.STOPPED: 0.45, TrialState.PAUSED: 0.45}
 
-#: Number of trials of a state from which their lines are thin, because thicker lines would hide each other.
+#: A state with at least this number of trials is drawn with thin lines, so that they do not hide each other.
 MANY: Final = 150
 
 
 def learning_curves(result: StudyResult) -> Chart:
-    """Return a line for each trial, with a mark at its end, and the rungs.
+    """Return a line for each trial, with a marker at its end, and a dotted line for each rung.
 
-    One trace contains all lines of a state, with gaps between them, because a thousand traces would take
-    seconds to draw.
+    All lines of a state are one trace with gaps between them. Drawing a thousand traces would take seconds.
     """
     data: list[dict[str, Any]] = []
     for state in STATE_ORDER:
@@ -148,8 +147,8 @@ def learning_curves(result: StudyResult) -> Chart:
         label=f"{watched_metric(result.metric)} by epoch, a line for each trial",
         data=data,
         layout={
-            "xaxis": axis("epoch", rangemode="tozero"),
-            "yaxis": axis(watched_metric(result.metric)),
+            "xaxis": numeric_axis("epoch", rangemode="tozero"),
+            "yaxis": numeric_axis(watched_metric(result.metric)),
             "shapes": [dotted_line(level) for level in result.levels[:-1]],
         },
         height=440,
@@ -172,7 +171,7 @@ def _lines(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
 
 
 def _ends(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
-    """Return the marks at the ends of the lines; a trial of one epoch has only its mark."""
+    """Return the markers at the ends of the lines. A trial of one epoch has only its marker."""
     return {
         "type": "scatter",
         "mode": "markers",
@@ -188,7 +187,7 @@ def _ends(state: TrialState, trials: Sequence[TrialRecord]) -> dict[str, Any]:
 
 
 def _winner(trial: TrialRecord) -> dict[str, Any]:
-    """Return the best trial's line, which is drawn again above all others."""
+    """Return the line of the best trial, drawn once more above all others."""
     return {
         "type": "scatter",
         "mode": "lines",
@@ -200,7 +199,7 @@ def _winner(trial: TrialRecord) -> dict[str, Any]:
     }
 
 
-#: Pixels that an axis needs with its labels.
+#: Width of an axis with its labels, in pixels.
 AXIS_WIDTH: Final = 105
 
 #: Width of the band of the lines that pass through one choice.
@@ -208,10 +207,10 @@ LINE_SPREAD: Final = 0.05
 
 
 def parallel_coordinates(result: StudyResult, values: Mapping[int, float], epoch: int) -> Chart:
-    """Return the trials that have a value, in classes by it; a click on a class hides it.
+    """Return parallel coordinates of the trials that have a value, coloured by the rank of the value.
 
-    The plot uses ordinary lines instead of plotly's own type for parallel coordinates. That type needs WebGL,
-    which not every browser on a remote machine can draw.
+    The plot consists of ordinary lines. plotly's own type of parallel coordinates needs WebGL, which not
+    every browser on a remote machine can draw.
 
     Args:
         result: the search.
@@ -224,11 +223,11 @@ def parallel_coordinates(result: StudyResult, values: Mapping[int, float], epoch
         key="coordinates",
         label=f"parameters of each trial and its {result.metric}",
         # The best class is drawn last, so that it is on top.
-        data=[_rank_lines(axes, one) for one in reversed(classes)],
+        data=[_rank_lines(axes, rank_class) for rank_class in reversed(classes)],
         layout={
             "xaxis": {
                 "tickvals": list(range(len(axes))),
-                "ticktext": [one.name.replace("_", " ") for one in axes],
+                "ticktext": [axis.name.replace("_", " ") for axis in axes],
                 "side": "bottom",
                 "showgrid": False,
                 "zeroline": False,
@@ -236,8 +235,8 @@ def parallel_coordinates(result: StudyResult, values: Mapping[int, float], epoch
                 "fixedrange": True,
             },
             "yaxis": {"visible": False, "range": [ABSENT - 0.06, 1.06], "fixedrange": True},
-            "shapes": [_rule(place) for place in range(len(axes))],
-            "annotations": list(chain.from_iterable(_labels(p, one) for p, one in enumerate(axes))),
+            "shapes": [_axis_line(x) for x in range(len(axes))],
+            "annotations": list(chain.from_iterable(_labels(x, axis) for x, axis in enumerate(axes))),
             "margin": {"l": 12, "r": 12, "t": 8, "b": 44},
             "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "traceorder": "reversed"},
         },
@@ -254,38 +253,38 @@ def _value_axis(values: Mapping[int, float], name: str) -> Axis:
     return Axis(name=name, positions=positions, ticks=tuple(ticks) if high > low else tuple(ticks[:1]))
 
 
-def _rank_lines(axes: Sequence[Axis], one: RankClass) -> dict[str, Any]:
-    colour, opacity, width = RANK_LOOKS[one.name]
-    x = [*range(len(axes)), None] * len(one.numbers)
-    y = chain.from_iterable([*(_place(each, n) for each in axes), None] for n in one.numbers)
+def _rank_lines(axes: Sequence[Axis], rank_class: RankClass) -> dict[str, Any]:
+    colour, opacity, width = RANK_STYLE[rank_class.name]
+    x = [*range(len(axes)), None] * len(rank_class.numbers)
+    y = chain.from_iterable([*(_line_position(axis, n) for axis in axes), None] for n in rank_class.numbers)
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": f"{one.name} ({len(one.numbers)})",
+        "name": f"{rank_class.name} ({len(rank_class.numbers)})",
         "x": x,
         "y": rounded(y),
-        "customdata": list(chain.from_iterable([n] * len(axes) + [None] for n in one.numbers)),
+        "customdata": list(chain.from_iterable([n] * len(axes) + [None] for n in rank_class.numbers)),
         "hovertemplate": "trial %{customdata}<extra></extra>",
         "line": {"color": colour, "width": width},
         "opacity": opacity,
     }
 
 
-def _place(one: Axis, number: int) -> float:
-    place = one.positions[number]
-    return place + jitter(number, LINE_SPREAD) if one.is_categorical or place == ABSENT else place
+def _line_position(axis: Axis, number: int) -> float:
+    position = axis.positions[number]
+    return position + jitter(number, LINE_SPREAD) if axis.is_categorical or position == ABSENT else position
 
 
-def _rule(place: int) -> dict[str, Any]:
+def _axis_line(x: int) -> dict[str, Any]:
     line = {"color": "#8888", "width": 1}
-    return {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "line": line, "layer": "below"}
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line, "layer": "below"}
 
 
-def _labels(place: int, one: Axis) -> list[dict[str, Any]]:
+def _labels(x: int, axis: Axis) -> list[dict[str, Any]]:
     return [
         {
-            "x": place,
-            "y": at,
+            "x": x,
+            "y": y,
             "text": text,
             "showarrow": False,
             "xanchor": "left",
@@ -293,46 +292,53 @@ def _labels(place: int, one: Axis) -> list[dict[str, Any]]:
             "font": {"size": 11},
             "bgcolor": "page",
         }
-        for at, text in one.ticks
+        for y, text in axis.ticks
     ]
 
 
 #: Width of the band of the points of one choice.
 POINT_SPREAD: Final = 0.12
 
+#: Number of characters up to which the labels of the choices fit side by side below a small plot.
+LABEL_ROOM: Final = 32
+
 
 def slices(result: StudyResult, values: Mapping[int, float]) -> list[Chart]:
     """Return a plot of the values against each parameter."""
-    return [_slice(result, values, one) for one in parameter_axes(result)]
+    return [_slice(result, values, axis) for axis in parameter_axes(result)]
 
 
-def _slice(result: StudyResult, values: Mapping[int, float], one: Axis) -> Chart:
+def _slice(result: StudyResult, values: Mapping[int, float], axis: Axis) -> Chart:
     trials = [trial for trial in result.trials if trial.number in values]
     points = markers(
-        (_beside(one, trial.number) for trial in trials),
+        (_point_position(axis, trial.number) for trial in trials),
         (values[trial.number] for trial in trials),
         colours=[STATE_COLOUR[trial.state] for trial in trials],
-        customdata=[[trial.number, format_number(trial.setting(one.name))] for trial in trials],
-        hover=f"trial %{{customdata[0]}}: {one.name} %{{customdata[1]}}, %{{y}}",
+        customdata=[[trial.number, format_number(trial.setting(axis.name))] for trial in trials],
+        hover=f"trial %{{customdata[0]}}: {axis.name} %{{customdata[1]}}, %{{y}}",
     )
-    scale = {"tickvals": [at for at, _ in one.ticks], "ticktext": [text for _, text in one.ticks]}
+    labels = [text for _, text in axis.ticks]
+    scale: dict[str, Any] = {"tickvals": [at for at, _ in axis.ticks], "ticktext": labels}
+    if sum(map(len, labels)) > LABEL_ROOM:
+        # To the left of its tick, because plotly leaves out a label that ends beyond the plot's right edge.
+        scale["tickangle"] = -30
     return Chart(
-        key=f"slice-{one.name}",
-        label=f"{result.metric} against {one.name}",
+        key=f"slice-{axis.name}",
+        label=f"{result.metric} against {axis.name}",
         data=[points],
         layout={
-            "xaxis": axis(f"{one.name}{' (log)' if one.log else ''}", **scale),
-            "yaxis": axis(""),
+            "xaxis": numeric_axis(f"{axis.name}{' (log)' if axis.log else ''}", **scale),
+            "yaxis": numeric_axis(""),
             "showlegend": False,
         },
         height=HEIGHT,
     )
 
 
-def _beside(one: Axis, number: int) -> float:
-    place = one.positions[number]
-    spread = POINT_SPREAD if one.is_categorical else POINT_SPREAD / 2 if place == ABSENT else 0.0
-    return place + jitter(number, spread)
+def _point_position(axis: Axis, number: int) -> float:
+    position = axis.positions[number]
+    spread = POINT_SPREAD if axis.is_categorical else POINT_SPREAD / 2 if position == ABSENT else 0.0
+    return position + jitter(number, spread)
 
 
 def importance_bars(shares: Mapping[str, float]) -> Chart:
@@ -352,7 +358,7 @@ def importance_bars(shares: Mapping[str, float]) -> Chart:
             }
         ],
         layout={
-            "xaxis": axis("importance", tickformat=".0%", rangemode="tozero"),
+            "xaxis": numeric_axis("importance", tickformat=".0%", rangemode="tozero"),
             "yaxis": {"automargin": True},
             "bargap": 0.45,
         },

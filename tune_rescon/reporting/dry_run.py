@@ -1,7 +1,8 @@
-"""What a search would do, before it runs: ``--dry-run``, ``--measure``, ``--quick`` and ``--quality``.
+"""What a search would do and cost: ``--dry-run`` and ``--measure``; a budget by measuring: ``--quick``,
+``--quality``.
 
-Neither Ray nor MLflow is imported. torch is imported to time training steps, and to build a network that is
-timm's or a user's own, which is the only way to count it.
+Ray and MLflow are not imported. torch is imported only to time training steps, and to build a network of timm
+or of the user, whose cost is counted by building it.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
         space: the space of the search.
         console: the console to print to.
         data_root: the directory of the datasets.
-        measure: True to time training steps of the samples on this machine, which imports torch and takes
-            some seconds for each network.
+        measure: True to time training steps of the samples on this machine. This imports torch and takes some
+            seconds for each network.
 
     Raises:
-        UserError: the dataset is missing, a network does not exist, or, to be measured, a trial
-            does not fit on this machine.
+        UserError: the dataset is missing, a network does not exist, or a trial to be measured does not fit on
+            this machine.
     """
     space = with_store_size(space, None)
     # The URL of an archive may contain a signature.
@@ -71,11 +72,12 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     if points is not None and points < space.budget.trials and not space.sampler.repeats:
         _print_line(console, f"the space has {counted(points, 'point')}: the search ends when all have run")
     datasets = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
-    for name, known in datasets.items():
-        check_metric_classes(space, known)
-        account = known.account.lines() if known.account else []
-        evaluated_by = [] if known.account is None else evaluation_messages(space, known)
-        for line in (*account, *cache_messages(space, known), *evaluated_by):
+    for name, info in datasets.items():
+        check_metric_classes(space, info)
+        account, evaluation = [], []
+        if info.account is not None:
+            account, evaluation = info.account.lines(), evaluation_messages(space, info)
+        for line in (*account, *cache_messages(space, info), *evaluation):
             _print_line(console, f"{name}: {line}")
     check_external_networks(space)
     check_external_networks(space, datasets)
@@ -84,11 +86,11 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
         _print_line(console, message)
     samples = _first_samples(model)
     if not measure:
-        console.print(_samples(space, samples, datasets))
+        console.print(_sample_table(space, samples, datasets))
         return
     here, slots = slots_here(space)
     seconds = measure_epochs(here, samples, datasets, progress=console.print)
-    console.print(_samples(space, samples, datasets, epoch_seconds=seconds))
+    console.print(_sample_table(space, samples, datasets, epoch_seconds=seconds))
     _print_line(console, speed_message(here, seconds, slots=slots))
 
 
@@ -97,7 +99,7 @@ def _print_line(console: Console, text: str) -> None:
 
 
 def stopping_line(space: Space) -> str:
-    """Return in words which scheduler stops trials, where and why."""
+    """Return a line that tells where the scheduler stops or pauses which trials."""
     scheduler, fidelity = space.scheduler, space.fidelity
     group = f" of its {scheduler.group_by}" if scheduler.group_by else ""
     best = f"among the best 1 in {scheduler.reduction_factor} there{group}"
@@ -113,16 +115,16 @@ def stopping_line(space: Space) -> str:
 
 
 def _first_samples(model: CostModel) -> list[dict[str, Any]]:
-    """Return the first samples that keep to the constraints."""
+    """Return the first samples that satisfy the constraints."""
     space, violation = model.space, violation_of(model)
-    most = min(SAMPLES, space.budget.trials)
+    count = min(SAMPLES, space.budget.trials)
     if violation is None:
-        return preview(space, most)
-    drawn = preview(space, 20 * most)
-    return [row for row in drawn if violation(trial_config(space, row).to_dict()) is None][:most]
+        return preview(space, count)
+    drawn = preview(space, 20 * count)
+    return [row for row in drawn if violation(trial_config(space, row).to_dict()) is None][:count]
 
 
-def _samples(
+def _sample_table(
     space: Space,
     samples: Sequence[Mapping[str, Any]],
     datasets: Mapping[str, DatasetInfo],
@@ -142,13 +144,13 @@ def _samples(
 
 def _row(space: Space, sample: Mapping[str, Any], datasets: Mapping[str, DatasetInfo]) -> list[str]:
     config = trial_config(space, sample)
-    known = datasets[space.dataset_config(config.dataset).name]
-    cost = network_cost(describe_network(config, classes=known.classes, in_channels=known.channels))
+    info = datasets[space.dataset_config(config.dataset).name]
+    cost = network_cost(describe_network(config, classes=info.classes, in_channels=info.channels))
     return [
         *(escape(format_number(sample.get(name))) for name in space.parameters),
         f"{cost.parameters / 1e6:.2f}",
         f"{cost.macs / 1e9:.3f}",
-        format_number(_training_macs(cost, known, space.fidelity.max) / 1e15),
+        format_number(_training_macs(cost, info, space.fidelity.max) / 1e15),
     ]
 
 
@@ -161,18 +163,18 @@ def _training_macs(cost: Cost, info: DatasetInfo, epochs: int) -> float:
 #: Hours of a search on this machine, by the name of the effort.
 EFFORTS: Final[Mapping[str, float]] = {"quick": 1 / 6, "good": 1.0, "best": 8.0}
 
-#: Trainings to the last epoch for which the hours are enough, if no trial is stopped. The scheduler stops
-#: most trials early; therefore more of them begin, at most :data:`_TRIALS` times as many.
+#: Number of trainings to the last epoch that the hours allow if no trial is stopped. Most trials are stopped
+#: early, so that more of them can start: at most :data:`_TRIALS_PER_TRAINING` times as many.
 _TRAININGS: Final = 12
-_TRIALS: Final = 10
+_TRIALS_PER_TRAINING: Final = 10
 
-#: Networks that are measured, the first ones that the search would train.
+#: Number of the first samples whose networks are measured.
 _MEASURED: Final = 6
 
-#: Seconds of steps that are timed for each network, after one step that is not.
+#: Seconds for which the steps of a network are timed, after a first step that is not timed.
 _SECONDS: Final = 2.0
 
-#: The forward pass, which is all that a validation image needs, as a share of a training image's time.
+#: Time of a validation image as a share of a training image's: it has only a forward pass.
 _VALIDATION: Final = 1 / 3
 
 
@@ -183,68 +185,68 @@ def measure_epochs(
     *,
     progress: Callable[[str], object],
 ) -> list[float]:
-    """Return the seconds of an epoch for each sample, from training steps on this machine.
+    """Return the seconds of an epoch for each sample, estimated by training steps on this machine.
 
-    A step has the whole batch, of random images, and the threads or the GPU that a trial gets. The reading
-    and augmentation of images, which trials do beside the training, is not part of it. Samples that need the
-    same memory have the same speed and are measured once.
+    A step trains a whole batch of random images, on the threads or the GPU that a trial gets. Reading and
+    augmenting images is not measured, because trials do this at the same time. Samples with the same memory
+    signature have the same speed and are measured once.
 
     Args:
-        space: The space, whose resources must be chosen.
-        samples: Values of its parameters.
-        datasets: The description of each dataset, by name.
-        progress: Called with a message before each measurement.
+        space: the space, with fixed resources of a trial.
+        samples: values of its parameters.
+        datasets: the description of each dataset by name.
+        progress: called with a message before each measurement.
 
     Raises:
-        ResourceError: If trials get a GPU and torch finds none.
+        ResourceError: trials get a GPU, but torch finds none.
     """
-    known: dict[Hashable, float] = {}
+    measured: dict[Hashable, float] = {}
     seconds = []
     for sample in samples:
         config = trial_config(space, sample)
-        images = datasets[space.dataset_config(config.dataset).name]
-        key = (memory_signature(config), images.name)
-        if key not in known:
-            progress(f"measuring network {len(known) + 1} on this machine")
-            step = _step_seconds(space, config, images)
-            steps = math.ceil(images.train_images / config.batch_size)
-            validation = _VALIDATION * images.val_images / config.batch_size
-            known[key] = step * (steps + validation)
-        seconds.append(known[key])
+        info = datasets[space.dataset_config(config.dataset).name]
+        key = (memory_signature(config), info.name)
+        if key not in measured:
+            progress(f"measuring network {len(measured) + 1} on this machine")
+            steps = math.ceil(info.train_images / config.batch_size)
+            validation = _VALIDATION * info.val_images / config.batch_size
+            measured[key] = _step_seconds(space, config, info) * (steps + validation)
+        seconds.append(measured[key])
     return seconds
 
 
-def _step_seconds(space: Space, config: TrialConfig, images: DatasetInfo) -> float:
-    # Imported here because it imports torch, which a dry run does without.
+def _step_seconds(space: Space, config: TrialConfig, info: DatasetInfo) -> float:
+    # Imported here because they import torch, which a plain dry run does not need.
     from tune_rescon.training.device import resolve_device
     from tune_rescon.training.probe import build_trial_step
 
     resources = space.resources_per_trial
     placement = resolve_device("cuda" if resources.gpus else "cpu", precision=config.precision)
-    step = build_trial_step(config, placement, classes=images.classes, in_channels=images.channels)
+    step = build_trial_step(config, placement, classes=info.classes, in_channels=info.channels)
     with placement.active(resources.cpu):
         float(step())
-        began, count = time.perf_counter(), 0
-        while (passed := time.perf_counter() - began) < _SECONDS or not count:
+        start, count = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - start) < _SECONDS or not count:
             # Reading the loss waits for the device.
             float(step())
             count += 1
-    return passed / count
+    return elapsed / count
 
 
 def fit_to_hours(
     space: Space, hours: float, *, data_root: Path, progress: Callable[[str], object]
 ) -> tuple[list[str], str]:
-    """Return the settings of a budget that fits into hours on this machine, and a sentence about them.
+    """Measure epochs on this machine, and return the settings of a budget of ``hours``, and a message about
+    them.
 
     Args:
-        space: The space.
-        hours: The time of the search.
-        data_root: The directory of the datasets.
-        progress: Called with a message before each measurement.
+        space: the space.
+        hours: the time of the search.
+        data_root: the directory of the datasets.
+        progress: called with a message before each measurement.
 
     Raises:
-        UserError: The dataset is missing, or a trial does not fit on this machine.
+        UserError: the dataset is missing, or a trial does not fit on this machine.
     """
     here, slots = slots_here(space)
     datasets = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
@@ -260,48 +262,48 @@ def fit_to_hours(
 
 
 def fitting_budget(space: Space, hours: float, *, epoch_seconds: float, slots: int) -> list[str]:
-    """Return the settings of a budget: the hours, the epochs of the longest training, and the trials at most.
+    """Return the settings of a budget: the hours, the last epoch, and the maximum number of trials.
 
-    The scheduler ``auto`` divides the hours. No training is longer than in the space, nor shorter than its
-    warm-up.
+    The scheduler ``auto`` divides the hours. The last epoch is not later than in the space, and not before
+    the end of the warm-up.
 
     Args:
-        space: The space.
-        hours: The time of the search.
-        epoch_seconds: The mean time of an epoch.
-        slots: The number of trials that run at once.
+        space: the space.
+        hours: the time of the search.
+        epoch_seconds: the mean time of an epoch.
+        slots: the number of trials that run at once.
     """
     epochs = hours * 3600 * slots / epoch_seconds
     _, warmup = longest_warmup(space.fixed, space.parameters)
-    longest = min(space.fidelity.max, max(math.ceil(warmup), int(epochs / _TRAININGS), 1))
-    trials = max(space.budget.trials, int(_TRIALS * epochs / longest))
+    last_epoch = min(space.fidelity.max, max(math.ceil(warmup), int(epochs / _TRAININGS), 1))
+    trials = max(space.budget.trials, int(_TRIALS_PER_TRAINING * epochs / last_epoch))
     return [
         f"scheduler={json.dumps({'type': 'auto', 'group_by': space.scheduler.group_by})}",
         f"budget.hours={hours:.4g}",
         f"budget.trials={trials}",
-        f"fidelity.min={min(space.fidelity.min, longest)}",
-        f"fidelity.max={longest}",
+        f"fidelity.min={min(space.fidelity.min, last_epoch)}",
+        f"fidelity.max={last_epoch}",
     ]
 
 
 def speed_message(space: Space, epoch_seconds: Sequence[float], *, slots: int) -> str:
-    """Return a sentence about how long the search takes at the measured speed.
+    """Return a message about the time that the search takes at the measured speed.
 
     Args:
-        space: The space.
-        epoch_seconds: The seconds of an epoch of some samples.
-        slots: The number of trials that run at once.
+        space: the space.
+        epoch_seconds: the seconds of an epoch of some samples.
+        slots: the number of trials that run at once.
     """
     least, most, mean = min(epoch_seconds), max(epoch_seconds), sum(epoch_seconds) / len(epoch_seconds)
     speed = f"measured on this machine: an epoch takes {duration(least)}"
     if most > least:
         speed += f" to {duration(most)}, {duration(mean)} in the mean of these samples"
-    whole = space.budget.trials * space.fidelity.max
     planned = planned_epochs(space) if space.scheduler.type == "auto" else None
     at_once = f"{counted(slots, 'trial')} at once"
     if space.budget.hours is not None:
         epochs = int(space.budget.hours * 3600 / mean * slots)
         hours = counted(space.budget.hours, "hour")
         return f"{speed}; {hours}, {at_once}, are about {counted(epochs, 'epoch')}"
-    count, kind = (whole, "at most") if planned is None else (planned, "about")
+    whole_trainings = space.budget.trials * space.fidelity.max
+    count, kind = (whole_trainings, "at most") if planned is None else (planned, "about")
     return f"{speed}; {counted(count, 'epoch')}, {at_once}, take {kind} {duration(count * mean / slots)}"

@@ -1,4 +1,4 @@
-"""Print one line per event while a search runs."""
+"""The lines of a running search, one for each event."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ class EventLines(SearchCallback):
         self._total = space.budget.trials
         self._paused: set[int] = set()
 
-    def say(self, text: str) -> None:
-        """Print a line."""
+    def show_message(self, text: str) -> None:
+        """Print a message as a line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def on_start(self, gauges: Gauges) -> None:
-        """Do nothing: the lines report events, not the current state."""
+        """Do nothing: the lines do not show gauges."""
 
     @override
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
-        """Print how many trials there are, and how many have ended."""
+        """Print the number of trials, and how many of them ended in an earlier run."""
         self._ended = sum(trial.state.is_final for trial in trials)
         self._paused = {trial.number for trial in trials if trial.state is TrialState.PAUSED}
         before = f", {self._ended} of them ended before" if trials else ""
@@ -70,7 +70,7 @@ class EventLines(SearchCallback):
 
     @override
     def on_trial_start(self, trial: TrialRecord) -> None:
-        """Print the trial's parameters and, if it was promoted or restarted, the epoch it continues from."""
+        """Print the trial's parameters, and the epoch after which a trial continues or starts again."""
         self._printed[trial.number] = self._clock()
         self._print(start_line(trial, promoted=trial.number in self._paused))
         self._paused.discard(trial.number)
@@ -98,19 +98,19 @@ class EventLines(SearchCallback):
             metrics: the metrics of the epoch.
             verdict: the rung that the trial reached, if any, and its rank there.
         """
-        place = f", rank {verdict.rank} of {verdict.compared} at rung {verdict.rung}" if verdict.rung else ""
+        rank = f", rank {verdict.rank} of {verdict.compared} at rung {verdict.rung}" if verdict.rung else ""
         self._printed[trial.number] = self._clock()
         # The test images are evaluated after the last epoch only.
         value = f"{trial.metric} {format_number(trial.last_value)}, " if trial.metric in metrics else ""
         self._print(
             # The name of a class in a metric's name may look like markup.
             f"{_name(trial)} epoch {trial.epochs}/{self._last_epoch}: {escape(value)}"
-            f"train_loss {format_number(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{place}"
+            f"train_loss {format_number(metrics['train_loss'])}, {duration(metrics['epoch_seconds'])}{rank}"
         )
 
     @override
     def on_trial_end(self, trial: TrialRecord) -> None:
-        """Print the trial's final state, or, if it is paused, that it waits."""
+        """Print the trial's state: its final one, or that it waits."""
         if trial.state is TrialState.PAUSED:
             self._paused.add(trial.number)
             self._print(f"{end_line(trial)}: waits to be promoted")
@@ -121,14 +121,14 @@ class EventLines(SearchCallback):
             self._console.print(trial.error.strip(), style="red", markup=False, soft_wrap=True)
 
     def _print(self, line: str) -> None:
-        # Without wrapping, so that an event is one line of output even if the terminal is narrower.
+        # Not wrapped, so that an event is one line of output on any terminal.
         self._console.print(line, soft_wrap=True)
 
 
 def start_line(trial: TrialRecord, *, promoted: bool) -> str:
     """Return the line of a trial that starts, continues after its pause, or starts again.
 
-    Like the other lines of this module, it is rich markup.
+    The lines of this module are rich markup.
     """
     word = "continues" if promoted else "starts again" if trial.epochs else "starts"
     where = f" after epoch {trial.epochs}" if trial.epochs else ""
@@ -141,7 +141,7 @@ def note_line(trial: TrialRecord, text: str) -> str:
 
 
 def end_line(trial: TrialRecord) -> str:
-    """Return the line of a trial's state; if the trial has ended, with its best value."""
+    """Return the line of a trial's state, with its best value if the trial has ended."""
     style = STATE_STYLE[trial.state]
     line = f"{_name(trial)} [{style}]{trial.state.value}[/{style}] after epoch {trial.epochs}"
     if trial.state is TrialState.PAUSED or not trial.best_epoch:

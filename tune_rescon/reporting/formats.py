@@ -1,4 +1,4 @@
-"""A search as text: the rows that all forms of the report share, and JSON, CSV and Markdown."""
+"""A search as text: rows of trials and of compared searches, JSON, CSV, Markdown, and the note for MLflow."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tune_rescon.reporting.formatting import (
     in_hand_message,
     pairs,
     setting_text,
+    storage_of,
     value_text,
 )
 from tune_rescon.reporting.summary import (
@@ -47,7 +48,7 @@ __all__ = [
     "json_text",
     "markdown_table",
     "markdown_text",
-    "note_text",
+    "mlflow_note",
     "overviews_json",
     "ranked",
     "row",
@@ -58,10 +59,10 @@ FRONT: Final = "*"
 
 
 def headings(result: StudyResult) -> tuple[str, ...]:
-    """Return the column names; the sampled parameters come last.
+    """Return the column names of :func:`row`. The sampled parameters are last.
 
-    If the search has two objectives, a column marks the Pareto front. If its trials ran on several kinds of
-    device, a column names them.
+    A search with two objectives has a column that marks the Pareto front. A search on several kinds of device
+    has a column with their names.
     """
     return (
         "trial",
@@ -73,13 +74,13 @@ def headings(result: StudyResult) -> tuple[str, ...]:
         "params M",
         "GMACs",
         "hours",
-        *(["device"] if _is_mixed(result) else []),
+        *(["device"] if _has_mixed_devices(result) else []),
         *_sampled(result),
     )
 
 
 def ranked(result: StudyResult) -> list[TrialRecord]:
-    """Return the trials, those with the most epochs first, and by value among those with equally many."""
+    """Return the trials, most epochs first, then best value."""
     return sorted(result.trials, key=TrialRecord.rank_key)
 
 
@@ -96,7 +97,7 @@ def row(result: StudyResult, trial: TrialRecord) -> tuple[str, ...]:
         f"{cost.params_m:.2f}",
         f"{cost.gmacs:.3f}",
         f"{result.compute_hours(trial):.3f}",
-        *([devices_of(trial) or "-"] if _is_mixed(result) else []),
+        *([devices_of(trial) or "-"] if _has_mixed_devices(result) else []),
         *(setting_text(name, trial.setting(name)) for name in _sampled(result)),
     )
 
@@ -129,13 +130,14 @@ def comparison_row(result: StudyResult) -> tuple[str, ...]:
 
 
 def differences(results: Sequence[StudyResult]) -> list[str]:
-    """Return why values or hours of the first search cannot be compared with those of others.
+    """Return why values or hours of the first search cannot be compared with those of the others.
 
-    Images and splits are compared by their content. A search of an earlier version, whose record does not
-    identify its images, counts as one of the same images if its dataset has the same name.
+    Images and splits are compared by their content. Earlier versions did not record it. A search of such a
+    version is assumed to have the same images if its dataset has the same name.
 
     Returns:
-        One line for each other search whose values differ in meaning, and one for each whose hours do.
+        A line for each other search with values of another meaning, and a line for each with hours of another
+        unit.
     """
     first, *others = results
     lines = (line for other in others for line in (_difference(first, other), _other_hours(first, other)))
@@ -143,19 +145,18 @@ def differences(results: Sequence[StudyResult]) -> list[str]:
 
 
 def _other_hours(first: StudyResult, other: StudyResult) -> str | None:
-    mine, theirs = (device_hours_unit(result.device) for result in (first, other))
-    if mine == theirs:
+    first_unit, other_unit = (device_hours_unit(result.device) for result in (first, other))
+    if first_unit == other_unit:
         return None
-    return f"The hours of {first.name} are {mine}, and those of {other.name} {theirs}: do not compare them"
+    units = f"The hours of {first.name} are {first_unit}, and those of {other.name} {other_unit}"
+    return f"{units}: do not compare them"
 
 
 def _difference(first: StudyResult, other: StudyResult) -> str | None:
-    ranked_by, other_by = (_metric_words(result) for result in (first, other))
-    if ranked_by != other_by:
-        return (
-            f"{first.name} was ranked by {ranked_by} and {other.name} by {other_by}: do not compare their"
-            " values"
-        )
+    first_metric, other_metric = (_metric_words(result) for result in (first, other))
+    if first_metric != other_metric:
+        metrics = f"{first.name} was ranked by {first_metric} and {other.name} by {other_metric}"
+        return f"{metrics}: do not compare their values"
     if first.space.metric.at != other.space.metric.at and not first.space.metric.of_test_images:
         return (
             f"{first.name} counts {first.metric} at the {first.space.metric.at} epoch and {other.name} at the"
@@ -164,11 +165,12 @@ def _difference(first: StudyResult, other: StudyResult) -> str | None:
     function = first.space.metric.function
     if function in changed_functions(first.code, other.code):
         return f"{first.name} and {other.name} had different code of {function}: do not compare their values"
-    mine, theirs = _datasets(first), _datasets(other)
-    known = first.images and other.images
-    if mine == theirs and not (known and any(first.images.get(n) != other.images.get(n) for n in mine)):
+    first_names, other_names = _datasets(first), _datasets(other)
+    are_recorded = first.images and other.images
+    has_changed = any(first.images.get(name) != other.images.get(name) for name in first_names)
+    if first_names == other_names and not (are_recorded and has_changed):
         return None
-    names = f" ({', '.join(mine)} and {', '.join(theirs)})" if mine != theirs else ""
+    names = f" ({', '.join(first_names)} and {', '.join(other_names)})" if first_names != other_names else ""
     return f"{other.name} was evaluated on other images than {first.name}{names}: do not compare their values"
 
 
@@ -188,7 +190,7 @@ def _is_on_front(result: StudyResult, trial: TrialRecord) -> bool:
     return any(trial.number == other.number for other in result.front)
 
 
-def _is_mixed(result: StudyResult) -> bool:
+def _has_mixed_devices(result: StudyResult) -> bool:
     return len({kind for trial in result.trials for kind in trial.devices}) > 1
 
 
@@ -196,8 +198,8 @@ def _sampled(result: StudyResult) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for trial in result.trials for name in trial.parameters))
 
 
-#: Number of trials that the markdown lists.
-BEST: Final = 5
+#: Number of trials in the Markdown summary and in the note.
+TOP: Final = 5
 
 
 def json_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
@@ -206,17 +208,17 @@ def json_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
     A number that is not finite is null.
     """
     document = {
-        **_search(result),
-        "compared": [_search(other) for other in compared],
+        **_search_document(result),
+        "compared": [_search_document(other) for other in compared],
         "differences": differences([result, *compared]),
     }
     return json.dumps(_presentable(document), indent=2, allow_nan=False)
 
 
 def csv_text(results: Sequence[StudyResult]) -> str:
-    """Return the trials of all searches, in the order of their numbers; one column names the search.
+    """Return a row for each trial of all searches; the first column is the search.
 
-    The parameters of all searches are the last columns. A cell is empty if its value is missing.
+    The last columns are the parameters of all searches. The cell of a missing value is empty.
     """
     names = list(dict.fromkeys(name for result in results for t in result.trials for name in t.parameters))
     lines = [csv_line([*_FIGURES, *names])]
@@ -224,17 +226,17 @@ def csv_text(results: Sequence[StudyResult]) -> str:
         for trial in result.trials:
             figures = _figures(result, trial)
             settings = map(trial.setting, names)
-            shown = (hide_passwords(value) if isinstance(value, str) else value for value in settings)
-            lines.append(csv_line([*map(figures.get, _FIGURES), *shown]))
+            cells = (hide_passwords(value) if isinstance(value, str) else value for value in settings)
+            lines.append(csv_line([*map(figures.get, _FIGURES), *cells]))
     return "".join(lines)
 
 
 def markdown_text(result: StudyResult, compared: Sequence[StudyResult] = ()) -> str:
-    """Return a markdown summary: the state, the best five trials, and the comparison with other searches."""
-    return "\n\n".join(_summary(result, compared)) + "\n"
+    """Return a Markdown summary: the state, the best trials, and the comparison with other searches."""
+    return "\n\n".join(_summary_blocks(result, compared)) + "\n"
 
 
-def _summary(result: StudyResult, compared: Sequence[StudyResult]) -> Iterator[str]:
+def _summary_blocks(result: StudyResult, compared: Sequence[StudyResult]) -> Iterator[str]:
     saved = savings(result)
     yield f"# {result.name}"
     yield (
@@ -277,7 +279,7 @@ def _summary(result: StudyResult, compared: Sequence[StudyResult]) -> Iterator[s
 
 
 def _best_trials(result: StudyResult) -> str:
-    rows = (row(result, trial) for trial in ranked(result)[:BEST])
+    rows = (row(result, trial) for trial in ranked(result)[:TOP])
     return "\n".join(markdown_table(headings(result), rows))
 
 
@@ -285,20 +287,20 @@ def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def overviews_json(found: Sequence[SearchOverview]) -> str:
-    """Return a JSON list of all searches of a storage."""
+def overviews_json(overviews: Sequence[SearchOverview]) -> str:
+    """Return a JSON list of searches."""
     rows = [
         {
-            "name": one.name,
-            "state": one.state.value if one.state else None,
-            "metric": one.metric,
-            "best": one.best,
-            "ended": one.ended,
-            "total": one.total,
-            "changed": one.changed.isoformat(timespec="seconds") if one.changed else None,
-            "problem": one.problem or None,
+            "name": overview.name,
+            "state": overview.state.value if overview.state else None,
+            "metric": overview.metric,
+            "best": overview.best,
+            "ended": overview.ended,
+            "total": overview.total,
+            "changed": overview.changed.isoformat(timespec="seconds") if overview.changed else None,
+            "problem": overview.problem or None,
         }
-        for one in found
+        for overview in overviews
     ]
     return json.dumps(_presentable(rows), indent=2, allow_nan=False)
 
@@ -322,8 +324,8 @@ def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
     return finite
 
 
-def _search(result: StudyResult) -> dict[str, Any]:
-    saved, found, trained = savings(result), timeline(result), throughput(result)
+def _search_document(result: StudyResult) -> dict[str, Any]:
+    saved, slots, speed = savings(result), timeline(result), throughput(result)
     use = gpu_use(result)
     return {
         "search": result.name,
@@ -343,31 +345,31 @@ def _search(result: StudyResult) -> dict[str, Any]:
         "epochs": saved.epochs,
         "epochs_saved": saved.epochs_saved,
         "compute_hours_saved": saved.hours_saved,
-        "slots": found.slots,
-        "utilisation": found.utilisation,
+        "slots": slots.slots,
+        "utilisation": slots.utilisation,
         "gpu_utilisation": use.utilisation if use else None,
         "gpu_time_shares": dict(use.shares) if use else None,
-        "images_per_second_and_device": trained.per_device if trained else None,
+        "images_per_second_and_device": speed.per_device if speed else None,
         "rungs": [
             {"epoch": rung.epoch, "reached": rung.reached, "went_on": rung.continued, "stopped": rung.stopped}
             for rung in rung_survival(result)
         ],
         "scheduling": list(result.scheduling),
-        "best": None if result.best is None else _trial(result, result.best),
+        "best": None if result.best is None else _trial_document(result, result.best),
         "best_command": best_command(result),
-        "in_hand": None if result.in_hand is None else _trial(result, result.in_hand),
+        "in_hand": None if result.in_hand is None else _trial_document(result, result.in_hand),
         "space_history": list(result.space_history),
         "images": {name: account.to_json() for name, account in result.accounts.items()},
         "front": [trial.number for trial in result.front],
         "failures": [
-            {"state": one.state.value, "cause": one.cause, "trials": list(one.numbers)}
-            for one in failures(result)
+            {"state": failure.state.value, "cause": failure.cause, "trials": list(failure.numbers)}
+            for failure in failures(result)
         ],
-        "trials": [_trial(result, trial) for trial in result.trials],
+        "trials": [_trial_document(result, trial) for trial in result.trials],
     }
 
 
-def _trial(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
+def _trial_document(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
     return {
         **{n: value for n, value in _figures(result, trial).items() if n not in ("search", "metric")},
         "parameters": dict(trial.parameters),
@@ -383,7 +385,7 @@ def _trial(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
 
 
 def _presentable(value: Any) -> Any:
-    """Replace each number that is not finite by None, for which JSON has null; hide passwords in URLs."""
+    """Return a value for JSON: None (null) for a number that is not finite, and no passwords in URLs."""
     if isinstance(value, str):
         return hide_passwords(value)
     if isinstance(value, float):
@@ -396,22 +398,26 @@ def _presentable(value: Any) -> Any:
 
 
 def markdown_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the lines of a markdown table."""
-    heads = [name.replace("_", " ") for name in names]
-    body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in rows]
-    return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *body]
+    """Return the lines of a Markdown table."""
+    head = [name.replace("_", " ") for name in names]
+    return [_markdown_row(head), f"|{' --- |' * len(head)}", *map(_markdown_row, rows)]
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    escaped = (cell.replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 #: Maximum number of characters of a note: MLflow limits a tag to 8,000 bytes.
-LONGEST: Final = 5000
+MAX_NOTE: Final = 5000
 
 
-def note_text(result: StudyResult) -> str:
-    """Return the best five trials, the rungs, the cost, and the commands that report and resume."""
-    return "\n\n".join(_paragraphs(result))[:LONGEST]
+def mlflow_note(result: StudyResult) -> str:
+    """Return a Markdown note: the best trials, the rungs, the cost, and the commands to report and resume."""
+    return "\n\n".join(_note_blocks(result))[:MAX_NOTE]
 
 
-def _paragraphs(result: StudyResult) -> Iterator[str]:
+def _note_blocks(result: StudyResult) -> Iterator[str]:
     saved = savings(result)
     yield (
         f"**{result.state.value}**: {counted(len(result.trials), 'trial')}, {counted(saved.epochs, 'epoch')},"
@@ -434,10 +440,9 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     yield f"Rungs by epoch: {'; '.join(rungs)}."
     if result.scheduling:
         yield f"Scheduler:\n\n{_bullets(result.scheduling)}"
-    storage = str(result.url or result.folder).rpartition("/")[0]
-    where = shlex.join([result.name, "--storage", storage])
+    where = shlex.join([result.name, "--storage", storage_of(result)])
     yield f"Look closer: `python -m tune_rescon.report {where}`"
     if result.state is not SearchState.FINISHED:
-        # Only final trainings are evaluated on the test images; `search` refuses to resume them.
+        # Final trainings are evaluated on the test images. Only `train` can resume them.
         command = "train" if result.space.metric.of_test_images else "search"
         yield f"Resume it once no process runs it: `python -m tune_rescon.{command} --resume {where}`"

@@ -1,4 +1,4 @@
-"""Format figures and parameters for reading."""
+"""Format numbers, times, parameters and messages; the colours of states and rank classes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MUTED",
-    "RANK_LOOKS",
+    "RANK_STYLE",
     "STATE_COLOUR",
     "STATE_ORDER",
     "device_hours_unit",
     "duration",
     "foreign_message",
     "format_device_hours",
+    "format_hours",
     "format_number",
+    "format_speed",
     "in_hand_message",
     "pairs",
     "roughly",
     "setting_text",
+    "storage_of",
     "value_text",
 ]
 
@@ -46,7 +49,9 @@ def format_number(value: object) -> str:
 
 
 def setting_text(name: str, value: object) -> str:
-    """Format the value of a parameter for a table or an axis; a ``network`` of null is one of the family.
+    """Format the value of a parameter for a table or an axis.
+
+    A ``network`` of null is a Residual Attention Network, shown as ``attention``.
 
     >>> setting_text("network", None), setting_text("depth", None), setting_text("depth", 56)
     ('attention', '-', '56')
@@ -64,15 +69,15 @@ def pairs(parameters: Mapping[str, object]) -> str:
 
 
 def value_text(trial: TrialRecord) -> str:
-    """Return a trial's value, its epoch, and the rule that chose the epoch, whose network is kept."""
-    shown = f"{trial.metric} {format_number(trial.value)} at epoch {trial.value_epoch} of {trial.epochs}"
-    return f"{shown} (metric.at: {trial.at})"
+    """Return a trial's value, the epoch of the value, and the rule that chose this epoch."""
+    value = f"{trial.metric} {format_number(trial.value)} at epoch {trial.value_epoch} of {trial.epochs}"
+    return f"{value} (metric.at: {trial.at})"
 
 
 def in_hand_message(result: StudyResult) -> str | None:
-    """Return a line about a trial that is better than the winner but has not finished; None without one.
+    """Return a line about an unfinished trial that is better than the winner; None without one.
 
-    The line ends with the command that trains it, unless the search is running and may still do so.
+    The line ends with the command that trains it to the end, unless the search still runs and may do so.
     """
     trial, winner = result.in_hand, result.best
     if trial is None or winner is None:
@@ -86,10 +91,13 @@ def in_hand_message(result: StudyResult) -> str | None:
     )
     if is_running:
         return line
-    storage = str(result.url or result.folder).rpartition("/")[0]
-    where = ["--storage", storage] if storage else []
     command = ["python", "-m", "tune_rescon.train", "--from", result.name, "--trial", str(trial.number)]
-    return f"{line} To train it to the end: {shlex.join([*command, *where])}"
+    return f"{line} To train it to the end: {shlex.join([*command, '--storage', storage_of(result)])}"
+
+
+def storage_of(result: StudyResult) -> str:
+    """Return the directory or URL of the storage that has the search, as ``--storage`` takes it."""
+    return result.url.rpartition("/")[0] if result.url else str(result.folder.parent)
 
 
 def duration(seconds: float) -> str:
@@ -109,16 +117,34 @@ def duration(seconds: float) -> str:
 
 
 def format_device_hours(hours: float, device: str) -> str:
-    """Format the time for which trials held devices; of a CPU these are its cores.
+    """Format the time for which trials held devices; the devices of a CPU are its cores.
 
     >>> format_device_hours(12.3456, "GPU"), format_device_hours(0.02, "CPU")
     ('12.3 GPU-hours', '0.02 core-hours')
     """
-    return f"{hours:.3g} {device_hours_unit(device)}"
+    return f"{format_hours(hours)} {device_hours_unit(device)}"
+
+
+def format_hours(hours: float) -> str:
+    """Format hours with three significant digits; from 1,000 hours on, without decimals.
+
+    >>> format_hours(0.11111), format_hours(999.4), format_hours(1386.2)
+    ('0.111', '999', '1,386')
+    """
+    return f"{hours:.3g}" if hours < 999.5 else f"{hours:,.0f}"
+
+
+def format_speed(images_per_second: float) -> str:
+    """Format a speed with at most four significant digits; from 1,000 images/s on, without decimals.
+
+    >>> format_speed(0.93), format_speed(67.5), format_speed(12345.6)
+    ('0.93', '67.5', '12,346')
+    """
+    return f"{images_per_second:.4g}" if images_per_second < 1000 else f"{images_per_second:,.0f}"
 
 
 def device_hours_unit(device: str) -> str:
-    """Return the unit of the time for which trials held devices.
+    """Return the unit of :func:`format_device_hours`.
 
     >>> device_hours_unit("GPU"), device_hours_unit("CPU")
     ('GPU-hours', 'core-hours')
@@ -127,7 +153,7 @@ def device_hours_unit(device: str) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """Format an estimated time, rounded to the digits that are reliable.
+    """Format an estimated time, rounded because it is not exact.
 
     >>> roughly(29), roughly(190), roughly(7900), roughly(300_000)
     ('under a minute', 'about 3 min', 'about 2 h 10 min', 'about 3 days')
@@ -142,7 +168,7 @@ def roughly(seconds: float) -> str:
 
 
 def foreign_message(numbers: Sequence[int]) -> str:
-    """Return a line about the trials of a study that the search did not create.
+    """Return a line about those trials of the study that the search did not create.
 
     >>> foreign_message((3, 7))
     'Foreign trials in the study, enqueued and not yet run or of another program: 3, 7'
@@ -151,7 +177,7 @@ def foreign_message(numbers: Sequence[int]) -> str:
     return f"Foreign trials in the study, enqueued and not yet run or of another program: {names}"
 
 
-#: Colour of what is in the background, readable on white and on black.
+#: Colour of the background of a plot's data, visible on white and on black.
 MUTED: Final = "#8a94a0"
 
 STATE_COLOUR: Final = {
@@ -165,8 +191,8 @@ STATE_COLOUR: Final = {
     TrialState.PAUSED: MUTED,
 }
 
-#: Drawing order of the states. The first are at the bottom, so the many stopped trials do not hide the few
-#: finished ones.
+#: Drawing order of the states, the first at the bottom: the many stopped trials do not hide the few finished
+#: ones.
 STATE_ORDER: Final = (
     TrialState.STOPPED,
     TrialState.PAUSED,
@@ -179,7 +205,7 @@ STATE_ORDER: Final = (
 )
 
 #: Colour, opacity and line width of each class of trials by rank (:func:`.rank_classes`), the best first.
-RANK_LOOKS: Final = {
+RANK_STYLE: Final = {
     "best tenth": ("#e69f00", 0.95, 1.8),
     "best quarter": ("#009e73", 0.7, 1.3),
     "better half": ("#56b4e9", 0.45, 1.0),

@@ -1,6 +1,6 @@
 """The best trial so far, by the device-hours spent: of a search, and of each of its groups of trials.
 
-Trials that diverged or failed later count by what they spent alone, as in the choice of the winner.
+A trial that diverged or failed later is never the best one, but its device-hours count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Group", "Incumbent", "grouping", "groups", "incumbents"]
 
 @dataclass(frozen=True, kw_only=True)
 class Incumbent:
-    """The best trial from some moment on: the trial with the most epochs, and of these the best value."""
+    """The best trial from some time on: the one with the most epochs and, among these, the best value."""
 
     hours: float
     """Device-hours that all trials had spent by then."""
@@ -29,11 +29,11 @@ class Incumbent:
 
 
 def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
-    """Return each time that the best trial changed or trained further.
+    """Return the changes of the best trial: another one became the best, or it trained further.
 
     The value may get worse when a trial with more epochs becomes the best.
     """
-    found: list[Incumbent] = []
+    changes: list[Incumbent] = []
     best = (0, -math.inf)
     spent = 0.0
     usable = {trial.number for trial in usable_trials(result.trials)}
@@ -42,13 +42,13 @@ def incumbents(result: StudyResult) -> tuple[Incumbent, ...]:
         score = value if result.maximize else -value
         if number in usable and math.isfinite(value) and (epoch, score) > best:
             best = (epoch, score)
-            found.append(Incumbent(hours=spent, number=number, epoch=epoch, value=value))
-    return tuple(found)
+            changes.append(Incumbent(hours=spent, number=number, epoch=epoch, value=value))
+    return tuple(changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The trials of one value of a parameter, such as a network, and what they reached for what they cost."""
+    """The trials with the same value of a parameter, such as a network: their costs and best values."""
 
     value: object
     """The value of the parameter, as Optuna stores it."""
@@ -57,27 +57,29 @@ class Group:
     hours: float
     """Device-hours of the group's trials."""
     best: tuple[Incumbent, ...]
-    """Each better value, with the device-hours that the group had spent by then."""
+    """The best value each time it improved, with the device-hours that the group had spent by then."""
 
     def best_within(self, hours: float) -> Incumbent | None:
-        """Return the best value of the first ``hours`` device-hours of the group; None if it had none."""
+        """Return the best value within the group's first ``hours`` device-hours; None without a value."""
         # A sum of the same numbers in another order may differ in its last digit.
-        return next((one for one in reversed(self.best) if one.hours <= hours * (1 + 1e-9)), None)
+        return next((each for each in reversed(self.best) if each.hours <= hours * (1 + 1e-9)), None)
 
 
 def grouping(result: StudyResult) -> str | None:
-    """Return the parameter whose values are compared as groups; None without one.
+    """Return the parameter that defines the groups: ``scheduler.group_by``, or else the network.
 
-    It is ``scheduler.group_by``, and else the network.
+    Returns:
+        The name, or None if the space does not have the parameter.
     """
     name = result.space.scheduler.group_by or "network"
     return name if name in result.space.parameters else None
 
 
 def groups(result: StudyResult) -> tuple[Group, ...]:
-    """Return the groups of :func:`grouping` that have an epoch, the best first; none of fewer than two.
+    """Return the groups of :func:`grouping` that have an epoch, the best first.
 
-    Groups may have spent differently: compare them at the device-hours that all of them have spent.
+    The result is empty if there are fewer than two. Groups may differ in cost: compare them at the
+    device-hours that all of them have spent.
     """
     name = grouping(result)
     if name is None:
@@ -86,25 +88,27 @@ def groups(result: StudyResult) -> tuple[Group, ...]:
     for trial in result.trials:
         if trial.epochs:
             members[trial.setting(name)].append(trial)
-    found = [_group(result, value, trials) for value, trials in members.items()]
+    if len(members) < 2:
+        return ()
     sign = 1 if result.maximize else -1
-    order = sorted(found, key=lambda one: -sign * one.best[-1].value if one.best else math.inf)
-    return tuple(order) if len(order) > 1 else ()
+    return tuple(
+        sorted(
+            (_group(result, value, trials) for value, trials in members.items()),
+            key=lambda group: -sign * group.best[-1].value if group.best else math.inf,
+        )
+    )
 
 
 def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) -> Group:
     best: list[Incumbent] = []
+    sign = 1 if result.maximize else -1
     spent = 0.0
     usable = {trial.number for trial in usable_trials(trials)}
-    for _, number, epoch, reached, seconds in sorted(_epochs(result, trials)):
+    for _, number, epoch, value_so_far, seconds in sorted(_epochs(result, trials)):
         spent += seconds / 3600
-        lead = reached - best[-1].value if best else math.inf
-        if (
-            number in usable
-            and math.isfinite(reached)
-            and (lead if result.maximize or not best else -lead) > 0
-        ):
-            best.append(Incumbent(hours=spent, number=number, epoch=epoch, value=reached))
+        is_better = not best or sign * value_so_far > sign * best[-1].value
+        if number in usable and math.isfinite(value_so_far) and is_better:
+            best.append(Incumbent(hours=spent, number=number, epoch=epoch, value=value_so_far))
     return Group(
         value=value,
         trials=len(trials),
@@ -115,14 +119,14 @@ def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) ->
 
 
 def _epochs(result: StudyResult, trials: Iterable[TrialRecord]) -> list[tuple[int, int, int, float, float]]:
-    """Return each epoch's end time, trial and epoch number, the trial's value by then, and device-seconds."""
+    """Return the end, trial number, epoch number, trial's value so far and device-seconds of each epoch."""
     return [
         (when, trial.number, epoch, value, seconds)
         for trial in trials
         for epoch, (when, value, seconds) in enumerate(
             zip(
                 trial.times_ms,
-                _counted(trial),
+                _values_so_far(trial),
                 itertools.chain(trial.device_seconds(result.devices_per_trial), itertools.repeat(0.0)),
                 strict=False,
             ),
@@ -131,7 +135,7 @@ def _epochs(result: StudyResult, trials: Iterable[TrialRecord]) -> list[tuple[in
     ]
 
 
-def _counted(trial: TrialRecord) -> Sequence[float]:
+def _values_so_far(trial: TrialRecord) -> Sequence[float]:
     """Return a trial's value after each epoch, as ``metric.at`` defines it."""
     if trial.at == "last":
         return trial.values

@@ -1,4 +1,4 @@
-"""The state of a running search. Events update it, each at the same cost, and a snapshot of it is drawn."""
+"""The state of a running search: events update it at a constant cost, and a snapshot of it is drawn."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tune_rescon.tuning.stopping.auto_messages import planned_epochs
 from tune_rescon.tuning.trial import FAILED_STATES
 
 __all__ = [
+    "GaugeValues",
     "LiveTotals",
-    "Reading",
     "RungCount",
     "Snapshot",
     "Survival",
@@ -24,59 +24,59 @@ __all__ = [
 ]
 
 
-#: Weight of the prior belief that one of ``reduction_factor`` trials passes a rung, in rounds of trials. In
-#: simulated searches of 120 and of 400 trials on eight slots, 1 estimated too many epochs at first,
-#: and 8 too few.
-BELIEF: Final = 3
+#: Weight of the prior that one of ``reduction_factor`` trials passes a rung, in groups of that many trials.
+#: In simulated searches of 120 and of 400 trials on eight slots, a weight of 1 estimated too many epochs at
+#: first, and 8 too few.
+PRIOR_WEIGHT: Final = 3
 
 
 class Survival:
-    """Counts of the epochs that trials reached and ended at.
+    """Counts for each epoch how many trials reached it and how many ended there.
 
     The cost of an update does not grow with the number of trials.
     """
 
     def __init__(self, levels: Sequence[int], *, reduction_factor: int) -> None:
-        """Start without any trial. ``levels`` are the rungs in epochs; the last of them is the last epoch."""
+        """Start without trials. ``levels`` are the rungs in epochs; the last one is the last epoch."""
         self._rungs = frozenset(levels[:-1])
         self._factor = reduction_factor
-        self._came = [0] * (levels[-1] + 1)
+        self._reached = [0] * (levels[-1] + 1)
         self._ended = [0] * (levels[-1] + 1)
 
     def reached(self, epoch: int) -> None:
-        """Count a trial that reported ``epoch``; 0: a trial that started."""
-        self._came[epoch] += 1
+        """Count a trial that reported ``epoch``, or that started if ``epoch`` is 0."""
+        self._reached[epoch] += 1
 
     def ended(self, epoch: int) -> None:
         """Count a trial that ended, or paused, after ``epoch``."""
         self._ended[epoch] += 1
 
     def continued(self, epoch: int) -> None:
-        """Count the promotion of a trial that paused after ``epoch``."""
+        """Count a trial that continues after it paused at ``epoch``."""
         self._ended[epoch] -= 1
 
-    def at(self, epoch: int) -> tuple[int, int]:
-        """Return the number of trials that reached ``epoch``, and of those that continued after it."""
-        return self._came[epoch], self._came[epoch] - self._ended[epoch]
+    def counts(self, epoch: int) -> tuple[int, int]:
+        """Return how many trials reached ``epoch``, and how many of them continued after it."""
+        return self._reached[epoch], self._reached[epoch] - self._ended[epoch]
 
     def epochs_ahead(self) -> list[float]:
         """Return the expected remaining epochs of a trial that continues after epoch 0, 1, ....
 
-        One of ``reduction_factor`` trials is expected to pass a rung. This prior has the weight of
-        :data:`BELIEF` such rounds of trials, because the first trials that reach a rung pass it too easily.
+        The probability of passing a rung is estimated from the trials that reached it and a prior of one in
+        ``reduction_factor``: see :data:`PRIOR_WEIGHT`. The first trials that reach a rung pass it too easily.
 
         >>> [round(epochs, 2) for epochs in Survival((1, 3, 9), reduction_factor=3).epochs_ahead()[:4]]
         [2.33, 4.0, 3.0, 6.0]
         """
-        ahead = [0.0] * len(self._came)
+        ahead = [0.0] * len(self._reached)
         for epoch in range(len(ahead) - 2, -1, -1):
-            ahead[epoch] = 1 + self._passes(epoch + 1) * ahead[epoch + 1]
+            ahead[epoch] = 1 + self._passing_share(epoch + 1) * ahead[epoch + 1]
         return ahead
 
-    def _passes(self, epoch: int) -> float:
-        reached, passed = self.at(epoch)
+    def _passing_share(self, epoch: int) -> float:
+        reached, passed = self.counts(epoch)
         if epoch in self._rungs:
-            return (passed + BELIEF) / (reached + BELIEF * self._factor)
+            return (passed + PRIOR_WEIGHT) / (reached + PRIOR_WEIGHT * self._factor)
         return passed / reached if reached else 1.0
 
 
@@ -90,8 +90,8 @@ def seconds_left(
 ) -> float:
     """Return the estimated seconds until the last trial has ended.
 
-    The slots share the work evenly, but a trial cannot be split. The estimate is therefore at least the time
-    of the longest running trial.
+    The slots share the work evenly. A trial cannot be split, so the estimate is at least the time of the
+    longest running trial.
 
     Args:
         ahead: the expected remaining epochs: see :meth:`Survival.epochs_ahead`.
@@ -111,8 +111,8 @@ def seconds_left(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """The values of the search's gauges at one moment."""
+class GaugeValues:
+    """The values of the search's :class:`tune_rescon.tuning.Gauges` at one time."""
 
     slots: int = 1
     """Number of trials that run at once."""
@@ -125,7 +125,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class RungCount:
-    """The number of trials that reached a rung, and how many of them continued after it."""
+    """How many trials reached a rung, and how many of them continued after it."""
 
     epoch: int
     reached: int
@@ -134,7 +134,7 @@ class RungCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The state of a search at one moment, with everything that is drawn."""
+    """The state of a search at one time: everything that is drawn."""
 
     name: str
     metric: str
@@ -148,7 +148,7 @@ class Snapshot:
     speeds: Mapping[int, float] = field(default_factory=dict)
     """Images/s in the last epoch of each running trial that has completed one."""
     shares: Mapping[int, float] = field(default_factory=dict)
-    """The share of the current epoch that each running trial has trained, in long epochs."""
+    """Trained share of the current epoch of each running trial, for long epochs."""
     best: TrialRecord | None = None
     """See :func:`tune_rescon.tuning.best_trial`."""
     rungs: tuple[RungCount, ...] = ()
@@ -168,10 +168,10 @@ class Snapshot:
 
 
 class LiveTotals:
-    """Totals of a search, updated by its events. Not thread-safe. Every ``now`` is in seconds."""
+    """Totals of a search, updated by its events. Not thread-safe. Each ``now`` is a time in seconds."""
 
     def __init__(self, space: Space, name: str) -> None:
-        """Start without any event in the search ``name`` of ``space``."""
+        """Start the totals of the search ``name`` of ``space``, without any event."""
         self._space, self._name = space, name
         self._devices = space.resources_per_trial.devices
         self._levels = possible_rungs(space)
@@ -184,7 +184,7 @@ class LiveTotals:
         self._ended: Counter[TrialState] = Counter()
         self._best: TrialRecord | None = None
         self._newest: dict[int, TrialRecord] = {}
-        self._known = 0
+        self._started = 0
         self._trained = 0.0
         self._epochs = 0
         self._planned = planned_epochs(space) if space.scheduler.type == "auto" else None
@@ -202,15 +202,15 @@ class LiveTotals:
             self._count_end(trial)
 
     def on_trial_start(self, trial: TrialRecord, now: float) -> bool:
-        """Count a started trial; return True if it was already running, which means that its worker died."""
-        again = trial.number in self._running
+        """Count a started trial. Return True if it was already running: its worker died."""
+        is_restart = trial.number in self._running
         if trial.number in self._paused:
             self._resume(trial)
         elif trial.number not in self._unfinished:
             self._begin(trial)
         self._running[trial.number] = trial
         self._pace.begins(trial.number, now)
-        return again
+        return is_restart
 
     def on_progress(self, trial: TrialRecord, share: float) -> None:
         """Keep the share of its epoch that a trial has trained."""
@@ -249,15 +249,15 @@ class LiveTotals:
         self._compare(trial)
         self._count_end(trial)
 
-    def snapshot(self, reading: Reading) -> Snapshot:
+    def snapshot(self, gauges: GaugeValues) -> Snapshot:
         """Return the current state.
 
         The cost grows with the number of running trials and the last epoch, not with the total number of
         trials.
         """
-        counts = [(level, *self._survival.at(level)) for level in self._levels[:-1]]
+        counts = [(level, *self._survival.counts(level)) for level in self._levels[:-1]]
         if self._space.scheduler.type == "auto":
-            # The levels are the candidates. The rungs are those at which trials pause.
+            # The levels are only candidates. The rungs are those at which trials paused.
             counts = [
                 (level, reached, continued) for level, reached, continued in counts if continued < reached
             ]
@@ -272,29 +272,31 @@ class LiveTotals:
             shares=dict(self._shares),
             best=self._best,
             rungs=tuple(
-                RungCount(epoch=e, reached=reached, continued=on) for e, reached, on in counts if reached
+                RungCount(epoch=level, reached=reached, continued=continued)
+                for level, reached, continued in counts
+                if reached
             ),
-            seconds_left=self._seconds_left(reading),
+            seconds_left=self._seconds_left(gauges),
             compute_hours=self._trained / 3600,
             device=self._space.resources_per_trial.device,
-            pending_updates=reading.pending_updates,
-            cluster=reading.cluster,
+            pending_updates=gauges.pending_updates,
+            cluster=gauges.cluster,
         )
 
     def _begin(self, trial: TrialRecord) -> None:
-        self._known += 1
+        self._started += 1
         self._unfinished[trial.number] = trial.epochs
         self._survival.reached(0)
 
     def _resume(self, trial: TrialRecord) -> None:
-        """End a trial's pause: the trial continues, or its final state is about to be counted."""
+        """End the pause of a trial, which continues or has ended."""
         self._paused.remove(trial.number)
         self._ended[TrialState.PAUSED] -= 1
         self._survival.continued(trial.epochs)
         self._unfinished[trial.number] = trial.epochs
 
     def _count_end(self, trial: TrialRecord) -> None:
-        """Count a trial's state if it ended or paused, but not if it is to be resumed."""
+        """Count the state of a trial that ended or paused. An interrupted trial is not counted."""
         if not (trial.state.is_final or trial.state is TrialState.PAUSED):
             return
         del self._unfinished[trial.number]
@@ -311,41 +313,41 @@ class LiveTotals:
             if has_value and trial.state not in FAILED_STATES:
                 self._best = trial
             else:
-                # No event follows from most of the others, so the next best is chosen now.
-                others = (one for one in self._newest.values() if math.isfinite(one.value))
-                self._best = min(others, key=_order, default=None)
-        elif has_value and (best is None or _order(trial) < _order(best)):
+                # Most of the other trials get no more events, so the next best is chosen now.
+                others = (other for other in self._newest.values() if math.isfinite(other.value))
+                self._best = min(others, key=_rank, default=None)
+        elif has_value and (best is None or _rank(trial) < _rank(best)):
             self._best = trial
 
-    def _seconds_left(self, reading: Reading) -> float | None:
-        epoch_seconds = self._pace.seconds_per_epoch(at_least=2 * reading.slots)
+    def _seconds_left(self, gauges: GaugeValues) -> float | None:
+        epoch_seconds = self._pace.seconds_per_epoch(at_least=2 * gauges.slots)
         if epoch_seconds is None:
             return None
         if self._space.scheduler.type == "auto":
-            return self._planned_seconds_left(reading, epoch_seconds)
+            return self._planned_seconds_left(gauges, epoch_seconds)
         estimate = seconds_left(
             self._survival.epochs_ahead(),
             running=self._unfinished.values(),
-            unstarted=max(self._space.budget.trials - self._known, 0),
-            slots=reading.slots,
+            unstarted=max(self._space.budget.trials - self._started, 0),
+            slots=gauges.slots,
             seconds_per_epoch=epoch_seconds,
         )
-        return min(estimate, max(reading.seconds, 0.0))
+        return min(estimate, max(gauges.seconds, 0.0))
 
-    def _planned_seconds_left(self, reading: Reading, epoch_seconds: float) -> float | None:
+    def _planned_seconds_left(self, gauges: GaugeValues, epoch_seconds: float) -> float | None:
         """Return the seconds until the budget that ``auto`` plans is used."""
         if self._planned is None:
-            return max(reading.seconds, 0.0) if math.isfinite(reading.seconds) else None
+            return max(gauges.seconds, 0.0) if math.isfinite(gauges.seconds) else None
         epochs = max(self._planned - self._epochs, len(self._unfinished))
-        return min(epochs * epoch_seconds / reading.slots, max(reading.seconds, 0.0))
+        return min(epochs * epoch_seconds / gauges.slots, max(gauges.seconds, 0.0))
 
 
-def _order(trial: TrialRecord) -> tuple[bool, bool, int, float]:
+def _rank(trial: TrialRecord) -> tuple[bool, bool, int, float]:
     return (trial.state is not TrialState.FINISHED, trial.state in FAILED_STATES, *trial.rank_key())
 
 
 class _Pace:
-    """Seconds of a slot per epoch in this run, from the start or previous report of a trial to its report."""
+    """Mean time of an epoch in this run, from a trial's start or previous report to its report."""
 
     def __init__(self) -> None:
         self._since: dict[int, float] = {}

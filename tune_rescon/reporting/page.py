@@ -1,8 +1,8 @@
 """report.html: one file that a browser opens without a network, in a light or dark theme, also on a phone.
 
-The plots are plain dictionaries that plotly.js draws (:mod:`.charts`, :mod:`.search_charts`). The other parts
-are a Jinja template, which escapes all text (``assets/page.html``). The library, a style sheet and a small
-script are in the file too.
+plotly.js draws the plots, which are plain dictionaries (:mod:`.charts`, :mod:`.search_charts`). All else is a
+Jinja template that escapes every text (``assets/page.html``). The file includes plotly.js, a style sheet and
+a small script.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ from tune_rescon.reporting.formats import (
 )
 from tune_rescon.reporting.formatting import (
     STATE_COLOUR,
+    device_hours_unit,
     duration,
     format_device_hours,
+    format_hours,
     format_number,
+    format_speed,
     in_hand_message,
     pairs,
     setting_text,
@@ -75,13 +78,13 @@ _LOGGER = logging.getLogger(__name__)
 #: Seconds after which the browser reloads the page of a running search.
 REFRESH: Final = 60
 
-#: Maximum number of trials that one line lists.
-NAMED: Final = 20
+#: Maximum number of trials that a cell lists.
+MAX_LISTED: Final = 20
 
-#: Number of rows above which a table is laid out only while it is visible.
-LONG: Final = 50
+#: A table with more rows is laid out only while it is visible.
+LONG_TABLE: Final = 50
 
-#: Runs before the page is shown, so that a page that the reader set to dark does not flash.
+#: Runs before the page is shown, so that a page that the user set to dark does not flash.
 _THEME: Final = (
     'try{const t=sessionStorage.getItem("theme");if(t)document.documentElement.dataset.theme=t}'
     "catch{/* a browser that stores nothing */}"
@@ -102,18 +105,19 @@ def write_report(result: StudyResult, path: Path, *, compared: Sequence[StudyRes
 def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), written: datetime) -> str:
     """Return the page as text.
 
-    The page loads nothing from a network. While the search runs, the browser reloads the page each minute.
-    A page without a plot does not include the library.
+    The page loads nothing from a network. While the search runs, the browser reloads the page every minute.
+    A page without plots does not include plotly.js.
 
     Args:
         result: the search.
         compared: other searches to compare with it.
-        written: the time that the page shows as its date.
+        written: the time of writing, which the page shows.
     """
-    shown = list(panels(result))
     results = [result, *compared] if compared else []
-    beside = [_comparison(results)] if compared else []
-    charts = [chart for panel in (*beside, *shown) for chart in panel.charts]
+    all_panels = [*([_comparison(results)] if compared else []), *panels(result)]
+    # The table of trials is below the learning curves, the first panel of a search.
+    above = 2 if compared else 1
+    charts = [chart for panel in all_panels for chart in panel.charts]
     command = best_command(result)
     return _template().render(
         result=result,
@@ -126,8 +130,8 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         command=command,
         compared=results,
         differences=differences(results) if results else [],
-        beside=beside,
-        shown=shown,
+        panels_above=all_panels[:above],
+        panels_below=all_panels[above:],
         headings=headings(result),
         rows=[(trial, row(result, trial)) for trial in ranked(result)],
         mistakes=_mistakes(result),
@@ -143,14 +147,14 @@ def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters |= {
         "comparison_row": comparison_row,
-        "named": _named,
+        "listed_numbers": _listed_numbers,
         "number": format_number,
         "pairs": pairs,
     }
     environment.globals |= {
         "colour": STATE_COLOUR,
         "comparison_headings": COMPARISON_HEADINGS,
-        "long": LONG,
+        "long": LONG_TABLE,
         "script": Markup(_asset("page.js")),
         "style": Markup(_asset("style.css")),
         "theme": Markup(_THEME),
@@ -159,8 +163,8 @@ def _template() -> Template:
 
 
 def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
-    """Yield the most important figures, each with the text below it."""
-    best, saved, found = result.best, savings(result), timeline(result)
+    """Yield the most important figures, each with its caption."""
+    best, saved, slots = result.best, savings(result), timeline(result)
     ended = sum(trial.state.is_final for trial in result.trials)
     if best is not None:
         yield format_number(best.value), f"{result.metric} of trial {best.number}, epoch {best.value_epoch}"
@@ -169,30 +173,30 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
     if saved.epochs_saved:
         hours = format_device_hours(saved.hours_saved, result.device)
         yield f"{saved.share:.0%}", f"epochs saved, about {hours}"
-    yield format_device_hours(saved.hours, result.device), "reserved"
-    spent = device_hours(result)
-    if len(spent) > 1:
-        yield from ((duration(hours * 3600), f"on {kind}") for kind, hours in spent.items())
-    if found.stretches:
-        yield f"{found.utilisation:.0%}", f"of {found.slots} slots' time in epochs"
+    yield format_hours(saved.hours), f"{device_hours_unit(result.device)} reserved"
+    by_kind = device_hours(result)
+    if len(by_kind) > 1:
+        yield from ((duration(hours * 3600), f"on {kind}") for kind, hours in by_kind.items())
+    if slots.stretches:
+        yield f"{slots.utilisation:.0%}", f"utilisation of {counted(slots.slots, 'slot')}"
 
 
 def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
-    """Return what the best network gets wrong; None if the search's folder does not have it.
+    """Return the mistakes of the best network; None if the search's folder does not have them.
 
-    The file is that of another network, if the search was resumed since and has a better one.
+    If a resume found a better network since, the file has the mistakes of another one, and None is returned.
     """
     path = SearchFolder(storage=result.folder.parent, name=result.folder.name).mistakes_json
     if result.best is None or not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        shown = (found["trial"], found["epoch"])
+        mistakes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        network = (mistakes["trial"], mistakes["epoch"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         _LOGGER.warning("%s cannot be read: %s", path, error)
         return None
-    found.setdefault("classes", [])  # an earlier version wrote none
-    return found if shown == (result.best.number, result.best.value_epoch) else None
+    mistakes.setdefault("classes", [])  # an earlier version did not write them
+    return mistakes if network == (result.best.number, result.best.value_epoch) else None
 
 
 def _winner_note(result: StudyResult) -> str:
@@ -203,9 +207,9 @@ def _winner_note(result: StudyResult) -> str:
     return f"{note} Pareto front of {result.metric} against {result.against}, the cheapest first: {numbers}."
 
 
-def _named(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:NAMED]))
-    return shown if len(numbers) <= NAMED else f"{shown} and {len(numbers) - NAMED} more"
+def _listed_numbers(numbers: Sequence[int]) -> str:
+    listed = ", ".join(map(str, numbers[:MAX_LISTED]))
+    return listed if len(numbers) <= MAX_LISTED else f"{listed} and {len(numbers) - MAX_LISTED} more"
 
 
 def _figures(charts: Sequence[Chart]) -> Markup:
@@ -229,6 +233,8 @@ class Panel:
     note: str
     """Explanation of the plots, in a sentence or two."""
     charts: Sequence[Chart]
+    lines: Sequence[str] = ()
+    """A list above the plots."""
     headings: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     """A table above the plots."""
@@ -237,35 +243,41 @@ class Panel:
 
 
 def panels(result: StudyResult) -> Iterator[Panel]:
-    """Yield the panels that have data; none before the first epoch."""
+    """Yield the panels that have data, the learning curves first; no panel before the first epoch."""
     if not any(trial.epochs for trial in result.trials):
         return
     yield Panel(
         heading="Learning curves",
-        note="Each line is a trial, its dot where it ended; dotted lines are rungs."
-        " Click a legend entry to hide it, a double click shows it alone.",
+        note="Each line is a trial; its dot is its last epoch. Dotted lines are rungs."
+        " Click a legend entry to hide it, double-click to show it alone.",
         charts=[learning_curves(result)],
     )
     yield from _by_group(result)
     yield from _by_parameter(result)
-    yield Panel(heading="Rungs", note=_rung_note(result), charts=[survival_bars(result)], half=True)
+    yield Panel(
+        heading="Rungs",
+        note=_rung_note(result),
+        lines=result.scheduling,
+        charts=[survival_bars(result)],
+        half=not result.scheduling,
+    )
     yield Panel(
         heading=f"{result.metric} against cost",
         note="After each trial's last epoch, coloured by final state. Circled: the Pareto front of the"
         " trials with the most epochs.",
         charts=costs(result),
     )
-    found, trained, use = timeline(result), throughput(result), gpu_use(result)
-    if found.stretches:
+    slots, speed, use = timeline(result), throughput(result), gpu_use(result)
+    if slots.stretches:
         yield Panel(
             heading="Slots",
-            note=f"{found.slots} at once at most, in epochs for {found.utilisation:.0%} of"
-            f" {duration(found.seconds)}. Times when no driver ran are left out of that."
-            f"{_speed_note(result, trained) if trained else ''}{_use_note(use) if use else ''}",
+            note=f"At most {counted(slots.slots, 'trial')} ran at once. Epochs ran in {slots.utilisation:.0%}"
+            f" of the slots' time, over {duration(slots.seconds)} without the times when no driver ran."
+            f"{_speed_note(result, speed) if speed else ''}{_use_note(use) if use else ''}",
             charts=[
-                gantt(found),
-                *([speed_steps(found, trained)] if trained else []),
-                *([utilisation_steps(found, use)] if use and use.levels else []),
+                gantt(slots),
+                *([speed_steps(slots, speed)] if speed else []),
+                *([utilisation_steps(slots, use)] if use and use.levels else []),
             ],
         )
 
@@ -281,33 +293,33 @@ def _comparison(results: Sequence[StudyResult]) -> Panel:
 
 def _by_group(result: StudyResult) -> Iterator[Panel]:
     """Yield the panel that compares networks, or other groups of trials, at equal cost."""
-    found, name = groups(result), grouping(result)
-    if not found or name is None:
+    compared, name = groups(result), grouping(result)
+    if not compared or name is None:
         return
-    shared = min(one.hours for one in found)
+    shared = min(group.hours for group in compared)
     within = format_device_hours(shared, result.device)
     yield Panel(
         heading=f"By {name.replace('_', ' ')}",
-        note=f"Compare them at equal cost: at the dotted line, {within}, which is the least that was spent on"
-        " one of them. A value counts whatever the epochs of its trial.",
+        note=f"Compare them at equal cost: at the dotted line, {within}, the least that was spent on any of"
+        " them. Values of trials with different numbers of epochs are compared.",
         headings=(name, "trials", "epochs", "spent", "best", f"best within {within}"),
         rows=[
             (
-                setting_text(name, one.value),
-                str(one.trials),
-                str(one.epochs),
-                format_device_hours(one.hours, result.device),
-                _reached(one.best[-1] if one.best else None),
-                _reached(one.best_within(shared)),
+                setting_text(name, group.value),
+                str(group.trials),
+                str(group.epochs),
+                format_device_hours(group.hours, result.device),
+                _incumbent_text(group.best[-1] if group.best else None),
+                _incumbent_text(group.best_within(shared)),
             )
-            for one in found
+            for group in compared
         ],
-        charts=[group_curves(result, name, found, shared)],
+        charts=[group_curves(result, name, compared, shared)],
     )
 
 
-def _reached(one: Incumbent | None) -> str:
-    return "-" if one is None else f"{format_number(one.value)} (trial {one.number}, epoch {one.epoch})"
+def _incumbent_text(best: Incumbent | None) -> str:
+    return "-" if best is None else f"{format_number(best.value)} (trial {best.number}, epoch {best.epoch})"
 
 
 def _by_parameter(result: StudyResult) -> Iterator[Panel]:
@@ -322,24 +334,23 @@ def _by_parameter(result: StudyResult) -> Iterator[Panel]:
         note=f"Each line is a trial, coloured by its {result.metric} {after}. Click a class to hide it.",
         charts=[parallel_coordinates(result, values, epoch)],
     )
-    found = slices(result, values)
-    if found:
-        yield Panel(heading="Slices", note=f"{result.metric} {after}, coloured by final state.", charts=found)
+    if plots := slices(result, values):
+        yield Panel(heading="Slices", note=f"{result.metric} {after}, coloured by final state.", charts=plots)
     shares = parameter_importance(result.space, {t.number: t for t in result.trials}, values)
     if shares:
         yield Panel(
             heading="Importance",
-            note=f"For reaching the best tenth {after} (PED-ANOVA).",
+            note=f"Importance for reaching the best tenth of the trials {after} (PED-ANOVA).",
             charts=[importance_bars(shares)],
             half=True,
         )
 
 
-def _speed_note(result: StudyResult, trained: Throughput) -> str:
-    each = f"each of {trained.devices} {result.device}s" if trained.devices > 1 else f"the {result.device}"
+def _speed_note(result: StudyResult, speed: Throughput) -> str:
+    each = f"each of {speed.devices} {result.device}s" if speed.devices > 1 else f"the {result.device}"
     return (
-        f" Training images per second: {format_number(trained.per_device)} on average for {each},"
-        f" {format_number(trained.one_trial)} in a trial."
+        f" Training images per second: {format_speed(speed.per_device)} on average for {each},"
+        f" {format_speed(speed.one_trial)} in a trial."
     )
 
 
@@ -351,11 +362,9 @@ def _use_note(use: GpuUse) -> str:
 
 def _rung_note(result: StudyResult) -> str:
     saved = savings(result)
-    scheduling = "".join(f" {line}" for line in result.scheduling)
     if not saved.epochs_saved:
-        return f"Trials that reached each rung; no trial was stopped early.{scheduling}"
+        return "Trials that reached each rung; no trial was stopped early."
     return (
         f"Early stopping saved {saved.epochs_saved} of {counted(saved.epochs + saved.epochs_saved, 'epoch')}"
         f" ({saved.share:.0%}), about {format_device_hours(saved.hours_saved, result.device)}."
-        f"{scheduling}"
     )

@@ -1,4 +1,4 @@
-"""Write a few readable plots as PNG files for MLflow, which shows images but not the report's page."""
+"""Plots of a search as PNG files for MLflow, which shows images but not the report page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from tune_rescon.metric_names import watched_metric
-from tune_rescon.reporting.formatting import MUTED, RANK_LOOKS, STATE_COLOUR, STATE_ORDER
+from tune_rescon.reporting.formatting import MUTED, RANK_STYLE, STATE_COLOUR, STATE_ORDER
 from tune_rescon.reporting.summary import (
     CostFront,
     cost_fronts,
@@ -29,10 +29,13 @@ DPI: Final = 110
 
 
 def write_plots(result: StudyResult, folder: Path) -> list[Path]:
-    """Write the plots that have data into ``folder``: the learning curves, costs, parameters and importance.
+    """Write the plots that have data: learning curves, value against costs, parallel coordinates, importance.
 
-    The cost plots show the value against each cost, and the parameters are parallel coordinates. Each figure
-    has its own canvas, so this function may run on any thread and needs no display.
+    This function may run on any thread and needs no display, because each figure has its own canvas.
+
+    Args:
+        result: the search.
+        folder: the folder of the files, which is created.
 
     Returns:
         The files; empty before the first epoch.
@@ -52,19 +55,20 @@ def _saved(figure: Figure, path: Path) -> Path:
 def _figures(result: StudyResult) -> Iterator[tuple[str, Figure]]:
     if not any(trial.epochs for trial in result.trials):
         return
-    yield "learning_curves", _one((9, 5), lambda axes: _curves(result, axes))
+    yield "learning_curves", _drawn((9, 5), lambda axes: _curves(result, axes))
     if fronts := cost_fronts(result):
         yield "cost", _costs(result, fronts)
     epoch = shared_epoch(result)
     values = values_at(result, epoch)
     if values and parameter_axes(result):
-        yield "parallel_coordinates", _one((10, 5), lambda axes: _coordinates(result, values, epoch, axes))
+        yield "parallel_coordinates", _drawn((10, 5), lambda axes: _coordinates(result, values, epoch, axes))
     shares = parameter_importance(result.space, {t.number: t for t in result.trials}, values)
     if shares:
-        yield "importance", _one((7, 0.8 + 0.45 * len(shares)), lambda axes: _importance(shares, epoch, axes))
+        height = 0.8 + 0.45 * len(shares)
+        yield "importance", _drawn((7, height), lambda axes: _importance(shares, epoch, axes))
 
 
-def _one(size: tuple[float, float], draw: Callable[[Axes], None]) -> Figure:
+def _drawn(size: tuple[float, float], draw: Callable[[Axes], None]) -> Figure:
     figure = _figure(size)
     draw(figure.add_subplot())
     return figure
@@ -76,13 +80,13 @@ def _figure(size: tuple[float, float]) -> Figure:
     return figure
 
 
-def _plain(axes: Axes) -> None:
+def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
-def _text(text: str) -> str:
-    """Return a user's text so that matplotlib shows it, where two dollar signs would begin a formula."""
+def _escaped(text: str) -> str:
+    """Return a user's text without formulas, which matplotlib finds between two dollar signs."""
     return text.replace("$", r"\$")
 
 
@@ -98,9 +102,9 @@ def _curves(result: StudyResult, axes: Axes) -> None:
     for level in result.levels[:-1]:
         axes.axvline(level, color=MUTED, linewidth=0.6, linestyle=":", zorder=0)
     axes.autoscale_view()
-    axes.set(title=result.name, xlabel="epoch", ylabel=_text(watched_metric(result.metric)))
+    axes.set(title=result.name, xlabel="epoch", ylabel=_escaped(watched_metric(result.metric)))
     axes.legend(frameon=False, fontsize=8)
-    _plain(axes)
+    _style(axes)
 
 
 def _costs(result: StudyResult, fronts: tuple[CostFront, ...]) -> Figure:
@@ -122,22 +126,22 @@ def _costs(result: StudyResult, fronts: tuple[CostFront, ...]) -> Figure:
                 label="Pareto front",
             )
             axes.legend(frameon=False, fontsize=8)
-        axes.set(xlabel=front.title, ylabel=_text(result.metric) if place == 1 else "")
+        axes.set(xlabel=front.title, ylabel=_escaped(result.metric) if place == 1 else "")
         axes.set_xlim(left=0)
-        _plain(axes)
+        _style(axes)
     return figure
 
 
 def _coordinates(result: StudyResult, values: dict[int, float], epoch: int, axes: Axes) -> None:
     scales = parameter_axes(result)
     low, high = min(values.values()), max(values.values())
-    for one in reversed(rank_classes(values, maximize=result.maximize)):
-        colour, opacity, width = RANK_LOOKS[one.name]
+    for rank_class in reversed(rank_classes(values, maximize=result.maximize)):
+        colour, opacity, width = RANK_STYLE[rank_class.name]
         lines = [
             list(enumerate([*(s.positions[n] for s in scales), (values[n] - low) / ((high - low) or 1.0)]))
-            for n in one.numbers
+            for n in rank_class.numbers
         ]
-        label = f"{one.name} ({len(one.numbers)})"
+        label = f"{rank_class.name} ({len(rank_class.numbers)})"
         axes.add_collection(
             LineCollection(lines, colors=colour, alpha=opacity, linewidths=width, label=label)
         )
@@ -146,9 +150,14 @@ def _coordinates(result: StudyResult, values: dict[int, float], epoch: int, axes
         axes.axvline(place, color=MUTED, linewidth=0.8, zorder=0)
         for at, text in labels:
             axes.annotate(
-                _text(text), (place, at), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
+                _escaped(text),
+                (place, at),
+                xytext=(3, 0),
+                textcoords="offset points",
+                fontsize=7,
+                va="center",
             )
-    names = [*(s.name.replace("_", " ") for s in scales), f"{_text(result.metric)}\nat epoch {epoch}"]
+    names = [*(s.name.replace("_", " ") for s in scales), f"{_escaped(result.metric)}\nat epoch {epoch}"]
     axes.set(xlim=(-0.1, len(names) - 0.6), ylim=(-0.2, 1.05), yticks=[])
     axes.set_xticks(range(len(names)), names)
     axes.spines[:].set_visible(False)
@@ -160,5 +169,5 @@ def _importance(shares: dict[str, float], epoch: int, axes: Axes) -> None:
     axes.barh(names, [shares[name] for name in names], color="#0072b2", height=0.55)
     axes.set(xlabel=f"importance for the best tenth after epoch {epoch} (PED-ANOVA)")
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    _plain(axes)
+    _style(axes)
     axes.grid(visible=False, axis="y")

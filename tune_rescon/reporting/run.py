@@ -1,4 +1,4 @@
-"""Run a search with a display: show its progress, print its result and return the exit code."""
+"""Run a search with a display: show its progress, write its report, and print its result."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing_extensions import override
 from tune_rescon.command import INTERRUPTED, progress_shown
 from tune_rescon.errors import ClusterError, SearchError, presentable, shell_command
 from tune_rescon.reporting.events import EventLines
-from tune_rescon.reporting.formats import note_text
+from tune_rescon.reporting.formats import mlflow_note
 from tune_rescon.reporting.live_view import LiveView
-from tune_rescon.reporting.terminal import print_left_over, print_result
+from tune_rescon.reporting.terminal import print_pending, print_result
 from tune_rescon.spaces import Space
 from tune_rescon.storage import absolute_url
 from tune_rescon.tuning import (
@@ -43,30 +43,31 @@ __all__ = [
     "run_with_display",
 ]
 
+_LOGGER = logging.getLogger(__name__)
 
 #: Writes the mistakes of a search's best network to a file. It may raise any exception.
 WriteMistakes = Callable[[StudyResult, Path], None]
 
 
 class SearchPresentation:
-    """Draws the documents of a search: see :class:`tune_rescon.tuning.Presentation`."""
+    """Writes the report and the plots of a search: see :class:`tune_rescon.tuning.Presentation`."""
 
     def __init__(self, write_mistakes: WriteMistakes | None = None) -> None:
         """Create the presentation.
 
         Args:
-            write_mistakes: called when a search has finished; writes the file from which the report takes the
-                mistakes of its best network. None: the report does not show them.
+            write_mistakes: called when a search has finished, to write the mistakes of its best network to
+                the file from which the report takes them. None: the report does not show mistakes.
         """
         self._write_mistakes = write_mistakes
 
     def note(self, result: StudyResult) -> str:
-        """Return the text of :func:`.note_text`."""
-        return note_text(result)
+        """Return the text of :func:`.mlflow_note`."""
+        return mlflow_note(result)
 
     @contextmanager
     def watching(self, snapshot: Callable[[], StudyResult], folder: SearchFolder) -> Iterator[SearchCallback]:
-        """Yield a callback that writes ``report.html`` at most once a minute, while the search runs."""
+        """Yield a callback that writes ``report.html`` at most once a minute while the search runs."""
         live = LiveReport(snapshot, _write_page, folder.report_html)
         try:
             yield live
@@ -74,7 +75,7 @@ class SearchPresentation:
             live.close()
 
     def conclude(self, result: StudyResult, folder: SearchFolder) -> list[Path]:
-        """Write ``report.html`` and the plots as images beside it; return their paths."""
+        """Write ``report.html`` and the plots as PNG files, and return their paths."""
         from tune_rescon.reporting.png_plots import write_plots
 
         _write_page(result, folder.report_html)
@@ -89,8 +90,8 @@ class SearchPresentation:
 
 
 def _write_page(result: StudyResult, path: Path) -> None:
-    # Imported here, on the report's own thread: the drawing libraries take seconds to import, and the first
-    # trial need not wait for them.
+    # Imported here, on the thread of the report. The plotting libraries take seconds to import, and the first
+    # trial should not wait for them.
     from tune_rescon.reporting.page import write_report
 
     write_report(result, path)
@@ -99,14 +100,12 @@ def _write_page(result: StudyResult, path: Path) -> None:
 #: Seconds between two pages.
 INTERVAL: Final = 60.0
 
-_LOGGER = logging.getLogger(__name__)
-
 
 class LiveReport(SearchCallback):
-    """Takes a snapshot of the search and writes its page on a separate thread, at most once per ``interval``.
+    """Writes the page of a running search on a separate thread, at most once per ``interval``.
 
-    An event that arrives too soon, or while a page is being written, writes no page: a later event will, and
-    the end of the search writes its own page. Call :meth:`close` before that last page is written.
+    An event writes no page if it arrives too soon or while a page is being written: a later event will. The
+    end of the search writes the last page; call :meth:`close` before.
     """
 
     def __init__(
@@ -121,9 +120,8 @@ class LiveReport(SearchCallback):
         """Prepare the report; the first event writes the first page.
 
         Args:
-            snapshot: returns the current state of the running search; it is called on the thread of the
-                events.
-            write: writes a page; it is called on the separate thread.
+            snapshot: returns the result of the running search so far; called on the thread of the events.
+            write: writes a page; called on the separate thread.
             path: the file of the page.
             interval: seconds between the starts of two pages.
             clock: returns monotonic seconds.
@@ -152,10 +150,10 @@ class LiveReport(SearchCallback):
         self._tick()
 
     def close(self, timeout: float = INTERVAL) -> bool:
-        """Write no more pages; return whether the current page was finished within ``timeout`` seconds.
+        """Start no more pages, and wait at most ``timeout`` seconds for the page that is being written.
 
-        An unfinished page may still replace the last page. The caller must then write the last page again, or
-        accept the older one.
+        Returns:
+            Whether that page is finished. An unfinished one may still replace the last page.
         """
         self._due = float("inf")
         if self._thread is not None:
@@ -183,7 +181,7 @@ class LiveReport(SearchCallback):
         try:
             self._write(result, self._path)
         except Exception:
-            # The search continues, and the next page is due within a minute.
+            # The search continues, and the next page follows within a minute.
             _LOGGER.exception("%s could not be written", self._path)
 
 
@@ -194,7 +192,7 @@ def run_with_display(
     *,
     resume: str,
     presentation: SearchPresentation,
-    tell: Callable[[StudyResult, Console], None] = print_result,
+    show_result: Callable[[StudyResult, Console], None] = print_result,
 ) -> int:
     """Run a search, show its progress and print how it ended.
 
@@ -204,8 +202,8 @@ def run_with_display(
             without it, a line is printed for each event.
         console: the console to print to.
         resume: the command that resumes the search.
-        presentation: draws the search's page.
-        tell: prints the result as soon as the trials have ended.
+        presentation: writes the search's report.
+        show_result: prints the result as soon as the trials have ended.
 
     Returns:
         The exit code: 0 if the search succeeded, 1 if it failed, 130 if it was interrupted.
@@ -216,64 +214,70 @@ def run_with_display(
         KeyboardInterrupt: a new search was interrupted before its first trial.
     """
 
-    def say(text: str) -> None:
+    def print_message(text: str) -> None:
         console.print(presentable(text), markup=False, soft_wrap=True)
 
-    begun = options.resume
+    is_resumable = options.resume
     try:
-        with ExitStack() as drawn:
+        with ExitStack() as display:
             view: LiveView | EventLines = EventLines(console, space)
             if options.show_progress:
-                view = drawn.enter_context(LiveView(console, space, name=options.name))
+                view = display.enter_context(LiveView(console, space, name=options.name))
 
-            def show(result: StudyResult) -> None:
+            def on_result(result: StudyResult) -> None:
                 # Remove the live table from the screen before the result's table is printed.
-                drawn.close()
-                tell(result, console)
+                display.close()
+                show_result(result, console)
 
             def on_start(gauges: Gauges) -> None:
-                nonlocal begun
-                begun = True
+                nonlocal is_resumable
+                is_resumable = True
                 view.on_start(gauges)
 
-            with progress_shown(lambda text: view.say(presentable(text))):
+            with progress_shown(lambda text: view.show_message(presentable(text))):
                 result = run_search(
                     space,
                     options,
                     callbacks=[view],
                     presentation=presentation,
                     on_start=on_start,
-                    on_result=show,
+                    on_result=on_result,
                 )
     except (SearchError, ClusterError) as error:
-        if not begun:
+        if not is_resumable:
             raise
         click.echo(presentable(f"The search failed: {error}"), err=True)
-        say(f"Resume with: {resume}")
+        print_message(f"Resume with: {resume}")
         return 1
     except KeyboardInterrupt:
         if options.resume_or_start:
-            say("Interrupted before a trial ran. The same command resumes or starts the search.")
+            print_message("Interrupted before a trial ran. The same command resumes or starts the search.")
             return INTERRUPTED
         if not options.resume:
             raise
-        say(f"Interrupted before a trial ran. Resume with: {resume}")
+        print_message(f"Interrupted before a trial ran. Resume with: {resume}")
         return INTERRUPTED
-    print_left_over(result, console, sync=sync_command(options))
+    print_pending(result, console, sync=sync_command(options))
     if result.interrupted:
-        say(f"Interrupted. Resume with: {resume}")
+        print_message(f"Interrupted. Resume with: {resume}")
         return INTERRUPTED
     if result.failure is not None:
-        say(f"Resume with: {resume}")
+        print_message(f"Resume with: {resume}")
         return 1
-    return 0 if result.best is not None else _nothing_finished(result)
+    if result.best is None:
+        _print_no_value(result)
+        return 1
+    return 0
 
 
 def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> str:
     """Return the shell command that resumes a search; it may be run in any directory.
 
-    A URL that contains a password is not printed. The command has an environment variable in its place, which
-    the user must set.
+    In place of a URL with a password, the command has an environment variable, which the user must set.
+
+    Args:
+        options: the options of the search.
+        module: the module that runs it.
     """
     tracking_uri = None if options.tracking_uri is None else absolute_url(options.tracking_uri)
     line = shell_command(
@@ -289,8 +293,7 @@ def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> s
     return f"{line} --tensorboard" if options.tensorboard else line
 
 
-def _nothing_finished(result: StudyResult) -> int:
+def _print_no_value(result: StudyResult) -> None:
     errors = [trial.error for trial in result.trials if trial.error]
     last = f" The last error:\n{errors[-1]}" if errors else ""
     click.echo(f"The search failed: no trial reported a finite {result.metric}.{last}", err=True)
-    return 1

@@ -1,4 +1,4 @@
-"""The charts of a whole search: its rungs and costs, its best trials so far, and its slots over time."""
+"""Charts of a whole search: rungs, costs, best values so far, and slots over time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.charts import HEIGHT, Chart, axis, dotted_line, markers, rounded
+from tune_rescon.reporting.charts import HEIGHT, Chart, dotted_line, markers, numeric_axis, rounded
 from tune_rescon.reporting.formatting import MUTED, STATE_COLOUR, STATE_ORDER, device_hours_unit, setting_text
 from tune_rescon.reporting.incumbents import Group, Incumbent, incumbents
 from tune_rescon.reporting.summary import CostFront, cost_fronts, rung_survival
@@ -34,7 +34,7 @@ def survival_bars(result: StudyResult) -> Chart:
     parts = (
         ("continued or finished", STATE_COLOUR[TrialState.FINISHED], [rung.continued for rung in rungs]),
         ("stopped there", STATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
-        ("failed, paused or running", MUTED, [rung.otherwise for rung in rungs]),
+        ("failed, paused or running", MUTED, [rung.other for rung in rungs]),
     )
     return Chart(
         key="survival",
@@ -53,8 +53,8 @@ def survival_bars(result: StudyResult) -> Chart:
         layout={
             "barmode": "stack",
             "bargap": 0.4,
-            "xaxis": axis("rung, epochs", type="category"),
-            "yaxis": axis("trials"),
+            "xaxis": numeric_axis("rung, epochs", type="category"),
+            "yaxis": numeric_axis("trials"),
         },
         height=240,
     )
@@ -81,8 +81,8 @@ def _cost(result: StudyResult, index: int, front: CostFront) -> Chart:
         label=f"{result.metric} against {front.title}",
         data=[points, _front(front)],
         layout={
-            "xaxis": axis(front.title, rangemode="tozero"),
-            "yaxis": axis(""),
+            "xaxis": numeric_axis(front.title, rangemode="tozero"),
+            "yaxis": numeric_axis(""),
             "showlegend": False,
         },
         height=HEIGHT,
@@ -107,42 +107,42 @@ def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
     """Return the best value so far of each search, by device-hours."""
     hours = " or ".join(sorted({device_hours_unit(result.device) for result in results}))
     metrics = ", ".join(sorted({result.metric for result in results}))
-    spent = [sum(result.compute_hours(trial) for trial in result.trials) for result in results]
+    totals = [sum(result.compute_hours(trial) for trial in result.trials) for result in results]
     return Chart(
         key="incumbents",
         label=f"best {metrics} so far, by {hours}",
         data=[
-            _leader_line(result.name, incumbents(result), whole, colour)
-            for result, whole, colour in zip(results, spent, cycle(COLOURS), strict=False)
+            _incumbent_line(result.name, incumbents(result), total, colour)
+            for result, total, colour in zip(results, totals, cycle(COLOURS), strict=False)
         ],
         layout={
-            "xaxis": axis(f"{hours} spent", rangemode="tozero"),
-            "yaxis": axis(f"{metrics} of the leader"),
+            "xaxis": numeric_axis(f"{hours} spent", rangemode="tozero"),
+            "yaxis": numeric_axis(f"{metrics} of the best trial"),
             "showlegend": True,
         },
     )
 
 
-def group_curves(result: StudyResult, name: str, found: Sequence[Group], shared: float) -> Chart:
+def group_curves(result: StudyResult, name: str, groups: Sequence[Group], shared: float) -> Chart:
     """Return the best value so far of each group, by the device-hours that the group had spent.
 
     Args:
         result: the search.
-        name: the parameter whose values the groups have.
-        found: the groups, the best first.
-        shared: the device-hours that all groups have spent, which a dotted line marks.
+        name: the parameter that defines the groups.
+        groups: the groups, the best first.
+        shared: the device-hours that every group has spent, which a dotted line marks.
     """
-    spent = device_hours_unit(result.device)
+    hours = device_hours_unit(result.device)
     return Chart(
         key="groups",
-        label=f"best {result.metric} so far of each {name}, by its {spent}",
+        label=f"best {result.metric} so far of each {name}, by its {hours}",
         data=[
-            _leader_line(setting_text(name, one.value), one.best, one.hours, colour)
-            for one, colour in zip(found, cycle(COLOURS), strict=False)
+            _incumbent_line(setting_text(name, group.value), group.best, group.hours, colour)
+            for group, colour in zip(groups, cycle(COLOURS), strict=False)
         ],
         layout={
-            "xaxis": axis(f"{spent} spent on it", rangemode="tozero"),
-            "yaxis": axis(f"best {result.metric}"),
+            "xaxis": numeric_axis(f"{hours} spent on it", rangemode="tozero"),
+            "yaxis": numeric_axis(f"best {result.metric}"),
             "shapes": [dotted_line(shared)],
             "showlegend": True,
         },
@@ -150,59 +150,59 @@ def group_curves(result: StudyResult, name: str, found: Sequence[Group], shared:
     )
 
 
-def _leader_line(name: str, leaders: Sequence[Incumbent], spent: float, colour: str) -> dict[str, Any]:
-    """Return the values of the leaders, up to the ``spent`` device-hours: the last one remained the best."""
-    ends = leaders[-1:]
+def _incumbent_line(name: str, changes: Sequence[Incumbent], total: float, colour: str) -> dict[str, Any]:
+    """Return a step line of the best value. It ends at ``total`` device-hours, with the last value."""
+    last = changes[-1:]
     return {
         "type": "scatter",
         "mode": "lines",
         "name": name,
-        "x": rounded([*(leader.hours for leader in leaders), *(spent for _ in ends)]),
-        "y": rounded(leader.value for leader in (*leaders, *ends)),
-        "customdata": [[leader.number, leader.epoch] for leader in (*leaders, *ends)],
+        "x": rounded([*(change.hours for change in changes), *(total for _ in last)]),
+        "y": rounded(change.value for change in (*changes, *last)),
+        "customdata": [[change.number, change.epoch] for change in (*changes, *last)],
         "hovertemplate": "trial %{customdata[0]} at epoch %{customdata[1]}: %{y}",
         "line": {"shape": "hv", "width": 2, "color": colour},
     }
 
 
-#: Heights in pixels: maximum and minimum of a slot's bar, the frame around the slots, and the maximum in all.
-TALL: Final = 26
-FLAT: Final = 7
+#: Heights of the plot of slots, in pixels: the largest and the smallest row, the frame, and the whole plot.
+MAX_ROW: Final = 26
+MIN_ROW: Final = 7
 FRAME: Final = 90
-HIGHEST: Final = 900
+MAX_HEIGHT: Final = 900
 
 
-def gantt(found: Timeline) -> Chart:
-    """Return the slots, one above the other, with the trials that held them."""
-    tall = min(TALL, max(FLAT, (HIGHEST - FRAME) // max(found.slots, 1)))
-    begin, unit, seconds = _clock(found)
+def gantt(timeline: Timeline) -> Chart:
+    """Return a row for each slot, with bars for the trials that ran in it."""
+    row = min(MAX_ROW, max(MIN_ROW, (MAX_HEIGHT - FRAME) // max(timeline.slots, 1)))
+    start, unit, seconds = _clock(timeline)
     data = [
-        _bars(state, stretches, begin, seconds)
+        _bars(state, stretches, start, seconds)
         for state in STATE_ORDER
-        if (stretches := [stretch for stretch in found.stretches if stretch.state is state])
+        if (stretches := [stretch for stretch in timeline.stretches if stretch.state is state])
     ]
     return Chart(
         key="gantt",
-        label="which trial held which slot when",
+        label="the trials of each slot over time",
         data=data,
         layout={
             "barmode": "overlay",
-            "xaxis": axis(f"{unit} since the first epoch", rangemode="tozero"),
-            "yaxis": axis(
-                "slot", range=[found.slots + 0.5, 0.5], dtick=max(1, found.slots // 16), showgrid=False
+            "xaxis": numeric_axis(f"{unit} since the first epoch", rangemode="tozero"),
+            "yaxis": numeric_axis(
+                "slot", range=[timeline.slots + 0.5, 0.5], dtick=max(1, timeline.slots // 16), showgrid=False
             ),
         },
-        height=FRAME + tall * max(found.slots, 3),
+        height=FRAME + row * max(timeline.slots, 3),
     )
 
 
-def _clock(found: Timeline) -> tuple[float, str, float]:
-    """Return the time at which the axis of the slots begins, its unit, and the unit's seconds."""
-    begin = min((stretch.begun for stretch in found.stretches), default=0.0)
-    return (begin, "hours", 3600.0) if found.seconds > 5400 else (begin, "minutes", 60.0)
+def _clock(timeline: Timeline) -> tuple[float, str, float]:
+    """Return the time at which the time axis starts, the axis's unit, and the unit's seconds."""
+    start = min((stretch.start for stretch in timeline.stretches), default=0.0)
+    return (start, "hours", 3600.0) if timeline.seconds > 5400 else (start, "minutes", 60.0)
 
 
-def _bars(state: TrialState, stretches: Sequence[Stretch], begin: float, seconds: float) -> dict[str, Any]:
+def _bars(state: TrialState, stretches: Sequence[Stretch], start: float, seconds: float) -> dict[str, Any]:
     return {
         "type": "bar",
         "orientation": "h",
@@ -210,47 +210,47 @@ def _bars(state: TrialState, stretches: Sequence[Stretch], begin: float, seconds
         "y": [stretch.slot + 1 for stretch in stretches],
         # Without a width, plotly makes a state's bars as wide as the distance between two of its slots.
         "width": 0.85,
-        "base": rounded((stretch.begun - begin) / seconds for stretch in stretches),
-        "x": rounded((stretch.ended - stretch.begun) / seconds for stretch in stretches),
+        "base": rounded((stretch.start - start) / seconds for stretch in stretches),
+        "x": rounded((stretch.end - stretch.start) / seconds for stretch in stretches),
         "customdata": [[stretch.number, *stretch.epochs] for stretch in stretches],
         "hovertemplate": "trial %{customdata[0]}, epochs %{customdata[1]} to %{customdata[2]}<extra></extra>",
         "marker": {"color": STATE_COLOUR[state], "opacity": 0.85, "line": {"width": 0.5, "color": "page"}},
     }
 
 
-def speed_steps(found: Timeline, trained: Throughput) -> Chart:
+def speed_steps(timeline: Timeline, throughput: Throughput) -> Chart:
     """Return the summed speeds of all trials over time."""
-    begins = [trained.begun + index * trained.part for index in range(len(trained.speeds) + 1)]
+    times = [throughput.start + index * throughput.interval for index in range(len(throughput.speeds) + 1)]
     return Chart(
         key="speed",
         label="images trained per second by all trials at once",
-        data=[_steps(found, begins, trained.speeds, colour="#0072b2", hover="%{y:.4~g} images/s")],
-        layout=_over_time(found, axis("images/s, all trials", rangemode="tozero")),
+        data=[_steps(timeline, times, throughput.speeds, colour="#0072b2", hover="%{y:,.4~r} images/s")],
+        layout=_over_time(timeline, numeric_axis("images/s, all trials", rangemode="tozero")),
         height=300,
     )
 
 
-def utilisation_steps(found: Timeline, use: GpuUse) -> Chart:
+def utilisation_steps(timeline: Timeline, use: GpuUse) -> Chart:
     """Return the utilisation of the GPUs over time."""
-    begins = [use.begun + index * use.part for index in range(len(use.levels) + 1)]
+    times = [use.start + index * use.interval for index in range(len(use.levels) + 1)]
     return Chart(
         key="utilisation",
         label="utilisation of the GPUs",
-        data=[_steps(found, begins, use.levels, colour="#009e73", hover="%{y:.0%}")],
-        layout=_over_time(found, axis("GPU utilisation", range=[0, 1], tickformat=".0%")),
+        data=[_steps(timeline, times, use.levels, colour="#009e73", hover="%{y:.0%}")],
+        layout=_over_time(timeline, numeric_axis("GPU utilisation", range=[0, 1], tickformat=".0%")),
         height=220,
     )
 
 
 def _steps(
-    found: Timeline, begins: Sequence[float], levels: Sequence[float], *, colour: str, hover: str
+    timeline: Timeline, times: Sequence[float], levels: Sequence[float], *, colour: str, hover: str
 ) -> dict[str, Any]:
-    """Return a filled line of ``levels``; ``begins`` has the begin of each and the end of the last one."""
-    begin, _, seconds = _clock(found)
+    """Return a filled step line of ``levels``; ``times`` has their starts, and the end of the last one."""
+    start, _, seconds = _clock(timeline)
     return {
         "type": "scatter",
         "mode": "lines",
-        "x": rounded((moment - begin) / seconds for moment in begins),
+        "x": rounded((time - start) / seconds for time in times),
         "y": rounded([*levels, 0.0]),
         "line": {"shape": "hv", "width": 1.2, "color": colour},
         "fill": "tozeroy",
@@ -258,7 +258,7 @@ def _steps(
     }
 
 
-def _over_time(found: Timeline, yaxis: Mapping[str, Any]) -> dict[str, Any]:
-    _, unit, _ = _clock(found)
-    xaxis = axis(f"{unit} since the first epoch", rangemode="tozero")
+def _over_time(timeline: Timeline, yaxis: Mapping[str, Any]) -> dict[str, Any]:
+    _, unit, _ = _clock(timeline)
+    xaxis = numeric_axis(f"{unit} since the first epoch", rangemode="tozero")
     return {"xaxis": xaxis, "yaxis": yaxis, "showlegend": False}

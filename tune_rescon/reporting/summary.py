@@ -1,7 +1,4 @@
-"""The results and the costs of a search: one function for each figure, of plain values for tables and plots.
-
-The figures over time are in :mod:`.timeline`.
-"""
+"""Results and costs of a search, as plain values for tables and plots. :mod:`.timeline` has those by time."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, TrialState
@@ -41,13 +39,13 @@ __all__ = [
     "values_at",
 ]
 
-#: Names of the classes, and for each the fraction of all trials at which it ends.
-SHARES: Final = (("best tenth", 0.1), ("best quarter", 0.25), ("better half", 0.5), ("the rest", 1.0))
+#: The rank classes: name, and the fraction of all trials that are in this class or a better one.
+RANK_CLASSES: Final = (("best tenth", 0.1), ("best quarter", 0.25), ("better half", 0.5), ("the rest", 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankClass:
-    """A class of trials of similar rank."""
+    """Trials of similar rank."""
 
     name: str
     numbers: tuple[int, ...]
@@ -55,30 +53,30 @@ class RankClass:
 
 
 def rank_classes(values: Mapping[int, float], *, maximize: bool) -> tuple[RankClass, ...]:
-    """Return the classes that have a trial, the best first.
+    """Return the classes of the trials with these values, the best first. Empty classes are left out.
 
     >>> [c.numbers for c in rank_classes({0: 0.1, 1: 0.9, 2: 0.5}, maximize=True)]
     [(1,), (2,), (0,)]
     """
     order = sorted(values, key=lambda number: (-values[number] if maximize else values[number], number))
-    ends = [math.ceil(share * len(order)) for _, share in SHARES]
-    begins = [0, *ends[:-1]]
+    ends = [math.ceil(share * len(order)) for _, share in RANK_CLASSES]
     classes = (
-        RankClass(name=name, numbers=tuple(order[begin:end]))
-        for (name, _), begin, end in zip(SHARES, begins, ends, strict=True)
+        RankClass(name=name, numbers=tuple(order[start:end]))
+        for (name, _), (start, end) in zip(RANK_CLASSES, pairwise([0, *ends]), strict=True)
     )
-    return tuple(one for one in classes if one.numbers)
+    return tuple(rank_class for rank_class in classes if rank_class.numbers)
 
 
-#: The field that remains a parameter if all others are fixed, because a space needs at least one parameter.
+#: A space needs at least one parameter. This field stays one if all others are fixed.
 _KEPT_PARAMETER: Final = "learning_rate"
 
 
 def best_command(result: StudyResult) -> str | None:
     """Return the command of a search that trains only the best trial, to the last epoch.
 
-    The command uses the space in the search's folder: a row of ``initial`` is run first. If a resume has
-    changed that space so that it no longer contains the trial, the command fixes every field but one instead.
+    The command loads the space in the search's folder and sets the trial as its only row of ``initial``. If a
+    resume changed the space so that it no longer contains the trial, the command fixes every field but one.
+    Passwords in URLs are hidden.
 
     Returns:
         The command, or None if the search has no best trial.
@@ -94,11 +92,15 @@ def best_command(result: StudyResult) -> str | None:
             *("python", "-m", "tune_rescon.search"),
             *("--space", str(result.folder / "space.yaml"), "--name", f"{result.name}-best"),
             *settings,
-            # JSON is valid YAML, and it keeps every digit.
-            *("--trials", "1", "--set", f"initial=[{hide_passwords(json.dumps(row))}]"),
+            *("--trials", "1", "--set", f"initial=[{_yaml(row)}]"),
             *("--set", "sampler.type=random"),
         ]
     )
+
+
+def _yaml(value: object) -> str:
+    """Return a value as JSON, which is valid YAML and keeps every digit, without passwords in URLs."""
+    return hide_passwords(json.dumps(value))
 
 
 def _fixed(config: TrialConfig) -> list[str]:
@@ -116,7 +118,7 @@ def _fixed(config: TrialConfig) -> list[str]:
     }
     if config.dataset is not None:
         values["dataset.name"] = config.dataset
-    return [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    return [word for key, value in values.items() for word in ("--set", f"{key}={_yaml(value)}")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +129,12 @@ class CostFront:
     points: tuple[tuple[TrialRecord, float], ...]
     """Each trial and its cost."""
     front: tuple[tuple[TrialRecord, float], ...]
-    """The trials with as many epochs as the best one that no other such trial dominates, cheapest first.
-    Trials that failed are left out."""
+    """The Pareto front, cheapest first. Only trials with as many epochs as the best one can be on it, and no
+    trial that failed."""
 
 
 def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
-    """Return the fronts by GMACs, parameters and compute; a cost that no trial has is left out."""
+    """Return the fronts by GMACs, parameters and device-hours. A cost that no trial has is left out."""
     costs: list[tuple[str, Callable[[TrialRecord], float]]] = [
         ("GMACs an image", lambda trial: result.costs[trial.number].gmacs),
         ("million parameters", lambda trial: result.costs[trial.number].params_m),
@@ -143,21 +145,22 @@ def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
 
 
 def _front(result: StudyResult, title: str, cost: Callable[[TrialRecord], float]) -> CostFront:
-    # Use the value that trials are ranked by, so that the front and the best trial agree with the table.
-    priced = {t.number: (t, cost(t)) for t in result.trials if math.isfinite(t.value)}
-    priced = {number: point for number, point in priced.items() if math.isfinite(point[1])}
-    furthest = result.best.epochs if result.best else 0
+    # The values are those that trials are ranked by, so that the front and the best trial agree with the
+    # table.
+    points = {t.number: (t, cost(t)) for t in result.trials if math.isfinite(t.value)}
+    points = {number: point for number, point in points.items() if math.isfinite(point[1])}
+    most_epochs = result.best.epochs if result.best else 0
     sign = 1 if result.maximize else -1
-    usable = {trial.number for trial in usable_trials(result.trials) if trial.epochs == furthest}
-    peers = {n: (sign * trial.value, spent) for n, (trial, spent) in priced.items() if n in usable}
-    front = tuple(priced[number] for number in pareto_front(peers))
-    return CostFront(title=title, points=tuple(priced.values()), front=front)
+    comparable = {trial.number for trial in usable_trials(result.trials) if trial.epochs == most_epochs}
+    objectives = {n: (sign * trial.value, spent) for n, (trial, spent) in points.items() if n in comparable}
+    front = tuple(points[number] for number in pareto_front(objectives))
+    return CostFront(title=title, points=tuple(points.values()), front=front)
 
 
 def device_hours(result: StudyResult) -> dict[str, float]:
-    """Return the device-hours by device kind, in descending order.
+    """Return the device-hours by kind of device, in descending order.
 
-    Each epoch counts for the kind that it ran on, so a trial that moved counts for several kinds.
+    Each epoch counts for the kind that it ran on. A trial that changed its device counts for several kinds.
     """
     hours: defaultdict[str, float] = defaultdict(float)
     for trial in result.trials:
@@ -170,20 +173,20 @@ def device_hours(result: StudyResult) -> dict[str, float]:
 
 
 def devices_of(trial: TrialRecord) -> str:
-    """Return the device kinds that a trial ran on, in order and without repeats; "" if none is known."""
+    """Return the kinds of devices that a trial ran on, in order and each once; "" if none is known."""
     return ", ".join(dict.fromkeys(kind for kind in trial.devices if kind))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The trials that failed for one cause."""
+    """The trials that failed for the same cause."""
 
     state: TrialState
     cause: str
-    """The cause in one line: the exception, which is the last line of a Python traceback."""
+    """The exception, which is the last line of a Python traceback."""
     numbers: tuple[int, ...]
     details: str
-    """The full error message of the first of these trials, with its traceback."""
+    """The error message of the first of these trials, with its traceback."""
 
 
 def failures(result: StudyResult) -> tuple[Failure, ...]:
@@ -192,7 +195,7 @@ def failures(result: StudyResult) -> tuple[Failure, ...]:
     for trial in result.trials:
         if trial.state in FAILED_STATES:
             groups[trial.state, _cause(trial)].append(trial)
-    found = [
+    causes = [
         Failure(
             state=state,
             cause=cause,
@@ -201,7 +204,7 @@ def failures(result: StudyResult) -> tuple[Failure, ...]:
         )
         for (state, cause), trials in groups.items()
     ]
-    return tuple(sorted(found, key=lambda failure: (-len(failure.numbers), failure.numbers)))
+    return tuple(sorted(causes, key=lambda failure: (-len(failure.numbers), failure.numbers)))
 
 
 def _cause(trial: TrialRecord) -> str:
@@ -212,7 +215,7 @@ def _cause(trial: TrialRecord) -> str:
     return "no reason was recorded"
 
 
-#: Number of trials that makes a comparison worth drawing.
+#: Number of trials that are enough to compare.
 ENOUGH: Final = 30
 
 
@@ -223,20 +226,21 @@ def values_at(result: StudyResult, epoch: int) -> dict[int, float]:
 
 
 def shared_epoch(result: StudyResult) -> int:
-    """Return the highest rung at which :data:`ENOUGH` trials have a value.
+    """Return the epoch at which trials are compared: the highest rung with values of :data:`ENOUGH` trials.
 
-    If no rung has that many, return the rung with the most values, or 0 if no trial has a value. Values at a
-    higher rung are more meaningful; a lower rung compares more trials.
+    If no rung has that many, it is the rung with the most values; 0 if no trial has a value. Values at a
+    higher rung are more meaningful, but a lower rung compares more trials.
     """
     counts = {level: len(values_at(result, level)) for level in {1, *result.levels}}
-    populated = [level for level, count in counts.items() if count >= ENOUGH]
+    if populated := [level for level, count in counts.items() if count >= ENOUGH]:
+        return max(populated)
     most = max(counts, key=lambda level: (counts[level], level))
-    return max(populated) if populated else most if counts[most] else 0
+    return most if counts[most] else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
-    """The epochs that ran, and the epochs that the stopped trials would have run."""
+    """The epochs that ran, and the epochs that early stopping saved."""
 
     epochs: int
     """Epochs that ran."""
@@ -253,7 +257,7 @@ class Savings:
 
 
 def savings(result: StudyResult) -> Savings:
-    """Return the savings by the trials that were stopped; diverged and failed trials saved nothing."""
+    """Return the savings by the stopped trials. Diverged and failed trials count as saving nothing."""
     stopped = [trial for trial in result.trials if trial.state is TrialState.STOPPED and trial.epochs]
     last = result.levels[-1]
     return Savings(
@@ -268,7 +272,7 @@ def savings(result: StudyResult) -> Savings:
 
 @dataclass(frozen=True, kw_only=True)
 class RungSurvival:
-    """The trials that have a value at one rung. The other three counts add up to :attr:`reached`."""
+    """Numbers of trials at a rung. The last three add up to :attr:`reached`."""
 
     epoch: int
     reached: int
@@ -276,44 +280,44 @@ class RungSurvival:
     """Trials that continued after the rung or, at the last rung, finished."""
     stopped: int
     """Trials that were stopped at the rung."""
-    otherwise: int
-    """Trials that diverged or failed at the rung, or that wait or run."""
+    other: int
+    """Trials that diverged or failed at the rung, or that are paused or running there."""
 
 
 def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
     """Return the survival at every rung, the lowest first."""
-    found = []
+    survival = []
     for level in result.levels:
         reached = [trial for trial in result.trials if trial.epochs >= level]
         continued = sum(trial.epochs > level or trial.state is TrialState.FINISHED for trial in reached)
         stopped = sum(trial.epochs == level and trial.state is TrialState.STOPPED for trial in reached)
-        found.append(
+        survival.append(
             RungSurvival(
                 epoch=level,
                 reached=len(reached),
                 continued=continued,
                 stopped=stopped,
-                otherwise=len(reached) - continued - stopped,
+                other=len(reached) - continued - stopped,
             )
         )
-    return tuple(found)
+    return tuple(survival)
 
 
 #: Position of trials without the parameter: below the axis.
 ABSENT: Final = -0.12
 
-#: Number of labels on a numeric axis, and the most characters of a label.
+#: Number of labels on a numeric axis, and the maximum number of characters of a label.
 LABELS: Final = 4
-LONGEST_LABEL: Final = 14
+MAX_LABEL: Final = 14
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A parameter's values as positions on a scale from 0 to 1."""
+    """The values of a parameter as positions on a scale from 0 to 1."""
 
     name: str
     positions: Mapping[int, float]
-    """Position of every trial by its number, 0..1; :data:`ABSENT` for a trial without the parameter."""
+    """Position of each trial by its number, 0..1; :data:`ABSENT` for a trial without the parameter."""
     ticks: tuple[tuple[float, str], ...]
     """Positions and their labels, in ascending order."""
     log: bool = False
@@ -323,14 +327,14 @@ class Axis:
 def parameter_axes(result: StudyResult) -> tuple[Axis, ...]:
     """Return an axis for each sampled parameter whose values differ, in the order of the space."""
     sampled = dict.fromkeys(name for trial in result.trials for name in trial.parameters)
-    names = [*(name for name in result.space.parameters if name in sampled)]
-    names += [name for name in sampled if name not in names]
+    # A resume may have removed a parameter of earlier trials from the space.
+    names = dict.fromkeys([*(name for name in result.space.parameters if name in sampled), *sampled])
     axes = (_axis(result, name) for name in names)
     return tuple(axis for axis in axes if len(set(axis.positions.values())) > 1)
 
 
 def _axis(result: StudyResult, name: str) -> Axis:
-    # A trial that was sampled before the space had the parameter still has a value of it.
+    # A trial that was sampled before the space had the parameter still has a value: it was fixed.
     absent = object()
     settings = {trial.number: trial.setting(name, absent) for trial in result.trials}
     values = {number: value for number, value in settings.items() if value is not absent}
@@ -366,19 +370,19 @@ def _is_categorical(space: Space, name: str, values: Any) -> bool:
 
 
 def _choices(space: Space, name: str, used: set[str]) -> list[str]:
-    """Return the choices in the file's order, in the form that Optuna stores: a list as its text."""
+    """Return the used choices in the space's order, as Optuna stores them: a list as its text."""
     parameter = space.parameters.get(name)
     declared = parameter.choices if isinstance(parameter, CategoricalParameter) else ()
-    held = [str(list(choice)) if isinstance(choice, tuple) else str(choice) for choice in declared]
-    return [choice for choice in held if choice in used] + sorted(used - set(held))
+    stored = [str(list(choice)) if isinstance(choice, tuple) else str(choice) for choice in declared]
+    return [choice for choice in stored if choice in used] + sorted(used - set(stored))
 
 
 def _range(space: Space, name: str, values: Mapping[int, Any]) -> tuple[float, float]:
     parameter = space.parameters.get(name)
     bounds = [getattr(parameter, bound) for bound in ("low", "high") if hasattr(parameter, bound)]
-    # Trials of an earlier version of the space may lie outside the current bounds.
-    whole = [*bounds, *values.values()]
-    return float(min(whole)), float(max(whole))
+    # Trials of an earlier version of the space may lie outside the present bounds.
+    numbers = [*bounds, *values.values()]
+    return float(min(numbers)), float(max(numbers))
 
 
 def _share(value: float, low: float, high: float, *, log: bool) -> float:
@@ -400,9 +404,9 @@ def _value_at(share: float, low: float, high: float, *, log: bool) -> str:
 
 
 def _short(label: str) -> str:
-    """Shorten a label so that it leaves room for its neighbours.
+    """Return a label with at most :data:`MAX_LABEL` characters.
 
     >>> _short("a very long name of a choice")
     'a very long n…'
     """
-    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
+    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"

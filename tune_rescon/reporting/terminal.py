@@ -1,4 +1,4 @@
-"""The terminal: a console that also prints while standard output is redirected, and tables of searches."""
+"""The terminal: a console that prints while standard output is redirected, and the tables of searches."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from tune_rescon.reporting.formatting import (
     format_device_hours,
     format_number,
     in_hand_message,
+    storage_of,
     value_text,
 )
 from tune_rescon.spaces import Space
@@ -53,9 +54,9 @@ __all__ = [
     "open_console",
     "opening_line",
     "print_comparison",
-    "print_left_over",
     "print_opening",
     "print_overviews",
+    "print_pending",
     "print_result",
     "result_table",
 ]
@@ -75,13 +76,13 @@ _LOGGER: Final = logging.getLogger(__name__)
 def open_console(*, plain: bool) -> Iterator[Console]:
     """Yield a console that writes to its own file descriptor.
 
-    Standard output itself is redirected to the search's log while the trials run
-    (:mod:`tune_rescon.tuning.ray.log_redirect`), so that output of Ray's C++ code does not appear among the
-    user's lines.
+    While trials run, standard output is redirected to the search's log
+    (:mod:`tune_rescon.tuning.ray.log_redirect`), so that the output of Ray's C++ code does not appear among
+    the user's lines.
 
     Args:
-        plain: print no colours, lines as wide as they need to be, and nothing that is redrawn in place. To
-            anything but a terminal, output is always printed this way.
+        plain: True to print without colours, to wrap no line, and to redraw nothing in place. Output that
+            does not go to a terminal is always printed this way.
     """
     no_color = True if plain else None
     if not _is_real(STDOUT):
@@ -93,7 +94,7 @@ def open_console(*, plain: bool) -> Iterator[Console]:
         if file.isatty() and not plain:
             yield _TerminalConsole(file=file, highlight=False)
         else:
-            # Not interactive, whatever FORCE_COLOR or TTY_INTERACTIVE say.
+            # Not interactive, even if FORCE_COLOR or TTY_INTERACTIVE is set.
             yield Console(
                 file=file, no_color=no_color, force_interactive=False, highlight=False, width=PIPE_WIDTH
             )
@@ -109,7 +110,7 @@ def _is_real(descriptor: int) -> bool:
 class _LossyFile(io.TextIOWrapper):
     """Drops output that cannot be written, so that a closed pipe or a full disk does not end the search."""
 
-    _lost = False
+    _has_failed = False
 
     @override
     def write(self, text: str) -> int:
@@ -129,22 +130,22 @@ class _LossyFile(io.TextIOWrapper):
             super().close()
 
     def _unless_failed(self, call: Callable[[], object]) -> None:
-        if self._lost:
+        if self._has_failed:
             return
         try:
             call()
         except OSError as error:
-            self._lost = True
-            _LOGGER.info("standard output takes nothing any more: %s", error)
+            self._has_failed = True
+            _LOGGER.info("standard output accepts no more output: %s", error)
 
 
 class _TerminalConsole(Console):
-    """Gets the terminal's size from its own descriptor; rich uses standard input, output and error."""
+    """Gets the terminal's size from its own file. rich would use standard input, output and error."""
 
     @property
     @override
     def size(self) -> ConsoleDimensions:
-        """The current size in characters; a window may be resized. A closed terminal has the default size."""
+        """The current size in characters. A closed terminal has the default size."""
         try:
             size = os.get_terminal_size(self.file.fileno())
         except OSError:
@@ -157,9 +158,9 @@ class _TerminalConsole(Console):
 
 
 def opening_line(space: Space, options: RunOptions) -> str:
-    """Return a line that states what is about to start, and where its runs are recorded."""
-    most = space.budget.concurrent
-    workers = "as many workers as fit" if most is None else f"{most} worker{'s' if most > 1 else ''}"
+    """Return a line that tells what is about to start, and where MLflow records it."""
+    limit = space.budget.concurrent
+    workers = "as many workers as fit" if limit is None else counted(limit, "worker")
     where = "Ray on this machine" if options.address is None else f"work on the Ray at {options.address}"
     return (
         f"{options.name}: preparing the data, then starting {where}, {workers}; MLflow at {_mlflow(options)}"
@@ -189,9 +190,8 @@ def _mlflow(options: RunOptions) -> str:
 #: Maximum number of rows; trials.csv has every trial.
 ROWS: Final = 20
 
-
-#: Columns that a narrow terminal leaves out, in this order. Parameters follow, from the right.
-SPARE: Final = ("hours", "params M", "best", "GMACs")
+#: Columns that a narrow terminal leaves out, in this order. Then it leaves out parameters, from the right.
+OPTIONAL_COLUMNS: Final = ("hours", "params M", "best", "GMACs")
 
 #: Characters of a column's frame: a line and two spaces.
 FRAME: Final = 3
@@ -203,9 +203,9 @@ def result_table(result: StudyResult, *, width: int) -> Table:
     best = ranked(result)[:ROWS]
     rows = [row(result, trial) for trial in best]
     widths = [_width(name, (cells[i] for cells in rows)) for i, name in enumerate(names)]
-    shown = _fitting(dict(zip(names, widths, strict=True)), width)
+    fitting = _fitting_columns(dict(zip(names, widths, strict=True)), width)
     table = Table(title=f"{result.name}: {counted(len(result.trials), 'trial')}", title_justify="left")
-    columns = [i for i, name in enumerate(names) if name in shown]
+    columns = [i for i, name in enumerate(names) if name in fitting]
     for i in columns:
         justify: JustifyMethod = "left" if names[i] == "state" else "right"
         table.add_column(Text(names[i]), justify=justify, width=widths[i])
@@ -216,36 +216,35 @@ def result_table(result: StudyResult, *, width: int) -> Table:
 
 
 def _width(name: str, cells: Iterable[str]) -> int:
-    """Return a column's width in characters. A heading is broken between words; a cell is never broken."""
+    """Return a column's width in characters, in which a heading may be wrapped, but no cell is."""
     return max(*map(len, name.split()), *map(len, cells), 0)
 
 
-def _fitting(widths: Mapping[str, int], available: int) -> set[str]:
-    """Return the names of the columns that fit, and always those of a trial's state and value."""
-    always = list(widths)[:4]
-    rest = [name for name in widths if name not in always and name not in SPARE]
-    shown = dict(widths)
-    for name in (*SPARE, *reversed(rest)):
-        if sum(shown.values()) + FRAME * len(shown) < available:
+def _fitting_columns(widths: Mapping[str, int], available: int) -> set[str]:
+    """Return the names of the columns that fit. The first four, up to the value, are always among them."""
+    parameters = [name for name in list(widths)[4:] if name not in OPTIONAL_COLUMNS]
+    fitting = dict(widths)
+    for name in (*OPTIONAL_COLUMNS, *reversed(parameters)):
+        if sum(fitting.values()) + FRAME * len(fitting) < available:
             break
-        shown.pop(name, None)
-    return set(shown)
+        fitting.pop(name, None)
+    return set(fitting)
 
 
-def print_result(result: StudyResult, console: Console, *, is_read: bool = False) -> None:
+def print_result(result: StudyResult, console: Console, *, from_record: bool = False) -> None:
     """Print the table, the trial states, the best trial, and where the report, files and MLflow are.
 
     Args:
         result: the result of the search.
         console: the console to print to.
-        is_read: whether the result was read from the record. The files that a driver writes at the end of a
-            search may then be missing or old, and are named only if they are the search's.
+        from_record: whether the result was read from the record. The files that a driver writes at the end of
+            a search may then be missing or old. In their place, the command is printed that writes them.
     """
     table = result_table(result, width=console.width)
     console.print(table)
     if table.row_count < len(result.trials) or len(table.columns) < len(headings(result)):
         table_file = result.folder / "trials.csv"
-        _print_line(console, f"All of it: {_ended_file(result, '--csv') if is_read else table_file}")
+        _print_line(console, f"All of it: {_output_file(result, '--csv') if from_record else table_file}")
     counts = Counter(trial.state.value for trial in result.trials)
     spent = sum(result.compute_hours(trial) for trial in result.trials)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
@@ -257,52 +256,51 @@ def print_result(result: StudyResult, console: Console, *, is_read: bool = False
     if (in_hand := in_hand_message(result)) is not None:
         _print_line(console, in_hand)
     if result.front:
-        _print_line(console, _front(result))
+        _print_line(console, _front_line(result))
     if result.foreign:
         _print_line(console, foreign_message(result.foreign))
     _print_line(
         console, f"Files:  {f'{result.url} (here: {result.folder})' if result.url else result.folder}"
     )
-    page = _ended_file(result, "--html") if is_read else result.folder / "report.html"
+    page = _output_file(result, "--html") if from_record else result.folder / "report.html"
     _print_line(console, f"Report: {page}")
-    _print_line(console, f"MLflow: {_view(result.tracking_uri)}")
+    _print_line(console, f"MLflow: {_mlflow_hint(result.tracking_uri)}")
     events = result.folder / "tensorboard"
     if events.is_dir():
         _print_line(console, f"TensorBoard: tensorboard --logdir {events}")
 
 
-#: The file that a driver writes at the end of a search, by the flag with which `report` writes the same.
-_ENDED_FILES: Final = {"--csv": "trials.csv", "--html": "report.html"}
+#: The files that a driver writes, by the flag with which `report` writes the same.
+_OUTPUT_FILES: Final = {"--csv": "trials.csv", "--html": "report.html"}
 
 
-def _ended_file(result: StudyResult, flag: str) -> str:
-    """Return where a file of the search is, or the command that makes it if the last run has not written it.
+def _output_file(result: StudyResult, flag: str) -> str:
+    """Return where a file of the search is, or the command that writes it if the last run did not.
 
-    The table is only written when a run ends, and the page every minute.
+    A driver writes the table when the search ends, and the page every minute.
     """
-    file = result.folder / _ENDED_FILES[flag]
+    file = result.folder / _OUTPUT_FILES[flag]
     if result.url and result.has_outcome:
-        # The folder is that of this machine's copies of the record.
+        # The folder has this machine's copies of the record only.
         return f"{result.url}/{file.name}"
     if not result.url and file.is_file() and (result.has_outcome or flag == "--html"):
         return str(file)
-    storage = str(result.url or result.folder).rpartition("/")[0]
-    words = ["python", "-m", "tune_rescon.report", result.name, "--storage", storage, flag]
-    return shlex.join([*words, *(["report.html"] if flag == "--html" else [])])
+    command = ["python", "-m", "tune_rescon.report", result.name, "--storage", storage_of(result), flag]
+    return shlex.join([*command, *(["report.html"] if flag == "--html" else [])])
 
 
 def _print_line(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print one line, however long. The names of classes and paths in it are no markup."""
+    """Print a line without wrapping it. Brackets in names of classes and paths are not markup."""
     console.print(text, style=style, markup=False, soft_wrap=True)
 
 
-def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None:
-    """Print the updates that MLflow, or a storage at a URL, did not accept in time, if there are any.
+def print_pending(result: StudyResult, console: Console, *, sync: str) -> None:
+    """Print how many updates MLflow, or a storage at a URL, has not accepted; nothing if it has them all.
 
     Args:
         result: the result of a search that has ended.
         console: the console to print to.
-        sync: the command that sends the remaining updates to MLflow.
+        sync: the command that sends the pending updates to MLflow.
     """
     if result.pending_updates:
         why = f": {result.pending_reason.rstrip('.')}" if result.pending_reason else " in time"
@@ -319,8 +317,8 @@ def print_left_over(result: StudyResult, console: Console, *, sync: str) -> None
         )
 
 
-def _front(result: StudyResult) -> str:
-    """Return the Pareto front in words, the cheapest trial first."""
+def _front_line(result: StudyResult) -> str:
+    """Return a line with the Pareto front, the cheapest trial first."""
     points = (
         f"{trial_name(trial.number)} {format_number(trial.value)} at {format_number(result.cost(trial))}"
         for trial in result.front
@@ -328,8 +326,8 @@ def _front(result: StudyResult) -> str:
     return f"Front of {result.metric} against {result.against}: {', '.join(points)}"
 
 
-def _view(uri: str) -> str:
-    """Return how to view the runs: a server's URL can be opened, while a database needs a command."""
+def _mlflow_hint(uri: str) -> str:
+    """Return how to view the runs: the URL of a server, or the command that shows a database."""
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
@@ -340,49 +338,50 @@ _STATE_STYLE: Final = {
     SearchState.FAILED: "red",
 }
 
-#: Columns that are never shortened; in a narrow terminal all other columns may be.
-_KEPT: Final = ("search", "state")
+#: Columns whose cells a narrow terminal does not wrap.
+_UNWRAPPED: Final = ("search", "state")
 
 
-def print_overviews(found: Sequence[SearchOverview], console: Console, *, now: datetime) -> None:
-    """Print a line for each search, the last changed first, and then the problems of the searches.
+def print_overviews(overviews: Sequence[SearchOverview], console: Console, *, now: datetime) -> None:
+    """Print a line for each search, then the problems of the searches.
 
     Args:
-        found: the searches, in the order of the lines.
+        overviews: the searches, in the order of the lines.
         console: the console to print to.
-        now: the time from which a change is counted back.
+        now: the present time; a change is shown as the time since then.
     """
     table = Table(title="Searches", title_justify="left")
     for name in ("search", "state", "trials", "metric", "best", "changed"):
         right = name in ("trials", "best", "changed")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name in _KEPT)
-    for one in found:
+        table.add_column(name, justify="right" if right else "left", no_wrap=name in _UNWRAPPED)
+    for overview in overviews:
+        state = overview.state
         table.add_row(
-            Text(one.name),  # of a folder that a user may have renamed to `a [old]`
-            Text(one.state.value, style=_STATE_STYLE[one.state])
-            if one.state
-            else Text("unreadable", style="red"),
-            f"{one.ended}/{one.total}" if one.state else "-",
-            Text(one.metric),
-            format_number(one.best),
-            _ago(one.changed, now),
+            # As Text, because a user may have renamed the folder to `a [old]`, which looks like markup.
+            Text(overview.name),
+            Text(state.value, style=_STATE_STYLE[state]) if state else Text("unreadable", style="red"),
+            f"{overview.ended}/{overview.total}" if state else "-",
+            Text(overview.metric),
+            format_number(overview.best),
+            _ago(overview.changed, now),
         )
     console.print(table)
-    for one in found:
-        if one.problem:
-            _print_line(console, f"{one.name}: {one.problem}", style="red")
+    for overview in overviews:
+        if overview.problem:
+            _print_line(console, f"{overview.name}: {overview.problem}", style="red")
 
 
 def print_comparison(results: Sequence[StudyResult], console: Console) -> None:
     """Print the searches side by side."""
     table = Table(title="Compared", title_justify="left")
     for name in COMPARISON_HEADINGS:
-        table.add_column(name, justify="left" if name in _KEPT else "right", no_wrap=name in _KEPT)
+        is_text = name in _UNWRAPPED
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=is_text)
     for result in results:
         table.add_row(*map(Text, comparison_row(result)))
     console.print(table)
     for line in differences(results):
-        console.print(line, style="yellow", markup=False, soft_wrap=True)
+        _print_line(console, line, style="yellow")
 
 
 def _ago(moment: datetime | None, now: datetime) -> str:

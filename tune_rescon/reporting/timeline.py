@@ -1,8 +1,8 @@
-"""A search over time: which trial held which slot when, and how busy the devices were.
+"""A search over time: the trials in each slot, and how busy the devices were.
 
-The record does not contain the worker process of an epoch. Slots are therefore assigned: an epoch gets the
-slot of the trial's previous epoch, or else one that is free when it begins. The number of slots is the
-maximum number of epochs at once.
+The record does not contain which worker process ran an epoch. Slots are therefore assigned: an epoch gets the
+slot of the trial's previous epoch, or else a slot that is free at its start. There are as many slots as
+epochs ran at once.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
     "timeline",
 ]
 
-#: Two epochs of a trial belong to one stretch if the pause between them is shorter than this, in seconds, or
-#: than half an epoch.
+#: A shorter pause between two epochs of a trial, in seconds, does not split a stretch. Neither does one that
+#: is shorter than half an epoch.
 PAUSE: Final = 2.0
 
-#: A pause of all trials that is longer than this, in seconds, means that no driver ran.
+#: If all trials pause for longer than this, in seconds, no driver ran.
 DOWN: Final = 600.0
 
 
@@ -49,13 +49,13 @@ class Stretch:
     number: int
     state: TrialState
     """Final state of the trial."""
-    begun: float
+    start: float
     """Start time, in seconds since 1970."""
-    ended: float
+    end: float
     epochs: tuple[int, int]
     """The first and the last epoch."""
     busy: float
-    """Seconds between :attr:`begun` and :attr:`ended` in which an epoch ran."""
+    """Seconds between :attr:`start` and :attr:`end` in which an epoch ran."""
     slot: int
 
 
@@ -78,16 +78,20 @@ class Timeline:
 def timeline(result: StudyResult) -> Timeline:
     """Return the timeline of the recorded epochs.
 
-    Epochs that were lost are not in the record, so their time counts as idle.
+    An epoch that was lost is not in the record. Its time counts as idle.
     """
-    found = (span for trial in result.trials for span in _spans(trial))
-    spans = sorted(found, key=lambda span: (span.begun, span.number, span.epoch))
-    held: defaultdict[int, list[_Span]] = defaultdict(list)
+    spans = sorted(
+        (span for trial in result.trials for span in _spans(trial)),
+        key=lambda span: (span.start, span.number, span.epoch),
+    )
+    by_slot: defaultdict[int, list[_Span]] = defaultdict(list)
     for span, slot in zip(spans, _assign_slots(spans), strict=True):
-        held[slot].append(span)
-    stretches = (stretch for slot, inside in held.items() for stretch in _stretches(inside, slot))
-    placed = tuple(sorted(stretches, key=lambda stretch: (stretch.begun, stretch.number)))
-    return Timeline(stretches=placed, slots=len(held), seconds=_driver_seconds(placed))
+        by_slot[slot].append(span)
+    stretches = sorted(
+        (stretch for slot, in_slot in by_slot.items() for stretch in _stretches(in_slot, slot)),
+        key=lambda stretch: (stretch.start, stretch.number),
+    )
+    return Timeline(stretches=tuple(stretches), slots=len(by_slot), seconds=_driver_seconds(stretches))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +102,8 @@ class _Span:
     state: TrialState
     """Final state of the trial."""
     epoch: int
-    begun: float
-    ended: float
+    start: float
+    end: float
     continues: bool
     """Whether the trial's next epoch follows without a pause."""
 
@@ -107,29 +111,29 @@ class _Span:
 def _spans(trial: TrialRecord) -> Iterator[_Span]:
     """Yield the times of a trial's epochs, in order."""
     times = list(_epoch_spans(trial))
-    for epoch, ((begun, ended), after) in enumerate(itertools.zip_longest(times, times[1:]), 1):
+    for epoch, ((start, end), after) in enumerate(itertools.zip_longest(times, times[1:]), 1):
         yield _Span(
             number=trial.number,
             state=trial.state,
             epoch=epoch,
-            begun=begun,
-            ended=ended,
-            continues=after is not None and after[0] - ended < max(PAUSE, (after[1] - after[0]) / 2),
+            start=start,
+            end=end,
+            continues=after is not None and after[0] - end < max(PAUSE, (after[1] - after[0]) / 2),
         )
 
 
 def _stretches(spans: Iterable[_Span], slot: int) -> Iterator[Stretch]:
     """Yield the stretches of the epochs that ran in a slot, in order."""
-    whole: list[_Span] = []
+    current: list[_Span] = []
     for span in spans:
-        if whole and not (
-            whole[-1].continues and (whole[-1].number, whole[-1].epoch + 1) == (span.number, span.epoch)
+        if current and not (
+            current[-1].continues and (current[-1].number, current[-1].epoch + 1) == (span.number, span.epoch)
         ):
-            yield _stretch(whole, slot)
-            whole = []
-        whole.append(span)
-    if whole:
-        yield _stretch(whole, slot)
+            yield _stretch(current, slot)
+            current = []
+        current.append(span)
+    if current:
+        yield _stretch(current, slot)
 
 
 def _stretch(spans: Sequence[_Span], slot: int) -> Stretch:
@@ -137,45 +141,45 @@ def _stretch(spans: Sequence[_Span], slot: int) -> Stretch:
     return Stretch(
         number=first.number,
         state=first.state,
-        begun=first.begun,
-        ended=last.ended,
+        start=first.start,
+        end=last.end,
         epochs=(first.epoch, last.epoch),
-        busy=math.fsum(span.ended - span.begun for span in spans),
+        busy=math.fsum(span.end - span.start for span in spans),
         slot=slot,
     )
 
 
 def _epoch_spans(trial: TrialRecord) -> Iterator[tuple[float, float]]:
-    """Yield the start and end of each recorded epoch, in seconds since 1970.
-
-    No epoch starts before the previous one ends.
-    """
+    """Yield the start and end of each recorded epoch, in seconds since 1970. Epochs do not overlap."""
     before = -math.inf
     for time_ms, seconds in zip(trial.times_ms, trial.history.get("epoch_seconds", ()), strict=False):
-        ended = time_ms / 1000
-        begun = max(ended - seconds, before) if math.isfinite(seconds) else ended
-        yield min(begun, ended), ended
-        before = ended
+        end = time_ms / 1000
+        start = max(end - seconds, before) if math.isfinite(seconds) else end
+        yield min(start, end), end
+        before = end
 
 
-#: A report takes a moment: an epoch that begins within this number of seconds was waiting for its slot.
+#: Seconds of a report. An epoch may begin this much earlier than the end of the one before it in its slot.
 _MOMENT: Final = 1e-3
 
 
 def _assign_slots(spans: Sequence[_Span]) -> Iterator[int]:
     """Yield the slot of each epoch, in the order in which the epochs begin.
 
-    A trial that continues keeps its slot. In a short pause of a trial, its slot may have run an epoch of
-    another one, or only waited for the driver: there are as many slots as epochs ran at once.
+    A trial that continues keeps its slot, unless another trial got it in a short pause. A new slot is added
+    only while there are fewer than the maximum number of epochs at once.
     """
     most = _most_at_once(spans)
     last: list[_Span] = []
     is_free: list[bool] = []
+    #: Heap of (end of the epoch, whether its trial continues, slot).
     busy: list[tuple[float, bool, int]] = []
+    #: Heap of (whether the slot waits for the next epoch of a trial, slot): such slots are taken last.
     free: list[tuple[bool, int]] = []
+    #: The slot of each trial that continues.
     kept: dict[int, int] = {}
     for span in spans:
-        while busy and busy[0][0] <= span.begun + _MOMENT:
+        while busy and busy[0][0] <= span.start + _MOMENT:
             _, continues, slot = heapq.heappop(busy)
             is_free[slot] = True
             heapq.heappush(free, (continues, slot))
@@ -183,7 +187,6 @@ def _assign_slots(spans: Sequence[_Span]) -> Iterator[int]:
             heapq.heappop(free)
         slot = kept.pop(span.number, -1)
         if slot < 0 or not is_free[slot] or last[slot].number != span.number:
-            # The slots that wait for the next epoch of a trial are the last of the free ones.
             if free and (len(last) == most or not free[0][0]):
                 _, slot = heapq.heappop(free)
             else:
@@ -191,7 +194,7 @@ def _assign_slots(spans: Sequence[_Span]) -> Iterator[int]:
                 last.append(span)
                 is_free.append(False)
         last[slot], is_free[slot] = span, False
-        heapq.heappush(busy, (span.ended, span.continues, slot))
+        heapq.heappush(busy, (span.end, span.continues, slot))
         if span.continues:
             kept[span.number] = slot
         yield slot
@@ -202,9 +205,9 @@ def _most_at_once(spans: Iterable[_Span]) -> int:
     ends: list[float] = []
     most = 0
     for span in spans:
-        while ends and ends[0] <= span.begun + _MOMENT:
+        while ends and ends[0] <= span.start + _MOMENT:
             heapq.heappop(ends)
-        heapq.heappush(ends, span.ended)
+        heapq.heappush(ends, span.end)
         most = max(most, len(ends))
     return most
 
@@ -213,28 +216,28 @@ def _driver_seconds(stretches: Sequence[Stretch]) -> float:
     """Return the seconds from the first start to the last end, without the gaps in which no driver ran."""
     if not stretches:
         return 0.0
-    total, until = 0.0, stretches[0].begun
+    total, until = 0.0, stretches[0].start
     for stretch in stretches:
-        gap = max(stretch.begun - until, 0.0)
-        total += (gap if gap < DOWN else 0.0) + max(stretch.ended - max(until, stretch.begun), 0.0)
-        until = max(until, stretch.ended)
+        gap = max(stretch.start - until, 0.0)
+        total += (gap if gap < DOWN else 0.0) + max(stretch.end - max(until, stretch.start), 0.0)
+        until = max(until, stretch.end)
     return total
 
 
-#: Number of parts into which the time from the first epoch's start to the last one's end is divided.
-PARTS: Final = 200
+#: Number of equal intervals from the start of the first epoch to the end of the last one.
+INTERVALS: Final = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Throughput:
-    """The recorded speeds of the epochs that ran, added up."""
+    """The speeds of all trials, added up over time."""
 
-    begun: float
+    start: float
     """Start of the first epoch, in seconds since 1970."""
-    part: float
+    interval: float
     """Duration of each entry of :attr:`speeds`, in seconds."""
     speeds: tuple[float, ...]
-    """Images/s of all trials together: the mean of each part of the time, in order."""
+    """Images/s of all trials together, the mean in each interval."""
     devices: int
     """Maximum number of devices in use at once: GPUs, or CPU cores if the trials held no GPU."""
     per_device: float
@@ -244,57 +247,60 @@ class Throughput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _EpochRun:
-    """An epoch: its start and end, in seconds since 1970, and its images/s or its GPU's utilisation."""
+class _EpochRate:
+    """The images/s or the GPU utilisation of an epoch, with its start and end in seconds since 1970."""
 
-    begun: float
-    ended: float
+    start: float
+    end: float
     rate: float
 
 
 def throughput(result: StudyResult) -> Throughput | None:
     """Return the throughput of a search, or None if no epoch has both a speed and a duration.
 
-    An epoch's speed is that of its training steps. It is used for the whole epoch, including validation.
+    The speed of an epoch's training steps is taken for the whole epoch, including validation.
     """
-    runs = [run for trial in result.trials for run in _runs(trial, "images_per_second")]
+    runs = [run for trial in result.trials for run in _epoch_rates(trial, "images_per_second")]
     if not runs:
         return None
     devices = _most_devices(result)
-    images = math.fsum((run.ended - run.begun) * run.rate for run in runs)
-    begun, ended = min(run.begun for run in runs), max(run.ended for run in runs)
-    part = (ended - begun) / PARTS
+    images = math.fsum((run.end - run.start) * run.rate for run in runs)
+    start, end = min(run.start for run in runs), max(run.end for run in runs)
+    interval = (end - start) / INTERVALS
     return Throughput(
-        begun=begun,
-        part=part,
-        speeds=_means(runs, begun, part),
+        start=start,
+        interval=interval,
+        speeds=_means(runs, start, interval),
         devices=devices,
         per_device=images / _busy_seconds(runs) / devices,
-        one_trial=images / math.fsum(run.ended - run.begun for run in runs),
+        one_trial=images / math.fsum(run.end - run.start for run in runs),
     )
 
 
 def _most_devices(result: StudyResult) -> int:
-    """Return the maximum number of devices in use at once. A resume may have changed those of a trial."""
+    """Return the maximum number of devices in use at once.
+
+    A resume may have changed the number of devices of each trial.
+    """
     spans: list[tuple[float, float, float]] = []
     for trial in result.trials:
         held = itertools.chain(trial.held, itertools.repeat(None))
-        for (begun, ended), count in zip(_epoch_spans(trial), held, strict=False):
-            spans.append((begun, ended, result.devices_per_trial if count is None else count))
+        for (start, end), count in zip(_epoch_spans(trial), held, strict=False):
+            spans.append((start, end, result.devices_per_trial if count is None else count))
     running: list[tuple[float, float]] = []
     trials: Counter[float] = Counter()
     most = 0
-    for begun, ended, share in sorted(spans):
-        while running and running[0][0] <= begun + _MOMENT:
+    for start, end, share in sorted(spans):
+        while running and running[0][0] <= start + _MOMENT:
             trials[heapq.heappop(running)[1]] -= 1
-        heapq.heappush(running, (ended, share))
+        heapq.heappush(running, (end, share))
         trials[share] += 1
         most = max(most, sum(_devices_in_use(count, each) for each, count in trials.items()))
     return most
 
 
 def _devices_in_use(trials: int, share: float) -> int:
-    """Return the number of devices that trials hold at once, each a ``share`` of one or several.
+    """Return the number of devices of ``trials`` trials, each with ``share`` devices: 0.5 is half a device.
 
     >>> _devices_in_use(3, 1 / 3), _devices_in_use(4, 1 / 3), _devices_in_use(3, 0.4), _devices_in_use(3, 2)
     (1, 2, 2, 6)
@@ -304,39 +310,37 @@ def _devices_in_use(trials: int, share: float) -> int:
     return math.ceil(trials / math.floor(1 / share + 1e-9))
 
 
-def _runs(trial: TrialRecord, metric: str) -> Iterator[_EpochRun]:
+def _epoch_rates(trial: TrialRecord, metric: str) -> Iterator[_EpochRate]:
+    """Yield the epochs of a trial that recorded ``metric``."""
     rates = trial.history.get(metric, ())
-    for (begun, ended), rate in zip(_epoch_spans(trial), rates, strict=False):
-        if ended > begun and math.isfinite(rate):
-            yield _EpochRun(begun=begun, ended=ended, rate=rate)
+    for (start, end), rate in zip(_epoch_spans(trial), rates, strict=False):
+        if end > start and math.isfinite(rate):
+            yield _EpochRate(start=start, end=end, rate=rate)
 
 
-def _means(runs: Sequence[_EpochRun], begun: float, part: float) -> tuple[float, ...]:
-    """Return the mean of the rates, added up, of each part of the time.
-
-    Means are used because the many epochs begin and end within moments of each other.
-    """
-    images = [0.0] * PARTS
+def _means(runs: Sequence[_EpochRate], start: float, interval: float) -> tuple[float, ...]:
+    """Return the mean of the summed rates in each interval."""
+    sums = [0.0] * INTERVALS
     for run in runs:
-        first = int((run.begun - begun) / part)
-        for index in range(first, PARTS):
-            left = begun + index * part
-            if left >= run.ended:
+        first = int((run.start - start) / interval)
+        for index in range(first, INTERVALS):
+            left = start + index * interval
+            if left >= run.end:
                 break
-            images[index] += max(0.0, min(run.ended, left + part) - max(run.begun, left)) * run.rate
-    return tuple(count / part for count in images)
+            sums[index] += max(0.0, min(run.end, left + interval) - max(run.start, left)) * run.rate
+    return tuple(total / interval for total in sums)
 
 
-def _busy_seconds(runs: Sequence[_EpochRun]) -> float:
+def _busy_seconds(runs: Sequence[_EpochRate]) -> float:
     """Return the seconds in which at least one of the epochs ran."""
     total, until = 0.0, -math.inf
-    for run in sorted(runs, key=lambda run: run.begun):
-        total += max(0.0, run.ended - max(run.begun, until))
-        until = max(until, run.ended)
+    for run in sorted(runs, key=lambda run: run.start):
+        total += max(0.0, run.end - max(run.start, until))
+        until = max(until, run.end)
     return total
 
 
-#: The causes for which a GPU may have been idle within an epoch, and the metric that has their seconds.
+#: Causes of idle time of a GPU within an epoch, and for each the metric of its seconds.
 _CAUSES: Final = {
     "first steps": FIRST_STEP_SECONDS,
     "validation": VALIDATION_SECONDS,
@@ -346,28 +350,28 @@ _CAUSES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class GpuUse:
-    """How busy the GPUs were, and for how long they did something other than training steps."""
+    """How busy the GPUs were, and how much time was not spent on training steps."""
 
-    begun: float
+    start: float
     """Start of the first epoch, in seconds since 1970."""
-    part: float
+    interval: float
     """Duration of each entry of :attr:`levels`, in seconds."""
     levels: tuple[float, ...]
-    """Utilisation of all slots (0..1), the mean of each part of the time, in order. A slot without an epoch
-    counts as idle. Empty if it was not recorded."""
+    """Utilisation of all slots (0..1), the mean in each interval. A slot without an epoch counts as idle.
+    Empty if it was not recorded."""
     utilisation: float | None
     """Mean utilisation over the time of the epochs; None if it was not recorded."""
     shares: Mapping[str, float]
-    """Share of the slots' time, by cause; the last one is the time between trials, in which no epoch ran.
+    """Share of the slots' time by cause. The last cause is the time between trials, when no epoch ran.
 
-    A GPU is not idle for all of it: a validation runs kernels too.
+    A GPU is not idle all of this time, because validation runs kernels too.
     """
 
 
 def gpu_use(result: StudyResult) -> GpuUse | None:
-    """Return the use of the GPUs, or None if no epoch has recorded it: the search ran on CPUs."""
-    found = timeline(result)
-    whole = found.slots * found.seconds
+    """Return the use of the GPUs, or None if no epoch recorded it, as on CPUs."""
+    slots = timeline(result)
+    slot_seconds = slots.slots * slots.seconds
     spent = {
         cause: math.fsum(
             seconds
@@ -377,19 +381,19 @@ def gpu_use(result: StudyResult) -> GpuUse | None:
         )
         for cause, metric in _CAUSES.items()
     }
-    if not whole or not any(spent.values()):
+    if not slot_seconds or not any(spent.values()):
         return None
-    runs = [run for trial in result.trials for run in _runs(trial, GPU_UTILISATION)]
-    seconds = math.fsum(run.ended - run.begun for run in runs)
-    begun, ended = found.stretches[0].begun, max(stretch.ended for stretch in found.stretches)
-    part = (ended - begun) / PARTS
+    runs = [run for trial in result.trials for run in _epoch_rates(trial, GPU_UTILISATION)]
+    seconds = math.fsum(run.end - run.start for run in runs)
+    start, end = slots.stretches[0].start, max(stretch.end for stretch in slots.stretches)
+    interval = (end - start) / INTERVALS
     return GpuUse(
-        begun=begun,
-        part=part,
-        levels=tuple(level / found.slots for level in _means(runs, begun, part)) if runs else (),
-        utilisation=math.fsum((run.ended - run.begun) * run.rate for run in runs) / seconds if runs else None,
+        start=start,
+        interval=interval,
+        levels=tuple(level / slots.slots for level in _means(runs, start, interval)) if runs else (),
+        utilisation=math.fsum((run.end - run.start) * run.rate for run in runs) / seconds if runs else None,
         shares={
-            **{cause: seconds / whole for cause, seconds in spent.items()},
-            "between trials": 1.0 - found.utilisation,
+            **{cause: seconds / slot_seconds for cause, seconds in spent.items()},
+            "between trials": 1.0 - slots.utilisation,
         },
     )

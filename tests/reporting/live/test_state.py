@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.live_state import LiveTotals, Reading, RungCount, Survival, seconds_left
+from tune_rescon.reporting.live_state import GaugeValues, LiveTotals, RungCount, Survival, seconds_left
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
 
-TWO_SLOTS = Reading(slots=2)
+TWO_SLOTS = GaugeValues(slots=2)
 
 
 @pytest.fixture
@@ -107,16 +107,16 @@ def test_the_next_best_follows_a_best_trial_that_fails(
     state.on_trial_start(make_trial(2), 0.0)
     values: tuple[float, ...] = (0.25, 0.5, 0.75)
     state.on_epoch(make_trial(2, *values), metrics, 1.0)
-    seen = state.snapshot(TWO_SLOTS).best
-    assert seen is not None
-    assert seen.number == 2
+    best = state.snapshot(TWO_SLOTS).best
+    assert best is not None
+    assert best.number == 2
     if state_of_best is TrialState.DIVERGED:
         values = (*values, math.nan)
         state.on_epoch(make_trial(2, *values), metrics, 2.0)
     state.on_trial_end(make_trial(2, *values, state=state_of_best))
-    seen = state.snapshot(TWO_SLOTS).best
-    assert seen is not None
-    assert (seen.number, seen.value) == (0, 0.5)
+    best = state.snapshot(TWO_SLOTS).best
+    assert best is not None
+    assert (best.number, best.value) == (0, 0.5)
 
 
 def test_the_best_trial_has_the_smallest_value_if_minimized(state: LiveTotals, make_trial: MakeTrial) -> None:
@@ -190,8 +190,8 @@ def test_time_left_is_shown_after_two_epochs_per_slot(
     assert left is not None
     # Nine trials to come, of 2.3 to 9 epochs each, and seven epochs at least for trial 0; ten seconds each.
     assert 70 < left < 10 * 12 * 9 / 2
-    assert state.snapshot(Reading(slots=2, seconds=60.0)).seconds_left == 60.0
-    assert state.snapshot(Reading(slots=2, seconds=-1.0)).seconds_left == 0.0
+    assert state.snapshot(GaugeValues(slots=2, seconds=60.0)).seconds_left == 60.0
+    assert state.snapshot(GaugeValues(slots=2, seconds=-1.0)).seconds_left == 0.0
 
 
 def test_at_the_end_no_time_is_left(state: LiveTotals, train: Callable[..., TrialRecord]) -> None:
@@ -246,9 +246,9 @@ def test_observed_counts_replace_the_prior() -> None:
 def test_a_promoted_trial_counts_as_continued_at_its_rung() -> None:
     survival = Survival((1, 9), reduction_factor=3)
     observe(survival, 1, ended=True)
-    assert survival.at(1) == (1, 0)
+    assert survival.counts(1) == (1, 0)
     survival.continued(1)
-    assert survival.at(1) == (1, 1)
+    assert survival.counts(1) == (1, 1)
 
 
 @pytest.mark.parametrize("seed", range(3))

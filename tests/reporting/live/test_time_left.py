@@ -10,7 +10,7 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import METRICS
-from tune_rescon.reporting.live_state import LiveTotals, Reading
+from tune_rescon.reporting.live_state import GaugeValues, LiveTotals
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import SyntheticCurve
 from tune_rescon.tuning import Decision, Observation, TrialRecord, make_stopping_rule
@@ -40,7 +40,7 @@ class Simulation:
         while self._events:
             now, number = heapq.heappop(self._events)
             self._epoch(number, now)
-            self.estimates.append((now, self._state.snapshot(Reading(slots=SLOTS)).seconds_left))
+            self.estimates.append((now, self._state.snapshot(GaugeValues(slots=SLOTS)).seconds_left))
             self.end = now
 
     def _start(self, now: float) -> None:

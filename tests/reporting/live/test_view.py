@@ -66,7 +66,7 @@ def test_the_table_is_shown_only_while_the_search_runs(
     console: Console, screen: Screen, space: Space, make_trial: MakeTrial, metrics: dict[str, float]
 ) -> None:
     with LiveView(console, space, name="s") as view:
-        view.say("looking for the lease")
+        view.show_message("looking for the lease")
         screen.wait_for("looking for the lease")
         assert "trials ended" not in screen.getvalue()
         view.on_start(gauges())
@@ -85,7 +85,7 @@ def test_the_terminal_is_restored_after_an_exception(console: Console, screen: S
         with LiveView(console, space, name="s") as view:
             view.on_search_start([])
             screen.wait_for("0 of 12 trials ended")
-            view.say("the last words")
+            view.show_message("the last words")
             raise ValueError("drawing")
 
     with pytest.raises(ValueError, match="drawing"):
@@ -116,7 +116,7 @@ def test_errors_and_notes_are_shown_in_full_and_in_order(
         view.on_search_start([])
         view.on_trial_note(make_trial(3), "continues in [2] micro-batches")
         view.on_trial_end(make_trial(3, state=TrialState.FAILED, error=error))
-        view.say("Interrupted: [stopping]")
+        view.show_message("Interrupted: [stopping]")
         screen.wait_for("Interrupted: [stopping]")
     note = "trial_0003 note: continues in [2] micro-batches"
     assert f"{note}\ntrial_0003 failed after epoch 0\n{error}\nInterrupted" in screen.text
@@ -135,7 +135,7 @@ def test_a_trial_whose_worker_died_gets_a_line(
 def test_pending_mlflow_updates_are_shown_after_a_timeout(
     console: Console, screen: Screen, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(view_module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(view_module, "PENDING_TIMEOUT", 0.2)
     queue = iter([3, 0] * 5 + [214] * 10_000)
     with LiveView(console, space, name="s") as view:
         view.on_start(gauges(waiting=lambda: next(queue)))
@@ -167,7 +167,7 @@ def test_a_stuck_terminal_blocks_no_event(
         view.on_trial_start(make_trial(0))
         view.on_epoch(make_trial(0, 0.5), metrics, CONTINUE)
         view.on_trial_end(make_trial(0, 0.5, state=TrialState.FAILED, error="the reason"))
-        view.say("all of it was noted")
+        view.show_message("all of it was noted")
         assert stuck.getvalue() == ""
         stuck.resumed.set()
     assert "the reason" in stuck.getvalue()
@@ -185,9 +185,9 @@ def test_a_closed_terminal_does_not_fail_the_search(
     console = Console(file=ClosedScreen(), force_terminal=True, color_system=None, width=100, height=24)
     with LiveView(console, space, name="s") as view:
         view.on_search_start([])
-        wait_until(lambda: "the terminal takes nothing any more" in caplog.text)
+        wait_until(lambda: "the terminal accepts no more output" in caplog.text)
         view.on_trial_start(make_trial(0))
-    assert "the terminal takes nothing any more" in caplog.text
+    assert "the terminal accepts no more output" in caplog.text
 
 
 def test_the_redraw_rate_is_limited(
@@ -215,9 +215,9 @@ def test_text_outside_the_table_is_printed_immediately(
     console: Console, screen: Screen, space: Space
 ) -> None:
     with LiveView(console, space, name="s") as view:
-        view.say("before")
+        view.show_message("before")
     assert screen.text == "before\n"
-    view.say("after")
+    view.show_message("after")
     assert screen.text == "before\nafter\n"
 
 

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the plots of the page, those in sight first, in the reader's light or dark; sorts the table.
+// Draws the plots in the light or dark theme, the visible ones first; sorts the table of trials.
 (() => {
   const root = document.documentElement;
   const figures = JSON.parse(document.getElementById("figures").textContent);
@@ -11,7 +11,7 @@
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
-  // "page" and "ink" stand for the page's colours wherever a figure names them.
+  // A figure may name the colours "page" and "ink", which depend on the theme.
   function inTheme(value) {
     if (value === "page") return colour("--card");
     if (value === "ink") return colour("--ink");
@@ -38,7 +38,7 @@
     return layout;
   }
 
-  // Of the data only what may name a colour: the rest is long. Plotly takes no key without a value.
+  // Only `line` may name a colour; the other keys have long arrays, which are not copied.
   function traceOf(trace) {
     const copy = { ...trace };
     if (trace.line) copy.line = inTheme(trace.line);
@@ -54,7 +54,7 @@
       drawn.add(element);
       root.dataset.drawn = `${drawn.size}/${elements.length}`;
     } catch (error) {
-      // The other plots are drawn all the same.
+      // The other plots must still be drawn.
       console.error(`${element.id} was not drawn:`, error);
     }
   }
@@ -62,7 +62,7 @@
   const idle = window.requestIdleCallback || ((work) => setTimeout(work, 50));
   const inSight = (element) => element.getBoundingClientRect().top < innerHeight;
 
-  // What a person sees first is there first; the rest is drawn one by one while nothing else happens.
+  // The visible plots are drawn first, and the others one by one while the browser is idle.
   async function drawAll() {
     for (const element of elements.filter(inSight)) await draw(element);
     performance.mark("interactive");
@@ -102,7 +102,7 @@
     });
   }
 
-  // A click on a heading sorts by it, another one the other way round; cells without a number come last.
+  // A click on a heading sorts by its column, a second click in the other direction. Texts follow the numbers.
   function sortBy(table, column, rising) {
     const body = table.tBodies[0];
     const value = (row) => row.cells[column].textContent.trim();
