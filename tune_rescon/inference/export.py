@@ -36,9 +36,9 @@ __all__ = ["FORMATS", "check_export", "export_model", "timm_transform_message"]
 #: Maximum relative difference between the probabilities of a file and of the network (the largest over its
 #: inputs).
 #:
-#: A probability differs relatively by as much as its logit does absolutely, and float32 rounds a logit by about
-#: 1e-6 of its size. So this suits logits up to 100. Those of a network whose batch norms have seen no images
-#: can be thousands; after a few steps of training they are below 30.
+#: A probability differs relatively by as much as its logit does absolutely, and float32 rounds a logit by
+#: about 1e-6 of its size. So this suits logits up to 100. Those of a network whose batch norms have seen no
+#: images can be thousands; after a few steps of training they are below 30.
 TOLERANCE: Final = 1e-4
 
 #: Numbers of images for tracing and for checking. They differ, because the file must accept any batch size.
