@@ -19,7 +19,7 @@ from tune_rescon.tuning.assembly import make_coordinator, make_plan
 from tune_rescon.tuning.budget import exhausted_words, spent_words
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.cost_model import CostModel
-from tune_rescon.tuning.folder import usable_directory, write_atomically
+from tune_rescon.tuning.folder import SearchFolder, usable_directory, write_atomically
 from tune_rescon.tuning.identity import ensure_identity, with_id
 from tune_rescon.tuning.input_digests import code_digests, record_code, record_images
 from tune_rescon.tuning.lease import LeaseKeeper
@@ -44,7 +44,7 @@ from tune_rescon.tuning.study_attributes import (
 )
 from tune_rescon.tuning.tensorboard_callback import EventFiles
 
-__all__ = ["STORAGE_TIMEOUT", "SearchRun"]
+__all__ = ["STORAGE_TIMEOUT", "SearchRun", "draw_report", "write_tables"]
 
 
 #: Seconds that a search waits at its end for MLflow, and for a storage at a URL, to accept the queued
@@ -255,7 +255,7 @@ class SearchRun:
         record_code(self.record, code_digests(self._space), before_trials=False)
         result = self._result(state, self._watch.failure or self._coordinator.failure)
         record_outcome(self.record, state, result.failure)
-        files = self._write_tables(result)
+        files = write_tables(result, self.store.folder)
         try:
             if on_result is not None:
                 on_result(result)
@@ -271,42 +271,11 @@ class SearchRun:
             _PROGRESS.info(missing)
         _PROGRESS.info(closing_words(self._parent.champion(result), self.options))
         self._exits.close()
-        note, drawn = self._drawn(result)
+        note, drawn = draw_report(self.presentation, result, self.store.folder)
         self._parent.end(result, [*files, *drawn], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
         self.writer.flush()
         return result
-
-    def _write_tables(self, result: StudyResult) -> list[Path]:
-        """Write ``trials.csv`` and ``best.yaml``, and return the search's files that exist.
-
-        An error such as a full disk is reported, not raised.
-        """
-        folder = self.store.folder
-        try:
-            folder.write_trials(result.trials, self._space.parameters, at_url=self.store.url is not None)
-            if result.best is not None:
-                folder.write_best(best_file(result))
-        except OSError as error:
-            _PROGRESS.info(
-                f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
-                " resume the search to write them: the record is complete."
-            )
-        return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
-
-    def _drawn(self, result: StudyResult) -> tuple[str, Sequence[Path]]:
-        """Return the note and the drawn pages.
-
-        An error while drawing is logged and does not fail the search.
-        """
-        if self.presentation is None:
-            return "", ()
-        try:
-            return self.presentation.note(result), self.presentation.conclude(result, self.store.folder)
-        except Exception as error:
-            _LOGGER.exception("the report could not be written")
-            _PROGRESS.info(f"The report could not be written ({self.store.folder.log} has more): {error}")
-            return "", ()
 
     def _snapshot(self) -> StudyResult:
         """Return the current state of the search and send MLflow a note of it.
@@ -330,3 +299,42 @@ class SearchRun:
             slots=self._planned_slots,
         )
         return with_record(result, self.record, self.versions, failure=failure)
+
+
+def write_tables(result: StudyResult, folder: SearchFolder) -> list[Path]:
+    """Write ``trials.csv`` and ``best.yaml``, and return the search's files that exist.
+
+    An error such as a full disk is reported, not raised.
+    """
+    try:
+        folder.write_trials(result.trials, result.space.parameters, at_url=result.url is not None)
+        if result.best is not None:
+            folder.write_best(best_file(result))
+    except OSError as error:
+        _PROGRESS.info(
+            f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
+            " resume the search to write them: the record is complete."
+        )
+    return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
+
+
+def draw_report(
+    presentation: Presentation | None, result: StudyResult, folder: SearchFolder
+) -> tuple[str, Sequence[Path]]:
+    """Return the note and the drawn pages of a search that has ended.
+
+    An error while drawing is logged and does not fail the search.
+
+    Args:
+        presentation: Draws the search; None draws nothing.
+        result: The result of the search.
+        folder: The search's files.
+    """
+    if presentation is None:
+        return "", ()
+    try:
+        return presentation.note(result), presentation.conclude(result, folder)
+    except Exception as error:
+        _LOGGER.exception("the report could not be written")
+        _PROGRESS.info(f"The report could not be written ({folder.log} has more): {error}")
+        return "", ()
