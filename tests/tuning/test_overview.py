@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 import fsspec
 import pytest
@@ -62,6 +63,20 @@ def test_a_killed_drivers_transaction_is_rolled_back_for_a_reader_who_may_not_wr
     monkeypatch.setattr(sqlite3, "connect", read_only)
     assert list_searches(location) == (whole,)
     assert read_search(location, "a").state is SearchState.FINISHED
+
+
+def test_a_search_is_listed_without_a_copy_during_a_transaction_of_its_driver(
+    make_search: MakeSearch, location: SearchLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make_search("a", reports=4).study_db
+    listed = list_searches(location)
+    monkeypatch.setattr("tune_rescon.storage.sqlite._back_up", mock.Mock(side_effect=AssertionError))
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=0)) as driver:
+        driver.execute("BEGIN IMMEDIATE")
+        driver.execute("DELETE FROM trial_intermediate_values")
+        assert file.with_name("study.db-journal").stat().st_size > 0
+        assert list_searches(location) == listed
+        driver.execute("COMMIT")
 
 
 @pytest.mark.parametrize("at", ["best", "last"])

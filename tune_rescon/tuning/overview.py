@@ -28,7 +28,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Goal, load_goal
-from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file, usable
+from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, needs_rollback, sqlite_file, usable
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.reader import SearchLocation, lives_by_file, lives_by_url, search_state, snapshot
@@ -64,8 +64,7 @@ class StudyConnections:
         file = sqlite_file(url)
         with ExitStack() as opened:
             if file is not None:
-                if file.with_name(f"{file.name}-journal").exists():
-                    # Only a user who may write the file can roll back what a killed driver left in it.
+                if needs_rollback(file):
                     file = sqlite_file(opened.enter_context(snapshot(url)))
                     assert file is not None, "a copy of a file"
                 # With mode=rw, SQLite does not create a missing file.
