@@ -101,6 +101,16 @@ def test_hparams_show_the_trial_state(state: TrialState, status: int, tmp_path: 
     assert data.session_end_info.status == status
 
 
+def test_trials_that_a_restored_record_lacks_are_not_shown(tmp_path: Path, space: Space) -> None:
+    with EventFiles(tmp_path, space) as files:
+        for number in range(3):
+            run(files, number, (0.5,), state=TrialState.FINISHED)
+    (tmp_path / "trial_of_mine").mkdir()
+    with EventFiles(tmp_path, space) as files:
+        files.on_search_start([trial(0, 0.5, state=TrialState.FINISHED)])
+    assert {path.name for path in tmp_path.iterdir()} == {"trial_0000", "trial_of_mine"}
+
+
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_a_resumed_search_has_each_point_once(lost: int, tmp_path: Path, space: Space) -> None:
     values = (0.25, 0.5, 0.75)

@@ -10,7 +10,7 @@ import json
 import math
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -31,11 +31,19 @@ from tune_rescon.spaces import Goal, load_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, needs_rollback, sqlite_file, usable
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
-from tune_rescon.tuning.reader import SearchLocation, lives_by_file, lives_by_url, search_state, snapshot
+from tune_rescon.tuning.reader import (
+    SearchLocation,
+    file_silent_seconds,
+    lease_lives,
+    lives_by_url,
+    search_state,
+    snapshot,
+)
 from tune_rescon.tuning.result import SearchState, best_trial
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import EPOCH_KEY_PREFIX, METRIC, METRIC_AT
+from tune_rescon.tuning.study_lease import silent_seconds
 from tune_rescon.tuning.trial import FAILED_STATES
 
 __all__ = ["SearchOverview", "list_searches"]
@@ -206,7 +214,7 @@ def _read(
             if math.isnan(best):
                 best = _best(values(_OURS), maximize=maximize)
         changed = _changed(connection, study)
-    alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), sqlite_file(url))
+        alive = lives_by_url(lease) if lease else _alive(connection, study, attributes.get("lease"), url)
     ended = sum(state.is_final for state in states)
     outcome = attributes.get("outcome") or {}
     state = search_state(
@@ -216,6 +224,12 @@ def _read(
         total=seen.total,
     )
     return replace(seen, metric=metric, state=state, best=best, ended=ended, changed=changed)
+
+
+def _alive(connection: Connection, study: int, lease: Mapping[str, Any] | None, url: str) -> bool:
+    file = sqlite_file(url)
+    silent = file_silent_seconds(file) if file else silent_seconds(connection, study, lease)
+    return lease_lives(lease, silent)
 
 
 def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
