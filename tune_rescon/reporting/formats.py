@@ -12,9 +12,7 @@ from tune_rescon.config import trial_name
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.reporting.formatting import (
-    device_hours_unit,
     foreign_message,
-    format_device_hours,
     format_number,
     in_hand_message,
     pairs,
@@ -26,6 +24,8 @@ from tune_rescon.reporting.summary import (
     device_hours,
     devices_of,
     failures,
+    hours_unit,
+    hours_words,
     rung_survival,
     savings,
 )
@@ -143,7 +143,7 @@ def differences(results: Sequence[StudyResult]) -> list[str]:
 
 
 def _other_hours(first: StudyResult, other: StudyResult) -> str | None:
-    mine, theirs = (device_hours_unit(result.device) for result in (first, other))
+    mine, theirs = map(hours_unit, (first, other))
     if mine == theirs:
         return None
     return f"The hours of {first.name} are {mine}, and those of {other.name} {theirs}: do not compare them"
@@ -239,7 +239,7 @@ def _summary(result: StudyResult, compared: Sequence[StudyResult]) -> Iterator[s
     yield f"# {result.name}"
     yield (
         f"{counted(len(result.trials), 'trial')}, {result.state.value}; {counted(saved.epochs, 'epoch')} in"
-        f" {format_device_hours(saved.hours, result.device)},"
+        f" {hours_words(result)},"
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%}) saved by early stopping."
     )
     if len(spent := device_hours(result)) > 1:
@@ -415,7 +415,7 @@ def _paragraphs(result: StudyResult) -> Iterator[str]:
     saved = savings(result)
     yield (
         f"**{result.state.value}**: {counted(len(result.trials), 'trial')}, {counted(saved.epochs, 'epoch')},"
-        f" {format_device_hours(saved.hours, result.device)}; early stopping saved"
+        f" {hours_words(result)}; early stopping saved"
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%})."
     )
     if result.failure:

@@ -21,7 +21,7 @@ __all__ = [
     "device_hours_unit",
     "duration",
     "foreign_message",
-    "format_device_hours",
+    "format_hours",
     "format_number",
     "in_hand_message",
     "pairs",
@@ -108,13 +108,13 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:.0f} h"
 
 
-def format_device_hours(hours: float, device: str) -> str:
-    """Format the time for which trials held devices; of a CPU these are its cores.
+def format_hours(hours: Mapping[str, float]) -> str:
+    """Format the time for which trials held devices, by its units; of a CPU these are its cores.
 
-    >>> format_device_hours(12.3456, "GPU"), format_device_hours(0.02, "CPU")
-    ('12.3 GPU-hours', '0.02 core-hours')
+    >>> format_hours({"GPU-hours": 12.3456, "core-hours": 0.02}), format_hours({"core-hours": 0.02})
+    ('12.3 GPU-hours and 0.02 core-hours', '0.02 core-hours')
     """
-    return f"{hours:.3g} {device_hours_unit(device)}"
+    return " and ".join(f"{spent:.3g} {unit}" for unit, spent in hours.items())
 
 
 def device_hours_unit(device: str) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tune_rescon.config import TrialState
+from tune_rescon.reporting.formatting import device_hours_unit
+from tune_rescon.reporting.summary import hours_by_unit
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import ClusterSize, TrialRecord, possible_rungs
 from tune_rescon.tuning.stopping.auto_words import planned_epochs
@@ -155,9 +157,8 @@ class Snapshot:
     """Rungs below the last that at least one trial has reached."""
     seconds_left: float | None = None
     """Estimated seconds until the search ends; None: not enough epochs have been measured yet."""
-    compute_hours: float = 0.0
-    device: str = "CPU"
-    """The device of these hours: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
+    hours: Mapping[str, float] = field(default_factory=dict)
+    """The device-hours of all trials, by their unit."""
     pending_updates: int = 0
     cluster: ClusterSize | None = None
 
@@ -185,19 +186,21 @@ class LiveTotals:
         self._best: TrialRecord | None = None
         self._newest: dict[int, TrialRecord] = {}
         self._known = 0
-        self._trained = 0.0
+        self._unit = device_hours_unit(space.resources_per_trial.device)
+        self._hours: dict[str, float] = {self._unit: 0.0}
         self._epochs = 0
         self._planned = planned_epochs(space) if space.scheduler.type == "auto" else None
         self._pace = _Pace()
 
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Count the trials that are already in the record."""
+        device = self._space.resources_per_trial.device
+        self._hours = hours_by_unit(trials, device=device, devices=self._devices)
         for trial in trials:
             self._begin(trial)
             for epoch in range(1, trial.epochs + 1):
                 self._survival.reached(epoch)
             self._epochs += trial.epochs
-            self._trained += math.fsum(trial.device_seconds(self._devices))
             self._compare(trial)
             self._count_end(trial)
 
@@ -231,7 +234,7 @@ class LiveTotals:
         self._running[trial.number] = trial
         self._speeds[trial.number] = metrics["images_per_second"]
         if math.isfinite(metrics["epoch_seconds"]):
-            self._trained += metrics["epoch_seconds"] * self._devices
+            self._hours[self._unit] += metrics["epoch_seconds"] * self._devices / 3600
         self._pace.reports(trial.number, now)
         self._compare(trial)
 
@@ -275,8 +278,7 @@ class LiveTotals:
                 RungCount(epoch=e, reached=reached, continued=on) for e, reached, on in counts if reached
             ),
             seconds_left=self._seconds_left(reading),
-            compute_hours=self._trained / 3600,
-            device=self._space.resources_per_trial.device,
+            hours=dict(self._hours),
             pending_updates=reading.pending_updates,
             cluster=reading.cluster,
         )

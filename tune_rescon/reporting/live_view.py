@@ -23,7 +23,7 @@ from typing_extensions import override
 from tune_rescon.config import TrialState, trial_name
 from tune_rescon.errors import counted
 from tune_rescon.reporting.events import STATE_STYLE, end_line, note_line, start_line
-from tune_rescon.reporting.formatting import format_device_hours, format_number, pairs, roughly
+from tune_rescon.reporting.formatting import format_hours, format_number, pairs, roughly
 from tune_rescon.reporting.live_state import LiveTotals, Reading, Snapshot
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import ClusterSize, Gauges, SearchCallback, TrialRecord, Verdict
@@ -413,7 +413,7 @@ def _facts(seen: Snapshot) -> Iterator[tuple[str, Text]]:
     if seen.rungs:
         counts = ", ".join(f"{rung.continued} of {rung.reached} after {rung.epoch}" for rung in seen.rungs)
         yield "Promoted", Text(f"{counts} epochs" if seen.rungs[-1].epoch > 1 else f"{counts} epoch")
-    yield "Used", Text(f"{format_device_hours(seen.compute_hours, seen.device)} reserved{_pace(seen)}")
+    yield "Used", Text(f"{format_hours(seen.hours)} reserved{_pace(seen)}")
     if seen.ended:
         yield "Completed", _ended_states(seen)
 

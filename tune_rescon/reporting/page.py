@@ -34,7 +34,7 @@ from tune_rescon.reporting.formats import (
 from tune_rescon.reporting.formatting import (
     STATE_COLOUR,
     duration,
-    format_device_hours,
+    format_hours,
     format_number,
     in_hand_message,
     pairs,
@@ -55,6 +55,8 @@ from tune_rescon.reporting.summary import (
     best_command,
     device_hours,
     failures,
+    hours_unit,
+    hours_words,
     savings,
     shared_epoch,
     values_at,
@@ -167,14 +169,17 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
     yield f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended"
     yield f"{saved.epochs}", "epochs run"
     if saved.epochs_saved:
-        hours = format_device_hours(saved.hours_saved, result.device)
-        yield f"{saved.share:.0%}", f"epochs saved, about {hours}"
-    yield format_device_hours(saved.hours, result.device), "reserved"
+        yield f"{saved.share:.0%}", f"epochs saved, about {_hours(saved.hours_saved, result)}"
+    yield hours_words(result), "reserved"
     spent = device_hours(result)
     if len(spent) > 1:
         yield from ((duration(hours * 3600), f"on {kind}") for kind, hours in spent.items())
     if found.stretches:
         yield f"{found.utilisation:.0%}", f"of {found.slots} slots' time in epochs"
+
+
+def _hours(hours: float, result: StudyResult) -> str:
+    return format_hours({hours_unit(result): hours})
 
 
 def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
@@ -285,7 +290,7 @@ def _by_group(result: StudyResult) -> Iterator[Panel]:
     if not found or name is None:
         return
     shared = min(one.hours for one in found)
-    within = format_device_hours(shared, result.device)
+    within = _hours(shared, result)
     yield Panel(
         heading=f"By {name.replace('_', ' ')}",
         note=f"Compare them at equal cost: at the dotted line, {within}, which is the least that was spent on"
@@ -296,7 +301,7 @@ def _by_group(result: StudyResult) -> Iterator[Panel]:
                 setting_text(name, one.value),
                 str(one.trials),
                 str(one.epochs),
-                format_device_hours(one.hours, result.device),
+                _hours(one.hours, result),
                 _reached(one.best[-1] if one.best else None),
                 _reached(one.best_within(shared)),
             )
@@ -356,6 +361,6 @@ def _rung_note(result: StudyResult) -> str:
         return f"Trials that reached each rung; no trial was stopped early.{scheduling}"
     return (
         f"Early stopping saved {saved.epochs_saved} of {counted(saved.epochs + saved.epochs_saved, 'epoch')}"
-        f" ({saved.share:.0%}), about {format_device_hours(saved.hours_saved, result.device)}."
+        f" ({saved.share:.0%}), about {_hours(saved.hours_saved, result)}."
         f"{scheduling}"
     )

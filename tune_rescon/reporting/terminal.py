@@ -32,11 +32,11 @@ from tune_rescon.reporting.formats import (
 from tune_rescon.reporting.formatting import (
     duration,
     foreign_message,
-    format_device_hours,
     format_number,
     in_hand_message,
     value_text,
 )
+from tune_rescon.reporting.summary import hours_words
 from tune_rescon.spaces import Space
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning import SearchState, StudyResult
@@ -247,9 +247,8 @@ def print_result(result: StudyResult, console: Console, *, is_read: bool = False
         table_file = result.folder / "trials.csv"
         _print_line(console, f"All of it: {_ended_file(result, '--csv') if is_read else table_file}")
     counts = Counter(trial.state.value for trial in result.trials)
-    spent = sum(result.compute_hours(trial) for trial in result.trials)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    _print_line(console, f"{states}; {format_device_hours(spent, result.device)} reserved")
+    _print_line(console, f"{states}; {hours_words(result)} reserved")
     if result.failure is not None:
         _print_line(console, result.failure, style="red")
     if result.best is not None:

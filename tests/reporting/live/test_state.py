@@ -66,7 +66,7 @@ def test_running_trials_are_ordered_and_ended_ones_counted(
     assert snapshot.done == 2
     assert snapshot.rungs == (RungCount(epoch=1, reached=4, continued=2),)
     # Five epochs of two seconds on one core.
-    assert snapshot.compute_hours == pytest.approx(10 / 3600)
+    assert snapshot.hours == {"core-hours": pytest.approx(10 / 3600)}
 
 
 def test_the_best_trial_is_the_furthest_until_one_finishes(
@@ -175,7 +175,7 @@ def test_a_resumed_search_starts_with_its_earlier_trials(state: LiveTotals, make
         RungCount(epoch=1, reached=3, continued=2),
         RungCount(epoch=3, reached=1, continued=1),
     )
-    assert snapshot.compute_hours == pytest.approx(24 / 3600)
+    assert snapshot.hours == {"core-hours": pytest.approx(24 / 3600)}
     assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "no worker process died"
 
 
