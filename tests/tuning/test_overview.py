@@ -16,7 +16,7 @@ from unittest import mock
 import fsspec
 import pytest
 
-from tune_rescon.spaces import load_space
+from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.storage import SearchHome, StorageUrl
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning import SearchFolder, SearchLocation, SearchState, list_searches, read_search
@@ -77,6 +77,19 @@ def test_a_search_is_listed_without_a_copy_during_a_transaction_of_its_driver(
         assert file.with_name("study.db-journal").stat().st_size > 0
         assert list_searches(location) == listed
         driver.execute("COMMIT")
+
+
+def test_a_line_is_of_the_recorded_space_until_a_resume_uses_the_edited_file(
+    make_search: MakeSearch, location: SearchLocation
+) -> None:
+    folder = make_search("a")
+    (before,) = list_searches(location)
+    space = load_space(str(folder.space_yaml), ["budget.trials=12"])
+    folder.space_yaml.write_text(dump_space(space), encoding="utf-8")
+    result = read_search(location, "a")
+    (line,) = list_searches(location)
+    assert line == before
+    assert (line.total, line.state) == (result.space.budget.trials, result.state)
 
 
 @pytest.mark.parametrize("at", ["best", "last"])

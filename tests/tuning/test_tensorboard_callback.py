@@ -84,6 +84,15 @@ def test_parameters_are_written_and_inactive_ones_are_none(tmp_path: Path, space
     }
 
 
+def test_parameters_of_an_earlier_version_of_the_space_are_written(tmp_path: Path) -> None:
+    space = load_space(
+        "digits", ["parameters={learning_rate: {type: float, low: 0.1, high: 0.3}}", "initial=[]"]
+    )
+    with EventFiles(tmp_path, space) as files:
+        run(files, 0, (0.5,), state=TrialState.FINISHED)
+    assert hparams(tmp_path, 0)["depth"] == 56
+
+
 @pytest.mark.parametrize(
     ("state", "status"),
     [

@@ -12,7 +12,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.reporting.formatting import device_hours_unit
 from tune_rescon.reporting.summary import hours_by_unit
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import ClusterSize, TrialRecord, possible_rungs
+from tune_rescon.tuning import ClusterSize, TrialRecord, best_trial, possible_rungs
 from tune_rescon.tuning.stopping.auto_words import planned_epochs
 from tune_rescon.tuning.trial import FAILED_STATES
 
@@ -273,7 +273,7 @@ class LiveTotals:
             running=tuple(self._running[number] for number in sorted(self._running)),
             speeds=dict(self._speeds),
             shares=dict(self._shares),
-            best=self._best,
+            best=self._winner(),
             rungs=tuple(
                 RungCount(epoch=e, reached=reached, continued=on) for e, reached, on in counts if reached
             ),
@@ -319,6 +319,13 @@ class LiveTotals:
         elif has_value and (best is None or _order(trial) < _order(best)):
             self._best = trial
 
+    def _winner(self) -> TrialRecord | None:
+        if not self._space.metric.of_test_images:
+            return self._best
+        # Final trainings are few, and their winner is chosen by the mean over the seeds.
+        trials = (self._newest[number] for number in sorted(self._newest))
+        return best_trial(tuple(trials), by_mean=True)
+
     def _seconds_left(self, reading: Reading) -> float | None:
         epoch_seconds = self._pace.seconds_per_epoch(at_least=2 * reading.slots)
         if epoch_seconds is None:
@@ -342,8 +349,10 @@ class LiveTotals:
         return min(epochs * epoch_seconds / reading.slots, max(reading.seconds, 0.0))
 
 
-def _order(trial: TrialRecord) -> tuple[bool, bool, int, float]:
-    return (trial.state is not TrialState.FINISHED, trial.state in FAILED_STATES, *trial.rank_key())
+def _order(trial: TrialRecord) -> tuple[bool, bool, int, float, int]:
+    # Of equal trials, the winner is the one with the lowest number, and not the first to end.
+    unfinished, failed = trial.state is not TrialState.FINISHED, trial.state in FAILED_STATES
+    return (unfinished, failed, *trial.rank_key(), trial.number)
 
 
 class _Pace:

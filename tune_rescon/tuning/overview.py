@@ -27,7 +27,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, NullPool, Table, case,
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.metric_names import MetricAt
-from tune_rescon.spaces import Goal, load_goal
+from tune_rescon.spaces import Goal, load_goal, parse_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, needs_rollback, sqlite_file, usable
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
@@ -202,8 +202,11 @@ def _read(
         attributes = _attributes(connection, study)
         if url != folder.study_url:
             check_same_search(attributes, folder)
+        recorded = attributes.get("space", "")
+        if recorded not in folder.space_yaml.read_text(encoding="utf-8"):
+            # The file was edited for a resume. The record has the space that the search ran with.
+            goal = parse_goal(recorded, source="the space in the study")
         states = _states(connection, study)
-        # The file may have been edited after the search began; the record names the metric of its values.
         metric, at = attributes.get(METRIC, goal.metric.name), attributes.get(METRIC_AT, "best")
         maximize = _maximizes(connection, study)
         if goal.metric.of_test_images:
@@ -221,9 +224,17 @@ def _read(
         alive=alive,
         outcome=SearchState(outcome["state"]) if outcome else None,
         ended=ended,
-        total=seen.total,
+        total=goal.budget.trials,
     )
-    return replace(seen, metric=metric, state=state, best=best, ended=ended, changed=changed)
+    return replace(
+        seen,
+        metric=metric,
+        state=state,
+        best=best,
+        ended=ended,
+        total=goal.budget.trials,
+        changed=changed,
+    )
 
 
 def _alive(connection: Connection, study: int, lease: Mapping[str, Any] | None, url: str) -> bool:
@@ -243,7 +254,7 @@ def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
 
 def _attributes(connection: Connection, study: int) -> dict[str, Any]:
     columns = (_STUDY_USER.c.key, _STUDY_USER.c.value_json)
-    wanted = _STUDY_USER.c.key.in_(["id", "place", "lease", "outcome", METRIC, METRIC_AT])
+    wanted = _STUDY_USER.c.key.in_(["id", "place", "lease", "outcome", "space", METRIC, METRIC_AT])
     rows = connection.execute(select(*columns).where(_STUDY_USER.c.study_id == study, wanted))
     return {key: json.loads(value) for key, value in rows}
 

@@ -133,7 +133,8 @@ class EventFiles(SearchCallback):
                 files.close()
 
     def _parameters(self, trial: TrialRecord) -> dict[str, Any]:
-        names = self._space.parameters
+        # An earlier version of the space may have had other parameters.
+        names = dict.fromkeys((*self._space.parameters, *trial.parameters))
         return {name: _plain(trial.setting(name, INACTIVE)) for name in names}
 
 
