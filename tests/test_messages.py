@@ -115,12 +115,21 @@ WITH_PASSWORD = {
     "postgresql://db/x?user=ann&password=s3cret&a=b": "postgresql://db/x?user=ann&password=***&a=b",
     "mysql://ann:s%40cret@db/x": "mysql://ann:***@db/x",
     "s3://key:s3cret@bucket/path": "s3://key:***@bucket/path",
+    "https://s3cret@mlflow:5000/api": "https://***@mlflow:5000/api",
+    "mssql+pyodbc:///?odbc_connect=PWD%3Ds3cret&a=b": "mssql+pyodbc:///?odbc_connect=PWD%3D***&a=b",
+    "mssql+pyodbc:///?odbc_connect=DRIVER%3D%7BODBC+18%7D%3BPWD%3D%7Bs3%3Bcret%7D%3BUID%3Dsa&a=b": (
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3D%7BODBC+18%7D%3BPWD%3D***%3BUID%3Dsa&a=b"
+    ),
+    "mssql+pyodbc:///?odbc_connect=DRIVER={ODBC};Pwd={s3;}}cret};UID=sa": (
+        "mssql+pyodbc:///?odbc_connect=DRIVER={ODBC};Pwd=***;UID=sa"
+    ),
 }
 
 WITHOUT_PASSWORD = (
     "http://localhost:5000",
     "http://localhost:5000/#/models/a@champion",
-    "http://ann@mlflow",
+    "PWD=/home/ann",
+    "set pwd=here, or password = there",
     "models:/att92@champion",
     "sqlite:////runs/a:b@c/study.db",
     "sqlite:///runs/study.db?mode=ro",

@@ -248,6 +248,18 @@ _QUERY: Final = re.compile(
     re.IGNORECASE,
 )
 
+#: ``https://TOKEN@``. In the URL of a database, a user without a password is only a name.
+_TOKEN: Final = re.compile(r"(?P<before>\bhttps?://)(?P<password>[^\s:@/?#\"'`]+)@", re.IGNORECASE)
+
+#: ``PWD=...;`` in the connection string of an ODBC driver, also quoted, as in ``?odbc_connect=``. Braces may
+#: enclose it.
+_ODBC: Final = re.compile(
+    r"(?P<before>(?:(?<=[;?&=\"'])|(?<=%3B)|(?<=%3D))(?:\s|\+|%20)*(?:pwd|password)(?:\s|\+|%20)*(?:=|%3D))"
+    r"(?P<password>\{(?:[^}]|\}\})*\}|%7B(?:(?!%7D).|%7D%7D)*%7D|(?:(?!%3B)[^;&\s\"'`])+)"
+    r"(?P<end>;|%3B|)",
+    re.IGNORECASE,
+)
+
 _SHOWN: Final = "***"
 
 
@@ -262,8 +274,14 @@ def hide_passwords(text: str) -> str:
     'http://localhost:5000/models/a@champion'
     >>> hide_passwords("https://host/a.zip?X-Amz-Date=20260101&X-Amz-Signature=5e1f")
     'https://host/a.zip?X-Amz-Date=20260101&X-Amz-Signature=***'
+    >>> hide_passwords("https://dapi5e1f@host/api")
+    'https://***@host/api'
+    >>> hide_passwords("mssql+pyodbc:///?odbc_connect=UID%3Dann%3BPWD%3Ds3cret%3BEncrypt%3Dyes")
+    'mssql+pyodbc:///?odbc_connect=UID%3Dann%3BPWD%3D***%3BEncrypt%3Dyes'
     """
-    return _QUERY.sub(rf"\g<before>{_SHOWN}", _USER.sub(rf"\g<before>{_SHOWN}@", text))
+    for pattern in (_USER, _TOKEN):
+        text = pattern.sub(rf"\g<before>{_SHOWN}@", text)
+    return _ODBC.sub(rf"\g<before>{_SHOWN}\g<end>", _QUERY.sub(rf"\g<before>{_SHOWN}", text))
 
 
 class HidingFormatter(logging.Formatter):
@@ -311,8 +329,8 @@ def without_password(url: str) -> str:
     >>> without_password("postgresql://ann:s3cret@db/mlflow?password=s3cret&sslmode=require")
     'postgresql://ann@db/mlflow?sslmode=require'
     """
-    address, _, query = _USER.sub(_without_user, url).partition("?")
-    kept = [part for part in query.split("&") if part and not _QUERY.match(f"?{part}")]
+    address, _, query = _TOKEN.sub(r"\g<before>", _USER.sub(_without_user, url)).partition("?")
+    kept = [_ODBC.sub("", part) for part in query.split("&") if part and not _QUERY.match(f"?{part}")]
     return f"{address}?{'&'.join(kept)}" if kept else address
 
 

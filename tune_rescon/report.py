@@ -140,11 +140,15 @@ def _check_flags(
 
 
 def _sync(location: SearchLocation, name: str) -> int:
-    from tune_rescon.reporting import mlflow_note
+    from tune_rescon.finals import FinalsPresentation
+    from tune_rescon.reporting import SearchPresentation
     from tune_rescon.tuning import sync_tracking
 
+    def present(result: StudyResult) -> SearchPresentation:
+        return FinalsPresentation() if result.space.metric.of_test_images else SearchPresentation()
+
     with progress_shown(click.echo):
-        done = sync_tracking(location, name, timeout=SYNC_TIMEOUT, note=mlflow_note)
+        done = sync_tracking(location, name, timeout=SYNC_TIMEOUT, present=present)
     if not done.pending_updates:
         print_line(f"MLflow shows all {counted(done.trials, 'trial')} of {name}: {done.uri}")
         return 0

@@ -11,7 +11,7 @@ from browser import Browser, Page
 from mlflow_pages import open_comparison, open_runs, trials_of
 from mlflow_server import MlflowServer
 
-from tune_rescon.reporting import mlflow_note
+from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
 from tune_rescon.tuning import SearchFolder, SearchLocation, sync_tracking
@@ -35,7 +35,8 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     simulation = Simulation(lambda t: LANDSCAPES["monotone"].curve(t.number, t.parameters))
     simulation.drive(search.policy())
     location = SearchLocation(storage=storage, cache_root=storage / "cache", data_root=storage / "data")
-    assert sync_tracking(location, "s", timeout=60, note=mlflow_note).pending_updates == 0
+    done = sync_tracking(location, "s", timeout=60, present=lambda _: SearchPresentation())
+    assert done.pending_updates == 0
     mlflow_server = MlflowServer(storage)
     mlflow_server.start()
     yield mlflow_server

@@ -8,15 +8,28 @@ import io
 import json
 import math
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from tune_rescon.reporting.formats import csv_text, headings, json_text, markdown_text, row
+from tune_rescon.reporting.formats import (
+    csv_text,
+    differences,
+    headings,
+    json_text,
+    markdown_text,
+    mlflow_note,
+    row,
+)
 from tune_rescon.reporting.incumbents import incumbents
-from tune_rescon.reporting.page import panels
-from tune_rescon.reporting.summary import device_hours, devices_of, savings
+from tune_rescon.reporting.live_state import GaugeValues, LiveTotals
+from tune_rescon.reporting.page import panels, render_page
+from tune_rescon.reporting.summary import cost_fronts, device_hours, devices_of, savings
+from tune_rescon.reporting.terminal import print_result
 from tune_rescon.reporting.timeline import gpu_use, throughput
+from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -58,6 +71,30 @@ def test_each_epoch_costs_the_devices_it_reserved(two_devices: StudyResult) -> N
         "2.000",
         "1.000",
     ]
+
+
+def test_hours_of_cores_and_of_gpus_are_not_added(
+    make_result: MakeResult, make_trial: MakeTrial, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The search began on two cores a trial, and was resumed with a GPU."""
+    trials = [
+        dataclasses.replace(on_devices(make_trial(0), "CPU", "CPU"), held=(2.0, 2.0)),
+        dataclasses.replace(on_devices(make_trial(1), "H100", "H100"), held=(1.0, 1.0)),
+    ]
+    result = make_result(*trials, devices_per_trial=1, device="GPU")
+    expected = "1 GPU-hours and 2 core-hours"
+    assert expected in markdown_text(result)
+    assert expected in mlflow_note(result)
+    assert expected in render_page(result, written=datetime(2026, 1, 1))
+    print_result(result, Console())
+    assert f"{expected} reserved" in capsys.readouterr().out
+    assert "GPU-hours and core-hours" in [front.title for front in cost_fronts(result)]
+    totals = LiveTotals(load_space("digits", ["resources_per_trial={cpu: 1, gpu: 1}"]), "s")
+    totals.on_search_start(trials)
+    assert totals.snapshot(GaugeValues(slots=1)).hours == {"GPU-hours": 1.0, "core-hours": 2.0}
+    on_cores = make_result(trials[0], device="CPU")
+    (line,) = differences([result, on_cores])
+    assert "GPU-hours and core-hours" in line
 
 
 def test_every_report_format_shows_hours_by_device(two_devices: StudyResult) -> None:

@@ -9,10 +9,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy
 
@@ -20,7 +23,17 @@ from tests.tuning.rival_drivers import assert_old_leases_are_respected, assert_o
 from tests.waiting import wait_until
 from tune_rescon.spaces import load_space
 from tune_rescon.testing import learn_nothing
-from tune_rescon.tuning import RunOptions, SearchLocation, read_search, run_search
+from tune_rescon.tuning import (
+    RunOptions,
+    SearchLocation,
+    SearchState,
+    list_searches,
+    read_search,
+    run_search,
+)
+from tune_rescon.tuning.driver import Driver
+from tune_rescon.tuning.lease import LeaseKeeper
+from tune_rescon.tuning.study_lease import StudyLeaseStore
 
 pytestmark = pytest.mark.server
 
@@ -107,5 +120,26 @@ def test_a_search_and_its_resume_use_a_postgresql_study(url: str, tmp_path: Path
         result = run_search(space, run_options, trainable=learn_nothing)
         assert [trial.number for trial in result.trials] == list(range(trials))
         assert all(trial.epochs for trial in result.trials)
-    read = read_search(SearchLocation(storage=options.storage, study_url=url), "s")
-    assert read.trials == result.trials
+    location = SearchLocation(storage=options.storage, study_url=url)
+    assert read_search(location, "s").trials == result.trials
+    assert_a_silent_driver_elsewhere_is_dead(location, "s")
+
+
+def assert_a_silent_driver_elsewhere_is_dead(location: SearchLocation, name: str) -> None:
+    """A report does not see that process. The server says how long ago its last beat was."""
+    assert location.study_url is not None
+    elsewhere = Driver(host="there", place="there 1", pid=2, started=5.0)
+    store = StudyLeaseStore.open(location.study_url, name)
+    LeaseKeeper(store, name=name, me=elsewhere, clock=time.monotonic).take()
+
+    def states() -> set[SearchState | None]:
+        return {read_search(location, name).state, *(line.state for line in list_searches(location))}
+
+    assert states() == {SearchState.RUNNING}
+    study = optuna.load_study(study_name=name, storage=location.study_url)
+    beat = study.user_attrs["lease_beat"]
+    minute_ago = datetime.fromisoformat(beat["time"]) - timedelta(minutes=1)
+    study.set_user_attr("lease_beat", {**beat, "time": minute_ago.isoformat()})
+    assert states() == {SearchState.FINISHED}
+    study.set_user_attr("lease_beat", {**beat, "token": "of an earlier holder", "time": "2026-01-01"})
+    assert states() == {SearchState.RUNNING}, "the holder is of an earlier version, which writes no times"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from unittest import mock
+from urllib.parse import urlsplit
 
 import mlflow
 import pytest
@@ -16,13 +18,25 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data import describe
 from tune_rescon.errors import LeaseError, StorageError
 from tune_rescon.tracking import writer
-from tune_rescon.tuning import SearchLocation, StudyRecord, sync_tracking
+from tune_rescon.tuning import (
+    Presentation,
+    SearchFolder,
+    SearchLocation,
+    StudyRecord,
+    StudyResult,
+    read_search,
+    study_attributes,
+    sync_tracking,
+)
 from tune_rescon.tuning.identity import read_id, write_id
 from tune_rescon.tuning.input_digests import record_images
 from tune_rescon.tuning.lease import hold_lease
 from tune_rescon.tuning.mlflow_sync import Synced
-from tune_rescon.tuning.study_attributes import record_provenance, record_run
+from tune_rescon.tuning.stopping.rule import Decision, Verdict
+from tune_rescon.tuning.study_attributes import provenance, record_provenance, record_run
 from tune_rescon.tuning.study_lease import StudyLeaseStore
+
+CONTINUE = Verdict(decision=Decision.CONTINUE)
 
 # MLflow is imported, each call uses a database, and taking a lease waits half a second.
 pytestmark = pytest.mark.timeout(60)
@@ -37,7 +51,15 @@ def store(location: SearchLocation, empty_store: Path) -> str:
 
 
 def sync(location: SearchLocation, *, timeout: float = LONGEST_WAIT) -> Synced:
-    return sync_tracking(location, "a", timeout=timeout, note=lambda _: "**best**")
+    presentation = mock.create_autospec(Presentation, instance=True)
+    presentation.note.return_value = "**best**"
+    presentation.conclude.side_effect = draw
+    return sync_tracking(location, "a", timeout=timeout, present=lambda _: presentation)
+
+
+def draw(result: StudyResult, folder: SearchFolder) -> list[Path]:
+    folder.report_html.write_text(f"{len(result.trials)} trials", encoding="utf-8")
+    return [folder.report_html]
 
 
 def runs(store: str) -> tuple[Run, dict[int, Run]]:
@@ -109,6 +131,56 @@ def test_the_runs_have_the_searchs_own_times_and_origin(
     assert parent.inputs is not None
     (images,) = parent.inputs.dataset_inputs
     assert (images.dataset.name, images.dataset.digest) == ("digits", "c0ffee")
+
+
+def test_the_files_are_those_of_the_study_as_it_is(
+    make_search: MakeSearch, location: SearchLocation, store: str
+) -> None:
+    """A search that was finished, then resumed and killed, has the tables and pages of its first run."""
+    folder = make_search("a", reports=4)
+    for file in (folder.trials_csv, folder.best_yaml, folder.report_html):
+        file.write_text("of an earlier run", encoding="utf-8")
+    sync(location)
+    parent, _ = runs(store)
+    artifacts = Path(urlsplit(parent.info.artifact_uri).path)
+    result = read_search(location, "a")
+    assert result.best is not None
+    table = (artifacts / "trials.csv").read_text(encoding="utf-8").splitlines()
+    assert len(table) == 1 + len(result.trials)
+    assert f"trial: {result.best.number}\n" in (artifacts / "best.yaml").read_text(encoding="utf-8")
+    assert (artifacts / "report.html").read_text(encoding="utf-8") == f"{len(result.trials)} trials"
+
+
+def test_a_trial_that_is_interrupted_again_has_its_newest_end(
+    make_search: MakeSearch, location: SearchLocation, store: str
+) -> None:
+    """The server was away while the trial ran for the second time."""
+    folder = make_search("a", reports=4)
+    record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
+    number = next(trial.number for trial in record.trials() if not trial.state.is_final)
+    for _ in range(2):
+        record.reopen(number)
+        record.report(number, record.trial(number).epochs + 1, {"val_accuracy": 0.999}, CONTINUE)
+        record.interrupt(number)
+        sync(location)
+        parent, children = runs(store)
+        assert children[number].data.tags["tune_rescon.state"] == "interrupted"
+        assert parent.info.end_time == children[number].info.end_time == record.trial(number).times_ms[-1]
+
+
+def test_a_commit_that_the_last_run_does_not_know_is_not_shown(
+    make_search: MakeSearch, location: SearchLocation, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search began in a checkout, and a wheel of another version resumed it."""
+    folder = make_search("a", reports=4)
+    record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
+    record_provenance(record, {"mlflow.source.git.commit": "1a2b3c"})
+    sync(location)
+    assert runs(store)[0].data.tags["mlflow.source.git.commit"] == "1a2b3c"
+    monkeypatch.setattr(study_attributes, "commit_tags", lambda _: {})
+    record_provenance(record, provenance({}))
+    sync(location)
+    assert not runs(store)[0].data.tags["mlflow.source.git.commit"]
 
 
 def test_sync_does_not_count_as_time_of_the_search(

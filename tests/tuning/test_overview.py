@@ -11,12 +11,13 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 import fsspec
 import pytest
 
 from tests.tuning.conftest import MakeSearch
-from tune_rescon.spaces import load_space
+from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.storage import SearchHome, StorageUrl
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.tuning import SearchFolder, SearchLocation, SearchState, list_searches, read_search
@@ -61,6 +62,33 @@ def test_a_killed_drivers_transaction_is_rolled_back_for_a_reader_who_may_not_wr
     monkeypatch.setattr(sqlite3, "connect", read_only)
     assert list_searches(location) == (line,)
     assert read_search(location, "a").state is SearchState.FINISHED
+
+
+def test_a_search_is_listed_without_a_copy_during_a_transaction_of_its_driver(
+    make_search: MakeSearch, location: SearchLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make_search("a", reports=4).study_db
+    listed = list_searches(location)
+    monkeypatch.setattr("tune_rescon.storage.sqlite._back_up", mock.Mock(side_effect=AssertionError))
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=0)) as driver:
+        driver.execute("BEGIN IMMEDIATE")
+        driver.execute("DELETE FROM trial_intermediate_values")
+        assert file.with_name("study.db-journal").stat().st_size > 0
+        assert list_searches(location) == listed
+        driver.execute("COMMIT")
+
+
+def test_a_line_is_of_the_recorded_space_until_a_resume_uses_the_edited_file(
+    make_search: MakeSearch, location: SearchLocation
+) -> None:
+    folder = make_search("a")
+    (before,) = list_searches(location)
+    space = load_space(str(folder.space_yaml), ["budget.trials=12"])
+    folder.space_yaml.write_text(dump_space(space), encoding="utf-8")
+    result = read_search(location, "a")
+    (line,) = list_searches(location)
+    assert line == before
+    assert (line.total, line.state) == (result.space.budget.trials, result.state)
 
 
 @pytest.mark.parametrize("at", ["best", "last"])

@@ -314,6 +314,22 @@ def test_the_checkpoint_of_an_interrupted_trial_is_a_user_attribute(url: str) ->
     )
 
 
+@pytest.mark.parametrize("pauses", [False, True])
+def test_a_trial_interrupted_before_its_first_epoch_has_the_checkpoint_of_a_later_one(
+    pauses: bool, url: str
+) -> None:
+    """Its driver was killed, or it waits for its promotion: nothing has closed the trial."""
+    record = create(url)
+    record.open(proposal())
+    record.interrupt(0)
+    record.reopen(0)
+    record.report(0, 1, metrics(0.5), CONTINUE, checkpoint="best.ckpt")
+    if pauses:
+        record.pause(0)
+        assert study(url).trials[0].user_attrs["checkpoint"] == "checkpoints/trial_0000/best.ckpt"
+    assert load(url).trial(0).checkpoint == "checkpoints/trial_0000/best.ckpt"
+
+
 def test_a_deleted_checkpoint_of_a_closed_trial_is_forgotten(url: str) -> None:
     record = create(url)
     record.open(proposal())

@@ -84,6 +84,15 @@ def test_parameters_are_written_and_inactive_ones_are_none(tmp_path: Path, space
     }
 
 
+def test_parameters_of_an_earlier_version_of_the_space_are_written(tmp_path: Path) -> None:
+    space = load_space(
+        "digits", ["parameters={learning_rate: {type: float, low: 0.1, high: 0.3}}", "initial=[]"]
+    )
+    with EventFiles(tmp_path, space) as files:
+        run(files, 0, (0.5,), state=TrialState.FINISHED)
+    assert hparams(tmp_path, 0)["depth"] == 56
+
+
 @pytest.mark.parametrize(
     ("state", "status"),
     [
@@ -99,6 +108,16 @@ def test_hparams_show_the_trial_state(state: TrialState, status: int, tmp_path: 
     metadata = read(tmp_path, 0).SummaryMetadata("_hparams_/session_end_info")
     data = HParamsPluginData.FromString(metadata.plugin_data.content)
     assert data.session_end_info.status == status
+
+
+def test_trials_that_a_restored_record_lacks_are_not_shown(tmp_path: Path, space: Space) -> None:
+    with EventFiles(tmp_path, space) as files:
+        for number in range(3):
+            run(files, number, (0.5,), state=TrialState.FINISHED)
+    (tmp_path / "trial_of_mine").mkdir()
+    with EventFiles(tmp_path, space) as files:
+        files.on_search_start([trial(0, 0.5, state=TrialState.FINISHED)])
+    assert {path.name for path in tmp_path.iterdir()} == {"trial_0000", "trial_of_mine"}
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])

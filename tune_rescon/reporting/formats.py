@@ -12,7 +12,6 @@ from tune_rescon.config import trial_name
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.reporting.formatting import (
-    device_hours_unit,
     foreign_message,
     format_device_hours,
     format_number,
@@ -27,6 +26,8 @@ from tune_rescon.reporting.summary import (
     device_hours,
     devices_of,
     failures,
+    hours_unit,
+    reserved_hours,
     rung_survival,
     savings,
 )
@@ -145,7 +146,7 @@ def differences(results: Sequence[StudyResult]) -> list[str]:
 
 
 def _other_hours(first: StudyResult, other: StudyResult) -> str | None:
-    first_unit, other_unit = (device_hours_unit(result.device) for result in (first, other))
+    first_unit, other_unit = map(hours_unit, (first, other))
     if first_unit == other_unit:
         return None
     units = f"The hours of {first.name} are {first_unit}, and those of {other.name} {other_unit}"
@@ -241,7 +242,7 @@ def _summary_blocks(result: StudyResult, compared: Sequence[StudyResult]) -> Ite
     yield f"# {result.name}"
     yield (
         f"{counted(len(result.trials), 'trial')}, {result.state.value}; {counted(saved.epochs, 'epoch')} in"
-        f" {format_device_hours(saved.hours, result.device)},"
+        f" {format_device_hours(reserved_hours(result))},"
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%}) saved by early stopping."
     )
     if len(spent := device_hours(result)) > 1:
@@ -421,7 +422,7 @@ def _note_blocks(result: StudyResult) -> Iterator[str]:
     saved = savings(result)
     yield (
         f"**{result.state.value}**: {counted(len(result.trials), 'trial')}, {counted(saved.epochs, 'epoch')},"
-        f" {format_device_hours(saved.hours, result.device)}; early stopping saved"
+        f" {format_device_hours(reserved_hours(result))}; early stopping saved"
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%})."
     )
     if result.failure:

@@ -116,13 +116,13 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:.0f} h"
 
 
-def format_device_hours(hours: float, device: str) -> str:
-    """Format the time for which trials held devices; the devices of a CPU are its cores.
+def format_device_hours(hours: Mapping[str, float]) -> str:
+    """Format the time for which trials held devices, by its units; the devices of a CPU are its cores.
 
-    >>> format_device_hours(12.3456, "GPU"), format_device_hours(0.02, "CPU")
-    ('12.3 GPU-hours', '0.02 core-hours')
+    >>> format_device_hours({"GPU-hours": 12.3456, "core-hours": 0.02})
+    '12.3 GPU-hours and 0.02 core-hours'
     """
-    return f"{format_hours(hours)} {device_hours_unit(device)}"
+    return " and ".join(f"{format_hours(spent)} {unit}" for unit, spent in hours.items())
 
 
 def format_hours(hours: float) -> str:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tune_rescon.config import TrialState
+from tune_rescon.reporting.formatting import device_hours_unit
+from tune_rescon.reporting.summary import hours_by_unit
 from tune_rescon.spaces import Space
-from tune_rescon.tuning import ClusterSize, TrialRecord, possible_rungs
+from tune_rescon.tuning import ClusterSize, TrialRecord, best_trial, possible_rungs
 from tune_rescon.tuning.stopping.auto_messages import planned_epochs
 from tune_rescon.tuning.trial import FAILED_STATES
 
@@ -155,9 +157,8 @@ class Snapshot:
     """Rungs below the last that at least one trial has reached."""
     seconds_left: float | None = None
     """Estimated seconds until the search ends; None: not enough epochs have been measured yet."""
-    compute_hours: float = 0.0
-    device: str = "CPU"
-    """The device of these hours: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
+    hours: Mapping[str, float] = field(default_factory=dict)
+    """The device-hours of all trials, by their unit."""
     pending_updates: int = 0
     cluster: ClusterSize | None = None
 
@@ -185,19 +186,21 @@ class LiveTotals:
         self._best: TrialRecord | None = None
         self._newest: dict[int, TrialRecord] = {}
         self._started = 0
-        self._trained = 0.0
+        self._unit = device_hours_unit(space.resources_per_trial.device)
+        self._hours: dict[str, float] = {self._unit: 0.0}
         self._epochs = 0
         self._planned = planned_epochs(space) if space.scheduler.type == "auto" else None
         self._pace = _Pace()
 
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Count the trials that are already in the record."""
+        device = self._space.resources_per_trial.device
+        self._hours = hours_by_unit(trials, device=device, devices=self._devices)
         for trial in trials:
             self._begin(trial)
             for epoch in range(1, trial.epochs + 1):
                 self._survival.reached(epoch)
             self._epochs += trial.epochs
-            self._trained += math.fsum(trial.device_seconds(self._devices))
             self._compare(trial)
             self._count_end(trial)
 
@@ -231,7 +234,7 @@ class LiveTotals:
         self._running[trial.number] = trial
         self._speeds[trial.number] = metrics["images_per_second"]
         if math.isfinite(metrics["epoch_seconds"]):
-            self._trained += metrics["epoch_seconds"] * self._devices
+            self._hours[self._unit] += metrics["epoch_seconds"] * self._devices / 3600
         self._pace.reports(trial.number, now)
         self._compare(trial)
 
@@ -270,15 +273,14 @@ class LiveTotals:
             running=tuple(self._running[number] for number in sorted(self._running)),
             speeds=dict(self._speeds),
             shares=dict(self._shares),
-            best=self._best,
+            best=self._winner(),
             rungs=tuple(
                 RungCount(epoch=level, reached=reached, continued=continued)
                 for level, reached, continued in counts
                 if reached
             ),
             seconds_left=self._seconds_left(gauges),
-            compute_hours=self._trained / 3600,
-            device=self._space.resources_per_trial.device,
+            hours=dict(self._hours),
             pending_updates=gauges.pending_updates,
             cluster=gauges.cluster,
         )
@@ -319,6 +321,13 @@ class LiveTotals:
         elif has_value and (best is None or _rank(trial) < _rank(best)):
             self._best = trial
 
+    def _winner(self) -> TrialRecord | None:
+        if not self._space.metric.of_test_images:
+            return self._best
+        # Final trainings are few, and their winner is chosen by the mean over the seeds.
+        trials = (self._newest[number] for number in sorted(self._newest))
+        return best_trial(tuple(trials), by_mean=True)
+
     def _seconds_left(self, gauges: GaugeValues) -> float | None:
         epoch_seconds = self._pace.seconds_per_epoch(at_least=2 * gauges.slots)
         if epoch_seconds is None:
@@ -342,8 +351,10 @@ class LiveTotals:
         return min(epochs * epoch_seconds / gauges.slots, max(gauges.seconds, 0.0))
 
 
-def _rank(trial: TrialRecord) -> tuple[bool, bool, int, float]:
-    return (trial.state is not TrialState.FINISHED, trial.state in FAILED_STATES, *trial.rank_key())
+def _rank(trial: TrialRecord) -> tuple[bool, bool, int, float, int]:
+    # Of equal trials, the winner is the one with the lowest number, and not the first to end.
+    unfinished, failed = trial.state is not TrialState.FINISHED, trial.state in FAILED_STATES
+    return (unfinished, failed, *trial.rank_key(), trial.number)
 
 
 class _Pace:

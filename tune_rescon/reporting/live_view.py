@@ -412,8 +412,7 @@ def _summary_lines(snapshot: Snapshot) -> Iterator[tuple[str, Text]]:
         rungs = (f"{rung.continued} of {rung.reached} after {rung.epoch}" for rung in snapshot.rungs)
         unit = "epochs" if snapshot.rungs[-1].epoch > 1 else "epoch"
         yield "Promoted", Text(f"{', '.join(rungs)} {unit}")
-    hours = format_device_hours(snapshot.compute_hours, snapshot.device)
-    yield "Used", Text(f"{hours} reserved{_pace(snapshot)}")
+    yield "Used", Text(f"{format_device_hours(snapshot.hours)} reserved{_pace(snapshot)}")
     if snapshot.ended:
         yield "Completed", _ended_states(snapshot)
 

@@ -33,7 +33,6 @@ from tune_rescon.reporting.formats import (
 )
 from tune_rescon.reporting.formatting import (
     STATE_COLOUR,
-    device_hours_unit,
     duration,
     format_device_hours,
     format_hours,
@@ -58,6 +57,8 @@ from tune_rescon.reporting.summary import (
     best_command,
     device_hours,
     failures,
+    hours_unit,
+    reserved_hours,
     savings,
     shared_epoch,
     values_at,
@@ -171,14 +172,17 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
     yield f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended"
     yield f"{saved.epochs}", "epochs run"
     if saved.epochs_saved:
-        hours = format_device_hours(saved.hours_saved, result.device)
-        yield f"{saved.share:.0%}", f"epochs saved, about {hours}"
-    yield format_hours(saved.hours), f"{device_hours_unit(result.device)} reserved"
+        yield f"{saved.share:.0%}", f"epochs saved, about {_hours(saved.hours_saved, result)}"
+    yield from ((format_hours(hours), f"{unit} reserved") for unit, hours in reserved_hours(result).items())
     by_kind = device_hours(result)
     if len(by_kind) > 1:
         yield from ((duration(hours * 3600), f"on {kind}") for kind, hours in by_kind.items())
     if slots.stretches:
         yield f"{slots.utilisation:.0%}", f"utilisation of {counted(slots.slots, 'slot')}"
+
+
+def _hours(hours: float, result: StudyResult) -> str:
+    return format_device_hours({hours_unit(result): hours})
 
 
 def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
@@ -297,7 +301,7 @@ def _by_group(result: StudyResult) -> Iterator[Panel]:
     if not compared or name is None:
         return
     shared = min(group.hours for group in compared)
-    within = format_device_hours(shared, result.device)
+    within = _hours(shared, result)
     yield Panel(
         heading=f"By {name.replace('_', ' ')}",
         note=f"Compare them at equal cost: at the dotted line, {within}, the least that was spent on any of"
@@ -308,7 +312,7 @@ def _by_group(result: StudyResult) -> Iterator[Panel]:
                 setting_text(name, group.value),
                 str(group.trials),
                 str(group.epochs),
-                format_device_hours(group.hours, result.device),
+                _hours(group.hours, result),
                 _incumbent_text(group.best[-1] if group.best else None),
                 _incumbent_text(group.best_within(shared)),
             )
@@ -366,5 +370,5 @@ def _rung_note(result: StudyResult) -> str:
         return "Trials that reached each rung; no trial was stopped early."
     return (
         f"Early stopping saved {saved.epochs_saved} of {counted(saved.epochs + saved.epochs_saved, 'epoch')}"
-        f" ({saved.share:.0%}), about {format_device_hours(saved.hours_saved, result.device)}."
+        f" ({saved.share:.0%}), about {_hours(saved.hours_saved, result)}."
     )

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.charts import HEIGHT, Chart, dotted_line, markers, numeric_axis, rounded
-from tune_rescon.reporting.formatting import MUTED, STATE_COLOUR, STATE_ORDER, device_hours_unit, setting_text
+from tune_rescon.reporting.formatting import MUTED, STATE_COLOUR, STATE_ORDER, setting_text
 from tune_rescon.reporting.incumbents import Group, Incumbent, incumbents
-from tune_rescon.reporting.summary import CostFront, cost_fronts, rung_survival
+from tune_rescon.reporting.summary import CostFront, cost_fronts, hours_unit, rung_survival
 from tune_rescon.reporting.timeline import GpuUse, Stretch, Throughput, Timeline
 from tune_rescon.tuning import StudyResult
 
@@ -105,7 +105,7 @@ def _front(front: CostFront) -> dict[str, Any]:
 
 def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
     """Return the best value so far of each search, by device-hours."""
-    hours = " or ".join(sorted({device_hours_unit(result.device) for result in results}))
+    hours = " or ".join(sorted({hours_unit(result) for result in results}))
     metrics = ", ".join(sorted({result.metric for result in results}))
     totals = [sum(result.compute_hours(trial) for trial in result.trials) for result in results]
     return Chart(
@@ -132,7 +132,7 @@ def group_curves(result: StudyResult, name: str, groups: Sequence[Group], shared
         groups: the groups, the best first.
         shared: the device-hours that every group has spent, which a dotted line marks.
     """
-    hours = device_hours_unit(result.device)
+    hours = hours_unit(result)
     return Chart(
         key="groups",
         label=f"best {result.metric} so far of each {name}, by its {hours}",

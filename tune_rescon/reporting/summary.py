@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -31,8 +32,11 @@ __all__ = [
     "device_hours",
     "devices_of",
     "failures",
+    "hours_by_unit",
+    "hours_unit",
     "parameter_axes",
     "rank_classes",
+    "reserved_hours",
     "rung_survival",
     "savings",
     "shared_epoch",
@@ -138,7 +142,7 @@ def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
     costs: list[tuple[str, Callable[[TrialRecord], float]]] = [
         ("GMACs an image", lambda trial: result.costs[trial.number].gmacs),
         ("million parameters", lambda trial: result.costs[trial.number].params_m),
-        (device_hours_unit(result.device), result.compute_hours),
+        (hours_unit(result), result.compute_hours),
     ]
     fronts = (_front(result, title, cost) for title, cost in costs)
     return tuple(front for front in fronts if front.points)
@@ -170,6 +174,35 @@ def device_hours(result: StudyResult) -> dict[str, float]:
                 kind = trial.devices[epoch] if epoch < len(trial.devices) else None
                 hours[kind or "unknown"] += seconds / 3600
     return dict(sorted(hours.items(), key=lambda item: (-item[1], item[0])))
+
+
+def hours_by_unit(trials: Iterable[TrialRecord], *, device: str, devices: float) -> dict[str, float]:
+    """Return the hours of cores and of GPUs apart, because a search may move from one to the other.
+
+    Args:
+        trials: the trials.
+        device: the device that trials have now, as in :attr:`.StudyResult.device`. Its hours are first.
+        devices: the number of devices for epochs whose own number is not recorded.
+    """
+    unit = device_hours_unit(device)
+    other = device_hours_unit("GPU" if device == "CPU" else "CPU")
+    hours = {unit: 0.0, other: 0.0}
+    for trial in trials:
+        kinds = itertools.chain(trial.devices, itertools.repeat(None))
+        for kind, seconds in zip(kinds, trial.device_seconds(devices), strict=False):
+            moved = kind is not None and (kind == "CPU") is not (device == "CPU")
+            hours[other if moved else unit] += seconds / 3600
+    return {name: spent for name, spent in hours.items() if spent or name == unit}
+
+
+def reserved_hours(result: StudyResult) -> dict[str, float]:
+    """Return the hours for which a search held devices, by unit; see :func:`hours_by_unit`."""
+    return hours_by_unit(result.trials, device=result.device, devices=result.devices_per_trial)
+
+
+def hours_unit(result: StudyResult) -> str:
+    """Return the unit of a sum of hours in a search; two units if it has moved between cores and GPUs."""
+    return " and ".join(reserved_hours(result))
 
 
 def devices_of(trial: TrialRecord) -> str:

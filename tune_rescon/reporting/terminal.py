@@ -38,6 +38,7 @@ from tune_rescon.reporting.formatting import (
     storage_of,
     value_text,
 )
+from tune_rescon.reporting.summary import reserved_hours
 from tune_rescon.spaces import Space
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning import SearchState, StudyResult
@@ -246,9 +247,8 @@ def print_result(result: StudyResult, console: Console, *, from_record: bool = F
         table_file = result.folder / "trials.csv"
         _print_line(console, f"All of it: {_output_file(result, '--csv') if from_record else table_file}")
     counts = Counter(trial.state.value for trial in result.trials)
-    spent = sum(result.compute_hours(trial) for trial in result.trials)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    _print_line(console, f"{states}; {format_device_hours(spent, result.device)} reserved")
+    _print_line(console, f"{states}; {format_device_hours(reserved_hours(result))} reserved")
     if result.failure is not None:
         _print_line(console, result.failure, style="red")
     if result.best is not None:

@@ -26,6 +26,7 @@ from tune_rescon.spaces.loading import (
     list_spaces,
     load_goal,
     load_space,
+    parse_goal,
     parse_space,
     space_folder,
     yaml_text,

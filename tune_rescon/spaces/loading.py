@@ -49,6 +49,7 @@ __all__ = [
     "list_spaces",
     "load_goal",
     "load_space",
+    "parse_goal",
     "parse_space",
     "read_space_file",
     "space_folder",
@@ -180,7 +181,17 @@ def load_goal(path: Path) -> Goal:
     Raises:
         SpaceError: the file cannot be read, or these sections are missing or break their rules.
     """
-    document = _read(_only(read_space_file(path), Goal.keys()), _shortest(path))
+    return parse_goal(read_space_file(path), source=_shortest(path))
+
+
+def parse_goal(text: str, *, source: str) -> Goal:
+    """Return the metric and the budget of a space's text, as :func:`load_goal` does.
+
+    Args:
+        text: the file's text.
+        source: the file's name in error messages.
+    """
+    document = _read(_only(text, Goal.keys()), source)
     return _validated(Goal, document, lambda: ())
 
 

@@ -52,6 +52,12 @@ if TYPE_CHECKING:
         local_file,
         parse_storage,
     )
-    from tune_rescon.storage.sqlite import absolute_url, copy_database, sqlite_file, sqlite_url
+    from tune_rescon.storage.sqlite import (
+        absolute_url,
+        copy_database,
+        needs_rollback,
+        sqlite_file,
+        sqlite_url,
+    )
 else:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

@@ -28,6 +28,7 @@ __all__ = [
     "content_digest",
     "copy_database",
     "is_whole",
+    "needs_rollback",
     "parse_version",
     "read_version",
     "sqlite_file",
@@ -143,6 +144,23 @@ def _back_up_unfinished(source: Path, target: Path) -> None:
         _back_up(copy if is_same else source, target)
 
 
+def needs_rollback(path: Path) -> bool:
+    """Return whether this user can read a database only from a copy (:func:`copy_database`).
+
+    A killed process left a transaction in it, and only a user who may write the file can roll it back. A
+    transaction that is still open does not prevent reading.
+    """
+    if not path.with_name(f"{path.name}-journal").exists():
+        return False
+    try:
+        with closing(_connect(path, timeout=0)) as database:
+            database.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        # Any other error appears again when the database is read.
+        return error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK
+    return False
+
+
 def _back_up(source: Path, target: Path) -> None:
     with closing(_connect(source)) as live, closing(sqlite3.connect(target)) as copy:
         # All pages in one step: with several steps, each write between two of them would restart the copy.
@@ -200,6 +218,6 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, *, timeout: float = BUSY_SECONDS) -> sqlite3.Connection:
     # A URI, because a plain path that does not exist would be created.
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout)

@@ -94,7 +94,15 @@ class _RunContent:
     epochs_known: bool = True
     """False if ``epochs`` must first be read from the server, because the run was found there."""
     tags: dict[str, str] = field(default_factory=dict)
+    ended_ms: int = 0
     files: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+    def needs(self, wanted: RunState) -> bool:
+        """Return whether the server lacks ``wanted.state``, or has that of an earlier end.
+
+        While the server was away, a trial may have continued and been interrupted again.
+        """
+        return self.state != wanted.state or (wanted.state != ACTIVE and self.ended_ms < wanted.ended_ms)
 
 
 class MlflowRunSync:
@@ -148,11 +156,11 @@ class MlflowRunSync:
             self._client.log_inputs(parent.run_id, datasets=inputs)
         self._parent = parent
         texts = {**search.tags, **({NOTE_TAG: search.note} if search.note else {})}
-        tags = {key: text for key, text in texts.items() if parent.tags.get(key) != text}
+        tags = {key: text for key, text in texts.items() if parent.tags.get(key, "") != text}
         if tags:
             self._log(parent.run_id, tags=tags)
             parent.tags |= tags
-        if search.state != parent.state:
+        if parent.needs(search):
             points = _single_points(search.closing, 0, search.ended_ms)
             self._log(parent.run_id, metrics=points, tags={STATE_TAG: search.state})
             self._set_status(parent, search.state, search.ended_ms)
@@ -171,7 +179,7 @@ class MlflowRunSync:
         if not run.epochs_known:
             run.epochs = self._sent_epochs(run, trial)
             run.epochs_known = True
-        changes = trial.state != run.state
+        changes = run.needs(trial)
         for params, points, last in _batches(trial, run, closes=changes):
             tags = _closing_tags(trial) if last and changes else {}
             self._log(run.run_id, metrics=points, params=params, tags=tags)
@@ -195,11 +203,12 @@ class MlflowRunSync:
         found = first or self._earlier_parent(search.known_runs)
         if found is not None:
             return self._adopt(found)
-        tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE, **search.tags}
+        known = {key: text for key, text in search.tags.items() if text}
+        tags = {ID_TAG: self._id, SEARCH_TAG: self._search, STATE_TAG: ACTIVE, **known}
         run = self._client.create_run(
             self._experiment_id, start_time=search.started_ms, tags=tags, run_name=self._search
         )
-        return _RunContent(run_id=run.info.run_id, tags=dict(search.tags))
+        return _RunContent(run_id=run.info.run_id, tags=known)
 
     def _earlier_parent(self, known_runs: Sequence[str]) -> Run | None:
         """Find the parent run of a search that began without an id.
@@ -317,6 +326,7 @@ class MlflowRunSync:
             self._client.update_run(run.run_id, status=_STATUS[ACTIVE])
         else:
             self._client.set_terminated(run.run_id, _STATUS[state], time_ms)
+            run.ended_ms = time_ms
         run.state = state
 
     def _log(
@@ -386,6 +396,7 @@ def _content_of(run: Run) -> _RunContent:
         params=set(run.data.params),
         epochs_known=False,
         tags=dict(run.data.tags),
+        ended_ms=run.info.end_time or 0,
     )
 
 

@@ -145,6 +145,7 @@ class SearchRunState:
     """The run ids in the record. They find the runs of a search that began without an id."""
     state: str = ACTIVE
     tags: Mapping[str, str] = field(default_factory=dict)
+    """An empty text replaces that of an earlier driver, and is no tag of a new run."""
     note: str = ""
     """The text on the run's page in MLflow, in Markdown."""
     closing: Mapping[str, float] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tune_rescon.errors import hide_passwords, presentable
 from tune_rescon.tracking import mlflow_writer
+from tune_rescon.tuning.callbacks import Presentation
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.identity import ensure_identity, write_id
 from tune_rescon.tuning.input_digests import recorded_images
@@ -20,6 +21,7 @@ from tune_rescon.tuning.mlflow_callback import (
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.reader import SearchLocation, known_datasets, result_from_study
 from tune_rescon.tuning.result import StudyResult
+from tune_rescon.tuning.search_run import draw_report, write_tables
 from tune_rescon.tuning.search_storage import open_store, search_lease
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.store import SearchStore
@@ -45,15 +47,18 @@ def sync_tracking(
     name: str,
     *,
     timeout: float,
-    note: Callable[[StudyResult], str],
+    present: Callable[[StudyResult], Presentation],
 ) -> Synced:
     """Send MLflow all data of a search that it does not show yet.
+
+    The search's tables and pages are written again, because a run that was killed left those of an earlier
+    one.
 
     Args:
         location: Where the search is.
         name: The search's name.
         timeout: Seconds to wait for MLflow to accept the data.
-        note: Returns the markdown of the search's page in MLflow.
+        present: Returns what draws the search.
 
     Raises:
         StorageError: If no search has that name.
@@ -69,7 +74,7 @@ def sync_tracking(
     )
     with open_store(options) as store, search_lease(options, store, drives=False):
         store.fetch()
-        synced = _send(options, location, store, note=note, timeout=timeout)
+        synced = _send(options, location, store, present=present, timeout=timeout)
         store.close(timeout)
         return synced
 
@@ -79,7 +84,7 @@ def _send(
     location: SearchLocation,
     store: SearchStore,
     *,
-    note: Callable[[StudyResult], str],
+    present: Callable[[StudyResult], Presentation],
     timeout: float,
 ) -> Synced:
     folder = store.folder
@@ -108,10 +113,11 @@ def _send(
         parent.start()
         callback = MlflowCallback(writer, record, costs)
         callback.on_search_start(result.trials)
-        files = (folder.space_yaml, folder.trials_csv, folder.best_yaml, folder.report_html)
+        tables = write_tables(result, folder)
+        note, drawn = draw_report(present(result), result, folder)
         # The search may have ended long ago.
         ended_ms = max(map(last_ms, result.trials), default=None)
-        parent.end(result, [file for file in files if file.is_file()], note(result), ended_ms=ended_ms)
+        parent.end(result, [*tables, *drawn], note, ended_ms=ended_ms)
         pending_updates = writer.close(timeout)
         callback.record_runs()
         return Synced(

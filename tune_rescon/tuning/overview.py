@@ -10,7 +10,7 @@ import json
 import math
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,15 +27,23 @@ from sqlalchemy import ColumnElement, Connection, Engine, NullPool, Table, case,
 from tune_rescon.config import TrialState
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.metric_names import MetricAt
-from tune_rescon.spaces import Goal, load_goal
-from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file, usable
+from tune_rescon.spaces import Goal, load_goal, parse_goal
+from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, needs_rollback, sqlite_file, usable
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
-from tune_rescon.tuning.reader import SearchLocation, lives_by_file, lives_by_url, search_state, snapshot
+from tune_rescon.tuning.reader import (
+    SearchLocation,
+    file_silent_seconds,
+    lease_lives,
+    lives_by_url,
+    search_state,
+    snapshot,
+)
 from tune_rescon.tuning.result import SearchState, best_trial
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.study import EPOCH_KEY_PREFIX, METRIC, METRIC_AT
+from tune_rescon.tuning.study_lease import silent_seconds
 from tune_rescon.tuning.trial import FAILED_STATES
 
 __all__ = ["SearchOverview", "list_searches"]
@@ -64,8 +72,7 @@ class StudyConnections:
         file = sqlite_file(url)
         with ExitStack() as opened:
             if file is not None:
-                if file.with_name(f"{file.name}-journal").exists():
-                    # Only a user who may write the file can roll back what a killed driver left in it.
+                if needs_rollback(file):
                     file = sqlite_file(opened.enter_context(snapshot(url)))
                     assert file is not None, "a copy of a file"
                 # With mode=rw, SQLite does not create a missing file.
@@ -197,8 +204,11 @@ def _read(
         attributes = _attributes(connection, study)
         if url != folder.study_url:
             check_same_search(attributes, folder)
+        recorded = attributes.get("space", "")
+        if recorded not in folder.space_yaml.read_text(encoding="utf-8"):
+            # The file was edited for a resume. The record has the space that the search ran with.
+            goal = parse_goal(recorded, source="the space in the study")
         states = _states(connection, study)
-        # The file may have been edited after the search began; the record names the metric of its values.
         metric, at = attributes.get(METRIC, goal.metric.name), attributes.get(METRIC_AT, "best")
         maximize = _maximizes(connection, study)
         if goal.metric.of_test_images:
@@ -209,16 +219,30 @@ def _read(
             if math.isnan(best):
                 best = _best(values(_OURS), maximize=maximize)
         changed = _changed(connection, study)
-    alive = lives_by_url(lease) if lease else lives_by_file(attributes.get("lease"), sqlite_file(url))
+        alive = lives_by_url(lease) if lease else _alive(connection, study, attributes.get("lease"), url)
     ended = sum(state.is_final for state in states)
     outcome = attributes.get("outcome") or {}
     state = search_state(
         alive=alive,
         outcome=SearchState(outcome["state"]) if outcome else None,
         ended=ended,
-        total=overview.total,
+        total=goal.budget.trials,
     )
-    return replace(overview, metric=metric, state=state, best=best, ended=ended, changed=changed)
+    return replace(
+        overview,
+        metric=metric,
+        state=state,
+        best=best,
+        ended=ended,
+        total=goal.budget.trials,
+        changed=changed,
+    )
+
+
+def _alive(connection: Connection, study: int, lease: Mapping[str, Any] | None, url: str) -> bool:
+    file = sqlite_file(url)
+    silent = file_silent_seconds(file) if file else silent_seconds(connection, study, lease)
+    return lease_lives(lease, silent)
 
 
 def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
@@ -232,7 +256,7 @@ def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
 
 def _attributes(connection: Connection, study: int) -> dict[str, Any]:
     columns = (_STUDY_USER.c.key, _STUDY_USER.c.value_json)
-    wanted = _STUDY_USER.c.key.in_(["id", "place", "lease", "outcome", METRIC, METRIC_AT])
+    wanted = _STUDY_USER.c.key.in_(["id", "place", "lease", "outcome", "space", METRIC, METRIC_AT])
     rows = connection.execute(select(*columns).where(_STUDY_USER.c.study_id == study, wanted))
     return {key: json.loads(value) for key, value in rows}
 

@@ -43,8 +43,9 @@ from tune_rescon.tuning.trial import TrialRecord
 __all__ = [
     "SearchLocation",
     "driver_lives",
+    "file_silent_seconds",
     "known_datasets",
-    "lives_by_file",
+    "lease_lives",
     "lives_by_url",
     "read_search",
     "result_from_study",
@@ -123,14 +124,9 @@ def snapshot(url: str) -> Iterator[str]:
         yield sqlite_url(copy)
 
 
-def lives_by_file(value: Mapping[str, Any] | None, database: Path | None) -> bool:
-    """Return whether the driver that holds the lease ``value`` is alive; the study holds the lease.
-
-    A driver on another machine is alive if the file ``database`` has changed recently, because each beat
-    changes the file. If the study is on a server (None), the lease is trusted.
-    """
-    silent = 0.0 if database is None else time.time() - database.stat().st_mtime
-    return _lives(value, silent)
+def file_silent_seconds(database: Path) -> float:
+    """Return the seconds since a study's SQLite file has changed; each beat of a lease in it changes it."""
+    return time.time() - database.stat().st_mtime
 
 
 def lives_by_url(folder: RemoteFolder) -> bool:
@@ -138,10 +134,11 @@ def lives_by_url(folder: RemoteFolder) -> bool:
     value = SharedValue(folder).read()
     names = folder.names()
     written = folder.modified(names[-1]) if names else None
-    return _lives(value, 0.0 if written is None else time.time() - written)
+    return lease_lives(value, 0.0 if written is None else time.time() - written)
 
 
-def _lives(value: Mapping[str, Any] | None, silent: float) -> bool:
+def lease_lives(value: Mapping[str, Any] | None, silent: float) -> bool:
+    """Return whether the driver that holds the lease ``value`` is alive: see :func:`driver_lives`."""
     lease = None if value is None else Lease.from_dict(value)
     return driver_lives(lease, this_driver(), process_start, silent=silent)
 
@@ -180,7 +177,7 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
             with usable(at_url.storage):
                 alive = lives_by_url(at_url.remote.folder("lease"))
         else:
-            alive = lives_by_file(record.attribute("lease"), sqlite_file(url))
+            alive = lease_lives(record.attribute("lease"), _silent_seconds(url, name))
         return result_from_study(
             record,
             versions,
@@ -189,6 +186,15 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
             data_root=location.data_root,
             alive=alive,
         )
+
+
+def _silent_seconds(url: str, name: str) -> float:
+    if (file := sqlite_file(url)) is not None:
+        return file_silent_seconds(file)
+    # Imported here because it imports SQLAlchemy.
+    from tune_rescon.tuning.study_lease import StudyLeaseStore
+
+    return StudyLeaseStore.open(url, name).silent_seconds()
 
 
 def result_from_study(

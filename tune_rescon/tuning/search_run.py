@@ -20,7 +20,7 @@ from tune_rescon.tuning.budget import exhausted_message, spent_message
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
 from tune_rescon.tuning.cost_model import CostModel
-from tune_rescon.tuning.folder import usable_directory, write_atomically
+from tune_rescon.tuning.folder import SearchFolder, usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
 from tune_rescon.tuning.input_digests import code_digests, record_code, record_images
 from tune_rescon.tuning.lease import LeaseKeeper
@@ -45,7 +45,7 @@ from tune_rescon.tuning.study_attributes import (
 )
 from tune_rescon.tuning.tensorboard_callback import EventFiles
 
-__all__ = ["STORAGE_TIMEOUT", "RunSetup", "SearchRun", "begin_run"]
+__all__ = ["STORAGE_TIMEOUT", "RunSetup", "SearchRun", "begin_run", "draw_report", "write_tables"]
 
 
 #: Seconds that a search waits at its end for MLflow, and for a storage at a URL, to accept the queued
@@ -322,7 +322,7 @@ class SearchRun:
         record_code(self.setup.record, code_digests(self.setup.space), before_trials=False)
         result = self.results.now(state, self.watch.failure or self.coordinator.failure)
         record_outcome(self.setup.record, state, result.failure)
-        files = self._write_tables(result)
+        files = write_tables(result, self.setup.store.folder)
         try:
             if on_result is not None:
                 on_result(result)
@@ -338,40 +338,47 @@ class SearchRun:
             _PROGRESS.info(missing)
         _PROGRESS.info(closing_message(self.results.parent.champion(result), self.setup.options))
         self.drawings.close()
-        note, drawn = self._drawn(result)
+        note, drawn = draw_report(self.setup.presentation, result, self.setup.store.folder)
         self.results.parent.end(result, [*files, *drawn], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
         self.setup.writer.flush()
         return result
 
-    def _write_tables(self, result: StudyResult) -> list[Path]:
-        """Write ``trials.csv`` and ``best.yaml``, and return the search's files that exist.
 
-        An error such as a full disk is reported, not raised.
-        """
-        store, folder = self.setup.store, self.setup.store.folder
-        try:
-            folder.write_trials(result.trials, self.setup.space.parameters, at_url=store.url is not None)
-            if result.best is not None:
-                folder.write_best(best_file(result))
-        except OSError as error:
-            _PROGRESS.info(
-                f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
-                " resume the search to write them: the record is complete."
-            )
-        return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
+def write_tables(result: StudyResult, folder: SearchFolder) -> list[Path]:
+    """Write ``trials.csv`` and ``best.yaml``, and return the search's files that exist.
 
-    def _drawn(self, result: StudyResult) -> tuple[str, Sequence[Path]]:
-        """Return the note and the drawn pages.
+    An error such as a full disk is reported, not raised.
+    """
+    try:
+        folder.write_trials(result.trials, result.space.parameters, at_url=result.url is not None)
+        if result.best is not None:
+            folder.write_best(best_file(result))
+    except OSError as error:
+        _PROGRESS.info(
+            f"trials.csv or best.yaml could not be written ({error.strerror}). Free space on the disk and"
+            " resume the search to write them: the record is complete."
+        )
+    return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
 
-        An error while drawing is logged and does not fail the search.
-        """
-        presentation, folder = self.setup.presentation, self.setup.store.folder
-        if presentation is None:
-            return "", ()
-        try:
-            return presentation.note(result), presentation.conclude(result, folder)
-        except Exception as error:
-            _LOGGER.exception("the report could not be written")
-            _PROGRESS.info(f"The report could not be written ({folder.log} has more): {error}")
-            return "", ()
+
+def draw_report(
+    presentation: Presentation | None, result: StudyResult, folder: SearchFolder
+) -> tuple[str, Sequence[Path]]:
+    """Return the note and the drawn pages of a search that has ended.
+
+    An error while drawing is logged and does not fail the search.
+
+    Args:
+        presentation: Draws the search; None draws nothing.
+        result: The result of the search.
+        folder: The search's files.
+    """
+    if presentation is None:
+        return "", ()
+    try:
+        return presentation.note(result), presentation.conclude(result, folder)
+    except Exception as error:
+        _LOGGER.exception("the report could not be written")
+        _PROGRESS.info(f"The report could not be written ({folder.log} has more): {error}")
+        return "", ()

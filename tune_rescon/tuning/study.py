@@ -311,7 +311,7 @@ class StudyRecord:
 
     def pause(self, number: int) -> TrialRecord:
         """Record that a trial is paused at its rung."""
-        return self._mark(number, TrialState.PAUSED, {})
+        return self._mark(number, TrialState.PAUSED, {"checkpoint": self._trials[number].checkpoint})
 
     def interrupt(self, number: int) -> TrialRecord:
         """Record that a trial was interrupted and waits to be resumed."""
@@ -409,6 +409,9 @@ def _to_record(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -
     steps = [step for step in sorted(frozen.intermediate_values) if _epoch_key(step) in system]
     epochs = [system[_epoch_key(step)] for step in steps]
     last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
+    # Of a trial that has not ended, the attribute is that of its last interruption or pause.
+    ended = frozen.state.is_finished()
+    checkpoint = user.get("checkpoint", last["checkpoint"]) if ended else last["checkpoint"]
     return TrialRecord(
         number=frozen.number,
         state=TrialState(user["state"]),
@@ -420,7 +423,7 @@ def _to_record(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -
         started=frozen.datetime_start,
         ended=frozen.datetime_complete,
         mlflow_run_id=user.get("mlflow_run_id"),
-        checkpoint=recorded_checkpoint(frozen.number, user.get("checkpoint", last["checkpoint"])),
+        checkpoint=recorded_checkpoint(frozen.number, checkpoint),
         error=user.get("error"),
         cost=user.get("cost"),
         failed_in=user.get("failed_in"),

@@ -68,6 +68,8 @@ def provenance(resources: Mapping[str, float]) -> dict[str, str]:
         "tune_rescon.device": devices(resources),
         "version.python": platform.python_version(),
         **{f"version.{name}": version(name) for name in _PACKAGES},
+        # Empty if they are not known, because the run may have those of an earlier checkout.
+        **dict.fromkeys(("mlflow.source.git.commit", "tune_rescon.dirty"), ""),
         **commit_tags(Path(__file__).parents[1]),
     }
 

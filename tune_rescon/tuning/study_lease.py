@@ -2,21 +2,26 @@
 
 It is an attribute of the study, which Optuna's API can read and write too. Optuna's setter reads the row and
 then writes it, so two processes may both succeed. This module changes the row with one conditional statement.
+
+On a database server, a second attribute has the time of the last beat, by the server's clock. A report tells
+by it whether the driver is alive. Of a SQLite file, the time of the last change serves for that.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 import optuna
 from optuna.storages._rdb import models
-from sqlalchemy import Insert, Table, Update, and_, select
+from sqlalchemy import Connection, Insert, Select, Table, Update, and_, func, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from tune_rescon.tuning.database import find_study, open_database, unwritable
 
-__all__ = ["StudyLeaseStore"]
+__all__ = ["StudyLeaseStore", "silent_seconds"]
 
 
 #: Seconds a beat waits for another writer of a SQLite file: less than the time between two beats.
@@ -24,7 +29,38 @@ SQLITE_BUSY_SECONDS: Final = 4
 
 _ATTRIBUTE: Final = "lease"
 
+#: The token of the holder, and the time of its last beat.
+_BEAT: Final = "lease_beat"
+
 _ATTRIBUTES: Final[Table] = models.StudyUserAttributeModel.__table__
+
+
+def silent_seconds(connection: Connection, study_id: int, lease: Mapping[str, Any] | None) -> float:
+    """Return the seconds since the last beat of a lease on a database server.
+
+    It is 0 if the holder writes no times, as earlier versions.
+
+    Args:
+        connection: A connection to the database.
+        study_id: The study that holds the lease.
+        lease: The value of the lease, or None.
+    """
+    text = connection.execute(_value(study_id, _BEAT)).scalar()
+    beat = {} if text is None else json.loads(text)
+    if lease is None or beat.get("token") != lease["token"]:
+        return 0.0
+    # Some servers give a time without its zone: only two times of one server can be compared.
+    return (_server_time(connection) - datetime.fromisoformat(beat["time"])).total_seconds()
+
+
+def _server_time(connection: Connection) -> datetime:
+    return connection.execute(select(func.now())).scalar_one()
+
+
+def _value(study_id: int, key: str) -> Select[Any]:
+    return select(_ATTRIBUTES.c.value_json).where(
+        _ATTRIBUTES.c.study_id == study_id, _ATTRIBUTES.c.key == key
+    )
 
 
 class StudyLeaseStore:
@@ -73,18 +109,29 @@ class StudyLeaseStore:
         try:
             with self._storage.engine.begin() as connection:
                 # A driver may count no rows of an INSERT, which fails if there is such a row.
-                return connection.execute(statement).rowcount == 1 or text is None
+                replaced = connection.execute(statement).rowcount == 1 or text is None
+                if replaced and connection.dialect.name != "sqlite":
+                    self._write_time(connection, value["token"])
+                return replaced
         except IntegrityError:
             return False
         except SQLAlchemyError as error:
             raise unwritable(str(self._storage.url), error) from error
 
+    def silent_seconds(self) -> float:
+        """Return the seconds since the last beat: see :func:`silent_seconds`."""
+        with self._storage.engine.connect() as connection:
+            return silent_seconds(connection, self._study_id, self.read())
+
+    def _write_time(self, connection: Connection, token: str) -> None:
+        key = {"study_id": self._study_id, "key": _BEAT}
+        beat = {"token": token, "time": _server_time(connection).isoformat()}
+        connection.execute(_ATTRIBUTES.delete().where(*(_ATTRIBUTES.c[name] == key[name] for name in key)))
+        connection.execute(_ATTRIBUTES.insert().values({**key, "value_json": json.dumps(beat)}))
+
     def _text(self) -> str | None:
-        query = select(_ATTRIBUTES.c.value_json).where(
-            _ATTRIBUTES.c.study_id == self._study_id, _ATTRIBUTES.c.key == _ATTRIBUTE
-        )
         try:
             with self._storage.engine.connect() as connection:
-                return connection.execute(query).scalar()
+                return connection.execute(_value(self._study_id, _ATTRIBUTE)).scalar()
         except SQLAlchemyError as error:
             raise unwritable(str(self._storage.url), error) from error

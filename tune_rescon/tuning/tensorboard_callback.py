@@ -75,6 +75,7 @@ class EventFiles(SearchCallback):
     @override
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Write every trial of the record again: a driver that died may not have written all points."""
+        self._forget_others(trials)
         for trial in trials:
             self._queue.put(trial)
 
@@ -93,6 +94,13 @@ class EventFiles(SearchCallback):
     def on_trial_end(self, trial: TrialRecord) -> None:
         """Write how the trial ended."""
         self._queue.put(trial)
+
+    def _forget_others(self, trials: Sequence[TrialRecord]) -> None:
+        """Delete the directories of trials that a record restored from a backup does not have."""
+        known = {trial_name(trial.number) for trial in trials}
+        for path in self._folder.glob("trial_*"):
+            if path.name not in known and path.name.removeprefix("trial_").isdecimal():
+                shutil.rmtree(path, ignore_errors=True)
 
     def _run(self) -> None:
         while (trial := self._queue.get()) is not None:
@@ -125,7 +133,8 @@ class EventFiles(SearchCallback):
                 files.close()
 
     def _parameters(self, trial: TrialRecord) -> dict[str, Any]:
-        names = self._space.parameters
+        # An earlier version of the space may have had other parameters.
+        names = dict.fromkeys((*self._space.parameters, *trial.parameters))
         return {name: _plain(trial.setting(name, INACTIVE)) for name in names}
 
 

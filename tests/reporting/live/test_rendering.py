@@ -38,8 +38,7 @@ def busy(make_trial: MakeTrial) -> Snapshot:
         best=make_trial(7, *[0.9375] * 81, state=TrialState.FINISHED),
         rungs=(RungCount(epoch=1, reached=164, continued=60), RungCount(epoch=3, reached=60, continued=20)),
         seconds_left=7900.0,
-        compute_hours=12.5,
-        device="GPU",
+        hours={"GPU-hours": 12.5},
         pending_updates=214,
         cluster=ClusterSize(nodes=8, gpus=64, cpus=512),
     )
@@ -98,7 +97,9 @@ def test_a_small_terminal_shows_the_best_and_the_first_trials(busy: Snapshot) ->
 
 
 def test_an_empty_table_is_shown_before_the_first_trial() -> None:
-    empty = Snapshot(name="s", metric="val_accuracy", total=12, last_epoch=9, ended={})
+    empty = Snapshot(
+        name="s", metric="val_accuracy", total=12, last_epoch=9, ended={}, hours={"core-hours": 0.0}
+    )
     lines = draw(empty, 80, 24)
     assert lines[0] == lines[2] == ""
     assert lines[1].endswith("0 of 12 trials ended")

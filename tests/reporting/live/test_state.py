@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import time
@@ -66,7 +67,7 @@ def test_running_trials_are_ordered_and_ended_ones_counted(
     assert snapshot.done == 2
     assert snapshot.rungs == (RungCount(epoch=1, reached=4, continued=2),)
     # Five epochs of two seconds on one core.
-    assert snapshot.compute_hours == pytest.approx(10 / 3600)
+    assert snapshot.hours == {"core-hours": pytest.approx(10 / 3600)}
 
 
 def test_the_best_trial_is_the_furthest_until_one_finishes(
@@ -92,6 +93,30 @@ def test_the_best_trial_is_the_furthest_until_one_finishes(
     assert best() == 2
     train(5, *[0.6] * 9, state_after=TrialState.FINISHED)
     assert best() == 5
+
+
+def test_of_equal_trials_the_best_is_the_first_by_number(
+    state: LiveTotals, train: Callable[..., TrialRecord]
+) -> None:
+    """As in the result, whichever ended first."""
+    ended = [train(number, *[0.5] * 9, state_after=TrialState.FINISHED) for number in (4, 3, 5)]
+    assert state.snapshot(TWO_SLOTS).best == ended[1]
+
+
+def test_the_best_of_final_trainings_is_chosen_by_the_mean(make_trial: MakeTrial) -> None:
+    settings = [
+        "metric.name=test_accuracy",
+        "dataset.hold_out=false",
+        "scheduler.type=none",
+        "budget.trials=1",
+    ]
+    state = LiveTotals(load_space("digits", settings), "s")
+    for number, (rate, value) in enumerate([(0.1, 0.9), (0.1, 0.5), (0.2, 0.8), (0.2, 0.75)]):
+        trial = make_trial(number, value, state=TrialState.FINISHED)
+        state.on_trial_end(dataclasses.replace(trial, parameters={"learning_rate": rate}))
+    best = state.snapshot(TWO_SLOTS).best
+    assert best is not None
+    assert best.number == 2
 
 
 @pytest.mark.parametrize("state_of_best", [TrialState.DIVERGED, TrialState.FAILED])
@@ -175,7 +200,7 @@ def test_a_resumed_search_starts_with_its_earlier_trials(state: LiveTotals, make
         RungCount(epoch=1, reached=3, continued=2),
         RungCount(epoch=3, reached=1, continued=1),
     )
-    assert snapshot.compute_hours == pytest.approx(24 / 3600)
+    assert snapshot.hours == {"core-hours": pytest.approx(24 / 3600)}
     assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "no worker process died"
 
 
