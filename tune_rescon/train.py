@@ -397,13 +397,7 @@ def _planned_epochs(
 
 
 def _from_preset(preset: str, dataset: str, recipe: str, flags: _Flags) -> Space:
-    from tune_rescon.finals import (
-        TrainingPlan,
-        finals_space,
-        find_recipe,
-        local_resources,
-        preset_config,
-    )
+    from tune_rescon.finals import TrainingPlan, finals_space, find_recipe, local_resources, preset_config
 
     how = find_recipe(recipe)
     images, epochs = _images(dataset), flags.epochs or how.epochs

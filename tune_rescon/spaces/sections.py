@@ -51,7 +51,6 @@ __all__ = [
     "Value",
 ]
 
-
 #: Converts a list of the file (``step_fractions``) to a tuple; the field's own rule checks the value.
 Value = Annotated[Any, BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 
@@ -102,10 +101,8 @@ class Section(BaseModel):
 
 #: The largest seed that numpy's generators accept.
 _LARGEST_SEED: Final = 2**32 - 1
-
-#: The most epochs of a trial: more are a typing error, and auto keeps a value of each epoch of each trial.
-_MOST_EPOCHS: Final = 100_000
-
+#: The largest number of epochs: more are a typing error, and auto stores a value of each epoch of each trial.
+_MAX_EPOCHS: Final = 100_000
 _REDUCTION_FACTOR: Final = 3
 
 _ASHA_ONLY: Final = "must be left out unless `scheduler.type` is asha"
@@ -211,7 +208,7 @@ class Fidelity(Section):
     """Epochs before a trial may be stopped or paused: the first rung of asha, the lowest first rung of auto,
     the first epoch at which median compares. It must cover the warm-up, because values within the warm-up are
     not informative."""
-    max: Annotated[int, Field(ge=1, le=_MOST_EPOCHS)]
+    max: Annotated[int, Field(ge=1, le=_MAX_EPOCHS)]
     """Epochs of a trial that is never stopped."""
 
     def check_rules(self) -> Iterator[Problem]:

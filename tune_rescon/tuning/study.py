@@ -34,7 +34,6 @@ from tune_rescon.tuning.trial import Enqueued, Proposal, TrialOrigin, TrialRecor
 
 __all__ = ["EPOCH_KEY_PREFIX", "FIXED_PARAMS", "METRIC", "METRIC_AT", "STOP_REQUESTED", "StudyRecord"]
 
-
 #: Seconds a writer waits for another writer's transaction on a local SQLite file.
 SQLITE_BUSY_SECONDS: Final = 60
 

@@ -72,9 +72,8 @@ def overlapping_trials(
         where="--warm-start",
         files=("space.yaml", "study.db"),
     )
-    record, versions = open_recorded(
-        options.study_url or other.study_url, other, shared=options.study_url is not None
-    )
+    shared_url = options.study_url
+    record, versions = open_recorded(shared_url or other.study_url, other, shared=shared_url is not None)
     ended = [trial for trial in record.trials() if trial.state.is_final]
     theirs, before = versions.newest, recorded_images(record)
     changed = {name for name, digest in digests.items() if before.get(name, digest) != digest}
