@@ -15,7 +15,7 @@ __all__ = [
     "FIRST_STEP_SECONDS",
     "GPU_METRICS",
     "GPU_UTILISATION",
-    "LARGEST_BY_CLASS",
+    "MAX_CLASSES_LOGGED",
     "METRICS",
     "PEAK_MEMORY",
     "TEST_METRICS",
@@ -68,7 +68,7 @@ BY_CLASS: Final = tuple(f"{name}_by_class" for name in CLASS_METRICS)
 
 #: The maximum number of classes whose metrics may be logged. The record and MLflow have a row for each value:
 #: nine million rows for 1,000 classes, 90 epochs and 100 trials.
-LARGEST_BY_CLASS: Final = 100
+MAX_CLASSES_LOGGED: Final = 100
 
 
 #: The metrics that are measured once, on the test images, after the last epoch. A trial that also trains on

@@ -11,7 +11,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 
 from tune_rescon.config import TrialState
-from tune_rescon.metric_names import LARGEST_BY_CLASS, TEST_METRICS
+from tune_rescon.metric_names import MAX_CLASSES_LOGGED, TEST_METRICS
 from tune_rescon.report import report
 from tune_rescon.spaces import load_space
 from tune_rescon.tracking import Champion, MlflowWriter
@@ -79,7 +79,7 @@ def test_a_runs_parameters_show_no_password() -> None:
     assert callback.run_state(trial).params["init_from"] == "https://ann:***@host/w.ckpt?sig=***"
 
 
-@pytest.mark.parametrize("classes", [LARGEST_BY_CLASS, LARGEST_BY_CLASS + 1])
+@pytest.mark.parametrize("classes", [MAX_CLASSES_LOGGED, MAX_CLASSES_LOGGED + 1])
 def test_final_metrics_include_class_accuracies_up_to_a_limit(classes: int) -> None:
     by_class = {f"test_accuracy/{number}": (0.5,) for number in range(classes)}
     trial = TrialRecord(
@@ -94,7 +94,7 @@ def test_final_metrics_include_class_accuracies_up_to_a_limit(classes: int) -> N
     metrics_at_end = closing_metrics(trial, TrialCost(params_m=1.0, gmacs=1.0), devices=1.0)
     assert set(TEST_METRICS) <= metrics_at_end.keys()
     class_metrics = [name for name in metrics_at_end if "/" in name]
-    assert class_metrics == (list(by_class) if classes == LARGEST_BY_CLASS else [])
+    assert class_metrics == (list(by_class) if classes == MAX_CLASSES_LOGGED else [])
 
 
 @pytest.mark.parametrize(

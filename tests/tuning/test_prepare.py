@@ -15,7 +15,7 @@ from tune_rescon.data import Account, DatasetInfo, describe
 from tune_rescon.data.catalog import dataset_path
 from tune_rescon.data.selection import LeftOut
 from tune_rescon.errors import ConfigError, DataError
-from tune_rescon.metric_names import LARGEST_BY_CLASS
+from tune_rescon.metric_names import MAX_CLASSES_LOGGED
 from tune_rescon.spaces import Space, dump_space, is_active, load_space, parse_space
 from tune_rescon.tuning import RunOptions, StudyRecord
 from tune_rescon.tuning.prepare import (
@@ -144,9 +144,9 @@ def classes(count: int, tmp_path: Path) -> DatasetInfo:
 
 def test_per_class_metrics_of_too_many_classes_are_refused(tmp_path: Path) -> None:
     all_classes = space("{name: val_loss, mode: min, log: [val_f1_by_class]}")
-    check_metric_classes(all_classes, classes(LARGEST_BY_CLASS, tmp_path))
+    check_metric_classes(all_classes, classes(MAX_CLASSES_LOGGED, tmp_path))
     with pytest.raises(ConfigError, match=r"at most 100 classes, but got 101 .*val_f1/CLASS"):
-        check_metric_classes(all_classes, classes(LARGEST_BY_CLASS + 1, tmp_path))
+        check_metric_classes(all_classes, classes(MAX_CLASSES_LOGGED + 1, tmp_path))
 
 
 def test_single_classes_of_a_thousand_may_be_named(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ class EpochReporter(Callback):
     reporter comes after all callbacks that change the network.
 
     A thread may write the files while the next epoch's first steps run. The report is then made after the
-    first step that ends after the files are durable. If the report ends the trial, these steps are discarded:
-    they change no file and no report.
+    first step that ends after the files are durable, or have failed to be written. If the report ends the
+    trial, these steps are discarded: they change no file and no report.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class EpochReporter(Callback):
     ) -> None:
         """Record the learning rate of this step, without the classifier's factor.
 
-        After the epoch's last step the optimiser has the next step's.
+        It is read here, because after a step the optimiser already has the next step's learning rate.
         """
         rate, factor = trainer.optimizers[0].param_groups[0]["lr"], self.metadata.config.classifier_lr_mult
         self._learning_rate = float(rate) / factor

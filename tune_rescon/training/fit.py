@@ -64,8 +64,8 @@ class TrialProcess:
     All of them call ``train_trial``, each with its own folder. Only the first one writes checkpoints.
     """
     is_preempted: Callable[[], bool] = messages.never
-    """Polled after each training batch but an epoch's last one, and once more at the epoch's end. An epoch
-    that is not reported yet is reported first.
+    """Called after each training batch except the last one of an epoch, and once at the epoch's end. If an
+    epoch is not reported yet, it is reported first.
 
     If it returns True, the trial writes its state to ``last.ckpt``, also within an epoch, and ends. The next
     call of ``train_trial`` resumes with the next batch. It must not return True in a trial of several

@@ -42,7 +42,8 @@ MetricFunction = Callable[[Tensor, Tensor], Any]
 #: ImageNet's second metric: the label is among the five highest scores.
 TOP_K = 5
 
-#: The further metrics of a finished network, which is evaluated on the test images.
+#: The further metrics of a finished network, which is evaluated on the test images. The names are those of
+#: the validation metrics; the report has ``test_`` in place of ``val_``.
 FINAL_METRICS: Final = ("val_calibration_error", "val_accuracy_by_class")
 
 
@@ -65,7 +66,7 @@ class EpochMetrics(nn.Module):
 
         Args:
             classes: number of classes.
-            top5: True to measure top-5 accuracy; top-``classes``, always 1, with fewer than five classes.
+            top5: True to measure top-5 accuracy; it is always 1 with at most five classes.
             extra: names of metrics for :class:`Predictions`.
             class_names: in the order of the labels; needed if ``extra`` has metrics by class.
             peers: the processes that train the trial together.

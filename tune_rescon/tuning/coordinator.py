@@ -151,7 +151,7 @@ class Coordinator:
             return promoted
         while self._more and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
-            # None until one fails: the parameters of a simulation need not be fields of a configuration.
+            # None until a trial fails: the parameters of a simulation may form no configuration to check.
             infeasible = self._out_of_memory.contains if self._out_of_memory else None
             proposal = self._sampler.ask(infeasible, enqueued=enqueued)
             if proposal is None:
@@ -190,9 +190,9 @@ class Coordinator:
             device: The kind of device that the trial ran on. None if it is unknown.
 
         Returns:
-            The decision that the trial's process carries out. It is ``Decision.STOP`` also for a trial that
-            is not running, and for one that would have continued if the search did not end early. The latter
-            is recorded as interrupted, so that a resume continues it.
+            The decision that the trial's process carries out. It is also ``Decision.STOP`` if the trial is
+            not running, or if the search is ending early. In the second case the trial is recorded as
+            interrupted, and a resume continues it.
         """
         known = self._record.trial(number)
         if number not in self._running:

@@ -19,7 +19,7 @@ from tune_rescon.errors import hide_passwords
 from tune_rescon.metric_names import (
     GPU_METRICS,
     GPU_UTILISATION,
-    LARGEST_BY_CLASS,
+    MAX_CLASSES_LOGGED,
     PEAK_MEMORY,
     TEST_METRICS,
     is_test_metric,
@@ -394,7 +394,7 @@ def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict
         # of images.
         metrics["mean_images_per_second"] = statistics.harmonic_mean(rates)
     tested = [name for name in trial.history if is_test_metric(name)]
-    if len(tested) > LARGEST_BY_CLASS + len(TEST_METRICS):
+    if len(tested) > MAX_CLASSES_LOGGED + len(TEST_METRICS):
         tested = [name for name in tested if name in TEST_METRICS]
     for name, shown in mlflow_names(tested).items():
         if seen := _finite(trial, name):

@@ -30,7 +30,7 @@ from tune_rescon.errors import (
     format_error,
     unknown_name_message,
 )
-from tune_rescon.metric_names import BY_CLASS, LARGEST_BY_CLASS, class_metric, custom_metric_name
+from tune_rescon.metric_names import BY_CLASS, MAX_CLASSES_LOGGED, class_metric, custom_metric_name
 from tune_rescon.models import ExternalSpec, describe_network
 from tune_rescon.paths import expanded_path
 from tune_rescon.spaces import CategoricalParameter, Parameter, Space, corners
@@ -162,8 +162,8 @@ def check_metric_classes(
     """
     asked = dict.fromkeys(space.metric.log, "metric.log") | {space.metric.name: "metric.name"}
     for name, where in asked.items():
-        if name in BY_CLASS and info.classes > LARGEST_BY_CLASS:
-            rule = f"metrics of every class are recorded for at most {LARGEST_BY_CLASS} classes"
+        if name in BY_CLASS and info.classes > MAX_CLASSES_LOGGED:
+            rule = f"metrics of every class are recorded for at most {MAX_CLASSES_LOGGED} classes"
             hint = (
                 f"Name the classes that matter, as {name.removesuffix('_by_class')}/CLASS. The"
                 " report has the best network's accuracy on every class."

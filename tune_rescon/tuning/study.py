@@ -1,9 +1,9 @@
 """The durable record of a search: one Optuna study, and the functions that read it.
 
-The driver writes each epoch together with the scheduler's decision on it, before it acts on that decision. A
-driver that dies therefore loses at most the epoch that was reported last, and the trial's checkpoint still
-holds that epoch. The next driver carries out the decisions that the record holds. The rungs, the sampler's
-view, tables, reports and MLflow runs can all be rebuilt from the record.
+The driver writes each epoch together with the stopping rule's decision on it, before it acts on that
+decision. A driver that dies therefore loses at most the epoch that was reported last, and the trial's
+checkpoint still holds that epoch. The next driver carries out the decisions that the record holds. The rungs,
+the sampler's view, tables, reports and MLflow runs can all be rebuilt from the record.
 
 Optuna's trial state follows the contract: COMPLETE if a trial reached the last epoch, PRUNED if it was
 stopped, FAIL if it diverged or failed, and RUNNING while it runs, is paused, or waits to be resumed.

@@ -70,7 +70,7 @@ class StoppingRule(Protocol):
     number. Networks that learn nothing often report exactly the same accuracy; they must not pass a rung
     together.
 
-    The methods with a body suit a rule that pauses no trial and plans no budget; it derives from this class.
+    A rule that never pauses a trial and plans no budget can inherit the methods that have a body.
     """
 
     def judge(self, seen: Observation) -> Verdict:
