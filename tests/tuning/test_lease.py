@@ -17,7 +17,7 @@ from tests.waiting import LONGEST_WAIT
 from tune_rescon.errors import LeaseError, LeaseLostError, StorageError
 from tune_rescon.tuning.driver import Driver, this_driver
 from tune_rescon.tuning.lease import Lease, LeaseDecision, LeaseKeeper, decide_lease, hold_lease
-from tune_rescon.tuning.study_lease import StudyLeaseStore
+from tune_rescon.tuning.study_lease import StudyLeaseStore, silent_seconds
 
 THIS_DRIVER = Driver(host="a", place="a boot-1 pid-1", pid=10, started=1000.0)
 SAME_MACHINE = dataclasses.replace(THIS_DRIVER, pid=11, started=1001.0)
@@ -381,6 +381,15 @@ def test_a_study_keeps_its_own_lease(url: str) -> None:
     assert (store.read(), other_store.read()) == ({"beat": 2}, None)
     with pytest.raises(StorageError, match="--study: there is no study named 'nothing'"):
         StudyLeaseStore.open(url, "nothing")
+
+
+def test_a_beat_that_an_earlier_version_has_cleared_counts_as_none(url: str) -> None:
+    """That version took over an empty study, and replaced the attributes that it does not know by null."""
+    storage = optuna.storages.RDBStorage(url)
+    study_id = storage.get_study_id_from_name("s")
+    storage.set_study_user_attr(study_id, "lease_beat", None)
+    with storage.engine.connect() as connection:
+        assert silent_seconds(connection, study_id, {"token": "t"}) == 0.0
 
 
 def test_leases_of_earlier_versions_are_respected(url: str) -> None:

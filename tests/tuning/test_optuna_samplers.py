@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,13 @@ from optuna.trial import TrialState as OptunaState
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import Space, load_space, suggest
 from tune_rescon.tuning import TrialRecord
-from tune_rescon.tuning.optuna_samplers import SamplerTrial, common_epoch, make_sampler, sampler_trial
+from tune_rescon.tuning.optuna_samplers import (
+    SamplerTrial,
+    SamplerView,
+    common_epoch,
+    make_sampler,
+    sampler_trial,
+)
 
 KINDS = {
     "tpe": optuna.samplers.TPESampler,
@@ -199,3 +207,42 @@ def test_a_failed_trial_counts_as_the_worst(
 @pytest.mark.parametrize("state", ["diverged", "out_of_memory"])
 def test_with_two_objectives_a_failed_trial_has_no_value(state: str) -> None:
     assert sampler_trial(trial(state, math.nan, cost=2.0), "nsga2", worst=0.1) == SamplerTrial(state=FAIL)
+
+
+#: 3:00 of summer time, when clocks in Berlin are set back to 2:00, in seconds since 1970.
+SUMMER_TIME_ENDS = 1792890000.0
+
+
+def test_trials_of_a_record_keep_their_order_in_the_repeated_hour_of_the_end_of_summer_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trial 0 ends at 2:50 of summer time, trial 1 diverges at 2:10 of winter time, trial 2 ends at 2:20.
+
+    A database does not store which of the two hours it was.
+    """
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    ends = [
+        (-10, TrialState.STOPPED, (0.5,)),
+        (10, TrialState.DIVERGED, (math.nan,)),
+        (20, TrialState.STOPPED, (0.1,)),
+    ]
+    trials = [
+        TrialRecord(
+            number=number,
+            state=state,
+            parameters={"learning_rate": 0.1, "weight_decay": 0.0},
+            metric="val_accuracy",
+            maximize=True,
+            values=values,
+            times_ms=(int(1000 * (SUMMER_TIME_ENDS + 60 * minutes)),),
+            ended=datetime.fromtimestamp(SUMMER_TIME_ENDS + 60 * minutes).replace(fold=0),
+        )
+        for number, (minutes, state, values) in enumerate(ends)
+    ]
+    view = SamplerView(
+        make_space("random"), warm_start_trials=(), trials=trials, shown=frozenset({0, 1, 2}), next_number=3
+    )
+    monkeypatch.undo()
+    time.tzset()
+    assert [trial.values for trial in view.trials] == [[0.5], [0.5], [0.1]]

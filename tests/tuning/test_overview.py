@@ -91,6 +91,20 @@ def test_a_line_is_of_the_recorded_space_until_a_resume_uses_the_edited_file(
     assert (line.total, line.state) == (result.space.budget.trials, result.state)
 
 
+def test_a_line_of_a_record_without_versions_of_the_space_is_of_the_file(
+    make_search: MakeSearch, location: SearchLocation
+) -> None:
+    """An earlier version wrote the space of a resume to the file only."""
+    folder = make_search("a")
+    with closing(sqlite3.connect(folder.study_db)) as database, database:
+        database.execute("DELETE FROM study_user_attributes WHERE key LIKE 'space:%'")
+    space = load_space(str(folder.space_yaml), ["budget.trials=12"])
+    folder.space_yaml.write_text(dump_space(space), encoding="utf-8")
+    result = read_search(location, "a")
+    (line,) = list_searches(location)
+    assert (line.total, line.state) == (12, result.state) == (result.space.budget.trials, result.state)
+
+
 @pytest.mark.parametrize("at", ["best", "last"])
 def test_a_lines_value_is_that_of_the_epoch_that_counts(
     at: str, make_search: MakeSearch, location: SearchLocation

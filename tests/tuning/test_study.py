@@ -81,7 +81,7 @@ def test_a_study_that_never_had_a_trial_is_taken_over(url: str) -> None:
 
 def test_a_study_that_is_taken_over_loses_its_old_attributes(url: str) -> None:
     before = load(url, "other")
-    kept = {"lease", "id", "place"}
+    kept = {"lease", "lease_beat", "id", "place"}
     for key in (*kept, "space:2", "slots", "warm_start", "images", "latency_ms:cpu:1a"):
         before.set_attribute(key, "theirs")
     attributes = create(url, "other").attributes()

@@ -204,7 +204,8 @@ def _read(
         attributes = _attributes(connection, study)
         if url != folder.study_url:
             check_same_search(attributes, folder)
-        recorded = attributes.get("space", "")
+        # A record of an earlier version has no versions of the space, and its own may be older than the file.
+        recorded = attributes["space"] if "space:1" in attributes else ""
         if recorded not in folder.space_yaml.read_text(encoding="utf-8"):
             # The file was edited for a resume. The record has the space that the search ran with.
             goal = parse_goal(recorded, source="the space in the study")
@@ -256,7 +257,7 @@ def _study_id(connection: Connection, name: str, *, any_name: bool) -> int:
 
 def _attributes(connection: Connection, study: int) -> dict[str, Any]:
     columns = (_STUDY_USER.c.key, _STUDY_USER.c.value_json)
-    wanted = _STUDY_USER.c.key.in_(["id", "place", "lease", "outcome", "space", METRIC, METRIC_AT])
+    wanted = _STUDY_USER.c.key.in_(["id", "place", "lease", "outcome", "space", "space:1", METRIC, METRIC_AT])
     rows = connection.execute(select(*columns).where(_STUDY_USER.c.study_id == study, wanted))
     return {key: json.loads(value) for key, value in rows}
 

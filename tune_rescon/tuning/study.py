@@ -63,9 +63,9 @@ _ORIGIN: Final = _PREFIX + "origin"
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
 
-#: The attributes that a new search keeps of a study that a dead driver has left: the lease, and what decides
-#: whose study it is (:mod:`tune_rescon.tuning.identity`).
-_KEPT: Final = frozenset({"lease", "id", "place"})
+#: The attributes that a new search keeps of a study that a dead driver has left: the lease with the time of
+#: its last beat, and what decides whose study it is (:mod:`tune_rescon.tuning.identity`).
+_KEPT: Final = frozenset({"lease", "lease_beat", "id", "place"})
 
 
 def _epoch_key(epoch: int) -> str:

@@ -46,7 +46,8 @@ def silent_seconds(connection: Connection, study_id: int, lease: Mapping[str, An
         lease: The value of the lease, or None.
     """
     text = connection.execute(_value(study_id, _BEAT)).scalar()
-    beat = {} if text is None else json.loads(text)
+    # An earlier version that takes over an empty study replaces attributes that it does not know by null.
+    beat = json.loads(text or "null") or {}
     if lease is None or beat.get("token") != lease["token"]:
         return 0.0
     # Some servers give a time without its zone: only two times of one server can be compared.
