@@ -85,7 +85,9 @@ def test_hours_of_cores_and_of_gpus_are_not_added(
     expected = "1 GPU-hours and 2 core-hours"
     assert expected in markdown_text(result)
     assert expected in mlflow_note(result)
-    assert expected in render_page(result, written=datetime(2026, 1, 1))
+    page = render_page(result, written=datetime(2026, 1, 1))
+    assert "<b>1</b><span>GPU-hours reserved</span>" in page
+    assert "<b>2</b><span>core-hours reserved</span>" in page
     print_result(result, Console())
     assert f"{expected} reserved" in capsys.readouterr().out
     assert "GPU-hours and core-hours" in [front.title for front in cost_fronts(result)]
