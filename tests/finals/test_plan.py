@@ -146,19 +146,23 @@ def test_trials_are_chosen_by_number_finished_or_not(search_result: StudyResult)
     )
 
 
-def test_the_time_of_an_epoch_is_that_of_trials_with_the_devices_of_now(search_result: StudyResult) -> None:
+@pytest.mark.parametrize(("more", "device"), [(4, "CPU"), (1, "NVIDIA H200")])
+def test_the_time_of_an_epoch_is_that_of_trials_with_the_devices_of_now(
+    more: int, device: str, search_result: StudyResult
+) -> None:
     now = search_result.space.resources_per_trial.devices
     finished = [trial for trial in search_result.trials if trial.state is TrialState.FINISHED]
 
-    def held(trial: TrialRecord, devices: float, seconds: float) -> TrialRecord:
+    def held(trial: TrialRecord, count: float, kind: str, seconds: float) -> TrialRecord:
         history = {**trial.history, "epoch_seconds": (seconds,) * trial.epochs}
-        return dataclasses.replace(trial, held=(devices,) * trial.epochs, history=history)
+        devices = (kind,) * trial.epochs
+        return dataclasses.replace(trial, held=(count,) * trial.epochs, devices=devices, history=history)
 
-    trials = tuple(held(trial, now * 4, 10.0) for trial in search_result.trials)
+    trials = tuple(held(trial, now * more, device, 10.0) for trial in search_result.trials)
     before = dataclasses.replace(search_result, trials=trials)
     best = top_configs(before, 2)
     assert as_trained_now(before, best) is before, "no finalist has held what a trial gets now"
-    later = held(finished[0], now, 40.0)
+    later = held(finished[0], now, "CPU", 40.0)
     extended = dataclasses.replace(
         before, trials=tuple(later if trial.number == later.number else trial for trial in trials)
     )

@@ -249,8 +249,15 @@ def as_trained_now(result: StudyResult, configs: Sequence[TrialConfig]) -> Study
     A resume may have changed them, and with them the time of an epoch and how many trials run at once. If no
     such trial has one of ``configs``, return the whole search.
     """
-    now = {None, result.space.resources_per_trial.devices}
-    same = tuple(trial for trial in result.trials if now.issuperset(trial.held))
+    resources = result.space.resources_per_trial
+    counts, on_cpu = {None, resources.devices}, {None, resources.device == "CPU"}
+    # One GPU takes another time than one core.
+    same = tuple(
+        trial
+        for trial in result.trials
+        if counts.issuperset(trial.held)
+        and on_cpu.issuperset(kind and kind == "CPU" for kind in trial.devices)
+    )
     wanted = set(configs)
     known = any(trial.epochs and trial.config(result.space) in wanted for trial in same)
     return dataclasses.replace(result, trials=same) if known else result
