@@ -99,6 +99,19 @@ def test_a_cloud_that_does_not_answer_is_not_taken_for_a_cluster_without_a_head(
     assert "whether lab has a head: ClientError: RequestLimitExceeded" in capsys.readouterr().err
 
 
+def test_a_cluster_whose_resource_group_on_azure_does_not_exist_yet_is_started(
+    fake_ray: FakeRay, file: Path
+) -> None:
+    """`ray up` creates the group; before that, `ray get-head-ip` cannot list its machines."""
+    error = "ResourceNotFoundError: (ResourceGroupNotFound) Resource group 'lab' could not be found.\n"
+    fake_ray.answers = {
+        "get-head-ip": [Completed(code=1, output=error)],
+        "up --log": [Completed(code=1)],
+    }
+    assert main(["up", str(file), "--yes"]) == 1
+    assert fake_ray.commands_with("up --log") == [f"up --log-style pretty -y --no-config-cache {file}"]
+
+
 def test_a_head_without_ray_is_started(fake_ray: FakeRay, inspect_output: InspectOutput, file: Path) -> None:
     fake_ray.answers = {
         "get-head-ip": [HEAD],

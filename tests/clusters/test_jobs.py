@@ -11,7 +11,14 @@ import pytest
 from tests.clusters.conftest import FakeRay, InspectOutput
 from tune_rescon.cluster import main
 from tune_rescon.clusters.commands import Completed
-from tune_rescon.clusters.status import HeadState, Job, parse_demands, parse_jobs, parse_nodes
+from tune_rescon.clusters.status import (
+    HeadState,
+    Job,
+    inspect_head,
+    parse_demands,
+    parse_jobs,
+    parse_nodes,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +274,31 @@ def test_only_submitted_jobs_are_listed_newest_first() -> None:
 )
 def test_demands_are_parsed_from_either_autoscalers_text(text: str, demands: list[str]) -> None:
     assert parse_demands(text) == demands
+
+
+def test_demands_are_unknown_if_ray_status_fails(
+    fake_ray: FakeRay, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The nodes and jobs come from the dashboard, so they are shown all the same."""
+    answers = {"nodes": DASHBOARD_NODES, "jobs": []}
+    monkeypatch.setattr(
+        "tune_rescon.clusters.status._request_json",
+        lambda url: answers["nodes" if "nodes" in url else "jobs"],
+    )
+    fake_ray.answers = {"status": [Completed(code=1, output="RpcError: timed out\n")]}
+    state = inspect_head()
+    assert (state.workers, state.demands) == (1, [])
+    fake_ray.answers = {"inspect": [Completed(code=0, output=state.as_json())]}
+    assert main(["status", str(file)]) == 0
+    stdout = capsys.readouterr().out
+    assert "Waits for resources: unknown. `ray status` ended with code 1: RpcError: timed out" in stdout
+
+
+def test_the_state_of_an_earlier_versions_head_is_read() -> None:
+    state = HeadState(nodes=[], jobs=[], demands=[], mlflow_answers=True)
+    output = json.loads(state.as_json())
+    del output["demands_problem"]
+    assert HeadState.parse(json.dumps(output)) == state
 
 
 @pytest.mark.parametrize(

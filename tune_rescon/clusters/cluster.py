@@ -62,8 +62,8 @@ PAUSE: Final = 5.0
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
-#: The end of Ray's error for a cluster whose head does not run.
-_NO_HEAD: Final = re.compile(r"Head node of cluster \(.*\) not found")
+#: Ray's error for a cluster whose head does not run, and Azure's for one that was never started.
+_NO_HEAD: Final = re.compile(r"Head node of cluster \(.*\) not found|ResourceGroupNotFound")
 
 _ADDRESS: Final = re.compile(r"[0-9A-Fa-f.:]+|[A-Za-z0-9][A-Za-z0-9.-]*")
 

@@ -67,6 +67,8 @@ def print_state(state: HeadState, console: Console) -> None:
         console.print("No job runs.")
     for demand in state.demands:
         console.print(f"Waits for resources: {demand}", markup=False)
+    if state.demands_problem:
+        console.print(f"Waits for resources: unknown. {state.demands_problem}", markup=False)
     console.print(f"MLflow {'answers' if state.mlflow_answers else 'does not answer'}.")
     if state.idle is not None:
         console.print(state.idle.describe(), markup=False)
@@ -133,6 +135,8 @@ class HeadState:
     mlflow_answers: bool
     idle: IdleState | None = None
     """When the cluster ends itself; None if it does not."""
+    demands_problem: str = ""
+    """Why the demands are unknown; empty if they are known."""
 
     @property
     def workers(self) -> int:
@@ -167,6 +171,8 @@ class HeadState:
                     demands=state["demands"],
                     mlflow_answers=state["mlflow_answers"],
                     idle=IdleState(**state["idle"]) if state.get("idle") else None,
+                    # The head of an earlier version does not report it.
+                    demands_problem=state.get("demands_problem", ""),
                 )
             except (ValueError, KeyError, TypeError):
                 continue
@@ -193,12 +199,14 @@ def inspect_head() -> HeadState:
         ClusterError: Ray's dashboard does not answer on this machine.
     """
     status = run(ray_status(), capture=True, timeout=HEAD_TIMEOUT)
+    problem = f"`ray status` ended with code {status.code}: {status.last_lines}" if status.code else ""
     return HeadState(
         nodes=parse_nodes(_request_json(f"{DASHBOARD}/api/v0/nodes?limit=10000")),
         jobs=parse_jobs(_request_json(f"{DASHBOARD}/api/jobs/")),
         demands=parse_demands(status.output),
         mlflow_answers=answers(f"http://127.0.0.1:{MLFLOW_PORT}/health", timeout=5.0),
         idle=IdleFiles.of_head().read_state(),
+        demands_problem=problem,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -184,10 +185,16 @@ def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where
             )
         for name, inside in found.items():
             images[labels[normalized(name)]] += inside
-    names = [
-        name for label in sorted(images) for name in sorted(images[label], key=lambda n: (normalized(n), n))
-    ]
+    names = [name for label in sorted(images) for name in sorted(images[label], key=_order)]
     return Part(names=tuple(names), labels=tuple(label for label in sorted(images) for _ in images[label]))
+
+
+def _order(path: str) -> tuple[str, str]:
+    """Return the key by which a class's images are sorted, equal in every Unicode form of a copy.
+
+    Bytes that are no UTF-8 are not escaped, because that would change the order, and with it the split.
+    """
+    return unicodedata.normalize("NFC", path), path
 
 
 def _images_by_name(tree: Tree, folder: str) -> dict[str, list[str]]:

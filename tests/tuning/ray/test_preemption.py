@@ -104,6 +104,20 @@ def test_a_drained_node_is_detected_by_polling(notice: PreemptionSignal) -> None
         wait_until(is_preempted)
 
 
+def test_polling_continues_after_an_error(notice: PreemptionSignal, caplog: pytest.LogCaptureFixture) -> None:
+    answers = iter([ValueError("no answer"), ValueError("no answer"), False, True])
+
+    def is_drained() -> bool:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with notice.installed(is_drained=is_drained, poll_every=0.001) as is_preempted:
+        wait_until(is_preempted)
+    assert caplog.text.count("cannot be checked for a preemption") == 1
+
+
 @pytest.fixture
 def ray() -> Any:
     """Ray, whose import takes seconds."""

@@ -1,4 +1,4 @@
-"""The reports of a real trial's worker, without Ray."""
+"""A trial's worker without Ray: its reports, and how it ends with its peers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from torch import Tensor, nn
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
+from tune_rescon.training.distributed import PeerFailedError
 from tune_rescon.training.module import TrialModule
+from tune_rescon.tuning.ray import multi_process
 from tune_rescon.tuning.ray.preemption import PreemptionSignal
 from tune_rescon.tuning.ray.worker import TrialTask, run_trial
 
@@ -261,3 +264,46 @@ def test_a_missing_gpu_is_reported_as_unusable(
     (end,) = run(dataclasses.replace(task, device="cuda"))
     assert "needs a CUDA GPU that torch can use" in end["unusable"]
     assert "Traceback" not in end["unusable"]
+
+
+@pytest.fixture
+def exit_codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codes with which the process would have ended."""
+    codes: list[int] = []
+    monkeypatch.setattr("os._exit", codes.append)
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ActorDiedError(), [1]),
+        (OutOfMemoryError("the node ran out of memory"), [1]),
+        (RayTaskError("train", "a traceback", PeerFailedError("another")), []),
+    ],
+    ids=["died", "out of memory", "failed"],
+)
+def test_a_process_ends_with_a_peer_that_ended_without_an_exception(
+    error: Exception, expected: list[int], exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(_work: object) -> None:
+        raise error
+
+    monkeypatch.setattr(multi_process.ray, "get", get)
+    assert isinstance(multi_process._peer_exception(object()), PeerFailedError) is (expected == [])
+    assert exit_codes == expected
+
+
+def test_a_process_that_cannot_watch_its_peers_ends(
+    exit_codes: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise it could wait for a dead process for half an hour."""
+
+    def wait(*_: object, **__: object) -> None:
+        raise ValueError("no answer")
+
+    monkeypatch.setattr(multi_process.ray, "wait", wait)
+    monkeypatch.setattr(multi_process, "_TICK", 0.001)
+    multi_process._watch([object()], threading.Event())
+    assert exit_codes == [1]
+    assert "cannot be watched" in caplog.text

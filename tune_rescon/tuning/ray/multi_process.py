@@ -14,6 +14,7 @@ same as the death of a trial's only process, and Ray ends the other processes.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import socket
 import tempfile
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 import ray
 import torch.distributed as dist
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tune_rescon.data.batch_sources import Shard
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.ray.worker import TrialTask
 
 __all__ = ["RankActor", "Rendezvous", "create_rendezvous", "join", "process_group"]
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 
 #: Time for which one process waits for another live process in a collective operation, because rank 0 may be
@@ -199,10 +202,15 @@ def _watched(work: Sequence[Any]) -> Iterator[None]:
 
 def _watch(work: Sequence[Any], over: threading.Event) -> None:
     left = list(work)
-    while left and not over.wait(_TICK):
-        done, left = ray.wait(left, num_returns=len(left), timeout=0)
-        if any(map(_peer_exception, done)) and not over.wait(_FAILURE_NOTICE):
-            os._exit(1)
+    try:
+        while left and not over.wait(_TICK):
+            done, left = ray.wait(left, num_returns=len(left), timeout=0)
+            if any(map(_peer_exception, done)) and not over.wait(_FAILURE_NOTICE):
+                os._exit(1)
+    except Exception:
+        # Without this thread, the process could wait for a dead one until the collective's timeout.
+        _LOGGER.exception("the other processes of the trial cannot be watched; this process ends")
+        os._exit(1)
 
 
 def _peer_exception(work: Any) -> Exception | None:
@@ -219,6 +227,9 @@ def _peer_exception(work: Any) -> Exception | None:
     except RayTaskError as error:
         cause: Exception = error.cause
         return cause
+    except RayError:
+        # The process ended in another way, for example because its node ran out of memory.
+        os._exit(1)
     return None
 
 

@@ -23,6 +23,7 @@ import dataclasses
 import enum
 import functools
 import json
+import logging
 import signal
 import sys
 import threading
@@ -251,6 +252,8 @@ _CHECK_TIMEOUT: Final = 5.0
 
 _SPOT: Final = SpotNotice()
 
+_LOGGER: Final = logging.getLogger(__name__)
+
 
 class PreemptionSignal:
     """The preemption of this process: whether it was signaled, and whether a trial polls it.
@@ -296,8 +299,18 @@ class PreemptionSignal:
             over.set()
 
     def _watch(self, is_drained: Callable[[], bool], poll_every: float, over: threading.Event) -> None:
+        is_failing = False
         while not over.wait(poll_every):
-            if is_drained():
+            try:
+                drained = is_drained()
+            except Exception:
+                # Poll on: the next poll may succeed, and nothing else detects a drain or a spot notice.
+                if not is_failing:
+                    _LOGGER.exception("the node cannot be checked for a preemption; retrying")
+                is_failing = True
+                continue
+            is_failing = False
+            if drained:
                 self._preempted.set()
                 return
 
