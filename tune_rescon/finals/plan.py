@@ -250,17 +250,19 @@ def as_trained_now(result: StudyResult, configs: Sequence[TrialConfig]) -> Study
     such trial has one of ``configs``, return the whole search.
     """
     resources = result.space.resources_per_trial
-    counts, on_cpu = {None, resources.devices}, {None, resources.device == "CPU"}
-    # One GPU takes another time than one core.
-    same = tuple(
-        trial
-        for trial in result.trials
-        if counts.issuperset(trial.held)
-        and on_cpu.issuperset(kind and kind == "CPU" for kind in trial.devices)
-    )
+    same = tuple(trial for trial in result.trials if _always_held(trial, resources))
     wanted = set(configs)
     known = any(trial.epochs and trial.config(result.space) in wanted for trial in same)
     return dataclasses.replace(result, trials=same) if known else result
+
+
+def _always_held(trial: TrialRecord, resources: Resources) -> bool:
+    """Return whether no epoch of a trial is known to have had other devices, or another number of them."""
+    has_other_number = any(count not in (None, resources.devices) for count in trial.held)
+    has_other_kind = any(
+        kind is not None and (kind == "CPU") is not (resources.device == "CPU") for kind in trial.devices
+    )
+    return not has_other_number and not has_other_kind
 
 
 def seconds_per_epoch(
