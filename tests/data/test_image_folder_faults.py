@@ -305,8 +305,6 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     )
     found = list_folder(root)
     assert found.class_names == ("b", r"caf\xe9")
-    # Not in the order of the escaped names: the split of a search that an earlier version began depends on it.
-    assert index_images([f"a/{name}.png", "a/cafz.png", "b/1.png"], where="x").train.names[0] == "a/cafz.png"
     assert found.val.names == (f"val/{name}/{name}.png",)
     "\n".join(found.account.lines()).encode()
     assert found.account.lines()[-1] == r"left out, files that are no images: 1 (caf\xe9.txt)"
