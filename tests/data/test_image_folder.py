@@ -191,3 +191,9 @@ def test_a_layout_mistake_is_reported(mistake: str) -> None:
     entries, message = MISTAKES[mistake]
     with pytest.raises(DataError, match=message):
         index_images(entries, where="x")
+
+
+def test_file_names_that_are_not_utf8_keep_their_place() -> None:
+    """The split of a search that an earlier version began depends on the order."""
+    paths = ["a/cafz.png", os.fsdecode(b"a/caf\xe9.png"), "b/1.png"]
+    assert index_images(paths[::-1], where="x").train.names == tuple(paths)

@@ -297,16 +297,6 @@ def test_a_copy_in_another_unicode_form_has_the_same_classes_and_order() -> None
     assert decomposed.train.labels == composed.train.labels
 
 
-def test_file_names_that_are_not_utf8_keep_their_place() -> None:
-    """The split of a search that an earlier version began depends on the order."""
-    name = os.fsdecode(b"caf\xe9.png")
-    assert index_images([f"a/{name}", "a/cafz.png", "b/1.png"], where="x").train.names == (
-        "a/cafz.png",
-        f"a/{name}",
-        "b/1.png",
-    )
-
-
 def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     """Class names are written to files and databases, so they must be valid text."""
     name = os.fsdecode(b"caf\xe9")

@@ -289,7 +289,7 @@ def test_a_process_ends_with_a_peer_that_ended_without_an_exception(
     def get(_work: object) -> None:
         raise error
 
-    monkeypatch.setattr(multi_process.ray, "get", get)
+    monkeypatch.setattr("ray.get", get)
     assert isinstance(multi_process._peer_exception(object()), PeerFailedError) is (expected == [])
     assert exit_codes == expected
 
@@ -302,7 +302,7 @@ def test_a_process_that_cannot_watch_its_peers_ends(
     def wait(*_: object, **__: object) -> None:
         raise ValueError("no answer")
 
-    monkeypatch.setattr(multi_process.ray, "wait", wait)
+    monkeypatch.setattr("ray.wait", wait)
     monkeypatch.setattr(multi_process, "_TICK", 0.001)
     multi_process._watch([object()], threading.Event())
     assert exit_codes == [1]
