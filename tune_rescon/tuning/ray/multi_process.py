@@ -208,6 +208,8 @@ def _watch(work: Sequence[Any], over: threading.Event) -> None:
             if any(map(_peer_exception, done)) and not over.wait(_FAILURE_NOTICE):
                 os._exit(1)
     except Exception:
+        if over.is_set():
+            return
         # Without this thread, the process could wait for a dead one until the collective's timeout.
         _LOGGER.exception("the other processes of the trial cannot be watched; this process ends")
         os._exit(1)
