@@ -48,7 +48,7 @@ def test_idle_cluster_ends_the_worker_before_the_head(cloud: Cloud, timer: Phase
     wait_for("end of the head", lambda: not cloud.running(), 240, log=log)
     timer.record(f"a job's last seconds: to no machine, {IDLE:g} s of them idle", started_at)
     lines = log.read_text()
-    assert lines.index(f"{worker}: ended before the head") < lines.index("the head, i-")
+    assert lines.index(f"the workers {worker} are ended") < lines.index("the head, i-")
     assert {one["State"]["Name"] for one in cloud.instances()} <= {"terminated", "shutting-down"}
 
 
