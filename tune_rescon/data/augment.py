@@ -155,8 +155,8 @@ def resized_crop_and_flip(
 def _bilinear(start_B: Tensor, length_B: Tensor, mirrored_B: Tensor, *, stored: int, side: int) -> Tensor:
     """Return the weights (B x L x N) by which N = ``stored`` pixels of a line become L = ``side`` pixels.
 
-    They are those of torch's bilinear interpolation with antialiasing, for the ``length_B`` pixels from
-    ``start_B`` on. All other pixels have the weight 0.
+    The weights are those of torch's bilinear interpolation with antialiasing. Only the ``length_B`` pixels
+    from ``start_B`` on have a weight above 0.
     """
     place_L, place_N = (torch.arange(count, device=start_B.device) + 0.5 for count in (side, stored))
     place_BL = torch.where(mirrored_B[:, None].bool(), side - place_L, place_L)

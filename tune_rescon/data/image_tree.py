@@ -255,7 +255,7 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # `path.exists()` would raise, too, if the name is too long or a folder above may not be entered.
-        if not (os.path.exists(path) or isinstance(error, PermissionError)):  # noqa: PTH110
+        if not (os.path.exists(path) or isinstance(error, PermissionError)):  # noqa: PTH110 - Path.exists() may raise
             rule = "dataset.path must be an existing directory or .zip"
             raise DataError(format_error(rule, got=str(path), where="dataset")) from error
         rule = "every file and folder must be readable"

@@ -61,7 +61,7 @@ def load_model(model: str, location: SearchLocation) -> tuple[nn.Module, Trained
             return load_trained(file)
     path = Path(model)
     # `path.is_file()` would raise if the text is too long for a file name.
-    if os.path.isfile(path):  # noqa: PTH113
+    if os.path.isfile(path):  # noqa: PTH113 - Path.is_file() may raise
         is_exported = path.suffix == ".safetensors"
         return load_exported(path, where="MODEL") if is_exported else load_trained(path)
     # The name of a search may contain dots, as that of a reproduction does (`-0.1x0.05`).

@@ -58,9 +58,9 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     tally = Tally()
     for path in paths:
         # The methods of Path would raise an error for a name that is too long.
-        if os.path.isdir(path):  # noqa: PTH112
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir() may raise
             files |= dict.fromkeys(find_images(path, tally))
-        elif os.path.exists(path):  # noqa: PTH110
+        elif os.path.exists(path):  # noqa: PTH110 - Path.exists() may raise
             files[path] = None
         else:
             rule = "a picture or a folder of them must exist"

@@ -99,7 +99,7 @@ class Retry:
     micro_batches: int
     recomputes: bool
     message: str
-    """The reason, for the user."""
+    """Why the attempt ended, as a message to the user."""
     out_of_memory: bool = False
     """True if the steps of the attempt, with its settings, need more memory than the device has."""
 
