@@ -18,8 +18,8 @@ from tune_rescon.tuning.mlflow_callback import (
     last_ms,
     logged_images,
 )
-from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.reader import SearchLocation, known_datasets, result_from_study
+from tune_rescon.tuning.options import RunOptions, SearchLocation
+from tune_rescon.tuning.reader import known_datasets, result_from_study
 from tune_rescon.tuning.result import StudyResult
 from tune_rescon.tuning.search_run import draw_report, write_tables
 from tune_rescon.tuning.search_storage import open_store, search_lease
@@ -74,14 +74,13 @@ def sync_tracking(
     )
     with open_store(options) as store, search_lease(options, store, drives=False):
         store.fetch()
-        synced = _send(options, location, store, present=present, timeout=timeout)
+        synced = _send(options, store, present=present, timeout=timeout)
         store.close(timeout)
         return synced
 
 
 def _send(
     options: RunOptions,
-    location: SearchLocation,
     store: SearchStore,
     *,
     present: Callable[[StudyResult], Presentation],
@@ -89,14 +88,12 @@ def _send(
 ) -> Synced:
     folder = store.folder
     shared = options.study_url is not None
-    record, versions = open_recorded(
-        options.study_url or folder.study_url, folder, shared=shared, writes=True
-    )
+    record, versions = open_recorded(options.study_of(folder), folder, shared=shared, writes=True)
     result = result_from_study(
-        record, versions, folder=folder, url=store.url, data_root=location.data_root, alive=False
+        record, versions, folder=folder, url=store.url, data_root=options.data_root, alive=False
     )
     attributes, space = read_run_attributes(record), versions.newest
-    costs = CostModel(space=space, datasets=known_datasets(attributes, space, location.data_root))
+    costs = CostModel(space=space, datasets=known_datasets(attributes, space, options.data_root))
     store.begin(trial.number for trial in result.trials)
     identity = ensure_identity(record, folder, url=store.url, own_study=not shared)
     write_id(folder.space_yaml, identity.id)

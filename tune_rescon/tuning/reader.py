@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ from tune_rescon.tuning.driver import Driver, ProcessTable, process_start, this_
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.input_digests import code_history, recorded_code, recorded_images, recorded_weights
 from tune_rescon.tuning.lease import Lease, LeaseDecision, decide_lease
-from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
+from tune_rescon.tuning.options import SearchLocation
 from tune_rescon.tuning.result import SearchState, StudyResult, build_result
 from tune_rescon.tuning.resume import version_changes
 from tune_rescon.tuning.search_storage import find_search
@@ -41,7 +41,6 @@ from tune_rescon.tuning.study_attributes import RunAttributes, read_run_attribut
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "SearchLocation",
     "driver_lives",
     "file_silent_seconds",
     "known_datasets",
@@ -143,17 +142,6 @@ def lease_lives(value: Mapping[str, Any] | None, silent: float) -> bool:
     return driver_lives(lease, this_driver(), process_start, silent=silent)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchLocation:
-    """Where searches are read."""
-
-    storage: Path | StorageUrl
-    study_url: str | None = field(default_factory=default_study)
-    """The URL of the studies' database; None for the SQLite file in each search's folder."""
-    cache_root: Path = field(default_factory=default_cache_root)
-    data_root: Path = field(default_factory=default_data_root)
-
-
 def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> StudyResult:
     """Return the current state and results of a search.
 
@@ -168,8 +156,8 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
         StorageError: If no search has that name, or its record cannot be read.
     """
     files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
-    folder = find_search(location.storage, name, cache_root=location.cache_root, where=where, files=files)
-    url = location.study_url or folder.study_url
+    folder = find_search(location, name, where=where, files=files)
+    url = location.study_of(folder)
     with snapshot(url) as readable:
         record, versions = open_recorded(readable, folder, shared=location.study_url is not None)
         at_url = SearchHome.find(location.storage, name) if isinstance(location.storage, StorageUrl) else None

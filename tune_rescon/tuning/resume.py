@@ -232,7 +232,7 @@ def resume_record(
         StorageError: If the study does not exist or is another search's, or the database cannot be used.
         SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
-    url = options.study_url or folder.study_url
+    url = options.study_of(folder)
     record = StudyRecord.load(url, options.name, metric=space.metric.name)
     if options.study_url is not None:
         check_same_search(record.attributes(), folder)
@@ -299,7 +299,7 @@ def create_record(
         cost = costs.second_objective if space.metric.against else None
         earlier = overlapping_trials(space, options, digests=digests, weights=weights, cost=cost)
     record = StudyRecord.create(
-        options.study_url or folder.study_url,
+        options.study_of(folder),
         options.name,
         metric=space.metric.name,
         maximize=space.metric.mode == "max",

@@ -194,13 +194,7 @@ def _prepared(
     record, versions = resumed or (None, None)
     if record is None and options.warm_start is not None:
         # Only checks that the search exists. It is read when the record is created.
-        find_search(
-            options.storage,
-            options.warm_start,
-            cache_root=options.cache_root,
-            where="--warm-start",
-            files=["space.yaml"],
-        )
+        find_search(options, options.warm_start, where="--warm-start", files=["space.yaml"])
     space = with_store_size(space, versions.newest if versions else None)
     prepared = prepare_data(space, options)
     datasets = dataset_infos(prepared)

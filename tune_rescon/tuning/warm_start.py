@@ -66,14 +66,10 @@ def overlapping_trials(
         StorageError: If the earlier search does not exist or its study cannot be read.
     """
     other = find_search(
-        options.storage,
-        options.warm_start or "",
-        cache_root=options.cache_root,
-        where="--warm-start",
-        files=("space.yaml", "study.db"),
+        options, options.warm_start or "", where="--warm-start", files=("space.yaml", "study.db")
     )
-    shared_url = options.study_url
-    record, versions = open_recorded(shared_url or other.study_url, other, shared=shared_url is not None)
+    shared = options.study_url is not None
+    record, versions = open_recorded(options.study_of(other), other, shared=shared)
     ended = [trial for trial in record.trials() if trial.state.is_final]
     theirs, before = versions.newest, recorded_images(record)
     changed = {name for name, digest in digests.items() if before.get(name, digest) != digest}
