@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import DataError, StorageError, format_error
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.prepare import PreparedDataset, external_trials, metric_functions
+from tune_rescon.tuning.prepare import PreparedData, external_trials, metric_functions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.user_code import import_function, split_function
 
@@ -56,17 +56,17 @@ _CODE: Final = "code_versions"
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
-def check_same_images(record: StudyRecord, prepared: Mapping[str, PreparedDataset]) -> None:
+def check_same_images(record: StudyRecord, data: PreparedData) -> None:
     """Check that a resumed search has the same images and splits as its trials. Their location may differ.
 
     Raises:
         DataError: If a dataset differs.
     """
     recorded, known = recorded_images(record), record.attribute("datasets") or {}
-    for name, dataset in prepared.items():
-        if recorded.get(name, dataset.digest) != dataset.digest:
+    for name, digest in data.digests.items():
+        if recorded.get(name, digest) != digest:
             rule = "a resumed search must have the images that its trials were trained and validated on"
-            got = f"other images in {name} ({_counts(known.get(name), dataset.info)})"
+            got = f"other images in {name} ({_counts(known.get(name), data.infos[name])})"
             hint = (
                 "Put back the images, or begin a search of another --name with --warm-start and this one's"
                 " name, which learns from its trials."

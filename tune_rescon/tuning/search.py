@@ -28,12 +28,10 @@ from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import destination, record_experiment
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
-    PreparedDataset,
+    PreparedData,
     check_external_networks,
     check_metric_functions,
     check_weights,
-    dataset_digests,
-    dataset_infos,
     prepare_data,
     read_weights,
     with_absolute_paths,
@@ -122,17 +120,18 @@ def run_search(
             if resumed is not None and is_finished(*resumed, space):
                 return _finished(*resumed, options, store, on_result=on_result)
             _PROGRESS.info(f"{'Resuming' if resumed else 'Starting'} {options.name}")
-        space, prepared = _prepared(space, options, resumed, weights)
+        space, data = _prepared(space, options, resumed, weights)
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
             _writer(space, options, store, None if resumed is None else resumed[0]) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
-                infos, digests = dataset_infos(prepared), dataset_digests(prepared)
-                space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
-                costs = CostModel(space=space, datasets=infos)
+                space, slots = fit_to_cluster(space, options, data, ray)
+                costs = CostModel(space=space, datasets=data.infos)
                 if resumed is None or lease is None:
-                    record, lease = _created(costs, options, store, held, digests=digests, weights=weights)
+                    record, lease = _created(
+                        costs, options, store, held, digests=data.digests, weights=weights
+                    )
                 else:
                     record, _ = resumed
                 record_weights(record, weights)
@@ -144,7 +143,7 @@ def run_search(
                     lease=lease,
                     writer=writer,
                     versions=record_version(record, resumed[1] if resumed else None, space),
-                    prepared=prepared,
+                    data=data,
                     slots=slots,
                     presentation=presentation,
                 )
@@ -185,28 +184,27 @@ def _prepared(
     options: RunOptions,
     resumed: tuple[StudyRecord, SpaceVersions] | None,
     weights: Mapping[str, InitialWeights],
-) -> tuple[Space, dict[str, PreparedDataset]]:
+) -> tuple[Space, PreparedData]:
     """Prepare the images, and check the settings that depend on them.
 
     Returns:
-        The space with the size of its stored images, and the prepared datasets by name.
+        The space with the size of its stored images, and the prepared datasets.
     """
     record, versions = resumed or (None, None)
     if record is None and options.warm_start is not None:
         # Only checks that the search exists. It is read when the record is created.
         find_search(options, options.warm_start, where="--warm-start", files=["space.yaml"])
     space = with_store_size(space, versions.newest if versions else None)
-    prepared = prepare_data(space, options)
-    datasets = dataset_infos(prepared)
+    data = prepare_data(space, options)
     if record is not None:
-        check_same_images(record, prepared)
+        check_same_images(record, data)
         check_same_weights(record, weights)
-    check_external_networks(space, datasets)
-    check_weights(space, weights, datasets)
-    costs = CostModel(space=space, datasets=datasets)
+    check_external_networks(space, data.infos)
+    check_weights(space, weights, data.infos)
+    costs = CostModel(space=space, datasets=data.infos)
     if (message := check_constraints(costs, record)) is not None:
         _PROGRESS.info(message)
-    return space, prepared
+    return space, data
 
 
 def _writer(

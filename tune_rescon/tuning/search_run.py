@@ -26,7 +26,7 @@ from tune_rescon.tuning.input_digests import code_digests, record_code, record_i
 from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_message, logged_images
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos
+from tune_rescon.tuning.prepare import PreparedData
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.reader import with_record
@@ -69,7 +69,7 @@ class RunSetup:
     writer: MlflowWriter
     versions: SpaceVersions
     """The spaces that the search has had, with the one to run as the newest."""
-    prepared: Mapping[str, PreparedDataset]
+    data: PreparedData
     slots: int
     """Number of trials that run at once."""
     presentation: Presentation | None
@@ -147,7 +147,7 @@ def begin_run(
 
 def _cost_model(setup: RunSetup) -> CostModel:
     # Trials of an earlier version of the space may have used other datasets as well.
-    datasets = {**read_run_attributes(setup.record).datasets, **dataset_infos(setup.prepared)}
+    datasets = {**read_run_attributes(setup.record).datasets, **setup.data.infos}
     return CostModel(space=setup.space, datasets=datasets)
 
 
@@ -162,7 +162,7 @@ def _parent_run(setup: RunSetup, identity: Identity, resources: Mapping[str, flo
         trials=setup.record.trials(),
         tracking_uri=setup.options.tracking_uri,
         tags=tags,
-        images=logged_images(dataset_infos(setup.prepared), dataset_digests(setup.prepared)),
+        images=logged_images(setup.data.infos, setup.data.digests),
         files=[setup.store.folder.space_yaml],
     )
 
@@ -236,8 +236,7 @@ class SearchRun:
         """
         setup = self.setup
         record_run(setup.record, self.results.costs.datasets, setup.options.tracking_uri)
-        digests = dataset_digests(setup.prepared)
-        record_images(setup.record, digests)
+        record_images(setup.record, setup.data.digests)
         with usable_directory(setup.store.folder.storage):
             write_atomically(
                 setup.store.folder.space_yaml, with_id(dump_space(setup.space), self.identity.id)
@@ -257,7 +256,7 @@ class SearchRun:
                     space=setup.space,
                     options=setup.options,
                     store=setup.store,
-                    digests=digests,
+                    digests=setup.data.digests,
                 ),
                 trainable=trainable,
                 resources=resources.by_name(),
