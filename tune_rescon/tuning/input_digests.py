@@ -145,12 +145,26 @@ def code_digests(space: Space) -> dict[str, str]:
 
 
 def function_digest(name: str) -> str | None:
-    """Return the digest of the file of one of the user's functions; None without a file that can be read.
+    """Return the digest of the file that defines a user's function, or else of the file of its module.
+
+    Returns None without a Python file that can be read.
 
     Raises:
         ConfigError: If the function cannot be imported.
     """
-    return _digest(_defining_file(name))
+    function = import_function(name, what="a user's function", where=name)
+    file = _source_file(function) or _source_file(sys.modules[name.partition(":")[0]])
+    try:
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _source_file(item: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(inspect.unwrap(item))
+    except TypeError:  # built in, or an object that can be called
+        return None
 
 
 def record_code(record: StudyRecord, digests: Mapping[str, str], *, before_trials: bool) -> None:
@@ -196,24 +210,3 @@ def code_history(record: StudyRecord) -> tuple[str, ...]:
             when = "before" if new["before"] else "while the trials ran, before"
             lines.append(f"the code of {', '.join(changed)} changed {when} trial {new['trials']}")
     return tuple(lines)
-
-
-def _defining_file(name: str) -> Path | None:
-    """Return the file that defines a user's function, or else the file of the module that is named."""
-    function = import_function(name, what="a user's function", where=name)
-    return _source_file(function) or _source_file(sys.modules[name.partition(":")[0]])
-
-
-def _source_file(item: Any) -> Path | None:
-    try:
-        source = inspect.getsourcefile(inspect.unwrap(item))
-    except TypeError:  # built in, or an object that can be called
-        return None
-    return None if source is None else Path(source)
-
-
-def _digest(file: Path | None) -> str | None:
-    try:
-        return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
-        return None
