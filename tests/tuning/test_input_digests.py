@@ -16,7 +16,7 @@ from tune_rescon.errors import DataError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyRecord
 from tune_rescon.tuning.input_digests import (
-    changed_functions,
+    changed_digests,
     check_same_images,
     code_digests,
     code_history,
@@ -127,7 +127,7 @@ def test_a_record_of_an_earlier_version_has_no_code_digests(progress: list[str])
     assert (recorded_code(kept), code_history(kept)) == ({}, ())
     record_code(kept, {"a:f": "0"}, before_trials=True)
     assert progress == []
-    assert changed_functions({}, {"a:f": "0"}) == []
+    assert changed_digests({}, {"a:f": "0"}) == []
 
 
 @pytest.fixture
