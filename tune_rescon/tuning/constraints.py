@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import ConfigError, format_error
-from tune_rescon.models import NetworkDescription, describe_network
+from tune_rescon.models import NetworkDescription
 from tune_rescon.spaces import Latency, first_rows, preview, trial_config
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.study import StudyRecord
@@ -102,13 +102,10 @@ def _violation(
             value = getattr(cost, name)
             if value > limit:
                 return f"its network has {value:.4g} {_UNITS[name]}, and constraints.{name} allows {limit:g}"
-        if latencies is None:
-            return None
         # Last, because measuring takes long.
-        images = model.datasets.get(config.dataset or model.space.dataset.name)
-        if images is None:
+        spec = None if latencies is None else model.network(config)
+        if latencies is None or spec is None:
             return None
-        spec = describe_network(config, classes=images.classes, in_channels=images.channels)
         latency = latencies.measure(spec)
         if latency <= latencies.section.max:
             return None
