@@ -7,13 +7,12 @@ decisions depend on. A change is refused if it would change the meaning of recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
 from tune_rescon.errors import SpaceError, hide_passwords
-from tune_rescon.spaces import Space, dump_space, load_space
-from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
@@ -23,17 +22,12 @@ from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import read_run_attributes
 from tune_rescon.tuning.trial import TrialRecord
-from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
-
-if TYPE_CHECKING:
-    from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
     "FREE",
     "FROZEN",
     "change_problems",
     "check_changes",
-    "create_record",
     "is_finished",
     "resume_record",
     "space_changes",
@@ -270,43 +264,3 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
     # On another machine, `auto` may choose other resources.
     undecided = {key: getattr(newest, key) for key in ("name", "description", "resources_per_trial")}
     return space.model_copy(update={**undecided, "budget": budget}) == newest
-
-
-def create_record(
-    costs: CostModel,
-    options: RunOptions,
-    folder: SearchFolder,
-    *,
-    digests: Mapping[str, str],
-    weights: Mapping[str, InitialWeights],
-    claim: Callable[[], object] = lambda: None,
-) -> StudyRecord:
-    """Create the record of a new search, including the earlier trials that its sampler learns from.
-
-    Args:
-        costs: The space of the new search, and the costs of its networks.
-        options: The options of this run.
-        folder: The search's folder.
-        digests: The digest of the images and splits of each dataset, by name.
-        weights: The initial weights, by path or URL.
-        claim: See :meth:`.StudyRecord.create`.
-
-    Raises:
-        StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
-    """
-    space, earlier = costs.space, []
-    if options.warm_start:
-        cost = costs.second_objective if space.metric.against else None
-        earlier = overlapping_trials(space, options, digests=digests, weights=weights, cost=cost)
-    record = StudyRecord.create(
-        options.study_of(folder),
-        options.name,
-        metric=space.metric.name,
-        maximize=space.metric.mode == "max",
-        space=dump_space(space),
-        against=space.metric.against,
-        at=space.metric.at,
-        claim=claim,
-    )
-    record_warm_start(record, earlier)
-    return record

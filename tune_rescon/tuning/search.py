@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.errors import counted
 from tune_rescon.paths import ensure_home
-from tune_rescon.spaces import Space
+from tune_rescon.spaces import Space, dump_space
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.constraints import check_constraints
@@ -45,13 +45,14 @@ from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import fit_to_machine
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.resume import create_record, is_finished, resume_record
+from tune_rescon.tuning.resume import is_finished, resume_record
 from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, RunSetup, begin_run
 from tune_rescon.tuning.search_storage import find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
 from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.tensorboard_callback import check_tensorboard
+from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
 
 if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
@@ -127,11 +128,8 @@ def run_search(
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
                 space, slots = fit_to_cluster(space, options, data, ray)
-                costs = CostModel(space=space, datasets=data.infos)
                 if resumed is None or lease is None:
-                    record, lease = _created(
-                        costs, options, store, held, digests=data.digests, weights=weights
-                    )
+                    record, lease = _created(space, data, weights, options, store=store, held=held)
                 else:
                     record, _ = resumed
                 record_weights(record, weights)
@@ -217,30 +215,40 @@ def _writer(
 
 
 def _created(
-    costs: CostModel,
+    space: Space,
+    data: PreparedData,
+    weights: Mapping[str, InitialWeights],
     options: RunOptions,
+    *,
     store: SearchStore,
     held: ExitStack,
-    *,
-    digests: Mapping[str, str],
-    weights: Mapping[str, InitialWeights],
 ) -> tuple[StudyRecord, LeaseKeeper]:
     """Create the record of a new search. Return it with the search's lease, which ``held`` releases.
 
     The lease is taken before anything is written, because a shared database may have the study of another
     search of this name, whose driver has not recorded a trial yet.
     """
+    costs = CostModel(space=space, datasets=data.infos)
+    cost = costs.second_objective if space.metric.against else None
+    earlier = (
+        overlapping_trials(space, options, digests=data.digests, weights=weights, cost=cost)
+        if options.warm_start
+        else []
+    )
     leases: list[LeaseKeeper] = []
-    record = create_record(
-        costs,
-        options,
-        store.folder,
-        digests=digests,
-        weights=weights,
+    record = StudyRecord.create(
+        options.study_of(store.folder),
+        options.name,
+        metric=space.metric.name,
+        maximize=space.metric.mode == "max",
+        space=dump_space(space),
+        against=space.metric.against,
+        at=space.metric.at,
         claim=lambda: leases.append(held.enter_context(search_lease(options, store))),
     )
+    record_warm_start(record, earlier)
     ensure_identity(record, store.folder, url=store.url, own_study=options.study_url is None)
-    record_experiment(record, costs.space)
+    record_experiment(record, space)
     return record, leases[0]
 
 
