@@ -81,15 +81,17 @@ class AutoRule:
     _levels: NDArray[np.int64] = field(init=False)
     _planned_epochs: float = field(init=False)
     """The budget in epochs. With a budget in hours, it is known once the first trials have an epoch."""
-    _reach: int = field(init=False)
+    reach: int = field(init=False)
     """The epoch that a trial of mean cost reaches if a slot trains nothing else for all of the hours."""
-    _latest: int | None = None
-    _agreement: Agreement | None = None
+    latest: int | None = field(default=None, init=False)
+    """The latest candidate for the first rung, in epochs. None before the first trials have an epoch."""
+    agreement: Agreement | None = field(default=None, init=False)
+    """The evidence for the first rung. None as long as the first trials have not shown any."""
 
     def __post_init__(self) -> None:
         """Create the empty table of trials."""
         self._table = TrialTable(self.last)
-        self._reach = self.last
+        self.reach = self.last
         self._set_first(self.low)
         trials = self.budget.trials * self.last * EPOCHS_PER_TRIAL
         self._planned_epochs = trials if self.budget.epochs is None else float(self.budget.epochs)
@@ -112,9 +114,9 @@ class AutoRule:
         if seen.epoch >= self.last:
             self._table.set_state(seen.number, ENDED)
             return Verdict(decision=Decision.FINISH)
-        if seen.number in self._unjudged and seen.epoch < (self._latest or self.last):
+        if seen.number in self._unjudged and seen.epoch < (self.latest or self.last):
             return Verdict(decision=Decision.CONTINUE)
-        is_rung = seen.epoch in self._levels or seen.epoch == self._latest
+        is_rung = seen.epoch in self._levels or seen.epoch == self.latest
         if not is_rung and not self._gives_way(seen.epoch):
             return Verdict(decision=Decision.CONTINUE)
         self._table.set_state(seen.number, PAUSED)
@@ -167,19 +169,9 @@ class AutoRule:
         return tuple(map(int, self._levels))
 
     @property
-    def latest(self) -> int | None:
-        """The latest candidate for the first rung, in epochs. None before the first trials have an epoch."""
-        return self._latest
-
-    @property
     def learns(self) -> bool:
         """True if the budget is large enough to learn the first rung, or that is not known yet."""
-        return self._latest is None or self._latest > self.low
-
-    @property
-    def reach(self) -> int:
-        """The epoch that a trial of mean cost can reach in the hours, at most the last epoch."""
-        return self._reach
+        return self.latest is None or self.latest > self.low
 
     @property
     def is_unconfirmed(self) -> bool:
@@ -187,7 +179,7 @@ class AutoRule:
 
         With a budget of trials it is never true, because the number of trials determines the screening.
         """
-        return self._is_limited and self._agreement is not None and not self._agreement.is_confirmed
+        return self._is_limited and self.agreement is not None and not self.agreement.is_confirmed
 
     @property
     def judges_none(self) -> bool:
@@ -195,12 +187,7 @@ class AutoRule:
 
         With a budget of trials it is never true, because that would cost many times the plan.
         """
-        return self._is_limited and self._agreement is not None and self._agreement.tells_nothing
-
-    @property
-    def agreement(self) -> Agreement | None:
-        """The evidence for the first rung. None as long as the first trials have not shown any."""
-        return self._agreement
+        return self._is_limited and self.agreement is not None and self.agreement.tells_nothing
 
     # The first rung.
 
@@ -210,9 +197,9 @@ class AutoRule:
 
     def _learn_from(self, number: int) -> None:
         """Choose the latest candidate and the first rung, if the choice may have waited for this trial."""
-        if self._latest is None:
+        if self.latest is None:
             self._find_latest()
-        if self._latest is not None and number in self._unjudged:
+        if self.latest is not None and number in self._unjudged:
             self._choose_first()
 
     def _find_latest(self) -> None:
@@ -230,15 +217,15 @@ class AutoRule:
             cost = sum(table.first_cost(number) for number in begun) / len(begun)
             self._planned_epochs = self.budget.seconds * self.budget.slots / max(cost, 1e-9)
             of_slot = self._planned_epochs / self.budget.slots
-            self._reach = int(min(self.last, max(self.low + 1, of_slot)))
-        self._latest = latest_candidate(
+            self.reach = int(min(self.last, max(self.low + 1, of_slot)))
+        self.latest = latest_candidate(
             self.low, self.last, pilots=self._pilots, epochs=self._planned_epochs, epochs_of_slot=of_slot
         )
-        self._set_first(self._latest)
+        self._set_first(self.latest)
 
     def _choose_first(self) -> None:
         """Choose the first rung again, if all of the first trials have reached the latest candidate."""
-        table, latest, pilots = self._table, self._latest, range(self._pilots)
+        table, latest, pilots = self._table, self.latest, range(self._pilots)
         assert latest is not None
         if latest == self.low or any(table.epochs_of(n) < latest and table.may_progress(n) for n in pilots):
             return
@@ -248,15 +235,15 @@ class AutoRule:
             if table.epochs_of(n) >= latest or table.state(n) == DEAD
         ]
         candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
-        self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
-        first = self._agreement.first
-        if self._agreement.tells_nothing:
+        self.agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
+        first = self.agreement.first
+        if self.agreement.tells_nothing:
             first = self.last if self.judges_none else latest
         if first != self._levels[0]:
             self._set_first(first)
 
     def _set_first(self, first: int) -> None:
-        self._levels = np.array(rungs_from(first, self.last, reach=self._reach))
+        self._levels = np.array(rungs_from(first, self.last, reach=self.reach))
 
     @property
     def _pilots(self) -> int:
@@ -265,9 +252,9 @@ class AutoRule:
     @property
     def _unjudged(self) -> Unjudged:
         """The trials that reach the latest candidate without being judged."""
-        if self._latest is None or self._latest == self.low:
+        if self.latest is None or self.latest == self.low:
             return Unjudged(pilots=self._pilots, probes=0)
-        probes = math.ceil(PROBE_SHARE * self._planned_epochs / self._latest)
+        probes = math.ceil(PROBE_SHARE * self._planned_epochs / self.latest)
         return Unjudged(pilots=self._pilots, probes=probes)
 
     # The budget.
@@ -302,9 +289,9 @@ class AutoRule:
         table = self._table
         following = np.minimum(self._rungs(), len(self._levels) - 1)
         goals: NDArray[np.float64] = self._levels[following].astype(float)
-        if self._latest is not None:
-            unjudged = self._unjudged.marks(len(table)) & (table.epochs < self._latest)
-            goals[unjudged] = self._latest
+        if self.latest is not None:
+            unjudged = self._unjudged.marks(len(table)) & (table.epochs < self.latest)
+            goals[unjudged] = self.latest
         return np.maximum(goals, table.epochs)
 
     def _rungs(self) -> NDArray[np.int64]:
@@ -357,7 +344,7 @@ class AutoRule:
         lead when they arrive. If a sampler makes each trial better than the last one, the shares end it.
         """
         first = int(self._levels[0])
-        is_decided = self._latest == self.low or self._agreement is not None
+        is_decided = self.latest == self.low or self.agreement is not None
         is_enough = compared >= MIN_VALUES and self._table.count(first) >= MIN_VALUES
         may_lead = is_decided and is_enough and rank == 1 and seen.epoch >= first
         if not may_lead or not self._is_limited or self._left() <= 0:
@@ -441,7 +428,7 @@ class AutoRule:
             ends = np.minimum(ends, table.epochs + max(self._left(), 0.0) / np.maximum(costs, 1e-9))
         first = float(self._levels[0])
         unjudged = self._unjudged.marks(len(table))
-        begins = np.where(unjudged, max(float(self._latest or 0), first), 0.0)
+        begins = np.where(unjudged, max(float(self.latest or 0), first), 0.0)
         loads = [float(first * costs[unjudged].sum())]
         for stage, level in enumerate(self._levels):
             spent = float((np.clip(np.minimum(ends, level) - begins, 0, None) * costs).sum())
