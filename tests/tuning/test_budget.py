@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tune_rescon.spaces import Budget
-from tune_rescon.tuning.budget import deadline, spent_message
+from tune_rescon.spaces import Budget, load_space
+from tune_rescon.tuning import CostModel, StudyRecord
+from tune_rescon.tuning.assembly import make_plan
+from tune_rescon.tuning.budget import spent_message
+from tune_rescon.tuning.space_versions import SpaceVersions
 
 
 @pytest.mark.parametrize(
@@ -19,9 +22,17 @@ from tune_rescon.tuning.budget import deadline, spent_message
     ],
 )
 def test_the_deadline_counts_the_seconds_of_earlier_runs(
-    hours: float | None, elapsed: float, left: float | None
+    record: StudyRecord, hours: float | None, elapsed: float, left: float | None
 ) -> None:
-    assert deadline(hours, elapsed_seconds=elapsed, now=50.0) == (None if left is None else 50.0 + left)
+    space = load_space("digits", [f"budget.hours={hours or 'null'}"])
+    plan = make_plan(
+        CostModel(space=space, datasets={}),
+        record,
+        SpaceVersions(spaces=(space,)),
+        elapsed_seconds=elapsed,
+        now=50.0,
+    )
+    assert plan.deadline == (None if left is None else 50.0 + left)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""The budget of a search.
-
-The hours count all runs of the search together. The space may have fewer points than the budget has trials.
-"""
+"""The budget of a search: how the scheduler ``auto`` plans it, and a message when it is used."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Final
 from tune_rescon.errors import counted
 from tune_rescon.spaces import Budget
 
-__all__ = ["BudgetPlan", "deadline", "exhausted_message", "spent_message", "stage_shares"]
+__all__ = ["BudgetPlan", "spent_message", "stage_shares"]
 
 #: Share of the budget for new trials.
 SCREENING: Final = 0.45
@@ -72,25 +69,6 @@ def stage_shares(stages: int, screening: float = SCREENING) -> tuple[float, ...]
     return (screening, *[between] * middle, rest - between * middle)
 
 
-def deadline(hours: float | None, *, elapsed_seconds: float, now: float) -> float | None:
-    """Return the time at which trials must end, in seconds on the clock of ``now``.
-
-    A resumed search that is given more hours has the difference left.
-
-    Args:
-        hours: The budget in hours. None for no limit.
-        elapsed_seconds: Seconds of the budget that are used, including earlier runs.
-        now: The current time in seconds.
-
-    Returns:
-        The deadline, or None if ``hours`` is None.
-
-    >>> deadline(2.0, elapsed_seconds=1800.0, now=100.0)
-    5500.0
-    """
-    return None if hours is None else now + hours * 3600 - elapsed_seconds
-
-
 def spent_message(
     budget: Budget, *, name: str, trials: int, epochs: int, elapsed_seconds: float
 ) -> str | None:
@@ -125,17 +103,4 @@ def spent_message(
     return (
         f"{name} has run {epochs} of its {counted(budget.epochs, 'epoch')}, {begun}."
         f" More: --resume {name} --set budget.epochs=E."
-    )
-
-
-def exhausted_message(trials: int, total: int) -> str:
-    """Return a message about a search whose space is exhausted after ``trials`` of its ``total`` trials.
-
-    >>> exhausted_message(6, 24).partition(".")[0]
-    'The space is exhausted: all of its configurations have run, in 6 of 24 trials'
-    """
-    return (
-        f"The space is exhausted: all of its configurations have run, in {trials} of"
-        f" {counted(total, 'trial')}."
-        " To run them again with other training seeds: --set sampler.repeats=true."
     )

@@ -149,7 +149,7 @@ class Coordinator:
                 return self._started(self._record.reopen(number))
         if (promoted := self._promoted()) is not None:
             return promoted
-        while self._more and self._rule.may_start():
+        while self._has_new_trials and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
             # None until a trial fails: the parameters of a simulation may form no configuration to check.
             infeasible = self._out_of_memory.contains if self._out_of_memory else None
@@ -301,7 +301,7 @@ class Coordinator:
         return self._interrupted or self.failure is not None
 
     @property
-    def _more(self) -> bool:
+    def _has_new_trials(self) -> bool:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _replay(self, trials: Sequence[TrialRecord]) -> list[int]:

@@ -116,7 +116,7 @@ class SearchSampler:
         # Trials that other programs added have numbers that are unknown here: see on_trial_start.
         self._next = max(self._trials, default=-1) + 1
         self._drawn_number = self._next
-        self._chooser, self._kept = self._recorded_choice()
+        self._chosen_at, self._kept = self._recorded_choice()
         self._view = self._make_view()
 
     def ask(
@@ -145,9 +145,9 @@ class SearchSampler:
         row = self._next_row()
         if row is None and self._is_exhausted:
             return None
-        chooses = self._bounded and self._next // CHOOSE_EVERY > self._chooser // CHOOSE_EVERY
+        chooses = self._bounded and self._next // CHOOSE_EVERY > self._chosen_at // CHOOSE_EVERY
         if chooses:
-            self._chooser, self._kept = self._next, most_informative(self._usable())
+            self._chosen_at, self._kept = self._next, most_informative(self._usable())
         if self._view.is_outdated or chooses:
             self._view = self._make_view()
         drawn = self._draw_new(self._next, infeasible) if row is None else self._view.draw(self._next, 0, row)
@@ -173,7 +173,7 @@ class SearchSampler:
         self._trials[trial.number] = trial
         self._view.renumber(self._drawn_number, trial.number)
         if _KEPT in trial.sampler_state:
-            self._chooser = trial.number
+            self._chosen_at = trial.number
         self._next = max(self._next, trial.number + 1)
         self._ran[self._key(trial.parameters)] += 1
 
@@ -356,7 +356,7 @@ class SearchSampler:
     def _make_view(self) -> SamplerView:
         """Return a view of the trials kept at the last choice and all later trials."""
         trials = self._usable()
-        later = self._chooser - self._chooser % CHOOSE_EVERY
+        later = self._chosen_at - self._chosen_at % CHOOSE_EVERY
         shown = frozenset(
             trial.number
             for trial in trials

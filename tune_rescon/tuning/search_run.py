@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.errors import LeaseLostError, RecordError, presentable
+from tune_rescon.errors import LeaseLostError, RecordError, counted, presentable
 from tune_rescon.spaces import Space, dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
-from tune_rescon.tuning.budget import exhausted_message, spent_message
+from tune_rescon.tuning.budget import spent_message
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
-from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
+from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder, usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
@@ -100,7 +100,9 @@ def begin_run(
     """
     store, record, folder = setup.store, setup.record, setup.store.folder
     identity = ensure_identity(record, folder, url=store.url, own_study=setup.options.study_url is None)
-    costs = _cost_model(setup)
+    # Trials of an earlier version of the space may have used other datasets as well.
+    datasets = {**read_run_attributes(record).datasets, **setup.data.infos}
+    costs = CostModel(space=setup.space, datasets=datasets)
     plan = make_plan(
         costs,
         record,
@@ -131,7 +133,7 @@ def begin_run(
         yield SearchRun(
             setup=setup,
             identity=identity,
-            plan=plan,
+            deadline=plan.deadline,
             results=results,
             tracking=tracking,
             coordinator=coordinator,
@@ -143,12 +145,6 @@ def begin_run(
             ),
             drawings=drawings,
         )
-
-
-def _cost_model(setup: RunSetup) -> CostModel:
-    # Trials of an earlier version of the space may have used other datasets as well.
-    datasets = {**read_run_attributes(setup.record).datasets, **setup.data.infos}
-    return CostModel(space=setup.space, datasets=datasets)
 
 
 def _parent_run(setup: RunSetup, identity: Identity, resources: Mapping[str, float]) -> ParentRun:
@@ -207,7 +203,8 @@ class SearchRun:
 
     setup: RunSetup
     identity: Identity
-    plan: SearchPlan
+    deadline: float | None
+    """The end of the trials, in seconds on the clock of ``time.monotonic``; None without one."""
     results: RunResults
     tracking: MlflowCallback
     coordinator: Coordinator
@@ -219,7 +216,7 @@ class SearchRun:
         """Return the gauges that can be read while the trials run."""
         return Gauges(
             slots=self.setup.slots,
-            deadline=self.plan.deadline,
+            deadline=self.deadline,
             waiting=lambda: self.setup.writer.pending_updates,
             cluster=cluster,
         )
@@ -312,7 +309,11 @@ class SearchRun:
             if spent is not None:
                 _PROGRESS.info(spent)
         if self.coordinator.space_is_exhausted:
-            _PROGRESS.info(exhausted_message(trials, budget.trials))
+            _PROGRESS.info(
+                f"The space is exhausted: all of its configurations have run, in {trials} of"
+                f" {counted(budget.trials, 'trial')}."
+                " To run them again with other training seeds: --set sampler.repeats=true."
+            )
 
     def _conclude(self, state: SearchState, on_result: Callable[[StudyResult], object] | None) -> StudyResult:
         """Record how the search ended, pass the result to ``on_result``, and complete the search."""
