@@ -58,10 +58,8 @@ class TrainAll:
             return Decision.FINISH
         return Decision.CONTINUE
 
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
-        del state, checkpoint
+    def close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
+        del state
         self.closed[number] = error or ""
 
     def worker_failed(self, number: int) -> None:

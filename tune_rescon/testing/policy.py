@@ -60,15 +60,12 @@ class SearchPolicy(Protocol):
             checkpoint: the trial's checkpoint; None if it has none.
         """
 
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
+    def close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
         """End a trial whose code raised.
 
         Args:
             number: the trial.
             state: the final state.
-            checkpoint: the trial's checkpoint, if any.
             error: the text of the exception.
         """
 

@@ -113,18 +113,15 @@ class TunePolicy:
         self._scheduler.on_trial_complete(self, trial, trial.last_result)
         self._searcher.on_trial_complete(trial.trial_id, result=trial.last_result)
 
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
+    def close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
         """End a trial whose code raised, which Tune handles like a dead worker.
 
         Args:
             number: the trial.
             state: not used.
-            checkpoint: not used.
             error: not used.
         """
-        del state, checkpoint, error
+        del state, error
         self.worker_failed(number)
 
     def worker_failed(self, number: int, *, on: str | None = None) -> None:

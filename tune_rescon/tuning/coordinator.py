@@ -235,19 +235,16 @@ class Coordinator:
         trial = self._record.note(number, text)
         self._callbacks.on_trial_note(trial, text)
 
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
+    def close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
         """Close a running trial permanently. Do nothing if the trial is not running.
 
         Args:
             number: The trial's number.
             state: The final state.
-            checkpoint: The trial's checkpoint, if it has one.
             error: The error that ended the trial, if one did.
         """
         if number in self._running:
-            self._close(number, state, checkpoint=checkpoint, error=error)
+            self._close(number, state, error=error)
 
     def abort(self, number: int, failure: str) -> None:
         """End the search because a machine cannot run its trials. Do nothing if the trial is not running.
@@ -358,7 +355,7 @@ class Coordinator:
         """Close a trial instead of resuming it if its stop was requested; return whether it was closed."""
         if not self._record.stop_requested(number):
             return False
-        self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
+        self._close(number, TrialState.STOPPED)
         return True
 
     def _last_promotion(self) -> TrialRecord | None:
@@ -378,7 +375,7 @@ class Coordinator:
 
     def _stop_paused(self) -> None:
         for number in self._rule.paused():
-            self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
+            self._close(number, TrialState.STOPPED)
 
     def _judge(self, trial: TrialRecord, *, requested: bool) -> tuple[Verdict, str]:
         """Return the verdict on a trial's last epoch, and a note with the reason if it is not the rule's.
@@ -409,9 +406,9 @@ class Coordinator:
         """Carry out the decision that followed a trial's last recorded epoch."""
         match trial.decision:
             case Decision.FINISH:
-                self._close(trial.number, TrialState.FINISHED, checkpoint=trial.checkpoint)
+                self._close(trial.number, TrialState.FINISHED)
             case Decision.STOP:
-                self._close(trial.number, TrialState.STOPPED, checkpoint=trial.checkpoint)
+                self._close(trial.number, TrialState.STOPPED)
             case Decision.DIVERGED:
                 self._close(trial.number, TrialState.DIVERGED)
             case Decision.PAUSE:
@@ -420,13 +417,11 @@ class Coordinator:
                 self._sampler.on_epoch(paused)
                 self._callbacks.on_trial_end(paused)
 
-    def _close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
+    def _close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
         self._plan.check_lease()
         ran = number in self._running
         self._running.discard(number)
-        kept = self._retention.trial_ends(number, state, checkpoint)
+        kept = self._retention.trial_ends(number, state)
         ending = self._record.trial(number)
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
         trial = self._record.close(
