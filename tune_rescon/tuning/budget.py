@@ -75,7 +75,7 @@ def stage_shares(stages: int, screening: float = SCREENING) -> tuple[float, ...]
 def deadline(hours: float | None, *, elapsed_seconds: float, now: float) -> float | None:
     """Return the time at which trials must end, in seconds on the clock of ``now``.
 
-    A resumed search that is given more hours has the difference left.
+    If a search is resumed with a larger budget, only the unused part of it remains.
 
     Args:
         hours: The budget in hours. None for no limit.
