@@ -364,8 +364,7 @@ class AutoRule:
         if not may_lead or not self._is_limited or self._left() <= 0:
             return False
         stage = int(np.searchsorted(self._rungs, seen.epoch, side="right"))
-        seconds, slots = self.budget.seconds, self.budget.slots
-        total = self._total() if seconds is None else seconds * slots
+        total = self._total() if self.budget.seconds is None else self.budget.seconds * self.budget.slots
         return self._loads()[stage] < LEADERS * self._shares()[stage] * total
 
     def _otherwise(self, best: dict[int, int], *, can_start: bool) -> int | None:
