@@ -103,7 +103,7 @@ class RivalPolicy:
     """A policy whose trials neither crash nor lose their workers."""
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         """Whether no trial is left to begin or to continue."""
         return False
 

@@ -38,7 +38,7 @@ class TrainAll:
         self._queue = [*unfinished, *range(len(self.reported), self.total)]
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         return not self._queue
 
     def next_trial(self) -> FakeTrial | None:

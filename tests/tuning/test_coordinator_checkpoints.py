@@ -166,7 +166,7 @@ def test_a_failed_trial_keeps_no_checkpoint() -> None:
 
 def test_the_study_forgets_a_deleted_checkpoint() -> None:
     record = Study().record()
-    rule = SuccessiveHalving(levels=(1,), reduction_factor=3, maximize=True)
+    rule = SuccessiveHalving(rungs=(1,), reduction_factor=3, maximize=True)
     plan = SearchPlan(total=3, keep=1)
     search = Coordinator(plan, record, rule, SearchSampler(SPACE), prune=FakeCheckpoints().prune).start()
     for value in (0.5, 0.9, 0.7):

@@ -63,13 +63,13 @@ class TunePolicy:
         self._running: dict[int, TuneTrial] = {}
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         """True if the searcher has finished or has suggested ``num_samples`` configurations."""
         return self._finished or self._made == self._num_samples
 
     def next_trial(self) -> TuneTrial | None:
         """Request a configuration from the searcher, add its trial to the scheduler and return the trial."""
-        if self.exhausted:
+        if self.no_more_trials:
             return None
         trial_id = f"{self._made:08d}"
         config = self._searcher.suggest(trial_id)

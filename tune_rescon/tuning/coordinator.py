@@ -113,7 +113,7 @@ class Coordinator:
         self._unfinished: list[int] = []
 
     def start(self) -> Self:
-        """Pass the recorded trials to the rule and the callbacks, and carry out the open decisions."""
+        """Pass the recorded trials to the rule and callbacks, and carry out what was only decided."""
         trials = self._record.trials()
         self._retention.start(trials)
         self._out_of_memory.add(filter(self._plan.same_devices, trials))
@@ -126,7 +126,7 @@ class Coordinator:
         self._interrupted = True
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         """True if no trial will start any more, neither a new one nor a paused one that is promoted."""
         return self._ending or self._done
 
@@ -136,13 +136,13 @@ class Coordinator:
         An unfinished trial comes from an earlier run or lost its worker process.
 
         Returns:
-            The trial, or None if no trial can start now. Unless :attr:`exhausted` is True, one may start
+            The trial, or None if no trial can start now. Unless :attr:`no_more_trials` is True, one may start
             after a running trial has progressed.
         """
         if self._ending:
             return None
         self._plan.check_lease()
-        self._advance()
+        self._set_elapsed()
         while self._unfinished:
             number = self._unfinished.pop(0)
             if not self._close_if_requested(number):
@@ -200,7 +200,7 @@ class Coordinator:
         if epoch <= known.epochs:
             return Decision.CONTINUE
         self._plan.check_lease()
-        self._advance()
+        self._set_elapsed()
         requested = self._record.stop_requested(number)
         verdict, note = self._judge(known.extended(metrics), requested=requested)
         trial = self._record.report(
@@ -279,9 +279,9 @@ class Coordinator:
             self._unfinished.append(number)
 
     def interrupt_remaining(self) -> None:
-        """Interrupt the trials that count as running, after all worker processes have ended.
+        """Interrupt every trial that is still marked as running, also those that a dead driver left.
 
-        An earlier driver that died may have left some. Paused trials are stopped if the deadline has passed.
+        Call this after all worker processes have ended. Past the deadline, paused trials are stopped.
         """
         for trial in filter(lambda trial: trial.state is TrialState.RUNNING, self._record.trials()):
             self._interrupt_trial(trial.number)
@@ -302,7 +302,7 @@ class Coordinator:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _replay(self, trials: Sequence[TrialRecord]) -> list[int]:
-        """Replay the recorded values, and carry out open decisions; return the trials that must continue."""
+        """Replay the values, carry out what was only decided, and return the trials that must continue."""
         for trial in trials:
             for epoch in range(1, trial.epochs + 1):
                 self._rule.replay(self._observation(trial, epoch))
@@ -322,9 +322,9 @@ class Coordinator:
                 self._act(trial)
         return unfinished
 
-    def _advance(self) -> None:
+    def _set_elapsed(self) -> None:
         if self._plan.deadline is not None and self._plan.seconds is not None:
-            self._rule.advance(self._plan.seconds - (self._plan.deadline - self._clock()))
+            self._rule.set_elapsed(self._plan.seconds - (self._plan.deadline - self._clock()))
 
     def _started(self, trial: TrialRecord) -> TrialRecord:
         self._running.add(trial.number)

@@ -68,8 +68,8 @@ class CheckpointRetention:
     def trial_ends(self, number: int, state: TrialState) -> str | None:
         """Delete the checkpoints that are no longer among the best, when a trial ends in ``state``.
 
-        A trial that is among the best but names no checkpoint could not write or send it. The checkpoints
-        that it already has are then kept.
+        If a trial is among the best but reported no checkpoint, writing or copying it has failed. The
+        checkpoints that the trial already has are then kept.
 
         Returns:
             The trial's checkpoint if it is among the best, otherwise None.

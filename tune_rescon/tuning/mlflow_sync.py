@@ -21,7 +21,7 @@ from tune_rescon.tuning.mlflow_callback import (
 from tune_rescon.tuning.options import RunOptions, SearchLocation
 from tune_rescon.tuning.reader import known_datasets, result_from_study
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.search_run import draw_report, write_tables
+from tune_rescon.tuning.search_run import write_report, write_tables
 from tune_rescon.tuning.search_storage import open_store, search_lease
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.store import SearchStore
@@ -58,7 +58,7 @@ def sync_tracking(
         location: Where the search is.
         name: The search's name.
         timeout: Seconds to wait for MLflow to accept the data.
-        present: Returns what draws the search.
+        present: Returns what writes the report of the search.
 
     Raises:
         StorageError: If no search has that name.
@@ -111,10 +111,10 @@ def _send(
         callback = MlflowCallback(writer, record, costs)
         callback.on_search_start(result.trials)
         tables = write_tables(result, folder)
-        note, drawn = draw_report(present(result), result, folder)
+        note, pages = write_report(present(result), result, folder)
         # The search may have ended long ago.
         ended_ms = max(map(last_ms, result.trials), default=None)
-        parent.end(result, [*tables, *drawn], note, ended_ms=ended_ms)
+        parent.end(result, [*tables, *pages], note, ended_ms=ended_ms)
         pending_updates = writer.close(timeout)
         callback.record_runs()
         return Synced(

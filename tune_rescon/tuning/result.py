@@ -65,7 +65,7 @@ class StudyResult:
     """Number of GPUs that a trial held, or of CPU cores if it held no GPU."""
     device: str
     """The device that :attr:`devices_per_trial` counts: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
-    levels: tuple[int, ...]
+    rungs: tuple[int, ...]
     """The rungs, in epochs. With the scheduler ``auto``, those that the values have led to so far."""
     best: TrialRecord | None
     best_config: Mapping[str, Any]
@@ -331,7 +331,7 @@ def build_result(
     space = costs.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
     config = best.config(space) if best else None
-    levels, scheduling = rungs_and_reasons(space, trials, slots=slots)
+    rungs, scheduling = rungs_and_reasons(space, trials, slots=slots)
     return StudyResult(
         name=name,
         space=space,
@@ -342,7 +342,7 @@ def build_result(
         costs={trial.number: costs.cost(trial) for trial in trials},
         devices_per_trial=space.resources_per_trial.devices,
         device=space.resources_per_trial.device,
-        levels=levels,
+        rungs=rungs,
         scheduling=scheduling,
         best=best,
         best_config=config.to_dict() if config else {},

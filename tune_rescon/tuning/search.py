@@ -88,7 +88,7 @@ def run_search(
         callbacks: Receive every trial and every epoch, one call at a time, on one of the search's threads.
             One that raises is not called again.
         trainable: The function that Ray runs for each trial. A test may pass a fake one.
-        presentation: Draws the search while it runs and when it ends. If None, only tables are written.
+        presentation: Displays the search while it runs, and writes its report. None writes only tables.
         on_start: Called before the first trial begins, with the gauges that can be read while the search
             runs.
         on_result: Called with the result as soon as the trials have ended, before the report is written and

@@ -45,7 +45,7 @@ from tune_rescon.tuning.study_attributes import (
 )
 from tune_rescon.tuning.tensorboard_callback import EventFiles
 
-__all__ = ["STORAGE_TIMEOUT", "RunSetup", "SearchRun", "begin_run", "draw_report", "write_tables"]
+__all__ = ["STORAGE_TIMEOUT", "RunSetup", "SearchRun", "begin_run", "write_report", "write_tables"]
 
 
 #: Seconds that a search waits at its end for MLflow, and for a storage at a URL, to accept the queued
@@ -73,7 +73,7 @@ class RunSetup:
     slots: int
     """Number of trials that run at once."""
     presentation: Presentation | None
-    """Draws the search; None draws nothing."""
+    """Displays the search; None displays nothing."""
 
     @property
     def space(self) -> Space:
@@ -85,9 +85,9 @@ class RunSetup:
 def begin_run(
     setup: RunSetup, callbacks: Sequence[SearchCallback], interruption: SignalState, ray: RaySession
 ) -> Iterator[SearchRun]:
-    """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
+    """Show the search in MLflow, start its display, and carry out the decisions that the record holds.
 
-    At the end of the block, the drawing ends and TensorBoard's files are closed, also after an error.
+    At the end of the block, the display ends and TensorBoard's files are closed, also after an error.
 
     Args:
         setup: What the run uses.
@@ -116,12 +116,12 @@ def begin_run(
     parent.start()
     results = RunResults(setup=setup, costs=costs, planned_slots=slots, parent=parent)
     tracking = MlflowCallback(setup.writer, record, costs, preload_exporter=parent.preload_exporter)
-    with closing(ExitStack()) as drawings:
+    with closing(ExitStack()) as displays:
         if setup.options.tensorboard:
-            callbacks = [drawings.enter_context(EventFiles(folder.tensorboard, setup.space)), *callbacks]
+            callbacks = [displays.enter_context(EventFiles(folder.tensorboard, setup.space)), *callbacks]
         if setup.presentation is not None:
-            drawing = setup.presentation.watching(results.snapshot, folder)
-            callbacks = [*callbacks, drawings.enter_context(drawing)]
+            display = setup.presentation.watching(results.snapshot, folder)
+            callbacks = [*callbacks, displays.enter_context(display)]
         coordinator = make_coordinator(
             plan,
             record,
@@ -143,7 +143,7 @@ def begin_run(
                 ensure_held=setup.lease.ensure_held,
                 interrupt=coordinator.interrupt,
             ),
-            drawings=drawings,
+            displays=displays,
         )
 
 
@@ -209,8 +209,8 @@ class SearchRun:
     tracking: MlflowCallback
     coordinator: Coordinator
     watch: Watch
-    drawings: ExitStack
-    """Ends the drawing and closes TensorBoard's files."""
+    displays: ExitStack
+    """Ends the display and closes TensorBoard's files."""
 
     def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
         """Return the gauges that can be read while the trials run."""
@@ -333,13 +333,13 @@ class SearchRun:
         return self._complete(result, files)
 
     def _complete(self, result: StudyResult, files: Sequence[Path]) -> StudyResult:
-        """Draw the pages of an ended search, and queue the last updates for MLflow."""
+        """Write the report of an ended search, and queue the last updates for MLflow."""
         if (missing := missing_winner(result)) is not None:
             _PROGRESS.info(missing)
         _PROGRESS.info(closing_message(self.results.parent.champion(result), self.setup.options))
-        self.drawings.close()
-        note, drawn = draw_report(self.setup.presentation, result, self.setup.store.folder)
-        self.results.parent.end(result, [*files, *drawn], note)
+        self.displays.close()
+        note, pages = write_report(self.setup.presentation, result, self.setup.store.folder)
+        self.results.parent.end(result, [*files, *pages], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
         self.setup.writer.flush()
         return result
@@ -362,15 +362,15 @@ def write_tables(result: StudyResult, folder: SearchFolder) -> list[Path]:
     return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
 
 
-def draw_report(
+def write_report(
     presentation: Presentation | None, result: StudyResult, folder: SearchFolder
 ) -> tuple[str, Sequence[Path]]:
-    """Return the note and the drawn pages of a search that has ended.
+    """Write the report of a search that has ended, and return its note and its files.
 
-    An error while drawing is logged and does not fail the search.
+    An error in writing is logged and does not fail the search.
 
     Args:
-        presentation: Draws the search; None draws nothing.
+        presentation: Displays the search; None writes no report.
         result: The result of the search.
         folder: The search's files.
     """

@@ -1,8 +1,8 @@
 """The durable record of a search: one Optuna study, and the functions that read it.
 
 The driver writes each epoch together with the stopping rule's decision on it, before it acts on that
-decision. A driver that dies therefore loses at most the epoch that was reported last, and the trial's
-checkpoint still holds that epoch. The next driver carries out the decisions that the record holds. The rungs,
+decision. A driver that dies therefore loses no epoch: one that it had not recorded yet is in the trial's
+checkpoint, and is reported again from there. The next driver carries out the decisions that the record holds. The rungs,
 the sampler's view, tables, reports and MLflow runs can all be rebuilt from the record.
 
 Optuna's trial state follows the contract: COMPLETE if a trial reached the last epoch, PRUNED if it was
@@ -65,8 +65,8 @@ _ORIGIN: Final = _PREFIX + "origin"
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
 
-#: The attributes that a new search keeps of a study that a dead driver has left: the lease with the time of
-#: its last beat, and what decides whose study it is (:mod:`tune_rescon.tuning.identity`).
+#: The attributes that are kept when a new search takes over a study without trials from a dead driver: the
+#: lease with the time of its last beat, and whose study it is (:mod:`tune_rescon.tuning.identity`).
 _KEPT: Final = frozenset({"lease", "lease_beat", "id", "place"})
 
 

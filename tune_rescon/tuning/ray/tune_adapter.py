@@ -176,7 +176,7 @@ class CoordinatorSearcher(_Stateless, Searcher):
         with self._lock.hold():
             trial = self._coordinator.next_trial()
             if trial is None:
-                return str(Searcher.FINISHED) if self._coordinator.exhausted else None
+                return str(Searcher.FINISHED) if self._coordinator.no_more_trials else None
             self._numbers[trial_id] = trial.number
             return self._make_task(trial).to_dict()
 
@@ -255,7 +255,7 @@ class CoordinatorScheduler(_Stateless, FIFOScheduler):
         self._lost_worker.discard(number)
 
     def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
-        """Return the trial that gets the next free process although another was requested for it."""
+        """Return the trial to start on the next free process, even if a new process is requested for it."""
         with self._lock.hold():
             self._processes.keep(tune_controller)
         return self._waiting.overdue()
@@ -328,6 +328,9 @@ RETRY_WAIT_SECONDS: Final = 20.0
 class PendingTrials:
     """The trials without a worker process, in order of arrival.
 
+    It chooses the waiting trial that gets a free process, such that the processes that Ray is starting are
+    not cancelled.
+
     Tune requests a process for every trial that finds no free one. A scheduler may then name the trial that
     gets the next free process (``TrialScheduler.choose_trial_to_run``). Tune then cancels the process that it
     had requested for this trial, even if that process is about to start. The next new trial finds no free
@@ -385,7 +388,7 @@ class ActorReuse:
 
         Once no more trials follow, the processes are released, so that their machines can be released too.
         """
-        wanted = 0 if self._coordinator.exhausted else self._slots
+        wanted = 0 if self._coordinator.no_more_trials else self._slots
         if wanted != self._kept:
             # The controller that a scheduler gets has no public attribute for the cache.
             cache = controller._tune_controller._actor_cache

@@ -43,7 +43,7 @@ def rungs_and_reasons(
     rule = _replayed(space, trials, slots=slots)
     if rule is None:
         return possible_rungs(space), ()
-    return rule.levels, (*_rung_reasons(rule), *_limit_reasons(rule))
+    return rule.rungs, (*_rung_reasons(rule), *_limit_reasons(rule))
 
 
 def _limit_reasons(rule: AutoRule) -> Iterator[str]:
@@ -68,23 +68,23 @@ def _at_once(most: int) -> str:
 
 
 def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
-    rungs = f"Rung{'s' if len(rule.levels) > 1 else ''}: {', '.join(map(str, rule.levels))}."
+    rungs = f"Rung{'s' if len(rule.rungs) > 1 else ''}: {', '.join(map(str, rule.rungs))}."
     if not rule.learns:
         return (f"{rungs} The budget is too small to learn another first rung.",)
     if rule.agreement is None:
         return (f"{rungs} Too few trials have shown how well early ranks agree with later ones.",)
     agreement = rule.agreement
     evidence = f"{counted(agreement.trials, 'trial')} that no rung had selected"
-    if agreement.tells_nothing:
+    if agreement.ranks_are_unstable:
         why = f"up to epoch {agreement.latest}, the ranks of {evidence} change from epoch to epoch"
-        if rule.judges_none:
+        if rule.no_rung_judges:
             kept = "but for trials whose value has never changed, which pause"
             return (f"No rung judges, and every trial trains to the end, {kept}: {why}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
         return (f"{rungs} Values there may say little: {why}. {advice}.",)
     lines = [f"First rung: epoch {agreement.first}, chosen by {evidence}. {rungs}"]
     for epoch, correlation in sorted(agreement.correlations.items()):
-        role = "judges" if epoch in rule.levels else "judges no trial"
+        role = "judges" if epoch in rule.rungs else "judges no trial"
         ranks = f"agree with those at epoch {agreement.latest} by {correlation:.2f}"
         lines.append(f"Ranks at epoch {epoch} {ranks}: it {role}.")
     if rule.is_unconfirmed:

@@ -48,7 +48,7 @@ def make_stopping_rule(space: Space, *, slots: int = 1) -> StoppingRule:
         )
         return AutoRule(low=low, last=last, maximize=maximize, budget=plan)
     return SuccessiveHalving(
-        levels=possible_rungs(space),
+        rungs=possible_rungs(space),
         reduction_factor=space.scheduler.reduction_factor,
         maximize=maximize,
         pauses=space.scheduler.variant == "promote",

@@ -56,7 +56,7 @@ class TrialTable:
             self._states[number] = DEAD
             return
         self._values[number, seen.epoch] = seen.value if maximize else -seen.value
-        self._ties[number, seen.epoch] = seen.tie
+        self._ties[number, seen.epoch] = seen.tie_breaker
         self._second_objectives[number, seen.epoch] = seen.cost
         self._groups[number] = seen.group
         first = next(iter(self._groups))
