@@ -100,7 +100,7 @@ class SearchSampler:
         """
         self._space = space
         self._versions = versions or SpaceVersions(spaces=(space,))
-        self._alike = self._versions.alike
+        self._like_newest = self._versions.like_newest
         self._violation = violation
         self._translated: dict[int, Mapping[str, Any] | None] = {}
         """For trials of other versions of the space: their parameters in the current one, or None."""
@@ -195,7 +195,7 @@ class SearchSampler:
         A trial of another version of the space loses the sampler's notes on it, because a generation of
         another space has no meaning in this one.
         """
-        if trial.origin is not None and trial.origin.space in self._alike:
+        if trial.origin is not None and trial.origin.space in self._like_newest:
             return trial
         if trial.number not in self._translated:
             self._translated[trial.number] = trial.parameters_in(self._space, first=self._space)
@@ -211,7 +211,7 @@ class SearchSampler:
         Its recorded parameters are those in the first version of the space. Return None if the current space
         does not contain it.
         """
-        if 1 in self._alike:
+        if 1 in self._like_newest:
             return trial
         parameters = trial.parameters_in(self._space, first=self._versions.spaces[0])
         return None if parameters is None else dataclasses.replace(trial, parameters=parameters)
