@@ -32,6 +32,7 @@ __all__ = [
     "missing_winner",
     "pareto_front",
     "repeated",
+    "spent_message",
 ]
 
 
@@ -252,6 +253,29 @@ def missing_winner(result: StudyResult) -> str | None:
     return (
         f"The network of {trial_name(best.number)} cannot be used or registered:"
         f" {result.checkpoint(best)} is missing. Copy it there from where the search ran."
+    )
+
+
+def spent_message(result: StudyResult, elapsed_seconds: float) -> str | None:
+    """Return a message if the hours or the epochs were used before all trials began; None otherwise.
+
+    ``elapsed_seconds`` is the time of all runs of the search.
+    """
+    budget, name, trials = result.space.budget, result.name, len(result.trials)
+    if trials >= budget.trials:
+        return None
+    begun = f"with {trials} of {counted(budget.trials, 'trial')} begun"
+    if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
+        return (
+            f"{name} has used its {counted(budget.hours, 'hour')}, {begun}."
+            f" More time: --resume {name} --hours H, with H over {budget.hours:g}."
+        )
+    if budget.epochs is None:
+        return None
+    epochs = sum(trial.epochs for trial in result.trials)
+    return (
+        f"{name} has run {epochs} of its {counted(budget.epochs, 'epoch')}, {begun}."
+        f" More: --resume {name} --set budget.epochs=E."
     )
 
 

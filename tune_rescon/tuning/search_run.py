@@ -16,7 +16,6 @@ from tune_rescon.errors import LeaseLostError, RecordError, counted, presentable
 from tune_rescon.spaces import Space, dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
-from tune_rescon.tuning.budget import spent_message
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.cost_model import CostModel
@@ -30,7 +29,14 @@ from tune_rescon.tuning.prepare import PreparedData
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.reader import with_record
-from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
+from tune_rescon.tuning.result import (
+    SearchState,
+    StudyResult,
+    best_file,
+    build_result,
+    missing_winner,
+    spent_message,
+)
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule
 from tune_rescon.tuning.store import SearchStore
@@ -299,13 +305,7 @@ class SearchRun:
         """Report a budget that ended the search before all of its trials began, and an exhausted space."""
         trials, budget = len(result.trials), self.setup.space.budget
         if not result.interrupted and result.failure is None:
-            spent = spent_message(
-                budget,
-                name=result.name,
-                trials=trials,
-                epochs=sum(trial.epochs for trial in result.trials),
-                elapsed_seconds=self.setup.lease.elapsed_seconds,
-            )
+            spent = spent_message(result, self.setup.lease.elapsed_seconds)
             if spent is not None:
                 _PROGRESS.info(spent)
         if self.coordinator.space_is_exhausted:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
+from tune_rescon.tuning.stopping.budget_plan import SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping.auto_rule import CLOSING, AutoRule
 from tune_rescon.tuning.stopping.first_rung import PILOTS
 from tune_rescon.tuning.stopping.rule import Decision, Observation

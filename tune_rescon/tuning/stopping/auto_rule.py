@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_rescon.tuning.budget import SCREENING, UNCONFIRMED_SCREENING, BudgetPlan, stage_shares
+from tune_rescon.tuning.stopping.budget_plan import SCREENING, UNCONFIRMED_SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping.first_rung import (
     PILOTS,
     PROBE_SHARE,

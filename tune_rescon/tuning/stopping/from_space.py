@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.budget import BudgetPlan
+from tune_rescon.tuning.stopping.budget_plan import BudgetPlan
 from tune_rescon.tuning.stopping.asha import SuccessiveHalving, asha_rungs
 from tune_rescon.tuning.stopping.auto_rule import AutoRule
 from tune_rescon.tuning.stopping.first_rung import first_rungs

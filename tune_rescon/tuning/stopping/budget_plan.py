@@ -1,4 +1,4 @@
-"""The budget of a search: how the scheduler ``auto`` plans it, and a message when it is used."""
+"""The budget of a search as the scheduler ``auto`` plans it, and the share of each stage."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from tune_rescon.errors import counted
-from tune_rescon.spaces import Budget
-
-__all__ = ["BudgetPlan", "spent_message", "stage_shares"]
+__all__ = ["SCREENING", "UNCONFIRMED_SCREENING", "BudgetPlan", "stage_shares"]
 
 #: Share of the budget for new trials.
 SCREENING: Final = 0.45
@@ -21,7 +18,7 @@ MIDDLE: Final = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetPlan:
-    """The budget of a search as the rule ``auto`` plans it."""
+    """The budget of a search."""
 
     trials: int
     """Largest number of trials that are started."""
@@ -67,40 +64,3 @@ def stage_shares(stages: int, screening: float = SCREENING) -> tuple[float, ...]
     rest, middle = 1 - screening, stages - 2
     between = rest * MIDDLE / middle if middle else 0.0
     return (screening, *[between] * middle, rest - between * middle)
-
-
-def spent_message(
-    budget: Budget, *, name: str, trials: int, epochs: int, elapsed_seconds: float
-) -> str | None:
-    """Return a message about a search whose hours or epochs ended it before all of its trials began.
-
-    Args:
-        budget: The budget of the search.
-        name: The name of the search.
-        trials: Number of trials that have begun, in all runs of the search.
-        epochs: Number of epochs that they have run together.
-        elapsed_seconds: The time of all runs.
-
-    Returns:
-        The message, or None if neither hours nor epochs ended the search.
-
-    >>> used = {"name": "a", "trials": 12, "epochs": 498, "elapsed_seconds": 7300.0}
-    >>> spent_message(Budget(trials=128, hours=2.0), **used)
-    'a has used its 2 hours, with 12 of 128 trials begun. More time: --resume a --hours H, with H over 2.'
-    >>> print(spent_message(Budget(trials=128, epochs=500), **used))
-    a has run 498 of its 500 epochs, with 12 of 128 trials begun. More: --resume a --set budget.epochs=E.
-    """
-    if trials >= budget.trials:
-        return None
-    begun = f"with {trials} of {counted(budget.trials, 'trial')} begun"
-    if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
-        return (
-            f"{name} has used its {counted(budget.hours, 'hour')}, {begun}."
-            f" More time: --resume {name} --hours H, with H over {budget.hours:g}."
-        )
-    if budget.epochs is None:
-        return None
-    return (
-        f"{name} has run {epochs} of its {counted(budget.epochs, 'epoch')}, {begun}."
-        f" More: --resume {name} --set budget.epochs=E."
-    )
