@@ -251,7 +251,6 @@ class SearchRun:
             # Imported here because it imports Ray; a search imports this module before it checks its options.
             from tune_rescon.tuning.ray.tune_adapter import execute, trial_task
 
-            resources = setup.space.resources_per_trial
             execute(
                 self.coordinator,
                 make_task=functools.partial(
@@ -262,8 +261,7 @@ class SearchRun:
                     digests=setup.data.digests,
                 ),
                 trainable=trainable,
-                resources=resources.by_name(),
-                workers=resources.workers,
+                resources=setup.space.resources_per_trial,
                 concurrent=setup.slots,
                 lock=lock,
             )

@@ -20,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tune_rescon.config import TrialConfig, TrialState, trial_name
-from tune_rescon.spaces import Space
+from tune_rescon.spaces import Resources, Space
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.preemption import SignalHandlerMixin
@@ -85,8 +85,7 @@ def execute(
     *,
     make_task: Callable[[TrialRecord], TrialTask],
     trainable: Callable[[dict[str, Any]], None],
-    resources: dict[str, float],
-    workers: int,
+    resources: Resources,
     concurrent: int,
     lock: DriverLock,
 ) -> None:
@@ -98,15 +97,14 @@ def execute(
         coordinator: The source of the trials, which also decides when each trial stops.
         make_task: Creates a worker's description of a trial (:func:`trial_task`).
         trainable: The function that a worker runs.
-        resources: The resources of each process of a trial, by Ray's names.
-        workers: World size: the number of processes that train one trial.
+        resources: The resources of a trial.
         concurrent: Number of trials that run at once.
         lock: The lock on the coordinator and the record.
     """
     # The first bundle is for the trial's own process, the others are for its peers (:mod:`.multi_process`).
     # Ray does not accept zeros.
-    bundle = {name: amount for name, amount in resources.items() if amount}
-    placement_group = tune.PlacementGroupFactory([bundle] * workers)
+    bundle = {name: amount for name, amount in resources.by_name().items() if amount}
+    placement_group = tune.PlacementGroupFactory([bundle] * resources.workers)
     processes = ActorReuse(coordinator, resources=placement_group, slots=concurrent)
     # Tune's own files are temporary: the state of the search is in the record and the checkpoints.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
