@@ -107,7 +107,7 @@ class SearchCallback:
 class CallbackList(SearchCallback):
     """Calls several callbacks, in the given order."""
 
-    def __init__(self, callbacks: Iterable[SearchCallback], *, safe: bool = False) -> None:
+    def __init__(self, callbacks: Iterable[SearchCallback] = (), *, safe: bool = False) -> None:
         """Store the callbacks.
 
         If ``safe`` is True, an exception of a callback does not end the search, because a search costs hours
@@ -116,6 +116,10 @@ class CallbackList(SearchCallback):
         """
         self._callbacks = list(callbacks)
         self._safe = safe
+
+    def add(self, callback: SearchCallback) -> None:
+        """Call ``callback`` too, after the others."""
+        self._callbacks.append(callback)
 
     @override
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,8 +104,8 @@ def begin_run(
     Yields:
         The run. Call :meth:`SearchRun.run`, then :meth:`SearchRun.hand_over`.
     """
-    store, record, folder = setup.store, setup.record, setup.store.folder
-    identity = ensure_identity(record, folder, url=store.url, own_study=setup.options.study_url is None)
+    store, record = setup.store, setup.record
+    identity = ensure_identity(record, store.folder, url=store.url, own_study=setup.options.study_url is None)
     # Trials of an earlier version of the space may have used other datasets as well.
     datasets = {**read_run_attributes(record).datasets, **setup.data.infos}
     costs = CostModel(space=setup.space, datasets=datasets)
@@ -119,45 +119,43 @@ def begin_run(
     )
     slots = planned_slots(record, setup.slots)
     parent = _parent_run(setup, identity, ray.resources)
-    parent.start()
-    results = RunResults(setup=setup, costs=costs, planned_slots=slots, parent=parent)
     tracking = MlflowCallback(setup.writer, record, costs, preload_exporter=parent.preload_exporter)
-    with closing(ExitStack()) as displays:
-        if setup.options.tensorboard:
-            callbacks = [displays.enter_context(EventFiles(folder.tensorboard, setup.space)), *callbacks]
-        if setup.presentation is not None:
-            display = setup.presentation.watching(results.snapshot, folder)
-            callbacks = [*callbacks, displays.enter_context(display)]
-        coordinator = make_coordinator(
-            plan,
-            record,
-            make_stopping_rule(setup.space, slots=slots),
-            setup.versions,
-            callbacks=(tracking, *store.callbacks, CallbackList(callbacks, safe=True)),
-            prune=store.prune,
-        ).start()
-        yield SearchRun(
-            setup=setup,
-            identity=identity,
-            deadline=plan.deadline,
-            results=results,
-            tracking=tracking,
-            coordinator=coordinator,
-            watch=Watch(
-                interruption,
-                ray_gone=ray.gone,
-                ensure_held=setup.lease.ensure_held,
-                interrupt=coordinator.interrupt,
-            ),
-            displays=displays,
-        )
+    observers = CallbackList(safe=True)
+    coordinator = make_coordinator(
+        plan,
+        record,
+        make_stopping_rule(setup.space, slots=slots),
+        setup.versions,
+        callbacks=(tracking, *store.callbacks, observers),
+        prune=store.prune,
+    )
+    run = SearchRun(
+        setup=setup,
+        identity=identity,
+        costs=costs,
+        planned_slots=slots,
+        deadline=plan.deadline,
+        parent=parent,
+        tracking=tracking,
+        coordinator=coordinator,
+        watch=Watch(
+            interruption,
+            ray_gone=ray.gone,
+            ensure_held=setup.lease.ensure_held,
+            interrupt=coordinator.interrupt,
+        ),
+    )
+    with closing(run.displays):
+        run.display(observers, callbacks)
+        coordinator.start()
+        yield run
 
 
 def _parent_run(setup: RunSetup, identity: Identity, resources: Mapping[str, float]) -> ParentRun:
-    """Return the search's own run in MLflow, the parent of its trials' runs."""
+    """Show the search's own run in MLflow, the parent of its trials' runs, and return it."""
     tags = provenance(resources)
     record_provenance(setup.record, tags)
-    return ParentRun(
+    parent = ParentRun(
         setup.writer,
         setup.store,
         identity=identity,
@@ -167,27 +165,48 @@ def _parent_run(setup: RunSetup, identity: Identity, resources: Mapping[str, flo
         images=logged_images(setup.data.infos, setup.data.digests),
         files=[setup.store.folder.space_yaml],
     )
+    parent.start()
+    return parent
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RunResults:
-    """Gives the result of a run at any time, from its record."""
+class SearchRun:
+    """One run of one search; :func:`begin_run` creates it."""
 
     setup: RunSetup
+    identity: Identity
     costs: CostModel
     planned_slots: int
     """Number of trials at once with which the scheduler plans; a resumed search has that of its first run."""
+    deadline: float | None
+    """The end of the trials, in seconds on the clock of ``time.monotonic``; None without one."""
     parent: ParentRun
     """The search's own run in MLflow."""
+    tracking: MlflowCallback
+    coordinator: Coordinator
+    watch: Watch
+    displays: ExitStack = field(default_factory=ExitStack)
+    """Ends the display and closes TensorBoard's files."""
+
+    def display(self, observers: CallbackList, callbacks: Sequence[SearchCallback]) -> None:
+        """Add TensorBoard's files, the caller's ``callbacks`` and the display to the ``observers``."""
+        setup, folder = self.setup, self.setup.store.folder
+        if setup.options.tensorboard:
+            observers.add(self.displays.enter_context(EventFiles(folder.tensorboard, setup.space)))
+        for callback in callbacks:
+            observers.add(callback)
+        if setup.presentation is not None:
+            display = setup.presentation.watching(self.snapshot, folder)
+            observers.add(self.displays.enter_context(display))
 
     def snapshot(self) -> StudyResult:
         """Return the present result and send MLflow a note of it, on the thread that runs the trials."""
-        result = self.now(SearchState.RUNNING, None)
+        result = self.result(SearchState.RUNNING, None)
         assert self.setup.presentation is not None, "only a presentation asks"
         self.parent.note(self.setup.presentation.note(result))
         return result
 
-    def now(self, state: SearchState, failure: str | None) -> StudyResult:
+    def result(self, state: SearchState, failure: str | None) -> StudyResult:
         """Return the present result; ``failure`` says why the search ended early, if it did."""
         setup = self.setup
         result = build_result(
@@ -201,22 +220,6 @@ class RunResults:
             slots=self.planned_slots,
         )
         return with_record(result, setup.record, setup.versions, failure=failure)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SearchRun:
-    """One run of one search; :func:`begin_run` creates it."""
-
-    setup: RunSetup
-    identity: Identity
-    deadline: float | None
-    """The end of the trials, in seconds on the clock of ``time.monotonic``; None without one."""
-    results: RunResults
-    tracking: MlflowCallback
-    coordinator: Coordinator
-    watch: Watch
-    displays: ExitStack
-    """Ends the display and closes TensorBoard's files."""
 
     def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
         """Return the gauges that can be read while the trials run."""
@@ -238,7 +241,7 @@ class SearchRun:
         written. The caller must call :meth:`hand_over` next.
         """
         setup = self.setup
-        record_run(setup.record, self.results.costs.datasets, setup.options.tracking_uri)
+        record_run(setup.record, self.costs.datasets, setup.options.tracking_uri)
         record_images(setup.record, setup.data.digests)
         with usable_directory(setup.store.folder.storage):
             write_atomically(
@@ -318,7 +321,7 @@ class SearchRun:
         self.watch.trials_ended()
         self.coordinator.interrupt_remaining()
         record_code(self.setup.record, code_digests(self.setup.space), before_trials=False)
-        result = self.results.now(state, self.watch.failure or self.coordinator.failure)
+        result = self.result(state, self.watch.failure or self.coordinator.failure)
         record_outcome(self.setup.record, state, result.failure)
         files = write_tables(result, self.setup.store.folder)
         try:
@@ -334,10 +337,10 @@ class SearchRun:
         """Write the report of an ended search, and queue the last updates for MLflow."""
         if (missing := missing_winner(result)) is not None:
             _PROGRESS.info(missing)
-        _PROGRESS.info(closing_message(self.results.parent.champion(result), self.setup.options))
+        _PROGRESS.info(closing_message(self.parent.champion(result), self.setup.options))
         self.displays.close()
         note, pages = write_report(self.setup.presentation, result, self.setup.store.folder)
-        self.results.parent.end(result, [*files, *pages], note)
+        self.parent.end(result, [*files, *pages], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
         self.setup.writer.flush()
         return result
