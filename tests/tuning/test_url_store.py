@@ -189,23 +189,22 @@ def test_a_lease_is_one_value_for_all_machines(
 def test_files_of_another_search_are_copied_to_be_read(options: RunOptions) -> None:
     store = begin_run(options)
     store.close(5)
-    search = find_search(options, "s", where="--warm-start", files=("space.yaml", "study.db"))
+    search = find_search(options, "s", where="--warm-start", with_study=True)
     assert search.space_yaml.read_text() == "version: 1"
     assert texts(search.path / "study.db") == ["run 0"]
     assert search.path != store.folder.path
     with pytest.raises(StorageError, match=r"^--warm-start: no search named 't' in memory://"):
-        find_search(options, "t", where="--warm-start", files=())
+        find_search(options, "t", where="--warm-start")
 
 
 def test_a_file_that_is_gone_at_the_url_is_not_read_from_an_earlier_copy(
     options: RunOptions, remote: RemoteFolder
 ) -> None:
     begin_run(options).close(5)
-    files = ("space.yaml", "study.db")
-    search = find_search(options, "s", where="NAME", files=files)
+    search = find_search(options, "s", where="NAME", with_study=True)
     assert search.study_db.exists()
     remote.delete("s/study.db")
-    search_again = find_search(options, "s", where="NAME", files=files)
+    search_again = find_search(options, "s", where="NAME", with_study=True)
     assert search_again.path == search.path
     assert not search_again.study_db.exists()
 

@@ -161,12 +161,11 @@ def _list_url(location: SearchLocation, storage: StorageUrl) -> list[SearchOverv
     root = RemoteFolder.connect(storage)
     with usable(storage):
         names = root.folders_with("space.yaml")
-    files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
     studies = StudyConnections()
 
     def read(name: str) -> SearchOverview:
         try:
-            folder = find_search(location, name, where="--list", files=files)
+            folder = find_search(location, name, where="--list", with_study=True)
             # If the studies have a separate database, it holds the lease too.
             lease = None if location.study_url else root.folder(f"{name}/lease")
             return _overview(folder, studies, location.study_url, lease)

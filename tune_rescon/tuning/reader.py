@@ -66,8 +66,7 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
     Raises:
         StorageError: If no search has that name, or its record cannot be read.
     """
-    files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
-    folder = find_search(location, name, where=where, files=files)
+    folder = find_search(location, name, where=where, with_study=True)
     url = location.study_of(folder)
     with snapshot(url) as readable:
         record, versions = open_recorded(readable, folder, shared=location.study_url is not None)

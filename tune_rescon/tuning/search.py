@@ -191,7 +191,7 @@ def _prepared(
     record, versions = resumed or (None, None)
     if record is None and options.warm_start is not None:
         # Only checks that the search exists. It is read when the record is created.
-        find_search(options, options.warm_start, where="--warm-start", files=["space.yaml"])
+        find_search(options, options.warm_start, where="--warm-start")
     space = with_store_size(space, versions.newest if versions else None)
     data = prepare_data(space, options)
     if record is not None:

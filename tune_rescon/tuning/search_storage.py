@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -356,14 +356,18 @@ def _lease(options: RunOptions, store: SearchStore, *, drives: bool) -> Abstract
     return hold_lease(StudyLeaseStore.open(study_url, name), name=name, seconds=seconds, drives=drives)
 
 
-def find_search(location: SearchLocation, name: str, *, where: str, files: Sequence[str]) -> SearchFolder:
+def find_search(
+    location: SearchLocation, name: str, *, where: str, with_study: bool = False
+) -> SearchFolder:
     """Return the folder of a search that has begun, for reading.
+
+    If the storage is a URL, the folder holds only a copy of ``space.yaml``, and of the study if requested.
 
     Args:
         location: Where the searches are.
         name: The search's name.
         where: The flag that names the search, used in error messages.
-        files: The files to download if the storage is a URL. The folder then holds only these copies.
+        with_study: Whether to copy the study too, unless a separate database has it.
 
     Raises:
         StorageError: If no search has that name, or the storage cannot be read.
@@ -376,6 +380,7 @@ def find_search(location: SearchLocation, name: str, *, where: str, files: Seque
     home = SearchHome.find(storage, name, where=where)
     # The copies are in a separate folder, because a run of the search may be using the scratch folder.
     folder = SearchFolder(storage=home.scratch(location.cache_root) / "copies", name=name)
+    files = ["space.yaml", "study.db"] if with_study and not location.study_url else ["space.yaml"]
     with usable(storage):
         for file in files:
             if not home.remote.download(file, folder.path / file):

@@ -104,5 +104,5 @@ def _check_reachable(location: SearchLocation) -> None:
 
 
 def _open(location: SearchLocation, name: str) -> RDBStorage:
-    folder = find_search(location, name, where="NAME", files=[])
+    folder = find_search(location, name, where="NAME")
     return open_database(location.study_of(folder), busy_seconds=_BUSY_SECONDS)

@@ -66,9 +66,7 @@ def overlapping_trials(
     Raises:
         StorageError: If the earlier search does not exist or its study cannot be read.
     """
-    other = find_search(
-        options, options.warm_start or "", where="--warm-start", files=("space.yaml", "study.db")
-    )
+    other = find_search(options, options.warm_start or "", where="--warm-start", with_study=True)
     shared = options.study_url is not None
     record, versions = open_recorded(options.study_of(other), other, shared=shared)
     ended = [trial for trial in record.trials() if trial.state.is_final]
