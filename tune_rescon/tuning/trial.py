@@ -254,6 +254,35 @@ class TrialRecord:
         """Seconds spent in the reported epochs (training, validation and checkpoint)."""
         return math.fsum(filter(math.isfinite, self.history.get("epoch_seconds", ())))
 
+    @property
+    def start_seconds(self) -> float | None:
+        """When the trial started, in seconds since 1970; None if that is not known.
+
+        :attr:`started` is a local time, which stands for two moments in the hour that is repeated when summer
+        time ends. It is the later one, unless the first epoch had begun by then.
+        """
+        if self.started is None:
+            return None
+        later = self.started.replace(fold=1).timestamp()
+        is_repeated = bool(self.times_ms) and later <= self.times_ms[0] / 1000 - self._logged(
+            "epoch_seconds", 1, 0.0
+        )
+        return later if is_repeated else self.started.timestamp()
+
+    @property
+    def end_seconds(self) -> float | None:
+        """When the trial ended, in seconds since 1970; None if it has not ended.
+
+        In the hour that is repeated when summer time ends, the time of the last epoch shows which of the two
+        moments :attr:`ended` is.
+        """
+        if self.ended is None:
+            return None
+        end = self.ended.timestamp()
+        # A database may round the end of a trial to seconds.
+        is_repeated = bool(self.times_ms) and self.times_ms[-1] / 1000 > end + 60
+        return self.ended.replace(fold=1).timestamp() if is_repeated else end
+
     def device_seconds(self, devices: float) -> tuple[float, ...]:
         """Return each epoch's seconds times the devices that it held; 0 for an epoch without seconds.
 
