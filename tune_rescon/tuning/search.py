@@ -119,7 +119,8 @@ def run_search(
         # Check the changes before any costly step, so that a refused change leaves nothing behind.
         resumed = resume_record(space, options, store.folder) if store.resumed else None
         if options.resume_or_start:
-            if resumed is not None and is_finished(*resumed, space):
+            elapsed = lease.elapsed_seconds if lease else 0.0
+            if resumed is not None and is_finished(*resumed, space, elapsed_seconds=elapsed):
                 return _finished(*resumed, options, store, on_result=on_result)
             _PROGRESS.info(f"{'Resuming' if resumed else 'Starting'} {options.name}")
         space, prepared = _prepared(space, options, resumed, weights)
