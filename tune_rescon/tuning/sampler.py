@@ -331,7 +331,13 @@ class SearchSampler:
             params=params,
             distributions=frozen.distributions,
             sampler_state=state,
-            origin=make_origin(self._space, params, version=self._versions.number, number=number),
+            origin=make_origin(
+                self._space,
+                params,
+                version=self._versions.number,
+                number=number,
+                enqueued=enqueued is not None,
+            ),
             enqueued=enqueued,
         )
 
