@@ -82,7 +82,7 @@ def _cost(result: StudyResult, index: int, front: CostFront) -> Chart:
         data=[points, _front(front)],
         layout={
             "xaxis": numeric_axis(front.title, rangemode="tozero"),
-            "yaxis": numeric_axis(""),
+            "yaxis": numeric_axis(result.metric),
             "showlegend": False,
         },
         height=HEIGHT,

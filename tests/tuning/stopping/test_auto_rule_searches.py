@@ -106,7 +106,8 @@ def test_the_report_explains_the_chosen_rungs() -> None:
     levels, lines = rungs_and_reasons(space, search.trials(), slots=4)
     assert lines[0].startswith("First rung: epoch 1, chosen by 1")
     assert lines[0].endswith("Rungs: 1, 5, 27.")
-    assert lines[1] == "Ranks at epoch 1 agree with those at epoch 2 by 1.00: it judges."
+    correlation = "the values there have a rank correlation of 1.00 with those at epoch 2"
+    assert lines[1] == f"Epoch 1 is a rung: {correlation}."
     assert levels == (1, 5, 27)
 
 
@@ -145,9 +146,10 @@ def test_the_report_says_that_no_rung_judges_and_which_trials_pause() -> None:
     simulation.drive(search.policy(), reports=200)
     levels, (line,) = rungs_and_reasons(space, search.trials(), slots=4)
     assert levels == (50,)
-    assert line.startswith(
-        "No rung judges, and every trial trains to the end, but for trials whose value has never changed,"
-        " which pause: up to epoch 9, the ranks of 8 trials"
+    assert line == (
+        "No epoch before the last one is a rung, because up to epoch 9, the ranks of 8 trials that no rung had"
+        " selected change from epoch to epoch. Every trial trains to the end; only one whose value has never"
+        " changed pauses."
     )
 
 

@@ -78,15 +78,15 @@ def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
     if agreement.tells_nothing:
         why = f"up to epoch {agreement.latest}, the ranks of {evidence} change from epoch to epoch"
         if rule.judges_none:
-            kept = "but for trials whose value has never changed, which pause"
-            return (f"No rung judges, and every trial trains to the end, {kept}: {why}.",)
+            kept = "Every trial trains to the end; only one whose value has never changed pauses"
+            return (f"No epoch before the last one is a rung, because {why}. {kept}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
-        return (f"{rungs} Values there may say little: {why}. {advice}.",)
+        return (f"{rungs} Values there may say little, because {why}. {advice}.",)
     lines = [f"First rung: epoch {agreement.first}, chosen by {evidence}. {rungs}"]
     for epoch, correlation in sorted(agreement.correlations.items()):
-        role = "judges" if epoch in rule.levels else "judges no trial"
-        ranks = f"agree with those at epoch {agreement.latest} by {correlation:.2f}"
-        lines.append(f"Ranks at epoch {epoch} {ranks}: it {role}.")
+        role = "is a rung" if epoch in rule.levels else "is not a rung"
+        ranks = f"a rank correlation of {correlation:.2f} with those at epoch {agreement.latest}"
+        lines.append(f"Epoch {epoch} {role}: the values there have {ranks}.")
     if rule.is_unconfirmed:
         lines.append(
             f"No later ranks confirm those at epoch {agreement.first}: new trials get"
