@@ -20,13 +20,13 @@ from tune_rescon.storage import (
     name_without_space,
     usable,
 )
-from tune_rescon.tuning.folder import SearchFolder, holds_trials
+from tune_rescon.tuning.folder import SearchFolder, holds_trials, usable_directory
 from tune_rescon.tuning.folder_state import FolderState, folder_state, reserved
 from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.store import Reservation, SearchStore, UrlStore
 
-__all__ = ["find_search", "open_store", "search_lease"]
+__all__ = ["find_search", "has_begun", "open_store", "search_lease"]
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
@@ -227,6 +227,20 @@ def _lease(options: RunOptions, store: SearchStore, *, drives: bool) -> Abstract
     from tune_rescon.tuning.study_lease import StudyLeaseStore
 
     return hold_lease(StudyLeaseStore.open(study_url, name), name=name, seconds=seconds, drives=drives)
+
+
+def has_begun(storage: Path | StorageUrl, name: str) -> bool:
+    """Return whether a search of this name has begun.
+
+    Raises:
+        StorageError: If the name is invalid, or the storage cannot be read.
+    """
+    if isinstance(storage, Path):
+        folder = SearchFolder(storage=storage.resolve(), name=name)
+        with usable_directory(folder.storage):
+            return folder.space_yaml.is_file()
+    home = SearchHome.look(storage, name)
+    return home is not None and home.begun
 
 
 def find_search(
