@@ -2,7 +2,7 @@
 
 plotly.js draws the plots, which are plain dictionaries (:mod:`.charts`, :mod:`.search_charts`). All else is a
 Jinja template that escapes every text (``assets/page.html``). The file includes plotly.js, a style sheet and
-a small script.
+a small script. The page of ``report --errors`` shares the style and the tables of mistakes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from tune_rescon.errors import counted
 from tune_rescon.reporting.charts import Chart, importance_bars, learning_curves, parallel_coordinates, slices
@@ -72,7 +73,7 @@ from tune_rescon.tuning import (
     write_atomically,
 )
 
-__all__ = ["panels", "render_page", "write_report"]
+__all__ = ["mistakes_page", "panels", "render_page", "write_report"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
     above = 2 if compared else 1
     charts = [chart for panel in all_panels for chart in panel.charts]
     command = best_command(result)
-    return _template().render(
+    return _template("page.html").render(
         result=result,
         written=written,
         refresh=REFRESH if result.state is SearchState.RUNNING else None,
@@ -143,9 +144,20 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
     )
 
 
+def mistakes_page(mistakes: Mapping[str, Any], *, title: str) -> str:
+    """Return the page of the mistakes of a network as text.
+
+    Args:
+        mistakes: the result of :func:`.mistakes_document`.
+        title: the title of the page.
+    """
+    return _template("mistakes.html").render(mistakes=mistakes, title=title)
+
+
 @cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
+def _template(name: str) -> Template:
+    loader = FunctionLoader(_asset)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=loader)
     environment.filters |= {
         "comparison_row": comparison_row,
         "listed_numbers": _listed_numbers,
@@ -160,7 +172,7 @@ def _template() -> Template:
         "style": Markup(_asset("style.css")),
         "theme": Markup(_THEME),
     }
-    return environment.from_string(_asset("page.html"))
+    return environment.get_template(name)
 
 
 def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
@@ -185,8 +197,36 @@ def _hours(hours: float, result: StudyResult) -> str:
     return format_device_hours({hours_unit(result): hours})
 
 
-def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
-    """Return the mistakes of the best network; None if the search's folder does not have them.
+class _Mistake(BaseModel):
+    """One image that the network predicts incorrectly."""
+
+    model_config = ConfigDict(strict=True)
+
+    label: str
+    predicted: str
+    probability: float = Field(ge=0, le=1)
+    picture: str
+
+
+class _Mistakes(BaseModel):
+    """The file of :func:`.write_mistakes`."""
+
+    model_config = ConfigDict(strict=True)
+
+    trial: int
+    epoch: int
+    words: str
+    wrong: NonNegativeInt
+    class_names: list[str]
+    confusion: list[list[NonNegativeInt]]
+    pairs: list[tuple[str, str, int, int]]
+    classes: tuple[tuple[str, str, str, str, str], ...] = ()
+    """An earlier version did not write them."""
+    worst: list[_Mistake]
+
+
+def _mistakes(result: StudyResult) -> _Mistakes | None:
+    """Return the mistakes of the best network; None if the search's folder does not have them, or not all.
 
     If a resume found a better network since, the file has the mistakes of another one, and None is returned.
     """
@@ -194,12 +234,15 @@ def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
     if result.best is None or not path.is_file():
         return None
     try:
-        mistakes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        network = (mistakes["trial"], mistakes["epoch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        mistakes = _Mistakes.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
         _LOGGER.warning("%s cannot be read: %s", path, error)
         return None
-    mistakes.setdefault("classes", [])  # an earlier version did not write them
+    is_square = {len(mistakes.class_names)} >= {len(mistakes.confusion), *map(len, mistakes.confusion)}
+    if mistakes.confusion and not is_square:
+        _LOGGER.warning("%s has a confusion matrix of other classes", path)
+        return None
+    network = (mistakes.trial, mistakes.epoch)
     return mistakes if network == (result.best.number, result.best.value_epoch) else None
 
 
