@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.metric_names import MetricAt
+from tune_rescon.reporting.hours import savings
 from tune_rescon.reporting.incumbents import incumbents
 from tune_rescon.reporting.summary import (
     ABSENT,
@@ -26,7 +27,6 @@ from tune_rescon.reporting.summary import (
     parameter_axes,
     rank_classes,
     rung_survival,
-    savings,
     shared_epoch,
     values_at,
 )
@@ -66,7 +66,8 @@ def test_only_epochs_of_stopped_trials_are_saved(make_result: MakeResult, make_t
     ]
     saved = savings(make_result(*trials, levels=(1, 3)))
     # Each epoch took half an hour of two cores.
-    assert (saved.epochs, saved.epochs_saved, saved.hours, saved.hours_saved) == (5, 2, 5.0, 2.0)
+    assert (saved.epochs, saved.epochs_saved, saved.hours) == (5, 2, 5.0)
+    assert saved.hours_saved == {"core-hours": 2.0}
     assert saved.share == pytest.approx(2 / 7)
 
 

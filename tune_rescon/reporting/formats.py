@@ -21,16 +21,8 @@ from tune_rescon.reporting.formatting import (
     storage_of,
     value_text,
 )
-from tune_rescon.reporting.summary import (
-    best_command,
-    device_hours,
-    devices_of,
-    failures,
-    hours_unit,
-    reserved_hours,
-    rung_survival,
-    savings,
-)
+from tune_rescon.reporting.hours import device_hours, hours_unit, reserved_hours, savings
+from tune_rescon.reporting.summary import best_command, devices_of, failures, rung_survival
 from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
 from tune_rescon.tuning.input_digests import changed_functions
@@ -125,7 +117,7 @@ def comparison_row(result: StudyResult) -> tuple[str, ...]:
         f"{cost.gmacs:.3f}" if cost else "-",
         str(saved.epochs),
         f"{saved.share:.0%}",
-        f"{saved.hours:.3f}",
+        " + ".join(f"{hours:.3f}" for hours in reserved_hours(result).values()),
         f"{timeline(result).utilisation:.0%}",
     )
 
@@ -345,7 +337,7 @@ def _search_document(result: StudyResult) -> dict[str, Any]:
         "compute_hours_by_device": device_hours(result),
         "epochs": saved.epochs,
         "epochs_saved": saved.epochs_saved,
-        "compute_hours_saved": saved.hours_saved,
+        "compute_hours_saved": math.fsum(saved.hours_saved.values()),
         "slots": slots.slots,
         "utilisation": slots.utilisation,
         "gpu_utilisation": use.utilisation if use else None,

@@ -10,7 +10,7 @@ from typing import Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.formatting import device_hours_unit
-from tune_rescon.reporting.summary import hours_by_unit
+from tune_rescon.reporting.hours import hours_by_unit
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import ClusterSize, TrialRecord, best_trial, possible_rungs
 from tune_rescon.tuning.stopping.auto_messages import planned_epochs

@@ -44,6 +44,7 @@ from tune_rescon.reporting.formatting import (
     setting_text,
     value_text,
 )
+from tune_rescon.reporting.hours import Savings, device_hours, reserved_hours, savings, spent_unit
 from tune_rescon.reporting.incumbents import Incumbent, grouping, groups
 from tune_rescon.reporting.search_charts import (
     costs,
@@ -54,16 +55,7 @@ from tune_rescon.reporting.search_charts import (
     survival_bars,
     utilisation_steps,
 )
-from tune_rescon.reporting.summary import (
-    best_command,
-    device_hours,
-    failures,
-    hours_unit,
-    reserved_hours,
-    savings,
-    shared_epoch,
-    values_at,
-)
+from tune_rescon.reporting.summary import best_command, failures, shared_epoch, values_at
 from tune_rescon.reporting.timeline import GpuUse, Throughput, gpu_use, throughput, timeline
 from tune_rescon.tuning import (
     SearchFolder,
@@ -184,7 +176,7 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
     yield f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended"
     yield f"{saved.epochs}", "epochs run"
     if saved.epochs_saved:
-        yield f"{saved.share:.0%}", f"epochs saved, about {_hours(saved.hours_saved, result)}"
+        yield f"{saved.share:.0%}", f"epochs saved, about {_saved_hours(saved)}"
     yield from ((format_hours(hours), f"{unit} reserved") for unit, hours in reserved_hours(result).items())
     by_kind = device_hours(result)
     if len(by_kind) > 1:
@@ -194,7 +186,12 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
 
 
 def _hours(hours: float, result: StudyResult) -> str:
-    return format_device_hours({hours_unit(result): hours})
+    return format_device_hours({spent_unit(result): hours})
+
+
+def _saved_hours(saved: Savings) -> str:
+    hours = {unit: each for unit, each in saved.hours_saved.items() if each}
+    return format_device_hours(hours or saved.hours_saved)
 
 
 class _Mistake(BaseModel):
@@ -413,5 +410,5 @@ def _rung_note(result: StudyResult) -> str:
         return "Trials that reached each rung; no trial was stopped early."
     return (
         f"Early stopping saved {saved.epochs_saved} of {counted(saved.epochs + saved.epochs_saved, 'epoch')}"
-        f" ({saved.share:.0%}), about {_hours(saved.hours_saved, result)}."
+        f" ({saved.share:.0%}), about {_saved_hours(saved)}."
     )
