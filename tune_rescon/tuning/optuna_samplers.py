@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
@@ -30,7 +29,6 @@ __all__ = [
     "SamplerTrial",
     "SamplerView",
     "common_epoch",
-    "is_in_space",
     "make_sampler",
     "sampler_trial",
 ]
@@ -94,10 +92,6 @@ class SamplerView:
     def is_outdated(self) -> bool:
         """True if the view lacks a change of a result."""
         return self._is_outdated
-
-    def accepts(self, params: Mapping[str, Any]) -> bool:
-        """Return whether ``params``, which may omit parameters, contains only values of the space."""
-        return is_in_space(params, self._distributions)
 
     def draw(self, number: int, attempt: int, row: Mapping[str, Any] | None = None) -> optuna.Trial:
         """Draw trial ``number``, or create it with the parameters of ``row``, drawing those that it omits.
@@ -212,16 +206,6 @@ class SamplerView:
             begun = max((trial.sampler_state.get(key, 0) for trial in trials), default=0)
             for generation in range(1, begun + 1):
                 sampler.get_parent_population(self._study, generation)
-
-
-def is_in_space(params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> bool:
-    """Return whether ``params``, which may omit parameters, contains only values of the ``distributions``."""
-    try:
-        used = {name: distributions[name] for name in params}
-        create_trial(params=dict(params), distributions=used, state=OptunaState.RUNNING)
-    except (KeyError, TypeError, ValueError):
-        return False
-    return True
 
 
 def _end(trial: TrialRecord) -> float:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.config import TrialConfig, field_names
 from tune_rescon.errors import SpaceError, hide_passwords
-from tune_rescon.spaces import Space, distributions, dump_space, load_space
+from tune_rescon.spaces import Space, can_have, dump_space, load_space
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.optuna_samplers import is_in_space
 from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
@@ -283,12 +282,12 @@ def _enqueued_can_run(record: StudyRecord, space: Space, elapsed_seconds: float)
 
     A search whose space is exhausted has both.
     """
-    budget, known = space.budget, distributions(space)
+    budget = space.budget
     if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
         return False
     if budget.epochs is not None and sum(trial.epochs for trial in record.trials()) >= budget.epochs:
         return False
-    return record.next_enqueued(lambda params: is_in_space(params, known)) is not None
+    return record.next_enqueued(lambda params: can_have(space, params)) is not None
 
 
 def create_record(
