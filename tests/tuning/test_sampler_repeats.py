@@ -165,7 +165,7 @@ def test_an_enqueued_trial_is_completed_to_a_point_that_keeps_to_the_constraints
 
 CONDITIONAL = (
     "parameters={optimizer: {type: categorical, choices: [sgd, adamw, lion, rmsprop]},"
-    " momentum: {type: float, low: 0.0, high: 0.9, when: {parameter: optimizer, in: [sgd, rmsprop]}},"
+    " momentum: {type: float, low: 0.1, high: 0.9, when: {parameter: optimizer, in: [sgd, rmsprop]}},"
     " nesterov: {type: categorical, choices: [true, false], when: {parameter: optimizer, in: [sgd]}}}"
 )
 
