@@ -150,6 +150,12 @@ def _difference(first: StudyResult, other: StudyResult) -> str | None:
     if first_metric != other_metric:
         metrics = f"{first.name} was ranked by {first_metric} and {other.name} by {other_metric}"
         return f"{metrics}: do not compare their values"
+    if first.maximize != other.maximize:
+        better, worse = ("larger", "smaller") if first.maximize else ("smaller", "larger")
+        return (
+            f"{first.name} was ranked by {better} and {other.name} by {worse} values of {first.metric}: do not"
+            " compare which is best"
+        )
     if first.space.metric.at != other.space.metric.at and not first.space.metric.of_test_images:
         return (
             f"{first.name} counts {first.metric} at the {first.space.metric.at} epoch and {other.name} at the"
