@@ -255,6 +255,14 @@ def test_a_parameter_with_one_value_has_no_axis(make_result: MakeResult, make_tr
     assert [axis.name for axis in parameter_axes(make_result(*trials))] == ["learning_rate"]
 
 
+def test_a_switch_that_was_removed_from_the_space_is_no_number(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trials = [make_trial(n, parameters={"nesterov": bool(n)}) for n in range(2)]
+    (axis,) = parameter_axes(make_result(*trials))
+    assert axis.ticks == ((0.0, "False"), (1.0, "True"))
+
+
 def test_the_best_command_reproduces_the_best_trial(simulated: StudyResult, tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / "space.yaml").write_text(dump_space(simulated.space))

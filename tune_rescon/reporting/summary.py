@@ -329,7 +329,11 @@ def _axis(result: StudyResult, name: str) -> Axis:
 def _is_categorical(space: Space, name: str, values: Any) -> bool:
     if isinstance(space.parameters.get(name), CategoricalParameter):
         return True
-    return not all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    # A switch that a resume has removed from the space is True and False, and not a number from 0 to 1.
+    return not all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        for value in values
+    )
 
 
 def _choices(space: Space, name: str, used: set[str]) -> list[str]:
