@@ -30,6 +30,7 @@ from tune_rescon.tuning.resume import (
     check_changes,
     is_finished,
     space_changes,
+    unfit_message,
     version_changes,
 )
 from tune_rescon.tuning.space_versions import SpaceVersions
@@ -393,3 +394,9 @@ def test_a_search_whose_points_are_used_up_still_runs_an_enqueued_trial(
     record = StudyRecord.load(url, "s", metric="val_accuracy")
     versions = SpaceVersions(spaces=(space,))
     assert is_finished(record, versions, space, elapsed_seconds=elapsed) is finished
+    message = unfit_message(record, space)
+    if params["depth"] == 92:
+        assert message is None
+    else:
+        assert message is not None
+        assert message.endswith("the space does not contain their values: trial_0002")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from tune_rescon.config import TrialConfig, field_names
+from tune_rescon.config import TrialConfig, field_names, trial_name
 from tune_rescon.errors import SpaceError, hide_passwords
 from tune_rescon.spaces import Space, can_have, dump_space, load_space
 from tune_rescon.tuning.cost_model import CostModel
@@ -37,6 +37,7 @@ __all__ = [
     "is_finished",
     "resume_record",
     "space_changes",
+    "unfit_message",
     "version_changes",
 ]
 
@@ -288,6 +289,15 @@ def _enqueued_can_run(record: StudyRecord, space: Space, elapsed_seconds: float)
     if budget.epochs is not None and sum(trial.epochs for trial in record.trials()) >= budget.epochs:
         return False
     return record.next_enqueued(lambda params: can_have(space, params)) is not None
+
+
+def unfit_message(record: StudyRecord, space: Space) -> str | None:
+    """Return a message about the enqueued trials that ``space`` cannot run; None if there are none."""
+    unfit = [trial_name(trial.number) for trial in record.enqueued() if not can_have(space, trial.params)]
+    if not unfit:
+        return None
+    names = ", ".join(unfit)
+    return f"Enqueued trials that do not run, because the space does not contain their values: {names}"
 
 
 def create_record(
