@@ -25,7 +25,7 @@ from tune_rescon.reporting.formats import (
     mlflow_note,
     row,
 )
-from tune_rescon.reporting.hours import device_hours, savings
+from tune_rescon.reporting.hours import device_hours, reserved_hours, savings
 from tune_rescon.reporting.incumbents import groups, incumbents
 from tune_rescon.reporting.live_state import GaugeValues, LiveTotals
 from tune_rescon.reporting.page import panels, render_page
@@ -100,6 +100,25 @@ def test_hours_of_cores_and_of_gpus_are_not_added(
     on_cores = make_result(trials[0], device="CPU")
     (line,) = differences([result, on_cores])
     assert "GPU-hours and core-hours" in line
+
+
+def test_hours_on_several_kinds_of_gpu_are_not_those_of_the_last_kind(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """The search began on an L4, and was resumed with `resources_per_trial.accelerator: H100`."""
+    trials = [on_devices(make_trial(0), "NVIDIA L4", "NVIDIA L4"), on_devices(make_trial(1), "NVIDIA H100")]
+    result = make_result(*trials, devices_per_trial=1, device="H100")
+    assert reserved_hours(result) == {"GPU-hours": 2.0}
+    assert [front.title for front in cost_fronts(result)][-1] == "GPU-hours"
+    h100_only = make_result(trials[1], devices_per_trial=1, device="H100")
+    assert reserved_hours(h100_only) == {"H100-hours": 1.0}
+    resources = "resources_per_trial={cpu: 1, gpu: 1, accelerator: H100}"
+    totals = LiveTotals(load_space("digits", [resources]), "s")
+    totals.on_search_start(trials)
+    metrics = {"images_per_second": 1.0, "epoch_seconds": 1800.0}
+    totals.on_trial_start(make_trial(2, TrialState.RUNNING, ()), now=0.0)
+    totals.on_epoch(make_trial(2, TrialState.RUNNING, (0.5,)), metrics, now=1800.0)
+    assert totals.snapshot(GaugeValues(slots=1)).hours == {"GPU-hours": 2.5}
 
 
 def test_charts_and_fronts_of_a_moved_search_add_no_core_hours_to_gpu_hours(

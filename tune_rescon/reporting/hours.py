@@ -22,6 +22,7 @@ __all__ = [
     "has_moved",
     "hours_by_unit",
     "hours_unit",
+    "named_device",
     "reserved_hours",
     "savings",
     "spent_hours",
@@ -60,6 +61,19 @@ def hours_by_unit(trials: Iterable[TrialRecord], *, device: str, devices: float)
     return {name: spent for name, spent in hours.items() if spent or name == device_hours_unit(device)}
 
 
+def named_device(trials: Iterable[TrialRecord], device: str) -> str:
+    """Return the device after which hours are named.
+
+    It is just a GPU if trials ran on several kinds, because a resume may have asked for another kind.
+
+    Args:
+        trials: the trials.
+        device: the device that trials have now, as in :attr:`.StudyResult.device`.
+    """
+    kinds = {kind for trial in trials for kind in trial.devices if kind not in (None, "CPU")}
+    return "GPU" if len(kinds) > 1 and device != "CPU" else device
+
+
 def _units(device: str) -> tuple[str, str]:
     """Return the unit of hours of a device, and that of the other kind of device."""
     return device_hours_unit(device), device_hours_unit("GPU" if device == "CPU" else "CPU")
@@ -76,7 +90,8 @@ def _epoch_hours(trial: TrialRecord, *, device: str, devices: float) -> Iterator
 
 def reserved_hours(result: StudyResult) -> dict[str, float]:
     """Return the hours for which a search held devices, by unit; see :func:`hours_by_unit`."""
-    return hours_by_unit(result.trials, device=result.device, devices=result.devices_per_trial)
+    device = named_device(result.trials, result.device)
+    return hours_by_unit(result.trials, device=device, devices=result.devices_per_trial)
 
 
 def hours_unit(result: StudyResult) -> str:
@@ -138,9 +153,10 @@ def savings(result: StudyResult) -> Savings:
     """Return the savings by the stopped trials. Diverged and failed trials count as saving nothing."""
     stopped = [trial for trial in result.trials if trial.state is TrialState.STOPPED and trial.epochs]
     last = result.levels[-1]
-    hours_saved = {device_hours_unit(result.device): 0.0}
+    device = named_device(result.trials, result.device)
+    hours_saved = {device_hours_unit(device): 0.0}
     for trial in stopped:
-        epochs = list(_epoch_hours(trial, device=result.device, devices=result.devices_per_trial))
+        epochs = list(_epoch_hours(trial, device=device, devices=result.devices_per_trial))
         if epochs:
             unit, _ = epochs[-1]
             on_it = [hours for name, hours in epochs if name == unit]

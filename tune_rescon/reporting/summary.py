@@ -15,7 +15,7 @@ from typing import Any, Final
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import hide_passwords
 from tune_rescon.reporting.formatting import format_number, setting_text
-from tune_rescon.reporting.hours import hours_by_unit, reserved_hours
+from tune_rescon.reporting.hours import hours_by_unit, named_device, reserved_hours
 from tune_rescon.spaces import CategoricalParameter, Space, place_config
 from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front
 from tune_rescon.tuning.trial import FAILED_STATES, usable_trials
@@ -138,18 +138,19 @@ def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
     A search that has moved between cores and GPUs has a front by the hours of each. It contains the trials
     that ran on nothing else.
     """
+    device = named_device(result.trials, result.device)
     costs: list[tuple[str, Callable[[TrialRecord], float]]] = [
         ("GMACs an image", lambda trial: result.costs[trial.number].gmacs),
         ("million parameters", lambda trial: result.costs[trial.number].params_m),
-        *((unit, partial(_hours_in, result, unit)) for unit in reserved_hours(result)),
+        *((unit, partial(_hours_in, result, unit, device)) for unit in reserved_hours(result)),
     ]
     fronts = (_front(result, title, cost) for title, cost in costs)
     return tuple(front for front in fronts if front.points)
 
 
-def _hours_in(result: StudyResult, unit: str, trial: TrialRecord) -> float:
+def _hours_in(result: StudyResult, unit: str, device: str, trial: TrialRecord) -> float:
     """Return the device-hours of a trial; nan if some of them are of another unit."""
-    hours = hours_by_unit([trial], device=result.device, devices=result.devices_per_trial)
+    hours = hours_by_unit([trial], device=device, devices=result.devices_per_trial)
     spent = {name: count for name, count in hours.items() if count}
     return spent.get(unit, 0.0) if spent.keys() <= {unit} else math.nan
 
