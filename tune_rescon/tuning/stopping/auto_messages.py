@@ -167,6 +167,13 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
     running: list[int] = []
     reached: dict[int, int] = {}
     epochs = 0
+
+    def seen(number: int, epoch: int) -> Observation:
+        # Shuffled, so that the best trial is not the last to start.
+        merit = number * 7919 % 1009
+        value = merit if early == 1 or epoch >= turns else -merit
+        return Observation(number=number, epoch=epoch, value=float(sign * value))
+
     while True:
         while len(running) < slots:
             number = rule.promote()
@@ -180,12 +187,20 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
         if not running:
             finished = sum(epoch == last for epoch in reached.values())
             return _Expected(started=len(reached), finished=finished, epochs=epochs)
+        # Of thousands of epochs, only a few need a decision. If no rung judges, each of them may.
+        ahead = min(_next_decision(rule, reached[n]) - reached[n] for n in running) - 1
+        if ahead and not rule.judges_none:
+            for number in running:
+                reached[number] += ahead
+                rule.record_unchanged(seen(number, reached[number]), ahead)
+            epochs += ahead * len(running)
         number = running.pop(0)
         reached[number] += 1
         epochs += 1
-        # Shuffled, so that the best trial is not the last to start.
-        merit = number * 7919 % 1009
-        value = merit if early == 1 or reached[number] >= turns else -merit
-        seen = Observation(number=number, epoch=reached[number], value=float(sign * value))
-        if rule.judge(seen).decision is Decision.CONTINUE:
+        if rule.judge(seen(number, reached[number])).decision is Decision.CONTINUE:
             running.append(number)
+
+
+def _next_decision(rule: AutoRule, epoch: int) -> int:
+    """Return the first epoch after ``epoch`` at which a trial may be judged, or the values may turn."""
+    return min(each for each in (*rule.levels, rule.latest or rule.last, rule.last) if each > epoch)

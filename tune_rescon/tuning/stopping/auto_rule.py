@@ -81,15 +81,16 @@ class AutoRule:
     _levels: NDArray[np.int64] = field(init=False)
     _planned_epochs: float = field(init=False)
     """The budget in epochs. With a budget in hours, it is known once the first trials have an epoch."""
-    _reach: int = field(init=False)
-    """The epoch that a trial of mean cost reaches if a slot trains nothing else for all of the hours."""
+    reach: int = field(init=False)
+    """The epoch that a trial of mean cost can reach in the hours of a slot, at most the last epoch."""
     _latest: int | None = None
     _agreement: Agreement | None = None
+    _compared: list[int] | None = None  # the trials by which the first rung was chosen
 
     def __post_init__(self) -> None:
         """Create the empty table of trials."""
         self._table = TrialTable(self.last)
-        self._reach = self.last
+        self.reach = self.last
         self._set_first(self.low)
         trials = self.budget.trials * self.last * EPOCHS_PER_TRIAL
         self._planned_epochs = trials if self.budget.epochs is None else float(self.budget.epochs)
@@ -129,6 +130,10 @@ class AutoRule:
         self._record(seen)
         if math.isfinite(seen.value):
             self._table.set_state(seen.number, ENDED if seen.epoch >= self.last else UNKNOWN)
+
+    def record_unchanged(self, seen: Observation, epochs: int) -> None:
+        """Record the value of several epochs up to ``seen``. None is a rung or the latest candidate."""
+        self._table.add(seen, maximize=self.maximize, timed=self.budget.seconds is not None, epochs=epochs)
 
     def pause_again(self, number: int) -> bool:
         """Pause a replayed trial again."""
@@ -175,11 +180,6 @@ class AutoRule:
     def learns(self) -> bool:
         """True if the budget is large enough to learn the first rung, or that is not known yet."""
         return self._latest is None or self._latest > self.low
-
-    @property
-    def reach(self) -> int:
-        """The epoch that a trial of mean cost can reach in the hours, at most the last epoch."""
-        return self._reach
 
     @property
     def is_unconfirmed(self) -> bool:
@@ -230,7 +230,7 @@ class AutoRule:
             cost = sum(table.first_cost(number) for number in begun) / len(begun)
             self._planned_epochs = self.budget.seconds * self.budget.slots / max(cost, 1e-9)
             of_slot = self._planned_epochs / self.budget.slots
-            self._reach = int(min(self.last, max(self.low + 1, of_slot)))
+            self.reach = int(min(self.last, max(self.low + 1, of_slot)))
         self._latest = latest_candidate(
             self.low, self.last, pilots=self._pilots, epochs=self._planned_epochs, epochs_of_slot=of_slot
         )
@@ -242,11 +242,11 @@ class AutoRule:
         assert latest is not None
         if latest == self.low or any(table.epochs_of(n) < latest and table.may_progress(n) for n in pilots):
             return
-        curves = [
-            table.curve(n, latest)
-            for n in map(int, np.flatnonzero(self._unjudged.marks(len(table))))
-            if table.epochs_of(n) >= latest or table.state(n) == DEAD
-        ]
+        marked = map(int, np.flatnonzero(self._unjudged.marks(len(table))))
+        compared = [n for n in marked if table.epochs_of(n) >= latest or table.state(n) == DEAD]
+        if compared == self._compared:
+            return  # their curves up to the latest candidate do not change any more
+        self._compared, curves = compared, [table.curve(n, latest) for n in compared]
         candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
         self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
         first = self._agreement.first
@@ -256,7 +256,7 @@ class AutoRule:
             self._set_first(first)
 
     def _set_first(self, first: int) -> None:
-        self._levels = np.array(rungs_from(first, self.last, reach=self._reach))
+        self._levels = np.array(rungs_from(first, self.last, reach=self.reach))
 
     @property
     def _pilots(self) -> int:
@@ -394,8 +394,7 @@ class AutoRule:
 
     def _best_paused(self, left: float) -> Iterator[tuple[int, int]]:
         """Yield for each stage the best paused trial that it could continue."""
-        table, rungs = self._table, self._rungs()
-        first = int(self._levels[0])
+        table, rungs, first = self._table, self._rungs(), int(self._levels[0])
         among = UNCONFIRMED_PROMOTED_FROM if self.is_unconfirmed else PROMOTED_FROM
         bar, merits = table.bar(first, among), table.merits(first)
         if (unjudged := self._furthest_unjudged()) is not None:
