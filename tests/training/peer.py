@@ -1,13 +1,12 @@
-"""A process that trains trials together with another one: `peer.py RANK`. Jobs and results are pickled."""
+"""A process that trains trials together with another one."""
 
 from __future__ import annotations
 
 import datetime
 import os
-import pickle
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -92,19 +91,11 @@ def train_as_rank(
     return reports
 
 
-def main(rank: int) -> None:
-    """Run jobs until the pipe is closed."""
-    # Prints must not get between the results.
-    results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+def train_until_closed(rank: int, jobs: Connection) -> None:
+    """Receive trials and send their reports, or their errors, until the connection is closed."""
     while True:
         try:
-            job = pickle.load(sys.stdin.buffer)
+            job = jobs.recv()
         except EOFError:
             return
-        pickle.dump(train_as_rank(rank, *job), results)
-        results.flush()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+        jobs.send(train_as_rank(rank, *job))
