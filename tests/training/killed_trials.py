@@ -1,8 +1,8 @@
 """Trials whose process is killed: before a given action, or by a SIGKILL at a random moment.
 
 :func:`run` runs a whole table of kills, because the first compilation of oneDNN costs more than a trial. The
-uninterrupted trial pays for it; the others are forks of its process. A killed process runs no code, not even a
-``finally``. Prints JSON lines::
+uninterrupted trial pays for it; the others are forks of its process. A killed process runs no code, not even
+a ``finally``. Prints JSON lines::
 
     ["epoch", TRIAL, EPOCH, METRICS]    a report
     ["ended", TRIAL, STATUS]            the exit status of a trial's process; 0: the trial has finished

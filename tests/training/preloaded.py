@@ -1,4 +1,4 @@
-"""What a process of ``forked`` has imported when it starts: what trains a trial, as in a trial's own process."""
+"""What a process of ``forked`` has imported when it starts: all that trains a trial, as a trial's own process."""
 
 import importlib
 
