@@ -1,4 +1,4 @@
-"""What a process of ``forked`` has imported when it starts: all that trains a trial, as a trial's own process."""
+"""What a process of ``forked`` has imported when it starts: all that a trial's own process imports."""
 
 import importlib
 

@@ -148,6 +148,7 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     assert_same_files(tmp_path, uninterrupted[0])
 
 
+@pytest.mark.usefixtures("small_attention")
 @pytest.mark.parametrize(
     ("settings", "options", "at"),
     [
