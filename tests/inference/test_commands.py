@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import importlib
 import io
 import json
@@ -44,13 +45,17 @@ from tune_rescon.tuning.input_digests import function_digest
 pytestmark = pytest.mark.torch
 
 
+@functools.cache
+def classifier(checkpoint: Path) -> Classifier:
+    return Classifier(*load_trained(checkpoint)).eval()
+
+
 def expected_probabilities(checkpoint: Path, picture: Path, *, mirrored: bool = False) -> torch.Tensor:
-    network, about = load_trained(checkpoint)
     image = torch.tensor(decode_image(picture.read_bytes(), 16))
     pixels = image.permute(2, 0, 1)[None].float() / 255
     pixels = pixels.flip(-1) if mirrored else pixels
     with torch.inference_mode():
-        probabilities: torch.Tensor = Classifier(network, about).eval()(pixels)[0]
+        probabilities: torch.Tensor = classifier(checkpoint)(pixels)[0]
     return probabilities
 
 
