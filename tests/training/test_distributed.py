@@ -7,6 +7,7 @@ import functools
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,21 +31,20 @@ Peers = list[Connection]
 
 
 @pytest.fixture(scope="module")
-def peers() -> Iterator[Peers]:
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
     """Connections to two processes that train one trial after the other."""
-    connections, processes = [], []
-    for rank in range(2):
-        ours, theirs = PROCESSES.Pipe()
-        process = PROCESSES.Process(target=train_until_closed, args=(rank, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        connections.append(ours)
-        processes.append(process)
-    yield connections
-    for connection, process in zip(connections, processes, strict=True):
-        connection.close()
-        process.kill()
-        process.join()
+    root = tmp_path_factory.mktemp("digits")
+    connections: Peers = []
+    with ExitStack() as stack:
+        for rank in range(2):
+            ours, theirs = PROCESSES.Pipe()
+            process = PROCESSES.Process(target=train_until_closed, args=(rank, theirs, root), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)
+            connections.append(stack.enter_context(ours))
+            theirs.close()
+        yield connections
 
 
 @pytest.fixture
