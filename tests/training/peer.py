@@ -97,7 +97,7 @@ def train_as_rank(
 
 
 def train_until_closed(rank: int, jobs: Connection, root: Path) -> None:
-    """Train on 80 digits: receive trials and send their reports, or errors, until the connection is closed."""
+    """Receive trials, train them on 80 digits and send the reports or errors, until the pipe is closed."""
     digits = open_dataset(DatasetConfig(name="digits", limit=80), data_root=root, cache_root=root)
     while True:
         try:
