@@ -17,8 +17,9 @@ from rich.console import Console
 
 from tune_rescon.errors import UserError
 from tune_rescon.reporting.dry_run import fitting_budget, print_dry_run, speed_message, stopping_line
+from tune_rescon.reporting.formatting import format_number
 from tune_rescon.search import main
-from tune_rescon.spaces import list_spaces, load_space
+from tune_rescon.spaces import list_spaces, load_space, preview
 from tune_rescon.tuning import possible_rungs
 
 #: Runs a dry run of each given space; prints the texts, the processor times and the imported modules.
@@ -249,3 +250,18 @@ def test_quick_measures_the_budget_and_explicit_settings_override_it(
         assert main([*arguments, *bad_options]) == 2
         assert words in capsys.readouterr().err
     assert main(["--resume", "s", "--quick", "--dry-run"]) == 2
+
+
+def test_a_network_that_keeps_to_narrow_constraints_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a sample, `--measure` would have no network to time."""
+    space = load_space("digits", ["initial=[]", "constraints.params_m.max=100"])
+    rare = preview(space, 700)[-1]["learning_rate"]
+    monkeypatch.setattr(
+        "tune_rescon.reporting.dry_run.violation_of",
+        lambda _: lambda values: None if values["learning_rate"] == rare else "too large",
+    )
+    out = io.StringIO()
+    print_dry_run(space, Console(file=out, width=200), data_root=tmp_path)
+    assert format_number(rare) in out.getvalue().partition("First samples")[2]

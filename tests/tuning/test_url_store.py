@@ -80,6 +80,25 @@ def test_another_machine_resumes_from_the_url(options: RunOptions, tmp_path: Pat
     assert texts(study) == ["run 0", "epoch 1", "run 1"]
 
 
+def test_a_copy_of_the_url_does_not_work_on_the_files_of_the_original(
+    options: RunOptions, remote: RemoteFolder
+) -> None:
+    """Both have the same search.json, and both are resumed on one machine."""
+    original = begin_run(options)
+    assert original.close(5) == 0
+    storage = StorageUrl(url=f"{remote.url}-copy")
+    for name in remote.names():
+        RemoteFolder.connect(storage).write(name, remote.read(name) or b"")
+    write(original.folder.study_db, "later")
+    copy_options = dataclasses.replace(options, storage=storage, resume=True)
+    with open_store(copy_options) as copy:
+        copy.fetch()
+        assert copy.folder.path != original.folder.path
+        assert texts(copy.folder.study_db) == ["run 0"]
+    folder = find_search(options, "s", where="NAME")
+    assert not folder.path.is_relative_to(original.folder.storage)
+
+
 def test_a_name_is_given_back_if_the_search_cannot_begin(options: RunOptions, remote: RemoteFolder) -> None:
     with contextlib.suppress(ZeroDivisionError), open_store(options) as store:
         assert remote.names() == ["s/opening/0000000001.json", "s/search.json"]

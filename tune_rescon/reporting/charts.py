@@ -328,7 +328,7 @@ def _slice(result: StudyResult, values: Mapping[int, float], axis: Axis) -> Char
         data=[points],
         layout={
             "xaxis": numeric_axis(f"{axis.name}{' (log)' if axis.log else ''}", **scale),
-            "yaxis": numeric_axis(""),
+            "yaxis": numeric_axis(result.metric),
             "showlegend": False,
         },
         height=HEIGHT,

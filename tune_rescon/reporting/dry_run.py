@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,15 @@ from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.models import Cost, describe_network, network_cost
 from tune_rescon.reporting.formatting import duration, format_number
-from tune_rescon.spaces import Space, count_points, dump_space, longest_warmup, preview, trial_config
+from tune_rescon.spaces import (
+    Space,
+    count_points,
+    dump_space,
+    first_rows,
+    longest_warmup,
+    preview,
+    trial_config,
+)
 from tune_rescon.tuning import (
     cache_messages,
     datasets_of,
@@ -31,7 +40,7 @@ from tune_rescon.tuning import (
     possible_rungs,
     with_store_size,
 )
-from tune_rescon.tuning.constraints import check_constraints, violation_of
+from tune_rescon.tuning.constraints import CONSTRAINED_DRAWS, check_constraints, violation_of
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.prepare import check_external_networks, check_metric_classes
 from tune_rescon.tuning.resources import memory_signature, slots_here
@@ -120,8 +129,10 @@ def _first_samples(model: CostModel) -> list[dict[str, Any]]:
     count = min(SAMPLES, space.budget.trials)
     if violation is None:
         return preview(space, count)
-    drawn = preview(space, 20 * count)
-    return [row for row in drawn if violation(trial_config(space, row).to_dict()) is None][:count]
+    # As many draws as `check_constraints` needs to find one that keeps to them.
+    drawn = first_rows(space) if space.sampler.type == "grid" else preview(space, CONSTRAINED_DRAWS)
+    allowed = (row for row in drawn if violation(trial_config(space, row).to_dict()) is None)
+    return [dict(row) for row in islice(allowed, count)]
 
 
 def _sample_table(

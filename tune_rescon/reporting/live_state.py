@@ -10,7 +10,7 @@ from typing import Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.formatting import device_hours_unit
-from tune_rescon.reporting.summary import hours_by_unit
+from tune_rescon.reporting.hours import hours_by_unit, named_device
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import ClusterSize, TrialRecord, best_trial, possible_rungs
 from tune_rescon.tuning.stopping.auto_messages import planned_epochs
@@ -194,8 +194,9 @@ class LiveTotals:
 
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Count the trials that are already in the record."""
-        device = self._space.resources_per_trial.device
+        device = named_device(trials, self._space.resources_per_trial.device)
         self._hours = hours_by_unit(trials, device=device, devices=self._devices)
+        self._unit = device_hours_unit(device)
         for trial in trials:
             self._begin(trial)
             for epoch in range(1, trial.epochs + 1):

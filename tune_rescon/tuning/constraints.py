@@ -16,13 +16,13 @@ from tune_rescon.spaces import Latency, first_rows, preview, trial_config
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.study import StudyRecord
 
-__all__ = ["check_constraints", "violation_of"]
+__all__ = ["CONSTRAINED_DRAWS", "check_constraints", "violation_of"]
 
 #: The limits on a network's size, and their units.
 _UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-adds"}
 
 #: Number of draws that estimate which share of the networks keeps to the constraints.
-_DRAWS: Final = 1000
+CONSTRAINED_DRAWS: Final = 1000
 
 #: Seconds after which the estimate measures no more latencies, if one draw has kept to the constraints.
 _MEASURING_SECONDS: Final = 30.0
@@ -141,7 +141,7 @@ def check_constraints(costs: CostModel, record: StudyRecord | None = None) -> st
             if broken is not None:
                 hint = "Leave the row out, or allow more."
                 raise ConfigError(format_error(broken, where=f"initial[{index}]", hint=hint))
-    draws = list(first_rows(space)) if space.sampler.type == "grid" else preview(space, _DRAWS)
+    draws = list(first_rows(space)) if space.sampler.type == "grid" else preview(space, CONSTRAINED_DRAWS)
     violations: list[str] = []
     allowed, began = 0, time.monotonic()
     for values in draws:

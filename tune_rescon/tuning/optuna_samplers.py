@@ -93,14 +93,6 @@ class SamplerView:
         """True if the view lacks a change of a result."""
         return self._is_outdated
 
-    def accepts(self, params: Mapping[str, Any]) -> bool:
-        """Return whether ``params``, which may omit parameters, contains only values of the space."""
-        try:
-            self._frozen(params, state=OptunaState.RUNNING)
-        except (KeyError, TypeError, ValueError):
-            return False
-        return True
-
     def draw(self, number: int, attempt: int, row: Mapping[str, Any] | None = None) -> optuna.Trial:
         """Draw trial ``number``, or create it with the parameters of ``row``, drawing those that it omits.
 
@@ -217,17 +209,8 @@ class SamplerView:
 
 
 def _end(trial: TrialRecord) -> float:
-    """Return when a trial ended, in seconds since 1970; inf if it has not ended.
-
-    Optuna's times are local ones, whose order is wrong in the hour that is repeated when summer time ends. A
-    database has only one name for both hours, but the time of the last epoch tells them apart.
-    """
-    if trial.ended is None:
-        return math.inf
-    end = trial.ended.timestamp()
-    # A database may round the end of a trial to seconds.
-    is_repeated = bool(trial.times_ms) and trial.times_ms[-1] / 1000 > end + 60
-    return trial.ended.replace(fold=1).timestamp() if is_repeated else end
+    """Return when a trial ended, in seconds since 1970; inf if it has not ended."""
+    return math.inf if trial.end_seconds is None else trial.end_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -237,11 +237,16 @@ def best_in_hand(trials: Iterable[TrialRecord], winner: TrialRecord | None) -> T
 
 
 def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
-    """Group the finished trials by their parameters; groups and trials keep the order of ``trials``."""
+    """Group the finished trials by their configuration; groups and trials keep the order of ``trials``.
+
+    Trials with the same parameters may differ in a field that a resume has fixed to another value. A trial
+    whose configuration is not recorded counts by its parameters.
+    """
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         if trial.state is TrialState.FINISHED and math.isfinite(trial.value):
-            groups.setdefault(repr(sorted(trial.parameters.items())), []).append(trial)
+            values = trial.parameters if trial.origin is None else trial.origin.config
+            groups.setdefault(repr(sorted(values.items())), []).append(trial)
     return [tuple(group) for group in groups.values()]
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from tune_rescon.config import TrialConfig, field_names
+from tune_rescon.config import TrialConfig, field_names, trial_name
 from tune_rescon.errors import SpaceError, hide_passwords
-from tune_rescon.spaces import Space, load_space
+from tune_rescon.spaces import Space, can_have, load_space
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
@@ -31,6 +31,7 @@ __all__ = [
     "is_finished",
     "resume_record",
     "space_changes",
+    "unfit_message",
     "version_changes",
 ]
 
@@ -241,26 +242,53 @@ def resume_record(
     return record, versions
 
 
-def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> bool:
+def is_finished(
+    record: StudyRecord, versions: SpaceVersions, space: Space, *, elapsed_seconds: float = 0.0
+) -> bool:
     """Return whether a search has nothing left to do with ``space``.
 
     Its last run must have ended by itself: all trials have begun, the hours or epochs are spent, or the space
     is exhausted. In addition, the budget of ``space`` must have no further trial, or ``space`` must equal the
-    space of that run except for settings that affect no decision.
+    space of that run except for settings that affect no decision, and no enqueued trial may wait for a run.
 
     Args:
         record: The record of the search.
         versions: The spaces that the search has had.
         space: The space to resume the search with.
+        elapsed_seconds: Seconds of the budget that are used.
     """
     if read_run_attributes(record).outcome is not SearchState.FINISHED:
         return False
     trials = record.trials()
     if len(trials) >= space.budget.trials and all(trial.state.is_final for trial in trials):
         return True
+    if _enqueued_can_run(record, space, elapsed_seconds):
+        return False
     newest = versions.newest
     space = with_store_size(space, newest)
     budget = space.budget.model_copy(update={"concurrent": newest.budget.concurrent})
     # On another machine, `auto` may choose other resources.
     undecided = {key: getattr(newest, key) for key in ("name", "description", "resources_per_trial")}
     return space.model_copy(update={**undecided, "budget": budget}) == newest
+
+
+def _enqueued_can_run(record: StudyRecord, space: Space, elapsed_seconds: float) -> bool:
+    """Return whether a trial that another program enqueued waits, and hours and epochs are left for it.
+
+    A search whose space is exhausted has both.
+    """
+    budget = space.budget
+    if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
+        return False
+    if budget.epochs is not None and sum(trial.epochs for trial in record.trials()) >= budget.epochs:
+        return False
+    return record.next_enqueued(lambda params: can_have(space, params)) is not None
+
+
+def unfit_message(record: StudyRecord, space: Space) -> str | None:
+    """Return a message about the enqueued trials that ``space`` cannot run; None if there are none."""
+    unfit = [trial_name(trial.number) for trial in record.enqueued() if not can_have(space, trial.params)]
+    if not unfit:
+        return None
+    names = ", ".join(unfit)
+    return f"Enqueued trials that do not run, because the space does not contain their values: {names}"

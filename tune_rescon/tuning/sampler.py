@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial
 from tune_rescon.config import TrialState, plain_number
 from tune_rescon.spaces import (
     Space,
+    can_have,
     count_points,
     free_points,
     from_optuna,
@@ -30,6 +31,7 @@ from tune_rescon.spaces import (
     random_points,
     to_optuna,
     trial_config,
+    with_parents,
 )
 from tune_rescon.tuning.optuna_samplers import SamplerView
 from tune_rescon.tuning.space_versions import SpaceVersions
@@ -137,7 +139,8 @@ class SearchSampler:
         if enqueued is not None:
             if self._view.is_outdated:
                 self._view = self._make_view()
-            number, given = enqueued.number, enqueued.params
+            number, seed = enqueued.number, self._space.sampler.seed
+            given = with_parents(self._space, enqueued.params, seed=seed, number=number)
             # Where no other point has these values, the trial runs again: its values were asked for.
             trial = self._draw_new(number, infeasible, given) or self._view.draw(number, 0, given)
             self._pending = self._pending_rows(self._key(trial.params))
@@ -162,8 +165,8 @@ class SearchSampler:
         return self._view.trials
 
     def fits(self, params: Mapping[str, Any]) -> bool:
-        """Return whether ``params``, which may omit parameters, contains only values of this space."""
-        return self._view.accepts(params)
+        """Return whether a trial of this space can have ``params``, which may omit parameters."""
+        return can_have(self._space, params)
 
     def on_trial_start(self, trial: TrialRecord) -> None:
         """Register the drawn trial after it was recorded.
@@ -331,7 +334,13 @@ class SearchSampler:
             params=params,
             distributions=frozen.distributions,
             sampler_state=state,
-            origin=make_origin(self._space, params, version=self._versions.number, number=number),
+            origin=make_origin(
+                self._space,
+                params,
+                version=self._versions.number,
+                number=number,
+                enqueued=enqueued is not None,
+            ),
             enqueued=enqueued,
         )
 

@@ -45,7 +45,7 @@ from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import fit_to_machine
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.resume import is_finished, resume_record
+from tune_rescon.tuning.resume import is_finished, resume_record, unfit_message
 from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, RunSetup, begin_run
 from tune_rescon.tuning.search_storage import find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
@@ -118,7 +118,8 @@ def run_search(
         # Check the changes before any costly step, so that a refused change leaves nothing behind.
         resumed = resume_record(space, options, store.folder) if store.resumed else None
         if options.resume_or_start:
-            if resumed is not None and is_finished(*resumed, space):
+            elapsed = lease.elapsed_seconds if lease else 0.0
+            if resumed is not None and is_finished(*resumed, space, elapsed_seconds=elapsed):
                 return _finished(*resumed, options, store, on_result=on_result)
             _PROGRESS.info(f"{'Resuming' if resumed else 'Starting'} {options.name}")
         space, data = _prepared(space, options, resumed, weights)
@@ -145,6 +146,8 @@ def run_search(
                     slots=slots,
                     presentation=presentation,
                 )
+                if (message := unfit_message(record, space)) is not None:
+                    _PROGRESS.info(message)
                 search = held.enter_context(begin_run(setup, callbacks, interruption, ray))
                 if on_start is not None:
                     on_start(search.gauges(cluster))

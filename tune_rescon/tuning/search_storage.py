@@ -30,7 +30,7 @@ from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
 from tune_rescon.tuning.options import RunOptions, SearchLocation
 from tune_rescon.tuning.store import Reservation, SearchStore, UrlStore
 
-__all__ = ["FolderState", "find_search", "folder_state", "open_store", "reserved", "search_lease"]
+__all__ = ["FolderState", "find_search", "folder_state", "has_begun", "open_store", "reserved", "search_lease"]
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
@@ -356,9 +356,22 @@ def _lease(options: RunOptions, store: SearchStore, *, drives: bool) -> Abstract
     return hold_lease(StudyLeaseStore.open(study_url, name), name=name, seconds=seconds, drives=drives)
 
 
-def find_search(
-    location: SearchLocation, name: str, *, where: str, with_study: bool = False
-) -> SearchFolder:
+def has_begun(location: SearchLocation, name: str) -> bool:
+    """Return whether a search of this name has begun.
+
+    Raises:
+        StorageError: If the name is invalid, or the storage cannot be read.
+    """
+    storage = location.storage
+    if isinstance(storage, Path):
+        folder = SearchFolder(storage=storage.resolve(), name=name)
+        with usable_directory(folder.storage):
+            return folder.space_yaml.is_file()
+    home = SearchHome.look(storage, name)
+    return home is not None and home.begun
+
+
+def find_search(location: SearchLocation, name: str, *, where: str, with_study: bool = False) -> SearchFolder:
     """Return the folder of a search that has begun, for reading.
 
     If the storage is a URL, the folder holds only a copy of ``space.yaml``, and of the study if requested.

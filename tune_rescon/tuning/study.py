@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -120,8 +120,7 @@ class StudyRecord:
     ) -> StudyRecord:
         """Create the record of a new search.
 
-        A study without trials that a dead driver has left in the database is used again, without its
-        attributes.
+        A study without trials that a dead driver left in the database is used again, without its attributes.
 
         Args:
             url: The database's URL.
@@ -161,8 +160,7 @@ class StudyRecord:
         Args:
             url: The database's URL.
             name: The name of the study.
-            metric: The objective of a record that an earlier version of this package wrote; newer records
-                contain their objective.
+            metric: The objective, if the study does not record one.
             any_name: See :func:`.find_study`.
 
         Raises:
@@ -197,11 +195,14 @@ class StudyRecord:
 
     def next_enqueued(self, fits: Callable[[Mapping[str, Any]], bool]) -> Enqueued | None:
         """Return the first enqueued trial whose values ``fits`` accepts; None if no trial matches."""
+        return next((trial for trial in self.enqueued() if fits(trial.params)), None)
+
+    def enqueued(self) -> Iterator[Enqueued]:
+        """Yield the trials that another program enqueued and that have not run, ordered by number."""
         for number, trial in self._foreign.items():
             params = trial.system_attrs.get(FIXED_PARAMS)
-            if trial.state is OptunaState.WAITING and params is not None and fits(params):
-                return Enqueued(number=number, params=params)
-        return None
+            if trial.state is OptunaState.WAITING and params is not None:
+                yield Enqueued(number=number, params=params)
 
     def stop_requested(self, number: int) -> bool:
         """Return whether another program has requested that a trial stops. This queries the database."""
@@ -330,8 +331,7 @@ class StudyRecord:
             number: The trial's number.
             state: The final state.
             checkpoint: The path or URL of the checkpoint that the trial keeps, or None.
-            error: The error that ended the trial, or None. Passwords in it are hidden, because many people
-                read the record and it is sent to MLflow.
+            error: The error that ended the trial, or None. Passwords in it are hidden.
             cost: The second objective, if the search has one.
             version: The version of the space that the trial ran with at its end, or None if it is not known.
 

@@ -344,8 +344,11 @@ def _stored(moment: datetime.datetime) -> datetime.datetime:
 
 
 def _shown(moment: datetime.datetime) -> datetime.datetime:
-    """Convert a time to the form in Optuna's trials, naive local time."""
-    return moment.astimezone().replace(tzinfo=None)
+    """Convert a time to the form in Optuna's trials, naive local time.
+
+    In the hour that is repeated when summer time ends, ``fold`` is right; ``astimezone`` would not set it.
+    """
+    return datetime.datetime.fromtimestamp(moment.timestamp())
 
 
 @lru_cache(maxsize=256)

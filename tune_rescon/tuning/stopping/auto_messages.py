@@ -78,15 +78,15 @@ def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
     if agreement.ranks_are_unstable:
         why = f"up to epoch {agreement.latest}, the ranks of {evidence} change from epoch to epoch"
         if rule.no_rung_judges:
-            kept = "but for trials whose value has never changed, which pause"
-            return (f"No rung judges, and every trial trains to the end, {kept}: {why}.",)
+            kept = "Every trial trains to the end; only one whose value has never changed pauses"
+            return (f"No epoch before the last one is a rung, because {why}. {kept}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
-        return (f"{rungs} Values there may say little: {why}. {advice}.",)
+        return (f"{rungs} Values there may say little, because {why}. {advice}.",)
     lines = [f"First rung: epoch {agreement.first}, chosen by {evidence}. {rungs}"]
     for epoch, correlation in sorted(agreement.correlations.items()):
-        role = "judges" if epoch in rule.rungs else "judges no trial"
-        ranks = f"agree with those at epoch {agreement.latest} by {correlation:.2f}"
-        lines.append(f"Ranks at epoch {epoch} {ranks}: it {role}.")
+        role = "is a rung" if epoch in rule.rungs else "is not a rung"
+        ranks = f"a rank correlation of {correlation:.2f} with those at epoch {agreement.latest}"
+        lines.append(f"Epoch {epoch} {role}: the values there have {ranks}.")
     if rule.is_unconfirmed:
         lines.append(
             f"No later ranks confirm those at epoch {agreement.first}: new trials get"
@@ -167,6 +167,13 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
     running: list[int] = []
     reached: dict[int, int] = {}
     epochs = 0
+
+    def seen(number: int, epoch: int) -> Observation:
+        # Shuffled, so that the best trial is not the last to start.
+        merit = number * 7919 % 1009
+        value = merit if early == 1 or epoch >= turns else -merit
+        return Observation(number=number, epoch=epoch, value=float(sign * value))
+
     while True:
         while len(running) < slots:
             number = rule.promote()
@@ -180,12 +187,20 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
         if not running:
             finished = sum(epoch == last for epoch in reached.values())
             return _Expected(started=len(reached), finished=finished, epochs=epochs)
+        # Of thousands of epochs, only a few need a decision. If no rung judges, each of them may.
+        ahead = min(_next_decision(rule, reached[n]) - reached[n] for n in running) - 1
+        if ahead and not rule.no_rung_judges:
+            for number in running:
+                reached[number] += ahead
+                rule.record_unchanged(seen(number, reached[number]), ahead)
+            epochs += ahead * len(running)
         number = running.pop(0)
         reached[number] += 1
         epochs += 1
-        # Shuffled, so that the best trial is not the last to start.
-        merit = number * 7919 % 1009
-        value = merit if early == 1 or reached[number] >= turns else -merit
-        seen = Observation(number=number, epoch=reached[number], value=float(sign * value))
-        if rule.judge(seen).decision is Decision.CONTINUE:
+        if rule.judge(seen(number, reached[number])).decision is Decision.CONTINUE:
             running.append(number)
+
+
+def _next_decision(rule: AutoRule, epoch: int) -> int:
+    """Return the first epoch after ``epoch`` at which a trial may be judged, or the values may turn."""
+    return min(each for each in (*rule.rungs, rule.latest or rule.last, rule.last) if each > epoch)

@@ -88,6 +88,8 @@ class AutoRule:
     """The latest candidate for the first rung, in epochs. None before the first trials have an epoch."""
     agreement: Agreement | None = field(default=None, init=False)
     """The evidence for the first rung. None as long as the first trials have not shown any."""
+    _compared: list[int] | None = field(default=None, init=False)
+    """The trials by which the first rung was chosen."""
 
     def __post_init__(self) -> None:
         """Create the empty table of trials."""
@@ -132,6 +134,10 @@ class AutoRule:
         self._record(seen)
         if math.isfinite(seen.value):
             self._table.set_state(seen.number, ENDED if seen.epoch >= self.last else UNKNOWN)
+
+    def record_unchanged(self, seen: Observation, epochs: int) -> None:
+        """Record the value of several epochs up to ``seen``. None is a rung or the latest candidate."""
+        self._table.add(seen, maximize=self.maximize, timed=self.budget.seconds is not None, epochs=epochs)
 
     def pause_again(self, number: int) -> bool:
         """Pause a replayed trial again."""
@@ -230,11 +236,11 @@ class AutoRule:
         assert latest is not None
         if latest == self.low or any(table.epochs_of(n) < latest and table.may_progress(n) for n in pilots):
             return
-        curves = [
-            table.curve(n, latest)
-            for n in map(int, np.flatnonzero(self._unjudged.marks(len(table))))
-            if table.epochs_of(n) >= latest or table.state(n) == DEAD
-        ]
+        marked = map(int, np.flatnonzero(self._unjudged.marks(len(table))))
+        compared = [n for n in marked if table.epochs_of(n) >= latest or table.state(n) == DEAD]
+        if compared == self._compared:
+            return  # their curves up to the latest candidate do not change any more
+        self._compared, curves = compared, [table.curve(n, latest) for n in compared]
         candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
         self.agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
         first = self.agreement.first
@@ -381,8 +387,7 @@ class AutoRule:
 
     def _best_paused(self, left: float) -> Iterator[tuple[int, int]]:
         """Yield for each stage the best paused trial that it could continue."""
-        table, rungs = self._table, self._rungs_reached()
-        first = int(self._rungs[0])
+        table, rungs, first = self._table, self._rungs_reached(), int(self._rungs[0])
         among = UNCONFIRMED_PROMOTED_FROM if self.is_unconfirmed else PROMOTED_FROM
         bar, merits = table.bar(first, among), table.merits(first)
         if (unjudged := self._furthest_unjudged()) is not None:
