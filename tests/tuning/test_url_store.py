@@ -95,7 +95,7 @@ def test_a_copy_of_the_url_does_not_work_on_the_files_of_the_original(
         copy.fetch()
         assert copy.folder.path != original.folder.path
         assert texts(copy.folder.study_db) == ["run 0"]
-    folder = find_search(options, "s", where="NAME")
+    folder = find_search(copy_options, "s", where="NAME")
     assert not folder.path.is_relative_to(original.folder.storage)
 
 

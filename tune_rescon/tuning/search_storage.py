@@ -30,7 +30,15 @@ from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
 from tune_rescon.tuning.options import RunOptions, SearchLocation
 from tune_rescon.tuning.store import Reservation, SearchStore, UrlStore
 
-__all__ = ["FolderState", "find_search", "folder_state", "has_begun", "open_store", "reserved", "search_lease"]
+__all__ = [
+    "FolderState",
+    "find_search",
+    "folder_state",
+    "has_begun",
+    "open_store",
+    "reserved",
+    "search_lease",
+]
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
