@@ -116,23 +116,25 @@ def run_search(
         lease = held.enter_context(search_lease(options, store)) if store.resumed else None
         store.fetch()
         # Check the changes before any costly step, so that a refused change leaves nothing behind.
-        resumed = resume_record(space, options, store.folder) if store.resumed else None
+        record, versions = resume_record(space, options, store.folder) if store.resumed else (None, None)
         if options.resume_or_start:
             elapsed = lease.elapsed_seconds if lease else 0.0
-            if resumed is not None and is_finished(*resumed, space, elapsed_seconds=elapsed):
-                return _finished(*resumed, options, store, on_result=on_result)
-            _PROGRESS.info(f"{'Resuming' if resumed else 'Starting'} {options.name}")
-        space, data = _prepared(space, options, resumed, weights)
+            if (
+                record is not None
+                and versions is not None
+                and is_finished(record, versions, space, elapsed_seconds=elapsed)
+            ):
+                return _finished(record, versions, options, store, on_result=on_result)
+            _PROGRESS.info(f"{'Resuming' if store.resumed else 'Starting'} {options.name}")
+        space, data = _prepared(space, options, weights, record=record, versions=versions)
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
-            _writer(space, options, store, None if resumed is None else resumed[0]) as writer,
+            _writer(space, options, store, record) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
                 space, slots = fit_to_cluster(space, options, data, ray)
-                if resumed is None or lease is None:
+                if record is None or lease is None:
                     record, lease = _created(space, data, weights, options, store=store, held=held)
-                else:
-                    record, _ = resumed
                 record_weights(record, weights)
                 record_code(record, code_digests(space), before_trials=True)
                 setup = RunSetup(
@@ -141,7 +143,7 @@ def run_search(
                     record=record,
                     lease=lease,
                     writer=writer,
-                    versions=record_version(record, resumed[1] if resumed else None, space),
+                    versions=record_version(record, versions, space),
                     data=data,
                     slots=slots,
                     presentation=presentation,
@@ -183,15 +185,16 @@ def _checked(space: Space, options: RunOptions) -> Space:
 def _prepared(
     space: Space,
     options: RunOptions,
-    resumed: tuple[StudyRecord, SpaceVersions] | None,
     weights: Mapping[str, InitialWeights],
+    *,
+    record: StudyRecord | None,
+    versions: SpaceVersions | None,
 ) -> tuple[Space, PreparedData]:
     """Prepare the images, and check the settings that depend on them.
 
     Returns:
         The space with the size of its stored images, and the prepared datasets.
     """
-    record, versions = resumed or (None, None)
     if record is None and options.warm_start is not None:
         # Only checks that the search exists. It is read when the record is created.
         find_search(options, options.warm_start, where="--warm-start")
