@@ -23,9 +23,9 @@ from tune_rescon.errors import StorageError
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import SearchHome, StorageUrl
 from tune_rescon.tuning import SearchFolder, SearchLocation, SearchState, StudyRecord, read_search
-from tune_rescon.tuning.driver import Driver, this_driver
-from tune_rescon.tuning.lease import Lease, LeaseKeeper
-from tune_rescon.tuning.reader import driver_lives, search_state
+from tune_rescon.tuning.driver import Driver, Lease, driver_lives, this_driver
+from tune_rescon.tuning.lease import LeaseKeeper
+from tune_rescon.tuning.reader import search_state
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_outcome, record_run
 from tune_rescon.tuning.study_lease import StudyLeaseStore
 

@@ -29,12 +29,12 @@ from tune_rescon.errors import StorageError, UserError
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Goal, load_goal, parse_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, needs_rollback, sqlite_file, usable
+from tune_rescon.tuning.driver import lease_lives
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import SearchLocation
 from tune_rescon.tuning.reader import (
     file_silent_seconds,
-    lease_lives,
     lives_by_url,
     search_state,
     snapshot,

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetInfo, describe
@@ -27,10 +26,9 @@ from tune_rescon.storage import (
 )
 from tune_rescon.tuning.cost_model import CostModel, datasets_of
 from tune_rescon.tuning.database import holds_studies, missing_study
-from tune_rescon.tuning.driver import Driver, ProcessTable, process_start, this_driver
+from tune_rescon.tuning.driver import lease_lives
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.input_digests import code_history, recorded_code, recorded_images, recorded_weights
-from tune_rescon.tuning.lease import Lease, LeaseDecision, decide_lease
 from tune_rescon.tuning.options import SearchLocation
 from tune_rescon.tuning.result import SearchState, StudyResult, build_result
 from tune_rescon.tuning.resume import version_changes
@@ -41,10 +39,8 @@ from tune_rescon.tuning.study_attributes import RunAttributes, read_run_attribut
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "driver_lives",
     "file_silent_seconds",
     "known_datasets",
-    "lease_lives",
     "lives_by_url",
     "read_search",
     "result_from_study",
@@ -212,34 +208,6 @@ def snapshot(url: str) -> Iterator[str]:
         except (sqlite3.Error, OSError) as error:
             raise missing_study(source, str(error)) from None
         yield sqlite_url(copy)
-
-
-#: A driver on another machine counts as dead if it wrote no beat for this many lengths of its lease, each of
-#: which contains four beats. This is only for reports to users: a process that takes over a search watches
-#: the beat itself and trusts no clock.
-SILENT_LEASES: Final = 2.0
-
-
-def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, silent: float) -> bool:
-    """Return whether a search has a live driver.
-
-    Args:
-        lease: The search's lease, or None.
-        me: The calling process.
-        processes: The process table in which ``me`` is.
-        silent: Seconds since the last write of the lease, by clocks that may differ; 0 if it is not known.
-    """
-    decision = decide_lease(lease, me, processes)
-    if decision is not LeaseDecision.WATCH:
-        return decision is LeaseDecision.REFUSE
-    assert lease is not None, "there is nothing to watch"
-    return silent < SILENT_LEASES * lease.seconds
-
-
-def lease_lives(value: Mapping[str, Any] | None, silent: float) -> bool:
-    """Return whether the driver that holds the lease ``value`` is alive: see :func:`driver_lives`."""
-    lease = None if value is None else Lease.from_dict(value)
-    return driver_lives(lease, this_driver(), process_start, silent=silent)
 
 
 def lives_by_url(folder: RemoteFolder) -> bool:
