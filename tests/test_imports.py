@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +31,22 @@ SLOW_LIBRARIES = {
     "torchvision",
 }
 
-#: Runs a command up to its first output, and prints the modules imported by then.
-FIRST_OUTPUT = """
+#: The commands of a user, and the beginning of their first line. PICTURE is a file.
+COMMANDS = {
+    "search": ("search --space digits", "digits: preparing the data, then starting Ray"),
+    "resume": ("search --resume s", "Resuming s from"),
+    "train": ("train --from s", "Preparing the training of s"),
+    "preset": ("train --preset attention56", "Preparing the training of attention56"),
+    "predict": ("predict s PICTURE", "Loading s"),
+    "export": ("export s --format onnx --output a.onnx", "Loading s"),
+    "report": ("report s", "Reading s"),
+    "sync": ("report s --sync", "Reading s to send MLflow the missing updates"),
+    "list": ("report --list", "Reading the storage"),
+}
+
+#: Imports all commands and runs each up to its first output, in a fork. Prints this output and the modules
+#: imported by then, of one command on a line.
+FIRST_OUTPUTS = """
 import importlib, json, os, sys
 
 class FirstWrite:
@@ -52,46 +66,48 @@ class FirstWrite:
         return True
 
 sys.stdout = sys.stderr = FirstWrite()
-module, *arguments = sys.argv[1:]
-importlib.import_module(f"tune_rescon.{module}").main(arguments)
+commands = json.loads(sys.argv[1])
+mains = [importlib.import_module(f"tune_rescon.{module}").main for module, *_ in commands]
+for main, (_, *arguments) in zip(mains, commands, strict=True):
+    if not (process := os.fork()):
+        main(arguments)
+        os._exit(1)
+    if os.waitpid(process, 0)[1]:
+        os._exit(1)
 """
 
-#: Executes a statement, and prints the imported modules.
-PRINT_MODULES = "import json, sys; exec(sys.argv[1]); print(json.dumps(sorted(sys.modules)))"
+#: Executes statements, and prints the modules that are imported after each on a line.
+PRINT_MODULES = """
+import json, sys
+for statement in json.loads(sys.argv[1]):
+    exec(statement)
+    print(json.dumps(sorted(sys.modules)))
+"""
 
 
-@pytest.fixture
-def image_file(tmp_path: Path) -> Path:
-    path = tmp_path / "a.png"
-    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(path)
-    return path
+def _run(script: str, arguments: list[Any]) -> list[Any]:
+    """Run a script with its arguments as one JSON text, and return the JSON values of its lines."""
+    command = [sys.executable, "-c", script, json.dumps(arguments)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return [json.loads(line) for line in process.stdout.splitlines()]
 
 
-def _run(script: str, *arguments: str) -> str:
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+@pytest.fixture(scope="module")
+def first_outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[str]]]:
+    """The first output of each command, and the modules that are imported by then."""
+    picture = tmp_path_factory.mktemp("picture") / "a.png"
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(picture)
+    commands = [line.replace("PICTURE", str(picture)).split() for line, _ in COMMANDS.values()]
+    return dict(zip(COMMANDS, _run(FIRST_OUTPUTS, commands), strict=True))
 
 
-@pytest.mark.timeout(30)  # starts an interpreter
-@pytest.mark.parametrize(
-    ("command", "first_line"),
-    [
-        pytest.param("search --space digits", "digits: preparing the data, then starting Ray", id="search"),
-        pytest.param("search --resume s", "Resuming s from", id="resume"),
-        pytest.param("train --from s", "Preparing the training of s", id="train"),
-        pytest.param("train --preset attention56", "Preparing the training of attention56", id="preset"),
-        pytest.param("predict s PICTURE", "Loading s", id="predict"),
-        pytest.param("export s --format onnx --output a.onnx", "Loading s", id="export"),
-        pytest.param("report s", "Reading s", id="report"),
-        pytest.param("report s --sync", "Reading s to send MLflow the missing updates", id="sync"),
-        pytest.param("report --list", "Reading the storage", id="list"),
-    ],
-)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_no_slow_library_is_imported_before_the_first_output(
-    command: str, first_line: str, image_file: Path
+    name: str, first_outputs: dict[str, tuple[str, list[str]]]
 ) -> None:
-    module, *arguments = (str(image_file) if word == "PICTURE" else word for word in command.split())
-    text, modules = json.loads(_run(FIRST_OUTPUT, module, *arguments))
+    text, modules = first_outputs[name]
+    _, first_line = COMMANDS[name]
     assert text.startswith(first_line)
     assert SLOW_LIBRARIES.intersection(modules) == set()
 
@@ -132,10 +148,26 @@ NEEDED_LIBRARIES = {
 }
 
 
-@pytest.mark.timeout(60)  # starts an interpreter, some import torch
-@pytest.mark.parametrize("part", NEEDED_LIBRARIES)
-def test_no_command_imports_a_library_that_it_does_not_use(part: str) -> None:
-    statement, needed = NEEDED_LIBRARIES[part]
+@pytest.fixture(scope="module")
+def imported_slow_libraries() -> dict[str, set[str]]:
+    """The slow libraries that are imported after each part.
+
+    Parts that need the same libraries are executed in one process, because the import of torch takes seconds.
+    If one of them imports another library, it is also there after the next ones.
+    """
     # The import of torch's compiler takes as long as that of torch itself.
     slow = {*SLOW_LIBRARIES, "torch._dynamo"}
-    assert slow.intersection(json.loads(_run(PRINT_MODULES, statement))) == needed
+    imported: dict[str, set[str]] = {}
+    for libraries in (set(), {"torch"}, {"plotly"}):
+        parts = {part: text for part, (text, needed) in NEEDED_LIBRARIES.items() if needed == libraries}
+        modules = _run(PRINT_MODULES, list(parts.values()))
+        imported |= {part: slow.intersection(one) for part, one in zip(parts, modules, strict=True)}
+    return imported
+
+
+@pytest.mark.parametrize("part", NEEDED_LIBRARIES)
+def test_no_command_imports_a_library_that_it_does_not_use(
+    part: str, imported_slow_libraries: dict[str, set[str]]
+) -> None:
+    _, needed = NEEDED_LIBRARIES[part]
+    assert imported_slow_libraries[part] == needed

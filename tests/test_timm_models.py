@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.models.shapes import shapes_only
 from tests.models.shipped import preset_parameters
 from tune_rescon.errors import ConfigError
 from tune_rescon.inference import export_model
@@ -33,13 +34,15 @@ def test_metadata_and_methods_match_the_output_shapes(preset: str) -> None:
     """On the meta device, because only shapes are needed."""
     with torch.device("meta"):
         network = timm.create_model(f"tune_rescon_{preset}", num_classes=7, in_chans=2).eval()
-        about = network.default_cfg
-        _, side, _ = about["input_size"]
-        images_BCHW = torch.empty(2, 2, side, side)
+    about = network.default_cfg
+    _, side, _ = about["input_size"]
+    images_BCHW = torch.empty(2, 2, side, side, device="meta")
+    with shapes_only():
         maps_BCHW = network.forward_features(images_BCHW)
         assert maps_BCHW.shape == (2, network.num_features, *about["pool_size"])
         assert network(images_BCHW).shape == network.forward_head(maps_BCHW).shape == (2, 7)
         assert network.forward_head(maps_BCHW, pre_logits=True).shape == (2, network.head_hidden_size)
+    with torch.device("meta"), shapes_only():
         network.reset_classifier(5)
         assert network.forward_head(maps_BCHW).shape == (2, 5)
         network.reset_classifier(0)
@@ -57,7 +60,8 @@ def test_output_shape_follows_reset_classifier() -> None:
     """The whole network is called here; above only the head, because a deep one takes seconds."""
     with torch.device("meta"):
         network = timm.create_model("tune_rescon_cifar_attention56", num_classes=7).eval()
-        images_BCHW = torch.empty(2, 3, 32, 32)
+    images_BCHW = torch.empty(2, 3, 32, 32, device="meta")
+    with torch.device("meta"), shapes_only():
         network.reset_classifier(5)
         assert network(images_BCHW).shape == (2, 5)
         network.reset_classifier(0)

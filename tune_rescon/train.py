@@ -293,9 +293,7 @@ def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Sp
     from tune_rescon.spaces import load_space
     from tune_rescon.tuning import find_search
 
-    folder = find_search(
-        location.storage, name, cache_root=location.cache_root, where="--resume", files=["space.yaml"]
-    )
+    folder = find_search(location, name, where="--resume", files=["space.yaml"])
     space = load_space(str(folder.space_yaml), settings, drop_rows=False)
     if not space.metric.of_test_images:
         hint = f"Resume it with: python -m tune_rescon.search --resume {name}"

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any
 
 import boto3
@@ -34,6 +35,18 @@ LOADER = Loader()
 
 
 def client(service: str, region: str = "us-east-1") -> Any:
+    """Return an AWS client, the same one as long as the environment's variables of AWS are the same."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return _client_in(service, region, frozenset(variables.items()))
+
+
+@cache
+def _client_in(service: str, region: str, variables: frozenset[tuple[str, str]]) -> Any:
+    del variables
+    return new_client(service, region)
+
+
+def new_client(service: str, region: str) -> Any:
     """Create an AWS client. It has its own session, because boto3's default session keeps old credentials."""
     session = get_session()
     session.register_component("data_loader", LOADER)
@@ -55,11 +68,17 @@ def aws_in_this_process(region: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """A deployed stack: its outputs, and the policies of its two roles."""
+    """A deployed stack: its outputs, and the policies of its two roles, which are asked for once."""
 
     outputs: Mapping[str, str]
-    head: Sequence[Mapping[str, Any]]
-    worker: Sequence[Mapping[str, Any]]
+
+    @cached_property
+    def head(self) -> Sequence[Mapping[str, Any]]:
+        return policies(role_of(self.outputs["HeadProfile"]))
+
+    @cached_property
+    def worker(self) -> Sequence[Mapping[str, Any]]:
+        return policies(role_of(self.outputs["WorkerProfile"]))
 
     def __getitem__(self, output: str) -> str:
         return self.outputs[output]
@@ -78,12 +97,7 @@ def deploy(name: str, region: str, **parameters: str) -> Stack:
         ],
     )
     (found,) = cloud.describe_stacks(StackName=name)["Stacks"]
-    outputs = {one["OutputKey"]: one["OutputValue"] for one in found["Outputs"]}
-    return Stack(
-        outputs=outputs,
-        head=policies(role_of(outputs["HeadProfile"])),
-        worker=policies(role_of(outputs["WorkerProfile"])),
-    )
+    return Stack(outputs={one["OutputKey"]: one["OutputValue"] for one in found["Outputs"]})
 
 
 def role_of(profile: str) -> str:

@@ -150,11 +150,12 @@ def test_worker_role_allows_every_bucket_request_of_search_and_mlflow(s3: S3Serv
     from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
     stack = deploy("one", REGION)
+    worker = stack.worker  # asked for before requests are rejected
     requests: list[Request] = []
 
     def should_reject(method: str, path: str) -> bool:
         requests.append(s3_request(method, path))
-        return not allows(stack.worker, requests[-1])
+        return not allows(worker, requests[-1])
 
     s3.should_reject = should_reject
     try:
@@ -176,7 +177,7 @@ def test_worker_role_allows_every_bucket_request_of_search_and_mlflow(s3: S3Serv
         artifacts.delete_artifacts()
     finally:
         s3.should_reject = accept_all
-    assert s3.rejected == 0, [one for one in requests if not allows(stack.worker, one)]
+    assert s3.rejected == 0, [one for one in requests if not allows(worker, one)]
     assert {one.action for one in requests} == {
         "s3:ListBucket",
         "s3:GetObject",

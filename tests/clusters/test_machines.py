@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.clusters.aws import Request, Stack, allows, aws_in_this_process, client, deploy, iam_requests
+from tests.clusters.aws import (
+    Request,
+    Stack,
+    allows,
+    aws_in_this_process,
+    client,
+    deploy,
+    iam_requests,
+    new_client,
+)
 from tests.conftest import ROOT
 from tune_rescon.cluster import main
 from tune_rescon.clusters import idle_head
@@ -46,7 +55,7 @@ def ec2_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, list[Req
 
     class RecordingSession:
         def client(self, service: str, region_name: str) -> Any:
-            created = client(service, region_name)
+            created = new_client(service, region_name)
             created.meta.events.register("provide-client-params.ec2", record)
             return created
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import importlib
 import io
 import json
@@ -25,12 +26,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.models.one_module import one_module_spec
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import decode_image
 from tune_rescon.errors import StorageError, UserError
 from tune_rescon.export import main as export
 from tune_rescon.inference.model import changed_network_message, check_checkpoint
-from tune_rescon.models import ExternalSpec, build_described, build_from_spec, resolve_network
+from tune_rescon.models import ExternalSpec, build_described, build_from_spec
 from tune_rescon.predict import main as predict
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import RemoteError
@@ -43,13 +45,17 @@ from tune_rescon.tuning.input_digests import function_digest
 pytestmark = pytest.mark.torch
 
 
+@functools.cache
+def classifier(checkpoint: Path) -> Classifier:
+    return Classifier(*load_trained(checkpoint)).eval()
+
+
 def expected_probabilities(checkpoint: Path, picture: Path, *, mirrored: bool = False) -> torch.Tensor:
-    network, about = load_trained(checkpoint)
     image = torch.tensor(decode_image(picture.read_bytes(), 16))
     pixels = image.permute(2, 0, 1)[None].float() / 255
     pixels = pixels.flip(-1) if mirrored else pixels
     with torch.inference_mode():
-        probabilities: torch.Tensor = Classifier(network, about).eval()(pixels)[0]
+        probabilities: torch.Tensor = classifier(checkpoint)(pixels)[0]
     return probabilities
 
 
@@ -120,9 +126,9 @@ def test_unreadable_pictures_are_reported_and_the_others_classified(
     assert "broken.png: not a picture" in captured.err
 
 
-def test_masks_are_drawn(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_masks_are_drawn(one_module_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "masks"
-    assert predict([str(checkpoint), str(pictures), "--json", "--masks", str(folder)]) == 0
+    assert predict([str(one_module_checkpoint), str(pictures), "--json", "--masks", str(folder)]) == 0
     page = (folder / "index.html").read_text()
     drawn = sorted(folder.glob("*.png"))
     assert len(drawn) == 5
@@ -153,10 +159,10 @@ def test_nan_outputs_give_no_prediction(
     ("form", "name"), [("safetensors", "a.safetensors"), ("torch-export", "a.pt2"), ("onnx", "a.onnx")]
 )
 def test_every_exported_format_gives_the_same_probabilities(
-    form: str, name: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    form: str, name: str, one_module_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / name
-    assert export([str(checkpoint), "--format", form, "--output", str(output)]) == 0
+    assert export([str(one_module_checkpoint), "--format", form, "--output", str(output)]) == 0
     stdout = capsys.readouterr().out
     assert "3 classes, pixels 3 x 16 x 16; loaded again, its probabilities differ by at most" in stdout
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -165,14 +171,14 @@ def test_every_exported_format_gives_the_same_probabilities(
 @pytest.mark.parametrize("form", ["safetensors", "torch-export", "timm"])
 def test_a_full_disk_is_reported_by_export_and_leaves_no_file(
     form: str,
-    checkpoint: Path,
+    one_module_checkpoint: Path,
     tmp_path: Path,
     limit_file_size: Callable[[int], AbstractContextManager[None]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "a"
     with limit_file_size(16_384):
-        assert export([str(checkpoint), "--format", form, "--output", str(output)]) == 2
+        assert export([str(one_module_checkpoint), "--format", form, "--output", str(output)]) == 2
     assert f"must be a file that can be written, but got {output} (File too large)" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -409,12 +415,12 @@ def test_saved_model_supports_every_operation_of_the_networks() -> None:
         patch.delitem(sys.modules, name, raising=False)
         known = importlib.import_module(name).OPERATIONS
         patch.delitem(sys.modules, name)
-    for config in (
-        # A narrow network has strided projections of another type.
-        TrialConfig(layout="cifar", depth=56, width=0.125, image_size=18),
-        TrialConfig(layout="cifar", depth=56, width=0.25, image_size=17, attention="channel"),
+    for stem_channels, config in (
+        # Strided projections of both types.
+        (8, TrialConfig(layout="cifar", depth=56, width=0.125, image_size=18)),
+        (16, TrialConfig(layout="cifar", depth=56, width=0.25, image_size=17, attention="channel")),
     ):
-        spec = resolve_network(config, classes=3, in_channels=3)
+        spec = one_module_spec(config, classes=3, stem_channels=stem_channels)
         with torch.device("meta"):
             network = build_from_spec(spec).eval()
             pixels_BCHW = torch.empty(2, 3, spec.image_size, spec.image_size)
@@ -424,10 +430,14 @@ def test_saved_model_supports_every_operation_of_the_networks() -> None:
 
 
 def test_a_format_with_missing_packages_is_reported(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    one_module_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "tune_rescon.inference.saved_model", None)  # as without TensorFlow
-    assert export([str(checkpoint), "--format", "tensorflow", "--output", str(tmp_path / "a")]) == 2
+    output = ["--format", "tensorflow", "--output", str(tmp_path / "a")]
+    assert export([str(one_module_checkpoint), *output]) == 2
     assert "pip install 'tune_rescon[tensorflow]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -43,13 +43,13 @@ def test_overlays_have_the_photographs_size_and_follow_the_predictions(
 
 
 def test_an_image_name_that_is_not_utf8_is_printed_and_linked(
-    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_module_checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, printed = tmp_path / "masks", io.BytesIO()
     name = os.fsdecode(b"caf\xe9.png")
     (pictures / "0.png").rename(pictures / name)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict"))
-    assert predict([str(checkpoint), str(pictures / name), "--csv", "--masks", str(folder)]) == 0
+    assert predict([str(one_module_checkpoint), str(pictures / name), "--csv", "--masks", str(folder)]) == 0
     assert os.fsencode(pictures / name) in printed.getvalue(), "as `ls` prints it"
     page = (folder / "index.html").read_text()
     assert 'src="0000-caf%E9.png"' in page
@@ -97,15 +97,15 @@ def interrupt_call(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str, int],
 @pytest.mark.parametrize("form", ["--json", "--csv", "--top=1"])
 def test_an_interrupt_keeps_predictions_and_drawings(
     form: str,
-    checkpoint: Path,
+    one_module_checkpoint: Path,
     pictures: Path,
     tmp_path: Path,
     interrupt_call: Callable[[Any, str, int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    interrupt_call(masks, "draw_overlay", 8)
+    interrupt_call(masks, "draw_overlay", 3)
     folder = tmp_path / "masks"
-    assert predict([str(checkpoint), str(pictures), form, "--masks", str(folder)]) == 130
+    assert predict([str(one_module_checkpoint), str(pictures), form, "--masks", str(folder)]) == 130
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == (5 if form == "--json" else 6)
     assert "Interrupted. The predictions that were printed and the masks that were drawn are" in captured.err
@@ -128,10 +128,10 @@ def test_an_interrupt_in_the_second_batch_keeps_the_first(
     assert [Path(line["path"]).name for line in lines] == ["0.png", "1.png"]
 
 
-def test_the_page_grows_with_every_batch(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_page_grows_with_every_batch(one_module_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     from tune_rescon.training import load_trained
 
-    network, about = load_trained(checkpoint)
+    network, about = load_trained(one_module_checkpoint)
     batches = [
         Pictures(paths=(pictures / f"{n}.png",), images_BHWC=np.zeros((1, 16, 16, 3), np.uint8))
         for n in range(2)

@@ -20,12 +20,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
+from tests.models.one_module import one_module_spec
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataModule, ImageDataset, decode_image, open_dataset
 from tune_rescon.errors import NetworkError, StorageError
 from tune_rescon.export import main as export_command
 from tune_rescon.inference import Pictures, batches_of, export, export_model, pixels, predictions
-from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.models import build_from_spec
 from tune_rescon.training.device import resolve_device
 from tune_rescon.training.weights import TrainedNetwork, load_trained, trained_values
 
@@ -65,7 +66,7 @@ def write_folder(root: Path, size: tuple[int, int], *, red: bool = True) -> Path
 
 def make_network(dataset: ImageDataset, config: TrialConfig) -> tuple[nn.Module, TrainedNetwork, Tensor]:
     """Return a network with batch statistics of the data, its description, and its validation output."""
-    spec = resolve_network(config, classes=dataset.classes, in_channels=dataset.channels)
+    spec = one_module_spec(config, classes=dataset.classes, in_channels=dataset.channels)
     torch.manual_seed(0)
     network = build_from_spec(spec)
     module = ImageDataModule(dataset, config, image_size=spec.image_size, seed=0)

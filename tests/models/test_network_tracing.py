@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.models.one_module import one_module_spec
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import NetworkError
-from tune_rescon.models import ResidualAttentionNetwork, build_from_spec, resolve_network
+from tune_rescon.models import ResidualAttentionNetwork, build_from_spec
 
 pytestmark = [
     pytest.mark.torch,
@@ -34,7 +35,7 @@ networks = pytest.mark.parametrize("fields", NETWORKS, ids=lambda fields: "-".jo
 def build(fields: dict[str, Any]) -> ResidualAttentionNetwork:
     torch.manual_seed(0)
     config = TrialConfig(**({"width": 0.125} | fields))
-    return build_from_spec(resolve_network(config, classes=3, in_channels=2))
+    return build_from_spec(one_module_spec(config, classes=3, in_channels=2))
 
 
 def output(network: Any, side: int) -> torch.Tensor:

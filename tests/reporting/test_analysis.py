@@ -64,7 +64,7 @@ def test_only_epochs_of_stopped_trials_are_saved(make_result: MakeResult, make_t
         make_trial(2, TrialState.DIVERGED, (math.nan,)),
         make_trial(3, TrialState.FAILED, ()),
     ]
-    saved = savings(make_result(*trials, levels=(1, 3)))
+    saved = savings(make_result(*trials, rungs=(1, 3)))
     # Each epoch took half an hour of two cores.
     assert (saved.epochs, saved.epochs_saved, saved.hours) == (5, 2, 5.0)
     assert saved.hours_saved == {"core-hours": 2.0}
@@ -219,8 +219,8 @@ def test_trials_are_compared_at_the_last_rung_that_enough_reached(simulated: Stu
     epoch = shared_epoch(simulated)
     assert epoch in (1, 3)
     assert len(values_at(simulated, epoch)) >= 30
-    later = [level for level in simulated.levels if level > epoch]
-    assert all(len(values_at(simulated, level)) < 30 for level in later)
+    later = [rung for rung in simulated.rungs if rung > epoch]
+    assert all(len(values_at(simulated, rung)) < 30 for rung in later)
     assert all(map(math.isfinite, values_at(simulated, 1).values()))
 
 

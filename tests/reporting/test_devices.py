@@ -139,7 +139,7 @@ def test_charts_and_fronts_of_a_moved_search_add_no_core_hours_to_gpu_hours(
     parameters = [{"depth": depth} for depth in (56, 56, 92)]
     trials = [dataclasses.replace(t, parameters=p) for t, p in zip(trials, parameters, strict=True)]
     space = load_space("digits", ["scheduler={type: asha, group_by: depth}"])
-    result = make_result(*trials, devices_per_trial=1, device="GPU", levels=(1, 4), space=space)
+    result = make_result(*trials, devices_per_trial=1, device="GPU", rungs=(1, 4), space=space)
     fronts = {front.title: front for front in cost_fronts(result)}
     assert [(trial.number, cost) for trial, cost in fronts["GPU-hours"].points] == [(1, 1.0)]
     assert [(trial.number, cost) for trial, cost in fronts["core-hours"].points] == [(0, 2.0)]

@@ -195,11 +195,17 @@ def test_a_contestant_without_its_package_is_refused(
 @pytest.mark.parametrize(
     ("text", "message"), [("a,b\n1,2\n", "a table has columns"), (None, "there is no such file")]
 )
-def test_a_file_that_is_not_a_table_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_table_is_refused(
+    text: str | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     path = tmp_path / "table.csv"
     if text is not None:
         path.write_text(text)
-    process = run("--table", path)
-    assert process.returncode == 2
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--table", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import ImageDataset, open_dataset
+from tune_rescon.models.presets import LAYOUTS, PRESETS, Preset, Variant
 from tune_rescon.training import EpochReport, Objective, TrialProcess, train_trial
 from tune_rescon.training.compile import compiler_problem
 
@@ -39,9 +40,14 @@ SMALL_CONFIG = dataclasses.replace(
     checkpoint_activations="off",
 )
 
-#: The same trial of the paper's CIFAR-56 at a quarter of its width, with stochastic depth.
+#: The paper's CIFAR layout with one attention module, a third of the layers of the shallowest one.
+ONE_MODULE = dataclasses.replace(
+    LAYOUTS["cifar"], channels=(64,), strides=(2,), openings=1, variants=(Variant(modules=(1,)),)
+)
+
+#: The same trial of a Residual Attention Network, with stochastic depth. `small_attention` adds its preset.
 ATTENTION_CONFIG = dataclasses.replace(
-    SMALL_CONFIG, network=None, layout="cifar", depth=56, width=0.25, drop_path=0.2
+    SMALL_CONFIG, network=None, preset="one_module", width=0.25, drop_path=0.2
 )
 
 PROCESS_FIELDS = tuple(field.name for field in dataclasses.fields(TrialProcess))
@@ -60,8 +66,12 @@ def small() -> TrialConfig:
     return SMALL_CONFIG
 
 
-@pytest.fixture(scope="session")
-def small_attention() -> TrialConfig:
+@pytest.fixture
+def small_attention(monkeypatch: pytest.MonkeyPatch) -> TrialConfig:
+    """The small trial of an attention network, whose preset exists during the test."""
+    monkeypatch.setitem(LAYOUTS, "one_module", ONE_MODULE)
+    (depth,) = ONE_MODULE.by_depth()
+    monkeypatch.setitem(PRESETS, "one_module", Preset(layout="one_module", depth=depth))
     return ATTENTION_CONFIG
 
 

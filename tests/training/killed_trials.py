@@ -1,8 +1,8 @@
 """Trials whose process is killed: before a given action, or by a SIGKILL at a random moment.
 
-Run as a program, once for a whole table of kills, because importing torch and the first compilation of oneDNN
-cost more than a trial. The uninterrupted trial pays for both; the others are forks of its process. A killed
-process runs no code, not even a ``finally``. Reads a :class:`Job` as JSON and prints JSON lines::
+:func:`run` runs a whole table of kills, because the first compilation of oneDNN costs more than a trial. The
+uninterrupted trial pays for it; the others are forks of its process. A killed process runs no code, not even
+a ``finally``. Prints JSON lines::
 
     ["epoch", TRIAL, EPOCH, METRICS]    a report
     ["ended", TRIAL, STATUS]            the exit status of a trial's process; 0: the trial has finished
@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,21 +71,20 @@ class Job:
     folder: str
     config: dict[str, Any]
     epochs: int
-    actions: list[str]
+    actions: Sequence[str]
     """A trial is killed before each of these in its second epoch, and resumed: a key of ``ACTIONS``; "torn
     save", half-way through a file; or "report", after the checkpoint. The trials are named "ACTION N", for
     the N-th occurrence in the epoch."""
-    writes: list[str]
+    writes: Sequence[str]
     """Actions whose every occurrence in the epoch gets a trial; of the others only the last one does."""
     background: bool
     """Whether a thread writes the files of an epoch during the next one."""
-    seeds: list[int]
+    seeds: Sequence[int]
     """Each gives a trial ``SIGKILL SEED``, killed repeatedly at random moments."""
 
 
-def main() -> None:
-    """Run the job on stdin."""
-    job = Job(**json.loads(sys.stdin.read()))
+def run(job: Job) -> None:
+    """Run the trials of a job. This process must not have computed on several threads."""
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
     counts = _train_uninterrupted(job)
     gc.freeze()  # otherwise garbage collection makes every fork copy its memory
@@ -271,7 +270,3 @@ class KillSwitch:
             save(values, file)
 
         return wrapper
-
-
-if __name__ == "__main__":
-    main()

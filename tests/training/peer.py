@@ -1,13 +1,12 @@
-"""A process that trains trials together with another one: `peer.py RANK`. Jobs and results are pickled."""
+"""A process that trains trials together with another one."""
 
 from __future__ import annotations
 
 import datetime
 import os
-import pickle
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from tune_rescon.config import DatasetConfig, TrialConfig
-from tune_rescon.data import open_dataset
+from tune_rescon.data import ImageDataset, open_dataset
 from tune_rescon.data.batch_sources import Shard
 from tune_rescon.models import build_described
 from tune_rescon.training import EpochReport, TrialProcess, fit, train_trial
@@ -39,9 +38,15 @@ def joined(rendezvous: Path, rank: int, count: int) -> Iterator[ProcessGroup]:
 
 
 def train_as_rank(
-    rank: int, count: int, rendezvous: Path, config: TrialConfig, root: Path, options: dict[str, Any]
+    dataset: ImageDataset,
+    rank: int,
+    count: int,
+    rendezvous: Path,
+    config: TrialConfig,
+    folder: Path,
+    options: dict[str, Any],
 ) -> list[EpochReport] | str:
-    """Train ``config`` on 80 digits as one of ``count`` ranks; return the reports or the error.
+    """Train ``config`` as one of ``count`` ranks; return the reports or the error.
 
     Besides those of ``train_trial``, the options are: ``stop_after``, the epoch after which rank 0 is
     interrupted; ``memory``, a rank and the number of images that fit its memory; ``failing_rank``, the rank
@@ -71,7 +76,6 @@ def train_as_rank(
             raise ValueError("never built")
         return build_described(spec, pretrained=pretrained)
 
-    digits = open_dataset(DatasetConfig(name="digits", limit=80), data_root=root, cache_root=root)
     arguments: dict[str, Any] = {"epochs": 2, "seed": 0} | options
     try:
         with (
@@ -81,8 +85,8 @@ def train_as_rank(
         ):
             train_trial(
                 config,
-                digits,
-                checkpoint_dir=root / f"{rendezvous.name}-of-{rank}",
+                dataset,
+                checkpoint_dir=folder / f"{rendezvous.name}-of-{rank}",
                 on_epoch=on_epoch,
                 process=TrialProcess(device="cpu", threads=1, peers=peers),
                 **arguments,
@@ -92,19 +96,12 @@ def train_as_rank(
     return reports
 
 
-def main(rank: int) -> None:
-    """Run jobs until the pipe is closed."""
-    # Prints must not get between the results.
-    results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+def train_until_closed(rank: int, jobs: Connection, root: Path) -> None:
+    """Receive trials, train them on 80 digits and send the reports or errors, until the pipe is closed."""
+    digits = open_dataset(DatasetConfig(name="digits", limit=80), data_root=root, cache_root=root)
     while True:
         try:
-            job = pickle.load(sys.stdin.buffer)
+            job = jobs.recv()
         except EOFError:
             return
-        pickle.dump(train_as_rank(rank, *job), results)
-        results.flush()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+        jobs.send(train_as_rank(digits, rank, *job))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tests.models.one_module import one_module_spec
 from tests.training.conftest import Train
 from tune_rescon.config import TrialConfig
-from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.models import build_from_spec
 from tune_rescon.training.memory import recompute_activations
 from tune_rescon.training.optim import reestimate_batch_norm
 
@@ -34,7 +35,7 @@ networks = pytest.mark.parametrize("fields", NETWORKS, ids=lambda fields: "-".jo
 def _network(fields: dict[str, Any], *, recomputes: bool) -> nn.Module:
     torch.manual_seed(0)
     config = TrialConfig(**({"width": 0.25, "image_size": 17} | fields))
-    network = build_from_spec(resolve_network(config, classes=4, in_channels=3))
+    network = build_from_spec(one_module_spec(config, classes=4))
     if recomputes:
         recompute_activations(network)
     return network

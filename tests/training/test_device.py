@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.training.forked import run_script
 from tune_rescon.errors import ResourceError
 from tune_rescon.training.device import (
     DeviceConfig,
@@ -188,7 +187,8 @@ print(faults(80 * 2**20) / pages / 2)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such switch")
 def test_large_blocks_reuse_freed_pages_within_the_context() -> None:
-    process = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    process = run_script(PROGRAM)
+    assert process.returncode == 0, process.stderr
     before, within, after = map(float, process.stdout.split())
     assert before >= 3
     assert within < 0.1

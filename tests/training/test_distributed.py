@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.training.conftest import PLAIN_CONFIG, Train
+from tests.training.forked import PROCESSES
+from tests.training.peer import train_until_closed
 from tune_rescon.config import TrialConfig
 from tune_rescon.training import EpochReport, Objective
 from tune_rescon.training.checkpoint import read_checkpoint
@@ -26,36 +27,37 @@ pytestmark = pytest.mark.torch
 UNEVEN = dataclasses.replace(PLAIN_CONFIG, batch_size=17, gradient_clip=5.0, ema_decay=0.9)
 
 TrainOnTwo = Callable[..., list[Any]]
-Pipes = list[subprocess.Popen[bytes]]
+Peers = list[Connection]
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[Pipes]:
-    """Two processes that train one trial after the other, to import the libraries once."""
-    program = [sys.executable, str(Path(__file__).with_name("peer.py"))]
-    started = [
-        subprocess.Popen([*program, str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    yield started
-    for process in started:
-        process.kill()
-        process.communicate()
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
+    """Connections to two processes that train one trial after the other."""
+    root = tmp_path_factory.mktemp("digits")
+    connections: Peers = []
+    with ExitStack() as stack:
+        for rank in range(2):
+            ours, theirs = PROCESSES.Pipe()
+            process = PROCESSES.Process(target=train_until_closed, args=(rank, theirs, root), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)
+            connections.append(stack.enter_context(ours))
+            theirs.close()
+        yield connections
 
 
 @pytest.fixture
-def train_on_two(processes: Pipes, tmp_path: Path) -> TrainOnTwo:
+def train_on_two(peers: Peers, tmp_path: Path) -> TrainOnTwo:
     """Trains a trial with two processes; returns the reports or the error of each rank."""
     rendezvous_numbers = iter(range(99))
 
     def run(config: TrialConfig = UNEVEN, rendezvous: str = "", **options: Any) -> list[Any]:
         name = rendezvous or f"rendezvous{next(rendezvous_numbers)}"
         (tmp_path / name).unlink(missing_ok=True)
-        for process in processes:
-            assert process.stdin is not None
-            pickle.dump((2, tmp_path / name, config, tmp_path, options), process.stdin)
-            process.stdin.flush()
-        return [pickle.load(process.stdout) for process in processes if process.stdout is not None]
+        for peer in peers:
+            peer.send((2, tmp_path / name, config, tmp_path, options))
+        return [peer.recv() for peer in peers]
 
     return run
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.models.one_module import one_module_spec
 from tests.training.resuming import metrics_of
 from tests.training.test_graphs import CpuGraphCapture
 from tune_rescon.config import TrialConfig
@@ -30,11 +31,6 @@ pytestmark = pytest.mark.torch
 
 CPU = torch.device("cpu")
 CLASSIFIER = {"classifier.weight", "classifier.bias"}
-
-
-@pytest.fixture(scope="module")
-def small(small_attention: TrialConfig) -> TrialConfig:
-    return small_attention
 
 
 def weights_after_each_epoch(
@@ -65,11 +61,11 @@ def changed_names(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[st
 
 
 def test_the_trunk_is_unchanged_while_frozen_and_trains_afterwards(
-    train: Train, small: TrialConfig, tmp_path: Path
+    train: Train, small_attention: TrialConfig, tmp_path: Path
 ) -> None:
     """Also with averaging, precise batch norm and drop path."""
-    config = dataclasses.replace(small, freeze_epochs=2)
-    assert small.precise_bn_batches * small.ema_decay * small.drop_path > 0
+    config = dataclasses.replace(small_attention, freeze_epochs=2)
+    assert config.precise_bn_batches * config.ema_decay * config.drop_path > 0
     states = weights_after_each_epoch(train, config, tmp_path, 3)
     for before, after in itertools.pairwise(states[:3]):
         assert changed_names(before, after) == CLASSIFIER
@@ -115,7 +111,7 @@ def _two_phases(precision: Precision, graph_capture: GraphCapture | None) -> lis
     config = TrialConfig(layout="cifar", width=0.0625, image_size=16, batch_size=8)
     torch.manual_seed(0)
     module = TrialModule(
-        build_from_spec(resolve_network(config, classes=4, in_channels=3)),
+        build_from_spec(one_module_spec(config, classes=4)),
         config,
         StepExecution(placement=DeviceConfig(device=CPU, precision=precision), graph_capture=graph_capture),
         classes=4,
@@ -244,14 +240,17 @@ def test_the_classifier_has_its_own_learning_rate(layer_decay: float) -> None:
     assert {rates[name] for name in CLASSIFIER} == {2.0}
 
 
-def test_the_reported_rate_excludes_the_classifier_multiplier(train: Train, small: TrialConfig) -> None:
+def test_the_reported_rate_excludes_the_classifier_multiplier(
+    train: Train, small: TrialConfig, small_attention: TrialConfig
+) -> None:
     """The classifier and the later unfrozen trunk share no optimiser state."""
     equal_rates = train(small, epochs=1)
     higher_classifier_rate = train(dataclasses.replace(small, classifier_lr_mult=8.0), epochs=1)
     assert higher_classifier_rate[0].metrics["learning_rate"] == equal_rates[0].metrics["learning_rate"]
     assert higher_classifier_rate[0].metrics["train_loss"] != equal_rates[0].metrics["train_loss"]
-    network = build_from_spec(resolve_network(small, classes=4, in_channels=3))
-    groups = parameter_groups(network, dataclasses.replace(small, optimizer="muon", freeze_epochs=1))
+    config = dataclasses.replace(small_attention, optimizer="muon", freeze_epochs=1)
+    network = build_from_spec(resolve_network(config, classes=4, in_channels=3))
+    groups = parameter_groups(network, config)
     names = {id(weight): name for name, weight in network.named_parameters()}
     first = [{names[id(weight)] for weight in group["params"]} for group in groups[:2]]
     assert set().union(*first) == CLASSIFIER

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.models.one_module import one_module_spec
 from tests.training.conftest import Train
 from tests.training.resuming import metrics_of_all
 from tune_rescon.config import TrialConfig
@@ -170,7 +171,7 @@ def _module(
 ) -> TrialModule:
     torch.manual_seed(0)
     config = TrialConfig(**(SMALL_FIELDS | fields))
-    network = build_from_spec(resolve_network(config, classes=4, in_channels=3))
+    network = build_from_spec(one_module_spec(config, classes=4))
     module = TrialModule(
         network.to(DTYPES[placement.device.type]),
         config,

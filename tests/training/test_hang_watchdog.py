@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.waiting import LONGEST_WAIT
+from tests.training.forked import run_script
 from tune_rescon.training.cuda_graphs import HangWatchdog
 
 #: Hangs in C like a call of a driver: PyDLL does not release the interpreter's lock.
@@ -23,7 +22,7 @@ with HangWatchdog(folder=Path(sys.argv[1]), key="a").watching(float(sys.argv[2])
     ctypes.PyDLL(None).{call}
 """
 
-RunHanging = Callable[..., "subprocess.CompletedProcess[bytes]"]
+RunHanging = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -33,9 +32,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(folder: Path) -> RunHanging:
-    def run_call(call: str, *, timeout: float) -> subprocess.CompletedProcess[bytes]:
-        program = [sys.executable, "-c", HANG_IN_C.format(call=call), str(folder), str(timeout)]
-        return subprocess.run(program, timeout=LONGEST_WAIT, capture_output=True, check=False)
+    def run_call(call: str, *, timeout: float) -> subprocess.CompletedProcess[str]:
+        return run_script(HANG_IN_C.format(call=call), str(folder), str(timeout))
 
     return run_call
 
@@ -58,7 +56,7 @@ def test_a_crash_leaves_no_evidence_of_a_hang(run: RunHanging, folder: Path) -> 
 
 def test_a_block_that_returns_is_no_longer_watched(run: RunHanging, folder: Path) -> None:
     process = run("usleep(1)\nimport time; time.sleep(2.5)", timeout=2)
-    assert (process.returncode, process.stderr) == (0, b"")
+    assert (process.returncode, process.stderr) == (0, "")
     assert list(folder.iterdir()) == []
 
 

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from tests.models.one_module import one_module_spec
 from tune_rescon.config import TrialConfig
-from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.models import build_from_spec
 from tune_rescon.training.device import resolve_device
 from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.optim import parameter_groups
@@ -59,7 +60,7 @@ def _config(fields: dict[str, Any]) -> TrialConfig:
 
 def _network(config: TrialConfig, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
-    return build_from_spec(resolve_network(config, classes=4, in_channels=3)).to(dtype)
+    return build_from_spec(one_module_spec(config, classes=4)).to(dtype)
 
 
 def _train_plainly(network: nn.Module, config: TrialConfig, steps: int) -> Tensor:

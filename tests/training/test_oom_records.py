@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.training.forked import run_script
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import NetworkSpec, resolve_network
 from tune_rescon.training.device import DeviceConfig
@@ -115,7 +114,7 @@ def test_an_unwritable_file_is_reported_and_otherwise_ignored(
 
 @pytest.mark.torch
 def test_concurrent_processes_lose_no_record(tmp_path: Path) -> None:
-    # Forks of one process, because the import takes seconds. Closing a pipe starts all of them at once.
+    # Closing a pipe starts all writers at once.
     program = """
 import os, sys
 from pathlib import Path
@@ -135,5 +134,6 @@ for mine in range(3):
 os.close(begins)
 sys.exit(any([os.waitpid(writer, 0)[1] for writer in writers]))
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "found.json")], check=True)
+    process = run_script(program, str(tmp_path / "found.json"))
+    assert process.returncode == 0, process.stderr
     assert len(json.loads((tmp_path / "found.json").read_text())) == 60

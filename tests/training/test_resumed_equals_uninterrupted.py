@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import json
 import signal
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -17,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.training import killed_trials
 from tests.training.conftest import ATTENTION_CONFIG
-from tests.training.killed_trials import KILLED_STATUS
+from tests.training.forked import run_forked
 from tests.training.resuming import (
     BATCHES,
     EPOCHS,
@@ -149,6 +148,7 @@ def test_a_trial_resumed_after_a_fault_equals_an_uninterrupted_one(
     assert_same_files(tmp_path, uninterrupted[0])
 
 
+@pytest.mark.usefixtures("small_attention")
 @pytest.mark.parametrize(
     ("settings", "options", "at"),
     [
@@ -217,7 +217,7 @@ class KilledTrial:
 
 
 @pytest.fixture(scope="module")
-def killed_trials(
+def run_killed_trials(
     small: TrialConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], dict[str, KilledTrial]]:
     """Runs the trials of a key of ``KILLS`` once: the uninterrupted trial and the killed ones, by name."""
@@ -241,11 +241,17 @@ def _run_killed_trials(name: str, small: TrialConfig, folder: Path) -> dict[str,
         assert getattr(config, state) > 0
     assert config.gradient_clip > 0
     assert config.label_smoothing > 0
-    job = {"folder": str(folder), "config": config.to_dict(), "epochs": EPOCHS, "writes": FILE_ACTIONS}
     actions, seeds = KILLS[name]
-    job |= {"actions": actions, "seeds": seeds, "background": bool(background)}
-    program = [sys.executable, str(Path(__file__).with_name("killed_trials.py"))]
-    process = subprocess.run(program, input=json.dumps(job), capture_output=True, text=True, check=False)
+    job = killed_trials.Job(
+        folder=str(folder),
+        config=config.to_dict(),
+        epochs=EPOCHS,
+        actions=actions,
+        writes=FILE_ACTIONS,
+        background=bool(background),
+        seeds=seeds,
+    )
+    process = run_forked(killed_trials.run, job)
     assert process.returncode == 0, process.stderr
     return _parse_events(folder, (json.loads(line) for line in process.stdout.splitlines()))
 
@@ -277,27 +283,29 @@ def _kill_rows(name: str, values: Iterable[Any]) -> list[Any]:
     [row for name, (actions, _) in KILLS.items() for row in _kill_rows(name, actions)],
 )
 def test_a_trial_killed_before_an_action_equals_an_uninterrupted_one(
-    killed_trials: Callable[[str], dict[str, KilledTrial]], optimizer: str, action: str
+    run_killed_trials: Callable[[str], dict[str, KilledTrial]], optimizer: str, action: str
 ) -> None:
     killed = {
-        name: trial for name, trial in killed_trials(optimizer).items() if name.rpartition(" ")[0] == action
+        name: trial
+        for name, trial in run_killed_trials(optimizer).items()
+        if name.rpartition(" ")[0] == action
     }
     assert killed
     for name, trial in killed.items():
-        assert trial.statuses == [KILLED_STATUS, 0], name
-        _assert_equal(trial, killed_trials(optimizer)["uninterrupted"])
+        assert trial.statuses == [killed_trials.KILLED_STATUS, 0], name
+        _assert_equal(trial, run_killed_trials(optimizer)["uninterrupted"])
 
 
 @pytest.mark.parametrize(
     ("name", "seed"), [row for name, (_, seeds) in KILLS.items() for row in _kill_rows(name, seeds)]
 )
 def test_a_trial_killed_repeatedly_at_random_equals_an_uninterrupted_one(
-    killed_trials: Callable[[str], dict[str, KilledTrial]], name: str, seed: int
+    run_killed_trials: Callable[[str], dict[str, KilledTrial]], name: str, seed: int
 ) -> None:
-    trial = killed_trials(name)[f"SIGKILL {seed}"]
+    trial = run_killed_trials(name)[f"SIGKILL {seed}"]
     assert len(trial.statuses) >= 2, "the trial was never killed"
     assert trial.statuses == [-signal.SIGKILL] * (len(trial.statuses) - 1) + [0]
-    _assert_equal(trial, killed_trials(name)["uninterrupted"])
+    _assert_equal(trial, run_killed_trials(name)["uninterrupted"])
 
 
 def _assert_equal(trial: KilledTrial, uninterrupted: KilledTrial) -> None:

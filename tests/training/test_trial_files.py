@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.training.conftest import Train
+from tests.training.forked import run_script
 from tests.training.resuming import EPOCHS, IMPROVING, metrics_of
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import StorageError
@@ -117,7 +117,7 @@ def test_an_exception_in_on_message_is_raised(
 
 
 _TRAIN_ON_SMALL_DISK = """
-import contextlib, json, sys
+import contextlib, ctypes, json, subprocess, sys
 from pathlib import Path
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
@@ -125,6 +125,10 @@ from tune_rescon.training import Objective, TrialProcess, train_trial
 
 disk, cache, config = Path(sys.argv[1]), Path(sys.argv[2]), TrialConfig.from_dict(json.loads(sys.argv[3]))
 events = []
+
+assert ctypes.CDLL(None).unshare(0x20000) == 0  # CLONE_NEWNS: only this process sees the mounts that follow
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], check=True)
 
 def report(epoch):
     events.append(["epoch", epoch.epoch])
@@ -150,22 +154,10 @@ print(json.dumps(events))
 def test_training_continues_on_a_full_tmpfs(tmp_path: Path, small: TrialConfig) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = 'mount -t tmpfs -o size=8m none "$1" && shift && exec "$@"'
-    in_mount_namespace = ["unshare", "--mount", "sh", "-c", mount, "sh", str(disk)]
-    if (
-        not shutil.which("unshare")
-        or subprocess.run([*in_mount_namespace, "true"], capture_output=True).returncode
-    ):
+    can_mount = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", str(disk)]
+    if not shutil.which("unshare") or subprocess.run(can_mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk requires Linux and root")
-    script = [
-        sys.executable,
-        "-c",
-        _TRAIN_ON_SMALL_DISK,
-        str(disk),
-        str(tmp_path),
-        json.dumps(small.to_dict()),
-    ]
-    process = subprocess.run([*in_mount_namespace, *script], capture_output=True, text=True, check=False)
+    process = run_script(_TRAIN_ON_SMALL_DISK, str(disk), str(tmp_path), json.dumps(small.to_dict()))
     assert process.returncode == 0, process.stderr
     failure = "could not be written (No space left on device)"
     assert json.loads(process.stdout) == [

@@ -134,7 +134,7 @@ def test_a_trial_that_starts_in_the_repeated_hour_has_its_own_start(
     clock = mock.Mock(wraps=datetime)
     clock.now.side_effect = lambda zone: datetime.fromtimestamp(SUMMER_TIME_ENDS + 600, zone)
     patched = mock.Mock(datetime=clock, UTC=UTC)
-    monkeypatch.setattr("tune_rescon.tuning.sql_study_writer.datetime", patched)
+    monkeypatch.setattr("tune_rescon.tuning.study_writer.datetime", patched)
     assert record.open(Proposal(params={}, distributions={})).start_seconds == SUMMER_TIME_ENDS + 600
 
 

@@ -53,7 +53,7 @@ def test_the_result_of_a_finished_search_is_read_from_its_record(
     result = read_search(location, "a")
     assert result.trials == record_of(folder).trials()
     assert (result.name, result.state, result.failure) == ("a", SearchState.FINISHED, None)
-    assert (result.levels, result.device, result.devices_per_trial) == ((1, 3), "GPU", 1)
+    assert (result.rungs, result.device, result.devices_per_trial) == ((1, 3), "GPU", 1)
     assert result.best is not None
     assert result.best.state is TrialState.FINISHED
     assert set(result.costs) == set(range(6))

@@ -205,7 +205,7 @@ def make_result(*trials: TrialRecord, gmacs: tuple[float, ...] | None = None, **
         "costs": {trial.number: cost for trial, cost in zip(trials, costs, strict=True)},
         "devices_per_trial": 2,
         "device": "GPU",
-        "levels": (1, 2),
+        "rungs": (1, 2),
         "best": best_trial(trials),
         "best_config": {"depth": 56, "step_fractions": (40, 60)},
         "state": SearchState.FINISHED,

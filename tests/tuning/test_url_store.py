@@ -205,28 +205,26 @@ def test_a_lease_is_one_value_for_all_machines(
     store.close(5)
 
 
-def test_files_of_another_search_are_copied_to_be_read(options: RunOptions, storage: StorageUrl) -> None:
+def test_files_of_another_search_are_copied_to_be_read(options: RunOptions) -> None:
     store = begin_run(options)
     store.close(5)
-    search = find_search(
-        storage, "s", cache_root=options.cache_root, where="--warm-start", files=("space.yaml", "study.db")
-    )
+    search = find_search(options, "s", where="--warm-start", files=("space.yaml", "study.db"))
     assert search.space_yaml.read_text() == "version: 1"
     assert texts(search.path / "study.db") == ["run 0"]
     assert search.path != store.folder.path
     with pytest.raises(StorageError, match=r"^--warm-start: no search named 't' in memory://"):
-        find_search(storage, "t", cache_root=options.cache_root, where="--warm-start", files=())
+        find_search(options, "t", where="--warm-start", files=())
 
 
 def test_a_file_that_is_gone_at_the_url_is_not_read_from_an_earlier_copy(
-    options: RunOptions, storage: StorageUrl, remote: RemoteFolder
+    options: RunOptions, remote: RemoteFolder
 ) -> None:
     begin_run(options).close(5)
     files = ("space.yaml", "study.db")
-    search = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
+    search = find_search(options, "s", where="NAME", files=files)
     assert search.study_db.exists()
     remote.delete("s/study.db")
-    search_again = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
+    search_again = find_search(options, "s", where="NAME", files=files)
     assert search_again.path == search.path
     assert not search_again.study_db.exists()
 

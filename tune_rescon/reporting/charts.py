@@ -149,7 +149,7 @@ def learning_curves(result: StudyResult) -> Chart:
         layout={
             "xaxis": numeric_axis("epoch", rangemode="tozero"),
             "yaxis": numeric_axis(watched_metric(result.metric)),
-            "shapes": [dotted_line(level) for level in result.levels[:-1]],
+            "shapes": [dotted_line(rung) for rung in result.rungs[:-1]],
         },
         height=440,
     )

@@ -25,7 +25,7 @@ from tune_rescon.reporting.hours import device_hours, hours_unit, reserved_hours
 from tune_rescon.reporting.summary import best_command, devices_of, failures, rung_survival
 from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
-from tune_rescon.tuning.input_digests import changed_functions
+from tune_rescon.tuning.input_digests import changed_digests
 from tune_rescon.tuning.trial import TABLE_COLUMNS
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _difference(first: StudyResult, other: StudyResult) -> str | None:
             f" {other.space.metric.at}: do not compare their values"
         )
     function = first.space.metric.function
-    if function in changed_functions(first.code, other.code):
+    if function in changed_digests(first.code, other.code):
         return f"{first.name} and {other.name} had different code of {function}: do not compare their values"
     first_names, other_names = _datasets(first), _datasets(other)
     are_recorded = first.images and other.images

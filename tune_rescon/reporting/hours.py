@@ -152,7 +152,7 @@ class Savings:
 def savings(result: StudyResult) -> Savings:
     """Return the savings by the stopped trials. Diverged and failed trials count as saving nothing."""
     stopped = [trial for trial in result.trials if trial.state is TrialState.STOPPED and trial.epochs]
-    last = result.levels[-1]
+    last = result.rungs[-1]
     device = named_device(result.trials, result.device)
     hours_saved = {device_hours_unit(device): 0.0}
     for trial in stopped:

@@ -227,10 +227,10 @@ def shared_epoch(result: StudyResult) -> int:
     If no rung has that many, it is the rung with the most values; 0 if no trial has a value. Values at a
     higher rung are more meaningful, but a lower rung compares more trials.
     """
-    counts = {level: len(values_at(result, level)) for level in {1, *result.levels}}
-    if populated := [level for level, count in counts.items() if count >= ENOUGH]:
+    counts = {rung: len(values_at(result, rung)) for rung in {1, *result.rungs}}
+    if populated := [rung for rung, count in counts.items() if count >= ENOUGH]:
         return max(populated)
-    most = max(counts, key=lambda level: (counts[level], level))
+    most = max(counts, key=lambda rung: (counts[rung], rung))
     return most if counts[most] else 0
 
 
@@ -251,13 +251,13 @@ class RungSurvival:
 def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
     """Return the survival at every rung, the lowest first."""
     survival = []
-    for level in result.levels:
-        reached = [trial for trial in result.trials if trial.epochs >= level]
-        continued = sum(trial.epochs > level or trial.state is TrialState.FINISHED for trial in reached)
-        stopped = sum(trial.epochs == level and trial.state is TrialState.STOPPED for trial in reached)
+    for rung in result.rungs:
+        reached = [trial for trial in result.trials if trial.epochs >= rung]
+        continued = sum(trial.epochs > rung or trial.state is TrialState.FINISHED for trial in reached)
+        stopped = sum(trial.epochs == rung and trial.state is TrialState.STOPPED for trial in reached)
         survival.append(
             RungSurvival(
-                epoch=level,
+                epoch=rung,
                 reached=len(reached),
                 continued=continued,
                 stopped=stopped,

@@ -84,7 +84,7 @@ class SearchCallback:
 
         Args:
             trial: The trial. The epoch is ``trial.epochs``.
-            metrics: The metrics of the epoch, by MLflow's names.
+            metrics: The metrics of the epoch, by their names in the record.
             verdict: The decision about the trial, with its rank at the rung if the epoch is a rung's.
         """
 

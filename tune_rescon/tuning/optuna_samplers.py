@@ -67,7 +67,7 @@ class SamplerView:
         self._space = space
         self._distributions = distributions(space)
         compares = space.sampler.type in READS_PRUNED and space.metric.against is None
-        self._reached: dict[int, set[int]] = {level: set() for level in possible_rungs(space) if compares}
+        self._reached: dict[int, set[int]] = {rung: set() for rung in possible_rungs(space) if compares}
         for trial in trials:
             self._count_rungs(trial)
         self._epoch = self._common_epoch()
@@ -159,14 +159,14 @@ class SamplerView:
 
     def _count_rungs(self, trial: TrialRecord) -> None:
         """Count the rungs that a trial has reached; see :func:`common_epoch`."""
-        for level, numbers in self._reached.items():
-            if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
+        for rung, numbers in self._reached.items():
+            if trial.epochs >= rung and math.isfinite(trial.values[rung - 1]):
                 numbers.add(trial.number)
 
     def _common_epoch(self) -> int | None:
         if not self._reached:
             return None
-        counts = {level: len(numbers) for level, numbers in self._reached.items()}
+        counts = {rung: len(numbers) for rung, numbers in self._reached.items()}
         # Use the number of trials that TPE needs before it fits a model.
         return common_epoch(counts, enough=self._space.sampler.n_startup_trials)
 

@@ -32,6 +32,7 @@ __all__ = [
     "missing_winner",
     "pareto_front",
     "repeated",
+    "spent_message",
 ]
 
 
@@ -65,7 +66,7 @@ class StudyResult:
     """Number of GPUs that a trial held, or of CPU cores if it held no GPU."""
     device: str
     """The device that :attr:`devices_per_trial` counts: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
-    levels: tuple[int, ...]
+    rungs: tuple[int, ...]
     """The rungs, in epochs. With the scheduler ``auto``, those that the values have led to so far."""
     best: TrialRecord | None
     best_config: Mapping[str, Any]
@@ -260,6 +261,29 @@ def missing_winner(result: StudyResult) -> str | None:
     )
 
 
+def spent_message(result: StudyResult, elapsed_seconds: float) -> str | None:
+    """Return a message if the hours or the epochs were used before all trials began; None otherwise.
+
+    ``elapsed_seconds`` is the time of all runs of the search.
+    """
+    budget, name, trials = result.space.budget, result.name, len(result.trials)
+    if trials >= budget.trials:
+        return None
+    begun = f"with {trials} of {counted(budget.trials, 'trial')} begun"
+    if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
+        return (
+            f"{name} has used its {counted(budget.hours, 'hour')}, {begun}."
+            f" More time: --resume {name} --hours H, with H over {budget.hours:g}."
+        )
+    if budget.epochs is None:
+        return None
+    epochs = sum(trial.epochs for trial in result.trials)
+    return (
+        f"{name} has run {epochs} of its {counted(budget.epochs, 'epoch')}, {begun}."
+        f" More: --resume {name} --set budget.epochs=E."
+    )
+
+
 def best_file(result: StudyResult) -> dict[str, Any]:
     """Return the contents of ``best.yaml`` as plain values.
 
@@ -336,7 +360,7 @@ def build_result(
     space = costs.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
     config = best.config(space) if best else None
-    levels, scheduling = rungs_and_reasons(space, trials, slots=slots)
+    rungs, scheduling = rungs_and_reasons(space, trials, slots=slots)
     return StudyResult(
         name=name,
         space=space,
@@ -347,7 +371,7 @@ def build_result(
         costs={trial.number: costs.cost(trial) for trial in trials},
         devices_per_trial=space.resources_per_trial.devices,
         device=space.resources_per_trial.device,
-        levels=levels,
+        rungs=rungs,
         scheduling=scheduling,
         best=best,
         best_config=config.to_dict() if config else {},

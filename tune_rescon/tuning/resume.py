@@ -7,13 +7,12 @@ decisions depend on. A change is refused if it would change the meaning of recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, field_names, trial_name
 from tune_rescon.errors import SpaceError, hide_passwords
-from tune_rescon.spaces import Space, can_have, dump_space, load_space
-from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.spaces import Space, can_have, load_space
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
@@ -23,17 +22,12 @@ from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import read_run_attributes
 from tune_rescon.tuning.trial import TrialRecord
-from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
-
-if TYPE_CHECKING:
-    from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
     "FREE",
     "FROZEN",
     "change_problems",
     "check_changes",
-    "create_record",
     "is_finished",
     "resume_record",
     "space_changes",
@@ -233,7 +227,7 @@ def resume_record(
         StorageError: If the study does not exist or is another search's, or the database cannot be used.
         SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
-    url = options.study_url or folder.study_url
+    url = options.study_of(folder)
     record = StudyRecord.load(url, options.name, metric=space.metric.name)
     if options.study_url is not None:
         check_same_search(record.attributes(), folder)
@@ -298,43 +292,3 @@ def unfit_message(record: StudyRecord, space: Space) -> str | None:
         return None
     names = ", ".join(unfit)
     return f"Enqueued trials that do not run, because the space does not contain their values: {names}"
-
-
-def create_record(
-    costs: CostModel,
-    options: RunOptions,
-    folder: SearchFolder,
-    *,
-    digests: Mapping[str, str],
-    weights: Mapping[str, InitialWeights],
-    claim: Callable[[], object] = lambda: None,
-) -> StudyRecord:
-    """Create the record of a new search, including the earlier trials that its sampler learns from.
-
-    Args:
-        costs: The space of the new search, and the costs of its networks.
-        options: The options of this run.
-        folder: The search's folder.
-        digests: The digest of the images and splits of each dataset, by name.
-        weights: The initial weights, by path or URL.
-        claim: See :meth:`.StudyRecord.create`.
-
-    Raises:
-        StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
-    """
-    space, earlier = costs.space, []
-    if options.warm_start:
-        cost = costs.second_objective if space.metric.against else None
-        earlier = overlapping_trials(space, options, digests=digests, weights=weights, cost=cost)
-    record = StudyRecord.create(
-        options.study_url or folder.study_url,
-        options.name,
-        metric=space.metric.name,
-        maximize=space.metric.mode == "max",
-        space=dump_space(space),
-        against=space.metric.against,
-        at=space.metric.at,
-        claim=claim,
-    )
-    record_warm_start(record, earlier)
-    return record

@@ -102,7 +102,7 @@ class SearchSampler:
         """
         self._space = space
         self._versions = versions or SpaceVersions(spaces=(space,))
-        self._alike = self._versions.alike
+        self._like_newest = self._versions.like_newest
         self._violation = violation
         self._translated: dict[int, Mapping[str, Any] | None] = {}
         """For trials of other versions of the space: their parameters in the current one, or None."""
@@ -118,7 +118,7 @@ class SearchSampler:
         # Trials that other programs added have numbers that are unknown here: see on_trial_start.
         self._next = max(self._trials, default=-1) + 1
         self._drawn_number = self._next
-        self._chooser, self._kept = self._recorded_choice()
+        self._chosen_at, self._kept = self._recorded_choice()
         self._view = self._make_view()
 
     def ask(
@@ -148,9 +148,9 @@ class SearchSampler:
         row = self._next_row()
         if row is None and self._is_exhausted:
             return None
-        chooses = self._bounded and self._next // CHOOSE_EVERY > self._chooser // CHOOSE_EVERY
+        chooses = self._bounded and self._next // CHOOSE_EVERY > self._chosen_at // CHOOSE_EVERY
         if chooses:
-            self._chooser, self._kept = self._next, most_informative(self._usable())
+            self._chosen_at, self._kept = self._next, most_informative(self._usable())
         if self._view.is_outdated or chooses:
             self._view = self._make_view()
         drawn = self._draw_new(self._next, infeasible) if row is None else self._view.draw(self._next, 0, row)
@@ -176,7 +176,7 @@ class SearchSampler:
         self._trials[trial.number] = trial
         self._view.renumber(self._drawn_number, trial.number)
         if _KEPT in trial.sampler_state:
-            self._chooser = trial.number
+            self._chosen_at = trial.number
         self._next = max(self._next, trial.number + 1)
         self._ran[self._key(trial.parameters)] += 1
 
@@ -198,7 +198,7 @@ class SearchSampler:
         A trial of another version of the space loses the sampler's notes on it, because a generation of
         another space has no meaning in this one.
         """
-        if trial.origin is not None and trial.origin.space in self._alike:
+        if trial.origin is not None and trial.origin.space in self._like_newest:
             return trial
         if trial.number not in self._translated:
             self._translated[trial.number] = trial.parameters_in(self._space, first=self._space)
@@ -214,7 +214,7 @@ class SearchSampler:
         Its recorded parameters are those in the first version of the space. Return None if the current space
         does not contain it.
         """
-        if 1 in self._alike:
+        if 1 in self._like_newest:
             return trial
         parameters = trial.parameters_in(self._space, first=self._versions.spaces[0])
         return None if parameters is None else dataclasses.replace(trial, parameters=parameters)
@@ -365,7 +365,7 @@ class SearchSampler:
     def _make_view(self) -> SamplerView:
         """Return a view of the trials kept at the last choice and all later trials."""
         trials = self._usable()
-        later = self._chooser - self._chooser % CHOOSE_EVERY
+        later = self._chosen_at - self._chosen_at % CHOOSE_EVERY
         shown = frozenset(
             trial.number
             for trial in trials

@@ -189,8 +189,8 @@ class TrialRecord:
     If a worker process died before an epoch was recorded, the epoch is recorded when the trial is resumed.
     Its device is then that of the next worker process."""
     held: tuple[float | None, ...] = ()
-    """The number of GPUs, or of CPU cores, that the trial held in each epoch, which a resume may change; None
-    if it is not recorded."""
+    """The number of GPUs, or of CPU cores, that the trial had in each epoch; None if it is not recorded. A
+    resumed search may give its trials another number."""
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
     """See :attr:`Proposal.sampler_state`."""
     origin: TrialOrigin | None = None
@@ -363,7 +363,7 @@ class TrialRecord:
             value=self.curve[epoch - 1],
             group=group,
             cost=cost,
-            tie=self._logged("val_loss", epoch, math.inf),
+            tie_breaker=self._logged("val_loss", epoch, math.inf),
             seconds=self._logged("epoch_seconds", epoch, 0.0),
         )
 

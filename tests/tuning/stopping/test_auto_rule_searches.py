@@ -109,12 +109,12 @@ def test_the_report_explains_the_chosen_rungs() -> None:
     search = SimulatedSearch(space, slots=4)
     simulation = Simulation(lambda trial: SyntheticCurve(limit=0.3 + trial.number / 500), workers=4)
     simulation.drive(search.policy())
-    levels, lines = rungs_and_reasons(space, search.trials(), slots=4)
+    rungs, lines = rungs_and_reasons(space, search.trials(), slots=4)
     assert lines[0].startswith("First rung: epoch 1, chosen by 1")
     assert lines[0].endswith("Rungs: 1, 5, 27.")
     correlation = "the values there have a rank correlation of 1.00 with those at epoch 2"
     assert lines[1] == f"Epoch 1 is a rung: {correlation}."
-    assert levels == (1, 5, 27)
+    assert rungs == (1, 5, 27)
 
 
 class SlowAndNoisyCurve(SyntheticCurve):
@@ -150,8 +150,8 @@ def test_the_report_says_that_no_rung_judges_and_which_trials_pause() -> None:
     search = SimulatedSearch(space, slots=4)
     simulation = Simulation(lambda trial: NoiseCurve(limit=1, noise_key=(trial.number,)), workers=4)
     simulation.drive(search.policy(), reports=200)
-    levels, (line,) = rungs_and_reasons(space, search.trials(), slots=4)
-    assert levels == (50,)
+    rungs, (line,) = rungs_and_reasons(space, search.trials(), slots=4)
+    assert rungs == (50,)
     assert line == (
         "No epoch before the last one is a rung, because up to epoch 9, the ranks of 8 trials that no rung had"
         " selected change from epoch to epoch. Every trial trains to the end; only one whose value has never"
@@ -161,8 +161,8 @@ def test_the_report_says_that_no_rung_judges_and_which_trials_pause() -> None:
 
 def test_the_report_says_that_a_small_budget_learns_no_rung() -> None:
     small = make_space("budget={trials: 6}", "fidelity={min: 1, max: 9}")
-    levels, lines = rungs_and_reasons(small, (), slots=2)
-    assert levels == (1, 3, 9)
+    rungs, lines = rungs_and_reasons(small, (), slots=2)
+    assert rungs == (1, 3, 9)
     assert lines == ("Rungs: 1, 3, 9. The budget is too small to learn another first rung.",)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tune_rescon.errors import counted
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.budget import SCREENING, UNCONFIRMED_SCREENING
+from tune_rescon.tuning.stopping.budget_plan import SCREENING, UNCONFIRMED_SCREENING
 from tune_rescon.tuning.stopping.auto_rule import AutoRule
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule, possible_rungs
 from tune_rescon.tuning.stopping.rule import Decision, Observation
@@ -43,7 +43,7 @@ def rungs_and_reasons(
     rule = _replayed(space, trials, slots=slots)
     if rule is None:
         return possible_rungs(space), ()
-    return rule.levels, (*_rung_reasons(rule), *_limit_reasons(rule))
+    return rule.rungs, (*_rung_reasons(rule), *_limit_reasons(rule))
 
 
 def _limit_reasons(rule: AutoRule) -> Iterator[str]:
@@ -68,23 +68,23 @@ def _at_once(most: int) -> str:
 
 
 def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
-    rungs = f"Rung{'s' if len(rule.levels) > 1 else ''}: {', '.join(map(str, rule.levels))}."
+    rungs = f"Rung{'s' if len(rule.rungs) > 1 else ''}: {', '.join(map(str, rule.rungs))}."
     if not rule.learns:
         return (f"{rungs} The budget is too small to learn another first rung.",)
     if rule.agreement is None:
         return (f"{rungs} Too few trials have shown how well early ranks agree with later ones.",)
     agreement = rule.agreement
     evidence = f"{counted(agreement.trials, 'trial')} that no rung had selected"
-    if agreement.tells_nothing:
+    if agreement.ranks_are_unstable:
         why = f"up to epoch {agreement.latest}, the ranks of {evidence} change from epoch to epoch"
-        if rule.judges_none:
+        if rule.no_rung_judges:
             kept = "Every trial trains to the end; only one whose value has never changed pauses"
             return (f"No epoch before the last one is a rung, because {why}. {kept}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
         return (f"{rungs} Values there may say little, because {why}. {advice}.",)
     lines = [f"First rung: epoch {agreement.first}, chosen by {evidence}. {rungs}"]
     for epoch, correlation in sorted(agreement.correlations.items()):
-        role = "is a rung" if epoch in rule.levels else "is not a rung"
+        role = "is a rung" if epoch in rule.rungs else "is not a rung"
         ranks = f"a rank correlation of {correlation:.2f} with those at epoch {agreement.latest}"
         lines.append(f"Epoch {epoch} {role}: the values there have {ranks}.")
     if rule.is_unconfirmed:
@@ -189,7 +189,7 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
             return _Expected(started=len(reached), finished=finished, epochs=epochs)
         # Of thousands of epochs, only a few need a decision. If no rung judges, each of them may.
         ahead = min(_next_decision(rule, reached[n]) - reached[n] for n in running) - 1
-        if ahead and not rule.judges_none:
+        if ahead and not rule.no_rung_judges:
             for number in running:
                 reached[number] += ahead
                 rule.record_unchanged(seen(number, reached[number]), ahead)
@@ -203,4 +203,4 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
 
 def _next_decision(rule: AutoRule, epoch: int) -> int:
     """Return the first epoch after ``epoch`` at which a trial may be judged, or the values may turn."""
-    return min(each for each in (*rule.levels, rule.latest or rule.last, rule.last) if each > epoch)
+    return min(each for each in (*rule.rungs, rule.latest or rule.last, rule.last) if each > epoch)

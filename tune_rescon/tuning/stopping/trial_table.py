@@ -64,7 +64,7 @@ class TrialTable:
             return
         having = slice(first, seen.epoch + 1)
         self._values[number, having] = seen.value if maximize else -seen.value
-        self._ties[number, having] = seen.tie
+        self._ties[number, having] = seen.tie_breaker
         self._second_objectives[number, having] = seen.cost
         self._groups[number] = seen.group
         other = next(iter(self._groups))
