@@ -264,7 +264,7 @@ def test_a_network_that_keeps_to_narrow_constraints_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a sample, `--measure` would have no network to time."""
-    space = load_space("digits", ["initial=[]", "constraints.params_m.max=100"])
+    space = load_space("digits", ["initial=[]", "constraints={params_m: {max: 100}}"])
     rare = preview(space, 700)[-1]["learning_rate"]
     monkeypatch.setattr(
         "tune_rescon.reporting.dry_run.violation_of",
@@ -288,7 +288,7 @@ def test_hours_are_fitted_to_networks_that_keep_to_the_constraints(
 
     monkeypatch.setattr("tune_rescon.reporting.dry_run._step_seconds", measure)
     settings = ["initial=[]", "parameters.width={type: float, low: 0.25, high: 2.0}", "fixed={layout: cifar}"]
-    narrow = load_space("digits", [*settings, "constraints.params_m.max=1"])
+    narrow = load_space("digits", [*settings, "constraints={params_m: {max: 1}}"])
     fit_to_hours(narrow, 0.1, data_root=tmp_path, progress=lambda _: None)
     assert measured
     assert max(measured) <= 1
