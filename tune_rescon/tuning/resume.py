@@ -296,13 +296,13 @@ def unfit_message(record: StudyRecord, space: Space) -> str | None:
 
 
 def cost_message(versions: SpaceVersions) -> str | None:
-    """Return a warning if trials are compared by hours of cores and by hours of GPUs; None if they are not."""
+    """Return a warning if hours of cores are compared with hours of GPUs; None if they are not."""
     spaces = versions.spaces
     kinds = {"core" if space.resources_per_trial.device == "CPU" else "GPU" for space in spaces}
     if versions.newest.metric.against != "compute_hours" or len(kinds) == 1:
         return None
     return (
-        "The search has moved between cores and GPUs, and metric.against compares the core-hours of some trials"
-        " with the GPU-hours of others. To compare costs, begin a search of another --name, or one with"
-        " metric.against=gmacs."
+        "The search has moved between cores and GPUs, and metric.against compares the core-hours of some"
+        " trials with the GPU-hours of others. To compare costs, begin a search of another --name, or one"
+        " with metric.against=gmacs."
     )
