@@ -279,7 +279,7 @@ def test_the_other_searches_of_the_storage_are_not_read(
     space = row_space(find_rows([row])[0], name=name, shares=shares, seeds=1, resources=Resources(cpu=1))
     search = SimulatedSearch(space, folder=SearchFolder(storage=tmp_path, name=name))
     Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
-    other_row = "rescon-cifar10-56-32"
+    other_row = "rescon-cifar10-56-224"
     assert reproduce([row, other_row, "--scale", "0.1", "--storage", str(tmp_path), "--plain"]) == 0
 
 

@@ -28,6 +28,7 @@ from tune_rescon.tuning.resume import (
     FROZEN,
     change_problems,
     check_changes,
+    cost_message,
     is_finished,
     space_changes,
     unfit_message,
@@ -400,3 +401,16 @@ def test_a_search_whose_points_are_used_up_still_runs_an_enqueued_trial(
     else:
         assert message is not None
         assert message.endswith("the space does not contain their values: trial_0002")
+
+
+def test_costs_on_cores_and_on_gpus_are_not_compared_without_a_word() -> None:
+    cores, gpu, more_cores = (
+        make_space("metric.against=compute_hours", f"resources_per_trial={resources}")
+        for resources in ("{cpu: 1, gpu: 0}", "{cpu: 1, gpu: 1}", "{cpu: 2, gpu: 0}")
+    )
+    assert cost_message(SpaceVersions(spaces=(cores, more_cores))) is None
+    message = cost_message(SpaceVersions(spaces=(cores, gpu)))
+    assert message is not None
+    assert "core-hours of some trials with the GPU-hours of others" in message
+    one_objective = gpu.model_copy(update={"metric": make_space().metric})
+    assert cost_message(SpaceVersions(spaces=(cores, one_objective))) is None

@@ -93,7 +93,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     model = CostModel(space=space, datasets=datasets)
     if (message := check_constraints(model)) is not None:
         _print_line(console, message)
-    samples = _first_samples(model)
+    samples = _first_samples(model, min(SAMPLES, space.budget.trials))
     if not measure:
         console.print(_sample_table(space, samples, datasets))
         return
@@ -123,10 +123,9 @@ def stopping_line(space: Space) -> str:
     return f"asha, stop: a trial ends at a rung where it is not {best}"
 
 
-def _first_samples(model: CostModel) -> list[dict[str, Any]]:
-    """Return the first samples that satisfy the constraints."""
+def _first_samples(model: CostModel, count: int) -> list[dict[str, Any]]:
+    """Return the first ``count`` samples that satisfy the constraints."""
     space, violation = model.space, violation_of(model)
-    count = min(SAMPLES, space.budget.trials)
     if violation is None:
         return preview(space, count)
     # As many draws as `check_constraints` needs to find one that keeps to them.
@@ -257,11 +256,14 @@ def fit_to_hours(
         progress: called with a message before each measurement.
 
     Raises:
-        UserError: the dataset is missing, or a trial does not fit on this machine.
+        UserError: the dataset is missing, a trial does not fit on this machine, or no network keeps to the
+            constraints.
     """
     here, slots = slots_here(space)
     datasets = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
-    samples = preview(here, _MEASURED)
+    model = CostModel(space=here, datasets=datasets)
+    check_constraints(model)
+    samples = _first_samples(model, _MEASURED)
     seconds = measure_epochs(here, samples, datasets, progress=progress)
     mean = sum(seconds) / len(seconds)
     settings = fitting_budget(space, hours, epoch_seconds=mean, slots=slots)

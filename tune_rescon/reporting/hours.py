@@ -100,12 +100,12 @@ def hours_unit(result: StudyResult) -> str:
 
 
 def has_moved(result: StudyResult) -> bool:
-    """Return whether epochs ran on cores and epochs ran on GPUs. Their hours have no common unit."""
+    """Return whether some epochs ran on cores and others on GPUs. Their hours have no common unit."""
     return len(reserved_hours(result)) > 1
 
 
 def spent_unit(result: StudyResult) -> str:
-    """Return the unit of the hours by which the best trials so far are drawn: see :func:`spent_hours`."""
+    """Return the unit of :func:`spent_hours`, by which the curves of the best trial so far are drawn."""
     return "training hours" if has_moved(result) else hours_unit(result)
 
 
@@ -120,7 +120,7 @@ def spent_hours(result: StudyResult, trials: Iterable[TrialRecord]) -> float:
 
 
 def spent_seconds(result: StudyResult) -> Callable[[TrialRecord], Sequence[float]]:
-    """Return a function that gives the seconds that each epoch of a trial counts: see :func:`spent_hours`."""
+    """Return a function of a trial: the seconds that each of its epochs adds to :func:`spent_hours`."""
     if not has_moved(result):
         return lambda trial: trial.device_seconds(result.devices_per_trial)
 
@@ -140,8 +140,8 @@ class Savings:
     hours: float
     """Device-hours of the epochs that ran."""
     hours_saved: Mapping[str, float]
-    """Estimated device-hours of the saved epochs, by unit. A stopped trial counts its mean epoch on the kind of
-    device that it had last."""
+    """Estimated device-hours of the saved epochs, by unit: of each stopped trial, its mean epoch on the kind of
+    device that it had last, times its saved epochs."""
 
     @property
     def share(self) -> float:

@@ -201,7 +201,7 @@ class _Mistake(BaseModel):
 
     label: str
     predicted: str
-    probability: float = Field(ge=0, le=1)
+    probability: float = Field(allow_inf_nan=False)
     picture: str
 
 

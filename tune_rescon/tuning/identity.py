@@ -155,7 +155,10 @@ def _is_still_there(known: Identity, folder: SearchFolder, url: str | None) -> b
 
 
 def _is_still_elsewhere(known: Identity, folder: SearchFolder, url: str | None) -> bool:
-    """Return the same if one of the two locations is a URL. One that cannot be read has no search."""
+    """Do what :func:`_is_still_there` does if one of the two locations is a URL.
+
+    A location that cannot be read counts as empty.
+    """
     _, _, path = known.location.partition(":")
     if not path:
         return False

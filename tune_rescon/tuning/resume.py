@@ -28,6 +28,7 @@ __all__ = [
     "FROZEN",
     "change_problems",
     "check_changes",
+    "cost_message",
     "is_finished",
     "resume_record",
     "space_changes",
@@ -292,3 +293,16 @@ def unfit_message(record: StudyRecord, space: Space) -> str | None:
         return None
     names = ", ".join(unfit)
     return f"Enqueued trials that do not run, because the space does not contain their values: {names}"
+
+
+def cost_message(versions: SpaceVersions) -> str | None:
+    """Return a warning if hours of cores are compared with hours of GPUs; None if they are not."""
+    spaces = versions.spaces
+    kinds = {"core" if space.resources_per_trial.device == "CPU" else "GPU" for space in spaces}
+    if versions.newest.metric.against != "compute_hours" or len(kinds) == 1:
+        return None
+    return (
+        "The search has moved between cores and GPUs, and metric.against compares the core-hours of some"
+        " trials with the GPU-hours of others. To compare costs, begin a search of another --name, or one"
+        " with metric.against=gmacs."
+    )

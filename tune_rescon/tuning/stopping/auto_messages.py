@@ -74,7 +74,7 @@ def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
     if rule.agreement is None:
         return (f"{rungs} Too few trials have shown how well early ranks agree with later ones.",)
     agreement = rule.agreement
-    evidence = f"{counted(agreement.trials, 'trial')} that no rung had selected"
+    evidence = f"{counted(agreement.trials, 'trial')} that no rung had judged"
     if agreement.ranks_are_unstable:
         why = f"up to epoch {agreement.latest}, the ranks of {evidence} change from epoch to epoch"
         if rule.no_rung_judges:
