@@ -325,6 +325,6 @@ def test_a_space_that_changed_back_uses_its_earlier_trials() -> None:
     versions = SpaceVersions(
         spaces=(first, make_space("parameters.depth.choices=[92]", kind="nsga2"), second)
     )
-    assert versions.alike == {1, 3}
+    assert versions.like_newest == {1, 3}
     before = run(first, 5)
     assert run(first, 1, before)[5].parameters == run(second, 1, before, versions=versions)[5].parameters

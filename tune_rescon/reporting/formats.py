@@ -153,8 +153,8 @@ def _difference(first: StudyResult, other: StudyResult) -> str | None:
     if first.maximize != other.maximize:
         better, worse = ("larger", "smaller") if first.maximize else ("smaller", "larger")
         return (
-            f"{first.name} was ranked by {better} and {other.name} by {worse} values of {first.metric}: do not"
-            " compare which is best"
+            f"{first.name} was ranked by {better} and {other.name} by {worse} values of {first.metric}: do"
+            " not compare which is best"
         )
     if first.space.metric.at != other.space.metric.at and not first.space.metric.of_test_images:
         return (

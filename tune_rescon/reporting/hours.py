@@ -140,8 +140,8 @@ class Savings:
     hours: float
     """Device-hours of the epochs that ran."""
     hours_saved: Mapping[str, float]
-    """Estimated device-hours of the saved epochs, by unit: of each stopped trial, its mean epoch on the kind of
-    device that it had last, times its saved epochs."""
+    """Estimated device-hours of the saved epochs, by unit. The estimate of a stopped trial is the mean of its
+    epochs on the kind of device that it had last, times its saved epochs."""
 
     @property
     def share(self) -> float:

@@ -41,7 +41,7 @@ class SearchPolicy(Protocol):
     def next_trial(self) -> Assignment | None:
         """Return the next trial for a free worker.
 
-        None means that no trial is ready. Unless the policy is :attr:`no_more_trials`, call again after the next
+        None means that no trial is ready. Unless :attr:`no_more_trials` is true, call again after the next
         epoch has ended.
         """
 

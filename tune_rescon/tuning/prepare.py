@@ -277,7 +277,7 @@ class PreparedData:
 
     infos: Mapping[str, DatasetInfo]
     digests: Mapping[str, str]
-    """The digest of each dataset's images, labels and splits. Datasets in which these are equal have the same."""
+    """The digest of each dataset's images, labels and splits; it is equal if these are equal."""
 
 
 def with_absolute_paths(space: Space) -> Space:

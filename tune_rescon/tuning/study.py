@@ -2,8 +2,8 @@
 
 The driver writes each epoch together with the stopping rule's decision on it, before it acts on that
 decision. A driver that dies therefore loses no epoch: one that it had not recorded yet is in the trial's
-checkpoint, and is reported again from there. The next driver carries out the decisions that the record holds. The rungs,
-the sampler's view, tables, reports and MLflow runs can all be rebuilt from the record.
+checkpoint, and is reported again from there. The next driver carries out the decisions that the record
+holds. The rungs, the sampler's view, tables, reports and MLflow runs can all be rebuilt from the record.
 
 Optuna's trial state follows the contract: COMPLETE if a trial reached the last epoch, PRUNED if it was
 stopped, FAIL if it diverged or failed, and RUNNING while it runs, is paused, or waits to be resumed.

@@ -1,9 +1,9 @@
 """Writes the record to an Optuna study, with one method for each event of a trial.
 
 :class:`StudyWriter` works on any Optuna storage through its public methods; simulations use Optuna's
-in-memory storage. On a database, :class:`SqlStudyWriter` makes each write one transaction of a few statements.
-Optuna's storage needs a transaction for each parameter, attribute and value, and queries the trial before
-each: 30 ms and more for a trial with six parameters on SQLite. The rows and tables are the same
+in-memory storage. On a database, :class:`SqlStudyWriter` makes each write one transaction of a few
+statements. Optuna's storage needs a transaction for each parameter, attribute and value, and queries the
+trial before each: 30 ms and more for a trial with six parameters on SQLite. The rows and tables are the same
 (``optuna.storages._rdb.models``, whose schema Optuna versions and migrates), so Optuna and its dashboard can
 read them. ``tests/tuning/test_study_writer.py`` checks that both writers have the same result.
 

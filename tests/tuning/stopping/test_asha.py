@@ -30,9 +30,7 @@ def observation(
 
 def values_at_rungs(rule: SuccessiveHalving) -> dict[int, int]:
     """Return the number of values at each rung below the last. The rule is unusable afterwards."""
-    return {
-        rung: rule.judge(observation(rung, 0.0, 1000 + rung)).compared - 1 for rung in rule.rungs[:-1]
-    }
+    return {rung: rule.judge(observation(rung, 0.0, 1000 + rung)).compared - 1 for rung in rule.rungs[:-1]}
 
 
 @given(bounds)

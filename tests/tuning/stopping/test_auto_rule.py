@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tune_rescon.tuning.stopping.budget_plan import SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping.auto_rule import CLOSING, AutoRule
+from tune_rescon.tuning.stopping.budget_plan import SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping.first_rung import PILOTS
 from tune_rescon.tuning.stopping.rule import Decision, Observation
 from tune_rescon.tuning.stopping.trial_table import TrialTable
@@ -292,7 +292,9 @@ def test_the_first_trials_are_not_judged_before_the_latest_candidate() -> None:
 def test_ties_are_broken_by_the_smaller_loss_and_then_by_age() -> None:
     table = TrialTable(9)
     for number in range(12):
-        table.add(observation(number, 1, 0.1, tie_breaker=1.0 if number == 7 else 2.3), maximize=True, timed=False)
+        table.add(
+            observation(number, 1, 0.1, tie_breaker=1.0 if number == 7 else 2.3), maximize=True, timed=False
+        )
     numbers = np.arange(12)
     assert table.best(numbers, 1) == 7
     assert table.best(numbers[numbers != 7], 1) == 0

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from tune_rescon.errors import counted
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.stopping.budget_plan import SCREENING, UNCONFIRMED_SCREENING
 from tune_rescon.tuning.stopping.auto_rule import AutoRule
+from tune_rescon.tuning.stopping.budget_plan import SCREENING, UNCONFIRMED_SCREENING
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule, possible_rungs
 from tune_rescon.tuning.stopping.rule import Decision, Observation
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.stopping.budget_plan import BudgetPlan
 from tune_rescon.tuning.stopping.asha import SuccessiveHalving, asha_rungs
 from tune_rescon.tuning.stopping.auto_rule import AutoRule
+from tune_rescon.tuning.stopping.budget_plan import BudgetPlan
 from tune_rescon.tuning.stopping.first_rung import first_rungs
 from tune_rescon.tuning.stopping.median import MedianRule
 from tune_rescon.tuning.stopping.rule import StoppingRule
