@@ -154,8 +154,8 @@ def test_the_report_says_that_no_rung_judges_and_which_trials_pause() -> None:
     assert rungs == (50,)
     assert line == (
         "No epoch before the last one is a rung, because up to epoch 9, the ranks of 8 trials that no rung"
-        " had judged change from epoch to epoch. Every trial trains to the end; only one whose value has never"
-        " changed pauses."
+        " had judged change from epoch to epoch. Every trial trains to the end; only one whose value has"
+        " never changed pauses."
     )
 
 
