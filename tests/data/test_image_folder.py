@@ -20,7 +20,13 @@ def test_folder_and_zip_give_the_same_listing(make_folder: MakeFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "existing directory or .zip"), (b"PK no", "readable zip archive")]
+    ("content", "message"),
+    [
+        (None, "existing directory or .zip"),
+        (b"PK no", "readable zip archive"),
+        (b"\x1f\x8b" + bytes(500), "archive of another kind: unpack it"),
+        (b"a/1.png".ljust(257, b"\0") + b"ustar\0" + bytes(500), "archive of another kind: unpack it"),
+    ],
 )
 def test_an_invalid_zip_is_reported(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "x.zip"
