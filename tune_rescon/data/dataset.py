@@ -70,6 +70,8 @@ class ImageDataset:
         repeats: Lines for the user about pictures that are in two splits or in two classes, because the
             metrics are then too good.
         broken: The part, class and name of each image that cannot be decoded, which are in no split.
+        zero_ends: Names of the pictures whose file ends as after an interrupted copy; see
+            :func:`tune_rescon.data.opening.ends_in_zeros`.
     """
 
     train: Split
@@ -86,6 +88,7 @@ class ImageDataset:
     interpolation: str = "bilinear"
     repeats: tuple[str, ...] = ()
     broken: tuple[tuple[str, int, str], ...] = ()
+    zero_ends: tuple[str, ...] = ()
 
     @property
     def stored_side(self) -> int:
@@ -160,6 +163,7 @@ def open_dataset(
         levels=cache.meta.levels,
         repeats=tuple(_repeat_lines(cache, chosen)),
         broken=tuple(_broken(cache)),
+        zero_ends=cache.meta.zero_ends,
     )
 
 
