@@ -234,6 +234,18 @@ def test_files_that_end_as_after_an_interrupted_copy_are_reported(
     assert message.startswith(start)
 
 
+@pytest.mark.parametrize(("part", "title"), [("val", "validation"), ("test", "test")])
+def test_no_other_images_take_the_place_of_a_broken_part(
+    part: str, title: str, make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    root = make_folder({"train/a": 8, "train/b": 8, f"{part}/a": 1, f"{part}/b": 1})
+    (root / part / "a/0000.png").write_bytes(b"broken")
+    assert len(getattr(open_folder(root, on_bad_image="skip"), part)) == 1
+    (root / part / "b/0000.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=f"at least one {title} image must be whole, but got 2 broken ones"):
+        open_folder(root, on_bad_image="skip", test_fraction=0.25)
+
+
 def test_copies_separated_by_a_split_are_reported(make_folder: MakeFolder, open_folder: OpenFolder) -> None:
     root = make_folder({"cat": 8, "dog": 8})
     for kind in ("cat", "dog"):

@@ -21,7 +21,7 @@ from tune_rescon.data.catalog import held_out_test_rule, split_rule, validation_
 from tune_rescon.data.selection import PARTS, as_text
 from tune_rescon.data.sources import find_source
 from tune_rescon.data.splits import check_counts, draw_subset, stratified_split, with_label_noise
-from tune_rescon.errors import counted
+from tune_rescon.errors import DataError, counted, format_error
 
 if TYPE_CHECKING:
     from tune_rescon.data.preprocessing import Preprocessing
@@ -224,11 +224,22 @@ def _with_test(rows: dict[str, IntArray], cache: Cache, dataset: DatasetConfig) 
 
 
 def _part_rows(cache: Cache) -> dict[str, IntArray]:
-    """Return the rows of each part of the source, without rows of skipped images."""
+    """Return the rows of each part of the source, without rows of skipped images.
+
+    Raises:
+        DataError: All images of a part are skipped. Others would take its place without a word.
+    """
     ends = np.cumsum([cache.meta.counts[part] for part in PARTS])
     skipped = [row for row, *_ in cache.meta.skipped]
     whole = np.split(np.arange(ends[-1], dtype=np.int64), ends[:-1])
-    return {part: np.setdiff1d(rows, skipped) for part, rows in zip(PARTS, whole, strict=True)}
+    found = {part: np.setdiff1d(rows, skipped) for part, rows in zip(PARTS, whole, strict=True)}
+    for part, title in (("val", "validation"), ("test", "test")):
+        if cache.meta.counts[part] and not len(found[part]):
+            rule = f"at least one {title} image must be whole"
+            got = counted(cache.meta.counts[part], "broken one")
+            hint = "Repair them, or remove the folder of this part."
+            raise DataError(format_error(rule, got=got, where="dataset", hint=hint))
+    return found
 
 
 def _split(cache: Cache, rows_N: IntArray) -> Split:
