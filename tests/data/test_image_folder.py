@@ -203,3 +203,8 @@ def test_file_names_that_are_not_utf8_keep_their_place() -> None:
     """The split of a search that an earlier version began depends on the order."""
     paths = ["a/cafz.png", os.fsdecode(b"a/caf\xe9.png"), "b/1.png"]
     assert index_images(paths[::-1], where="x").train.names == tuple(paths)
+
+
+def test_a_single_class_may_have_folders_with_the_names_of_parts() -> None:
+    paths = ["a/test/1.png", "a/train/1.png", "b/train/1.png", "c/1.png"]
+    assert index_images(paths, where="x").train.names == tuple(paths)

@@ -185,6 +185,18 @@ AMBIGUOUS = {
         {"ignore": "c"},
         PAIR,
     ),
+    "parts inside class folders": (
+        [f"x/{name}/{part}/1.png" for name in "ab" for part in ("Test", "training")],
+        "x: a/Test/ and a/training/ must be parts of the data set, or folders of one class",
+        {"train": "."},
+        [f"x/{name}/{part}/1.png" for name in "ab" for part in ("Test", "training")],
+    ),
+    "parts inside other folders": (
+        [f"{city}/{part}/{name}/1.png" for city in "xy" for part in ("test", "train") for name in "ab"],
+        "If they are parts, each with class folders",
+        {"train": "*/train", "test": "*/test"},
+        [f"{city}/{part}/{name}/1.png" for city in "xy" for part in ("test", "train") for name in "ab"],
+    ),
 }
 
 
