@@ -17,12 +17,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import psutil
@@ -30,6 +29,7 @@ from filelock import FileLock, Timeout
 
 from tune_rescon.atomic_write import file_version
 from tune_rescon.errors import ClusterError
+from tune_rescon.signal_handlers import handled_signals
 from tune_rescon.storage import (
     Mirror,
     Pace,
@@ -248,7 +248,8 @@ def supervise_mlflow(settings: MlflowSettings, *, timing: RestartTiming | None =
     pid_file = settings.folder / _PID_FILE
     try:
         pid_file.write_text(f"{os.getpid()}\n")
-        with _stop_event() as stop:
+        stop = threading.Event()
+        with handled_signals(lambda _number, _frame: stop.set(), signal.SIGTERM, signal.SIGINT):
             _supervise(settings, stop, timing or RestartTiming())
     finally:
         pid_file.unlink(missing_ok=True)
@@ -432,19 +433,3 @@ def _end_leftovers(folder: Path) -> None:
             if process.environ().get(_MARK) == mark and process.pid != os.getpid():
                 process.kill()
                 process.wait(END_TIMEOUT)
-
-
-@contextmanager
-def _stop_event() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM and SIGINT set."""
-    event = threading.Event()
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        event.set()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
