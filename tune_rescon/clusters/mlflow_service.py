@@ -326,13 +326,24 @@ def _supervise(settings: MlflowSettings, stop: threading.Event, timing: RestartT
         if mirror is not None:
             if copied is not None:
                 mirror.changed()
-            marker = settings.folder / _NOT_COPIED
-            with suppress(OSError):  # a full disk must not prevent the last copy
-                marker.touch()
-            if mirror.close(LAST_COPY_TIMEOUT):
-                _log.error("the database's last changes are not at %s", settings.keep)
-            else:
-                marker.unlink(missing_ok=True)
+            _close_mirror(mirror, settings)
+
+
+def _close_mirror(mirror: Mirror, settings: MlflowSettings) -> None:
+    """Make the last copy of the database; if it is not complete, the marker stays for :func:`end_mlflow`."""
+    marker = settings.folder / _NOT_COPIED
+    with suppress(OSError):  # a full disk must not prevent the last copy
+        marker.touch()
+    if not mirror.close(LAST_COPY_TIMEOUT):
+        marker.unlink(missing_ok=True)
+        return
+    _log.error("the database's last changes are not at %s", settings.keep)
+    if not marker.exists():
+        try:
+            # A full disk may have no room for a new file, but it has for a new name.
+            (settings.folder / _PID_FILE).rename(marker)
+        except OSError as error:
+            _log.error("that cannot be recorded in %s: %s", settings.folder, error)
 
 
 def _open_mirror(settings: MlflowSettings, stop: threading.Event) -> Mirror | None:
