@@ -6,7 +6,7 @@ import datetime
 import os
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tune_rescon.data import open_dataset
 from tune_rescon.data.batch_sources import Shard
 from tune_rescon.models import build_described
 from tune_rescon.training import EpochReport, TrialProcess, fit, train_trial
+from tune_rescon.training.cuda_graphs import CaptureError, GraphCapture, Outputs
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.module import TrialModule
 
@@ -45,12 +46,14 @@ def train_as_rank(
 
     Besides those of ``train_trial``, the options are: ``stop_after``, the epoch after which rank 0 is
     interrupted; ``memory``, a rank and the number of images that fit its memory; ``failing_rank``, the rank
-    whose forward pass raises; ``rank_without_network``, the rank that cannot build the network.
+    whose forward pass raises; ``rank_without_network``, the rank that cannot build the network;
+    ``rank_without_graphs``, the rank that cannot capture a step, while the other one can.
     """
     reports: list[EpochReport] = []
     stop_after, memory = options.pop("stop_after", None), options.pop("memory", None)
     failing_rank = options.pop("failing_rank", None)
     rank_without_network = options.pop("rank_without_network", None)
+    rank_without_graphs = options.pop("rank_without_graphs", None)
 
     def on_epoch(report: EpochReport) -> None:
         reports.append(report)
@@ -71,6 +74,15 @@ def train_as_rank(
             raise ValueError("never built")
         return build_described(spec, pretrained=pretrained)
 
+    def capture(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        if rank_without_graphs == rank:
+            raise CaptureError("not permitted")
+        outputs = run()
+        return lambda: None, outputs  # right for the first step, and no other one is replayed
+
+    def choose(*_: object, **__: object) -> GraphCapture | None:
+        return None if rank_without_graphs is None else capture
+
     digits = open_dataset(DatasetConfig(name="digits", limit=80), data_root=root, cache_root=root)
     arguments: dict[str, Any] = {"epochs": 2, "seed": 0} | options
     try:
@@ -78,6 +90,7 @@ def train_as_rank(
             joined(rendezvous, rank, count) as peers,
             patch.object(TrialModule, "logits", logits),
             patch.object(fit, "build_described", build),
+            patch.object(fit, "choose_graph_capture", choose),
         ):
             train_trial(
                 config,
