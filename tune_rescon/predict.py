@@ -102,6 +102,7 @@ def predict(
         check_output_folder(masks, where="--masks")
     print_line(f"Loading {model}", err=True)
     # Imported after the first line of output, because these modules import torch and Optuna.
+    from tune_rescon.data.opening import zero_end_message
     from tune_rescon.inference import check_has_masks, load_model, predictions
     from tune_rescon.training.device import resolve_device
     from tune_rescon.tuning import SearchLocation, resolve_storage
@@ -119,6 +120,7 @@ def predict(
         )
     placement = resolve_device(device, precision=about.config.precision)
     bad: list[Path] = []
+    zero_ends: list[str] = []
 
     def on_bad(path: Path, why: str) -> None:
         bad.append(path)
@@ -128,7 +130,13 @@ def predict(
         bad.append(path)
         print_line(f"{path}: no prediction (the network returns nan instead of probabilities)", err=True)
 
-    batches = batches_of(files, about, batch_size=batch_size, on_bad=on_bad)
+    batches = batches_of(
+        files,
+        about,
+        batch_size=batch_size,
+        on_bad=on_bad,
+        on_zero_end=lambda path: zero_ends.append(str(path)),
+    )
     classified: list[Path] = []
     with _bar("pictures", len(files)) as (follow, echo):
         mirrored = tta == "flip"
@@ -143,6 +151,8 @@ def predict(
                 continue
             for name, value in prediction.classes:
                 echo(row(str(prediction.path), name, str(value) if as_csv else f"{value:.4f}"))
+    if (message := zero_end_message(zero_ends)) is not None:
+        print_line(message, err=True)
     if masks is not None and classified:
         _draw(network, about, classified, masks)
     return 2 if bad else 0

@@ -34,7 +34,7 @@ from tune_rescon.clusters.mlflow_service import (
     server_command,
     supervise_mlflow,
 )
-from tune_rescon.errors import StorageError
+from tune_rescon.errors import ClusterError, StorageError
 from tune_rescon.storage import RemoteError, RemoteFolder
 
 #: Supervises a server as the command does, with shorter timeouts.
@@ -242,17 +242,18 @@ def test_no_server_starts_while_the_kept_database_is_unreadable(
 
 
 class FakeMirror:
-    """Records the last copy."""
+    """Records the last copy, which leaves some changes uncopied."""
 
-    def __init__(self) -> None:
+    def __init__(self, uncopied: int = 0) -> None:
         self.calls: list[str] = []
+        self._uncopied = uncopied
 
     def changed(self) -> None:
         self.calls.append("changed")
 
     def close(self, _timeout: float) -> int:
         self.calls.append("close")
-        return 0
+        return self._uncopied
 
 
 def test_a_full_disk_does_not_prevent_the_last_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,6 +280,38 @@ def test_a_full_disk_does_not_prevent_the_last_copy(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "touch", fail_touch)
     mlflow_service._supervise(MlflowSettings(folder=tmp_path), stop, RestartTiming())
     assert mirror.calls == ["changed", "changed", "close"]
+
+
+def test_an_incomplete_last_copy_is_reported_on_a_full_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FakeServer:
+        """A server that is asked to end before it answers."""
+
+        def __init__(self, _settings: MlflowSettings) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+        def end(self, *, gently: bool) -> None:
+            assert gently
+
+    touch = Path.touch
+
+    def fail_touch(path: Path, *arguments: Any, **options: Any) -> None:
+        if not path.exists():
+            raise OSError(28, "No space left on device")
+        touch(path, *arguments, **options)
+
+    monkeypatch.setattr(mlflow_service, "_open_mirror", lambda *_: FakeMirror(uncopied=1))
+    monkeypatch.setattr(mlflow_service, "_Server", FakeServer)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", fail_touch)
+        supervise_mlflow(MlflowSettings(folder=tmp_path, keep="s3://b/m"))
+    with pytest.raises(ClusterError, match="the last changes of MLflow's database are not kept yet"):
+        end_mlflow(tmp_path)
+    # The next supervisor copies them.
+    monkeypatch.setattr(mlflow_service, "_open_mirror", lambda *_: FakeMirror())
+    supervise_mlflow(MlflowSettings(folder=tmp_path, keep="s3://b/m"))
+    end_mlflow(tmp_path)
 
 
 #: Locks the folder as a supervisor does until SIGTERM; its last copy fails.

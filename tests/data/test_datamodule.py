@@ -263,6 +263,13 @@ def test_validation_is_not_augmented(dataset: ImageDataset) -> None:
         assert torch.equal(labels, torch.from_numpy(dataset.val.labels_N))
 
 
+def test_the_evaluated_split_is_the_chosen_one(dataset: ImageDataset) -> None:
+    config = TrialConfig(batch_size=8)
+    module = ImageDataModule(dataset, config, image_size=16, seed=0, eval_split="test")
+    ((_, labels),) = module.val_batches()
+    assert torch.equal(labels, torch.from_numpy(dataset.test.labels_N))
+
+
 def test_normalised_training_images_have_mean_0_and_deviation_1(dataset: ImageDataset) -> None:
     images = torch.cat([images for images, _ in module_of(dataset).train_batches(epoch=0)])
     assert images.mean((0, 2, 3)).abs().max() < 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from tests.data.conftest import MakeFolder, OpenFolder
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import ImageDataset, describe, open_dataset
+from tune_rescon.data.opening import zero_end_message
 from tune_rescon.data.splits import with_label_noise
 from tune_rescon.errors import DataError
 
@@ -212,6 +214,36 @@ def test_a_copy_of_the_second_of_two_similar_images_is_reported(
     shutil.copy(root / "train/cat/0001.png", root / "val/cat/0000.png")
     (line,) = open_folder(root).repeats
     assert "(val/cat/0000.png is train/cat/0001.png)" in line
+
+
+def test_files_that_end_as_after_an_interrupted_copy_are_reported(
+    make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    root = make_folder({"cat": 2, "dog": 2}, size=(64, 64))
+    assert open_folder(root).zero_ends == ()
+    for name in ("cat/0000", "dog/0001"):
+        picture = root / f"{name}.bmp"
+        Image.open(root / f"{name}.png").save(picture)
+        os.truncate(picture, 8192)
+        os.truncate(picture, 64 * 64 * 3 + 54)
+    names = open_folder(root).zero_ends
+    assert names == ("cat/0000.bmp", "dog/0001.bmp")
+    message = zero_end_message(names)
+    assert message is not None
+    start = "the files of 2 pictures end in zeros, as after an interrupted copy (cat/0000.bmp)"
+    assert message.startswith(start)
+
+
+@pytest.mark.parametrize(("part", "title"), [("val", "validation"), ("test", "test")])
+def test_no_other_images_take_the_place_of_a_broken_part(
+    part: str, title: str, make_folder: MakeFolder, open_folder: OpenFolder
+) -> None:
+    root = make_folder({"train/a": 8, "train/b": 8, f"{part}/a": 1, f"{part}/b": 1})
+    (root / part / "a/0000.png").write_bytes(b"broken")
+    assert len(getattr(open_folder(root, on_bad_image="skip"), part)) == 1
+    (root / part / "b/0000.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=f"at least one {title} image must be whole, but got 2 broken ones"):
+        open_folder(root, on_bad_image="skip", test_fraction=0.25)
 
 
 def test_copies_separated_by_a_split_are_reported(make_folder: MakeFolder, open_folder: OpenFolder) -> None:

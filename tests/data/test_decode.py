@@ -8,6 +8,7 @@ import struct
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,10 +128,18 @@ def test_a_truncated_image_is_bad(kind: str, fraction: float) -> None:
         decode_image(data[: int(fraction * len(data))], 32)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("JPEG", {"quality": 95}), ("PNG", {"compress_level": 0})])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("JPEG", {"quality": 95}),
+        ("PNG", {"compress_level": 0}),
+        ("WEBP", {"quality": 95}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
 @pytest.mark.parametrize("fraction", [0.3, 0.6, 0.9])
 def test_zeros_in_place_of_the_missing_end_do_not_make_an_image_whole(
-    kind: str, settings: dict[str, int], fraction: float
+    kind: str, settings: dict[str, Any], fraction: float
 ) -> None:
     """A copy that was interrupted may have its final size. Zeros after a whole image do no harm."""
     data = encode(noise(400), kind, **settings)
@@ -138,6 +147,28 @@ def test_zeros_in_place_of_the_missing_end_do_not_make_an_image_whole(
     with pytest.raises(BadImageError, match=r"."):
         decode_image(kept + bytes(len(data) - len(kept)), 32)
     assert np.array_equal(decode_image(data + bytes(100), 32), decode_image(data, 32))
+
+
+def test_a_webp_may_end_in_the_zeros_of_its_exif_data() -> None:
+    exif = exif_block(orientation_entry(3, b"\x03\0")) + bytes(5000)
+    plain, data = (encode(gradient(), "WEBP", lossless=True, **found) for found in ({}, {"exif": exif}))
+    assert data.endswith(bytes(5000))
+    assert np.array_equal(decode_image(data, 16), decode_image(plain, 16)[::-1, ::-1])
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PPM", "TIFF"])
+@pytest.mark.parametrize(("kept", "is_reported"), [(8192, True), (8000, False)])
+def test_zeros_that_begin_with_a_page_are_reported(
+    kind: str, kept: int, is_reported: bool, tmp_path: Path
+) -> None:
+    """The zeros of a picture that is not compressed may be black pixels."""
+    data = encode(noise(64), kind)
+    assert data[kept - 1] != 0
+    (tmp_path / "cut").write_bytes(data[:kept] + bytes(len(data) - kept))
+    (tmp_path / "whole").write_bytes(data)
+    block = decode_block(tmp_path, ("whole", "cut"), first_row=5, side=64, size=None)
+    assert block.bad == ()
+    assert block.zero_ends == ((6,) if is_reported else ())
 
 
 @pytest.mark.parametrize(

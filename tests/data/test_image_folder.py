@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.data.conftest import MakeFolder
 from tune_rescon.data.image_folder import fingerprint, index_images, list_folder
+from tune_rescon.data.selection import Account, Selection
 from tune_rescon.errors import DataError
 
 
@@ -20,7 +22,13 @@ def test_folder_and_zip_give_the_same_listing(make_folder: MakeFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "existing directory or .zip"), (b"PK no", "readable zip archive")]
+    ("content", "message"),
+    [
+        (None, "existing directory or .zip"),
+        (b"PK no", "readable zip archive"),
+        (b"\x1f\x8b" + bytes(500), "archive of another kind: unpack it"),
+        (b"a/1.png".ljust(257, b"\0") + b"ustar\0" + bytes(500), "archive of another kind: unpack it"),
+    ],
 )
 def test_an_invalid_zip_is_reported(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "x.zip"
@@ -167,6 +175,10 @@ MISTAKES = {
         ["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"],
         "also be in the training part, but got 'c'",
     ),
+    "a class of another case in val": (
+        ["train/Cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg"],
+        "got 'cat'. If it is the class 'Cat', give it this name. To leave it out",
+    ),
     "no train": (["val/a/1.jpg", "val/b/1.jpg", "test/a/1.jpg"], "needs train/ beside"),
     "two validation folders": (
         ["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"],
@@ -197,3 +209,73 @@ def test_file_names_that_are_not_utf8_keep_their_place() -> None:
     """The split of a search that an earlier version began depends on the order."""
     paths = ["a/cafz.png", os.fsdecode(b"a/caf\xe9.png"), "b/1.png"]
     assert index_images(paths[::-1], where="x").train.names == tuple(paths)
+
+
+def test_a_single_class_may_have_folders_with_the_names_of_parts() -> None:
+    paths = ["a/test/1.png", "a/train/1.png", "b/train/1.png", "c/1.png"]
+    assert index_images(paths, where="x").train.names == tuple(paths)
+
+
+def test_classes_whose_names_are_alike_are_named() -> None:
+    paths = ["Cat/1.png", "cat/1.png", "dog/1.png", "dog /1.png", "eel/1.png"]
+    listing = index_images(paths, where="x")
+    assert len(listing.class_names) == 5
+    [line] = [line for line in listing.account.lines() if "only in case or spaces" in line]
+    assert "'Cat' and 'cat', 'dog' and 'dog ';" in line
+
+
+def test_a_class_in_two_unicode_forms_is_one_class() -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    found = index_images([f"train/{composed}/1.png", "train/tea/1.png", f"val/{decomposed}/2.png"], where="x")
+    assert (found.class_names, found.val.labels) == ((composed, "tea"), (0,))
+    merged = index_images([f"{composed}/1.png", f"{decomposed}/2.png", "tea/1.png"], where="x")
+    assert (len(merged.class_names), merged.train.labels) == (2, (0, 0, 1))
+
+
+def test_a_copy_in_another_unicode_form_has_the_same_classes_and_order() -> None:
+    """By the bytes on the disk, the decomposed names would come before those without accents."""
+    names = ["ça/1.png", "ça/é.png", "ça/f.png", "cz/1.png", "eau/1.png", "été/1.png"]
+    composed = index_images([unicodedata.normalize("NFC", name) for name in names], where="x")
+    decomposed = index_images([unicodedata.normalize("NFD", name) for name in names], where="x")
+    assert composed.class_names == decomposed.class_names == ("cz", "eau", "ça", "été")
+    in_composed_form = [unicodedata.normalize("NFC", name) for name in decomposed.train.names]
+    assert in_composed_form == [*composed.train.names]
+    assert decomposed.train.labels == composed.train.labels
+
+
+@pytest.mark.parametrize(
+    ("top", "parts", "options"),
+    [
+        ("", [""], ["*"]),
+        ("x/", ["train/", "val/"], ["x/train/*", "x/val/*"]),
+    ],
+)
+def test_folders_that_every_class_folder_holds_may_be_the_classes(
+    top: str, parts: list[str], options: list[str]
+) -> None:
+    paths = [f"{top}{part}{fold}/{name}/1.png" for part in parts for fold in (2019, 2020) for name in "ab"]
+    listing = index_images(paths, where="x")
+    assert listing.class_names == ("2019", "2020")
+    chosen = dict(zip(("train", "val"), options, strict=False))
+    suggested = " ".join(f"`--set 'dataset.{part}={option}'`" for part, option in chosen.items())
+    [_, remark] = listing.account.lines()
+    assert remark == (
+        "every class folder holds folders of the same names (a, b); if these are the classes: " + suggested
+    )
+    assert Account.from_json(listing.account.to_json()) == listing.account
+    merged = index_images(paths, where="x", selection=Selection(**chosen))
+    assert (merged.class_names, merged.account.remarks) == (("a", "b"), ())
+
+
+def test_a_class_folder_that_holds_folders_of_other_classes_is_named() -> None:
+    """A part was unpacked into another one."""
+    paths = [*(f"train/{name}/1.png" for name in ("ant", "bee", "val/ant", "val/bee")), "test/ant/1.png"]
+    listing = index_images(paths, where="x")
+    assert listing.class_names == ("ant", "bee", "val")
+    (remark,) = listing.account.remarks
+    assert remark == (
+        "train/val is read as a class and holds folders with the names of others (ant, bee);"
+        " if it is no class: `--set dataset.ignore=train/val`"
+    )
+    rest = index_images(paths, where="x", selection=Selection(ignore="train/val"))
+    assert (rest.class_names, rest.account.remarks) == (("ant", "bee"), ())

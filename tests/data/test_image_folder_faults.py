@@ -185,6 +185,18 @@ AMBIGUOUS = {
         {"ignore": "c"},
         PAIR,
     ),
+    "parts inside class folders": (
+        [f"x/{name}/{part}/1.png" for name in "ab" for part in ("Test", "training")],
+        "x: a/Test/ and a/training/ must be parts of the data set, or folders of one class",
+        {"train": "."},
+        [f"x/{name}/{part}/1.png" for name in "ab" for part in ("Test", "training")],
+    ),
+    "parts inside other folders": (
+        [f"{city}/{part}/{name}/1.png" for city in "xy" for part in ("test", "train") for name in "ab"],
+        "If they are parts, each with class folders",
+        {"train": "*/train", "test": "*/test"},
+        [f"{city}/{part}/{name}/1.png" for city in "xy" for part in ("test", "train") for name in "ab"],
+    ),
 }
 
 
@@ -276,25 +288,6 @@ def test_every_supported_suffix_is_listed(tmp_path: Path) -> None:
     root = write_files(tmp_path / "x", names)
     assert sorted(list_folder(root).names) == sorted(names)
     assert find_pictures([root]) == sorted(root / name for name in names)
-
-
-def test_a_class_in_two_unicode_forms_is_one_class() -> None:
-    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    found = index_images([f"train/{composed}/1.png", "train/tea/1.png", f"val/{decomposed}/2.png"], where="x")
-    assert (found.class_names, found.val.labels) == ((composed, "tea"), (0,))
-    merged = index_images([f"{composed}/1.png", f"{decomposed}/2.png", "tea/1.png"], where="x")
-    assert (len(merged.class_names), merged.train.labels) == (2, (0, 0, 1))
-
-
-def test_a_copy_in_another_unicode_form_has_the_same_classes_and_order() -> None:
-    """By the bytes on the disk, the decomposed names would come before those without accents."""
-    names = ["ça/1.png", "ça/é.png", "ça/f.png", "cz/1.png", "eau/1.png", "été/1.png"]
-    composed = index_images([unicodedata.normalize("NFC", name) for name in names], where="x")
-    decomposed = index_images([unicodedata.normalize("NFD", name) for name in names], where="x")
-    assert composed.class_names == decomposed.class_names == ("cz", "eau", "ça", "été")
-    in_composed_form = [unicodedata.normalize("NFC", name) for name in decomposed.train.names]
-    assert in_composed_form == [*composed.train.names]
-    assert decomposed.train.labels == composed.train.labels
 
 
 def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tune_rescon.finals import (
     print_published,
     print_reproduction,
 )
-from tune_rescon.finals.evaluation import Estimate, Lead, evaluation_document
+from tune_rescon.finals.evaluation import Estimate, Lead, evaluation_document, evaluation_rows
 from tune_rescon.finals.published import measured
 from tune_rescon.spaces import Resources
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord, best_trial
@@ -184,6 +184,22 @@ def test_the_document_has_every_metric_and_no_nan(result: StudyResult) -> None:
     assert (
         evaluation_document(single, evaluated_configs(single))["finalists"][0]["test_loss"]["spread"] is None
     )
+
+
+def test_a_metric_that_an_earlier_version_did_not_record_is_a_dash(result: StudyResult) -> None:
+    lacking = ("test_calibration_error", "test_images_per_second")
+    earlier = [
+        dataclasses.replace(
+            one, history={name: values for name, values in one.history.items() if name not in lacking}
+        )
+        for one in result.trials
+    ]
+    # Those of two configurations, one of them trained by two versions.
+    for trials in (earlier, [*earlier[:2], *result.trials[2:]]):
+        changed = dataclasses.replace(result, trials=tuple(trials))
+        rows = evaluation_rows(evaluated_configs(changed))
+        assert [(row[4], row[7]) for row in rows] == [("-", "-")] * 2
+        assert "0.81 ± 0.014" in printed_evaluation(changed)
 
 
 def test_the_mlflow_note_begins_with_the_table_of_finalists(result: StudyResult) -> None:

@@ -120,10 +120,16 @@ def test_unreadable_pictures_are_reported_and_the_others_classified(
     checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
+    cut = pictures / "cut.bmp"
+    Image.new("RGB", (64, 64), "white").save(cut)
+    size = cut.stat().st_size
+    os.truncate(cut, 8192)
+    os.truncate(cut, size)
     assert predict([str(checkpoint), str(pictures), "--json"]) == 2
     captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 5
+    assert len(captured.out.splitlines()) == 6
     assert "broken.png: not a picture" in captured.err
+    assert f"the file of 1 picture ends in zeros, as after an interrupted copy ({cut})" in captured.err
 
 
 def test_masks_are_drawn(one_module_checkpoint: Path, pictures: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from tune_rescon.reporting import SearchPresentation, mistakes_page, write_repor
 from tune_rescon.spaces import load_space
 from tune_rescon.training import load_trained
 from tune_rescon.training.device import DeviceConfig, resolve_device
+from tune_rescon.training.weights import Classifier
 from tune_rescon.tuning import (
     RunOptions,
     SearchFolder,
@@ -182,6 +183,37 @@ def test_activations_beyond_the_range_of_fp16_are_computed_in_fp32(
         for placement in (half, plain)
     ]
     assert classes[0] == classes[1]
+
+
+@pytest.mark.torch
+def test_batches_that_do_not_fit_are_predicted_in_halves(
+    search_result: StudyResult, storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In `report --errors` and in `predict`."""
+    network, about = load_trained(str(search_result.kept_checkpoint(cast(TrialRecord, search_result.best))))
+    dataset = open_dataset(search_result.space.dataset, data_root=storage, cache_root=storage / "cache")
+    cpu = resolve_device("cpu", precision="fp32")
+    images_BHWC, _ = dataset.val.gather(np.arange(9))
+    pictures = Pictures(paths=tuple(Path(str(n)) for n in range(9)), images_BHWC=images_BHWC)
+
+    def found() -> tuple[list[list[int]], list[str]]:
+        confusion_KK = find_mistakes(network, about, dataset, dataset.val, placement=cpu).confusion_KK
+        classes = [one.best[0] for one in predictions(network, about, [pictures], cpu, top=1, mirrored=True)]
+        return confusion_KK.tolist(), classes
+
+    expected, forward = found(), Classifier.forward
+
+    def forward_in_small_memory(self: Classifier, images_BCHW: torch.Tensor) -> torch.Tensor:
+        if len(images_BCHW) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, images_BCHW)
+
+    monkeypatch.setattr(Classifier, "forward", forward_in_small_memory)
+    most = 2
+    assert found() == expected
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        found()
 
 
 def test_errors_cannot_be_combined_with_other_report_formats(

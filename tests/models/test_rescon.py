@@ -188,6 +188,8 @@ def test_a_nested_network_is_found(container: str, checkpoint: StateDict) -> Non
         ({"net": {"a.weight": torch.ones(1)}}, "unexpected a.weight. Tensors were found in net (1)."),
         (torch.nn.Linear(2, 2), "unexpected weight, bias"),
         (torch.nn.ReLU(), "but got a ReLU, without tensors."),
+        (np.ones(3), "but got a ndarray, without tensors."),
+        ({"fc.weight": np.ones((2, 2))}, "but got a dict of fc.weight, without tensors."),
     ],
 )
 def test_a_file_without_a_network_is_reported(value: Any, message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,6 +19,7 @@ from tune_rescon.data import ImageDataset, open_dataset
 from tune_rescon.data.batch_sources import Shard
 from tune_rescon.models import build_described
 from tune_rescon.training import EpochReport, TrialProcess, fit, train_trial
+from tune_rescon.training.cuda_graphs import CaptureError, GraphCapture, Outputs
 from tune_rescon.training.distributed import ProcessGroup
 from tune_rescon.training.module import TrialModule
 
@@ -50,12 +51,14 @@ def train_as_rank(
 
     Besides those of ``train_trial``, the options are: ``stop_after``, the epoch after which rank 0 is
     interrupted; ``memory``, a rank and the number of images that fit its memory; ``failing_rank``, the rank
-    whose forward pass raises; ``rank_without_network``, the rank that cannot build the network.
+    whose forward pass raises; ``rank_without_network``, the rank that cannot build the network;
+    ``rank_without_graphs``, the rank that cannot capture a step, while the other one can.
     """
     reports: list[EpochReport] = []
     stop_after, memory = options.pop("stop_after", None), options.pop("memory", None)
     failing_rank = options.pop("failing_rank", None)
     rank_without_network = options.pop("rank_without_network", None)
+    rank_without_graphs = options.pop("rank_without_graphs", None)
 
     def on_epoch(report: EpochReport) -> None:
         reports.append(report)
@@ -76,12 +79,22 @@ def train_as_rank(
             raise ValueError("never built")
         return build_described(spec, pretrained=pretrained)
 
+    def capture(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        if rank_without_graphs == rank:
+            raise CaptureError("not permitted")
+        outputs = run()
+        return lambda: None, outputs  # right for the first step, and no other one is replayed
+
+    def choose(*_: object, **__: object) -> GraphCapture | None:
+        return None if rank_without_graphs is None else capture
+
     arguments: dict[str, Any] = {"epochs": 2, "seed": 0} | options
     try:
         with (
             joined(rendezvous, rank, count) as peers,
             patch.object(TrialModule, "logits", logits),
             patch.object(fit, "build_described", build),
+            patch.object(fit, "choose_graph_capture", choose),
         ):
             train_trial(
                 config,

@@ -126,6 +126,15 @@ def test_all_ranks_continue_after_out_of_memory_on_one(train_on_two: TrainOnTwo,
         assert [report.epoch for report in reports] == [1]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_continue_without_cuda_graphs_if_one_cannot_capture(
+    train_on_two: TrainOnTwo, rank: int
+) -> None:
+    expected = _values(train_on_two(epochs=1)[0], "train_loss")
+    for reports in train_on_two(epochs=1, rank_without_graphs=rank):
+        assert _values(reports, "train_loss") == expected
+
+
 def test_an_error_in_one_process_ends_all(train_on_two: TrainOnTwo) -> None:
     assert train_on_two(failing_rank=1) == ["PeerFailedError after 0", "ValueError after 0"]
     assert train_on_two(rank_without_network=1) == ["PeerFailedError after 0", "ValueError after 0"]

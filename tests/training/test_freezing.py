@@ -220,9 +220,42 @@ def test_all_heads_of_each_timm_network_are_its_classifier() -> None:
             network = timm.create_model(name, num_classes=7)
         Trunk(network).freeze(True)
         trained = [part for part, weight in network.named_parameters() if weight.requires_grad]
-        assert {part.partition(".")[0] for part in trained} == {head.partition(".")[0] for head in heads}
+        named = {head.partition(".")[0] for head in heads}
+        mixing = {part for part in ("weights", "weights_dist") if hasattr(network, part)}
+        assert {part.partition(".")[0] for part in trained} == named | mixing
         assert not any(part.partition(".")[0].startswith("norm") for part in trained)
         assert list(layer_names(dict(network.named_parameters())))[-len(trained) :] == trained
+
+
+class MixedHeads(nn.Module):
+    """A network as timm's EfficientViM: a head for each stage, and a weight for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+        self.weights = nn.Parameter(torch.ones(2))
+        self.heads = nn.ModuleList([nn.Linear(3, 5), nn.Linear(3, 5)])
+
+
+def test_the_weights_that_mix_the_heads_belong_to_the_classifier() -> None:
+    network = MixedHeads()
+    config = TrialConfig(learning_rate=0.2, classifier_lr_mult=10.0, layer_decay=0.5, freeze_epochs=1)
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    rates = {
+        names[id(weight)].partition(".")[0]: group["lr"]
+        for group in parameter_groups(network, config)
+        for weight in group["params"]
+    }
+    assert rates == {"weights": 2.0, "heads": 2.0, "stages": 0.1}
+    Trunk(network).freeze(True)
+    trained = {name.partition(".")[0] for name, weight in network.named_parameters() if weight.requires_grad}
+    assert trained == {"weights", "heads"}
+
+
+def test_weights_without_a_list_of_heads_are_a_layer_of_the_trunk() -> None:
+    names = ["weights", "stages.0.weight", "head.weight"]
+    assert layer_names(names)["weights"] == "weights"
+    assert [*layer_names(names)][-1] == "head.weight"
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])

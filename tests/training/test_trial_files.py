@@ -76,6 +76,17 @@ def test_a_disk_full_from_the_start_leaves_no_checkpoint(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_that_was_kept_by_another_metric_is_replaced(train: Train, tmp_path: Path) -> None:
+    def stop(_: EpochReport) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(folder=tmp_path, on_epoch=stop)
+    assert load_trained(tmp_path / "best.ckpt")[1].epoch == 1
+    train(folder=tmp_path, metric="val_macro_f1")
+    assert load_trained(tmp_path / "best.ckpt")[1].epoch == 2
+
+
 def test_an_unwritten_best_network_does_not_block_a_later_one(
     train: Train, tmp_path: Path, limit_file_size: LimitFileSize
 ) -> None:

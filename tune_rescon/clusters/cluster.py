@@ -10,8 +10,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -41,6 +41,7 @@ from tune_rescon.clusters.status import Job, ask_head
 from tune_rescon.command import INTERRUPTED
 from tune_rescon.errors import ClusterError, ClusterFileError, UserError, counted, format_error
 from tune_rescon.paths import expanded_path
+from tune_rescon.signal_handlers import handled_signals
 
 __all__ = [
     "bring_up",
@@ -227,7 +228,7 @@ def hold_tunnel(cluster: ClusterFile, *, mlflow: int, dashboard: int) -> None:
     if head is None:
         raise ClusterError(f"{cluster.name} has no head that runs: start it by `up`.")
     ports = {mlflow: MLFLOW_PORT, dashboard: DASHBOARD_PORT}
-    with _sigterm_as_interrupt(), suppress(KeyboardInterrupt):
+    with handled_signals(_interrupt, signal.SIGTERM), suppress(KeyboardInterrupt):
         _hold(cluster, head, ports)
 
 
@@ -297,16 +298,8 @@ def _check_free(flag: str, port: int) -> None:
         raise UserError(format_error(rule, got=f"{port} ({error.strerror})", where=flag)) from None
 
 
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def take_down(cluster: ClusterFile) -> None:

@@ -17,12 +17,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import psutil
@@ -30,6 +29,7 @@ from filelock import FileLock, Timeout
 
 from tune_rescon.atomic_write import file_version
 from tune_rescon.errors import ClusterError
+from tune_rescon.signal_handlers import handled_signals
 from tune_rescon.storage import (
     Mirror,
     Pace,
@@ -248,7 +248,8 @@ def supervise_mlflow(settings: MlflowSettings, *, timing: RestartTiming | None =
     pid_file = settings.folder / _PID_FILE
     try:
         pid_file.write_text(f"{os.getpid()}\n")
-        with _stop_event() as stop:
+        stop = threading.Event()
+        with handled_signals(lambda _number, _frame: stop.set(), signal.SIGTERM, signal.SIGINT):
             _supervise(settings, stop, timing or RestartTiming())
     finally:
         pid_file.unlink(missing_ok=True)
@@ -325,13 +326,24 @@ def _supervise(settings: MlflowSettings, stop: threading.Event, timing: RestartT
         if mirror is not None:
             if copied is not None:
                 mirror.changed()
-            marker = settings.folder / _NOT_COPIED
-            with suppress(OSError):  # a full disk must not prevent the last copy
-                marker.touch()
-            if mirror.close(LAST_COPY_TIMEOUT):
-                _log.error("the database's last changes are not at %s", settings.keep)
-            else:
-                marker.unlink(missing_ok=True)
+            _close_mirror(mirror, settings)
+
+
+def _close_mirror(mirror: Mirror, settings: MlflowSettings) -> None:
+    """Make the last copy of the database; if it is not complete, the marker stays for :func:`end_mlflow`."""
+    marker = settings.folder / _NOT_COPIED
+    with suppress(OSError):  # a full disk must not prevent the last copy
+        marker.touch()
+    if not mirror.close(LAST_COPY_TIMEOUT):
+        marker.unlink(missing_ok=True)
+        return
+    _log.error("the database's last changes are not at %s", settings.keep)
+    if not marker.exists():
+        try:
+            # A full disk may have no room for a new file, but it has for a new name.
+            (settings.folder / _PID_FILE).rename(marker)
+        except OSError as error:
+            _log.error("that cannot be recorded in %s: %s", settings.folder, error)
 
 
 def _open_mirror(settings: MlflowSettings, stop: threading.Event) -> Mirror | None:
@@ -432,19 +444,3 @@ def _end_leftovers(folder: Path) -> None:
             if process.environ().get(_MARK) == mark and process.pid != os.getpid():
                 process.kill()
                 process.wait(END_TIMEOUT)
-
-
-@contextmanager
-def _stop_event() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM and SIGINT set."""
-    event = threading.Event()
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        event.set()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

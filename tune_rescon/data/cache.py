@@ -80,6 +80,7 @@ class Meta:
         chunk_digests: Digests of the chunks of images, in order.
         repeats: Rows with the same pixels as an earlier row: (row, its name in the source, the first such
             row, its name). Empty for a built-in dataset, and in a cache of an earlier version.
+        zero_ends: Names of the pictures whose file ends as after an interrupted copy.
     """
 
     format: int = FORMAT
@@ -94,6 +95,7 @@ class Meta:
     chunk_digests: tuple[str, ...]
     levels: tuple[float, float] | None = None
     repeats: tuple[tuple[int, str, int, str], ...] = ()
+    zero_ends: tuple[str, ...] = ()
 
     @property
     def content(self) -> str:

@@ -121,6 +121,7 @@ def write_cache(
         chunk_digests=tuple(chunk.digest for chunk in ordered),
         levels=plan.levels,
         repeats=tuple(_repeats(plan, ordered, path)),
+        zero_ends=tuple(plan.names[row] for chunk in ordered for row in chunk.zero_ends),
     )
     write_meta(folder, meta)
     return levels
@@ -135,6 +136,7 @@ class _Chunk:
         sums: Sum of each channel over these pixels.
         squares: Sum of the squares of each channel over these pixels.
         levels: Range of values of its deep training pictures.
+        zero_ends: Rows of the pictures whose file ends as after an interrupted copy.
         sample_digests: Digest of some pixels of each image; empty for a built-in dataset.
     """
 
@@ -146,6 +148,7 @@ class _Chunk:
     sums: tuple[int, ...]
     squares: tuple[int, ...]
     levels: Levels | None
+    zero_ends: tuple[int, ...]
     sample_digests: tuple[bytes, ...]
 
 
@@ -206,6 +209,7 @@ def _store(
         sums=_channel_sums(pixels_BHWC),
         squares=_channel_sums(pixels_BHWC.astype(np.uint16) ** 2),
         levels=widest([block.deep[row] for row in training if row in block.deep]),
+        zero_ends=block.zero_ends,
         sample_digests=tuple(map(_sample_digest, block.images_BHWC)) if is_named else (),
     )
 

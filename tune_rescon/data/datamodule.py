@@ -284,9 +284,9 @@ class ImageDataModule(LightningDataModule):
         return (self.prepare(batch.to(device)) for batch in batches)
 
     def val_batches(self, *, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the prepared validation batches."""
+        """Yield the prepared batches of the split on which the network is evaluated."""
         device = torch.device(device)
-        return (self.prepare(batch.to(device)) for batch in self._in_order("val", device))
+        return (self.prepare(batch.to(device)) for batch in self._in_order(self._eval_split, device))
 
     def prepare(self, batch: RawBatch) -> tuple[Tensor, Tensor]:
         """Augment (training batches only), resize, normalise, erase, mix.

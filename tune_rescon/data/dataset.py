@@ -21,7 +21,7 @@ from tune_rescon.data.catalog import held_out_test_rule, split_rule, validation_
 from tune_rescon.data.selection import PARTS, as_text
 from tune_rescon.data.sources import find_source
 from tune_rescon.data.splits import check_counts, draw_subset, stratified_split, with_label_noise
-from tune_rescon.errors import counted
+from tune_rescon.errors import DataError, counted, format_error
 
 if TYPE_CHECKING:
     from tune_rescon.data.preprocessing import Preprocessing
@@ -70,6 +70,8 @@ class ImageDataset:
         repeats: Lines for the user about pictures that are in two splits or in two classes, because the
             metrics are then too good.
         broken: The part, class and name of each image that cannot be decoded, which are in no split.
+        zero_ends: Names of the pictures whose file ends as after an interrupted copy; see
+            :func:`tune_rescon.data.opening.ends_in_zeros`.
     """
 
     train: Split
@@ -86,6 +88,7 @@ class ImageDataset:
     interpolation: str = "bilinear"
     repeats: tuple[str, ...] = ()
     broken: tuple[tuple[str, int, str], ...] = ()
+    zero_ends: tuple[str, ...] = ()
 
     @property
     def stored_side(self) -> int:
@@ -160,6 +163,7 @@ def open_dataset(
         levels=cache.meta.levels,
         repeats=tuple(_repeat_lines(cache, chosen)),
         broken=tuple(_broken(cache)),
+        zero_ends=cache.meta.zero_ends,
     )
 
 
@@ -220,11 +224,22 @@ def _with_test(rows: dict[str, IntArray], cache: Cache, dataset: DatasetConfig) 
 
 
 def _part_rows(cache: Cache) -> dict[str, IntArray]:
-    """Return the rows of each part of the source, without rows of skipped images."""
+    """Return the rows of each part of the source, without rows of skipped images.
+
+    Raises:
+        DataError: All images of a part are skipped. Others would take its place without a word.
+    """
     ends = np.cumsum([cache.meta.counts[part] for part in PARTS])
     skipped = [row for row, *_ in cache.meta.skipped]
     whole = np.split(np.arange(ends[-1], dtype=np.int64), ends[:-1])
-    return {part: np.setdiff1d(rows, skipped) for part, rows in zip(PARTS, whole, strict=True)}
+    found = {part: np.setdiff1d(rows, skipped) for part, rows in zip(PARTS, whole, strict=True)}
+    for part, title in (("val", "validation"), ("test", "test")):
+        if cache.meta.counts[part] and not len(found[part]):
+            rule = f"at least one {title} image must be whole"
+            got = counted(cache.meta.counts[part], "broken one")
+            hint = "Repair them, or remove the folder of this part."
+            raise DataError(format_error(rule, got=got, where="dataset", hint=hint))
+    return found
 
 
 def _split(cache: Cache, rows_N: IntArray) -> Split:

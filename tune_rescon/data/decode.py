@@ -25,6 +25,7 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from tune_rescon.data.image_folder import read_bytes
 from tune_rescon.data.opening import (
     FORMATS,
+    ends_in_zeros,
     open_picture,
     orientation_of,
     upright,
@@ -178,11 +179,13 @@ class Block:
 
     Attributes:
         deep: The range of values of each picture of more than 8 bits, by its row in the cache.
+        zero_ends: Rows of the pictures whose file ends as after an interrupted copy.
     """
 
     images_BHWC: ByteArray
     bad: tuple[BadImage, ...]
     deep: Mapping[int, Levels] = field(default_factory=dict)
+    zero_ends: tuple[int, ...] = ()
 
 
 def decode_image(data: bytes, side: int, *, resize: str = "crop", levels: Levels | None = None) -> ByteArray:
@@ -249,17 +252,20 @@ def decode_block(
     images_BHWC = np.zeros((len(names), side, side, 3), dtype=np.uint8)
     bad: list[BadImage] = []
     deep: dict[int, Levels] = {}
+    zero_ends: list[int] = []
     with without_remarks():
         for position, name in enumerate(names):
             row = first_row + position
             try:
                 with blaming_the_image():
-                    images_BHWC[position], found = _decode(read_bytes(source, name), form)
+                    data = read_bytes(source, name)
+                    images_BHWC[position], found = _decode(data, form)
             except BadImageError as error:
                 bad.append(BadImage(row=row, name=name, reason=str(error)))
             else:
                 deep |= {row: found} if found else {}
-    return Block(images_BHWC=images_BHWC, bad=tuple(bad), deep=deep)
+                zero_ends += [row] if ends_in_zeros(data) else []
+    return Block(images_BHWC=images_BHWC, bad=tuple(bad), deep=deep, zero_ends=tuple(zero_ends))
 
 
 def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:

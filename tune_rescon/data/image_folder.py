@@ -27,6 +27,8 @@ from tune_rescon.data.selection import (
     Selection,
     Tally,
     as_pattern,
+    as_text,
+    folded,
     is_hidden,
     normalized,
     set_option,
@@ -38,6 +40,9 @@ __all__ = ["ImageIndex", "Part", "fingerprint", "index_images", "list_folder", "
 
 
 _EVERYTHING: Final = Selection()
+
+#: Maximum number of folders that a line names.
+_NAMED: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,10 @@ def index_images(
         per_class={part: tuple(found.counts(len(names))) for part, found in listed.items()},
         # Patterns that match nothing are reported, because they may be a mistake.
         left_out=tally.left_out(*([Kind.IGNORED] if selection.ignore else [])),
+        remarks=(
+            *_shared_folders_remark(trees["train"], parts),
+            *_copies_remarks(trees["train"], parts, names),
+        ),
     )
     return ImageIndex(class_names=names, **listed, account=account)
 
@@ -168,6 +177,40 @@ def _check_empty_classes(
                 )
 
 
+def _shared_folders_remark(tree: Tree, parts: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield a line if all class folders hold nothing but folders of the same names, which may be the classes.
+
+    Such folders are those of folds, years or cameras, each with a folder for each class.
+    """
+    classes = [join(folder, name) for folder in parts["train"] for name in tree.filled(folder)]
+    held = {frozenset() if tree.images[path] else frozenset(tree.filled(path)) for path in classes}
+    shared = sorted(held.pop()) if len(held) == 1 else []
+    if len(shared) > 1:
+        options = " ".join(
+            set_option(part, join(glob.escape(folders[0]), "*")) for part, folders in parts.items()
+        )
+        yield (
+            f"every class folder holds folders of the same names ({_listed(shared)}); if these are the"
+            f" classes: {options}"
+        )
+
+
+def _copies_remarks(tree: Tree, parts: Mapping[str, Sequence[str]], names: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each class folder that holds folders of other classes, as a copy of the data does."""
+    for path in (join(folder, name) for folder in parts["train"] for name in sorted(tree.filled(folder))):
+        own = normalized(path.rpartition("/")[2])
+        inside = sorted({normalized(name) for name in tree.filled(path)} & {*names} - {own})
+        if len(inside) > 1:
+            yield (
+                f"{as_text(path)} is read as a class and holds folders with the names of others"
+                f" ({_listed(inside)}); if it is no class: {set_option('ignore', as_pattern(path))}"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(as_text, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
+
+
 def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where: str) -> Part:
     labels = {name: label for label, name in enumerate(classes)}
     images: dict[int, list[str]] = {label: [] for label in labels.values()}
@@ -175,12 +218,15 @@ def _read_part(tree: Tree, folders: Sequence[str], classes: Sequence[str], where
         found = _images_by_name(tree, folder)
         unknown = sorted(name for name in found if normalized(name) not in labels)
         if unknown:
+            alike = next((name for name in classes if folded(name) == folded(normalized(unknown[0]))), None)
+            rename = "" if alike is None else f"If it is the class {alike!r}, give it this name. "
+            leave_out = set_option("ignore", as_pattern(join(folder, unknown[0])))
             raise DataError(
                 format_error(
                     "every class must also be in the training part",
                     got=", ".join(map(repr, unknown)),
                     where=join(where, folder),
-                    hint=f"To leave it out: {set_option('ignore', as_pattern(join(folder, unknown[0])))}.",
+                    hint=f"{rename}To leave it out: {leave_out}.",
                 )
             )
         for name, inside in found.items():

@@ -9,16 +9,19 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final
 
 from PIL import Image
 
+from tune_rescon.data.selection import as_text
+
 __all__ = [
     "FORMATS",
     "SUFFIXES",
+    "ends_in_zeros",
     "is_image_name",
     "most_pixels",
     "open_picture",
@@ -26,6 +29,7 @@ __all__ = [
     "upright",
     "upright_size",
     "without_remarks",
+    "zero_end_message",
 ]
 
 #: Pillow's name of each supported format, and the suffixes of its files in lower case. Other formats are
@@ -70,6 +74,12 @@ _FORMATS: Final = tuple(FORMATS)
 #: First bytes of the formats whose files never end with a zero: JPEG and PNG.
 _NO_ZEROS_AT_THE_END: Final = (b"\xff\xd8\xff", b"\x89PNG")
 
+#: Compressed pixels do not end in these zeros.
+_ZEROS: Final = bytes(64)
+
+#: Where the missing part of a copy begins: the system writes a file page by page.
+_PAGE: Final = 4096
+
 _opening = threading.Lock()
 
 
@@ -90,12 +100,15 @@ def open_picture(data: bytes) -> Image.Image:
 
     Raises:
         UnidentifiedImageError: The bytes are in none of these formats.
-        ValueError: The machine's memory is too small for the number of pixels.
+        ValueError: The machine's memory is too small for the number of pixels, or the end of the
+            compressed pixels is missing.
         Exception: Any other exception, because Pillow does not document which exceptions damaged bytes raise.
     """
     # A copy that was interrupted may have zeros in place of its missing end. Pillow decodes them as pixels.
     if data.startswith(_NO_ZEROS_AT_THE_END):
         data = data.rstrip(b"\0")
+    elif data.endswith(_ZEROS) and _compressed_pixels(data).endswith(_ZEROS):
+        raise ValueError("zeros in place of its end, as after an interrupted copy")
     # Pillow rejects 179 million pixels as an attack. Here the machine's memory is the bound. Pillow reads its
     # bound from a global variable. This function restores it at once, because other code in this process may
     # use Pillow.
@@ -112,6 +125,50 @@ def open_picture(data: bytes) -> Image.Image:
             f"{width} x {height} pixels; this machine's memory allows {most_pixels() / 1e6:.0f} million"
         )
     return image
+
+
+def _compressed_pixels(data: bytes) -> bytes:
+    """Return the compressed pixels of a WEBP (of its first frame); nothing of another format.
+
+    Other parts of the file, such as EXIF data, may end in zeros.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return b""
+    start = 12
+    while start < len(data):
+        kind, size = data[start : start + 4], int.from_bytes(data[start + 4 : start + 8], "little")
+        start += 8
+        if kind in (b"VP8 ", b"VP8L", b"ANMF"):
+            return data[start : start + size]
+        start += size + size % 2
+    return b""
+
+
+def ends_in_zeros(data: bytes) -> bool:
+    """Return whether a file ends in zeros that begin with a page, as after an interrupted copy.
+
+    In a picture that is not compressed (BMP, PPM, most TIFF), zeros may be black pixels. One in 4096 whole
+    pictures that are black at the end of their file looks the same. An AVIF may end in the zeros of EXIF
+    data. The zeros after a JPEG or PNG do not count, because :func:`open_picture` leaves them out.
+    """
+    if data.startswith(_NO_ZEROS_AT_THE_END) or not data.endswith(_ZEROS):
+        return False
+    return len(data.rstrip(b"\0")) % _PAGE == 0
+
+
+def zero_end_message(names: Sequence[str]) -> str | None:
+    """Return a line of text for the user about the pictures for which :func:`ends_in_zeros` is True.
+
+    >>> zero_end_message(["a/1.bmp"])[:59]
+    'the file of 1 picture ends in zeros, as after an interrupted'
+    """
+    if not names:
+        return None
+    files = "the file of 1 picture ends" if len(names) == 1 else f"the files of {len(names)} pictures end"
+    return (
+        f"{files} in zeros, as after an interrupted copy ({as_text(names[0])}): look whether a part is"
+        " missing there, or only black"
+    )
 
 
 @contextmanager

@@ -161,8 +161,9 @@ class _Usual:
     def _classes(self) -> Parts:
         """Return one folder of classes as the training part.
 
-        A class may be called ``train``, as in CIFAR-100. Classes with other usual names are ambiguous, and so
-        are longer names if one of them suggests training images and another one held-out images.
+        A class may be called ``train``, as in CIFAR-100. Classes with other usual names are ambiguous. So are
+        longer names if one of them suggests training images and another one held-out images, and folders with
+        usual names inside the class folders.
         """
         suggested = {
             name: part
@@ -177,10 +178,23 @@ class _Usual:
             self._refuse_suggested(suggested)
         if self._flat and not self._others:
             self._refuse_unsorted()
+        if parts := self._parts_in_classes():
+            self._refuse_parts_in_classes(parts)
         doubtful = [name for name in self._flat if name.lower() != "train" or len(self._flat) > 1]
         if doubtful:
             self._refuse_part_or_class(doubtful)
         return {"train": (self._top,)}
+
+    def _parts_in_classes(self) -> list[str]:
+        """Return the folders with names of parts inside class folders, if several of these are so divided."""
+        inside = {
+            name: sorted(filter(is_usual_name, self._tree.filled(self._path(name))))
+            for name in sorted(self._tree.filled(self._top))
+        }
+        divided = [
+            name for name, names in inside.items() if len({_USUAL_NAMES[one.lower()] for one in names}) > 1
+        ]
+        return [join(name, one) for name in divided for one in inside[name]] if len(divided) > 1 else []
 
     def _path(self, name: str) -> str:
         return join(self._top, name)
@@ -257,6 +271,20 @@ class _Usual:
             f"{_folders([*suggested])} must be parts of the data set or classes",
             "names that suggest parts",
             f"{hint} If all folders are classes: {set_option('train', '.')}.",
+        )
+
+    def _refuse_parts_in_classes(self, parts: Sequence[str]) -> NoReturn:
+        """Refuse CLASS/train/ and CLASS/test/: the test images would be training images."""
+        hint = "If they are parts, move their images to train/CLASS/, val/CLASS/ and test/CLASS/."
+        if all(self._tree.filled(self._path(one)) for one in parts):
+            above = join(glob.escape(self._top), "*")
+            names = dict.fromkeys(one.rpartition("/")[2] for one in parts)
+            lines = (set_option(_USUAL_NAMES[name.lower()], join(above, name)) for name in names)
+            hint = f"If they are parts, each with class folders: {' '.join(lines)}."
+        self._refuse(
+            f"{_folders(parts[:2])} must be parts of the data set, or folders of one class",
+            "folders with the names of parts inside class folders",
+            f"{hint} If all of them belong to their class: {set_option('train', '.')}.",
         )
 
     def _refuse_part_or_class(self, doubtful: list[str]) -> NoReturn:

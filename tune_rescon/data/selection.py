@@ -32,6 +32,7 @@ __all__ = [
     "Tally",
     "as_pattern",
     "as_text",
+    "folded",
     "is_hidden",
     "is_junk_folder",
     "left_out_lines",
@@ -156,6 +157,15 @@ def normalized(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", as_text(name))
 
 
+def folded(name: str) -> str:
+    """Return the name of a class without its case and without spaces that a reader may overlook.
+
+    >>> folded("Great  Dane ") == folded("great dane")
+    True
+    """
+    return " ".join(name.split()).casefold()
+
+
 def _steps_match(steps: Sequence[str], patterns: Sequence[str]) -> bool:
     if not patterns:
         return not steps
@@ -236,11 +246,13 @@ class Account:
         class_names: Class names in the order of the labels.
         per_class: Number of images of each class, for each part (train, val, test).
         left_out: All other files and folders, by kind.
+        remarks: Further lines for the user, about a layout that may mean something else.
     """
 
     class_names: tuple[str, ...]
     per_class: Mapping[str, tuple[int, ...]]
     left_out: tuple[LeftOut, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def images(self) -> dict[str, int]:
@@ -272,6 +284,8 @@ class Account:
         ['found 2 classes; images: train 7 (cat 3, dog 4), val 0']
         >>> Account(class_names=("cat", "dog"), per_class={"train": (3, 4), "val": (0, 2)}).lines()[1]
         'val has no images of cat: no value says how well a network does there'
+        >>> Account(class_names=("Cat", "cat"), per_class={"train": (3, 4)}).lines()[1].partition(";")[0]
+        "names of classes differ only in case or spaces: 'Cat' and 'cat'"
         """
         parts = [
             f"{part} {count}" + (f" ({self._spread(part)})" if part == "train" else "")
@@ -282,7 +296,8 @@ class Account:
         as_classes = (
             [f"hidden folders read as classes: {_first(hidden[:_NAMED], len(hidden))}"] if hidden else []
         )
-        return [found, *self._unseen(), *as_classes, *left_out_lines(self.left_out)]
+        remarks = [*self._unseen(), *self._alike(), *self.remarks, *as_classes]
+        return [found, *remarks, *left_out_lines(self.left_out)]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for the record and for :meth:`from_json`."""
@@ -293,6 +308,7 @@ class Account:
             "left_out": [
                 {"kind": one.kind, "count": one.count, "names": list(one.names)} for one in self.left_out
             ],
+            **({"remarks": list(self.remarks)} if self.remarks else {}),
         }
 
     @classmethod
@@ -305,6 +321,7 @@ class Account:
                 LeftOut(kind=one["kind"], count=one["count"], names=tuple(one["names"]))
                 for one in values["left_out"]
             ),
+            remarks=tuple(values.get("remarks", ())),
         )
 
     def _unseen(self) -> Iterator[str]:
@@ -314,6 +331,19 @@ class Account:
             if any(counts) and absent:
                 shown = _first(absent[:_NAMED], len(absent))
                 yield f"{part} has no images of {shown}: no value says how well a network does there"
+
+    def _alike(self) -> Iterator[str]:
+        """Yield a line if the names of classes differ only in case or spaces, as those of one class may."""
+        names: dict[str, list[str]] = defaultdict(list)
+        for name in self.class_names:
+            names[folded(name)].append(f"'{as_text(name)}'")
+        groups = [" and ".join(group) for group in names.values() if len(group) > 1]
+        if groups:
+            shown = _first(groups[:_NAMED], len(groups))
+            yield (
+                f"names of classes differ only in case or spaces: {shown}; merge their folders if they are"
+                " one class"
+            )
 
     def _spread(self, part: str) -> str:
         counts = dict(zip(self.class_names, self.per_class[part], strict=True))

@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final
@@ -196,9 +197,25 @@ def open_zip(path: Path) -> Archive:
                 "a file given as dataset.path must be a readable zip archive",
                 got=f"{path} ({error})",
                 where="dataset",
-                hint="If it was downloaded or copied, it may be cut short: fetch it again.",
+                hint=_hint_for(path),
             )
         ) from error
+
+
+#: The first bytes of archives and compressed files of other kinds: gzip, bzip2, xz, zstd, 7z and rar.
+_OTHER_KINDS: Final = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
+
+#: The position of the name of its format in a tar archive.
+_TAR: Final = slice(257, 262)
+
+
+def _hint_for(path: Path) -> str:
+    """Return what the user can do about a file that is not a readable zip."""
+    with suppress(OSError), path.open("rb") as file:
+        start = file.read(_TAR.stop)
+        if start.startswith(_OTHER_KINDS) or start[_TAR] == b"ustar":
+            return "It is an archive of another kind: unpack it, and give the folder."
+    return "If it was downloaded or copied, it may be cut short: fetch it again."
 
 
 @lru_cache(maxsize=1)

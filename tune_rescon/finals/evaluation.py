@@ -155,7 +155,12 @@ def evaluation_document(result: StudyResult, configs: Sequence[EvaluatedConfig])
 
 
 def _evaluated_config(result: StudyResult, trials: tuple[TrialRecord, ...]) -> EvaluatedConfig:
-    names = [name for name in trials[0].history if is_test_metric(name)]
+    # An earlier version may have recorded fewer metrics of a training.
+    names = [
+        name
+        for name in trials[0].history
+        if is_test_metric(name) and all(name in trial.history for trial in trials)
+    ]
     cost = result.costs[trials[0].number]
     figures = {name: Estimate.of([trial.history[name][-1] for trial in trials]) for name in names}
     return EvaluatedConfig(
@@ -207,18 +212,25 @@ class FinalsPresentation(SearchPresentation):
 
 
 def evaluation_rows(configs: Sequence[EvaluatedConfig]) -> list[tuple[str, ...]]:
-    """Return the rows of the finalists under the table's headings, the best first."""
+    """Return the rows of the finalists under the table's headings, the best first.
+
+    A dash stands for a metric that an earlier version did not record.
+    """
     return [
         (
             " ".join(str(trial.number) for trial in one.trials),
-            *(str(one.figures[f"test_{name}"]) for name in ("accuracy", "top5", "loss", "calibration_error")),
+            *(_cell(one, f"test_{name}") for name in ("accuracy", "top5", "loss", "calibration_error")),
             f"{one.params_m:.2f}",
             f"{one.gmacs:.3f}",
-            f"{one.figures['test_images_per_second'].mean:.0f}",
+            f"{speed.mean:.0f}" if (speed := one.figures.get("test_images_per_second")) else "-",
             f"{one.hours:.3f}",
         )
         for one in configs
     ]
+
+
+def _cell(one: EvaluatedConfig, metric: str) -> str:
+    return str(one.figures.get(metric, "-"))
 
 
 def print_evaluation(result: StudyResult, console: Console) -> None:

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import nn
 from tune_rescon.data.dataset import ImageDataset, Split
 from tune_rescon.data.preprocessing import to_unit
 from tune_rescon.errors import DataError, NetworkError, counted, format_error
+from tune_rescon.inference.model import probabilities
 from tune_rescon.training import TrainedNetwork
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.weights import Classifier
@@ -230,8 +230,8 @@ def _predicted(
             images_BHWC, labels_B = split.gather(order_N[first : first + _BATCH])
             images_BCHW = torch.from_numpy(images_BHWC).to(placement.device).permute(0, 3, 1, 2)
             with placement.active():
-                pixels_BCHW = placement.images(to_unit(images_BCHW, about.preprocessing))
-                probabilities_BK = placement.within_range(partial(classifier, pixels_BCHW))
+                pixels_BCHW = to_unit(images_BCHW, about.preprocessing)
+                probabilities_BK = probabilities(classifier, pixels_BCHW, placement)
             yield probabilities_BK.cpu(), labels_B
 
 

@@ -25,6 +25,7 @@ from tune_rescon.models import ExternalSpec
 from tune_rescon.storage import RemoteError, StorageUrl, local_file
 from tune_rescon.training import TrainedNetwork, load_trained
 from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.memory import ran_out_of_memory
 from tune_rescon.training.weights import Classifier, load_exported
 from tune_rescon.tuning import SearchFolder, SearchLocation, StudyResult, TrialRecord, read_search
 from tune_rescon.tuning.input_digests import function_digest
@@ -36,6 +37,7 @@ __all__ = [
     "load_model",
     "pixels",
     "predictions",
+    "probabilities",
 ]
 
 #: Suffixes of model files. A name with one of them is never the name of a search.
@@ -188,6 +190,26 @@ def pixels(batch: Pictures, about: TrainedNetwork, device: torch.device | str = 
     return to_unit(images_BCHW, about.preprocessing)
 
 
+def probabilities(classifier: nn.Module, pixels_BCHW: Tensor, placement: DeviceConfig) -> Tensor:
+    """Return the probabilities of images (B, K), computed in the precision of ``placement``.
+
+    If the memory is too small for all images at once, they are computed in halves, as in a validation.
+
+    Args:
+        classifier: The network with its normalisation and softmax, on the device of ``placement``.
+        pixels_BCHW: The images, in 0..1.
+        placement: Device and precision of the forward pass.
+    """
+    try:
+        return placement.within_range(partial(classifier, placement.images(pixels_BCHW)))
+    except RuntimeError as error:
+        if len(pixels_BCHW) == 1 or not ran_out_of_memory(error):
+            raise
+    # Outside the handler, because the exception holds the tensors that did not fit.
+    halves = pixels_BCHW.tensor_split(2)
+    return torch.cat([probabilities(classifier, half_BCHW, placement) for half_BCHW in halves])
+
+
 def predictions(
     network: nn.Module,
     about: TrainedNetwork,
@@ -218,11 +240,10 @@ def predictions(
     with torch.inference_mode():
         for batch in batches:
             with placement.active():
-                pixels_BCHW = placement.images(pixels(batch, about, placement.device))
-                probabilities_BK = placement.within_range(partial(classifier, pixels_BCHW))
+                pixels_BCHW = pixels(batch, about, placement.device)
+                probabilities_BK = probabilities(classifier, pixels_BCHW, placement)
                 if mirrored:
-                    flipped_BCHW = placement.images(pixels_BCHW.flip(-1))
-                    flipped_BK = placement.within_range(partial(classifier, flipped_BCHW))
+                    flipped_BK = probabilities(classifier, pixels_BCHW.flip(-1), placement)
                     probabilities_BK = (probabilities_BK + flipped_BK) / 2
             values_BT, places_BT = probabilities_BK.topk(top, dim=1)
             for path, values, places in zip(batch.paths, values_BT.tolist(), places_BT.tolist(), strict=True):

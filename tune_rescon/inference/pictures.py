@@ -21,7 +21,7 @@ from tune_rescon.command import print_line
 from tune_rescon.data import decode_image
 from tune_rescon.data.decode import BadImageError
 from tune_rescon.data.image_tree import find_images
-from tune_rescon.data.opening import SUFFIXES, without_remarks
+from tune_rescon.data.opening import SUFFIXES, ends_in_zeros, without_remarks
 from tune_rescon.data.selection import Tally, left_out_lines
 from tune_rescon.errors import DataError, format_error
 
@@ -74,7 +74,12 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 
 def batches_of(
-    files: Sequence[Path], about: TrainedNetwork, *, batch_size: int, on_bad: Callable[[Path, str], object]
+    files: Sequence[Path],
+    about: TrainedNetwork,
+    *,
+    batch_size: int,
+    on_bad: Callable[[Path, str], object],
+    on_zero_end: Callable[[Path], object] | None = None,
 ) -> Iterator[Pictures]:
     """Decode pictures to squares of the stored side, the first step of the preprocessing of validation.
 
@@ -84,29 +89,34 @@ def batches_of(
         batch_size: Maximum number of pictures of a batch.
         on_bad: Called with the path of each file that cannot be decoded, and the reason. Such a file is left
             out.
+        on_zero_end: Called with the path of each picture whose file ends as after an interrupted copy; see
+            :func:`tune_rescon.data.opening.ends_in_zeros`.
     """
     with without_remarks(), ThreadPoolExecutor(_THREADS) as threads:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
             decoded = threads.map(partial(_decoded, about=about), batch)
             paths, images = [], []
-            for path, image in zip(batch, decoded, strict=True):
+            for path, (image, has_zero_end) in zip(batch, decoded, strict=True):
                 if isinstance(image, str):
                     on_bad(path, image)
-                else:
-                    paths.append(path)
-                    images.append(image)
+                    continue
+                if has_zero_end and on_zero_end is not None:
+                    on_zero_end(path)
+                paths.append(path)
+                images.append(image)
             if paths:
                 yield Pictures(paths=tuple(paths), images_BHWC=np.stack(images))
 
 
-def _decoded(path: Path, *, about: TrainedNetwork) -> ByteArray | str:
-    """Return the decoded picture, or the reason why it cannot be decoded."""
+def _decoded(path: Path, *, about: TrainedNetwork) -> tuple[ByteArray | str, bool]:
+    """Return the decoded picture, or why it cannot be decoded, and whether its file ends in zeros."""
+    how = about.preprocessing
     try:
-        how = about.preprocessing
-        image_HWC = decode_image(path.read_bytes(), how.stored_side, resize=how.resize, levels=how.levels)
+        data = path.read_bytes()
+        image_HWC = decode_image(data, how.stored_side, resize=how.resize, levels=how.levels)
     except (BadImageError, OSError) as error:
-        return str(error)
-    if about.preprocessing.channel_order == "L":
-        return np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
-    return image_HWC
+        return str(error), False
+    if how.channel_order == "L":
+        image_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
+    return image_HWC, ends_in_zeros(data)

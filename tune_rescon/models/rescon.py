@@ -162,7 +162,8 @@ def load_rescon(state_dict: Mapping[str, Any] | nn.Module) -> ResidualAttentionN
 def _only_network(value: object) -> tuple[Mapping[str, Tensor], _Candidate]:
     """Return the tensors of the only network in ``value``, by their names, and the network itself."""
     parts = [part for held in find_state_dicts(value) for part in _by_prefix(held)]
-    if not parts and value != {}:
+    # An empty dict is answered with the names that are missing.
+    if not parts and not (isinstance(value, Mapping) and not value):
         rule = "must be a state dict, or hold one"
         raise NetworkError(
             format_error(rule, got=f"{_describe_value(value)}, without tensors", where="state_dict")

@@ -6,9 +6,10 @@ same step. The metrics are summed over all images. Only batch norm differs: each
 statistics of its own shard, as micro-batches do (Goyal et al. 2017, section 2.3). Before a validation these
 statistics are averaged over all processes, so that all of them evaluate the same network.
 
-Every collective begins with a vote on the CPU. A process that fails before it (out of memory, an error) votes
-so, and all processes then end their attempt at this point. So no process waits for one that has failed. A
-process can still wait for one that has died; the program that started the processes must watch for that.
+Every collective begins with a vote on the CPU. A process that fails before it (no CUDA graph, out of memory,
+an error) votes so, and all processes then end their attempt at this point. So no process waits for one that
+has failed. A process can still wait for one that has died; the program that started the processes must watch
+for that.
 
 The collectives use torch's default process group. It must exist before the training begins, with the CPU
 among its devices.
@@ -28,13 +29,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tune_rescon.data.batch_sources import WHOLE, Shard
+from tune_rescon.training.cuda_graphs import CaptureError
 from tune_rescon.training.memory import ran_out_of_memory
 
-__all__ = ["SINGLE_PROCESS", "PeerFailedError", "PeerLostError", "PeerOutOfMemoryError", "ProcessGroup"]
+__all__ = [
+    "SINGLE_PROCESS",
+    "PeerCaptureError",
+    "PeerFailedError",
+    "PeerLostError",
+    "PeerOutOfMemoryError",
+    "ProcessGroup",
+]
 
 
 #: Bytes of a file that are sent at a time.
 _CHUNK: Final = 64 << 20
+
+
+class PeerCaptureError(CaptureError):
+    """Another process of the trial cannot capture its steps as a CUDA graph."""
 
 
 class PeerOutOfMemoryError(torch.OutOfMemoryError):
@@ -49,12 +62,17 @@ class PeerLostError(RuntimeError):
     """Another process of the trial cannot be reached: the process or its machine has died."""
 
 
+#: The errors that tell this process about another one, which knows of its failure already.
+_PEER_ERRORS: Final = (PeerCaptureError, PeerOutOfMemoryError, PeerFailedError, PeerLostError)
+
+
 class _Vote(enum.IntEnum):
     """A process's vote; the largest one decides."""
 
     FINE = 0
-    OUT_OF_MEMORY = 1
-    FAILED = 2
+    NO_CAPTURE = 1
+    OUT_OF_MEMORY = 2
+    FAILED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +82,7 @@ class ProcessGroup:
     All processes must make every call, except to properties, in the same order.
 
     Raises (every call):
-        PeerOutOfMemoryError, PeerFailedError: another process reported that failure.
+        PeerCaptureError, PeerOutOfMemoryError, PeerFailedError: another process reported that failure.
         PeerLostError: another process cannot be reached.
     """
 
@@ -109,10 +127,9 @@ class ProcessGroup:
         try:
             yield
         except BaseException as error:
-            known = isinstance(error, (PeerOutOfMemoryError, PeerFailedError, PeerLostError, *raised_by_all))
-            if not known and not self.alone:
+            if not isinstance(error, (*_PEER_ERRORS, *raised_by_all)) and not self.alone:
                 # The exception of the block is raised, not one from the vote.
-                with suppress(PeerOutOfMemoryError, PeerFailedError, PeerLostError):
+                with suppress(*_PEER_ERRORS):
                     self._vote(_vote_of(error))
             raise
 
@@ -189,6 +206,8 @@ class ProcessGroup:
         largest = torch.tensor([int(vote)])
         with _connection_errors():
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        if int(largest) == _Vote.NO_CAPTURE:
+            raise PeerCaptureError("another process of the trial cannot capture its steps")
         if int(largest) == _Vote.OUT_OF_MEMORY:
             raise PeerOutOfMemoryError("another process of the trial ran out of memory")
         if int(largest) == _Vote.FAILED:
@@ -200,6 +219,8 @@ SINGLE_PROCESS: Final = ProcessGroup()
 
 
 def _vote_of(error: BaseException) -> _Vote:
+    if isinstance(error, CaptureError):
+        return _Vote.NO_CAPTURE
     is_memory = isinstance(error, RuntimeError) and ran_out_of_memory(error)
     return _Vote.OUT_OF_MEMORY if is_memory else _Vote.FAILED
 

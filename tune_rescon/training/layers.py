@@ -19,13 +19,16 @@ _LAYER: Final = re.compile(r"stages\.\d+\.(?:opening|attention\.\d+)|(?:final|bl
 #: A head of a network with several: those of distilled networks, VOLO and EfficientViM in timm.
 _HEAD: Final = re.compile(r"(?:aux_)?heads?(?:_dist)?")
 
+#: The weights with which EfficientViM adds up the outputs of its heads, and the list of these heads.
+_MIXING: Final = {"weights": "heads", "weights_dist": "heads_dist"}
+
 
 def layer_names(names: Iterable[str]) -> dict[str, str]:
     """Return the name of each parameter's layer; the classifier's parameters are the last ones.
 
     A norm belongs to the layer before it. If a network ends with a head, all its heads are one layer, the
-    classifier, also those that are created before other layers. A module that only wraps another one, as that
-    of a user's own network may, is no layer.
+    classifier, also those that are created before other layers. So are the weights that mix the heads'
+    outputs. A module that only wraps another one, as that of a user's own network may, is no layer.
 
     Args:
         names: the names of the parameters, from the first layer to the classifier.
@@ -46,7 +49,8 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
         match = _LAYER.match(name.removeprefix(prefix))
         assert match is not None, name
         parts[name] = match[0]
-    heads = [name for name, part in parts.items() if _HEAD.fullmatch(part)]
+    known = set(parts.values())
+    heads = [name for name, part in parts.items() if _HEAD.fullmatch(part) or _MIXING.get(part) in known]
     if heads[-1:] != names[-1:]:
         heads = []
     found: dict[str, str] = {}

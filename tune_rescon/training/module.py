@@ -31,6 +31,7 @@ from typing_extensions import override
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import ResidualAttentionNetwork
+from tune_rescon.signal_handlers import restore_handler
 from tune_rescon.training.compile import compile_units, raised_recompile_limit, uncompiled
 from tune_rescon.training.cuda_graphs import CapturedStep, FusedWeightCast, GraphCapture, Outputs
 from tune_rescon.training.device import DeviceConfig
@@ -375,7 +376,7 @@ def fit(
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        signal.signal(signal.SIGINT, handler)
+        restore_handler(signal.SIGINT, handler)
         raise error.__context__ from None
 
 

@@ -110,6 +110,7 @@ def train_trial(
       (:mod:`tune_rescon.training.microbatches`), and half of that, down to 8 images. Without a checkpoint it
       trains the epochs again, but reports none twice. With a file ``process.oom_records``, the next trial of
       the same network on the same device starts with the settings that fitted.
+    - A step cannot be captured as a CUDA graph, in one process or in all. All of them resume without graphs.
     - A file cannot be written. The previous file stays, and the next epoch tries again.
     - A checkpoint is damaged. Training resumes from the previous one, or else starts again.
 

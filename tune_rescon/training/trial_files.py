@@ -162,7 +162,8 @@ class CheckpointWriter:
     """Writes a trial's files.
 
     A network replaces the one in ``best.ckpt`` if it is better than that one, or if the last network is kept.
-    It is compared with the network in the file, even if a better one was reported and could not be written.
+    It is compared with the network in the file, even if a better one was reported and could not be written. A
+    network in the file that was written for another metric cannot be compared, and is replaced.
     """
 
     def __init__(
@@ -279,7 +280,7 @@ class CheckpointWriter:
     def _is_kept(self, metrics: Mapping[str, float]) -> bool:
         """Return whether ``best.ckpt`` is to hold the network that has ``metrics``."""
         objective = self._objective
-        best = self._best.metrics[objective.metric] if self._best and objective.keep == "best" else None
+        best = self._best.metrics.get(objective.metric) if self._best and objective.keep == "best" else None
         # A metric of the test images is absent before the last epoch.
         return is_better(metrics.get(objective.metric, math.nan), best, objective.mode)
 

@@ -22,6 +22,7 @@ from tune_rescon.data import (
     open_dataset,
 )
 from tune_rescon.data.decode import darkness_message, levels_text
+from tune_rescon.data.opening import zero_end_message
 from tune_rescon.errors import (
     ConfigError,
     DataError,
@@ -350,7 +351,7 @@ def prepare_data(space: Space, options: RunOptions) -> PreparedData:
         info = _decoded(info, images)
         if info.account and info.account.broken:
             _PROGRESS.warning(f"{dataset.name}: {info.account.lines()[-1]}")
-        for line in images.repeats:
+        for line in filter(None, [*images.repeats, zero_end_message(images.zero_ends)]):
             _PROGRESS.warning(f"{dataset.name}: {line}")
         check_metric_classes(space, info, val_labels_N=images.val.labels_N)
         if space.metric.of_test_images and not info.test_images:

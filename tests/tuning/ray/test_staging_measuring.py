@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from tune_rescon.tuning.ray.staging import _measure
 pytestmark = pytest.mark.torch
 
 CONFIG = TrialConfig(layout="cifar", width=0.25, image_size=16, batch_size=8)
+
+
+class Step:
+    """A step, in place of a function that holds its network and images."""
+
+    def __init__(self, cuda_graphs: str) -> None:
+        self.cuda_graphs = cuda_graphs
 
 
 @pytest.fixture
@@ -71,6 +79,33 @@ def test_a_step_that_cannot_be_recorded_is_measured_without_cuda_graphs(
     occupancy_result: Any = _measure(CONFIG, info, tmp_path)
     assert occupancy_result == "off"
     assert [word for word, _ in measured_steps] == ["auto", "off"]
+
+
+@pytest.mark.usefixtures("measured_steps")
+def test_the_step_that_cannot_be_recorded_is_freed_before_the_next_one_is_built(
+    info: DatasetInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its memory would count as that of the next one, which may then not fit."""
+    steps: weakref.WeakSet[Step] = weakref.WeakSet()
+    held: list[int] = []
+
+    def build_trial_step(config: TrialConfig, *_: object, **__: object) -> Step:
+        held.append(len(steps))
+        step = Step(config.cuda_graphs)
+        steps.add(step)
+        return step
+
+    def occupancy(step: Step, _: DeviceConfig) -> str:
+        if step.cuda_graphs == "auto":
+            raise CaptureError("not permitted")
+        return step.cuda_graphs
+
+    monkeypatch.setattr("tune_rescon.training.probe.build_trial_step", build_trial_step)
+    monkeypatch.setattr("tune_rescon.training.probe.measure_occupancy", occupancy)
+    occupancy_result: Any = _measure(CONFIG, info, tmp_path)
+    assert (occupancy_result, held) == ("off", [0, 0])
 
 
 def test_a_batch_that_does_not_fit_has_no_occupancy(

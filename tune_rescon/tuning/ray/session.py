@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tune_rescon.errors import ClusterError, ConfigError, first_line, format_error
+from tune_rescon.signal_handlers import restore_handler
 from tune_rescon.tuning.callbacks import ClusterSize
 from tune_rescon.tuning.ray.processes import ControlStoreProbe, RayProcesses, in_own_sessions
 from tune_rescon.tuning.resources import Nodes, autoscaler_limits, nodes_of
@@ -261,7 +262,7 @@ def _own_signal_handlers() -> Iterator[None]:
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        restore_handler(signal.SIGTERM, before)
 
 
 def _shut_down(own: RayProcesses) -> None:

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Final
 
 from tune_rescon.errors import LeaseLostError, RecordBusyError, RecordError, format_error
+from tune_rescon.signal_handlers import handled_signals
 
 __all__ = [
     "DriverLock",
@@ -127,13 +128,8 @@ def signal_handlers(interruption: SignalState) -> Iterator[None]:
     wanted = [signal.SIGINT, *_GRACE_SIGNALS]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         wanted.remove(signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in wanted}
-    try:
+    with handled_signals(handle, *wanted):
         yield
-    finally:
-        for number, handler in before.items():
-            # None: a handler that Python did not install, so Python cannot restore it.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _discard_output(terminals: Set[int]) -> None:

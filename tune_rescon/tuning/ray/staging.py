@@ -188,7 +188,7 @@ def _measure(config: TrialConfig, info: DatasetInfo, hang_folder: Path) -> Occup
     from tune_rescon.models import describe_network
     from tune_rescon.training.cuda_graphs import CaptureError, HangWatchdog
     from tune_rescon.training.device import resolve_device
-    from tune_rescon.training.memory import OomHistory, ran_out_of_memory
+    from tune_rescon.training.memory import OomHistory, ran_out_of_memory, release_memory
     from tune_rescon.training.probe import build_trial_step, measure_occupancy
 
     placement = resolve_device("cuda", precision=config.precision)
@@ -199,11 +199,12 @@ def _measure(config: TrialConfig, info: DatasetInfo, hang_folder: Path) -> Occup
     if watchdog.found():
         config = dataclasses.replace(config, cuda_graphs="off")
     try:
-        step = build_trial_step(config, placement, **images, watchdog=watchdog)
-        return measure_occupancy(step, placement)
-    except CaptureError:
-        return _measure(dataclasses.replace(config, cuda_graphs="off"), info, hang_folder)
+        return measure_occupancy(build_trial_step(config, placement, **images, watchdog=watchdog), placement)
     except RuntimeError as error:
-        if ran_out_of_memory(error):
-            return None
-        raise
+        if not isinstance(error, CaptureError):
+            if ran_out_of_memory(error):
+                return None
+            raise
+    # Outside the handler, because the exception holds the memory of the step that failed.
+    release_memory()
+    return _measure(dataclasses.replace(config, cuda_graphs="off"), info, hang_folder)
