@@ -8,6 +8,8 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 
 from tune_rescon.config import DatasetConfig, TrialState, field_names
 from tune_rescon.errors import SpaceError
@@ -384,15 +386,15 @@ def test_a_search_is_finished_if_its_hours_or_points_are_used_up(
     ids=["waits", "outside-the-space", "hours-left", "hours-used", "epochs-used", "trials-used"],
 )
 def test_a_search_whose_points_are_used_up_still_runs_an_enqueued_trial(
-    settings: list[str], params: dict[str, Any], elapsed: float, finished: bool, tmp_path: Path
+    settings: list[str], params: dict[str, Any], elapsed: float, finished: bool
 ) -> None:
-    space = small_space("budget.trials=20", *settings)
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    record = StudyRecord.create(url, "s", metric="val_accuracy", maximize=True, space=dump_space(space))
+    space, storage = small_space("budget.trials=20", *settings), InMemoryStorage()
+    study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    record = StudyRecord.on_storage(storage, study_id, metric="val_accuracy")
     run_trials(record, 2)
     record_outcome(record, SearchState.FINISHED, None)
-    optuna.load_study(study_name="s", storage=url).enqueue_trial(params)
-    record = StudyRecord.load(url, "s", metric="val_accuracy")
+    optuna.load_study(study_name="s", storage=storage).enqueue_trial(params)
+    record = StudyRecord.on_storage(storage, study_id, metric="val_accuracy")
     versions = SpaceVersions(spaces=(space,))
     assert is_finished(record, versions, space, elapsed_seconds=elapsed) is finished
     message = unfit_message(record, space)
