@@ -1,6 +1,9 @@
 # Every target makes its own virtual environment in .venv and installs what it needs there.
 PYTHON ?= python3
 BIN := .venv/bin
+# A search and its tests start hundreds of Python processes. Where the environment forbids writing bytecode (many
+# container images do), each of them would compile this package again: an empty value allows it.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-all check dist docs docs-lint structure cluster-test cluster-smoke bench faults gpu-check clean
 

@@ -103,9 +103,11 @@ def silence() -> None:
     logging.getLogger("syne_tune").setLevel(logging.CRITICAL)
 
 
-def recorded_origin(space: Space, parameters: Mapping[str, Any], *, version: int, number: int) -> TrialOrigin:
+def recorded_origin(
+    space: Space, parameters: Mapping[str, Any], *, version: int, number: int, enqueued: bool = False
+) -> TrialOrigin:
     """Return the origin of a trial whose parameters are columns of a table."""
-    del space
+    del space, enqueued
     return TrialOrigin(config=dict(parameters), space=version, seed=number)
 
 

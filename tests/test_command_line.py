@@ -170,7 +170,7 @@ def _result_of_early_end(folder: Path) -> StudyResult:
         costs={0: TrialCost(params_m=1, gmacs=1)},
         devices_per_trial=1,
         device="CPU",
-        levels=(1,),
+        rungs=(1,),
         best=trial,
         best_config={},
         state=SearchState.FINISHED,

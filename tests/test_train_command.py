@@ -268,6 +268,22 @@ def test_without_a_row_all_rows_are_listed(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.timeout(20)  # creates a study's database
+def test_the_other_searches_of_the_storage_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of a storage reads all of its studies, and each row would need one."""
+    monkeypatch.setattr("tune_rescon.reporting.run_with_display", lambda *_, **__: 0)
+    monkeypatch.setattr("tune_rescon.tuning.list_searches", None)
+    row, shares = "rescon-cifar10-92-32", Shares(schedule=0.1, images=0.1)
+    name = f"reproduce-{row}{shares.suffix}"
+    space = row_space(find_rows([row])[0], name=name, shares=shares, seeds=1, resources=Resources(cpu=1))
+    search = SimulatedSearch(space, folder=SearchFolder(storage=tmp_path, name=name))
+    Simulation(lambda _: SyntheticCurve(limit=0.9)).drive(search.policy())
+    other_row = "rescon-cifar10-56-224"
+    assert reproduce([row, other_row, "--scale", "0.1", "--storage", str(tmp_path), "--plain"]) == 0
+
+
+@pytest.mark.timeout(20)  # creates a study's database
 def test_a_trained_row_is_not_reused_with_other_images_or_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,7 +39,7 @@ class TrialState(StrEnum):
     FINISHED = "finished"
     """The trial reached its last epoch."""
     STOPPED = "stopped"
-    """A rung, the trial's ``patience``, a request or the budget's end stopped it before its last epoch."""
+    """The scheduler, ``patience``, a request or the budget's end stopped the trial before its last epoch."""
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     FAILED = "failed"

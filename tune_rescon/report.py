@@ -164,7 +164,8 @@ def _sync(location: SearchLocation, name: str) -> int:
 def _write_errors(location: SearchLocation, name: str, path: Path, data_root: str | None) -> int:
     """Write the page of the mistakes of a search's best network."""
     from tune_rescon.atomic_write import atomic_write
-    from tune_rescon.inference import find_search_mistakes, load_model, mistakes_lines, mistakes_page
+    from tune_rescon.inference import find_search_mistakes, load_model, mistakes_document, mistakes_lines
+    from tune_rescon.reporting import mistakes_page
     from tune_rescon.tuning import default_cache_root, default_data_root, read_search
 
     result = read_search(location, name)
@@ -179,7 +180,7 @@ def _write_errors(location: SearchLocation, name: str, path: Path, data_root: st
     for line in mistakes_lines(mistakes, split_name=split_name):
         print_line(line)
     title = f"{name}: what its best network gets wrong"
-    page = mistakes_page(mistakes, title=title, split_name=split_name)
+    page = mistakes_page(mistakes_document(mistakes, split_name=split_name), title=title)
     with writing_file(path, where="--errors"), atomic_write(path) as scratch:
         scratch.write_text(page, encoding="utf-8")
     print_line(f"Errors: {path}")

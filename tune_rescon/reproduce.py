@@ -220,11 +220,11 @@ class _Reproduction:
 
     def _result(self, row: PublishedRow) -> StudyResult | None:
         """Return the row's trainings so far; None if they have not begun."""
-        from tune_rescon.tuning import list_searches, read_search
+        from tune_rescon.tuning import read_search
+        from tune_rescon.tuning.search_storage import has_begun
 
         name = self._name(row)
-        begun = {search.name for search in list_searches(self.location)}
-        return read_search(self.location, name) if name in begun else None
+        return read_search(self.location, name) if has_begun(self.location, name) else None
 
     def _name(self, row: PublishedRow) -> str:
         return f"reproduce-{row.name}{self.shares.suffix}"

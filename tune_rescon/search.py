@@ -273,9 +273,9 @@ def _fitted(space: Space, effort: str, *, data_root: Path) -> list[str]:
 
 
 def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:
-    from tune_rescon.tuning import default_cache_root, find_search
+    from tune_rescon.tuning import SearchLocation, find_search
 
-    return find_search(storage, name, cache_root=default_cache_root(), where=where, files=["space.yaml"])
+    return find_search(SearchLocation(storage=storage), name, where=where)
 
 
 def _check_names(given: Mapping[str, str | None]) -> None:

@@ -293,9 +293,7 @@ def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Sp
     from tune_rescon.spaces import load_space
     from tune_rescon.tuning import find_search
 
-    folder = find_search(
-        location.storage, name, cache_root=location.cache_root, where="--resume", files=["space.yaml"]
-    )
+    folder = find_search(location, name, where="--resume")
     space = load_space(str(folder.space_yaml), settings, drop_rows=False)
     if not space.metric.of_test_images:
         hint = f"Resume it with: python -m tune_rescon.search --resume {name}"
@@ -319,7 +317,8 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
     chosen, about = _finalists(result, flags, console)
     configs, dataset = of_dataset(chosen, result.space)
     growth = image_growth(dataset, location.data_root)
-    epochs = _planned_epochs(result, chosen, flags, console, growth=growth)
+    epochs, message = _planned_epochs(result, chosen, flags, growth=growth)
+    console.print(message, soft_wrap=True)
     if flags.image_size is not None:
         if (dataset.store_size or 0) < flags.image_size:
             # The search's squares are too small for the larger images.
@@ -360,9 +359,9 @@ def _finalists(result: StudyResult, flags: _Flags, console: Console) -> tuple[tu
 
 
 def _planned_epochs(
-    result: StudyResult, configs: Sequence[TrialConfig], flags: _Flags, console: Console, *, growth: float
-) -> int:
-    """Return the number of epochs of each training, and print the estimated time of all trainings.
+    result: StudyResult, configs: Sequence[TrialConfig], flags: _Flags, *, growth: float
+) -> tuple[int, str]:
+    """Return the number of epochs of each training, and a message with the time that all trainings take.
 
     ``growth`` is the ratio of the finals' number of training images to the search's.
     """
@@ -388,12 +387,11 @@ def _planned_epochs(
             read_duration(flags.budget), seconds, configs, trainings=trainings, slots=slots
         )
     total = finals_seconds(seconds, epochs=epochs, trainings=trainings, slots=slots)
-    console.print(
+    message = (
         f"{counted(trainings, 'training')} of {counted(epochs, 'epoch')}, {roughly(total)} if an epoch"
-        f" takes as long as in {result.name} and {slots} run at once as there",
-        soft_wrap=True,
+        f" takes as long as in {result.name} and {slots} run at once as there"
     )
-    return epochs
+    return epochs, message
 
 
 def _from_preset(preset: str, dataset: str, recipe: str, flags: _Flags) -> Space:

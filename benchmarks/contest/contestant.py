@@ -103,16 +103,12 @@ class RivalPolicy:
     """A policy whose trials neither crash nor lose their workers."""
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         """Whether no trial is left to begin or to continue."""
         return False
 
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
-        raise AssertionError(
-            f"no recorded curve crashes, but trial {number} is {state}: {error} {checkpoint}"
-        )
+    def close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
+        raise AssertionError(f"no recorded curve crashes, but trial {number} is {state}: {error}")
 
     def worker_failed(self, number: int) -> None:
         raise AssertionError(f"trial {number} cannot lose its worker: none dies in the contest")

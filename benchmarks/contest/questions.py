@@ -79,7 +79,7 @@ def minimum(values: int) -> Rival:
     def rival(space: Space) -> SearchPolicy:
         def rule() -> SuccessiveHalving:
             return SuccessiveHalving(
-                levels=possible_rungs(space),
+                rungs=possible_rungs(space),
                 reduction_factor=space.scheduler.reduction_factor,
                 maximize=True,
                 minimum=values,

@@ -84,7 +84,7 @@ class OneEpochThenTopK(RivalPolicy):
         self._unjudged = len(self._trials)
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         return not self._waiting and not self._unjudged
 
     def next_trial(self) -> _Drawn | None:

@@ -84,7 +84,7 @@ def result(tmp_path: Path) -> StudyResult:
         costs={one.number: TrialCost(params_m=1.5, gmacs=0.25) for one in trials},
         devices_per_trial=1,
         device="CPU",
-        levels=(2,),
+        rungs=(2,),
         best=best_trial(trials, by_mean=True),
         best_config={},
         state=SearchState.FINISHED,

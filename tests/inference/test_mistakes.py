@@ -20,15 +20,15 @@ from tune_rescon.errors import DataError, NetworkError
 from tune_rescon.inference import (
     Mistakes,
     find_mistakes,
+    mistakes_document,
     mistakes_lines,
-    mistakes_page,
     write_mistakes,
 )
-from tune_rescon.inference.mistakes import MAX_CLASSES, MAX_MATRIX, Mistake, mistakes_document
+from tune_rescon.inference.mistakes import MAX_CLASSES, MAX_MATRIX, Mistake
 from tune_rescon.inference.model import predictions
 from tune_rescon.inference.pictures import Pictures
 from tune_rescon.report import main
-from tune_rescon.reporting import SearchPresentation, write_report
+from tune_rescon.reporting import SearchPresentation, mistakes_page, write_report
 from tune_rescon.spaces import load_space
 from tune_rescon.training import load_trained
 from tune_rescon.training.device import DeviceConfig, resolve_device
@@ -46,15 +46,19 @@ def mistakes(confusion: list[list[int]], *names: str, worst: tuple[Mistake, ...]
     return Mistakes(class_names=names, confusion_KK=np.array(confusion), worst=worst)
 
 
+def page_of(mistakes: Mistakes, *, title: str = "t") -> str:
+    return mistakes_page(mistakes_document(mistakes, split_name="test"), title=title)
+
+
 def test_mistakes_and_confused_pairs_are_counted() -> None:
     counted = mistakes([[8, 2, 0], [0, 9, 1], [4, 0, 6]], "ant", "bee", "cat")
     assert (counted.images, counted.wrong) == (30, 7)
     assert counted.confused_pairs() == [("cat", "ant", 4, 10), ("ant", "bee", 2, 10), ("bee", "cat", 1, 10)]
     assert mistakes_lines(counted, split_name="test") == [
-        "23 of 30 test images are right (76.67%)",
-        "4 of 10 images of cat are taken for ant",
-        "2 of 10 images of ant are taken for bee",
-        "1 of 10 images of bee are taken for cat",
+        "23 of 30 test images are classified correctly (76.67%)",
+        "4 of 10 images of cat are predicted as ant",
+        "2 of 10 images of ant are predicted as bee",
+        "1 of 10 images of bee are predicted as cat",
     ]
 
 
@@ -62,7 +66,7 @@ def test_classes_with_images_are_listed_worst_first() -> None:
     four_classes = mistakes(
         [[8, 2, 0, 0], [0, 9, 1, 0], [4, 0, 6, 0], [0, 0, 0, 0]], "ant", "bee", "cat", "dog"
     )
-    assert [(score.name, score.images, score.right) for score in four_classes.by_class()] == [
+    assert [(score.name, score.images, score.correct) for score in four_classes.by_class()] == [
         ("cat", 10, 6),
         ("ant", 10, 8),
         ("bee", 10, 9),
@@ -73,8 +77,8 @@ def test_classes_with_images_are_listed_worst_first() -> None:
     )
     expected = f1_score(labels, predicted, average=None)
     assert [score.f1 for score in four_classes.by_class()] == pytest.approx([expected[k] for k in (2, 0, 1)])
-    page = mistakes_page(four_classes, title="t", split_name="test")
-    assert "<tr><td>cat</td><td>10</td><td>6</td><td>60.0%</td><td>0.706</td></tr>" in page
+    page = page_of(four_classes)
+    assert '<tr><td class="left">cat</td><td>10</td><td>6</td><td>60.0%</td><td>0.706</td></tr>' in page
 
 
 def test_only_the_worst_of_many_classes_are_listed() -> None:
@@ -88,22 +92,21 @@ def test_only_the_worst_of_many_classes_are_listed() -> None:
 def test_class_names_are_escaped_in_the_page() -> None:
     image = np.zeros((8, 8, 1), dtype=np.uint8)
     worst = Mistake(image_HWC=image, label="<script>", predicted="a&b", probability=0.987)
-    page = mistakes_page(
-        mistakes([[1, 1], [0, 2]], "<script>", "a&b", worst=(worst,)), title="<b>", split_name="validation"
-    )
+    page = page_of(mistakes([[1, 1], [0, 2]], "<script>", "a&b", worst=(worst,)), title="<b>")
     assert "<script>" not in page
-    assert page.count("&lt;script&gt;") == 7
-    assert "taken for <b>a&amp;b</b>\n(98.7 %)" in page
+    assert page.count("&lt;script&gt;") == 5
+    assert "&lt;script&gt;, predicted as <b>a&amp;b</b> (98.7 %)" in page
     assert page.count('src="data:image/png;base64,') == 1
 
 
 def test_a_too_large_confusion_matrix_is_left_out() -> None:
     many = MAX_MATRIX + 1
     large = mistakes(np.eye(many, dtype=int).tolist(), *map(str, range(many)))
-    page = mistakes_page(large, title="t", split_name="test")
+    page = page_of(large)
     assert "Confusion matrix" not in page
-    assert f"{many} of {many} test images are right (100.00%)" in page
-    small = mistakes_page(mistakes([[1, 0], [0, 1]], "a", "b"), title="t", split_name="test")
+    assert f"{many} of {many} test images are classified correctly (100.00%)" in page
+    small = page_of(mistakes([[1, 0], [0, 1]], "a_b", "b"))
+    assert '<th scope="col">a_b</th>' in small
     assert "Confusion matrix" in small
     assert "Most confident mistakes" not in small
 
@@ -134,7 +137,7 @@ def test_counts_match_the_searchs_validation_accuracy(
     file = tmp_path / "errors.html"
     assert main(["s", "--storage", str(storage), "--errors", str(file)]) == 0
     stdout = capsys.readouterr().out
-    counts = re.match(r"(\d+) of (\d+) validation images are right", stdout)
+    counts = re.match(r"(\d+) of (\d+) validation images are classified correctly", stdout)
     assert counts is not None
     assert int(counts[1]) / int(counts[2]) == pytest.approx(search_result.best.best_value, abs=1e-6)
     page = file.read_text()
@@ -214,6 +217,9 @@ def test_the_report_shows_mistakes_of_the_best_network_only(
         "another trial's": json.dumps(document | {"trial": 7}),
         "damaged": "{",
         "another file": "[]",
+        "incomplete": json.dumps({key: document[key] for key in document if key != "pairs"}),
+        "incomplete mistakes": json.dumps(document | {"worst": [{"label": "0"}]}),
+        "other classes": json.dumps(document | {"class_names": ["0", "1"]}),
         "an earlier version's": json.dumps({key: document[key] for key in document if key != "classes"}),
     }.items():
         file.unlink(missing_ok=True)

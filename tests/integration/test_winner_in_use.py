@@ -126,7 +126,7 @@ def test_search_finals_export_and_predict_work_together(command: Command, tmp_pa
     for name, images in (("a", "validation"), ("a-final", "test")):
         page = (tmp_path / "runs" / name / "report.html").read_text()
         assert "Mistakes of the best network" in page
-        assert f" {images} images are right (" in page
+        assert f" {images} images are classified correctly (" in page
     # The name exists now, and --resume has nothing left to do.
     command("train", *train, code=2)
     command("train", "--resume", "a-final", "--plain")

@@ -57,7 +57,7 @@ def make_result(tmp_path: Path) -> MakeResult:
             costs={trial.number: TrialCost(params_m=0.85, gmacs=0.125) for trial in trials},
             devices_per_trial=2,
             device="CPU",
-            levels=(1, 2),
+            rungs=(1, 2),
             best=best_trial(trials),
             best_config={},
             state=SearchState.FINISHED,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.metric_names import MetricAt
+from tune_rescon.reporting.hours import savings
 from tune_rescon.reporting.incumbents import incumbents
 from tune_rescon.reporting.summary import (
     ABSENT,
@@ -26,7 +27,6 @@ from tune_rescon.reporting.summary import (
     parameter_axes,
     rank_classes,
     rung_survival,
-    savings,
     shared_epoch,
     values_at,
 )
@@ -64,9 +64,10 @@ def test_only_epochs_of_stopped_trials_are_saved(make_result: MakeResult, make_t
         make_trial(2, TrialState.DIVERGED, (math.nan,)),
         make_trial(3, TrialState.FAILED, ()),
     ]
-    saved = savings(make_result(*trials, levels=(1, 3)))
+    saved = savings(make_result(*trials, rungs=(1, 3)))
     # Each epoch took half an hour of two cores.
-    assert (saved.epochs, saved.epochs_saved, saved.hours, saved.hours_saved) == (5, 2, 5.0, 2.0)
+    assert (saved.epochs, saved.epochs_saved, saved.hours) == (5, 2, 5.0)
+    assert saved.hours_saved == {"core-hours": 2.0}
     assert saved.share == pytest.approx(2 / 7)
 
 
@@ -218,8 +219,8 @@ def test_trials_are_compared_at_the_last_rung_that_enough_reached(simulated: Stu
     epoch = shared_epoch(simulated)
     assert epoch in (1, 3)
     assert len(values_at(simulated, epoch)) >= 30
-    later = [level for level in simulated.levels if level > epoch]
-    assert all(len(values_at(simulated, level)) < 30 for level in later)
+    later = [rung for rung in simulated.rungs if rung > epoch]
+    assert all(len(values_at(simulated, rung)) < 30 for rung in later)
     assert all(map(math.isfinite, values_at(simulated, 1).values()))
 
 
@@ -252,6 +253,14 @@ def test_parameter_axes_place_every_trial_within_the_axis(simulated: StudyResult
 def test_a_parameter_with_one_value_has_no_axis(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [make_trial(n, parameters={"depth": 56, "learning_rate": 0.05 + n / 10}) for n in range(2)]
     assert [axis.name for axis in parameter_axes(make_result(*trials))] == ["learning_rate"]
+
+
+def test_a_switch_that_was_removed_from_the_space_is_no_number(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trials = [make_trial(n, parameters={"nesterov": bool(n)}) for n in range(2)]
+    (axis,) = parameter_axes(make_result(*trials))
+    assert axis.ticks == ((0.0, "False"), (1.0, "True"))
 
 
 def test_the_best_command_reproduces_the_best_trial(simulated: StudyResult, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tune_rescon.config import TrialState
 from tune_rescon.reporting.formats import (
+    comparison_row,
     csv_text,
     differences,
     headings,
@@ -23,10 +25,12 @@ from tune_rescon.reporting.formats import (
     mlflow_note,
     row,
 )
-from tune_rescon.reporting.incumbents import incumbents
+from tune_rescon.reporting.hours import device_hours, reserved_hours, savings
+from tune_rescon.reporting.incumbents import groups, incumbents
 from tune_rescon.reporting.live_state import GaugeValues, LiveTotals
 from tune_rescon.reporting.page import panels, render_page
-from tune_rescon.reporting.summary import cost_fronts, device_hours, devices_of, savings
+from tune_rescon.reporting.search_charts import incumbent_curves
+from tune_rescon.reporting.summary import cost_fronts, devices_of
 from tune_rescon.reporting.terminal import print_result
 from tune_rescon.reporting.timeline import gpu_use, throughput
 from tune_rescon.spaces import load_space
@@ -90,13 +94,65 @@ def test_hours_of_cores_and_of_gpus_are_not_added(
     assert "<b>2</b><span>core-hours reserved</span>" in page
     print_result(result, Console())
     assert f"{expected} reserved" in capsys.readouterr().out
-    assert "GPU-hours and core-hours" in [front.title for front in cost_fronts(result)]
     totals = LiveTotals(load_space("digits", ["resources_per_trial={cpu: 1, gpu: 1}"]), "s")
     totals.on_search_start(trials)
     assert totals.snapshot(GaugeValues(slots=1)).hours == {"GPU-hours": 1.0, "core-hours": 2.0}
     on_cores = make_result(trials[0], device="CPU")
     (line,) = differences([result, on_cores])
     assert "GPU-hours and core-hours" in line
+
+
+def test_hours_on_several_kinds_of_gpu_are_not_those_of_the_last_kind(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """The search began on an L4, and was resumed with `resources_per_trial.accelerator: H100`."""
+    trials = [on_devices(make_trial(0), "NVIDIA L4", "NVIDIA L4"), on_devices(make_trial(1), "NVIDIA H100")]
+    result = make_result(*trials, devices_per_trial=1, device="H100")
+    assert reserved_hours(result) == {"GPU-hours": 2.0}
+    assert [front.title for front in cost_fronts(result)][-1] == "GPU-hours"
+    h100_only = make_result(trials[1], devices_per_trial=1, device="H100")
+    assert reserved_hours(h100_only) == {"H100-hours": 1.0}
+    resources = "resources_per_trial={cpu: 1, gpu: 1, accelerator: H100}"
+    totals = LiveTotals(load_space("digits", [resources]), "s")
+    totals.on_search_start(trials)
+    metrics = {"images_per_second": 1.0, "epoch_seconds": 1800.0}
+    totals.on_trial_start(make_trial(2, TrialState.RUNNING, ()), now=0.0)
+    totals.on_epoch(make_trial(2, TrialState.RUNNING, (0.5,)), metrics, now=1800.0)
+    assert totals.snapshot(GaugeValues(slots=1)).hours == {"GPU-hours": 2.5}
+
+
+def test_charts_and_fronts_of_a_moved_search_add_no_core_hours_to_gpu_hours(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """Trial 2 began on two cores a trial; the search was resumed with a GPU. Each epoch took half an hour."""
+    trials = [
+        dataclasses.replace(on_devices(make_trial(0), "CPU", "CPU"), held=(2.0, 2.0), times_ms=(1, 2)),
+        dataclasses.replace(
+            on_devices(make_trial(1, values=(0.3, 0.6)), "H100", "H100"), held=(1.0, 1.0), times_ms=(4, 5)
+        ),
+        dataclasses.replace(
+            on_devices(make_trial(2, TrialState.STOPPED, (0.3, 0.4)), "CPU", "H100"),
+            held=(2.0, 1.0),
+            times_ms=(3, 6),
+        ),
+    ]
+    parameters = [{"depth": depth} for depth in (56, 56, 92)]
+    trials = [dataclasses.replace(t, parameters=p) for t, p in zip(trials, parameters, strict=True)]
+    space = load_space("digits", ["scheduler={type: asha, group_by: depth}"])
+    result = make_result(*trials, devices_per_trial=1, device="GPU", rungs=(1, 4), space=space)
+    fronts = {front.title: front for front in cost_fronts(result)}
+    assert [(trial.number, cost) for trial, cost in fronts["GPU-hours"].points] == [(1, 1.0)]
+    assert [(trial.number, cost) for trial, cost in fronts["core-hours"].points] == [(0, 2.0)]
+    assert [trial.number for trial, _ in fronts["GMACs an image"].points] == [0, 1, 2]
+    assert [(best.hours, best.number) for best in incumbents(result)] == [(0.5, 0), (1.0, 0), (2.5, 1)]
+    chart = incumbent_curves([result])
+    assert chart.layout["xaxis"]["title"]["text"] == "training hours spent"
+    assert chart.data[0]["x"][-1] == 3.0
+    assert [(group.value, group.hours) for group in groups(result)] == [(56, 2.0), (92, 1.0)]
+    # Two epochs of the trial that a GPU trained last.
+    assert savings(result).hours_saved == {"GPU-hours": 1.0}
+    assert "epochs saved, about 1 GPU-hours</span>" in render_page(result, written=datetime(2026, 1, 1))
+    assert comparison_row(result)[-2] == "1.500 + 3.000"
 
 
 def test_every_report_format_shows_hours_by_device(two_devices: StudyResult) -> None:

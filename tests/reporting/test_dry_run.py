@@ -15,10 +15,19 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tune_rescon.config import TrialConfig
 from tune_rescon.errors import UserError
-from tune_rescon.reporting.dry_run import fitting_budget, print_dry_run, speed_message, stopping_line
+from tune_rescon.models import describe_network, network_cost
+from tune_rescon.reporting.dry_run import (
+    fit_to_hours,
+    fitting_budget,
+    print_dry_run,
+    speed_message,
+    stopping_line,
+)
+from tune_rescon.reporting.formatting import format_number
 from tune_rescon.search import main
-from tune_rescon.spaces import list_spaces, load_space
+from tune_rescon.spaces import Space, list_spaces, load_space, preview
 from tune_rescon.tuning import possible_rungs
 
 #: Runs a dry run of each given space; prints the texts, the processor times and the imported modules.
@@ -249,3 +258,37 @@ def test_quick_measures_the_budget_and_explicit_settings_override_it(
         assert main([*arguments, *bad_options]) == 2
         assert words in capsys.readouterr().err
     assert main(["--resume", "s", "--quick", "--dry-run"]) == 2
+
+
+def test_a_network_that_keeps_to_narrow_constraints_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a sample, `--measure` would have no network to time."""
+    space = load_space("digits", ["initial=[]", "constraints={params_m: {max: 100}}"])
+    rare = preview(space, 700)[-1]["learning_rate"]
+    monkeypatch.setattr(
+        "tune_rescon.reporting.dry_run.violation_of",
+        lambda _: lambda values: None if values["learning_rate"] == rare else "too large",
+    )
+    out = io.StringIO()
+    print_dry_run(space, Console(file=out, width=200), data_root=tmp_path)
+    assert format_number(rare) in out.getvalue().partition("First samples")[2]
+
+
+def test_hours_are_fitted_to_networks_that_keep_to_the_constraints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--quick` must not time networks that the search does not train."""
+    measured: list[float] = []
+
+    def measure(_: Space, config: TrialConfig, __: object) -> float:
+        spec = describe_network(config, classes=10, in_channels=1)
+        measured.append(network_cost(spec).parameters / 1e6)
+        return 0.001
+
+    monkeypatch.setattr("tune_rescon.reporting.dry_run._step_seconds", measure)
+    settings = ["initial=[]", "parameters.width={type: float, low: 0.25, high: 2.0}", "fixed={layout: cifar}"]
+    narrow = load_space("digits", [*settings, "constraints={params_m: {max: 1}}"])
+    fit_to_hours(narrow, 0.1, data_root=tmp_path, progress=lambda _: None)
+    assert measured
+    assert max(measured) <= 1

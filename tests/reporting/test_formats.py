@@ -359,6 +359,26 @@ def test_functions_of_one_name_are_different_metrics(make_result: MakeResult, ma
     )
 
 
+def test_searches_for_the_largest_and_the_smallest_value_have_other_winners(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    largest, smallest = (
+        make_result(
+            make_trial(0),
+            name=mode,
+            metric="val_score",
+            maximize=mode == "max",
+            space=load_space(
+                "digits", [f"metric={{name: val_score, mode: {mode}, log: ['ours.metrics:score']}}"]
+            ),
+        )
+        for mode in ("max", "min")
+    )
+    assert differences([largest, smallest]) == [
+        "max was ranked by larger and min by smaller values of val_score: do not compare which is best"
+    ]
+
+
 def test_values_of_a_metric_with_changed_code_are_not_comparable(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:

@@ -94,6 +94,19 @@ def test_each_plot_of_the_page_has_its_data(simulated: StudyResult, tmp_path: Pa
     assert expected | {f"slice-{name}" for name in simulated.space.parameters} == set(places)
 
 
+def test_each_axis_of_numbers_says_what_it_counts(simulated: StudyResult, tmp_path: Path) -> None:
+    charts = figures(report(simulated, tmp_path))
+    axes = {
+        f"{key} {axis}": chart["layout"][axis]["title"]["text"]
+        for key, chart in charts.items()
+        for axis in ("xaxis", "yaxis")
+        if "title" in chart["layout"].get(axis, {})
+    }
+    assert {name for name, title in axes.items() if not title} == set()
+    assert axes["cost-0 yaxis"] == axes["slice-depth yaxis"] == "val_accuracy"
+    assert axes["gantt xaxis"].endswith("since the first epoch")
+
+
 def test_the_summary_names_the_winner(make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path) -> None:
     text = report(make_result(make_trial(0), make_trial(1, values=(0.1, 0.75))), tmp_path)
     assert "<h2>Best trial: 1</h2>" in text

@@ -121,7 +121,7 @@ def uses_the_value(seen: Observation, verdict: Verdict) -> Decision:
 )
 def test_a_faulty_rule_is_caught(decide: FaultyDecision, failing_test: str) -> None:
     def rule() -> StoppingRule:
-        return FaultyRule(levels=(1, 3, 9), reduction_factor=3, maximize=True, decide=decide)
+        return FaultyRule(rungs=(1, 3, 9), reduction_factor=3, maximize=True, decide=decide)
 
     class Suite(SearchConformance):
         def begin(self) -> SimulatedSearch:

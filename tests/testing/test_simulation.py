@@ -38,7 +38,7 @@ class TrainAll:
         self._queue = [*unfinished, *range(len(self.reported), self.total)]
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         return not self._queue
 
     def next_trial(self) -> FakeTrial | None:
@@ -58,10 +58,8 @@ class TrainAll:
             return Decision.FINISH
         return Decision.CONTINUE
 
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
-        del state, checkpoint
+    def close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
+        del state
         self.closed[number] = error or ""
 
     def worker_failed(self, number: int) -> None:

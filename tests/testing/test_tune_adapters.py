@@ -133,7 +133,7 @@ def test_tune_waits_while_a_promotion_depends_on_running_trials() -> None:
         assert trial is not None
         assert trial.number == number
     assert search.policy.next_trial() is None
-    assert not search.policy.exhausted, "None, and not Searcher.FINISHED"
+    assert not search.policy.no_more_trials, "None, and not Searcher.FINISHED"
 
 
 def started_search() -> TuneSearch:
@@ -162,7 +162,7 @@ def test_a_trial_whose_worker_died_is_retried_up_to_a_limit() -> None:
     search.policy.worker_failed(0)
     assert "worker process died" in search.error
     assert search.policy.next_trial() is None
-    assert search.policy.exhausted
+    assert search.policy.no_more_trials
 
 
 def test_worker_and_node_failures_have_separate_retry_limits() -> None:
@@ -176,7 +176,7 @@ def test_worker_and_node_failures_have_separate_retry_limits() -> None:
     search.policy.worker_failed(0, on="10.0.0.9")
     assert search.error == f"its node was lost, after {NODE_RETRIES} retries"
     assert search.policy.next_trial() is None
-    assert search.policy.exhausted
+    assert search.policy.no_more_trials
 
 
 def test_a_preempted_worker_does_not_count_as_dead() -> None:
@@ -212,7 +212,7 @@ def test_an_interrupt_stops_the_trial_and_exhausts_the_search() -> None:
     search.coordinator.interrupt()
     assert search.policy.epoch_done(0, 2, {"val_accuracy": 0.6}, "best.ckpt") is Decision.STOP
     assert search.policy.next_trial() is None
-    assert search.policy.exhausted
+    assert search.policy.no_more_trials
     (trial,) = search.search.trials()
     assert trial.state is TrialState.INTERRUPTED
 

@@ -75,14 +75,14 @@ def test_trials_are_requested_until_the_searcher_is_finished() -> None:
     searcher = RecordingSearcher(suggestions=[{"x": 1}, Searcher.FINISHED])
     policy = TunePolicy(searcher, StopAt(1))
     trace = simulate(policy, rising, workers=1)
-    assert policy.exhausted
+    assert policy.no_more_trials
     assert trace.epochs_spent == 1
 
 
 def test_a_searcher_without_a_suggestion_is_asked_again() -> None:
     policy = TunePolicy(RecordingSearcher(suggestions=[None, {"x": 1}]), StopAt(1))
     assert policy.next_trial() is None
-    assert not policy.exhausted
+    assert not policy.no_more_trials
     assert policy.next_trial() is not None
 
 

@@ -54,9 +54,7 @@ def run_script(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
     return run_forked(_execute, script, *arguments)
 
 
-def _call(
-    function: Callable[..., object], arguments: tuple[object, ...], output: str, errors: str
-) -> None:
+def _call(function: Callable[..., object], arguments: tuple[object, ...], output: str, errors: str) -> None:
     for descriptor, path in ((1, output), (2, errors)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT)
         os.dup2(file, descriptor)

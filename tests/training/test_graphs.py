@@ -17,7 +17,7 @@ from tests.training.conftest import Train
 from tests.training.resuming import metrics_of_all
 from tune_rescon.config import TrialConfig
 from tune_rescon.data import ImageDataset
-from tune_rescon.models import build_from_spec, describe_network, resolve_network
+from tune_rescon.models import build_from_spec, describe_network
 from tune_rescon.training import EpochReport, TrialProcess, fit, train_trial
 from tune_rescon.training.cuda_graphs import (
     CapturedStep,

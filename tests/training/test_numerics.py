@@ -120,4 +120,4 @@ def test_a_training_in_fp64_matches_plain_torch(fields: dict[str, Any]) -> None:
     expected = _train_plainly(plain, config, STEPS)
     torch.testing.assert_close(_train(trained, config, STEPS), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(trained.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
-    assert expected.diff().abs().min() > 1e-3, "each step must have changed something"
+    assert expected.diff().abs().min() > 1e-4, "each step must have changed something"

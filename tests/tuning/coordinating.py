@@ -118,7 +118,7 @@ def coordinator(
     return Coordinator(
         SearchPlan(total=total, deadline=deadline, **plan),
         record,
-        SuccessiveHalving(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True, pauses=pauses),
+        SuccessiveHalving(rungs=(1, 3, EPOCHS), reduction_factor=3, maximize=True, pauses=pauses),
         SearchSampler(space, existing_trials=record.trials()),
         callbacks=callbacks,
         prune=(checkpoints or FakeCheckpoints()).prune,

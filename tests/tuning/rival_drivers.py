@@ -15,8 +15,8 @@ import sqlalchemy
 from tests.waiting import LONGEST_WAIT
 from tune_rescon.errors import LeaseError, LeaseLostError
 from tune_rescon.tuning.database import find_study, open_database
-from tune_rescon.tuning.driver import Driver, this_driver
-from tune_rescon.tuning.lease import Lease, LeaseKeeper
+from tune_rescon.tuning.driver import Driver, Lease, this_driver
+from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.study_lease import StudyLeaseStore
 
 RIVALS = 8

@@ -81,7 +81,7 @@ def test_a_search_ends_when_all_permitted_points_have_run(datasets: dict[str, Da
     costs = model(datasets, SMALL_ONLY, only, "initial=[]")
     plan = SearchPlan(total=9, violation=violation_of(costs))
     study = Study()
-    rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True)
+    rule = SuccessiveHalving(rungs=(1, 3, 9), reduction_factor=3, maximize=True)
     search = Coordinator(plan, study.record(), rule, sampler(costs), prune=FakeCheckpoints().prune).start()
     simulate(search, curve)
     assert search.space_is_exhausted
@@ -108,7 +108,7 @@ def test_an_enqueued_trial_that_breaks_a_constraint_is_closed(datasets: dict[str
     study = optuna.create_study(storage=storage, direction="maximize")
     study.enqueue_trial({"depth": 92, "learning_rate": 0.1})
     plan = SearchPlan(total=2, violation=violation_of(costs))
-    rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True)
+    rule = SuccessiveHalving(rungs=(1, 3, 9), reduction_factor=3, maximize=True)
     record = StudyRecord.on_storage(
         storage, storage.get_study_id_from_name(study.study_name), metric="val_accuracy"
     )

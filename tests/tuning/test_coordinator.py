@@ -135,7 +135,7 @@ class RecordingSampler(SearchSampler):
 
 def test_the_sampler_gets_each_epoch_and_each_end() -> None:
     sampler = RecordingSampler()
-    rule = SuccessiveHalving(levels=(1, 3), reduction_factor=3, maximize=True, pauses=True)
+    rule = SuccessiveHalving(rungs=(1, 3), reduction_factor=3, maximize=True, pauses=True)
     search = Coordinator(
         SearchPlan(total=2), Study().record(), rule, sampler, prune=FakeCheckpoints().prune
     ).start()
@@ -162,7 +162,7 @@ def final_metric_search(study: Study) -> Coordinator:
     return Coordinator(
         SearchPlan(total=3, keep=None),
         record,
-        SuccessiveHalving(levels=(2,), reduction_factor=3, maximize=True, pauses=False),
+        SuccessiveHalving(rungs=(2,), reduction_factor=3, maximize=True, pauses=False),
         SearchSampler(SPACE, existing_trials=record.trials()),
         prune=FakeCheckpoints().prune,
     ).start()

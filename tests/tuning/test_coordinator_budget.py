@@ -36,7 +36,7 @@ def test_an_interrupt_stops_running_trials_after_their_epoch_for_a_resume() -> N
     running = [trial.number for trial in study.trials]
     search.interrupt()
     assert search.next_trial() is None
-    assert search.exhausted
+    assert search.no_more_trials
     for number in running:
         epoch = len(study.trials[number].intermediate_values) + 1
         assert search.epoch_done(number, epoch, metrics(0.5), "x") is Decision.STOP
@@ -141,7 +141,7 @@ def test_paused_trials_of_an_exhausted_search_are_closed_once() -> None:
         while decision is Decision.CONTINUE:
             epoch += 1
             decision = search.epoch_done(trial.number, epoch, metrics(trial.number / 10), None)
-    assert search.exhausted
+    assert search.no_more_trials
     now[0] = 11.0
     search.interrupt_remaining()
     ended = [line for line in callback.events if line.endswith((" stopped", " finished"))]
@@ -162,12 +162,12 @@ def test_a_search_ends_when_its_space_is_exhausted() -> None:
     search = Coordinator(
         SearchPlan(total=9),
         record,
-        SuccessiveHalving(levels=(1, 3, EPOCHS), reduction_factor=3, maximize=True),
+        SuccessiveHalving(rungs=(1, 3, EPOCHS), reduction_factor=3, maximize=True),
         SearchSampler(two),
         prune=FakeCheckpoints().prune,
     ).start()
     simulate(search, curve)
     assert search.space_is_exhausted
-    assert search.exhausted
+    assert search.no_more_trials
     assert sorted(trial.params["learning_rate"] for trial in study.trials) == [0.2, 0.4]
     assert all(trial.state.is_finished() for trial in study.trials)

@@ -62,7 +62,7 @@ def test_a_running_trial_does_not_count_among_the_best() -> None:
     for epoch in range(1, 4):
         search.epoch_done(runs, epoch, metrics(0.9), f"last_{epoch}.ckpt")
     search.epoch_done(ended, 1, metrics(0.1), "a.ckpt")
-    search.close(ended, TrialState.STOPPED, checkpoint="a.ckpt")
+    search.close(ended, TrialState.STOPPED)
     checkpoints = FakeCheckpoints()
     resumed = coordinator(study, keep=1, total=5, checkpoints=checkpoints)
     assert next_number(resumed) == runs
@@ -102,7 +102,7 @@ def test_a_failed_trial_does_not_displace_the_best_in_hand() -> None:
     for epoch in range(1, EPOCHS + 1):
         search.epoch_done(complete, epoch, metrics(0.4), "done.ckpt")
     search.epoch_done(stopped, 1, metrics(0.5), "stopped.ckpt")
-    search.close(stopped, TrialState.STOPPED, checkpoint="stopped.ckpt")
+    search.close(stopped, TrialState.STOPPED)
     search.epoch_done(failed, 1, metrics(0.9), "failed.ckpt")
     search.close(failed, TrialState.FAILED, error="died")
     assert {number for number, file in checkpoints.kept.items() if file is not None} == {complete, stopped}
@@ -117,9 +117,9 @@ def test_a_failed_trial_does_not_displace_the_winner_if_none_finished() -> None:
     for epoch in range(1, 3):
         search.epoch_done(further, epoch, metrics(0.4), "further.ckpt")
     search.close(failed, TrialState.FAILED, error="died")
-    search.close(further, TrialState.STOPPED, checkpoint="further.ckpt")
+    search.close(further, TrialState.STOPPED)
     search.epoch_done(best, 1, metrics(0.5), "best.ckpt")
-    search.close(best, TrialState.STOPPED, checkpoint="best.ckpt")
+    search.close(best, TrialState.STOPPED)
     trials = study.record().trials()
     assert best_trial(trials) == trials[further]
     assert {number for number, file in checkpoints.kept.items() if file is not None} == {further, best}
@@ -166,7 +166,7 @@ def test_a_failed_trial_keeps_no_checkpoint() -> None:
 
 def test_the_study_forgets_a_deleted_checkpoint() -> None:
     record = Study().record()
-    rule = SuccessiveHalving(levels=(1,), reduction_factor=3, maximize=True)
+    rule = SuccessiveHalving(rungs=(1,), reduction_factor=3, maximize=True)
     plan = SearchPlan(total=3, keep=1)
     search = Coordinator(plan, record, rule, SearchSampler(SPACE), prune=FakeCheckpoints().prune).start()
     for value in (0.5, 0.9, 0.7):

@@ -46,7 +46,7 @@ def test_a_search_is_not_exhausted_while_a_trial_awaits_its_retry() -> None:
     number = next_number(search)
     assert search.next_trial() is None
     search.worker_failed(number)
-    assert not search.exhausted
+    assert not search.no_more_trials
     search.interrupt()
     search.interrupt_remaining()
     assert study.trials[number].user_attrs["state"] == "interrupted"
@@ -90,7 +90,7 @@ def test_abort_ends_the_search_and_interrupts_its_trials() -> None:
     search.abort(second, "no GPU")
     search.abort(second, "a later reason")
     assert search.failure == "no GPU"
-    assert search.exhausted
+    assert search.no_more_trials
     assert search.next_trial() is None
     assert search.epoch_done(first, 2, metrics(0.5), None) is Decision.STOP
     search.interrupt_remaining()
@@ -125,7 +125,7 @@ def test_a_trial_that_cannot_fit_is_closed_without_running() -> None:
     search = coordinator(study, total=3, same_memory=lambda _: 1)
     search.close(next_number(search), TrialState.OUT_OF_MEMORY, error="out of memory")
     assert search.next_trial() is None
-    assert search.exhausted
+    assert search.no_more_trials
     assert [trial.user_attrs["state"] for trial in study.trials] == ["out_of_memory"] * 3
     assert study.trials[1].user_attrs["error"].startswith("not run: trial 0, ")
 
@@ -190,7 +190,7 @@ def test_five_failures_in_a_row_end_the_search_and_interrupt_running_trials() ->
         search.close(next_number(search), TrialState.FAILED, error="Traceback\nValueError: no such layer")
     assert search.failure is not None
     assert "all with ValueError: no such layer" in search.failure
-    assert search.exhausted
+    assert search.no_more_trials
     assert search.next_trial() is None
     assert search.epoch_done(running, 1, metrics(0.5), None) is Decision.STOP
     assert study.trials[running].user_attrs["state"] == "interrupted"

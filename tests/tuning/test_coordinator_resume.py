@@ -78,10 +78,10 @@ def test_a_recorded_decision_is_carried_out_on_resume(pauses: bool, monkeypatch:
     ("rule", "decision"),
     [
         (
-            SuccessiveHalving(levels=(2, EPOCHS), reduction_factor=3, maximize=True, pauses=True),
+            SuccessiveHalving(rungs=(2, EPOCHS), reduction_factor=3, maximize=True, pauses=True),
             Decision.PAUSE,
         ),
-        (SuccessiveHalving(levels=(EPOCHS,), reduction_factor=3, maximize=True), Decision.CONTINUE),
+        (SuccessiveHalving(rungs=(EPOCHS,), reduction_factor=3, maximize=True), Decision.CONTINUE),
         (MedianRule(first=1, last=EPOCHS, maximize=True), Decision.CONTINUE),
     ],
     ids=["another first rung", "no rungs", "median"],

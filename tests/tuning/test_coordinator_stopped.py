@@ -49,7 +49,7 @@ def test_a_trial_out_of_patience_is_stopped_with_a_note(pauses: bool) -> None:
     assert study.trials[number].state is OptunaState.PRUNED
     assert f"{number} note stopped after epoch 4: val_accuracy was best at epoch 2" in callback.events
     assert search.next_trial() is None
-    assert search.exhausted
+    assert search.no_more_trials
 
 
 def test_a_trial_that_improves_or_has_no_patience_is_not_stopped() -> None:
@@ -130,7 +130,7 @@ def test_a_paused_or_interrupted_trial_is_closed_on_request(pauses: bool) -> Non
     study.request_stop(number)
     resumed = coordinator(study, total=1, pauses=pauses)
     assert resumed.next_trial() is None
-    assert resumed.exhausted
+    assert resumed.no_more_trials
     trial = study.record().trial(number)
     assert (trial.state, trial.epochs) == (TrialState.STOPPED, 1)
     assert trial.checkpoint == f"checkpoints/trial_{number:04d}/best_1.ckpt"

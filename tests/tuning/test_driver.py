@@ -11,8 +11,7 @@ import sys
 import psutil
 import pytest
 
-from tune_rescon.tuning.driver import process_start, this_driver
-from tune_rescon.tuning.lease import Lease, LeaseDecision, decide_lease
+from tune_rescon.tuning.driver import Lease, LeaseDecision, decide_lease, process_start, this_driver
 
 
 def test_this_process_is_found_alive() -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.tuning.conftest import MakeSearch
 from tune_rescon.errors import NameTakenError, StorageError
 from tune_rescon.tuning import SearchFolder, StudyRecord
-from tune_rescon.tuning.folder_state import FolderState, folder_state, reserved
+from tune_rescon.tuning.search_storage import FolderState, folder_state, reserved
 
 
 @pytest.fixture

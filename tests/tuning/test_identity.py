@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import socket
+import uuid
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from optuna.study import StudyDirection
 from tests.tuning.conftest import MakeSearch
 from tune_rescon.errors import StorageError
 from tune_rescon.spaces import dump_space, load_goal, load_space
+from tune_rescon.storage import RemoteFolder, StorageUrl
 from tune_rescon.tuning import (
     RunOptions,
     SearchFolder,
@@ -168,6 +170,73 @@ def test_the_location_of_a_search_at_a_url_is_its_url(folder: SearchFolder) -> N
     assert identities[0] == identities[1]
     assert identities[0].location == "s3://ann:***@bucket/runs/s"
     assert (record.attribute("id"), record.attribute("place")) == (identities[0].id, identities[0].location)
+
+
+def identify_at(record: StudyRecord, folder: SearchFolder, url: str) -> str:
+    """Ensure the id like a run of a search at a URL, and write it to ``space.yaml`` there."""
+    identity = ensure_identity(record, folder, url=url, own_study=True)
+    remote = RemoteFolder.connect(StorageUrl(url=url))
+    remote.write("space.yaml", with_id("version: 1\n", identity.id).encode())
+    return identity.id
+
+
+def copy_files(source: str, target: str) -> list[str]:
+    """Copy a search as `aws s3 sync` does, and return the names of the copies."""
+    there, here = (RemoteFolder.connect(StorageUrl(url=url)) for url in (source, target))
+    for name in there.names():
+        here.write(name, there.read(name) or b"")
+    return here.names()
+
+
+@pytest.fixture
+def bucket() -> str:
+    return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.mark.parametrize(
+    ("original", "copy"),
+    [
+        ("{bucket}/runs/s", "{bucket}/copies/s"),
+        ("{bucket}/runs/s", "{local}"),
+        ("{local}", "{bucket}/copies/s"),
+    ],
+    ids=["url-to-url", "download", "upload"],
+)
+def test_a_copy_of_a_search_at_a_url_gets_a_new_id(
+    original: str, copy: str, bucket: str, folder: SearchFolder, tmp_path: Path
+) -> None:
+    record = create_record(folder)
+    scratch = SearchFolder(storage=tmp_path / "scratch", name="s")
+    places = [place.format(bucket=bucket, local="local") for place in (original, copy)]
+
+    def resume_at(place: str) -> str:
+        return identify(record, folder) if place == "local" else identify_at(record, scratch, place)
+
+    first = resume_at(places[0])
+    urls = [f"file://{folder.path}" if place == "local" else place for place in places]
+    names = copy_files(*urls)
+    second = resume_at(places[1])
+    assert second != first
+    assert resume_at(places[1]) == second
+    assert RemoteFolder.connect(StorageUrl(url=urls[1])).names() == names, "no file is left"
+
+
+def test_a_moved_search_at_a_url_keeps_its_id(bucket: str, folder: SearchFolder) -> None:
+    record = create_record(folder)
+    first = identify_at(record, folder, f"{bucket}/runs/s")
+    copy_files(f"{bucket}/runs/s", f"{bucket}/elsewhere/s")
+    RemoteFolder.connect(StorageUrl(url=f"{bucket}/runs/s")).delete("space.yaml")
+    assert identify_at(record, folder, f"{bucket}/elsewhere/s") == first
+    assert record.attribute("place") == f"{bucket}/elsewhere/s"
+    same_place = bucket.replace("memory://", "memory:///")
+    assert identify_at(record, folder, f"{same_place}/elsewhere/s") == first, "another name of the URL"
+
+
+def test_a_search_whose_original_cannot_be_read_keeps_its_id(bucket: str, folder: SearchFolder) -> None:
+    record = create_record(folder)
+    first = identify_at(record, folder, f"{bucket}/runs/s")
+    record.set_attribute("place", "no-such-scheme://bucket/runs/s")
+    assert identify_at(record, folder, f"{bucket}/runs/s") == first
 
 
 def test_an_unreadable_space_has_no_id(folder: SearchFolder) -> None:

@@ -16,7 +16,7 @@ from tune_rescon.errors import DataError
 from tune_rescon.spaces import load_space
 from tune_rescon.tuning import StudyRecord
 from tune_rescon.tuning.input_digests import (
-    changed_functions,
+    changed_digests,
     check_same_images,
     code_digests,
     code_history,
@@ -25,7 +25,7 @@ from tune_rescon.tuning.input_digests import (
     recorded_code,
     recorded_images,
 )
-from tune_rescon.tuning.prepare import PreparedDataset
+from tune_rescon.tuning.prepare import PreparedData
 from tune_rescon.tuning.study_attributes import record_run
 from tune_rescon.tuning.trial import Proposal
 
@@ -127,34 +127,38 @@ def test_a_record_of_an_earlier_version_has_no_code_digests(progress: list[str])
     assert (recorded_code(kept), code_history(kept)) == ({}, ())
     record_code(kept, {"a:f": "0"}, before_trials=True)
     assert progress == []
-    assert changed_functions({}, {"a:f": "0"}) == []
+    assert changed_digests({}, {"a:f": "0"}) == []
 
 
 @pytest.fixture
-def digits(tmp_path: Path) -> PreparedDataset:
-    return PreparedDataset(info=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")
+def digits(tmp_path: Path) -> PreparedData:
+    return PreparedData(
+        infos={"digits": describe(DatasetConfig(name="digits"), data_root=tmp_path)},
+        digests={"digits": "0123"},
+    )
 
 
-def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: PreparedDataset) -> None:
+def test_other_images_under_the_same_name_are_refused(record: StudyRecord, digits: PreparedData) -> None:
     record_images(record, {"digits": "0123"})
-    check_same_images(record, {"digits": digits})
+    check_same_images(record, digits)
     with pytest.raises(DataError, match="as many as before, but not the same") as error:
-        check_same_images(record, {"digits": dataclasses.replace(digits, digest="4567")})
+        check_same_images(record, dataclasses.replace(digits, digests={"digits": "4567"}))
     assert "another --name with --warm-start" in str(error.value)
 
 
-def test_a_refusal_reports_both_numbers_of_images(record: StudyRecord, digits: PreparedDataset) -> None:
+def test_a_refusal_reports_both_numbers_of_images(record: StudyRecord, digits: PreparedData) -> None:
     record_images(record, {"digits": "0123"})
-    record_run(record, {"digits": digits.info}, None)
-    fewer = dataclasses.replace(digits.info, val_images=digits.info.val_images - 30)
+    record_run(record, digits.infos, None)
+    info = digits.infos["digits"]
+    fewer = dataclasses.replace(info, val_images=info.val_images - 30)
     with pytest.raises(DataError, match=r"digits \(val 144 then, 114 now\)"):
-        check_same_images(record, {"digits": PreparedDataset(info=fewer, digest="4567")})
+        check_same_images(record, PreparedData(infos={"digits": fewer}, digests={"digits": "4567"}))
 
 
-def test_images_without_a_recorded_digest_are_accepted(record: StudyRecord, digits: PreparedDataset) -> None:
-    check_same_images(record, {"digits": digits})
+def test_images_without_a_recorded_digest_are_accepted(record: StudyRecord, digits: PreparedData) -> None:
+    check_same_images(record, digits)
     record_images(record, {"cifar10": "89ab"})
-    check_same_images(record, {"digits": digits})
+    check_same_images(record, digits)
     record_images(record, {"digits": "0123"})
     assert (
         recorded_images(record) == record.attribute("image_digests") == {"cifar10": "89ab", "digits": "0123"}

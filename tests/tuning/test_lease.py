@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.tuning.rival_drivers import assert_old_leases_are_respected, assert_one_wins
 from tests.waiting import LONGEST_WAIT
 from tune_rescon.errors import LeaseError, LeaseLostError, StorageError
-from tune_rescon.tuning.driver import Driver, this_driver
-from tune_rescon.tuning.lease import Lease, LeaseDecision, LeaseKeeper, decide_lease, hold_lease
+from tune_rescon.tuning.driver import Driver, Lease, LeaseDecision, decide_lease, this_driver
+from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
 from tune_rescon.tuning.study_lease import StudyLeaseStore, silent_seconds
 
 THIS_DRIVER = Driver(host="a", place="a boot-1 pid-1", pid=10, started=1000.0)

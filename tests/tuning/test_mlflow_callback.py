@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
@@ -24,6 +28,7 @@ from tune_rescon.tuning.mlflow_callback import (
     closing_metrics,
     destination,
     experiment_name,
+    last_ms,
     record_experiment,
 )
 from tune_rescon.tuning.stopping.rule import Decision, Verdict
@@ -77,6 +82,60 @@ def test_a_runs_parameters_show_no_password() -> None:
         values=(),
     )
     assert callback.run_state(trial).params["init_from"] == "https://ann:***@host/w.ckpt?sig=***"
+
+
+#: 3:00 of summer time, when clocks in Berlin are set back to 2:00, in seconds since 1970.
+SUMMER_TIME_ENDS = 1792890000
+
+
+@pytest.fixture
+def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_berlin")
+@pytest.mark.parametrize("start", [-50, 10], ids=["before", "after"])
+def test_a_run_in_the_repeated_hour_of_the_end_of_summer_time_has_its_own_times(start: int) -> None:
+    """Optuna gives local times without their fold; the times of the epochs tell the two hours apart."""
+    trial = TrialRecord(
+        number=0,
+        state=TrialState.STOPPED,
+        parameters={},
+        metric="val_accuracy",
+        maximize=True,
+        values=(0.5,),
+        history={"epoch_seconds": (300.0,)},
+        started=datetime.fromtimestamp(SUMMER_TIME_ENDS + 60 * start).replace(fold=0),
+        times_ms=((SUMMER_TIME_ENDS + 60 * (start + 6)) * 1000,),
+        ended=datetime.fromtimestamp(SUMMER_TIME_ENDS + 60 * 20).replace(fold=0),
+    )
+    if start < 0:
+        later = (SUMMER_TIME_ENDS + 60 * 19) * 1000
+        trial = replace(trial, values=(0.5, 0.5), times_ms=(*trial.times_ms, later))
+    writer = mock.create_autospec(MlflowWriter, instance=True)
+    costs = CostModel(space=load_space("digits"), datasets={})
+    callback = MlflowCallback(writer, mock.create_autospec(StudyRecord, instance=True), costs)
+    state = callback.run_state(trial)
+    assert state.started_ms == (SUMMER_TIME_ENDS + 60 * start) * 1000
+    assert state.ended_ms == last_ms(trial) == (SUMMER_TIME_ENDS + 60 * 20) * 1000
+
+
+@pytest.mark.usefixtures("in_berlin")
+def test_a_trial_that_starts_in_the_repeated_hour_has_its_own_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = SearchFolder(storage=tmp_path, name="s")
+    folder.create()
+    record = StudyRecord.create(folder.study_url, "s", metric="val_accuracy", maximize=True, space="")
+    clock = mock.Mock(wraps=datetime)
+    clock.now.side_effect = lambda zone: datetime.fromtimestamp(SUMMER_TIME_ENDS + 600, zone)
+    patched = mock.Mock(datetime=clock, UTC=UTC)
+    monkeypatch.setattr("tune_rescon.tuning.study_writer.datetime", patched)
+    assert record.open(Proposal(params={}, distributions={})).start_seconds == SUMMER_TIME_ENDS + 600
 
 
 @pytest.mark.parametrize("classes", [MAX_CLASSES_LOGGED, MAX_CLASSES_LOGGED + 1])

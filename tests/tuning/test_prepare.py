@@ -19,7 +19,6 @@ from tune_rescon.metric_names import MAX_CLASSES_LOGGED
 from tune_rescon.spaces import Space, dump_space, is_active, load_space, parse_space
 from tune_rescon.tuning import RunOptions, StudyRecord
 from tune_rescon.tuning.prepare import (
-    PreparedDataset,
     cache_messages,
     check_metric_classes,
     largest_image_size,
@@ -31,13 +30,13 @@ from tune_rescon.tuning.resume import change_problems
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_run
 
 
-def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: PreparedDataset) -> None:
+def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: DatasetInfo) -> None:
     folder_account = Account(
         class_names=("a", "b"),
         per_class={"train": (2, 3), "val": (0, 0), "test": (0, 0)},
         left_out=(LeftOut(kind="hidden files", count=1, names=(".x.png",)),),
     )
-    datasets = {"digits": digits.info, "folder": dataclasses.replace(digits.info, account=folder_account)}
+    datasets = {"digits": digits, "folder": dataclasses.replace(digits, account=folder_account)}
     record_run(record, datasets, None)
     assert read_run_attributes(record).datasets == datasets
     assert list(record.attribute("dataset_account")) == ["folder"]
@@ -121,7 +120,7 @@ def test_a_search_begins_with_the_images_that_it_skips(tmp_path: Path, progress:
     )
     assert progress[0] == "folder: found 2 classes; images: train 12 (a 6, b 6), val 0, test 0"
     assert progress[-1] == "folder: left out, images that cannot be decoded: 2 (a/1.png, b/0.png)"
-    info = prepared["folder"].info
+    info = prepared.infos["folder"]
     assert info.account is not None
     assert info.account.lines()[0] == "found 2 classes; images: train 10 (a 5, b 5), val 0, test 0"
     assert info.account.lines()[-1] == progress[-1].removeprefix("folder: ")
@@ -129,8 +128,8 @@ def test_a_search_begins_with_the_images_that_it_skips(tmp_path: Path, progress:
 
 
 @pytest.fixture
-def digits(tmp_path: Path) -> PreparedDataset:
-    return PreparedDataset(info=describe(DatasetConfig(name="digits"), data_root=tmp_path), digest="0123")
+def digits(tmp_path: Path) -> DatasetInfo:
+    return describe(DatasetConfig(name="digits"), data_root=tmp_path)
 
 
 def space(metric: str) -> Space:

@@ -23,9 +23,9 @@ from tune_rescon.errors import StorageError
 from tune_rescon.spaces import load_space
 from tune_rescon.storage import SearchHome, StorageUrl
 from tune_rescon.tuning import SearchFolder, SearchLocation, SearchState, StudyRecord, read_search
-from tune_rescon.tuning.driver import Driver, this_driver
-from tune_rescon.tuning.lease import Lease, LeaseKeeper
-from tune_rescon.tuning.reader import driver_lives, search_state
+from tune_rescon.tuning.driver import Driver, Lease, driver_lives, this_driver
+from tune_rescon.tuning.lease import LeaseKeeper
+from tune_rescon.tuning.reader import search_state
 from tune_rescon.tuning.study_attributes import read_run_attributes, record_outcome, record_run
 from tune_rescon.tuning.study_lease import StudyLeaseStore
 
@@ -53,7 +53,7 @@ def test_the_result_of_a_finished_search_is_read_from_its_record(
     result = read_search(location, "a")
     assert result.trials == record_of(folder).trials()
     assert (result.name, result.state, result.failure) == ("a", SearchState.FINISHED, None)
-    assert (result.levels, result.device, result.devices_per_trial) == ((1, 3), "GPU", 1)
+    assert (result.rungs, result.device, result.devices_per_trial) == ((1, 3), "GPU", 1)
     assert result.best is not None
     assert result.best.state is TrialState.FINISHED
     assert set(result.costs) == set(range(6))

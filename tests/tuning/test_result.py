@@ -19,6 +19,7 @@ from tune_rescon.tuning.cost_model import compute_hours
 from tune_rescon.tuning.ended_trials import top_k_checkpoints
 from tune_rescon.tuning.mlflow_callback import closing_metrics
 from tune_rescon.tuning.result import best_file, best_in_hand, repeated
+from tune_rescon.tuning.trial import TrialOrigin
 
 FINISHED, STOPPED, FAILED = TrialState.FINISHED, TrialState.STOPPED, TrialState.FAILED
 COST = TrialCost(params_m=0.85, gmacs=0.125)
@@ -204,7 +205,7 @@ def make_result(*trials: TrialRecord, gmacs: tuple[float, ...] | None = None, **
         "costs": {trial.number: cost for trial, cost in zip(trials, costs, strict=True)},
         "devices_per_trial": 2,
         "device": "GPU",
-        "levels": (1, 2),
+        "rungs": (1, 2),
         "best": best_trial(trials),
         "best_config": {"depth": 56, "step_fractions": (40, 60)},
         "state": SearchState.FINISHED,
@@ -313,6 +314,19 @@ def test_the_best_file_names_the_best_in_hand_if_there_is_one() -> None:
         "checkpoint": "checkpoints/b.ckpt",
     }
     assert "in_hand" not in best_file(make_result(trial(0, FINISHED, 0.9), gmacs=(4.0,), against=None))
+
+
+def test_trainings_of_other_configurations_are_no_repetitions() -> None:
+    """A resume fixed another depth, after it was searched for a while: the parameters are the same."""
+    trainings = [
+        dataclasses.replace(
+            trial(number, FINISHED, 0.5),
+            parameters={"learning_rate": 0.1},
+            origin=TrialOrigin(config={"depth": depth, "learning_rate": 0.1}, space=1, seed=number),
+        )
+        for number, depth in enumerate((56, 92, 56))
+    ]
+    assert [[each.number for each in group] for group in repeated(trainings)] == [[0, 2], [1]]
 
 
 def test_of_repeated_trainings_the_best_mean_wins_and_no_lucky_seed() -> None:

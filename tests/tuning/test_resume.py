@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from tune_rescon.config import DatasetConfig, TrialState, field_names
@@ -27,8 +28,10 @@ from tune_rescon.tuning.resume import (
     FROZEN,
     change_problems,
     check_changes,
+    cost_message,
     is_finished,
     space_changes,
+    unfit_message,
     version_changes,
 )
 from tune_rescon.tuning.space_versions import SpaceVersions
@@ -302,6 +305,17 @@ def small_space(*overrides: str) -> Space:
     return load_space("digits", [*FINISHED_OVERRIDES, *overrides])
 
 
+def run_trials(record: StudyRecord, count: int) -> None:
+    """Run and finish trials of one epoch."""
+    sampler = SearchSampler(small_space())
+    for number in range(count):
+        proposal = sampler.ask()
+        assert proposal is not None
+        sampler.on_trial_start(record.open(proposal))
+        record.report(number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.STOP))
+        record.close(number, TrialState.FINISHED, checkpoint=None)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a study with two finished trials."""
@@ -309,13 +323,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> str:
     record = StudyRecord.create(
         url, "s", metric="val_accuracy", maximize=True, space=dump_space(small_space())
     )
-    sampler = SearchSampler(small_space())
-    for number in range(2):
-        proposal = sampler.ask()
-        assert proposal is not None
-        sampler.on_trial_start(record.open(proposal))
-        record.report(number, 1, {"val_accuracy": 0.5}, Verdict(decision=Decision.STOP))
-        record.close(number, TrialState.FINISHED, checkpoint=None)
+    run_trials(record, 2)
     return url
 
 
@@ -361,3 +369,48 @@ def test_a_search_is_finished_if_its_hours_or_points_are_used_up(
     original_space = small_space("budget.trials=20", "budget.hours=1")
     edited_space = small_space("budget.trials=20", "budget.hours=1", *edits)
     assert is_finished(record, SpaceVersions(spaces=(original_space,)), edited_space) is finished
+
+
+@pytest.mark.parametrize(
+    ("settings", "params", "elapsed", "finished"),
+    [
+        ([], {"depth": 92}, 0.0, False),
+        ([], {"depth": 57}, 0.0, True),
+        (["budget.hours=1"], {"depth": 92}, 3599.0, False),
+        (["budget.hours=1"], {"depth": 92}, 3600.0, True),
+        (["scheduler={type: auto}", "budget.epochs=2"], {"depth": 92}, 0.0, True),
+        (["budget.trials=2"], {"depth": 92}, 0.0, True),
+    ],
+    ids=["waits", "outside-the-space", "hours-left", "hours-used", "epochs-used", "trials-used"],
+)
+def test_a_search_whose_points_are_used_up_still_runs_an_enqueued_trial(
+    settings: list[str], params: dict[str, Any], elapsed: float, finished: bool, tmp_path: Path
+) -> None:
+    space = small_space("budget.trials=20", *settings)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    record = StudyRecord.create(url, "s", metric="val_accuracy", maximize=True, space=dump_space(space))
+    run_trials(record, 2)
+    record_outcome(record, SearchState.FINISHED, None)
+    optuna.load_study(study_name="s", storage=url).enqueue_trial(params)
+    record = StudyRecord.load(url, "s", metric="val_accuracy")
+    versions = SpaceVersions(spaces=(space,))
+    assert is_finished(record, versions, space, elapsed_seconds=elapsed) is finished
+    message = unfit_message(record, space)
+    if params["depth"] == 92:
+        assert message is None
+    else:
+        assert message is not None
+        assert message.endswith("the space does not contain their values: trial_0002")
+
+
+def test_costs_on_cores_and_on_gpus_are_not_compared_without_a_word() -> None:
+    cores, gpu, more_cores = (
+        make_space("metric.against=compute_hours", f"resources_per_trial={resources}")
+        for resources in ("{cpu: 1, gpu: 0}", "{cpu: 1, gpu: 1}", "{cpu: 2, gpu: 0}")
+    )
+    assert cost_message(SpaceVersions(spaces=(cores, more_cores))) is None
+    message = cost_message(SpaceVersions(spaces=(cores, gpu)))
+    assert message is not None
+    assert "core-hours of some trials with the GPU-hours of others" in message
+    one_objective = gpu.model_copy(update={"metric": make_space().metric})
+    assert cost_message(SpaceVersions(spaces=(cores, one_objective))) is None

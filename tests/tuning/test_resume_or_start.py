@@ -24,9 +24,8 @@ from tune_rescon.tuning import (
     StudyRecord,
 )
 from tune_rescon.tuning.driver import process_start, this_driver
-from tune_rescon.tuning.folder_state import reserved
 from tune_rescon.tuning.lease import hold_lease
-from tune_rescon.tuning.search_storage import open_store, search_lease
+from tune_rescon.tuning.search_storage import open_store, reserved, search_lease
 from tune_rescon.tuning.store import SearchStore
 
 

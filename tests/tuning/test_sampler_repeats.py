@@ -163,6 +163,44 @@ def test_an_enqueued_trial_is_completed_to_a_point_that_keeps_to_the_constraints
         assert proposal.params == {"depth": 56, "width": 0.25}
 
 
+CONDITIONAL = (
+    "parameters={optimizer: {type: categorical, choices: [sgd, adamw, lion, rmsprop]},"
+    " momentum: {type: float, low: 0.1, high: 0.9, when: {parameter: optimizer, in: [sgd, rmsprop]}},"
+    " nesterov: {type: categorical, choices: [true, false], when: {parameter: optimizer, in: [sgd]}}}"
+)
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+@pytest.mark.parametrize(
+    ("given", "optimizers"),
+    [({"momentum": 0.25}, {"sgd", "rmsprop"}), ({"momentum": 0.25, "nesterov": True}, {"sgd"})],
+)
+def test_an_enqueued_trial_has_its_conditional_values(
+    given: dict[str, Any], optimizers: set[str], kind: str
+) -> None:
+    """Without the parameter on which they depend, which Optuna's `enqueue_trial` does not require."""
+    search = SearchSampler(make_space(CONDITIONAL, "sampler.repeats=true", kind=kind))
+    assert search.fits(given)
+    proposals = [search.ask(enqueued=Enqueued(number=number, params=given)) for number in range(12)]
+    drawn = [proposal.params for proposal in proposals if proposal]
+    assert all(given.items() <= params.items() for params in drawn)
+    assert {params["optimizer"] for params in drawn} == optimizers
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"optimizer": "adamw", "momentum": 0.25},
+        {"optimizer": "rmsprop", "nesterov": True},
+        {"momentum": 1.0},
+        {"optimizer": "muon"},
+        {"width": 0.5},
+    ],
+)
+def test_values_that_no_trial_can_have_do_not_fit(given: dict[str, Any]) -> None:
+    assert not SearchSampler(make_space(CONDITIONAL)).fits(given)
+
+
 def rows_of(grid: Space) -> list[dict[str, Any]]:
     return [to_optuna(point) for point in grid_points(grid)]
 
@@ -287,6 +325,6 @@ def test_a_space_that_changed_back_uses_its_earlier_trials() -> None:
     versions = SpaceVersions(
         spaces=(first, make_space("parameters.depth.choices=[92]", kind="nsga2"), second)
     )
-    assert versions.alike == {1, 3}
+    assert versions.like_newest == {1, 3}
     before = run(first, 5)
     assert run(first, 1, before)[5].parameters == run(second, 1, before, versions=versions)[5].parameters

@@ -119,7 +119,7 @@ def test_trials_of_two_versions_keep_their_configurations(study: optuna.Study) -
     ],
 )
 def test_versions_that_draw_and_fix_the_same_are_alike(other: str, alike: set[int]) -> None:
-    assert SpaceVersions(spaces=(space(), space(other), space())).alike == alike
+    assert SpaceVersions(spaces=(space(), space(other), space())).like_newest == alike
 
 
 def test_inactive_parameters_of_a_trial_are_recorded() -> None:

@@ -97,6 +97,21 @@ def test_foreign_trials_that_come_while_a_search_runs_take_no_number_of_its_own(
     assert [trial.number for trial in search.trials()] == [0, *range(3, 8)]
 
 
+def test_a_drawn_trial_shares_no_seed_with_the_enqueued_trial_that_took_its_number(
+    start_search: Callable[..., SimulatedSearch], folder: SearchFolder
+) -> None:
+    search = start_search()
+    policy = search.policy()
+    policy.next_trial()
+    foreign_program_study(folder).enqueue_trial({"depth": 92})
+    drawn, enqueued = policy.next_trial(), policy.next_trial()
+    assert drawn is not None
+    assert enqueued is not None
+    assert (drawn.number, enqueued.number) == (2, 1)
+    seeds = {trial.origin.seed for trial in search.trials() if trial.origin}
+    assert len(seeds) == len(search.trials()) == 3
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
 def test_an_enqueued_trial_is_run_next_with_the_values_it_was_given(
     sampler: str, start_search: Callable[..., SimulatedSearch], folder: SearchFolder

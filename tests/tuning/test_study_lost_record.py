@@ -8,8 +8,8 @@ import pytest
 
 from tune_rescon.errors import RecordError
 from tune_rescon.tuning import Decision, SearchFolder, StudyRecord
-from tune_rescon.tuning.sql_study_writer import SqlStudyWriter
 from tune_rescon.tuning.stopping.rule import Verdict
+from tune_rescon.tuning.study_writer import SqlStudyWriter
 from tune_rescon.tuning.trial import Proposal
 
 CONTINUE = Verdict(decision=Decision.CONTINUE)

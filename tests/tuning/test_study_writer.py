@@ -14,8 +14,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
-from tune_rescon.tuning.sql_study_writer import SqlStudyWriter
-from tune_rescon.tuning.study_writer import StudyWriter
+from tune_rescon.tuning.study_writer import SqlStudyWriter, StudyWriter
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "learning_rate": FloatDistribution(1e-3, 1.0, log=True),

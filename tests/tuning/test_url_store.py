@@ -80,6 +80,25 @@ def test_another_machine_resumes_from_the_url(options: RunOptions, tmp_path: Pat
     assert texts(study) == ["run 0", "epoch 1", "run 1"]
 
 
+def test_a_copy_of_the_url_does_not_work_on_the_files_of_the_original(
+    options: RunOptions, remote: RemoteFolder
+) -> None:
+    """Both have the same search.json, and both are resumed on one machine."""
+    original = begin_run(options)
+    assert original.close(5) == 0
+    storage = StorageUrl(url=f"{remote.url}-copy")
+    for name in remote.names():
+        RemoteFolder.connect(storage).write(name, remote.read(name) or b"")
+    write(original.folder.study_db, "later")
+    copy_options = dataclasses.replace(options, storage=storage, resume=True)
+    with open_store(copy_options) as copy:
+        copy.fetch()
+        assert copy.folder.path != original.folder.path
+        assert texts(copy.folder.study_db) == ["run 0"]
+    folder = find_search(copy_options, "s", where="NAME")
+    assert not folder.path.is_relative_to(original.folder.storage)
+
+
 def test_a_name_is_given_back_if_the_search_cannot_begin(options: RunOptions, remote: RemoteFolder) -> None:
     with contextlib.suppress(ZeroDivisionError), open_store(options) as store:
         assert remote.names() == ["s/opening/0000000001.json", "s/search.json"]
@@ -186,28 +205,25 @@ def test_a_lease_is_one_value_for_all_machines(
     store.close(5)
 
 
-def test_files_of_another_search_are_copied_to_be_read(options: RunOptions, storage: StorageUrl) -> None:
+def test_files_of_another_search_are_copied_to_be_read(options: RunOptions) -> None:
     store = begin_run(options)
     store.close(5)
-    search = find_search(
-        storage, "s", cache_root=options.cache_root, where="--warm-start", files=("space.yaml", "study.db")
-    )
+    search = find_search(options, "s", where="--warm-start", with_study=True)
     assert search.space_yaml.read_text() == "version: 1"
     assert texts(search.path / "study.db") == ["run 0"]
     assert search.path != store.folder.path
     with pytest.raises(StorageError, match=r"^--warm-start: no search named 't' in memory://"):
-        find_search(storage, "t", cache_root=options.cache_root, where="--warm-start", files=())
+        find_search(options, "t", where="--warm-start")
 
 
 def test_a_file_that_is_gone_at_the_url_is_not_read_from_an_earlier_copy(
-    options: RunOptions, storage: StorageUrl, remote: RemoteFolder
+    options: RunOptions, remote: RemoteFolder
 ) -> None:
     begin_run(options).close(5)
-    files = ("space.yaml", "study.db")
-    search = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
+    search = find_search(options, "s", where="NAME", with_study=True)
     assert search.study_db.exists()
     remote.delete("s/study.db")
-    search_again = find_search(storage, "s", cache_root=options.cache_root, where="NAME", files=files)
+    search_again = find_search(options, "s", where="NAME", with_study=True)
     assert search_again.path == search.path
     assert not search_again.study_db.exists()
 

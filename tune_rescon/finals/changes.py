@@ -8,7 +8,7 @@ from tune_rescon.config import DatasetConfig
 from tune_rescon.data import Account, describe, open_dataset
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import SearchLocation, StudyResult
-from tune_rescon.tuning.input_digests import changed_functions, code_digests
+from tune_rescon.tuning.input_digests import changed_digests, code_digests
 from tune_rescon.tuning.prepare import read_weights
 
 __all__ = ["changed_code", "changed_images", "changed_weights", "changes_since"]
@@ -118,7 +118,7 @@ def changed_code(result: StudyResult, space: Space) -> str | None:
     Raises:
         ConfigError: a function cannot be imported.
     """
-    changed = changed_functions(result.code, code_digests(space)) if result.code else []
+    changed = changed_digests(result.code, code_digests(space)) if result.code else []
     if not changed:
         return None
     return (

@@ -5,7 +5,7 @@
     load_model      load a network and its metadata by a search's name, models:/NAME@ALIAS or a file
     find_pictures, batches_of   find and decode a user's pictures for the network
     predictions     predict the classes of the pictures
-    find_mistakes   compare the predictions for a split with its labels; mistakes_page shows them
+    find_mistakes   compare the predictions for a split with its labels; mistakes_document: as plain values
     write_mistakes  write those of a search's best network to a file for the report
     draw_gallery    write a folder of attention masks, with an HTML page
     export_model    write a file that does not need this package, checked against the network
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         draw_maps,
         draw_overlay,
     )
-    from tune_rescon.inference.mistakes import Mistakes, find_mistakes, mistakes_lines, mistakes_page
+    from tune_rescon.inference.mistakes import Mistakes, find_mistakes, mistakes_document, mistakes_lines
     from tune_rescon.inference.model import Prediction, load_model, pixels, predictions
     from tune_rescon.inference.pictures import Pictures, batches_of, find_pictures
 else:  # hidden from the type checker, which would accept any name

@@ -90,5 +90,5 @@ def write_mistakes(result: StudyResult, path: Path, *, options: RunOptions) -> N
         result, network, about, data_root=options.data_root, cache_root=options.cache_root, seconds=SECONDS
     )
     identity = {"trial": result.best.number, "epoch": about.epoch}
-    document = identity | mistakes_document(mistakes, split_name=split_name)
+    document = identity | mistakes_document(mistakes, split_name=split_name, in_report=True)
     write_atomically(path, f"{json.dumps(document)}\n")

@@ -1,4 +1,4 @@
-"""The mistakes of a network: confusion matrix, scores of classes, the most confident mistakes; an HTML page.
+"""The mistakes of a network: confusion matrix, scores of classes, the most confident mistakes.
 
 Shape legend: N images, B images of a batch, K classes, H = W the stored side, C channels.
 """
@@ -17,7 +17,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from torch import nn
 
@@ -35,7 +34,6 @@ __all__ = [
     "find_mistakes",
     "mistakes_document",
     "mistakes_lines",
-    "mistakes_page",
 ]
 
 #: Maximum number of the most confident mistakes that are shown.
@@ -53,9 +51,6 @@ MAX_PAIRS: Final = 10
 
 #: Maximum number of classes, the worst first, whose scores are shown.
 MAX_CLASSES: Final = 40
-
-#: The columns of the table of scores. F1 also counts the images of other classes that are taken for this one.
-CLASS_HEADINGS: Final = ("class", "images", "right", "accuracy", "F1")
 
 #: Number of images of a batch.
 _BATCH: Final = 64
@@ -83,20 +78,20 @@ class ClassScore:
 
     name: str
     images: int
-    right: int
+    correct: int
     """Images of the class that are classified correctly."""
     false_positives: int
-    """Images of other classes that are taken for this one."""
+    """Images of other classes that are predicted as this one."""
 
     @property
     def accuracy(self) -> float:
         """The share of the class's images that are classified correctly."""
-        return self.right / self.images
+        return self.correct / self.images
 
     @property
     def f1(self) -> float:
         """The harmonic mean of the recall, which is the accuracy, and the precision."""
-        return 2 * self.right / (self.images + self.right + self.false_positives)
+        return 2 * self.correct / (self.images + self.correct + self.false_positives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +118,11 @@ class Mistakes:
 
     def by_class(self) -> list[ClassScore]:
         """Return the scores of the classes that have images, the worst accuracy first."""
-        rights, totals = np.diag(self.confusion_KK).tolist(), self.confusion_KK.sum(axis=1).tolist()
+        correct, totals = np.diag(self.confusion_KK).tolist(), self.confusion_KK.sum(axis=1).tolist()
         predicted = self.confusion_KK.sum(axis=0).tolist()
         scores = [
-            ClassScore(name=name, images=images, right=right, false_positives=count - right)
-            for name, images, right, count in zip(self.class_names, totals, rights, predicted, strict=True)
+            ClassScore(name=name, images=images, correct=hits, false_positives=count - hits)
+            for name, images, hits, count in zip(self.class_names, totals, correct, predicted, strict=True)
             if images
         ]
         return sorted(scores, key=lambda score: (score.accuracy, score.f1))
@@ -247,25 +242,28 @@ def mistakes_lines(mistakes: Mistakes, *, split_name: str) -> list[str]:
         mistakes: The mistakes.
         split_name: The name of the images, "validation" or "test".
     """
-    right = mistakes.images - mistakes.wrong
-    line = f"{right} of {mistakes.images} {split_name} images are right ({right / mistakes.images:.2%})"
+    correct = mistakes.images - mistakes.wrong
+    share = f"{correct / mistakes.images:.2%}"
+    line = f"{correct} of {mistakes.images} {split_name} images are classified correctly ({share})"
     if mistakes.left_out:
         verb = "was" if mistakes.left_out == 1 else "were"
         line += f"; {counted(mistakes.left_out, 'other')} {verb} not evaluated"
     pairs = (
-        f"{count} of {total} images of {label} are taken for {predicted}"
+        f"{count} of {total} images of {label} are predicted as {predicted}"
         for label, predicted, count, total in mistakes.confused_pairs()[:5]
     )
     return [line, *pairs]
 
 
-def mistakes_document(mistakes: Mistakes, *, split_name: str) -> dict[str, Any]:
-    """Return the plain values of the mistakes that the report of a search shows.
+def mistakes_document(mistakes: Mistakes, *, split_name: str, in_report: bool = False) -> dict[str, Any]:
+    """Return the mistakes as plain values, from which a page can be made.
 
     Args:
         mistakes: The mistakes.
         split_name: The name of the images, "validation" or "test".
+        in_report: Whether to limit the pictures, in number and size, for the report of a search.
     """
+    most, max_side = (MAX_IN_REPORT, THUMBNAIL) if in_report else (MAX_WORST, None)
     has_matrix = len(mistakes.class_names) <= MAX_MATRIX
     return {
         "words": mistakes_lines(mistakes, split_name=split_name)[0],
@@ -279,52 +277,19 @@ def mistakes_document(mistakes: Mistakes, *, split_name: str) -> dict[str, Any]:
                 "label": mistake.label,
                 "predicted": mistake.predicted,
                 "probability": mistake.probability,
-                "picture": _data_uri(mistake.image_HWC, max_side=THUMBNAIL),
+                "picture": _data_uri(mistake.image_HWC, max_side=max_side),
             }
-            for mistake in mistakes.worst[:MAX_IN_REPORT]
+            for mistake in mistakes.worst[:most]
         ],
     }
 
 
-def mistakes_page(mistakes: Mistakes, *, title: str, split_name: str) -> str:
-    """Return an HTML page with the accuracy, the confusion matrix, the classes and the worst mistakes.
-
-    Args:
-        mistakes: The mistakes.
-        title: The title of the page.
-        split_name: The name of the images, "validation" or "test".
-    """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    has_matrix = len(mistakes.class_names) <= MAX_MATRIX
-    return environment.from_string(_PAGE).render(
-        title=title,
-        accuracy=mistakes_lines(mistakes, split_name=split_name)[0],
-        names=mistakes.class_names,
-        rows=list(_matrix_rows(mistakes)) if has_matrix else [],
-        pairs=mistakes.confused_pairs(),
-        headings=CLASS_HEADINGS,
-        classes=_class_rows(mistakes),
-        worst=[(mistake, _data_uri(mistake.image_HWC)) for mistake in mistakes.worst],
-        wrong=mistakes.wrong,
-    )
-
-
 def _class_rows(mistakes: Mistakes) -> list[list[str]]:
-    """Return the cells of the worst classes, under :data:`CLASS_HEADINGS`."""
+    """Return name, images, correct images, accuracy and F1 of the worst classes."""
     return [
-        [score.name, str(score.images), str(score.right), f"{score.accuracy:.1%}", f"{score.f1:.3f}"]
+        [score.name, str(score.images), str(score.correct), f"{score.accuracy:.1%}", f"{score.f1:.3f}"]
         for score in mistakes.by_class()[:MAX_CLASSES]
     ]
-
-
-def _matrix_rows(mistakes: Mistakes) -> Iterator[tuple[str, list[tuple[int, float, bool]]]]:
-    """Yield each class with its cells: the count, its share of the class, and whether it is right."""
-    matrix = zip(mistakes.class_names, mistakes.confusion_KK.tolist(), strict=True)
-    for row, (name, counts) in enumerate(matrix):
-        total = sum(counts) or 1
-        yield name, [(count, count / total, column == row) for column, count in enumerate(counts)]
 
 
 def _data_uri(image_HWC: npt.NDArray[np.uint8], *, max_side: int | None = None) -> str:
@@ -339,70 +304,3 @@ def _data_uri(image_HWC: npt.NDArray[np.uint8], *, max_side: int | None = None) 
     data = io.BytesIO()
     image.save(data, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
-
-
-_PAGE: Final = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{{ title }}</title>
-<style>
-body { font: 16px system-ui; margin: 2rem; color-scheme: light dark }
-table { border-collapse: collapse } td, th { padding: .2rem .5rem; text-align: right; font-weight: normal }
-th.class { max-width: 12rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-td.right { background: rgba(46, 125, 50, var(--share)) }
-td.wrong { background: rgba(198, 40, 40, var(--share)) }
-.grid { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: 0; width: 10rem } img { width: 9rem; height: 9rem; object-fit: contain }
-figcaption { font-size: .85rem; overflow-wrap: anywhere }
-</style>
-<h1>{{ title }}</h1>
-<p>{{ accuracy }}</p>
-{% if rows %}
-<h2>Confusion matrix</h2>
-<p>A row is the class of the images, a column the prediction. The shade is the share of the row.</p>
-<table>
-<tr><th></th>{% for name in names %}<th class="class" title="{{ name }}">{{ name }}</th>{% endfor %}</tr>
-{% for name, cells in rows %}
-<tr><th class="class" title="{{ name }}">{{ name }}</th>
-{% for count, share, right in cells %}
-<td class="{{ 'right' if right else 'wrong' }}" style="--share: {{ '%.2f' | format(share) }}">{{ count }}</td>
-{% endfor %}
-</tr>
-{% endfor %}
-</table>
-{% endif %}
-{% if pairs %}
-<h2>Most confused classes</h2>
-<table>
-<tr><th>class</th><th>taken for</th><th>images</th><th>of</th></tr>
-{% for label, predicted, count, total in pairs %}
-<tr><td>{{ label }}</td><td>{{ predicted }}</td><td>{{ count }}</td><td>{{ total }}</td></tr>
-{% endfor %}
-</table>
-{% endif %}
-{% if classes %}
-<h2>By class</h2>
-<p>{{ classes | length }} of {{ names | length }} classes, the worst accuracy first.</p>
-<table>
-<tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
-{% for cells in classes %}
-<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table>
-{% endif %}
-{% if worst %}
-<h2>Most confident mistakes</h2>
-<p>{{ worst | length }} of {{ wrong }}, as the network sees them. A wrong label is a common cause.</p>
-<div class="grid">
-{% for mistake, image in worst %}
-<figure><img src="{{ image }}" alt="">
-<figcaption>{{ mistake.label }}, taken for <b>{{ mistake.predicted }}</b>
-({{ '%.1f' | format(100 * mistake.probability) }} %)
-</figcaption></figure>
-{% endfor %}
-</div>
-{% endif %}
-</html>
-"""

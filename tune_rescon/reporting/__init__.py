@@ -6,7 +6,7 @@
     run                   a search with its display: events or live_view, then terminal, page and png_plots
     summary, timeline     the figures of a search, as plain values
     formats, formatting   their text: rows, JSON, CSV, Markdown; numbers, units, colours
-    page                  report.html, with charts and search_charts
+    page                  report.html, with charts and search_charts; the page of a network's mistakes
 
 Names are loaded on first use, so that a dry run does not import the plotting libraries.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         overviews_json,
     )
     from tune_rescon.reporting.live_view import LiveView
-    from tune_rescon.reporting.page import render_page, write_report
+    from tune_rescon.reporting.page import mistakes_page, render_page, write_report
     from tune_rescon.reporting.png_plots import write_plots
     from tune_rescon.reporting.run import LiveReport, SearchPresentation, resume_command, run_with_display
     from tune_rescon.reporting.terminal import (

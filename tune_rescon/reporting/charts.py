@@ -149,7 +149,7 @@ def learning_curves(result: StudyResult) -> Chart:
         layout={
             "xaxis": numeric_axis("epoch", rangemode="tozero"),
             "yaxis": numeric_axis(watched_metric(result.metric)),
-            "shapes": [dotted_line(level) for level in result.levels[:-1]],
+            "shapes": [dotted_line(rung) for rung in result.rungs[:-1]],
         },
         height=440,
     )
@@ -328,7 +328,7 @@ def _slice(result: StudyResult, values: Mapping[int, float], axis: Axis) -> Char
         data=[points],
         layout={
             "xaxis": numeric_axis(f"{axis.name}{' (log)' if axis.log else ''}", **scale),
-            "yaxis": numeric_axis(""),
+            "yaxis": numeric_axis(result.metric),
             "showlegend": False,
         },
         height=HEIGHT,

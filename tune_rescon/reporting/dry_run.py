@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,15 @@ from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.models import Cost, describe_network, network_cost
 from tune_rescon.reporting.formatting import duration, format_number
-from tune_rescon.spaces import Space, count_points, dump_space, longest_warmup, preview, trial_config
+from tune_rescon.spaces import (
+    Space,
+    count_points,
+    dump_space,
+    first_rows,
+    longest_warmup,
+    preview,
+    trial_config,
+)
 from tune_rescon.tuning import (
     cache_messages,
     datasets_of,
@@ -31,7 +40,7 @@ from tune_rescon.tuning import (
     possible_rungs,
     with_store_size,
 )
-from tune_rescon.tuning.constraints import check_constraints, violation_of
+from tune_rescon.tuning.constraints import CONSTRAINED_DRAWS, check_constraints, violation_of
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.prepare import check_external_networks, check_metric_classes
 from tune_rescon.tuning.resources import memory_signature, slots_here
@@ -84,7 +93,7 @@ def print_dry_run(space: Space, console: Console, *, data_root: Path, measure: b
     model = CostModel(space=space, datasets=datasets)
     if (message := check_constraints(model)) is not None:
         _print_line(console, message)
-    samples = _first_samples(model)
+    samples = _first_samples(model, min(SAMPLES, space.budget.trials))
     if not measure:
         console.print(_sample_table(space, samples, datasets))
         return
@@ -114,14 +123,15 @@ def stopping_line(space: Space) -> str:
     return f"asha, stop: a trial ends at a rung where it is not {best}"
 
 
-def _first_samples(model: CostModel) -> list[dict[str, Any]]:
-    """Return the first samples that satisfy the constraints."""
+def _first_samples(model: CostModel, count: int) -> list[dict[str, Any]]:
+    """Return the first ``count`` samples that satisfy the constraints."""
     space, violation = model.space, violation_of(model)
-    count = min(SAMPLES, space.budget.trials)
     if violation is None:
         return preview(space, count)
-    drawn = preview(space, 20 * count)
-    return [row for row in drawn if violation(trial_config(space, row).to_dict()) is None][:count]
+    # As many draws as `check_constraints` needs to find one that keeps to them.
+    drawn = first_rows(space) if space.sampler.type == "grid" else preview(space, CONSTRAINED_DRAWS)
+    allowed = (row for row in drawn if violation(trial_config(space, row).to_dict()) is None)
+    return [dict(row) for row in islice(allowed, count)]
 
 
 def _sample_table(
@@ -246,11 +256,14 @@ def fit_to_hours(
         progress: called with a message before each measurement.
 
     Raises:
-        UserError: the dataset is missing, or a trial does not fit on this machine.
+        UserError: the dataset is missing, a trial does not fit on this machine, or no network keeps to the
+            constraints.
     """
     here, slots = slots_here(space)
     datasets = {dataset.name: describe(dataset, data_root=data_root) for dataset in datasets_of(space)}
-    samples = preview(here, _MEASURED)
+    model = CostModel(space=here, datasets=datasets)
+    check_constraints(model)
+    samples = _first_samples(model, _MEASURED)
     seconds = measure_epochs(here, samples, datasets, progress=progress)
     mean = sum(seconds) / len(seconds)
     settings = fitting_budget(space, hours, epoch_seconds=mean, slots=slots)

@@ -21,19 +21,11 @@ from tune_rescon.reporting.formatting import (
     storage_of,
     value_text,
 )
-from tune_rescon.reporting.summary import (
-    best_command,
-    device_hours,
-    devices_of,
-    failures,
-    hours_unit,
-    reserved_hours,
-    rung_survival,
-    savings,
-)
+from tune_rescon.reporting.hours import device_hours, hours_unit, reserved_hours, savings
+from tune_rescon.reporting.summary import best_command, devices_of, failures, rung_survival
 from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
-from tune_rescon.tuning.input_digests import changed_functions
+from tune_rescon.tuning.input_digests import changed_digests
 from tune_rescon.tuning.trial import TABLE_COLUMNS
 
 if TYPE_CHECKING:
@@ -125,7 +117,7 @@ def comparison_row(result: StudyResult) -> tuple[str, ...]:
         f"{cost.gmacs:.3f}" if cost else "-",
         str(saved.epochs),
         f"{saved.share:.0%}",
-        f"{saved.hours:.3f}",
+        " + ".join(f"{hours:.3f}" for hours in reserved_hours(result).values()),
         f"{timeline(result).utilisation:.0%}",
     )
 
@@ -158,13 +150,19 @@ def _difference(first: StudyResult, other: StudyResult) -> str | None:
     if first_metric != other_metric:
         metrics = f"{first.name} was ranked by {first_metric} and {other.name} by {other_metric}"
         return f"{metrics}: do not compare their values"
+    if first.maximize != other.maximize:
+        better, worse = ("larger", "smaller") if first.maximize else ("smaller", "larger")
+        return (
+            f"{first.name} was ranked by {better} and {other.name} by {worse} values of {first.metric}: do"
+            " not compare which is best"
+        )
     if first.space.metric.at != other.space.metric.at and not first.space.metric.of_test_images:
         return (
             f"{first.name} counts {first.metric} at the {first.space.metric.at} epoch and {other.name} at the"
             f" {other.space.metric.at}: do not compare their values"
         )
     function = first.space.metric.function
-    if function in changed_functions(first.code, other.code):
+    if function in changed_digests(first.code, other.code):
         return f"{first.name} and {other.name} had different code of {function}: do not compare their values"
     first_names, other_names = _datasets(first), _datasets(other)
     are_recorded = first.images and other.images
@@ -345,7 +343,7 @@ def _search_document(result: StudyResult) -> dict[str, Any]:
         "compute_hours_by_device": device_hours(result),
         "epochs": saved.epochs,
         "epochs_saved": saved.epochs_saved,
-        "compute_hours_saved": saved.hours_saved,
+        "compute_hours_saved": math.fsum(saved.hours_saved.values()),
         "slots": slots.slots,
         "utilisation": slots.utilisation,
         "gpu_utilisation": use.utilisation if use else None,

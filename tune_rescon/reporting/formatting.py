@@ -85,7 +85,7 @@ def in_hand_message(result: StudyResult) -> str | None:
     is_running = result.state.value == "running"
     line = (
         f"Best in hand: {trial_name(trial.number)} has {trial.metric} {format_number(trial.value)} after"
-        f" {trial.epochs} of {result.levels[-1]} epochs; the winner{' so far' if is_running else ''},"
+        f" {trial.epochs} of {result.rungs[-1]} epochs; the winner{' so far' if is_running else ''},"
         f" {trial_name(winner.number)}, has"
         f" {format_number(winner.value)}."
     )

@@ -1,6 +1,6 @@
-"""The best trial so far, by the device-hours spent: of a search, and of each of its groups of trials.
+"""The best trial so far, by the hours spent: of a search, and of each of its groups of trials.
 
-A trial that diverged or failed later is never the best one, but its device-hours count.
+A trial that diverged or failed later is never the best one, but its hours count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tune_rescon.reporting.hours import spent_hours, spent_seconds
 from tune_rescon.tuning import StudyResult, TrialRecord
 from tune_rescon.tuning.trial import usable_trials
 
@@ -22,7 +23,7 @@ class Incumbent:
     """The best trial from some time on: the one with the most epochs and, among these, the best value."""
 
     hours: float
-    """Device-hours that all trials had spent by then."""
+    """Hours that all trials had spent by then: see :func:`.spent_hours`."""
     number: int
     epoch: int
     value: float
@@ -55,12 +56,12 @@ class Group:
     trials: int
     epochs: int
     hours: float
-    """Device-hours of the group's trials."""
+    """Hours of the group's trials: see :func:`.spent_hours`."""
     best: tuple[Incumbent, ...]
-    """The best value each time it improved, with the device-hours that the group had spent by then."""
+    """The best value each time it improved, with the hours that the group had spent by then."""
 
     def best_within(self, hours: float) -> Incumbent | None:
-        """Return the best value within the group's first ``hours`` device-hours; None without a value."""
+        """Return the best value within the group's first ``hours`` hours; None without a value."""
         # A sum of the same numbers in another order may differ in its last digit.
         return next((each for each in reversed(self.best) if each.hours <= hours * (1 + 1e-9)), None)
 
@@ -79,7 +80,7 @@ def groups(result: StudyResult) -> tuple[Group, ...]:
     """Return the groups of :func:`grouping` that have an epoch, the best first.
 
     The result is empty if there are fewer than two. Groups may differ in cost: compare them at the
-    device-hours that all of them have spent.
+    hours that all of them have spent.
     """
     name = grouping(result)
     if name is None:
@@ -113,13 +114,14 @@ def _group(result: StudyResult, value: object, trials: Sequence[TrialRecord]) ->
         value=value,
         trials=len(trials),
         epochs=sum(trial.epochs for trial in trials),
-        hours=math.fsum(result.compute_hours(trial) for trial in trials),
+        hours=spent_hours(result, trials),
         best=tuple(best),
     )
 
 
 def _epochs(result: StudyResult, trials: Iterable[TrialRecord]) -> list[tuple[int, int, int, float, float]]:
-    """Return the end, trial number, epoch number, trial's value so far and device-seconds of each epoch."""
+    """Return the end, trial number, epoch number, trial's value so far and seconds spent of each epoch."""
+    spent = spent_seconds(result)
     return [
         (when, trial.number, epoch, value, seconds)
         for trial in trials
@@ -127,7 +129,7 @@ def _epochs(result: StudyResult, trials: Iterable[TrialRecord]) -> list[tuple[in
             zip(
                 trial.times_ms,
                 _values_so_far(trial),
-                itertools.chain(trial.device_seconds(result.devices_per_trial), itertools.repeat(0.0)),
+                itertools.chain(spent(trial), itertools.repeat(0.0)),
                 strict=False,
             ),
             1,

@@ -10,7 +10,7 @@ from typing import Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.formatting import device_hours_unit
-from tune_rescon.reporting.summary import hours_by_unit
+from tune_rescon.reporting.hours import hours_by_unit, named_device
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import ClusterSize, TrialRecord, best_trial, possible_rungs
 from tune_rescon.tuning.stopping.auto_messages import planned_epochs
@@ -38,12 +38,12 @@ class Survival:
     The cost of an update does not grow with the number of trials.
     """
 
-    def __init__(self, levels: Sequence[int], *, reduction_factor: int) -> None:
-        """Start without trials. ``levels`` are the rungs in epochs; the last one is the last epoch."""
-        self._rungs = frozenset(levels[:-1])
+    def __init__(self, rungs: Sequence[int], *, reduction_factor: int) -> None:
+        """Start without trials. ``rungs`` are in epochs; the last one is the last epoch."""
+        self._rungs = frozenset(rungs[:-1])
         self._factor = reduction_factor
-        self._reached = [0] * (levels[-1] + 1)
-        self._ended = [0] * (levels[-1] + 1)
+        self._reached = [0] * (rungs[-1] + 1)
+        self._ended = [0] * (rungs[-1] + 1)
 
     def reached(self, epoch: int) -> None:
         """Count a trial that reported ``epoch``, or that started if ``epoch`` is 0."""
@@ -194,8 +194,9 @@ class LiveTotals:
 
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Count the trials that are already in the record."""
-        device = self._space.resources_per_trial.device
+        device = named_device(trials, self._space.resources_per_trial.device)
         self._hours = hours_by_unit(trials, device=device, devices=self._devices)
+        self._unit = device_hours_unit(device)
         for trial in trials:
             self._begin(trial)
             for epoch in range(1, trial.epochs + 1):
@@ -260,7 +261,7 @@ class LiveTotals:
         """
         counts = [(level, *self._survival.counts(level)) for level in self._levels[:-1]]
         if self._space.scheduler.type == "auto":
-            # The levels are only candidates. The rungs are those at which trials paused.
+            # The given rungs are only candidates. The rungs in use are those at which trials paused.
             counts = [
                 (level, reached, continued) for level, reached, continued in counts if continued < reached
             ]

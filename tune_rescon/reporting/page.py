@@ -2,7 +2,7 @@
 
 plotly.js draws the plots, which are plain dictionaries (:mod:`.charts`, :mod:`.search_charts`). All else is a
 Jinja template that escapes every text (``assets/page.html``). The file includes plotly.js, a style sheet and
-a small script.
+a small script. The page of ``report --errors`` shares the style and the tables of mistakes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from tune_rescon.errors import counted
 from tune_rescon.reporting.charts import Chart, importance_bars, learning_curves, parallel_coordinates, slices
@@ -43,6 +44,7 @@ from tune_rescon.reporting.formatting import (
     setting_text,
     value_text,
 )
+from tune_rescon.reporting.hours import Savings, device_hours, reserved_hours, savings, spent_unit
 from tune_rescon.reporting.incumbents import Incumbent, grouping, groups
 from tune_rescon.reporting.search_charts import (
     costs,
@@ -53,16 +55,7 @@ from tune_rescon.reporting.search_charts import (
     survival_bars,
     utilisation_steps,
 )
-from tune_rescon.reporting.summary import (
-    best_command,
-    device_hours,
-    failures,
-    hours_unit,
-    reserved_hours,
-    savings,
-    shared_epoch,
-    values_at,
-)
+from tune_rescon.reporting.summary import best_command, failures, shared_epoch, values_at
 from tune_rescon.reporting.timeline import GpuUse, Throughput, gpu_use, throughput, timeline
 from tune_rescon.tuning import (
     SearchFolder,
@@ -72,7 +65,7 @@ from tune_rescon.tuning import (
     write_atomically,
 )
 
-__all__ = ["panels", "render_page", "write_report"]
+__all__ = ["mistakes_page", "panels", "render_page", "write_report"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -120,7 +113,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
     above = 2 if compared else 1
     charts = [chart for panel in all_panels for chart in panel.charts]
     command = best_command(result)
-    return _template().render(
+    return _template("page.html").render(
         result=result,
         written=written,
         refresh=REFRESH if result.state is SearchState.RUNNING else None,
@@ -143,9 +136,20 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
     )
 
 
+def mistakes_page(mistakes: Mapping[str, Any], *, title: str) -> str:
+    """Return the page of the mistakes of a network as text.
+
+    Args:
+        mistakes: the result of :func:`.mistakes_document`.
+        title: the title of the page.
+    """
+    return _template("mistakes.html").render(mistakes=mistakes, title=title)
+
+
 @cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
+def _template(name: str) -> Template:
+    loader = FunctionLoader(_asset)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=loader)
     environment.filters |= {
         "comparison_row": comparison_row,
         "listed_numbers": _listed_numbers,
@@ -160,7 +164,7 @@ def _template() -> Template:
         "style": Markup(_asset("style.css")),
         "theme": Markup(_THEME),
     }
-    return environment.from_string(_asset("page.html"))
+    return environment.get_template(name)
 
 
 def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
@@ -172,7 +176,7 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
     yield f"{ended} / {max(result.space.budget.trials, len(result.trials))}", "trials ended"
     yield f"{saved.epochs}", "epochs run"
     if saved.epochs_saved:
-        yield f"{saved.share:.0%}", f"epochs saved, about {_hours(saved.hours_saved, result)}"
+        yield f"{saved.share:.0%}", f"epochs saved, about {_saved_hours(saved)}"
     yield from ((format_hours(hours), f"{unit} reserved") for unit, hours in reserved_hours(result).items())
     by_kind = device_hours(result)
     if len(by_kind) > 1:
@@ -182,11 +186,44 @@ def _cards(result: StudyResult) -> Iterator[tuple[str, str]]:
 
 
 def _hours(hours: float, result: StudyResult) -> str:
-    return format_device_hours({hours_unit(result): hours})
+    return format_device_hours({spent_unit(result): hours})
 
 
-def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
-    """Return the mistakes of the best network; None if the search's folder does not have them.
+def _saved_hours(saved: Savings) -> str:
+    hours = {unit: each for unit, each in saved.hours_saved.items() if each}
+    return format_device_hours(hours or saved.hours_saved)
+
+
+class _Mistake(BaseModel):
+    """One image that the network predicts incorrectly."""
+
+    model_config = ConfigDict(strict=True)
+
+    label: str
+    predicted: str
+    probability: float = Field(allow_inf_nan=False)
+    picture: str
+
+
+class _Mistakes(BaseModel):
+    """The file of :func:`.write_mistakes`."""
+
+    model_config = ConfigDict(strict=True)
+
+    trial: int
+    epoch: int
+    words: str
+    wrong: NonNegativeInt
+    class_names: list[str]
+    confusion: list[list[NonNegativeInt]]
+    pairs: list[tuple[str, str, int, int]]
+    classes: tuple[tuple[str, str, str, str, str], ...] = ()
+    """An earlier version did not write them."""
+    worst: list[_Mistake]
+
+
+def _mistakes(result: StudyResult) -> _Mistakes | None:
+    """Return the mistakes of the best network; None if the search's folder does not have them, or not all.
 
     If a resume found a better network since, the file has the mistakes of another one, and None is returned.
     """
@@ -194,12 +231,15 @@ def _mistakes(result: StudyResult) -> Mapping[str, Any] | None:
     if result.best is None or not path.is_file():
         return None
     try:
-        mistakes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        network = (mistakes["trial"], mistakes["epoch"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        mistakes = _Mistakes.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
         _LOGGER.warning("%s cannot be read: %s", path, error)
         return None
-    mistakes.setdefault("classes", [])  # an earlier version did not write them
+    is_square = {len(mistakes.class_names)} >= {len(mistakes.confusion), *map(len, mistakes.confusion)}
+    if mistakes.confusion and not is_square:
+        _LOGGER.warning("%s has a confusion matrix of other classes", path)
+        return None
+    network = (mistakes.trial, mistakes.epoch)
     return mistakes if network == (result.best.number, result.best.value_epoch) else None
 
 
@@ -370,5 +410,5 @@ def _rung_note(result: StudyResult) -> str:
         return "Trials that reached each rung; no trial was stopped early."
     return (
         f"Early stopping saved {saved.epochs_saved} of {counted(saved.epochs + saved.epochs_saved, 'epoch')}"
-        f" ({saved.share:.0%}), about {_hours(saved.hours_saved, result)}."
+        f" ({saved.share:.0%}), about {_saved_hours(saved)}."
     )

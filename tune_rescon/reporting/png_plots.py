@@ -99,8 +99,8 @@ def _curves(result: StudyResult, axes: Axes) -> None:
         axes.add_collection(LineCollection(lines, colors=STATE_COLOUR[state], linewidths=0.9, alpha=0.7))
         x, y = [trial.epochs for trial in trials], [trial.curve[-1] for trial in trials]
         axes.scatter(x, y, s=9, color=STATE_COLOUR[state], label=f"{state.value} ({len(trials)})")
-    for level in result.levels[:-1]:
-        axes.axvline(level, color=MUTED, linewidth=0.6, linestyle=":", zorder=0)
+    for rung in result.rungs[:-1]:
+        axes.axvline(rung, color=MUTED, linewidth=0.6, linestyle=":", zorder=0)
     axes.autoscale_view()
     axes.set(title=result.name, xlabel="epoch", ylabel=_escaped(watched_metric(result.metric)))
     axes.legend(frameon=False, fontsize=8)

@@ -9,8 +9,9 @@ from typing import Any, Final
 from tune_rescon.config import TrialState
 from tune_rescon.reporting.charts import HEIGHT, Chart, dotted_line, markers, numeric_axis, rounded
 from tune_rescon.reporting.formatting import MUTED, STATE_COLOUR, STATE_ORDER, setting_text
+from tune_rescon.reporting.hours import spent_hours, spent_unit
 from tune_rescon.reporting.incumbents import Group, Incumbent, incumbents
-from tune_rescon.reporting.summary import CostFront, cost_fronts, hours_unit, rung_survival
+from tune_rescon.reporting.summary import CostFront, cost_fronts, rung_survival
 from tune_rescon.reporting.timeline import GpuUse, Stretch, Throughput, Timeline
 from tune_rescon.tuning import StudyResult
 
@@ -82,7 +83,7 @@ def _cost(result: StudyResult, index: int, front: CostFront) -> Chart:
         data=[points, _front(front)],
         layout={
             "xaxis": numeric_axis(front.title, rangemode="tozero"),
-            "yaxis": numeric_axis(""),
+            "yaxis": numeric_axis(result.metric),
             "showlegend": False,
         },
         height=HEIGHT,
@@ -104,10 +105,10 @@ def _front(front: CostFront) -> dict[str, Any]:
 
 
 def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
-    """Return the best value so far of each search, by device-hours."""
-    hours = " or ".join(sorted({hours_unit(result) for result in results}))
+    """Return the best value so far of each search, by the hours that it had spent."""
+    hours = " or ".join(sorted({spent_unit(result) for result in results}))
     metrics = ", ".join(sorted({result.metric for result in results}))
-    totals = [sum(result.compute_hours(trial) for trial in result.trials) for result in results]
+    totals = [spent_hours(result, result.trials) for result in results]
     return Chart(
         key="incumbents",
         label=f"best {metrics} so far, by {hours}",
@@ -124,15 +125,15 @@ def incumbent_curves(results: Sequence[StudyResult]) -> Chart:
 
 
 def group_curves(result: StudyResult, name: str, groups: Sequence[Group], shared: float) -> Chart:
-    """Return the best value so far of each group, by the device-hours that the group had spent.
+    """Return the best value so far of each group, by the hours that the group had spent.
 
     Args:
         result: the search.
         name: the parameter that defines the groups.
         groups: the groups, the best first.
-        shared: the device-hours that every group has spent, which a dotted line marks.
+        shared: the hours that every group has spent, which a dotted line marks.
     """
-    hours = hours_unit(result)
+    hours = spent_unit(result)
     return Chart(
         key="groups",
         label=f"best {result.metric} so far of each {name}, by its {hours}",
@@ -151,7 +152,7 @@ def group_curves(result: StudyResult, name: str, groups: Sequence[Group], shared
 
 
 def _incumbent_line(name: str, changes: Sequence[Incumbent], total: float, colour: str) -> dict[str, Any]:
-    """Return a step line of the best value. It ends at ``total`` device-hours, with the last value."""
+    """Return a step line of the best value. It ends at ``total`` hours, with the last value."""
     last = changes[-1:]
     return {
         "type": "scatter",

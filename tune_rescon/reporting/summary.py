@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import hide_passwords
-from tune_rescon.reporting.formatting import device_hours_unit, format_number, setting_text
+from tune_rescon.reporting.formatting import format_number, setting_text
+from tune_rescon.reporting.hours import hours_by_unit, named_device, reserved_hours
 from tune_rescon.spaces import CategoricalParameter, Space, place_config
 from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front
 from tune_rescon.tuning.trial import FAILED_STATES, usable_trials
@@ -26,19 +27,13 @@ __all__ = [
     "Failure",
     "RankClass",
     "RungSurvival",
-    "Savings",
     "best_command",
     "cost_fronts",
-    "device_hours",
     "devices_of",
     "failures",
-    "hours_by_unit",
-    "hours_unit",
     "parameter_axes",
     "rank_classes",
-    "reserved_hours",
     "rung_survival",
-    "savings",
     "shared_epoch",
     "values_at",
 ]
@@ -138,14 +133,26 @@ class CostFront:
 
 
 def cost_fronts(result: StudyResult) -> tuple[CostFront, ...]:
-    """Return the fronts by GMACs, parameters and device-hours. A cost that no trial has is left out."""
+    """Return the fronts by GMACs, parameters and device-hours. A cost that no trial has is left out.
+
+    A search that has moved between cores and GPUs has a front by the hours of each. It contains the trials
+    that ran on nothing else.
+    """
+    device = named_device(result.trials, result.device)
     costs: list[tuple[str, Callable[[TrialRecord], float]]] = [
         ("GMACs an image", lambda trial: result.costs[trial.number].gmacs),
         ("million parameters", lambda trial: result.costs[trial.number].params_m),
-        (hours_unit(result), result.compute_hours),
+        *((unit, partial(_hours_in, result, unit, device)) for unit in reserved_hours(result)),
     ]
     fronts = (_front(result, title, cost) for title, cost in costs)
     return tuple(front for front in fronts if front.points)
+
+
+def _hours_in(result: StudyResult, unit: str, device: str, trial: TrialRecord) -> float:
+    """Return the device-hours of a trial; nan if some of them are of another unit."""
+    hours = hours_by_unit([trial], device=device, devices=result.devices_per_trial)
+    spent = {name: count for name, count in hours.items() if count}
+    return spent.get(unit, 0.0) if spent.keys() <= {unit} else math.nan
 
 
 def _front(result: StudyResult, title: str, cost: Callable[[TrialRecord], float]) -> CostFront:
@@ -159,50 +166,6 @@ def _front(result: StudyResult, title: str, cost: Callable[[TrialRecord], float]
     objectives = {n: (sign * trial.value, spent) for n, (trial, spent) in points.items() if n in comparable}
     front = tuple(points[number] for number in pareto_front(objectives))
     return CostFront(title=title, points=tuple(points.values()), front=front)
-
-
-def device_hours(result: StudyResult) -> dict[str, float]:
-    """Return the device-hours by kind of device, in descending order.
-
-    Each epoch counts for the kind that it ran on. A trial that changed its device counts for several kinds.
-    """
-    hours: defaultdict[str, float] = defaultdict(float)
-    for trial in result.trials:
-        for epoch, seconds in enumerate(trial.device_seconds(result.devices_per_trial)):
-            if seconds:
-                # An earlier version recorded no kind.
-                kind = trial.devices[epoch] if epoch < len(trial.devices) else None
-                hours[kind or "unknown"] += seconds / 3600
-    return dict(sorted(hours.items(), key=lambda item: (-item[1], item[0])))
-
-
-def hours_by_unit(trials: Iterable[TrialRecord], *, device: str, devices: float) -> dict[str, float]:
-    """Return the hours of cores and of GPUs apart, because a search may move from one to the other.
-
-    Args:
-        trials: the trials.
-        device: the device that trials have now, as in :attr:`.StudyResult.device`. Its hours are first.
-        devices: the number of devices for epochs whose own number is not recorded.
-    """
-    unit = device_hours_unit(device)
-    other = device_hours_unit("GPU" if device == "CPU" else "CPU")
-    hours = {unit: 0.0, other: 0.0}
-    for trial in trials:
-        kinds = itertools.chain(trial.devices, itertools.repeat(None))
-        for kind, seconds in zip(kinds, trial.device_seconds(devices), strict=False):
-            moved = kind is not None and (kind == "CPU") is not (device == "CPU")
-            hours[other if moved else unit] += seconds / 3600
-    return {name: spent for name, spent in hours.items() if spent or name == unit}
-
-
-def reserved_hours(result: StudyResult) -> dict[str, float]:
-    """Return the hours for which a search held devices, by unit; see :func:`hours_by_unit`."""
-    return hours_by_unit(result.trials, device=result.device, devices=result.devices_per_trial)
-
-
-def hours_unit(result: StudyResult) -> str:
-    """Return the unit of a sum of hours in a search; two units if it has moved between cores and GPUs."""
-    return " and ".join(reserved_hours(result))
 
 
 def devices_of(trial: TrialRecord) -> str:
@@ -264,43 +227,11 @@ def shared_epoch(result: StudyResult) -> int:
     If no rung has that many, it is the rung with the most values; 0 if no trial has a value. Values at a
     higher rung are more meaningful, but a lower rung compares more trials.
     """
-    counts = {level: len(values_at(result, level)) for level in {1, *result.levels}}
-    if populated := [level for level, count in counts.items() if count >= ENOUGH]:
+    counts = {rung: len(values_at(result, rung)) for rung in {1, *result.rungs}}
+    if populated := [rung for rung, count in counts.items() if count >= ENOUGH]:
         return max(populated)
-    most = max(counts, key=lambda level: (counts[level], level))
+    most = max(counts, key=lambda rung: (counts[rung], rung))
     return most if counts[most] else 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Savings:
-    """The epochs that ran, and the epochs that early stopping saved."""
-
-    epochs: int
-    """Epochs that ran."""
-    epochs_saved: int
-    hours: float
-    """Device-hours of the epochs that ran."""
-    hours_saved: float
-    """Estimated device-hours of the saved epochs, by the mean epoch of each stopped trial."""
-
-    @property
-    def share(self) -> float:
-        """Saved epochs as a fraction of all epochs that would have run, 0..1."""
-        return self.epochs_saved / max(self.epochs + self.epochs_saved, 1)
-
-
-def savings(result: StudyResult) -> Savings:
-    """Return the savings by the stopped trials. Diverged and failed trials count as saving nothing."""
-    stopped = [trial for trial in result.trials if trial.state is TrialState.STOPPED and trial.epochs]
-    last = result.levels[-1]
-    return Savings(
-        epochs=sum(trial.epochs for trial in result.trials),
-        epochs_saved=sum(last - trial.epochs for trial in stopped),
-        hours=math.fsum(result.compute_hours(trial) for trial in result.trials),
-        hours_saved=math.fsum(
-            result.compute_hours(trial) / trial.epochs * (last - trial.epochs) for trial in stopped
-        ),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,13 +251,13 @@ class RungSurvival:
 def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
     """Return the survival at every rung, the lowest first."""
     survival = []
-    for level in result.levels:
-        reached = [trial for trial in result.trials if trial.epochs >= level]
-        continued = sum(trial.epochs > level or trial.state is TrialState.FINISHED for trial in reached)
-        stopped = sum(trial.epochs == level and trial.state is TrialState.STOPPED for trial in reached)
+    for rung in result.rungs:
+        reached = [trial for trial in result.trials if trial.epochs >= rung]
+        continued = sum(trial.epochs > rung or trial.state is TrialState.FINISHED for trial in reached)
+        stopped = sum(trial.epochs == rung and trial.state is TrialState.STOPPED for trial in reached)
         survival.append(
             RungSurvival(
-                epoch=level,
+                epoch=rung,
                 reached=len(reached),
                 continued=continued,
                 stopped=stopped,
@@ -399,7 +330,11 @@ def _axis(result: StudyResult, name: str) -> Axis:
 def _is_categorical(space: Space, name: str, values: Any) -> bool:
     if isinstance(space.parameters.get(name), CategoricalParameter):
         return True
-    return not all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    # A switch that a resume has removed from the space is True and False, and not a number from 0 to 1.
+    return not all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        for value in values
+    )
 
 
 def _choices(space: Space, name: str, used: set[str]) -> list[str]:

@@ -38,7 +38,7 @@ from tune_rescon.reporting.formatting import (
     storage_of,
     value_text,
 )
-from tune_rescon.reporting.summary import reserved_hours
+from tune_rescon.reporting.hours import reserved_hours
 from tune_rescon.spaces import Space
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning import SearchState, StudyResult

@@ -12,6 +12,7 @@
     overlap       a trial of another space -> the same trial in this space, or the reason why it does not fit
     place_config  a trial of this search, by its configuration -> the same trial in the present space
     point_key, count_points, free_points, pending_rows    the points of a space, and those that have run
+    can_have, with_parents    the values that another program chose for a trial
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from tune_rescon.spaces.parameters import (
 )
 from tune_rescon.spaces.sampling import (
     Overlap,
+    can_have,
     distributions,
     first_rows,
     free_points,
@@ -57,6 +59,7 @@ from tune_rescon.spaces.sampling import (
     suggest,
     to_optuna,
     trial_config,
+    with_parents,
 )
 from tune_rescon.spaces.sections import (
     AutoResources,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -44,6 +45,7 @@ from tune_rescon.spaces.space import Space
 
 __all__ = [
     "Overlap",
+    "can_have",
     "distributions",
     "first_rows",
     "free_points",
@@ -59,6 +61,7 @@ __all__ = [
     "suggest",
     "to_optuna",
     "trial_config",
+    "with_parents",
     "without_study_logs",
 ]
 
@@ -125,6 +128,62 @@ def from_optuna(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
     return _in_order(
         space, {name: _from_stored(space.parameters[name], stored) for name, stored in params.items()}
     )
+
+
+def can_have(space: Space, params: Mapping[str, Any]) -> bool:
+    """Return whether a trial of a space can have all these values.
+
+    Args:
+        space: the space.
+        params: values of some parameters, as Optuna stores them. Another program may have chosen them.
+    """
+    try:
+        values = {name: _from_stored(space.parameters[name], stored) for name, stored in params.items()}
+    except (KeyError, ValueError):
+        return False
+    if any(why_outside(space.parameters[name], value) for name, value in values.items()):
+        return False
+    return all(
+        is_among(values[parent], allowed) if parent in values else bool(allowed)
+        for parent, allowed in _parent_choices(space, params).items()
+    )
+
+
+def with_parents(space: Space, params: Mapping[str, Any], *, seed: int, number: int) -> dict[str, Any]:
+    """Return ``params`` with values of the missing parameters on which they depend.
+
+    Without them, a sampler might draw other ones, and the trial would not have what was given. They are drawn
+    at random among those that are possible.
+
+    Args:
+        space: the space.
+        params: values that :func:`can_have` accepts.
+        seed: the seed of the search.
+        number: the number of the trial.
+    """
+    generator = np.random.default_rng((seed, number))
+    missing = {
+        parent: _stored(choices[generator.integers(len(choices))])
+        for parent, choices in _parent_choices(space, params).items()
+        if parent not in params
+    }
+    return {**params, **missing}
+
+
+def _parent_choices(space: Space, names: Iterable[str]) -> dict[str, list[Any]]:
+    """Return for each parameter on which others depend its choices for which all these others exist."""
+    possible: dict[str, list[Any]] = {}
+    pending = list(names)
+    while pending:
+        when = space.parameters[pending.pop()].when
+        if when is None:
+            continue
+        parent = space.parameters[when.parameter]
+        assert isinstance(parent, CategoricalParameter), "checked when the space is read"
+        choices = possible.get(when.parameter, parent.choices)
+        possible[when.parameter] = [choice for choice in choices if is_among(choice, when.within)]
+        pending.append(when.parameter)
+    return possible
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import json
 import re
 import uuid
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tune_rescon.errors import NameTakenError, StorageError, format_error
+from tune_rescon.errors import NameTakenError, StorageError, format_error, hide_passwords
 from tune_rescon.storage.remote import RemoteError, RemoteFolder, StorageUrl
 
 __all__ = [
@@ -127,6 +128,8 @@ class SearchHome:
     remote: RemoteFolder
     identity: str
     """The search's permanent identity: a new search that reuses the name of a deleted one has another."""
+    first_url: str | None
+    """The URL, without a password, at which the search was begun; None if an earlier version began it."""
 
     @classmethod
     def create(cls, storage: StorageUrl, name: str) -> SearchHome:
@@ -138,9 +141,11 @@ class SearchHome:
         """
         check_new_name(name)
         remote = RemoteFolder.connect(storage).folder(name)
-        home = cls(storage=storage, name=name, remote=remote, identity=uuid.uuid4().hex)
+        url = hide_passwords(remote.url)
+        home = cls(storage=storage, name=name, remote=remote, identity=uuid.uuid4().hex, first_url=url)
+        content = {"search": name, "id": home.identity, "url": url}
         with usable(storage):
-            if remote.create(_IDENTITY, json.dumps({"search": name, "id": home.identity}).encode()):
+            if remote.create(_IDENTITY, json.dumps(content).encode()):
                 return home
         raise name_taken(name, remote.url, begun=home.begun)
 
@@ -163,11 +168,12 @@ class SearchHome:
             if found is None:
                 return None
             try:
-                identity = json.loads(found)["id"]
+                content = json.loads(found)
+                identity, first_url = content["id"], content.get("url")
             except ValueError:
                 # On a file system, a writer may have created the file without filling it yet.
                 raise RemoteError(f"{remote.url}/{_IDENTITY} is being written") from None
-        return cls(storage=storage, name=name, remote=remote, identity=identity)
+        return cls(storage=storage, name=name, remote=remote, identity=identity, first_url=first_url)
 
     @property
     def begun(self) -> bool:
@@ -196,8 +202,13 @@ class SearchHome:
         raise no_such_search(name, storage, found, where=where)
 
     def scratch(self, cache_root: Path) -> Path:
-        """Return this machine's directory for the search; it contains ``<name>/``, like a local storage."""
-        return cache_root / "searches" / self.identity
+        """Return this machine's directory for the search; it contains ``<name>/``, like a local storage.
+
+        A copy of the search at another URL has the same identity, but must not work on the original's files.
+        """
+        url = hide_passwords(self.remote.url)
+        other = "" if self.first_url in (None, url) else f"-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+        return cache_root / "searches" / f"{self.identity}{other}"
 
     @property
     def opening(self) -> RemoteFolder:

@@ -35,13 +35,13 @@ class SearchPolicy(Protocol):
     """Proposes trials and decides after each of their epochs. It is called from one thread."""
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         """True if no trial will be handed out any more."""
 
     def next_trial(self) -> Assignment | None:
         """Return the next trial for a free worker.
 
-        None means that no trial is ready. Unless the policy is :attr:`exhausted`, call again after the next
+        None means that no trial is ready. Unless :attr:`no_more_trials` is true, call again after the next
         epoch has ended.
         """
 
@@ -60,15 +60,12 @@ class SearchPolicy(Protocol):
             checkpoint: the trial's checkpoint; None if it has none.
         """
 
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
+    def close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
         """End a trial whose code raised.
 
         Args:
             number: the trial.
             state: the final state.
-            checkpoint: the trial's checkpoint, if any.
             error: the text of the exception.
         """
 

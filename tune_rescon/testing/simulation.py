@@ -323,7 +323,7 @@ class _Driver:
             # The policy may count the epochs in the same trial object, so the count is copied now.
             had, curve = trial.epochs, self._workload(trial)
             self._resume(_Running(trial=trial, had=had, curve=curve, worker=self._idle.pop()))
-        if not self._events and not self._policy.exhausted:
+        if not self._events and not self._policy.no_more_trials:
             raise RuntimeError("the policy waits for an event, but nothing runs that could bring one")
         return bool(self._events)
 

@@ -63,13 +63,13 @@ class TunePolicy:
         self._running: dict[int, TuneTrial] = {}
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         """True if the searcher has finished or has suggested ``num_samples`` configurations."""
         return self._finished or self._made == self._num_samples
 
     def next_trial(self) -> TuneTrial | None:
         """Request a configuration from the searcher, add its trial to the scheduler and return the trial."""
-        if self.exhausted:
+        if self.no_more_trials:
             return None
         trial_id = f"{self._made:08d}"
         config = self._searcher.suggest(trial_id)
@@ -113,18 +113,15 @@ class TunePolicy:
         self._scheduler.on_trial_complete(self, trial, trial.last_result)
         self._searcher.on_trial_complete(trial.trial_id, result=trial.last_result)
 
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
+    def close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
         """End a trial whose code raised, which Tune handles like a dead worker.
 
         Args:
             number: the trial.
             state: not used.
-            checkpoint: not used.
             error: not used.
         """
-        del state, checkpoint, error
+        del state, error
         self.worker_failed(number)
 
     def worker_failed(self, number: int, *, on: str | None = None) -> None:

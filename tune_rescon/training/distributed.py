@@ -99,16 +99,17 @@ class ProcessGroup:
             yield
 
     @contextmanager
-    def propagate_errors(self, *alike: type[BaseException]) -> Iterator[None]:
+    def propagate_errors(self, *raised_by_all: type[BaseException]) -> Iterator[None]:
         """Make the other processes fail too if the block raises.
 
         Args:
-            alike: types of exceptions that all processes raise at the same point; they are only raised here.
+            raised_by_all: types of exceptions that every process raises at the same point. The other
+                processes need no message about them.
         """
         try:
             yield
         except BaseException as error:
-            known = isinstance(error, (PeerOutOfMemoryError, PeerFailedError, PeerLostError, *alike))
+            known = isinstance(error, (PeerOutOfMemoryError, PeerFailedError, PeerLostError, *raised_by_all))
             if not known and not self.alone:
                 # The exception of the block is raised, not one from the vote.
                 with suppress(PeerOutOfMemoryError, PeerFailedError, PeerLostError):

@@ -44,9 +44,9 @@ class EpochReporter(Callback):
     After a crash between ``last.ckpt`` and the report, the report is made from the checkpoint's metadata. The
     reporter comes after all callbacks that change the network.
 
-    A thread may write the files while the next epoch's first steps run. The report is then made after the
-    first step that ends after the files are durable, or have failed to be written. If the report ends the
-    trial, these steps are discarded: they change no file and no report.
+    A thread may write the files while the next epoch's first steps run. The epoch is then reported at the end
+    of the first step after the thread has finished or failed. If the report ends the trial, the steps of the
+    next epoch are discarded: they change no file and no report.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class EpochReporter(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch, read the clock, and report the last epoch if its files are written by now.
+        """Count the batch, read the clock, and report the previous epoch once its files are written.
 
         After the epoch's last batch a GPU has finished, because FiniteLoss has read the epoch's loss.
 
         Raises:
-            StoppedByReport: the last epoch's report ended the trial.
+            StoppedByReport: the previous epoch's report ended the trial.
         """
         if self._due is not None and self._writer is not None and self._writer.is_written:
             began = self._clock()
@@ -207,7 +207,7 @@ class EpochReporter(Callback):
             trainer.should_stop = True
 
     def report_due(self) -> None:
-        """Report the last epoch if it is not reported yet, after its files are durable.
+        """Report the previous epoch if it is not reported yet, once its files are durable.
 
         Raises:
             StoppedByReport: the report ended the trial; :attr:`stopped_by` has the report's exception.
@@ -217,7 +217,7 @@ class EpochReporter(Callback):
             raise StoppedByReport
 
     def finish(self, *, report: bool = True) -> None:
-        """Wait for the files of the last epoch and report it, if it is not reported yet.
+        """Wait for the files of the previous epoch and report it, if it is not reported yet.
 
         Args:
             report: False only waits. A resumed trial then reports the epoch from the checkpoint's metadata.
@@ -236,8 +236,13 @@ class EpochReporter(Callback):
             self.stopped_by = error
 
     def report_diverged(self, pl_module: pl.LightningModule) -> None:
-        """Report an epoch that ended with :class:`Diverged`. Its files are not written."""
-        metrics = self._measure(pl_module) | {"train_loss": math.nan}
+        """Report an epoch that ended with :class:`Diverged`. Its files are not written.
+
+        Its training metrics are nan, because any of them may be the objective, and a trial that has diverged
+        must have no finite value in its last epoch.
+        """
+        measured = self._measure(pl_module)
+        metrics = measured | {name: math.nan for name in measured if name.startswith("train_")}
         self.metadata = self.metadata.extended(metrics)
         self._report(metrics)
 

@@ -130,8 +130,8 @@ class FitAttempt:
         """Train from ``start`` to the last epoch.
 
         Returns:
-            None if the trial has ended; otherwise the settings to retry with. Then only reference cycles,
-            which a garbage collection frees, still refer to the network and its optimiser.
+            None if the trial has ended; otherwise the settings to retry with. Before the retry, the caller
+            must collect garbage: reference cycles still hold the network and its optimiser.
 
         Raises:
             torch.OutOfMemoryError: the memory is too small, and smaller micro-batches would not help.

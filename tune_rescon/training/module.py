@@ -153,7 +153,7 @@ class TrialModule(pl.LightningModule):
         """Return the class scores (B, K) of ``network``, in fp32, computed in the placement's precision.
 
         If an activation is too large for fp16, a validation (without gradients) computes them again in fp32.
-        In training the loss is then not finite, and the scaler skips the step.
+        In training the loss is then not finite, and the trial ends as diverged.
         """
         images_BCHW = self._placement.images(images_BCHW)
         if not torch.is_grad_enabled():

@@ -62,7 +62,8 @@ class CheckpointMetadata:
     epochs: int
     """Length of the whole training, which the schedule spans."""
     history: tuple[Mapping[str, float], ...] = ()
-    """Metrics of epochs 1, 2, ...; an epoch's ``epoch_seconds`` exclude the writing of its own checkpoint."""
+    """One mapping of metrics for each epoch. Its ``epoch_seconds`` exclude the writing of that epoch's
+    checkpoint."""
     batches: int = 0
     """Batches of the next epoch that are trained already."""
     micro_batches: int = 1

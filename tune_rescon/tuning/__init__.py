@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.mlflow_sync import sync_tracking
     from tune_rescon.tuning.options import (
         RunOptions,
+        SearchLocation,
         absolute_storage,
         default_cache_root,
         default_data_root,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tune_rescon.tuning.overview import SearchOverview, list_searches
     from tune_rescon.tuning.prepare import cache_messages, evaluation_messages, with_store_size
     from tune_rescon.tuning.ray.worker import TrialTask
-    from tune_rescon.tuning.reader import SearchLocation, read_search
+    from tune_rescon.tuning.reader import read_search
     from tune_rescon.tuning.resources import fit_to_machine, machine_message
     from tune_rescon.tuning.result import (
         SearchState,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Sequence
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.spaces import Space, first_rows, to_optuna
-from tune_rescon.tuning.budget import deadline
 from tune_rescon.tuning.callbacks import SearchCallback
 from tune_rescon.tuning.constraints import violation_of
 from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
@@ -46,11 +45,13 @@ def make_plan(
         now: The current time in seconds, on the clock of the coordinator.
         check_lease: Called before the record is written. It raises if the record belongs to another driver.
     """
-    space = costs.space
+    space, hours = costs.space, costs.space.budget.hours
+    seconds = None if hours is None else hours * 3600
     return SearchPlan(
         total=space.budget.trials,
-        deadline=deadline(space.budget.hours, elapsed_seconds=elapsed_seconds, now=now),
-        seconds=None if space.budget.hours is None else space.budget.hours * 3600,
+        # The hours count all runs together: a resumed search that is given more has the difference left.
+        deadline=None if seconds is None else now + seconds - elapsed_seconds,
+        seconds=seconds,
         group=_group_of(space),
         cost=costs.second_objective if space.metric.against else None,
         devices=space.resources_per_trial.devices,

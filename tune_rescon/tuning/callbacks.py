@@ -84,7 +84,7 @@ class SearchCallback:
 
         Args:
             trial: The trial. The epoch is ``trial.epochs``.
-            metrics: The metrics of the epoch, by MLflow's names.
+            metrics: The metrics of the epoch, by their names in the record.
             verdict: The decision about the trial, with its rank at the rung if the epoch is a rung's.
         """
 
@@ -107,7 +107,7 @@ class SearchCallback:
 class CallbackList(SearchCallback):
     """Calls several callbacks, in the given order."""
 
-    def __init__(self, callbacks: Iterable[SearchCallback], *, safe: bool = False) -> None:
+    def __init__(self, callbacks: Iterable[SearchCallback] = (), *, safe: bool = False) -> None:
         """Store the callbacks.
 
         If ``safe`` is True, an exception of a callback does not end the search, because a search costs hours
@@ -116,6 +116,10 @@ class CallbackList(SearchCallback):
         """
         self._callbacks = list(callbacks)
         self._safe = safe
+
+    def add(self, callback: SearchCallback) -> None:
+        """Call ``callback`` too, after the others."""
+        self._callbacks.append(callback)
 
     @override
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:

@@ -11,18 +11,18 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.errors import ConfigError, format_error
-from tune_rescon.models import NetworkDescription, describe_network
+from tune_rescon.models import NetworkDescription
 from tune_rescon.spaces import Latency, first_rows, preview, trial_config
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.study import StudyRecord
 
-__all__ = ["check_constraints", "violation_of"]
+__all__ = ["CONSTRAINED_DRAWS", "check_constraints", "violation_of"]
 
 #: The limits on a network's size, and their units.
 _UNITS: Final = {"params_m": "million parameters", "gmacs": "billion multiply-adds"}
 
 #: Number of draws that estimate which share of the networks keeps to the constraints.
-_DRAWS: Final = 1000
+CONSTRAINED_DRAWS: Final = 1000
 
 #: Seconds after which the estimate measures no more latencies, if one draw has kept to the constraints.
 _MEASURING_SECONDS: Final = 30.0
@@ -72,43 +72,40 @@ class Latencies:
 
 
 def violation_of(
-    model: CostModel, record: StudyRecord | None = None
+    costs: CostModel, record: StudyRecord | None = None
 ) -> Callable[[Mapping[str, Any]], str | None] | None:
     """Return a function that says which constraint a configuration (plain values) breaks.
 
     The function returns None if the configuration breaks no constraint. If the space has no constraints, the
     result is None instead of a function. ``record`` stores the measured latencies.
     """
-    return _violation(model, _latencies(model, record))
+    return _violation(costs, _latencies(costs, record))
 
 
-def _latencies(model: CostModel, record: StudyRecord | None) -> Latencies | None:
-    section = model.space.constraints.latency_ms
+def _latencies(costs: CostModel, record: StudyRecord | None) -> Latencies | None:
+    section = costs.space.constraints.latency_ms
     return None if section is None else Latencies(section, record)
 
 
 def _violation(
-    model: CostModel, latencies: Latencies | None
+    costs: CostModel, latencies: Latencies | None
 ) -> Callable[[Mapping[str, Any]], str | None] | None:
-    section = model.space.constraints
+    section = costs.space.constraints
     limits = {name: limit.max for name in _UNITS if (limit := getattr(section, name)) is not None}
     if not limits and latencies is None:
         return None
 
     def violation(values: Mapping[str, Any]) -> str | None:
         config = TrialConfig.from_dict(values)
-        cost = model.cost_of(config)
+        cost = costs.cost_of(config)
         for name, limit in limits.items():
             value = getattr(cost, name)
             if value > limit:
                 return f"its network has {value:.4g} {_UNITS[name]}, and constraints.{name} allows {limit:g}"
-        if latencies is None:
-            return None
         # Last, because measuring takes long.
-        images = model.datasets.get(config.dataset or model.space.dataset.name)
-        if images is None:
+        spec = None if latencies is None else costs.network(config)
+        if latencies is None or spec is None:
             return None
-        spec = describe_network(config, classes=images.classes, in_channels=images.channels)
         latency = latencies.measure(spec)
         if latency <= latencies.section.max:
             return None
@@ -120,11 +117,11 @@ def _violation(
     return violation
 
 
-def check_constraints(model: CostModel, record: StudyRecord | None = None) -> str | None:
+def check_constraints(costs: CostModel, record: StudyRecord | None = None) -> str | None:
     """Check that the initial trials keep to the constraints, and that other networks of the space can.
 
     Args:
-        model: The costs of the networks of the space.
+        costs: The costs of the networks of the space.
         record: The record of a resumed search; None for a new one.
 
     Returns:
@@ -134,8 +131,8 @@ def check_constraints(model: CostModel, record: StudyRecord | None = None) -> st
         ConfigError: If a row of ``initial`` breaks a constraint, or every network does.
         ResourceError: If this machine does not have the device on which latency is measured.
     """
-    space, latencies = model.space, _latencies(model, record)
-    violation = _violation(model, latencies)
+    space, latencies = costs.space, _latencies(costs, record)
+    violation = _violation(costs, latencies)
     if violation is None:
         return None
     if space.sampler.type != "grid":
@@ -144,7 +141,7 @@ def check_constraints(model: CostModel, record: StudyRecord | None = None) -> st
             if broken is not None:
                 hint = "Leave the row out, or allow more."
                 raise ConfigError(format_error(broken, where=f"initial[{index}]", hint=hint))
-    draws = list(first_rows(space)) if space.sampler.type == "grid" else preview(space, _DRAWS)
+    draws = list(first_rows(space)) if space.sampler.type == "grid" else preview(space, CONSTRAINED_DRAWS)
     violations: list[str] = []
     allowed, began = 0, time.monotonic()
     for values in draws:

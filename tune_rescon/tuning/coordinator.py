@@ -113,7 +113,7 @@ class Coordinator:
         self._unfinished: list[int] = []
 
     def start(self) -> Self:
-        """Pass the recorded trials to the rule and the callbacks, and carry out the open decisions."""
+        """Pass the recorded trials to the rule and callbacks, and carry out what was only decided."""
         trials = self._record.trials()
         self._retention.start(trials)
         self._out_of_memory.add(filter(self._plan.same_devices, trials))
@@ -126,7 +126,7 @@ class Coordinator:
         self._interrupted = True
 
     @property
-    def exhausted(self) -> bool:
+    def no_more_trials(self) -> bool:
         """True if no trial will start any more, neither a new one nor a paused one that is promoted."""
         return self._ending or self._done
 
@@ -136,20 +136,20 @@ class Coordinator:
         An unfinished trial comes from an earlier run or lost its worker process.
 
         Returns:
-            The trial, or None if no trial can start now. Unless :attr:`exhausted` is True, one may start
+            The trial, or None if no trial can start now. Unless :attr:`no_more_trials` is True, one may start
             after a running trial has progressed.
         """
         if self._ending:
             return None
         self._plan.check_lease()
-        self._advance()
+        self._set_elapsed()
         while self._unfinished:
             number = self._unfinished.pop(0)
             if not self._close_if_requested(number):
                 return self._started(self._record.reopen(number))
         if (promoted := self._promoted()) is not None:
             return promoted
-        while self._more and self._rule.may_start():
+        while self._has_new_trials and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
             # None until a trial fails: the parameters of a simulation may form no configuration to check.
             infeasible = self._out_of_memory.contains if self._out_of_memory else None
@@ -200,7 +200,7 @@ class Coordinator:
         if epoch <= known.epochs:
             return Decision.CONTINUE
         self._plan.check_lease()
-        self._advance()
+        self._set_elapsed()
         requested = self._record.stop_requested(number)
         verdict, note = self._judge(known.extended(metrics), requested=requested)
         trial = self._record.report(
@@ -235,19 +235,16 @@ class Coordinator:
         trial = self._record.note(number, text)
         self._callbacks.on_trial_note(trial, text)
 
-    def close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
+    def close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
         """Close a running trial permanently. Do nothing if the trial is not running.
 
         Args:
             number: The trial's number.
             state: The final state.
-            checkpoint: The trial's checkpoint, if it has one.
             error: The error that ended the trial, if one did.
         """
         if number in self._running:
-            self._close(number, state, checkpoint=checkpoint, error=error)
+            self._close(number, state, error=error)
 
     def abort(self, number: int, failure: str) -> None:
         """End the search because a machine cannot run its trials. Do nothing if the trial is not running.
@@ -282,9 +279,9 @@ class Coordinator:
             self._unfinished.append(number)
 
     def interrupt_remaining(self) -> None:
-        """Interrupt the trials that count as running, after all worker processes have ended.
+        """Interrupt every trial that is still marked as running, also those that a dead driver left.
 
-        An earlier driver that died may have left some. Paused trials are stopped if the deadline has passed.
+        Call this after all worker processes have ended. Past the deadline, paused trials are stopped.
         """
         for trial in filter(lambda trial: trial.state is TrialState.RUNNING, self._record.trials()):
             self._interrupt_trial(trial.number)
@@ -301,11 +298,11 @@ class Coordinator:
         return self._interrupted or self.failure is not None
 
     @property
-    def _more(self) -> bool:
+    def _has_new_trials(self) -> bool:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _replay(self, trials: Sequence[TrialRecord]) -> list[int]:
-        """Replay the recorded values, and carry out open decisions; return the trials that must continue."""
+        """Replay the values, carry out what was only decided, and return the trials that must continue."""
         for trial in trials:
             for epoch in range(1, trial.epochs + 1):
                 self._rule.replay(self._observation(trial, epoch))
@@ -325,9 +322,9 @@ class Coordinator:
                 self._act(trial)
         return unfinished
 
-    def _advance(self) -> None:
+    def _set_elapsed(self) -> None:
         if self._plan.deadline is not None and self._plan.seconds is not None:
-            self._rule.advance(self._plan.seconds - (self._plan.deadline - self._clock()))
+            self._rule.set_elapsed(self._plan.seconds - (self._plan.deadline - self._clock()))
 
     def _started(self, trial: TrialRecord) -> TrialRecord:
         self._running.add(trial.number)
@@ -358,7 +355,7 @@ class Coordinator:
         """Close a trial instead of resuming it if its stop was requested; return whether it was closed."""
         if not self._record.stop_requested(number):
             return False
-        self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
+        self._close(number, TrialState.STOPPED)
         return True
 
     def _last_promotion(self) -> TrialRecord | None:
@@ -378,7 +375,7 @@ class Coordinator:
 
     def _stop_paused(self) -> None:
         for number in self._rule.paused():
-            self._close(number, TrialState.STOPPED, checkpoint=self._record.trial(number).checkpoint)
+            self._close(number, TrialState.STOPPED)
 
     def _judge(self, trial: TrialRecord, *, requested: bool) -> tuple[Verdict, str]:
         """Return the verdict on a trial's last epoch, and a note with the reason if it is not the rule's.
@@ -409,9 +406,9 @@ class Coordinator:
         """Carry out the decision that followed a trial's last recorded epoch."""
         match trial.decision:
             case Decision.FINISH:
-                self._close(trial.number, TrialState.FINISHED, checkpoint=trial.checkpoint)
+                self._close(trial.number, TrialState.FINISHED)
             case Decision.STOP:
-                self._close(trial.number, TrialState.STOPPED, checkpoint=trial.checkpoint)
+                self._close(trial.number, TrialState.STOPPED)
             case Decision.DIVERGED:
                 self._close(trial.number, TrialState.DIVERGED)
             case Decision.PAUSE:
@@ -420,13 +417,11 @@ class Coordinator:
                 self._sampler.on_epoch(paused)
                 self._callbacks.on_trial_end(paused)
 
-    def _close(
-        self, number: int, state: TrialState, *, checkpoint: str | None = None, error: str | None = None
-    ) -> None:
+    def _close(self, number: int, state: TrialState, *, error: str | None = None) -> None:
         self._plan.check_lease()
         ran = number in self._running
         self._running.discard(number)
-        kept = self._retention.trial_ends(number, state, checkpoint)
+        kept = self._retention.trial_ends(number, state)
         ending = self._record.trial(number)
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
         trial = self._record.close(

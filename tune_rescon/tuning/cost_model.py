@@ -47,15 +47,21 @@ class CostModel:
         config = trial.config(self.space)
         return _UNKNOWN if config is None else self.cost_of(config)
 
+    def network(self, config: TrialConfig) -> NetworkDescription | None:
+        """Describe the network of a configuration; None if its images are not known."""
+        info = self.datasets.get(config.dataset or self.space.dataset.name)
+        if info is None:
+            return None
+        return describe_network(config, classes=info.classes, in_channels=info.channels)
+
     def cost_of(self, config: TrialConfig) -> TrialCost:
         """Count the parameters and multiply-adds of a configuration's network without building it.
 
         Both are nan if its images are not known.
         """
-        info = self.datasets.get(config.dataset or self.space.dataset.name)
-        if info is None:
+        spec = self.network(config)
+        if spec is None:
             return _UNKNOWN
-        spec = describe_network(config, classes=info.classes, in_channels=info.channels)
         try:
             return _network_cost(spec)
         except UserError:

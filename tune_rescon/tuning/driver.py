@@ -1,18 +1,30 @@
-"""The identity of the process that drives a search, and whether a driver on this machine is alive."""
+"""The driver of a search: its process, its lease in the record, and whether it is alive."""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
-__all__ = ["Driver", "ProcessTable", "process_start", "this_driver"]
+__all__ = [
+    "Driver",
+    "Lease",
+    "LeaseDecision",
+    "ProcessTable",
+    "decide_lease",
+    "driver_lives",
+    "lease_lives",
+    "process_start",
+    "this_driver",
+]
 
 
 #: Maps a process number to the start of the live process with that number (:attr:`Driver.started`), to nan if
@@ -80,3 +92,91 @@ def _place() -> str:
     if _PID_NAMESPACE.is_symlink():
         parts.append(str(_PID_NAMESPACE.readlink()))
     return " ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The lease of a search, held by a driver or given back."""
+
+    driver: Driver | None
+    """The holder; None if the lease was given back."""
+    token: str
+    """Identifies one holding of the lease, because a process may hold the lease twice in its life."""
+    beat: int
+    """A number that increases while the driver lives."""
+    since: str
+    """When the holding began, by the holder's clock; shown to users only."""
+    seconds: float
+    """Length of the lease: if the beat does not change for this many seconds, the driver is dead."""
+    driven: float
+    """Seconds for which all drivers together have run the search, up to this beat."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the lease as a JSON-serializable dict."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Lease:
+        """Create a lease from the result of :meth:`to_dict`."""
+        driver = None if values["driver"] is None else Driver(**values["driver"])
+        return cls(**{**values, "driver": driver})
+
+
+class LeaseDecision(enum.Enum):
+    """The decision on a lease: take it, watch its beat first, or refuse."""
+
+    TAKE = enum.auto()
+    WATCH = enum.auto()
+    """The lease may be taken if its beat does not change."""
+    REFUSE = enum.auto()
+
+
+#: Two readings of one process's start differ by less than this many seconds. They differ because the
+#: machine's estimate of its boot time shifts.
+START_TOLERANCE: Final = 2.0
+
+
+def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> LeaseDecision:
+    """Decide whether the process ``me``, in the table ``processes``, may take the lease of the record."""
+    if lease is None or lease.driver is None:
+        return LeaseDecision.TAKE
+    holder = lease.driver
+    if holder.place != me.place or holder == me:
+        # If the holder is this process, either a search on another thread holds the lease and beats, or an
+        # earlier search could not give it back.
+        return LeaseDecision.WATCH
+    started = processes(holder.pid)
+    if started is None:
+        return LeaseDecision.TAKE
+    if abs(started - holder.started) < START_TOLERANCE:
+        return LeaseDecision.REFUSE
+    # Another process has that number now, the clock was set, or the start cannot be read. The beat decides.
+    return LeaseDecision.WATCH
+
+
+#: A driver on another machine counts as dead if it wrote no beat for this many lengths of its lease, each of
+#: which contains four beats. This is only for reports to users: a process that takes over a search watches
+#: the beat itself and trusts no clock.
+SILENT_LEASES: Final = 2.0
+
+
+def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, silent: float) -> bool:
+    """Return whether a search has a live driver.
+
+    Args:
+        lease: The search's lease, or None.
+        me: The calling process.
+        processes: The process table in which ``me`` is.
+        silent: Seconds since the last write of the lease, by clocks that may differ; 0 if it is not known.
+    """
+    decision = decide_lease(lease, me, processes)
+    if decision is not LeaseDecision.WATCH:
+        return decision is LeaseDecision.REFUSE
+    assert lease is not None, "there is nothing to watch"
+    return silent < SILENT_LEASES * lease.seconds
+
+
+def lease_lives(value: Mapping[str, Any] | None, silent: float) -> bool:
+    """Return whether the driver that holds the lease ``value`` is alive: see :func:`driver_lives`."""
+    lease = None if value is None else Lease.from_dict(value)
+    return driver_lives(lease, this_driver(), process_start, silent=silent)

@@ -65,22 +65,21 @@ class CheckpointRetention:
         ended = (trial for trial in trials if trial.state.is_final)
         self._kept = top_k_checkpoints(ended, keep=self._keep)
 
-    def trial_ends(self, number: int, state: TrialState, checkpoint: str | None) -> str | None:
+    def trial_ends(self, number: int, state: TrialState) -> str | None:
         """Delete the checkpoints that are no longer among the best, when a trial ends in ``state``.
 
-        A finished or stopped trial that is among the best but names no checkpoint could not write or send it.
-        The checkpoints that it already has are then kept.
+        If a trial is among the best but reported no checkpoint, writing or copying it has failed. The
+        checkpoints that the trial already has are then kept.
 
         Returns:
-            The given checkpoint if this trial is among the best, otherwise None.
+            The trial's checkpoint if it is among the best, otherwise None.
         """
         ended = replace(self._record.trial(number), state=state)
         # The best of all trials are among the previous best and this trial.
         previous = (self._record.trial(n) for n in self._kept)
         kept = top_k_checkpoints((*previous, ended), keep=self._keep)
-        ended_well = state in (TrialState.FINISHED, TrialState.STOPPED)
-        survives = checkpoint if number in kept else None
-        if survives is not None or number not in kept or not ended_well:
+        survives = ended.checkpoint if number in kept else None
+        if survives is not None or number not in kept:
             self._prune(number, survives)
         for loser in self._kept - kept:
             self._prune(loser, None)

@@ -37,6 +37,7 @@ __all__ = [
     "recorded_checkpoint",
     "resolve_storage",
     "trial_folder",
+    "unknown_trials",
     "usable_directory",
     "write_atomically",
 ]
@@ -73,6 +74,30 @@ def recorded_checkpoint(number: int, file: str | None) -> str | None:
     if file is None:
         return None
     return f"{trial_folder(number)}/{file.rpartition('/')[2]}"
+
+
+def unknown_trials(files: Iterable[str], known: Collection[int]) -> dict[str, str]:
+    """Return new names for the directories of trials that the record does not have, by their present names.
+
+    A record that was restored from a backup, or whose newest copy was lost with a machine, lacks the trials
+    since. Their numbers are used again, and their files may be all that is left of them.
+
+    Args:
+        files: The files of all trials, by their paths in :data:`CHECKPOINTS`.
+        known: The numbers in the record.
+
+    >>> unknown_trials(["trial_0001/last.ckpt", "trial_0002.lost_1/last.ckpt", "trial_0002/last.ckpt"], {1})
+    {'trial_0002': 'trial_0002.lost_2'}
+    """
+    parts = [file.partition("/") for file in files]
+    taken, moved = {directory for directory, _, _ in parts}, dict[str, str]()
+    for directory, _, name in parts:
+        number = directory.removeprefix("trial_")
+        is_trial = number.isdecimal() and directory == trial_name(int(number))
+        if is_trial and int(number) not in known and name in TRIAL_FILES:
+            new_names = (f"{directory}.lost_{copy}" for copy in count(1))
+            moved[directory] = next(new for new in new_names if new not in taken)
+    return moved
 
 
 _ENVIRONMENT: Final = "TUNE_RESCON_STORAGE"
@@ -229,21 +254,10 @@ class SearchFolder:
             directory.rmdir()
 
     def rename_unknown_checkpoints(self, known: Collection[int]) -> list[Path]:
-        """Rename the directories of trials that the record does not have; return the new directories.
-
-        A record that was restored from a backup lacks the trials since. Their numbers are used again, and
-        their files may be all that is left of them. ``known`` are the numbers in the record.
-        """
-        moved = []
-        for directory in sorted((self.path / CHECKPOINTS).glob("trial_*")):
-            name = directory.name
-            number = name.removeprefix("trial_")
-            is_trial = number.isdecimal() and name == trial_name(int(number)) and int(number) not in known
-            if is_trial and any((directory / file).exists() for file in TRIAL_FILES):
-                names = (directory.with_name(f"{name}.lost_{copy}") for copy in count(1))
-                free = next(path for path in names if not path.exists())
-                moved.append(directory.rename(free))
-        return moved
+        """Rename the directories of :func:`unknown_trials`; return the new directories."""
+        top = self.path / CHECKPOINTS
+        files = sorted(path.relative_to(top).as_posix() for path in top.glob("trial_*/*"))
+        return [(top / old).rename(top / new) for old, new in unknown_trials(files, known).items()]
 
     def write_trials(
         self, trials: Iterable[TrialRecord], parameters: Iterable[str], *, at_url: bool = False

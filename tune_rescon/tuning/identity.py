@@ -6,7 +6,7 @@ which no loader reads), and a tag of every MLflow run. A search that an earlier 
 gets one when it is next resumed or synchronised.
 
 A search that is moved keeps its id. A copy becomes another search: when the copy is resumed and the original
-is still in its location, the copy gets a new id.
+is still in its location, a folder or a URL, the copy gets a new id.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.errors import StorageError, format_error, hide_passwords
+from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
 from tune_rescon.tuning.folder import SearchFolder, write_atomically
 from tune_rescon.tuning.study import StudyRecord
 
@@ -71,7 +72,7 @@ def ensure_identity(
     location = location_of(folder, url)
     if known is not None and not own_study and not len(record) and _is_another(known, folder, location):
         known = None
-    is_copy = known is not None and own_study and url is None and _is_still_there(known, folder)
+    is_copy = known is not None and own_study and _is_still_there(known, folder, url)
     search_id = uuid.uuid4().hex if known is None or is_copy else known.id
     identity = Identity(id=search_id, location=location)
     if identity != known:
@@ -139,13 +140,44 @@ def _is_another(known: Identity, folder: SearchFolder, location: str) -> bool:
     return known.location != location and read_id(folder.space_yaml) != known.id
 
 
-def _is_still_there(known: Identity, folder: SearchFolder) -> bool:
-    """Return whether the search with this id is still in its last folder, and that is not this folder.
+def _is_still_there(known: Identity, folder: SearchFolder, url: str | None) -> bool:
+    """Return whether the search with this id is still in its last location, and that is not this one.
 
     Another host may have driven it there, because hosts share file systems: the id shows that it is the same.
     """
+    if "://" in known.location or url is not None:
+        return known.location != location_of(folder, url) and _is_still_elsewhere(known, folder, url)
     _, _, path = known.location.partition(":")
     if not path:
         return False
     other = SearchFolder(storage=Path(path).parent, name=Path(path).name)
     return read_id(other.space_yaml) == known.id and not other.path.samefile(folder.path)
+
+
+def _is_still_elsewhere(known: Identity, folder: SearchFolder, url: str | None) -> bool:
+    """Do what :func:`_is_still_there` does if one of the two locations is a URL.
+
+    A location that cannot be read counts as empty.
+    """
+    _, _, path = known.location.partition(":")
+    if not path:
+        return False
+    try:
+        there = _folder_at(known.location if "://" in known.location else f"file://{path}")
+        line = (there.read("space.yaml") or b"").decode(errors="replace").partition("\n")[0]
+        found = _LINE.match(f"{line}\n")
+        if found is None or found[1] != known.id:
+            return False
+        # A place may have several names: two schemes of one store, or a bucket that is mounted.
+        here, name = _folder_at(url or f"file://{folder.path}"), f".{uuid.uuid4().hex}"
+        here.write(name, b"is this the same place?")
+        try:
+            return there.read(name) is None
+        finally:
+            here.delete(name)
+    except (RemoteError, StorageError):
+        return False
+
+
+def _folder_at(url: str) -> RemoteFolder:
+    return RemoteFolder.connect(StorageUrl(url=url))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tune_rescon.data import DatasetInfo
 from tune_rescon.errors import DataError, StorageError, format_error
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.prepare import PreparedDataset, external_trials, metric_functions
+from tune_rescon.tuning.prepare import PreparedData, external_trials, metric_functions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.user_code import import_function, split_function
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
-    "changed_functions",
+    "changed_digests",
     "check_same_images",
     "check_same_weights",
     "code_digests",
@@ -41,6 +41,7 @@ __all__ = [
     "recorded_code",
     "recorded_images",
     "recorded_weights",
+    "weight_digests",
 ]
 
 
@@ -56,22 +57,21 @@ _CODE: Final = "code_versions"
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
-def check_same_images(record: StudyRecord, prepared: Mapping[str, PreparedDataset]) -> None:
+def check_same_images(record: StudyRecord, data: PreparedData) -> None:
     """Check that a resumed search has the same images and splits as its trials. Their location may differ.
 
     Raises:
         DataError: If a dataset differs.
     """
-    recorded, known = recorded_images(record), record.attribute("datasets") or {}
-    for name, dataset in prepared.items():
-        if recorded.get(name, dataset.digest) != dataset.digest:
-            rule = "a resumed search must have the images that its trials were trained and validated on"
-            got = f"other images in {name} ({_counts(known.get(name), dataset.info)})"
-            hint = (
-                "Put back the images, or begin a search of another --name with --warm-start and this one's"
-                " name, which learns from its trials."
-            )
-            raise DataError(format_error(rule, got=got, where="dataset", hint=hint))
+    if changed := changed_digests(recorded_images(record), data.digests):
+        name, known = changed[0], record.attribute("datasets") or {}
+        rule = "a resumed search must have the images that its trials were trained and validated on"
+        got = f"other images in {name} ({_counts(known.get(name), data.infos[name])})"
+        hint = (
+            "Put back the images, or begin a search of another --name with --warm-start and this one's"
+            " name, which learns from its trials."
+        )
+        raise DataError(format_error(rule, got=got, where="dataset", hint=hint))
 
 
 def _counts(known: Mapping[str, Any] | None, info: DatasetInfo) -> str:
@@ -103,24 +103,25 @@ def check_same_weights(record: StudyRecord, weights: Mapping[str, InitialWeights
     Raises:
         StorageError: If a file holds other weights.
     """
-    recorded = recorded_weights(record)
-    for source, found in weights.items():
-        if recorded.get(source, found.digest) != found.digest:
-            rule = "a resumed search must have the initial weights that its trials began with"
-            hint = (
-                "Put the file back, or begin a search of another --name. To compare both files, give the new"
-                " one another name, and search init_from."
-            )
-            raise StorageError(
-                format_error(rule, got=f"other weights in {source}", where="init_from", hint=hint)
-            )
+    if changed := changed_digests(recorded_weights(record), weight_digests(weights)):
+        rule = "a resumed search must have the initial weights that its trials began with"
+        hint = (
+            "Put the file back, or begin a search of another --name. To compare both files, give the new one"
+            " another name, and search init_from."
+        )
+        got = f"other weights in {changed[0]}"
+        raise StorageError(format_error(rule, got=got, where="init_from", hint=hint))
+
+
+def weight_digests(weights: Mapping[str, InitialWeights]) -> dict[str, str]:
+    """Return the digest of each file of initial weights, by its path or URL."""
+    return {source: found.digest for source, found in weights.items()}
 
 
 def record_weights(record: StudyRecord, weights: Mapping[str, InitialWeights]) -> None:
     """Record the digest of each file of initial weights."""
     if weights:
-        digests = {source: found.digest for source, found in weights.items()}
-        record.set_attribute(_WEIGHTS, {**recorded_weights(record), **digests})
+        record.set_attribute(_WEIGHTS, {**recorded_weights(record), **weight_digests(weights)})
 
 
 def recorded_weights(record: StudyRecord) -> Mapping[str, str]:
@@ -145,12 +146,26 @@ def code_digests(space: Space) -> dict[str, str]:
 
 
 def function_digest(name: str) -> str | None:
-    """Return the digest of the file of one of the user's functions; None without a file that can be read.
+    """Return the digest of the file that defines a user's function, or else of the file of its module.
+
+    Returns None without a Python file that can be read.
 
     Raises:
         ConfigError: If the function cannot be imported.
     """
-    return _digest(_defining_file(name))
+    function = import_function(name, what="a user's function", where=name)
+    file = _source_file(function) or _source_file(sys.modules[name.partition(":")[0]])
+    try:
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _source_file(item: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(inspect.unwrap(item))
+    except TypeError:  # built in, or an object that can be called
+        return None
 
 
 def record_code(record: StudyRecord, digests: Mapping[str, str], *, before_trials: bool) -> None:
@@ -163,7 +178,7 @@ def record_code(record: StudyRecord, digests: Mapping[str, str], *, before_trial
     """
     versions = record.attribute(_CODE) or []
     known = recorded_code(record)
-    changed = changed_functions(known, digests)
+    changed = changed_digests(known, digests)
     if changed or not digests.keys() <= known.keys():
         version = {"trials": len(record), "before": before_trials, "digests": {**known, **digests}}
         record.set_attribute(_CODE, [*versions, version])
@@ -181,8 +196,8 @@ def recorded_code(record: StudyRecord) -> Mapping[str, str]:
     return versions[-1]["digests"] if versions else {}
 
 
-def changed_functions(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the functions in both ``before`` and ``now`` whose digests differ."""
+def changed_digests(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the names in both ``before`` and ``now`` whose digests differ."""
     return [name for name, digest in now.items() if before.get(name, digest) != digest]
 
 
@@ -191,29 +206,8 @@ def code_history(record: StudyRecord) -> tuple[str, ...]:
     versions: Sequence[Mapping[str, Any]] = record.attribute(_CODE) or []
     lines = []
     for old, new in itertools.pairwise(versions):
-        changed = changed_functions(old["digests"], new["digests"])
+        changed = changed_digests(old["digests"], new["digests"])
         if changed and new["trials"]:
             when = "before" if new["before"] else "while the trials ran, before"
             lines.append(f"the code of {', '.join(changed)} changed {when} trial {new['trials']}")
     return tuple(lines)
-
-
-def _defining_file(name: str) -> Path | None:
-    """Return the file that defines a user's function, or else the file of the module that is named."""
-    function = import_function(name, what="a user's function", where=name)
-    return _source_file(function) or _source_file(sys.modules[name.partition(":")[0]])
-
-
-def _source_file(item: Any) -> Path | None:
-    try:
-        source = inspect.getsourcefile(inspect.unwrap(item))
-    except TypeError:  # built in, or an object that can be called
-        return None
-    return None if source is None else Path(source)
-
-
-def _digest(file: Path | None) -> str | None:
-    try:
-        return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
-        return None

@@ -13,42 +13,36 @@ as long as it runs. The rules:
   another process has taken the lease by then. The search calls :meth:`LeaseKeeper.ensure_held` before every
   write. A stop of more than the lease's length between that call and the write cannot be excluded.
 
-:func:`decide_lease` decides; :class:`LeaseKeeper` carries out the decision and writes the beat.
+:func:`.decide_lease` decides; :class:`LeaseKeeper` carries out the decision and writes the beat.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, Protocol
 
 from tune_rescon.errors import LeaseError, LeaseLostError, format_error
-from tune_rescon.tuning.driver import Driver, ProcessTable, process_start, this_driver
+from tune_rescon.tuning.driver import (
+    Driver,
+    Lease,
+    LeaseDecision,
+    ProcessTable,
+    decide_lease,
+    process_start,
+    this_driver,
+)
 
-__all__ = [
-    "LEASE_SECONDS",
-    "Lease",
-    "LeaseDecision",
-    "LeaseKeeper",
-    "LeaseStore",
-    "decide_lease",
-    "hold_lease",
-]
+__all__ = ["LEASE_SECONDS", "LeaseKeeper", "LeaseStore", "hold_lease"]
 
 #: Length of a lease in seconds, for which the beat of a driver elsewhere is watched. It contains four beats.
 LEASE_SECONDS: Final = 20.0
-
-#: Two readings of one process's start differ by less than this many seconds. They differ because the
-#: machine's estimate of its boot time shifts.
-START_TOLERANCE: Final = 2.0
 
 _LOGGER = logging.getLogger(__name__)
 _PROGRESS = logging.getLogger("tune_rescon.progress")
@@ -70,61 +64,6 @@ class LeaseStore(Protocol):
         Return whether it was replaced; every reader sees the new value then. If the method raises, the value
         may have been replaced.
         """
-
-
-class LeaseDecision(enum.Enum):
-    """The decision on a lease: take it, watch its beat first, or refuse."""
-
-    TAKE = enum.auto()
-    WATCH = enum.auto()
-    """The lease may be taken if its beat does not change."""
-    REFUSE = enum.auto()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lease:
-    """The lease of a search, held by a driver or given back."""
-
-    driver: Driver | None
-    """The holder; None if the lease was given back."""
-    token: str
-    """Identifies one holding of the lease, because a process may hold the lease twice in its life."""
-    beat: int
-    """A number that increases while the driver lives."""
-    since: str
-    """When the holding began, by the holder's clock; shown to users only."""
-    seconds: float
-    """Length of the lease: if the beat does not change for this many seconds, the driver is dead."""
-    driven: float
-    """Seconds for which all drivers together have run the search, up to this beat."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the lease as a JSON-serializable dict."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Lease:
-        """Create a lease from the result of :meth:`to_dict`."""
-        driver = None if values["driver"] is None else Driver(**values["driver"])
-        return cls(**{**values, "driver": driver})
-
-
-def decide_lease(lease: Lease | None, me: Driver, processes: ProcessTable) -> LeaseDecision:
-    """Decide whether the process ``me``, in the table ``processes``, may take the lease of the record."""
-    if lease is None or lease.driver is None:
-        return LeaseDecision.TAKE
-    holder = lease.driver
-    if holder.place != me.place or holder == me:
-        # If the holder is this process, either a search on another thread holds the lease and beats, or an
-        # earlier search could not give it back.
-        return LeaseDecision.WATCH
-    started = processes(holder.pid)
-    if started is None:
-        return LeaseDecision.TAKE
-    if abs(started - holder.started) < START_TOLERANCE:
-        return LeaseDecision.REFUSE
-    # Another process has that number now, the clock was set, or the start cannot be read. The beat decides.
-    return LeaseDecision.WATCH
 
 
 class LeaseKeeper:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -168,7 +167,7 @@ class ParentRun:
             images=tuple(images),
             files=tuple(files) if self._uploads else (),
             # Not the current time: the run may be created long after, on a server that was away before.
-            started_ms=min((_ms(trial.started) for trial in trials if trial.started), default=now_ms()),
+            started_ms=min((_ms(trial.start_seconds) for trial in trials if trial.started), default=now_ms()),
         )
 
     def start(self) -> None:
@@ -339,7 +338,7 @@ class MlflowCallback(SearchCallback):
             closing=closing_metrics(trial, self._costs.cost(trial), devices) if final else {},
             error=trial.error,
             notes=trial.notes,
-            started_ms=_ms(trial.started),
+            started_ms=_ms(trial.start_seconds),
             ended_ms=last_ms(trial),
         )
 
@@ -364,12 +363,12 @@ def last_ms(trial: TrialRecord) -> int:
     """
     if trial.ended is None and trial.times_ms:
         return trial.times_ms[-1]
-    return _ms(trial.ended or trial.started)
+    return _ms(trial.start_seconds if trial.ended is None else trial.end_seconds)
 
 
-def _ms(moment: datetime | None) -> int:
+def _ms(seconds: float | None) -> int:
     # The trial's own time, so that MLflow shows one point for data that is sent twice.
-    return now_ms() if moment is None else int(moment.timestamp() * 1000)
+    return now_ms() if seconds is None else int(seconds * 1000)
 
 
 def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict[str, float]:

@@ -18,10 +18,10 @@ from tune_rescon.tuning.mlflow_callback import (
     last_ms,
     logged_images,
 )
-from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.reader import SearchLocation, known_datasets, result_from_study
+from tune_rescon.tuning.options import RunOptions, SearchLocation
+from tune_rescon.tuning.reader import known_datasets, result_from_study
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.search_run import draw_report, write_tables
+from tune_rescon.tuning.search_run import write_report, write_tables
 from tune_rescon.tuning.search_storage import open_store, search_lease
 from tune_rescon.tuning.space_versions import open_recorded
 from tune_rescon.tuning.store import SearchStore
@@ -58,7 +58,7 @@ def sync_tracking(
         location: Where the search is.
         name: The search's name.
         timeout: Seconds to wait for MLflow to accept the data.
-        present: Returns what draws the search.
+        present: Returns what writes the report of the search.
 
     Raises:
         StorageError: If no search has that name.
@@ -74,14 +74,13 @@ def sync_tracking(
     )
     with open_store(options) as store, search_lease(options, store, drives=False):
         store.fetch()
-        synced = _send(options, location, store, present=present, timeout=timeout)
+        synced = _send(options, store, present=present, timeout=timeout)
         store.close(timeout)
         return synced
 
 
 def _send(
     options: RunOptions,
-    location: SearchLocation,
     store: SearchStore,
     *,
     present: Callable[[StudyResult], Presentation],
@@ -89,14 +88,12 @@ def _send(
 ) -> Synced:
     folder = store.folder
     shared = options.study_url is not None
-    record, versions = open_recorded(
-        options.study_url or folder.study_url, folder, shared=shared, writes=True
-    )
+    record, versions = open_recorded(options.study_of(folder), folder, shared=shared, writes=True)
     result = result_from_study(
-        record, versions, folder=folder, url=store.url, data_root=location.data_root, alive=False
+        record, versions, folder=folder, url=store.url, data_root=options.data_root, alive=False
     )
     attributes, space = read_run_attributes(record), versions.newest
-    costs = CostModel(space=space, datasets=known_datasets(attributes, space, location.data_root))
+    costs = CostModel(space=space, datasets=known_datasets(attributes, space, options.data_root))
     store.begin(trial.number for trial in result.trials)
     identity = ensure_identity(record, folder, url=store.url, own_study=not shared)
     write_id(folder.space_yaml, identity.id)
@@ -114,10 +111,10 @@ def _send(
         callback = MlflowCallback(writer, record, costs)
         callback.on_search_start(result.trials)
         tables = write_tables(result, folder)
-        note, drawn = draw_report(present(result), result, folder)
+        note, pages = write_report(present(result), result, folder)
         # The search may have ended long ago.
         ended_ms = max(map(last_ms, result.trials), default=None)
-        parent.end(result, [*tables, *drawn], note, ended_ms=ended_ms)
+        parent.end(result, [*tables, *pages], note, ended_ms=ended_ms)
         pending_updates = writer.close(timeout)
         callback.record_runs()
         return Synced(

@@ -1,4 +1,4 @@
-"""The options of one run of a search that are not part of the space."""
+"""Where searches are, and the options of one run of a search that are not part of its space."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Final
 from tune_rescon.errors import ConfigError, format_error, shell_command
 from tune_rescon.paths import home_directory
 from tune_rescon.storage import StorageUrl
-from tune_rescon.tuning.folder import resolve_storage
+from tune_rescon.tuning.folder import SearchFolder, resolve_storage
 from tune_rescon.tuning.lease import LEASE_SECONDS
 
 __all__ = [
     "RunOptions",
+    "SearchLocation",
     "absolute_storage",
     "default_cache_root",
     "default_data_root",
@@ -78,20 +79,30 @@ def default_grace() -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class SearchLocation:
+    """Where searches and their images are."""
+
+    storage: Path | StorageUrl = field(default_factory=resolve_storage)
+    study_url: str | None = field(default_factory=default_study)
+    """The URL of the studies' database; None for the SQLite file in each search's folder."""
+    data_root: Path = field(default_factory=default_data_root)
+    cache_root: Path = field(default_factory=default_cache_root)
+
+    def study_of(self, folder: SearchFolder) -> str:
+        """Return the URL of the database that has the study of the search in ``folder``."""
+        return self.study_url or folder.study_url
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(SearchLocation):
     """Options that set where a search runs and what it writes to. Its size and seed are in the space."""
 
     name: str
     resume: bool = False
     resume_or_start: bool = False
     """Resume the search if it has begun, otherwise start it. In both cases the space is the command's."""
-    storage: Path | StorageUrl = field(default_factory=resolve_storage)
-    study_url: str | None = field(default_factory=default_study)
-    """The study's database. None for SQLite in the search's folder."""
     tracking_uri: str | None = None
     """MLflow's tracking URI. If None, SQLite in the storage, or in the search's folder if that is a URL."""
-    data_root: Path = field(default_factory=default_data_root)
-    cache_root: Path = field(default_factory=default_cache_root)
     address: str | None = None
     """The address of the Ray cluster. None to start Ray on this machine for the duration of the search."""
     warm_start: str | None = None

@@ -67,7 +67,7 @@ class SamplerView:
         self._space = space
         self._distributions = distributions(space)
         compares = space.sampler.type in READS_PRUNED and space.metric.against is None
-        self._reached: dict[int, set[int]] = {level: set() for level in possible_rungs(space) if compares}
+        self._reached: dict[int, set[int]] = {rung: set() for rung in possible_rungs(space) if compares}
         for trial in trials:
             self._count_rungs(trial)
         self._epoch = self._common_epoch()
@@ -92,14 +92,6 @@ class SamplerView:
     def is_outdated(self) -> bool:
         """True if the view lacks a change of a result."""
         return self._is_outdated
-
-    def accepts(self, params: Mapping[str, Any]) -> bool:
-        """Return whether ``params``, which may omit parameters, contains only values of the space."""
-        try:
-            self._frozen(params, state=OptunaState.RUNNING)
-        except (KeyError, TypeError, ValueError):
-            return False
-        return True
 
     def draw(self, number: int, attempt: int, row: Mapping[str, Any] | None = None) -> optuna.Trial:
         """Draw trial ``number``, or create it with the parameters of ``row``, drawing those that it omits.
@@ -167,14 +159,14 @@ class SamplerView:
 
     def _count_rungs(self, trial: TrialRecord) -> None:
         """Count the rungs that a trial has reached; see :func:`common_epoch`."""
-        for level, numbers in self._reached.items():
-            if trial.epochs >= level and math.isfinite(trial.values[level - 1]):
+        for rung, numbers in self._reached.items():
+            if trial.epochs >= rung and math.isfinite(trial.values[rung - 1]):
                 numbers.add(trial.number)
 
     def _common_epoch(self) -> int | None:
         if not self._reached:
             return None
-        counts = {level: len(numbers) for level, numbers in self._reached.items()}
+        counts = {rung: len(numbers) for rung, numbers in self._reached.items()}
         # Use the number of trials that TPE needs before it fits a model.
         return common_epoch(counts, enough=self._space.sampler.n_startup_trials)
 
@@ -217,17 +209,8 @@ class SamplerView:
 
 
 def _end(trial: TrialRecord) -> float:
-    """Return when a trial ended, in seconds since 1970; inf if it has not ended.
-
-    Optuna's times are local ones, whose order is wrong in the hour that is repeated when summer time ends. A
-    database has only one name for both hours, but the time of the last epoch tells them apart.
-    """
-    if trial.ended is None:
-        return math.inf
-    end = trial.ended.timestamp()
-    # A database may round the end of a trial to seconds.
-    is_repeated = bool(trial.times_ms) and trial.times_ms[-1] / 1000 > end + 60
-    return trial.ended.replace(fold=1).timestamp() if is_repeated else end
+    """Return when a trial ended, in seconds since 1970; inf if it has not ended."""
+    return math.inf if trial.end_seconds is None else trial.end_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

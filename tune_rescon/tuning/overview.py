@@ -29,12 +29,12 @@ from tune_rescon.errors import StorageError, UserError
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Goal, load_goal, parse_goal
 from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, needs_rollback, sqlite_file, usable
+from tune_rescon.tuning.driver import lease_lives
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
+from tune_rescon.tuning.options import SearchLocation
 from tune_rescon.tuning.reader import (
-    SearchLocation,
     file_silent_seconds,
-    lease_lives,
     lives_by_url,
     search_state,
     snapshot,
@@ -161,12 +161,11 @@ def _list_url(location: SearchLocation, storage: StorageUrl) -> list[SearchOverv
     root = RemoteFolder.connect(storage)
     with usable(storage):
         names = root.folders_with("space.yaml")
-    files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
     studies = StudyConnections()
 
     def read(name: str) -> SearchOverview:
         try:
-            folder = find_search(storage, name, cache_root=location.cache_root, where="--list", files=files)
+            folder = find_search(location, name, where="--list", with_study=True)
             # If the studies have a separate database, it holds the lease too.
             lease = None if location.study_url else root.folder(f"{name}/lease")
             return _overview(folder, studies, location.study_url, lease)

@@ -41,14 +41,12 @@ if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
-    "PreparedDataset",
+    "PreparedData",
     "cache_messages",
     "check_external_networks",
     "check_metric_classes",
     "check_metric_functions",
     "check_weights",
-    "dataset_digests",
-    "dataset_infos",
     "evaluation_messages",
     "external_trials",
     "largest_image_size",
@@ -274,22 +272,12 @@ def check_weights(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedDataset:
-    """A dataset in this machine's cache."""
+class PreparedData:
+    """The datasets of a search in this machine's cache, by name."""
 
-    info: DatasetInfo
-    digest: str
-    """Digest of the images, labels and splits. It is equal for datasets in which these are equal."""
-
-
-def dataset_infos(prepared: Mapping[str, PreparedDataset]) -> dict[str, DatasetInfo]:
-    """Return the description of each prepared dataset, by name."""
-    return {name: dataset.info for name, dataset in prepared.items()}
-
-
-def dataset_digests(prepared: Mapping[str, PreparedDataset]) -> dict[str, str]:
-    """Return the digest of the images and splits of each prepared dataset, by name."""
-    return {name: dataset.digest for name, dataset in prepared.items()}
+    infos: Mapping[str, DatasetInfo]
+    digests: Mapping[str, str]
+    """The digest of each dataset's images, labels and splits; it is equal if these are equal."""
 
 
 def with_absolute_paths(space: Space) -> Space:
@@ -327,7 +315,7 @@ def _absolute(source: Any) -> Any:
     return str(expanded_path(source, where=_INIT_FROM).resolve())
 
 
-def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset]:
+def prepare_data(space: Space, options: RunOptions) -> PreparedData:
     """Decode the images that are not in this machine's cache yet.
 
     Messages to the user describe each dataset. Before the first image is decoded, they list the files of a
@@ -337,13 +325,11 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
         space: The space whose datasets are prepared.
         options: The options with the directories of the datasets and the cache.
 
-    Returns:
-        The prepared datasets, by name.
-
     Raises:
         DataError: If images are missing, unreadable or too few.
     """
-    prepared = {}
+    infos: dict[str, DatasetInfo] = {}
+    digests: dict[str, str] = {}
     for dataset in datasets_of(space):
         info = describe(dataset, data_root=options.data_root)
         check_metric_classes(space, info)
@@ -371,8 +357,8 @@ def prepare_data(space: Space, options: RunOptions) -> dict[str, PreparedDataset
             rule = "there must be test images on which the networks are evaluated"
             hint = "Put some into test/CLASS beside train/, or set dataset.test_fraction."
             raise DataError(format_error(rule, got=f"none in {info.name}", where="dataset", hint=hint))
-        prepared[dataset.name] = PreparedDataset(info=info, digest=images.digest)
-    return prepared
+        infos[dataset.name], digests[dataset.name] = info, images.digest
+    return PreparedData(infos=infos, digests=digests)
 
 
 def _decoded(info: DatasetInfo, images: ImageDataset) -> DatasetInfo:

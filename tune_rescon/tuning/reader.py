@@ -7,9 +7,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.data import DatasetInfo, describe
@@ -27,11 +26,10 @@ from tune_rescon.storage import (
 )
 from tune_rescon.tuning.cost_model import CostModel, datasets_of
 from tune_rescon.tuning.database import holds_studies, missing_study
-from tune_rescon.tuning.driver import Driver, ProcessTable, process_start, this_driver
+from tune_rescon.tuning.driver import lease_lives
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.input_digests import code_history, recorded_code, recorded_images, recorded_weights
-from tune_rescon.tuning.lease import Lease, LeaseDecision, decide_lease
-from tune_rescon.tuning.options import default_cache_root, default_data_root, default_study
+from tune_rescon.tuning.options import SearchLocation
 from tune_rescon.tuning.result import SearchState, StudyResult, build_result
 from tune_rescon.tuning.resume import version_changes
 from tune_rescon.tuning.search_storage import find_search
@@ -41,117 +39,14 @@ from tune_rescon.tuning.study_attributes import RunAttributes, read_run_attribut
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
-    "SearchLocation",
-    "driver_lives",
     "file_silent_seconds",
     "known_datasets",
-    "lease_lives",
     "lives_by_url",
     "read_search",
     "result_from_study",
     "search_state",
     "snapshot",
 ]
-
-
-#: A driver on another machine counts as dead if it wrote no beat for this many lengths of its lease, each of
-#: which contains four beats. This is only for reports to users: a process that takes over a search watches
-#: the beat itself and trusts no clock.
-SILENT_LEASES: Final = 2.0
-
-
-def driver_lives(lease: Lease | None, me: Driver, processes: ProcessTable, *, silent: float) -> bool:
-    """Return whether a search has a live driver.
-
-    Args:
-        lease: The search's lease, or None.
-        me: The calling process.
-        processes: The process table in which ``me`` is.
-        silent: Seconds since the last write of the lease, by clocks that may differ; 0 if it is not known.
-    """
-    decision = decide_lease(lease, me, processes)
-    if decision is not LeaseDecision.WATCH:
-        return decision is LeaseDecision.REFUSE
-    assert lease is not None, "there is nothing to watch"
-    return silent < SILENT_LEASES * lease.seconds
-
-
-def search_state(*, alive: bool, outcome: SearchState | None, ended: int, total: int) -> SearchState:
-    """Return the state of a search.
-
-    If the driver was killed and recorded no outcome, the state follows from the number of ended trials.
-
-    Args:
-        alive: Whether the driver is alive.
-        outcome: The state that the driver recorded when it ended, or None.
-        ended: Number of trials in a final state.
-        total: Number of trials in the budget.
-
-    >>> search_state(alive=False, outcome=None, ended=3, total=12).value
-    'interrupted'
-    """
-    if alive:
-        return SearchState.RUNNING
-    if outcome is not None:
-        return outcome
-    return SearchState.FINISHED if ended >= total else SearchState.INTERRUPTED
-
-
-@contextmanager
-def snapshot(url: str) -> Iterator[str]:
-    """Yield the URL of a copy of a SQLite database, which exists for the duration of the block.
-
-    The database is copied because reading a long study needs seconds, during which SQLite would prevent the
-    driver from writing. Copying the file needs milliseconds. The copy rolls back a transaction that a killed
-    driver left unfinished, as SQLite does for every reader. A database on a server is not copied: its own URL
-    is yielded.
-
-    Raises:
-        StorageError: If the file does not exist, or it is not a database.
-    """
-    source = sqlite_file(url)
-    if source is None:
-        yield url
-        return
-    if not holds_studies(source):
-        raise missing_study(source)
-    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
-        copy = Path(folder) / "study.db"
-        try:
-            copy_database(source, copy)
-        except (sqlite3.Error, OSError) as error:
-            raise missing_study(source, str(error)) from None
-        yield sqlite_url(copy)
-
-
-def file_silent_seconds(database: Path) -> float:
-    """Return the seconds since a study's SQLite file has changed; each beat of a lease in it changes it."""
-    return time.time() - database.stat().st_mtime
-
-
-def lives_by_url(folder: RemoteFolder) -> bool:
-    """Return whether the driver that holds the lease in ``folder`` of the search's URL is alive."""
-    value = SharedValue(folder).read()
-    names = folder.names()
-    written = folder.modified(names[-1]) if names else None
-    return lease_lives(value, 0.0 if written is None else time.time() - written)
-
-
-def lease_lives(value: Mapping[str, Any] | None, silent: float) -> bool:
-    """Return whether the driver that holds the lease ``value`` is alive: see :func:`driver_lives`."""
-    lease = None if value is None else Lease.from_dict(value)
-    return driver_lives(lease, this_driver(), process_start, silent=silent)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchLocation:
-    """Where searches are read."""
-
-    storage: Path | StorageUrl
-    study_url: str | None = field(default_factory=default_study)
-    """The URL of the studies' database; None for the SQLite file in each search's folder."""
-    cache_root: Path = field(default_factory=default_cache_root)
-    data_root: Path = field(default_factory=default_data_root)
 
 
 def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> StudyResult:
@@ -167,9 +62,8 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
     Raises:
         StorageError: If no search has that name, or its record cannot be read.
     """
-    files = ["space.yaml"] if location.study_url else ["space.yaml", "study.db"]
-    folder = find_search(location.storage, name, cache_root=location.cache_root, where=where, files=files)
-    url = location.study_url or folder.study_url
+    folder = find_search(location, name, where=where, with_study=True)
+    url = location.study_of(folder)
     with snapshot(url) as readable:
         record, versions = open_recorded(readable, folder, shared=location.study_url is not None)
         at_url = SearchHome.find(location.storage, name) if isinstance(location.storage, StorageUrl) else None
@@ -186,15 +80,6 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
             data_root=location.data_root,
             alive=alive,
         )
-
-
-def _silent_seconds(url: str, name: str) -> float:
-    if (file := sqlite_file(url)) is not None:
-        return file_silent_seconds(file)
-    # Imported here because it imports SQLAlchemy.
-    from tune_rescon.tuning.study_lease import StudyLeaseStore
-
-    return StudyLeaseStore.open(url, name).silent_seconds()
 
 
 def result_from_study(
@@ -275,3 +160,73 @@ def known_datasets(attributes: RunAttributes, space: Space, data_root: Path) -> 
         with suppress(DataError):
             datasets[dataset.name] = describe(dataset, data_root=data_root)
     return datasets
+
+
+def search_state(*, alive: bool, outcome: SearchState | None, ended: int, total: int) -> SearchState:
+    """Return the state of a search.
+
+    If the driver was killed and recorded no outcome, the state follows from the number of ended trials.
+
+    Args:
+        alive: Whether the driver is alive.
+        outcome: The state that the driver recorded when it ended, or None.
+        ended: Number of trials in a final state.
+        total: Number of trials in the budget.
+
+    >>> search_state(alive=False, outcome=None, ended=3, total=12).value
+    'interrupted'
+    """
+    if alive:
+        return SearchState.RUNNING
+    if outcome is not None:
+        return outcome
+    return SearchState.FINISHED if ended >= total else SearchState.INTERRUPTED
+
+
+@contextmanager
+def snapshot(url: str) -> Iterator[str]:
+    """Yield the URL of a copy of a SQLite database, which exists for the duration of the block.
+
+    The database is copied because reading a long study needs seconds, during which SQLite would prevent the
+    driver from writing. Copying the file needs milliseconds. The copy rolls back a transaction that a killed
+    driver left unfinished, as SQLite does for every reader. A database on a server is not copied: its own URL
+    is yielded.
+
+    Raises:
+        StorageError: If the file does not exist, or it is not a database.
+    """
+    source = sqlite_file(url)
+    if source is None:
+        yield url
+        return
+    if not holds_studies(source):
+        raise missing_study(source)
+    with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:
+        copy = Path(folder) / "study.db"
+        try:
+            copy_database(source, copy)
+        except (sqlite3.Error, OSError) as error:
+            raise missing_study(source, str(error)) from None
+        yield sqlite_url(copy)
+
+
+def lives_by_url(folder: RemoteFolder) -> bool:
+    """Return whether the driver that holds the lease in ``folder`` of the search's URL is alive."""
+    value = SharedValue(folder).read()
+    names = folder.names()
+    written = folder.modified(names[-1]) if names else None
+    return lease_lives(value, 0.0 if written is None else time.time() - written)
+
+
+def _silent_seconds(url: str, name: str) -> float:
+    if (file := sqlite_file(url)) is not None:
+        return file_silent_seconds(file)
+    # Imported here because it imports SQLAlchemy.
+    from tune_rescon.tuning.study_lease import StudyLeaseStore
+
+    return StudyLeaseStore.open(url, name).silent_seconds()
+
+
+def file_silent_seconds(database: Path) -> float:
+    """Return the seconds since a study's SQLite file has changed; each beat of a lease in it changes it."""
+    return time.time() - database.stat().st_mtime

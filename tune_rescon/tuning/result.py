@@ -32,6 +32,7 @@ __all__ = [
     "missing_winner",
     "pareto_front",
     "repeated",
+    "spent_message",
 ]
 
 
@@ -65,7 +66,7 @@ class StudyResult:
     """Number of GPUs that a trial held, or of CPU cores if it held no GPU."""
     device: str
     """The device that :attr:`devices_per_trial` counts: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
-    levels: tuple[int, ...]
+    rungs: tuple[int, ...]
     """The rungs, in epochs. With the scheduler ``auto``, those that the values have led to so far."""
     best: TrialRecord | None
     best_config: Mapping[str, Any]
@@ -236,11 +237,16 @@ def best_in_hand(trials: Iterable[TrialRecord], winner: TrialRecord | None) -> T
 
 
 def repeated(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, ...]]:
-    """Group the finished trials by their parameters; groups and trials keep the order of ``trials``."""
+    """Group the finished trials by their configuration; groups and trials keep the order of ``trials``.
+
+    Trials with the same parameters may differ in a field that a resume has fixed to another value. A trial
+    whose configuration is not recorded counts by its parameters.
+    """
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         if trial.state is TrialState.FINISHED and math.isfinite(trial.value):
-            groups.setdefault(repr(sorted(trial.parameters.items())), []).append(trial)
+            values = trial.parameters if trial.origin is None else trial.origin.config
+            groups.setdefault(repr(sorted(values.items())), []).append(trial)
     return [tuple(group) for group in groups.values()]
 
 
@@ -252,6 +258,29 @@ def missing_winner(result: StudyResult) -> str | None:
     return (
         f"The network of {trial_name(best.number)} cannot be used or registered:"
         f" {result.checkpoint(best)} is missing. Copy it there from where the search ran."
+    )
+
+
+def spent_message(result: StudyResult, elapsed_seconds: float) -> str | None:
+    """Return a message if the hours or the epochs were used before all trials began; None otherwise.
+
+    ``elapsed_seconds`` is the time of all runs of the search.
+    """
+    budget, name, trials = result.space.budget, result.name, len(result.trials)
+    if trials >= budget.trials:
+        return None
+    begun = f"with {trials} of {counted(budget.trials, 'trial')} begun"
+    if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
+        return (
+            f"{name} has used its {counted(budget.hours, 'hour')}, {begun}."
+            f" More time: --resume {name} --hours H, with H over {budget.hours:g}."
+        )
+    if budget.epochs is None:
+        return None
+    epochs = sum(trial.epochs for trial in result.trials)
+    return (
+        f"{name} has run {epochs} of its {counted(budget.epochs, 'epoch')}, {begun}."
+        f" More: --resume {name} --set budget.epochs=E."
     )
 
 
@@ -331,7 +360,7 @@ def build_result(
     space = costs.space
     best = best_trial(trials, by_mean=space.metric.of_test_images)
     config = best.config(space) if best else None
-    levels, scheduling = rungs_and_reasons(space, trials, slots=slots)
+    rungs, scheduling = rungs_and_reasons(space, trials, slots=slots)
     return StudyResult(
         name=name,
         space=space,
@@ -342,7 +371,7 @@ def build_result(
         costs={trial.number: costs.cost(trial) for trial in trials},
         devices_per_trial=space.resources_per_trial.devices,
         device=space.resources_per_trial.device,
-        levels=levels,
+        rungs=rungs,
         scheduling=scheduling,
         best=best,
         best_config=config.to_dict() if config else {},

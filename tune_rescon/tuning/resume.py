@@ -7,13 +7,12 @@ decisions depend on. A change is refused if it would change the meaning of recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Final
 
-from tune_rescon.config import TrialConfig, field_names
+from tune_rescon.config import TrialConfig, field_names, trial_name
 from tune_rescon.errors import SpaceError, hide_passwords
-from tune_rescon.spaces import Space, dump_space, load_space
-from tune_rescon.tuning.cost_model import CostModel
+from tune_rescon.spaces import Space, can_have, load_space
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.options import RunOptions
@@ -23,20 +22,17 @@ from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import read_run_attributes
 from tune_rescon.tuning.trial import TrialRecord
-from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
-
-if TYPE_CHECKING:
-    from tune_rescon.training.initial_weights import InitialWeights
 
 __all__ = [
     "FREE",
     "FROZEN",
     "change_problems",
     "check_changes",
-    "create_record",
+    "cost_message",
     "is_finished",
     "resume_record",
     "space_changes",
+    "unfit_message",
     "version_changes",
 ]
 
@@ -232,7 +228,7 @@ def resume_record(
         StorageError: If the study does not exist or is another search's, or the database cannot be used.
         SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
-    url = options.study_url or folder.study_url
+    url = options.study_of(folder)
     record = StudyRecord.load(url, options.name, metric=space.metric.name)
     if options.study_url is not None:
         check_same_search(record.attributes(), folder)
@@ -247,23 +243,28 @@ def resume_record(
     return record, versions
 
 
-def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> bool:
+def is_finished(
+    record: StudyRecord, versions: SpaceVersions, space: Space, *, elapsed_seconds: float = 0.0
+) -> bool:
     """Return whether a search has nothing left to do with ``space``.
 
     Its last run must have ended by itself: all trials have begun, the hours or epochs are spent, or the space
     is exhausted. In addition, the budget of ``space`` must have no further trial, or ``space`` must equal the
-    space of that run except for settings that affect no decision.
+    space of that run except for settings that affect no decision, and no enqueued trial may wait for a run.
 
     Args:
         record: The record of the search.
         versions: The spaces that the search has had.
         space: The space to resume the search with.
+        elapsed_seconds: Seconds of the budget that are used.
     """
     if read_run_attributes(record).outcome is not SearchState.FINISHED:
         return False
     trials = record.trials()
     if len(trials) >= space.budget.trials and all(trial.state.is_final for trial in trials):
         return True
+    if _enqueued_can_run(record, space, elapsed_seconds):
+        return False
     newest = versions.newest
     space = with_store_size(space, newest)
     budget = space.budget.model_copy(update={"concurrent": newest.budget.concurrent})
@@ -272,41 +273,36 @@ def is_finished(record: StudyRecord, versions: SpaceVersions, space: Space) -> b
     return space.model_copy(update={**undecided, "budget": budget}) == newest
 
 
-def create_record(
-    costs: CostModel,
-    options: RunOptions,
-    folder: SearchFolder,
-    *,
-    digests: Mapping[str, str],
-    weights: Mapping[str, InitialWeights],
-    claim: Callable[[], object] = lambda: None,
-) -> StudyRecord:
-    """Create the record of a new search, including the earlier trials that its sampler learns from.
+def _enqueued_can_run(record: StudyRecord, space: Space, elapsed_seconds: float) -> bool:
+    """Return whether a trial that another program enqueued waits, and hours and epochs are left for it.
 
-    Args:
-        costs: The space of the new search, and the costs of its networks.
-        options: The options of this run.
-        folder: The search's folder.
-        digests: The digest of the images and splits of each dataset, by name.
-        weights: The initial weights, by path or URL.
-        claim: See :meth:`.StudyRecord.create`.
-
-    Raises:
-        StorageError: If the name is taken, the earlier search is missing, or the database cannot be used.
+    A search whose space is exhausted has both.
     """
-    space, earlier = costs.space, []
-    if options.warm_start:
-        cost = costs.second_objective if space.metric.against else None
-        earlier = overlapping_trials(space, options, digests=digests, weights=weights, cost=cost)
-    record = StudyRecord.create(
-        options.study_url or folder.study_url,
-        options.name,
-        metric=space.metric.name,
-        maximize=space.metric.mode == "max",
-        space=dump_space(space),
-        against=space.metric.against,
-        at=space.metric.at,
-        claim=claim,
+    budget = space.budget
+    if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
+        return False
+    if budget.epochs is not None and sum(trial.epochs for trial in record.trials()) >= budget.epochs:
+        return False
+    return record.next_enqueued(lambda params: can_have(space, params)) is not None
+
+
+def unfit_message(record: StudyRecord, space: Space) -> str | None:
+    """Return a message about the enqueued trials that ``space`` cannot run; None if there are none."""
+    unfit = [trial_name(trial.number) for trial in record.enqueued() if not can_have(space, trial.params)]
+    if not unfit:
+        return None
+    names = ", ".join(unfit)
+    return f"Enqueued trials that do not run, because the space does not contain their values: {names}"
+
+
+def cost_message(versions: SpaceVersions) -> str | None:
+    """Return a warning if hours of cores are compared with hours of GPUs; None if they are not."""
+    spaces = versions.spaces
+    kinds = {"core" if space.resources_per_trial.device == "CPU" else "GPU" for space in spaces}
+    if versions.newest.metric.against != "compute_hours" or len(kinds) == 1:
+        return None
+    return (
+        "The search has moved between cores and GPUs, and metric.against compares the core-hours of some"
+        " trials with the GPU-hours of others. To compare costs, begin a search of another --name, or one"
+        " with metric.against=gmacs."
     )
-    record_warm_start(record, earlier)
-    return record

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial
 from tune_rescon.config import TrialState, plain_number
 from tune_rescon.spaces import (
     Space,
+    can_have,
     count_points,
     free_points,
     from_optuna,
@@ -30,6 +31,7 @@ from tune_rescon.spaces import (
     random_points,
     to_optuna,
     trial_config,
+    with_parents,
 )
 from tune_rescon.tuning.optuna_samplers import SamplerView
 from tune_rescon.tuning.space_versions import SpaceVersions
@@ -100,7 +102,7 @@ class SearchSampler:
         """
         self._space = space
         self._versions = versions or SpaceVersions(spaces=(space,))
-        self._alike = self._versions.alike
+        self._like_newest = self._versions.like_newest
         self._violation = violation
         self._translated: dict[int, Mapping[str, Any] | None] = {}
         """For trials of other versions of the space: their parameters in the current one, or None."""
@@ -116,7 +118,7 @@ class SearchSampler:
         # Trials that other programs added have numbers that are unknown here: see on_trial_start.
         self._next = max(self._trials, default=-1) + 1
         self._drawn_number = self._next
-        self._chooser, self._kept = self._recorded_choice()
+        self._chosen_at, self._kept = self._recorded_choice()
         self._view = self._make_view()
 
     def ask(
@@ -137,7 +139,8 @@ class SearchSampler:
         if enqueued is not None:
             if self._view.is_outdated:
                 self._view = self._make_view()
-            number, given = enqueued.number, enqueued.params
+            number, seed = enqueued.number, self._space.sampler.seed
+            given = with_parents(self._space, enqueued.params, seed=seed, number=number)
             # Where no other point has these values, the trial runs again: its values were asked for.
             trial = self._draw_new(number, infeasible, given) or self._view.draw(number, 0, given)
             self._pending = self._pending_rows(self._key(trial.params))
@@ -145,9 +148,9 @@ class SearchSampler:
         row = self._next_row()
         if row is None and self._is_exhausted:
             return None
-        chooses = self._bounded and self._next // CHOOSE_EVERY > self._chooser // CHOOSE_EVERY
+        chooses = self._bounded and self._next // CHOOSE_EVERY > self._chosen_at // CHOOSE_EVERY
         if chooses:
-            self._chooser, self._kept = self._next, most_informative(self._usable())
+            self._chosen_at, self._kept = self._next, most_informative(self._usable())
         if self._view.is_outdated or chooses:
             self._view = self._make_view()
         drawn = self._draw_new(self._next, infeasible) if row is None else self._view.draw(self._next, 0, row)
@@ -162,8 +165,8 @@ class SearchSampler:
         return self._view.trials
 
     def fits(self, params: Mapping[str, Any]) -> bool:
-        """Return whether ``params``, which may omit parameters, contains only values of this space."""
-        return self._view.accepts(params)
+        """Return whether a trial of this space can have ``params``, which may omit parameters."""
+        return can_have(self._space, params)
 
     def on_trial_start(self, trial: TrialRecord) -> None:
         """Register the drawn trial after it was recorded.
@@ -173,7 +176,7 @@ class SearchSampler:
         self._trials[trial.number] = trial
         self._view.renumber(self._drawn_number, trial.number)
         if _KEPT in trial.sampler_state:
-            self._chooser = trial.number
+            self._chosen_at = trial.number
         self._next = max(self._next, trial.number + 1)
         self._ran[self._key(trial.parameters)] += 1
 
@@ -195,7 +198,7 @@ class SearchSampler:
         A trial of another version of the space loses the sampler's notes on it, because a generation of
         another space has no meaning in this one.
         """
-        if trial.origin is not None and trial.origin.space in self._alike:
+        if trial.origin is not None and trial.origin.space in self._like_newest:
             return trial
         if trial.number not in self._translated:
             self._translated[trial.number] = trial.parameters_in(self._space, first=self._space)
@@ -211,7 +214,7 @@ class SearchSampler:
         Its recorded parameters are those in the first version of the space. Return None if the current space
         does not contain it.
         """
-        if 1 in self._alike:
+        if 1 in self._like_newest:
             return trial
         parameters = trial.parameters_in(self._space, first=self._versions.spaces[0])
         return None if parameters is None else dataclasses.replace(trial, parameters=parameters)
@@ -331,7 +334,13 @@ class SearchSampler:
             params=params,
             distributions=frozen.distributions,
             sampler_state=state,
-            origin=make_origin(self._space, params, version=self._versions.number, number=number),
+            origin=make_origin(
+                self._space,
+                params,
+                version=self._versions.number,
+                number=number,
+                enqueued=enqueued is not None,
+            ),
             enqueued=enqueued,
         )
 
@@ -356,7 +365,7 @@ class SearchSampler:
     def _make_view(self) -> SamplerView:
         """Return a view of the trials kept at the last choice and all later trials."""
         trials = self._usable()
-        later = self._chooser - self._chooser % CHOOSE_EVERY
+        later = self._chosen_at - self._chosen_at % CHOOSE_EVERY
         shown = frozenset(
             trial.number
             for trial in trials

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tune_rescon.errors import counted
 from tune_rescon.paths import ensure_home
-from tune_rescon.spaces import Space
+from tune_rescon.spaces import Space, dump_space
 from tune_rescon.tracking import MlflowWriter, check_tracking_uri, mlflow_writer
 from tune_rescon.tuning.callbacks import Gauges, Presentation, SearchCallback
 from tune_rescon.tuning.constraints import check_constraints
@@ -28,12 +28,10 @@ from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import destination, record_experiment
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import (
-    PreparedDataset,
+    PreparedData,
     check_external_networks,
     check_metric_functions,
     check_weights,
-    dataset_digests,
-    dataset_infos,
     prepare_data,
     read_weights,
     with_absolute_paths,
@@ -47,13 +45,14 @@ from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import fit_to_machine
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.resume import create_record, is_finished, resume_record
+from tune_rescon.tuning.resume import cost_message, is_finished, resume_record, unfit_message
 from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, RunSetup, begin_run
 from tune_rescon.tuning.search_storage import find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
 from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.tensorboard_callback import check_tensorboard
+from tune_rescon.tuning.warm_start import overlapping_trials, record_warm_start
 
 if TYPE_CHECKING:
     from tune_rescon.training.initial_weights import InitialWeights
@@ -89,7 +88,7 @@ def run_search(
         callbacks: Receive every trial and every epoch, one call at a time, on one of the search's threads.
             One that raises is not called again.
         trainable: The function that Ray runs for each trial. A test may pass a fake one.
-        presentation: Draws the search while it runs and when it ends. If None, only tables are written.
+        presentation: Displays the search while it runs, and writes its report. None writes only tables.
         on_start: Called before the first trial begins, with the gauges that can be read while the search
             runs.
         on_result: Called with the result as soon as the trials have ended, before the report is written and
@@ -117,24 +116,25 @@ def run_search(
         lease = held.enter_context(search_lease(options, store)) if store.resumed else None
         store.fetch()
         # Check the changes before any costly step, so that a refused change leaves nothing behind.
-        resumed = resume_record(space, options, store.folder) if store.resumed else None
+        record, versions = resume_record(space, options, store.folder) if store.resumed else (None, None)
         if options.resume_or_start:
-            if resumed is not None and is_finished(*resumed, space):
-                return _finished(*resumed, options, store, on_result=on_result)
-            _PROGRESS.info(f"{'Resuming' if resumed else 'Starting'} {options.name}")
-        space, prepared = _prepared(space, options, resumed, weights)
+            elapsed = lease.elapsed_seconds if lease else 0.0
+            if (
+                record is not None
+                and versions is not None
+                and is_finished(record, versions, space, elapsed_seconds=elapsed)
+            ):
+                return _finished(record, versions, options, store, on_result=on_result)
+            _PROGRESS.info(f"{'Resuming' if store.resumed else 'Starting'} {options.name}")
+        space, data = _prepared(space, options, weights, record=record, versions=versions)
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
-            _writer(space, options, store, None if resumed is None else resumed[0]) as writer,
+            _writer(space, options, store, record) as writer,
         ):
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
-                infos, digests = dataset_infos(prepared), dataset_digests(prepared)
-                space, slots = fit_to_cluster(space, options, infos, ray, digests=digests)
-                costs = CostModel(space=space, datasets=infos)
-                if resumed is None or lease is None:
-                    record, lease = _created(costs, options, store, held, digests=digests, weights=weights)
-                else:
-                    record, _ = resumed
+                space, slots = fit_to_cluster(space, options, data, ray)
+                if record is None or lease is None:
+                    record, lease = _created(space, data, weights, options, store=store, held=held)
                 record_weights(record, weights)
                 record_code(record, code_digests(space), before_trials=True)
                 setup = RunSetup(
@@ -143,11 +143,15 @@ def run_search(
                     record=record,
                     lease=lease,
                     writer=writer,
-                    versions=record_version(record, resumed[1] if resumed else None, space),
-                    prepared=prepared,
+                    versions=record_version(record, versions, space),
+                    data=data,
                     slots=slots,
                     presentation=presentation,
                 )
+                if (message := unfit_message(record, space)) is not None:
+                    _PROGRESS.info(message)
+                if (warning := cost_message(setup.versions)) is not None:
+                    _PROGRESS.warning(warning)
                 search = held.enter_context(begin_run(setup, callbacks, interruption, ray))
                 if on_start is not None:
                     on_start(search.gauges(cluster))
@@ -183,36 +187,30 @@ def _checked(space: Space, options: RunOptions) -> Space:
 def _prepared(
     space: Space,
     options: RunOptions,
-    resumed: tuple[StudyRecord, SpaceVersions] | None,
     weights: Mapping[str, InitialWeights],
-) -> tuple[Space, dict[str, PreparedDataset]]:
+    *,
+    record: StudyRecord | None,
+    versions: SpaceVersions | None,
+) -> tuple[Space, PreparedData]:
     """Prepare the images, and check the settings that depend on them.
 
     Returns:
-        The space with the size of its stored images, and the prepared datasets by name.
+        The space with the size of its stored images, and the prepared datasets.
     """
-    record, versions = resumed or (None, None)
     if record is None and options.warm_start is not None:
         # Only checks that the search exists. It is read when the record is created.
-        find_search(
-            options.storage,
-            options.warm_start,
-            cache_root=options.cache_root,
-            where="--warm-start",
-            files=["space.yaml"],
-        )
+        find_search(options, options.warm_start, where="--warm-start")
     space = with_store_size(space, versions.newest if versions else None)
-    prepared = prepare_data(space, options)
-    datasets = dataset_infos(prepared)
+    data = prepare_data(space, options)
     if record is not None:
-        check_same_images(record, prepared)
+        check_same_images(record, data)
         check_same_weights(record, weights)
-    check_external_networks(space, datasets)
-    check_weights(space, weights, datasets)
-    costs = CostModel(space=space, datasets=datasets)
+    check_external_networks(space, data.infos)
+    check_weights(space, weights, data.infos)
+    costs = CostModel(space=space, datasets=data.infos)
     if (message := check_constraints(costs, record)) is not None:
         _PROGRESS.info(message)
-    return space, prepared
+    return space, data
 
 
 def _writer(
@@ -225,30 +223,40 @@ def _writer(
 
 
 def _created(
-    costs: CostModel,
+    space: Space,
+    data: PreparedData,
+    weights: Mapping[str, InitialWeights],
     options: RunOptions,
+    *,
     store: SearchStore,
     held: ExitStack,
-    *,
-    digests: Mapping[str, str],
-    weights: Mapping[str, InitialWeights],
 ) -> tuple[StudyRecord, LeaseKeeper]:
     """Create the record of a new search. Return it with the search's lease, which ``held`` releases.
 
     The lease is taken before anything is written, because a shared database may have the study of another
     search of this name, whose driver has not recorded a trial yet.
     """
+    costs = CostModel(space=space, datasets=data.infos)
+    cost = costs.second_objective if space.metric.against else None
+    earlier = (
+        overlapping_trials(space, options, digests=data.digests, weights=weights, cost=cost)
+        if options.warm_start
+        else []
+    )
     leases: list[LeaseKeeper] = []
-    record = create_record(
-        costs,
-        options,
-        store.folder,
-        digests=digests,
-        weights=weights,
+    record = StudyRecord.create(
+        options.study_of(store.folder),
+        options.name,
+        metric=space.metric.name,
+        maximize=space.metric.mode == "max",
+        space=dump_space(space),
+        against=space.metric.against,
+        at=space.metric.at,
         claim=lambda: leases.append(held.enter_context(search_lease(options, store))),
     )
+    record_warm_start(record, earlier)
     ensure_identity(record, store.folder, url=store.url, own_study=options.study_url is None)
-    record_experiment(record, costs.space)
+    record_experiment(record, space)
     return record, leases[0]
 
 

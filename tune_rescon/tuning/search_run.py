@@ -8,17 +8,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.errors import LeaseLostError, RecordError, presentable
+from tune_rescon.errors import LeaseLostError, RecordError, counted, presentable
 from tune_rescon.spaces import Space, dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
-from tune_rescon.tuning.budget import exhausted_message, spent_message
 from tune_rescon.tuning.callbacks import CallbackList, ClusterSize, Gauges, Presentation, SearchCallback
-from tune_rescon.tuning.coordinator import Coordinator, SearchPlan
+from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.folder import SearchFolder, usable_directory, write_atomically
 from tune_rescon.tuning.identity import Identity, ensure_identity, with_id
@@ -26,11 +25,18 @@ from tune_rescon.tuning.input_digests import code_digests, record_code, record_i
 from tune_rescon.tuning.lease import LeaseKeeper
 from tune_rescon.tuning.mlflow_callback import MlflowCallback, ParentRun, closing_message, logged_images
 from tune_rescon.tuning.options import RunOptions
-from tune_rescon.tuning.prepare import PreparedDataset, dataset_digests, dataset_infos
+from tune_rescon.tuning.prepare import PreparedData
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock, SignalState, Watch, run_in_thread
 from tune_rescon.tuning.reader import with_record
-from tune_rescon.tuning.result import SearchState, StudyResult, best_file, build_result, missing_winner
+from tune_rescon.tuning.result import (
+    SearchState,
+    StudyResult,
+    best_file,
+    build_result,
+    missing_winner,
+    spent_message,
+)
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule
 from tune_rescon.tuning.store import SearchStore
@@ -45,7 +51,7 @@ from tune_rescon.tuning.study_attributes import (
 )
 from tune_rescon.tuning.tensorboard_callback import EventFiles
 
-__all__ = ["STORAGE_TIMEOUT", "RunSetup", "SearchRun", "begin_run", "draw_report", "write_tables"]
+__all__ = ["STORAGE_TIMEOUT", "RunSetup", "SearchRun", "begin_run", "write_report", "write_tables"]
 
 
 #: Seconds that a search waits at its end for MLflow, and for a storage at a URL, to accept the queued
@@ -69,11 +75,11 @@ class RunSetup:
     writer: MlflowWriter
     versions: SpaceVersions
     """The spaces that the search has had, with the one to run as the newest."""
-    prepared: Mapping[str, PreparedDataset]
+    data: PreparedData
     slots: int
     """Number of trials that run at once."""
     presentation: Presentation | None
-    """Draws the search; None draws nothing."""
+    """Displays the search; None displays nothing."""
 
     @property
     def space(self) -> Space:
@@ -85,9 +91,9 @@ class RunSetup:
 def begin_run(
     setup: RunSetup, callbacks: Sequence[SearchCallback], interruption: SignalState, ray: RaySession
 ) -> Iterator[SearchRun]:
-    """Show the search in MLflow, begin to draw it, and carry out the decisions that the record holds.
+    """Show the search in MLflow, start its display, and carry out the decisions that the record holds.
 
-    At the end of the block, the drawing ends and TensorBoard's files are closed, also after an error.
+    At the end of the block, the display ends and TensorBoard's files are closed, also after an error.
 
     Args:
         setup: What the run uses.
@@ -98,9 +104,11 @@ def begin_run(
     Yields:
         The run. Call :meth:`SearchRun.run`, then :meth:`SearchRun.hand_over`.
     """
-    store, record, folder = setup.store, setup.record, setup.store.folder
-    identity = ensure_identity(record, folder, url=store.url, own_study=setup.options.study_url is None)
-    costs = _cost_model(setup)
+    store, record = setup.store, setup.record
+    identity = ensure_identity(record, store.folder, url=store.url, own_study=setup.options.study_url is None)
+    # Trials of an earlier version of the space may have used other datasets as well.
+    datasets = {**read_run_attributes(record).datasets, **setup.data.infos}
+    costs = CostModel(space=setup.space, datasets=datasets)
     plan = make_plan(
         costs,
         record,
@@ -111,81 +119,94 @@ def begin_run(
     )
     slots = planned_slots(record, setup.slots)
     parent = _parent_run(setup, identity, ray.resources)
-    parent.start()
-    results = RunResults(setup=setup, costs=costs, planned_slots=slots, parent=parent)
     tracking = MlflowCallback(setup.writer, record, costs, preload_exporter=parent.preload_exporter)
-    with closing(ExitStack()) as drawings:
-        if setup.options.tensorboard:
-            callbacks = [drawings.enter_context(EventFiles(folder.tensorboard, setup.space)), *callbacks]
-        if setup.presentation is not None:
-            drawing = setup.presentation.watching(results.snapshot, folder)
-            callbacks = [*callbacks, drawings.enter_context(drawing)]
-        coordinator = make_coordinator(
-            plan,
-            record,
-            make_stopping_rule(setup.space, slots=slots),
-            setup.versions,
-            callbacks=(tracking, *store.callbacks, CallbackList(callbacks, safe=True)),
-            prune=store.prune,
-        ).start()
-        yield SearchRun(
-            setup=setup,
-            identity=identity,
-            plan=plan,
-            results=results,
-            tracking=tracking,
-            coordinator=coordinator,
-            watch=Watch(
-                interruption,
-                ray_gone=ray.gone,
-                ensure_held=setup.lease.ensure_held,
-                interrupt=coordinator.interrupt,
-            ),
-            drawings=drawings,
-        )
-
-
-def _cost_model(setup: RunSetup) -> CostModel:
-    # Trials of an earlier version of the space may have used other datasets as well.
-    datasets = {**read_run_attributes(setup.record).datasets, **dataset_infos(setup.prepared)}
-    return CostModel(space=setup.space, datasets=datasets)
+    observers = CallbackList(safe=True)
+    coordinator = make_coordinator(
+        plan,
+        record,
+        make_stopping_rule(setup.space, slots=slots),
+        setup.versions,
+        callbacks=(tracking, *store.callbacks, observers),
+        prune=store.prune,
+    )
+    run = SearchRun(
+        setup=setup,
+        identity=identity,
+        costs=costs,
+        planned_slots=slots,
+        deadline=plan.deadline,
+        parent=parent,
+        tracking=tracking,
+        coordinator=coordinator,
+        watch=Watch(
+            interruption,
+            ray_gone=ray.gone,
+            ensure_held=setup.lease.ensure_held,
+            interrupt=coordinator.interrupt,
+        ),
+    )
+    with closing(run.displays):
+        run.display(observers, callbacks)
+        coordinator.start()
+        yield run
 
 
 def _parent_run(setup: RunSetup, identity: Identity, resources: Mapping[str, float]) -> ParentRun:
-    """Return the search's own run in MLflow, the parent of its trials' runs."""
+    """Show the search's own run in MLflow, the parent of its trials' runs, and return it."""
     tags = provenance(resources)
     record_provenance(setup.record, tags)
-    return ParentRun(
+    parent = ParentRun(
         setup.writer,
         setup.store,
         identity=identity,
         trials=setup.record.trials(),
         tracking_uri=setup.options.tracking_uri,
         tags=tags,
-        images=logged_images(dataset_infos(setup.prepared), dataset_digests(setup.prepared)),
+        images=logged_images(setup.data.infos, setup.data.digests),
         files=[setup.store.folder.space_yaml],
     )
+    parent.start()
+    return parent
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RunResults:
-    """Gives the result of a run at any time, from its record."""
+class SearchRun:
+    """One run of one search; :func:`begin_run` creates it."""
 
     setup: RunSetup
+    identity: Identity
     costs: CostModel
     planned_slots: int
     """Number of trials at once with which the scheduler plans; a resumed search has that of its first run."""
+    deadline: float | None
+    """The end of the trials, in seconds on the clock of ``time.monotonic``; None without one."""
     parent: ParentRun
     """The search's own run in MLflow."""
+    tracking: MlflowCallback
+    coordinator: Coordinator
+    watch: Watch
+    displays: ExitStack = field(default_factory=ExitStack)
+    """Ends the display and closes TensorBoard's files."""
+
+    def display(self, observers: CallbackList, callbacks: Sequence[SearchCallback]) -> None:
+        """Add TensorBoard's files, the caller's ``callbacks`` and the display to the ``observers``."""
+        setup, folder = self.setup, self.setup.store.folder
+        if setup.options.tensorboard:
+            observers.add(self.displays.enter_context(EventFiles(folder.tensorboard, setup.space)))
+        for callback in callbacks:
+            observers.add(callback)
+        if setup.presentation is not None:
+            display = setup.presentation.watching(self.snapshot, folder)
+            observers.add(self.displays.enter_context(display))
 
     def snapshot(self) -> StudyResult:
         """Return the present result and send MLflow a note of it, on the thread that runs the trials."""
-        result = self.now(SearchState.RUNNING, None)
+        result = self.result(SearchState.RUNNING, None)
         assert self.setup.presentation is not None, "only a presentation asks"
         self.parent.note(self.setup.presentation.note(result))
         return result
 
-    def now(self, state: SearchState, failure: str | None) -> StudyResult:
+    def result(self, state: SearchState, failure: str | None) -> StudyResult:
         """Return the present result; ``failure`` says why the search ended early, if it did."""
         setup = self.setup
         result = build_result(
@@ -200,26 +221,11 @@ class RunResults:
         )
         return with_record(result, setup.record, setup.versions, failure=failure)
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SearchRun:
-    """One run of one search; :func:`begin_run` creates it."""
-
-    setup: RunSetup
-    identity: Identity
-    plan: SearchPlan
-    results: RunResults
-    tracking: MlflowCallback
-    coordinator: Coordinator
-    watch: Watch
-    drawings: ExitStack
-    """Ends the drawing and closes TensorBoard's files."""
-
     def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
         """Return the gauges that can be read while the trials run."""
         return Gauges(
             slots=self.setup.slots,
-            deadline=self.plan.deadline,
+            deadline=self.deadline,
             waiting=lambda: self.setup.writer.pending_updates,
             cluster=cluster,
         )
@@ -235,9 +241,8 @@ class SearchRun:
         written. The caller must call :meth:`hand_over` next.
         """
         setup = self.setup
-        record_run(setup.record, self.results.costs.datasets, setup.options.tracking_uri)
-        digests = dataset_digests(setup.prepared)
-        record_images(setup.record, digests)
+        record_run(setup.record, self.costs.datasets, setup.options.tracking_uri)
+        record_images(setup.record, setup.data.digests)
         with usable_directory(setup.store.folder.storage):
             write_atomically(
                 setup.store.folder.space_yaml, with_id(dump_space(setup.space), self.identity.id)
@@ -249,7 +254,6 @@ class SearchRun:
             # Imported here because it imports Ray; a search imports this module before it checks its options.
             from tune_rescon.tuning.ray.tune_adapter import execute, trial_task
 
-            resources = setup.space.resources_per_trial
             execute(
                 self.coordinator,
                 make_task=functools.partial(
@@ -257,11 +261,10 @@ class SearchRun:
                     space=setup.space,
                     options=setup.options,
                     store=setup.store,
-                    digests=digests,
+                    digests=setup.data.digests,
                 ),
                 trainable=trainable,
-                resources=resources.by_name(),
-                workers=resources.workers,
+                resources=setup.space.resources_per_trial,
                 concurrent=setup.slots,
                 lock=lock,
             )
@@ -303,24 +306,22 @@ class SearchRun:
         """Report a budget that ended the search before all of its trials began, and an exhausted space."""
         trials, budget = len(result.trials), self.setup.space.budget
         if not result.interrupted and result.failure is None:
-            spent = spent_message(
-                budget,
-                name=result.name,
-                trials=trials,
-                epochs=sum(trial.epochs for trial in result.trials),
-                elapsed_seconds=self.setup.lease.elapsed_seconds,
-            )
+            spent = spent_message(result, self.setup.lease.elapsed_seconds)
             if spent is not None:
                 _PROGRESS.info(spent)
         if self.coordinator.space_is_exhausted:
-            _PROGRESS.info(exhausted_message(trials, budget.trials))
+            _PROGRESS.info(
+                f"The space is exhausted: all of its configurations have run, in {trials} of"
+                f" {counted(budget.trials, 'trial')}."
+                " To run them again with other training seeds: --set sampler.repeats=true."
+            )
 
     def _conclude(self, state: SearchState, on_result: Callable[[StudyResult], object] | None) -> StudyResult:
         """Record how the search ended, pass the result to ``on_result``, and complete the search."""
         self.watch.trials_ended()
         self.coordinator.interrupt_remaining()
         record_code(self.setup.record, code_digests(self.setup.space), before_trials=False)
-        result = self.results.now(state, self.watch.failure or self.coordinator.failure)
+        result = self.result(state, self.watch.failure or self.coordinator.failure)
         record_outcome(self.setup.record, state, result.failure)
         files = write_tables(result, self.setup.store.folder)
         try:
@@ -333,13 +334,13 @@ class SearchRun:
         return self._complete(result, files)
 
     def _complete(self, result: StudyResult, files: Sequence[Path]) -> StudyResult:
-        """Draw the pages of an ended search, and queue the last updates for MLflow."""
+        """Write the report of an ended search, and queue the last updates for MLflow."""
         if (missing := missing_winner(result)) is not None:
             _PROGRESS.info(missing)
-        _PROGRESS.info(closing_message(self.results.parent.champion(result), self.setup.options))
-        self.drawings.close()
-        note, drawn = draw_report(self.setup.presentation, result, self.setup.store.folder)
-        self.results.parent.end(result, [*files, *drawn], note)
+        _PROGRESS.info(closing_message(self.parent.champion(result), self.setup.options))
+        self.displays.close()
+        note, pages = write_report(self.setup.presentation, result, self.setup.store.folder)
+        self.parent.end(result, [*files, *pages], note)
         # The writer stops delaying updates now. The driver waits for it only after Ray has ended.
         self.setup.writer.flush()
         return result
@@ -362,15 +363,15 @@ def write_tables(result: StudyResult, folder: SearchFolder) -> list[Path]:
     return [file for file in (folder.space_yaml, folder.trials_csv, folder.best_yaml) if file.is_file()]
 
 
-def draw_report(
+def write_report(
     presentation: Presentation | None, result: StudyResult, folder: SearchFolder
 ) -> tuple[str, Sequence[Path]]:
-    """Return the note and the drawn pages of a search that has ended.
+    """Write the report of a search that has ended, and return its note and its files.
 
-    An error while drawing is logged and does not fail the search.
+    An error in writing is logged and does not fail the search.
 
     Args:
-        presentation: Draws the search; None draws nothing.
+        presentation: Displays the search; None writes no report.
         result: The result of the search.
         folder: The search's files.
     """

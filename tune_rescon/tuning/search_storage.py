@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import enum
+import errno
+import fcntl
 import logging
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -16,17 +20,25 @@ from tune_rescon.storage import (
     SearchHome,
     SharedValue,
     StorageUrl,
+    check_new_name,
     name_taken,
     name_without_space,
     usable,
 )
-from tune_rescon.tuning.folder import SearchFolder, holds_trials
-from tune_rescon.tuning.folder_state import FolderState, folder_state, reserved
+from tune_rescon.tuning.folder import SearchFolder, holds_trials, usable_directory
 from tune_rescon.tuning.lease import LeaseKeeper, hold_lease
-from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.options import RunOptions, SearchLocation
 from tune_rescon.tuning.store import Reservation, SearchStore, UrlStore
 
-__all__ = ["find_search", "open_store", "search_lease"]
+__all__ = [
+    "FolderState",
+    "find_search",
+    "folder_state",
+    "has_begun",
+    "open_store",
+    "reserved",
+    "search_lease",
+]
 
 _PROGRESS = logging.getLogger("tune_rescon.progress")
 
@@ -85,6 +97,129 @@ def _reserve_or_find(folder: SearchFolder, options: RunOptions, held: ExitStack)
         else:
             return False
     return True
+
+
+#: The lock of the directory on a file system that locks files but no directories, as NFS does.
+_LOCK_FILE: Final = ".search.lock"
+
+#: The names of all files that a driver writes before ``space.yaml``, and the prefixes of such names. NFS
+#: renames an open file that is deleted to ``.nfs...``.
+_REMAINS: Final = frozenset(
+    {"search.log", "study.db", "study.db-journal", "study.db-shm", "study.db-wal", _LOCK_FILE}
+)
+_REMAINS_PREFIXES: Final = (".space.yaml.", ".nfs")
+
+
+class FolderState(enum.Enum):
+    """What the directory of a search's name holds."""
+
+    FREE = enum.auto()
+    """There is no such directory."""
+    BEGUN = enum.auto()
+    """A search that can be resumed."""
+    ABANDONED = enum.auto()
+    """Only the remains of a driver that died before its search began."""
+    OPENING = enum.auto()
+    """A search that a live driver is about to begin, or one on a file system without locks."""
+    FOREIGN = enum.auto()
+    """Files that no driver wrote, or the trials of a search that has lost its ``space.yaml``."""
+
+
+def folder_state(folder: SearchFolder) -> FolderState:
+    """Return what the directory of a search's name holds.
+
+    Raises:
+        StorageError: If the storage cannot be read.
+    """
+    with usable_directory(folder.storage), ExitStack() as held:
+        return _locked_state(folder, held)
+
+
+@contextmanager
+def reserved(folder: SearchFolder) -> Iterator[None]:
+    """Create the directory of a new search, and lock it against other drivers for the duration of the block.
+
+    Raises:
+        NameTakenError: If the name is taken, or another driver is taking it.
+        StorageError: If the name is invalid, or the storage cannot be written.
+    """
+    check_new_name(folder.name)
+    with ExitStack() as held:
+        with usable_directory(folder.storage):
+            storage_is_new = not folder.storage.exists()
+            abandoned = _locked_state(folder, held) is FolderState.ABANDONED
+            if abandoned:
+                for path in folder.path.iterdir():
+                    if path.name != _LOCK_FILE:  # this process holds the lock
+                        path.unlink()
+        if not abandoned:
+            folder.create()
+            with usable_directory(folder.storage):
+                if _lock(folder.path, held) is _Lock.OF_ANOTHER:
+                    # Another driver found the directory before it was locked, and took it as abandoned.
+                    raise name_taken(folder.name, folder.path, begun=folder.space_yaml.is_file())
+        try:
+            yield
+        except BaseException:
+            # A search has begun once its space is written.
+            if not folder.space_yaml.exists():
+                folder.remove(with_storage=storage_is_new)
+            raise
+
+
+def _locked_state(folder: SearchFolder, held: ExitStack) -> FolderState:
+    """Return the state; if it is ``ABANDONED``, the directory is locked until ``held`` is closed."""
+    if folder.space_yaml.is_file():
+        return FolderState.BEGUN
+    try:
+        names = [path.name for path in folder.path.iterdir()]
+        if not all(name in _REMAINS or name.startswith(_REMAINS_PREFIXES) for name in names):
+            # The driver that begins the search may have written its space since.
+            return FolderState.BEGUN if folder.space_yaml.is_file() else FolderState.FOREIGN
+        lock = _lock(folder.path, held)
+    except FileNotFoundError:
+        return FolderState.FREE
+    except NotADirectoryError:
+        return FolderState.FOREIGN
+    if folder.space_yaml.is_file():
+        return FolderState.BEGUN
+    if lock is _Lock.HELD:
+        return FolderState.FOREIGN if holds_trials(folder.study_db) else FolderState.ABANDONED
+    return FolderState.OPENING
+
+
+class _Lock(enum.Enum):
+    HELD = enum.auto()
+    OF_ANOTHER = enum.auto()
+    UNSUPPORTED = enum.auto()
+    """The file system cannot lock. A name stays taken there until a user frees it."""
+
+
+def _lock(directory: Path, held: ExitStack) -> _Lock:
+    """Lock a directory until ``held`` is closed."""
+    lock = _lock_path(directory, os.O_RDONLY | os.O_DIRECTORY, held)
+    if lock is _Lock.UNSUPPORTED:
+        lock = _lock_path(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT, held)
+    return lock
+
+
+def _lock_path(path: Path, flags: int, held: ExitStack) -> _Lock:
+    try:
+        handle = os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        return _Lock.OF_ANOTHER  # The other driver has removed the directory.
+    held.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        is_held = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+        return _Lock.OF_ANOTHER if is_held else _Lock.UNSUPPORTED
+    try:
+        same = os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        same = False
+    # Another driver may have removed the file between the opening and the lock.
+    return _Lock.HELD if same else _Lock.OF_ANOTHER
 
 
 @contextmanager
@@ -222,35 +357,51 @@ def _lease(options: RunOptions, store: SearchStore, *, drives: bool) -> Abstract
     name, seconds = options.name, options.lease_seconds
     if store.lease is not None:
         return hold_lease(store.lease, name=name, seconds=URL_LEASE_FACTOR * seconds, drives=drives)
-    study_url = options.study_url or store.folder.study_url
+    study_url = options.study_of(store.folder)
     # Imported here because it imports SQLAlchemy, which a report does without.
     from tune_rescon.tuning.study_lease import StudyLeaseStore
 
     return hold_lease(StudyLeaseStore.open(study_url, name), name=name, seconds=seconds, drives=drives)
 
 
-def find_search(
-    storage: Path | StorageUrl, name: str, *, cache_root: Path, where: str, files: Sequence[str]
-) -> SearchFolder:
+def has_begun(location: SearchLocation, name: str) -> bool:
+    """Return whether a search of this name has begun.
+
+    Raises:
+        StorageError: If the name is invalid, or the storage cannot be read.
+    """
+    storage = location.storage
+    if isinstance(storage, Path):
+        folder = SearchFolder(storage=storage.resolve(), name=name)
+        with usable_directory(folder.storage):
+            return folder.space_yaml.is_file()
+    home = SearchHome.look(storage, name)
+    return home is not None and home.begun
+
+
+def find_search(location: SearchLocation, name: str, *, where: str, with_study: bool = False) -> SearchFolder:
     """Return the folder of a search that has begun, for reading.
 
+    If the storage is a URL, the folder holds only a copy of ``space.yaml``, and of the study if requested.
+
     Args:
-        storage: The storage, a directory or a URL.
+        location: Where the searches are.
         name: The search's name.
-        cache_root: The directory for the copies of a URL's files.
         where: The flag that names the search, used in error messages.
-        files: The files to download if the storage is a URL. The folder then holds only these copies.
+        with_study: Whether to copy the study too, unless a separate database has it.
 
     Raises:
         StorageError: If no search has that name, or the storage cannot be read.
     """
+    storage = location.storage
     if isinstance(storage, Path):
         folder = SearchFolder(storage=storage.resolve(), name=name)
         folder.require(where=where)
         return folder
     home = SearchHome.find(storage, name, where=where)
     # The copies are in a separate folder, because a run of the search may be using the scratch folder.
-    folder = SearchFolder(storage=home.scratch(cache_root) / "copies", name=name)
+    folder = SearchFolder(storage=home.scratch(location.cache_root) / "copies", name=name)
+    files = ["space.yaml", "study.db"] if with_study and not location.study_url else ["space.yaml"]
     with usable(storage):
         for file in files:
             if not home.remote.download(file, folder.path / file):

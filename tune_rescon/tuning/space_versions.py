@@ -44,7 +44,7 @@ class SpaceVersions:
         return len(self.spaces)
 
     @property
-    def alike(self) -> frozenset[int]:
+    def like_newest(self) -> frozenset[int]:
         """The versions with the same parameters and fixed values as the newest version."""
         newest = self.newest
         return frozenset(

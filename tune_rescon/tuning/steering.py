@@ -17,7 +17,8 @@ from tune_rescon.errors import SpaceError, StorageError, format_error
 from tune_rescon.spaces import chosen_values, to_optuna
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.database import find_study, open_database
-from tune_rescon.tuning.reader import SearchLocation, read_search
+from tune_rescon.tuning.options import SearchLocation
+from tune_rescon.tuning.reader import read_search
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.study import FIXED_PARAMS, STOP_REQUESTED
 
@@ -103,5 +104,5 @@ def _check_reachable(location: SearchLocation) -> None:
 
 
 def _open(location: SearchLocation, name: str) -> RDBStorage:
-    folder = find_search(location.storage, name, cache_root=location.cache_root, where="NAME", files=[])
-    return open_database(location.study_url or folder.study_url, busy_seconds=_BUSY_SECONDS)
+    folder = find_search(location, name, where="NAME")
+    return open_database(location.study_of(folder), busy_seconds=_BUSY_SECONDS)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Final
 
 from typing_extensions import override
 
@@ -27,7 +24,14 @@ from tune_rescon.storage import (
     usable,
 )
 from tune_rescon.tuning.callbacks import SearchCallback
-from tune_rescon.tuning.folder import CHECKPOINTS, TRIAL_FILES, SearchFolder, trial_folder, usable_directory
+from tune_rescon.tuning.folder import (
+    CHECKPOINTS,
+    TRIAL_FILES,
+    SearchFolder,
+    trial_folder,
+    unknown_trials,
+    usable_directory,
+)
 from tune_rescon.tuning.lease import LeaseKeeper, LeaseStore
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.stopping.rule import Verdict
@@ -138,10 +142,6 @@ class MirrorCallback(SearchCallback):
         self._mirror.flush()
 
 
-#: A file of a trial at a URL: the folder, the trial's number, and the file's name.
-_TRIAL: Final = re.compile(rf"{CHECKPOINTS}/(trial_(\d+))/(.*)")
-
-
 class UrlStore(SearchStore):
     """A scratch directory on this machine, whose files are copied to a URL."""
 
@@ -201,22 +201,14 @@ class UrlStore(SearchStore):
         self._mirror.start()
 
     def _move_unknown(self, known: Collection[int]) -> list[str]:
-        """Rename the folders of unknown trials as :meth:`.SearchFolder.rename_unknown_checkpoints` does.
-
-        Returns:
-            The new names.
-        """
-        remote, moved = self._home.remote, dict[str, str]()
-        names = remote.names(CHECKPOINTS)
-        folders = {name.split("/")[1] for name in names}
-        for name in names:
-            trial = _TRIAL.fullmatch(name)
-            if trial is None or int(trial[2]) in known or trial[3] not in TRIAL_FILES:
-                continue
-            if trial[1] not in moved:
-                new_names = (f"{trial[1]}.lost_{copy}" for copy in count(1))
-                moved[trial[1]] = next(new for new in new_names if new not in folders)
-            remote.move(name, f"{CHECKPOINTS}/{moved[trial[1]]}/{trial[3]}")
+        """Move the files of :func:`.unknown_trials` to new folders; return the names of these folders."""
+        remote, top = self._home.remote, f"{CHECKPOINTS}/"
+        files = [name.removeprefix(top) for name in remote.names(CHECKPOINTS)]
+        moved = unknown_trials(files, known)
+        for file in files:
+            folder, _, name = file.partition("/")
+            if folder in moved and name in TRIAL_FILES:
+                remote.move(f"{top}{file}", f"{top}{moved[folder]}/{name}")
         return list(moved.values())
 
     @override

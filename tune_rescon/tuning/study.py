@@ -1,9 +1,9 @@
 """The durable record of a search: one Optuna study, and the functions that read it.
 
 The driver writes each epoch together with the stopping rule's decision on it, before it acts on that
-decision. A driver that dies therefore loses at most the epoch that was reported last, and the trial's
-checkpoint still holds that epoch. The next driver carries out the decisions that the record holds. The rungs,
-the sampler's view, tables, reports and MLflow runs can all be rebuilt from the record.
+decision. A driver that dies therefore loses no epoch: one that it had not recorded yet is in the trial's
+checkpoint, and is reported again from there. The next driver carries out the decisions that the record
+holds. The rungs, the sampler's view, tables, reports and MLflow runs can all be rebuilt from the record.
 
 Optuna's trial state follows the contract: COMPLETE if a trial reached the last epoch, PRUNED if it was
 stopped, FAIL if it diverged or failed, and RUNNING while it runs, is paused, or waits to be resumed.
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import optuna
 from optuna.storages import BaseStorage
@@ -29,8 +29,10 @@ from tune_rescon.metric_names import MetricAt
 from tune_rescon.tuning.database import create_study, find_study, name_objectives, open_database
 from tune_rescon.tuning.folder import recorded_checkpoint
 from tune_rescon.tuning.stopping.rule import Decision, Verdict
-from tune_rescon.tuning.study_writer import StudyWriter
 from tune_rescon.tuning.trial import Enqueued, Proposal, TrialOrigin, TrialRecord, by_epoch
+
+if TYPE_CHECKING:
+    from tune_rescon.tuning.study_writer import StudyWriter
 
 __all__ = ["EPOCH_KEY_PREFIX", "FIXED_PARAMS", "METRIC", "METRIC_AT", "STOP_REQUESTED", "StudyRecord"]
 
@@ -63,8 +65,8 @@ _ORIGIN: Final = _PREFIX + "origin"
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
 
-#: The attributes that a new search keeps of a study that a dead driver has left: the lease with the time of
-#: its last beat, and what decides whose study it is (:mod:`tune_rescon.tuning.identity`).
+#: The attributes that are kept when a new search takes over a study without trials from a dead driver: the
+#: lease with the time of its last beat, and whose study it is (:mod:`tune_rescon.tuning.identity`).
 _KEPT: Final = frozenset({"lease", "lease_beat", "id", "place"})
 
 
@@ -118,8 +120,7 @@ class StudyRecord:
     ) -> StudyRecord:
         """Create the record of a new search.
 
-        A study without trials that a dead driver has left in the database is used again, without its
-        attributes.
+        A study without trials that a dead driver left in the database is used again, without its attributes.
 
         Args:
             url: The database's URL.
@@ -141,7 +142,7 @@ class StudyRecord:
         create_study(storage, name, directions)
         claim()
         # Again, because another driver may have run trials and ended before this one had its claim.
-        writer = _sql_writer(storage, create_study(storage, name, directions))
+        writer = _writer(storage, create_study(storage, name, directions))
         left = writer.study_attributes()
         if left.get("space"):  # not a study that another program has made for this search
             for key in left.keys() - _KEPT:
@@ -159,17 +160,14 @@ class StudyRecord:
         Args:
             url: The database's URL.
             name: The name of the study.
-            metric: The objective of a record that an earlier version of this package wrote; newer records
-                contain their objective.
+            metric: The objective, if the study does not record one.
             any_name: See :func:`.find_study`.
 
         Raises:
             StorageError: If the database has no such study, or cannot be reached.
         """
         storage = open_database(url, busy_seconds=SQLITE_BUSY_SECONDS)
-        study_id = find_study(storage, name, any_name=any_name)
-        maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
-        return cls(_sql_writer(storage, study_id), metric=metric, maximize=maximize)
+        return cls.on_storage(storage, find_study(storage, name, any_name=any_name), metric=metric)
 
     @classmethod
     def on_storage(
@@ -184,9 +182,7 @@ class StudyRecord:
             now_ms: See the constructor.
         """
         maximize = storage.get_study_directions(study_id)[0] is StudyDirection.MAXIMIZE
-        database = storage if isinstance(storage, optuna.storages.RDBStorage) else None
-        writer = _sql_writer(database, study_id) if database else StudyWriter(storage, study_id)
-        return cls(writer, metric=metric, maximize=maximize, now_ms=now_ms)
+        return cls(_writer(storage, study_id), metric=metric, maximize=maximize, now_ms=now_ms)
 
     def __len__(self) -> int:
         """Return the number of trials."""
@@ -199,11 +195,14 @@ class StudyRecord:
 
     def next_enqueued(self, fits: Callable[[Mapping[str, Any]], bool]) -> Enqueued | None:
         """Return the first enqueued trial whose values ``fits`` accepts; None if no trial matches."""
+        return next((trial for trial in self.enqueued() if fits(trial.params)), None)
+
+    def enqueued(self) -> Iterator[Enqueued]:
+        """Yield the trials that another program enqueued and that have not run, ordered by number."""
         for number, trial in self._foreign.items():
             params = trial.system_attrs.get(FIXED_PARAMS)
-            if trial.state is OptunaState.WAITING and params is not None and fits(params):
-                return Enqueued(number=number, params=params)
-        return None
+            if trial.state is OptunaState.WAITING and params is not None:
+                yield Enqueued(number=number, params=params)
 
     def stop_requested(self, number: int) -> bool:
         """Return whether another program has requested that a trial stops. This queries the database."""
@@ -332,8 +331,7 @@ class StudyRecord:
             number: The trial's number.
             state: The final state.
             checkpoint: The path or URL of the checkpoint that the trial keeps, or None.
-            error: The error that ended the trial, or None. Passwords in it are hidden, because many people
-                read the record and it is sent to MLflow.
+            error: The error that ended the trial, or None. Passwords in it are hidden.
             cost: The second objective, if the search has one.
             version: The version of the space that the trial ran with at its end, or None if it is not known.
 
@@ -443,8 +441,10 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _sql_writer(storage: optuna.storages.RDBStorage, study_id: int) -> StudyWriter:
+def _writer(storage: BaseStorage, study_id: int) -> StudyWriter:
     # Imported here: a dry run reads this module and opens no database.
-    from tune_rescon.tuning.sql_study_writer import SqlStudyWriter
+    from tune_rescon.tuning.study_writer import SqlStudyWriter, StudyWriter
 
-    return SqlStudyWriter(storage, study_id)
+    if isinstance(storage, optuna.storages.RDBStorage):
+        return SqlStudyWriter(storage, study_id)
+    return StudyWriter(storage, study_id)

@@ -80,14 +80,17 @@ class TrialOrigin:
         )
 
 
-def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, number: int) -> TrialOrigin:
+def make_origin(
+    space: Space, parameters: Mapping[str, Any], *, version: int, number: int, enqueued: bool = False
+) -> TrialOrigin:
     """Return the origin of a trial that was sampled from a version of the space.
 
     Args:
         space: The version of the space.
         parameters: The active parameters, as Optuna stores them.
         version: The number of the version, counted from 1.
-        number: The trial's number.
+        number: The trial's number; of a drawn trial, the expected one.
+        enqueued: Whether another program enqueued the trial.
 
     Raises:
         ConfigError, KeyError, ValueError: If ``parameters`` did not come from this space.
@@ -95,7 +98,7 @@ def make_origin(space: Space, parameters: Mapping[str, Any], *, version: int, nu
     return TrialOrigin(
         config=trial_config(space, from_optuna(space, parameters)).to_dict(),
         space=version,
-        seed=trial_seed(space.sampler.seed, number),
+        seed=trial_seed(space.sampler.seed, number, enqueued=enqueued),
         inactive=tuple(name for name in space.parameters if name not in parameters),
     )
 
@@ -114,15 +117,18 @@ def find_origin(space: Space, parameters: Mapping[str, Any], number: int) -> Tri
         return None
 
 
-def trial_seed(search_seed: int, number: int) -> int:
+def trial_seed(search_seed: int, number: int, *, enqueued: bool = False) -> int:
     """Return the training seed of a trial.
 
-    The seed depends only on the search seed and the number, not on the trials that run at the same time.
+    The seed depends only on the search seed and the number, not on the trials that run at the same time. If
+    another program enqueues a trial while one is drawn, the drawn trial gets a higher number than expected,
+    and keeps the seed of the expected one. Enqueued trials therefore have seeds of their own.
 
     >>> trial_seed(0, 7) == trial_seed(0, 7), trial_seed(0, 7) == trial_seed(0, 8)
     (True, False)
     """
-    return int(np.random.SeedSequence((search_seed, number)).generate_state(1)[0])
+    entropy = (search_seed, number, 1) if enqueued else (search_seed, number)
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +189,8 @@ class TrialRecord:
     If a worker process died before an epoch was recorded, the epoch is recorded when the trial is resumed.
     Its device is then that of the next worker process."""
     held: tuple[float | None, ...] = ()
-    """The number of GPUs, or of CPU cores, that the trial held in each epoch, which a resume may change; None
-    if it is not recorded."""
+    """The number of GPUs, or of CPU cores, that the trial had in each epoch; None if it is not recorded. A
+    resumed search may give its trials another number."""
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
     """See :attr:`Proposal.sampler_state`."""
     origin: TrialOrigin | None = None
@@ -253,6 +259,35 @@ class TrialRecord:
     def seconds(self) -> float:
         """Seconds spent in the reported epochs (training, validation and checkpoint)."""
         return math.fsum(filter(math.isfinite, self.history.get("epoch_seconds", ())))
+
+    @property
+    def start_seconds(self) -> float | None:
+        """When the trial started, in seconds since 1970; None if that is not known.
+
+        :attr:`started` is a local time, which stands for two moments in the hour that is repeated when summer
+        time ends. It is the later one, unless the first epoch had begun by then.
+        """
+        if self.started is None:
+            return None
+        later = self.started.replace(fold=1).timestamp()
+        is_repeated = bool(self.times_ms) and later <= self.times_ms[0] / 1000 - self._logged(
+            "epoch_seconds", 1, 0.0
+        )
+        return later if is_repeated else self.started.timestamp()
+
+    @property
+    def end_seconds(self) -> float | None:
+        """When the trial ended, in seconds since 1970; None if it has not ended.
+
+        In the hour that is repeated when summer time ends, the time of the last epoch shows which of the two
+        moments :attr:`ended` is.
+        """
+        if self.ended is None:
+            return None
+        end = self.ended.timestamp()
+        # A database may round the end of a trial to seconds.
+        is_repeated = bool(self.times_ms) and self.times_ms[-1] / 1000 > end + 60
+        return self.ended.replace(fold=1).timestamp() if is_repeated else end
 
     def device_seconds(self, devices: float) -> tuple[float, ...]:
         """Return each epoch's seconds times the devices that it held; 0 for an epoch without seconds.
@@ -328,7 +363,7 @@ class TrialRecord:
             value=self.curve[epoch - 1],
             group=group,
             cost=cost,
-            tie=self._logged("val_loss", epoch, math.inf),
+            tie_breaker=self._logged("val_loss", epoch, math.inf),
             seconds=self._logged("epoch_seconds", epoch, 0.0),
         )
 

@@ -12,11 +12,12 @@ from tune_rescon.config import TrialState
 from tune_rescon.metric_names import MetricAt
 from tune_rescon.spaces import Overlap, Space, overlap_message, place_config, to_optuna
 from tune_rescon.tuning.input_digests import (
-    changed_functions,
+    changed_digests,
     code_digests,
     recorded_code,
     recorded_images,
     recorded_weights,
+    weight_digests,
 )
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.sampler import most_informative
@@ -65,24 +66,17 @@ def overlapping_trials(
     Raises:
         StorageError: If the earlier search does not exist or its study cannot be read.
     """
-    other = find_search(
-        options.storage,
-        options.warm_start or "",
-        cache_root=options.cache_root,
-        where="--warm-start",
-        files=("space.yaml", "study.db"),
-    )
-    shared_url = options.study_url
-    record, versions = open_recorded(shared_url or other.study_url, other, shared=shared_url is not None)
+    other = find_search(options, options.warm_start or "", where="--warm-start", with_study=True)
+    shared = options.study_url is not None
+    record, versions = open_recorded(options.study_of(other), other, shared=shared)
     ended = [trial for trial in record.trials() if trial.state.is_final]
     theirs, before = versions.newest, recorded_images(record)
-    changed = {name for name, digest in digests.items() if before.get(name, digest) != digest}
+    changed = changed_digests(before, digests)
     name = theirs.dataset.name
     if name == space.dataset.name and name in before and before[name] == digests.get(name):
         # The same images and splits, even if they have moved.
         theirs = theirs.model_copy(update={"dataset": space.dataset})
-    begun_with = recorded_weights(record)
-    replaced = {name for name, now in weights.items() if begun_with.get(name, now.digest) != now.digest}
+    replaced = changed_digests(recorded_weights(record), weight_digests(weights))
     placed = [_placed(space, theirs, trial, replaced) for trial in ended]
     usable = [
         dataclasses.replace(
@@ -102,7 +96,7 @@ def overlapping_trials(
             f"{other.name} had other images in {', '.join(sorted(changed))}: its values may be higher or"
             " lower than on the images of this search, and the sampler learns from both"
         )
-    changed_code = changed_functions(recorded_code(record), code_digests(space))
+    changed_code = changed_digests(recorded_code(record), code_digests(space))
     if usable and changed_code:
         _PROGRESS.warning(
             f"{other.name} had other code of {', '.join(changed_code)}: its values may not be comparable"

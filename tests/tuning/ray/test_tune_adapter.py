@@ -18,7 +18,7 @@ RESOURCES = "a placement group factory"
 class FakeCoordinator:
     """The attribute of a coordinator that is read."""
 
-    exhausted = False
+    no_more_trials = False
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_processes_are_released_once_no_trial_follows(cache: Any) -> None:
     processes = with_actor_reuse(cache, search, slots=3)
     for number in range(3):
         cache.cache_object(RESOURCES, number)
-    search.exhausted = True
+    search.no_more_trials = True
     processes.keep(SimpleNamespace(_tune_controller=SimpleNamespace(_actor_cache=cache)))
     assert cache.total_max_objects == 0
     assert list(cache.flush_cached_objects()) == [0, 1, 2]

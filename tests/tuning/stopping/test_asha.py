@@ -17,9 +17,9 @@ values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
 
 def make_rule(
-    *, maximize: bool = True, levels: tuple[int, ...] = (1, 3, 9), factor: int = 3
+    *, maximize: bool = True, rungs: tuple[int, ...] = (1, 3, 9), factor: int = 3
 ) -> SuccessiveHalving:
-    return SuccessiveHalving(levels=levels, reduction_factor=factor, maximize=maximize)
+    return SuccessiveHalving(rungs=rungs, reduction_factor=factor, maximize=maximize)
 
 
 def observation(
@@ -30,18 +30,16 @@ def observation(
 
 def values_at_rungs(rule: SuccessiveHalving) -> dict[int, int]:
     """Return the number of values at each rung below the last. The rule is unusable afterwards."""
-    return {
-        level: rule.judge(observation(level, 0.0, 1000 + level)).compared - 1 for level in rule.levels[:-1]
-    }
+    return {rung: rule.judge(observation(rung, 0.0, 1000 + rung)).compared - 1 for rung in rule.rungs[:-1]}
 
 
 @given(bounds)
 def test_rungs_start_at_min_grow_by_the_factor_and_end_at_max(numbers: tuple[int, int, int]) -> None:
     low, more, factor = numbers
-    levels = asha_rungs(low, low + more, factor)
-    assert (levels[0], levels[-1]) == (low, low + more)
-    assert all(b == a * factor for a, b in pairwise(levels[:-1]))
-    assert all(a < b for a, b in pairwise(levels))
+    rungs = asha_rungs(low, low + more, factor)
+    assert (rungs[0], rungs[-1]) == (low, low + more)
+    assert all(b == a * factor for a, b in pairwise(rungs[:-1]))
+    assert all(a < b for a, b in pairwise(rungs))
 
 
 @pytest.mark.parametrize(
@@ -145,8 +143,8 @@ def test_only_finite_values_at_rungs_below_the_last_are_replayed() -> None:
     assert values_at_rungs(rule) == {1: 1, 3: 1}
 
 
-def make_promoting_rule(levels: tuple[int, ...] = (1, 3, 9)) -> SuccessiveHalving:
-    return SuccessiveHalving(levels=levels, reduction_factor=3, maximize=True, pauses=True)
+def make_promoting_rule(rungs: tuple[int, ...] = (1, 3, 9)) -> SuccessiveHalving:
+    return SuccessiveHalving(rungs=rungs, reduction_factor=3, maximize=True, pauses=True)
 
 
 def test_a_paused_trial_is_promoted_once_it_is_in_the_top_fraction() -> None:
@@ -263,7 +261,7 @@ def test_with_two_objectives_the_lowest_rank_then_the_oldest_is_promoted(
 @pytest.mark.parametrize("pauses", [False, True])
 def test_only_a_third_of_equal_trials_passes_a_rung(pauses: bool) -> None:
     # Failed networks report exactly chance level: 54 of 60 trials are equal.
-    rule = SuccessiveHalving(levels=(1, 3, 9), reduction_factor=3, maximize=True, pauses=pauses)
+    rule = SuccessiveHalving(rungs=(1, 3, 9), reduction_factor=3, maximize=True, pauses=pauses)
     values = [0.5 if number % 10 == 9 else 0.1 for number in range(60)]
     decided = [rule.judge(observation(1, value, number)).decision for number, value in enumerate(values)]
     continued = [
@@ -276,6 +274,6 @@ def test_only_a_third_of_equal_trials_passes_a_rung(pauses: bool) -> None:
 def test_of_equal_values_the_smaller_loss_ranks_higher() -> None:
     rule = make_rule()
     for number, loss in enumerate((2.3, 1.7, math.inf)):
-        verdict = rule.judge(Observation(number=number, epoch=1, value=0.1, tie=loss))
+        verdict = rule.judge(Observation(number=number, epoch=1, value=0.1, tie_breaker=loss))
     assert verdict == Verdict(decision=Decision.STOP, rung=1, rank=3, compared=3)
-    assert rule.judge(Observation(number=3, epoch=1, value=0.1, tie=1.0)).rank == 1
+    assert rule.judge(Observation(number=3, epoch=1, value=0.1, tie_breaker=1.0)).rank == 1

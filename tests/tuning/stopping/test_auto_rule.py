@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tune_rescon.tuning.budget import SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping.auto_rule import CLOSING, AutoRule
+from tune_rescon.tuning.stopping.budget_plan import SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping.first_rung import PILOTS
 from tune_rescon.tuning.stopping.rule import Decision, Observation
 from tune_rescon.tuning.stopping.trial_table import TrialTable
@@ -31,9 +31,9 @@ def make_rule(
 
 
 def observation(
-    number: int, epoch: int, value: float, *, tie: float = math.inf, seconds: float = 1.0
+    number: int, epoch: int, value: float, *, tie_breaker: float = math.inf, seconds: float = 1.0
 ) -> Observation:
-    return Observation(number=number, epoch=epoch, value=value, tie=tie, seconds=seconds)
+    return Observation(number=number, epoch=epoch, value=value, tie_breaker=tie_breaker, seconds=seconds)
 
 
 Values = Callable[[int, int], float]
@@ -94,7 +94,7 @@ def test_the_shares_are_the_whole_budget(stages: int) -> None:
 def test_an_informative_epoch_1_is_the_first_rung() -> None:
     rule = make_rule()
     list(run_search(rule, by_number))
-    assert rule.levels[0] == 1
+    assert rule.rungs[0] == 1
     assert rule.agreement is not None
     assert rule.agreement.correlations[1] == pytest.approx(1.0)
 
@@ -107,7 +107,7 @@ def test_epochs_with_reversed_ranks_are_not_the_first_rung() -> None:
     list(run_search(rule, crossing))
     assert rule.agreement is not None
     assert rule.agreement.correlations[2] == pytest.approx(-1.0)
-    assert rule.levels[0] == 3
+    assert rule.rungs[0] == 3
 
 
 def noise(number: int, epoch: int) -> float:
@@ -147,7 +147,7 @@ def test_with_a_budget_of_trials_unconfirmed_ranks_do_not_change_the_shares() ->
 @pytest.mark.parametrize(("rank", "continues"), [(1, True), (2, True), (3, False), (6, False)])
 def test_only_a_trial_with_a_good_rank_is_promoted_to_a_later_stage(rank: int, continues: bool) -> None:
     rule = make_rule(low=4)
-    assert rule.levels == (4, 14, 50)
+    assert rule.rungs == (4, 14, 50)
     for number in range(12):
         for epoch in range(1, 15 if number < 8 else 5):
             rule.replay(observation(number, epoch, -float(number)))
@@ -160,8 +160,8 @@ def test_noisy_early_values_leave_only_the_last_rung() -> None:
     rule = make_rule(epochs=1000)
     reached = dict(run_search(rule, noise))
     assert rule.agreement is not None
-    assert rule.agreement.tells_nothing
-    assert rule.levels == (50,)
+    assert rule.agreement.ranks_are_unstable
+    assert rule.rungs == (50,)
     assert sum(epoch == 50 for epoch in reached.values()) >= 16
 
 
@@ -176,7 +176,7 @@ def test_without_early_rungs_trials_with_constant_values_are_paused(hours: bool)
         reached[number] = epoch
         if sum(reached.values()) >= 900:
             break
-    assert rule.judges_none
+    assert rule.no_rung_judges
     unchanged = {number for number, epoch in reached.items() if number % 2 and epoch > (rule.latest or 0)}
     assert not unchanged
     assert sum(epoch == 50 for epoch in reached.values()) >= 10
@@ -190,7 +190,7 @@ def test_without_early_rungs_the_furthest_trials_continue_first() -> None:
     for number, epoch in run_search(rule, noise):
         reached[number] = epoch
         paused = rule.paused()
-        if rule.judges_none and number >= PILOTS and number % 6 != 1:  # not a probe
+        if rule.no_rung_judges and number >= PILOTS and number % 6 != 1:  # not a probe
             assert number in paused or epoch >= max((reached[n] for n in paused), default=0)
             gave_way |= {number} & set(paused)
     assert gave_way
@@ -259,8 +259,8 @@ def test_where_few_epochs_fit_into_the_hours_the_rungs_are_within_them() -> None
             rule.started(number)
             rule.judge(observation(number, 1, by_number(number, 1)))
     assert (few_trials.reach, many_trials.reach) == (30, 140)
-    assert few_trials.levels[-2] < many_trials.levels[-2]
-    assert few_trials.levels[-2] < 30
+    assert few_trials.rungs[-2] < many_trials.rungs[-2]
+    assert few_trials.rungs[-2] < 30
     assert few_trials.latest is not None
     assert few_trials.latest <= 3
 
@@ -280,7 +280,7 @@ def test_every_epoch_of_a_trial_comes_once_and_in_order() -> None:
 
 def test_the_first_trials_are_not_judged_before_the_latest_candidate() -> None:
     rule = make_rule()
-    assert rule.levels[0] > 1
+    assert rule.rungs[0] > 1
     reached = dict.fromkeys(range(PILOTS), 0)
     for number, epoch in run_search(rule, lambda number, epoch: -by_number(number, epoch)):
         if number in reached:
@@ -292,7 +292,9 @@ def test_the_first_trials_are_not_judged_before_the_latest_candidate() -> None:
 def test_ties_are_broken_by_the_smaller_loss_and_then_by_age() -> None:
     table = TrialTable(9)
     for number in range(12):
-        table.add(observation(number, 1, 0.1, tie=1.0 if number == 7 else 2.3), maximize=True, timed=False)
+        table.add(
+            observation(number, 1, 0.1, tie_breaker=1.0 if number == 7 else 2.3), maximize=True, timed=False
+        )
     numbers = np.arange(12)
     assert table.best(numbers, 1) == 7
     assert table.best(numbers[numbers != 7], 1) == 0
@@ -311,7 +313,7 @@ def test_no_trial_starts_when_little_time_is_left() -> None:
     for number in range(30):
         train(rule, number, by_number)
     assert rule.paused()
-    rule.advance(100.0 - CLOSING * rule.levels[1] / 2)
+    rule.set_elapsed(100.0 - CLOSING * rule.rungs[1] / 2)
     assert not rule.may_start()
 
 
@@ -328,7 +330,7 @@ def promotion_order(*, seconds: float) -> list[int]:
     for number in range(40):
         train(rule, number, value, seconds=seconds if number == 19 else 1.0)
     rule.no_new_trials()
-    rule.advance(900.0)
+    rule.set_elapsed(900.0)
     order = []
     while (promoted := rule.promote()) is not None:
         order.append(promoted)
@@ -346,7 +348,7 @@ def test_a_running_trial_counts_for_no_more_than_the_time_left(left: float, is_p
             rule.replay(observation(number, epoch, -float(number), seconds=seconds))
         rule.pause_again(number)
     rule.started(0)
-    rule.advance(1000 - left)
+    rule.set_elapsed(1000 - left)
     assert (rule.promote(), rule.may_start()) == ((1, False) if is_promoted else (None, True))
 
 
@@ -380,7 +382,7 @@ def test_a_rule_that_is_replayed_in_another_order_decides_the_same() -> None:
         if len(epochs_run) == 260:
             break
     replayed = replay(epochs_run, by_number)
-    assert replayed.levels == rule.levels
+    assert replayed.rungs == rule.rungs
     assert replayed.agreement == rule.agreement
     waiting = rule.paused()
     for number in waiting:
@@ -419,7 +421,7 @@ def test_a_failed_first_trial_does_not_block_the_choice_of_the_first_rung(second
     rule.started(0)
     rule.ended(0)
     for number in range(1, 2 * PILOTS):
-        rule.advance(float(number))
+        rule.set_elapsed(float(number))
         train(rule, number, by_number)
     assert rule.agreement is not None
 
@@ -441,6 +443,6 @@ def test_noisy_values_in_a_large_search_use_the_whole_epoch_budget() -> None:
 def test_noisy_values_with_a_trial_budget_cost_no_more_than_planned() -> None:
     rule = make_rule(trials=120, epochs=None)
     epochs_run = list(run_search(rule, noise))
-    assert rule.levels[0] < 50
+    assert rule.rungs[0] < 50
     assert {number for number, _ in epochs_run} == set(range(120))
     assert len(epochs_run) < 120 * 50 / 3

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from tests.tuning.stopping.test_auto_rule import slow_and_noisy
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import Assignment, SimulatedSearch, Simulation, SyntheticCurve
-from tune_rescon.tuning.stopping.auto_messages import plan_messages, rungs_and_reasons
+from tune_rescon.tuning.stopping import auto_messages, auto_rule
+from tune_rescon.tuning.stopping.auto_messages import plan_messages, planned_epochs, rungs_and_reasons
+from tune_rescon.tuning.stopping.first_rung import Agreement, choose_first_rung
 
 pytestmark = pytest.mark.quick
 
@@ -103,11 +109,12 @@ def test_the_report_explains_the_chosen_rungs() -> None:
     search = SimulatedSearch(space, slots=4)
     simulation = Simulation(lambda trial: SyntheticCurve(limit=0.3 + trial.number / 500), workers=4)
     simulation.drive(search.policy())
-    levels, lines = rungs_and_reasons(space, search.trials(), slots=4)
+    rungs, lines = rungs_and_reasons(space, search.trials(), slots=4)
     assert lines[0].startswith("First rung: epoch 1, chosen by 1")
     assert lines[0].endswith("Rungs: 1, 5, 27.")
-    assert lines[1] == "Ranks at epoch 1 agree with those at epoch 2 by 1.00: it judges."
-    assert levels == (1, 5, 27)
+    correlation = "the values there have a rank correlation of 1.00 with those at epoch 2"
+    assert lines[1] == f"Epoch 1 is a rung: {correlation}."
+    assert rungs == (1, 5, 27)
 
 
 class SlowAndNoisyCurve(SyntheticCurve):
@@ -143,18 +150,19 @@ def test_the_report_says_that_no_rung_judges_and_which_trials_pause() -> None:
     search = SimulatedSearch(space, slots=4)
     simulation = Simulation(lambda trial: NoiseCurve(limit=1, noise_key=(trial.number,)), workers=4)
     simulation.drive(search.policy(), reports=200)
-    levels, (line,) = rungs_and_reasons(space, search.trials(), slots=4)
-    assert levels == (50,)
-    assert line.startswith(
-        "No rung judges, and every trial trains to the end, but for trials whose value has never changed,"
-        " which pause: up to epoch 9, the ranks of 8 trials"
+    rungs, (line,) = rungs_and_reasons(space, search.trials(), slots=4)
+    assert rungs == (50,)
+    assert line == (
+        "No epoch before the last one is a rung, because up to epoch 9, the ranks of 8 trials that no rung"
+        " had judged change from epoch to epoch. Every trial trains to the end; only one whose value has"
+        " never changed pauses."
     )
 
 
 def test_the_report_says_that_a_small_budget_learns_no_rung() -> None:
     small = make_space("budget={trials: 6}", "fidelity={min: 1, max: 9}")
-    levels, lines = rungs_and_reasons(small, (), slots=2)
-    assert levels == (1, 3, 9)
+    rungs, lines = rungs_and_reasons(small, (), slots=2)
+    assert rungs == (1, 3, 9)
     assert lines == ("Rungs: 1, 3, 9. The budget is too small to learn another first rung.",)
 
 
@@ -202,3 +210,46 @@ def test_one_trial_and_one_epoch_are_in_the_singular() -> None:
     )
     _, lines = rungs_and_reasons(one_trial, (), slots=4)
     assert lines[0] == "Rung: 1. The budget is too small to learn another first rung."
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("budget={trials: 60}", "fidelity={min: 1, max: 27}"),
+        ("budget={trials: 20, concurrent: 3}", "fidelity={min: 2, max: 150}"),
+        ("budget={trials: 100, epochs: 900, concurrent: 12}", "fidelity={min: 1, max: 81}"),
+        ("budget={trials: 9, epochs: 54}", "fidelity={min: 1, max: 27}"),
+        ("budget={trials: 1}", "fidelity={min: 1, max: 9}"),
+    ],
+)
+def test_a_plan_that_skips_epochs_equals_one_that_judges_each(
+    settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = make_space(*settings)
+    skipping = (*plan_messages(space), planned_epochs(space))
+    monkeypatch.setattr(auto_messages, "_next_decision", lambda _, epoch: epoch + 1)
+    assert (*plan_messages(space), planned_epochs(space)) == skipping
+
+
+def test_a_plan_of_thousands_of_epochs_takes_no_longer_than_a_dry_run_may() -> None:
+    began = time.process_time()
+    lines = list(plan_messages(make_space("budget={trials: 128}", "fidelity={min: 1, max: 5000}")))
+    assert time.process_time() - began < 5
+    assert len(lines) == 3
+
+
+def test_later_epochs_of_the_first_trials_do_not_choose_the_first_rung_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each choice compares the values of all these trials at all epochs up to the latest candidate."""
+    chosen: list[int] = []
+
+    def choose(curves: Sequence[Sequence[float]], *arguments: Any, **options: Any) -> Agreement:
+        chosen.append(len(curves))
+        return choose_first_rung(curves, *arguments, **options)
+
+    monkeypatch.setattr(auto_rule, "choose_first_rung", choose)
+    space = make_space("budget={trials: 40}", "fidelity={min: 1, max: 81}")
+    search = SimulatedSearch(space, slots=4)
+    Simulation(lambda trial: SyntheticCurve(limit=0.3 + trial.number / 500), workers=4).drive(search.policy())
+    assert chosen == sorted(set(chosen)), "only if another trial has reached the latest candidate"

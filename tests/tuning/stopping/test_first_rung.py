@@ -76,8 +76,8 @@ def test_no_rung_is_used_if_neighbouring_epochs_disagree() -> None:
     rng = np.random.default_rng(1)
     noise = rng.normal(size=(10, 9)).tolist()
     choice = choose_first_rung(noise, (1, 2, 3, 5, 7, 9), epochs=300)
-    assert choice.tells_nothing
-    assert not choose_first_rung(curves(early=1), (1, 2, 3, 5, 7, 9), epochs=300).tells_nothing
+    assert choice.ranks_are_unstable
+    assert not choose_first_rung(curves(early=1), (1, 2, 3, 5, 7, 9), epochs=300).ranks_are_unstable
 
 
 def test_a_few_epochs_that_agree_by_chance_are_no_evidence() -> None:
@@ -87,7 +87,7 @@ def test_a_few_epochs_that_agree_by_chance_are_no_evidence() -> None:
     assert (choice.correlations[5], choice.correlations[7]) == (1.0, 1.0)
     pairs = [spearmanr(noise[:, a], noise[:, b]).statistic for a, b in combinations(range(4, 9), 2)]
     assert choice.steadiness == pytest.approx(np.mean(pairs))
-    assert choice.tells_nothing
+    assert choice.ranks_are_unstable
 
 
 def test_epochs_with_all_values_equal_agree_with_no_other() -> None:
@@ -103,8 +103,8 @@ def one_class(*, others: float) -> list[list[float]]:
 
 def test_constant_curves_are_no_evidence_until_all_others_are_better() -> None:
     candidates = (1, 2, 3, 5, 7, 9)
-    assert choose_first_rung(one_class(others=0.096), candidates, epochs=300).tells_nothing
-    assert not choose_first_rung(one_class(others=0.2), candidates, epochs=300).tells_nothing
+    assert choose_first_rung(one_class(others=0.096), candidates, epochs=300).ranks_are_unstable
+    assert not choose_first_rung(one_class(others=0.2), candidates, epochs=300).ranks_are_unstable
 
 
 def test_constant_curves_of_different_values_are_evidence() -> None:
@@ -115,7 +115,7 @@ def test_constant_curves_of_different_values_are_evidence() -> None:
 def test_a_single_epoch_has_undefined_steadiness() -> None:
     choice = choose_first_rung([[float(n)] for n in range(8)], (1,), epochs=300)
     assert math.isnan(choice.steadiness)
-    assert not choice.tells_nothing
+    assert not choice.ranks_are_unstable
 
 
 def test_candidates_are_dense_and_end_at_a_quarter() -> None:
@@ -140,8 +140,8 @@ def test_the_first_trials_take_a_tenth_of_the_hours() -> None:
 
 @pytest.mark.parametrize("reach", [2, 9, 44, 140])
 def test_rungs_end_at_the_last_epoch_and_the_others_are_within_reach(reach: int) -> None:
-    levels = rungs_from(2, 140, reach=reach)
-    assert levels[0] == 2
-    assert levels[-1] == 140
-    assert all(level <= max(2, reach) for level in levels[:-1])
-    assert all(later / earlier < 7 for earlier, later in pairwise(levels[:-1]))
+    rungs = rungs_from(2, 140, reach=reach)
+    assert rungs[0] == 2
+    assert rungs[-1] == 140
+    assert all(rung <= max(2, reach) for rung in rungs[:-1])
+    assert all(later / earlier < 7 for earlier, later in pairwise(rungs[:-1]))

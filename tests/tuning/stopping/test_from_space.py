@@ -10,7 +10,7 @@ from tune_rescon.tuning.stopping.rule import Observation
 
 
 @pytest.mark.parametrize(
-    ("overrides", "levels"),
+    ("overrides", "rungs"),
     [
         ([], (1, 3, 9)),
         (["scheduler.type=none"], (9,)),
@@ -19,17 +19,17 @@ from tune_rescon.tuning.stopping.rule import Observation
         (["fidelity.min=9"], (9,)),
     ],
 )
-def test_rungs_follow_from_the_scheduler_settings(overrides: list[str], levels: tuple[int, ...]) -> None:
-    assert possible_rungs(load_space("digits", overrides)) == levels
+def test_rungs_follow_from_the_scheduler_settings(overrides: list[str], rungs: tuple[int, ...]) -> None:
+    assert possible_rungs(load_space("digits", overrides)) == rungs
 
 
 @pytest.mark.parametrize("name", [name for name in list_spaces() if name != "folder"])
 def test_the_rungs_of_every_shipped_space_end_at_its_last_epoch(name: str) -> None:
     space = load_space(name)
-    levels = possible_rungs(space)
-    assert levels[-1] == space.fidelity.max
-    assert list(levels) == sorted(set(levels))
-    assert space.scheduler.type == "none" or levels[0] == space.fidelity.min
+    rungs = possible_rungs(space)
+    assert rungs[-1] == space.fidelity.max
+    assert list(rungs) == sorted(set(rungs))
+    assert space.scheduler.type == "none" or rungs[0] == space.fidelity.min
 
 
 def test_without_a_scheduler_no_trial_is_stopped() -> None:

@@ -256,7 +256,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 
 class PreemptionSignal:
-    """The preemption of this process: whether it was signaled, and whether a trial polls it.
+    """Whether this process was asked to stop, and whether a running trial checks for that.
 
     A preemption is never revoked.
     """

@@ -209,8 +209,8 @@ class Watch:
 
         The limit is ``timeout`` without signals. Before a deadline, it is at most the time left, but not
         less than ``shortest``. After the deadline, after a second Ctrl-C, and after a signal that follows
-        :meth:`trials_ended`, it is ``shortest``. A signal during the call interrupts it, and ``call`` is
-        repeated with ``shortest``, so that the user does not wait twice.
+        :meth:`trials_ended`, it is ``shortest``. If a signal arrives during the call, ``call`` is called
+        again with the limit ``shortest``, so that the user does not wait twice.
 
         Args:
             call: Waits for at most the given number of seconds, and returns a count.

@@ -15,6 +15,7 @@ from tune_rescon.errors import DataError, counted
 from tune_rescon.spaces import AutoResources, Space
 from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
+from tune_rescon.tuning.prepare import PreparedData
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.worker import STALLS, check_images
 from tune_rescon.tuning.resources import choose_resources, concurrent_trials, nodes_of, with_gpu_share
@@ -33,12 +34,7 @@ _PROGRESS = logging.getLogger("tune_rescon.progress")
 
 
 def fit_to_cluster(
-    space: Space,
-    options: RunOptions,
-    datasets: Mapping[str, DatasetInfo],
-    ray: RaySession,
-    *,
-    digests: Mapping[str, str],
+    space: Space, options: RunOptions, data: PreparedData, ray: RaySession
 ) -> tuple[Space, int]:
     """Choose a trial's resources, prepare the data on the cluster, and measure how many trials share a GPU.
 
@@ -49,9 +45,8 @@ def fit_to_cluster(
     Args:
         space: The space of the search.
         options: The options of this run of the search.
-        datasets: The description of each dataset, by name.
+        data: The datasets in this machine's cache.
         ray: The running Ray.
-        digests: The digest of each dataset's images and splits on this machine, by name.
 
     Returns:
         The space with a trial's resources, and the number of trials that run at once.
@@ -69,14 +64,14 @@ def fit_to_cluster(
     if options.address is not None:
         stage_data(
             datasets_of(space),
-            digests=digests,
+            digests=data.digests,
             data_root=options.data_root.resolve(),
             cache_root=options.cache_root.resolve(),
             need=space.resources_per_trial.by_name(),
         )
     if space.resources_per_trial.gpu == "auto":
         measure = functools.partial(measured_on_gpu, cache_root=options.cache_root.resolve())
-        space, message = with_gpu_share(space, datasets, measure)
+        space, message = with_gpu_share(space, data.infos, measure)
         _PROGRESS.info(message)
         slots = _slots(space, ray)
     return space, slots

@@ -20,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tune_rescon.config import TrialConfig, TrialState, trial_name
-from tune_rescon.spaces import Space
+from tune_rescon.spaces import Resources, Space
 from tune_rescon.tuning.coordinator import Coordinator
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.ray.preemption import SignalHandlerMixin
@@ -85,8 +85,7 @@ def execute(
     *,
     make_task: Callable[[TrialRecord], TrialTask],
     trainable: Callable[[dict[str, Any]], None],
-    resources: dict[str, float],
-    workers: int,
+    resources: Resources,
     concurrent: int,
     lock: DriverLock,
 ) -> None:
@@ -98,15 +97,14 @@ def execute(
         coordinator: The source of the trials, which also decides when each trial stops.
         make_task: Creates a worker's description of a trial (:func:`trial_task`).
         trainable: The function that a worker runs.
-        resources: The resources of each process of a trial, by Ray's names.
-        workers: World size: the number of processes that train one trial.
+        resources: The resources of a trial.
         concurrent: Number of trials that run at once.
         lock: The lock on the coordinator and the record.
     """
     # The first bundle is for the trial's own process, the others are for its peers (:mod:`.multi_process`).
     # Ray does not accept zeros.
-    bundle = {name: amount for name, amount in resources.items() if amount}
-    placement_group = tune.PlacementGroupFactory([bundle] * workers)
+    bundle = {name: amount for name, amount in resources.by_name().items() if amount}
+    placement_group = tune.PlacementGroupFactory([bundle] * resources.workers)
     processes = ActorReuse(coordinator, resources=placement_group, slots=concurrent)
     # Tune's own files are temporary: the state of the search is in the record and the checkpoints.
     with tempfile.TemporaryDirectory(prefix="tune_rescon-", ignore_cleanup_errors=True) as scratch:
@@ -176,7 +174,7 @@ class CoordinatorSearcher(_Stateless, Searcher):
         with self._lock.hold():
             trial = self._coordinator.next_trial()
             if trial is None:
-                return str(Searcher.FINISHED) if self._coordinator.exhausted else None
+                return str(Searcher.FINISHED) if self._coordinator.no_more_trials else None
             self._numbers[trial_id] = trial.number
             return self._make_task(trial).to_dict()
 
@@ -255,7 +253,7 @@ class CoordinatorScheduler(_Stateless, FIFOScheduler):
         self._lost_worker.discard(number)
 
     def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
-        """Return the trial that gets the next free process although another was requested for it."""
+        """Return the trial to start on the next free process, even if a new process is requested for it."""
         with self._lock.hold():
             self._processes.keep(tune_controller)
         return self._waiting.overdue()
@@ -328,6 +326,9 @@ RETRY_WAIT_SECONDS: Final = 20.0
 class PendingTrials:
     """The trials without a worker process, in order of arrival.
 
+    It chooses the waiting trial that gets a free process, such that the processes that Ray is starting are
+    not cancelled.
+
     Tune requests a process for every trial that finds no free one. A scheduler may then name the trial that
     gets the next free process (``TrialScheduler.choose_trial_to_run``). Tune then cancels the process that it
     had requested for this trial, even if that process is about to start. The next new trial finds no free
@@ -385,7 +386,7 @@ class ActorReuse:
 
         Once no more trials follow, the processes are released, so that their machines can be released too.
         """
-        wanted = 0 if self._coordinator.exhausted else self._slots
+        wanted = 0 if self._coordinator.no_more_trials else self._slots
         if wanted != self._kept:
             # The controller that a scheduler gets has no public attribute for the cache.
             cache = controller._tune_controller._actor_cache

@@ -47,43 +47,170 @@ __all__ = [
 ]
 
 
-_Result = TypeVar("_Result")
+#: The files of a trial that are copied if the storage is a URL, in the order they are written.
+_COPIED_FILES: Final = ("best.ckpt", "last.ckpt")
 
-_WORK_QUEUE: Final[queue.SimpleQueue[tuple[Callable[[], object], Future[object]]]] = queue.SimpleQueue()
-_START_LOCK: Final = threading.Lock()
+#: Seconds that a preempted process waits for the driver to receive its last report before it exits.
+_LAST_REPORT_SECONDS: Final = 10.0
 
 
-def on_one_thread(work: Callable[[], _Result]) -> _Result:
-    """Run ``work`` on this process's one trial thread, after all earlier work, and return its result.
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """The description of a trial for a worker.
 
-    Raises:
-        BaseException: The exception that ``work`` raises, including ``SystemExit``, with which Tune ends a
-            trial.
+    It holds plain values only, because it is sent to another process as Tune's config dict.
     """
-    done: Future[_Result] = Future()
-    with _START_LOCK:
-        _start_thread()
-    _WORK_QUEUE.put((work, done))  # type: ignore[arg-type]  # of any result
-    return done.result()
+
+    number: int
+    config: TrialConfig
+    dataset: DatasetConfig
+    epochs: int
+    """Epochs of the whole schedule (``fidelity.max``)."""
+    seed: int
+    metric: str
+    mode: str
+    keep: MetricAt = "best"
+    """The epoch whose network the trial keeps (``metric.at``)."""
+    log: tuple[str, ...] = ()
+    """Further metrics to report (``metric.log``)."""
+    epochs_in_study: int
+    """Number of epochs in the study. A worker whose checkpoint has more epochs must report the others."""
+    checkpoint_dir: str
+    checkpoint_url: str | None
+    """URL to which the checkpoints are copied; None if ``checkpoint_dir`` is in the storage itself."""
+    data_root: str
+    cache_root: str
+    threads: int
+    """CPU threads of each training process."""
+    workers: int = 1
+    """World size: the number of processes that train the trial together."""
+    device: str
+    """``"cuda"`` if the trial has a GPU, else ``"cpu"``."""
+    images: str | None = None
+    """Digest of the images and splits with which the search began; None: they are not checked."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return Tune's config dict of the trial."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrialTask:
+        """Create a task from Tune's config dict."""
+        nested = {
+            "config": TrialConfig.from_dict(values["config"]),
+            "dataset": DatasetConfig(**values["dataset"]),
+        }
+        return cls(**{**values, **nested})
 
 
-@functools.cache
-def _start_thread() -> None:
-    # A daemon thread, unlike an executor's, so that a process can end without waiting for a trial.
-    threading.Thread(target=_serve, name="trials", daemon=True).start()
+def run_trial(config: dict[str, Any]) -> None:
+    """Train the trial ``config`` (a :class:`TrialTask` as a dict) and report to Tune after each epoch.
+
+    An exception is reported as the trial's end and is not raised. Tune would retry a trial that raises, but a
+    fault of the configuration would occur every time. Only a trial whose worker process died is retried, so a
+    preempted worker writes a checkpoint and ends its process. A fault of the machine ends the whole search:
+    torch cannot use the GPU that the trial was given, or the images are not those of the search.
+    """
+    on_one_thread(functools.partial(_run, TrialTask.from_dict(config)))
 
 
-def _serve() -> None:
-    while True:
-        # In a separate frame, so that no reference to finished work is kept until the next work arrives.
-        _do(*_WORK_QUEUE.get())
+def _run(task: TrialTask) -> None:
+    from ray import tune
 
-
-def _do(work: Callable[[], object], done: Future[object]) -> None:
     try:
-        done.set_result(work())
-    except BaseException as error:
-        done.set_exception(error)
+        preemption = _train(task)
+    except Exception as error:
+        end = {"number": task.number, "state": _end_state(error).value, "error": traceback.format_exc()}
+        # The machine is at fault, not the trial. Its next trials would fail in the same way.
+        is_the_machines = isinstance(error, ResourceError | OtherImagesError)
+        tune.report({**end, "unusable": str(error)} if is_the_machines else end)
+    else:
+        if preemption is not None:
+            _exit_preempted(task, preemption)
+
+
+def _train(task: TrialTask) -> Preempted | None:
+    from tune_rescon.lazy import import_lean_torchmetrics
+
+    # First, because Lightning would otherwise import all of torchmetrics.
+    import_lean_torchmetrics()
+    from ray import tune
+
+    from tune_rescon.training import epochs_in_checkpoint
+    from tune_rescon.training.callbacks import Preempted
+    from tune_rescon.training.device import device_name
+    from tune_rescon.training.trial_files import global_step
+    from tune_rescon.tuning.ray.multi_process import process_group
+
+    folder = Path(task.checkpoint_dir)
+    name = device_name(task.device)
+
+    def report(epoch: EpochReport) -> None:
+        sync.send(last=epoch.epoch == task.epochs)
+        best = sync.kept(epoch.best_checkpoint) if epoch.best_checkpoint else None
+        values = {"epoch": epoch.epoch, "metrics": dict(epoch.metrics), "checkpoint": best, "device": name}
+        tune.report({"number": task.number, **values})
+
+    def note(text: str) -> None:
+        tune.report({"number": task.number, "note": text})
+
+    def progress(share: float) -> None:
+        tune.report({"number": task.number, "progress": share})
+
+    url = task.checkpoint_url
+    with synchronised(folder, url, names=_COPIED_FILES, progress=global_step, note=note) as sync:
+        # Report the epochs that the checkpoint has and the study has not: a worker or the driver died between
+        # the two writes.
+        trained = epochs_in_checkpoint(folder, config=task.config, seed=task.seed)
+        for epoch in trained[task.epochs_in_study :]:
+            report(epoch)
+        with process_group(task) as peers, _watched_for_preemption(task) as is_preempted:
+            try:
+                train_task(
+                    task,
+                    folder,
+                    peers,
+                    on_epoch=report,
+                    on_message=note,
+                    on_progress=progress,
+                    is_preempted=is_preempted,
+                )
+            except Preempted as preemption:
+                sync.send(last=True)
+                return preemption
+    return None
+
+
+@contextmanager
+def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
+    if task.workers > 1:
+        # A trial of several processes is not preempted: all of them would have to stop after the same batch.
+        yield messages.never
+        return
+    with PREEMPTION.installed(is_drained=node_is_drained) as is_preempted:
+        yield is_preempted
+
+
+def _exit_preempted(task: TrialTask, preemption: Preempted) -> None:
+    """End this process after a preemption.
+
+    To Tune, the trial has failed with its process. The report below tells the coordinator that the worker was
+    preempted and its trial is in a checkpoint, so that the coordinator runs the trial again.
+    """
+    from ray import tune
+
+    # tune.report waits for the driver, which may have ended.
+    deadline = threading.Timer(_LAST_REPORT_SECONDS, os._exit, [1])
+    deadline.daemon = True
+    deadline.start()
+    tune.report({"number": task.number, "note": str(preemption), "preempted": True})
+    os._exit(1)
+
+
+def _end_state(error: Exception) -> TrialState:
+    import torch
+
+    return TrialState.OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else TrialState.FAILED
 
 
 @dataclass(frozen=True)
@@ -259,167 +386,40 @@ def check_images(dataset: ImageDataset, expected: str | None, *, name: str) -> N
     raise OtherImagesError(format_error(rule, got=got, where="dataset", hint=hint))
 
 
-#: The files of a trial that are copied if the storage is a URL, in the order they are written.
-_COPIED_FILES: Final = ("best.ckpt", "last.ckpt")
+_Result = TypeVar("_Result")
 
-#: Seconds that a preempted process waits for the driver to receive its last report before it exits.
-_LAST_REPORT_SECONDS: Final = 10.0
+_WORK_QUEUE: Final[queue.SimpleQueue[tuple[Callable[[], object], Future[object]]]] = queue.SimpleQueue()
+_START_LOCK: Final = threading.Lock()
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialTask:
-    """The description of a trial for a worker.
+def on_one_thread(work: Callable[[], _Result]) -> _Result:
+    """Run ``work`` on this process's one trial thread, after all earlier work, and return its result.
 
-    It holds plain values only, because it is sent to another process as Tune's config dict.
+    Raises:
+        BaseException: The exception that ``work`` raises, including ``SystemExit``, with which Tune ends a
+            trial.
     """
-
-    number: int
-    config: TrialConfig
-    dataset: DatasetConfig
-    epochs: int
-    """Epochs of the whole schedule (``fidelity.max``)."""
-    seed: int
-    metric: str
-    mode: str
-    keep: MetricAt = "best"
-    """The epoch whose network the trial keeps (``metric.at``)."""
-    log: tuple[str, ...] = ()
-    """Further metrics to report (``metric.log``)."""
-    epochs_in_study: int
-    """Number of epochs in the study. A worker whose checkpoint has more epochs must report the others."""
-    checkpoint_dir: str
-    checkpoint_url: str | None
-    """URL to which the checkpoints are copied; None if ``checkpoint_dir`` is in the storage itself."""
-    data_root: str
-    cache_root: str
-    threads: int
-    """CPU threads of each training process."""
-    workers: int = 1
-    """World size: the number of processes that train the trial together."""
-    device: str
-    """``"cuda"`` if the trial has a GPU, else ``"cpu"``."""
-    images: str | None = None
-    """Digest of the images and splits with which the search began; None: they are not checked."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return Tune's config dict of the trial."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrialTask:
-        """Create a task from Tune's config dict."""
-        nested = {
-            "config": TrialConfig.from_dict(values["config"]),
-            "dataset": DatasetConfig(**values["dataset"]),
-        }
-        return cls(**{**values, **nested})
+    done: Future[_Result] = Future()
+    with _START_LOCK:
+        _start_thread()
+    _WORK_QUEUE.put((work, done))  # type: ignore[arg-type]  # of any result
+    return done.result()
 
 
-def run_trial(config: dict[str, Any]) -> None:
-    """Train the trial ``config`` (a :class:`TrialTask` as a dict) and report to Tune after each epoch.
-
-    An exception is reported as the trial's end and is not raised. Tune would retry a trial that raises, but a
-    fault of the configuration would occur every time. Only a trial whose worker process died is retried, so a
-    preempted worker writes a checkpoint and ends its process. A fault of the machine ends the whole search:
-    torch cannot use the GPU that the trial was given, or the images are not those of the search.
-    """
-    on_one_thread(functools.partial(_run, TrialTask.from_dict(config)))
+@functools.cache
+def _start_thread() -> None:
+    # A daemon thread, unlike an executor's, so that a process can end without waiting for a trial.
+    threading.Thread(target=_serve, name="trials", daemon=True).start()
 
 
-def _run(task: TrialTask) -> None:
-    from ray import tune
+def _serve() -> None:
+    while True:
+        # In a separate frame, so that no reference to finished work is kept until the next work arrives.
+        _do(*_WORK_QUEUE.get())
 
+
+def _do(work: Callable[[], object], done: Future[object]) -> None:
     try:
-        preemption = _train(task)
-    except Exception as error:
-        end = {"number": task.number, "state": _end_state(error).value, "error": traceback.format_exc()}
-        # The machine is at fault, not the trial. Its next trials would fail in the same way.
-        is_the_machines = isinstance(error, ResourceError | OtherImagesError)
-        tune.report({**end, "unusable": str(error)} if is_the_machines else end)
-    else:
-        if preemption is not None:
-            _exit_preempted(task, preemption)
-
-
-def _train(task: TrialTask) -> Preempted | None:
-    from tune_rescon.lazy import import_lean_torchmetrics
-
-    # First, because Lightning would otherwise import all of torchmetrics.
-    import_lean_torchmetrics()
-    from ray import tune
-
-    from tune_rescon.training import epochs_in_checkpoint
-    from tune_rescon.training.callbacks import Preempted
-    from tune_rescon.training.device import device_name
-    from tune_rescon.training.trial_files import global_step
-    from tune_rescon.tuning.ray.multi_process import process_group
-
-    folder = Path(task.checkpoint_dir)
-    name = device_name(task.device)
-
-    def report(epoch: EpochReport) -> None:
-        sync.send(last=epoch.epoch == task.epochs)
-        best = sync.kept(epoch.best_checkpoint) if epoch.best_checkpoint else None
-        values = {"epoch": epoch.epoch, "metrics": dict(epoch.metrics), "checkpoint": best, "device": name}
-        tune.report({"number": task.number, **values})
-
-    def note(text: str) -> None:
-        tune.report({"number": task.number, "note": text})
-
-    def progress(share: float) -> None:
-        tune.report({"number": task.number, "progress": share})
-
-    url = task.checkpoint_url
-    with synchronised(folder, url, names=_COPIED_FILES, progress=global_step, note=note) as sync:
-        # Report the epochs that the checkpoint has and the study has not: a worker or the driver died between
-        # the two writes.
-        trained = epochs_in_checkpoint(folder, config=task.config, seed=task.seed)
-        for epoch in trained[task.epochs_in_study :]:
-            report(epoch)
-        with process_group(task) as peers, _watched_for_preemption(task) as is_preempted:
-            try:
-                train_task(
-                    task,
-                    folder,
-                    peers,
-                    on_epoch=report,
-                    on_message=note,
-                    on_progress=progress,
-                    is_preempted=is_preempted,
-                )
-            except Preempted as preemption:
-                sync.send(last=True)
-                return preemption
-    return None
-
-
-@contextmanager
-def _watched_for_preemption(task: TrialTask) -> Iterator[Callable[[], bool]]:
-    if task.workers > 1:
-        # A trial of several processes is not preempted: all of them would have to stop after the same batch.
-        yield messages.never
-        return
-    with PREEMPTION.installed(is_drained=node_is_drained) as is_preempted:
-        yield is_preempted
-
-
-def _exit_preempted(task: TrialTask, preemption: Preempted) -> None:
-    """End this process after a preemption.
-
-    To Tune, the trial has failed with its process. The report below tells the coordinator that the worker was
-    preempted and its trial is in a checkpoint, so that the coordinator runs the trial again.
-    """
-    from ray import tune
-
-    # tune.report waits for the driver, which may have ended.
-    deadline = threading.Timer(_LAST_REPORT_SECONDS, os._exit, [1])
-    deadline.daemon = True
-    deadline.start()
-    tune.report({"number": task.number, "note": str(preemption), "preempted": True})
-    os._exit(1)
-
-
-def _end_state(error: Exception) -> TrialState:
-    import torch
-
-    return TrialState.OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else TrialState.FAILED
+        done.set_result(work())
+    except BaseException as error:
+        done.set_exception(error)

@@ -30,11 +30,11 @@ def asha_rungs(low: int, high: int, reduction_factor: int) -> tuple[int, ...]:
     """
     assert 1 <= low <= high, f"1 <= low <= high must hold, but got low={low}, high={high}"
     assert reduction_factor >= 2, f"reduction_factor must be at least 2, but got {reduction_factor}"
-    levels = []
+    rungs = []
     while low < high:
-        levels.append(low)
+        rungs.append(low)
         low *= reduction_factor
-    return (*levels, high)
+    return (*rungs, high)
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,7 @@ class SuccessiveHalving(StoppingRule):
     never stopped there.
     """
 
-    levels: tuple[int, ...]
+    rungs: tuple[int, ...]
     """The rungs, from :func:`asha_rungs`. With a single level, no trial is judged."""
     reduction_factor: int
     maximize: bool
@@ -56,16 +56,16 @@ class SuccessiveHalving(StoppingRule):
     """True for the promoting variant, which pauses trials and promotes them later."""
     minimum: int | None = None
     """Number of values that a rung needs before it stops a trial. None for ``reduction_factor``."""
-    _rungs: dict[tuple[int, Hashable], _Rung] = field(default_factory=dict)
+    _by_epoch: dict[tuple[int, Hashable], _Rung] = field(default_factory=dict)
     _place: dict[int, _Rung] = field(default_factory=dict)
 
     def judge(self, seen: Observation) -> Verdict:
         """Record the value if its epoch is a rung, and return the decision about its trial."""
         if not math.isfinite(seen.value):
             return Verdict(decision=Decision.DIVERGED)
-        if seen.epoch >= self.levels[-1]:
+        if seen.epoch >= self.rungs[-1]:
             return Verdict(decision=Decision.FINISH)
-        if seen.epoch not in self.levels:
+        if seen.epoch not in self.rungs:
             return Verdict(decision=Decision.CONTINUE)
         self.replay(seen)
         rung = self._place[seen.number]
@@ -81,8 +81,8 @@ class SuccessiveHalving(StoppingRule):
 
     def replay(self, seen: Observation) -> None:
         """Record a value without judging the trial. A resumed search rebuilds its rungs this way."""
-        if seen.epoch in self.levels[:-1] and math.isfinite(seen.value):
-            rung = self._rungs.setdefault((seen.epoch, seen.group), _Rung(seen.number))
+        if seen.epoch in self.rungs[:-1] and math.isfinite(seen.value):
+            rung = self._by_epoch.setdefault((seen.epoch, seen.group), _Rung(seen.number))
             rung.add(seen, -seen.value if self.maximize else seen.value)
             self._place[seen.number] = rung
 
@@ -100,7 +100,7 @@ class SuccessiveHalving(StoppingRule):
         algorithm 2 of the paper. Return None if there is no such trial.
         """
         # Groups of one level in the order of their oldest trials, which a resumed search knows too.
-        for _, rung in sorted(self._rungs.items(), key=lambda item: (-item[0][0], item[1].oldest)):
+        for _, rung in sorted(self._by_epoch.items(), key=lambda item: (-item[0][0], item[1].oldest)):
             best = rung.best_paused()
             if best is not None and (force or rung.rank(best) <= len(rung) // self.reduction_factor):
                 rung.paused.remove(best)
@@ -114,7 +114,7 @@ class SuccessiveHalving(StoppingRule):
 
     def paused(self) -> tuple[int, ...]:
         """Return the numbers of the paused trials in ascending order."""
-        return tuple(sorted(number for rung in self._rungs.values() for number in rung.paused))
+        return tuple(sorted(number for rung in self._by_epoch.values() for number in rung.paused))
 
     @property
     def _minimum(self) -> int:
@@ -142,7 +142,7 @@ class _Rung:
         self.oldest = min(self.oldest, seen.number)
         self._costs_differ |= any(seen.cost != other for _, other in list(self._points.values())[:1])
         self._points[seen.number] = (loss, seen.cost)
-        self._places[seen.number] = (loss, seen.tie, seen.number)
+        self._places[seen.number] = (loss, seen.tie_breaker, seen.number)
         insort(self._order, self._places[seen.number])
 
     def rank(self, number: int) -> int:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from tune_rescon.errors import counted
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.budget import SCREENING, UNCONFIRMED_SCREENING
 from tune_rescon.tuning.stopping.auto_rule import AutoRule
+from tune_rescon.tuning.stopping.budget_plan import SCREENING, UNCONFIRMED_SCREENING
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule, possible_rungs
 from tune_rescon.tuning.stopping.rule import Decision, Observation
 
@@ -43,7 +43,7 @@ def rungs_and_reasons(
     rule = _replayed(space, trials, slots=slots)
     if rule is None:
         return possible_rungs(space), ()
-    return rule.levels, (*_rung_reasons(rule), *_limit_reasons(rule))
+    return rule.rungs, (*_rung_reasons(rule), *_limit_reasons(rule))
 
 
 def _limit_reasons(rule: AutoRule) -> Iterator[str]:
@@ -68,25 +68,25 @@ def _at_once(most: int) -> str:
 
 
 def _rung_reasons(rule: AutoRule) -> tuple[str, ...]:
-    rungs = f"Rung{'s' if len(rule.levels) > 1 else ''}: {', '.join(map(str, rule.levels))}."
+    rungs = f"Rung{'s' if len(rule.rungs) > 1 else ''}: {', '.join(map(str, rule.rungs))}."
     if not rule.learns:
         return (f"{rungs} The budget is too small to learn another first rung.",)
     if rule.agreement is None:
         return (f"{rungs} Too few trials have shown how well early ranks agree with later ones.",)
     agreement = rule.agreement
-    evidence = f"{counted(agreement.trials, 'trial')} that no rung had selected"
-    if agreement.tells_nothing:
+    evidence = f"{counted(agreement.trials, 'trial')} that no rung had judged"
+    if agreement.ranks_are_unstable:
         why = f"up to epoch {agreement.latest}, the ranks of {evidence} change from epoch to epoch"
-        if rule.judges_none:
-            kept = "but for trials whose value has never changed, which pause"
-            return (f"No rung judges, and every trial trains to the end, {kept}: {why}.",)
+        if rule.no_rung_judges:
+            kept = "Every trial trains to the end; only one whose value has never changed pauses"
+            return (f"No epoch before the last one is a rung, because {why}. {kept}.",)
         advice = "A budget of hours or epochs would train every trial to the end"
-        return (f"{rungs} Values there may say little: {why}. {advice}.",)
+        return (f"{rungs} Values there may say little, because {why}. {advice}.",)
     lines = [f"First rung: epoch {agreement.first}, chosen by {evidence}. {rungs}"]
     for epoch, correlation in sorted(agreement.correlations.items()):
-        role = "judges" if epoch in rule.levels else "judges no trial"
-        ranks = f"agree with those at epoch {agreement.latest} by {correlation:.2f}"
-        lines.append(f"Ranks at epoch {epoch} {ranks}: it {role}.")
+        role = "is a rung" if epoch in rule.rungs else "is not a rung"
+        ranks = f"a rank correlation of {correlation:.2f} with those at epoch {agreement.latest}"
+        lines.append(f"Epoch {epoch} {role}: the values there have {ranks}.")
     if rule.is_unconfirmed:
         lines.append(
             f"No later ranks confirm those at epoch {agreement.first}: new trials get"
@@ -167,6 +167,13 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
     running: list[int] = []
     reached: dict[int, int] = {}
     epochs = 0
+
+    def seen(number: int, epoch: int) -> Observation:
+        # Shuffled, so that the best trial is not the last to start.
+        merit = number * 7919 % 1009
+        value = merit if early == 1 or epoch >= turns else -merit
+        return Observation(number=number, epoch=epoch, value=float(sign * value))
+
     while True:
         while len(running) < slots:
             number = rule.promote()
@@ -180,12 +187,20 @@ def _expected(space: Space, slots: int, *, early: int) -> _Expected:
         if not running:
             finished = sum(epoch == last for epoch in reached.values())
             return _Expected(started=len(reached), finished=finished, epochs=epochs)
+        # Of thousands of epochs, only a few need a decision. If no rung judges, each of them may.
+        ahead = min(_next_decision(rule, reached[n]) - reached[n] for n in running) - 1
+        if ahead and not rule.no_rung_judges:
+            for number in running:
+                reached[number] += ahead
+                rule.record_unchanged(seen(number, reached[number]), ahead)
+            epochs += ahead * len(running)
         number = running.pop(0)
         reached[number] += 1
         epochs += 1
-        # Shuffled, so that the best trial is not the last to start.
-        merit = number * 7919 % 1009
-        value = merit if early == 1 or reached[number] >= turns else -merit
-        seen = Observation(number=number, epoch=reached[number], value=float(sign * value))
-        if rule.judge(seen).decision is Decision.CONTINUE:
+        if rule.judge(seen(number, reached[number])).decision is Decision.CONTINUE:
             running.append(number)
+
+
+def _next_decision(rule: AutoRule, epoch: int) -> int:
+    """Return the first epoch after ``epoch`` at which a trial may be judged, or the values may turn."""
+    return min(each for each in (*rule.rungs, rule.latest or rule.last, rule.last) if each > epoch)

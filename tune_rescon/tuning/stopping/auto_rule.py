@@ -1,10 +1,11 @@
 """The rule of ``scheduler: {type: auto}``: it divides the budget between new trials and the best paused ones.
 
-Every trial is paused at its rung. Each time a slot is free, the rule gives it to the stage that is furthest
-behind its share of the budget: screening (a new trial to the first rung), a middle stage, or the final stage
-(the best paused trial to the last epoch). A share does not depend on how many trials are better, so the best
-trials are always finished. The first rung is chosen from the search's own values
-(:mod:`.first_rung`). Costs are seconds if the budget is in hours, and epochs otherwise.
+A stage is the training between two rungs: stage 0 (screening) trains new trials to the first rung, the final
+stage trains paused ones to the last epoch. Every trial is paused at its rung. A free slot goes to the stage
+that is furthest behind its share of the budget: stage 0 begins a new trial, a later stage continues its best
+paused trial. A share does not depend on how many trials are better, so the best trials are always finished.
+The first rung is chosen from the search's own values (:mod:`.first_rung`). Costs are seconds if the budget is
+in hours, and epochs otherwise.
 
 All state follows from the recorded values, the numbers of the trials, and the time that is used. A resumed
 search therefore decides as one that was not interrupted.
@@ -20,7 +21,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_rescon.tuning.budget import SCREENING, UNCONFIRMED_SCREENING, BudgetPlan, stage_shares
+from tune_rescon.tuning.stopping.budget_plan import SCREENING, UNCONFIRMED_SCREENING, BudgetPlan, stage_shares
 from tune_rescon.tuning.stopping.first_rung import (
     PILOTS,
     PROBE_SHARE,
@@ -50,8 +51,8 @@ MIN_VALUES: Final = 6
 #: A trial that leads at its rung continues as long as its next stage has used less than this, as a multiple
 #: of the stage's share of the whole budget.
 LEADERS: Final = 1.5
-#: No new trial begins when less is left than this: in full trainings for a budget of epochs, and in mean
-#: durations of the way to the second rung for a budget of hours.
+#: No new trial begins when less of the budget is left than this, as a multiple: of a full training with a
+#: budget of epochs, and of the mean time to reach the second rung with a budget of hours.
 CLOSING: Final = 3.0
 #: A trial is promoted only if the time left is enough for this share of the way to its next rung.
 MIN_REACHED: Final = 0.2
@@ -78,25 +79,29 @@ class AutoRule:
     _elapsed: float = 0.0
     _can_start: bool = True
     _table: TrialTable = field(init=False)
-    _levels: NDArray[np.int64] = field(init=False)
+    _rungs: NDArray[np.int64] = field(init=False)
     _planned_epochs: float = field(init=False)
     """The budget in epochs. With a budget in hours, it is known once the first trials have an epoch."""
-    _reach: int = field(init=False)
-    """The epoch that a trial of mean cost reaches if a slot trains nothing else for all of the hours."""
-    _latest: int | None = None
-    _agreement: Agreement | None = None
+    reach: int = field(init=False)
+    """Number of epochs that one slot can train in the hours of the budget, at the mean cost of an epoch."""
+    latest: int | None = field(default=None, init=False)
+    """The latest candidate for the first rung, in epochs. None before the first trials have an epoch."""
+    agreement: Agreement | None = field(default=None, init=False)
+    """The evidence for the first rung. None as long as the first trials have not shown any."""
+    _compared: list[int] | None = field(default=None, init=False)
+    """The trials by which the first rung was chosen."""
 
     def __post_init__(self) -> None:
         """Create the empty table of trials."""
         self._table = TrialTable(self.last)
-        self._reach = self.last
+        self.reach = self.last
         self._set_first(self.low)
         trials = self.budget.trials * self.last * EPOCHS_PER_TRIAL
         self._planned_epochs = trials if self.budget.epochs is None else float(self.budget.epochs)
         if self.budget.seconds is None:
             self._find_latest()
 
-    def advance(self, elapsed: float) -> None:
+    def set_elapsed(self, elapsed: float) -> None:
         """Set the seconds of the budget that are used. Call this before a decision, with a growing value."""
         self._elapsed = elapsed
 
@@ -105,16 +110,16 @@ class AutoRule:
         self._table.set_state(number, RUNNING)
 
     def judge(self, seen: Observation) -> Verdict:
-        """Record the value, and return whether the trial continues."""
+        """Add the value to the table, and return whether the trial continues."""
         self._record(seen)
         if not math.isfinite(seen.value):
             return Verdict(decision=Decision.DIVERGED)
         if seen.epoch >= self.last:
             self._table.set_state(seen.number, ENDED)
             return Verdict(decision=Decision.FINISH)
-        if seen.number in self._unjudged and seen.epoch < (self._latest or self.last):
+        if seen.number in self._unjudged and seen.epoch < (self.latest or self.last):
             return Verdict(decision=Decision.CONTINUE)
-        is_rung = seen.epoch in self._levels or seen.epoch == self._latest
+        is_rung = seen.epoch in self._rungs or seen.epoch == self.latest
         if not is_rung and not self._gives_way(seen.epoch):
             return Verdict(decision=Decision.CONTINUE)
         self._table.set_state(seen.number, PAUSED)
@@ -129,6 +134,10 @@ class AutoRule:
         self._record(seen)
         if math.isfinite(seen.value):
             self._table.set_state(seen.number, ENDED if seen.epoch >= self.last else UNKNOWN)
+
+    def record_unchanged(self, seen: Observation, epochs: int) -> None:
+        """Record the value of several epochs up to ``seen``. None is a rung or the latest candidate."""
+        self._table.add(seen, maximize=self.maximize, timed=self.budget.seconds is not None, epochs=epochs)
 
     def pause_again(self, number: int) -> bool:
         """Pause a replayed trial again."""
@@ -162,24 +171,14 @@ class AutoRule:
         return tuple(int(number) for number in np.flatnonzero(self._table.states == PAUSED))
 
     @property
-    def levels(self) -> tuple[int, ...]:
+    def rungs(self) -> tuple[int, ...]:
         """The current rungs, in epochs."""
-        return tuple(map(int, self._levels))
-
-    @property
-    def latest(self) -> int | None:
-        """The latest candidate for the first rung, in epochs. None before the first trials have an epoch."""
-        return self._latest
+        return tuple(map(int, self._rungs))
 
     @property
     def learns(self) -> bool:
         """True if the budget is large enough to learn the first rung, or that is not known yet."""
-        return self._latest is None or self._latest > self.low
-
-    @property
-    def reach(self) -> int:
-        """The epoch that a trial of mean cost can reach in the hours, at most the last epoch."""
-        return self._reach
+        return self.latest is None or self.latest > self.low
 
     @property
     def is_unconfirmed(self) -> bool:
@@ -187,20 +186,15 @@ class AutoRule:
 
         With a budget of trials it is never true, because the number of trials determines the screening.
         """
-        return self._is_limited and self._agreement is not None and not self._agreement.is_confirmed
+        return self._is_limited and self.agreement is not None and not self.agreement.is_confirmed
 
     @property
-    def judges_none(self) -> bool:
-        """True if no rung judges, because early ranks tell nothing. Trials then train to the end.
+    def no_rung_judges(self) -> bool:
+        """True if no rung judges, because the early ranks are unstable. Trials then train to the end.
 
         With a budget of trials it is never true, because that would cost many times the plan.
         """
-        return self._is_limited and self._agreement is not None and self._agreement.tells_nothing
-
-    @property
-    def agreement(self) -> Agreement | None:
-        """The evidence for the first rung. None as long as the first trials have not shown any."""
-        return self._agreement
+        return self._is_limited and self.agreement is not None and self.agreement.ranks_are_unstable
 
     # The first rung.
 
@@ -209,10 +203,10 @@ class AutoRule:
         self._learn_from(seen.number)
 
     def _learn_from(self, number: int) -> None:
-        """Choose the latest candidate and the first rung, if the choice may have waited for this trial."""
-        if self._latest is None:
+        """Update the choice of the first rung if this trial is one of those on which the choice depends."""
+        if self.latest is None:
             self._find_latest()
-        if self._latest is not None and number in self._unjudged:
+        if self.latest is not None and number in self._unjudged:
             self._choose_first()
 
     def _find_latest(self) -> None:
@@ -230,33 +224,33 @@ class AutoRule:
             cost = sum(table.first_cost(number) for number in begun) / len(begun)
             self._planned_epochs = self.budget.seconds * self.budget.slots / max(cost, 1e-9)
             of_slot = self._planned_epochs / self.budget.slots
-            self._reach = int(min(self.last, max(self.low + 1, of_slot)))
-        self._latest = latest_candidate(
+            self.reach = int(min(self.last, max(self.low + 1, of_slot)))
+        self.latest = latest_candidate(
             self.low, self.last, pilots=self._pilots, epochs=self._planned_epochs, epochs_of_slot=of_slot
         )
-        self._set_first(self._latest)
+        self._set_first(self.latest)
 
     def _choose_first(self) -> None:
         """Choose the first rung again, if all of the first trials have reached the latest candidate."""
-        table, latest, pilots = self._table, self._latest, range(self._pilots)
+        table, latest, pilots = self._table, self.latest, range(self._pilots)
         assert latest is not None
         if latest == self.low or any(table.epochs_of(n) < latest and table.may_progress(n) for n in pilots):
             return
-        curves = [
-            table.curve(n, latest)
-            for n in map(int, np.flatnonzero(self._unjudged.marks(len(table))))
-            if table.epochs_of(n) >= latest or table.state(n) == DEAD
-        ]
+        marked = map(int, np.flatnonzero(self._unjudged.marks(len(table))))
+        compared = [n for n in marked if table.epochs_of(n) >= latest or table.state(n) == DEAD]
+        if compared == self._compared:
+            return  # their curves up to the latest candidate do not change any more
+        self._compared, curves = compared, [table.curve(n, latest) for n in compared]
         candidates = [c for c in first_rungs(self.low, self.last) if c <= latest]
-        self._agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
-        first = self._agreement.first
-        if self._agreement.tells_nothing:
-            first = self.last if self.judges_none else latest
-        if first != self._levels[0]:
+        self.agreement = choose_first_rung(curves, candidates, epochs=SCREENING * self._planned_epochs)
+        first = self.agreement.first
+        if self.agreement.ranks_are_unstable:
+            first = self.last if self.no_rung_judges else latest
+        if first != self._rungs[0]:
             self._set_first(first)
 
     def _set_first(self, first: int) -> None:
-        self._levels = np.array(rungs_from(first, self.last, reach=self._reach))
+        self._rungs = np.array(rungs_from(first, self.last, reach=self.reach))
 
     @property
     def _pilots(self) -> int:
@@ -265,9 +259,9 @@ class AutoRule:
     @property
     def _unjudged(self) -> Unjudged:
         """The trials that reach the latest candidate without being judged."""
-        if self._latest is None or self._latest == self.low:
+        if self.latest is None or self.latest == self.low:
             return Unjudged(pilots=self._pilots, probes=0)
-        probes = math.ceil(PROBE_SHARE * self._planned_epochs / self._latest)
+        probes = math.ceil(PROBE_SHARE * self._planned_epochs / self.latest)
         return Unjudged(pilots=self._pilots, probes=probes)
 
     # The budget.
@@ -278,7 +272,7 @@ class AutoRule:
         return self.budget.seconds is not None or self.budget.epochs is not None
 
     def _left(self) -> float:
-        """Return what is left: seconds of wall time, or epochs that no running trial will use."""
+        """Return the unused budget: seconds, or epochs that are not reserved for running trials."""
         if self.budget.seconds is not None:
             return self.budget.seconds - self._elapsed
         table = self._table
@@ -289,27 +283,27 @@ class AutoRule:
         """Return the budget in epochs. With a budget of trials, it follows from the first rung."""
         if self.budget.epochs is not None:
             return float(self.budget.epochs)
-        first = float(self._levels[0])
+        first = float(self._rungs[0])
         screening = self.budget.trials * first
         finals = MIN_FINISHED * (self.last - first)
         return screening + max(screening * (1 - SCREENING) / SCREENING, finals)
 
     def _shares(self) -> tuple[float, ...]:
-        return stage_shares(len(self._levels), UNCONFIRMED_SCREENING if self.is_unconfirmed else SCREENING)
+        return stage_shares(len(self._rungs), UNCONFIRMED_SCREENING if self.is_unconfirmed else SCREENING)
 
     def _goals(self) -> NDArray[np.float64]:
         """Return the next rung of each trial, in epochs."""
         table = self._table
-        following = np.minimum(self._rungs(), len(self._levels) - 1)
-        goals: NDArray[np.float64] = self._levels[following].astype(float)
-        if self._latest is not None:
-            unjudged = self._unjudged.marks(len(table)) & (table.epochs < self._latest)
-            goals[unjudged] = self._latest
+        following = np.minimum(self._rungs_reached(), len(self._rungs) - 1)
+        goals: NDArray[np.float64] = self._rungs[following].astype(float)
+        if self.latest is not None:
+            unjudged = self._unjudged.marks(len(table)) & (table.epochs < self.latest)
+            goals[unjudged] = self.latest
         return np.maximum(goals, table.epochs)
 
-    def _rungs(self) -> NDArray[np.int64]:
+    def _rungs_reached(self) -> NDArray[np.int64]:
         """Return for each trial the number of rungs that it has reached."""
-        return np.searchsorted(self._levels, self._table.epochs, side="right")
+        return np.searchsorted(self._rungs, self._table.epochs, side="right")
 
     # The choice for a free slot.
 
@@ -345,26 +339,25 @@ class AutoRule:
 
     def _may_continue(self, number: int, stage: int) -> bool:
         """Return whether a trial is good enough to begin a stage that is behind its share."""
-        if self._table.count(int(self._levels[0])) < MIN_VALUES:
+        if self._table.count(int(self._rungs[0])) < MIN_VALUES:
             return False
-        rank, compared = self._table.rank(number, int(self._levels[stage - 1]))
+        rank, compared = self._table.rank(number, int(self._rungs[stage - 1]))
         return stage == 1 or rank <= max(1, compared // PROMOTED_FROM)
 
     def _leads(self, seen: Observation, rank: int, compared: int) -> bool:
         """Return whether a trial is the best of enough trials at its rung, and is to continue at once.
 
         The search then has a good network in hand early. Among n trials in random order, only about log n
-        lead when they arrive. If a sampler makes each trial better than the last one, the shares end it.
+        lead when they arrive. :data:`LEADERS` limits this if a sampler makes each trial better than the last.
         """
-        first = int(self._levels[0])
-        is_decided = self._latest == self.low or self._agreement is not None
+        first = int(self._rungs[0])
+        is_decided = self.latest == self.low or self.agreement is not None
         is_enough = compared >= MIN_VALUES and self._table.count(first) >= MIN_VALUES
         may_lead = is_decided and is_enough and rank == 1 and seen.epoch >= first
         if not may_lead or not self._is_limited or self._left() <= 0:
             return False
-        stage = int(np.searchsorted(self._levels, seen.epoch, side="right"))
-        seconds, slots = self.budget.seconds, self.budget.slots
-        total = self._total() if seconds is None else seconds * slots
+        stage = int(np.searchsorted(self._rungs, seen.epoch, side="right"))
+        total = self._total() if self.budget.seconds is None else self.budget.seconds * self.budget.slots
         return self._loads()[stage] < LEADERS * self._shares()[stage] * total
 
     def _otherwise(self, best: dict[int, int], *, can_start: bool) -> int | None:
@@ -382,32 +375,31 @@ class AutoRule:
         If no rung judges, a trial that has learned nothing yet is left out: it makes room for a new one.
         """
         table = self._table
-        waiting = np.flatnonzero((table.states == PAUSED) & (self._rungs() == 0))
-        if self.judges_none:
+        waiting = np.flatnonzero((table.states == PAUSED) & (self._rungs_reached() == 0))
+        if self.no_rung_judges:
             waiting = waiting[~never_changes(table.curves(waiting))]
         return int(waiting[np.argmax(table.epochs[waiting])]) if len(waiting) else None
 
     def _gives_way(self, epoch: int) -> bool:
         """Return whether no rung judges, and a trial that is further than ``epoch`` waits for a slot."""
-        waiting = self._furthest_unjudged() if self.judges_none else None
+        waiting = self._furthest_unjudged() if self.no_rung_judges else None
         return waiting is not None and self._table.epochs_of(waiting) > epoch
 
     def _best_paused(self, left: float) -> Iterator[tuple[int, int]]:
         """Yield for each stage the best paused trial that it could continue."""
-        table, rungs = self._table, self._rungs()
-        first = int(self._levels[0])
+        table, rungs, first = self._table, self._rungs_reached(), int(self._rungs[0])
         among = UNCONFIRMED_PROMOTED_FROM if self.is_unconfirmed else PROMOTED_FROM
         bar, merits = table.bar(first, among), table.merits(first)
         if (unjudged := self._furthest_unjudged()) is not None:
             yield 0, unjudged
-        for stage in range(1, len(self._levels)):
+        for stage in range(1, len(self._rungs)):
             waiting = np.flatnonzero((table.states == PAUSED) & (rungs == stage))
             waiting = waiting[merits[waiting] >= bar]
             if self.budget.seconds is not None:
-                way = (self._levels[stage] - table.epochs[waiting]) * table.costs(waiting)
+                way = (self._rungs[stage] - table.epochs[waiting]) * table.costs(waiting)
                 waiting = waiting[way * MIN_REACHED <= left]
             if len(waiting):
-                yield stage, table.best(waiting, int(self._levels[stage - 1]))
+                yield stage, table.best(waiting, int(self._rungs[stage - 1]))
 
     def _deepest(self) -> int | None:
         """Return the best of the paused trials that are furthest, or None if no trial is paused."""
@@ -415,14 +407,14 @@ class AutoRule:
         waiting = np.flatnonzero(table.states == PAUSED)
         if not len(waiting):
             return None
-        rungs = self._rungs()[waiting]
+        rungs = self._rungs_reached()[waiting]
         furthest = waiting[rungs == rungs.max()]
-        epoch = self._levels[rungs.max() - 1] if rungs.max() else table.epochs[furthest].min()
+        epoch = self._rungs[rungs.max() - 1] if rungs.max() else table.epochs[furthest].min()
         return table.best(furthest, int(epoch))
 
     def _is_closing(self, left: float) -> bool:
         if self.budget.seconds is not None:
-            second = float(self._levels[min(1, len(self._levels) - 1)])
+            second = float(self._rungs[min(1, len(self._rungs) - 1)])
             return left < CLOSING * second * self._table.mean_cost
         return self.budget.epochs is not None and left < CLOSING * self.last
 
@@ -439,12 +431,12 @@ class AutoRule:
         if self.budget.seconds is not None:
             # A trial cannot use more than the time left.
             ends = np.minimum(ends, table.epochs + max(self._left(), 0.0) / np.maximum(costs, 1e-9))
-        first = float(self._levels[0])
+        first = float(self._rungs[0])
         unjudged = self._unjudged.marks(len(table))
-        begins = np.where(unjudged, max(float(self._latest or 0), first), 0.0)
+        begins = np.where(unjudged, max(float(self.latest or 0), first), 0.0)
         loads = [float(first * costs[unjudged].sum())]
-        for stage, level in enumerate(self._levels):
-            spent = float((np.clip(np.minimum(ends, level) - begins, 0, None) * costs).sum())
+        for stage, rung in enumerate(self._rungs):
+            spent = float((np.clip(np.minimum(ends, rung) - begins, 0, None) * costs).sum())
             loads = [loads[0] + spent] if stage == 0 else [*loads, spent]
-            begins = np.maximum(begins, level)
+            begins = np.maximum(begins, rung)
         return loads

@@ -44,7 +44,8 @@ MIN_AGREEMENT: Final = 0.45
 MIN_UNCHANGED: Final = 3
 #: Number of first trials that reach the latest candidate for the first rung without being judged.
 PILOTS: Final = 8
-#: After them, one trial in PROBE_EVERY is such a probe, as long as the probes use at most this share.
+#: After the first trials, one trial in PROBE_EVERY also reaches the latest candidate without being judged,
+#: until these probes have used PROBE_SHARE of the budget.
 PROBE_EVERY: Final = 6
 PROBE_SHARE: Final = 0.03
 #: Number of good trials that a screening is to find. Its score is their mean.
@@ -80,7 +81,7 @@ class Agreement:
     """The mean rank correlation of every two epochs from half of ``latest`` on. Nan if it is one epoch."""
 
     @property
-    def tells_nothing(self) -> bool:
+    def ranks_are_unstable(self) -> bool:
         """True if the ranks change from epoch to epoch, as if no trial had learned anything yet.
 
         Then no candidate may judge.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tune_rescon.spaces import Space
-from tune_rescon.tuning.budget import BudgetPlan
 from tune_rescon.tuning.stopping.asha import SuccessiveHalving, asha_rungs
 from tune_rescon.tuning.stopping.auto_rule import AutoRule
+from tune_rescon.tuning.stopping.budget_plan import BudgetPlan
 from tune_rescon.tuning.stopping.first_rung import first_rungs
 from tune_rescon.tuning.stopping.median import MedianRule
 from tune_rescon.tuning.stopping.rule import StoppingRule
@@ -48,7 +48,7 @@ def make_stopping_rule(space: Space, *, slots: int = 1) -> StoppingRule:
         )
         return AutoRule(low=low, last=last, maximize=maximize, budget=plan)
     return SuccessiveHalving(
-        levels=possible_rungs(space),
+        rungs=possible_rungs(space),
         reduction_factor=space.scheduler.reduction_factor,
         maximize=maximize,
         pauses=space.scheduler.variant == "promote",

@@ -45,7 +45,7 @@ class MedianRule(StoppingRule):
             return Verdict(decision=Decision.FINISH)
         if seen.epoch < self.first or len(others) < MIN_OTHERS:
             return Verdict(decision=Decision.CONTINUE)
-        best = (self._best[seen.number], -seen.tie, -seen.number)
+        best = (self._best[seen.number], -seen.tie_breaker, -seen.number)
         rank, compared = 1 + sum(other > best for other in others), len(others) + 1
         if rank <= (compared + 1) // 2:
             return Verdict(decision=Decision.CONTINUE)
@@ -58,4 +58,4 @@ class MedianRule(StoppingRule):
             self._sums[seen.number] += score
             self._best[seen.number] = max(self._best[seen.number], score)
             average = self._sums[seen.number] / seen.epoch
-            self._averages[seen.epoch, seen.group].append((average, -seen.tie, -seen.number))
+            self._averages[seen.epoch, seen.group].append((average, -seen.tie_breaker, -seen.number))

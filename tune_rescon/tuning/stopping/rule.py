@@ -1,4 +1,4 @@
-"""The interface of a stopping rule: what it observes, and what it decides."""
+"""The interface of a stopping rule, the ``scheduler`` of a space file: what it observes and decides."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Observation:
     """Trials of different groups (say, image sizes) are never compared."""
     cost: float = 0.0
     """The second objective. Smaller is better. It is equal for all trials if the search has none."""
-    tie: float = math.inf
-    """Orders trials of equal value: the validation loss, or inf if it is not known. Smaller is better."""
+    tie_breaker: float = math.inf
+    """The validation loss, which breaks ties between equal values; inf if unknown. Smaller is better."""
     seconds: float = 0.0
     """Duration of the epoch."""
 
@@ -74,13 +74,13 @@ class StoppingRule(Protocol):
     """
 
     def judge(self, seen: Observation) -> Verdict:
-        """Record an epoch and return the decision about its trial."""
+        """Add an epoch to the rule's state and return the decision about its trial."""
 
     def replay(self, seen: Observation) -> None:
-        """Record an epoch that was judged in an earlier run."""
+        """Add an epoch that was judged in an earlier run."""
 
-    def advance(self, elapsed: float) -> None:
-        """Note how many seconds of a budget in hours have passed. Called before each decision."""
+    def set_elapsed(self, elapsed: float) -> None:
+        """Set the elapsed seconds of a budget in hours. Called before each decision."""
         del elapsed
 
     def started(self, number: int) -> None:

@@ -43,24 +43,32 @@ class TrialTable:
         """Return one more than the highest number."""
         return self._size
 
-    def add(self, seen: Observation, *, maximize: bool, timed: bool) -> None:
-        """Record a value. A value that is not finite ends the trial."""
+    def add(self, seen: Observation, *, maximize: bool, timed: bool, epochs: int = 1) -> None:
+        """Record a value. A value that is not finite ends the trial.
+
+        Args:
+            seen: The value.
+            maximize: Whether larger values are better.
+            timed: Whether an epoch costs its seconds, and not 1.
+            epochs: Number of epochs that have the value; that of ``seen`` is the last of them.
+        """
         self._grow(seen.number)
-        number = seen.number
+        number, first = seen.number, seen.epoch - epochs + 1
         self._epochs[number] = max(self._epochs[number], seen.epoch)
         cost = seen.seconds if timed else 1.0
-        self._costs[number] += cost
-        if seen.epoch == 1:
+        self._costs[number] += cost * epochs
+        if first == 1:
             self._first_costs[number] = cost
         if not math.isfinite(seen.value):
             self._states[number] = DEAD
             return
-        self._values[number, seen.epoch] = seen.value if maximize else -seen.value
-        self._ties[number, seen.epoch] = seen.tie
-        self._second_objectives[number, seen.epoch] = seen.cost
+        having = slice(first, seen.epoch + 1)
+        self._values[number, having] = seen.value if maximize else -seen.value
+        self._ties[number, having] = seen.tie_breaker
+        self._second_objectives[number, having] = seen.cost
         self._groups[number] = seen.group
-        first = next(iter(self._groups))
-        if seen.group != self._groups[first] or seen.cost != self._second_objectives[first, 1]:
+        other = next(iter(self._groups))
+        if seen.group != self._groups[other] or seen.cost != self._second_objectives[other, 1]:
             self._compares_values = False
 
     def _grow(self, number: int) -> None:
