@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 
 import mlflow
@@ -26,7 +27,7 @@ from tune_rescon.tracking import (
     worker_client,
     writer,
 )
-from tune_rescon.tracking.worker_client import CallError, RetryPolicy, WorkerProcess
+from tune_rescon.tracking.worker_client import CallError, CallResult, RetryPolicy, WorkerProcess
 
 pytestmark = pytest.mark.server
 
@@ -83,18 +84,26 @@ def test_the_call_of_a_killed_process_fails_and_the_next_succeeds(
     assert client.get_run(run_ids[1]).info.lifecycle_stage == "active"
 
 
-@pytest.mark.usefixtures("same_priority")
-def test_a_process_that_cannot_start_is_started_later(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    started, refusals = worker_client._started, iter([OSError("no memory"), OSError("no memory")])
+def test_a_process_that_cannot_start_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of this test answers instead of MLflow's process, which takes seconds to start."""
+    ours, theirs = Pipe()
+    refusals = iter([OSError("no memory"), OSError("no memory")])
+
+    def answer() -> None:
+        theirs.recv()  # the destination
+        while True:
+            theirs.recv()
+            theirs.send(CallResult(run_id="1a"))
 
     def fail_twice() -> object:
         for error in refusals:
             raise error
-        return started()
+        threading.Thread(target=answer, daemon=True).start()
+        return subprocess.Popen(["sleep", "600"]), ours
 
     monkeypatch.setattr(worker_client, "_started", fail_twice)
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
-    destination = Destination(uri=store, experiment="e", search="s", metric="m", maximize=True)
+    destination = Destination(uri="sqlite://", experiment="e", search="s", metric="m", maximize=True)
     with mlflow_writer(destination) as search_writer:
         search_writer.submit(SearchRunState(id="1a"))
         assert search_writer.close(200) == 0
