@@ -15,15 +15,18 @@ import tempfile
 import threading
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tune_rescon.command import progress_shown
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -54,6 +57,23 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 def pytest_sessionfinish() -> None:
     # Some libraries warn at exit about frozen objects that cannot be freed.
     gc.unfreeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    # Nearly all objects that imports create stay, so that a search for garbage among them only takes time.
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    # The tests have no doctests. To look for them in each file takes seconds.
+    collectors = yield
+    return [collector for collector in collectors if type(collector) is pytest.Module]
 
 
 @pytest.hookimpl(tryfirst=True)  # -m deselects in this hook too
@@ -115,8 +135,7 @@ def _no_waits_for_the_disk() -> Iterator[None]:
 
     Otherwise a transaction of SQLite waits for tens of milliseconds. A test can still replace ``os.fsync``.
     """
-    # Imported here: the import takes a third of a second, and the process that only distributes the tests
-    # does not need it.
+    # Imported here: the process that only distributes the tests does not need it.
     import sqlalchemy
 
     with pytest.MonkeyPatch.context() as patch:
@@ -135,6 +154,28 @@ def _without_waits(connection: object, _: object) -> None:
     with suppress(sqlite3.Error):
         connection.execute("PRAGMA synchronous = OFF")
     connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrations_are_read_once() -> Iterator[None]:
+    """Read the migration scripts of Optuna and of MLflow once.
+
+    Otherwise each connection to a study reads ten files, and each connection to an MLflow store seventy, to
+    find out which is the newest.
+    """
+    from alembic.script import ScriptDirectory
+
+    read, known = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
+
+    def read_once(config: Config) -> ScriptDirectory:
+        location = config.get_main_option("script_location")
+        if location not in known:
+            known[location] = read(config)
+        return known[location]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", staticmethod(read_once))
+        yield
 
 
 @pytest.fixture(scope="session")
