@@ -102,4 +102,3 @@ def test_metrics_by_class_are_recorded_and_shown_in_mlflow_and_in_the_report(
     worst, *_ = json.loads((result.folder / "mistakes.json").read_text())["classes"]
     page = (result.folder / "report.html").read_text()
     assert f'<td class="left">{html.escape(worst[0])}</td><td>3</td>' in page
-

@@ -23,8 +23,8 @@ from tune_rescon.spaces import load_space
 from tune_rescon.storage import parse_storage
 from tune_rescon.tuning import RunOptions
 
-#: Standard input and error are no terminal; standard output is one, and is redirected while a console is open.
-#: Opens a console for each case: whether it is plain, and the environment variables.
+#: Standard output is a terminal or a pipe, and is redirected while a console is open; other streams are no
+#: terminal. Opens a console for each case: whether it is plain, and the environment variables.
 PROGRAM = """
 import json, os, sys
 from tune_rescon.reporting import open_console

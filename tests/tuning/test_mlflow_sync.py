@@ -52,9 +52,7 @@ def store(location: SearchLocation, empty_store: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_store, location.storage / 'mlflow.db')}"
 
 
-def sync(
-    location: SearchLocation, *, timeout: float = LONGEST_WAIT, in_process: bool = True
-) -> Synced:
+def sync(location: SearchLocation, *, timeout: float = LONGEST_WAIT, in_process: bool = True) -> Synced:
     """Call MLflow in this process, or in one of its own, which takes seconds to start."""
     presentation = mock.create_autospec(Presentation, instance=True)
     presentation.note.return_value = "**best**"

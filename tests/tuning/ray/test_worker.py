@@ -32,9 +32,7 @@ RunTask = Callable[..., list[dict[str, Any]]]
 def task(tmp_path: Path) -> TrialTask:
     return TrialTask(
         number=7,
-        config=TrialConfig(
-            network="tests.own_networks:small", image_size=16, batch_size=32, crop_padding=1
-        ),
+        config=TrialConfig(network="tests.own_networks:small", image_size=16, batch_size=32, crop_padding=1),
         dataset=DatasetConfig(name="digits", limit=80),
         epochs=3,
         seed=0,
