@@ -155,7 +155,7 @@ class Sender:
         with tempfile.TemporaryDirectory(prefix="tune_rescon-copy-") as scratch:
             present = {name: path for name, path in self._databases.items() if path.is_file()}
             copies = {name: Path(scratch) / name for name in present}
-            # No copy is ahead of one before it, because they are made from last to first.
+            # From last to first, so that no copy is newer than one before it.
             for name, live in reversed(present.items()):
                 copy_database(live, copies[name])
             for name, live in present.items():

@@ -42,7 +42,7 @@ class SeedEpochs(Callback):
     """Seed torch at the start of each epoch, independently of random numbers drawn before."""
 
     def __init__(self, seed: int, rank: int = 0) -> None:
-        """Create the callback. Processes of a trial with different ranks drop different paths."""
+        """Create the callback. With drop path, each ``rank`` of a trial draws masks of its own."""
         self._seed, self._rank = seed, rank
         self._states: Mapping[str, Tensor] = {}
 
@@ -79,8 +79,8 @@ class FreezeTrunk(Callback):
     """Train only the classifier in the first epochs.
 
     A random classifier sends useless gradients to the layers before it, whose weights were trained elsewhere.
-    So these layers stay unchanged until the classifier has learned. So do the statistics of their batch
-    norms, by which a frozen network normalises.
+    So these layers stay unchanged until the classifier has learned. Their batch norms normalise by their
+    running statistics, which stay unchanged too.
 
     Lightning restores the modes of a network's parts after a validation. A captured step is captured again
     when the trunk is unfrozen, because other weights have gradients then.

@@ -6,10 +6,10 @@ same step. The metrics are summed over all images. Only batch norm differs: each
 statistics of its own shard, as micro-batches do (Goyal et al. 2017, section 2.3). Before a validation these
 statistics are averaged over all processes, so that all of them evaluate the same network.
 
-Every collective begins with a vote on the CPU. A process that fails before it (no CUDA graph, out of memory,
-an error) votes so, and all processes then end their attempt at this point. So no process waits for one that
-has failed. A process can still wait for one that has died; the program that started the processes must watch
-for that.
+Every collective begins with a vote on the CPU. A process that has failed (no CUDA graph, out of memory, an
+error) votes that it has, and all processes then end their attempt at this point. So no process waits for one
+that has failed. A process can still wait for one that has died; the program that started the processes must
+watch for that.
 
 The collectives use torch's default process group. It must exist before the training begins, with the CPU
 among its devices.

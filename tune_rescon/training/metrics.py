@@ -73,7 +73,7 @@ class EpochMetrics(nn.Module):
         """
         super().__init__()
         self._peers = peers
-        # torchmetrics' checks of arguments and of NaN read values, so the host would wait at each step.
+        # Without torchmetrics' checks of arguments and of NaN: they would make the host wait for each step.
         self.loss = MeanMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
         self.top5 = (

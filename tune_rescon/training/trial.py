@@ -96,7 +96,8 @@ def train_trial(
 ) -> None:
     """Train ``config`` for ``epochs`` epochs; resume if ``checkpoint_dir`` holds a checkpoint.
 
-    Each epoch is trained, validated, written to ``last.ckpt``, and only then passed to ``on_epoch``. A trial
+    Each epoch is trained, validated, written to ``last.ckpt``, and only then passed to ``on_epoch``; a file
+    that cannot be written becomes a message. A trial
     that was interrupted and resumed reports the same values as an uninterrupted one: on a CPU to the last
     bit, apart from times. A trial that has no epochs left returns without a report;
     ``epochs_in_checkpoint`` returns the epochs reported before. If the training loss is not finite, the

@@ -54,7 +54,7 @@ class SearchPlan:
     devices: float | None = None
     """The number of devices that each trial holds; None if nothing is trained."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
-    """See :class:`.MemoryFailures`."""
+    """Return an equal key for configurations that need the same memory: see :class:`.MemoryFailures`."""
     version: int | None = None
     """The version of the space, which trials that run out of memory are recorded with."""
     same_devices: Callable[[TrialRecord], bool] = lambda _: True
@@ -113,7 +113,7 @@ class Coordinator:
         self._unfinished: list[int] = []
 
     def start(self) -> Self:
-        """Pass the recorded trials to the rule and callbacks, and carry out what was only decided."""
+        """Pass the recorded trials to the rule and callbacks, and carry out decisions left open."""
         trials = self._record.trials()
         self._retention.start(trials)
         self._out_of_memory.add(filter(self._plan.same_devices, trials))
@@ -302,7 +302,7 @@ class Coordinator:
         return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _replay(self, trials: Sequence[TrialRecord]) -> list[int]:
-        """Replay the values, carry out what was only decided, and return the trials that must continue."""
+        """Replay the values, carry out decisions left open, and return the trials that must continue."""
         for trial in trials:
             for epoch in range(1, trial.epochs + 1):
                 self._rule.replay(self._observation(trial, epoch))

@@ -65,8 +65,8 @@ _ORIGIN: Final = _PREFIX + "origin"
 METRIC: Final = "metric"
 METRIC_AT: Final = "metric_at"
 
-#: The attributes that are kept when a new search takes over a study without trials from a dead driver: the
-#: lease with the time of its last beat, and whose study it is (:mod:`tune_rescon.tuning.identity`).
+#: The attributes that are kept when a new search uses an empty study that a dead driver has left: the lease
+#: with the time of its last beat, and whose study it is (:mod:`tune_rescon.tuning.identity`).
 _KEPT: Final = frozenset({"lease", "lease_beat", "id", "place"})
 
 
@@ -274,7 +274,7 @@ class StudyRecord:
         device: str | None = None,
         held: float | None = None,
     ) -> TrialRecord:
-        """Write one epoch: the objective as the intermediate value (step = epoch), the rest as an attribute.
+        """Write one epoch: the objective as intermediate value (step = epoch), the details as an attribute.
 
         Args:
             number: The trial's number.

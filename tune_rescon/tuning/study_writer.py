@@ -110,7 +110,7 @@ class StudyWriter:
         return self._storage.get_trial(trial_id).user_attrs.get(key)
 
     def annotate(self, trial_id: int, user: Mapping[str, Any]) -> None:
-        """Write user attributes. Those of a closed trial are written only on a database."""
+        """Write user attributes. A closed trial gets none; :class:`SqlStudyWriter` writes them."""
         if self._storage.get_trial(trial_id).state.is_finished():
             return
         for key, value in user.items():

@@ -276,7 +276,7 @@ class PreemptionSignal:
     def installed(
         self, *, is_drained: Callable[[], bool], poll_every: float = POLL_EVERY
     ) -> Iterator[Callable[[], bool]]:
-        """Watch for a preemption within the block, which must poll the function and end once it returns True.
+        """Watch for a preemption within the block. The block polls the function, and ends if it returns True.
 
         Args:
             is_drained: Returns True if the node is drained. It is polled on a separate thread.

@@ -192,7 +192,7 @@ class Watch:
         return self._level is StopLevel.STOP or bool(gone_before)
 
     def trials_ended(self) -> None:
-        """Let each later signal shorten the remaining waits, because no epoch is left to finish."""
+        """Each later signal shortens the remaining waits. Call this when no epoch is left to finish."""
         self._signals_before_end = self._interruption.count
 
     @property

@@ -44,15 +44,15 @@ FINAL_DELAY: Final = 0.05
 #: stage that is behind its share waits for such a trial, until no new trial begins any more. Otherwise the
 #: first trials at a rung would be finished for being early.
 PROMOTED_FROM: Final = 4
-#: The same for the first rung if no later ranks confirm those there.
+#: PROMOTED_FROM if no later rung confirms the ranks at the first one.
 UNCONFIRMED_PROMOTED_FROM: Final = 2
 #: Number of values at the first rung before a trial is promoted.
 MIN_VALUES: Final = 6
 #: A trial that leads at its rung continues as long as its next stage has used less than this, as a multiple
 #: of the stage's share of the whole budget.
 LEADERS: Final = 1.5
-#: No new trial begins when less of the budget is left than this, as a multiple: of a full training with a
-#: budget of epochs, and of the mean time to reach the second rung with a budget of hours.
+#: No new trial begins if the budget left is less than CLOSING full trainings, or, with a budget in hours,
+#: than CLOSING times the mean time to reach the second rung.
 CLOSING: Final = 3.0
 #: A trial is promoted only if the time left is enough for this share of the way to its next rung.
 MIN_REACHED: Final = 0.2
@@ -62,7 +62,7 @@ MIN_FINISHED: Final = 3
 #: how late the latest candidate for the first rung may be.
 EPOCHS_PER_TRIAL: Final = 0.2
 
-#: The choice of a new trial. No trial has this number.
+#: Stands for a new trial, instead of the number of a paused one.
 _NEW: Final = -1
 
 

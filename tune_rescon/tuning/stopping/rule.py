@@ -16,7 +16,7 @@ class Decision(Enum):
 
     CONTINUE = "continue"
     STOP = "stop"
-    """The rule, the trial's ``patience``, a request or the end of the budget stops the trial early."""
+    """The rule, the trial's ``patience``, a request or the end of the hours stops the trial early."""
     PAUSE = "pause"
     """The trial waits at its rung for a promotion. Its slot is free in the meantime."""
     FINISH = "finish"
