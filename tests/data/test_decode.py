@@ -72,16 +72,6 @@ def test_transparent_pixels_become_white(mode: str) -> None:
     assert (image[:, :8] < 255).any(-1).all()
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_a_picture_with_an_unused_alpha_channel_is_opaque(mode: str) -> None:
-    """Some programs write zeros there; all of the picture would become white."""
-    opaque = gradient().convert(mode.removesuffix("A"))
-    hidden = opaque.copy()
-    hidden.putalpha(0)
-    assert hidden.mode == mode
-    assert np.array_equal(decode_image(encode(hidden, "PNG"), 16), decode_image(encode(opaque, "PNG"), 16))
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()

@@ -271,16 +271,13 @@ def decode_block(
 def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
     """Convert a picture of any Pillow mode to RGB.
 
-    Transparent parts become white, unless the whole picture is transparent. Deep pictures become grey, scaled
-    by ``levels``. A picture that is RGB already is decoded and returned itself, not a copy.
+    Transparent parts become white. Deep pictures become grey, scaled by ``levels``. A picture that is RGB
+    already is decoded and returned itself, not a copy.
     """
     if is_deep(image):
         return to_bytes(image, levels).convert("RGB")
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
-        # Some programs write zeros into an alpha channel that they do not use.
-        if pixels.getchannel("A").getbbox() is None:
-            return pixels.convert("RGB")
         white = Image.new("RGBA", pixels.size, "white")
         return Image.alpha_composite(white, pixels).convert("RGB")
     image.load()
