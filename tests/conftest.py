@@ -8,21 +8,25 @@ import logging
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tune_rescon.command import progress_shown
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -53,6 +57,23 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 def pytest_sessionfinish() -> None:
     # Some libraries warn at exit about frozen objects that cannot be freed.
     gc.unfreeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    # Nearly all objects that imports create stay, so that a search for garbage among them only takes time.
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    # The tests have no doctests. To look for them in each file takes seconds.
+    collectors = yield
+    return [collector for collector in collectors if type(collector) is pytest.Module]
 
 
 @pytest.hookimpl(tryfirst=True)  # -m deselects in this hook too
@@ -108,6 +129,55 @@ def _freeze_garbage() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waits_for_the_disk() -> Iterator[None]:
+    """Write without waiting until the disk has the data, because no test cuts the power.
+
+    Otherwise a transaction of SQLite waits for tens of milliseconds. A test can still replace ``os.fsync``.
+    """
+    # Imported here: the process that only distributes the tests does not need it.
+    import sqlalchemy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        sqlalchemy.event.listen(sqlalchemy.Pool, "connect", _without_waits)
+        yield
+        sqlalchemy.event.remove(sqlalchemy.Pool, "connect", _without_waits)
+
+
+def _without_waits(connection: object, _: object) -> None:
+    if not isinstance(connection, sqlite3.Connection):
+        return
+    # The setting reads the database, which another connection may have locked, and which may be damaged.
+    (patience_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute("PRAGMA busy_timeout = 0")
+    with suppress(sqlite3.Error):
+        connection.execute("PRAGMA synchronous = OFF")
+    connection.execute(f"PRAGMA busy_timeout = {patience_ms}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrations_are_read_once() -> Iterator[None]:
+    """Read the migration scripts of Optuna and of MLflow once.
+
+    Otherwise each connection to a study reads ten files, and each connection to an MLflow store seventy, to
+    find out which is the newest.
+    """
+    from alembic.script import ScriptDirectory
+
+    read, known = ScriptDirectory.from_config, dict[str | None, ScriptDirectory]()
+
+    def read_once(config: Config) -> ScriptDirectory:
+        location = config.get_main_option("script_location")
+        if location not in known:
+            known[location] = read(config)
+        return known[location]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", staticmethod(read_once))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data, logits and images. The test is skipped if it is missing."""
@@ -132,12 +202,32 @@ def progress() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def without_ray() -> Iterator[None]:
-    """Run the trials of searches in this process."""
+def without_ray(empty_store: Path) -> Iterator[None]:
+    """Run the trials of searches, and the calls to MLflow, in this process."""
     # Imported here: it imports Ray, which most tests do not need.
     from tests.without_ray import search_without_ray
 
-    with search_without_ray():
+    with search_without_ray(empty_store):
+        yield
+
+
+@pytest.fixture
+def without_ray_and_mlflow() -> Iterator[None]:
+    """Run the trials of searches in this process, and log nothing to MLflow."""
+    # Imported here: it imports Ray, which most tests do not need.
+    from tests.without_ray import search_without_ray
+
+    with search_without_ray(mlflow=False):
+        yield
+
+
+@pytest.fixture
+def without_export() -> Iterator[None]:
+    """Register an empty model for every winner, because torch needs seconds to export a network."""
+    # Imported here: it imports MLflow, which most tests do not need.
+    from tests.mlflow_in_process import no_network_exported
+
+    with no_network_exported():
         yield
 
 
@@ -215,13 +305,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database to copy, because its migrations take seconds."""
+    """An empty MLflow database to copy, because its migrations take seconds. Test processes share it."""
     # Imported here: the import takes seconds, and most tests do not need MLflow.
-    import mlflow
+    from tune_rescon.tracking.worker import alone_at, make_local_store
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with alone_at(uri):
+        make_local_store(uri)
+    return folder / "mlflow.db"
 
 
 def accept_all(_method: str, _path: str) -> bool:

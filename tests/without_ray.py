@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -19,8 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
-from tests.mlflow_in_process import InProcessWorker
-from tune_rescon.tracking import Destination, MlflowWriter
+from tests.mlflow_in_process import InProcessWorker, NoMlflow, mlflow_in_process
 from tune_rescon.tuning import Coordinator, TrialRecord, TrialTask
 from tune_rescon.tuning.ray.session import RaySession
 from tune_rescon.tuning.ray.shutdown import DriverLock
@@ -34,12 +34,19 @@ RESOURCES: Final = {"CPU": 2.0}
 
 
 @contextmanager
-def search_without_ray() -> Iterator[None]:
-    """Make ``run_search``, and the commands that call it, run trials in this process within the block."""
-    with pytest.MonkeyPatch.context() as patch:
+def search_without_ray(empty_store: Path | None = None, *, mlflow: bool = True) -> Iterator[None]:
+    """Make ``run_search``, and the commands that call it, run trials in this process within the block.
+
+    Args:
+        empty_store: A database of which a new MLflow store is a copy. Without it, MLflow creates each store.
+        mlflow: Whether the searches are logged to MLflow. Its calls cost more than all else that they do.
+    """
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        mlflow_in_process(empty_store, InProcessWorker if mlflow else NoMlflow),
+    ):
         patch.setattr("tune_rescon.tuning.search.ray_session", _single_machine)
         patch.setattr("tune_rescon.tuning.ray.tune_adapter.execute", _execute_in_process)
-        patch.setattr("tune_rescon.tuning.search.mlflow_writer", _writer_in_this_process)
         yield
 
 
@@ -48,17 +55,6 @@ def _single_machine(address: str | None) -> Iterator[RaySession]:
     del address
     machine = Nodes(count=1, resources=RESOURCES)
     yield RaySession(resources=RESOURCES, now=(machine,), later=(), gone=lambda: "")
-
-
-@contextmanager
-def _writer_in_this_process(destination: Destination, *, delay: float) -> Iterator[MlflowWriter]:
-    del delay  # only for a worker process
-    writer = MlflowWriter(destination, open_worker=InProcessWorker)
-    writer.start()
-    try:
-        yield writer
-    finally:
-        writer.close(0)
 
 
 def _execute_in_process(

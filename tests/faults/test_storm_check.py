@@ -14,6 +14,7 @@ from storm.findings import Fault
 from storm.ours import NAME
 from storm.trainables import LEDGER, train_ours
 
+from tests.mlflow_in_process import no_network_exported
 from tests.without_ray import search_without_ray
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.spaces import load_space
@@ -32,9 +33,11 @@ def finished_storage(tmp_path_factory: pytest.TempPathFactory, fault_cache: Path
     shutil.copyfile(empty_store, storage / "mlflow.db")
     space = load_space("digits", [f"budget.trials={TRIALS}", "sampler.seed=0"])
     options = RunOptions(name=NAME, storage=storage, cache_root=fault_cache, data_root=fault_cache)
-    with pytest.MonkeyPatch.context() as patch, search_without_ray():
+    with pytest.MonkeyPatch.context() as patch, search_without_ray(), no_network_exported():
         patch.setenv(LEDGER, str(storage / "ledger"))
+        patch.setattr("storm.trainables.EPOCH_SECONDS", 0.001)
         run_search(space, options, trainable=train_ours, presentation=SearchPresentation())
+    assert check_ours(storage, TRIALS).notes == []
     return storage
 
 
@@ -130,7 +133,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], Fault]] = {
 def test_the_check_detects_each_kind_of_damage(case: str, finished_storage: Path, tmp_path: Path) -> None:
     storage = tmp_path / "runs"
     shutil.copytree(finished_storage, storage)
-    assert check_ours(storage, TRIALS).notes == []
     damage, fault = DAMAGE[case]
     damage(storage)
     assert check_ours(storage, TRIALS).counts[fault] >= 1

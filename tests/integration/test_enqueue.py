@@ -33,7 +33,7 @@ def search(options: RunOptions, trials: int, *callbacks: SearchCallback) -> Stud
 
 
 @pytest.mark.server
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_an_ended_search_runs_the_enqueued_trial_when_resumed(
     options: RunOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,7 +64,7 @@ class EnqueueTrial(SearchCallback):
 
 
 @pytest.mark.server
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_a_running_search_runs_the_enqueued_trial_next(options: RunOptions) -> None:
     assert isinstance(options.storage, Path)
     result = search(options, 4, EnqueueTrial(options.storage))
@@ -74,7 +74,7 @@ def test_a_running_search_runs_the_enqueued_trial_next(options: RunOptions) -> N
 
 
 @pytest.mark.server
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_invalid_values_are_all_reported_in_one_error(
     options: RunOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +116,7 @@ class StopTrial(SearchCallback):
 
 
 @pytest.mark.server
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_a_running_search_stops_the_trial_and_starts_the_next(
     options: RunOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,7 +116,7 @@ def test_a_missing_checkpoint_of_the_winner_is_reported(
 
 
 @pytest.mark.torch
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray", "without_export")
 def test_a_moved_search_can_be_resumed(
     old_search: SearchFolder,
     cache_root: Path,

@@ -83,7 +83,7 @@ def copy_at_each_stage(root: Path) -> Iterator[Callable[[str], Path]]:
 
 @pytest.fixture(scope="module")
 def interrupted_search(
-    tmp_path_factory: pytest.TempPathFactory, cache_root: Path, empty_store: Path
+    tmp_path_factory: pytest.TempPathFactory, cache_root: Path
 ) -> Callable[[str, Path, bool], RunOptions]:
     """Makes the storage of a search that was interrupted after a stage, with its own or a shared study."""
     copies: dict[bool, Callable[[str], Path]] = {}
@@ -103,8 +103,7 @@ def interrupted_search(
         if shared not in copies:
             root = tmp_path_factory.mktemp("cut")
             (root / "live" / "runs").mkdir(parents=True)
-            shutil.copyfile(empty_store, root / "live" / "runs" / "mlflow.db")
-            with search_without_ray(), copy_at_each_stage(root) as copy_of:
+            with search_without_ray(mlflow=False), copy_at_each_stage(root) as copy_of:
                 run(options(root / "live", shared))
             copies[shared] = copy_of
         shutil.copytree(copies[shared](stage), storage, dirs_exist_ok=True)
@@ -113,7 +112,7 @@ def interrupted_search(
     return make
 
 
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_same_command_finishes_a_search_cut_off_at_any_stage(
@@ -132,7 +131,7 @@ def test_the_same_command_finishes_a_search_cut_off_at_any_stage(
     assert ("Resuming s" if stage in AFTER_START else "Starting s") in progress
 
 
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_a_study_without_trials_adopts_the_new_space(
     interrupted_search: Callable[[str, Path, bool], RunOptions], tmp_path: Path
 ) -> None:
@@ -144,7 +143,7 @@ def test_a_study_without_trials_adopts_the_new_space(
     assert result.space_history == ()
 
 
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_a_finished_search_runs_again_only_with_a_larger_budget(
     interrupted_search: Callable[[str, Path, bool], RunOptions],
     tmp_path: Path,
@@ -200,7 +199,7 @@ def test_trials_of_another_storage_are_not_restarted(
 ) -> None:
     options = interrupted_search("the first epoch", tmp_path, True)
     elsewhere = dataclasses.replace(options, storage=tmp_path / "elsewhere")
-    with search_without_ray(), pytest.raises(Exception, match="the --storage of its folder"):
+    with search_without_ray(mlflow=False), pytest.raises(Exception, match="the --storage of its folder"):
         run(elsewhere)
     assert options.study_url is not None
     assert len(StudyRecord.load(options.study_url, "s", metric="val_accuracy")) == 1

@@ -1,35 +1,28 @@
 """Searches whose trials run in this process: resumed, warm-started, with errors, with custom code.
 
-Tests that need Ray are in test_on_one_ray.py. tests/testing/test_searches_in_folders.py simulates schedulers.
+What MLflow shows is in test_shown_in_mlflow.py, and tests that need Ray are in test_on_one_ray.py.
+tests/testing/test_searches_in_folders.py simulates schedulers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlflow
-import numpy as np
 import optuna
 import pytest
 import torch
 from optuna.trial import TrialState as OptunaState
-from PIL import Image
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from tests.own_networks import SMALL_SEARCH
 from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.errors import ConfigError, NetworkError, SpaceError, StorageError
 from tune_rescon.finals.changes import changes_since
-from tune_rescon.inference import write_mistakes
 from tune_rescon.models import NetworkSpec, build_from_spec, network_cost, resolve_network
 from tune_rescon.reporting import SearchPresentation
 from tune_rescon.reporting.dry_run import print_dry_run
@@ -48,7 +41,7 @@ from tune_rescon.tuning import (
     run_search,
 )
 
-pytestmark = [pytest.mark.server, pytest.mark.usefixtures("without_ray")]
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("without_ray_and_mlflow")]
 
 SMALL = ["budget.trials=9", "sampler.n_startup_trials=3", "budget.concurrent=1"]
 
@@ -58,15 +51,6 @@ GRID = (
     "parameters={depth: {type: categorical, choices: [56, 92]},"
     " mask: {type: categorical, choices: [encoder_decoder, local]}}"
 )
-
-
-@pytest.fixture
-def options(options: RunOptions, empty_store: Path) -> RunOptions:
-    """Options with an empty MLflow database, whose tables take seconds to create."""
-    assert isinstance(options.storage, Path)
-    options.storage.mkdir(parents=True)
-    shutil.copyfile(empty_store, options.storage / "mlflow.db")
-    return options
 
 
 def search(
@@ -140,30 +124,6 @@ def test_errors_in_a_trial_and_the_report_do_not_end_the_search(
     assert any("could not be written" in line and "no colour left" in line for line in progress)
     assert (result.folder / "best.yaml").is_file()
     assert "no colour left" in (result.folder / "search.log").read_text()
-
-
-def test_an_error_in_on_result_still_writes_the_report_and_mlflow_runs(
-    small_space: Space, options: RunOptions
-) -> None:
-    space = small_space.model_copy(update={"budget": small_space.budget.model_copy(update={"trials": 1})})
-
-    def fail(_: StudyResult) -> None:
-        raise RuntimeError("no room for the table")
-
-    with pytest.raises(RuntimeError, match="no room"):
-        run_search(
-            space,
-            options,
-            trainable=learn_nothing,
-            presentation=SearchPresentation(),
-            on_result=fail,
-        )
-    assert (Path(str(options.storage)) / "s" / "report.html").is_file()
-    client = mlflow.MlflowClient(f"sqlite:///{options.storage}/mlflow.db")
-    (experiment,) = client.search_experiments(filter_string="name = 'digits'")
-    runs = client.search_runs([experiment.experiment_id])
-    assert {run.data.tags["tune_rescon.state"] for run in runs} == {"finished"}
-    assert len(runs) == 2
 
 
 class WatchedPresentation(SearchPresentation):
@@ -258,60 +218,6 @@ def test_a_budget_in_hours_ends_a_search_cleanly(options: RunOptions) -> None:
     assert not result.interrupted
     assert 1 <= len(result.trials) < 100000
     assert all(trial.state.is_final for trial in result.trials)
-
-
-def test_further_metrics_are_recorded_and_shown_in_mlflow(
-    options: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = "def hits(scores, labels):\n    return (scores.argmax(1) == labels).sum()\n"
-    (tmp_path / "clinic.py").write_text(program)
-    monkeypatch.chdir(tmp_path)
-    settings = [*SMALL_SEARCH, "budget.trials=1", "fidelity.max=2", "dataset.limit=200"]
-    metric = "metric={name: val_hits, mode: max, log: [val_macro_f1, clinic:hits]}"
-    space = load_space("digits", [*settings, metric])
-    result = run_search(space, options)
-    (trial,) = result.trials
-    assert trial.state is TrialState.FINISHED, trial.error
-    assert trial.values == trial.history["val_hits"]
-    assert len(trial.history["val_macro_f1"]) == 2
-    assert trial.mlflow_run_id is not None
-    run = mlflow.MlflowClient(f"sqlite:///{options.storage}/mlflow.db").get_run(trial.mlflow_run_id)
-    assert run.data.metrics["val_hits"] == trial.values[-1]
-    assert run.data.metrics["best_val_hits"] == max(trial.values)
-    assert run.data.metrics["val_macro_f1"] == trial.history["val_macro_f1"][-1]
-
-
-def test_metrics_by_class_are_recorded_and_shown_in_mlflow_and_in_the_report(
-    options: RunOptions, tmp_path: Path
-) -> None:
-    drawn = np.random.default_rng(0)
-    for shade, name in enumerate(("a&b", "a+b", "c")):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for count in range(10):
-            pixels = drawn.integers(80 * shade, 80 * shade + 80, (16, 16), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{count}.png")
-    settings = [*SMALL_SEARCH, f"path={tmp_path / 'images'}", "budget.trials=1", "fidelity.max=2"]
-    settings += [
-        "dataset.val_fraction=0.3",
-        "metric={name: val_f1/a+b, mode: max, log: [val_accuracy_by_class]}",
-    ]
-    space = load_space("digits", ["dataset.name=folder", *settings])
-    result = run_search(
-        space, options, presentation=SearchPresentation(partial(write_mistakes, options=options))
-    )
-    (trial,) = result.trials
-    assert trial.state is TrialState.FINISHED, trial.error
-    assert trial.values == trial.history["val_f1/a+b"]
-    by_class = [trial.history[f"val_accuracy/{name}"] for name in ("a&b", "a+b", "c")]
-    assert np.mean(by_class, axis=0) == pytest.approx(trial.history["val_accuracy"]), "three images of each"
-    assert trial.mlflow_run_id is not None
-    client = mlflow.MlflowClient(f"sqlite:///{options.storage}/mlflow.db")
-    logged = client.get_run(trial.mlflow_run_id).data.metrics
-    assert [logged[f"val_accuracy/{name}"] for name in ("a_b", "a_b 2", "c")] == [one[-1] for one in by_class]
-    assert (logged["val_f1/a_b"], logged["best_val_f1/a_b"]) == (trial.values[-1], max(trial.values))
-    worst, *_ = json.loads((result.folder / "mistakes.json").read_text())["classes"]
-    page = (result.folder / "report.html").read_text()
-    assert f'<td class="left">{html.escape(worst[0])}</td><td>3</td>' in page
 
 
 def test_custom_networks_are_searched_beside_the_builtin_ones(

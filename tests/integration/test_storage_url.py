@@ -16,13 +16,19 @@ from optuna.trial import TrialState as OptunaState
 
 from tests.conftest import ROOT, S3Server
 from tests.waiting import wait_until
+from tests.without_ray import search_without_ray
 from tune_rescon.search import main
+from tune_rescon.spaces import load_space
 from tune_rescon.storage import RemoteFolder, StorageUrl
+from tune_rescon.testing import learn_nothing
+from tune_rescon.tuning import RunOptions, run_search
 
 # Each driver is a subprocess, which imports the package and waits.
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(300)]
 
 TRIALS = 7
+
+SPACE = [f"budget.trials={TRIALS}", "scheduler.type=none", "budget.concurrent=2"]
 
 #: A driver like the command's, with slow trials that train nothing, on Ray or in the driver's process.
 DRIVER = f"""
@@ -38,7 +44,7 @@ from tune_rescon.tuning import RunOptions, run_search
 storage, cache, resume = parse_storage(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
 learn = learn_nothing if resume else learn_slowly
 trials = nullcontext() if sys.argv[4] == "ray" else search_without_ray()
-space = load_space("digits", ["budget.trials={TRIALS}", "scheduler.type=none", "budget.concurrent=2"])
+space = load_space("digits", {SPACE})
 options = RunOptions(name="s", storage=storage, cache_root=cache, resume=resume)
 with trials:
     result = run_search(space, options, trainable=learn)
@@ -64,6 +70,19 @@ class Machines:
         )
         self.started.append(driver)
         return driver
+
+    def resume(self, disk: str) -> None:
+        """Resume the search, and run it to its end; without Ray in this process, which saves the imports."""
+        if self._runner == "ray":
+            driver = self.start(disk, "resume")
+            output, _ = driver.communicate(timeout=240)
+            assert driver.returncode == 0, output
+            return
+        storage = StorageUrl(url=self.storage)
+        options = RunOptions(name="s", storage=storage, cache_root=self._disks / disk, resume=True)
+        with search_without_ray():
+            result = run_search(load_space("digits", SPACE), options, trainable=learn_nothing)
+        assert result.pending_uploads == 0
 
     def lose(self, disk: str) -> None:
         shutil.rmtree(self._disks / disk)
@@ -111,9 +130,7 @@ def test_a_machine_lost_with_its_disk_loses_no_trial_or_epoch(machines: Machines
     before = {trial.number: dict(trial.intermediate_values) for trial in machines.study().trials}
     machines.lose("first")
 
-    driver = machines.start("second", "resume")
-    output, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 0, output
+    machines.resume("second")
 
     trials = machines.study().trials
     assert [trial.number for trial in trials] == list(range(TRIALS))

@@ -111,7 +111,7 @@ def test_leases_of_earlier_versions_are_respected(url: str) -> None:
     assert_old_leases_are_respected(url)
 
 
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_a_search_and_its_resume_use_a_postgresql_study(url: str, tmp_path: Path) -> None:
     options = RunOptions(name="s", storage=tmp_path / "runs", cache_root=tmp_path / "cache", study_url=url)
     for trials in (1, 2):

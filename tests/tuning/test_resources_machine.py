@@ -138,7 +138,7 @@ def test_resources_that_do_not_fit_are_refused_before_the_search_starts(
 
 
 @pytest.mark.torch
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_a_search_reports_what_auto_chose_and_records_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: list[str]
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_search_reports_what_auto_chose_and_records_it(
 
 
 @pytest.mark.torch
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_a_gpu_that_torch_cannot_use_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver is too old for torch's CUDA: nvidia-smi and Ray count a GPU that torch cannot use."""
     monkeypatch.setattr("tune_rescon.tuning.resources.this_machine", lambda: machine(2, 1))
