@@ -24,6 +24,7 @@ from tune_rescon.tracking import (
     writer,
 )
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
+from tune_rescon.tracking.worker_client import Sink, WorkerProcess
 
 #: Limit of a `submit` in the search's thread. MLflow's process waits longer: five seconds for a locked SQLite
 #: file, ten for a server that does not answer.
@@ -88,7 +89,7 @@ def same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def make_fast_writer(
     tmp_path: Path, same_priority: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], MlflowWriter]]:
+) -> Iterator[Callable[..., MlflowWriter]]:
     """Creates and starts writers with short pauses between retries."""
     del same_priority
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
@@ -98,9 +99,9 @@ def make_fast_writer(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     writers: list[MlflowWriter] = []
 
-    def make(uri: str) -> MlflowWriter:
+    def make(uri: str, open_worker: Callable[[Destination], Sink] = WorkerProcess) -> MlflowWriter:
         local = tmp_path / "artifacts" if uri.startswith("sqlite:") else None
-        writers.append(MlflowWriter(destination(uri, "s", local)))
+        writers.append(MlflowWriter(destination(uri, "s", local), open_worker=open_worker))
         writers[-1].start()
         return writers[-1]
 

@@ -211,20 +211,6 @@ def test_a_deleted_parent_is_replaced_and_adopts_the_trial_runs(
     assert [run.info.run_id for run in parents(client)] == [parent]
 
 
-@pytest.fixture
-def exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replaces the export of the model, which test_registry.py tests."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "MLmodel").write_text("flavors: {}\n")
-
-    @contextmanager
-    def exported(_checkpoint: str) -> Iterator[Path]:
-        yield folder
-
-    monkeypatch.setattr(registry, "exported", exported)
-
-
 def register(sync: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[str, ...]:
     """Finish a search with one trial, register its model, and return the messages to the user."""
     sync.send(search(search_id))
@@ -234,7 +220,7 @@ def register(sync: MlflowRunSync, search_id: str, *, epoch: int = 1) -> tuple[st
     return sync.take_remarks()
 
 
-@pytest.mark.usefixtures("exports")
+@pytest.mark.usefixtures("without_export")
 @pytest.mark.parametrize("has_tag", [True, False], ids=["tagged", "of an earlier version"])
 def test_another_searchs_champion_keeps_an_alias_and_is_reported(
     has_tag: bool, make_sync: MakeSync, client: mlflow.MlflowClient
@@ -252,7 +238,7 @@ def test_another_searchs_champion_keeps_an_alias_and_is_reported(
     }
 
 
-@pytest.mark.usefixtures("exports")
+@pytest.mark.usefixtures("without_export")
 def test_a_champion_is_not_replaced_while_its_search_cannot_be_read(
     make_sync: MakeSync, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,7 +259,7 @@ def test_a_champion_is_not_replaced_while_its_search_cannot_be_read(
     assert int(client.get_registered_model("s").aliases["champion"]) == 1
 
 
-@pytest.mark.usefixtures("exports")
+@pytest.mark.usefixtures("without_export")
 def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
@@ -283,7 +269,7 @@ def test_a_better_champion_of_the_same_search_replaces_its_own_silently(
     }
 
 
-@pytest.mark.usefixtures("exports")
+@pytest.mark.usefixtures("without_export")
 def test_the_champion_of_a_reused_trial_number_is_registered(
     make_sync: MakeSync, client: mlflow.MlflowClient
 ) -> None:
@@ -302,7 +288,7 @@ def test_the_champion_of_a_reused_trial_number_is_registered(
     assert run_id != lost_run
 
 
-@pytest.mark.usefixtures("exports")
+@pytest.mark.usefixtures("without_export")
 @pytest.mark.parametrize("run_id", [None, "0" * 32], ids=["no run", "deleted run"])
 def test_a_champion_of_an_unknown_search_keeps_a_version_alias(
     run_id: str | None, make_sync: MakeSync, client: mlflow.MlflowClient
@@ -360,7 +346,7 @@ def test_the_earliest_of_several_parents_is_used(make_sync: MakeSync, client: ml
     assert make_sync().send(search()) == earlier != later
 
 
-@pytest.mark.usefixtures("exports")
+@pytest.mark.usefixtures("without_export")
 def test_a_champion_names_its_trial_and_epoch(make_sync: MakeSync, client: mlflow.MlflowClient) -> None:
     sync = make_sync()
     sync.send(search())
@@ -392,7 +378,7 @@ def test_a_champion_without_a_checkpoint_is_reported_and_not_registered(
     assert client.search_registered_models() == []
 
 
-@pytest.mark.usefixtures("exports")
+@pytest.mark.usefixtures("without_export")
 def test_a_registry_that_refuses_the_model_is_retried(
     make_sync: MakeSync, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

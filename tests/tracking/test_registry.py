@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,25 +12,29 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tracking.conftest import destination
 from tune_rescon.errors import StorageError
 from tune_rescon.tracking import Champion, SearchRunState, TrialRunState
 from tune_rescon.tracking.mlflow_runs import MlflowRunSync
-from tune_rescon.tracking.registry import exported, registered_checkpoint
+from tune_rescon.tracking.registry import registered_checkpoint
 from tune_rescon.training.weights import Classifier, TrainedNetwork, load_trained
 
 pytestmark = pytest.mark.torch
 
 
-def test_the_model_is_registered_once_and_predicts_as_the_network_does(
-    checkpoint: Path, make_sync: Callable[[], MlflowRunSync], store: str
-) -> None:
+@pytest.fixture(scope="module")
+def registered(checkpoint: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a store to which two drivers have sent a search and its winner, each of them twice."""
+    folder = tmp_path_factory.mktemp("registered")
+    store = f"sqlite:///{shutil.copy(empty_store, folder / 'mlflow.db')}"
     finished = SearchRunState(
         id="1a",
         state="finished",
         champion=Champion(number=0, epoch=3, checkpoint=str(checkpoint)),
     )
     for _ in range(2):
-        sync = make_sync()
+        sync = MlflowRunSync(destination(store, "s", folder / "artifacts"))
+        sync.connect()
         for run_state in (
             SearchRunState(id="1a"),
             TrialRunState(number=0, state="finished", started_ms=1),
@@ -37,6 +42,13 @@ def test_the_model_is_registered_once_and_predicts_as_the_network_does(
             finished,
         ):
             sync.send(run_state)
+    return folder
+
+
+def test_the_model_is_registered_once_and_predicts_as_the_network_does(
+    checkpoint: Path, registered: Path
+) -> None:
+    store = f"sqlite:///{registered / 'mlflow.db'}"
     client = mlflow.MlflowClient(store, store)
     (version,) = client.search_model_versions("name = 's'")
     assert client.get_model_version_by_alias("s", "champion").version == version.version
@@ -67,11 +79,11 @@ def test_exporter_is_preloaded_before_the_search_ends(
     assert module in sys.modules
 
 
-def test_the_model_contains_no_code(checkpoint: Path) -> None:
-    with exported(str(checkpoint)) as folder:
-        assert not list(folder.rglob("*.py"))
-        assert not list(folder.rglob("*.pkl"))
-        assert not list(folder.rglob("*.pth"))
+def test_the_model_contains_no_code(registered: Path) -> None:
+    (description,) = registered.rglob("MLmodel")
+    files = [path for path in description.parent.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".pt2" for path in files)
+    assert not [path for path in files if path.suffix in (".py", ".pkl", ".pth")]
 
 
 def test_pixels_are_normalised_only_if_they_were_in_training(checkpoint: Path) -> None:

@@ -14,14 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.mlflow_in_process import InProcessWorker
 from tests.waiting import wait_until
-from tune_rescon.tracking import MlflowWriter
+from tune_rescon.tracking import MlflowWriter, worker
 
 SendSearch = Callable[[MlflowWriter, Callable[[], object]], int]
 AssertComplete = Callable[[str], None]
-MakeWriter = Callable[[str], MlflowWriter]
+MakeWriter = Callable[..., MlflowWriter]
 
 # MLflow's process needs seconds to start, and SQLite waits five seconds for a lock.
+# Tests that are not nightly call MLflow in this process; test_worker.py and test_server.py have its own.
 pytestmark = pytest.mark.timeout(120)
 
 #: Locks a database exclusively until standard input ends.
@@ -61,9 +63,11 @@ def test_all_updates_arrive_after_a_lock_at_the_start(
     make_fast_writer: MakeWriter,
     send_search: SendSearch,
     assert_complete: AssertComplete,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(worker, "_BUSY_SECONDS", 0.1)
     with locked(tmp_path / "mlflow.db"):
-        writer = make_fast_writer(store)
+        writer = make_fast_writer(store, InProcessWorker)
         updates = send_search(writer, lambda: None)
         wait_for_error(writer, "database is locked")
         assert writer.pending_updates == updates
@@ -121,7 +125,8 @@ def test_all_updates_arrive_after_the_disk_was_full(
 ) -> None:
     shutil.copy(empty_store, small_disk / "mlflow.db")
     store = f"sqlite:///{small_disk / 'mlflow.db'}"
-    check_updates_after_fault(make_fast_writer(store), send_search, lambda: full_disk(small_disk), "full")
+    writer = make_fast_writer(store, InProcessWorker)
+    check_updates_after_fault(writer, send_search, lambda: full_disk(small_disk), "full")
     assert_complete(store)
 
 

@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing import Pipe
 from pathlib import Path
 
 import mlflow
@@ -26,7 +28,7 @@ from tune_rescon.tracking import (
     worker_client,
     writer,
 )
-from tune_rescon.tracking.worker_client import CallError, RetryPolicy, WorkerProcess
+from tune_rescon.tracking.worker_client import CallError, CallResult, RetryPolicy, WorkerProcess
 
 pytestmark = pytest.mark.server
 
@@ -55,46 +57,27 @@ def worker_processes() -> list[psutil.Process]:
     return [child for child in children if "tune_rescon.tracking.worker" in child.cmdline()]
 
 
-def test_the_call_of_a_killed_process_fails_and_the_next_succeeds(
-    open_worker: OpenWorker, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = open_worker(store)
-    with pytest.raises(CallError) as refusal:
-        # The run is created all the same.
-        worker.send(SearchRunState(id="1a", place="here", files=(tmp_path / "gone",)))
-    assert refusal.value.policy is RetryPolicy.SKIP
-    run_ids = [worker.send(TrialRunState(number=number, started_ms=1)).run_id for number in range(2)]
-    (process,) = worker_processes()
-    process.kill()
-    # The next update is of a trial: the search is not sent again before its next change.
-    finished = TrialRunState(number=0, state="finished", started_ms=1)
-    with pytest.raises(CallError, match="died") as error:
-        worker.send(finished)
-    assert error.value.policy is RetryPolicy.RETRY
-    # The search has ended: the next process does not need a low priority.
-    monkeypatch.setattr(worker_client, "NICENESS", 19)
-    worker.flush()
-    assert worker.send(finished).run_id == run_ids[0]
-    assert worker.send(TrialRunState(number=2)).run_id not in run_ids
-    (process,) = worker_processes()
-    assert process.nice() == psutil.Process().nice()
-    client = mlflow.MlflowClient(store)
-    assert client.get_run(run_ids[0]).info.status == "FINISHED"
-    assert client.get_run(run_ids[1]).info.lifecycle_stage == "active"
+def test_a_process_that_cannot_start_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of this test answers instead of MLflow's process, which takes seconds to start."""
+    ours, theirs = Pipe()
+    refusals = iter([OSError("no memory"), OSError("no memory")])
 
-
-@pytest.mark.usefixtures("same_priority")
-def test_a_process_that_cannot_start_is_started_later(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    started, refusals = worker_client._started, iter([OSError("no memory"), OSError("no memory")])
+    def answer() -> None:
+        with suppress(EOFError):  # the writer is closed
+            theirs.recv()  # the destination
+            while True:
+                theirs.recv()
+                theirs.send(CallResult(run_id="1a"))
 
     def fail_twice() -> object:
         for error in refusals:
             raise error
-        return started()
+        threading.Thread(target=answer, daemon=True).start()
+        return subprocess.Popen(["sleep", "600"]), ours
 
     monkeypatch.setattr(worker_client, "_started", fail_twice)
     monkeypatch.setattr(writer, "FIRST_PAUSE", 0.1)
-    destination = Destination(uri=store, experiment="e", search="s", metric="m", maximize=True)
+    destination = Destination(uri="sqlite://", experiment="e", search="s", metric="m", maximize=True)
     with mlflow_writer(destination) as search_writer:
         search_writer.submit(SearchRunState(id="1a"))
         assert search_writer.close(200) == 0
@@ -166,7 +149,7 @@ def shared_worker(
     (process,) = worker_processes()
     initial_niceness = process.nice()
     worker.flush()
-    worker.send(SearchRunState(id="0a"))
+    worker.send(SearchRunState(id="1a", place="here"))
     yield worker, store, initial_niceness
     worker.close()
 
@@ -176,7 +159,7 @@ def test_states_are_stored_and_log_records_forwarded(
 ) -> None:
     worker, store, _ = shared_worker
     caplog.set_level(logging.DEBUG)
-    parent = worker.send(SearchRunState(id="1a", note="best so far: none")).run_id
+    parent = worker.send(SearchRunState(id="1a", place="here", note="best so far: none")).run_id
     finished = TrialRunState(number=0, state="finished", history={"val_loss": (0.5,)}, times_ms=(1,))
     child = worker.send(finished).run_id
     run = mlflow.MlflowClient(store).get_run(child)
@@ -196,3 +179,28 @@ def test_flush_gives_the_process_the_drivers_priority(shared_worker: tuple[Worke
     assert initial_niceness == 19
     (process,) = worker_processes()
     assert process.nice() == psutil.Process().nice()
+
+
+def test_the_call_of_a_killed_process_fails_and_the_next_succeeds(
+    shared_worker: tuple[WorkerProcess, str, int], tmp_path: Path
+) -> None:
+    """The last test of this process, which it kills."""
+    worker, store, _ = shared_worker
+    with pytest.raises(CallError) as refusal:
+        worker.send(SearchRunState(id="1a", place="here", files=(tmp_path / "gone",)))
+    assert refusal.value.policy is RetryPolicy.SKIP
+    run_ids = [worker.send(TrialRunState(number=number, started_ms=1)).run_id for number in (10, 11)]
+    (process,) = worker_processes()
+    process.kill()
+    # The next update is of a trial: the search is not sent again before its next change.
+    finished = TrialRunState(number=10, state="finished", started_ms=1)
+    with pytest.raises(CallError, match="died") as error:
+        worker.send(finished)
+    assert error.value.policy is RetryPolicy.RETRY
+    assert worker.send(finished).run_id == run_ids[0]
+    assert worker.send(TrialRunState(number=12)).run_id not in run_ids
+    (process,) = worker_processes()
+    assert process.nice() == psutil.Process().nice(), "the search has ended: it needs no low priority"
+    client = mlflow.MlflowClient(store)
+    assert client.get_run(run_ids[0]).info.status == "FINISHED"
+    assert client.get_run(run_ids[1]).info.lifecycle_stage == "active"
