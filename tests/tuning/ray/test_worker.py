@@ -32,7 +32,7 @@ RunTask = Callable[..., list[dict[str, Any]]]
 def task(tmp_path: Path) -> TrialTask:
     return TrialTask(
         number=7,
-        config=TrialConfig(layout="cifar", width=0.25, image_size=16, batch_size=32, crop_padding=1),
+        config=TrialConfig(network="tests.own_networks:small", image_size=16, batch_size=32, crop_padding=1),
         dataset=DatasetConfig(name="digits", limit=80),
         epochs=3,
         seed=0,
@@ -46,6 +46,13 @@ def task(tmp_path: Path) -> TrialTask:
         threads=1,
         device="cpu",
     )
+
+
+@pytest.fixture
+def attention_task(task: TrialTask) -> TrialTask:
+    """A task whose network can recompute its activations."""
+    config = TrialConfig(layout="cifar", width=0.125, image_size=16, batch_size=32, crop_padding=1)
+    return dataclasses.replace(task, config=config)
 
 
 @pytest.fixture
@@ -135,10 +142,10 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
 
 
 def test_messages_for_the_user_are_reported_as_notes(
-    run: RunTask, task: TrialTask, monkeypatch: pytest.MonkeyPatch
+    run: RunTask, attention_task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit_memory(monkeypatch, 16)
-    checkpointing_note, split_note, *epochs = run(dataclasses.replace(task, epochs=1))
+    checkpointing_note, split_note, *epochs = run(dataclasses.replace(attention_task, epochs=1))
     assert checkpointing_note == {
         "number": 7,
         "note": "ran out of memory at 32 images; continuing with activation checkpointing",
@@ -151,21 +158,21 @@ def test_messages_for_the_user_are_reported_as_notes(
 
 
 def test_the_next_trial_on_the_node_starts_with_micro_batches_that_fit(
-    run: RunTask, task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunTask, attention_task: TrialTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit_memory(monkeypatch, 16)
-    run(dataclasses.replace(task, epochs=1))
-    second = dataclasses.replace(task, number=8, epochs=1, checkpoint_dir=str(tmp_path / "second"))
+    run(dataclasses.replace(attention_task, epochs=1))
+    second = dataclasses.replace(attention_task, number=8, epochs=1, checkpoint_dir=str(tmp_path / "second"))
     note, *_ = run(second)
     start = "batches of 32 images are too large for the memory, as was found before; 2 micro-batches of 16"
     assert note == {"number": 8, "note": start}
 
 
 def test_out_of_memory_is_reported_as_its_own_state(
-    run: RunTask, task: TrialTask, monkeypatch: pytest.MonkeyPatch
+    run: RunTask, attention_task: TrialTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit_memory(monkeypatch, 1)
-    *notes, end = run(task)
+    *notes, end = run(attention_task)
     assert [sorted(note) for note in notes] == [["note", "number"]] * 3, (
         "activation checkpointing, then two splits"
     )
