@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
+from tests.mlflow_in_process import mlflow_in_process
 from tests.tuning.conftest import MakeSearch
 from tests.waiting import LONGEST_WAIT, reserved_port
 from tune_rescon.config import DatasetConfig
@@ -50,11 +52,13 @@ def store(location: SearchLocation, empty_store: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_store, location.storage / 'mlflow.db')}"
 
 
-def sync(location: SearchLocation, *, timeout: float = LONGEST_WAIT) -> Synced:
+def sync(location: SearchLocation, *, timeout: float = LONGEST_WAIT, in_process: bool = True) -> Synced:
+    """Call MLflow in this process, or in one of its own, which takes seconds to start."""
     presentation = mock.create_autospec(Presentation, instance=True)
     presentation.note.return_value = "**best**"
     presentation.conclude.side_effect = draw
-    return sync_tracking(location, "a", timeout=timeout, present=lambda _: presentation)
+    with mlflow_in_process() if in_process else nullcontext():
+        return sync_tracking(location, "a", timeout=timeout, present=lambda _: presentation)
 
 
 def draw(result: StudyResult, folder: SearchFolder) -> list[Path]:
@@ -140,7 +144,7 @@ def test_the_files_are_those_of_the_study_as_it_is(
     folder = make_search("a", reports=4)
     for file in (folder.trials_csv, folder.best_yaml, folder.report_html):
         file.write_text("of an earlier run", encoding="utf-8")
-    sync(location)
+    sync(location, in_process=False)
     parent, _ = runs(store)
     artifacts = Path(urlsplit(parent.info.artifact_uri).path)
     result = read_search(location, "a")
@@ -229,7 +233,7 @@ def test_an_unreachable_server_is_reported(
     with reserved_port() as port:
         address = f"http://127.0.0.1:{port}"
         record_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, address)
-        summary = sync(location, timeout=0.3)
+        summary = sync(location, timeout=0.3, in_process=False)
     assert summary.uri == address
     assert summary.pending_updates > 6
     assert summary.last_error
