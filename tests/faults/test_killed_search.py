@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from tests.conftest import ROOT
+from tests.mlflow_in_process import no_network_exported
 from tests.waiting import LONGEST_WAIT, wait_until
 from tests.without_ray import search_without_ray
 from tune_rescon.search import main
@@ -70,7 +72,7 @@ class Command:
     def finish(self, *arguments: str) -> None:
         """Run the command to its end; without Ray in this process, which has imported torch and MLflow."""
         if not self._on_ray:
-            with search_without_ray():
+            with search_without_ray(), no_network_exported():
                 assert main([*arguments, "--storage", str(self.storage)]) == 0
             return
         process = self.start(*arguments)
@@ -133,9 +135,10 @@ class Command:
     [(False, (5,)), pytest.param(True, (2, 5), marks=[pytest.mark.ray, pytest.mark.nightly])],
 )
 def test_a_killed_search_matches_an_uninterrupted_one_bit_for_bit(
-    tmp_path: Path, short_tmp: Path, *, on_ray: bool, kills: Sequence[int]
+    tmp_path: Path, short_tmp: Path, empty_store: Path, *, on_ray: bool, kills: Sequence[int]
 ) -> None:
     """Both searches run side by side on one storage. ``kills`` are numbers of recorded epochs."""
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     command = Command(tmp_path, short_tmp, on_ray=on_ray)
 
     def kill() -> None:

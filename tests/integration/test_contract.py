@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -71,13 +72,17 @@ class SearchRun:
 
 
 @pytest.fixture(scope="module")
-def search(short_tmp: Path, cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchRun:
+def search(
+    short_tmp: Path, cache_root: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SearchRun:
     storage = tmp_path_factory.mktemp("contract") / "runs"
+    storage.mkdir()
+    shutil.copyfile(empty_store, storage / "mlflow.db")
     command = [sys.executable, "-m", "tune_rescon.search", "--space", "digits", "--trials", str(TRIALS)]
     command += ["--name", "a", "--storage", str(storage), "--plain"]
     # Fewer epochs and images, a narrow network and one process make the search faster.
     command += ["--set", "fidelity.max=3", "--set", "fixed.width=0.125", "--concurrent", "1"]
-    command += ["--set", "dataset.limit=200"]
+    command += ["--set", "dataset.limit=200", "--set", "fixed.precise_bn_batches=0"]
     env = {**os.environ, "RAY_TMPDIR": str(short_tmp), "TUNE_RESCON_CACHE": str(cache_root)}
     process = subprocess.run(
         command, env=env, cwd=storage.parent, capture_output=True, text=True, check=False

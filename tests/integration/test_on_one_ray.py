@@ -19,6 +19,7 @@ import ray
 from optuna.trial import TrialState as OptunaState
 from ray.air.execution import PlacementGroupResourceManager
 
+from tests.mlflow_in_process import mlflow_in_process, no_network_exported
 from tune_rescon.config import TrialState
 from tune_rescon.search import main
 from tune_rescon.spaces import load_space
@@ -30,8 +31,9 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_ray(short_tmp: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+def _one_ray(short_tmp: Path, empty_store: Path) -> Iterator[None]:
+    """Ray for all tests. MLflow is in this process, because its own would compete with Ray's processes."""
+    with pytest.MonkeyPatch.context() as patch, mlflow_in_process(empty_store), no_network_exported():
         patch.setenv("RAY_TMPDIR", str(short_tmp))
         with ray_session(None):
             yield
@@ -93,7 +95,10 @@ def crashing_search(cache_root: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A search of six trials whose processes die in different ways."""
     space = load_space("digits", ["budget.trials=6", "scheduler.type=none", "sampler.type=random"])
     options = RunOptions(name="s", storage=tmp_path_factory.mktemp("runs"), cache_root=cache_root)
-    return run_search(space, options, trainable=die_variously)
+    with pytest.MonkeyPatch.context() as patch:
+        # Each further retry would cost the start of a process.
+        patch.setattr("tune_rescon.tuning.coordinator.WORKER_RETRIES", 1)
+        return run_search(space, options, trainable=die_variously)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 5])

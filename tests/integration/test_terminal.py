@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -121,8 +122,10 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(tmp_path: Path, short_tmp: Path) -> Iterator[Terminal]:
+def terminal(tmp_path: Path, short_tmp: Path, empty_store: Path) -> Iterator[Terminal]:
     """A search of digits, two trials at once, in a terminal of 100 x 24."""
+    (tmp_path / "runs").mkdir()
+    shutil.copyfile(empty_store, tmp_path / "runs" / "mlflow.db")
     arguments = ["--space", "digits", "--name", "s", "--storage", str(tmp_path / "runs"), "--tensorboard"]
     environment = {
         **os.environ,
