@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import sqlite3
 import stat
@@ -71,9 +72,11 @@ def test_a_record_with_trials_is_never_taken_over(make_search: MakeSearch) -> No
     assert sum(trial.epochs for trial in record.trials()) == 4
 
 
-@pytest.mark.timeout(20)  # a database, and SQLite's wait for a lock
+@pytest.mark.timeout(20)  # a database
 @pytest.mark.parametrize("fault", ["cut", "locked"])
-def test_an_unreadable_record_is_not_taken_over(fault: str, make_search: MakeSearch) -> None:
+def test_an_unreadable_record_is_not_taken_over(
+    fault: str, make_search: MakeSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As if the study is being restored, or was restored incompletely."""
     folder = make_search("s", reports=4)
     folder.space_yaml.unlink()
@@ -83,6 +86,8 @@ def test_an_unreadable_record_is_not_taken_over(fault: str, make_search: MakeSea
             folder.study_db.write_bytes(database[: len(database) // 3])
         else:
             connection.execute("BEGIN EXCLUSIVE")
+            # SQLite would wait five seconds for the lock, three times.
+            monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, timeout=0.1))
         assert folder_state(folder) is FolderState.FOREIGN
         with pytest.raises(NameTakenError, match=r"without its space\.yaml"), reserved(folder):
             pass

@@ -34,11 +34,21 @@ class Case:
     study_id: int
 
 
+@pytest.fixture(scope="module")
+def two_studies(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A database whose studies have no trials. To copy it is faster than to create the tables."""
+    path = tmp_path_factory.mktemp("studies") / "study.db"
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    for name in ("other", "s"):
+        storage.create_new_study([StudyDirection.MAXIMIZE], name)
+    return path.read_bytes()
+
+
 @pytest.fixture(params=[StudyWriter, SqlStudyWriter])
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+def case(request: pytest.FixtureRequest, two_studies: bytes, tmp_path: Path) -> Case:
+    (tmp_path / "study.db").write_bytes(two_studies)
     storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
-    storage.create_new_study([StudyDirection.MAXIMIZE], "other")
-    study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    study_id = storage.get_study_id_from_name("s")
     return Case(request.param(storage, study_id), storage, study_id)
 
 
