@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from tune_rescon.spaces import AutoResources
+from tune_rescon.spaces import AutoResources, load_space
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -77,12 +77,16 @@ def test_own_images_are_classified(photographs: Path, checkpoint: Path) -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.usefixtures("without_ray")
+@pytest.mark.usefixtures("without_ray", "without_export")
 def test_the_quickstart_searches_and_adds_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TUNE_RESCON_CACHE", str(tmp_path / "cache"))
     example = load("quickstart")
+    # A few of its images are enough.
+    monkeypatch.setattr(
+        example.tr, "load_space", lambda name, settings: load_space(name, [*settings, "dataset.limit=200"])
+    )
     assert len(example.search(tmp_path / "runs", trials=1, epochs=1).trials) == 1
     result = example.search(tmp_path / "runs", trials=1)
     example.show(result)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(60)  # each starts an interpreter
 
 #: Prints lines by click or rich, and keeps an open file that must not get them.
 PRINT_LINES = """
-import os, sys
+import sys
 import click
 from rich.console import Console
 from tune_rescon.command import run_command
@@ -26,8 +26,9 @@ from tune_rescon.command import run_command
 def talk(how):
     file = open("file", "w")
     console = Console()
-    for _ in range(20000):
-        os.write(1, b"") if how == "nothing" else (click.echo if how == "click" else console.print)("a line")
+    # More than a pipe holds.
+    for _ in range(2000):
+        (click.echo if how == "click" else console.print)("a line" * 12)
     file.close()
 
 sys.exit(run_command(talk, None, name="talk", what="The talk"))
@@ -44,8 +45,8 @@ from tune_rescon.reporting import open_console
 @click.argument("how")
 def search(how):
     with open_console(plain=True) as console:
-        for _ in range(20000):
-            console.print("a line")
+        for _ in range(2000):
+            console.print("a line" * 12)
     click.echo("the search ended by itself", err=True)
 
 sys.exit(run_command(search, None, name="search", what="The search"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,16 +57,25 @@ def search_result() -> StudyResult:
     return simulate_search()
 
 
+def open_page(
+    chromium: Browser,
+    folder: Path,
+    result: StudyResult,
+    *compared: StudyResult,
+    width: int = 1280,
+    dark: bool = False,
+) -> Page:
+    """Write the report of a search to a folder, and open it."""
+    path = folder / "report.html"
+    write_report(result, path, compared=compared)
+    page = chromium.open(path.as_uri(), width=width, dark=dark)
+    page.wait_for(PAGE_IS_COMPLETE)
+    return page
+
+
 @pytest.fixture
 def open_report(chromium: Browser, tmp_path: Path) -> OpenReport:
-    def open_page(result: StudyResult, *compared: StudyResult, width: int = 1280, dark: bool = False) -> Page:
-        path = tmp_path / "report.html"
-        write_report(result, path, compared=compared)
-        page = chromium.open(path.as_uri(), width=width, dark=dark)
-        page.wait_for(PAGE_IS_COMPLETE)
-        return page
-
-    return open_page
+    return partial(open_page, chromium, tmp_path)
 
 
 def luminance(page: Page, element: str) -> float:
@@ -139,18 +149,25 @@ def test_page_is_complete_for_every_search_outcome(
     page.close()
 
 
-def test_theme_button_switches_to_dark_mode(search_result: StudyResult, open_report: OpenReport) -> None:
-    page = open_report(search_result)
+@pytest.fixture(scope="module")
+def page(
+    search_result: StudyResult, chromium: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Page]:
+    """A page for the tests below, which click on different things. To draw it takes seconds."""
+    page = open_page(chromium, tmp_path_factory.mktemp("page"), search_result)
+    yield page
+    page.close()
+
+
+def test_theme_button_switches_to_dark_mode(page: Page) -> None:
     before = axis_text_color(page)
     page.evaluate("document.getElementById('theme').click()")
     page.wait_for(f"getComputedStyle(document.querySelector('.chart .xtick text')).fill !== '{before}'")
     assert luminance(page, "body") < 60
     assert page.complaints() == []
-    page.close()
 
 
-def test_clicking_a_heading_sorts_the_table(search_result: StudyResult, open_report: OpenReport) -> None:
-    page = open_report(search_result)
+def test_clicking_a_heading_sorts_the_table(page: Page) -> None:
     numbers = (
         "[...document.querySelectorAll('table.sortable tbody tr')].map(row => +row.cells[0].textContent)"
     )
@@ -161,4 +178,3 @@ def test_clicking_a_heading_sorts_the_table(search_result: StudyResult, open_rep
     page.evaluate(click)
     assert page.evaluate(numbers) == sorted(ranked, reverse=True)
     assert ranked != sorted(ranked)
-    page.close()

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from tune_rescon.search import main
-from tune_rescon.spaces import list_spaces
 
 FOLDER = ["--space", "folder", "--set", "dataset.path={images}"]
 
@@ -127,16 +126,3 @@ def test_an_unusable_storage_is_reported(
     expected = "no search named 'a'" if missing else "--storage: the storage must be a directory"
     assert expected in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("name", list_spaces())
-def test_every_shipped_space_is_shown_by_a_dry_run(
-    name: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["--space", name, "--dry-run"]
-    if name == "folder":
-        argv += ["--set", f"dataset.path={folders['images']}"]
-    assert main(argv) == 0
-    stdout = capsys.readouterr().out
-    assert "rungs (epochs):" in stdout
-    assert "worst-case PMACs" in stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -22,14 +23,23 @@ from tune_rescon.spaces import load_space
 from tune_rescon.storage import parse_storage
 from tune_rescon.tuning import RunOptions
 
-#: Standard input and error are no terminal; standard output is one, and is redirected while the program runs.
+#: Standard output is a terminal or a pipe, and is redirected while a console is open; other streams are no
+#: terminal. Opens a console for each case: whether it is plain, and the environment variables.
 PROGRAM = """
-import os, sys
+import json, os, sys
 from tune_rescon.reporting import open_console
-with open_console(plain=len(sys.argv) > 1) as console:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    console.print(console.width, console.height, console.is_interactive, console.no_color)
+before, stdout = dict(os.environ), os.dup(1)
+for plain, variables in json.loads(sys.argv[1]):
+    os.environ.update(variables)
+    with open_console(plain=plain) as console:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        console.print(console.width, console.height, console.is_interactive, console.no_color)
+    os.dup2(stdout, 1)
+    os.environ.clear()
+    os.environ.update(before)
 """
+
+Case = tuple[bool, dict[str, str]]
 
 #: The environment without the variables that configure the output of this test run.
 OUTPUT_VARIABLES = (
@@ -39,12 +49,12 @@ OUTPUT_VARIABLES = (
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OUTPUT_VARIABLES}
 
 
-def run(*arguments: str, stdout: int, **environment: str) -> None:
+def run(cases: list[Case], stdout: int) -> None:
     subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-c", PROGRAM, json.dumps(cases)],
         stdin=subprocess.DEVNULL,
         stdout=stdout,
-        env={**ENVIRONMENT, "TERM": "xterm", **environment},
+        env={**ENVIRONMENT, "TERM": "xterm"},
         check=True,
         timeout=LONGEST_WAIT,
     )
@@ -60,41 +70,39 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 @pytest.mark.timeout(30)  # an interpreter each
 @pytest.mark.parametrize(
-    ("columns", "lines", "arguments", "environment", "printed"),
+    ("columns", "lines", "cases", "printed"),
     [
-        (61, 13, (), {}, b"61 13 True False"),
-        (61, 13, (), {"NO_COLOR": "1"}, b"61 13 True True"),
-        (0, 0, (), {}, b"80 25 True False"),
-        (61, 13, ("plain",), {}, f"{PIPE_WIDTH} ".encode()),
+        (
+            61,
+            13,
+            [(False, {}), (False, {"NO_COLOR": "1"}), (True, {})],
+            [b"61 13 True False", b"61 13 True True", f"{PIPE_WIDTH} ".encode()],
+        ),
+        (0, 0, [(False, {})], [b"80 25 True False"]),
     ],
-    ids=["terminal", "NO_COLOR", "terminal without a size", "--plain"],
+    ids=["terminal, NO_COLOR, --plain", "terminal without a size"],
 )
 def test_the_console_has_the_terminals_size(
-    columns: int,
-    lines: int,
-    arguments: tuple[str, ...],
-    environment: dict[str, str],
-    printed: bytes,
-    terminal: tuple[int, int],
+    columns: int, lines: int, cases: list[Case], printed: list[bytes], terminal: tuple[int, int]
 ) -> None:
     controller, terminal_fd = terminal
     fcntl.ioctl(controller, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    run(*arguments, stdout=terminal_fd, **environment)
+    run(cases, stdout=terminal_fd)
     with open(controller, "rb", closefd=False) as screen:
-        assert screen.readline().startswith(printed)
+        for start in printed:
+            assert screen.readline().startswith(start)
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("environment", [{}, {"FORCE_COLOR": "1"}, {"TTY_INTERACTIVE": "1"}], ids=str)
-def test_a_pipe_gets_long_lines_and_is_not_interactive(environment: dict[str, str]) -> None:
+def test_a_pipe_gets_long_lines_and_is_not_interactive() -> None:
     reading, writing = os.pipe()
-    run(stdout=writing, **environment)
+    run([(False, {}), (False, {"FORCE_COLOR": "1"}), (False, {"TTY_INTERACTIVE": "1"})], stdout=writing)
     os.close(writing)
     printed = b"".join(iter(lambda: os.read(reading, 1000), b""))
-    # Rich colours the words where FORCE_COLOR asks for it.
-    words = re.sub(rb"\x1b\[[0-9;]*m", b"", printed).split()
-    assert words[:3] == [str(PIPE_WIDTH).encode(), b"25", b"False"]
     os.close(reading)
+    # Rich colours the words where FORCE_COLOR asks for it.
+    lines = re.sub(rb"\x1b\[[0-9;]*m", b"", printed).splitlines()
+    assert [line.split()[:3] for line in lines] == [[str(PIPE_WIDTH).encode(), b"25", b"False"]] * 3
 
 
 #: Draws a table; its terminal is closed after the first line, once standard input ends.

@@ -118,6 +118,7 @@ def check_shown(name: str, dry_runs: DryRuns, images: Path) -> None:
     text = dry_runs.text(name)
     space = load_space(name, [f"dataset.path={images}"] if name == "folder" else [])
     assert f"rungs (epochs): {', '.join(map(str, possible_rungs(space)))}\n" in text
+    assert "worst-case PMACs" in text
     assert f"\n{space.scheduler.type}" in text
     assert ("a Pareto front: " in text) == bool(space.metric.against)
     rows = [line for line in text.splitlines() if line.startswith("│")]

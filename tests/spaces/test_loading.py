@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from io import StringIO
@@ -122,11 +124,17 @@ _VALUES = st.recursive(
 )
 
 
+@functools.cache
+def _document(text: str) -> Any:
+    """Read a file once. To read it for each example would take half of the test's time."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
 @pytest.mark.timeout(30)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_of_a_file_gives_a_space_or_an_error(valid_yaml: str, data: st.DataObject) -> None:
-    document = YAML(typ="safe", pure=True).load(valid_yaml)
+    document = copy.deepcopy(_document(valid_yaml))
     section, key = data.draw(st.sampled_from(list(_iter_keys(document))))
     section[key] = data.draw(_VALUES)
     text = StringIO()
