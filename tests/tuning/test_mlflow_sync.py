@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import uuid
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,7 @@ from tests.waiting import LONGEST_WAIT, reserved_port
 from tune_rescon.config import DatasetConfig
 from tune_rescon.data import describe
 from tune_rescon.errors import LeaseError, StorageError
+from tune_rescon.storage import RemoteFolder, SearchHome, StorageUrl
 from tune_rescon.tracking import writer
 from tune_rescon.tuning import (
     Presentation,
@@ -106,6 +108,20 @@ def test_all_data_is_sent_once(
     assert {t.number: t.mlflow_run_id for t in reloaded.trials()} == {
         number: run.info.run_id for number, run in children.items()
     }
+
+
+def test_a_search_at_a_url_is_sent_from_another_machine(
+    make_search: MakeSearch, location: SearchLocation, store: str
+) -> None:
+    folder = make_search("a", reports=4)
+    record_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, store)
+    remote = StorageUrl(url=f"memory://{uuid.uuid4().hex}")
+    SearchHome.create(remote, "a")
+    for name in ("space.yaml", "study.db"):
+        RemoteFolder.connect(remote).write(f"a/{name}", (folder.path / name).read_bytes())
+    sync(dataclasses.replace(location, storage=remote))
+    _, children = runs(store)
+    assert len(children) == len(StudyRecord.load(folder.study_url, "a", metric="val_accuracy").trials())
 
 
 def test_the_runs_have_the_searchs_own_times_and_origin(

@@ -80,6 +80,14 @@ def test_another_machine_resumes_from_the_url(options: RunOptions, tmp_path: Pat
     assert texts(study) == ["run 0", "epoch 1", "run 1"]
 
 
+def test_another_machine_fetches_the_space(options: RunOptions, remote: RemoteFolder, tmp_path: Path) -> None:
+    begin_run(options).close(5)
+    remote.write("s/space.yaml", b"version: 1  # edited")
+    with open_store(dataclasses.replace(options, cache_root=tmp_path / "there", resume=True)) as store:
+        store.fetch()
+        assert store.folder.space_yaml.read_text() == "version: 1  # edited"
+
+
 def test_a_copy_of_the_url_does_not_work_on_the_files_of_the_original(
     options: RunOptions, remote: RemoteFolder
 ) -> None:

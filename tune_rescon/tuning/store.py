@@ -174,9 +174,13 @@ class UrlStore(SearchStore):
 
     @override
     def fetch(self) -> None:
-        """Fetch the databases: the newer of the URL's copy and the copy of an earlier run on this machine."""
+        """Fetch the space and the databases.
+
+        A database is the newer of the URL's copy and the copy of an earlier run on this machine.
+        """
         with usable(self._home.storage):
             self._sender.term = fetch_databases(self._home.remote, self._databases)
+            self._home.remote.download(self.folder.space_yaml.name, self.folder.space_yaml)
 
     @override
     def begin(self, known: Iterable[int]) -> None:
