@@ -111,8 +111,13 @@ def test_all_data_is_sent_once(
 
 
 def test_a_search_at_a_url_is_sent_from_another_machine(
-    make_search: MakeSearch, location: SearchLocation, store: str
+    make_search: MakeSearch,
+    location: SearchLocation,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow writes the files of a named store to ./mlruns
     folder = make_search("a", reports=4)
     record_run(StudyRecord.load(folder.study_url, "a", metric="val_accuracy"), {}, store)
     remote = StorageUrl(url=f"memory://{uuid.uuid4().hex}")
