@@ -79,6 +79,16 @@ def test_two_processes_learn_like_one(train_on_two: TrainOnTwo, train: Train) ->
         assert _values(first, name) == _values(second, name)
 
 
+def test_two_processes_take_the_steps_of_one_if_no_batch_norm_tells_them_apart(
+    train_on_two: TrainOnTwo, train: Train
+) -> None:
+    config = dataclasses.replace(UNEVEN, network="tests.own_networks:unused")
+    first, _ = train_on_two(config, epochs=3)
+    single = train(config, epochs=3)
+    for name in ("train_loss", "val_loss"):
+        assert _values(first, name) == pytest.approx(_values(single, name), rel=1e-5)
+
+
 def test_a_missing_checkpoint_of_one_process_is_sent_by_the_other(
     train_on_two: TrainOnTwo, tmp_path: Path
 ) -> None:

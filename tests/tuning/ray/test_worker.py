@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from torch import Tensor, nn
 
+from tests.waiting import wait_until
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
 from tune_rescon.training.distributed import PeerFailedError
@@ -197,14 +199,24 @@ def preempt_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list
     monkeypatch.setattr("threading.Timer.start", lambda _: None)
 
     def install_at(step: int) -> list[int]:
-        notice, steps = PreemptionSignal(), list[int]()
+        notice, steps, received = PreemptionSignal(), list[int](), threading.Event()
         notice.install()
+        handler = signal.getsignal(signal.SIGTERM)
+        assert callable(handler)
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            handler(number, frame)
+            received.set()
+
+        signal.signal(signal.SIGTERM, receive)
         monkeypatch.setattr("tune_rescon.tuning.ray.worker.PREEMPTION", notice)
 
         def training_step(self: TrialModule, batch: tuple[Tensor, Tensor]) -> Tensor:
             steps.append(len(steps) + 1)
             if len(steps) == step:
                 os.kill(os.getpid(), signal.SIGTERM)
+                # The main thread receives it. This thread might have trained the next batch by then.
+                wait_until(received.is_set)
             return original(self, batch)
 
         monkeypatch.setattr(TrialModule, "training_step", training_step)
