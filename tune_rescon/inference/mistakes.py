@@ -261,7 +261,7 @@ def mistakes_document(mistakes: Mistakes, *, split_name: str, in_report: bool = 
     Args:
         mistakes: The mistakes.
         split_name: The name of the images, "validation" or "test".
-        in_report: Whether to limit the pictures, in number and size, for the report of a search.
+        in_report: True for the report of a search, which has fewer and smaller pictures.
     """
     most, max_side = (MAX_IN_REPORT, THUMBNAIL) if in_report else (MAX_WORST, None)
     has_matrix = len(mistakes.class_names) <= MAX_MATRIX

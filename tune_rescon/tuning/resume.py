@@ -287,7 +287,7 @@ def _enqueued_can_run(record: StudyRecord, space: Space, elapsed_seconds: float)
 
 
 def unfit_message(record: StudyRecord, space: Space) -> str | None:
-    """Return a message about the enqueued trials that ``space`` cannot run; None if there are none."""
+    """Return a message that names the enqueued trials outside ``space``. Return None if all are in it."""
     unfit = [trial_name(trial.number) for trial in record.enqueued() if not can_have(space, trial.params)]
     if not unfit:
         return None

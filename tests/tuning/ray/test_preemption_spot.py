@@ -89,7 +89,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write((text or "").encode())
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class has this name
         """Write no log."""
 
     def handle(self) -> None:
