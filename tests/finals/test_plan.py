@@ -171,6 +171,22 @@ def test_the_time_of_an_epoch_is_that_of_trials_with_the_devices_of_now(
     assert seconds_per_epoch(as_trained_now(extended, chosen), chosen) == 40.0
 
 
+@pytest.mark.parametrize(("size", "seconds"), [(None, 40.0), (32, 10.0)])
+def test_the_time_of_an_epoch_grows_with_the_pixels(
+    size: int | None, seconds: float, search_result: StudyResult
+) -> None:
+    """Without a size of their own (None), the networks of `layout: auto` see 32 pixels."""
+    (trial,) = [trial for trial in search_result.trials if trial.number == 0]
+    assert trial.origin is not None
+    origin = dataclasses.replace(trial.origin, config={**trial.origin.config, "image_size": size})
+    history = {**trial.history, "epoch_seconds": (10.0,) * trial.epochs}
+    trial = dataclasses.replace(trial, origin=origin, history=history)
+    result = dataclasses.replace(search_result, trials=(trial,))
+    configs = trial_configs(result, [0])
+    assert seconds_per_epoch(result, configs) == 10.0
+    assert seconds_per_epoch(result, configs, image_size=64 if size is None else 32) == seconds
+
+
 @pytest.mark.parametrize(
     ("parts", "growth"),
     [
