@@ -237,12 +237,12 @@ def test_the_image_limit_of_the_search_is_reported(
     arguments = ["--from", "a", "--storage", str(tmp_path), "--dry-run", "--plain"]
     assert main(arguments) == 0
     output = capsys.readouterr().out
-    assert "at most 300 images train, and at most as many test images evaluate the networks" in output
+    assert "at most 300 images of each part (training, validation, test) are used" in output
     assert "all training images" not in output
     assert main([*arguments, "--set", "dataset.limit=null"]) == 0
     output = capsys.readouterr().out
     assert "limit: null" in output
-    assert "images train" not in output
+    assert "images of each part" not in output
 
 
 @pytest.mark.parametrize(("given", "image_size", "stored"), [(512, 128, "512"), (64, 128, "128")])

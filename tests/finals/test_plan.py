@@ -26,6 +26,7 @@ from tune_rescon.finals import (
     find_recipe,
     find_rows,
     image_growth,
+    limit_message,
     local_resources,
     of_dataset,
     preset_config,
@@ -206,6 +207,26 @@ def test_finals_train_on_validation_images_if_there_are_test_images(
             Image.new("L", (8, 8), number).save(tmp_path / part / name / f"{number}.png")
     dataset = DatasetConfig(name="folder", path=str(tmp_path), val_fraction=0.2)
     assert image_growth(dataset, tmp_path) == growth
+
+
+def test_messages_about_a_folder_with_three_parts(search_result: StudyResult, tmp_path: Path) -> None:
+    """One said that at most 4 images train, where 8 do; the other left out a new part."""
+    for part, name, number in itertools.product(("train", "val", "test"), "ab", range(9)):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / part / name / f"{number}.png")
+    dataset = DatasetConfig(name="folder", path=str(tmp_path), limit=4)
+    plan = TrainingPlan(epochs=3, seeds=1, resources=ONE_CPU)
+    space = finals_space("f", [TrialConfig()], plan, dataset=dataset)
+    info = describe(space.dataset, data_root=tmp_path)
+    assert (info.train_images, info.test_images) == (8, 4)
+    limited = limit_message(space)
+    assert "at most 4 images of each part (training, validation, test) are used" in str(limited)
+    assert info.account is not None
+    then = dataclasses.replace(info.account, per_class={**info.account.per_class, "test": (0, 0)})
+    result = dataclasses.replace(search_result, accounts={"folder": then})
+    location = SearchLocation(storage=tmp_path, data_root=tmp_path)
+    changed = changed_images(result, space, location, decode=False)
+    assert "train 18 then, 18 now, val 18 then, 18 now, test 0 then, 18 now" in str(changed)
 
 
 def test_an_unknown_trial_number_is_refused(search_result: StudyResult) -> None:

@@ -327,8 +327,8 @@ def limit_message(space: Space) -> str | None:
     if limit is None:
         return None
     return (
-        f"dataset.limit is {limit}, as in the search: at most {limit} images train, and at most as many test"
-        " images evaluate the networks. To use all images: --set dataset.limit=null"
+        f"dataset.limit is {limit}, as in the search: at most {limit} images of each part (training,"
+        " validation, test) are used. To use all images: --set dataset.limit=null"
     )
 
 
