@@ -182,7 +182,8 @@ class DatasetConfig:
     split_seed: int = _field(0, int, low=0)
     """Seed of every split, limit and label noise."""
     limit: int | None = _field(None, int, _NONE, low=2)
-    """Use at most this many training images (stratified), and at most as many test images."""
+    """Use at most this many training images (stratified), and at most as many of a folder's own validation
+    images and of the test images."""
     on_bad_image: str = _word("error", "error", "skip")
     """How to handle an image that cannot be decoded."""
     store_size: int | None = _field(None, int, _NONE, low=16, high=2048)
