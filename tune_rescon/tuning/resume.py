@@ -13,12 +13,12 @@ from typing import Any, Final
 from tune_rescon.config import TrialConfig, field_names, trial_name
 from tune_rescon.errors import SpaceError, hide_passwords
 from tune_rescon.spaces import Space, can_have, load_space
-from tune_rescon.tuning.folder import SearchFolder
-from tune_rescon.tuning.identity import check_same_search
+from tune_rescon.tuning.identity import check_not_copied, check_same_search
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import read_run_attributes
 from tune_rescon.tuning.trial import TrialRecord
@@ -211,27 +211,27 @@ def _shown(value: Any) -> str:
     return "null" if value is None else hide_passwords(str(value))
 
 
-def resume_record(
-    space: Space, options: RunOptions, folder: SearchFolder
-) -> tuple[StudyRecord, SpaceVersions]:
+def resume_record(space: Space, options: RunOptions, store: SearchStore) -> tuple[StudyRecord, SpaceVersions]:
     """Open the record of the search to resume.
 
     Args:
         space: The space to resume the search with.
         options: The options of this run.
-        folder: The search's folder.
+        store: The storage of this run.
 
     Returns:
         The record, and the spaces that the search has had before ``space``.
 
     Raises:
-        StorageError: If the study does not exist or is another search's, or the database cannot be used.
+        StorageError: If the study does not exist, is another search's or also that of the folder's original,
+            or the database cannot be used.
         SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
-    url = options.study_of(folder)
-    record = StudyRecord.load(url, options.name, metric=space.metric.name)
+    folder = store.folder
+    record = StudyRecord.load(options.study_of(folder), options.name, metric=space.metric.name)
     if options.study_url is not None:
         check_same_search(record.attributes(), folder)
+        check_not_copied(record.attributes(), folder, url=store.url)
     versions = read_versions(record, lambda: load_space(folder.space_yaml))
     check_changes(
         options.name,

@@ -116,7 +116,7 @@ def run_search(
         lease = held.enter_context(search_lease(options, store)) if store.resumed else None
         store.fetch()
         # Check the changes before any costly step, so that a refused change leaves nothing behind.
-        record, versions = resume_record(space, options, store.folder) if store.resumed else (None, None)
+        record, versions = resume_record(space, options, store) if store.resumed else (None, None)
         if options.resume_or_start:
             elapsed = lease.elapsed_seconds if lease else 0.0
             if (
