@@ -34,6 +34,7 @@ __all__ = [
     "space_changes",
     "unfit_message",
     "version_changes",
+    "waiting_message",
 ]
 
 
@@ -293,6 +294,19 @@ def unfit_message(record: StudyRecord, space: Space) -> str | None:
         return None
     names = ", ".join(unfit)
     return f"Enqueued trials that do not run, because the space does not contain their values: {names}"
+
+
+def waiting_message(record: StudyRecord, space: Space, name: str) -> str | None:
+    """Return a message that names the enqueued trials that the search ``name`` runs once it is resumed.
+
+    Return None if there are none. They were enqueued too late, or more trials were enqueued than were left.
+    """
+    waiting = [trial_name(trial.number) for trial in record.enqueued() if can_have(space, trial.params)]
+    if not waiting:
+        return None
+    total = len(record) + len(waiting)
+    more = f" --trials {total}" if total > space.budget.trials else ""
+    return f"Enqueued trials that have not run: {', '.join(waiting)}. To run them: --resume {name}{more}"
 
 
 def cost_message(versions: SpaceVersions) -> str | None:
