@@ -20,7 +20,7 @@ from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
 from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.study_attributes import read_run_attributes
+from tune_rescon.tuning.study_attributes import read_run_attributes, recorded_uri
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "is_finished",
     "resume_record",
     "space_changes",
+    "tracking_message",
     "unfit_message",
     "version_changes",
     "waiting_message",
@@ -141,6 +142,9 @@ def version_changes(versions: SpaceVersions, trials: Iterable[TrialRecord]) -> t
 
 
 _ABSENT: Final = object()
+
+#: What a message calls the MLflow store without ``--tracking-uri``.
+_OWN_STORE: Final = "the storage's own store"
 
 
 def _frozen_problems(old: Space, new: Space) -> Iterator[str]:
@@ -307,6 +311,23 @@ def waiting_message(record: StudyRecord, space: Space, name: str) -> str | None:
     total = len(record) + len(waiting)
     more = f" --trials {total}" if total > space.budget.trials else ""
     return f"Enqueued trials that have not run: {', '.join(waiting)}. To run them: --resume {name}{more}"
+
+
+def tracking_message(record: StudyRecord, tracking_uri: str | None) -> str | None:
+    """Return a message if this run is logged to another MLflow than the last one; None if it is not.
+
+    Args:
+        record: The record of the search, before this run.
+        tracking_uri: MLflow's tracking URI of this run; None for the storage's own store.
+    """
+    before, now = read_run_attributes(record).tracking_uri, recorded_uri(tracking_uri)
+    if before == now or not len(record):
+        return None
+    hint = "leave out --tracking-uri" if before is None else f"give --tracking-uri {before}"
+    return (
+        f"The last run was logged to MLflow at {before or _OWN_STORE}. This one is logged to"
+        f" {now or _OWN_STORE}, with all trials of the search. To continue there, {hint}."
+    )
 
 
 def cost_message(versions: SpaceVersions) -> str | None:
