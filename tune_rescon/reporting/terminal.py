@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, ConsoleDimensions, JustifyMethod
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
@@ -88,16 +89,23 @@ def open_console(*, plain: bool) -> Iterator[Console]:
     no_color = True if plain else None
     if not _is_real(STDOUT):
         # A test or a notebook in this process captures standard output.
-        yield Console(no_color=no_color, force_interactive=False, highlight=False, width=PIPE_WIDTH)
+        yield Console(
+            no_color=no_color, force_interactive=False, highlight=False, emoji=False, width=PIPE_WIDTH
+        )
         return
     raw = os.fdopen(os.dup(STDOUT), "wb")
     with _LossyFile(raw, encoding=sys.stdout.encoding, errors="replace") as file:
         if file.isatty() and not plain:
-            yield _TerminalConsole(file=file, highlight=False)
+            yield _TerminalConsole(file=file, highlight=False, emoji=False)
         else:
             # Not interactive, even if FORCE_COLOR or TTY_INTERACTIVE is set.
             yield Console(
-                file=file, no_color=no_color, force_interactive=False, highlight=False, width=PIPE_WIDTH
+                file=file,
+                no_color=no_color,
+                force_interactive=False,
+                highlight=False,
+                emoji=False,
+                width=PIPE_WIDTH,
             )
 
 
@@ -205,7 +213,8 @@ def result_table(result: StudyResult, *, width: int) -> Table:
     rows = [row(result, trial) for trial in best]
     widths = [_width(name, (cells[i] for cells in rows)) for i, name in enumerate(names)]
     fitting = _fitting_columns(dict(zip(names, widths, strict=True)), width)
-    table = Table(title=f"{result.name}: {counted(len(result.trials), 'trial')}", title_justify="left")
+    title = f"{escape(result.name)}: {counted(len(result.trials), 'trial')}"
+    table = Table(title=title, title_justify="left")
     columns = [i for i, name in enumerate(names) if name in fitting]
     for i in columns:
         justify: JustifyMethod = "left" if names[i] == "state" else "right"
