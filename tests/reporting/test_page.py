@@ -115,6 +115,35 @@ def test_the_summary_names_the_winner(make_result: MakeResult, make_trial: MakeT
     assert re.search(r'<tr class="best"><td>1</td>', text)
 
 
+def test_a_winner_of_unknown_configuration_is_shown_without_a_command(
+    make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    """An earlier version recorded it, and its space was edited."""
+    text = report(make_result(make_trial(0, parameters={"removed": 1})), tmp_path)
+    assert "<h2>Best trial: 0</h2>" in text
+    assert "<div><span>removed</span>1</div>" in text
+    assert "No trial has a finite" not in text
+    assert 'id="command"' not in text
+
+
+def test_a_residual_attention_network_has_a_name(
+    make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    trials = [make_trial(n, parameters={"network": network}) for n, network in enumerate((None, "timm/x"))]
+    text = report(make_result(*trials), tmp_path)
+    assert "<div><span>network</span>attention</div>" in text
+    assert figures(text)["slice-network"]["data"][0]["customdata"] == [[0, "attention"], [1, "timm/x"]]
+
+
+def test_the_points_of_a_cost_name_the_epoch_of_their_value(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trial = dataclasses.replace(make_trial(0, values=(0.25, 0.75, 0.5)), at="best")
+    (points, _) = costs(make_result(trial))[0].data
+    assert (points["y"], points["customdata"]) == ([0.75], [[0, 2, 3]])
+    assert "%{y} at epoch %{customdata[1]} of %{customdata[2]}" in points["hovertemplate"]
+
+
 def test_names_and_values_are_escaped(make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path) -> None:
     script_tag = "</script><script>alert(1)</script>"
     trials = [make_trial(n, parameters={script_tag: f"{script_tag}{n}"}, error=script_tag) for n in range(3)]
