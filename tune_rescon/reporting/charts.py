@@ -324,7 +324,9 @@ def _slice(result: StudyResult, values: Mapping[int, float], axis: Axis) -> Char
         hover=f"trial %{{customdata[0]}}: {axis.name} %{{customdata[1]}}, %{{y}}",
     )
     labels = [text for _, text in axis.ticks]
-    scale: dict[str, Any] = {"tickvals": [at for at, _ in axis.ticks], "ticktext": labels}
+    # The whole axis, because plotly leaves out the labels beyond the first and the last point.
+    ends = [axis.ticks[0][0] - POINT_SPREAD, 1 + POINT_SPREAD]
+    scale: dict[str, Any] = {"tickvals": [at for at, _ in axis.ticks], "ticktext": labels, "range": ends}
     if sum(map(len, labels)) > LABEL_ROOM:
         # To the left of its tick, because plotly leaves out a label that ends beyond the plot's right edge.
         scale["tickangle"] = -30

@@ -379,7 +379,7 @@ def _by_parameter(result: StudyResult) -> Iterator[Panel]:
     if not epoch:
         return
     values = values_at(result, epoch)
-    after = f"after epoch {epoch}, which {counted(len(values), 'trial')} reached"
+    after = f"after epoch {epoch}, where {counted(len(values), 'trial has', 'trials have')} a value"
     yield Panel(
         heading="Parallel coordinates",
         note=f"Each line is a trial, coloured by its {result.metric} {after}. Click a class to hide it.",
@@ -391,7 +391,8 @@ def _by_parameter(result: StudyResult) -> Iterator[Panel]:
     if shares:
         yield Panel(
             heading="Importance",
-            note=f"Importance for reaching the best tenth of the trials {after} (PED-ANOVA).",
+            note=f"Importance for reaching the best tenth of the trials after epoch {epoch} (PED-ANOVA)."
+            " Trials outside the present space do not count.",
             charts=[importance_bars(shares)],
             half=True,
         )

@@ -347,9 +347,6 @@ _STATE_STYLE: Final = {
     SearchState.FAILED: "red",
 }
 
-#: Columns whose cells a narrow terminal does not wrap.
-_UNWRAPPED: Final = ("search", "state")
-
 
 def print_overviews(overviews: Sequence[SearchOverview], console: Console, *, now: datetime) -> None:
     """Print a line for each search, then the problems of the searches.
@@ -362,7 +359,8 @@ def print_overviews(overviews: Sequence[SearchOverview], console: Console, *, no
     table = Table(title="Searches", title_justify="left")
     for name in ("search", "state", "trials", "metric", "best", "changed"):
         right = name in ("trials", "best", "changed")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name in _UNWRAPPED)
+        # A narrow terminal cuts off the names of metrics, and no value and no date.
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "metric")
     for overview in overviews:
         state = overview.state
         table.add_row(
@@ -381,13 +379,16 @@ def print_overviews(overviews: Sequence[SearchOverview], console: Console, *, no
 
 
 def print_comparison(results: Sequence[StudyResult], console: Console) -> None:
-    """Print the searches side by side."""
+    """Print the searches side by side: a column for each, so that two of them fit a narrow terminal."""
     table = Table(title="Compared", title_justify="left")
-    for name in COMPARISON_HEADINGS:
-        is_text = name in _UNWRAPPED
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=is_text)
-    for result in results:
-        table.add_row(*map(Text, comparison_row(result)))
+    (name, searches), *rows = zip(
+        COMPARISON_HEADINGS, zip(*map(comparison_row, results), strict=True), strict=True
+    )
+    table.add_column(name, no_wrap=True)
+    for search in searches:
+        table.add_column(Text(search), justify="right", overflow="fold")
+    for name, cells in rows:
+        table.add_row(name, *map(Text, cells))
     console.print(table)
     for line in differences(results):
         _print_line(console, line, style="yellow")
