@@ -156,6 +156,15 @@ def test_a_trial_that_diverged_at_the_shared_epoch_is_not_counted_as_a_value(
     assert notes["Slices"] == f"{expected}, coloured by final state."
 
 
+def test_trials_that_differ_in_no_parameter_have_no_plots_of_parameters(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """The final trainings of one configuration differ in the seed alone."""
+    headings = {panel.heading for panel in panels(make_result(make_trial(0), make_trial(1)))}
+    assert "Learning curves" in headings
+    assert not {"Parallel coordinates", "Slices"} & headings
+
+
 def test_a_plot_against_a_parameter_shows_the_whole_axis(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:

@@ -380,12 +380,12 @@ def _by_parameter(result: StudyResult) -> Iterator[Panel]:
         return
     values = values_at(result, epoch)
     after = f"after epoch {epoch}, where {counted(len(values), 'trial has', 'trials have')} a value"
-    yield Panel(
-        heading="Parallel coordinates",
-        note=f"Each line is a trial, coloured by its {result.metric} {after}. Click a class to hide it.",
-        charts=[parallel_coordinates(result, values, epoch)],
-    )
     if plots := slices(result, values):
+        yield Panel(
+            heading="Parallel coordinates",
+            note=f"Each line is a trial, coloured by its {result.metric} {after}. Click a class to hide it.",
+            charts=[parallel_coordinates(result, values, epoch)],
+        )
         yield Panel(heading="Slices", note=f"{result.metric} {after}, coloured by final state.", charts=plots)
     shares = parameter_importance(result.space, {t.number: t for t in result.trials}, values)
     if shares:
