@@ -249,7 +249,7 @@ def _console() -> Console:
     from tune_rescon.reporting.terminal import PIPE_WIDTH
 
     # In a file or a pipe, tables are as wide as they need to be.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 if __name__ == "__main__":

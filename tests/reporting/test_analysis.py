@@ -32,7 +32,7 @@ from tune_rescon.reporting.summary import (
 )
 from tune_rescon.reporting.timeline import timeline
 from tune_rescon.search import search
-from tune_rescon.spaces import dump_space, load_space
+from tune_rescon.spaces import FloatParameter, dump_space, load_space
 from tune_rescon.testing import LANDSCAPES, SimulatedSearch, Simulation
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
 from tune_rescon.tuning.trial import TrialOrigin
@@ -253,6 +253,37 @@ def test_parameter_axes_place_every_trial_within_the_axis(simulated: StudyResult
 def test_a_parameter_with_one_value_has_no_axis(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [make_trial(n, parameters={"depth": 56, "learning_rate": 0.05 + n / 10}) for n in range(2)]
     assert [axis.name for axis in parameter_axes(make_result(*trials))] == ["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "labels"),
+    [
+        (0.0, 1.5e-6, False, ["0", "5e-07", "1e-06", "1.5e-06"]),
+        (1e-7, 1e-4, True, ["1e-07", "1e-06", "1e-05", "0.0001"]),
+        (0.0125, 0.1, True, ["0.0125", "0.025", "0.05", "0.1"]),
+    ],
+)
+def test_the_labels_of_an_axis_are_the_values_there(
+    low: float, high: float, log: bool, labels: list[str], make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    parameter = FloatParameter(type="float", low=low, high=high, log=log)
+    space = load_space("digits").model_copy(update={"parameters": {"weight_decay": parameter}})
+    trials = [make_trial(n, parameters={"weight_decay": value}) for n, value in enumerate((low, high))]
+    (axis,) = parameter_axes(make_result(*trials, space=space))
+    assert [text for _, text in axis.ticks] == labels
+
+
+def test_equal_numbers_are_one_choice(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    """Trial 0 ran with the default width, 1.0, before a resume searched widths of 0.5 and 1."""
+    space = load_space("att92", ["parameters.width={type: categorical, choices: [0.5, 1]}"])
+    origin = TrialOrigin(config=TrialConfig().to_dict(), space=1, seed=0)
+    trials = [
+        dataclasses.replace(make_trial(0, parameters={}), origin=origin),
+        *(make_trial(n, parameters={"width": width}) for n, width in ((1, 0.5), (2, 1))),
+    ]
+    (axis,) = parameter_axes(make_result(*trials, space=space))
+    assert axis.ticks == ((0.0, "0.5"), (1.0, "1"))
+    assert axis.positions == {0: 1.0, 1: 0.0, 2: 1.0}
 
 
 def test_a_switch_that_was_removed_from_the_space_is_no_number(

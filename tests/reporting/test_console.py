@@ -170,3 +170,10 @@ def test_the_first_line_has_the_search_and_its_folder(
     overrides: list[str], options: RunOptions, expected: str
 ) -> None:
     assert opening_line(load_space("digits", overrides), options) == expected
+
+
+def test_the_line_of_a_warning_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "own.py:100: UserWarning: own.py:1234: [b] is not used"
+    with open_console(plain=True) as console:
+        console.print(line, markup=False)
+    assert capsys.readouterr().out == f"{line}\n"

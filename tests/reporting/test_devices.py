@@ -225,6 +225,45 @@ def test_the_devices_are_those_that_the_trials_held(make_result: MakeResult, mak
     assert rate.per_device == pytest.approx(15.0)
 
 
+def test_a_moved_search_has_no_speed_of_a_device(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    """The search began on eight cores, and was resumed with a GPU."""
+    trials = [
+        dataclasses.replace(with_epochs(make_trial(0), (0.0, 10.0, 8.0)), held=(8.0,), devices=("CPU",)),
+        dataclasses.replace(with_epochs(make_trial(1), (10.0, 20.0, 80.0)), held=(1.0,), devices=("H100",)),
+    ]
+    result = make_result(*trials, devices_per_trial=1, device="GPU")
+    assert json.loads(json_text(result))["images_per_second_and_device"] is None
+    slots = next(panel for panel in panels(result) if panel.heading == "Slots")
+    assert "Training images per second: 44 in a trial." in slots.note
+
+
+def test_the_speed_of_several_kinds_of_gpu_is_not_that_of_the_last_kind(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trials = [
+        dataclasses.replace(with_epochs(make_trial(n), (0.0, 10.0, 30.0)), devices=(kind,))
+        for n, kind in enumerate(("NVIDIA L4", "NVIDIA H100"))
+    ]
+    result = make_result(*trials, devices_per_trial=1, device="H100")
+    slots = next(panel for panel in panels(result) if panel.heading == "Slots")
+    assert "30 on average for each of 2 GPUs, 30 in a trial." in slots.note
+
+
+def test_the_hours_of_a_long_search_have_no_exponent(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    trial = on_devices(make_trial(0), "L4", "H100")
+    text = markdown_text(make_result(trial, devices_per_trial=25_000, device="GPU"))
+    assert "By kind of device: 12,500 hours on H100, 12,500 hours on L4." in text
+
+
+def test_the_time_axis_of_a_search_that_was_resumed_days_later_is_in_hours(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trial = with_epochs(make_trial(0), (0.0, 60.0, 1.0), (360_000.0, 360_060.0, 1.0))
+    slots = next(panel for panel in panels(make_result(trial)) if panel.heading == "Slots")
+    assert slots.charts[0].layout["xaxis"]["title"]["text"] == "hours since the first epoch"
+    assert slots.charts[0].data[0]["base"] == [0.0, 100.0]
+
+
 def test_the_page_shows_throughput_below_the_slots(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trial = with_epochs(make_trial(0), (100.0, 110.0, 60.0))
     result = make_result(trial, devices_per_trial=2, device="GPU")

@@ -109,6 +109,7 @@ def test_every_shipped_space_is_shown_with_its_rungs_and_costs(
 def test_external_networks_are_shown_with_their_cost(images: Path, tmp_path: Path) -> None:
     dry_run = _dry_runs([[EXTERNAL_NETWORKS]], tmp_path)
     check_shown(EXTERNAL_NETWORKS, dry_run, images)
+    assert re.search(r"│ +attention │", dry_run.text(EXTERNAL_NETWORKS))
     assert {"torch", "timm"} <= set(dry_run.modules)
     assert not {"ray", "mlflow", "pytorch_lightning"} & set(dry_run.modules)
 

@@ -8,6 +8,7 @@ import html
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -27,7 +28,14 @@ from tune_rescon.reporting import (
     print_overviews,
     print_result,
 )
-from tune_rescon.reporting.formats import differences, headings, ranked, row
+from tune_rescon.reporting.formats import (
+    COMPARISON_HEADINGS,
+    comparison_row,
+    differences,
+    headings,
+    ranked,
+    row,
+)
 from tune_rescon.reporting.page import render_page
 from tune_rescon.spaces import Space, load_space
 from tune_rescon.tuning import SearchOverview, SearchState, StudyResult, TrialCost, TrialRecord
@@ -208,12 +216,32 @@ def test_the_name_of_a_folder_is_no_markup() -> None:
     assert all(name in out.getvalue() for name in names)
 
 
-def test_searches_are_compared_on_a_terminal(simulated: StudyResult) -> None:
+def test_a_narrow_terminal_shows_every_value_and_date_of_the_searches() -> None:
+    overview = SearchOverview(
+        name="demo-20261130-225600",
+        metric="val_accuracy",
+        state=SearchState.INTERRUPTED,
+        best=0.9965,
+        ended=12,
+        total=128,
+        changed=NOW - timedelta(days=5),
+    )
+    out = io.StringIO()
+    print_overviews([overview], Console(file=out, width=80, highlight=False), now=NOW)
+    cells = [cell.strip() for cell in out.getvalue().splitlines()[4].split("│")[1:-1]]
+    assert cells[:3] == ["demo-20261130-225600", "interrupted", "12/128"]
+    assert cells[4:] == ["0.9965", "2025-12-28"]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_searches_are_compared_on_a_terminal(width: int, simulated: StudyResult) -> None:
     out = io.StringIO()
     other = dataclasses.replace(simulated, name="other")
-    print_comparison([simulated, other], Console(file=out, width=200, highlight=False))
-    assert "│ att92" in out.getvalue()
-    assert "│ other" in out.getvalue()
+    print_comparison([simulated, other], Console(file=out, width=width, highlight=False))
+    lines = out.getvalue().splitlines()
+    rows = [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in lines if line[0] in "┃│"]
+    columns = [COMPARISON_HEADINGS, comparison_row(simulated), comparison_row(other)]
+    assert rows == [list(cells) for cells in zip(*columns, strict=True)]
 
 
 def test_a_row_has_a_cell_under_every_heading(

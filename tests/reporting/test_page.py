@@ -18,6 +18,7 @@ from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
 from tune_rescon.reporting.charts import learning_curves, slices
 from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER
+from tune_rescon.reporting.page import panels
 from tune_rescon.reporting.search_charts import costs
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
@@ -113,6 +114,66 @@ def test_the_summary_names_the_winner(make_result: MakeResult, make_trial: MakeT
     assert "val_accuracy 0.75 at epoch 2 of 2 (metric.at: last)." in text
     assert "<b>4</b><span>core-hours reserved</span>" in text
     assert re.search(r'<tr class="best"><td>1</td>', text)
+
+
+def test_a_winner_of_unknown_configuration_is_shown_without_a_command(
+    make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    """An earlier version recorded it, and its space was edited."""
+    text = report(make_result(make_trial(0, parameters={"removed": 1})), tmp_path)
+    assert "<h2>Best trial: 0</h2>" in text
+    assert "<div><span>removed</span>1</div>" in text
+    assert "No trial has a finite" not in text
+    assert 'id="command"' not in text
+
+
+def test_a_residual_attention_network_has_a_name(
+    make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path
+) -> None:
+    trials = [make_trial(n, parameters={"network": network}) for n, network in enumerate((None, "timm/x"))]
+    text = report(make_result(*trials), tmp_path)
+    assert "<div><span>network</span>attention</div>" in text
+    assert figures(text)["slice-network"]["data"][0]["customdata"] == [[0, "attention"], [1, "timm/x"]]
+
+
+def test_the_points_of_a_cost_name_the_epoch_of_their_value(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trial = dataclasses.replace(make_trial(0, values=(0.25, 0.75, 0.5)), at="best")
+    (points, _) = costs(make_result(trial))[0].data
+    assert (points["y"], points["customdata"]) == ([0.75], [[0, 2, 3]])
+    assert "%{y} at epoch %{customdata[1]} of %{customdata[2]}" in points["hovertemplate"]
+
+
+def test_a_trial_that_diverged_at_the_shared_epoch_is_not_counted_as_a_value(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    trials = [make_trial(n, values=(0.5,), parameters={"depth": 56 + 36 * n}) for n in range(2)]
+    result = make_result(*trials, make_trial(2, TrialState.DIVERGED, (math.nan,)))
+    notes = {panel.heading: panel.note for panel in panels(result)}
+    expected = "val_accuracy after epoch 1, where 2 trials have a value"
+    assert f"coloured by its {expected}." in notes["Parallel coordinates"]
+    assert notes["Slices"] == f"{expected}, coloured by final state."
+
+
+def test_trials_that_differ_in_no_parameter_have_no_plots_of_parameters(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """The final trainings of one configuration differ in the seed alone."""
+    headings = {panel.heading for panel in panels(make_result(make_trial(0), make_trial(1)))}
+    assert "Learning curves" in headings
+    assert not {"Parallel coordinates", "Slices"} & headings
+
+
+def test_a_plot_against_a_parameter_shows_the_whole_axis(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """Plotly leaves out a label that is beyond the points."""
+    trials = [make_trial(n, parameters={"learning_rate": 0.1 + n / 100}) for n in range(2)]
+    (chart,) = slices(make_result(*trials), {0: 0.5, 1: 0.5})
+    low, high = chart.layout["xaxis"]["range"]
+    assert low < chart.layout["xaxis"]["tickvals"][0]
+    assert chart.layout["xaxis"]["tickvals"][-1] < high
 
 
 def test_names_and_values_are_escaped(make_result: MakeResult, make_trial: MakeTrial, tmp_path: Path) -> None:

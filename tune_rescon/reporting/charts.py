@@ -15,7 +15,13 @@ from typing import Any, Final
 
 from tune_rescon.config import TrialState
 from tune_rescon.metric_names import watched_metric
-from tune_rescon.reporting.formatting import RANK_STYLE, STATE_COLOUR, STATE_ORDER, format_number
+from tune_rescon.reporting.formatting import (
+    RANK_STYLE,
+    STATE_COLOUR,
+    STATE_ORDER,
+    format_number,
+    setting_text,
+)
 from tune_rescon.reporting.summary import ABSENT, Axis, RankClass, parameter_axes, rank_classes
 from tune_rescon.tuning import StudyResult, TrialRecord
 
@@ -314,11 +320,13 @@ def _slice(result: StudyResult, values: Mapping[int, float], axis: Axis) -> Char
         (_point_position(axis, trial.number) for trial in trials),
         (values[trial.number] for trial in trials),
         colours=[STATE_COLOUR[trial.state] for trial in trials],
-        customdata=[[trial.number, format_number(trial.setting(axis.name))] for trial in trials],
+        customdata=[[trial.number, setting_text(axis.name, trial.setting(axis.name))] for trial in trials],
         hover=f"trial %{{customdata[0]}}: {axis.name} %{{customdata[1]}}, %{{y}}",
     )
     labels = [text for _, text in axis.ticks]
-    scale: dict[str, Any] = {"tickvals": [at for at, _ in axis.ticks], "ticktext": labels}
+    # The whole axis, because plotly leaves out the labels beyond the first and the last point.
+    ends = [axis.ticks[0][0] - POINT_SPREAD, 1 + POINT_SPREAD]
+    scale: dict[str, Any] = {"tickvals": [at for at, _ in axis.ticks], "ticktext": labels, "range": ends}
     if sum(map(len, labels)) > LABEL_ROOM:
         # To the left of its tick, because plotly leaves out a label that ends beyond the plot's right edge.
         scale["tickangle"] = -30

@@ -23,7 +23,7 @@ from tune_rescon.config import TrialConfig
 from tune_rescon.data import DatasetInfo, describe
 from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.models import Cost, describe_network, network_cost
-from tune_rescon.reporting.formatting import duration, format_number
+from tune_rescon.reporting.formatting import duration, format_number, setting_text
 from tune_rescon.spaces import (
     Space,
     count_points,
@@ -157,7 +157,7 @@ def _row(space: Space, sample: Mapping[str, Any], datasets: Mapping[str, Dataset
     info = datasets[space.dataset_config(config.dataset).name]
     cost = network_cost(describe_network(config, classes=info.classes, in_channels=info.channels))
     return [
-        *(escape(format_number(sample.get(name))) for name in space.parameters),
+        *(escape(setting_text(name, sample.get(name))) for name in space.parameters),
         f"{cost.parameters / 1e6:.2f}",
         f"{cost.macs / 1e9:.3f}",
         format_number(_training_macs(cost, info, space.fidelity.max) / 1e15),

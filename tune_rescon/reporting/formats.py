@@ -14,6 +14,7 @@ from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.reporting.formatting import (
     foreign_message,
     format_device_hours,
+    format_hours,
     format_number,
     in_hand_message,
     pairs,
@@ -244,10 +245,8 @@ def _summary_blocks(result: StudyResult, compared: Sequence[StudyResult]) -> Ite
         f" {counted(saved.epochs_saved, 'epoch')} ({saved.share:.0%}) saved by early stopping."
     )
     if len(spent := device_hours(result)) > 1:
-        parts = (
-            f"{format_number(round(hours, 3))} hour{'' if round(hours, 3) == 1 else 's'} on {kind}"
-            for kind, hours in spent.items()
-        )
+        texts = {kind: format_hours(hours) for kind, hours in spent.items()}
+        parts = (f"{hours} hour{'' if hours == '1' else 's'} on {kind}" for kind, hours in texts.items())
         yield f"By kind of device: {', '.join(parts)}."
     if result.failure:
         yield result.failure

@@ -103,10 +103,10 @@ def storage_of(result: StudyResult) -> str:
 def duration(seconds: float) -> str:
     """Format a time by its two largest units of hours, minutes and seconds; from 100 hours, by hours alone.
 
-    >>> duration(7.26), duration(75), duration(7384), duration(6_684_720)
-    ('7.3 s', '1 min 15 s', '2 h 3 min', '1857 h')
+    >>> duration(7.26), duration(59.97), duration(75), duration(7384), duration(6_684_720)
+    ('7.3 s', '1 min 0 s', '1 min 15 s', '2 h 3 min', '1857 h')
     """
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -22,7 +22,7 @@ from typing_extensions import override
 from tune_rescon.config import TrialState, trial_name
 from tune_rescon.errors import counted
 from tune_rescon.reporting.events import STATE_STYLE, end_line, note_line, start_line
-from tune_rescon.reporting.formatting import format_device_hours, format_number, pairs, roughly
+from tune_rescon.reporting.formatting import format_device_hours, format_number, format_speed, pairs, roughly
 from tune_rescon.reporting.live_state import GaugeValues, LiveTotals, Snapshot
 from tune_rescon.spaces import Space
 from tune_rescon.tuning import ClusterSize, Gauges, SearchCallback, TrialRecord, Verdict
@@ -133,7 +133,7 @@ class LiveView(SearchCallback):
             self._lines.append(Text(trial.error.strip(), style="red"))
 
     def _add_line(self, markup: str) -> None:
-        self._lines.append(Text.from_markup(markup))
+        self._lines.append(Text.from_markup(markup, emoji=False))
 
     def _run(self) -> None:
         try:
@@ -397,7 +397,7 @@ def _cells(snapshot: Snapshot, trial: TrialRecord, layout: _Layout, ramp: str) -
         yield Text(sparkline(trial.curve, layout.curve, ramp=ramp), style="green")
     if layout.speed:
         speed = snapshot.speeds.get(trial.number, math.nan)
-        yield Text(f"{speed:,.0f}" if math.isfinite(speed) else "-")
+        yield Text(format_speed(speed) if math.isfinite(speed) else "-")
     if layout.parameters:
         yield Text(pairs(trial.parameters), style="dim")
 
@@ -429,7 +429,7 @@ def _best(best: TrialRecord) -> Text:
 
 def _pace(snapshot: Snapshot) -> str:
     speeds = [value for value in snapshot.speeds.values() if math.isfinite(value)]
-    text = f"; now {math.fsum(speeds):,.0f} images/s" if speeds else ""
+    text = f"; now {format_speed(math.fsum(speeds))} images/s" if speeds else ""
     return f"{text} on {_cluster(snapshot.cluster)}" if snapshot.cluster else text
 
 

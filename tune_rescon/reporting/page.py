@@ -44,7 +44,14 @@ from tune_rescon.reporting.formatting import (
     setting_text,
     value_text,
 )
-from tune_rescon.reporting.hours import Savings, device_hours, reserved_hours, savings, spent_unit
+from tune_rescon.reporting.hours import (
+    Savings,
+    device_hours,
+    named_device,
+    reserved_hours,
+    savings,
+    spent_unit,
+)
 from tune_rescon.reporting.incumbents import Incumbent, grouping, groups
 from tune_rescon.reporting.search_charts import (
     costs,
@@ -118,7 +125,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         written=written,
         refresh=REFRESH if result.state is SearchState.RUNNING else None,
         cards=_cards(result),
-        winner=None if command is None else result.best,
+        winner=result.best,
         winner_note=_winner_note(result),
         in_hand=in_hand_message(result),
         command=command,
@@ -153,7 +160,7 @@ def _template(name: str) -> Template:
     environment.filters |= {
         "comparison_row": comparison_row,
         "listed_numbers": _listed_numbers,
-        "number": format_number,
+        "setting": setting_text,
         "pairs": pairs,
     }
     environment.globals |= {
@@ -307,8 +314,8 @@ def panels(result: StudyResult) -> Iterator[Panel]:
     )
     yield Panel(
         heading=f"{result.metric} against cost",
-        note="After each trial's last epoch, coloured by final state. Circled: the Pareto front of the"
-        " trials with the most epochs.",
+        note="The value of each trial, coloured by final state. Circled: the Pareto front of the trials with"
+        " the most epochs.",
         charts=costs(result),
     )
     slots, speed, use = timeline(result), throughput(result), gpu_use(result)
@@ -372,30 +379,30 @@ def _by_parameter(result: StudyResult) -> Iterator[Panel]:
     if not epoch:
         return
     values = values_at(result, epoch)
-    after = f"after epoch {epoch}, which {counted(len(values), 'trial')} reached"
-    yield Panel(
-        heading="Parallel coordinates",
-        note=f"Each line is a trial, coloured by its {result.metric} {after}. Click a class to hide it.",
-        charts=[parallel_coordinates(result, values, epoch)],
-    )
+    after = f"after epoch {epoch}, where {counted(len(values), 'trial has', 'trials have')} a value"
     if plots := slices(result, values):
+        yield Panel(
+            heading="Parallel coordinates",
+            note=f"Each line is a trial, coloured by its {result.metric} {after}. Click a class to hide it.",
+            charts=[parallel_coordinates(result, values, epoch)],
+        )
         yield Panel(heading="Slices", note=f"{result.metric} {after}, coloured by final state.", charts=plots)
     shares = parameter_importance(result.space, {t.number: t for t in result.trials}, values)
     if shares:
         yield Panel(
             heading="Importance",
-            note=f"Importance for reaching the best tenth of the trials {after} (PED-ANOVA).",
+            note=f"Importance for reaching the best tenth of the trials after epoch {epoch} (PED-ANOVA)."
+            " Trials outside the present space do not count.",
             charts=[importance_bars(shares)],
             half=True,
         )
 
 
 def _speed_note(result: StudyResult, speed: Throughput) -> str:
-    each = f"each of {speed.devices} {result.device}s" if speed.devices > 1 else f"the {result.device}"
-    return (
-        f" Training images per second: {format_speed(speed.per_device)} on average for {each},"
-        f" {format_speed(speed.one_trial)} in a trial."
-    )
+    device = named_device(result.trials, result.device)
+    each = f"each of {speed.devices} {device}s" if speed.devices > 1 else f"the {device}"
+    average = "" if speed.per_device is None else f" {format_speed(speed.per_device)} on average for {each},"
+    return f" Training images per second:{average} {format_speed(speed.one_trial)} in a trial."
 
 
 def _use_note(use: GpuUse) -> str:

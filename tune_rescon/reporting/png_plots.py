@@ -145,7 +145,9 @@ def _coordinates(result: StudyResult, values: dict[int, float], epoch: int, axes
         axes.add_collection(
             LineCollection(lines, colors=colour, alpha=opacity, linewidths=width, label=label)
         )
-    ticks = [*(s.ticks for s in scales), ((0.0, f"{low:.4g}"), (1.0, f"{high:.4g}"))]
+    # Equal values are all at the bottom, and have one label.
+    value_ticks = [(at, f"{value:.4g}") for value, at in {high: 1.0, low: 0.0}.items()]
+    ticks = [*(s.ticks for s in scales), value_ticks]
     for place, labels in enumerate(ticks):
         axes.axvline(place, color=MUTED, linewidth=0.8, zorder=0)
         for at, text in labels:

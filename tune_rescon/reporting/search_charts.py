@@ -62,7 +62,7 @@ def survival_bars(result: StudyResult) -> Chart:
 
 
 def costs(result: StudyResult) -> list[Chart]:
-    """Return a plot of the last values against each cost.
+    """Return a plot of the trials' values against each cost.
 
     Each plot has the Pareto front of the trials with the most epochs.
     """
@@ -74,8 +74,8 @@ def _cost(result: StudyResult, index: int, front: CostFront) -> Chart:
         (cost for _, cost in front.points),
         (trial.value for trial, _ in front.points),
         colours=[STATE_COLOUR[trial.state] for trial, _ in front.points],
-        customdata=[[trial.number, trial.epochs] for trial, _ in front.points],
-        hover="trial %{customdata[0]}: %{x:.4g}, %{y} after epoch %{customdata[1]}",
+        customdata=[[trial.number, trial.value_epoch, trial.epochs] for trial, _ in front.points],
+        hover="trial %{customdata[0]}: %{x:.4g}, %{y} at epoch %{customdata[1]} of %{customdata[2]}",
     )
     return Chart(
         key=f"cost-{index}",
@@ -200,7 +200,9 @@ def gantt(timeline: Timeline) -> Chart:
 def _clock(timeline: Timeline) -> tuple[float, str, float]:
     """Return the time at which the time axis starts, the axis's unit, and the unit's seconds."""
     start = min((stretch.start for stretch in timeline.stretches), default=0.0)
-    return (start, "hours", 3600.0) if timeline.seconds > 5400 else (start, "minutes", 60.0)
+    # Of the whole axis, which has the times when no driver ran.
+    seconds = max((stretch.end for stretch in timeline.stretches), default=0.0) - start
+    return (start, "hours", 3600.0) if seconds > 5400 else (start, "minutes", 60.0)
 
 
 def _bars(state: TrialState, stretches: Sequence[Stretch], start: float, seconds: float) -> dict[str, Any]:

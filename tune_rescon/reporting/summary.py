@@ -305,16 +305,16 @@ def _axis(result: StudyResult, name: str) -> Axis:
     is_categorical = _is_categorical(result.space, name, values.values())
     log = False
     if is_categorical:
-        choices = _choices(result.space, name, set(map(str, values.values())))
+        choices = _choices(result.space, name, set(values.values()))
         last = len(choices) - 1
         places = {choice: index / last if last else 0.5 for index, choice in enumerate(choices)}
-        ticks = [(place, _short(setting_text(name, choice))) for choice, place in places.items()]
-        positions = {number: places[str(value)] for number, value in values.items()}
+        ticks = [(place, _short(setting_text(name, str(choice)))) for choice, place in places.items()]
+        positions = {number: places[value] for number, value in values.items()}
     else:
         low, high = _range(result.space, name, values)
         log = bool(getattr(result.space.parameters.get(name), "log", False)) and low > 0
         steps = [step / (LABELS - 1) for step in range(LABELS)] if low < high else [0.0]
-        ticks = [(step, _value_at(step, low, high, log=log)) for step in steps]
+        ticks = [(step, format_number(_value_at(step, low, high, log=log))) for step in steps]
         positions = {number: _share(float(value), low, high, log=log) for number, value in values.items()}
     if len(values) < len(settings):
         ticks = [(ABSENT, "none"), *ticks]
@@ -337,12 +337,13 @@ def _is_categorical(space: Space, name: str, values: Any) -> bool:
     )
 
 
-def _choices(space: Space, name: str, used: set[str]) -> list[str]:
+def _choices(space: Space, name: str, used: set[Any]) -> list[Any]:
     """Return the used choices in the space's order, as Optuna stores them: a list as its text."""
     parameter = space.parameters.get(name)
     declared = parameter.choices if isinstance(parameter, CategoricalParameter) else ()
-    stored = [str(list(choice)) if isinstance(choice, tuple) else str(choice) for choice in declared]
-    return [choice for choice in stored if choice in used] + sorted(used - set(stored))
+    # Compared by value, not by text: a choice of 1 is also the 1.0 of trials that ran with the default.
+    stored = [str(list(choice)) if isinstance(choice, tuple) else choice for choice in declared]
+    return [choice for choice in stored if choice in used] + sorted(used - set(stored), key=str)
 
 
 def _range(space: Space, name: str, values: Mapping[int, Any]) -> tuple[float, float]:
@@ -366,9 +367,8 @@ def _share(value: float, low: float, high: float, *, log: bool) -> float:
     return (value - low) / (high - low)
 
 
-def _value_at(share: float, low: float, high: float, *, log: bool) -> str:
-    value = low * (high / low) ** share if log else low + (high - low) * share
-    return format_number(float(f"{value:.2g}")) if log else format_number(round(value, 6))
+def _value_at(share: float, low: float, high: float, *, log: bool) -> float:
+    return low * (high / low) ** share if log else low + (high - low) * share
 
 
 def _short(label: str) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, ConsoleDimensions, JustifyMethod
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
@@ -88,16 +89,23 @@ def open_console(*, plain: bool) -> Iterator[Console]:
     no_color = True if plain else None
     if not _is_real(STDOUT):
         # A test or a notebook in this process captures standard output.
-        yield Console(no_color=no_color, force_interactive=False, highlight=False, width=PIPE_WIDTH)
+        yield Console(
+            no_color=no_color, force_interactive=False, highlight=False, emoji=False, width=PIPE_WIDTH
+        )
         return
     raw = os.fdopen(os.dup(STDOUT), "wb")
     with _LossyFile(raw, encoding=sys.stdout.encoding, errors="replace") as file:
         if file.isatty() and not plain:
-            yield _TerminalConsole(file=file, highlight=False)
+            yield _TerminalConsole(file=file, highlight=False, emoji=False)
         else:
             # Not interactive, even if FORCE_COLOR or TTY_INTERACTIVE is set.
             yield Console(
-                file=file, no_color=no_color, force_interactive=False, highlight=False, width=PIPE_WIDTH
+                file=file,
+                no_color=no_color,
+                force_interactive=False,
+                highlight=False,
+                emoji=False,
+                width=PIPE_WIDTH,
             )
 
 
@@ -205,7 +213,8 @@ def result_table(result: StudyResult, *, width: int) -> Table:
     rows = [row(result, trial) for trial in best]
     widths = [_width(name, (cells[i] for cells in rows)) for i, name in enumerate(names)]
     fitting = _fitting_columns(dict(zip(names, widths, strict=True)), width)
-    table = Table(title=f"{result.name}: {counted(len(result.trials), 'trial')}", title_justify="left")
+    title = f"{escape(result.name)}: {counted(len(result.trials), 'trial')}"
+    table = Table(title=title, title_justify="left")
     columns = [i for i, name in enumerate(names) if name in fitting]
     for i in columns:
         justify: JustifyMethod = "left" if names[i] == "state" else "right"
@@ -338,9 +347,6 @@ _STATE_STYLE: Final = {
     SearchState.FAILED: "red",
 }
 
-#: Columns whose cells a narrow terminal does not wrap.
-_UNWRAPPED: Final = ("search", "state")
-
 
 def print_overviews(overviews: Sequence[SearchOverview], console: Console, *, now: datetime) -> None:
     """Print a line for each search, then the problems of the searches.
@@ -353,7 +359,8 @@ def print_overviews(overviews: Sequence[SearchOverview], console: Console, *, no
     table = Table(title="Searches", title_justify="left")
     for name in ("search", "state", "trials", "metric", "best", "changed"):
         right = name in ("trials", "best", "changed")
-        table.add_column(name, justify="right" if right else "left", no_wrap=name in _UNWRAPPED)
+        # A narrow terminal cuts off the names of metrics, and no value and no date.
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "metric")
     for overview in overviews:
         state = overview.state
         table.add_row(
@@ -372,13 +379,16 @@ def print_overviews(overviews: Sequence[SearchOverview], console: Console, *, no
 
 
 def print_comparison(results: Sequence[StudyResult], console: Console) -> None:
-    """Print the searches side by side."""
+    """Print the searches side by side: a column for each, so that two of them fit a narrow terminal."""
     table = Table(title="Compared", title_justify="left")
-    for name in COMPARISON_HEADINGS:
-        is_text = name in _UNWRAPPED
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=is_text)
-    for result in results:
-        table.add_row(*map(Text, comparison_row(result)))
+    (name, searches), *rows = zip(
+        COMPARISON_HEADINGS, zip(*map(comparison_row, results), strict=True), strict=True
+    )
+    table.add_column(name, no_wrap=True)
+    for search in searches:
+        table.add_column(Text(search), justify="right", overflow="fold")
+    for name, cells in rows:
+        table.add_row(name, *map(Text, cells))
     console.print(table)
     for line in differences(results):
         _print_line(console, line, style="yellow")

@@ -22,6 +22,7 @@ from tune_rescon.metric_names import (
     GPU_UTILISATION,
     VALIDATION_SECONDS,
 )
+from tune_rescon.reporting.hours import has_moved
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 __all__ = [
@@ -240,8 +241,9 @@ class Throughput:
     """Images/s of all trials together, the mean in each interval."""
     devices: int
     """Maximum number of devices in use at once: GPUs, or CPU cores if the trials held no GPU."""
-    per_device: float
-    """Images/s of one device, averaged over the time in which any epoch ran."""
+    per_device: float | None
+    """Images/s of one device, averaged over the time in which any epoch ran. None if the search has moved
+    between cores and GPUs."""
     one_trial: float
     """Images/s of one trial, averaged over the time of the epochs."""
 
@@ -272,7 +274,7 @@ def throughput(result: StudyResult) -> Throughput | None:
         interval=interval,
         speeds=_means(runs, start, interval),
         devices=devices,
-        per_device=images / _busy_seconds(runs) / devices,
+        per_device=None if has_moved(result) else images / _busy_seconds(runs) / devices,
         one_trial=images / math.fsum(run.end - run.start for run in runs),
     )
 

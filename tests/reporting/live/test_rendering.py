@@ -88,6 +88,14 @@ def test_a_wide_terminal_shows_every_line(busy: Snapshot) -> None:
     assert "more running" not in text
 
 
+def test_a_slow_trial_has_a_speed(busy: Snapshot) -> None:
+    (trial, *_) = busy.running
+    slow = dataclasses.replace(busy, running=(trial,), speeds={trial.number: 0.375})
+    text = "\n".join(draw(slow, 120, 80))
+    assert "     0.375  depth=56" in text
+    assert "; now 0.375 images/s on 8 nodes" in text
+
+
 def test_a_small_terminal_shows_the_best_and_the_first_trials(busy: Snapshot) -> None:
     lines = draw(busy, 60, 12)
     assert "parameters" not in "\n".join(lines)

@@ -114,11 +114,11 @@ def test_errors_and_notes_are_shown_in_full_and_in_order(
     error = "Traceback ...\n  a line of [bold] code that is very long indeed" + " and longer" * 10
     with LiveView(console, space, name="s") as view:
         view.on_search_start([])
-        view.on_trial_note(make_trial(3), "continues in [2] micro-batches")
+        view.on_trial_note(make_trial(3), "own.py:100: continues in [2] micro-batches")
         view.on_trial_end(make_trial(3, state=TrialState.FAILED, error=error))
         view.show_message("Interrupted: [stopping]")
         screen.wait_for("Interrupted: [stopping]")
-    note = "trial_0003 note: continues in [2] micro-batches"
+    note = "trial_0003 note: own.py:100: continues in [2] micro-batches"
     assert f"{note}\ntrial_0003 failed after epoch 0\n{error}\nInterrupted" in screen.text
 
 
