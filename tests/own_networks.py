@@ -67,6 +67,16 @@ def normalised(*, num_classes: int, in_channels: int, image_size: int) -> nn.Mod
     return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(linear))
 
 
+def with_frozen_norm(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    pixels = in_channels * image_size**2
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(pixels).eval(), nn.Linear(pixels, num_classes))
+
+
+def evaluating(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """In eval mode, as a network whose weights were loaded from a file often is."""
+    return with_frozen_norm(num_classes=num_classes, in_channels=in_channels, image_size=image_size).eval()
+
+
 class Tied(nn.Module):
     """A network whose only convolution has two names, so that its state dict has each tensor of it twice."""
 

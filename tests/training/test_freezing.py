@@ -154,6 +154,15 @@ def test_the_trunk_of_an_external_network_is_all_but_its_last_layer() -> None:
     assert all(part.training for part in network.modules())
 
 
+def test_a_norm_that_was_frozen_before_stays_frozen() -> None:
+    network = ExternalNetwork()
+    network.body[1].eval()
+    trunk = Trunk(network)
+    trunk.freeze(True)
+    trunk.freeze(False)
+    assert {name for name, part in network.named_modules() if not part.training} == {"body.1"}
+
+
 class Wrapper(nn.Module):
     """A user's network that wraps another one."""
 

@@ -70,7 +70,8 @@ def _build_own(spec: ExternalSpec) -> nn.Module:
     if not isinstance(network, nn.Module):
         rule = "the function must return a torch.nn.Module"
         raise NetworkError(format_error(rule, got=type(network).__name__, where=f"network {spec.network}"))
-    return network
+    # Lightning trains a network in the modes that it has. A part in eval mode, as a frozen norm, stays in it.
+    return network if network.training else network.train()
 
 
 def _build_timm(spec: ExternalSpec, *, pretrained: bool) -> nn.Module:

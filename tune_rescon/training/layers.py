@@ -159,17 +159,19 @@ class Trunk:
         own = [name for name, layer in layers.items() if layer == classifier]
         weights = dict(network.named_parameters())
         self._weights = [weights[name] for name in layers if name not in own]
-        self._modules = list(_without(network, own, classifier))
+        modules = [part for module in _without(network, own, classifier) for part in module.modules()]
+        self._modes = [(module, module.training) for module in modules]
 
     def freeze(self, frozen: bool) -> None:
         """Freeze the trunk, or train it again.
 
-        A frozen one is in eval mode: it normalises by the statistics that it has, and drops no paths.
+        A frozen one is in eval mode: it normalises by the statistics that it has, and drops no paths. Modules
+        that were in eval mode before stay in it.
         """
         for weight in self._weights:
             weight.requires_grad_(not frozen)
-        for module in self._modules:
-            module.train(not frozen)
+        for module, training in self._modes:
+            module.training = training and not frozen
 
 
 def _without(
