@@ -76,6 +76,29 @@ def test_speed_counts_training_only_and_epoch_seconds_everything(module: TrialMo
     assert reporter.metadata.history[0]["epoch_seconds"] == 10.0
 
 
+def test_the_speed_of_a_resumed_epoch_counts_the_training_of_both_processes(module: TrialModule) -> None:
+    reports: list[EpochReport] = []
+    trainer, batch = _trainer(), (torch.zeros(4, 1, 2, 2), LABELS_B)
+    # created, epoch start, after batch 1, in the checkpoint: 5 seconds after a report that was due
+    preempted = _reporter(reports, iter([0.0, 10.0, 11.0, 16.0]))
+    preempted.on_train_epoch_start(trainer, module)
+    preempted.on_train_batch_start(trainer, module, batch, 0)
+    _loss(module, 1.0)
+    preempted.on_train_batch_end(trainer, module, None, batch, 0)
+    checkpoint: dict[str, Any] = {}
+    preempted.on_save_checkpoint(trainer, module, checkpoint)
+    # created, resumed, after batch 2, after validation, at the report
+    resumed = _reporter(reports, iter([99.0, 100.0, 101.0, 103.0, 104.0]))
+    resumed.on_load_checkpoint(trainer, module, checkpoint)
+    resumed.on_train_batch_start(trainer, module, batch, 1)
+    _loss(module, 1.0)
+    resumed.on_train_batch_end(trainer, module, None, batch, 1)
+    module.validation_step(batch)
+    resumed.on_train_epoch_end(trainer, module)
+    assert reports[0].metrics["images_per_second"] == 8 / 2.0
+    assert reports[0].metrics["epoch_seconds"] == 10.0
+
+
 def test_a_diverged_epoch_reports_nan_where_nothing_was_measured(module: TrialModule) -> None:
     reports: list[EpochReport] = []
     reporter = _reporter(reports, iter([0.0, 1.0, 2.0, 3.0]))
