@@ -113,15 +113,17 @@ class EpochReporter(Callback):
     ) -> None:
         """Restore the state of an unfinished epoch.
 
-        If the epoch was finished, the next one's start resets all of it.
+        If the epoch was finished, the next one's start resets all of it. An unfinished one was trained in a
+        single process. If several resume it, the first one adds what was trained before.
         """
         assert isinstance(pl_module, TrialModule)
         if so_far := checkpoint.get("epoch_so_far"):
             self._entered = self._trained = self._clock()
             self._started = self._entered - so_far["seconds"]
             self._training_started = self._entered - so_far["trained_seconds"]
-            self._images = so_far["images"]
-            pl_module.train_metrics.resume_from(so_far["train_metrics"])
+            if self._peers.first:
+                self._images = so_far["images"]
+                pl_module.train_metrics.resume_from(so_far["train_metrics"])
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
