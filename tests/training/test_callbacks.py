@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.epoch_reporter import EpochReporter
 from tune_rescon.training.messages import ignore
 from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.trial_files import CheckpointMetadata
+from tune_rescon.training.trial_files import CheckpointMetadata, CheckpointWriter
 
 CONFIG = TrialConfig(image_size=16)
 LABELS_B = torch.tensor([0, 1, 2, 0])
@@ -50,10 +51,13 @@ def _loss(module: TrialModule, value: float) -> None:
     module.train_metrics.update(torch.tensor(value), torch.zeros(4, 3), LABELS_B)
 
 
-def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochReporter:
+def _metadata() -> CheckpointMetadata:
     spec = resolve_network(CONFIG, classes=3, in_channels=1)
-    record = CheckpointMetadata(config=CONFIG, spec=spec, dataset="digest", seed=0, epochs=1)
-    return EpochReporter(record, reports.append, ignore, writer=None, clock=lambda: next(seconds))
+    return CheckpointMetadata(config=CONFIG, spec=spec, dataset="digest", seed=0, epochs=1)
+
+
+def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochReporter:
+    return EpochReporter(_metadata(), reports.append, ignore, writer=None, clock=lambda: next(seconds))
 
 
 def test_speed_counts_training_only_and_epoch_seconds_everything(module: TrialModule) -> None:
@@ -97,6 +101,47 @@ def test_the_speed_of_a_resumed_epoch_counts_the_training_of_both_processes(modu
     resumed.on_train_epoch_end(trainer, module)
     assert reports[0].metrics["images_per_second"] == 8 / 2.0
     assert reports[0].metrics["epoch_seconds"] == 10.0
+
+
+def test_waiting_for_the_files_of_the_previous_epoch_is_no_validation(module: TrialModule) -> None:
+    reports: list[EpochReport] = []
+    now = 0.0
+
+    class SlowWriter:
+        background, is_written = True, False
+        checkpoint = best_checkpoint = None
+
+        def save(self, *_: object, **__: object) -> None:
+            """Let a thread write the files."""
+
+        def finish(self) -> tuple[str, ...]:
+            nonlocal now
+            now += 30.0
+            return ()
+
+    reporter = EpochReporter(
+        dataclasses.replace(_metadata(), epochs=2),
+        reports.append,
+        ignore,
+        writer=cast("CheckpointWriter", SlowWriter()),
+        utilisation=lambda: 0.5,
+        clock=lambda: now,
+    )
+    trainer, batch = _trainer(), (torch.zeros(4, 1, 2, 2), LABELS_B)
+    trainer.max_epochs = 2
+    for trainer.current_epoch in range(2):
+        module.on_train_epoch_start()
+        reporter.on_train_epoch_start(trainer, module)
+        reporter.on_train_batch_start(trainer, module, batch, 0)
+        _loss(module, 1.0)
+        now += 1.0
+        reporter.on_train_batch_end(trainer, module, None, batch, 0)
+        module.validation_step(batch)
+        now += 2.0
+        reporter.on_train_epoch_end(trainer, module)
+    assert [report.metrics["validation_seconds"] for report in reports] == [2.0, 2.0]
+    assert reports[1].metrics["checkpoint_seconds"] == 30.0
+    assert reports[1].metrics["epoch_seconds"] == 33.0
 
 
 def test_a_diverged_epoch_reports_nan_where_nothing_was_measured(module: TrialModule) -> None:

@@ -193,8 +193,8 @@ class EpochReporter(Callback):
         Raises:
             StoppedByReport: the report of the previous epoch, which was still due, ended the trial.
         """
-        self.report_due()
         metrics = self._measure(pl_module)
+        self.report_due()  # after the measurement: to wait for files is no validation
         self.metadata = self.metadata.extended(metrics)
         more = trainer.current_epoch + 1 != trainer.max_epochs
         if self._writer is not None:
