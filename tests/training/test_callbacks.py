@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -15,8 +16,8 @@ from torch import nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import EpochReport
-from tune_rescon.training.callbacks import Diverged, EpochProgress, FiniteLoss, PreciseBatchNorm
-from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.callbacks import Diverged, EpochProgress, FiniteLoss, PreciseBatchNorm, SeedEpochs
+from tune_rescon.training.device import DeviceConfig, isolate_rng
 from tune_rescon.training.epoch_reporter import EpochReporter
 from tune_rescon.training.messages import ignore
 from tune_rescon.training.module import StepExecution, TrialModule
@@ -156,6 +157,22 @@ def test_a_diverged_epoch_reports_nan_where_nothing_was_measured(module: TrialMo
         *("images_per_second", "learning_rate"),
     )
     assert {name for name, value in metrics.items() if math.isnan(value)} == set(unknown)
+
+
+def test_each_rank_that_resumes_an_epoch_draws_numbers_of_its_own(module: TrialModule) -> None:
+    trainer, checkpoint = _trainer(), dict[str, Any]()
+    with isolate_rng(module.device):
+        SeedEpochs(0).on_train_epoch_start(trainer, module)
+        torch.rand(5)
+        SeedEpochs(0).on_save_checkpoint(trainer, module, checkpoint)
+        expected, drawn = torch.rand(5), []
+        for rank in range(3):
+            callback = SeedEpochs(0, rank)
+            callback.on_load_checkpoint(trainer, module, checkpoint)
+            callback.on_train_start(trainer, module)
+            drawn.append(torch.rand(5))
+    assert torch.equal(drawn[0], expected)
+    assert not any(torch.equal(one, two) for one, two in itertools.combinations(drawn, 2))
 
 
 @pytest.mark.parametrize(("batch_idx", "checked"), [(0, False), (1, True), (2, False), (3, True), (4, True)])
