@@ -328,6 +328,16 @@ def test_images_of_rows_may_be_at_a_url_or_in_the_home_directory(
     assert found == [images.replace("~", str(tmp_path))]
 
 
+def test_a_row_beside_all_rows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All 29 rows were trained, also if `--all` came from its variable."""
+    monkeypatch.setattr("tune_rescon.reporting.run_with_display", lambda *_, **__: 0)
+    monkeypatch.setenv("TUNE_RESCON_REPRODUCE_ALL", "1")
+    assert reproduce(["attention92-noise70", "--storage", str(tmp_path), "--plain"]) == 2
+    assert "--all trains every row; give it without ROW and TABLE." in capsys.readouterr().err
+
+
 def test_without_a_row_all_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce(["--plain"]) == 0
     assert "attention92-noise70" in capsys.readouterr().out
