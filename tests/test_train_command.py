@@ -278,6 +278,26 @@ def test_configurations_that_another_image_size_makes_the_same_count_once(
     assert "trials: 2" in output
 
 
+def test_an_image_size_that_makes_another_network_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to 64 pixels `layout: auto` is the paper's network for CIFAR, then that for ImageNet."""
+    changes = ["fixed.layout=auto", "initial=[]", "budget.trials=4", "sampler.type=random"]
+    search = SimulatedSearch(load_space("digits", changes), folder=SearchFolder(storage=tmp_path, name="a"))
+    Simulation(lambda _: SyntheticCurve(limit=0.5)).drive(search.policy())
+    arguments = ["--from", "a", "--storage", str(tmp_path), "--top", "1", "--dry-run", "--plain"]
+    message = "These networks have the layout imagenet, and those of the search cifar"
+    for more, is_said in (
+        (["--image-size", "64"], False),
+        (["--image-size", "96"], True),
+        (["--image-size", "96", "--set", "layout=cifar"], False),
+    ):
+        assert main([*arguments, *more]) == 0
+        output = capsys.readouterr().out
+        assert (message in output) == is_said
+        assert ("`--set layout=cifar` keeps them" in output) == is_said
+
+
 def test_a_trial_that_the_search_does_not_have_is_refused(
     search_storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,6 +326,16 @@ def test_images_of_rows_may_be_at_a_url_or_in_the_home_directory(
     arguments = ["rescon-cifar10-92-32", "--images", images, "--storage", str(tmp_path / "runs"), "--plain"]
     assert reproduce(arguments) == 0
     assert found == [images.replace("~", str(tmp_path))]
+
+
+def test_a_row_beside_all_rows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All 29 rows were trained, also if `--all` came from its variable."""
+    monkeypatch.setattr("tune_rescon.reporting.run_with_display", lambda *_, **__: 0)
+    monkeypatch.setenv("TUNE_RESCON_REPRODUCE_ALL", "1")
+    assert reproduce(["attention92-noise70", "--storage", str(tmp_path), "--plain"]) == 2
+    assert "--all trains every row; give it without ROW and TABLE." in capsys.readouterr().err
 
 
 def test_without_a_row_all_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,6 +102,8 @@ def reproduce(
     from tune_rescon.reporting import open_console
     from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, resolve_storage
 
+    if every and rows:
+        raise click.UsageError("--all trains every row; give it without ROW and TABLE.")
     chosen = PUBLISHED if every else find_rows(rows)
     data = Path(data_root) if data_root else default_data_root()
     location = SearchLocation(storage=resolve_storage(storage), data_root=data)

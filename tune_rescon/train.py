@@ -304,6 +304,7 @@ def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Sp
 def _from_search(location: SearchLocation, source: str, flags: _Flags, console: Console) -> Space:
     from tune_rescon.finals import (
         TrainingPlan,
+        changed_layout,
         changes_since,
         finals_space,
         image_growth,
@@ -340,7 +341,7 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
         overrides=flags.settings,
     )
     changes = changes_since(result, space, location, decode=not flags.dry_run)
-    for words in filter(None, [limit_message(space), *changes]):
+    for words in filter(None, [limit_message(space), changed_layout(chosen, space), *changes]):
         console.print(words, markup=False, soft_wrap=True)
     return space
 

@@ -168,6 +168,17 @@ def test_a_panorama_wider_than_a_jpeg_is_scaled_down(tmp_path: Path) -> None:
         assert image.size == (65_500, 19)
 
 
+def test_a_picture_of_any_number_of_pixels_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's bound, 179 million pixels, ended `predict --masks` in a traceback."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    photograph = Image.new("RGB", (40, 30), "white")
+    draw_overlay(tmp_path / "a.jpg", photograph, np.ones((3, 3), np.float32), input_box((40, 30)))
+    monkeypatch.undo()
+    with Image.open(tmp_path / "a.jpg") as image:
+        covered = (np.asarray(image.convert("L")) < 190).any(axis=0)
+    assert np.flatnonzero(covered).tolist() == [*range(5, 35)], "the centre square"
+
+
 @pytest.mark.parametrize(
     ("size", "covered"),
     [((4, 1), [1]), ((6, 1), [2]), ((1, 4), [1]), ((2000, 1), [999]), ((7, 2), [2, 3])],

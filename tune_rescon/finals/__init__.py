@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tune_rescon.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tune_rescon.finals.changes import changes_since
+    from tune_rescon.finals.changes import changed_layout, changes_since
     from tune_rescon.finals.evaluation import (
         Estimate,
         EvaluatedConfig,

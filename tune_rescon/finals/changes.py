@@ -1,17 +1,19 @@
-"""Changes since an earlier search: of the images, the initial weights and the user's code."""
+"""Changes since an earlier search: of the images, the initial weights, the user's code and the networks."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from tune_rescon.config import DatasetConfig
+from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import Account, describe, open_dataset
-from tune_rescon.spaces import Space
+from tune_rescon.models import ExternalSpec, describe_network
+from tune_rescon.spaces import Space, trial_config
 from tune_rescon.tuning import SearchLocation, StudyResult
 from tune_rescon.tuning.input_digests import changed_digests, code_digests
 from tune_rescon.tuning.prepare import read_weights
 
-__all__ = ["changed_code", "changed_images", "changed_weights", "changes_since"]
+__all__ = ["changed_code", "changed_images", "changed_layout", "changed_weights", "changes_since"]
 
 
 def changes_since(result: StudyResult, space: Space, location: SearchLocation, *, decode: bool) -> list[str]:
@@ -125,3 +127,27 @@ def changed_code(result: StudyResult, space: Space) -> str | None:
         f"The code of {', '.join(changed)} has changed since {result.name}. Its configurations are trained"
         " with the current code, so do not compare the values with the search's."
     )
+
+
+def changed_layout(configs: Sequence[TrialConfig], space: Space) -> str | None:
+    """Return a message if ``layout: auto`` has become another network; None if it has not.
+
+    Args:
+        configs: the chosen configurations of the search.
+        space: the space of the finals, perhaps with another image size.
+    """
+    before = sorted({_layout(config) for config in configs})
+    now = sorted({_layout(trial_config(space, row)) for row in space.initial})
+    if now == before:
+        return None
+    hint = f" `--set layout={before[0]}` keeps them." if len(before) == 1 else ""
+    return (
+        f"These networks have the layout {', '.join(now)}, and those of the search {', '.join(before)}:"
+        f" `layout: auto` follows from the image size, and they are other networks.{hint}"
+    )
+
+
+def _layout(config: TrialConfig) -> str:
+    """Return the layout of a network, which one from elsewhere does not have."""
+    spec = describe_network(config, classes=2, in_channels=3)
+    return "none" if isinstance(spec, ExternalSpec) else spec.layout

@@ -243,9 +243,9 @@ def draw_overlay(path: Path, photograph: Image.Image, mask_HW: FloatArray, box: 
     levels_HW = np.asarray(grey.resize(size, Image.Resampling.BILINEAR, box=part))
     colours = _bytes(mpl.colormaps["magma"](np.arange(256))[:, :3])
     drawn = photograph.copy()
-    drawn.paste(
-        Image.blend(drawn.crop(visible), Image.fromarray(colours[levels_HW]), _MASK_OPACITY), visible[:2]
-    )
+    # `Image.crop` refuses parts of more than 179 million pixels.
+    covered = drawn.resize(size, Image.Resampling.NEAREST, box=visible)
+    drawn.paste(Image.blend(covered, Image.fromarray(colours[levels_HW]), _MASK_OPACITY), visible[:2])
     drawn.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE))
     with atomic_write(path) as scratch:
         drawn.save(scratch, format="JPEG", quality=90)
