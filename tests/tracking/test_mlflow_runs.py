@@ -473,21 +473,22 @@ def test_a_search_stays_in_an_experiment_that_a_user_has_renamed(
 ) -> None:
     writer_destination = destination(store, "s", tmp_path / "artifacts")
 
-    def send_from_new_driver(known_run: str | None, epochs: int, state: str) -> dict[int, str]:
+    def send_from_new_driver(known_runs: tuple[str, ...], epochs: int, state: str) -> dict[int, str]:
         writer = MlflowWriter(
-            dataclasses.replace(writer_destination, known_run=known_run), open_worker=InProcessWorker
+            dataclasses.replace(writer_destination, known_runs=known_runs), open_worker=InProcessWorker
         )
         writer.start()
         return send(writer, SearchRunState(id="1a"), trial(epochs, state))
 
-    run_id = send_from_new_driver(None, 1, "interrupted")[0]
+    run_id = send_from_new_driver((), 1, "interrupted")[0]
     mlflow_store.client.rename_experiment(mlflow_store.child(0).info.experiment_id, "cats and dogs")
-    for _ in range(2):
-        assert send_from_new_driver(run_id, 3, "finished") == {0: run_id}
+    lost = "0" * 32  # a store that was restored from a backup lacks the newest run
+    for known_runs in ((run_id,), (run_id,), (lost, run_id)):
+        assert send_from_new_driver(known_runs, 3, "finished") == {0: run_id}
         assert mlflow_store.series(0, "val_accuracy") == VAL_ACCURACY
         assert mlflow_store.client.get_experiment_by_name(writer_destination.experiment) is None
     # Another store has no such run.
-    assert send_from_new_driver("0" * 32, 3, "finished") != {0: run_id}
+    assert send_from_new_driver((lost,), 3, "finished") != {0: run_id}
     assert mlflow_store.client.get_experiment_by_name(writer_destination.experiment) is not None
 
 

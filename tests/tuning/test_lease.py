@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -113,7 +114,9 @@ class FakeStore:
         for event in due:
             event()
 
-    def keeper(self, me: Driver = THIS_DRIVER) -> LeaseKeeper:
+    def keeper(
+        self, me: Driver = THIS_DRIVER, *, awake_clock: Callable[[], float] | None = None
+    ) -> LeaseKeeper:
         return LeaseKeeper(
             self,
             name="s",
@@ -121,6 +124,7 @@ class FakeStore:
             seconds=LEASE_SECONDS,
             processes=self.processes.get,
             clock=lambda: self.now,
+            awake_clock=awake_clock,
             sleep=self.sleep,
         )
 
@@ -340,6 +344,29 @@ def test_a_released_lease_is_free_and_keeps_the_elapsed_seconds() -> None:
     second_keeper = lease_store.keeper(OTHER_MACHINE)
     second_keeper.take()
     assert second_keeper.elapsed_seconds == pytest.approx(60.0 + 30.0)
+
+
+def test_the_time_of_a_suspended_machine_does_not_count_as_time_of_the_search() -> None:
+    """The deadline of a run does not count it either. The lease does: another driver may have taken it."""
+    lease_store, suspended = FakeStore(), [0.0]
+    keeper = lease_store.keeper(awake_clock=lambda: lease_store.now - suspended[0])
+    keeper.take()
+    lease_store.sleep(30.0)
+    lease_store.sleep(36_000.0)
+    suspended[0] += 36_000.0
+    keeper.ensure_held()
+    assert keeper.elapsed_seconds == pytest.approx(30.0)
+    keeper.release()
+    resumed = lease_store.keeper()
+    resumed.take()
+    assert resumed.elapsed_seconds == pytest.approx(30.0)
+
+
+def test_hours_are_counted_by_the_clock_of_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune_rescon.tuning.lease._seconds", lambda: 1e6 + time.monotonic() * 1000)
+    with hold_lease(FakeStore(), name="s") as keeper:
+        time.sleep(0.05)
+        assert 0.05 <= keeper.elapsed_seconds < 20.0
 
 
 def test_elapsed_seconds_of_a_dead_driver_count_to_its_last_heartbeat() -> None:

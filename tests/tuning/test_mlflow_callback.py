@@ -185,10 +185,10 @@ def test_a_search_keeps_its_experiment(tmp_path: Path) -> None:
     record_experiment(record, space)
     moved = load_space("folder", ["dataset.path=/elsewhere/animals"])
     assert destination(moved, folder, None, record).experiment == "pets"
-    assert destination(moved, folder, None, record).known_run is None
-    number = record.open(Proposal(params={}, distributions={})).number
-    record.set_run_id(number, "f00d")
-    assert destination(moved, folder, None, record).known_run == "f00d"
+    assert destination(moved, folder, None, record).known_runs == ()
+    for run_id in ("f00d", "bead", "cafe"):
+        record.set_run_id(record.open(Proposal(params={}, distributions={})).number, run_id)
+    assert destination(moved, folder, None, record).known_runs == ("cafe", "f00d")
 
 
 OPTIONS = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y")

@@ -43,7 +43,7 @@ def check_experiment(client: MlflowClient, experiment_id: str) -> None:
 
 
 def _find(client: MlflowClient, destination: Destination) -> str | None:
-    known = find_run(client, destination.known_run) if destination.known_run else None
+    known = next(filter(None, (find_run(client, run) for run in destination.known_runs)), None)
     found = (
         client.get_experiment_by_name(destination.experiment)
         if known is None

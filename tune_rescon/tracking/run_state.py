@@ -178,9 +178,9 @@ class Destination:
     """True if a larger ``metric`` is better."""
     artifacts: Path | None = None
     """The folder for the artifacts of a new experiment; None for the server's default."""
-    known_run: str | None = None
-    """The id of a run of the search; None for a new search. The search stays in that run's experiment, even
-    if a user has renamed it."""
+    known_runs: tuple[str, ...] = ()
+    """The ids of some runs of the search; empty for a new search. The search stays in the experiment of the
+    first one that the store has, even if a user has renamed it."""
 
 
 def storable(value: Any) -> Any:

@@ -79,6 +79,7 @@ class LeaseKeeper:
         drives: bool = True,
         processes: ProcessTable = process_start,
         clock: Callable[[], float],
+        awake_clock: Callable[[], float] | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         """Prepare to hold the lease of the search ``name``; :meth:`take` takes it.
@@ -91,6 +92,8 @@ class LeaseKeeper:
             drives: Whether ``me`` runs the search, so that this holding counts as time of the search.
             processes: The process table in which ``me`` is.
             clock: Returns seconds that also pass while the process or the machine is stopped.
+            awake_clock: Returns the seconds that count as time of the search, like its deadline: they do not
+                pass while the machine is suspended. None for ``clock``.
             sleep: Waits for the given number of seconds.
         """
         self._store = store
@@ -100,6 +103,7 @@ class LeaseKeeper:
         self._drives = drives
         self._processes = processes
         self._clock = clock
+        self._awake_clock = awake_clock or clock
         self._sleep = sleep
         self._token = secrets.token_hex(8)
         self._since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
@@ -112,7 +116,7 @@ class LeaseKeeper:
     @property
     def elapsed_seconds(self) -> float:
         """Seconds for which all drivers together have run the search until now."""
-        return self._elapsed_before + (self._clock() - self._taken if self._drives else 0.0)
+        return self._elapsed_before + (self._awake_clock() - self._taken if self._drives else 0.0)
 
     def take(self) -> None:
         """Become the search's driver.
@@ -123,7 +127,7 @@ class LeaseKeeper:
         self._stored = self._find_free()
         before = _parsed(self._stored)
         self._elapsed_before = before.driven if before else 0.0
-        self._taken = self._renewed = self._clock()
+        self._taken, self._renewed = self._awake_clock(), self._clock()
         if not self._replace() or not self._won_the_race():
             raise LeaseError(self._taken_by(_parsed(self._store.read())))
 
@@ -299,7 +303,15 @@ def hold_lease(
     Raises:
         LeaseError: If another driver is alive.
     """
-    keeper = LeaseKeeper(store, name=name, me=this_driver(), seconds=seconds, drives=drives, clock=_seconds)
+    keeper = LeaseKeeper(
+        store,
+        name=name,
+        me=this_driver(),
+        seconds=seconds,
+        drives=drives,
+        clock=_seconds,
+        awake_clock=time.monotonic,
+    )
     keeper.take()
     stop = threading.Event()
     thread = threading.Thread(target=keeper.beat, args=(stop,), name="lease", daemon=True)

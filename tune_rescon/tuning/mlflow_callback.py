@@ -96,14 +96,12 @@ def destination(
         tracking_uri: MLflow's tracking URI; None for the storage's own store.
         record: The record of a search that has begun, whose experiment is kept; None for a new search.
     """
-    known_run = None
+    runs: list[str] = []
     if record is None:
         experiment = experiment_name(space)
     else:
         experiment = record.attribute(_EXPERIMENT) or space.dataset.name
         runs = [trial.mlflow_run_id for trial in record.trials() if trial.mlflow_run_id]
-        # The last one, because the tracking URI may have changed since the first.
-        known_run = runs[-1] if runs else None
     return Destination(
         uri=tracking_uri or folder.mlflow_uri,
         experiment=experiment,
@@ -111,7 +109,9 @@ def destination(
         metric=_shown(space.metric.name),
         maximize=space.metric.mode == "max",
         artifacts=None if tracking_uri else folder.mlflow_artifacts,
-        known_run=known_run,
+        # The last one, because the tracking URI may have changed since the first. The first one, because a
+        # store that was restored from a backup has no newer ones.
+        known_runs=(*runs[-1:], *runs[:1]),
     )
 
 
