@@ -102,7 +102,7 @@ def _curves(result: StudyResult, axes: Axes) -> None:
     for rung in result.rungs[:-1]:
         axes.axvline(rung, color=MUTED, linewidth=0.6, linestyle=":", zorder=0)
     axes.autoscale_view()
-    axes.set(title=_escaped(result.name), xlabel="epoch", ylabel=_escaped(watched_metric(result.metric)))
+    axes.set(title=result.name, xlabel="epoch", ylabel=_escaped(watched_metric(result.metric)))
     axes.legend(frameon=False, fontsize=8)
     _style(axes)
 
