@@ -67,6 +67,16 @@ def normalised(*, num_classes: int, in_channels: int, image_size: int) -> nn.Mod
     return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(linear))
 
 
+def with_frozen_norm(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    pixels = in_channels * image_size**2
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(pixels).eval(), nn.Linear(pixels, num_classes))
+
+
+def evaluating(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """In eval mode, as a network whose weights were loaded from a file often is."""
+    return with_frozen_norm(num_classes=num_classes, in_channels=in_channels, image_size=image_size).eval()
+
+
 class Tied(nn.Module):
     """A network whose only convolution has two names, so that its state dict has each tensor of it twice."""
 
@@ -111,6 +121,29 @@ def reading(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module
     return nn.Sequential(
         nn.Conv2d(in_channels, width, image_size), nn.Flatten(), nn.Linear(width, num_classes)
     )
+
+
+class Attending(nn.Module):
+    """A linear layer of each patch, torch's encoder layer, and a linear layer of the patches' mean."""
+
+    def __init__(self, patch_values: int, num_classes: int) -> None:
+        super().__init__()
+        self.side = int(torch.tensor(8).item())  # fails on the meta device
+        self.embedding = nn.Linear(patch_values * self.side**2, 16)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.linear = nn.Linear(16, num_classes)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        patches_BVN = nn.functional.unfold(images_BCHW, self.side, stride=self.side)
+        tokens_BNC = self.encoder(self.embedding(patches_BVN.mT))
+        logits_BK: Tensor = self.linear(tokens_BNC.mean(dim=1))
+        return logits_BK
+
+
+def attending(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """A vision transformer that reads the value of a tensor while it is built."""
+    del image_size
+    return Attending(in_channels, num_classes)
 
 
 def wrong_logits(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:

@@ -110,4 +110,9 @@ def test_drop_path_rate_and_drop_rate_are_passed_to_the_network() -> None:
     with torch.device("meta"):
         network = timm.create_model("tune_rescon_cifar_attention56", drop_path_rate=0.1, drop_rate=0.5)
     assert (network.spec.drop_path, network.drop_rate) == (0.1, 0.5)
+    spec = network.spec.to_dict()
+    for options, expected in (({}, 0.1), ({"drop_path_rate": 0.3}, 0.3), ({"drop_path_rate": 0.0}, 0.0)):
+        with torch.device("meta"):
+            exported = timm.create_model("tune_rescon_network", spec=spec, num_classes=10, **options)
+        assert exported.spec.drop_path == expected
     assert TimmNetwork in type(network).__mro__

@@ -129,6 +129,38 @@ def test_an_unsupported_request_is_reported(
     assert [path.name for path in storage.iterdir()] == ["first"]
 
 
+@pytest.mark.parametrize(
+    ("variables", "arguments", "message"),
+    [
+        ({"FROM": "frist"}, [], "--from: no search named 'frist'"),
+        ({"FROM": "first", "PRESET": "attention56"}, [], "Give one of --from NAME, --preset NAME"),
+        ({"FROM": "first"}, ["--preset", "attention5"], "unknown preset 'attention5'"),
+        ({"RESUME": "first", "SEEDS": "5"}, ["--from", "frist"], "--from: no search named 'frist'"),
+        ({"SEEDS": "5"}, ["--resume", "first"], "--resume: must name trainings that"),
+        (
+            {"BUDGET": "2h"},
+            ["--from", "first", "--epochs", "3"],
+            "--budget replaces --epochs; give one, as",
+        ),
+        ({"BUDGET": "2h"}, ["--preset", "attention5", "--epochs", "3"], "unknown preset 'attention5'"),
+    ],
+    ids=str,
+)
+def test_the_source_may_be_a_variable_and_the_command_line_counts_first(
+    storage: Path,
+    variables: dict[str, str],
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`--preset` trained the search of TUNE_RESCON_TRAIN_FROM, and that variable alone was refused."""
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TUNE_RESCON_TRAIN_{name}", value)
+    assert main([*arguments, "--storage", str(storage), "--dry-run"]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_a_dry_run_shows_what_would_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "--preset",
@@ -205,12 +237,12 @@ def test_the_image_limit_of_the_search_is_reported(
     arguments = ["--from", "a", "--storage", str(tmp_path), "--dry-run", "--plain"]
     assert main(arguments) == 0
     output = capsys.readouterr().out
-    assert "at most 300 images train, and at most as many test images evaluate the networks" in output
+    assert "at most 300 images of each part (training, validation, test) are used" in output
     assert "all training images" not in output
     assert main([*arguments, "--set", "dataset.limit=null"]) == 0
     output = capsys.readouterr().out
     assert "limit: null" in output
-    assert "images train" not in output
+    assert "images of each part" not in output
 
 
 @pytest.mark.parametrize(("given", "image_size", "stored"), [(512, 128, "512"), (64, 128, "128")])
@@ -228,6 +260,22 @@ def test_another_image_size_keeps_larger_stored_squares(
     arguments = ["--from", "a", "--storage", str(tmp_path), "--image-size", str(image_size)]
     assert main([*arguments, "--dry-run", "--plain"]) == 0
     assert f"squares of {stored} pixels" in capsys.readouterr().out
+
+
+def test_configurations_that_another_image_size_makes_the_same_count_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are trained once, so that the hours of `--budget` last for three times the epochs."""
+    sizes = "parameters={image_size: {type: categorical, choices: [16, 32, 48]}}"
+    changes = [sizes, "initial=[]", "sampler.type=grid", "budget.trials=3", "scheduler={type: none}"]
+    space = load_space("digits", ["fixed={learning_rate: 0.1}", *changes])
+    search = SimulatedSearch(space, folder=SearchFolder(storage=tmp_path, name="a"))
+    Simulation(lambda _: SyntheticCurve(limit=0.5)).drive(search.policy())
+    arguments = ["--from", "a", "--storage", str(tmp_path), "--seeds", "2", "--epochs", "9", "--dry-run"]
+    assert main([*arguments, "--plain", "--image-size", "32"]) == 0
+    output = capsys.readouterr().out
+    assert "2 trainings of 9 epochs" in output
+    assert "trials: 2" in output
 
 
 def test_a_trial_that_the_search_does_not_have_is_refused(

@@ -182,7 +182,8 @@ class DatasetConfig:
     split_seed: int = _field(0, int, low=0)
     """Seed of every split, limit and label noise."""
     limit: int | None = _field(None, int, _NONE, low=2)
-    """Use at most this many training images (stratified), and at most as many test images."""
+    """Use at most this many training images (stratified), and at most as many of a folder's own validation
+    images and of the test images."""
     on_bad_image: str = _word("error", "error", "skip")
     """How to handle an image that cannot be decoded."""
     store_size: int | None = _field(None, int, _NONE, low=16, high=2048)
@@ -273,8 +274,9 @@ class TrialConfig:
     positions and tokens that networks of timm exempt."""
     layer_decay: float = _field(1.0, float, low=0, high=1, open_low=True)
     """Factor of the learning rate from each layer to the one before it; the classifier has the whole rate. A
-    layer is the stem, the units before a stage's attention modules, such a module or a final unit. 1: off.
-    Useful with ``init_from`` or ``pretrained``."""
+    layer is the stem, the units before a stage's attention modules, such a module or a final unit; with
+    ``network``, a block of a list of blocks, or a whole part without such a list. 1: off. Useful with
+    ``init_from`` or ``pretrained``."""
     classifier_lr_mult: float = _field(1.0, float, low=0, high=1000, open_low=True)
     """Factor of the learning rate of the classifier, the network's last layer. Above 1, the classifier learns
     faster than the rest. Useful with ``init_from`` or ``pretrained``, where the rest begins with trained

@@ -86,7 +86,7 @@ class TimmNetwork(ResidualAttentionNetwork):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float | None = None,
         img_size: int | tuple[int, int] | None = None,
     ) -> None:
         """Build ``preset``, or the network of ``spec``.
@@ -99,7 +99,8 @@ class TimmNetwork(ResidualAttentionNetwork):
             in_chans: channels of the images.
             global_pool: "avg", or "" for the feature maps themselves (then without a classifier).
             drop_rate: probability of dropping a feature before the classifier.
-            drop_path_rate: probability of dropping the last unit's branch.
+            drop_path_rate: probability of dropping the last unit's branch; None: the spec's, and 0 of a
+                preset.
             img_size: nominal size of the images in pixels, a side or (height, width); None: the preset's.
                 It changes no weight, and the network also accepts other sizes.
 
@@ -113,11 +114,15 @@ class TimmNetwork(ResidualAttentionNetwork):
             known = NetworkSpec.from_dict(spec)
             super().__init__(
                 dataclasses.replace(
-                    known, classes=classes, in_channels=in_chans, image_size=side or known.image_size
+                    known,
+                    classes=classes,
+                    in_channels=in_chans,
+                    image_size=side or known.image_size,
+                    drop_path=known.drop_path if drop_path_rate is None else drop_path_rate,
                 )
             )
         else:
-            config = TrialConfig(preset=preset, drop_path=drop_path_rate, image_size=side)
+            config = TrialConfig(preset=preset, drop_path=drop_path_rate or 0.0, image_size=side)
             super().__init__(resolve_network(config, classes=classes, in_channels=in_chans))
         self.preprocessing = None if preprocessing is None else Preprocessing.from_dict(preprocessing)
         self.in_chans = in_chans

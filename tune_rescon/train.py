@@ -78,14 +78,7 @@ _GOES_WITH: Final = {
     cls=OptionsCommand,
     groups={
         "What is trained": [
-            "--from",
-            "--top",
-            "--trial",
-            "--preset",
-            "--recipe",
-            "--dataset",
-            "--init-from",
-            "--set",
+            *("--from", "--top", "--trial", "--preset", "--recipe", "--dataset", "--init-from", "--set"),
         ],
         "How": ["--seeds", "--epochs", "--budget", "--image-size", "--concurrent", "--seed"],
         "Begin or resume": ["--name", "--resume"],
@@ -181,7 +174,12 @@ def train(
     from tune_rescon.reporting import open_console, print_opening
     from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, resolve_storage
 
-    _check_options()
+    chosen = _check_options()
+    # An option on the command line counts before the variables of the other two.
+    source, preset, resume = (
+        value if flag == chosen else None
+        for flag, value in (("--from", source), ("--preset", preset), ("--resume", resume))
+    )
     if not dry_run:
         print_line(f"Preparing the training of {resume or source or preset}")
     data = Path(data_root) if data_root else default_data_root()
@@ -229,29 +227,30 @@ def train(
         return _run(space, options, console)
 
 
-def _check_options() -> None:
-    """Check that the options may be given together. An option without an effect is refused.
+def _check_options() -> str:
+    """Check that the options may be given together, and return the source of the trainings.
+
+    An option without an effect is refused. Its variable is not: it may be set for other calls.
 
     Raises:
         click.UsageError: the options may not be given together.
     """
     context = click.get_current_context()
-    given = {
-        option.opts[0]
-        for option in context.command.params
-        if option.name and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
-    }
-    sources = given & _SOURCES
+    ways = {one.opts[0]: context.get_parameter_source(one.name or "") for one in context.command.params}
+    typed = {flag for flag, way in ways.items() if way is ParameterSource.COMMANDLINE}
+    given = typed | {flag for flag, way in ways.items() if way is ParameterSource.ENVIRONMENT}
+    sources = typed & _SOURCES or given & _SOURCES
     if len(sources) != 1:
         raise click.UsageError("Give one of --from NAME, --preset NAME and --resume NAME.")
     (source,) = sources
-    for option in sorted(given):
+    for option in sorted(typed):
         goes_with = _GOES_WITH.get(option, (source,))
         if source not in goes_with:
             raise click.UsageError(f"{option} goes with {' and '.join(goes_with)}, not with {source}.")
     for option, other in (("--budget", "--epochs"), ("--trial", "--top")):
-        if {option, other} <= given:
-            raise click.UsageError(f"{option} replaces {other}; give one of them.")
+        if source in _GOES_WITH[option] and {option, other} <= given:
+            raise click.UsageError(f"{option} replaces {other}; give one, as an option or a variable.")
+    return source
 
 
 def _run(space: Space, options: RunOptions, console: Console) -> int:
@@ -317,16 +316,18 @@ def _from_search(location: SearchLocation, source: str, flags: _Flags, console: 
     chosen, about = _finalists(result, flags, console)
     configs, dataset = of_dataset(chosen, result.space)
     growth = image_growth(dataset, location.data_root)
-    epochs, message = _planned_epochs(result, chosen, flags, growth=growth)
-    console.print(message, soft_wrap=True)
     if flags.image_size is not None:
         if (dataset.store_size or 0) < flags.image_size:
             # The search's squares are too small for the larger images.
             dataset = dataclasses.replace(dataset, store_size=None)
         configs = tuple(dataclasses.replace(config, image_size=flags.image_size) for config in configs)
+    configs = tuple(dict.fromkeys(configs))
+    trainings = flags.seeds * len(configs)
+    epochs, message = _planned_epochs(result, chosen, flags, growth=growth, trainings=trainings)
+    console.print(message, soft_wrap=True)
     space = finals_space(
         flags.name or f"{source}{SUFFIX}",
-        tuple(dict.fromkeys(configs)),
+        configs,
         TrainingPlan(
             epochs=epochs,
             seeds=flags.seeds,
@@ -359,11 +360,12 @@ def _finalists(result: StudyResult, flags: _Flags, console: Console) -> tuple[tu
 
 
 def _planned_epochs(
-    result: StudyResult, configs: Sequence[TrialConfig], flags: _Flags, *, growth: float
+    result: StudyResult, configs: Sequence[TrialConfig], flags: _Flags, *, growth: float, trainings: int
 ) -> tuple[int, str]:
     """Return the number of epochs of each training, and a message with the time that all trainings take.
 
-    ``growth`` is the ratio of the finals' number of training images to the search's.
+    ``growth`` is the ratio of the finals' number of training images to the search's, ``trainings`` the number
+    of trainings of ``configs``, of which another image size may make several the same.
     """
     from tune_rescon.finals import (
         as_trained_now,
@@ -377,7 +379,6 @@ def _planned_epochs(
 
     trained = as_trained_now(result, configs)
     seconds = growth * seconds_per_epoch(trained, configs, image_size=flags.image_size)
-    trainings = flags.seeds * len(configs)
     slots = max(1, timeline(trained).slots)
     if flags.concurrent is not None:
         slots = min(slots, flags.concurrent)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import struct
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,28 @@ def test_transparent_pixels_become_white(mode: str) -> None:
     image = decode_image(encode(half_transparent(mode), "PNG"), 16)
     assert (image[:, 8:] == 255).all()
     assert (image[:, :8] < 255).any(-1).all()
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_a_bmp_whose_alpha_is_0_everywhere_is_opaque(alpha: int) -> None:
+    """Programs that leave the alpha of a BMP unset write such files, and viewers show their colours."""
+    assert (decode_image(bmp_with_alpha([alpha] * 256), 16) == RED).all()
+
+
+def test_a_bmp_with_a_transparent_half_has_a_white_one() -> None:
+    image = decode_image(bmp_with_alpha([255] * 128 + [0] * 128), 16)
+    assert (image[:8] == 255).all(), "the rows of a BMP are stored from the bottom up"
+    assert (image[8:] == RED).all()
+
+
+def bmp_with_alpha(alpha: Sequence[int]) -> bytes:
+    """Return a red BMP of 16 x 16 pixels whose header declares an alpha; Pillow itself writes none."""
+    pixels = b"".join(bytes([*RED[::-1], value]) for value in alpha)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 16, 16, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    header += masks + b"BGRs" + bytes(48)
+    start = 14 + len(header)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + pixels
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

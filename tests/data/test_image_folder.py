@@ -267,6 +267,23 @@ def test_folders_that_every_class_folder_holds_may_be_the_classes(
     assert (merged.class_names, merged.account.remarks) == (("a", "b"), ())
 
 
+def test_one_of_several_patterns_that_matches_nothing_is_named() -> None:
+    """Its files are read; only that no pattern matches was said."""
+    paths = ["a/1.png", "b/1.png", "a/1_mask.png", "extra/1.png", "@eaDir/1.png"]
+    found = index_images(paths, where="x", selection=Selection(ignore="*_mask.png, /extar, @eaDir"))
+    assert found.class_names == ("a", "b", "extra")
+    assert found.account.remarks == ("globs of dataset.ignore that match nothing: /extar",)
+    found = index_images(paths, where="x", selection=Selection(ignore="*_mask.png, /extra"))
+    assert found.account.remarks == ()
+
+
+def test_a_class_that_one_year_lacks_may_be_a_class_all_the_same() -> None:
+    paths = [f"2019/{name}/1.png" for name in "ab"] + [f"2020/{name}/1.png" for name in "abc"]
+    (remark,) = index_images(paths, where="x").account.remarks
+    assert remark.startswith("every class folder holds folders of the same names (a, b); if these are the")
+    assert index_images([*paths, "2020/1.png"], where="x").account.remarks == (), "images of no folder"
+
+
 def test_a_class_folder_that_holds_folders_of_other_classes_is_named() -> None:
     """A part was unpacked into another one."""
     paths = [*(f"train/{name}/1.png" for name in ("ant", "bee", "val/ant", "val/bee")), "test/ant/1.png"]

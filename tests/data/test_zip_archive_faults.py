@@ -41,6 +41,28 @@ def test_backslashes_in_member_names_become_slashes(tmp_path: Path) -> None:
     assert read_bytes(path, "b/c/2.png") == b"2"
 
 
+def test_names_in_utf8_without_their_flag_are_those_of_the_folder(tmp_path: Path) -> None:
+    """As macOS writes them. zipfile reads them as cp437, so that classes and their order were others."""
+    names = ["Käfer/1.png", "Zaunkönig/日本.png"]
+    path = write_zip(tmp_path / "x.zip", names)
+    flagged = (b"PK\3\4\x14\0\0\x08", b"PK\1\2\x14\3\x14\0\0\x08")
+    data = path.read_bytes()
+    for start in flagged:
+        assert data.count(start) == len(names)
+        data = data.replace(start, start[:-1] + b"\0")
+    path.write_bytes(data)
+    assert list_folder(path).class_names == ("Käfer", "Zaunkönig")
+    assert list_folder(path).names == tuple(names)
+    assert read_bytes(path, names[1]) == names[1].encode()
+
+
+def test_names_in_cp437_are_read_as_such(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.zip", ["Kefer/1.png", "b/1.png"])
+    data = path.read_bytes().replace(b"Kefer", "Käfer".encode("cp437"))
+    path.write_bytes(data)
+    assert list_folder(path).class_names == ("Käfer", "b")
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_the_last_of_duplicate_entries_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:

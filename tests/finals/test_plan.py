@@ -26,6 +26,7 @@ from tune_rescon.finals import (
     find_recipe,
     find_rows,
     image_growth,
+    limit_message,
     local_resources,
     of_dataset,
     preset_config,
@@ -171,6 +172,22 @@ def test_the_time_of_an_epoch_is_that_of_trials_with_the_devices_of_now(
     assert seconds_per_epoch(as_trained_now(extended, chosen), chosen) == 40.0
 
 
+@pytest.mark.parametrize(("size", "seconds"), [(None, 40.0), (32, 10.0)])
+def test_the_time_of_an_epoch_grows_with_the_pixels(
+    size: int | None, seconds: float, search_result: StudyResult
+) -> None:
+    """Without a size of their own (None), the networks of `layout: auto` see 32 pixels."""
+    (trial,) = [trial for trial in search_result.trials if trial.number == 0]
+    assert trial.origin is not None
+    origin = dataclasses.replace(trial.origin, config={**trial.origin.config, "image_size": size})
+    history = {**trial.history, "epoch_seconds": (10.0,) * trial.epochs}
+    trial = dataclasses.replace(trial, origin=origin, history=history)
+    result = dataclasses.replace(search_result, trials=(trial,))
+    configs = trial_configs(result, [0])
+    assert seconds_per_epoch(result, configs) == 10.0
+    assert seconds_per_epoch(result, configs, image_size=64 if size is None else 32) == seconds
+
+
 @pytest.mark.parametrize(
     ("parts", "growth"),
     [
@@ -190,6 +207,26 @@ def test_finals_train_on_validation_images_if_there_are_test_images(
             Image.new("L", (8, 8), number).save(tmp_path / part / name / f"{number}.png")
     dataset = DatasetConfig(name="folder", path=str(tmp_path), val_fraction=0.2)
     assert image_growth(dataset, tmp_path) == growth
+
+
+def test_messages_about_a_folder_with_three_parts(search_result: StudyResult, tmp_path: Path) -> None:
+    """One said that at most 4 images train, where 8 do; the other left out a new part."""
+    for part, name, number in itertools.product(("train", "val", "test"), "ab", range(9)):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / part / name / f"{number}.png")
+    dataset = DatasetConfig(name="folder", path=str(tmp_path), limit=4)
+    plan = TrainingPlan(epochs=3, seeds=1, resources=ONE_CPU)
+    space = finals_space("f", [TrialConfig()], plan, dataset=dataset)
+    info = describe(space.dataset, data_root=tmp_path)
+    assert (info.train_images, info.test_images) == (8, 4)
+    limited = limit_message(space)
+    assert "at most 4 images of each part (training, validation, test) are used" in str(limited)
+    assert info.account is not None
+    then = dataclasses.replace(info.account, per_class={**info.account.per_class, "test": (0, 0)})
+    result = dataclasses.replace(search_result, accounts={"folder": then})
+    location = SearchLocation(storage=tmp_path, data_root=tmp_path)
+    changed = changed_images(result, space, location, decode=False)
+    assert "train 18 then, 18 now, val 18 then, 18 now, test 0 then, 18 now" in str(changed)
 
 
 def test_an_unknown_trial_number_is_refused(search_result: StudyResult) -> None:

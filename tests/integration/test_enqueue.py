@@ -65,6 +65,33 @@ class EnqueueTrial(SearchCallback):
 
 @pytest.mark.server
 @pytest.mark.usefixtures("without_ray_and_mlflow")
+@pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        (["budget.trials=1"], "--resume s --trials 2"),
+        (["budget.trials=9", "parameters={depth: {type: categorical, choices: [56]}}"], "--resume s"),
+    ],
+    ids=["all-trials-began", "space-is-exhausted"],
+)
+def test_a_search_that_ends_names_the_enqueued_trials_that_wait(
+    settings: list[str], command: str, options: RunOptions, progress: list[str]
+) -> None:
+    assert isinstance(options.storage, Path)
+    location = SearchLocation(storage=options.storage)
+
+    class EnqueueLate(SearchCallback):
+        @override
+        def on_trial_start(self, trial: TrialRecord) -> None:
+            enqueue_trial(location, "s", ["depth=56"])
+
+    space = load_space("digits", [*SPACE, *settings])
+    result = run_search(space, options, trainable=learn_nothing, callbacks=[EnqueueLate()])
+    assert (len(result.trials), result.foreign) == (1, (1,))
+    assert progress[-1] == f"Enqueued trials that have not run: trial_0001. To run them: {command}"
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("without_ray_and_mlflow")
 def test_a_running_search_runs_the_enqueued_trial_next(options: RunOptions) -> None:
     assert isinstance(options.storage, Path)
     result = search(options, 4, EnqueueTrial(options.storage))

@@ -98,6 +98,23 @@ def test_multiply_adds_are_counted_for_one_image() -> None:
 
 
 @pytest.mark.torch
+def test_multiply_adds_of_attention_are_counted_on_a_cpu_too() -> None:
+    tokens, width = 4, 16
+    attention = tokens * 4 * width**2 + 2 * tokens**2 * width
+    macs = tokens * 3 * 64 * width + attention + tokens * 2 * 32 * width + 10 * width
+    assert network_cost(spec_of(f"{CUSTOM}:attending", image_size=16)).macs == macs
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_network_in_eval_mode_is_trained_in_training_mode_and_a_frozen_norm_stays_frozen() -> None:
+    assert all(part.training for part in build_described(spec_of(f"{CUSTOM}:evaluating")).modules())
+    frozen = [
+        part for part in build_described(spec_of(f"{CUSTOM}:with_frozen_norm")).modules() if not part.training
+    ]
+    assert [type(part) for part in frozen] == [torch.nn.BatchNorm1d]
+
+
+@pytest.mark.torch
 def test_costs_are_cached_and_draw_no_random_numbers() -> None:
     network_cost(spec_of(f"{CUSTOM}:small", image_size=48))
     calls, state = len(CALLS), torch.get_rng_state()

@@ -240,8 +240,10 @@ def test_searches_are_compared_on_a_terminal(width: int, simulated: StudyResult)
     print_comparison([simulated, other], Console(file=out, width=width, highlight=False))
     lines = out.getvalue().splitlines()
     rows = [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]] for line in lines if line[0] in "┃│"]
-    columns = [COMPARISON_HEADINGS, comparison_row(simulated), comparison_row(other)]
-    assert rows == [list(cells) for cells in zip(*columns, strict=True)]
+    expected = [COMPARISON_HEADINGS, comparison_row(simulated), comparison_row(other)]
+    if width == 80:
+        expected = list(zip(*expected, strict=True))
+    assert rows == [list(cells) for cells in expected]
 
 
 def test_a_row_has_a_cell_under_every_heading(

@@ -134,6 +134,21 @@ def test_child_runs_have_one_parent_and_the_documented_tags(
         assert (child.info.start_time, child.info.end_time) == (500, 4000)
 
 
+def test_the_last_best_value_is_shown_also_if_the_clock_was_set_back(
+    make_sync: MakeSync, mlflow_store: RunsOfStore
+) -> None:
+    for best, ended_ms in ((0.8, 9000), (0.9, 5000), (0.7, 6000), (0.7, 7000)):
+        sync = make_sync()
+        sync.send(SearchRunState(id="1a"))
+        closing = {"best_val_accuracy": best}
+        sync.send(SearchRunState(id="1a", state="finished", closing=closing, ended_ms=ended_ms))
+        parent = mlflow_store.parent()
+        assert parent.data.metrics == closing
+        assert parent.info.end_time == ended_ms
+    history = mlflow_store.client.get_metric_history(parent.info.run_id, "best_val_accuracy")
+    assert [point.value for point in history] == [0.8, 0.9, 0.7]
+
+
 def test_every_metric_is_logged_once_however_epochs_are_batched(
     make_sync: MakeSync, mlflow_store: RunsOfStore
 ) -> None:

@@ -7,6 +7,8 @@ from torch.optim.swa_utils import update_bn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.module import StepExecution, TrialModule
 from tune_rescon.training.optim import AveragedNetwork, ema_decay_at, reestimate_batch_norm
 
 
@@ -47,6 +49,14 @@ def test_statistics_are_averaged_and_counters_copied() -> None:
     assert averaged.network.num_batches_tracked == trained.num_batches_tracked == 1
 
 
+def test_a_mask_of_infinities_is_copied() -> None:
+    trained = nn.Linear(2, 1)
+    trained.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    averaged = AveragedNetwork(trained, decay=0.9)
+    averaged.update(trained, step=0)
+    assert averaged.network.get_buffer("mask").tolist() == [0.0, -torch.inf]
+
+
 def test_the_average_shares_no_memory_and_takes_no_gradient() -> None:
     trained = nn.Linear(2, 1)
     averaged = AveragedNetwork(trained, decay=0.9)
@@ -73,6 +83,17 @@ def test_reestimating_without_batches_changes_nothing() -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     reestimate_batch_norm(network, [])
     torch.testing.assert_close(dict(network.state_dict()), before)
+
+
+def test_frozen_norms_keep_the_statistics_with_which_training_normalises() -> None:
+    network = _norm_net()
+    network[1].eval()
+    execution = StepExecution(placement=DeviceConfig(device=torch.device("cpu"), precision="fp32"))
+    module = TrialModule(network, TrialConfig(), execution, classes=2, epochs=1, steps_per_epoch=1)
+    module.eval()  # as Lightning does before a validation
+    module.reestimate_batch_norm(_batches(2))
+    assert network[1].get_buffer("running_mean").tolist() == [0.0] * 4
+    assert network[4].get_buffer("running_mean").tolist() != [0.0] * 2
 
 
 def test_a_failing_batch_restores_the_momentum() -> None:

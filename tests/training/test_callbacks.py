@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,12 +16,12 @@ from torch import nn
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import resolve_network
 from tune_rescon.training import EpochReport
-from tune_rescon.training.callbacks import Diverged, EpochProgress, FiniteLoss, PreciseBatchNorm
-from tune_rescon.training.device import DeviceConfig
+from tune_rescon.training.callbacks import Diverged, EpochProgress, FiniteLoss, PreciseBatchNorm, SeedEpochs
+from tune_rescon.training.device import DeviceConfig, isolate_rng
 from tune_rescon.training.epoch_reporter import EpochReporter
 from tune_rescon.training.messages import ignore
 from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.trial_files import CheckpointMetadata
+from tune_rescon.training.trial_files import CheckpointMetadata, CheckpointWriter
 
 CONFIG = TrialConfig(image_size=16)
 LABELS_B = torch.tensor([0, 1, 2, 0])
@@ -50,10 +52,13 @@ def _loss(module: TrialModule, value: float) -> None:
     module.train_metrics.update(torch.tensor(value), torch.zeros(4, 3), LABELS_B)
 
 
-def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochReporter:
+def _metadata() -> CheckpointMetadata:
     spec = resolve_network(CONFIG, classes=3, in_channels=1)
-    record = CheckpointMetadata(config=CONFIG, spec=spec, dataset="digest", seed=0, epochs=1)
-    return EpochReporter(record, reports.append, ignore, writer=None, clock=lambda: next(seconds))
+    return CheckpointMetadata(config=CONFIG, spec=spec, dataset="digest", seed=0, epochs=1)
+
+
+def _reporter(reports: list[EpochReport], seconds: Iterator[float]) -> EpochReporter:
+    return EpochReporter(_metadata(), reports.append, ignore, writer=None, clock=lambda: next(seconds))
 
 
 def test_speed_counts_training_only_and_epoch_seconds_everything(module: TrialModule) -> None:
@@ -76,6 +81,70 @@ def test_speed_counts_training_only_and_epoch_seconds_everything(module: TrialMo
     assert reporter.metadata.history[0]["epoch_seconds"] == 10.0
 
 
+def test_the_speed_of_a_resumed_epoch_counts_the_training_of_both_processes(module: TrialModule) -> None:
+    reports: list[EpochReport] = []
+    trainer, batch = _trainer(), (torch.zeros(4, 1, 2, 2), LABELS_B)
+    # created, epoch start, after batch 1, in the checkpoint: 5 seconds after a report that was due
+    preempted = _reporter(reports, iter([0.0, 10.0, 11.0, 16.0]))
+    preempted.on_train_epoch_start(trainer, module)
+    preempted.on_train_batch_start(trainer, module, batch, 0)
+    _loss(module, 1.0)
+    preempted.on_train_batch_end(trainer, module, None, batch, 0)
+    checkpoint: dict[str, Any] = {}
+    preempted.on_save_checkpoint(trainer, module, checkpoint)
+    # created, resumed, after batch 2, after validation, at the report
+    resumed = _reporter(reports, iter([99.0, 100.0, 101.0, 103.0, 104.0]))
+    resumed.on_load_checkpoint(trainer, module, checkpoint)
+    resumed.on_train_batch_start(trainer, module, batch, 1)
+    _loss(module, 1.0)
+    resumed.on_train_batch_end(trainer, module, None, batch, 1)
+    module.validation_step(batch)
+    resumed.on_train_epoch_end(trainer, module)
+    assert reports[0].metrics["images_per_second"] == 8 / 2.0
+    assert reports[0].metrics["epoch_seconds"] == 10.0
+
+
+def test_waiting_for_the_files_of_the_previous_epoch_is_no_validation(module: TrialModule) -> None:
+    reports: list[EpochReport] = []
+    now = 0.0
+
+    class SlowWriter:
+        background, is_written = True, False
+        checkpoint = best_checkpoint = None
+
+        def save(self, *_: object, **__: object) -> None:
+            """Let a thread write the files."""
+
+        def finish(self) -> tuple[str, ...]:
+            nonlocal now
+            now += 30.0
+            return ()
+
+    reporter = EpochReporter(
+        dataclasses.replace(_metadata(), epochs=2),
+        reports.append,
+        ignore,
+        writer=cast("CheckpointWriter", SlowWriter()),
+        utilisation=lambda: 0.5,
+        clock=lambda: now,
+    )
+    trainer, batch = _trainer(), (torch.zeros(4, 1, 2, 2), LABELS_B)
+    trainer.max_epochs = 2
+    for trainer.current_epoch in range(2):
+        module.on_train_epoch_start()
+        reporter.on_train_epoch_start(trainer, module)
+        reporter.on_train_batch_start(trainer, module, batch, 0)
+        _loss(module, 1.0)
+        now += 1.0
+        reporter.on_train_batch_end(trainer, module, None, batch, 0)
+        module.validation_step(batch)
+        now += 2.0
+        reporter.on_train_epoch_end(trainer, module)
+    assert [report.metrics["validation_seconds"] for report in reports] == [2.0, 2.0]
+    assert reports[1].metrics["checkpoint_seconds"] == 30.0
+    assert reports[1].metrics["epoch_seconds"] == 33.0
+
+
 def test_a_diverged_epoch_reports_nan_where_nothing_was_measured(module: TrialModule) -> None:
     reports: list[EpochReport] = []
     reporter = _reporter(reports, iter([0.0, 1.0, 2.0, 3.0]))
@@ -88,6 +157,22 @@ def test_a_diverged_epoch_reports_nan_where_nothing_was_measured(module: TrialMo
         *("images_per_second", "learning_rate"),
     )
     assert {name for name, value in metrics.items() if math.isnan(value)} == set(unknown)
+
+
+def test_each_rank_that_resumes_an_epoch_draws_numbers_of_its_own(module: TrialModule) -> None:
+    trainer, checkpoint = _trainer(), dict[str, Any]()
+    with isolate_rng(module.device):
+        SeedEpochs(0).on_train_epoch_start(trainer, module)
+        torch.rand(5)
+        SeedEpochs(0).on_save_checkpoint(trainer, module, checkpoint)
+        expected, drawn = torch.rand(5), []
+        for rank in range(3):
+            callback = SeedEpochs(0, rank)
+            callback.on_load_checkpoint(trainer, module, checkpoint)
+            callback.on_train_start(trainer, module)
+            drawn.append(torch.rand(5))
+    assert torch.equal(drawn[0], expected)
+    assert not any(torch.equal(one, two) for one, two in itertools.combinations(drawn, 2))
 
 
 @pytest.mark.parametrize(("batch_idx", "checked"), [(0, False), (1, True), (2, False), (3, True), (4, True)])

@@ -17,8 +17,10 @@ import pytest
 from tests.training.conftest import PLAIN_CONFIG, Train
 from tests.training.forked import PROCESSES
 from tests.training.peer import train_until_closed
+from tests.training.test_preemption import at_check
 from tune_rescon.config import TrialConfig
 from tune_rescon.training import EpochReport, Objective
+from tune_rescon.training.callbacks import Preempted
 from tune_rescon.training.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.torch
@@ -122,6 +124,18 @@ def test_a_resumed_trial_equals_an_uninterrupted_one(
     assert _values(resumed, "train_loss") == _values(uninterrupted, "train_loss")[1:]
     for name in names:
         assert _last(resumed, name) == _last(uninterrupted, name)
+
+
+def test_two_processes_resume_an_epoch_that_one_began(
+    train_on_two: TrainOnTwo, train: Train, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(UNEVEN, network="tests.own_networks:unused")
+    uninterrupted = train(config, epochs=1)
+    with pytest.raises(Preempted, match="after 2 batches of epoch 1"):
+        train(config, tmp_path / "e-of-0", epochs=1, is_preempted=at_check(2))
+    for reports in train_on_two(config, rendezvous="e", epochs=1):
+        for name in ("train_loss", "train_accuracy", "val_loss"):
+            assert _values(reports, name) == pytest.approx(_values(uninterrupted, name), rel=1e-5)
 
 
 def test_only_rank_0_writes_files(train_on_two: TrainOnTwo, tmp_path: Path) -> None:

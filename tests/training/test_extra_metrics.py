@@ -93,6 +93,16 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(sum(gaps) / len(labels))
 
 
+def test_images_of_which_a_network_is_certain_are_in_the_last_bin_of_the_calibration() -> None:
+    # Of four images with a probability of 1 one is wrong; four more have one of 0.95 and are right.
+    logits_NK = torch.zeros(8, CLASSES)
+    logits_NK[:4, 0] = 100.0
+    logits_NK[4:, 0] = math.log(0.95 * (CLASSES - 1) / 0.05)
+    labels_N = torch.tensor([1, 0, 0, 0, 0, 0, 0, 0])
+    found = compute_metrics(logits_NK, labels_N, "val_calibration_error")["calibration_error"]
+    assert found == pytest.approx((1.0 + 0.95) / 2 - 7 / 8)  # 0.15 in two bins
+
+
 def test_per_class_metrics_match_scikit_learn() -> None:
     logits_NK, labels_N = images()
     values = compute_metrics(logits_NK, labels_N, *BY_CLASS)

@@ -154,6 +154,15 @@ def test_the_trunk_of_an_external_network_is_all_but_its_last_layer() -> None:
     assert all(part.training for part in network.modules())
 
 
+def test_a_norm_that_was_frozen_before_stays_frozen() -> None:
+    network = ExternalNetwork()
+    network.body[1].eval()
+    trunk = Trunk(network)
+    trunk.freeze(True)
+    trunk.freeze(False)
+    assert {name for name, part in network.named_modules() if not part.training} == {"body.1"}
+
+
 class Wrapper(nn.Module):
     """A user's network that wraps another one."""
 
@@ -242,11 +251,11 @@ def test_the_weights_that_mix_the_heads_belong_to_the_classifier() -> None:
     config = TrialConfig(learning_rate=0.2, classifier_lr_mult=10.0, layer_decay=0.5, freeze_epochs=1)
     names = {id(weight): name for name, weight in network.named_parameters()}
     rates = {
-        names[id(weight)].partition(".")[0]: group["lr"]
+        names[id(weight)].removesuffix(".bias").removesuffix(".weight"): group["lr"]
         for group in parameter_groups(network, config)
         for weight in group["params"]
     }
-    assert rates == {"weights": 2.0, "heads": 2.0, "stages": 0.1}
+    assert rates == {"weights": 2.0, "heads.0": 2.0, "heads.1": 2.0, "stages.1": 0.1, "stages.0": 0.05}
     Trunk(network).freeze(True)
     trained = {name.partition(".")[0] for name, weight in network.named_parameters() if weight.requires_grad}
     assert trained == {"weights", "heads"}

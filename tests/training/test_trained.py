@@ -11,7 +11,8 @@ from tune_rescon.errors import StorageError
 from tune_rescon.metric_names import METRICS
 from tune_rescon.models import build_described, resolve_network
 from tune_rescon.training import TrainedNetwork, load_trained
-from tune_rescon.training.checkpoint import write_durably
+from tune_rescon.training.checkpoint import CheckpointFolder, write_durably
+from tune_rescon.training.trial_files import CheckpointMetadata, find_resume_point
 from tune_rescon.training.weights import trained_values
 
 CONFIG = TrialConfig(width=0.25, image_size=16, step_fractions=(30, 70))
@@ -53,6 +54,14 @@ def test_a_file_holds_no_password_of_initial_weights(tmp_path: Path) -> None:
     _, loaded = load_trained(tmp_path / "best.ckpt")
     assert loaded.config.init_from == "https://ann:***@host/a.ckpt?X-Amz-Signature=***"
     assert loaded.config == about.config.without_passwords()
+    # The trial that wrote the file resumes beside it, and no other.
+    trial = CheckpointMetadata(
+        config=config, spec=ABOUT.spec, dataset=ABOUT.dataset, seed=ABOUT.seed, epochs=2
+    )
+    folder = CheckpointFolder(path=tmp_path)
+    assert find_resume_point(trial, folder, print).best == loaded
+    with pytest.raises(StorageError, match="one with another config"):
+        find_resume_point(dataclasses.replace(trial, config=CONFIG), folder, print)
 
 
 @pytest.mark.torch

@@ -15,6 +15,7 @@ from tests.tuning.coordinating import (
     next_number,
 )
 from tune_rescon.config import TrialState
+from tune_rescon.spaces import load_space
 from tune_rescon.testing import Simulation, SyntheticCurve, simulate
 from tune_rescon.tuning import (
     Coordinator,
@@ -52,6 +53,28 @@ def test_a_winner_that_reports_no_checkpoint_keeps_its_files() -> None:
     assert study.record().trial(1).state is TrialState.FINISHED
     assert 1 not in checkpoints.kept, "the best trial"
     assert checkpoints.kept[6] is None, "a trial that is not among the best"
+
+
+def test_of_equal_trials_the_cheaper_one_keeps_its_checkpoint() -> None:
+    """It is the winner of a search with a second objective."""
+    study, checkpoints = Study("maximize", "minimize"), FakeCheckpoints()
+    costs = {0: 2.0, 1: 3.0, 2: 1.0}
+    search = coordinator(
+        study,
+        keep=1,
+        total=3,
+        checkpoints=checkpoints,
+        space=load_space("digits", ["initial=[]", "sampler.type=random", "metric.against=gmacs"]),
+        cost=lambda trial, _: costs[trial.number],
+    )
+    for number in costs:
+        assert next_number(search) == number
+        for epoch in range(1, EPOCHS + 1):
+            search.epoch_done(number, epoch, metrics(0.5), "best.ckpt")
+    trials = study.record().trials()
+    winner = best_trial(trials)
+    assert winner == trials[2]
+    assert {number for number, file in checkpoints.kept.items() if file is not None} == {2}
 
 
 def test_a_running_trial_does_not_count_among_the_best() -> None:

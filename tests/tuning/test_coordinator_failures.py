@@ -18,6 +18,7 @@ from tests.tuning.coordinating import (
 )
 from tune_rescon.config import TrialState
 from tune_rescon.spaces import load_space
+from tune_rescon.testing import SimulatedSearch
 from tune_rescon.tuning import CostModel, Decision
 from tune_rescon.tuning.assembly import make_plan
 from tune_rescon.tuning.space_versions import SpaceVersions
@@ -173,6 +174,30 @@ def test_a_trial_counts_by_the_devices_with_which_it_ran_out_of_memory() -> None
         )
         assert plan.version == len(spaces)
         assert plan.same_devices(record.trial(number)) is counts
+
+
+@pytest.mark.parametrize("kind", ["grid", "tpe"])
+def test_points_that_ran_out_of_memory_run_again_with_other_devices(kind: str) -> None:
+    """Trial 1 was closed without running, because its network needs the memory that trial 0 lacked."""
+    settings = [
+        f"sampler.type={kind}",
+        "initial=[]",
+        "fixed={layout: cifar, depth: 56}",
+        "parameters={learning_rate: {type: categorical, choices: [0.1, 0.2]}}",
+        "budget.trials=8",
+    ]
+    half, whole = (load_space("digits", [*settings, f"resources_per_trial.gpu={gpu}"]) for gpu in (0.5, 1))
+    search = SimulatedSearch(half)
+    before = search.policy()
+    before.close(next_number(before), TrialState.OUT_OF_MEMORY, error="out of memory")
+    assert before.next_trial() is None
+    assert before.space_is_exhausted
+    assert search.policy().next_trial() is None, "the same devices have no more memory"
+    search.change(whole)
+    after = search.policy()
+    started = [after.next_trial(), after.next_trial()]
+    assert {trial.parameters["learning_rate"] for trial in started if trial} == {0.1, 0.2}
+    assert after.next_trial() is None
 
 
 def test_without_a_memory_key_no_configuration_is_ruled_out() -> None:

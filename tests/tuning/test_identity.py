@@ -15,7 +15,7 @@ from optuna.study import StudyDirection
 from tests.tuning.conftest import MakeSearch
 from tune_rescon.errors import StorageError
 from tune_rescon.spaces import dump_space, load_goal, load_space
-from tune_rescon.storage import RemoteFolder, StorageUrl
+from tune_rescon.storage import RemoteFolder, StorageUrl, sqlite_url
 from tune_rescon.tuning import (
     RunOptions,
     SearchFolder,
@@ -31,7 +31,9 @@ from tune_rescon.tuning.identity import (
     with_id,
     write_id,
 )
+from tune_rescon.tuning.mlflow_sync import sync_tracking
 from tune_rescon.tuning.resume import resume_record
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.warm_start import overlapping_trials
 
 
@@ -95,7 +97,7 @@ def test_a_study_in_a_shared_database_belongs_to_one_folder(
     )
     space = load_space(str(second_folder.space_yaml))
     with pytest.raises(StorageError, match="that of another search"):
-        resume_record(space, options, second_folder)
+        resume_record(space, options, SearchStore(second_folder))
     with pytest.raises(StorageError, match="that of another search"):
         overlapping_trials(
             space,
@@ -253,6 +255,36 @@ def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolde
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
     shutil.copytree(folder.path, copy.path)
     assert identify(record, copy, own_study=False) == first
+
+
+@pytest.mark.timeout(20)  # a database
+def test_a_copied_folder_does_not_share_the_study_of_its_original(
+    tmp_path: Path, make_search: MakeSearch, location: SearchLocation
+) -> None:
+    original = make_search("a")
+    database = sqlite_url(original.study_db.rename(tmp_path / "studies.db"))
+    record = StudyRecord.load(database, "a", metric="val_accuracy")
+    write_id(original.space_yaml, ensure_identity(record, original, url=None, own_study=False).id)
+    copy = SearchFolder(storage=tmp_path / "copies", name="a")
+    shutil.copytree(original.path, copy.path)
+    before = record.attributes()
+
+    def resume(folder: SearchFolder) -> None:
+        options = RunOptions(name="a", resume=True, storage=folder.storage, study_url=database)
+        resume_record(load_space(str(folder.space_yaml)), options, SearchStore(folder))
+
+    resume(original)
+    of_copy = dataclasses.replace(location, storage=copy.storage, study_url=database)
+    assert read_search(of_copy, "a").trials, "it may be read"
+    with pytest.raises(StorageError, match=r"driven from one folder.* a copy of the search in .*/runs/a\."):
+        resume(copy)
+    with pytest.raises(StorageError, match="driven from one folder"):
+        sync_tracking(of_copy, "a", timeout=1, present=lambda _: pytest.fail("nothing is sent"))
+    assert StudyRecord.load(database, "a", metric="val_accuracy").attributes().keys() == before.keys() | {
+        "lease"
+    }
+    shutil.rmtree(original.path)
+    resume(copy)
 
 
 def test_a_new_search_that_takes_over_a_study_without_trials_has_another_id(

@@ -274,6 +274,33 @@ def test_a_front_may_minimise_loss_and_compute_hours() -> None:
     ]
 
 
+def test_a_front_by_hours_has_one_kind_of_device() -> None:
+    """Half a GPU-hour is not less than two core-hours."""
+    places = ((None,) * 2, ("CPU",) * 2, ("NVIDIA L4",) * 2, ("NVIDIA H100",) * 2, ("CPU", "NVIDIA L4"))
+    trials = tuple(
+        dataclasses.replace(trial(number, FINISHED, 0.1, value), devices=place, held=(held, held))
+        for number, (value, place, held) in enumerate(
+            zip((0.9, 0.8, 0.7, 0.6, 0.5), places, (8, 4, 1, 0.5, 0.25), strict=True)
+        )
+    )
+    result = make_result(*trials, gmacs=(1,) * 5, against="compute_hours", device="CPU")
+    assert [member.number for member in result.front] == [1, 0]
+    on_gpus = dataclasses.replace(result, best=trials[2])
+    assert [member.number for member in on_gpus.front] == [3, 2]
+    assert dataclasses.replace(result, best=trials[4]).front == (), "its hours have no unit"
+
+
+def test_of_equal_trials_the_winner_is_the_cheaper_one() -> None:
+    """The other one is not on the front."""
+    trials = tuple(
+        dataclasses.replace(trial(number, FINISHED, 0.9), cost=cost) for number, cost in enumerate((4, 1, 2))
+    )
+    result = make_result(*trials, gmacs=(4, 1, 2))
+    assert result.best is trials[1]
+    assert result.front == (trials[1],)
+    assert top_k_checkpoints(trials, keep=1) == {1}
+
+
 @pytest.mark.parametrize("changes", [{"against": None}, {"best": None}])
 def test_without_a_second_objective_or_a_winner_there_is_no_front(changes: dict[str, Any]) -> None:
     assert make_result(trial(0, FINISHED, 0.5), gmacs=(1.0,), **changes).front == ()

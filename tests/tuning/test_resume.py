@@ -33,11 +33,12 @@ from tune_rescon.tuning.resume import (
     cost_message,
     is_finished,
     space_changes,
+    tracking_message,
     unfit_message,
     version_changes,
 )
 from tune_rescon.tuning.space_versions import SpaceVersions
-from tune_rescon.tuning.study_attributes import record_outcome
+from tune_rescon.tuning.study_attributes import record_outcome, record_run
 from tune_rescon.tuning.trial import TrialOrigin, make_origin
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "howto" / "resume.md"
@@ -403,6 +404,44 @@ def test_a_search_whose_points_are_used_up_still_runs_an_enqueued_trial(
     else:
         assert message is not None
         assert message.endswith("the space does not contain their values: trial_0002")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "places"),
+    [
+        (None, None, None),
+        ("http://mlflow:5000", "http://mlflow:5000", None),
+        ("http://ann:s3cret@mlflow:5000", "http://mlflow:5000", None),
+        (
+            "http://ann:s3cret@mlflow:5000",
+            None,
+            ("http://mlflow:5000", "the storage's own store", "give --tracking-uri http://mlflow:5000."),
+        ),
+        (
+            None,
+            "http://ann:s3cret@mlflow:5000",
+            ("the storage's own store", "http://mlflow:5000", "leave out --tracking-uri."),
+        ),
+    ],
+)
+def test_another_mlflow_than_before_is_named(
+    before: str | None, now: str | None, places: tuple[str, str, str] | None
+) -> None:
+    storage = InMemoryStorage()
+    study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
+    record = StudyRecord.on_storage(storage, study_id, metric="val_accuracy")
+    record_run(record, {}, before)
+    assert tracking_message(record, now) is None, "no trial was logged"
+    run_trials(record, 1)
+    message = tracking_message(record, now)
+    if places is None:
+        assert message is None
+    else:
+        last, this, way = places
+        assert message == (
+            f"The last run was logged to MLflow at {last}. This one is logged to {this}, with all trials of"
+            f" the search. To continue there, {way}"
+        )
 
 
 def test_costs_on_cores_and_on_gpus_are_not_compared_without_a_word() -> None:

@@ -271,13 +271,16 @@ def decode_block(
 def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
     """Convert a picture of any Pillow mode to RGB.
 
-    Transparent parts become white. Deep pictures become grey, scaled by ``levels``. A picture that is RGB
-    already is decoded and returned itself, not a copy.
+    Transparent parts become white. A BMP that is transparent everywhere is opaque, because many programs
+    leave its alpha at 0, and viewers then ignore it. Deep pictures become grey, scaled by ``levels``. A
+    picture that is RGB already is decoded and returned itself, not a copy.
     """
     if is_deep(image):
         return to_bytes(image, levels).convert("RGB")
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
+        if image.format == "BMP" and pixels.getchannel("A").getextrema() == (0, 0):
+            return pixels.convert("RGB")
         white = Image.new("RGBA", pixels.size, "white")
         return Image.alpha_composite(white, pixels).convert("RGB")
     image.load()

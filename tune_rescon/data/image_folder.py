@@ -122,6 +122,7 @@ def index_images(
         # Patterns that match nothing are reported, because they may be a mistake.
         left_out=tally.left_out(*([Kind.IGNORED] if selection.ignore else [])),
         remarks=(
+            *_unused_globs_remark(selection, tally),
             *_shared_folders_remark(trees["train"], parts),
             *_copies_remarks(trees["train"], parts, names),
         ),
@@ -177,14 +178,21 @@ def _check_empty_classes(
                 )
 
 
-def _shared_folders_remark(tree: Tree, parts: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yield a line if all class folders hold nothing but folders of the same names, which may be the classes.
+def _unused_globs_remark(selection: Selection, tally: Tally) -> Iterator[str]:
+    """Yield a line if some globs of ``ignore`` match nothing; that none matches, the account shows itself."""
+    unused = selection.unused(tally.names(Kind.IGNORED, Kind.TOOLS))
+    if unused and tally.names(Kind.IGNORED):
+        yield f"globs of dataset.ignore that match nothing: {_listed(unused)}"
 
-    Such folders are those of folds, years or cameras, each with a folder for each class.
+
+def _shared_folders_remark(tree: Tree, parts: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield a line if all class folders hold folders of the same names and no images.
+
+    These names may be the classes: folds, years or cameras have a folder for each class, or for most of them.
     """
     classes = [join(folder, name) for folder in parts["train"] for name in tree.filled(folder)]
-    held = {frozenset() if tree.images[path] else frozenset(tree.filled(path)) for path in classes}
-    shared = sorted(held.pop()) if len(held) == 1 else []
+    held = [set() if tree.images[path] else tree.filled(path) for path in classes]
+    shared = sorted(set.intersection(*held))
     if len(shared) > 1:
         options = " ".join(
             set_option(part, join(glob.escape(folders[0]), "*")) for part, folders in parts.items()

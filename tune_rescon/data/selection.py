@@ -122,12 +122,16 @@ class Selection:
         if not self._ignored:
             return False
         path = normalized(path)
-        return any(
-            matches(path, pattern.lstrip("/"))
-            if "/" in pattern
-            else fnmatchcase(path.rpartition("/")[2], pattern)
-            for pattern in self._ignored
-        )
+        return any(_is_ignored(path, pattern) for pattern in self._ignored)
+
+    def unused(self, paths: Iterable[str]) -> list[str]:
+        """Return the globs of ``ignore`` that match none of these paths.
+
+        >>> Selection(ignore="*_mask.png, extar").unused(["cat/1_mask.png", "extra"])
+        ['extar']
+        """
+        found = [normalized(path) for path in paths]
+        return [one for one in self._ignored if not any(_is_ignored(path, one) for path in found)]
 
     def skips(self, folder: str) -> bool:
         """Return whether a folder is skipped, because it is ignored or belongs to another program."""
@@ -137,6 +141,12 @@ class Selection:
     def _ignored(self) -> tuple[str, ...]:
         patterns = normalized(self.ignore or "").split(",")
         return tuple(plain for pattern in patterns if (plain := pattern.strip().rstrip("/")))
+
+
+def _is_ignored(path: str, pattern: str) -> bool:
+    if "/" in pattern:
+        return matches(path, pattern.lstrip("/"))
+    return fnmatchcase(path.rpartition("/")[2], pattern)
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -362,6 +372,10 @@ class Tally:
     def add(self, kind: Kind, *names: str) -> None:
         """Record that these files are left out."""
         self._names[kind] += names
+
+    def names(self, *kinds: Kind) -> list[str]:
+        """Return the recorded files and folders of these kinds."""
+        return [name for kind in kinds for name in self._names.get(kind, ())]
 
     def left_out(self, *expected: Kind) -> tuple[LeftOut, ...]:
         """Return the recorded files in the order of :class:`Kind`; a name recorded twice counts once.

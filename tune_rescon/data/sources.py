@@ -99,7 +99,7 @@ def find_source(dataset: DatasetConfig, data_root: Path) -> Source:
 
 #: Increase this number if the images of a folder are listed or decoded differently: their caches are then
 #: rebuilt. Those of built-in datasets are not, because their archives may be gone.
-FOLDER_FORMAT: Final = 3
+FOLDER_FORMAT: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,7 @@ def _packed(path: Path, info: zipfile.ZipInfo) -> bytes:
 
 
 _ENCRYPTED: Final = 0x1 | 0x40
+_UTF8_NAME: Final = 0x800
 _PATCHED: Final = 0x20
 _AES: Final = 99
 _UNIX: Final = 3
@@ -141,7 +142,7 @@ class Archive:
         Raises:
             DataError: A path leads out of the archive.
         """
-        return {_plain(info.filename, self.path): info for info in self._zip.infolist()}
+        return {_plain(_name(info), self.path): info for info in self._zip.infolist()}
 
     @property
     def directory_start(self) -> int:
@@ -151,7 +152,7 @@ class Archive:
     def entries(self, tally: Tally) -> Iterator[str]:
         """Yield the paths of files and folders; add links and repeated entries to ``tally``."""
         if len(self.members) < len(self._zip.infolist()):
-            counts = Counter(_plain(info.filename, self.path) for info in self._zip.infolist())
+            counts = Counter(_plain(_name(info), self.path) for info in self._zip.infolist())
             repeated = (path for path, count in counts.items() if count > 1 and not path.endswith("/"))
             tally.add(Kind.REPEATED, *repeated)
         for path, info in self.members.items():
@@ -327,6 +328,14 @@ def _readable_methods() -> frozenset[int]:
 
 #: A path component that is empty, ``.`` or ``..``.
 _ODD_STEP: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """Return an entry's name. macOS writes UTF-8 without the flag for it, which zipfile reads as cp437."""
+    if not info.flag_bits & _UTF8_NAME:
+        with suppress(UnicodeError):
+            return info.filename.encode("cp437").decode("utf-8")
+    return info.filename
 
 
 def _plain(name: str, path: Path) -> str:

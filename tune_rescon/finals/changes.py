@@ -53,7 +53,7 @@ def changed_images(
         parts = ", ".join(
             f"{part} {then.images[part]} then, {now.images[part]} now"
             for part in then.images
-            if then.images[part]
+            if then.images[part] or now.images[part]
         )
         changes = f"{len(then.class_names)} classes then, {len(now.class_names)} now; {parts}"
     elif decode and _were_replaced(result, dataset, location):

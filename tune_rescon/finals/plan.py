@@ -20,6 +20,7 @@ from typing import Any, Final
 from tune_rescon.config import DatasetConfig, TrialConfig, TrialState
 from tune_rescon.data import describe
 from tune_rescon.errors import ConfigError, StorageError, counted, format_error, unknown_name_message
+from tune_rescon.models import describe_network
 from tune_rescon.spaces import Resources, Space, parse_space
 from tune_rescon.tuning import StudyResult, TrialRecord
 from tune_rescon.tuning.resources import this_machine
@@ -279,9 +280,9 @@ def seconds_per_epoch(
     wanted = set(configs)
     trials = [trial for trial in result.trials if trial.config(result.space) in wanted]
     seconds = sum(trial.seconds for trial in trials) / sum(trial.epochs for trial in trials)
-    sizes = [config.image_size for config in configs if config.image_size is not None]
-    if image_size is None or not sizes:
+    if image_size is None:
         return seconds
+    sizes = [describe_network(config, classes=2, in_channels=3).image_size for config in configs]
     return seconds * image_size**2 * len(sizes) / sum(size**2 for size in sizes)
 
 
@@ -326,8 +327,8 @@ def limit_message(space: Space) -> str | None:
     if limit is None:
         return None
     return (
-        f"dataset.limit is {limit}, as in the search: at most {limit} images train, and at most as many test"
-        " images evaluate the networks. To use all images: --set dataset.limit=null"
+        f"dataset.limit is {limit}, as in the search: at most {limit} images of each part (training,"
+        " validation, test) are used. To use all images: --set dataset.limit=null"
     )
 
 

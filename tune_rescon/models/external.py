@@ -5,10 +5,11 @@ Shape legend: B images, C channels, H = W the image size, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -69,7 +70,8 @@ def _build_own(spec: ExternalSpec) -> nn.Module:
     if not isinstance(network, nn.Module):
         rule = "the function must return a torch.nn.Module"
         raise NetworkError(format_error(rule, got=type(network).__name__, where=f"network {spec.network}"))
-    return network
+    # Lightning trains a network in the modes that it has. A part in eval mode, as a frozen norm, stays in it.
+    return network if network.training else network.train()
 
 
 def _build_timm(spec: ExternalSpec, *, pretrained: bool) -> nn.Module:
@@ -273,7 +275,7 @@ def _measured_on(spec: ExternalSpec, device: torch.device) -> tuple[Cost, Mappin
     where = f"network {spec.network}"
     wanted = f"{shape} to logits {(_IMAGES, spec.classes)}"
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), _attention_by_operations():
             logits_BK = network(images_BCHW)
     except UserError:
         raise
@@ -289,6 +291,20 @@ def _measured_on(spec: ExternalSpec, device: torch.device) -> tuple[Cost, Mappin
         macs=counter.get_total_flops() // (2 * _IMAGES),
     )
     return cost, {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+@contextlib.contextmanager
+def _attention_by_operations() -> Iterator[None]:
+    """Compute torch's attention modules by the operations that the counter knows.
+
+    On a CPU, in eval mode, they are single fused operations, whose multiply-adds it would count as 0.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _error_text(error: Exception) -> str:

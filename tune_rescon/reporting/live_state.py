@@ -352,7 +352,7 @@ class LiveTotals:
         return min(epochs * epoch_seconds / gauges.slots, max(gauges.seconds, 0.0))
 
 
-def _rank(trial: TrialRecord) -> tuple[bool, bool, int, float, int]:
+def _rank(trial: TrialRecord) -> tuple[bool, bool, int, float, float, int]:
     # Of equal trials, the winner is the one with the lowest number, and not the first to end.
     unfinished, failed = trial.state is not TrialState.FINISHED, trial.state in FAILED_STATES
     return (unfinished, failed, *trial.rank_key(), trial.number)

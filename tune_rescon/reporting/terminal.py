@@ -377,16 +377,17 @@ def print_overviews(overviews: Sequence[SearchOverview], console: Console, *, no
 
 
 def print_comparison(results: Sequence[StudyResult], console: Console) -> None:
-    """Print the searches side by side: a column for each, so that two of them fit a narrow terminal."""
+    """Print the searches side by side: a row for each, or a column if the terminal is too narrow for rows."""
+    rows = [COMPARISON_HEADINGS, *map(comparison_row, results)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sum(width + len(" | ") for width in widths) >= console.width:
+        rows = list(zip(*rows, strict=True))
     table = Table(title="Compared", title_justify="left")
-    (name, searches), *rows = zip(
-        COMPARISON_HEADINGS, zip(*map(comparison_row, results), strict=True), strict=True
-    )
-    table.add_column(name, no_wrap=True)
-    for search in searches:
-        table.add_column(Text(search), justify="right", overflow="fold")
-    for name, cells in rows:
-        table.add_row(name, *map(Text, cells))
+    for number, heading in enumerate(rows[0]):
+        justify: JustifyMethod = "right" if number else "left"
+        table.add_column(Text(heading), justify=justify, overflow="fold")
+    for cells in rows[1:]:
+        table.add_row(*map(Text, cells))
     console.print(table)
     for line in differences(results):
         _print_line(console, line, style="yellow")

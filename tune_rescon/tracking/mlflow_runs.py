@@ -161,7 +161,7 @@ class MlflowRunSync:
             self._log(parent.run_id, tags=tags)
             parent.tags |= tags
         if parent.needs(search):
-            points = _single_points(search.closing, 0, search.ended_ms)
+            points = list(self._closing_points(parent.run_id, search))
             self._log(parent.run_id, metrics=points, tags={STATE_TAG: search.state})
             self._set_status(parent, search.state, search.ended_ms)
         # Files are last, so that a file that the server rejects (a proxy's size limit) leaves no run open.
@@ -172,6 +172,18 @@ class MlflowRunSync:
         if search.champion is not None:
             self._register_champion(parent, search.champion)
         return parent.run_id
+
+    def _closing_points(self, run_id: str, search: SearchRunState) -> Iterator[Metric]:
+        """Yield the figures of a search that MLflow does not show, each with a later time than the last one.
+
+        MLflow shows the latest point. Without that, a figure of an earlier end would stay if the clock was
+        set back since, or if ``report --sync`` sends another one for the end of the last trial.
+        """
+        for name, value in search.closing.items():
+            history = self._client.get_metric_history(run_id, name)
+            last = max(history, key=lambda point: point.timestamp, default=None)
+            if last is None or last.value != value:
+                yield Metric(name, value, max(search.ended_ms, last.timestamp + 1 if last else 0), 0)
 
     def _send_run(self, trial: TrialRunState) -> str:
         run = self._runs.get(trial.number) or self._open_run(trial)

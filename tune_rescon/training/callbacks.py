@@ -66,8 +66,14 @@ class SeedEpochs(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the generators. Lightning does not call ``on_train_epoch_start`` for a resumed epoch."""
-        restore_generators(self._states, pl_module.device)
+        """Restore the generators. Lightning does not call ``on_train_epoch_start`` for a resumed epoch.
+
+        The states are those of rank 0. Other ranks, which had no part in an unfinished epoch, are seeded.
+        """
+        if self._rank:
+            self.on_train_epoch_start(trainer, pl_module)
+        else:
+            restore_generators(self._states, pl_module.device)
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

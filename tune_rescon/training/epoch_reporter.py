@@ -86,7 +86,8 @@ class EpochReporter(Callback):
         self._peers = peers
         self._clock = clock
         self._started = self._trained = self._entered = clock()
-        self._eval_started = self._eval_seconds = self._reporting = 0.0
+        self._training_started = self._started  # later by the seconds that were no training
+        self._eval_started = self._eval_seconds = 0.0
         self._images = self._eval_images = 0
         self._learning_rate = math.nan
         self._is_first_step = True
@@ -101,7 +102,7 @@ class EpochReporter(Callback):
         checkpoint["trial"] = self.metadata.to_dict()
         checkpoint["epoch_so_far"] = {
             "seconds": self._clock() - self._started,
-            "trained_seconds": self._trained - self._started,
+            "trained_seconds": self._trained - self._training_started,
             "images": self._images,
             "train_metrics": pl_module.train_metrics.sums(),
         }
@@ -112,20 +113,21 @@ class EpochReporter(Callback):
     ) -> None:
         """Restore the state of an unfinished epoch.
 
-        If the epoch was finished, the next one's start resets all of it.
+        If the epoch was finished, the next one's start resets all of it. An unfinished one was trained in a
+        single process. If several resume it, the first one adds what was trained before.
         """
         assert isinstance(pl_module, TrialModule)
         if so_far := checkpoint.get("epoch_so_far"):
-            self._entered = self._clock()
+            self._entered = self._trained = self._clock()
             self._started = self._entered - so_far["seconds"]
-            self._trained = self._started + so_far["trained_seconds"]
-            self._images = so_far["images"]
-            pl_module.train_metrics.resume_from(so_far["train_metrics"])
+            self._training_started = self._entered - so_far["trained_seconds"]
+            if self._peers.first:
+                self._images = so_far["images"]
+                pl_module.train_metrics.resume_from(so_far["train_metrics"])
 
     @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._started = self._trained = self._entered = self._clock()
-        self._reporting = 0.0
+        self._started = self._training_started = self._trained = self._entered = self._clock()
         self._images = 0
 
     @override
@@ -153,7 +155,7 @@ class EpochReporter(Callback):
         if self._due is not None and self._writer is not None and self._writer.is_written:
             began = self._clock()
             self.report_due()
-            self._reporting = self._clock() - began  # not a part of this epoch's training
+            self._training_started += self._clock() - began
         self.metadata = dataclasses.replace(self.metadata, batches=batch_idx + 1)
         self._images += len(batch[0])
         self._trained = self._clock()
@@ -191,8 +193,8 @@ class EpochReporter(Callback):
         Raises:
             StoppedByReport: the report of the previous epoch, which was still due, ended the trial.
         """
-        self.report_due()
         metrics = self._measure(pl_module)
+        self.report_due()  # after the measurement: to wait for files is no validation
         self.metadata = self.metadata.extended(metrics)
         more = trainer.current_epoch + 1 != trainer.max_epochs
         if self._writer is not None:
@@ -248,7 +250,7 @@ class EpochReporter(Callback):
 
     def _measure(self, pl_module: pl.LightningModule) -> dict[str, float]:
         assert isinstance(pl_module, TrialModule)
-        seconds = self._trained - self._started - self._reporting
+        seconds = self._trained - self._training_started
         speed = self._peers.all_reduce_sum(self._images) / seconds if seconds > 0 else math.nan
         return {
             **{f"train_{name}": value for name, value in pl_module.train_metrics.compute().items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
@@ -11,10 +12,17 @@ from torch import nn
 __all__ = ["Trunk", "layer_names", "trained_layers"]
 
 
-#: The layer of a parameter, by its name: the opening units of a stage, an attention module, a final unit or
-#: block of a list, or a whole child of the network.
-_LAYER: Final = re.compile(r"stages\.\d+\.(?:opening|attention\.\d+)|(?:final|blocks|layer\d*)\.\d+|[^.]+")
+#: The name of a module in a list: ``3``, ``b3`` (RegNet), ``denselayer3``, ``encoder_layer_3``, ``block1-3``.
+_NUMBERED: Final = re.compile(r"(?:b|\D*(?:block|layer)\D*)?[\d-]+")
 
+#: Lists of blocks in a numbered module, which is a stage then.
+_BLOCKS_OF_A_STAGE: Final = ("attention", "blocks", "layers", "transformer_encoder")
+
+#: Lists that are divided also at the end of a network, where other lists of single layers are a classifier.
+_BLOCKS_AT_THE_END: Final = re.compile(r"final|blocks|layer\d*")
+
+#: A module with fewer parts that have parameters, such as a convolution and its norm, is no block.
+_PARTS_OF_A_BLOCK: Final = 3
 
 #: A head of a network with several: those of distilled networks, VOLO and EfficientViM in timm.
 _HEAD: Final = re.compile(r"(?:aux_)?heads?(?:_dist)?")
@@ -22,9 +30,18 @@ _HEAD: Final = re.compile(r"(?:aux_)?heads?(?:_dist)?")
 #: The weights with which EfficientViM adds up the outputs of its heads, and the list of these heads.
 _MIXING: Final = {"weights": "heads", "weights_dist": "heads_dist"}
 
+#: Parts that are one layer even if they are lists.
+_UNDIVIDED: Final = re.compile(rf"\w*stem\w*|conv\d*|patch_embed|norm\w*|{_HEAD.pattern}")
+
+#: The parts of a module by name; a parameter has none.
+_Parts = dict[str, "_Parts"]
+
 
 def layer_names(names: Iterable[str]) -> dict[str, str]:
     """Return the name of each parameter's layer; the classifier's parameters are the last ones.
+
+    A layer is a block, which is numbered in its list; what a stage has beside its blocks, such as a
+    downsampling; or any other part of the network as a whole.
 
     A norm belongs to the layer before it. If a network ends with a head, all its heads are one layer, the
     classifier, also those that are created before other layers. So are the weights that mix the heads'
@@ -35,7 +52,7 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
 
     >>> layer_names(["stem.0.weight", "stages.0.opening.0.a", "final.0.b", "norm.weight", "classifier.bias"])
     ... # doctest: +NORMALIZE_WHITESPACE
-    {'stem.0.weight': 'stem', 'stages.0.opening.0.a': 'stages.0.opening', 'final.0.b': 'final.0',
+    {'stem.0.weight': 'stem', 'stages.0.opening.0.a': 'stages.0', 'final.0.b': 'final.0',
      'norm.weight': 'final.0', 'classifier.bias': 'classifier'}
     >>> layer_names(["net.conv.weight", "net.aux_head.weight", "net.norm.weight", "net.head.weight"])
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -44,11 +61,12 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
     """
     names = list(names)
     prefix = _wrapper(names)
-    parts: dict[str, str] = {}
-    for name in names:
-        match = _LAYER.match(name.removeprefix(prefix))
-        assert match is not None, name
-        parts[name] = match[0]
+    paths = {name: name.removeprefix(prefix).split(".") for name in names}
+    network: _Parts = {}
+    for path in paths.values():
+        functools.reduce(lambda module, part: module.setdefault(part, {}), path, network)
+    last = paths[names[-1]] if names else []
+    parts = {name: ".".join(_layer(path, network, last)) for name, path in paths.items()}
     known = set(parts.values())
     heads = [name for name, part in parts.items() if _HEAD.fullmatch(part) or _MIXING.get(part) in known]
     if heads[-1:] != names[-1:]:
@@ -57,10 +75,53 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
     layer = ""
     for name in [*(name for name in names if name not in heads), *heads]:
         inside = name.removeprefix(prefix)
-        same = parts[name].startswith("norm") or name in heads[1:]
+        same = parts[name].rpartition(".")[2].startswith("norm") or name in heads[1:]
         layer = layer if layer and same else name[: len(name) - len(inside)] + parts[name]
         found[name] = layer
     return found
+
+
+def _layer(path: Sequence[str], network: _Parts, last: Sequence[str]) -> Sequence[str]:
+    """Return the path of the layer of the parameter at ``path``.
+
+    Args:
+        path: the path of the parameter, by the names of the modules.
+        network: the parts of the network.
+        last: the path of the last parameter.
+    """
+    module, in_list = network[path[0]], False
+    for depth, part in enumerate(path[1:], start=1):
+        if _UNDIVIDED.fullmatch(path[depth - 1]):
+            return path[:depth]
+        is_classifier = path[:depth] == last[:depth] and not _BLOCKS_AT_THE_END.fullmatch(path[depth - 1])
+        if _is_list(module) and (_has_blocks(module) or not (in_list or is_classifier)):
+            in_list = True
+        elif in_list:
+            if part not in _BLOCKS_OF_A_STAGE or not _has_blocks(module[part]):
+                return path[:depth]
+        elif not _contains_blocks(module):
+            return path[:depth]
+        module = module[part]
+    return path
+
+
+def _is_list(module: _Parts) -> bool:
+    return all(map(_NUMBERED.fullmatch, module))
+
+
+def _has_blocks(module: _Parts) -> bool:
+    return _is_list(module) and any(_size(part) >= _PARTS_OF_A_BLOCK for part in module.values())
+
+
+def _contains_blocks(module: _Parts) -> bool:
+    """Return whether lists of blocks are in a module, as in that of another network."""
+    divided = [part for name, part in module.items() if not _UNDIVIDED.fullmatch(name)]
+    return any(_has_blocks(part) or _contains_blocks(part) for part in divided if part)
+
+
+def _size(module: _Parts) -> int:
+    """Return how many modules, of ``module`` and those in it, have parameters of their own."""
+    return any(not part for part in module.values()) + sum(map(_size, module.values()))
 
 
 def trained_layers(network: nn.Module) -> dict[str, str]:
@@ -98,17 +159,19 @@ class Trunk:
         own = [name for name, layer in layers.items() if layer == classifier]
         weights = dict(network.named_parameters())
         self._weights = [weights[name] for name in layers if name not in own]
-        self._modules = list(_without(network, own, classifier))
+        modules = [part for module in _without(network, own, classifier) for part in module.modules()]
+        self._modes = [(module, module.training) for module in modules]
 
     def freeze(self, frozen: bool) -> None:
         """Freeze the trunk, or train it again.
 
-        A frozen one is in eval mode: it normalises by the statistics that it has, and drops no paths.
+        A frozen one is in eval mode: it normalises by the statistics that it has, and drops no paths. Modules
+        that were in eval mode before stay in it.
         """
         for weight in self._weights:
             weight.requires_grad_(not frozen)
-        for module in self._modules:
-            module.train(not frozen)
+        for module, training in self._modes:
+            module.training = training and not frozen
 
 
 def _without(

@@ -327,8 +327,9 @@ def _with_classes(function: Callable[..., Tensor], **settings: Any) -> MetricFun
 
 
 def _calibration_error(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
-    # 15 bins of equal width (Guo et al., ICML 2017, section 2).
-    probabilities_NK = logits_NK.softmax(dim=1)
+    # 15 bins of equal width (Guo et al., ICML 2017, section 2). torchmetrics 1.9 would put images whose
+    # probability is rounded to 1 into a 16th.
+    probabilities_NK = logits_NK.softmax(dim=1).clamp(max=1 - 2**-24)
     return multiclass_calibration_error(
         probabilities_NK, labels_N, num_classes=logits_NK.shape[1], n_bins=15, norm="l1"
     )

@@ -108,6 +108,7 @@ class TrialModule(pl.LightningModule):
         self._placement = execution.placement
         self.network = self._placement.network(network)
         self.averaged = AveragedNetwork(self.network, config.ema_decay) if config.ema_decay else None
+        self._frozen = {name for name, module in self.network.named_modules() if not module.training}
         self.train_metrics = EpochMetrics(classes, peers=peers)
         self.val_metrics = eval_metrics or EpochMetrics(classes, top5=True, peers=peers)
         self._peers = peers
@@ -264,9 +265,10 @@ class TrialModule(pl.LightningModule):
     def reestimate_batch_norm(self, batches_BCHW: Sequence[Tensor]) -> None:
         """Re-estimate the evaluated network's batch-norm statistics on ``batches_BCHW``.
 
-        Without batches the statistics stay unchanged. Without an averaged network the estimate overwrites the
-        training's running statistics. Training never reads these, because batch norm normalises by the batch
-        in training mode. So the training continues exactly as without the estimate.
+        Without batches the statistics stay unchanged. So do those of norms that were always in eval mode.
+        Without an averaged network the estimate overwrites the training's running statistics. Training never
+        reads these, because batch norm normalises by the batch in training mode. So the training continues
+        exactly as without the estimate.
 
         Each process estimates on its own batches. Afterwards all processes have the average of the estimates.
 
@@ -280,7 +282,7 @@ class TrialModule(pl.LightningModule):
                 for images_BCHW in batches_BCHW
                 for part_BCHW in images_BCHW.tensor_split(self._micro_batches)
             )
-            reestimate_batch_norm(self.eval_network, parts_BCHW)
+            reestimate_batch_norm(self.eval_network, parts_BCHW, frozen=self._frozen)
             statistics = batch_norm_statistics(self.eval_network)
             return torch.stack([values.sum() for values in statistics]) if statistics else torch.zeros(1)
 

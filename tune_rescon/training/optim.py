@@ -7,8 +7,9 @@ Schedules, checkpoints and gradient clipping work as with torch's own optimizers
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
 from tune_rescon.config import TrialConfig
@@ -158,14 +158,13 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
     """
     trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     layers = trained_layers(network)
-    depth = len(set(layers.values()))
-    numbers = {layer: number for number, layer in enumerate(dict.fromkeys(layers.values()))}
+    layers_above = {layer: above for above, layer in enumerate(reversed(dict.fromkeys(layers.values())))}
     classifier, exempt = next(reversed(layers.values()), ""), _without_decay(network)
     outputs = next((weight.shape[0] for weight in reversed(trained.values()) if weight.ndim > 1), 0)
     apart = config.classifier_lr_mult != 1 or config.freeze_epochs > 0
     groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, weight in trained.items():
-        below = depth - 1 - numbers[layers[name]]
+        below = layers_above[layers[name]]
         # The state of parameters that begin to train later must not be mixed with that of the classifier.
         by_layer = below if config.layer_decay < 1 else int(apart and below > 0)
         decays = weight.ndim > 1 and name not in exempt
@@ -390,18 +389,18 @@ class AveragedNetwork(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).requires_grad_(False)
         self._decay = decay
+        # The average of a mask's infinities would be nan. Counters are not averaged either.
+        self._averages = [t.is_floating_point() and bool(t.isfinite().all()) for t in _tensors(network)]
 
     @torch.no_grad()
     def update(self, live: nn.Module, step: int) -> None:
-        """Update the average with ``live`` after its ``step``-th training step (from 0); copy counters."""
-        pairs = list(zip(_tensors(self.network), _tensors(live), strict=True))
-        floats = [(averaged, trained) for averaged, trained in pairs if averaged.is_floating_point()]
-        decay = ema_decay_at(step, self._decay)
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        average([averaged for averaged, _ in floats], [trained for _, trained in floats], step)
-        for averaged, trained in pairs:
-            if not averaged.is_floating_point():
-                averaged.copy_(trained)
+        """Update the average with ``live`` after its ``step``-th training step (from 0); copy the rest."""
+        ours, newest = list(_tensors(self.network)), list(_tensors(live))
+        averaged, trained = (list(itertools.compress(all_, self._averages)) for all_ in (ours, newest))
+        torch._foreach_lerp_(averaged, trained, 1 - ema_decay_at(step, self._decay))
+        for tensor, value, is_averaged in zip(ours, newest, self._averages, strict=True):
+            if not is_averaged:
+                tensor.copy_(value)
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:
@@ -417,19 +416,25 @@ def batch_norm_statistics(network: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def reestimate_batch_norm(network: nn.Module, batches_BCHW: Iterable[Tensor]) -> None:
-    """Replace batch norm's running statistics by their plain average over ``batches_BCHW``.
+def reestimate_batch_norm(
+    network: nn.Module, batches_BCHW: Iterable[Tensor], *, frozen: Collection[str] = ()
+) -> None:
+    """Replace batch norm's running statistics by their plain average over ``batches_BCHW``, if there are any.
 
     The running statistics of the training lag behind the weights: with 21 steps an epoch, the accuracy of the
     first two validations is that of chance, although training goes well. Afterwards the network is in eval
-    mode. Without batches no statistic changes.
+    mode. torch's ``swa_utils.update_bn`` does the same with the whole network in training mode. Here only
+    batch norm is in training mode. So the statistics are those of the evaluated network (without dropped
+    paths), and no random number is drawn.
 
-    torch's ``swa_utils.update_bn`` does the same with the whole network in training mode. Here only batch
-    norm is in training mode. So the statistics are those of the evaluated network (without dropped paths),
-    and no random number is drawn.
+    Args:
+        network: the network.
+        batches_BCHW: images of the batches.
+        frozen: names of modules that keep their statistics, with which training normalises.
     """
     network.eval()
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    modules = [module for name, module in network.named_modules() if name not in frozen]
+    norms = [module for module in modules if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     try:
         for count, images_BCHW in enumerate(batches_BCHW):

@@ -82,7 +82,12 @@ class CheckpointMetadata:
             StorageError: ``found`` has another configuration, network, dataset, seed or length.
         """
         names = (*_IDENTITY, "epochs") if isinstance(found, CheckpointMetadata) else _IDENTITY
-        other = [name for name in names if getattr(self, name) != getattr(found, name)]
+        # The file of a trained network has no passwords.
+        one, two = (
+            {name: getattr(trial, name) for name in names} | {"config": trial.config.without_passwords()}
+            for trial in (self, found)
+        )
+        other = [name for name in names if one[name] != two[name]]
         if other:
             rule = "a trial can only resume from its own checkpoint"
             hint = "Give each trial its own checkpoint folder."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 
-from tune_rescon.config import TrialConfig
+from tune_rescon.config import TrialConfig, TrialState
 from tune_rescon.spaces import Space, first_rows, to_optuna
 from tune_rescon.tuning.callbacks import SearchCallback
 from tune_rescon.tuning.constraints import violation_of
@@ -85,12 +85,15 @@ def make_coordinator(
         prune: Deletes all checkpoints of a trial except the given file.
         clock: Returns monotonic time in seconds.
     """
-    space = versions.newest
+    space, trials = versions.newest, record.trials()
+    out_of_memory = (trial for trial in trials if trial.state is TrialState.OUT_OF_MEMORY)
     sampler = SearchSampler(
         space,
         initial_points=[to_optuna(row) for row in first_rows(space)],
         warm_start_trials=warm_start_trials(record),
-        existing_trials=record.trials(),
+        existing_trials=trials,
+        # They say nothing of the memory that trials have now.
+        forgotten=[trial.number for trial in out_of_memory if not plan.same_devices(trial)],
         versions=versions,
         violation=plan.violation,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 from tune_rescon.config import TrialState
@@ -421,9 +421,9 @@ class Coordinator:
         self._plan.check_lease()
         ran = number in self._running
         self._running.discard(number)
-        kept = self._retention.trial_ends(number, state)
         ending = self._record.trial(number)
         cost = self._plan.cost(ending, ending.epochs) if self._plan.cost else None
+        kept = self._retention.trial_ends(replace(ending, state=state, cost=cost))
         trial = self._record.close(
             number, state, checkpoint=kept, error=error, cost=cost, version=self._plan.version
         )

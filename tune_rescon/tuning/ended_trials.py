@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
@@ -65,8 +64,8 @@ class CheckpointRetention:
         ended = (trial for trial in trials if trial.state.is_final)
         self._kept = top_k_checkpoints(ended, keep=self._keep)
 
-    def trial_ends(self, number: int, state: TrialState) -> str | None:
-        """Delete the checkpoints that are no longer among the best, when a trial ends in ``state``.
+    def trial_ends(self, ended: TrialRecord) -> str | None:
+        """Delete the checkpoints that are no longer among the best, when a trial ends.
 
         If a trial is among the best but reported no checkpoint, writing or copying it has failed. The
         checkpoints that the trial already has are then kept.
@@ -74,7 +73,7 @@ class CheckpointRetention:
         Returns:
             The trial's checkpoint if it is among the best, otherwise None.
         """
-        ended = replace(self._record.trial(number), state=state)
+        number = ended.number
         # The best of all trials are among the previous best and this trial.
         previous = (self._record.trial(n) for n in self._kept)
         kept = top_k_checkpoints((*previous, ended), keep=self._keep)

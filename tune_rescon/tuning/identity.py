@@ -6,7 +6,8 @@ which no loader reads), and a tag of every MLflow run. A search that an earlier 
 gets one when it is next resumed or synchronised.
 
 A search that is moved keeps its id. A copy becomes another search: when the copy is resumed and the original
-is still in its location, a folder or a URL, the copy gets a new id.
+is still in its location, a folder or a URL, the copy gets a new id. If a shared database has the study, which
+is not copied with the folder, the copy is refused.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tune_rescon.tuning.study import StudyRecord
 
 __all__ = [
     "Identity",
+    "check_not_copied",
     "check_same_search",
     "ensure_identity",
     "location_of",
@@ -67,9 +69,7 @@ def ensure_identity(
         own_study: Whether the study is in the folder. A study in another database is not copied with the
             folder.
     """
-    stored = record.attributes()
-    known = Identity(id=stored["id"], location=stored.get("place") or "") if stored.get("id") else None
-    location = location_of(folder, url)
+    known, location = _recorded(record.attributes()), location_of(folder, url)
     if known is not None and not own_study and not len(record) and _is_another(known, folder, location):
         known = None
     is_copy = known is not None and own_study and _is_still_there(known, folder, url)
@@ -107,6 +107,31 @@ def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder) -> No
     raise StorageError(format_error(rule, got=got, where="--study", hint=hint))
 
 
+def check_not_copied(attributes: Mapping[str, Any], folder: SearchFolder, *, url: str | None) -> None:
+    """Check that a folder, before it is resumed, is not a copy that shares the study of its original.
+
+    Both would add trials to one study in a shared database, and neither would have the checkpoints of all.
+
+    Args:
+        attributes: The attributes of the study.
+        folder: The search's files on this machine.
+        url: The URL at which the files are kept, or None if they are kept in the folder.
+
+    Raises:
+        StorageError: If the original is still in its location.
+    """
+    known = _recorded(attributes)
+    if known is None or not _is_still_there(known, folder, url):
+        return
+    rule = f"the study {folder.name!r} in the database must be driven from one folder"
+    got = f"{hide_passwords(url) if url else folder.path}, a copy of the search in {known.location}"
+    hint = (
+        "Resume it there, or remove that folder if this one takes its place. For a search of its own, give"
+        f" another --name and --warm-start {folder.name}."
+    )
+    raise StorageError(format_error(rule, got=got, where="--study", hint=hint))
+
+
 def with_id(text: str, search_id: str) -> str:
     """Return the text of a ``space.yaml`` with the id as its first line.
 
@@ -130,6 +155,13 @@ def write_id(space_yaml: Path, search_id: str) -> None:
     """Write the id to a ``space.yaml`` that has another id or no id."""
     if read_id(space_yaml) != search_id:
         write_atomically(space_yaml, with_id(space_yaml.read_text(encoding="utf-8"), search_id))
+
+
+def _recorded(attributes: Mapping[str, Any]) -> Identity | None:
+    """Return the identity in the attributes of a study; None if it has none yet."""
+    if not attributes.get("id"):
+        return None
+    return Identity(id=attributes["id"], location=attributes.get("place") or "")
 
 
 def _is_another(known: Identity, folder: SearchFolder, location: str) -> bool:

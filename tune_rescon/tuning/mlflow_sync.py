@@ -9,7 +9,7 @@ from tune_rescon.errors import hide_passwords, presentable
 from tune_rescon.tracking import mlflow_writer
 from tune_rescon.tuning.callbacks import Presentation
 from tune_rescon.tuning.cost_model import CostModel
-from tune_rescon.tuning.identity import ensure_identity, write_id
+from tune_rescon.tuning.identity import check_not_copied, ensure_identity, write_id
 from tune_rescon.tuning.input_digests import recorded_images
 from tune_rescon.tuning.mlflow_callback import (
     MlflowCallback,
@@ -89,6 +89,8 @@ def _send(
     folder = store.folder
     shared = options.study_url is not None
     record, versions = open_recorded(options.study_of(folder), folder, shared=shared, writes=True)
+    if shared:
+        check_not_copied(record.attributes(), folder, url=store.url)
     result = result_from_study(
         record, versions, folder=folder, url=store.url, data_root=options.data_root, alive=False
     )

@@ -172,15 +172,24 @@ class StudyResult:
         """The Pareto front, the cheapest trial first; empty if the search has no second objective.
 
         The front contains only trials with as many epochs as the winner: a trial that was stopped early is
-        never compared as if it had finished. Nor is a trial that failed, which keeps no network.
+        never compared as if it had finished. Nor is a trial that failed, which keeps no network. By
+        ``compute_hours``, it contains only trials that ran on the winner's kind of device, cores or GPUs.
         """
         if self.against is None or self.best is None:
             return ()
         usable = usable_trials(self.trials)
         peers = {trial.number: trial for trial in usable if trial.epochs == self.best.epochs}
+        if self.against == "compute_hours":
+            # Core-hours and GPU-hours can be neither compared nor added.
+            of_best = self._on_cores(self.best)
+            peers = {n: t for n, t in peers.items() if len(of_best) == 1 and self._on_cores(t) == of_best}
         sign = 1 if self.maximize else -1
         points = {number: (sign * trial.value, self.cost(trial)) for number, trial in peers.items()}
         return tuple(peers[number] for number in pareto_front(points))
+
+    def _on_cores(self, trial: TrialRecord) -> set[bool]:
+        """Return whether a trial ran on CPU cores; both values if a resume moved it to or from GPUs."""
+        return {(kind or self.device) == "CPU" for kind in trial.devices or (None,)}
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> tuple[int, ...]:

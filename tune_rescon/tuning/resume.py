@@ -13,14 +13,14 @@ from typing import Any, Final
 from tune_rescon.config import TrialConfig, field_names, trial_name
 from tune_rescon.errors import SpaceError, hide_passwords
 from tune_rescon.spaces import Space, can_have, load_space
-from tune_rescon.tuning.folder import SearchFolder
-from tune_rescon.tuning.identity import check_same_search
+from tune_rescon.tuning.identity import check_not_copied, check_same_search
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.result import SearchState
 from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
+from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
-from tune_rescon.tuning.study_attributes import read_run_attributes
+from tune_rescon.tuning.study_attributes import read_run_attributes, recorded_uri
 from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
@@ -32,8 +32,10 @@ __all__ = [
     "is_finished",
     "resume_record",
     "space_changes",
+    "tracking_message",
     "unfit_message",
     "version_changes",
+    "waiting_message",
 ]
 
 
@@ -141,6 +143,9 @@ def version_changes(versions: SpaceVersions, trials: Iterable[TrialRecord]) -> t
 
 _ABSENT: Final = object()
 
+#: What a message calls the MLflow store without ``--tracking-uri``.
+_OWN_STORE: Final = "the storage's own store"
+
 
 def _frozen_problems(old: Space, new: Space) -> Iterator[str]:
     before, after = (dict(_leaves(space.model_dump(by_alias=True))) for space in (old, new))
@@ -211,27 +216,27 @@ def _shown(value: Any) -> str:
     return "null" if value is None else hide_passwords(str(value))
 
 
-def resume_record(
-    space: Space, options: RunOptions, folder: SearchFolder
-) -> tuple[StudyRecord, SpaceVersions]:
+def resume_record(space: Space, options: RunOptions, store: SearchStore) -> tuple[StudyRecord, SpaceVersions]:
     """Open the record of the search to resume.
 
     Args:
         space: The space to resume the search with.
         options: The options of this run.
-        folder: The search's folder.
+        store: The storage of this run.
 
     Returns:
         The record, and the spaces that the search has had before ``space``.
 
     Raises:
-        StorageError: If the study does not exist or is another search's, or the database cannot be used.
+        StorageError: If the study does not exist, is another search's or also that of the folder's original,
+            or the database cannot be used.
         SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
-    url = options.study_of(folder)
-    record = StudyRecord.load(url, options.name, metric=space.metric.name)
+    folder = store.folder
+    record = StudyRecord.load(options.study_of(folder), options.name, metric=space.metric.name)
     if options.study_url is not None:
         check_same_search(record.attributes(), folder)
+        check_not_copied(record.attributes(), folder, url=store.url)
     versions = read_versions(record, lambda: load_space(folder.space_yaml))
     check_changes(
         options.name,
@@ -293,6 +298,36 @@ def unfit_message(record: StudyRecord, space: Space) -> str | None:
         return None
     names = ", ".join(unfit)
     return f"Enqueued trials that do not run, because the space does not contain their values: {names}"
+
+
+def waiting_message(record: StudyRecord, space: Space, name: str) -> str | None:
+    """Return a message that names the enqueued trials that the search ``name`` runs once it is resumed.
+
+    Return None if there are none. They were enqueued too late, or more trials were enqueued than were left.
+    """
+    waiting = [trial_name(trial.number) for trial in record.enqueued() if can_have(space, trial.params)]
+    if not waiting:
+        return None
+    total = len(record) + len(waiting)
+    more = f" --trials {total}" if total > space.budget.trials else ""
+    return f"Enqueued trials that have not run: {', '.join(waiting)}. To run them: --resume {name}{more}"
+
+
+def tracking_message(record: StudyRecord, tracking_uri: str | None) -> str | None:
+    """Return a message if this run is logged to another MLflow than the last one; None if it is not.
+
+    Args:
+        record: The record of the search, before this run.
+        tracking_uri: MLflow's tracking URI of this run; None for the storage's own store.
+    """
+    before, now = read_run_attributes(record).tracking_uri, recorded_uri(tracking_uri)
+    if before == now or not len(record):
+        return None
+    hint = "leave out --tracking-uri" if before is None else f"give --tracking-uri {before}"
+    return (
+        f"The last run was logged to MLflow at {before or _OWN_STORE}. This one is logged to"
+        f" {now or _OWN_STORE}, with all trials of the search. To continue there, {hint}."
+    )
 
 
 def cost_message(versions: SpaceVersions) -> str | None:

@@ -84,6 +84,7 @@ class SearchSampler:
         initial_points: Sequence[Mapping[str, Any]] = (),
         warm_start_trials: Sequence[TrialRecord] = (),
         existing_trials: Iterable[TrialRecord] = (),
+        forgotten: Iterable[int] = (),
         versions: SpaceVersions | None = None,
         violation: Callable[[Mapping[str, Any]], str | None] | None = None,
     ) -> None:
@@ -95,6 +96,8 @@ class SearchSampler:
                 Points that have already run are not run again.
             warm_start_trials: Ended trials of an earlier search, from which the sampler learns.
             existing_trials: The trials of this search, in the order of their numbers.
+            forgotten: The numbers of those of them from which the sampler does not learn, and whose points
+                may run again.
             versions: The spaces that the search has had, with ``space`` as the newest. None if ``space`` is
                 the only one.
             violation: Returns why a configuration, given as plain values, must not be trained, or None. None
@@ -104,7 +107,7 @@ class SearchSampler:
         self._versions = versions or SpaceVersions(spaces=(space,))
         self._like_newest = self._versions.like_newest
         self._violation = violation
-        self._translated: dict[int, Mapping[str, Any] | None] = {}
+        self._translated: dict[int, Mapping[str, Any] | None] = dict.fromkeys(forgotten)
         """For trials of other versions of the space: their parameters in the current one, or None."""
         self._warm_start_trials = [
             translated for trial in warm_start_trials if (translated := self._warm_start_trial(trial))

@@ -45,7 +45,13 @@ from tune_rescon.tuning.ray.worker import run_trial
 from tune_rescon.tuning.reader import result_from_study
 from tune_rescon.tuning.resources import fit_to_machine
 from tune_rescon.tuning.result import StudyResult
-from tune_rescon.tuning.resume import cost_message, is_finished, resume_record, unfit_message
+from tune_rescon.tuning.resume import (
+    cost_message,
+    is_finished,
+    resume_record,
+    tracking_message,
+    unfit_message,
+)
 from tune_rescon.tuning.search_run import STORAGE_TIMEOUT, RunSetup, begin_run
 from tune_rescon.tuning.search_storage import find_search, open_store, search_lease
 from tune_rescon.tuning.space_versions import SpaceVersions, record_version
@@ -116,7 +122,7 @@ def run_search(
         lease = held.enter_context(search_lease(options, store)) if store.resumed else None
         store.fetch()
         # Check the changes before any costly step, so that a refused change leaves nothing behind.
-        record, versions = resume_record(space, options, store.folder) if store.resumed else (None, None)
+        record, versions = resume_record(space, options, store) if store.resumed else (None, None)
         if options.resume_or_start:
             elapsed = lease.elapsed_seconds if lease else 0.0
             if (
@@ -148,8 +154,9 @@ def run_search(
                     slots=slots,
                     presentation=presentation,
                 )
-                if (message := unfit_message(record, space)) is not None:
-                    _PROGRESS.info(message)
+                for message in (unfit_message(record, space), tracking_message(record, options.tracking_uri)):
+                    if message is not None:
+                        _PROGRESS.info(message)
                 if (warning := cost_message(setup.versions)) is not None:
                     _PROGRESS.warning(warning)
                 search = held.enter_context(begin_run(setup, callbacks, interruption, ray))

@@ -37,6 +37,7 @@ from tune_rescon.tuning.result import (
     missing_winner,
     spent_message,
 )
+from tune_rescon.tuning.resume import waiting_message
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.stopping.from_space import make_stopping_rule
 from tune_rescon.tuning.store import SearchStore
@@ -303,7 +304,7 @@ class SearchRun:
         )
 
     def log_why_it_ended(self, result: StudyResult) -> None:
-        """Report a budget that ended the search before all of its trials began, and an exhausted space."""
+        """Report a budget that ended the search early, an exhausted space, and enqueued trials that wait."""
         trials, budget = len(result.trials), self.setup.space.budget
         if not result.interrupted and result.failure is None:
             spent = spent_message(result, self.setup.lease.elapsed_seconds)
@@ -315,11 +316,15 @@ class SearchRun:
                 f" {counted(budget.trials, 'trial')}."
                 " To run them again with other training seeds: --set sampler.repeats=true."
             )
+        waiting = waiting_message(self.setup.record, self.setup.space, result.name)
+        if waiting is not None and not result.interrupted and result.failure is None:
+            _PROGRESS.info(waiting)
 
     def _conclude(self, state: SearchState, on_result: Callable[[StudyResult], object] | None) -> StudyResult:
         """Record how the search ended, pass the result to ``on_result``, and complete the search."""
         self.watch.trials_ended()
         self.coordinator.interrupt_remaining()
+        self.setup.record.read_foreign()
         record_code(self.setup.record, code_digests(self.setup.space), before_trials=False)
         result = self.result(state, self.watch.failure or self.coordinator.failure)
         record_outcome(self.setup.record, state, result.failure)

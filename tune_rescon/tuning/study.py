@@ -204,6 +204,13 @@ class StudyRecord:
             if trial.state is OptunaState.WAITING and params is not None:
                 yield Enqueued(number=number, params=params)
 
+    def read_foreign(self) -> None:
+        """Read the trials that another program has added to the study."""
+        for trial in self._writer.trials():
+            if not _is_ours(trial):
+                self._ids[trial.number] = trial._trial_id
+                self._foreign[trial.number] = trial
+
     def stop_requested(self, number: int) -> bool:
         """Return whether another program has requested that a trial stops. This queries the database."""
         return bool(self._writer.trial_attribute(self._ids[number], STOP_REQUESTED))
@@ -241,7 +248,7 @@ class StudyRecord:
         )
         self._ids[number] = trial_id
         if number > self._next_number:
-            self._read_foreign()
+            self.read_foreign()
         self._next_number = max(self._next_number, number + 1)
         self._trials[number] = TrialRecord(
             number=number,
@@ -377,13 +384,6 @@ class StudyRecord:
     def trials(self) -> tuple[TrialRecord, ...]:
         """Return all trials, ordered by number."""
         return tuple(self._trials.values())
-
-    def _read_foreign(self) -> None:
-        """Read the trials that another program has added to the study."""
-        for trial in self._writer.trials():
-            if not _is_ours(trial):
-                self._ids[trial.number] = trial._trial_id
-                self._foreign[trial.number] = trial
 
     def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialRecord:
         self._writer.annotate(self._ids[number], {"state": state.value, **user})

@@ -40,6 +40,7 @@ __all__ = [
     "record_outcome",
     "record_provenance",
     "record_run",
+    "recorded_uri",
 ]
 
 
@@ -183,9 +184,13 @@ def record_run(record: StudyRecord, datasets: Mapping[str, DatasetInfo], trackin
     record.set_attribute("datasets", {name: _plain(info) for name, info in datasets.items()})
     accounts = {name: info.account.to_json() for name, info in datasets.items() if info.account}
     record.set_attribute("dataset_account", accounts)
-    uri = None if tracking_uri is None else without_password(absolute_url(tracking_uri))
-    record.set_attribute("tracking_uri", uri)
+    record.set_attribute("tracking_uri", recorded_uri(tracking_uri))
     record.set_attribute("outcome", None)
+
+
+def recorded_uri(tracking_uri: str | None) -> str | None:
+    """Return MLflow's tracking URI as :func:`record_run` records it."""
+    return None if tracking_uri is None else without_password(absolute_url(tracking_uri))
 
 
 def record_outcome(record: StudyRecord, state: SearchState, failure: str | None) -> None:

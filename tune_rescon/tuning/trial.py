@@ -373,15 +373,17 @@ class TrialRecord:
         value = series[epoch - 1] if epoch <= len(series) else math.nan
         return value if math.isfinite(value) else default
 
-    def rank_key(self) -> tuple[int, float]:
+    def rank_key(self) -> tuple[int, float, float]:
         """Return a sort key; a smaller key is better.
 
         Trials with more epochs come first, then trials with better values (Optuna's order of PRUNED trials).
-        Trials whose value is not finite come last.
+        Of trials with equal values, the one with the smaller second objective comes first. Trials whose value
+        is not finite come last.
         """
         if not math.isfinite(self.value):
-            return (1, 0.0)
-        return (-self.epochs, -self.value if self.maximize else self.value)
+            return (1, 0.0, 0.0)
+        cost = math.inf if self.cost is None else self.cost
+        return (-self.epochs, -self.value if self.maximize else self.value, cost)
 
 
 #: The value that files and MLflow show for a parameter that a trial does not have. MLflow's parallel
@@ -395,11 +397,15 @@ FAILED_STATES: Final = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialStat
 def best_by_value(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     """Return the trial with the best value, whatever its number of epochs; None if no trial has a value.
 
-    Trials that diverged or failed do not count. Of equal values, the one with the most epochs wins, and of
-    those the one with the lowest number.
+    Trials that diverged or failed do not count. Of equal values, the first by :meth:`TrialRecord.rank_key`
+    wins, and of those the one with the lowest number.
     """
     usable = (t for t in trials if t.state not in FAILED_STATES and math.isfinite(t.value))
-    return min(usable, key=lambda t: (-t.value if t.maximize else t.value, -t.epochs, t.number), default=None)
+    return min(
+        usable,
+        key=lambda t: (-t.value if t.maximize else t.value, t.rank_key(), t.number),
+        default=None,
+    )
 
 
 def usable_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
