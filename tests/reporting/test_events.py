@@ -47,6 +47,17 @@ def test_a_resumed_search_counts_earlier_ended_trials(
     assert ended.endswith("; 2 of 12 trials ended")
 
 
+def test_a_resume_with_a_lower_total_counts_the_trials_that_there_are(
+    out: io.StringIO, make_trial: MakeTrial
+) -> None:
+    lines = EventLines(Console(file=out, highlight=False, width=200), load_space("digits", ["trials=2"]))
+    lines.on_search_start([*(make_trial(n) for n in range(3)), make_trial(3, TrialState.PAUSED)])
+    lines.on_trial_end(make_trial(3, TrialState.STOPPED))
+    started, ended = out.getvalue().splitlines()
+    assert started.startswith("4 trials of at most 9 epochs, 3 of them ended before;")
+    assert ended.endswith("; 4 of 4 trials ended")
+
+
 def test_class_names_are_shown_literally(lines: EventLines, out: io.StringIO, make_trial: MakeTrial) -> None:
     metric = "val_f1/[/b]cat"
     trial = replace(make_trial(3), metric=metric)

@@ -207,10 +207,3 @@ def test_class_names_are_shown_literally(make_result: MakeResult, make_trial: Ma
     assert f"Best: trial_0000, {metric} 0.5 at" in text
     assert f"Front of {metric} against gmacs: " in text
     assert any("[/b]cat" in line for line in text.splitlines() if line.startswith("┃"))
-
-
-@pytest.mark.parametrize("name", ["a [old]", "a [/b]"])
-def test_the_name_of_a_renamed_folder_is_no_markup(
-    name: str, make_result: MakeResult, make_trial: MakeTrial
-) -> None:
-    assert printed(make_result(make_trial(0), name=name)).startswith(f"{name}: 1 trial ")

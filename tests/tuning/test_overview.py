@@ -105,6 +105,19 @@ def test_a_line_of_a_record_without_versions_of_the_space_is_of_the_file(
     assert (line.total, line.state) == (12, result.state) == (result.space.budget.trials, result.state)
 
 
+def test_a_line_has_no_more_ended_trials_than_trials(
+    make_search: MakeSearch, location: SearchLocation
+) -> None:
+    """A resume has lowered the budget below the six trials that there are."""
+    folder = make_search("a")
+    with closing(sqlite3.connect(folder.study_db)) as database, database:
+        database.execute("DELETE FROM study_user_attributes WHERE key LIKE 'space:%'")
+    space = load_space(str(folder.space_yaml), ["budget.trials=2"])
+    folder.space_yaml.write_text(dump_space(space), encoding="utf-8")
+    (line,) = list_searches(location)
+    assert (line.ended, line.total) == (6, 6)
+
+
 @pytest.mark.parametrize("at", ["best", "last"])
 def test_a_lines_value_is_that_of_the_epoch_that_counts(
     at: str, make_search: MakeSearch, location: SearchLocation

@@ -59,6 +59,8 @@ class EventLines(SearchCallback):
     @override
     def on_search_start(self, trials: Sequence[TrialRecord]) -> None:
         """Print the number of trials, and how many of them ended in an earlier run."""
+        # A resume may lower the total below the trials that there are.
+        self._total = max(self._total, len(trials))
         self._ended = sum(trial.state.is_final for trial in trials)
         self._paused = {trial.number for trial in trials if trial.state is TrialState.PAUSED}
         before = f", {self._ended} of them ended before" if trials else ""

@@ -141,7 +141,7 @@ class Snapshot:
     name: str
     metric: str
     total: int
-    """Total number of trials."""
+    """Number of trials in the budget, or of those that have begun if a resume has lowered the budget."""
     last_epoch: int
     ended: Mapping[TrialState, int]
     """Number of trials by state, including the paused ones."""
@@ -268,7 +268,7 @@ class LiveTotals:
         return Snapshot(
             name=self._name,
             metric=self._space.metric.name,
-            total=self._space.budget.trials,
+            total=max(self._space.budget.trials, self._started),
             last_epoch=self._levels[-1],
             ended=+self._ended,
             running=tuple(self._running[number] for number in sorted(self._running)),

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, ConsoleDimensions, JustifyMethod
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
@@ -213,8 +212,7 @@ def result_table(result: StudyResult, *, width: int) -> Table:
     rows = [row(result, trial) for trial in best]
     widths = [_width(name, (cells[i] for cells in rows)) for i, name in enumerate(names)]
     fitting = _fitting_columns(dict(zip(names, widths, strict=True)), width)
-    title = f"{escape(result.name)}: {counted(len(result.trials), 'trial')}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=f"{result.name}: {counted(len(result.trials), 'trial')}", title_justify="left")
     columns = [i for i, name in enumerate(names) if name in fitting]
     for i in columns:
         justify: JustifyMethod = "left" if names[i] == "state" else "right"

@@ -121,7 +121,7 @@ class SearchOverview:
     ended: int = 0
     """Number of trials in a final state."""
     total: int = 0
-    """Number of trials in the budget."""
+    """Number of trials in the budget, or in the record if a resume has lowered the budget."""
     changed: datetime | None = None
     """When a trial last began, ended an epoch, or ended; None if no trial has begun."""
     problem: str = ""
@@ -234,7 +234,7 @@ def _read(
         state=state,
         best=best,
         ended=ended,
-        total=goal.budget.trials,
+        total=max(goal.budget.trials, len(states)),
         changed=changed,
     )
 

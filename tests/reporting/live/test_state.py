@@ -204,6 +204,13 @@ def test_a_resumed_search_starts_with_its_earlier_trials(state: LiveTotals, make
     assert not state.on_trial_start(make_trial(2, 0.5, 0.5), 0.0), "no worker process died"
 
 
+def test_a_resume_with_a_lower_total_counts_the_trials_that_there_are(make_trial: MakeTrial) -> None:
+    state = LiveTotals(load_space("digits", ["trials=2"]), "s")
+    state.on_search_start([make_trial(n, *[0.5] * 9, state=TrialState.FINISHED) for n in range(4)])
+    snapshot = state.snapshot(TWO_SLOTS)
+    assert (snapshot.done, snapshot.total) == (4, 4)
+
+
 def test_time_left_is_shown_after_two_epochs_per_slot(
     state: LiveTotals, train: Callable[..., TrialRecord]
 ) -> None:
