@@ -176,6 +176,18 @@ def test_a_trial_reports_logged_metrics_and_optimises_a_custom_one(
     assert reports[0].best_checkpoint is not None
 
 
+def test_a_custom_metric_that_changes_its_arguments_changes_no_other_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "careless.py").write_text(
+        "def zeroed(scores, labels):\n    return scores.zero_().sum() + labels.zero_().sum()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    alone = compute_metrics(*images(), "val_auroc", "val_f1_by_class")
+    beside = compute_metrics(*images(), "careless:zeroed", "val_auroc", "val_f1_by_class")
+    assert beside == {**alone, "zeroed": 0.0}
+
+
 def test_an_extra_metric_as_objective_need_not_be_logged(train: Train) -> None:
     (report,) = train(metric="val_auroc", mode="max", epochs=1)
     assert 0 < report.metrics["val_auroc"] < 1

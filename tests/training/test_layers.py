@@ -102,10 +102,17 @@ def test_the_classifier_of_a_network_beside_an_adapter_is_trained_alone() -> Non
 
 
 def test_a_list_of_single_layers_is_divided_unless_it_is_the_stem_or_the_classifier() -> None:
-    names = ["stem.0.weight", "stem.1.weight", "features.0.weight", "features.3.weight"]
-    names += ["classifier.0.weight", "classifier.3.weight"]
-    expected = ["stem", "stem", "features.0", "features.3", "classifier", "classifier"]
-    assert list(layer_names(names).values()) == expected
+    expected = {
+        "tokens.0": "tokens",
+        "tokens.1": "tokens",
+        "stem.0.weight": "stem",
+        "stem.1.weight": "stem",
+        "features.0.weight": "features.0",
+        "features.3.weight": "features.3",
+        "classifier.0.weight": "classifier",
+        "classifier.3.weight": "classifier",
+    }
+    assert layer_names(expected) == expected
 
 
 def test_branches_of_a_block_are_no_layers() -> None:

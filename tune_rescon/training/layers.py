@@ -106,7 +106,8 @@ def _layer(path: Sequence[str], network: _Parts, last: Sequence[str]) -> Sequenc
 
 
 def _is_list(module: _Parts) -> bool:
-    return all(map(_NUMBERED.fullmatch, module))
+    """Return whether a module is a list of modules, not of parameters."""
+    return all(map(_NUMBERED.fullmatch, module)) and any(module.values())
 
 
 def _has_blocks(module: _Parts) -> bool:

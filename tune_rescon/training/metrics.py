@@ -250,7 +250,9 @@ def load_metric(name: str) -> MetricFunction:
     """
     if name in _EXTRA:
         return _EXTRA[name]
-    return import_function(name, what="a metric", where="metric.log")
+    function = import_function(name, what="a metric", where="metric.log")
+    # It may change its arguments, from which other metrics are computed.
+    return lambda logits_NK, labels_N: function(logits_NK.clone(), labels_N.clone())
 
 
 def _scores(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
