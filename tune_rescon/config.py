@@ -274,9 +274,8 @@ class TrialConfig:
     positions and tokens that networks of timm exempt."""
     layer_decay: float = _field(1.0, float, low=0, high=1, open_low=True)
     """Factor of the learning rate from each layer to the one before it; the classifier has the whole rate. A
-    layer is the stem, the units before a stage's attention modules, such a module or a final unit; with
-    ``network``, a block of a list of blocks, or a whole part without such a list. 1: off. Useful with
-    ``init_from`` or ``pretrained``."""
+    layer is the stem, a final unit, an attention module, the units before a stage's modules, or a block of
+    ``network``. 1: off. Useful with ``init_from`` or ``pretrained``."""
     classifier_lr_mult: float = _field(1.0, float, low=0, high=1000, open_low=True)
     """Factor of the learning rate of the classifier, the network's last layer. Above 1, the classifier learns
     faster than the rest. Useful with ``init_from`` or ``pretrained``, where the rest begins with trained
