@@ -56,7 +56,7 @@ LEADERS: Final = 1.5
 CLOSING: Final = 3.0
 #: A trial is promoted only if the time left is enough for this share of the way to its next rung.
 MIN_REACHED: Final = 0.2
-#: With a budget of trials, at least this number of trials is trained to the end.
+#: With a budget of trials, the epochs suffice to train at least this number of trials to the end.
 MIN_FINISHED: Final = 3
 #: Epochs that a trial is expected to use with a budget of trials, as a share of a full training. It sets only
 #: how late the latest candidate for the first rung may be.
