@@ -259,7 +259,7 @@ def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolde
 
 @pytest.mark.timeout(20)  # a database
 def test_a_copied_folder_does_not_share_the_study_of_its_original(
-    tmp_path: Path, make_search: MakeSearch, location: SearchLocation
+    tmp_path: Path, make_search: MakeSearch, location: SearchLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = make_search("a")
     database = sqlite_url(original.study_db.rename(tmp_path / "studies.db"))
@@ -273,6 +273,8 @@ def test_a_copied_folder_does_not_share_the_study_of_its_original(
         options = RunOptions(name="a", resume=True, storage=folder.storage, study_url=database)
         resume_record(load_space(str(folder.space_yaml)), options, SearchStore(folder))
 
+    resume(copy)  # the file of the database may be a copy, too
+    monkeypatch.setattr("tune_rescon.tuning.identity.sqlite_file", lambda _: None)  # as of a server
     resume(original)
     of_copy = dataclasses.replace(location, storage=copy.storage, study_url=database)
     assert read_search(of_copy, "a").trials, "it may be read"

@@ -6,7 +6,7 @@ which no loader reads), and a tag of every MLflow run. A search that an earlier 
 gets one when it is next resumed or synchronised.
 
 A search that is moved keeps its id. A copy becomes another search: when the copy is resumed and the original
-is still in its location, a folder or a URL, the copy gets a new id. If a shared database has the study, which
+is still in its location, a folder or a URL, the copy gets a new id. If a database server has the study, which
 is not copied with the folder, the copy is refused.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tune_rescon.errors import StorageError, format_error, hide_passwords
-from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl
+from tune_rescon.storage import RemoteError, RemoteFolder, StorageUrl, sqlite_file
 from tune_rescon.tuning.folder import SearchFolder, write_atomically
 from tune_rescon.tuning.study import StudyRecord
 
@@ -107,21 +107,25 @@ def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder) -> No
     raise StorageError(format_error(rule, got=got, where="--study", hint=hint))
 
 
-def check_not_copied(attributes: Mapping[str, Any], folder: SearchFolder, *, url: str | None) -> None:
+def check_not_copied(
+    attributes: Mapping[str, Any], folder: SearchFolder, *, url: str | None, study_url: str
+) -> None:
     """Check that a folder, before it is resumed, is not a copy that shares the study of its original.
 
-    Both would add trials to one study in a shared database, and neither would have the checkpoints of all.
+    Both would add trials to one study on a database server, and neither would have the checkpoints of all. A
+    database in a file may have been copied with the folder, and is not checked.
 
     Args:
         attributes: The attributes of the study.
         folder: The search's files on this machine.
         url: The URL at which the files are kept, or None if they are kept in the folder.
+        study_url: The URL of the study's database.
 
     Raises:
         StorageError: If the original is still in its location.
     """
     known = _recorded(attributes)
-    if known is None or not _is_still_there(known, folder, url):
+    if known is None or sqlite_file(study_url) is not None or not _is_still_there(known, folder, url):
         return
     rule = f"the study {folder.name!r} in the database must be driven from one folder"
     got = f"{hide_passwords(url) if url else folder.path}, a copy of the search in {known.location}"

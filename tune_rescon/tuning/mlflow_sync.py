@@ -89,8 +89,7 @@ def _send(
     folder = store.folder
     shared = options.study_url is not None
     record, versions = open_recorded(options.study_of(folder), folder, shared=shared, writes=True)
-    if shared:
-        check_not_copied(record.attributes(), folder, url=store.url)
+    check_not_copied(record.attributes(), folder, url=store.url, study_url=options.study_of(folder))
     result = result_from_study(
         record, versions, folder=folder, url=store.url, data_root=options.data_root, alive=False
     )

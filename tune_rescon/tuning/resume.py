@@ -232,11 +232,11 @@ def resume_record(space: Space, options: RunOptions, store: SearchStore) -> tupl
             or the database cannot be used.
         SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
-    folder = store.folder
-    record = StudyRecord.load(options.study_of(folder), options.name, metric=space.metric.name)
+    folder, study_url = store.folder, options.study_of(store.folder)
+    record = StudyRecord.load(study_url, options.name, metric=space.metric.name)
     if options.study_url is not None:
         check_same_search(record.attributes(), folder)
-        check_not_copied(record.attributes(), folder, url=store.url)
+    check_not_copied(record.attributes(), folder, url=store.url, study_url=study_url)
     versions = read_versions(record, lambda: load_space(folder.space_yaml))
     check_changes(
         options.name,
