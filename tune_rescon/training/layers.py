@@ -95,8 +95,9 @@ def _layer(path: Sequence[str], network: _Parts, last: Sequence[str]) -> Sequenc
             return path[:depth]
         is_classifier = path[:depth] == last[:depth] and not _BLOCKS_AT_THE_END.fullmatch(path[depth - 1])
         if _is_list(module) and (_has_blocks(module) or not (in_list or is_classifier)):
-            in_list = True
+            in_list = True  # the next module on the path is a block, or a stage
         elif in_list:
+            # The module is numbered. It is a stage, which is divided again, if a list of blocks follows.
             if part not in _BLOCKS_OF_A_STAGE or not _has_blocks(module[part]):
                 return path[:depth]
         elif not _contains_blocks(module):
