@@ -115,7 +115,7 @@ class FakeStore:
             event()
 
     def keeper(
-        self, me: Driver = THIS_DRIVER, *, awake_clock: Callable[[], float] | None = None
+        self, me: Driver = THIS_DRIVER, *, search_clock: Callable[[], float] | None = None
     ) -> LeaseKeeper:
         return LeaseKeeper(
             self,
@@ -124,7 +124,7 @@ class FakeStore:
             seconds=LEASE_SECONDS,
             processes=self.processes.get,
             clock=lambda: self.now,
-            awake_clock=awake_clock,
+            search_clock=search_clock or (lambda: self.now),
             sleep=self.sleep,
         )
 
@@ -349,7 +349,7 @@ def test_a_released_lease_is_free_and_keeps_the_elapsed_seconds() -> None:
 def test_the_time_of_a_suspended_machine_does_not_count_as_time_of_the_search() -> None:
     """The deadline of a run does not count it either. The lease does: another driver may have taken it."""
     lease_store, suspended = FakeStore(), [0.0]
-    keeper = lease_store.keeper(awake_clock=lambda: lease_store.now - suspended[0])
+    keeper = lease_store.keeper(search_clock=lambda: lease_store.now - suspended[0])
     keeper.take()
     lease_store.sleep(30.0)
     lease_store.sleep(36_000.0)

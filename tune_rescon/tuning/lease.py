@@ -76,10 +76,9 @@ class LeaseKeeper:
         name: str,
         me: Driver,
         seconds: float = LEASE_SECONDS,
-        drives: bool = True,
         processes: ProcessTable = process_start,
         clock: Callable[[], float],
-        awake_clock: Callable[[], float] | None = None,
+        search_clock: Callable[[], float] | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         """Prepare to hold the lease of the search ``name``; :meth:`take` takes it.
@@ -89,21 +88,19 @@ class LeaseKeeper:
             name: The search's name, used in messages.
             me: The process that will drive the search.
             seconds: Length of the lease in seconds.
-            drives: Whether ``me`` runs the search, so that this holding counts as time of the search.
             processes: The process table in which ``me`` is.
             clock: Returns seconds that also pass while the process or the machine is stopped.
-            awake_clock: Returns the seconds that count as time of the search, like its deadline: they do not
-                pass while the machine is suspended. None for ``clock``.
+            search_clock: Returns the seconds that count as time of the search, as its deadline does: they do
+                not pass while the machine is suspended. None if ``me`` does not run the search.
             sleep: Waits for the given number of seconds.
         """
         self._store = store
         self._name = name
         self._me = me
         self._seconds = seconds
-        self._drives = drives
         self._processes = processes
         self._clock = clock
-        self._awake_clock = awake_clock or clock
+        self._search_clock = search_clock or (lambda: 0.0)
         self._sleep = sleep
         self._token = secrets.token_hex(8)
         self._since = datetime.now(UTC).isoformat(sep=" ", timespec="seconds")
@@ -116,7 +113,7 @@ class LeaseKeeper:
     @property
     def elapsed_seconds(self) -> float:
         """Seconds for which all drivers together have run the search until now."""
-        return self._elapsed_before + (self._awake_clock() - self._taken if self._drives else 0.0)
+        return self._elapsed_before + self._search_clock() - self._taken
 
     def take(self) -> None:
         """Become the search's driver.
@@ -127,7 +124,7 @@ class LeaseKeeper:
         self._stored = self._find_free()
         before = _parsed(self._stored)
         self._elapsed_before = before.driven if before else 0.0
-        self._taken, self._renewed = self._awake_clock(), self._clock()
+        self._taken, self._renewed = self._search_clock(), self._clock()
         if not self._replace() or not self._won_the_race():
             raise LeaseError(self._taken_by(_parsed(self._store.read())))
 
@@ -298,7 +295,7 @@ def hold_lease(
         store: The store of the lease.
         name: The search's name.
         seconds: Length of the lease in seconds.
-        drives: See :class:`LeaseKeeper`.
+        drives: Whether this process runs the search, so that the time counts as that of the search.
 
     Raises:
         LeaseError: If another driver is alive.
@@ -308,9 +305,8 @@ def hold_lease(
         name=name,
         me=this_driver(),
         seconds=seconds,
-        drives=drives,
         clock=_seconds,
-        awake_clock=time.monotonic,
+        search_clock=time.monotonic if drives else None,
     )
     keeper.take()
     stop = threading.Event()
