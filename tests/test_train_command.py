@@ -295,7 +295,7 @@ def test_an_image_size_that_makes_another_network_is_said(
         assert main([*arguments, *more]) == 0
         output = capsys.readouterr().out
         assert (message in output) == is_said
-        assert ("`--set layout=cifar` keeps them" in output) == is_said
+        assert ("To keep the layout: `--set layout=cifar`" in output) == is_said
 
 
 def test_a_trial_that_the_search_does_not_have_is_refused(

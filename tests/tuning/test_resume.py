@@ -440,7 +440,7 @@ def test_another_mlflow_than_before_is_named(
         last, this, way = places
         assert message == (
             f"The last run was logged to MLflow at {last}. This one is logged to {this}, with all trials of"
-            f" the search. To continue there, {way}"
+            f" the search. To use the former one again, {way}"
         )
 
 

@@ -179,7 +179,10 @@ def _check_empty_classes(
 
 
 def _unused_globs_remark(selection: Selection, tally: Tally) -> Iterator[str]:
-    """Yield a line if some globs of ``ignore`` match nothing; that none matches, the account shows itself."""
+    """Yield a line that names the globs of ``ignore`` without a match, if others have one.
+
+    If none has a match, the account already shows that nothing was ignored.
+    """
     unused = selection.unused(tally.names(Kind.IGNORED, Kind.TOOLS))
     if unused and tally.names(Kind.IGNORED):
         yield f"globs of dataset.ignore that match nothing: {_listed(unused)}"

@@ -140,14 +140,14 @@ def changed_layout(configs: Sequence[TrialConfig], space: Space) -> str | None:
     now = sorted({_layout(trial_config(space, row)) for row in space.initial})
     if now == before:
         return None
-    hint = f" `--set layout={before[0]}` keeps them." if len(before) == 1 else ""
+    hint = f" To keep the layout: `--set layout={before[0]}`." if len(before) == 1 else ""
     return (
-        f"These networks have the layout {', '.join(now)}, and those of the search {', '.join(before)}:"
-        f" `layout: auto` follows from the image size, and they are other networks.{hint}"
+        f"These networks have the layout {', '.join(now)}, and those of the search have {', '.join(before)}."
+        f" `layout: auto` follows from the image size, so they are different networks.{hint}"
     )
 
 
 def _layout(config: TrialConfig) -> str:
-    """Return the layout of a network, which one from elsewhere does not have."""
+    """Return the layout of a network; "none" for a network of timm or of a user's function."""
     spec = describe_network(config, classes=2, in_channels=3)
     return "none" if isinstance(spec, ExternalSpec) else spec.layout

@@ -70,7 +70,7 @@ def _build_own(spec: ExternalSpec) -> nn.Module:
     if not isinstance(network, nn.Module):
         rule = "the function must return a torch.nn.Module"
         raise NetworkError(format_error(rule, got=type(network).__name__, where=f"network {spec.network}"))
-    # Lightning trains a network in the modes that it has. A part in eval mode, as a frozen norm, stays in it.
+    # Lightning does not change the modes of modules. One in eval mode, such as a frozen norm, stays in it.
     return network if network.training else network.train()
 
 

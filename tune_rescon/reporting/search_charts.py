@@ -200,7 +200,7 @@ def gantt(timeline: Timeline) -> Chart:
 def _clock(timeline: Timeline) -> tuple[float, str, float]:
     """Return the time at which the time axis starts, the axis's unit, and the unit's seconds."""
     start = min((stretch.start for stretch in timeline.stretches), default=0.0)
-    # Of the whole axis, which has the times when no driver ran.
+    # Length of the whole axis, which includes the times when no driver ran.
     seconds = max((stretch.end for stretch in timeline.stretches), default=0.0) - start
     return (start, "hours", 3600.0) if seconds > 5400 else (start, "minutes", 60.0)
 

@@ -357,7 +357,7 @@ def print_overviews(overviews: Sequence[SearchOverview], console: Console, *, no
     table = Table(title="Searches", title_justify="left")
     for name in ("search", "state", "trials", "metric", "best", "changed"):
         right = name in ("trials", "best", "changed")
-        # A narrow terminal cuts off the names of metrics, and no value and no date.
+        # In a narrow terminal, only the names of metrics are cut off.
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "metric")
     for overview in overviews:
         state = overview.state

@@ -86,7 +86,7 @@ class EpochReporter(Callback):
         self._peers = peers
         self._clock = clock
         self._started = self._trained = self._entered = clock()
-        self._training_started = self._started  # later by the seconds that were no training
+        self._training_started = self._started  # moved later by the time of other work
         self._eval_started = self._eval_seconds = 0.0
         self._images = self._eval_images = 0
         self._learning_rate = math.nan
@@ -194,7 +194,7 @@ class EpochReporter(Callback):
             StoppedByReport: the report of the previous epoch, which was still due, ended the trial.
         """
         metrics = self._measure(pl_module)
-        self.report_due()  # after the measurement: to wait for files is no validation
+        self.report_due()  # after the measurement, because this may wait for files
         self.metadata = self.metadata.extended(metrics)
         more = trainer.current_epoch + 1 != trainer.max_epochs
         if self._writer is not None:

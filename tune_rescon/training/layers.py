@@ -15,10 +15,10 @@ __all__ = ["Trunk", "layer_names", "trained_layers"]
 #: The name of a module in a list: ``3``, ``b3`` (RegNet), ``denselayer3``, ``encoder_layer_3``, ``block1-3``.
 _NUMBERED: Final = re.compile(r"(?:b|\D*(?:block|layer)\D*)?[\d-]+")
 
-#: Lists of blocks in a numbered module, which is a stage then.
+#: Names of lists of blocks. A numbered module that has one is a stage.
 _BLOCKS_OF_A_STAGE: Final = ("attention", "blocks", "layers", "transformer_encoder")
 
-#: Lists that are divided also at the end of a network, where other lists of single layers are a classifier.
+#: Lists whose modules are layers even at the end of a network, where any other list is the classifier.
 _BLOCKS_AT_THE_END: Final = re.compile(r"final|blocks|layer\d*")
 
 #: A module with fewer parts that have parameters, such as a convolution and its norm, is no block.

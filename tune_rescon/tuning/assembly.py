@@ -92,7 +92,7 @@ def make_coordinator(
         initial_points=[to_optuna(row) for row in first_rows(space)],
         warm_start_trials=warm_start_trials(record),
         existing_trials=trials,
-        # They say nothing of the memory that trials have now.
+        # They ran with other devices, so they say nothing about the memory that trials have now.
         forgotten=[trial.number for trial in out_of_memory if not plan.same_devices(trial)],
         versions=versions,
         violation=plan.violation,

@@ -326,7 +326,7 @@ def tracking_message(record: StudyRecord, tracking_uri: str | None) -> str | Non
     hint = "leave out --tracking-uri" if before is None else f"give --tracking-uri {before}"
     return (
         f"The last run was logged to MLflow at {before or _OWN_STORE}. This one is logged to"
-        f" {now or _OWN_STORE}, with all trials of the search. To continue there, {hint}."
+        f" {now or _OWN_STORE}, with all trials of the search. To use the former one again, {hint}."
     )
 
 
