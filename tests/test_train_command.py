@@ -286,7 +286,7 @@ def test_an_image_size_that_makes_another_network_is_said(
     search = SimulatedSearch(load_space("digits", changes), folder=SearchFolder(storage=tmp_path, name="a"))
     Simulation(lambda _: SyntheticCurve(limit=0.5)).drive(search.policy())
     arguments = ["--from", "a", "--storage", str(tmp_path), "--top", "1", "--dry-run", "--plain"]
-    message = "These networks have the layout imagenet, and those of the search cifar"
+    message = "These networks have the layout imagenet, and those of the search have cifar"
     for more, is_said in (
         (["--image-size", "64"], False),
         (["--image-size", "96"], True),
