@@ -217,14 +217,9 @@ def test_the_name_of_a_folder_is_no_markup() -> None:
 
 
 def test_a_narrow_terminal_shows_every_value_and_date_of_the_searches() -> None:
-    overview = SearchOverview(
-        name="demo-20261130-225600",
-        metric="val_accuracy",
-        state=SearchState.INTERRUPTED,
-        best=0.9965,
-        ended=12,
-        total=128,
-        changed=NOW - timedelta(days=5),
+    name, state, changed = "demo-20261130-225600", SearchState.INTERRUPTED, NOW - timedelta(days=5)
+    overview = dataclasses.replace(
+        OVERVIEWS[0], name=name, state=state, best=0.9965, ended=12, total=128, changed=changed
     )
     out = io.StringIO()
     print_overviews([overview], Console(file=out, width=80, highlight=False), now=NOW)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tune_rescon.reporting import write_plots
-from tune_rescon.reporting.png_plots import _figures
+from tune_rescon.reporting.png_plots import figures
 from tune_rescon.tuning import StudyResult, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -41,8 +41,7 @@ def test_dollar_signs_in_class_names_are_not_math_text(
 
 def test_equal_values_have_one_label(make_result: MakeResult, make_trial: MakeTrial) -> None:
     trials = [make_trial(n, parameters={"depth": 56 + 36 * n}) for n in range(2)]
-    figures = dict(_figures(make_result(*trials)))
-    (axes,) = figures["parallel_coordinates"].axes
+    (axes,) = dict(figures(make_result(*trials)))["parallel_coordinates"].axes
     assert [text.get_text() for text in axes.texts] == ["56", "92", "0.5"]
 
 

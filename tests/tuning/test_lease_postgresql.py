@@ -21,7 +21,8 @@ import sqlalchemy
 
 from tests.tuning.rival_drivers import assert_old_leases_are_respected, assert_one_wins
 from tests.waiting import wait_until
-from tune_rescon.spaces import load_space
+from tune_rescon.errors import StorageError
+from tune_rescon.spaces import Space, load_space
 from tune_rescon.testing import learn_nothing
 from tune_rescon.tuning import (
     RunOptions,
@@ -122,7 +123,18 @@ def test_a_search_and_its_resume_use_a_postgresql_study(url: str, tmp_path: Path
         assert all(trial.epochs for trial in result.trials)
     location = SearchLocation(storage=options.storage, study_url=url)
     assert read_search(location, "s").trials == result.trials
+    assert_a_copied_folder_is_refused(space, options)
+    assert read_search(location, "s").trials == result.trials
     assert_a_silent_driver_elsewhere_is_dead(location, "s")
+
+
+def assert_a_copied_folder_is_refused(space: Space, options: RunOptions) -> None:
+    """It would add trials to the study of its original, which is on the server and not in the folder."""
+    assert isinstance(options.storage, Path)
+    copies = options.storage.with_name("copies")
+    shutil.copytree(options.storage / options.name, copies / options.name)
+    with pytest.raises(StorageError, match=r"driven from one folder.* a copy of the search in .*/runs/s\."):
+        run_search(space, dataclasses.replace(options, storage=copies, resume=True), trainable=learn_nothing)
 
 
 def assert_a_silent_driver_elsewhere_is_dead(location: SearchLocation, name: str) -> None:

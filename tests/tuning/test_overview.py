@@ -91,15 +91,18 @@ def test_a_line_is_of_the_recorded_space_until_a_resume_uses_the_edited_file(
     assert (line.total, line.state) == (result.space.budget.trials, result.state)
 
 
+def resumed_by_an_earlier_version(folder: SearchFolder, *, trials: int) -> None:
+    """Change the total of a search as an earlier version did, which wrote the new space to the file only."""
+    with closing(sqlite3.connect(folder.study_db)) as database, database:
+        database.execute("DELETE FROM study_user_attributes WHERE key LIKE 'space:%'")
+    space = load_space(str(folder.space_yaml), [f"budget.trials={trials}"])
+    folder.space_yaml.write_text(dump_space(space), encoding="utf-8")
+
+
 def test_a_line_of_a_record_without_versions_of_the_space_is_of_the_file(
     make_search: MakeSearch, location: SearchLocation
 ) -> None:
-    """An earlier version wrote the space of a resume to the file only."""
-    folder = make_search("a")
-    with closing(sqlite3.connect(folder.study_db)) as database, database:
-        database.execute("DELETE FROM study_user_attributes WHERE key LIKE 'space:%'")
-    space = load_space(str(folder.space_yaml), ["budget.trials=12"])
-    folder.space_yaml.write_text(dump_space(space), encoding="utf-8")
+    resumed_by_an_earlier_version(make_search("a"), trials=12)
     result = read_search(location, "a")
     (line,) = list_searches(location)
     assert (line.total, line.state) == (12, result.state) == (result.space.budget.trials, result.state)
@@ -109,11 +112,7 @@ def test_a_line_has_no_more_ended_trials_than_trials(
     make_search: MakeSearch, location: SearchLocation
 ) -> None:
     """A resume has lowered the budget below the six trials that there are."""
-    folder = make_search("a")
-    with closing(sqlite3.connect(folder.study_db)) as database, database:
-        database.execute("DELETE FROM study_user_attributes WHERE key LIKE 'space:%'")
-    space = load_space(str(folder.space_yaml), ["budget.trials=2"])
-    folder.space_yaml.write_text(dump_space(space), encoding="utf-8")
+    resumed_by_an_earlier_version(make_search("a"), trials=2)
     (line,) = list_searches(location)
     assert (line.ended, line.total) == (6, 6)
 

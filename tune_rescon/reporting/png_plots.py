@@ -23,7 +23,7 @@ from tune_rescon.reporting.summary import (
 )
 from tune_rescon.tuning import StudyResult, parameter_importance
 
-__all__ = ["write_plots"]
+__all__ = ["figures", "write_plots"]
 
 DPI: Final = 110
 
@@ -44,7 +44,7 @@ def write_plots(result: StudyResult, folder: Path) -> list[Path]:
         OSError: a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return [_saved(figure, folder / f"{name}.png") for name, figure in _figures(result)]
+    return [_saved(figure, folder / f"{name}.png") for name, figure in figures(result)]
 
 
 def _saved(figure: Figure, path: Path) -> Path:
@@ -52,7 +52,8 @@ def _saved(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _figures(result: StudyResult) -> Iterator[tuple[str, Figure]]:
+def figures(result: StudyResult) -> Iterator[tuple[str, Figure]]:
+    """Yield the plots that have data, each with its name; nothing before the first epoch."""
     if not any(trial.epochs for trial in result.trials):
         return
     yield "learning_curves", _drawn((9, 5), lambda axes: _curves(result, axes))

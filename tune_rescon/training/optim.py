@@ -7,16 +7,17 @@ Schedules, checkpoints and gradient clipping work as with torch's own optimizers
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from itertools import compress
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
 from tune_rescon.config import TrialConfig
@@ -396,8 +397,9 @@ class AveragedNetwork(nn.Module):
     def update(self, live: nn.Module, step: int) -> None:
         """Update the average with ``live`` after its ``step``-th training step (from 0); copy the rest."""
         ours, newest = list(_tensors(self.network)), list(_tensors(live))
-        averaged, trained = (list(itertools.compress(all_, self._averages)) for all_ in (ours, newest))
-        torch._foreach_lerp_(averaged, trained, 1 - ema_decay_at(step, self._decay))
+        decay = ema_decay_at(step, self._decay)
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        average([*compress(ours, self._averages)], [*compress(newest, self._averages)], step)
         for tensor, value, is_averaged in zip(ours, newest, self._averages, strict=True):
             if not is_averaged:
                 tensor.copy_(value)
@@ -421,11 +423,9 @@ def reestimate_batch_norm(
 ) -> None:
     """Replace batch norm's running statistics by their plain average over ``batches_BCHW``, if there are any.
 
-    The running statistics of the training lag behind the weights: with 21 steps an epoch, the accuracy of the
-    first two validations is that of chance, although training goes well. Afterwards the network is in eval
-    mode. torch's ``swa_utils.update_bn`` does the same with the whole network in training mode. Here only
-    batch norm is in training mode. So the statistics are those of the evaluated network (without dropped
-    paths), and no random number is drawn.
+    The running statistics of the training lag behind the weights: after 42 steps the accuracy may still be
+    that of chance. Unlike torch's ``swa_utils.update_bn``, this function puts only batch norm into training
+    mode, so no path is dropped and no random number is drawn. At the end, the network is in eval mode.
 
     Args:
         network: the network.

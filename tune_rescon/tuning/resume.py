@@ -301,9 +301,9 @@ def unfit_message(record: StudyRecord, space: Space) -> str | None:
 
 
 def waiting_message(record: StudyRecord, space: Space, name: str) -> str | None:
-    """Return a message that names the enqueued trials that the search ``name`` runs once it is resumed.
+    """Return a message that names the enqueued trials that the search ``name`` has not run; None without any.
 
-    Return None if there are none. They were enqueued too late, or more trials were enqueued than were left.
+    Such a trial was enqueued after the search had asked for its last trial, or beyond the budget.
     """
     waiting = [trial_name(trial.number) for trial in record.enqueued() if can_have(space, trial.params)]
     if not waiting:
