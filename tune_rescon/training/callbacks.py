@@ -287,7 +287,7 @@ class StopOnPreemption(Callback):
         writer: CheckpointWriter | None,
         on_message: OnMessage,
         *,
-        report_due: Callable[[], None],
+        report_pending: Callable[[], None],
     ) -> None:
         """Create the callback.
 
@@ -295,12 +295,12 @@ class StopOnPreemption(Callback):
             is_preempted: returns True if the training is to stop; called after each step.
             writer: writes the checkpoint; None writes none.
             on_message: called with each message to the user.
-            report_due: :meth:`.EpochReporter.report_due`.
+            report_pending: :meth:`.EpochReporter.report_pending`.
         """
         self._is_preempted = is_preempted
         self._writer = writer
         self._on_message = on_message
-        self._report_due = report_due
+        self._report_pending = report_pending
 
     @override
     def on_train_batch_end(
@@ -312,12 +312,12 @@ class StopOnPreemption(Callback):
 
         Raises:
             Preempted: a preemption was requested.
-            StoppedByReport: the last epoch's report, which was still due, ended the trial.
+            StoppedByReport: the previous epoch's report, which was still pending, ended the trial.
         """
         batches, epoch = batch_idx + 1, trainer.current_epoch + 1
         if batches == trainer.num_training_batches or not self._is_preempted():
             return
-        self._report_due()
+        self._report_pending()
         if self._writer is not None:
             for note in self._writer.save_mid_epoch(trainer, epoch, batches):
                 self._on_message(note)
@@ -329,9 +329,9 @@ class StopOnPreemption(Callback):
 
         Raises:
             Preempted: a preemption was requested, and there are epochs left.
-            StoppedByReport: this epoch's report, which was still due, ended the trial.
+            StoppedByReport: this epoch's report, which was still pending, ended the trial.
         """
         epoch = trainer.current_epoch + 1
         if epoch != trainer.max_epochs and not trainer.should_stop and self._is_preempted():
-            self._report_due()
+            self._report_pending()
             raise Preempted(epoch + 1, 0)

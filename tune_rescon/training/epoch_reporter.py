@@ -61,7 +61,7 @@ class EpochReporter(Callback):
         utilisation: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Continue from the epochs trained before.
+        """Create the callback.
 
         Args:
             metadata: the trial and its epochs so far.
@@ -77,8 +77,9 @@ class EpochReporter(Callback):
         """
         self.metadata = metadata
         self.stopped_by: BaseException | None = None
+        """The exception of a report, which ends the trial; None if no report has raised."""
         self._background = writer is not None and writer.background
-        self._due: dict[str, float] | None = None
+        self._pending: dict[str, float] | None = None  # the metrics of an epoch that is not reported yet
         self._utilisation = utilisation
         self._on_epoch, self._on_message = on_epoch, on_message
         self._writer = writer
@@ -113,8 +114,9 @@ class EpochReporter(Callback):
     ) -> None:
         """Restore the state of an unfinished epoch.
 
-        If the epoch was finished, the next one's start resets all of it. An unfinished one was trained in a
-        single process. If several resume it, the first one adds what was trained before.
+        If the epoch was finished, this has no effect, because the start of the next epoch resets the state.
+        An unfinished epoch was trained in a single process. If several processes resume it, only the first
+        one restores its images and metrics, because they are summed over all processes.
         """
         assert isinstance(pl_module, TrialModule)
         if so_far := checkpoint.get("epoch_so_far"):
@@ -152,9 +154,9 @@ class EpochReporter(Callback):
         Raises:
             StoppedByReport: the previous epoch's report ended the trial.
         """
-        if self._due is not None and self._writer is not None and self._writer.is_written:
+        if self._pending is not None and self._writer is not None and self._writer.is_written:
             began = self._clock()
-            self.report_due()
+            self.report_pending()
             self._training_started += self._clock() - began
         self.metadata = dataclasses.replace(self.metadata, batches=batch_idx + 1)
         self._images += len(batch[0])
@@ -191,45 +193,47 @@ class EpochReporter(Callback):
         """Write the epoch's files and report it, after its validation.
 
         Raises:
-            StoppedByReport: the report of the previous epoch, which was still due, ended the trial.
+            StoppedByReport: the report of the previous epoch, which was still pending, ended the trial.
         """
         metrics = self._measure(pl_module)
-        self.report_due()  # after the measurement, because this may wait for files
+        self.report_pending()  # after the measurement, because this may wait for files
         self.metadata = self.metadata.extended(metrics)
-        more = trainer.current_epoch + 1 != trainer.max_epochs
+        in_background = self._background and trainer.current_epoch + 1 != trainer.max_epochs
         if self._writer is not None:
             assert isinstance(pl_module, TrialModule)
             epoch = len(self.metadata.history)
-            self._writer.save(trainer, pl_module, epoch, metrics, background=self._background and more)
+            self._writer.save(trainer, pl_module, epoch, metrics, background=in_background)
         seconds = self._clock() - self._started
-        self._due = metrics | {"epoch_seconds": seconds} | self._gpu_use(metrics["epoch_seconds"], seconds)
-        if not (self._background and more):
-            self.finish()
+        gpu_use = self._gpu_use(metrics["epoch_seconds"], seconds)
+        self._pending = metrics | {"epoch_seconds": seconds} | gpu_use
+        if not in_background:
+            self.finish_pending()
         if self._peers.broadcast(self.stopped_by is not None):
             trainer.should_stop = True
 
-    def report_due(self) -> None:
-        """Report the previous epoch if it is not reported yet, once its files are durable.
+    def report_pending(self) -> None:
+        """Report the pending epoch, if there is one, once its files are written.
 
         Raises:
             StoppedByReport: the report ended the trial; :attr:`stopped_by` has the report's exception.
         """
-        self.finish()
+        self.finish_pending()
         if self.stopped_by is not None:
             raise StoppedByReport
 
-    def finish(self, *, report: bool = True) -> None:
-        """Wait for the files of the previous epoch and report it, if it is not reported yet.
+    def finish_pending(self, *, report: bool = True) -> None:
+        """Do what :meth:`report_pending` does, but only store an exception of the report.
 
         Args:
-            report: False only waits. A resumed trial then reports the epoch from the checkpoint's metadata.
+            report: False only waits for the files. A resumed trial then reports the epoch from the
+                checkpoint's metadata.
         """
-        metrics, self._due = self._due, None
+        metrics, self._pending = self._pending, None
         if metrics is None:
             return
         try:
             # FitAttempt.run raises the exception, because Lightning replaces some exceptions.
-            unwritten = self._writer.finish() if self._writer is not None else ()
+            unwritten = self._writer.wait() if self._writer is not None else ()
             if report:
                 for message in unwritten:
                     self._on_message(message)
@@ -291,7 +295,7 @@ class EpochReporter(Callback):
         return {name: value for name, value in spent.items() if math.isfinite(value)}
 
     def _memory(self, pl_module: pl.LightningModule) -> dict[str, float]:
-        """Return the trial's peak memory, also over the epochs before a resume."""
+        """Return the trial's peak memory, which includes the epochs before a resume."""
         peak = peak_memory_mb(pl_module.device)
         if peak is None:
             return {}

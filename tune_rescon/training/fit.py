@@ -205,7 +205,7 @@ class FitAttempt:
                 EpochProgress(process.on_progress),
                 reporter,
                 StopOnPreemption(
-                    process.is_preempted, writer, process.on_message, report_due=reporter.report_due
+                    process.is_preempted, writer, process.on_message, report_pending=reporter.report_pending
                 ),
             ],
         )
@@ -346,12 +346,13 @@ class FitAttempt:
 
 @contextlib.contextmanager
 def _last_epoch_reported(reporter: EpochReporter) -> Iterator[None]:
-    """Report the last epoch if the block fails while a thread still writes its files.
+    """If the block fails while a thread still writes an epoch's files, report that epoch.
 
-    On Ctrl-C and the like only wait for the files: the resumed trial reports the epoch.
+    After a BaseException such as KeyboardInterrupt, only wait for the files: the resumed trial reports the
+    epoch.
     """
     try:
         yield
     except BaseException as error:
-        reporter.finish(report=isinstance(error, Exception))
+        reporter.finish_pending(report=isinstance(error, Exception))
         raise

@@ -219,7 +219,7 @@ class CheckpointWriter:
     ) -> None:
         """Write ``best.ckpt`` if the network is to be kept, then ``last.ckpt``.
 
-        :meth:`finish` returns a message for each file that could not be written.
+        :meth:`wait` returns a message for each file that could not be written.
 
         Args:
             trainer: holds the state that the checkpoint saves.
@@ -227,7 +227,7 @@ class CheckpointWriter:
             epoch: the epoch just trained, counted from 1.
             metrics: that epoch's.
             background: copy the state and let a thread write it, so that training can continue. The thread
-                only reads the copies and writes files. :meth:`finish` frees the copies in the thread of its
+                only reads the copies and writes files. :meth:`wait` frees the copies in the thread of its
                 caller, because freeing pinned memory calls CUDA.
         """
         description = self._describe(epoch, metrics) if self._is_kept(metrics) else None
@@ -244,10 +244,10 @@ class CheckpointWriter:
 
     @property
     def is_written(self) -> bool:
-        """True if :meth:`finish` would not wait."""
+        """True if :meth:`wait` would return at once."""
         return self._messages.done()
 
-    def finish(self) -> tuple[str, ...]:
+    def wait(self) -> tuple[str, ...]:
         """Wait until the files of :meth:`save` are durable, or could not be written.
 
         Returns:
