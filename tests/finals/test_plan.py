@@ -154,16 +154,18 @@ def test_the_time_of_an_epoch_is_that_of_trials_with_the_devices_of_now(
     now = search_result.space.resources_per_trial.devices
     finished = [trial for trial in search_result.trials if trial.state is TrialState.FINISHED]
 
-    def held(trial: TrialRecord, count: float, kind: str, seconds: float) -> TrialRecord:
+    def with_devices(trial: TrialRecord, count: float, kind: str, seconds: float) -> TrialRecord:
         history = {**trial.history, "epoch_seconds": (seconds,) * trial.epochs}
         devices = (kind,) * trial.epochs
-        return dataclasses.replace(trial, held=(count,) * trial.epochs, devices=devices, history=history)
+        return dataclasses.replace(
+            trial, device_counts=(count,) * trial.epochs, devices=devices, history=history
+        )
 
-    trials = tuple(held(trial, now * more, device, 10.0) for trial in search_result.trials)
+    trials = tuple(with_devices(trial, now * more, device, 10.0) for trial in search_result.trials)
     before = dataclasses.replace(search_result, trials=trials)
     best = top_configs(before, 2)
-    assert as_trained_now(before, best) is before, "no finalist has held what a trial gets now"
-    later = held(finished[0], now, "CPU", 40.0)
+    assert as_trained_now(before, best) is before, "no finalist has had what a trial gets now"
+    later = with_devices(finished[0], now, "CPU", 40.0)
     extended = dataclasses.replace(
         before, trials=tuple(later if trial.number == later.number else trial for trial in trials)
     )

@@ -63,7 +63,7 @@ def test_each_epoch_counts_for_the_device_it_ran_on(two_devices: StudyResult) ->
 def test_each_epoch_costs_the_devices_it_reserved(two_devices: StudyResult) -> None:
     """The search was resumed with two GPUs a trial; the first trial had one."""
     trials = [
-        dataclasses.replace(two_devices.trials[0], held=(1, 1), times_ms=(1, 2)),
+        dataclasses.replace(two_devices.trials[0], device_counts=(1, 1), times_ms=(1, 2)),
         *two_devices.trials[1:],
     ]
     result = dataclasses.replace(two_devices, trials=tuple(trials), devices_per_trial=2)
@@ -82,8 +82,8 @@ def test_hours_of_cores_and_of_gpus_are_not_added(
 ) -> None:
     """The search began on two cores a trial, and was resumed with a GPU."""
     trials = [
-        dataclasses.replace(on_devices(make_trial(0), "CPU", "CPU"), held=(2.0, 2.0)),
-        dataclasses.replace(on_devices(make_trial(1), "H100", "H100"), held=(1.0, 1.0)),
+        dataclasses.replace(on_devices(make_trial(0), "CPU", "CPU"), device_counts=(2.0, 2.0)),
+        dataclasses.replace(on_devices(make_trial(1), "H100", "H100"), device_counts=(1.0, 1.0)),
     ]
     result = make_result(*trials, devices_per_trial=1, device="GPU")
     expected = "1 GPU-hours and 2 core-hours"
@@ -126,13 +126,17 @@ def test_charts_and_fronts_of_a_moved_search_add_no_core_hours_to_gpu_hours(
 ) -> None:
     """Trial 2 began on two cores a trial; the search was resumed with a GPU. Each epoch took half an hour."""
     trials = [
-        dataclasses.replace(on_devices(make_trial(0), "CPU", "CPU"), held=(2.0, 2.0), times_ms=(1, 2)),
         dataclasses.replace(
-            on_devices(make_trial(1, values=(0.3, 0.6)), "H100", "H100"), held=(1.0, 1.0), times_ms=(4, 5)
+            on_devices(make_trial(0), "CPU", "CPU"), device_counts=(2.0, 2.0), times_ms=(1, 2)
+        ),
+        dataclasses.replace(
+            on_devices(make_trial(1, values=(0.3, 0.6)), "H100", "H100"),
+            device_counts=(1.0, 1.0),
+            times_ms=(4, 5),
         ),
         dataclasses.replace(
             on_devices(make_trial(2, TrialState.STOPPED, (0.3, 0.4)), "CPU", "H100"),
-            held=(2.0, 1.0),
+            device_counts=(2.0, 1.0),
             times_ms=(3, 6),
         ),
     ]
@@ -214,8 +218,8 @@ def test_throughput_of_trials_sharing_a_gpu_adds_up(make_result: MakeResult, mak
 def test_the_devices_are_those_that_the_trials_held(make_result: MakeResult, make_trial: MakeTrial) -> None:
     """The search was resumed with one GPU for each trial instead of four."""
     trials = [
-        dataclasses.replace(with_epochs(make_trial(0), (100.0, 110.0, 80.0)), held=(4.0,)),
-        dataclasses.replace(with_epochs(make_trial(1), (200.0, 210.0, 20.0)), held=(1.0,)),
+        dataclasses.replace(with_epochs(make_trial(0), (100.0, 110.0, 80.0)), device_counts=(4.0,)),
+        dataclasses.replace(with_epochs(make_trial(1), (200.0, 210.0, 20.0)), device_counts=(1.0,)),
         with_epochs(make_trial(2), (200.0, 210.0, 20.0)),
     ]
     rate = throughput(make_result(*trials, devices_per_trial=1, device="GPU"))
@@ -228,8 +232,12 @@ def test_the_devices_are_those_that_the_trials_held(make_result: MakeResult, mak
 def test_a_moved_search_has_no_speed_of_a_device(make_result: MakeResult, make_trial: MakeTrial) -> None:
     """The search began on eight cores, and was resumed with a GPU."""
     trials = [
-        dataclasses.replace(with_epochs(make_trial(0), (0.0, 10.0, 8.0)), held=(8.0,), devices=("CPU",)),
-        dataclasses.replace(with_epochs(make_trial(1), (10.0, 20.0, 80.0)), held=(1.0,), devices=("H100",)),
+        dataclasses.replace(
+            with_epochs(make_trial(0), (0.0, 10.0, 8.0)), device_counts=(8.0,), devices=("CPU",)
+        ),
+        dataclasses.replace(
+            with_epochs(make_trial(1), (10.0, 20.0, 80.0)), device_counts=(1.0,), devices=("H100",)
+        ),
     ]
     result = make_result(*trials, devices_per_trial=1, device="GPU")
     assert json.loads(json_text(result))["images_per_second_and_device"] is None

@@ -138,9 +138,9 @@ def test_compute_hours_count_every_device() -> None:
     assert compute_hours(trial(0, FINISHED, 0.1, 0.2), 4) == 2.0
 
 
-def test_compute_hours_count_the_devices_that_each_epoch_held() -> None:
+def test_compute_hours_count_the_devices_that_each_epoch_had() -> None:
     """A resume may change the number of devices. Earlier versions did not record it."""
-    moved = dataclasses.replace(trial(0, FINISHED, 0.1, 0.2, 0.3), held=(1, None, 8))
+    moved = dataclasses.replace(trial(0, FINISHED, 0.1, 0.2, 0.3), device_counts=(1, None, 8))
     assert compute_hours(moved, 4) == 0.25 * (1 + 4 + 8)
     assert compute_hours(moved, 4, 2) == 0.25 * (1 + 4)
 
@@ -278,8 +278,8 @@ def test_a_front_by_hours_has_one_kind_of_device() -> None:
     """Half a GPU-hour is not less than two core-hours."""
     places = ((None,) * 2, ("CPU",) * 2, ("NVIDIA L4",) * 2, ("NVIDIA H100",) * 2, ("CPU", "NVIDIA L4"))
     trials = tuple(
-        dataclasses.replace(trial(number, FINISHED, 0.1, value), devices=place, held=(held, held))
-        for number, (value, place, held) in enumerate(
+        dataclasses.replace(trial(number, FINISHED, 0.1, value), devices=place, device_counts=(count, count))
+        for number, (value, place, count) in enumerate(
             zip((0.9, 0.8, 0.7, 0.6, 0.5), places, (8, 4, 1, 0.5, 0.25), strict=True)
         )
     )

@@ -231,11 +231,11 @@ def test_a_metric_missing_in_some_epochs_is_nan_there(url: str) -> None:
 def test_the_device_of_each_epoch_reads_back(url: str) -> None:
     record = create(url)
     number = record.open(proposal()).number
-    for epoch, (device, held) in enumerate((("L4", 1), (None, None), ("H100", 0.5)), 1):
-        record.report(number, epoch, metrics(0.5), CONTINUE, device=device, held=held)
+    for epoch, (device, count) in enumerate((("L4", 1), (None, None), ("H100", 0.5)), 1):
+        record.report(number, epoch, metrics(0.5), CONTINUE, device=device, device_count=count)
     for trial in (record.trial(number), load(url).trial(number)):
         assert trial.devices == ("L4", None, "H100")
-        assert trial.held == (1, None, 0.5)
+        assert trial.device_counts == (1, None, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -245,21 +245,21 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def as_trained_now(result: StudyResult, configs: Sequence[TrialConfig]) -> StudyResult:
-    """Return the search with only those trials that always held the devices that a trial gets now.
+    """Return the search with only those trials that always had the devices that a trial gets now.
 
     A resume may have changed them, and with them the time of an epoch and how many trials run at once. If no
     such trial has one of ``configs``, return the whole search.
     """
     resources = result.space.resources_per_trial
-    same = tuple(trial for trial in result.trials if _always_held(trial, resources))
+    same = tuple(trial for trial in result.trials if _had_present_devices(trial, resources))
     wanted = set(configs)
     known = any(trial.epochs and trial.config(result.space) in wanted for trial in same)
     return dataclasses.replace(result, trials=same) if known else result
 
 
-def _always_held(trial: TrialRecord, resources: Resources) -> bool:
+def _had_present_devices(trial: TrialRecord, resources: Resources) -> bool:
     """Return whether no epoch of a trial is known to have had other devices, or another number of them."""
-    has_other_number = any(count not in (None, resources.devices) for count in trial.held)
+    has_other_number = any(count not in (None, resources.devices) for count in trial.device_counts)
     has_other_kind = any(
         kind is not None and (kind == "CPU") is not (resources.device == "CPU") for kind in trial.devices
     )

@@ -89,7 +89,7 @@ def _epoch_hours(trial: TrialRecord, *, device: str, devices: float) -> Iterator
 
 
 def reserved_hours(result: StudyResult) -> dict[str, float]:
-    """Return the hours for which a search held devices, by unit; see :func:`hours_by_unit`."""
+    """Return the device-hours of a search, by unit; see :func:`hours_by_unit`."""
     device = named_device(result.trials, result.device)
     return hours_by_unit(result.trials, device=device, devices=result.devices_per_trial)
 
@@ -113,7 +113,7 @@ def spent_hours(result: StudyResult, trials: Iterable[TrialRecord]) -> float:
     """Return the hours that trials have spent, in the unit of :func:`spent_unit`.
 
     They are device-hours. If the search has moved between cores and GPUs, they are the hours of the epochs,
-    whatever the trials held, because core-hours and GPU-hours must not be added.
+    whatever devices the trials had, because core-hours and GPU-hours must not be added.
     """
     seconds = spent_seconds(result)
     return math.fsum(spent for trial in trials for spent in seconds(trial)) / 3600

@@ -240,7 +240,7 @@ class Throughput:
     speeds: tuple[float, ...]
     """Images/s of all trials together, the mean in each interval."""
     devices: int
-    """Maximum number of devices in use at once: GPUs, or CPU cores if the trials held no GPU."""
+    """Maximum number of devices in use at once: GPUs, or CPU cores if the trials had no GPU."""
     per_device: float | None
     """Images/s of one device, averaged over the time in which any epoch ran. None if the search has moved
     between cores and GPUs."""
@@ -286,8 +286,8 @@ def _most_devices(result: StudyResult) -> int:
     """
     spans: list[tuple[float, float, float]] = []
     for trial in result.trials:
-        held = itertools.chain(trial.held, itertools.repeat(None))
-        for (start, end), count in zip(_epoch_spans(trial), held, strict=False):
+        counts = itertools.chain(trial.device_counts, itertools.repeat(None))
+        for (start, end), count in zip(_epoch_spans(trial), counts, strict=False):
             spans.append((start, end, result.devices_per_trial if count is None else count))
     running: list[tuple[float, float]] = []
     trials: Counter[float] = Counter()

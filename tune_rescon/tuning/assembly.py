@@ -54,7 +54,7 @@ def make_plan(
         seconds=seconds,
         group=_group_of(space),
         cost=costs.second_objective if space.metric.against else None,
-        devices=space.resources_per_trial.devices,
+        device_count=space.resources_per_trial.devices,
         keep=None if space.metric.of_test_images else CHECKPOINTS_KEPT,
         violation=violation_of(costs, record),
         version=versions.number,

@@ -51,8 +51,8 @@ class SearchPlan:
     """Return the group of a trial. Trials are compared only with trials of an equal group."""
     cost: Callable[[TrialRecord, int], float] | None = None
     """Return a trial's second objective after a number of epochs; smaller is better. None without one."""
-    devices: float | None = None
-    """The number of devices that each trial holds; None if nothing is trained."""
+    device_count: float | None = None
+    """The number of devices that each trial has; None if nothing is trained."""
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """Return an equal key for configurations that need the same memory: see :class:`.MemoryFailures`."""
     version: int | None = None
@@ -210,7 +210,7 @@ class Coordinator:
             verdict,
             checkpoint=checkpoint,
             device=device,
-            held=self._plan.devices,
+            device_count=self._plan.device_count,
         )
         self._sampler.on_epoch(trial)
         self._callbacks.on_epoch(trial, metrics, verdict)

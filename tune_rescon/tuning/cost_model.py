@@ -84,7 +84,7 @@ def _network_cost(spec: NetworkDescription) -> TrialCost:
 
 
 def compute_hours(trial: TrialRecord, devices: float, epochs: int | None = None) -> float:
-    """Return the hours of training times the number of GPUs, or of CPU cores if the trial held no GPU.
+    """Return the hours of training times the number of GPUs, or of CPU cores if the trial had no GPU.
 
     Args:
         trial: The trial.

@@ -379,7 +379,7 @@ def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict
     Args:
         trial: The trial.
         cost: The cost of the trial's network.
-        devices: Number of GPUs, or of CPU cores, that the trial held.
+        devices: The number of devices for epochs whose own number is not recorded.
     """
     metrics = {
         "compute_hours": compute_hours(trial, devices),

@@ -63,7 +63,7 @@ class StudyResult:
     trials: tuple[TrialRecord, ...]
     costs: Mapping[int, TrialCost]
     devices_per_trial: float
-    """Number of GPUs that a trial held, or of CPU cores if it held no GPU."""
+    """Number of GPUs of a trial, or of CPU cores if it has no GPU."""
     device: str
     """The device that :attr:`devices_per_trial` counts: ``"GPU"``, ``"CPU"``, or a kind of GPU."""
     rungs: tuple[int, ...]

@@ -279,7 +279,7 @@ class StudyRecord:
         *,
         checkpoint: str | None = None,
         device: str | None = None,
-        held: float | None = None,
+        device_count: float | None = None,
     ) -> TrialRecord:
         """Write one epoch: the objective as intermediate value (step = epoch), the details as an attribute.
 
@@ -290,7 +290,7 @@ class StudyRecord:
             verdict: The scheduler's verdict on the epoch.
             checkpoint: The path or URL of the trial's checkpoint, or None.
             device: The kind of device on which the epoch ran, or None if it is not known.
-            held: The number of devices that the trial held, or None if it is not known.
+            device_count: The number of devices that the trial had, or None if it is not known.
         """
         known, value = self._trials[number], metrics.get(self._metric, math.nan)
         assert epoch == known.epochs + 1, f"epoch {epoch} after {known.epochs}"
@@ -301,7 +301,7 @@ class StudyRecord:
             "checkpoint": checkpoint,
             "time_ms": now,
             "device": device,
-            "held": held,
+            "held": device_count,
         }
         self._writer.add_epoch(self._ids[number], epoch, value, key=_epoch_key(epoch), details=details)
         self._trials[number] = replace(
@@ -310,7 +310,7 @@ class StudyRecord:
             checkpoint=checkpoint,
             times_ms=(*known.times_ms, now),
             devices=(*known.devices, device),
-            held=(*known.held, held),
+            device_counts=(*known.device_counts, device_count),
         )
         return self._trials[number]
 
@@ -428,7 +428,7 @@ def _to_record(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -
         decision=None if last["decision"] is None else Decision(last["decision"]),
         times_ms=tuple(epoch["time_ms"] for epoch in epochs),
         devices=tuple(epoch.get("device") for epoch in epochs),  # an earlier version wrote none
-        held=tuple(epoch.get("held") for epoch in epochs),
+        device_counts=tuple(epoch.get("held") for epoch in epochs),
         sampler_state={
             key: value for key, value in system.items() if not key.startswith(_PREFIX) and key != FIXED_PARAMS
         },

@@ -188,7 +188,7 @@ class TrialRecord:
     """The kind of device of each epoch: a GPU's name, or ``"CPU"``; None if it is not known.
     If a worker process died before an epoch was recorded, the epoch is recorded when the trial is resumed.
     Its device is then that of the next worker process."""
-    held: tuple[float | None, ...] = ()
+    device_counts: tuple[float | None, ...] = ()
     """The number of GPUs, or of CPU cores, that the trial had in each epoch; None if it is not recorded. A
     resumed search may give its trials another number."""
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
@@ -290,15 +290,15 @@ class TrialRecord:
         return self.ended.replace(fold=1).timestamp() if is_repeated else end
 
     def device_seconds(self, devices: float) -> tuple[float, ...]:
-        """Return each epoch's seconds times the devices that it held; 0 for an epoch without seconds.
+        """Return each epoch's seconds times its number of devices; 0 for an epoch without seconds.
 
         Args:
             devices: The number of devices for epochs whose own number is not recorded.
         """
-        held = itertools.chain(self.held, itertools.repeat(None))
+        counts = itertools.chain(self.device_counts, itertools.repeat(None))
         return tuple(
             seconds * (devices if count is None else count) if math.isfinite(seconds) else 0.0
-            for seconds, count in zip(self.history.get("epoch_seconds", ()), held, strict=False)
+            for seconds, count in zip(self.history.get("epoch_seconds", ()), counts, strict=False)
         )
 
     def config(self, space: Space) -> TrialConfig | None:
