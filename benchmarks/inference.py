@@ -82,8 +82,8 @@ def forms(network: nn.Module, about: TrainedNetwork, folder: Path, threads: int)
 def eager(network: nn.Module, about: TrainedNetwork) -> Run:
     """As ``predict`` runs it."""
     placement = resolve_device("cpu", precision="fp32")
-    classifier = placement.network(Classifier(network, about).eval())
-    return lambda pixels_BCHW: classifier(placement.images(pixels_BCHW))
+    classifier = placement.move_network(Classifier(network, about).eval())
+    return lambda pixels_BCHW: classifier(placement.move_images(pixels_BCHW))
 
 
 def onnx(file: Path, threads: int) -> Run:

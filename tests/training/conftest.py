@@ -89,9 +89,7 @@ def train(digits: ImageDataset) -> Train:
         reports: list[EpochReport] = []
         trial_options: dict[str, Any] = {"epochs": 2, "seed": 0, "on_epoch": reports.append} | options
         objective = {
-            name: trial_options.pop(name)
-            for name in ("metric", "mode", "keep", "log")
-            if name in trial_options
+            name: trial_options.pop(name) for name in ("metric", "mode", "at", "log") if name in trial_options
         }
         process: dict[str, Any] = {"device": "cpu", "threads": 1}
         process |= {name: trial_options.pop(name) for name in PROCESS_FIELDS if name in trial_options}

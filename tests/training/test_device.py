@@ -157,8 +157,8 @@ def test_bf16_computes_in_bf16_and_fp32_in_fp32() -> None:
 
 def test_networks_and_images_are_channels_last() -> None:
     placement = DeviceConfig(device=CPU, precision="fp32")
-    network = placement.network(torch.nn.Conv2d(8, 8, 3))
-    images_BCHW = placement.images(torch.zeros(2, 8, 5, 5))
+    network = placement.move_network(torch.nn.Conv2d(8, 8, 3))
+    images_BCHW = placement.move_images(torch.zeros(2, 8, 5, 5))
     assert network.weight.is_contiguous(memory_format=torch.channels_last)
     assert images_BCHW.is_contiguous(memory_format=torch.channels_last)
 

@@ -40,18 +40,18 @@ def run(folder: Path) -> RunHanging:
 
 def test_a_hanging_process_is_ended_and_leaves_its_traceback(run: RunHanging, folder: Path) -> None:
     watchdog = HangWatchdog(folder=folder, key="a")
-    assert watchdog.found() is None
+    assert watchdog.earlier_hang() is None
     assert run("sleep(600)", timeout=0.2).returncode == 1
-    evidence = watchdog.found()
+    evidence = watchdog.earlier_hang()
     assert evidence is not None
     assert 'File "<string>", line 7' in evidence.read_text()
-    assert HangWatchdog(folder=folder, key="another").found() is None
+    assert HangWatchdog(folder=folder, key="another").earlier_hang() is None
 
 
 def test_a_crash_leaves_no_evidence_of_a_hang(run: RunHanging, folder: Path) -> None:
     assert run("abort()", timeout=60).returncode < 0
     assert len(list(folder.iterdir())) == 1
-    assert HangWatchdog(folder=folder, key="a").found() is None
+    assert HangWatchdog(folder=folder, key="a").earlier_hang() is None
 
 
 def test_a_block_that_returns_is_no_longer_watched(run: RunHanging, folder: Path) -> None:
@@ -77,4 +77,4 @@ def test_an_unwritable_folder_disables_the_watchdog(folder: Path, caplog: pytest
     folder.write_text("a file")
     with HangWatchdog(folder=folder, key="a").watching(60):
         assert "a CUDA graph that hangs is not ended" in caplog.text
-    assert HangWatchdog(folder=folder, key="a").found() is None
+    assert HangWatchdog(folder=folder, key="a").earlier_hang() is None

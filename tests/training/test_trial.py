@@ -139,12 +139,12 @@ def test_the_best_network_is_kept_and_reproduces_its_accuracy(
     assert torch.cat(hits).mean().item() == pytest.approx(best.metrics["val_accuracy"])
 
 
-def test_the_last_network_is_kept_if_keep_is_last(train: Train, tmp_path: Path) -> None:
+def test_the_last_network_is_kept_if_at_is_last(train: Train, tmp_path: Path) -> None:
     # The training loss falls: if it is maximized, the first epoch is the best.
     options: dict[str, Any] = {"epochs": 3, "metric": "train_loss", "mode": "max"}
-    for keep, epoch in (("best", 1), ("last", 3)):
-        folder = tmp_path / keep
-        losses = [report.metrics["train_loss"] for report in train(folder=folder, keep=keep, **options)]
+    for at, epoch in (("best", 1), ("last", 3)):
+        folder = tmp_path / at
+        losses = [report.metrics["train_loss"] for report in train(folder=folder, at=at, **options)]
         assert losses[0] == max(losses)
         assert load_trained(folder / "best.ckpt")[1].epoch == epoch
 

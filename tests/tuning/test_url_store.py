@@ -253,7 +253,7 @@ def train(remote: RemoteFolder) -> Callable[..., list[str]]:
             (folder / "last.ckpt").write_text(str(progress(folder) + 1))
             sync.send(last=False)
             where = url or folder
-            assert sync.kept(folder / "last.ckpt") == f"{where}/last.ckpt"
+            assert sync.location(folder / "last.ckpt") == f"{where}/last.ckpt"
         return notes
 
     return train

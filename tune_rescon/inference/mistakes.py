@@ -224,7 +224,7 @@ def _predicted(
     order_N: npt.NDArray[np.int64],
 ) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.int64]]]:
     """Yield the probabilities (B, K), on the CPU, and the labels of each batch."""
-    classifier = placement.network(Classifier(network, about).eval())
+    classifier = placement.move_network(Classifier(network, about).eval())
     with torch.inference_mode():
         for first in range(0, len(order_N), _BATCH):
             images_BHWC, labels_B = split.gather(order_N[first : first + _BATCH])

@@ -201,7 +201,7 @@ def probabilities(classifier: nn.Module, pixels_BCHW: Tensor, placement: DeviceC
         placement: Device and precision of the forward pass.
     """
     try:
-        return placement.within_range(partial(classifier, placement.images(pixels_BCHW)))
+        return placement.within_range(partial(classifier, placement.move_images(pixels_BCHW)))
     except RuntimeError as error:
         if len(pixels_BCHW) == 1 or not ran_out_of_memory(error):
             raise
@@ -235,7 +235,7 @@ def predictions(
     Raises:
         NetworkError: The network returns nan, and ``on_nan`` is None.
     """
-    classifier = placement.network(Classifier(network, about).eval())
+    classifier = placement.move_network(Classifier(network, about).eval())
     top = min(top, len(about.class_names))
     with torch.inference_mode():
         for batch in batches:

@@ -205,7 +205,7 @@ def _report(task: TrialTask, *, seconds: float, death: _Death | None = None) -> 
             metrics = {**dict.fromkeys(METRICS, 0.5), "val_accuracy": value, "epoch_seconds": seconds}
             done.die(death, epoch=epoch, reported=False)
             sync.send(last=epoch == task.epochs)
-            checkpoint = sync.kept(done.path)
+            checkpoint = sync.location(done.path)
             tune.report({"number": task.number, "epoch": epoch, "metrics": metrics, "checkpoint": checkpoint})
             done.die(death, epoch=epoch, reported=True)
 

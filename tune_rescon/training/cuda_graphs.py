@@ -88,7 +88,7 @@ class HangWatchdog:
     key: str
     """Identifies the watched computation; equal for computations that would hang alike."""
 
-    def found(self) -> Path | None:
+    def earlier_hang(self) -> Path | None:
         """Return the file of an earlier process that the watchdog ended; None if it ended no process."""
         for file in self.folder.glob(f"{self._stem}.*"):
             # Another process may have finished in between and removed its file.

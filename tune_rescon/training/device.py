@@ -256,11 +256,11 @@ class DeviceConfig:
                 return compute().float()
         return values
 
-    def network(self, network: _Module) -> _Module:
-        """Return ``network`` on the device, channels-last: CPUs and tensor cores then convolve faster."""
+    def move_network(self, network: _Module) -> _Module:
+        """Move ``network`` to the device, channels-last: CPUs and tensor cores then convolve faster."""
         return network.to(self.device).to(memory_format=torch.channels_last)
 
-    def images(self, images_BCHW: Tensor) -> Tensor:
+    def move_images(self, images_BCHW: Tensor) -> Tensor:
         """Return ``images_BCHW`` on the device, channels-last."""
         return images_BCHW.to(self.device, memory_format=torch.channels_last, non_blocking=True)
 

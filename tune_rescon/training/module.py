@@ -106,7 +106,7 @@ class TrialModule(pl.LightningModule):
         """
         super().__init__()
         self._placement = execution.placement
-        self.network = self._placement.network(network)
+        self.network = self._placement.move_network(network)
         self.averaged = AveragedNetwork(self.network, config.ema_decay) if config.ema_decay else None
         self._frozen = {name for name, module in self.network.named_modules() if not module.training}
         self.train_metrics = EpochMetrics(classes, peers=peers)
@@ -157,7 +157,7 @@ class TrialModule(pl.LightningModule):
         If an activation is too large for fp16, a validation (without gradients) computes them again in fp32.
         In training the loss is then not finite, and the trial ends as diverged.
         """
-        images_BCHW = self._placement.images(images_BCHW)
+        images_BCHW = self._placement.move_images(images_BCHW)
         if not torch.is_grad_enabled():
             return self._placement.within_range(lambda: network(images_BCHW))
         with self._placement.autocast():
@@ -278,7 +278,7 @@ class TrialModule(pl.LightningModule):
 
         def estimate() -> Tensor:
             parts_BCHW = (
-                self._placement.images(part_BCHW)
+                self._placement.move_images(part_BCHW)
                 for images_BCHW in batches_BCHW
                 for part_BCHW in images_BCHW.tensor_split(self._micro_batches)
             )

@@ -228,8 +228,8 @@ def measure_latency(spec: NetworkDescription, device: str) -> float:
         raise ResourceError(format_error(rule, got=got, where="constraints.latency_ms.device"))
     placement = resolve_device(device, precision="fp32")
     with isolate_rng(placement.device), placement.active(threads=1), torch.inference_mode():
-        network = placement.network(build_described(spec)).eval()
-        images_BCHW = placement.images(torch.rand(1, spec.in_channels, spec.image_size, spec.image_size))
+        network = placement.move_network(build_described(spec)).eval()
+        images_BCHW = placement.move_images(torch.rand(1, spec.in_channels, spec.image_size, spec.image_size))
         for _ in range(_WARMUP_PASSES):
             network(images_BCHW)
         passes: list[float] = []

@@ -208,7 +208,7 @@ def _may_capture_steps(
     process: TrialProcess,
 ) -> bool:
     """Return False if a CUDA graph of this network has hung or run out of memory on a node of the trial."""
-    evidence = watchdog.found() if watchdog and config.cuda_graphs == "auto" else None
+    evidence = watchdog.earlier_hang() if watchdog and config.cuda_graphs == "auto" else None
     if evidence is not None:
         process.on_message(
             f"no CUDA graph: one of this network has hung here before ({evidence}; remove it to try again)"

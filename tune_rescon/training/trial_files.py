@@ -139,9 +139,9 @@ class Objective:
     epoch."""
     mode: str = "max"
     """``"max"`` or ``"min"``."""
-    keep: MetricAt = "best"
-    """``"best"`` keeps the network of the epoch with the best metric, ``"last"`` that of the last epoch with
-    a finite one."""
+    at: MetricAt = "best"
+    """The epoch whose network is kept: ``"best"`` is the epoch with the best metric, ``"last"`` the last one
+    with a finite metric."""
     log: tuple[str, ...] = ()
     """Further metrics of the validation images: keys of ``metric_names.EXTRA_METRICS``, names of
     ``metric_names.BY_CLASS``, ``METRIC/CLASS``, and functions as ``module:function``. See
@@ -285,7 +285,7 @@ class CheckpointWriter:
     def _is_kept(self, metrics: Mapping[str, float]) -> bool:
         """Return whether ``best.ckpt`` is to hold the network that has ``metrics``."""
         objective = self._objective
-        best = self._best.metrics.get(objective.metric) if self._best and objective.keep == "best" else None
+        best = self._best.metrics.get(objective.metric) if self._best and objective.at == "best" else None
         # A metric of the test images is absent before the last epoch.
         return is_better(metrics.get(objective.metric, math.nan), best, objective.mode)
 

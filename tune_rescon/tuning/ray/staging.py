@@ -17,7 +17,7 @@ from tune_rescon.tuning.cost_model import datasets_of
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import PreparedData
 from tune_rescon.tuning.ray.session import RaySession
-from tune_rescon.tuning.ray.worker import STALLS, check_images
+from tune_rescon.tuning.ray.worker import HANG_FOLDER, check_images
 from tune_rescon.tuning.resources import choose_resources, concurrent_trials, nodes_of, with_gpu_share
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def measured_on_gpu(config: TrialConfig, info: DatasetInfo, *, cache_root: Path)
     # and the measurement is run again.
     task: Any = ray.remote(num_cpus=1, num_gpus=1, max_calls=1, max_retries=1)(_measure)
     try:
-        occupancy: Occupancy | None = ray.get(task.remote(config, info, cache_root / STALLS))
+        occupancy: Occupancy | None = ray.get(task.remote(config, info, cache_root / HANG_FOLDER))
     except RayTaskError as error:
         raise error.cause from None
     return occupancy
@@ -196,7 +196,7 @@ def _measure(config: TrialConfig, info: DatasetInfo, hang_folder: Path) -> Occup
     history = OomHistory.of(config, describe_network(config, **images), placement, None)
     # With the key of the trial, so that trials and measurements share what they have found.
     watchdog = HangWatchdog(folder=hang_folder, key=history.key)
-    if watchdog.found():
+    if watchdog.earlier_hang():
         config = dataclasses.replace(config, cuda_graphs="off")
     try:
         return measure_occupancy(build_trial_step(config, placement, **images, watchdog=watchdog), placement)

@@ -67,7 +67,7 @@ def trial_task(
         seed=origin.seed,
         metric=space.metric.name,
         mode=space.metric.mode,
-        keep=space.metric.at,
+        at=space.metric.at,
         log=space.metric.log,
         epochs_in_study=trial.epochs,
         checkpoint_dir=str(store.checkpoint_dir(trial.number)),

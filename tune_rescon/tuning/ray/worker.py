@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tune_rescon.training.distributed import ProcessGroup
 
 __all__ = [
-    "STALLS",
+    "HANG_FOLDER",
     "CheckpointSync",
     "TrialTask",
     "check_images",
@@ -69,7 +69,7 @@ class TrialTask:
     seed: int
     metric: str
     mode: str
-    keep: MetricAt = "best"
+    at: MetricAt = "best"
     """The epoch whose network the trial keeps (``metric.at``)."""
     log: tuple[str, ...] = ()
     """Further metrics to report (``metric.log``)."""
@@ -147,7 +147,7 @@ def _train(task: TrialTask) -> Preempted | None:
 
     def report(epoch: EpochReport) -> None:
         sync.send(last=epoch.epoch == task.epochs)
-        best = sync.kept(epoch.best_checkpoint) if epoch.best_checkpoint else None
+        best = sync.location(epoch.best_checkpoint) if epoch.best_checkpoint else None
         values = {"epoch": epoch.epoch, "metrics": dict(epoch.metrics), "checkpoint": best, "device": name}
         tune.report({"number": task.number, **values})
 
@@ -225,8 +225,8 @@ class CheckpointSync:
         if self.mirror is not None:
             self.mirror.send(retry=last)
 
-    def kept(self, path: Path) -> str | None:
-        """Return where any machine finds a file of the folder; None if the file is on this node only."""
+    def location(self, path: Path) -> str | None:
+        """Return the path or URL at which any machine can read a file; None if only this node has it."""
         return str(path) if self.mirror is None else self.mirror.url(path.name)
 
 
@@ -281,7 +281,7 @@ def _delete_other_runs(run: Path) -> None:
 _OOM_RECORDS: Final = "out_of_memory.json"
 
 #: Folder in the cache: the stack traces of processes that hung while they captured a CUDA graph.
-STALLS: Final = "stalled"
+HANG_FOLDER: Final = "stalled"
 
 #: Folder in the cache: the code that torch.compile has generated on this node.
 _COMPILED: Final = "compiled"
@@ -326,7 +326,7 @@ def train_task(
         seed=task.seed,
         checkpoint_dir=folder,
         on_epoch=on_epoch,
-        objective=Objective(metric=task.metric, mode=task.mode, keep=task.keep, log=task.log),
+        objective=Objective(metric=task.metric, mode=task.mode, at=task.at, log=task.log),
         process=TrialProcess(
             device=task.device,
             threads=task.threads,
@@ -335,7 +335,7 @@ def train_task(
             peers=peers,
             is_preempted=is_preempted,
             oom_records=Path(task.cache_root) / _OOM_RECORDS,
-            hang_folder=Path(task.cache_root) / STALLS,
+            hang_folder=Path(task.cache_root) / HANG_FOLDER,
         ),
     )
 
