@@ -35,8 +35,8 @@ import torch
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import open_dataset
 from tune_rescon.training import EpochReport, Objective, TrialProcess, train_trial
+from tune_rescon.training.averaging import AveragedNetwork
 from tune_rescon.training.module import TrialModule
-from tune_rescon.training.optim import AveragedNetwork
 
 #: Exit status of a process that was killed before the given action.
 KILLED_STATUS: Final = 77

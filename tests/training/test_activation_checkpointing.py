@@ -15,8 +15,8 @@ from tests.models.one_module import one_module_spec
 from tests.training.conftest import Train
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec
+from tune_rescon.training.averaging import reestimate_batch_norm
 from tune_rescon.training.memory import recompute_activations
-from tune_rescon.training.optim import reestimate_batch_norm
 
 pytestmark = pytest.mark.torch
 

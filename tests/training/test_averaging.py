@@ -7,9 +7,9 @@ from torch.optim.swa_utils import update_bn
 
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.training.averaging import AveragedNetwork, ema_decay_at, reestimate_batch_norm
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.optim import AveragedNetwork, ema_decay_at, reestimate_batch_norm
 
 
 def _norm_net() -> nn.Sequential:

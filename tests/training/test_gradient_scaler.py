@@ -18,10 +18,10 @@ from tests.models.one_module import one_module_spec
 from tests.training.resuming import IMPROVING, ResumedTrial, assert_same_files, metrics_of, preempted
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import build_from_spec
+from tune_rescon.training.averaging import batch_norm_statistics
 from tune_rescon.training.checkpoint import read_checkpoint
 from tune_rescon.training.device import DeviceConfig
 from tune_rescon.training.module import StepExecution, TrialModule
-from tune_rescon.training.optim import batch_norm_statistics
 
 if TYPE_CHECKING:
     from tests.training.conftest import Train

@@ -32,6 +32,7 @@ from typing_extensions import override
 from tune_rescon.config import TrialConfig
 from tune_rescon.models import ResidualAttentionNetwork
 from tune_rescon.signal_handlers import restore_handler
+from tune_rescon.training.averaging import AveragedNetwork, batch_norm_statistics, reestimate_batch_norm
 from tune_rescon.training.compile import compile_units, raised_recompile_limit, uncompiled
 from tune_rescon.training.cuda_graphs import CapturedStep, FusedWeightCast, GraphCapture, Outputs
 from tune_rescon.training.device import DeviceConfig
@@ -39,13 +40,7 @@ from tune_rescon.training.distributed import SINGLE_PROCESS, ProcessGroup
 from tune_rescon.training.memory import ran_out_of_memory, recompute_activations
 from tune_rescon.training.metrics import EpochMetrics
 from tune_rescon.training.microbatches import MicroBatch, split_batch
-from tune_rescon.training.optim import (
-    AveragedNetwork,
-    batch_norm_statistics,
-    make_optimizer,
-    make_schedule,
-    reestimate_batch_norm,
-)
+from tune_rescon.training.optim import make_optimizer, make_schedule
 
 __all__ = ["StepExecution", "TrialModule", "fit", "make_trainer"]
 
