@@ -63,7 +63,7 @@ def test_a_recorded_decision_is_carried_out_on_resume(pauses: bool, monkeypatch:
     search.epoch_done(1, 1, metrics(0.8), "b")
     with monkeypatch.context() as patch:
         # The driver dies after the third trial's verdict is written and before it is applied.
-        patch.setattr(Coordinator, "_act", lambda *_: None)
+        patch.setattr(Coordinator, "_apply_decision", lambda *_: None)
         search.epoch_done(2, 1, metrics(0.1), "c")
     callback = RecordingCallback()
     resumed = coordinator(study, total=3, pauses=pauses, callbacks=(callback,))

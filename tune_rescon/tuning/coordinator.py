@@ -56,11 +56,11 @@ class SearchPlan:
     same_memory: Callable[[Mapping[str, Any]], Hashable] = lambda _: None
     """Return an equal key for configurations that need the same memory: see :class:`.MemoryFailures`."""
     version: int | None = None
-    """The version of the space, which trials that run out of memory are recorded with."""
+    """The version of the space. It is recorded with a trial that runs out of memory."""
     same_devices: Callable[[TrialRecord], bool] = lambda _: True
     """Return whether a recorded trial had the devices, and therefore the memory, that trials get now."""
     violation: Callable[[Mapping[str, Any]], str | None] | None = None
-    """Return why a configuration (plain values) must not be trained, or None. None without constraints."""
+    """Return the constraint that a configuration (plain values) breaks, or None. None without constraints."""
     keep: int | None = CHECKPOINTS_KEPT
     """See :func:`.top_k_checkpoints`. None if every trial keeps its checkpoint."""
     check_lease: Callable[[], None] = lambda: None
@@ -105,7 +105,7 @@ class Coordinator:
         self._deaths: Counter[int] = Counter()
         self._lost_nodes: Counter[int] = Counter()
         self.failure: str | None = None
-        """The reason why the search cannot continue: too many trials failed in a row. None if it can."""
+        """Why the search cannot continue: trials failed in a row, or a machine cannot run them. None if it can."""
         self.space_is_exhausted = False
         """True if every point of the space has run before the budget was spent."""
         self._retention = CheckpointRetention(record, prune, keep=plan.keep)
@@ -146,8 +146,8 @@ class Coordinator:
         while self._unfinished:
             number = self._unfinished.pop(0)
             if not self._close_if_requested(number):
-                return self._started(self._record.reopen(number))
-        if (promoted := self._promoted()) is not None:
+                return self._start_trial(self._record.reopen(number))
+        if (promoted := self._promote_next()) is not None:
             return promoted
         while self._has_new_trials and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
@@ -161,12 +161,12 @@ class Coordinator:
             trial = self._record.open(proposal)
             self._sampler.on_trial_start(trial)
             if not self._close_if_infeasible(trial):
-                return self._started(trial)
-        last = self._last_promotion()
-        if last is None and not self._running:
+                return self._start_trial(trial)
+        best = self._promote_best()
+        if best is None and not self._running:
             self._done = True
             self._stop_paused()
-        return last
+        return best
 
     def epoch_done(
         self,
@@ -216,7 +216,7 @@ class Coordinator:
         self._callbacks.on_epoch(trial, metrics, verdict)
         if note:
             self.note(number, note)
-        self._act(trial)
+        self._apply_decision(trial)
         if verdict.decision is Decision.CONTINUE and self._is_cut_short:
             self._interrupt_trial(number)
             return Decision.STOP
@@ -263,11 +263,11 @@ class Coordinator:
         """Retry a running trial from its last checkpoint, or fail it after too many retries."""
         if number not in self._running:
             return
-        deaths, most = (self._lost_nodes, NODE_RETRIES) if node_is_gone else (self._deaths, WORKER_RETRIES)
-        deaths[number] += 1
-        if deaths[number] > most:
+        losses, limit = (self._lost_nodes, NODE_RETRIES) if node_is_gone else (self._deaths, WORKER_RETRIES)
+        losses[number] += 1
+        if losses[number] > limit:
             what = "node was lost" if node_is_gone else "worker process died"
-            error = f"its {what}, after {counted(most, 'retry', 'retries')}"
+            error = f"its {what}, after {counted(limit, 'retry', 'retries')}"
             self._close(number, TrialState.FAILED, error=error)
         else:
             # The trial counts as running until it is retried, so that an interruption includes it.
@@ -319,14 +319,14 @@ class Coordinator:
                 if not self._rule.pause_again(trial.number):
                     unfinished.append(trial.number)
             else:
-                self._act(trial)
+                self._apply_decision(trial)
         return unfinished
 
     def _set_elapsed(self) -> None:
         if self._plan.deadline is not None and self._plan.seconds is not None:
             self._rule.set_elapsed(self._plan.seconds - (self._plan.deadline - self._clock()))
 
-    def _started(self, trial: TrialRecord) -> TrialRecord:
+    def _start_trial(self, trial: TrialRecord) -> TrialRecord:
         self._running.add(trial.number)
         self._rule.started(trial.number)
         self._callbacks.on_trial_start(trial)
@@ -358,19 +358,20 @@ class Coordinator:
         self._close(number, TrialState.STOPPED)
         return True
 
-    def _last_promotion(self) -> TrialRecord | None:
-        """Promote the best paused trial if no trial has finished and none is running.
+    def _promote_best(self) -> TrialRecord | None:
+        """Start the best paused trial if no trial has finished and none is running.
 
         This is needed when no rung was large enough to promote a trial to the last epoch.
         """
         if self._running or any(t.state is TrialState.FINISHED for t in self._record.trials()):
             return None
-        return self._promoted(force=True)
+        return self._promote_next(force=True)
 
-    def _promoted(self, *, force: bool = False) -> TrialRecord | None:
+    def _promote_next(self, *, force: bool = False) -> TrialRecord | None:
+        """Start the next paused trial that the rule promotes; see :meth:`.StoppingRule.promote`."""
         while (number := self._rule.promote(force=force)) is not None:
             if not self._close_if_requested(number):
-                return self._started(self._record.reopen(number))
+                return self._start_trial(self._record.reopen(number))
         return None
 
     def _stop_paused(self) -> None:
@@ -402,7 +403,7 @@ class Coordinator:
             cost=self._plan.cost(trial, epoch) if self._plan.cost else 0.0,
         )
 
-    def _act(self, trial: TrialRecord) -> None:
+    def _apply_decision(self, trial: TrialRecord) -> None:
         """Carry out the decision that followed a trial's last recorded epoch."""
         match trial.decision:
             case Decision.FINISH:

@@ -109,7 +109,7 @@ def run_search(
         SearchError: If the search failed.
         KeyboardInterrupt: If a signal arrives before the first trial. Nothing new is left behind.
     """
-    space = _checked(space, options)
+    space = _check(space, options)
     weights = read_weights(space)
     interruption = SignalState(grace=options.grace_seconds, clock=time.monotonic)
     with (
@@ -124,15 +124,15 @@ def run_search(
         # Check the changes before any costly step, so that a refused change leaves nothing behind.
         record, versions = resume_record(space, options, store) if store.resumed else (None, None)
         if options.resume_or_start:
-            elapsed = lease.elapsed_seconds if lease else 0.0
             if (
-                record is not None
+                lease is not None
+                and record is not None
                 and versions is not None
-                and is_finished(record, versions, space, elapsed_seconds=elapsed)
+                and is_finished(record, versions, space, elapsed_seconds=lease.elapsed_seconds)
             ):
-                return _finished(record, versions, options, store, on_result=on_result)
+                return _finish(record, versions, options, store, on_result=on_result)
             _PROGRESS.info(f"{'Resuming' if store.resumed else 'Starting'} {options.name}")
-        space, data = _prepared(space, options, weights, record=record, versions=versions)
+        space, data = _prepare(space, options, weights, record=record, versions=versions)
         with (
             redirected_output(store.folder.log) if options.divert_output else nullcontext(),
             _writer(space, options, store, record) as writer,
@@ -140,7 +140,7 @@ def run_search(
             with ray_session(options.address) as ray, sampled_cluster(ray.gone) as cluster:
                 space, slots = fit_to_cluster(space, options, data, ray)
                 if record is None or lease is None:
-                    record, lease = _created(space, data, weights, options, store=store, held=held)
+                    record, lease = _create_record(space, data, weights, options, store=store, held=held)
                 record_weights(record, weights)
                 record_code(record, code_digests(space), before_trials=True)
                 setup = RunSetup(
@@ -165,12 +165,12 @@ def run_search(
                 interruption.deferred = True
                 result = search.run(trainable, on_result)
             # Ray has ended, so its processors are free to send MLflow the remaining updates.
-            result = search.hand_over(result)
+            result = search.send_remaining(result)
         search.log_why_it_ended(result)
         return result
 
 
-def _checked(space: Space, options: RunOptions) -> Space:
+def _check(space: Space, options: RunOptions) -> Space:
     """Check everything that can be checked before anything is written or started.
 
     Returns:
@@ -191,7 +191,7 @@ def _checked(space: Space, options: RunOptions) -> Space:
     return space
 
 
-def _prepared(
+def _prepare(
     space: Space,
     options: RunOptions,
     weights: Mapping[str, InitialWeights],
@@ -229,7 +229,7 @@ def _writer(
     return mlflow_writer(destination(space, store.folder, options.tracking_uri, record), delay=delay)
 
 
-def _created(
+def _create_record(
     space: Space,
     data: PreparedData,
     weights: Mapping[str, InitialWeights],
@@ -267,7 +267,7 @@ def _created(
     return record, leases[0]
 
 
-def _finished(
+def _finish(
     record: StudyRecord,
     versions: SpaceVersions,
     options: RunOptions,
@@ -277,7 +277,7 @@ def _finished(
 ) -> StudyResult:
     """Return the result of a search that has nothing left to do, from its record.
 
-    The files that the last run could not send to a storage at a URL are sent.
+    Also send the files that the last run could not send to a storage at a URL.
     """
     result = result_from_study(
         record,

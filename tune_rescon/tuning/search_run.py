@@ -103,7 +103,7 @@ def begin_run(
         ray: The session on which the trials run, watched from now on.
 
     Yields:
-        The run. Call :meth:`SearchRun.run`, then :meth:`SearchRun.hand_over`.
+        The run. Call :meth:`SearchRun.run`, then :meth:`SearchRun.send_remaining`.
     """
     store, record = setup.store, setup.record
     identity = ensure_identity(record, store.folder, url=store.url, own_study=setup.options.study_url is None)
@@ -239,7 +239,7 @@ class SearchRun:
         """Run the trials, write the search's files from the record, and return the result.
 
         The files are written whatever ends the trials, unless the lease is lost or the record cannot be
-        written. The caller must call :meth:`hand_over` next.
+        written. The caller must call :meth:`send_remaining` next.
         """
         setup = self.setup
         record_run(setup.record, self.costs.datasets, setup.options.tracking_uri)
@@ -280,13 +280,13 @@ class SearchRun:
         except Exception:
             # When Ray dies, Tune may raise any exception. The search reports Ray's death instead.
             if not self.watch.ray_is_gone:
-                self.hand_over(self._conclude(SearchState.FAILED, None))
+                self.send_remaining(self._conclude(SearchState.FAILED, None))
                 raise
         state = SearchState.INTERRUPTED if self.watch.interrupted else SearchState.FINISHED
         failed = self.watch.failure or self.coordinator.failure
         return self._conclude(SearchState.FAILED if failed else state, on_result)
 
-    def hand_over(self, result: StudyResult) -> StudyResult:
+    def send_remaining(self, result: StudyResult) -> StudyResult:
         """Wait for MLflow, and for a storage at a URL, to accept the remaining updates.
 
         Return ``result`` with the current trials and the updates that were not accepted.
@@ -334,7 +334,7 @@ class SearchRun:
                 on_result(result)
         except Exception:
             # In spite of the caller's error, write the report and send what MLflow and the storage lack.
-            self.hand_over(self._complete(result, files))
+            self.send_remaining(self._complete(result, files))
             raise
         return self._complete(result, files)
 
