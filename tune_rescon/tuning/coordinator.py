@@ -105,7 +105,7 @@ class Coordinator:
         self._deaths: Counter[int] = Counter()
         self._lost_nodes: Counter[int] = Counter()
         self.failure: str | None = None
-        """Why the search cannot continue: trials failed in a row, or a machine cannot run them. None if it can."""
+        """Why the search must end: trials fail in a row, or a machine cannot run them. None otherwise."""
         self.space_is_exhausted = False
         """True if every point of the space has run before the budget was spent."""
         self._retention = CheckpointRetention(record, prune, keep=plan.keep)

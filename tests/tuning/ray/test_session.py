@@ -19,7 +19,7 @@ from tune_rescon.tuning import ClusterSize
 from tune_rescon.tuning.ray import session
 from tune_rescon.tuning.ray.session import (
     LONGER_START,
-    _join,
+    _connect,
     check_temp_dir,
     prepare_environment,
     ray_session,
@@ -171,7 +171,7 @@ def test_an_unreachable_cluster_is_reported_in_one_paragraph(monkeypatch: pytest
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
     with pytest.raises(ClusterError) as caught:
-        _join("head:6379")
+        _connect("head:6379")
     message = str(caught.value)
     assert message.startswith("--address: must be the address of a Ray cluster that can be reached, but got")
     assert "(Ray is not at head:6379)" in message

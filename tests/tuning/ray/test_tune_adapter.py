@@ -10,7 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.utils.object_cache import _ObjectCache
 
 from tune_rescon.tuning import Coordinator
-from tune_rescon.tuning.ray.tune_adapter import RETRY_WAIT_SECONDS, TIMEOUT, ActorReuse, PendingTrials
+from tune_rescon.tuning.ray.tune_adapter import RETRY_WAIT_SECONDS, WAIT_SECONDS, ActorReuse, PendingTrials
 
 RESOURCES = "a placement group factory"
 
@@ -78,36 +78,36 @@ def pending() -> PendingTrialsOnFakeClock:
 
 
 def test_without_trials_none_is_overdue(pending: PendingTrialsOnFakeClock) -> None:
-    assert pending.overdue_at(10 * TIMEOUT) is None
+    assert pending.overdue_at(10 * WAIT_SECONDS) is None
 
 
 def test_a_trial_waits_for_the_process_requested_for_it(pending: PendingTrialsOnFakeClock) -> None:
     pending.add()
-    assert pending.overdue_at(TIMEOUT) is None
+    assert pending.overdue_at(WAIT_SECONDS) is None
 
 
 def test_the_oldest_overdue_trial_is_returned_until_it_runs(pending: PendingTrialsOnFakeClock) -> None:
     first, second = pending.add(), pending.add()
-    assert [pending.overdue_at(TIMEOUT + 1) for _ in range(3)] == [first] * 3, (
+    assert [pending.overdue_at(WAIT_SECONDS + 1) for _ in range(3)] == [first] * 3, (
         "Tune polls ten times per second"
     )
     first.status = Trial.RUNNING
-    assert pending.overdue_at(TIMEOUT + 2) is second
+    assert pending.overdue_at(WAIT_SECONDS + 2) is second
 
 
 def test_a_running_or_ended_trial_is_skipped(pending: PendingTrialsOnFakeClock) -> None:
     for status in (Trial.RUNNING, Trial.TERMINATED, Trial.ERROR):
         pending.add().status = status
     last = pending.add()
-    assert pending.overdue_at(TIMEOUT + 1) is last
+    assert pending.overdue_at(WAIT_SECONDS + 1) is last
 
 
 def test_each_trial_has_its_own_time_limit(pending: PendingTrialsOnFakeClock) -> None:
     pending.add().status = Trial.RUNNING
-    pending.now = TIMEOUT
+    pending.now = WAIT_SECONDS
     waiting_trial = pending.add()
-    assert pending.overdue_at(TIMEOUT + 2) is None
-    assert pending.overdue_at(2 * TIMEOUT + 1) is waiting_trial
+    assert pending.overdue_at(WAIT_SECONDS + 2) is None
+    assert pending.overdue_at(2 * WAIT_SECONDS + 1) is waiting_trial
 
 
 def test_a_retried_trial_has_a_shorter_time_limit(pending: PendingTrialsOnFakeClock) -> None:

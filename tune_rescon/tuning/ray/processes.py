@@ -28,7 +28,7 @@ MAX_UNREACHABLE: Final = 40.0
 #: Seconds to wait for killed processes to end.
 KILL_TIMEOUT: Final = 5.0
 
-_separates = False
+_in_new_session = False
 
 
 @contextmanager
@@ -43,16 +43,16 @@ def in_own_sessions() -> Iterator[None]:
     because the kernel ends them; Ray requests that on Linux only, so on other systems they stay in the
     driver's session.
     """
-    global _separates
-    _separates = sys.platform == "linux"
+    global _in_new_session
+    _in_new_session = sys.platform == "linux"
     try:
         yield
     finally:
-        _separates = False
+        _in_new_session = False
 
 
 def _start_session() -> None:
-    if _separates:
+    if _in_new_session:
         os.setsid()
 
 

@@ -185,9 +185,9 @@ def ray_session(address: str | None) -> Iterator[RaySession]:
         return
     own = RayProcesses.before_start()
     try:
-        with _own_signal_handlers():
+        with _restored_sigterm_handler():
             if address:
-                _join(address)
+                _connect(address)
             else:
                 check_temp_dir(os.environ, pid=os.getpid())
                 start_or_retry(lambda: _start(own), lambda: _shut_down(own))
@@ -214,7 +214,7 @@ def _session(gone: Callable[[], str], *, grows: bool) -> RaySession:
     )
 
 
-def _settings() -> dict[str, Any]:
+def _init_arguments() -> dict[str, Any]:
     """Return the arguments of ``ray.init`` that a local Ray and a cluster share."""
     return {
         "log_to_driver": False,
@@ -224,11 +224,11 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _join(address: str) -> None:
+def _connect(address: str) -> None:
     import ray
 
     try:
-        ray.init(address=address, **_settings())
+        ray.init(address=address, **_init_arguments())
     # Ray raises many types: for a malformed address, for a cluster that has ended, for another Ray version.
     except Exception as error:
         _LOGGER.exception("Ray cannot be reached")
@@ -241,18 +241,22 @@ def _join(address: str) -> None:
 def _start(own: RayProcesses) -> None:
     import ray
 
-    memory = LOCAL_OBJECT_STORE
     try:
         with in_own_sessions():
-            ray.init(address="local", include_dashboard=False, object_store_memory=memory, **_settings())
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=LOCAL_OBJECT_STORE,
+                **_init_arguments(),
+            )
     finally:
-        # Not later, because a program that runs a search may start other processes in the meantime.
+        # At once, because a program that runs a search may start other processes later.
         own.find()
 
 
 @contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Restore the caller's SIGTERM handler, because ``ray.init`` installs one that calls ``sys.exit``."""
+def _restored_sigterm_handler() -> Iterator[None]:
+    """Restore the SIGTERM handler after the block; ``ray.init`` installs one that calls ``sys.exit``."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

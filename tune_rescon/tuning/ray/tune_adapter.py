@@ -32,7 +32,7 @@ from tune_rescon.tuning.trial import TrialRecord
 
 __all__ = [
     "RETRY_WAIT_SECONDS",
-    "TIMEOUT",
+    "WAIT_SECONDS",
     "ActorReuse",
     "CoordinatorScheduler",
     "CoordinatorSearcher",
@@ -119,7 +119,7 @@ def execute(
                 # Without this limit, Tune requests one trial at a time (ray's _get_max_pending_trials).
                 max_concurrent_trials=concurrent,
                 reuse_actors=True,
-                trial_dirname_creator=_directory,
+                trial_dirname_creator=_trial_dirname,
             ),
             run_config=tune.RunConfig(
                 name="trials",
@@ -135,7 +135,7 @@ def execute(
         tuner.fit()
 
 
-def _directory(trial: Any) -> str:
+def _trial_dirname(trial: Any) -> str:
     # Tune's own names contain every value of the config and are cut at 130 characters. The name has Tune's
     # trial id because a paused trial is a new Tune trial when it continues.
     return f"{trial_name(trial.config['number'])}_{trial.trial_id}"
@@ -243,20 +243,20 @@ class CoordinatorScheduler(_Stateless, FIFOScheduler):
         self._node_is_gone = node_is_gone
         self._preempted: set[int] = set()
         self._lost_worker: set[int] = set()
-        self._waiting = PendingTrials()
+        self._pending = PendingTrials()
 
     def on_trial_add(self, tune_controller: object, trial: Trial) -> None:
         """Add the trial to those that wait for a process."""
         del tune_controller
         number = trial.config["number"]
-        self._waiting.add(trial, again=number in self._lost_worker)
+        self._pending.add(trial, again=number in self._lost_worker)
         self._lost_worker.discard(number)
 
     def choose_trial_to_run(self, tune_controller: object) -> Trial | None:
         """Return the trial to start on the next free process, even if a new process is requested for it."""
         with self._lock.hold():
             self._processes.keep(tune_controller)
-        return self._waiting.overdue()
+        return self._pending.overdue()
 
     def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
         """Tell the coordinator whether a trial's worker was preempted or died, and whether its node was lost.
@@ -287,10 +287,10 @@ class CoordinatorScheduler(_Stateless, FIFOScheduler):
         """
         del tune_controller, trial
         with self._lock.hold():
-            continues = self._reported(result)
+            continues = self._handle_report(result)
         return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
 
-    def _reported(self, report: dict[str, Any]) -> bool:
+    def _handle_report(self, report: dict[str, Any]) -> bool:
         """Pass a report to the coordinator; return whether the trial continues."""
         number = report["number"]
         if "unusable" in report:
@@ -317,7 +317,7 @@ class CoordinatorScheduler(_Stateless, FIFOScheduler):
 
 #: Seconds a trial waits for the worker process requested for it before it may get another trial's. A process
 #: needs less to start, even on a machine with twenty times its load, and so does a cluster to add a node.
-TIMEOUT: Final = 600.0
+WAIT_SECONDS: Final = 600.0
 
 #: The same for a trial whose worker process died or was preempted, because its machine may not return.
 RETRY_WAIT_SECONDS: Final = 20.0
@@ -326,8 +326,7 @@ RETRY_WAIT_SECONDS: Final = 20.0
 class PendingTrials:
     """The trials without a worker process, in order of arrival.
 
-    It chooses the waiting trial that gets a free process, such that the processes that Ray is starting are
-    not cancelled.
+    It chooses which waiting trial gets a free process, without cancelling the processes that Ray is starting.
 
     Tune requests a process for every trial that finds no free one. A scheduler may then name the trial that
     gets the next free process (``TrialScheduler.choose_trial_to_run``). Tune then cancels the process that it
@@ -339,7 +338,7 @@ class PendingTrials:
     If no trial is named, a free process goes to a trial for which no process was requested. However, if a
     cluster has fewer places than the search has slots (because the cluster has yet to grow), the waiting
     trials would wait until the search ends. Therefore a trial is named after it has waited too long
-    (:data:`TIMEOUT`), and sooner if it has lost a process (:data:`RETRY_WAIT_SECONDS`).
+    (:data:`WAIT_SECONDS`), and sooner if it has lost a process (:data:`RETRY_WAIT_SECONDS`).
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -349,7 +348,7 @@ class PendingTrials:
 
     def add(self, trial: Trial, *, again: bool = False) -> None:
         """Add a new Tune trial. ``again`` is True if the search's trial had a process before."""
-        self._waiting.append((self._clock() + (RETRY_WAIT_SECONDS if again else TIMEOUT), trial))
+        self._waiting.append((self._clock() + (RETRY_WAIT_SECONDS if again else WAIT_SECONDS), trial))
 
     def overdue(self) -> Trial | None:
         """Return the trial to name for the next free process; None to name no trial."""

@@ -121,9 +121,10 @@ def _run(task: TrialTask) -> None:
         preemption = _train(task)
     except Exception as error:
         end = {"number": task.number, "state": _end_state(error).value, "error": traceback.format_exc()}
-        # The machine is at fault, not the trial. Its next trials would fail in the same way.
-        is_the_machines = isinstance(error, ResourceError | OtherImagesError)
-        tune.report({**end, "unusable": str(error)} if is_the_machines else end)
+        if isinstance(error, ResourceError | OtherImagesError):
+            # The machine is at fault, not the trial. Its next trials would fail in the same way.
+            end["unusable"] = str(error)
+        tune.report(end)
     else:
         if preemption is not None:
             _exit_preempted(task, preemption)
@@ -147,9 +148,15 @@ def _train(task: TrialTask) -> Preempted | None:
 
     def report(epoch: EpochReport) -> None:
         sync.send(last=epoch.epoch == task.epochs)
-        best = sync.location(epoch.best_checkpoint) if epoch.best_checkpoint else None
-        values = {"epoch": epoch.epoch, "metrics": dict(epoch.metrics), "checkpoint": best, "device": name}
-        tune.report({"number": task.number, **values})
+        tune.report(
+            {
+                "number": task.number,
+                "epoch": epoch.epoch,
+                "metrics": dict(epoch.metrics),
+                "checkpoint": sync.location(epoch.best_checkpoint) if epoch.best_checkpoint else None,
+                "device": name,
+            }
+        )
 
     def note(text: str) -> None:
         tune.report({"number": task.number, "note": text})
@@ -159,8 +166,7 @@ def _train(task: TrialTask) -> Preempted | None:
 
     url = task.checkpoint_url
     with synchronised(folder, url, names=_COPIED_FILES, progress=global_step, note=note) as sync:
-        # Report the epochs that the checkpoint has and the study has not: a worker or the driver died between
-        # the two writes.
+        # Report the epochs that only the checkpoint has, because a process died before they were recorded.
         trained = epochs_in_checkpoint(folder, config=task.config, seed=task.seed)
         for epoch in trained[task.epochs_in_study :]:
             report(epoch)
