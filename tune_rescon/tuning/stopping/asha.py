@@ -49,11 +49,11 @@ class SuccessiveHalving(StoppingRule):
     """
 
     rungs: tuple[int, ...]
-    """The rungs, from :func:`asha_rungs`. With a single level, no trial is judged."""
+    """The rungs, from :func:`asha_rungs`. With a single rung, no trial is judged."""
     reduction_factor: int
     maximize: bool
     pauses: bool = False
-    """True for the promoting variant, which pauses trials and promotes them later."""
+    """True for ``variant: promote``, which pauses trials and promotes them later."""
     minimum: int | None = None
     """Number of values that a rung needs before it stops a trial. None for ``reduction_factor``."""
     _by_epoch: dict[tuple[int, Hashable], _Rung] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class SuccessiveHalving(StoppingRule):
         The trial is no longer paused. With ``force``, the trial need not be in the top fraction. This is
         algorithm 2 of the paper. Return None if there is no such trial.
         """
-        # Groups of one level in the order of their oldest trials, which a resumed search knows too.
+        # The groups at an epoch are in the order of their oldest trials, which a resumed search knows too.
         for _, rung in sorted(self._by_epoch.items(), key=lambda item: (-item[0][0], item[1].oldest)):
             best = rung.best_paused()
             if best is not None and (force or rung.rank(best) <= len(rung) // self.reduction_factor):
@@ -122,7 +122,7 @@ class SuccessiveHalving(StoppingRule):
 
 
 class _Rung:
-    """The values of one level and one group.
+    """The values at one rung of one group.
 
     ``loss`` is the metric with its sign chosen such that smaller is better. ``oldest`` is the lowest number.
     """

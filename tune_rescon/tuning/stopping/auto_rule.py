@@ -34,7 +34,7 @@ from tune_rescon.tuning.stopping.first_rung import (
     rungs_from,
 )
 from tune_rescon.tuning.stopping.rule import Decision, Observation, Verdict
-from tune_rescon.tuning.stopping.trial_table import DEAD, ENDED, PAUSED, RUNNING, UNKNOWN, TrialTable
+from tune_rescon.tuning.stopping.trial_table import DIVERGED, ENDED, PAUSED, RUNNING, UNKNOWN, TrialTable
 
 __all__ = ["AutoRule"]
 
@@ -42,7 +42,7 @@ __all__ = ["AutoRule"]
 FINAL_DELAY: Final = 0.05
 #: A trial is promoted from the first rung only if it is among the best 1 in PROMOTED_FROM there. A later
 #: stage that is behind its share waits for such a trial, until no new trial begins any more. Otherwise the
-#: first trials at a rung would be finished for being early.
+#: first trials at a rung would finish only because they came first.
 PROMOTED_FROM: Final = 4
 #: PROMOTED_FROM if no later rung confirms the ranks at the first one.
 UNCONFIRMED_PROMOTED_FROM: Final = 2
@@ -120,7 +120,7 @@ class AutoRule:
         if seen.number in self._unjudged and seen.epoch < (self.latest or self.last):
             return Verdict(decision=Decision.CONTINUE)
         is_rung = seen.epoch in self._rungs or seen.epoch == self.latest
-        if not is_rung and not self._gives_way(seen.epoch):
+        if not is_rung and not self._yields_slot(seen.epoch):
             return Verdict(decision=Decision.CONTINUE)
         self._table.set_state(seen.number, PAUSED)
         rank, compared = self._table.rank(seen.number, seen.epoch)
@@ -148,7 +148,7 @@ class AutoRule:
 
     def promote(self, *, force: bool = False) -> int | None:
         """Return the paused trial that is to continue. None if a new trial is to start, or nothing."""
-        choice = self._deepest() if force else self._choose()
+        choice = self._furthest_paused() if force else self._choose()
         return None if choice is None or choice == _NEW else choice
 
     def may_start(self) -> bool:
@@ -157,7 +157,7 @@ class AutoRule:
 
     def ended(self, number: int) -> None:
         """Note that a trial has ended. Its values stay, but it can no longer be promoted."""
-        if self._table.state(number) == DEAD:
+        if self._table.state(number) == DIVERGED:
             return
         self._table.set_state(number, ENDED)
         self._learn_from(number)
@@ -237,7 +237,7 @@ class AutoRule:
         if latest == self.low or any(table.epochs_of(n) < latest and table.may_progress(n) for n in pilots):
             return
         marked = map(int, np.flatnonzero(self._unjudged.marks(len(table))))
-        compared = [n for n in marked if table.epochs_of(n) >= latest or table.state(n) == DEAD]
+        compared = [n for n in marked if table.epochs_of(n) >= latest or table.state(n) == DIVERGED]
         if compared == self._compared:
             return  # their curves up to the latest candidate do not change any more
         self._compared, curves = compared, [table.curve(n, latest) for n in compared]
@@ -319,14 +319,14 @@ class AutoRule:
         best = dict(self._best_paused(left))
         total = self._total() if self.budget.seconds is None else self.budget.seconds
         used = min(max(1 - left / total, 0.0), 1.0)
-        loads, shares = self._loads(), list(self._shares())
-        if not self._is_limited and not can_start and sum(loads) >= total:
+        costs, shares = self._stage_costs(), list(self._shares())
+        if not self._is_limited and not can_start and sum(costs) >= total:
             return None
         if len(shares) > 1:
             shares[-1] *= max(used - FINAL_DELAY, 0.0) / (1 - FINAL_DELAY) / max(used, 1e-9)
         for stage in sorted(
             (stage for stage, share in enumerate(shares) if share > 0),
-            key=lambda stage: loads[stage] / shares[stage],
+            key=lambda stage: costs[stage] / shares[stage],
         ):
             if stage == 0:
                 if 0 in best:
@@ -335,7 +335,7 @@ class AutoRule:
                     return _NEW
             elif stage in best and self._may_continue(best[stage], stage):
                 return best[stage]
-        return self._otherwise(best, can_start=can_start)
+        return self._fallback(best, can_start=can_start)
 
     def _may_continue(self, number: int, stage: int) -> bool:
         """Return whether a trial is good enough to begin a stage that is behind its share."""
@@ -358,16 +358,16 @@ class AutoRule:
             return False
         stage = int(np.searchsorted(self._rungs, seen.epoch, side="right"))
         total = self._total() if self.budget.seconds is None else self.budget.seconds * self.budget.slots
-        return self._loads()[stage] < LEADERS * self._shares()[stage] * total
+        return self._stage_costs()[stage] < LEADERS * self._shares()[stage] * total
 
-    def _otherwise(self, best: dict[int, int], *, can_start: bool) -> int | None:
+    def _fallback(self, best: dict[int, int], *, can_start: bool) -> int | None:
         """Return the choice if the stages that are behind their shares have no trial to continue."""
         if best:
             return best[max(best)]
         if self.budget.seconds is None:
             return None
-        deepest = self._deepest()
-        return _NEW if deepest is None and can_start else deepest
+        furthest = self._furthest_paused()
+        return _NEW if furthest is None and can_start else furthest
 
     def _furthest_unjudged(self) -> int | None:
         """Return the paused trial with the most epochs among those below the first rung, or None.
@@ -380,7 +380,7 @@ class AutoRule:
             waiting = waiting[~never_changes(table.curves(waiting))]
         return int(waiting[np.argmax(table.epochs[waiting])]) if len(waiting) else None
 
-    def _gives_way(self, epoch: int) -> bool:
+    def _yields_slot(self, epoch: int) -> bool:
         """Return whether no rung judges, and a trial that is further than ``epoch`` waits for a slot."""
         waiting = self._furthest_unjudged() if self.no_rung_judges else None
         return waiting is not None and self._table.epochs_of(waiting) > epoch
@@ -388,20 +388,20 @@ class AutoRule:
     def _best_paused(self, left: float) -> Iterator[tuple[int, int]]:
         """Yield for each stage the best paused trial that it could continue."""
         table, rungs, first = self._table, self._rungs_reached(), int(self._rungs[0])
-        among = UNCONFIRMED_PROMOTED_FROM if self.is_unconfirmed else PROMOTED_FROM
-        bar, merits = table.bar(first, among), table.merits(first)
+        one_in = UNCONFIRMED_PROMOTED_FROM if self.is_unconfirmed else PROMOTED_FROM
+        threshold, merits = table.threshold(first, one_in), table.merits(first)
         if (unjudged := self._furthest_unjudged()) is not None:
             yield 0, unjudged
         for stage in range(1, len(self._rungs)):
             waiting = np.flatnonzero((table.states == PAUSED) & (rungs == stage))
-            waiting = waiting[merits[waiting] >= bar]
+            waiting = waiting[merits[waiting] >= threshold]
             if self.budget.seconds is not None:
                 way = (self._rungs[stage] - table.epochs[waiting]) * table.costs(waiting)
                 waiting = waiting[way * MIN_REACHED <= left]
             if len(waiting):
                 yield stage, table.best(waiting, int(self._rungs[stage - 1]))
 
-    def _deepest(self) -> int | None:
+    def _furthest_paused(self) -> int | None:
         """Return the best of the paused trials that are furthest, or None if no trial is paused."""
         table = self._table
         waiting = np.flatnonzero(table.states == PAUSED)
@@ -413,12 +413,13 @@ class AutoRule:
         return table.best(furthest, int(epoch))
 
     def _is_closing(self, left: float) -> bool:
+        """Return whether too little of the budget is left for a new trial; see :data:`CLOSING`."""
         if self.budget.seconds is not None:
             second = float(self._rungs[min(1, len(self._rungs) - 1)])
             return left < CLOSING * second * self._table.mean_cost
         return self.budget.epochs is not None and left < CLOSING * self.last
 
-    def _loads(self) -> list[float]:
+    def _stage_costs(self) -> list[float]:
         """Return the cost of each stage, including what its running trials will use.
 
         Epochs that trials run unjudged above the first rung count for no stage. Otherwise the first trials,
@@ -434,9 +435,9 @@ class AutoRule:
         first = float(self._rungs[0])
         unjudged = self._unjudged.marks(len(table))
         begins = np.where(unjudged, max(float(self.latest or 0), first), 0.0)
-        loads = [float(first * costs[unjudged].sum())]
-        for stage, rung in enumerate(self._rungs):
-            spent = float((np.clip(np.minimum(ends, rung) - begins, 0, None) * costs).sum())
-            loads = [loads[0] + spent] if stage == 0 else [*loads, spent]
+        stage_costs: list[float] = []
+        for rung in self._rungs:
+            stage_costs.append(float((np.clip(np.minimum(ends, rung) - begins, 0, None) * costs).sum()))
             begins = np.maximum(begins, rung)
-        return loads
+        stage_costs[0] += float(first * costs[unjudged].sum())
+        return stage_costs

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from tune_rescon.tuning.stopping.rule import Observation
 
-__all__ = ["DEAD", "ENDED", "PAUSED", "RUNNING", "UNKNOWN", "TrialTable"]
+__all__ = ["DIVERGED", "ENDED", "PAUSED", "RUNNING", "UNKNOWN", "TrialTable"]
 
-#: The states of a trial. DEAD: its value was not finite. UNKNOWN: it was replayed, and is neither running nor
-#: paused.
+#: The states of a trial. UNKNOWN: it was replayed, and is neither running nor paused.
 RUNNING: Final = 0
 PAUSED: Final = 1
 ENDED: Final = 2
-DEAD: Final = 3
+DIVERGED: Final = 3
 UNKNOWN: Final = 4
 
 
@@ -49,8 +48,8 @@ class TrialTable:
         Args:
             seen: The value.
             maximize: Whether larger values are better.
-            timed: Whether an epoch costs its seconds, and not 1.
-            epochs: Number of epochs that have the value; that of ``seen`` is the last of them.
+            timed: Whether the cost of an epoch is its seconds, instead of 1.
+            epochs: Number of epochs that have the value; the epoch of ``seen`` is the last of them.
         """
         self._grow(seen.number)
         number, first = seen.number, seen.epoch - epochs + 1
@@ -60,7 +59,7 @@ class TrialTable:
         if first == 1:
             self._first_costs[number] = cost
         if not math.isfinite(seen.value):
-            self._states[number] = DEAD
+            self._states[number] = DIVERGED
             return
         having = slice(first, seen.epoch + 1)
         self._values[number, having] = seen.value if maximize else -seen.value
@@ -107,8 +106,8 @@ class TrialTable:
         return self.epochs_of(number) >= 1
 
     def may_progress(self, number: int) -> bool:
-        """Return whether a trial may still report an epoch: it has neither diverged, failed nor ended."""
-        return self.state(number) not in (DEAD, ENDED)
+        """Return whether a trial may still report an epoch: it has neither diverged nor ended."""
+        return self.state(number) not in (DIVERGED, ENDED)
 
     def first_cost(self, number: int) -> float:
         """Return the cost of the first epoch of a trial."""
@@ -182,11 +181,11 @@ class TrialTable:
             merits[members] = 1 - (as_good & better).mean(axis=0)
         return merits
 
-    def bar(self, epoch: int, among: int) -> float:
-        """Return the merit that one in ``among`` trials has reached at an epoch; -inf without values."""
+    def threshold(self, epoch: int, one_in: int) -> float:
+        """Return the merit that one in ``one_in`` trials has reached at an epoch; -inf without values."""
         merits = self.merits(epoch)
         merits = np.sort(merits[np.isfinite(merits)])[::-1]
-        return float(merits[max(0, len(merits) // among - 1)]) if len(merits) else -math.inf
+        return float(merits[max(0, len(merits) // one_in - 1)]) if len(merits) else -math.inf
 
     def best(self, numbers: NDArray[np.int64], epoch: int) -> int:
         """Return the trial with the best merit at an epoch. Ties are broken by loss, then by age."""
