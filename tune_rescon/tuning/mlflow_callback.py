@@ -106,7 +106,7 @@ def destination(
         uri=tracking_uri or folder.mlflow_uri,
         experiment=experiment,
         search=folder.name,
-        metric=_shown(space.metric.name),
+        metric=_mlflow_name(space.metric.name),
         maximize=space.metric.mode == "max",
         artifacts=None if tracking_uri else folder.mlflow_artifacts,
         # The last one, because the tracking URI may have changed since the first. The first one, because a
@@ -197,7 +197,7 @@ class ParentRun:
         self._show(
             state=result.state.value,
             note=_with_identity(self._identity, note),
-            closing={f"best_{_shown(result.metric)}": result.best.value} if result.best else {},
+            closing={f"best_{_mlflow_name(result.metric)}": result.best.value} if result.best else {},
             champion=self.champion(result),
             files=tuple(files) if self._uploads else (),
             ended_ms=now_ms() if ended_ms is None else ended_ms,
@@ -318,7 +318,7 @@ class MlflowCallback(SearchCallback):
                 self._record.set_run_id(number, run_id)
 
     def run_state(self, trial: TrialRecord) -> TrialRunState:
-        """Return the state that MLflow shows of a trial."""
+        """Return the state of a trial as MLflow shows it."""
         names = (*self._space.parameters, *trial.parameters)
         chosen = {name: trial.setting(name, INACTIVE) for name in names}
         # A field that is fixed now may have been searched when the trial was sampled.
@@ -403,11 +403,11 @@ def closing_metrics(trial: TrialRecord, cost: TrialCost, devices: float) -> dict
         metrics["best_epoch"] = float(trial.best_epoch)
         if accuracy:
             metrics["best_val_accuracy"] = max(accuracy)
-        metrics[f"best_{_shown(trial.metric)}"] = trial.best_value
+        metrics[f"best_{_mlflow_name(trial.metric)}"] = trial.best_value
     return metrics
 
 
-def _shown(metric: str) -> str:
+def _mlflow_name(metric: str) -> str:
     return mlflow_names([metric])[metric]
 
 

@@ -60,8 +60,8 @@ class SamplerView:
             space: The space to draw from.
             warm_start_trials: Ended trials of an earlier search.
             trials: The trials of the search, in the order of their numbers.
-            shown: The numbers of the trials that the study contains. The others only bound the worst value
-                and count for the epoch at which trials are compared.
+            shown: The numbers of the trials that the study contains. The worst value, and the epoch at which
+                trials are compared, depend on all trials.
             next_number: The number of the next trial to draw.
         """
         self._space = space
@@ -148,7 +148,7 @@ class SamplerView:
             self._add(trial, self._outcome(trial))
         self._reported.clear()  # These numbers belong to another search.
         outcomes: dict[int, SamplerTrial | None] = {}
-        # In the order of the ends: a trial that diverged has the worst value of those that had ended by then.
+        # In the order of their ends: a diverged trial gets the worst value of those that ended before it.
         for trial in sorted(trials, key=_end):
             if trial.number in shown:
                 outcomes[trial.number] = self._outcome(trial)
@@ -255,7 +255,7 @@ def sampler_trial(
         The outcome, or None if the trial is still running and gives no information yet.
     """
     if trial.state in (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY):
-        return _worst(trial, sampler, worst)
+        return _as_worst(trial, sampler, worst)
     if not math.isfinite(trial.last_value) or trial.state is TrialState.FAILED:
         return SamplerTrial(state=OptunaState.FAIL) if trial.state.is_final else None
     if epoch is not None and trial.epochs >= epoch:
@@ -272,7 +272,7 @@ def sampler_trial(
     return SamplerTrial(state=OptunaState.COMPLETE, values=values)
 
 
-def _worst(trial: TrialRecord, sampler: str, worst: float | None) -> SamplerTrial:
+def _as_worst(trial: TrialRecord, sampler: str, worst: float | None) -> SamplerTrial:
     if sampler in READS_PRUNED:
         # TPE ranks a pruned trial without intermediate values below all trials that have a value.
         return SamplerTrial(state=OptunaState.PRUNED)

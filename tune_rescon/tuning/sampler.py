@@ -52,9 +52,8 @@ _STATEFUL: Final = ("cmaes", "nsga2")
 VIEW_BEST: Final = 100
 VIEW_LATEST: Final = 300
 
-#: The trials that a bounded view keeps are chosen again before the first drawn trial from each multiple of
-#: this on. The choice is stored on that trial, because the rank of a paused trial may have improved by the
-#: time that a search is resumed.
+#: Number of trials after which the trials of a bounded view are chosen again. The choice is stored on the
+#: next drawn trial, because the rank of a paused trial may have improved when the search is resumed.
 CHOOSE_EVERY: Final = 200
 _KEPT: Final = "view_kept"
 
@@ -96,8 +95,8 @@ class SearchSampler:
                 Points that have already run are not run again.
             warm_start_trials: Ended trials of an earlier search, from which the sampler learns.
             existing_trials: The trials of this search, in the order of their numbers.
-            forgotten: The numbers of those of them from which the sampler does not learn, and whose points
-                may run again.
+            forgotten: The numbers of existing trials from which the sampler must not learn. Their points may
+                run again.
             versions: The spaces that the search has had, with ``space`` as the newest. None if ``space`` is
                 the only one.
             violation: Returns why a configuration, given as plain values, must not be trained, or None. None
@@ -144,7 +143,7 @@ class SearchSampler:
                 self._view = self._make_view()
             number, seed = enqueued.number, self._space.sampler.seed
             given = with_parents(self._space, enqueued.params, seed=seed, number=number)
-            # Where no other point has these values, the trial runs again: its values were asked for.
+            # If no other point has these values, a point runs again, because its values were requested.
             trial = self._draw_new(number, infeasible, given) or self._view.draw(number, 0, given)
             self._pending = self._pending_rows(self._key(trial.params))
             return self._proposal(trial, number, enqueued=enqueued)
@@ -198,8 +197,8 @@ class SearchSampler:
     def _in_current_space(self, trial: TrialRecord) -> TrialRecord:
         """Return a trial with its parameters in the current space; see :meth:`_is_usable`.
 
-        A trial of another version of the space loses the sampler's notes on it, because a generation of
-        another space has no meaning in this one.
+        A trial of another version of the space loses its sampler state, because a generation of another space
+        has no meaning in this one.
         """
         if trial.origin is not None and trial.origin.space in self._like_newest:
             return trial

@@ -385,8 +385,8 @@ class StudyRecord:
         """Return all trials, ordered by number."""
         return tuple(self._trials.values())
 
-    def _mark(self, number: int, state: TrialState, user: Mapping[str, Any]) -> TrialRecord:
-        self._writer.annotate(self._ids[number], {"state": state.value, **user})
+    def _mark(self, number: int, state: TrialState, attributes: Mapping[str, Any]) -> TrialRecord:
+        self._writer.annotate(self._ids[number], {"state": state.value, **attributes})
         return self._update(number, state=state)
 
     def _update(self, number: int, **changes: Any) -> TrialRecord:
@@ -406,7 +406,7 @@ def _to_record(frozen: FrozenTrial, metric: str, maximize: bool, at: MetricAt) -
     steps = [step for step in sorted(frozen.intermediate_values) if _epoch_key(step) in system]
     epochs = [system[_epoch_key(step)] for step in steps]
     last = epochs[-1] if epochs else {"decision": None, "checkpoint": None}
-    # Of a trial that has not ended, the attribute is that of its last interruption or pause.
+    # If the trial has not ended, its attribute is from the last interruption or pause.
     ended = frozen.state.is_finished()
     checkpoint = user.get("checkpoint", last["checkpoint"]) if ended else last["checkpoint"]
     return TrialRecord(

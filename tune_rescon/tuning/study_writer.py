@@ -188,7 +188,7 @@ class SqlStudyWriter(StudyWriter):
             else:
                 _replace_attributes(connection, trial_id, trial.user_attrs)
             _insert(connection, _SYSTEM, _attributes(trial_id, trial.system_attrs))
-        return trial_id, number, _shown(now)
+        return trial_id, number, _naive_local(now)
 
     def _insert_trial(self, connection: Connection, number: int, now: datetime.datetime) -> tuple[int, int]:
         """Insert a running trial and return its id and its number.
@@ -203,7 +203,7 @@ class SqlStudyWriter(StudyWriter):
             "number": number,
             "study_id": self._study_id,
             "state": OptunaState.RUNNING,
-            "datetime_start": _stored(now),
+            "datetime_start": _naive_utc(now),
         }
         (trial_id,) = connection.execute(_insert_statement(_TRIALS), row).inserted_primary_key or (None,)
         assert isinstance(trial_id, int)
@@ -253,9 +253,9 @@ class SqlStudyWriter(StudyWriter):
             connection.execute(
                 _TRIALS.update()
                 .where(_TRIALS.c.trial_id == trial_id)
-                .values({"state": state, "datetime_complete": _stored(now)})
+                .values({"state": state, "datetime_complete": _naive_utc(now)})
             )
-        return _shown(now)
+        return _naive_local(now)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -287,7 +287,7 @@ def _take_waiting(connection: Connection, trial_id: int, now: datetime.datetime)
     taken = connection.execute(
         _TRIALS.update()
         .where(_TRIALS.c.trial_id == trial_id, _TRIALS.c.state == OptunaState.WAITING)
-        .values({"state": OptunaState.RUNNING, "datetime_start": _stored(now)})
+        .values({"state": OptunaState.RUNNING, "datetime_start": _naive_utc(now)})
     )
     if not taken.rowcount:
         return None
@@ -338,12 +338,12 @@ def _objectives(trial_id: int, values: Sequence[float]) -> Iterable[dict[str, An
         yield {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
 
 
-def _stored(moment: datetime.datetime) -> datetime.datetime:
+def _naive_utc(moment: datetime.datetime) -> datetime.datetime:
     """Convert a time to the form in Optuna's tables, naive UTC."""
     return moment.replace(tzinfo=None)
 
 
-def _shown(moment: datetime.datetime) -> datetime.datetime:
+def _naive_local(moment: datetime.datetime) -> datetime.datetime:
     """Convert a time to the form in Optuna's trials, naive local time.
 
     In the hour that is repeated when summer time ends, ``fold`` is right; ``astimezone`` would not set it.
