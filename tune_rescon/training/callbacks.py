@@ -42,7 +42,7 @@ class SeedEpochs(Callback):
     """Seed torch at the start of each epoch, independently of random numbers drawn before."""
 
     def __init__(self, seed: int, rank: int = 0) -> None:
-        """Create the callback. With drop path, each ``rank`` of a trial draws masks of its own."""
+        """Create the callback. Each ``rank`` of a trial has other random numbers."""
         self._seed, self._rank = seed, rank
         self._states: Mapping[str, Tensor] = {}
 
@@ -84,11 +84,11 @@ class SeedEpochs(Callback):
 class FreezeTrunk(Callback):
     """Train only the classifier in the first epochs.
 
-    A random classifier sends useless gradients to the layers before it, whose weights were trained elsewhere.
-    So these layers stay unchanged until the classifier has learned. Their batch norms normalise by their
-    running statistics, which stay unchanged too.
+    The layers before it have pretrained weights, and the gradients of a random classifier would spoil them.
+    They stay unchanged until the classifier has learned, and so do the running statistics of their batch
+    norms, by which they normalise.
 
-    Lightning restores the modes of a network's parts after a validation. A captured step is captured again
+    Lightning restores the modes of a network's modules after a validation. A captured step is captured again
     when the trunk is unfrozen, because other weights have gradients then.
     """
 

@@ -70,13 +70,13 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
     known = set(parts.values())
     heads = [name for name, part in parts.items() if _HEAD.fullmatch(part) or _MIXING.get(part) in known]
     if heads[-1:] != names[-1:]:
-        heads = []
+        heads = []  # the network does not end with a head
     found: dict[str, str] = {}
     layer = ""
     for name in [*(name for name in names if name not in heads), *heads]:
-        inside = name.removeprefix(prefix)
-        same = parts[name].rpartition(".")[2].startswith("norm") or name in heads[1:]
-        layer = layer if layer and same else name[: len(name) - len(inside)] + parts[name]
+        joins_previous = parts[name].rpartition(".")[2].startswith("norm") or name in heads[1:]
+        if not layer or not joins_previous:
+            layer = (prefix if name.startswith(prefix) else "") + parts[name]
         found[name] = layer
     return found
 

@@ -143,7 +143,7 @@ class OomRecord:
 
 
 def initial_micro_batches(images: int, available: int, known: Iterable[OomRecord]) -> int:
-    """Return the smallest number of micro-batches none of which is known to be too large for the memory.
+    """Return the smallest number of micro-batches that are not known to be too large for the memory.
 
     If even the smallest micro-batches are known to be too large, return their number. The trial then tries
     them, and fails.

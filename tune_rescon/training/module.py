@@ -116,8 +116,7 @@ class TrialModule(pl.LightningModule):
         capture = execution.graph_capture
         self._captured_step = CapturedStep(self._forward_backward, self.network, capture) if capture else None
         # Compiled code includes the casts. A network from elsewhere may use its weights outside of autocast.
-        casts = capture is not None and not execution.compiling
-        casts = casts and isinstance(network, ResidualAttentionNetwork)
+        casts = capture and not execution.compiling and isinstance(network, ResidualAttentionNetwork)
         half = self._placement.autocast_dtype if casts else None
         self._cast = FusedWeightCast(self.network, half) if half is not None else None
         self.scaler = GradScaler(self._placement.device.type, enabled=self._placement.scales_gradients)
@@ -261,9 +260,8 @@ class TrialModule(pl.LightningModule):
         """Re-estimate the evaluated network's batch-norm statistics on ``batches_BCHW``.
 
         Without batches the statistics stay unchanged. So do those of norms that were always in eval mode.
-        Without an averaged network the estimate overwrites the training's running statistics. Training never
-        reads these, because batch norm normalises by the batch in training mode. So the training continues
-        exactly as without the estimate.
+        Without an averaged network the estimate overwrites the running statistics. Training does not depend
+        on them, because batch norm normalises by the batch in training mode.
 
         Each process estimates on its own batches. Afterwards all processes have the average of the estimates.
 

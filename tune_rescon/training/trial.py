@@ -96,12 +96,11 @@ def train_trial(
 ) -> None:
     """Train ``config`` for ``epochs`` epochs; resume if ``checkpoint_dir`` holds a checkpoint.
 
-    Each epoch is trained, validated, written to ``last.ckpt``, and only then passed to ``on_epoch``; a file
-    that cannot be written becomes a message. A trial
+    Each epoch is trained, validated, written to ``last.ckpt``, and only then passed to ``on_epoch``. A trial
     that was interrupted and resumed reports the same values as an uninterrupted one: on a CPU to the last
-    bit, apart from times. A trial that has no epochs left returns without a report;
-    ``epochs_in_checkpoint`` returns the epochs reported before. If the training loss is not finite, the
-    trial ends after one report with nan.
+    bit, apart from times. A trial that has no epochs left returns without a report; ``epochs_in_checkpoint``
+    returns the epochs reported before. If the training loss is not finite, the trial ends after one report
+    with nan.
 
     The trial survives the following faults and reports each to ``process.on_message``:
 
@@ -113,7 +112,7 @@ def train_trial(
       the same network on the same device starts with the settings that fitted.
     - A step cannot be captured as a CUDA graph, in one process or in all. All of them resume without graphs.
     - A file cannot be written. The previous file stays, and the next epoch tries again.
-    - A checkpoint is damaged. Training resumes from the previous one, or else starts again.
+    - A checkpoint is damaged. Training resumes from the previous one. Without that, it starts again.
 
     Args:
         config: all hyperparameters.
@@ -137,7 +136,7 @@ def train_trial(
     report = _without_repeats(on_epoch)
     with peers.propagate_errors():
         spec = describe_network(config, classes=dataset.classes, in_channels=dataset.channels)
-        dataset = _as_pretrained(dataset, config, spec)
+        dataset = _with_pretrained_preprocessing(dataset, config, spec)
         metadata = CheckpointMetadata(
             config=config, spec=spec, dataset=dataset.digest, seed=seed, epochs=epochs
         )
@@ -177,7 +176,7 @@ def train_trial(
         with peers.propagate_errors():
             on_message(retry.message)
             start = find_shared_resume_point(metadata, folder, on_message, peers)
-        start = _with(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
+        start = _with_settings(start, micro_batches=retry.micro_batches, recomputes=retry.recomputes)
         attempt = dataclasses.replace(attempt, start=start, capture_steps=False)
 
 
@@ -188,8 +187,10 @@ def _placement(process: TrialProcess, config: TrialConfig) -> DeviceConfig:
     return placement
 
 
-def _as_pretrained(dataset: ImageDataset, config: TrialConfig, spec: NetworkDescription) -> ImageDataset:
-    """Return ``dataset`` with the preprocessing with which the trial's pretrained weights were trained."""
+def _with_pretrained_preprocessing(
+    dataset: ImageDataset, config: TrialConfig, spec: NetworkDescription
+) -> ImageDataset:
+    """Return ``dataset`` with the preprocessing of the trial's pretrained weights, if it has such weights."""
     if not (config.pretrained and isinstance(spec, ExternalSpec)):
         return dataset
     # Imported here because it imports timm's networks with it.
@@ -237,16 +238,16 @@ def _with_known_limits(
     if micro_batches > 1:
         then = f"{micro_batches} micro-batches of {messages.sizes(images, micro_batches)}"
         on_message(messages.known_too_large(images, then=then))
-    return _with(start, micro_batches=micro_batches, recomputes=recomputes)
+    return _with_settings(start, micro_batches=micro_batches, recomputes=recomputes)
 
 
-def _with(start: ResumePoint, *, micro_batches: int, recomputes: bool) -> ResumePoint:
+def _with_settings(start: ResumePoint, *, micro_batches: int, recomputes: bool) -> ResumePoint:
     changed = dataclasses.replace(start.metadata, micro_batches=micro_batches, recomputes=recomputes)
     return dataclasses.replace(start, metadata=changed)
 
 
 def _without_repeats(on_epoch: OnEpoch) -> OnEpoch:
-    """Return ``on_epoch`` without repeated epochs; it always gets a report with a nan loss."""
+    """Return a callback that passes each epoch to ``on_epoch`` once, and every report with a nan loss."""
     reported = 0
 
     def report(epoch: EpochReport) -> None:

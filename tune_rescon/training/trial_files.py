@@ -166,9 +166,9 @@ class Objective:
 class CheckpointWriter:
     """Writes a trial's files.
 
-    A network replaces the one in ``best.ckpt`` if it is better than that one, or if the last network is kept.
-    It is compared with the network in the file, even if a better one was reported and could not be written. A
-    network in the file that was written for another metric cannot be compared, and is replaced.
+    A network replaces the one in ``best.ckpt`` if its metric is better, or if the last network is kept. It is
+    compared with the network in the file, even if a better one was reported and could not be written. If the
+    network in the file does not have the metric, it is replaced.
     """
 
     def __init__(
