@@ -28,8 +28,8 @@ from tune_rescon.spaces import (
     Space,
     count_points,
     dump_space,
+    extreme_value,
     first_rows,
-    longest_warmup,
     preview,
     trial_config,
 )
@@ -287,7 +287,7 @@ def fitting_budget(space: Space, hours: float, *, epoch_seconds: float, slots: i
         slots: the number of trials that run at once.
     """
     epochs = hours * 3600 * slots / epoch_seconds
-    _, warmup = longest_warmup(space.fixed, space.parameters)
+    _, warmup = extreme_value("warmup_epochs", space.fixed, space.parameters, largest=True)
     last_epoch = min(space.fidelity.max, max(math.ceil(warmup), int(epochs / _TRAININGS), 1))
     trials = max(space.budget.trials, int(_TRIALS_PER_TRAINING * epochs / last_epoch))
     return [

@@ -8,6 +8,7 @@
     yaml_text     plain values -> YAML that all tools read alike
     suggest, preview, grid_points    Space -> sampled dicts of the active parameters
     corners       the largest and smallest values of given fields, in every combination
+    extreme_value the largest or smallest value of one field
     trial_config  Space and a sampled dict -> TrialConfig
     overlap       a trial of another space -> the same trial in this space, or the reason why it does not fit
     place_config  a trial of this search, by its configuration -> the same trial in the present space
@@ -20,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tune_rescon.lazy import lazy_names
-from tune_rescon.spaces.field_rules import corners
+from tune_rescon.spaces.field_rules import corners, extreme_value
 from tune_rescon.spaces.loading import (
     chosen_values,
     dump_space,
@@ -73,7 +74,7 @@ from tune_rescon.spaces.sections import (
     Sampler,
     Scheduler,
 )
-from tune_rescon.spaces.space import Space, longest_warmup
+from tune_rescon.spaces.space import Space
 
 if not TYPE_CHECKING:  # hidden from the type checker, which would accept any name
     __getattr__, __all__ = lazy_names(__name__)

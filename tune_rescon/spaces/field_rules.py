@@ -26,18 +26,19 @@ from tune_rescon.spaces.parameters import (
     is_among,
     values_of,
 )
-from tune_rescon.spaces.yaml_document import Problem, broken_rule, quoting, shown
+from tune_rescon.spaces.yaml_document import Problem, broken_rule, quoting_hint, shown
 
 if TYPE_CHECKING:
     from tune_rescon.spaces.space import Space
 
 __all__ = [
+    "check_batches",
     "check_conditions",
     "check_fields",
     "check_rows",
-    "check_shares",
-    "choice_of",
+    "choices_hint",
     "corners",
+    "extreme_value",
     "holds_text",
     "missing_networks",
     "only_rows",
@@ -103,7 +104,7 @@ def _field_problem(path: KeyPath, name: str, value: Any) -> Problem | None:
     rule = check_field(name, value)
     if rule is None:
         return None
-    hint = quoting(name, value) if holds_text(name) and path[-1] == name else ""
+    hint = quoting_hint(name, value) if holds_text(name) and path[-1] == name else ""
     return broken_rule(path, rule, got=shown(value), hint=hint)
 
 
@@ -147,12 +148,12 @@ def check_conditions(parameters: Mapping[str, Parameter]) -> Iterator[Problem]:
             else:
                 known = [other for other, one in above.items() if isinstance(one, CategoricalParameter)]
                 rule = "must name a categorical parameter declared above this one"
-                got, hint = shown(parameter.when.parameter), choice_of(known)
+                got, hint = shown(parameter.when.parameter), choices_hint(known)
                 yield broken_rule((*path, "parameter"), rule, got=got, hint=hint)
         above[name] = parameter
 
 
-def choice_of(names: Sequence[str]) -> str:
+def choices_hint(names: Sequence[str]) -> str:
     """Return a hint with the parameters from which to choose."""
     return f"Choose from: {', '.join(names)}." if names else "The space has no such parameter."
 
@@ -218,7 +219,7 @@ def why_outside(parameter: Parameter, value: Any) -> str | None:
 _IMAGES_PER_WORKER: Final = 2
 
 
-def check_shares(
+def check_batches(
     workers: int, fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]
 ) -> Iterator[Problem]:
     """Check that the smallest batch has two images for each worker, if there are several.
@@ -228,20 +229,31 @@ def check_shares(
         fixed: the fixed fields.
         parameters: the searched fields.
     """
-    path, images = _smallest_batch(fixed, parameters)
+    path, images = extreme_value("batch_size", fixed, parameters, largest=False)
     least = _IMAGES_PER_WORKER * workers
     if workers > 1 and images < least:
         rule = f"must be at least {least}: {_IMAGES_PER_WORKER} images for each of the {workers} `workers`"
         yield broken_rule(path, rule, got=str(images))
 
 
-def _smallest_batch(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[KeyPath, int]:
-    parameter = parameters.get("batch_size")
+def extreme_value(
+    name: str, fixed: Mapping[str, Any], parameters: Mapping[str, Parameter], *, largest: bool
+) -> tuple[KeyPath, Any]:
+    """Return the place of the largest or smallest value that a trial can have in a field, and that value.
+
+    Args:
+        name: the field, which holds numbers.
+        fixed: the fixed fields.
+        parameters: the searched fields.
+        largest: True for the largest value, False for the smallest.
+    """
+    choose, bound = (max, "high") if largest else (min, "low")
+    parameter = parameters.get(name)
     if isinstance(parameter, CategoricalParameter):
-        return ("parameters", "batch_size", "choices"), min(parameter.choices)
+        return ("parameters", name, "choices"), choose(parameter.choices)
     if parameter:
-        return ("parameters", "batch_size", "low"), int(parameter.low)
-    return ("fixed", "batch_size"), fixed.get("batch_size", TrialConfig().batch_size)
+        return ("parameters", name, bound), getattr(parameter, bound)
+    return ("fixed", name), fixed.get(name, getattr(TrialConfig(), name))
 
 
 #: The most combinations of values to check.

@@ -213,7 +213,7 @@ def _read(text: str, source: str) -> Document:
     document = read_document(text, SourceLine(1, source))
     if not isinstance(document.value, dict):
         if not document.problems:
-            document.complain(document.top, (), "must hold sections", got=shown(document.value))
+            document.add_problem(document.top, (), "must hold sections", got=shown(document.value))
         raise _space_error(document.problems)
     return document
 

@@ -46,12 +46,12 @@ def _override(document: Document, override: str) -> None:
     if not equals or not all(given.split(".")):
         hint = "An example: --set fidelity.max=27."
         place, rule = SourceLine(0, f"--set {override}"), "--set takes KEY=VALUE, with a dotted key"
-        document.complain(place, (), rule, got=shown(override), hint=hint)
+        document.add_problem(place, (), rule, got=shown(override), hint=hint)
         return
     place = SourceLine(0, f"--set {given}")
     keys = full_keys(given, _searched(document))
     if len(keys) > 1:
-        document.complain(place, (), f"{given!r} must be given by its full key", got=" or ".join(keys))
+        document.add_problem(place, (), f"{given!r} must be given by its full key", got=" or ".join(keys))
         return
     key = keys[0] if keys else given
     name = key.rpartition(".")[2]
@@ -163,7 +163,7 @@ def _check_replaced(document: Document, resources: Mapping[str, Any]) -> None:
     if str(first) != f"--set {_RESOURCES}":
         rule = f"`{_RESOURCES}: auto` must be replaced as a whole"
         hint = f"Give both: --set {_RESOURCES}.cpu=1 --set {_RESOURCES}.gpu=0."
-        document.complain(first, (_RESOURCES,), rule, got=", ".join(resources), hint=hint)
+        document.add_problem(first, (_RESOURCES,), rule, got=", ".join(resources), hint=hint)
 
 
 def _kinds(steps: list[str]) -> Iterable[Any]:

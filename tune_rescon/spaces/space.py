@@ -18,11 +18,12 @@ from tune_rescon.config import DatasetConfig, check_field, field_names
 from tune_rescon.data import list_datasets
 from tune_rescon.errors import KeyPath, counted, dotted, unknown_name_message
 from tune_rescon.spaces.field_rules import (
+    check_batches,
     check_conditions,
     check_fields,
     check_rows,
-    check_shares,
-    choice_of,
+    choices_hint,
+    extreme_value,
     holds_text,
     missing_networks,
     only_rows,
@@ -52,12 +53,12 @@ from tune_rescon.spaces.yaml_document import (
     A_SECTION,
     Problem,
     broken_rule,
-    quoting,
+    quoting_hint,
     raise_problems,
     shown,
 )
 
-__all__ = ["FOLDER_ONLY", "PartialSpace", "Space", "check_rules", "longest_warmup", "read_dataset"]
+__all__ = ["FOLDER_ONLY", "PartialSpace", "Space", "check_rules", "read_dataset"]
 
 
 def read_dataset(value: Any) -> DatasetConfig:
@@ -83,7 +84,7 @@ def _dataset_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         if key not in known:
             yield Problem(path=(key,), text=unknown_name_message("key", key, known))
         elif rule := check_field(key, value, DatasetConfig):
-            hint = quoting(key, value) if holds_text(key, DatasetConfig) else ""
+            hint = quoting_hint(key, value) if holds_text(key, DatasetConfig) else ""
             yield broken_rule((key,), rule, got=shown(value), hint=hint)
 
 
@@ -233,7 +234,7 @@ def check_rules(partial: PartialSpace) -> Iterator[Problem]:
         return
     yield from _check_warmup(partial)
     if partial.resources_per_trial:
-        yield from check_shares(partial.resources_per_trial.workers, partial.fixed, partial.parameters)
+        yield from check_batches(partial.resources_per_trial.workers, partial.fixed, partial.parameters)
     rows = list(check_rows(partial.initial, partial.parameters))
     yield from rows
     yield from _check_sampler(partial)
@@ -315,14 +316,14 @@ def _check_groups(partial: PartialSpace) -> Iterator[Problem]:
     ]
     if name not in known:
         rule = "must name a categorical parameter without `when`"
-        yield broken_rule(("scheduler", "group_by"), rule, got=shown(name), hint=choice_of(known))
+        yield broken_rule(("scheduler", "group_by"), rule, got=shown(name), hint=choices_hint(known))
 
 
 def _check_warmup(partial: PartialSpace) -> Iterator[Problem]:
     """Check that the warm-up ends before training ends, and before the first trial may be stopped."""
     if partial.fidelity is None:
         return
-    path, epochs = longest_warmup(partial.fixed, partial.parameters)
+    path, epochs = extreme_value("warmup_epochs", partial.fixed, partial.parameters, largest=True)
     if epochs > partial.fidelity.max:
         rule = f"must be at most `fidelity.max` ({partial.fidelity.max})"
         yield broken_rule(path, rule, got=shown(epochs))
@@ -330,16 +331,6 @@ def _check_warmup(partial: PartialSpace) -> Iterator[Problem]:
         rule = f"must cover the warm-up (`{dotted(path)}`: {shown(epochs)}), when values rank no trials"
         hint = f"Write `min: {math.ceil(epochs)}`."
         yield broken_rule(("fidelity", "min"), rule, got=str(partial.fidelity.min), hint=hint)
-
-
-def longest_warmup(fixed: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> tuple[KeyPath, float]:
-    """Return the place of the longest warm-up that a trial can have, and its epochs."""
-    parameter = parameters.get("warmup_epochs")
-    if isinstance(parameter, CategoricalParameter):
-        return ("parameters", "warmup_epochs", "choices"), max(parameter.choices)
-    if parameter:
-        return ("parameters", "warmup_epochs", "high"), parameter.high
-    return ("fixed", "warmup_epochs"), fixed.get("warmup_epochs", 0)
 
 
 def _check_sampler(partial: PartialSpace) -> Iterator[Problem]:

@@ -26,7 +26,7 @@ __all__ = [
     "SourceLine",
     "broken_rule",
     "problems_in",
-    "quoting",
+    "quoting_hint",
     "raise_problems",
     "read_document",
     "shown",
@@ -126,10 +126,10 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def quoting(key: object, value: object) -> str:
+def quoting_hint(key: object, value: object) -> str:
     """Return a hint if YAML has read a text as another type; empty if it was read as text.
 
-    >>> quoting("path", 2024)
+    >>> quoting_hint("path", 2024)
     'Write a text that YAML reads as another type in quotes: `path: "..."`.'
     """
     if isinstance(value, str | None):
@@ -137,15 +137,15 @@ def quoting(key: object, value: object) -> str:
     return f'Write a text that YAML reads as another type in quotes: `{key}: "..."`.'
 
 
-def raise_problems(title: str, problems: Iterable[Problem], then: ValidationError | None = None) -> None:
-    """Raise ``problems`` (and those of ``then``) as one ValidationError; return if there are no problems.
+def raise_problems(title: str, problems: Iterable[Problem], error: ValidationError | None = None) -> None:
+    """Raise ``problems`` (and those in ``error``) as one ValidationError; return if there are no problems.
 
     Args:
         title: the title of the ValidationError.
         problems: the problems to raise.
-        then: a ValidationError whose problems are added.
+        error: a ValidationError whose problems are added.
     """
-    found = [*problems, *(problems_in(then) if then else ())]
+    found = [*problems, *(problems_in(error) if error else ())]
     lines = [
         InitErrorDetails(
             type=PydanticCustomError(_OURS, "{text}", {"text": problem.text}), loc=problem.path, input=None
@@ -165,7 +165,7 @@ def problems_in(error: ValidationError) -> Iterator[Problem]:
         else:
             path = (*path, "type") if kind.startswith("union_tag_") else path
             text = _in_our_words(kind, context, line["input"], line["msg"])
-            hint = quoting(path[-1], line["input"]) if kind == "string_type" and path else ""
+            hint = quoting_hint(path[-1], line["input"]) if kind == "string_type" and path else ""
             yield Problem(path=path, text=f"{text} {hint}" if hint else text)
 
 
@@ -215,7 +215,7 @@ class Document:
             path = path[:-1]
         return self.places.get(path, self.top)
 
-    def complain(
+    def add_problem(
         self, place: SourceLine, path: KeyPath, rule: str, *, got: object = None, hint: str = ""
     ) -> None:
         """Add a problem at ``place``.
@@ -252,7 +252,7 @@ class Document:
             section = section[step]
             if not isinstance(section, dict):
                 rule = f"{A_SECTION} to set a key in it"
-                self.complain(place, path[:depth], rule, got=shown(section))
+                self.add_problem(place, path[:depth], rule, got=shown(section))
                 return None
         return section
 
@@ -266,7 +266,7 @@ def read_document(text: str, place: SourceLine) -> Document:
     """
     document = Document(top=place, places={(): place})
     if re.search(r"^%", text, re.MULTILINE):
-        document.complain(place, (), "a space file is YAML 1.2 without directives", got="a `%` line")
+        document.add_problem(place, (), "a space file is YAML 1.2 without directives", got="a `%` line")
         return document
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = _DEEPEST
@@ -275,9 +275,9 @@ def read_document(text: str, place: SourceLine) -> Document:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = SourceLine(mark.line + 1, place.source) if place.line and mark else place
-        document.complain(where, (), f"is not YAML: {error.problem}")
+        document.add_problem(where, (), f"is not YAML: {error.problem}")
     except YAMLError as error:
-        document.complain(place, (), f"is not YAML: {str(error).splitlines()[0]}")
+        document.add_problem(place, (), f"is not YAML: {str(error).splitlines()[0]}")
     else:
         document.value = None if node is None else _Reader(yaml, document).value(node, ())
     return document
@@ -294,7 +294,7 @@ class _Reader:
         self._document.places.setdefault(path, self._place(node))
         if node.anchor:
             # The reader does not descend into an anchored node, because the node may contain itself.
-            self._complain(node, path, "must be written out", got=f"the anchor `&{node.anchor}`")
+            self._add_problem(node, path, "must be written out", got=f"the anchor `&{node.anchor}`")
             return None
         kind = str(node.tag).removeprefix(_TAG)
         if isinstance(node, MappingNode) and kind == "map":
@@ -305,7 +305,7 @@ class _Reader:
             return node.value
         if isinstance(node, ScalarNode) and kind in _SCALARS:
             return self._scalar(node, path, kind)
-        self._complain(node, path, "must be a plain value", got=f"the tag `!{kind}`")
+        self._add_problem(node, path, "must be a plain value", got=f"the tag `!{kind}`")
         return None
 
     def _scalar(self, node: ScalarNode, path: KeyPath, kind: str) -> Any:
@@ -314,9 +314,9 @@ class _Reader:
             if kind == "int":
                 float(value)
         except (ValueError, KeyError):  # a tag that its text does not fit, or thousands of digits
-            self._complain(node, path, f"must be a value of YAML's type {kind}", got=shown(node.value))
+            self._add_problem(node, path, f"must be a value of YAML's type {kind}", got=shown(node.value))
         except OverflowError:
-            self._complain(node, path, "must be a number below 1e308", got=shown(node.value))
+            self._add_problem(node, path, "must be a number below 1e308", got=shown(node.value))
         else:
             return value
         return None
@@ -325,10 +325,10 @@ class _Reader:
         values: dict[str, Any] = {}
         for key, inner in node.value:
             if not isinstance(key, ScalarNode) or str(key.tag).removeprefix(_TAG) not in _TEXTS:
-                self._complain(key, path, "a key must be a word", got=f"`{_source_of(key)}`")
+                self._add_problem(key, path, "a key must be a word", got=f"`{_source_of(key)}`")
             elif key.value in values:
                 first = self._document.places[(*path, key.value)]
-                self._complain(key, (*path, key.value), f"is repeated; {first} has it already")
+                self._add_problem(key, (*path, key.value), f"is repeated; {first} has it already")
             else:
                 self._document.places[(*path, key.value)] = self._place(key)
                 values[key.value] = self.value(inner, (*path, key.value))
@@ -338,8 +338,8 @@ class _Reader:
         top = self._document.top
         return SourceLine(node.start_mark.line + 1, top.source) if top.line else top
 
-    def _complain(self, node: Node, path: KeyPath, rule: str, *, got: object = None) -> None:
-        self._document.complain(self._place(node), path, rule, got=got)
+    def _add_problem(self, node: Node, path: KeyPath, rule: str, *, got: object = None) -> None:
+        self._document.add_problem(self._place(node), path, rule, got=got)
 
 
 def _source_of(node: Node) -> str:
