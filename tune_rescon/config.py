@@ -322,14 +322,14 @@ class TrialConfig:
     """Number format. ``auto``: bf16 autocast on a GPU that computes it, fp16 on an older one with tensor
     cores, else fp32. ``fp16``: autocast with a gradient scaler; on a CPU, fp32."""
     cuda_graphs: str = _word("auto", "auto", "off")
-    """``auto``: on a CUDA GPU, record the training step as a CUDA graph and replay it, if a batch fits in
+    """``auto``: on a CUDA GPU, capture the training step as a CUDA graph and replay it, if a batch fits in
     memory as a whole."""
     compile: str = _word("off", "off", "on")
     """``on``: use torch.compile, which suits long trials. The first trial of a shape on a node waits for the
     compilation (a minute)."""
     checkpoint_activations: str = _word("auto", "auto", "off", "on")
     """Keep fewer activations of a step and recompute the others, with the same results. A step takes a third
-    longer on a CPU. On a GPU it may take several times as long, because it is not recorded as a CUDA graph.
+    longer on a CPU. On a GPU it may take several times as long, because it is not captured as a CUDA graph.
     ``auto``: only if a whole batch does not fit in memory otherwise."""
 
     # Augmentation.

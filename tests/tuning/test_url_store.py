@@ -146,8 +146,8 @@ def test_checkpoints_of_trials_outside_the_record_are_moved_aside(
     assert remote.read("s/checkpoints/trial_0012.lost_2/last.ckpt") == b"12"
     (message,) = progress
     assert message == (
-        "The record has no trial of 1 folder of checkpoints, as after it was restored from a backup, or its"
-        f" newest copy was lost with a machine. Moved aside in {remote.url}/s/checkpoints: trial_0012.lost_2"
+        "The record lacks the trials of 1 folder of checkpoints. It may have been restored from a backup, or"
+        f" its newest copy was lost with a machine. Moved aside in {remote.url}/s/checkpoints: trial_0012.lost_2"
     )
 
 

@@ -123,8 +123,8 @@ def _searched(document: Document) -> Mapping[str, Any]:
 def _pin(document: Document, name: str, value: str, place: SourceLine) -> None:
     """Fix a field that was searched.
 
-    A parameter that exists only for some values of the pinned one exists always, or not at all. A row of
-    ``initial`` that has the same value no longer names the field.
+    A parameter that depends on the pinned one loses its condition, or is removed. A row of ``initial`` with
+    the same value no longer names the field.
     """
     parameters = dict(_searched(document))
     del parameters[name]
@@ -156,7 +156,7 @@ def _after_pinning(parameters: Mapping[str, Any], name: str, pinned: Any) -> dic
 
 
 def _check_replaced(document: Document, resources: Mapping[str, Any]) -> None:
-    """Check that a section that replaces ``auto`` has the number of GPUs, of which there are 0 by default."""
+    """Check that a section that replaces ``auto`` has ``cpu`` and ``gpu``, because ``gpu`` is 0 by default."""
     if {"cpu", "gpu"} <= resources.keys() or not resources:
         return
     first = document.place((_RESOURCES, *list(resources)[:1]))

@@ -152,8 +152,8 @@ def can_have(space: Space, params: Mapping[str, Any]) -> bool:
 def with_parents(space: Space, params: Mapping[str, Any], *, seed: int, number: int) -> dict[str, Any]:
     """Return ``params`` with values of the missing parameters on which they depend.
 
-    Without them, a sampler might draw other ones, and the trial would not have what was given. They are drawn
-    at random among those that are possible.
+    Otherwise a sampler might draw parents without which the given parameters do not exist. Each parent is
+    drawn at random from its possible values.
 
     Args:
         space: the space.
@@ -171,7 +171,7 @@ def with_parents(space: Space, params: Mapping[str, Any], *, seed: int, number: 
 
 
 def _parent_choices(space: Space, names: Iterable[str]) -> dict[str, list[Any]]:
-    """Return for each parameter on which others depend its choices for which all these others exist."""
+    """Return the parents of the named parameters, each with the choices for which these parameters exist."""
     possible: dict[str, list[Any]] = {}
     pending = list(names)
     while pending:

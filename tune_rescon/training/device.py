@@ -166,8 +166,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 #: The formats of 16 bits, which are used by autocast only.
 _HALVES: Final[Mapping[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-#: Compute capabilities, from and below, of the GPUs whose matrix units compute fp16 but not bf16: Volta and
-#: Turing.
+#: Range of compute capabilities (from, below) of the GPUs whose matrix units compute fp16 but not bf16: Volta
+#: and Turing.
 _FP16_ONLY: Final = ((7, 0), (8, 0))
 
 _Module = TypeVar("_Module", bound=nn.Module)

@@ -115,7 +115,7 @@ class FitAttempt:
     objective: Objective
     process: TrialProcess
     batch_images: int
-    """Images in the largest shard of a training batch, for which one process must find memory."""
+    """Images in the largest shard of a training batch; each process must have memory for them."""
     capture_steps: bool
     """True if training steps may be captured as a CUDA graph."""
     watchdog: HangWatchdog | None

@@ -68,8 +68,9 @@ class TrainedNetwork:
     config: TrialConfig
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    """Of each channel, for pixels scaled to 0..1; applied only if ``config.normalize``."""
+    """Mean of each channel, for pixels scaled to 0..1; subtracted only if ``config.normalize``."""
     std: tuple[float, ...]
+    """Standard deviation of each channel; used as :attr:`mean` is."""
     dataset: str
     """Content key of the images the network was trained on and of their split."""
     seed: int

@@ -26,7 +26,7 @@ MIN_TRIALS: Final = 20
 #: The share of best trials that PED-ANOVA compares with all trials (Optuna's ``target_quantile``).
 TARGET_QUANTILE: Final = 0.1
 
-#: The largest share of trials that may be as good as the last of these. With many equal values, every
+#: The largest share of trials that may be as good as the last of the best ones. With more equal values, every
 #: parameter would get nearly the same importance.
 MAX_TARGET_SHARE: Final = 0.5
 

@@ -163,7 +163,7 @@ class LeaseKeeper:
             begun = self._clock()
             overdue = begun - self._renewed > self._seconds
             if not self._replace():
-                # It is another driver's, or of a renewal without an answer, or of a restored record.
+                # The lease is another driver's, that of a renewal without an answer, or a restored one.
                 known, found = self._stored, self._store.read()
                 if known and found and self._is_mine(found) and found["beat"] < known["beat"]:
                     self._lose("its record was replaced by an older copy", "Resume what that copy holds.")

@@ -116,8 +116,8 @@ class SearchOverview:
     state: SearchState | None = None
     """None if the search cannot be read; see :attr:`problem`."""
     best: float = math.nan
-    """The best value among the trials with the most epochs that did not fail, or of all if all failed. Of
-    final trainings it is the winner's. May be nan."""
+    """The best value among the trials with the most epochs that did not fail, or among all if all failed. For
+    final trainings, the winner's value. May be nan."""
     ended: int = 0
     """Number of trials in a final state."""
     total: int = 0

@@ -73,7 +73,7 @@ def with_store_size(space: Space, recorded: Space | None) -> Space:
     dataset = space.dataset
     if dataset.path is None or dataset.store_size is not None:
         return space
-    # A record of an earlier version of this package has None, which stands for the side that its trials used.
+    # In a record of an earlier version of this package, None means the size that its trials used.
     size = largest_image_size(space) if recorded is None else recorded.dataset.store_size
     return space.model_copy(update={"dataset": dataclasses.replace(dataset, store_size=size)})
 
@@ -188,7 +188,7 @@ _EXTERNAL_FIELDS: Final = ("dataset", "network", "pretrained", "image_size", "dr
 def external_trials(space: Space) -> list[TrialConfig]:
     """Return one configuration for each external network in ``space`` and each set of its arguments.
 
-    Of configurations that differ only in the rate of dropped paths, it is the one with the largest rate.
+    Of configurations that differ only in ``drop_path``, only the one with the largest rate is returned.
     """
     if not {"network"} & (space.fixed.keys() | space.parameters.keys()):
         return []

@@ -108,8 +108,8 @@ class SearchStore:
 def _report_moved(place: Path | str, folders: Sequence[str]) -> None:
     if folders:
         _PROGRESS.info(
-            f"The record has no trial of {counted(len(folders), 'folder')} of checkpoints, as after it was"
-            " restored from a backup, or its newest copy was lost with a machine. Moved aside in"
+            f"The record lacks the trials of {counted(len(folders), 'folder')} of checkpoints. It may have"
+            " been restored from a backup, or its newest copy was lost with a machine. Moved aside in"
             f" {place}: {', '.join(folders)}"
         )
 

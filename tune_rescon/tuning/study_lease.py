@@ -3,8 +3,8 @@
 It is an attribute of the study, which Optuna's API can read and write too. Optuna's setter reads the row and
 then writes it, so two processes may both succeed. This module changes the row with one conditional statement.
 
-On a database server, a second attribute has the time of the last beat, by the server's clock. A report tells
-by it whether the driver is alive. Of a SQLite file, the time of the last change serves for that.
+On a database server, a second attribute has the time of the last beat, by the server's clock. It tells a
+report whether the driver is alive. For a SQLite file, the time of its last change does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ATTRIBUTES: Final[Table] = models.StudyUserAttributeModel.__table__
 def silent_seconds(connection: Connection, study_id: int, lease: Mapping[str, Any] | None) -> float:
     """Return the seconds since the last beat of a lease on a database server.
 
-    It is 0 if the holder writes no times, as earlier versions.
+    It is 0 if the holder writes no times, as in earlier versions of this package.
 
     Args:
         connection: A connection to the database.

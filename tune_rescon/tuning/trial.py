@@ -89,7 +89,7 @@ def make_origin(
         space: The version of the space.
         parameters: The active parameters, as Optuna stores them.
         version: The number of the version, counted from 1.
-        number: The trial's number; of a drawn trial, the expected one.
+        number: The trial's number. For a drawn trial, the expected number.
         enqueued: Whether another program enqueued the trial.
 
     Raises:
@@ -397,8 +397,8 @@ FAILED_STATES: Final = (TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialStat
 def best_by_value(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     """Return the trial with the best value, whatever its number of epochs; None if no trial has a value.
 
-    Trials that diverged or failed do not count. Of equal values, the first by :meth:`TrialRecord.rank_key`
-    wins, and of those the one with the lowest number.
+    Trials that diverged or failed do not count. Ties are broken by :meth:`TrialRecord.rank_key`, then by the
+    lowest number.
     """
     usable = (t for t in trials if t.state not in FAILED_STATES and math.isfinite(t.value))
     return min(
