@@ -147,7 +147,8 @@ def test_checkpoints_of_trials_outside_the_record_are_moved_aside(
     (message,) = progress
     assert message == (
         "The record lacks the trials of 1 folder of checkpoints. It may have been restored from a backup, or"
-        f" its newest copy was lost with a machine. Moved aside in {remote.url}/s/checkpoints: trial_0012.lost_2"
+        " its newest copy was lost with a machine."
+        f" Moved aside in {remote.url}/s/checkpoints: trial_0012.lost_2"
     )
 
 

@@ -156,7 +156,7 @@ def _after_pinning(parameters: Mapping[str, Any], name: str, pinned: Any) -> dic
 
 
 def _check_replaced(document: Document, resources: Mapping[str, Any]) -> None:
-    """Check that a section that replaces ``auto`` has ``cpu`` and ``gpu``, because ``gpu`` is 0 by default."""
+    """Check that a section that replaces ``auto`` has ``cpu`` and ``gpu``, which is 0 by default."""
     if {"cpu", "gpu"} <= resources.keys() or not resources:
         return
     first = document.place((_RESOURCES, *list(resources)[:1]))
