@@ -7,13 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tune_rescon.metric_names import METRICS, PEAK_MEMORY, TEST_METRICS
-from tune_rescon.training import EpochReport
-from tune_rescon.training.messages import is_better
+from tune_rescon.training import EpochReport, Objective
 
 
 @given(value=st.floats(), best=st.none() | st.floats(allow_nan=False, allow_infinity=False))
 def test_only_a_finite_value_in_the_right_direction_is_better(value: float, best: float | None) -> None:
-    up, down = is_better(value, best, "max"), is_better(value, best, "min")
+    up, down = (Objective(mode=mode).is_better(value, best) for mode in ("max", "min"))
     if not math.isfinite(value):
         assert not up
         assert not down

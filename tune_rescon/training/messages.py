@@ -5,7 +5,6 @@ Other messages are written where they are sent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ __all__ = [
     "EpochReport",
     "OnMessage",
     "ignore",
-    "is_better",
     "known_too_large",
     "never",
     "ran_out",
@@ -58,28 +56,6 @@ class EpochReport:
         further = {name for name in names - METRICS.keys() if name.startswith("val_")}
         wanted = (set(METRICS), _TRAINING, _TRAINING | set(TEST_METRICS))
         assert names - further in (wanted[:1] if further else wanted), sorted(names)
-
-
-def is_better(value: float, best: float | None, mode: str) -> bool:
-    """Return whether ``value`` is better than ``best``.
-
-    The first finite value is better. A non-finite value never is, and neither is a tie.
-
-    Args:
-        value: the new value.
-        best: the best value so far; None if there has been no finite one.
-        mode: "max" or "min".
-
-    >>> is_better(0.9, None, "max"), is_better(0.9, 0.8, "min"), is_better(0.8, 0.8, "max")
-    (True, False, False)
-    >>> is_better(float("nan"), None, "max")
-    False
-    """
-    if not math.isfinite(value):
-        return False
-    if best is None:
-        return True
-    return value > best if mode == "max" else value < best
 
 
 OnMessage = Callable[[str], None]

@@ -27,7 +27,7 @@ from tune_rescon.training.checkpoint import (
     read_checkpoint,
     write_durably,
 )
-from tune_rescon.training.messages import EpochReport, OnMessage, is_better
+from tune_rescon.training.messages import EpochReport, OnMessage
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.weights import TrainedNetwork, describe_trained, trained_values
 
@@ -162,6 +162,20 @@ class Objective:
         if self.mode not in ("max", "min"):
             raise ConfigError(format_error("a metric's mode must be max or min", got=repr(self.mode)))
 
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Return whether ``value`` is better than ``best``, the best value so far, or None without one.
+
+        A non-finite value is never better, and neither is an equal one.
+
+        >>> Objective(mode="max").is_better(0.9, None), Objective(mode="max").is_better(0.8, 0.8)
+        (True, False)
+        """
+        if not math.isfinite(value):
+            return False
+        if best is None:
+            return True
+        return value > best if self.mode == "max" else value < best
+
 
 class CheckpointWriter:
     """Writes a trial's files.
@@ -287,7 +301,7 @@ class CheckpointWriter:
         objective = self._objective
         best = self._best.metrics.get(objective.metric) if self._best and objective.at == "best" else None
         # A metric of the test images is absent before the last epoch.
-        return is_better(metrics.get(objective.metric, math.nan), best, objective.mode)
+        return objective.is_better(metrics.get(objective.metric, math.nan), best)
 
     def _write(self, epoch: int, description: TrainedNetwork | None) -> tuple[str, ...]:
         """Write the values of the best network, if there is a ``description``, and those of the checkpoint.

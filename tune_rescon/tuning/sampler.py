@@ -139,14 +139,7 @@ class SearchSampler:
             ``sampler.repeats`` is set or a trial is enqueued.
         """
         if enqueued is not None:
-            if self._view.is_outdated:
-                self._view = self._make_view()
-            number, seed = enqueued.number, self._space.sampler.seed
-            given = with_parents(self._space, enqueued.params, seed=seed, number=number)
-            # If no other point has these values, a point runs again, because its values were requested.
-            trial = self._draw_new(number, infeasible, given) or self._view.draw(number, 0, given)
-            self._pending = self._pending_rows(self._key(trial.params))
-            return self._proposal(trial, number, enqueued=enqueued)
+            return self._ask_enqueued(enqueued, infeasible)
         row = self._next_row()
         if row is None and self._is_exhausted:
             return None
@@ -160,6 +153,16 @@ class SearchSampler:
             return None
         number, self._next = self._next, self._next + 1
         return self._proposal(drawn, number, kept=self._kept if chooses else None)
+
+    def _ask_enqueued(self, enqueued: Enqueued, infeasible: Infeasible | None) -> Proposal:
+        if self._view.is_outdated:
+            self._view = self._make_view()
+        number, seed = enqueued.number, self._space.sampler.seed
+        given = with_parents(self._space, enqueued.params, seed=seed, number=number)
+        # If no other point has these values, a point runs again, because its values were requested.
+        trial = self._draw_new(number, infeasible, given) or self._view.draw(number, 0, given)
+        self._pending = self._pending_rows(self._key(trial.params))
+        return self._proposal(trial, number, enqueued=enqueued)
 
     @property
     def view_trials(self) -> Sequence[FrozenTrial]:

@@ -322,7 +322,7 @@ class AutoRule:
         costs, shares = self._stage_costs(), list(self._shares())
         if not self._is_limited and not can_start and sum(costs) >= total:
             return None
-        if len(shares) > 1:
+        if len(shares) > 1:  # the final stage gets nothing before FINAL_DELAY, and its whole share at the end
             shares[-1] *= max(used - FINAL_DELAY, 0.0) / (1 - FINAL_DELAY) / max(used, 1e-9)
         for stage in sorted(
             (stage for stage, share in enumerate(shares) if share > 0),
