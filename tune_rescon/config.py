@@ -251,7 +251,7 @@ class TrialConfig:
     added_reference: bool = _field(False, bool)
     """Add the down-path features at each interpolation, as ResCon does."""
     drop_path: float = _field(0.0, float, low=0, high=1, open_high=True)
-    """Probability of dropping the residual branch of the last trunk unit; it grows linearly with depth. Of
+    """Probability of dropping the residual branch of the last trunk unit; it grows linearly with depth. For
     ``timm/NAME``: its ``drop_path_rate``."""
     init_from: str | None = _field(None, str, _NONE)
     """File or URL of the initial weights: a best.ckpt, an exported .safetensors, a ResCon or port checkpoint,

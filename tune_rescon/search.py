@@ -259,7 +259,7 @@ def _effort(quick: bool, quality: str | None, *, resumes: str | None, address: s
     if resumes is not None:
         raise click.UsageError(f"{flag} is for a new search; --hours extends one that is resumed.")
     if address is not None:
-        raise click.UsageError(f"{flag} measures this machine, and goes without --address.")
+        raise click.UsageError(f"{flag} measures this machine, so it cannot be used with --address.")
     return "quick" if quick else quality
 
 

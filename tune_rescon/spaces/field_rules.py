@@ -259,7 +259,7 @@ def extreme_value(
 #: The most combinations of values to check.
 _MOST_COMBINATIONS: Final = 2_000
 
-#: The most values of a whole-number parameter to check. Of a longer range, only the bounds are checked.
+#: The most values of a whole-number parameter to check. For a longer range, only the bounds are checked.
 _LONGEST_RANGE: Final = 64
 
 #: Fields that decide whether a network exists, the most likely cause first.

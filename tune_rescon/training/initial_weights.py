@@ -212,7 +212,7 @@ def read_initial(source: str, *, external: bool = False) -> InitialWeights:
                 return _of_trained(source, *build_exported(file, where="init_from"))
             values: Any = file.tensors
         else:
-            hint = "Of a checkpoint that holds more, save its `state_dict` alone, where you trust it."
+            hint = "If the checkpoint holds more and you trust it, save only its `state_dict`."
             values = load_values(path, where="init_from", source=source, hint=hint)
             if isinstance(values, Mapping) and ("about" in values or "trial" in values):
                 return _of_trained(source, *load_trained(path))

@@ -188,7 +188,7 @@ _EXTERNAL_FIELDS: Final = ("dataset", "network", "pretrained", "image_size", "dr
 def external_trials(space: Space) -> list[TrialConfig]:
     """Return one configuration for each external network in ``space`` and each set of its arguments.
 
-    Of configurations that differ only in ``drop_path``, only the one with the largest rate is returned.
+    Among configurations that differ only in ``drop_path``, only the one with the largest rate is returned.
     """
     if not {"network"} & (space.fixed.keys() | space.parameters.keys()):
         return []

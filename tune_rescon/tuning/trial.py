@@ -237,7 +237,7 @@ class TrialRecord:
     def best_epoch(self) -> int:
         """The epoch (from 1) with the best finite value, the first one of equals; 0 if no value is finite."""
         finite = [epoch for epoch, value in enumerate(self.values, 1) if math.isfinite(value)]
-        # Of equal values, max and min return the first one.
+        # max and min return the first of equal values.
         best = max if self.maximize else min
         return best(finite, key=lambda epoch: self.values[epoch - 1], default=0)
 
@@ -377,7 +377,7 @@ class TrialRecord:
         """Return a sort key; a smaller key is better.
 
         Trials with more epochs come first, then trials with better values (Optuna's order of PRUNED trials).
-        Of trials with equal values, the one with the smaller second objective comes first. Trials whose value
+        Among equal values, the one with the smaller second objective comes first. Trials whose value
         is not finite come last.
         """
         if not math.isfinite(self.value):

@@ -148,8 +148,8 @@ class _Rung:
     def rank(self, number: int) -> int:
         """Return the rank of a trial. The best trial has rank 1.
 
-        Of equal trials, the one with the smaller validation loss ranks higher, and then the older one. With a
-        second objective, trials that do not dominate each other share their rank.
+        Among equal trials, the one with the smaller validation loss ranks higher, and then the older one.
+        With a second objective, trials that do not dominate each other share their rank.
         """
         if not self._costs_differ:
             # Use a binary search: a rung may contain thousands of values, and is queried whenever a slot is

@@ -66,9 +66,9 @@ class StoppingRule(Protocol):
     new rule (:meth:`replay`), with the trials in the order of their numbers, and notes which have ended
     (:meth:`ended`), before it calls any other method.
 
-    Of trials with equal values, the one with the smaller loss ranks higher, and then the one with the lower
-    number. Networks that learn nothing often report exactly the same accuracy; they must not pass a rung
-    together.
+    Among trials with equal values, the one with the smaller loss ranks higher, and then the one with the
+    lower number. Networks that learn nothing often report exactly the same accuracy; they must not pass a
+    rung together.
 
     A rule that never pauses a trial and plans no budget can inherit the methods that have a body.
     """
