@@ -149,7 +149,7 @@ class Coordinator:
                 return self._start_trial(self._record.reopen(number))
         if (promoted := self._promote_next()) is not None:
             return promoted
-        while self._has_new_trials and self._rule.may_start():
+        while not self.space_is_exhausted and len(self._record) < self._plan.total and self._rule.may_start():
             enqueued = self._record.next_enqueued(self._sampler.fits)
             # None until a trial fails: the parameters of a simulation may form no configuration to check.
             infeasible = self._out_of_memory.contains if self._out_of_memory else None
@@ -296,10 +296,6 @@ class Coordinator:
     def _is_cut_short(self) -> bool:
         """True if trials that would continue are interrupted instead."""
         return self._interrupted or self.failure is not None
-
-    @property
-    def _has_new_trials(self) -> bool:
-        return not self.space_is_exhausted and len(self._record) < self._plan.total
 
     def _replay(self, trials: Sequence[TrialRecord]) -> list[int]:
         """Replay the values, carry out decisions left open, and return the trials that must continue."""

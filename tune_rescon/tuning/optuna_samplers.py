@@ -188,11 +188,12 @@ class SamplerView:
         return self._storage.create_new_trial(self._study_id, template_trial=template)
 
     def _template(self, trial: TrialRecord, **outcome: Any) -> FrozenTrial:
-        return self._frozen(trial.parameters, system_attrs=dict(trial.sampler_state), **outcome)
-
-    def _frozen(self, params: Mapping[str, Any], **outcome: Any) -> FrozenTrial:
-        used = {name: self._distributions[name] for name in params}
-        return create_trial(params=dict(params), distributions=used, **outcome)
+        return create_trial(
+            params=dict(trial.parameters),
+            distributions={name: self._distributions[name] for name in trial.parameters},
+            system_attrs=dict(trial.sampler_state),
+            **outcome,
+        )
 
     def _choose_parents(self, trials: Sequence[TrialRecord], next_number: int) -> None:
         """Make a genetic sampler choose the parents of all started generations again.
