@@ -72,8 +72,8 @@ def reestimate_batch_norm(
 ) -> None:
     """Replace batch norm's running statistics by their plain average over ``batches_BCHW``, if there are any.
 
-    The running statistics of the training lag behind the weights: after 42 steps the accuracy may still be
-    that of chance. Unlike torch's ``swa_utils.update_bn``, this function puts only batch norm into training
+    The running statistics of the training lag behind the weights: after 42 steps the accuracy may still be at
+    chance level. Unlike torch's ``swa_utils.update_bn``, this function puts only batch norm into training
     mode, so no path is dropped and no random number is drawn. At the end, the network is in eval mode.
 
     Args:

@@ -24,7 +24,7 @@ _BLOCKS_AT_THE_END: Final = re.compile(r"final|blocks|layer\d*")
 #: A module with fewer parts that have parameters, such as a convolution and its norm, is no block.
 _PARTS_OF_A_BLOCK: Final = 3
 
-#: A head of a network with several: those of distilled networks, VOLO and EfficientViM in timm.
+#: A head of a network with several heads: distilled networks, VOLO and EfficientViM in timm.
 _HEAD: Final = re.compile(r"(?:aux_)?heads?(?:_dist)?")
 
 #: The weights with which EfficientViM adds up the outputs of its heads, and the list of these heads.
@@ -45,7 +45,7 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
 
     A norm belongs to the layer before it. If a network ends with a head, all its heads are one layer, the
     classifier, also those that are created before other layers. So are the weights that mix the heads'
-    outputs. A module that only wraps another one, as that of a user's own network may, is no layer.
+    outputs. A module that only wraps another one, as in a user's own network, is no layer.
 
     Args:
         names: the names of the parameters, from the first layer to the classifier.
@@ -116,7 +116,7 @@ def _has_blocks(module: _Parts) -> bool:
 
 
 def _contains_blocks(module: _Parts) -> bool:
-    """Return whether lists of blocks are in a module, as in that of another network."""
+    """Return whether a module contains lists of blocks, as a network inside another network does."""
     divided = [part for name, part in module.items() if not _UNDIVIDED.fullmatch(name)]
     return any(_has_blocks(part) or _contains_blocks(part) for part in divided if part)
 

@@ -3,8 +3,8 @@
 The record stores them, so that a resume, a warm start or a comparison detects a change. A record of an
 earlier version of this package may lack some of them; these are not checked.
 
-The user's code is the functions of ``metric.log`` and ``network: MODULE:FUNCTION``. The digest of such a
-function is that of the file that defines it. What the file imports is not included.
+The user's code is the functions of ``metric.log`` and ``network: MODULE:FUNCTION``. The digest of a function
+covers the file that defines it, but not the files that it imports.
 """
 
 from __future__ import annotations

@@ -51,8 +51,7 @@ def sync_tracking(
 ) -> Synced:
     """Send MLflow all data of a search that it does not show yet.
 
-    The search's tables and pages are written again, because a run that was killed left those of an earlier
-    one.
+    The search's tables and pages are written again, because those of a run that was killed are outdated.
 
     Args:
         location: Where the search is.

@@ -228,8 +228,8 @@ def resume_record(space: Space, options: RunOptions, store: SearchStore) -> tupl
         The record, and the spaces that the search has had before ``space``.
 
     Raises:
-        StorageError: If the study does not exist, is another search's or also that of the folder's original,
-            or the database cannot be used.
+        StorageError: If the study does not exist, belongs to another search or to the original of a copied
+            folder, or the database cannot be used.
         SpaceError: If ``space`` would change the configuration that the recorded trials ran with.
     """
     folder, study_url = store.folder, options.study_of(store.folder)

@@ -7,7 +7,7 @@ They are:
 * ``dataset_account``: for each folder of images, the images found and the entries left out.
 * ``tracking_uri``: MLflow's tracking URI.
 * ``provenance``: the tags of the search's MLflow run, such as the commit and the devices.
-* ``slots``: the number of trials at once with which the scheduler ``auto`` plans; that of the first run.
+* ``slots``: the number of trials at once in the first run, with which the scheduler ``auto`` plans.
 * ``outcome``: how the run ended; empty while a run lasts.
 """
 
@@ -49,7 +49,7 @@ _PACKAGES: Final = ("torch", "torchvision", "ray", "optuna", "pytorch-lightning"
 #: The project's name in pyproject.toml.
 _PROJECT: Final = "tune_rescon"
 
-#: Variables that make git use another repository than that of the folder.
+#: Variables that make git use another repository than the one of the folder.
 _GIT_PLACES: Final = frozenset(
     f"GIT_{name}"
     for name in (
@@ -69,7 +69,7 @@ def provenance(resources: Mapping[str, float]) -> dict[str, str]:
         "tune_rescon.device": devices(resources),
         "version.python": platform.python_version(),
         **{f"version.{name}": version(name) for name in _PACKAGES},
-        # Empty if they are not known, because the run may have those of an earlier checkout.
+        # If unknown, an empty tag replaces the value that an earlier driver may have sent.
         **dict.fromkeys(("mlflow.source.git.commit", "tune_rescon.dirty"), ""),
         **commit_tags(Path(__file__).parents[1]),
     }

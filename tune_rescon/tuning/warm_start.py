@@ -124,7 +124,7 @@ def warm_start_trials(record: StudyRecord) -> list[TrialRecord]:
     """Return the earlier trials that the sampler learned from when this search began."""
     attributes = record.attributes()
     at: MetricAt = attributes.get(METRIC_AT, "best")
-    # As in the trials of this search, the value is that of the epoch that its `metric.at` chooses.
+    # The epoch whose metric is the value is chosen as in the trials of this search.
     return [
         dataclasses.replace(_from_dict(value, maximize=record.maximize), at=at)
         for value in attributes.get(_ATTRIBUTE) or []
