@@ -178,7 +178,7 @@ class SearchRun:
     identity: Identity
     costs: CostModel
     planned_slots: int
-    """Number of trials at once with which the scheduler plans. It does not change when a search is resumed."""
+    """Number of trials at once with which the scheduler plans. A resume does not change it."""
     deadline: float | None
     """The end of the trials, in seconds on the clock of ``time.monotonic``; None without one."""
     parent: ParentRun
