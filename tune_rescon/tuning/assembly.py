@@ -58,7 +58,7 @@ def make_plan(
         keep=None if space.metric.of_test_images else CHECKPOINTS_KEPT,
         violation=violation_of(costs, record),
         version=versions.number,
-        same_devices=_same_devices(versions),
+        same_devices=_had_devices(versions),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
         check_lease=check_lease,
     )
@@ -100,8 +100,8 @@ def make_coordinator(
     return Coordinator(plan, record, rule, sampler, callbacks=callbacks, prune=prune, clock=clock)
 
 
-def _same_devices(versions: SpaceVersions) -> Callable[[TrialRecord], bool]:
-    """Return a function that returns whether a trial ran out of memory on the devices of the newest space."""
+def _had_devices(versions: SpaceVersions) -> Callable[[TrialRecord], bool]:
+    """Return a function: whether a trial that ran out of memory had the GPUs of the newest space."""
 
     def devices(space: Space) -> Hashable:
         resources = space.resources_per_trial
@@ -110,11 +110,11 @@ def _same_devices(versions: SpaceVersions) -> Callable[[TrialRecord], bool]:
     now = devices(versions.newest)
     same = {number for number, space in enumerate(versions.spaces, start=1) if devices(space) == now}
 
-    def has_same(trial: TrialRecord) -> bool:
+    def had(trial: TrialRecord) -> bool:
         version = trial.failed_in or (trial.origin.space if trial.origin else None)
         return version is None or version in same
 
-    return has_same
+    return had
 
 
 def _group_of(space: Space) -> Callable[[TrialRecord], Hashable]:
