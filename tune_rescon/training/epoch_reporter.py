@@ -222,7 +222,7 @@ class EpochReporter(Callback):
             raise StoppedByReport
 
     def finish_pending(self, *, report: bool = True) -> None:
-        """Do what :meth:`report_pending` does, but only store an exception of the report.
+        """Do what :meth:`report_pending` does, but store the report's exception in :attr:`stopped_by` only.
 
         Args:
             report: False only waits for the files. A resumed trial then reports the epoch from the

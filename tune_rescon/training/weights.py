@@ -70,7 +70,7 @@ class TrainedNetwork:
     mean: tuple[float, ...]
     """Mean of each channel, for pixels scaled to 0..1; subtracted only if ``config.normalize``."""
     std: tuple[float, ...]
-    """Standard deviation of each channel; used as :attr:`mean` is."""
+    """Standard deviation of each channel, by which pixels are divided under the same condition."""
     dataset: str
     """Content key of the images the network was trained on and of their split."""
     seed: int
