@@ -115,7 +115,7 @@ def test_waiting_for_the_files_of_the_previous_epoch_is_no_validation(module: Tr
         def save(self, *_: object, **__: object) -> None:
             """Let a thread write the files."""
 
-        def finish(self) -> tuple[str, ...]:
+        def wait(self) -> tuple[str, ...]:
             nonlocal now
             now += 30.0
             return ()
