@@ -198,23 +198,26 @@ def test_a_search_that_ended_early_exits_with_1_despite_a_winner(
 def test_the_resume_command_is_quoted_for_the_shell() -> None:
     from tune_rescon.reporting import resume_command
 
-    options = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y", data_root=Path("/d"))
+    study = "sqlite:////x y"
+    options = RunOptions(name="s", storage=Path("/a b/runs"), study_url=study, data_root=Path("/d"))
     printed = shlex.split(resume_command(options))
     assert printed[:3] == ["python", "-m", "tune_rescon.search"]
     parsed = search.make_context("search", printed[3:]).params
-    assert (parsed["resume"], parsed["storage"], parsed["study"]) == ("s", "/a b/runs", "sqlite:///x?y")
+    assert (parsed["resume"], parsed["storage"], parsed["study"]) == ("s", "/a b/runs", study)
     assert parsed["tracking_uri"] is None
     assert not parsed["tensorboard"]
 
 
-def test_the_resume_command_has_an_absolute_tracking_uri(
+def test_the_resume_command_has_absolute_paths_of_databases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tune_rescon.reporting import resume_command
 
     monkeypatch.chdir(tmp_path)
-    printed = shlex.split(resume_command(RunOptions(name="s", tracking_uri="sqlite:///mlflow.db")))
+    options = RunOptions(name="s", tracking_uri="sqlite:///mlflow.db", study_url="sqlite:///studies.db")
+    printed = shlex.split(resume_command(options))
     assert printed[printed.index("--tracking-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert printed[printed.index("--study") + 1] == f"sqlite:///{tmp_path}/studies.db"
 
 
 def test_the_resume_command_uses_a_variable_for_a_url_with_a_password(

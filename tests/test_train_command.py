@@ -129,6 +129,14 @@ def test_an_unsupported_request_is_reported(
     assert [path.name for path in storage.iterdir()] == ["first"]
 
 
+def test_the_command_that_resumes_a_search_names_its_location(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--storage", str(storage), "--study", "sqlite:////team.db"]
+    assert main(["--resume", "first", *where]) == 2
+    assert f"python -m tune_rescon.search --resume first {' '.join(where)}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("variables", "arguments", "message"),
     [

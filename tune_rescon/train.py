@@ -290,12 +290,13 @@ class _Flags:
 
 def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Space:
     from tune_rescon.spaces import load_space
-    from tune_rescon.tuning import find_search
+    from tune_rescon.tuning import command_at, find_search
 
     folder = find_search(location, name, where="--resume")
     space = load_space(str(folder.space_yaml), settings, drop_rows=False)
     if not space.metric.of_test_images:
-        hint = f"Resume it with: python -m tune_rescon.search --resume {name}"
+        command = command_at(location, ["python", "-m", "tune_rescon.search", "--resume", name])
+        hint = f"Resume it with: {command}"
         rule = "must name trainings that `tune_rescon.train` has started"
         raise StorageError(format_error(rule, got=f"{name}, a search", where="--resume", hint=hint))
     return space
@@ -436,13 +437,13 @@ def _images(dataset: str) -> DatasetConfig:
 def _print_finals(result: StudyResult, console: Console) -> None:
     from tune_rescon.finals import print_evaluation
     from tune_rescon.reporting import print_result
+    from tune_rescon.reporting.formatting import command_for
 
     print_result(result, console)
     print_evaluation(result, console)
     if result.best is not None and result.state.value == "finished":
-        console.print(
-            f"Use it: python -m tune_rescon.predict {result.name} PATH...", markup=False, soft_wrap=True
-        )
+        command = command_for(result, "predict", result.name)
+        console.print(f"Use it: {command} PATH...", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,9 @@ class StudyResult:
     """The second objective, which is minimized: ``"gmacs"`` or ``"compute_hours"``; None without one."""
     url: str | None = None
     """The URL of ``folder`` for other machines; None if ``folder`` is a directory of the storage itself."""
+    study_url: str | None = None
+    """The URL of the shared database that has the study, with its password; None if the study is a file of
+    the search."""
     pending_uploads: int = 0
     """Number of changes that are missing at :attr:`url`."""
     has_outcome: bool = True
@@ -352,6 +355,7 @@ def build_result(
     state: SearchState,
     tracking_uri: str,
     url: str | None = None,
+    study_url: str | None = None,
     slots: int = 1,
 ) -> StudyResult:
     """Return the result of a search, without what :func:`.with_record` adds.
@@ -364,6 +368,7 @@ def build_result(
         state: The state of the search.
         tracking_uri: MLflow's tracking URI; a password in it is hidden.
         url: The folder's URL if the storage is a URL; a password in it is hidden.
+        study_url: The URL of ``--study``; None without it.
         slots: Number of trials that run at once, as the scheduler planned.
     """
     space = costs.space
@@ -387,6 +392,7 @@ def build_result(
         state=state,
         tracking_uri=hide_passwords(tracking_uri),
         url=None if url is None else hide_passwords(url),
+        study_url=study_url,
         against=space.metric.against,
         accounts={name: info.account for name, info in costs.datasets.items() if info.account},
     )

@@ -284,6 +284,7 @@ def _finished(
         versions,
         folder=store.folder,
         url=store.url,
+        study_url=options.study_url,
         data_root=options.data_root,
         alive=False,
     )

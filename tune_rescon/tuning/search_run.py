@@ -218,6 +218,7 @@ class SearchRun:
             state=state,
             tracking_uri=setup.writer.uri,
             url=setup.store.url,
+            study_url=setup.options.study_url,
             slots=self.planned_slots,
         )
         return with_record(result, setup.record, setup.versions, failure=failure)

@@ -17,7 +17,7 @@ from tune_rescon.errors import SpaceError, StorageError, format_error
 from tune_rescon.spaces import chosen_values, to_optuna
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.database import find_study, open_database
-from tune_rescon.tuning.options import SearchLocation
+from tune_rescon.tuning.options import SearchLocation, command_at
 from tune_rescon.tuning.reader import read_search
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.study import FIXED_PARAMS, STOP_REQUESTED
@@ -83,7 +83,7 @@ def stop_trials(location: SearchLocation, name: str, numbers: Sequence[int]) -> 
         known = trials.get(number)
         if known is None or known.state.is_final:
             rule = f"must be a trial of {name} that has not ended"
-            hint = f"`tune-rescon report {name}` lists its trials."
+            hint = f"`{command_at(location, ['tune-rescon', 'report', name])}` lists its trials."
             got = f"{number}, which {'it does not have' if known is None else f'is {known.state.value}'}"
             raise StorageError(format_error(rule, got=got, where="--trial", hint=hint))
     storage = _open(location, name)
