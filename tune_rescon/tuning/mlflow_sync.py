@@ -102,7 +102,7 @@ def _send(
     attributes, space = read_run_attributes(record), versions.newest
     costs = CostModel(space=space, datasets=known_datasets(attributes, space, options.data_root))
     store.begin(trial.number for trial in result.trials)
-    identity = ensure_identity(record, folder, url=store.url, own_study=not shared)
+    identity = ensure_identity(record, folder, url=store.url, study_url=options.study_url)
     write_id(folder.space_yaml, identity.id)
     with mlflow_writer(destination(space, folder, attributes.tracking_uri, record)) as writer:
         parent = ParentRun(

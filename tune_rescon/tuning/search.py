@@ -262,7 +262,7 @@ def _created(
         claim=lambda: leases.append(held.enter_context(search_lease(options, store))),
     )
     record_warm_start(record, earlier)
-    ensure_identity(record, store.folder, url=store.url, own_study=options.study_url is None)
+    ensure_identity(record, store.folder, url=store.url, study_url=options.study_url)
     record_experiment(record, space)
     return record, leases[0]
 

@@ -106,7 +106,7 @@ def begin_run(
         The run. Call :meth:`SearchRun.run`, then :meth:`SearchRun.hand_over`.
     """
     store, record = setup.store, setup.record
-    identity = ensure_identity(record, store.folder, url=store.url, own_study=setup.options.study_url is None)
+    identity = ensure_identity(record, store.folder, url=store.url, study_url=setup.options.study_url)
     # Trials of an earlier version of the space may have used other datasets as well.
     datasets = {**read_run_attributes(record).datasets, **setup.data.infos}
     costs = CostModel(space=setup.space, datasets=datasets)
