@@ -95,3 +95,14 @@ def test_a_spent_budget_is_reported_with_what_extends_it() -> None:
     assert spent_message(epochs, 60.0) == (
         "s has run 36 of its 40 epochs, with 12 of 128 trials begun. More: --resume s --set budget.epochs=E."
     )
+
+
+@pytest.mark.parametrize("budget", ["budget.hours=2", "budget.epochs=40"])
+def test_an_exhausted_space_needs_no_larger_budget(budget: str) -> None:
+    message = spent_message(
+        result(12, "budget.trials=128", "scheduler={type: auto}", budget), 7300.0, space_is_exhausted=True
+    )
+    assert message == (
+        "The space is exhausted: all of its configurations have run, in 12 of 128 trials."
+        " To run them again with other training seeds: --set sampler.repeats=true."
+    )

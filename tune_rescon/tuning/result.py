@@ -273,12 +273,23 @@ def missing_winner(result: StudyResult) -> str | None:
     )
 
 
-def spent_message(result: StudyResult, elapsed_seconds: float) -> str | None:
-    """Return a message if the hours or the epochs were used before all trials began; None otherwise.
+def spent_message(
+    result: StudyResult, elapsed_seconds: float, *, space_is_exhausted: bool = False
+) -> str | None:
+    """Return a message about what ended the search before all trials of the budget began; None otherwise.
 
-    ``elapsed_seconds`` is the time of all runs of the search.
+    Args:
+        result: The result of a search that ended by itself.
+        elapsed_seconds: The time of all runs of the search.
+        space_is_exhausted: Whether every point of the space has run; hours or epochs would add no trial then.
     """
     budget, name, trials = result.space.budget, result.name, len(result.trials)
+    if space_is_exhausted:
+        return (
+            f"The space is exhausted: all of its configurations have run, in {trials} of"
+            f" {counted(budget.trials, 'trial')}."
+            " To run them again with other training seeds: --set sampler.repeats=true."
+        )
     if trials >= budget.trials:
         return None
     begun = f"with {trials} of {counted(budget.trials, 'trial')} begun"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.errors import LeaseLostError, RecordError, counted, presentable
+from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.spaces import Space, dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
@@ -306,20 +306,17 @@ class SearchRun:
 
     def log_why_it_ended(self, result: StudyResult) -> None:
         """Report a budget that ended the search early, an exhausted space, and enqueued trials that wait."""
-        trials, budget = len(result.trials), self.setup.space.budget
-        if not result.interrupted and result.failure is None:
-            spent = spent_message(result, self.setup.lease.elapsed_seconds)
-            if spent is not None:
-                _PROGRESS.info(spent)
-        if self.coordinator.space_is_exhausted:
-            _PROGRESS.info(
-                f"The space is exhausted: all of its configurations have run, in {trials} of"
-                f" {counted(budget.trials, 'trial')}."
-                " To run them again with other training seeds: --set sampler.repeats=true."
-            )
-        waiting = waiting_message(self.setup.record, self.setup.space, result.name)
-        if waiting is not None and not result.interrupted and result.failure is None:
-            _PROGRESS.info(waiting)
+        if result.interrupted or result.failure is not None:
+            return
+        setup = self.setup
+        spent = spent_message(
+            result,
+            setup.lease.elapsed_seconds,
+            space_is_exhausted=self.coordinator.space_is_exhausted,
+        )
+        for message in (spent, waiting_message(setup.record, setup.space, result.name)):
+            if message is not None:
+                _PROGRESS.info(message)
 
     def _conclude(self, state: SearchState, on_result: Callable[[StudyResult], object] | None) -> StudyResult:
         """Record how the search ended, pass the result to ``on_result``, and complete the search."""
