@@ -375,6 +375,32 @@ def test_a_search_is_finished_if_its_hours_or_points_are_used_up(
 
 
 @pytest.mark.parametrize(
+    ("resources", "finished"),
+    [("{cpu: 4, gpu: 0.5}", True), ("{gpu: 1}", False), ("{gpu: auto}", True)],
+    ids=["the-same-gpus", "other-gpus", "not-chosen-yet"],
+)
+def test_a_search_is_not_finished_if_other_gpus_have_memory_for_its_points(
+    resources: str, finished: bool
+) -> None:
+    storage = InMemoryStorage()
+    record = StudyRecord.on_storage(
+        storage, storage.create_new_study([StudyDirection.MAXIMIZE], "s"), metric="val_accuracy"
+    )
+    space = small_space("budget.trials=20", "resources_per_trial={cpu: 1, gpu: 0.5}")
+    run_trials(record, 1)
+    proposal = SearchSampler(space, existing_trials=record.trials()).ask()
+    assert proposal is not None
+    record.open(proposal)
+    record.close(1, TrialState.OUT_OF_MEMORY, checkpoint=None, version=1)
+    record_outcome(record, SearchState.FINISHED, None)
+    changed = small_space("budget.trials=20", f"resources_per_trial={resources}")
+    assert is_finished(record, SpaceVersions(spaces=(space,)), changed) is finished
+    record.open(proposal)
+    record.close(2, TrialState.OUT_OF_MEMORY, checkpoint=None, version=2)
+    assert is_finished(record, SpaceVersions(spaces=(space, changed)), changed), "the point has run again"
+
+
+@pytest.mark.parametrize(
     ("settings", "params", "elapsed", "finished"),
     [
         ([], {"depth": 92}, 0.0, False),
