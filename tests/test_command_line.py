@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -193,6 +194,15 @@ def test_a_search_that_ended_early_exits_with_1_despite_a_winner(
     output = capsys.readouterr().out
     assert "5 trials failed in a row.\n" in output
     assert "Best: trial_0000" in output
+
+
+def test_a_search_without_a_trial_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = replace(_result_of_early_end(tmp_path), trials=(), best=None, failure=None)
+    monkeypatch.setattr("tune_rescon.reporting.run.run_search", lambda *_, **__: ended)
+    assert main(["--space", "digits", "--plain", "--hours", "1e-9", "--storage", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "The search failed: no trial has begun.\n"
 
 
 def test_the_resume_command_is_quoted_for_the_shell() -> None:

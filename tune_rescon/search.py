@@ -29,14 +29,14 @@ from tune_rescon.command_options import (
     study_option,
     tracking_uri_option,
 )
-from tune_rescon.errors import LeaseError, StorageError, format_error
+from tune_rescon.errors import LeaseError, StorageError, counted, format_error
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tune_rescon.spaces import Space
     from tune_rescon.storage import StorageUrl
-    from tune_rescon.tuning import RunOptions, SearchFolder
+    from tune_rescon.tuning import RunOptions, SearchFolder, SearchLocation
 
 __all__ = ["main"]
 
@@ -145,7 +145,13 @@ def search(
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna, and log to MLflow."""
     from tune_rescon.reporting import open_console, print_opening
-    from tune_rescon.tuning import RunOptions, default_data_root, fit_to_machine, resolve_storage
+    from tune_rescon.tuning import (
+        RunOptions,
+        SearchLocation,
+        default_data_root,
+        fit_to_machine,
+        resolve_storage,
+    )
 
     root = resolve_storage(storage)
     _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
@@ -167,6 +173,9 @@ def search(
         if dry_run:
             if warm_start is not None:
                 _find(root, warm_start, where="--warm-start")
+            if resume or resume_or_start:
+                location = SearchLocation(storage=root, study_url=study)
+                _check_resumed(space, location, resume=resume, resume_or_start=resume_or_start)
             _print_dry_run(space, console, data_root=data, measure=measure, is_here=address is None)
             return 0
         options = RunOptions(
@@ -200,6 +209,35 @@ def _changes(
         # Last, because `--set fixed={...}` would drop it. Quoted, because a path may contain YAML syntax.
         changes.append(f"fixed.init_from={json.dumps(init_from)}")
     return changes
+
+
+def _check_resumed(
+    space: Space, location: SearchLocation, *, resume: str | None, resume_or_start: str | None
+) -> None:
+    """Check that the search, if it has begun, can be resumed with ``space``, and print what it has run.
+
+    Args:
+        space: The space to resume the search with.
+        location: Where the search is.
+        resume: The name of the search to resume, or None.
+        resume_or_start: The name of the search to resume or start, or None.
+
+    Raises:
+        StorageError: If the record cannot be read.
+        SpaceError: If a change is refused.
+    """
+    from tune_rescon.tuning import read_search, with_store_size
+    from tune_rescon.tuning.prepare import with_absolute_paths
+    from tune_rescon.tuning.resume import check_changes
+    from tune_rescon.tuning.search_storage import has_begun
+
+    name, flag = (resume, "--resume") if resume else (resume_or_start or "", "--resume-or-start")
+    if not has_begun(location, name):
+        return
+    result = read_search(location, name, where=flag)
+    new = with_store_size(with_absolute_paths(space), result.space)
+    check_changes(name, result.space, new, result.trials, flag=flag)
+    print_line(f"{name} has {counted(len(result.trials), 'trial')} already; below is the whole search.")
 
 
 def _print_dry_run(space: Space, console: Console, *, data_root: Path, measure: bool, is_here: bool) -> None:

@@ -89,8 +89,9 @@ def test_spent_hours_are_reported_if_trials_are_left(
 
 def test_a_spent_budget_is_reported_with_what_extends_it() -> None:
     assert spent_message(result(12, "budget.trials=128", "budget.hours=2"), 7300.0) == (
-        "s has used its 2 hours, with 12 of 128 trials begun. More time: --resume s --hours H, with H over 2."
-    )
+        "s has used its 2 hours, with 12 of 128 trials begun."
+        " More time: --resume s --hours H, with H over 2.03."
+    ), "two hours and 100 seconds, so 2.02 hours would add nothing"
     epochs = result(12, "budget.trials=128", "scheduler={type: auto}", "budget.epochs=40")
     assert spent_message(epochs, 60.0) == (
         "s has run 36 of its 40 epochs, with 12 of 128 trials begun. More: --resume s --set budget.epochs=E."

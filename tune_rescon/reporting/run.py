@@ -294,6 +294,9 @@ def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> s
 
 
 def _print_no_value(result: StudyResult) -> None:
+    if not result.trials:
+        click.echo("The search failed: no trial has begun.", err=True)
+        return
     errors = [trial.error for trial in result.trials if trial.error]
     last = f" The last error:\n{errors[-1]}" if errors else ""
     click.echo(f"The search failed: no trial reported a finite {result.metric}.{last}", err=True)

@@ -294,9 +294,11 @@ def spent_message(
         return None
     begun = f"with {trials} of {counted(budget.trials, 'trial')} begun"
     if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
+        # The last epochs may have ended long after the deadline.
+        used = math.ceil(elapsed_seconds / 36) / 100
         return (
             f"{name} has used its {counted(budget.hours, 'hour')}, {begun}."
-            f" More time: --resume {name} --hours H, with H over {budget.hours:g}."
+            f" More time: --resume {name} --hours H, with H over {used:g}."
         )
     if budget.epochs is None:
         return None

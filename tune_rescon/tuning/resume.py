@@ -311,16 +311,26 @@ def unfit_message(record: StudyRecord, space: Space) -> str | None:
     return f"Enqueued trials that do not run, because the space does not contain their values: {names}"
 
 
-def waiting_message(record: StudyRecord, space: Space, name: str) -> str | None:
+def waiting_message(
+    record: StudyRecord, space: Space, name: str, *, elapsed_seconds: float = 0.0
+) -> str | None:
     """Return a message that names the enqueued trials that the search ``name`` has not run; None without any.
 
     Such a trial was enqueued after the search had asked for its last trial, or beyond the budget.
+
+    Args:
+        record: The record of the search.
+        space: The space of its last run.
+        name: The search's name.
+        elapsed_seconds: Seconds of the budget that are used.
     """
     waiting = [trial_name(trial.number) for trial in record.enqueued() if can_have(space, trial.params)]
     if not waiting:
         return None
     total = len(record) + len(waiting)
     more = f" --trials {total}" if total > space.budget.trials else ""
+    if not _has_budget(record, space, elapsed_seconds):
+        more += ", with more hours or epochs"
     return f"Enqueued trials that have not run: {', '.join(waiting)}. To run them: --resume {name}{more}"
 
 

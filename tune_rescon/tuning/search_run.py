@@ -308,13 +308,12 @@ class SearchRun:
         """Report a budget that ended the search early, an exhausted space, and enqueued trials that wait."""
         if result.interrupted or result.failure is not None:
             return
-        setup = self.setup
-        spent = spent_message(
-            result,
-            setup.lease.elapsed_seconds,
-            space_is_exhausted=self.coordinator.space_is_exhausted,
-        )
-        for message in (spent, waiting_message(setup.record, setup.space, result.name)):
+        setup, elapsed = self.setup, self.setup.lease.elapsed_seconds
+        exhausted = self.coordinator.space_is_exhausted
+        for message in (
+            spent_message(result, elapsed, space_is_exhausted=exhausted),
+            waiting_message(setup.record, setup.space, result.name, elapsed_seconds=elapsed),
+        ):
             if message is not None:
                 _PROGRESS.info(message)
 
