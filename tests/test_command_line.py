@@ -196,6 +196,19 @@ def test_a_search_that_ended_early_exits_with_1_despite_a_winner(
     assert "Best: trial_0000" in output
 
 
+@pytest.mark.parametrize("flag", ["--name", "--resume-or-start"])
+@pytest.mark.parametrize("name", ["", "a b", "../s"])
+def test_a_dry_run_refuses_a_wrong_name(flag: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--space", "digits", flag, name, "--dry-run", "--plain"]) == 2
+    assert f"{flag}: must be letters, digits, `.`, `_` and `-`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--study", "--address"])
+def test_an_empty_option_is_not_given(flag: str) -> None:
+    """A search with an empty --study did not send its record to a storage at a URL."""
+    assert search.make_context("search", [flag, ""]).params[flag.removeprefix("--")] is None
+
+
 def test_a_search_without_a_trial_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -317,10 +317,17 @@ def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:
 
 
 def _check_names(given: Mapping[str, str | None]) -> None:
-    """Check that at most one of the flags is given."""
+    """Check that at most one of the flags is given, with a valid name.
+
+    An empty name, as of a shell's variable that is not set, must not stand for the space's.
+    """
+    from tune_rescon.storage import check_name
+
     flags = [flag for flag, value in given.items() if value is not None]
     if len(flags) > 1:
         raise click.UsageError(f"Give one of {' and '.join(flags)}.")
+    for flag in flags:
+        check_name(given[flag] or "", where=flag)
 
 
 def _check_required(
