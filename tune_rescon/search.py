@@ -253,16 +253,21 @@ def _print_dry_run(space: Space, console: Console, *, data_root: Path, measure: 
 def _run(space: Space, options: RunOptions, console: Console) -> int:
     """Run the search and return the exit code."""
     # Imported after the first line of output, because it imports the driver's libraries.
+    from tune_rescon.finals import FinalsPresentation, print_finals
     from tune_rescon.inference import write_mistakes
-    from tune_rescon.reporting import SearchPresentation, resume_command, run_with_display
+    from tune_rescon.reporting import SearchPresentation, print_result, resume_command, run_with_display
 
+    # The space may be that of final trainings, which `train` has begun.
+    is_final = space.metric.of_test_images
+    presentation = FinalsPresentation if is_final else SearchPresentation
     try:
         return run_with_display(
             space,
             options,
             console,
-            resume=resume_command(options),
-            presentation=SearchPresentation(partial(write_mistakes, options=options)),
+            resume=resume_command(options, "tune_rescon.train" if is_final else "tune_rescon.search"),
+            presentation=presentation(partial(write_mistakes, options=options)),
+            show_result=print_finals if is_final else print_result,
         )
     except LeaseError as error:
         if not options.resume_or_start:

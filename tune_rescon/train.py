@@ -256,7 +256,7 @@ def _check_options() -> str:
 def _run(space: Space, options: RunOptions, console: Console) -> int:
     """Run the trainings and return the exit code."""
     # Imported after the first line of output, because these modules import the driver's libraries.
-    from tune_rescon.finals import FinalsPresentation
+    from tune_rescon.finals import FinalsPresentation, print_finals
     from tune_rescon.inference import write_mistakes
     from tune_rescon.reporting import resume_command, run_with_display
 
@@ -266,7 +266,7 @@ def _run(space: Space, options: RunOptions, console: Console) -> int:
         console,
         resume=resume_command(options, "tune_rescon.train"),
         presentation=FinalsPresentation(partial(write_mistakes, options=options)),
-        show_result=_print_finals,
+        show_result=print_finals,
     )
 
 
@@ -432,18 +432,6 @@ def _images(dataset: str) -> DatasetConfig:
     if (path := local_path(dataset)).exists():
         return DatasetConfig(name="folder", path=str(path))
     return DatasetConfig(name=dataset)
-
-
-def _print_finals(result: StudyResult, console: Console) -> None:
-    from tune_rescon.finals import print_evaluation
-    from tune_rescon.reporting import print_result
-    from tune_rescon.reporting.formatting import command_for
-
-    print_result(result, console)
-    print_evaluation(result, console)
-    if result.best is not None and result.state.value == "finished":
-        command = command_for(result, "predict", result.name)
-        console.print(f"Use it: {command} PATH...", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
