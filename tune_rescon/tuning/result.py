@@ -296,9 +296,11 @@ def spent_message(
     if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
         # The last epochs may have ended long after the deadline.
         used = math.ceil(elapsed_seconds / 36) / 100
+        # Final trainings are resumed by `train`, which has no --hours.
+        option = "--set budget.hours=H" if result.space.metric.of_test_images else "--hours H"
         return (
             f"{name} has used its {counted(budget.hours, 'hour')}, {begun}."
-            f" More time: --resume {name} --hours H, with H over {used:g}."
+            f" More time: --resume {name} {option}, with H over {used:g}."
         )
     if budget.epochs is None:
         return None
