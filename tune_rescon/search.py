@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from tune_rescon.spaces import Space
     from tune_rescon.storage import StorageUrl
-    from tune_rescon.tuning import RunOptions, SearchFolder, SearchLocation
+    from tune_rescon.tuning import RunOptions, SearchFolder
 
 __all__ = ["main"]
 
@@ -145,13 +145,7 @@ def search(
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna, and log to MLflow."""
     from tune_rescon.reporting import open_console, print_opening
-    from tune_rescon.tuning import (
-        RunOptions,
-        SearchLocation,
-        default_data_root,
-        fit_to_machine,
-        resolve_storage,
-    )
+    from tune_rescon.tuning import RunOptions, default_data_root, fit_to_machine, resolve_storage
 
     root = resolve_storage(storage)
     _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
@@ -173,9 +167,7 @@ def search(
         if dry_run:
             if warm_start is not None:
                 _find(root, warm_start, where="--warm-start")
-            if resume or resume_or_start:
-                location = SearchLocation(storage=root, study_url=study)
-                _check_resumed(space, location, resume=resume, resume_or_start=resume_or_start)
+            _check_resumed(space, root, study, resume=resume, resume_or_start=resume_or_start)
             _print_dry_run(space, console, data_root=data, measure=measure, is_here=address is None)
             return 0
         options = RunOptions(
@@ -212,13 +204,19 @@ def _changes(
 
 
 def _check_resumed(
-    space: Space, location: SearchLocation, *, resume: str | None, resume_or_start: str | None
+    space: Space,
+    storage: Path | StorageUrl,
+    study: str | None,
+    *,
+    resume: str | None,
+    resume_or_start: str | None,
 ) -> None:
     """Check that the search, if it has begun, can be resumed with ``space``, and print what it has run.
 
     Args:
         space: The space to resume the search with.
-        location: Where the search is.
+        storage: Where the searches are.
+        study: The URL of ``--study``, or None.
         resume: The name of the search to resume, or None.
         resume_or_start: The name of the search to resume or start, or None.
 
@@ -226,13 +224,14 @@ def _check_resumed(
         StorageError: If the record cannot be read.
         SpaceError: If a change is refused.
     """
-    from tune_rescon.tuning import read_search, with_store_size
+    from tune_rescon.tuning import SearchLocation, read_search, with_store_size
     from tune_rescon.tuning.prepare import with_absolute_paths
     from tune_rescon.tuning.resume import check_changes
     from tune_rescon.tuning.search_storage import has_begun
 
-    name, flag = (resume, "--resume") if resume else (resume_or_start or "", "--resume-or-start")
-    if not has_begun(location, name):
+    name, flag = resume or resume_or_start, "--resume" if resume else "--resume-or-start"
+    location = SearchLocation(storage=storage, study_url=study)
+    if name is None or not has_begun(location, name):
         return
     result = read_search(location, name, where=flag)
     new = with_store_size(with_absolute_paths(space), result.space)

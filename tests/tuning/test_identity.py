@@ -288,7 +288,8 @@ def test_a_copied_folder_does_not_share_the_study_of_its_original(
     before = record.attributes()
     resume(original)
     of_copy = dataclasses.replace(location, storage=copy.storage, study_url=database)
-    assert read_search(of_copy, "a").trials, "it may be read"
+    read = read_search(of_copy, "a")
+    assert (len(read.trials), read.study_url) == (6, database), "it may be read"
     with pytest.raises(StorageError, match=r"driven from one folder.* a copy of the search in .*/runs/a\."):
         resume(copy)
     with pytest.raises(StorageError, match="driven from one folder"):

@@ -114,10 +114,10 @@ def result_from_study(
         state=search_state(alive=alive, outcome=attributes.outcome, ended=ended, total=space.budget.trials),
         tracking_uri=attributes.tracking_uri or folder.mlflow_uri,
         url=url,
-        study_url=study_url,
         slots=attributes.slots,
     )
-    result = replace(result, has_outcome=attributes.outcome is not None and not alive)
+    has_outcome = attributes.outcome is not None and not alive
+    result = replace(result, has_outcome=has_outcome, study_url=study_url)
     return with_record(result, record, versions, failure=None if alive else attributes.failure)
 
 

@@ -370,7 +370,6 @@ def build_result(
     state: SearchState,
     tracking_uri: str,
     url: str | None = None,
-    study_url: str | None = None,
     slots: int = 1,
 ) -> StudyResult:
     """Return the result of a search, without what :func:`.with_record` adds.
@@ -383,7 +382,6 @@ def build_result(
         state: The state of the search.
         tracking_uri: MLflow's tracking URI; a password in it is hidden.
         url: The folder's URL if the storage is a URL; a password in it is hidden.
-        study_url: The URL of ``--study``; None without it.
         slots: Number of trials that run at once, as the scheduler planned.
     """
     space = costs.space
@@ -407,7 +405,6 @@ def build_result(
         state=state,
         tracking_uri=hide_passwords(tracking_uri),
         url=None if url is None else hide_passwords(url),
-        study_url=study_url,
         against=space.metric.against,
         accounts={name: info.account for name, info in costs.datasets.items() if info.account},
     )

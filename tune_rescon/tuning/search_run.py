@@ -218,9 +218,9 @@ class SearchRun:
             state=state,
             tracking_uri=setup.writer.uri,
             url=setup.store.url,
-            study_url=setup.options.study_url,
             slots=self.planned_slots,
         )
+        result = dataclasses.replace(result, study_url=setup.options.study_url)
         return with_record(result, setup.record, setup.versions, failure=failure)
 
     def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
