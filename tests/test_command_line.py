@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -195,26 +196,51 @@ def test_a_search_that_ended_early_exits_with_1_despite_a_winner(
     assert "Best: trial_0000" in output
 
 
+@pytest.mark.parametrize("flag", ["--name", "--resume-or-start"])
+@pytest.mark.parametrize("name", ["", "a b", "../s"])
+def test_a_dry_run_refuses_a_wrong_name(flag: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--space", "digits", flag, name, "--dry-run", "--plain"]) == 2
+    assert f"{flag}: must be letters, digits, `.`, `_` and `-`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--study", "--address"])
+def test_an_empty_option_is_not_given(flag: str) -> None:
+    """A search with an empty --study did not send its record to a storage at a URL."""
+    assert search.make_context("search", [flag, ""]).params[flag.removeprefix("--")] is None
+
+
+def test_a_search_without_a_trial_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = replace(_result_of_early_end(tmp_path), trials=(), best=None, failure=None)
+    monkeypatch.setattr("tune_rescon.reporting.run.run_search", lambda *_, **__: ended)
+    assert main(["--space", "digits", "--plain", "--hours", "1e-9", "--storage", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "The search failed: no trial has begun.\n"
+
+
 def test_the_resume_command_is_quoted_for_the_shell() -> None:
     from tune_rescon.reporting import resume_command
 
-    options = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y", data_root=Path("/d"))
+    study = "sqlite:////x y"
+    options = RunOptions(name="s", storage=Path("/a b/runs"), study_url=study, data_root=Path("/d"))
     printed = shlex.split(resume_command(options))
     assert printed[:3] == ["python", "-m", "tune_rescon.search"]
     parsed = search.make_context("search", printed[3:]).params
-    assert (parsed["resume"], parsed["storage"], parsed["study"]) == ("s", "/a b/runs", "sqlite:///x?y")
+    assert (parsed["resume"], parsed["storage"], parsed["study"]) == ("s", "/a b/runs", study)
     assert parsed["tracking_uri"] is None
     assert not parsed["tensorboard"]
 
 
-def test_the_resume_command_has_an_absolute_tracking_uri(
+def test_the_resume_command_has_absolute_paths_of_databases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tune_rescon.reporting import resume_command
 
     monkeypatch.chdir(tmp_path)
-    printed = shlex.split(resume_command(RunOptions(name="s", tracking_uri="sqlite:///mlflow.db")))
+    options = RunOptions(name="s", tracking_uri="sqlite:///mlflow.db", study_url="sqlite:///studies.db")
+    printed = shlex.split(resume_command(options))
     assert printed[printed.index("--tracking-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert printed[printed.index("--study") + 1] == f"sqlite:///{tmp_path}/studies.db"
 
 
 def test_the_resume_command_uses_a_variable_for_a_url_with_a_password(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from PIL import Image
 
 from tests.test_command_options import LOG_FLAGS
-from tune_rescon.finals import Shares, find_rows, row_space
+from tune_rescon.config import DatasetConfig, TrialConfig
+from tune_rescon.finals import FinalsPresentation, Shares, TrainingPlan, finals_space, find_rows, row_space
 from tune_rescon.reproduce import main as reproduce
 from tune_rescon.reproduce import reproduce as reproduce_command
+from tune_rescon.search import main as search
 from tune_rescon.spaces import Resources, Space, dump_space, load_space
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.train import main, train
@@ -127,6 +130,37 @@ def test_an_unsupported_request_is_reported(
     assert main([*arguments, "--storage", str(storage), "--dry-run"]) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert [path.name for path in storage.iterdir()] == ["first"]
+
+
+def test_search_resumes_trainings_as_train_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the table of the test results and finals.json, they would look like a search."""
+    plan = TrainingPlan(epochs=1, seeds=2, resources=Resources(cpu=1))
+    space = finals_space(
+        "f", [TrialConfig(preset="cifar_attention56")], plan, dataset=DatasetConfig(name="digits")
+    )
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "space.yaml").write_text(dump_space(space))
+    calls: list[dict[str, Any]] = []
+
+    def run(*_: object, **given: Any) -> int:
+        calls.append(given)
+        return 0
+
+    monkeypatch.setattr("tune_rescon.reporting.run_with_display", run)
+    for command in (search, main):
+        assert command(["--resume", "f", "--storage", str(tmp_path), "--plain"]) == 0
+    by_search, by_train = calls
+    assert by_search["resume"] == by_train["resume"]
+    assert by_search["show_result"] is by_train["show_result"]
+    assert type(by_search["presentation"]) is type(by_train["presentation"]) is FinalsPresentation
+
+
+def test_the_command_that_resumes_a_search_names_its_location(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--storage", str(storage), "--study", "sqlite:////team.db"]
+    assert main(["--resume", "first", *where]) == 2
+    assert f"python -m tune_rescon.search --resume first {' '.join(where)}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

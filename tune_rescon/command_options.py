@@ -53,8 +53,18 @@ data_root_option: Final = click.option(
     metavar="DIR",
     help="Where datasets are or are downloaded to [default: ./data].",
 )
+
+
+def _given(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """Return the value of an option; None if it is empty, as that of an empty environment variable."""
+    return value or None
+
+
 address_option: Final = click.option(
-    "--address", metavar="ADDR", help="A Ray cluster, or `auto` [default: this machine]."
+    "--address",
+    metavar="ADDR",
+    callback=_given,
+    help="A Ray cluster, or `auto` [default: this machine].",
 )
 plain_option: Final = click.option("--plain", is_flag=True, help="One line per event, no colours.")
 
@@ -62,7 +72,12 @@ plain_option: Final = click.option("--plain", is_flag=True, help="One line per e
 def study_option(help_text: str) -> Callable[[_Function], _Function]:
     """Return ``--study`` with the help of a command."""
     return click.option(
-        "--study", envvar="TUNE_RESCON_STUDY", show_envvar=True, metavar="URL", help=help_text
+        "--study",
+        envvar="TUNE_RESCON_STUDY",
+        show_envvar=True,
+        metavar="URL",
+        callback=_given,
+        help=help_text,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from tune_rescon.command import print_line, run_command
-from tune_rescon.command_options import OptionsCommand, storage_option
+from tune_rescon.command_options import OptionsCommand, storage_option, study_option
 from tune_rescon.errors import counted
 
 __all__ = ["main"]
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @click.command(
     cls=OptionsCommand,
-    groups={"What is written": ["--format", "--output"], "Where the model is": ["--storage"]},
+    groups={"What is written": ["--format", "--output"], "Where the model is": ["--storage", "--study"]},
 )
 @click.argument("model", metavar="MODEL")
 @click.option(
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="The file to write; for tensorflow and timm a folder.",
 )
 @storage_option
-def export(model: str, form: str, output: Path, storage: str | None) -> int:
+@study_option("The study's database, if MODEL is a search that was started with --study.")
+def export(model: str, form: str, output: Path, storage: str | None, study: str | None) -> int:
     """Write the network of MODEL (a search's name, models:/NAME@ALIAS, or a checkpoint) to FILE."""
     print_line(f"Loading {model}", err=True)
     # Imported after the first line of output, because these modules import torch and Optuna.
@@ -52,7 +53,7 @@ def export(model: str, form: str, output: Path, storage: str | None) -> int:
     from tune_rescon.tuning import SearchLocation, resolve_storage
 
     check_export(form, output)
-    location = SearchLocation(storage=resolve_storage(storage))
+    location = SearchLocation(storage=resolve_storage(storage), study_url=study)
     network, about = load_model(model, location)
     difference = export_model(network, about, form=form, output=output)
     side, channels = about.spec.image_size, len(about.mean)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tune_rescon.command import print_line, run_command
-from tune_rescon.command_options import OptionsCommand, storage_option
+from tune_rescon.command_options import OptionsCommand, storage_option, study_option
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted
 from tune_rescon.paths import check_output_folder
@@ -51,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     cls=OptionsCommand,
     groups={
         "Output": ["--json", "--csv", "--top", "--masks"],
-        "How": ["--tta", "--batch-size", "--device", "--storage"],
+        "How": ["--tta", "--batch-size", "--device", "--storage", "--study"],
     },
 )
 @click.argument("model", metavar="MODEL")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @storage_option
+@study_option("The study's database, if MODEL is a search that was started with --study.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option(
@@ -81,6 +82,7 @@ def predict(
     model: str,
     paths: tuple[Path, ...],
     storage: str | None,
+    study: str | None,
     as_json: bool,
     as_csv: bool,
     top: int,
@@ -107,7 +109,8 @@ def predict(
     from tune_rescon.training.device import resolve_device
     from tune_rescon.tuning import SearchLocation, resolve_storage
 
-    network, about = load_model(model, SearchLocation(storage=resolve_storage(storage)))
+    location = SearchLocation(storage=resolve_storage(storage), study_url=study)
+    network, about = load_model(model, location)
     if masks is not None:
         check_has_masks(about)
         masks.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from tune_rescon.command_options import (
     study_option,
     tracking_uri_option,
 )
-from tune_rescon.errors import LeaseError, StorageError, format_error
+from tune_rescon.errors import LeaseError, StorageError, counted, format_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -167,6 +167,7 @@ def search(
         if dry_run:
             if warm_start is not None:
                 _find(root, warm_start, where="--warm-start")
+            _check_resumed(space, root, study, resume=resume, resume_or_start=resume_or_start)
             _print_dry_run(space, console, data_root=data, measure=measure, is_here=address is None)
             return 0
         options = RunOptions(
@@ -202,6 +203,42 @@ def _changes(
     return changes
 
 
+def _check_resumed(
+    space: Space,
+    storage: Path | StorageUrl,
+    study: str | None,
+    *,
+    resume: str | None,
+    resume_or_start: str | None,
+) -> None:
+    """Check that the search, if it has begun, can be resumed with ``space``, and print what it has run.
+
+    Args:
+        space: The space to resume the search with.
+        storage: Where the searches are.
+        study: The URL of ``--study``, or None.
+        resume: The name of the search to resume, or None.
+        resume_or_start: The name of the search to resume or start, or None.
+
+    Raises:
+        StorageError: If the record cannot be read.
+        SpaceError: If a change is refused.
+    """
+    from tune_rescon.tuning import SearchLocation, read_search, with_store_size
+    from tune_rescon.tuning.prepare import with_absolute_paths
+    from tune_rescon.tuning.resume import check_changes
+    from tune_rescon.tuning.search_storage import has_begun
+
+    name, flag = resume or resume_or_start, "--resume" if resume else "--resume-or-start"
+    location = SearchLocation(storage=storage, study_url=study)
+    if name is None or not has_begun(location, name):
+        return
+    result = read_search(location, name, where=flag)
+    new = with_store_size(with_absolute_paths(space), result.space)
+    check_changes(name, result.space, new, result.trials, flag=flag)
+    print_line(f"{name} has {counted(len(result.trials), 'trial')} already; below is the whole search.")
+
+
 def _print_dry_run(space: Space, console: Console, *, data_root: Path, measure: bool, is_here: bool) -> None:
     """Print what the search would do and cost and, if it would run on this machine, what this machine has."""
     from tune_rescon.reporting import print_dry_run
@@ -215,16 +252,21 @@ def _print_dry_run(space: Space, console: Console, *, data_root: Path, measure: 
 def _run(space: Space, options: RunOptions, console: Console) -> int:
     """Run the search and return the exit code."""
     # Imported after the first line of output, because it imports the driver's libraries.
+    from tune_rescon.finals import FinalsPresentation, print_finals
     from tune_rescon.inference import write_mistakes
-    from tune_rescon.reporting import SearchPresentation, resume_command, run_with_display
+    from tune_rescon.reporting import SearchPresentation, print_result, resume_command, run_with_display
 
+    # The space may be that of final trainings, which `train` has begun.
+    is_final = space.metric.of_test_images
+    presentation = FinalsPresentation if is_final else SearchPresentation
     try:
         return run_with_display(
             space,
             options,
             console,
-            resume=resume_command(options),
-            presentation=SearchPresentation(partial(write_mistakes, options=options)),
+            resume=resume_command(options, "tune_rescon.train" if is_final else "tune_rescon.search"),
+            presentation=presentation(partial(write_mistakes, options=options)),
+            show_result=print_finals if is_final else print_result,
         )
     except LeaseError as error:
         if not options.resume_or_start:
@@ -279,10 +321,17 @@ def _find(storage: Path | StorageUrl, name: str, *, where: str) -> SearchFolder:
 
 
 def _check_names(given: Mapping[str, str | None]) -> None:
-    """Check that at most one of the flags is given."""
+    """Check that at most one of the flags is given, with a valid name.
+
+    An empty name, as of a shell's variable that is not set, must not stand for the space's.
+    """
+    from tune_rescon.storage import check_name
+
     flags = [flag for flag, value in given.items() if value is not None]
     if len(flags) > 1:
         raise click.UsageError(f"Give one of {' and '.join(flags)}.")
+    for flag in flags:
+        check_name(given[flag] or "", where=flag)
 
 
 def _check_required(

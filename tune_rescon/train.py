@@ -256,7 +256,7 @@ def _check_options() -> str:
 def _run(space: Space, options: RunOptions, console: Console) -> int:
     """Run the trainings and return the exit code."""
     # Imported after the first line of output, because these modules import the driver's libraries.
-    from tune_rescon.finals import FinalsPresentation
+    from tune_rescon.finals import FinalsPresentation, print_finals
     from tune_rescon.inference import write_mistakes
     from tune_rescon.reporting import resume_command, run_with_display
 
@@ -266,7 +266,7 @@ def _run(space: Space, options: RunOptions, console: Console) -> int:
         console,
         resume=resume_command(options, "tune_rescon.train"),
         presentation=FinalsPresentation(partial(write_mistakes, options=options)),
-        show_result=_print_finals,
+        show_result=print_finals,
     )
 
 
@@ -290,12 +290,13 @@ class _Flags:
 
 def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Space:
     from tune_rescon.spaces import load_space
-    from tune_rescon.tuning import find_search
+    from tune_rescon.tuning import command_at, find_search
 
     folder = find_search(location, name, where="--resume")
     space = load_space(str(folder.space_yaml), settings, drop_rows=False)
     if not space.metric.of_test_images:
-        hint = f"Resume it with: python -m tune_rescon.search --resume {name}"
+        command = command_at(location, ["python", "-m", "tune_rescon.search", "--resume", name])
+        hint = f"Resume it with: {command}"
         rule = "must name trainings that `tune_rescon.train` has started"
         raise StorageError(format_error(rule, got=f"{name}, a search", where="--resume", hint=hint))
     return space
@@ -431,18 +432,6 @@ def _images(dataset: str) -> DatasetConfig:
     if (path := local_path(dataset)).exists():
         return DatasetConfig(name="folder", path=str(path))
     return DatasetConfig(name=dataset)
-
-
-def _print_finals(result: StudyResult, console: Console) -> None:
-    from tune_rescon.finals import print_evaluation
-    from tune_rescon.reporting import print_result
-
-    print_result(result, console)
-    print_evaluation(result, console)
-    if result.best is not None and result.state.value == "finished":
-        console.print(
-            f"Use it: python -m tune_rescon.predict {result.name} PATH...", markup=False, soft_wrap=True
-        )
 
 
 if __name__ == "__main__":

@@ -36,12 +36,21 @@ from tune_rescon.finals import (
     top_configs,
     trial_configs,
 )
-from tune_rescon.finals.changes import changed_images
-from tune_rescon.spaces import Resources, Space, dump_space, load_space, parse_space, trial_config
+from tune_rescon.finals.changes import changed_images, changes_since
+from tune_rescon.spaces import (
+    Resources,
+    Space,
+    dump_space,
+    load_space,
+    parse_space,
+    to_optuna,
+    trial_config,
+)
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
-from tune_rescon.tuning import SearchLocation, StudyResult, TrialRecord
+from tune_rescon.tuning import SearchLocation, SearchState, StudyResult, TrialRecord
 from tune_rescon.tuning.prepare import external_trials, largest_image_size
 from tune_rescon.tuning.resources import Nodes
+from tune_rescon.tuning.trial import find_origin, make_origin, trial_seed
 
 ONE_CPU = Resources(cpu=1)
 
@@ -261,6 +270,37 @@ def test_finals_run_each_finalist_once_per_seed(search_result: StudyResult) -> N
         "none",
     )
     assert parse_space(dump_space(space), source="f") == space
+
+
+def test_no_final_has_the_seed_of_a_trial_of_the_search(search_result: StudyResult) -> None:
+    """A final with the seed of the search's winner would repeat the training that won."""
+    space = make_space(top_configs(search_result, 2), seeds=3)
+    finals = {
+        make_origin(space, to_optuna(row), version=1, number=number).seed
+        for number, row in enumerate(space.initial)
+    }
+    assert space.sampler.seed == search_result.space.sampler.seed
+    assert len(finals) == 6
+    assert finals.isdisjoint(trial.origin.seed for trial in search_result.trials if trial.origin)
+
+
+def test_finals_of_an_earlier_version_keep_their_seeds(search_result: StudyResult) -> None:
+    space = make_space(top_configs(search_result, 2), seeds=3)
+    origin = find_origin(space, to_optuna(space.initial[1]), 1)
+    assert origin is not None
+    assert origin.seed == trial_seed(0, 1)
+
+
+@pytest.mark.parametrize("state", [SearchState.RUNNING, SearchState.FINISHED])
+def test_a_search_that_still_runs_is_said(
+    state: SearchState, search_result: StudyResult, tmp_path: Path
+) -> None:
+    result = dataclasses.replace(search_result, state=state)
+    space = make_space(top_configs(result, 1))
+    messages = changes_since(result, space, SearchLocation(storage=tmp_path), decode=False)
+    assert messages == (
+        ["digits still runs: a later trial of it may be better than these."] * (state == "running")
+    )
 
 
 def test_a_single_finalist_can_be_trained() -> None:

@@ -34,7 +34,7 @@ from tune_rescon.export import main as export
 from tune_rescon.inference.model import changed_network_message, check_checkpoint
 from tune_rescon.models import ExternalSpec, build_described, build_from_spec
 from tune_rescon.predict import main as predict
-from tune_rescon.spaces import load_space
+from tune_rescon.spaces import dump_space, load_space
 from tune_rescon.storage import RemoteError
 from tune_rescon.testing import SimulatedSearch, Simulation, SyntheticCurve
 from tune_rescon.training import load_trained
@@ -254,6 +254,17 @@ def test_a_search_name_with_dots_is_not_a_file(tmp_path: Path, capsys: pytest.Ca
     assert "no search named 'pets-v1.2'" in capsys.readouterr().err
     assert export(["pets.ckpt", *output, "--storage", str(tmp_path / "runs")]) == 2
     assert "or a file that exists" in capsys.readouterr().err
+
+
+def test_a_search_is_read_from_its_shared_study(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "s").mkdir(parents=True)
+    (tmp_path / "runs" / "s" / "space.yaml").write_text(dump_space(load_space("digits")))
+    where = ["--storage", str(tmp_path / "runs"), "--study", f"sqlite:///{tmp_path / 'team.db'}"]
+    assert predict(["s", str(pictures), *where]) == 2
+    assert export(["s", "--format", "onnx", "--output", str(tmp_path / "x.onnx"), *where]) == 2
+    assert capsys.readouterr().err.count(f"{tmp_path / 'team.db'}, which does not exist") == 2
 
 
 def test_a_checkpoint_of_another_search_is_refused(checkpoint: Path) -> None:

@@ -158,10 +158,15 @@ def test_a_running_search_stops_the_trial_and_starts_the_next(
     ]
     assert "stopped after epoch 1, as `tune-rescon stop` requested" in result.trials[1].notes
     assert "s stops trial_0001 after the current epoch" in capsys.readouterr().out
-    for number, message in (("1", "1, which is stopped"), ("7", "7, which it does not have")):
+    enqueue_trial(SearchLocation(storage=options.storage), "s", ["depth=56"])
+    for number, message in (
+        ("1", "1, which is stopped"),
+        ("3", "3, which waits to be run"),
+        ("7", "7, which it does not have"),
+    ):
         assert stop(["s", "--storage", str(options.storage), "--trial", number]) == 2
         stderr = capsys.readouterr().err
-        assert f"--trial: must be a trial of s that has not ended, but got {message}." in stderr
+        assert f"--trial: must be a trial of s that has begun and not ended, but got {message}." in stderr
 
 
 def test_stop_without_trial_or_search_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,6 +163,30 @@ def test_every_format_names_a_better_unfinished_trial(make_result: MakeResult, m
     assert (read["best"]["trial"], read["in_hand"]["trial"], read["in_hand"]["best_value"]) == (4, 17, 0.75)
 
 
+@pytest.mark.parametrize(
+    ("study_url", "shown"),
+    [
+        ("sqlite:////team/studies.db", "sqlite:////team/studies.db"),
+        ("postgresql://ann:s3cret@db/studies", '"$TUNE_RESCON_STUDY"'),
+    ],
+    ids=["a file", "with a password"],
+)
+def test_every_command_names_the_shared_study(
+    study_url: str, shown: str, make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    unfinished = make_trial(17, TrialState.PAUSED, (0.75,))
+    trials = (make_trial(4), unfinished, *(make_trial(n) for n in range(20, 60)))
+    result = make_result(*trials, state=SearchState.INTERRUPTED, study_url=study_url)
+    place = f"--storage {result.folder.parent} --study {shown}"
+    out = io.StringIO()
+    print_result(result, Console(file=out, width=60, highlight=False), from_record=True)
+    assert f"\nAll of it: python -m tune_rescon.report s {place} --csv\n" in out.getvalue()
+    for text in (out.getvalue(), mlflow_note(result)):
+        assert f"python -m tune_rescon.train --from s --trial 17 {place}\n" in text
+    assert f"`python -m tune_rescon.report s {place}`" in mlflow_note(result)
+    assert f"`python -m tune_rescon.search --resume s {place}`" in mlflow_note(result)
+
+
 def test_no_format_names_an_unfinished_trial_if_the_winner_is_best(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:

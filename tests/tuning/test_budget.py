@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,30 @@ def test_spent_hours_are_reported_if_trials_are_left(
 
 def test_a_spent_budget_is_reported_with_what_extends_it() -> None:
     assert spent_message(result(12, "budget.trials=128", "budget.hours=2"), 7300.0) == (
-        "s has used its 2 hours, with 12 of 128 trials begun. More time: --resume s --hours H, with H over 2."
-    )
+        "s has used its 2 hours, with 12 of 128 trials begun."
+        " More time: --resume s --hours H, with H over 2.03."
+    ), "two hours and 100 seconds, so 2.02 hours would add nothing"
     epochs = result(12, "budget.trials=128", "scheduler={type: auto}", "budget.epochs=40")
     assert spent_message(epochs, 60.0) == (
         "s has run 36 of its 40 epochs, with 12 of 128 trials begun. More: --resume s --set budget.epochs=E."
+    )
+
+
+def test_the_hours_of_final_trainings_are_a_key_of_the_space() -> None:
+    found = result(1, "budget.hours=1", "scheduler={type: none}", "initial=[]")
+    metric = found.space.metric.model_copy(update={"name": "test_accuracy"})
+    finals = replace(found, space=found.space.model_copy(update={"metric": metric}))
+    message = spent_message(finals, 3600.0)
+    assert message is not None
+    assert message.endswith("More time: --resume s --set budget.hours=H, with H over 1.")
+
+
+@pytest.mark.parametrize("budget", ["budget.hours=2", "budget.epochs=40"])
+def test_an_exhausted_space_needs_no_larger_budget(budget: str) -> None:
+    message = spent_message(
+        result(12, "budget.trials=128", "scheduler={type: auto}", budget), 7300.0, space_is_exhausted=True
+    )
+    assert message == (
+        "The space is exhausted: all of its configurations have run, in 12 of 128 trials."
+        " To run them again with other training seeds: --set sampler.repeats=true."
     )

@@ -36,6 +36,8 @@ from tune_rescon.tuning.resume import resume_record
 from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.warm_start import overlapping_trials
 
+SERVER = "postgresql://db/studies"
+
 
 def create_record(folder: SearchFolder) -> StudyRecord:
     """Create a study in memory. The folder gets no study file."""
@@ -45,9 +47,9 @@ def create_record(folder: SearchFolder) -> StudyRecord:
     return StudyRecord.on_storage(storage, study, metric="val_accuracy")
 
 
-def identify(record: StudyRecord, folder: SearchFolder, *, own_study: bool = True) -> str:
+def identify(record: StudyRecord, folder: SearchFolder, *, study_url: str | None = None) -> str:
     """Ensure the id like a run of the search, and write it to ``space.yaml``."""
-    identity = ensure_identity(record, folder, url=None, own_study=own_study)
+    identity = ensure_identity(record, folder, url=None, study_url=study_url)
     folder.space_yaml.write_text(with_id("version: 1\n", identity.id))
     return identity.id
 
@@ -79,7 +81,7 @@ def test_a_study_in_a_shared_database_belongs_to_one_folder(
     first_folder, second_folder = make_search("a"), make_search("a", storage=tmp_path / "others")
     for folder in (first_folder, second_folder):
         record = StudyRecord.load(folder.study_url, "a", metric="val_accuracy")
-        identity = ensure_identity(record, folder, url=None, own_study=True)
+        identity = ensure_identity(record, folder, url=None, study_url=None)
         write_id(folder.space_yaml, identity.id)
     shared = dataclasses.replace(location, study_url=first_folder.study_url)
     assert read_search(shared, "a").trials
@@ -168,7 +170,7 @@ def test_a_search_keeps_its_id_if_its_original_has_another(folder: SearchFolder,
 
 def test_the_location_of_a_search_at_a_url_is_its_url(folder: SearchFolder) -> None:
     record, url = create_record(folder), "s3://ann:s3cret@bucket/runs/s"
-    identities = [ensure_identity(record, folder, url=url, own_study=True) for _ in range(2)]
+    identities = [ensure_identity(record, folder, url=url, study_url=None) for _ in range(2)]
     assert identities[0] == identities[1]
     assert identities[0].location == "s3://ann:***@bucket/runs/s"
     assert (record.attribute("id"), record.attribute("place")) == (identities[0].id, identities[0].location)
@@ -176,7 +178,7 @@ def test_the_location_of_a_search_at_a_url_is_its_url(folder: SearchFolder) -> N
 
 def identify_at(record: StudyRecord, folder: SearchFolder, url: str) -> str:
     """Ensure the id like a run of a search at a URL, and write it to ``space.yaml`` there."""
-    identity = ensure_identity(record, folder, url=url, own_study=True)
+    identity = ensure_identity(record, folder, url=url, study_url=None)
     remote = RemoteFolder.connect(StorageUrl(url=url))
     remote.write("space.yaml", with_id("version: 1\n", identity.id).encode())
     return identity.id
@@ -251,33 +253,43 @@ def test_an_unreadable_space_has_no_id(folder: SearchFolder) -> None:
 
 def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolder, tmp_path: Path) -> None:
     record = create_record(folder)
-    first = identify(record, folder, own_study=False)
+    first = identify(record, folder, study_url=SERVER)
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
     shutil.copytree(folder.path, copy.path)
-    assert identify(record, copy, own_study=False) == first
+    assert identify(record, copy, study_url=SERVER) == first
 
 
 @pytest.mark.timeout(20)  # a database
+@pytest.mark.parametrize("on_server", [True, False], ids=["server", "file"])
 def test_a_copied_folder_does_not_share_the_study_of_its_original(
-    tmp_path: Path, make_search: MakeSearch, location: SearchLocation, monkeypatch: pytest.MonkeyPatch
+    on_server: bool,
+    tmp_path: Path,
+    make_search: MakeSearch,
+    location: SearchLocation,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original = make_search("a")
     database = sqlite_url(original.study_db.rename(tmp_path / "studies.db"))
     record = StudyRecord.load(database, "a", metric="val_accuracy")
-    write_id(original.space_yaml, ensure_identity(record, original, url=None, own_study=False).id)
+    write_id(original.space_yaml, ensure_identity(record, original, url=None, study_url=None).id)
     copy = SearchFolder(storage=tmp_path / "copies", name="a")
     shutil.copytree(original.path, copy.path)
-    before = record.attributes()
 
-    def resume(folder: SearchFolder) -> None:
-        options = RunOptions(name="a", resume=True, storage=folder.storage, study_url=database)
+    def resume(folder: SearchFolder, study_url: str = database) -> None:
+        options = RunOptions(name="a", resume=True, storage=folder.storage, study_url=study_url)
         resume_record(load_space(str(folder.space_yaml)), options, SearchStore(folder))
 
-    resume(copy)  # the file of the database may be a copy, too
-    monkeypatch.setattr("tune_rescon.tuning.identity.sqlite_file", lambda _: None)  # as of a server
+    resume(copy)  # An earlier version has not recorded the file of the database, which may be a copy.
+    if on_server:
+        monkeypatch.setattr("tune_rescon.tuning.identity.sqlite_file", lambda _: None)
+    else:
+        ensure_identity(record, original, url=None, study_url=database)
+        resume(copy, sqlite_url(Path(shutil.copy(tmp_path / "studies.db", tmp_path / "copies.db"))))
+    before = record.attributes()
     resume(original)
     of_copy = dataclasses.replace(location, storage=copy.storage, study_url=database)
-    assert read_search(of_copy, "a").trials, "it may be read"
+    read = read_search(of_copy, "a")
+    assert (len(read.trials), read.study_url) == (6, database), "it may be read"
     with pytest.raises(StorageError, match=r"driven from one folder.* a copy of the search in .*/runs/a\."):
         resume(copy)
     with pytest.raises(StorageError, match="driven from one folder"):
@@ -294,15 +306,15 @@ def test_a_new_search_that_takes_over_a_study_without_trials_has_another_id(
 ) -> None:
     """The searches are in different storages and share one database."""
     record = create_record(folder)
-    first = identify(record, folder, own_study=False)
+    first = identify(record, folder, study_url=SERVER)
     other = SearchFolder(storage=tmp_path / "others", name="s")
     other.path.mkdir(parents=True)
-    second = identify(record, other, own_study=False)
+    second = identify(record, other, study_url=SERVER)
     assert second != first
     with pytest.raises(StorageError, match="that of another search"):
         check_same_search(record.attributes(), folder)
     other.space_yaml.unlink()
-    assert identify(record, other, own_study=False) == second, (
+    assert identify(record, other, study_url=SERVER) == second, (
         "the id of the study is kept if its driver died before it began"
     )
 

@@ -191,7 +191,7 @@ def test_a_search_keeps_its_experiment(tmp_path: Path) -> None:
     assert destination(moved, folder, None, record).known_runs == ("cafe", "f00d")
 
 
-OPTIONS = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:///x?y")
+OPTIONS = RunOptions(name="s", storage=Path("/a b/runs"), study_url="sqlite:////x y")
 
 
 def test_the_closing_message_has_a_command_that_can_be_pasted() -> None:
@@ -201,7 +201,7 @@ def test_the_closing_message_has_a_command_that_can_be_pasted() -> None:
     assert (read["name"], read["storage"], read["study"], read["sync"]) == (
         "s",
         "/a b/runs",
-        "sqlite:///x?y",
+        "sqlite:////x y",
         True,
     )
 

@@ -11,8 +11,10 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 
+from tests.tuning.conftest import MakeSearch
 from tune_rescon.config import DatasetConfig, TrialState, field_names
 from tune_rescon.errors import SpaceError
+from tune_rescon.search import main
 from tune_rescon.spaces import Space, dump_space, load_space
 from tune_rescon.spaces.sections import (
     Budget,
@@ -36,6 +38,7 @@ from tune_rescon.tuning.resume import (
     tracking_message,
     unfit_message,
     version_changes,
+    waiting_message,
 )
 from tune_rescon.tuning.space_versions import SpaceVersions
 from tune_rescon.tuning.study_attributes import record_outcome, record_run
@@ -375,19 +378,51 @@ def test_a_search_is_finished_if_its_hours_or_points_are_used_up(
 
 
 @pytest.mark.parametrize(
-    ("settings", "params", "elapsed", "finished"),
+    ("resources", "finished"),
+    [("{cpu: 4, gpu: 0.5}", True), ("{gpu: 1}", False), ("{gpu: auto}", True)],
+    ids=["the-same-gpus", "other-gpus", "not-chosen-yet"],
+)
+def test_a_search_is_not_finished_if_other_gpus_have_memory_for_its_points(
+    resources: str, finished: bool
+) -> None:
+    storage = InMemoryStorage()
+    record = StudyRecord.on_storage(
+        storage, storage.create_new_study([StudyDirection.MAXIMIZE], "s"), metric="val_accuracy"
+    )
+    space = small_space("budget.trials=20", "resources_per_trial={cpu: 1, gpu: 0.5}")
+    run_trials(record, 1)
+    proposal = SearchSampler(space, existing_trials=record.trials()).ask()
+    assert proposal is not None
+    record.open(proposal)
+    record.close(1, TrialState.OUT_OF_MEMORY, checkpoint=None, version=1)
+    record_outcome(record, SearchState.FINISHED, None)
+    changed = small_space("budget.trials=20", f"resources_per_trial={resources}")
+    assert is_finished(record, SpaceVersions(spaces=(space,)), changed) is finished
+    record.open(proposal)
+    record.close(2, TrialState.OUT_OF_MEMORY, checkpoint=None, version=2)
+    assert is_finished(record, SpaceVersions(spaces=(space, changed)), changed), "the point has run again"
+
+
+@pytest.mark.parametrize(
+    ("settings", "params", "elapsed", "finished", "advice"),
     [
-        ([], {"depth": 92}, 0.0, False),
-        ([], {"depth": 57}, 0.0, True),
-        (["budget.hours=1"], {"depth": 92}, 3599.0, False),
-        (["budget.hours=1"], {"depth": 92}, 3600.0, True),
-        (["scheduler={type: auto}", "budget.epochs=2"], {"depth": 92}, 0.0, True),
-        (["budget.trials=2"], {"depth": 92}, 0.0, True),
+        ([], {"depth": 92}, 0.0, False, "--resume s"),
+        ([], {"depth": 57}, 0.0, True, None),
+        (["budget.hours=1"], {"depth": 92}, 3599.0, False, "--resume s"),
+        (["budget.hours=1"], {"depth": 92}, 3600.0, True, "--resume s, with more hours or epochs"),
+        (
+            ["scheduler={type: auto}", "budget.epochs=2"],
+            {"depth": 92},
+            0.0,
+            True,
+            "--resume s, with more hours or epochs",
+        ),
+        (["budget.trials=2"], {"depth": 92}, 0.0, True, "--resume s --trials 3"),
     ],
     ids=["waits", "outside-the-space", "hours-left", "hours-used", "epochs-used", "trials-used"],
 )
 def test_a_search_whose_points_are_used_up_still_runs_an_enqueued_trial(
-    settings: list[str], params: dict[str, Any], elapsed: float, finished: bool
+    settings: list[str], params: dict[str, Any], elapsed: float, finished: bool, advice: str | None
 ) -> None:
     space, storage = small_space("budget.trials=20", *settings), InMemoryStorage()
     study_id = storage.create_new_study([StudyDirection.MAXIMIZE], "s")
@@ -398,12 +433,28 @@ def test_a_search_whose_points_are_used_up_still_runs_an_enqueued_trial(
     record = StudyRecord.on_storage(storage, study_id, metric="val_accuracy")
     versions = SpaceVersions(spaces=(space,))
     assert is_finished(record, versions, space, elapsed_seconds=elapsed) is finished
+    waiting = waiting_message(record, space, "s", elapsed_seconds=elapsed)
+    assert waiting == (advice and f"Enqueued trials that have not run: trial_0002. To run them: {advice}")
     message = unfit_message(record, space)
     if params["depth"] == 92:
         assert message is None
     else:
         assert message is not None
         assert message.endswith("the space does not contain their values: trial_0002")
+
+
+@pytest.mark.timeout(20)  # a database is read
+@pytest.mark.parametrize("begin", [["--resume", "a"], ["--space", "att92", "--resume-or-start", "a"]])
+def test_a_dry_run_refuses_what_the_resume_would_refuse(
+    begin: list[str], make_search: MakeSearch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = make_search("a").storage
+    same = ["--set", "initial=[]", "--set", "fidelity.max=3", "--set", "sampler.type=random"]
+    command = [*begin, *same, "--storage", str(storage), "--dry-run", "--plain"]
+    assert main([*command, "--set", "fidelity.max=9"]) == 2
+    assert f"{begin[-2]} a: the settings of its trials must not change" in capsys.readouterr().err
+    assert main([*command, "--trials", "9"]) == 0
+    assert "a has 6 trials already; below is the whole search.\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

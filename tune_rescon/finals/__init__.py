@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FinalsPresentation,
         evaluated_configs,
         print_evaluation,
+        print_finals,
     )
     from tune_rescon.finals.plan import (
         RECIPES,

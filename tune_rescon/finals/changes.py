@@ -9,7 +9,7 @@ from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import Account, describe, open_dataset
 from tune_rescon.models import ExternalSpec, describe_network
 from tune_rescon.spaces import Space, trial_config
-from tune_rescon.tuning import SearchLocation, StudyResult
+from tune_rescon.tuning import SearchLocation, SearchState, StudyResult
 from tune_rescon.tuning.input_digests import changed_digests, code_digests
 from tune_rescon.tuning.prepare import read_weights
 
@@ -17,11 +17,13 @@ __all__ = ["changed_code", "changed_images", "changed_layout", "changed_weights"
 
 
 def changes_since(result: StudyResult, space: Space, location: SearchLocation, *, decode: bool) -> list[str]:
-    """Return a message for each input of the search ``result`` that has changed since.
+    """Return a message if the search ``result`` still runs, and one for each input that has changed since.
 
     See :func:`changed_images`, :func:`changed_weights` and :func:`changed_code`, which have these arguments.
     """
+    is_running = result.state is SearchState.RUNNING
     messages = (
+        f"{result.name} still runs: a later trial of it may be better than these." if is_running else None,
         changed_images(result, space, location, decode=decode),
         changed_weights(result, space),
         changed_code(result, space),

@@ -18,9 +18,16 @@ from rich.table import Table
 
 from tune_rescon.errors import counted
 from tune_rescon.metric_names import TEST_METRICS, is_test_metric
-from tune_rescon.reporting import SearchPresentation, markdown_table
-from tune_rescon.reporting.formatting import format_number, pairs
-from tune_rescon.tuning import SearchFolder, StudyResult, TrialRecord, repeated, write_atomically
+from tune_rescon.reporting import SearchPresentation, markdown_table, print_result
+from tune_rescon.reporting.formatting import command_for, format_number, pairs
+from tune_rescon.tuning import (
+    SearchFolder,
+    SearchState,
+    StudyResult,
+    TrialRecord,
+    repeated,
+    write_atomically,
+)
 
 __all__ = [
     "Estimate",
@@ -31,6 +38,7 @@ __all__ = [
     "evaluation_document",
     "evaluation_rows",
     "print_evaluation",
+    "print_finals",
 ]
 
 #: Confidence level of the intervals: how often such an interval contains the true difference.
@@ -231,6 +239,15 @@ def evaluation_rows(configs: Sequence[EvaluatedConfig]) -> list[tuple[str, ...]]
 
 def _cell(one: EvaluatedConfig, metric: str) -> str:
     return str(one.figures.get(metric, "-"))
+
+
+def print_finals(result: StudyResult, console: Console) -> None:
+    """Print the result of final trainings, their test results, and how to use the best network."""
+    print_result(result, console)
+    print_evaluation(result, console)
+    if result.best is not None and result.state is SearchState.FINISHED:
+        command = command_for(result, "predict", result.name)
+        console.print(f"Use it: {command} PATH...", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_evaluation(result: StudyResult, console: Console) -> None:

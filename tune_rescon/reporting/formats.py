@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +11,7 @@ from tune_rescon.config import trial_name
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted, hide_passwords
 from tune_rescon.reporting.formatting import (
+    command_for,
     foreign_message,
     format_device_hours,
     format_hours,
@@ -19,7 +19,6 @@ from tune_rescon.reporting.formatting import (
     in_hand_message,
     pairs,
     setting_text,
-    storage_of,
     value_text,
 )
 from tune_rescon.reporting.hours import device_hours, hours_unit, reserved_hours, savings
@@ -438,9 +437,9 @@ def _note_blocks(result: StudyResult) -> Iterator[str]:
     yield f"Rungs by epoch: {'; '.join(rungs)}."
     if result.scheduling:
         yield f"Scheduler:\n\n{_bullets(result.scheduling)}"
-    where = shlex.join([result.name, "--storage", storage_of(result)])
-    yield f"Look closer: `python -m tune_rescon.report {where}`"
+    yield f"Look closer: `{command_for(result, 'report', result.name)}`"
     if result.state is not SearchState.FINISHED:
         # Final trainings are evaluated on the test images. Only `train` can resume them.
         command = "train" if result.space.metric.of_test_images else "search"
-        yield f"Resume it once no process runs it: `python -m tune_rescon.{command} --resume {where}`"
+        resume = command_for(result, command, "--resume", result.name)
+        yield f"Resume it once no process runs it: `{resume}`"

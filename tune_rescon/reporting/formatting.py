@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tune_rescon.config import TrialState, trial_name
-from tune_rescon.errors import hide_passwords
+from tune_rescon.errors import hide_passwords, shell_command
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import StudyResult, TrialRecord
@@ -18,6 +17,7 @@ __all__ = [
     "RANK_STYLE",
     "STATE_COLOUR",
     "STATE_ORDER",
+    "command_for",
     "device_hours_unit",
     "duration",
     "foreign_message",
@@ -29,7 +29,6 @@ __all__ = [
     "pairs",
     "roughly",
     "setting_text",
-    "storage_of",
     "value_text",
 ]
 
@@ -91,13 +90,18 @@ def in_hand_message(result: StudyResult) -> str | None:
     )
     if is_running:
         return line
-    command = ["python", "-m", "tune_rescon.train", "--from", result.name, "--trial", str(trial.number)]
-    return f"{line} To train it to the end: {shlex.join([*command, '--storage', storage_of(result)])}"
+    command = command_for(result, "train", "--from", result.name, "--trial", str(trial.number))
+    return f"{line} To train it to the end: {command}"
 
 
-def storage_of(result: StudyResult) -> str:
-    """Return the directory or URL of the storage that has the search, as ``--storage`` takes it."""
-    return result.url.rpartition("/")[0] if result.url else str(result.folder.parent)
+def command_for(result: StudyResult, command: str, *words: str) -> str:
+    """Return the line that runs ``command`` with ``words`` on the search, from any directory."""
+    # Imported here, because a dry run needs no result.
+    from tune_rescon.tuning import location_flags
+
+    storage = result.url.rpartition("/")[0] if result.url else str(result.folder.parent)
+    flags = location_flags(storage, result.study_url)
+    return shell_command(["python", "-m", f"tune_rescon.{command}", *words], flags)
 
 
 def duration(seconds: float) -> str:

@@ -32,6 +32,7 @@ from tune_rescon.tuning import (
     TrialRecord,
     Verdict,
     absolute_storage,
+    location_flags,
     run_search,
     sync_command,
 )
@@ -283,8 +284,7 @@ def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> s
     line = shell_command(
         ["python", "-m", module, "--resume", options.name],
         [
-            ("--storage", absolute_storage(options), "TUNE_RESCON_STORAGE"),
-            ("--study", options.study_url, "TUNE_RESCON_STUDY"),
+            *location_flags(absolute_storage(options), options.study_url),
             ("--tracking-uri", tracking_uri, "TUNE_RESCON_TRACKING_URI"),
             ("--data-root", str(options.data_root.absolute()), None),
             ("--address", options.address, None),
@@ -294,6 +294,9 @@ def resume_command(options: RunOptions, module: str = "tune_rescon.search") -> s
 
 
 def _print_no_value(result: StudyResult) -> None:
+    if not result.trials:
+        click.echo("The search failed: no trial has begun.", err=True)
+        return
     errors = [trial.error for trial in result.trials if trial.error]
     last = f" The last error:\n{errors[-1]}" if errors else ""
     click.echo(f"The search failed: no trial reported a finite {result.metric}.{last}", err=True)

@@ -30,12 +30,12 @@ from tune_rescon.reporting.formats import (
     row,
 )
 from tune_rescon.reporting.formatting import (
+    command_for,
     duration,
     foreign_message,
     format_device_hours,
     format_number,
     in_hand_message,
-    storage_of,
     value_text,
 )
 from tune_rescon.reporting.hours import reserved_hours
@@ -292,8 +292,8 @@ def _output_file(result: StudyResult, flag: str) -> str:
         return f"{result.url}/{file.name}"
     if not result.url and file.is_file() and (result.has_outcome or flag == "--html"):
         return str(file)
-    command = ["python", "-m", "tune_rescon.report", result.name, "--storage", storage_of(result), flag]
-    return shlex.join([*command, *(["report.html"] if flag == "--html" else [])])
+    command = command_for(result, "report", result.name)
+    return f"{command} {flag}{' report.html' if flag == '--html' else ''}"
 
 
 def _print_line(console: Console, text: str, *, style: str | None = None) -> None:

@@ -309,7 +309,7 @@ class Budget(Section):
     concurrent: PositiveInt | None = None
     """Largest number of trials at once; null: as many as the resources hold."""
     hours: Annotated[float, Field(gt=0)] | None = None
-    """Wall time after which no trial continues; null: no limit."""
+    """Hours that all runs of the search may take together, after which no trial continues; null: no limit."""
     epochs: PositiveInt | None = None
     """Epochs of all trials together; only with the scheduler ``auto``; null: no limit. Trials that run when
     they are spent continue to their next rung, which takes less than ``fidelity.max`` epochs more."""

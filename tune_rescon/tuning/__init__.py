@@ -20,8 +20,10 @@ if TYPE_CHECKING:
         RunOptions,
         SearchLocation,
         absolute_storage,
+        command_at,
         default_cache_root,
         default_data_root,
+        location_flags,
         sync_command,
     )
     from tune_rescon.tuning.overview import SearchOverview, list_searches

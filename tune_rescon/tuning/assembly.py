@@ -17,7 +17,7 @@ from tune_rescon.tuning.cost_model import CostModel
 from tune_rescon.tuning.ended_trials import CHECKPOINTS_KEPT
 from tune_rescon.tuning.resources import memory_signature
 from tune_rescon.tuning.sampler import SearchSampler
-from tune_rescon.tuning.space_versions import SpaceVersions
+from tune_rescon.tuning.space_versions import SpaceVersions, had_devices
 from tune_rescon.tuning.stopping.rule import StoppingRule
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.trial import TrialRecord
@@ -58,7 +58,7 @@ def make_plan(
         keep=None if space.metric.of_test_images else CHECKPOINTS_KEPT,
         violation=violation_of(costs, record),
         version=versions.number,
-        same_devices=_had_devices(versions),
+        same_devices=had_devices(versions),
         same_memory=lambda config: memory_signature(TrialConfig.from_dict(config)),
         check_lease=check_lease,
     )
@@ -98,23 +98,6 @@ def make_coordinator(
         violation=plan.violation,
     )
     return Coordinator(plan, record, rule, sampler, callbacks=callbacks, prune=prune, clock=clock)
-
-
-def _had_devices(versions: SpaceVersions) -> Callable[[TrialRecord], bool]:
-    """Return a function: whether a trial that ran out of memory had the GPUs of the newest space."""
-
-    def devices(space: Space) -> Hashable:
-        resources = space.resources_per_trial
-        return resources.gpus, resources.workers, resources.accelerator
-
-    now = devices(versions.newest)
-    same = {number for number, space in enumerate(versions.spaces, start=1) if devices(space) == now}
-
-    def had(trial: TrialRecord) -> bool:
-        version = trial.failed_in or (trial.origin.space if trial.origin else None)
-        return version is None or version in same
-
-    return had
 
 
 def _group_of(space: Space) -> Callable[[TrialRecord], Hashable]:

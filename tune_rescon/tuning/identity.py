@@ -6,8 +6,8 @@ which no loader reads), and a tag of every MLflow run. A search that an earlier 
 gets one when it is next resumed or synchronised.
 
 A search that is moved keeps its id. A copy becomes another search: when the copy is resumed and the original
-is still in its location, a folder or a URL, the copy gets a new id. If a database server has the study, which
-is not copied with the folder, the copy is refused.
+is still in its location, a folder or a URL, the copy gets a new id. If both share a study in the database of
+``--study``, the copy is refused.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ __all__ = [
 ]
 
 
+#: The attribute of the study with the file of its database, if ``--study`` names a file.
+_DATABASE: Final = "database"
+
 _LINE: Final = re.compile(r"# tune_rescon\.id: ([0-9a-f]{32})\n")
 
 
@@ -58,7 +61,7 @@ def location_of(folder: SearchFolder, url: str | None) -> str:
 
 
 def ensure_identity(
-    record: StudyRecord, folder: SearchFolder, *, url: str | None, own_study: bool
+    record: StudyRecord, folder: SearchFolder, *, url: str | None, study_url: str | None
 ) -> Identity:
     """Return the identity of a search that this process drives, and record it in the study if it is new.
 
@@ -66,9 +69,9 @@ def ensure_identity(
         record: The study, which this process may write.
         folder: The search's files on this machine.
         url: The URL at which the files are kept, or None if they are kept in the folder.
-        own_study: Whether the study is in the folder. A study in another database is not copied with the
-            folder.
+        study_url: The URL of ``--study``; None if the study is in the folder and copied with it.
     """
+    own_study = study_url is None
     known, location = _recorded(record.attributes()), location_of(folder, url)
     if known is not None and not own_study and not len(record) and _is_another(known, folder, location):
         known = None
@@ -78,7 +81,16 @@ def ensure_identity(
     if identity != known:
         record.set_attribute("id", identity.id)
         record.set_attribute("place", identity.location)
+    database = _database_file(study_url)
+    if database is not None and record.attribute(_DATABASE) != database:
+        record.set_attribute(_DATABASE, database)
     return identity
+
+
+def _database_file(study_url: str | None) -> str | None:
+    """Return the path of the database of ``--study`` if it is a file; None otherwise."""
+    file = None if study_url is None else sqlite_file(study_url)
+    return None if file is None else str(file.resolve())
 
 
 def check_same_search(attributes: Mapping[str, Any], folder: SearchFolder) -> None:
@@ -112,8 +124,8 @@ def check_not_copied(
 ) -> None:
     """Check that a folder, before it is resumed, is not a copy that shares the study of its original.
 
-    Both would add trials to one study on a database server, and neither would have the checkpoints of all. A
-    database in a file may have been copied with the folder, and is not checked.
+    Both would add trials to one study, and neither would have the checkpoints of all. A database in a file
+    that is not where the last run had it may have been copied with the folder.
 
     Args:
         attributes: The attributes of the study.
@@ -124,8 +136,9 @@ def check_not_copied(
     Raises:
         StorageError: If the original is still in its location.
     """
-    known = _recorded(attributes)
-    if known is None or sqlite_file(study_url) is not None or not _is_still_there(known, folder, url):
+    known, database = _recorded(attributes), _database_file(study_url)
+    is_shared = database is None or attributes.get(_DATABASE) == database
+    if known is None or not is_shared or not _is_still_there(known, folder, url):
         return
     rule = f"the study {folder.name!r} in the database must be driven from one folder"
     got = f"{hide_passwords(url) if url else folder.path}, a copy of the search in {known.location}"

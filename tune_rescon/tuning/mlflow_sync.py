@@ -90,12 +90,18 @@ def _send(
     record, versions = open_recorded(options.study_of(folder), folder, shared=shared, writes=True)
     check_not_copied(record.attributes(), folder, url=store.url, study_url=options.study_of(folder))
     result = result_from_study(
-        record, versions, folder=folder, url=store.url, data_root=options.data_root, alive=False
+        record,
+        versions,
+        folder=folder,
+        url=store.url,
+        study_url=options.study_url,
+        data_root=options.data_root,
+        alive=False,
     )
     attributes, space = read_run_attributes(record), versions.newest
     costs = CostModel(space=space, datasets=known_datasets(attributes, space, options.data_root))
     store.begin(trial.number for trial in result.trials)
-    identity = ensure_identity(record, folder, url=store.url, own_study=not shared)
+    identity = ensure_identity(record, folder, url=store.url, study_url=options.study_url)
     write_id(folder.space_yaml, identity.id)
     with mlflow_writer(destination(space, folder, attributes.tracking_uri, record)) as writer:
         parent = ParentRun(

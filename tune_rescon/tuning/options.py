@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tune_rescon.errors import ConfigError, format_error, shell_command
 from tune_rescon.paths import home_directory
-from tune_rescon.storage import StorageUrl
+from tune_rescon.storage import StorageUrl, absolute_url
 from tune_rescon.tuning.folder import SearchFolder, resolve_storage
 from tune_rescon.tuning.lease import LEASE_SECONDS
 
@@ -18,10 +19,12 @@ __all__ = [
     "RunOptions",
     "SearchLocation",
     "absolute_storage",
+    "command_at",
     "default_cache_root",
     "default_data_root",
     "default_grace",
     "default_study",
+    "location_flags",
     "sync_command",
 ]
 
@@ -127,18 +130,22 @@ class RunOptions(SearchLocation):
     """Also write TensorBoard's event files; see :mod:`tune_rescon.tuning.tensorboard_callback`."""
 
 
-def absolute_storage(options: RunOptions) -> str:
+def absolute_storage(location: SearchLocation) -> str:
     """Return the storage in a form that a command can use from any directory."""
-    return str(options.storage.absolute() if isinstance(options.storage, Path) else options.storage)
+    return str(location.storage.absolute() if isinstance(location.storage, Path) else location.storage)
+
+
+def location_flags(storage: str, study_url: str | None) -> list[tuple[str, str | None, str | None]]:
+    """Return the flags of :func:`.shell_command` that name a search's location from any directory."""
+    study = None if study_url is None else absolute_url(study_url)
+    return [("--storage", storage, "TUNE_RESCON_STORAGE"), ("--study", study, "TUNE_RESCON_STUDY")]
+
+
+def command_at(location: SearchLocation, words: Sequence[str]) -> str:
+    """Return a shell command that begins with ``words`` and names the location of its search."""
+    return shell_command(words, location_flags(absolute_storage(location), location.study_url))
 
 
 def sync_command(options: RunOptions) -> str:
     """Return the shell command that sends MLflow the missing parts of the search."""
-    line = shell_command(
-        ["python", "-m", "tune_rescon.report", options.name],
-        [
-            ("--storage", absolute_storage(options), "TUNE_RESCON_STORAGE"),
-            ("--study", options.study_url, "TUNE_RESCON_STUDY"),
-        ],
-    )
-    return f"{line} --sync"
+    return f"{command_at(options, ['python', '-m', 'tune_rescon.report', options.name])} --sync"

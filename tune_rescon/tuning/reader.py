@@ -77,6 +77,7 @@ def read_search(location: SearchLocation, name: str, *, where: str = "NAME") -> 
             versions,
             folder=folder,
             url=at_url.remote.url if at_url else None,
+            study_url=location.study_url,
             data_root=location.data_root,
             alive=alive,
         )
@@ -88,6 +89,7 @@ def result_from_study(
     *,
     folder: SearchFolder,
     url: str | None,
+    study_url: str | None,
     data_root: Path,
     alive: bool,
 ) -> StudyResult:
@@ -98,6 +100,7 @@ def result_from_study(
         versions: The spaces that the search has had.
         folder: The search's files on this machine.
         url: The folder's URL if the storage is a URL, or None.
+        study_url: The URL of ``--study``, or None.
         data_root: The directory of the datasets on this machine.
         alive: Whether a driver is alive. If not, running trials count as interrupted.
     """
@@ -113,7 +116,8 @@ def result_from_study(
         url=url,
         slots=attributes.slots,
     )
-    result = replace(result, has_outcome=attributes.outcome is not None and not alive)
+    has_outcome = attributes.outcome is not None and not alive
+    result = replace(result, has_outcome=has_outcome, study_url=study_url)
     return with_record(result, record, versions, failure=None if alive else attributes.failure)
 
 

@@ -82,6 +82,9 @@ class StudyResult:
     """The second objective, which is minimized: ``"gmacs"`` or ``"compute_hours"``; None without one."""
     url: str | None = None
     """The URL of ``folder`` for other machines; None if ``folder`` is a directory of the storage itself."""
+    study_url: str | None = None
+    """The URL of the shared database that has the study, with its password; None if the study is a file of
+    the search."""
     pending_uploads: int = 0
     """Number of changes that are missing at :attr:`url`."""
     has_outcome: bool = True
@@ -270,19 +273,34 @@ def missing_winner(result: StudyResult) -> str | None:
     )
 
 
-def spent_message(result: StudyResult, elapsed_seconds: float) -> str | None:
-    """Return a message if the hours or the epochs were used before all trials began; None otherwise.
+def spent_message(
+    result: StudyResult, elapsed_seconds: float, *, space_is_exhausted: bool = False
+) -> str | None:
+    """Return a message about what ended the search before all trials of the budget began; None otherwise.
 
-    ``elapsed_seconds`` is the time of all runs of the search.
+    Args:
+        result: The result of a search that ended by itself.
+        elapsed_seconds: The time of all runs of the search.
+        space_is_exhausted: Whether every point of the space has run; hours or epochs would add no trial then.
     """
     budget, name, trials = result.space.budget, result.name, len(result.trials)
+    if space_is_exhausted:
+        return (
+            f"The space is exhausted: all of its configurations have run, in {trials} of"
+            f" {counted(budget.trials, 'trial')}."
+            " To run them again with other training seeds: --set sampler.repeats=true."
+        )
     if trials >= budget.trials:
         return None
     begun = f"with {trials} of {counted(budget.trials, 'trial')} begun"
     if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
+        # The last epochs may have ended long after the deadline.
+        used = math.ceil(elapsed_seconds / 36) / 100
+        # Final trainings are resumed by `train`, which has no --hours.
+        option = "--set budget.hours=H" if result.space.metric.of_test_images else "--hours H"
         return (
             f"{name} has used its {counted(budget.hours, 'hour')}, {begun}."
-            f" More time: --resume {name} --hours H, with H over {budget.hours:g}."
+            f" More time: --resume {name} {option}, with H over {used:g}."
         )
     if budget.epochs is None:
         return None

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from tune_rescon.config import TrialConfig, field_names, trial_name
+from tune_rescon.config import TrialConfig, TrialState, field_names, trial_name
 from tune_rescon.errors import SpaceError, hide_passwords
-from tune_rescon.spaces import Space, can_have, load_space
+from tune_rescon.spaces import AutoResources, Space, can_have, load_space
 from tune_rescon.tuning.identity import check_not_copied, check_same_search
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import with_store_size
 from tune_rescon.tuning.result import SearchState
-from tune_rescon.tuning.space_versions import SpaceVersions, read_versions
+from tune_rescon.tuning.space_versions import SpaceVersions, had_devices, read_versions
 from tune_rescon.tuning.store import SearchStore
 from tune_rescon.tuning.study import StudyRecord
 from tune_rescon.tuning.study_attributes import read_run_attributes, recorded_uri
@@ -255,7 +255,8 @@ def is_finished(
 
     Its last run must have ended by itself: all trials have begun, the hours or epochs are spent, or the space
     is exhausted. In addition, the budget of ``space`` must have no further trial, or ``space`` must equal the
-    space of that run except for settings that affect no decision, and no enqueued trial may wait for a run.
+    space of that run except for settings that affect no decision. If hours and epochs are left, no enqueued
+    trial may wait, and with the GPUs of ``space`` no trial may run again that had too little memory.
 
     Args:
         record: The record of the search.
@@ -268,7 +269,10 @@ def is_finished(
     trials = record.trials()
     if len(trials) >= space.budget.trials and all(trial.state.is_final for trial in trials):
         return True
-    if _enqueued_can_run(record, space, elapsed_seconds):
+    if _has_budget(record, space, elapsed_seconds) and (
+        record.next_enqueued(lambda params: can_have(space, params)) is not None
+        or _has_other_memory(versions.followed_by(space), trials)
+    ):
         return False
     newest = versions.newest
     space = with_store_size(space, newest)
@@ -278,17 +282,24 @@ def is_finished(
     return space.model_copy(update={**undecided, "budget": budget}) == newest
 
 
-def _enqueued_can_run(record: StudyRecord, space: Space, elapsed_seconds: float) -> bool:
-    """Return whether a trial that another program enqueued waits, and hours and epochs are left for it.
-
-    A search whose space is exhausted has both.
-    """
+def _has_budget(record: StudyRecord, space: Space, elapsed_seconds: float) -> bool:
+    """Return whether hours and epochs are left, as in a search that ended with its space exhausted."""
     budget = space.budget
     if budget.hours is not None and elapsed_seconds >= budget.hours * 3600:
         return False
-    if budget.epochs is not None and sum(trial.epochs for trial in record.trials()) >= budget.epochs:
-        return False
-    return record.next_enqueued(lambda params: can_have(space, params)) is not None
+    return budget.epochs is None or sum(trial.epochs for trial in record.trials()) < budget.epochs
+
+
+def _has_other_memory(versions: SpaceVersions, trials: Iterable[TrialRecord]) -> bool:
+    """Return whether a point may run again because it ran out of memory only with other GPUs."""
+    resources = versions.newest.resources_per_trial
+    if isinstance(resources, AutoResources) or resources.gpu == "auto":
+        return False  # The GPUs are not chosen yet.
+    same, ran, forgotten = had_devices(versions), list[Any](), list[Any]()
+    for trial in trials:
+        counts = trial.state is not TrialState.OUT_OF_MEMORY or same(trial)
+        (ran if counts else forgotten).append(trial.parameters)
+    return any(params not in ran and can_have(versions.newest, params) for params in forgotten)
 
 
 def unfit_message(record: StudyRecord, space: Space) -> str | None:
@@ -300,16 +311,26 @@ def unfit_message(record: StudyRecord, space: Space) -> str | None:
     return f"Enqueued trials that do not run, because the space does not contain their values: {names}"
 
 
-def waiting_message(record: StudyRecord, space: Space, name: str) -> str | None:
+def waiting_message(
+    record: StudyRecord, space: Space, name: str, *, elapsed_seconds: float = 0.0
+) -> str | None:
     """Return a message that names the enqueued trials that the search ``name`` has not run; None without any.
 
     Such a trial was enqueued after the search had asked for its last trial, or beyond the budget.
+
+    Args:
+        record: The record of the search.
+        space: The space of its last run.
+        name: The search's name.
+        elapsed_seconds: Seconds of the budget that are used.
     """
     waiting = [trial_name(trial.number) for trial in record.enqueued() if can_have(space, trial.params)]
     if not waiting:
         return None
     total = len(record) + len(waiting)
     more = f" --trials {total}" if total > space.budget.trials else ""
+    if not _has_budget(record, space, elapsed_seconds):
+        more += ", with more hours or epochs"
     return f"Enqueued trials that have not run: {', '.join(waiting)}. To run them: --resume {name}{more}"
 
 

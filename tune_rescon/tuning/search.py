@@ -262,7 +262,7 @@ def _create_record(
         claim=lambda: leases.append(held.enter_context(search_lease(options, store))),
     )
     record_warm_start(record, earlier)
-    ensure_identity(record, store.folder, url=store.url, own_study=options.study_url is None)
+    ensure_identity(record, store.folder, url=store.url, study_url=options.study_url)
     record_experiment(record, space)
     return record, leases[0]
 
@@ -284,6 +284,7 @@ def _finish(
         versions,
         folder=store.folder,
         url=store.url,
+        study_url=options.study_url,
         data_root=options.data_root,
         alive=False,
     )

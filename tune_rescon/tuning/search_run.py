@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tune_rescon.errors import LeaseLostError, RecordError, counted, presentable
+from tune_rescon.errors import LeaseLostError, RecordError, presentable
 from tune_rescon.spaces import Space, dump_space
 from tune_rescon.tracking import MlflowWriter
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
@@ -106,7 +106,7 @@ def begin_run(
         The run. Call :meth:`SearchRun.run`, then :meth:`SearchRun.send_remaining`.
     """
     store, record = setup.store, setup.record
-    identity = ensure_identity(record, store.folder, url=store.url, own_study=setup.options.study_url is None)
+    identity = ensure_identity(record, store.folder, url=store.url, study_url=setup.options.study_url)
     # Trials of an earlier version of the space may have used other datasets as well.
     datasets = {**read_run_attributes(record).datasets, **setup.data.infos}
     costs = CostModel(space=setup.space, datasets=datasets)
@@ -220,6 +220,7 @@ class SearchRun:
             url=setup.store.url,
             slots=self.planned_slots,
         )
+        result = dataclasses.replace(result, study_url=setup.options.study_url)
         return with_record(result, setup.record, setup.versions, failure=failure)
 
     def gauges(self, cluster: Callable[[], ClusterSize | None]) -> Gauges:
@@ -305,20 +306,16 @@ class SearchRun:
 
     def log_why_it_ended(self, result: StudyResult) -> None:
         """Report a budget that ended the search early, an exhausted space, and enqueued trials that wait."""
-        trials, budget = len(result.trials), self.setup.space.budget
-        if not result.interrupted and result.failure is None:
-            spent = spent_message(result, self.setup.lease.elapsed_seconds)
-            if spent is not None:
-                _PROGRESS.info(spent)
-        if self.coordinator.space_is_exhausted:
-            _PROGRESS.info(
-                f"The space is exhausted: all of its configurations have run, in {trials} of"
-                f" {counted(budget.trials, 'trial')}."
-                " To run them again with other training seeds: --set sampler.repeats=true."
-            )
-        waiting = waiting_message(self.setup.record, self.setup.space, result.name)
-        if waiting is not None and not result.interrupted and result.failure is None:
-            _PROGRESS.info(waiting)
+        if result.interrupted or result.failure is not None:
+            return
+        setup, elapsed = self.setup, self.setup.lease.elapsed_seconds
+        exhausted = self.coordinator.space_is_exhausted
+        for message in (
+            spent_message(result, elapsed, space_is_exhausted=exhausted),
+            waiting_message(setup.record, setup.space, result.name, elapsed_seconds=elapsed),
+        ):
+            if message is not None:
+                _PROGRESS.info(message)
 
     def _conclude(self, state: SearchState, on_result: Callable[[StudyResult], object] | None) -> StudyResult:
         """Record how the search ended, pass the result to ``on_result``, and complete the search."""

@@ -8,7 +8,7 @@ resume records that file as version 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Final
@@ -18,9 +18,9 @@ from tune_rescon.spaces import Space, dump_space, load_goal, load_space, parse_s
 from tune_rescon.tuning.folder import SearchFolder
 from tune_rescon.tuning.identity import check_same_search
 from tune_rescon.tuning.study import METRIC, METRIC_AT, StudyRecord
-from tune_rescon.tuning.trial import TrialOrigin, find_origin
+from tune_rescon.tuning.trial import TrialOrigin, TrialRecord, find_origin
 
-__all__ = ["SpaceVersions", "open_recorded", "read_versions", "record_version"]
+__all__ = ["SpaceVersions", "had_devices", "open_recorded", "read_versions", "record_version"]
 
 
 _VERSION: Final = "space:{}"
@@ -126,6 +126,26 @@ def record_version(record: StudyRecord, before: SpaceVersions | None, space: Spa
             record.set_attribute(_VERSION.format(number), dump_space(each))
             record.set_attribute(_NEWEST, dump_space(each))
     return versions
+
+
+def had_devices(versions: SpaceVersions) -> Callable[[TrialRecord], bool]:
+    """Return a function: whether a trial that ran out of memory had the GPUs of the newest space.
+
+    Without them, it says nothing about the memory that a trial has now, and its point may run again.
+    """
+
+    def devices(space: Space) -> Hashable:
+        resources = space.resources_per_trial
+        return resources.gpus, resources.workers, resources.accelerator
+
+    now = devices(versions.newest)
+    same = {number for number, space in enumerate(versions.spaces, start=1) if devices(space) == now}
+
+    def had(trial: TrialRecord) -> bool:
+        version = trial.failed_in or (trial.origin.space if trial.origin else None)
+        return version is None or version in same
+
+    return had
 
 
 def _first_space(record: StudyRecord, on_file: Callable[[], Space], begun_with: str) -> Space:

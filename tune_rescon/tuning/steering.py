@@ -17,7 +17,7 @@ from tune_rescon.errors import SpaceError, StorageError, format_error
 from tune_rescon.spaces import chosen_values, to_optuna
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning.database import find_study, open_database
-from tune_rescon.tuning.options import SearchLocation
+from tune_rescon.tuning.options import SearchLocation, command_at
 from tune_rescon.tuning.reader import read_search
 from tune_rescon.tuning.search_storage import find_search
 from tune_rescon.tuning.study import FIXED_PARAMS, STOP_REQUESTED
@@ -75,19 +75,21 @@ def stop_trials(location: SearchLocation, name: str, numbers: Sequence[int]) -> 
 
     Raises:
         StorageError: If the search does not exist, its study is on its driver's machine, or a trial does not
-            exist or has ended. Then no trial is stopped.
+            exist, has not begun or has ended. Then no trial is stopped.
     """
     _check_reachable(location)
     trials = {trial.number: trial for trial in read_search(location, name).trials}
-    for number in numbers:
-        known = trials.get(number)
-        if known is None or known.state.is_final:
-            rule = f"must be a trial of {name} that has not ended"
-            hint = f"`tune-rescon report {name}` lists its trials."
-            got = f"{number}, which {'it does not have' if known is None else f'is {known.state.value}'}"
-            raise StorageError(format_error(rule, got=got, where="--trial", hint=hint))
     storage = _open(location, name)
     study_id = find_study(storage, name)
+    enqueued = storage.get_all_trials(study_id, deepcopy=False, states=(OptunaState.WAITING,))
+    fates = {trial.number: "waits to be run" for trial in enqueued}
+    fates |= {number: f"is {trial.state.value}" for number, trial in trials.items()}
+    for number in numbers:
+        if number not in trials or trials[number].state.is_final:
+            rule = f"must be a trial of {name} that has begun and not ended"
+            hint = f"`{command_at(location, ['tune-rescon', 'report', name])}` lists its trials."
+            got = f"{number}, which {fates.get(number, 'it does not have')}"
+            raise StorageError(format_error(rule, got=got, where="--trial", hint=hint))
     for number in numbers:
         trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
         try:

@@ -98,7 +98,7 @@ def make_origin(
     return TrialOrigin(
         config=trial_config(space, from_optuna(space, parameters)).to_dict(),
         space=version,
-        seed=trial_seed(space.sampler.seed, number, enqueued=enqueued),
+        seed=trial_seed(space.sampler.seed, number, enqueued=enqueued, is_final=space.metric.of_test_images),
         inactive=tuple(name for name in space.parameters if name not in parameters),
     )
 
@@ -112,22 +112,26 @@ def find_origin(space: Space, parameters: Mapping[str, Any], number: int) -> Tri
         number: The trial's number.
     """
     try:
-        return make_origin(space, parameters, version=1, number=number)
+        origin = make_origin(space, parameters, version=1, number=number)
     except (ConfigError, KeyError, ValueError):
         return None
+    # The versions of this package that recorded no origin had no other seeds.
+    return replace(origin, seed=trial_seed(space.sampler.seed, number))
 
 
-def trial_seed(search_seed: int, number: int, *, enqueued: bool = False) -> int:
+def trial_seed(search_seed: int, number: int, *, enqueued: bool = False, is_final: bool = False) -> int:
     """Return the training seed of a trial.
 
     The seed depends only on the search seed and the number, not on the trials that run at the same time. If
     another program enqueues a trial while one is drawn, the drawn trial gets a higher number than expected,
-    and keeps the seed of the expected one. Enqueued trials therefore have seeds of their own.
+    and keeps the seed of the expected one. Enqueued trials therefore have seeds of their own. So have final
+    trainings, because one with the seed of the search's winner would repeat the training that won.
 
     >>> trial_seed(0, 7) == trial_seed(0, 7), trial_seed(0, 7) == trial_seed(0, 8)
     (True, False)
     """
-    entropy = (search_seed, number, 1) if enqueued else (search_seed, number)
+    kind = enqueued + 2 * is_final
+    entropy = (search_seed, number, kind) if kind else (search_seed, number)
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 

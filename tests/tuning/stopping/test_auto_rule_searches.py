@@ -204,7 +204,7 @@ def test_one_trial_and_one_epoch_are_in_the_singular() -> None:
     one_trial = make_space("budget={trials: 1, epochs: 1, concurrent: 4}", "fidelity={min: 1, max: 1}")
     text = "\n".join(plan_messages(one_trial))
     assert "at most 1 trial at once: the budget of epochs allows 1 full training," in text
-    assert text.endswith("as the last epoch does: 1 trial, 1 finished and 0 paused, 1 epoch in all")
+    assert text.endswith("as the last epoch does: 1 trial, 1 finished and 0 stopped, 1 epoch in all")
     assert list(plan_messages(make_space("budget={trials: 9, hours: 1}")))[-1].startswith(
         "auto: 1 hour on each slot"
     )

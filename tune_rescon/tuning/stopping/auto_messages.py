@@ -116,8 +116,9 @@ class _Expected:
     epochs: int
 
     def __str__(self) -> str:
-        paused = self.started - self.finished
-        trials = f"{counted(self.started, 'trial')}, {self.finished} finished and {paused} paused"
+        # At the end of a search, the trials that are still paused are stopped.
+        stopped = self.started - self.finished
+        trials = f"{counted(self.started, 'trial')}, {self.finished} finished and {stopped} stopped"
         return f"{trials}, {counted(self.epochs, 'epoch')} in all"
 
 

@@ -25,7 +25,7 @@ class BudgetPlan:
     epochs: int | None = None
     """Largest number of epochs of all trials together; None for no limit."""
     seconds: float | None = None
-    """The wall time of the search in seconds; None for no limit."""
+    """Seconds that all runs of the search may take together; None for no limit."""
     slots: int = 1
     """Number of trials that run at once."""
 
