@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         SearchLocation,
         absolute_storage,
         default_cache_root,
-        default_data_root,
+        resolve_data_root,
         sync_command,
     )
     from tune_rescon.tuning.overview import SearchOverview, list_searches
