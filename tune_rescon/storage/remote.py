@@ -105,7 +105,7 @@ def _expanded(text: str, where: str) -> Path:
 #: other file systems a file is written under a temporary name and renamed, or created with mode "x".
 _OBJECT_STORES: Final = frozenset({"abfs", "abfss", "az", "gcs", "gs", "memory", "s3", "s3a"})
 
-#: The schemes that an error message names, as far as fsspec has them. What is in memory ends with its process.
+#: The schemes that an error message names, as far as fsspec has them; not that of memory, which is lost.
 _SCHEMES: Final = (_OBJECT_STORES - {"memory"}) | {"hdfs", "sftp", "smb"}
 
 #: The extra of this package to install for a scheme whose file system fsspec does not include.
