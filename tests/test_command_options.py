@@ -14,7 +14,7 @@ import pytest
 from tune_rescon.__main__ import COMMANDS
 from tune_rescon.__main__ import tune_rescon as group
 from tune_rescon.command_options import OptionsCommand
-from tune_rescon.search import search
+from tune_rescon.search import main, search
 
 #: Variables of this project that are not options of a single command.
 GENERAL_VARIABLES = {
@@ -91,6 +91,31 @@ def test_an_environment_variable_sets_its_option(
 def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE_RESCON_SEARCH_TRIALS", "7")
     assert search.make_context("search", ["--trials", "8"]).params["trials"] == 8
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("TUNE_RESCON_SEARCH_HOUR", "TUNE_RESCON_SEARCH_HOURS"),
+        ("TUNE_RESCON_SEARCH_DRYRUN", "TUNE_RESCON_SEARCH_DRY_RUN"),
+        # These options have one variable for all commands.
+        ("TUNE_RESCON_SEARCH_STORAGE", "TUNE_RESCON_STORAGE"),
+        ("TUNE_RESCON_SEARCH_DATA_ROOT", "TUNE_RESCON_DATA"),
+        # of a service named tune-rescon-search, from Kubernetes
+        ("TUNE_RESCON_SEARCH_SERVICE_HOST", None),
+        ("TUNE_RESCON_SEARCH_PORT_80_TCP", None),
+        # of other commands
+        ("TUNE_RESCON_TRAIN_SEED", None),
+        ("TUNE_RESCON_STORAGE", None),
+    ],
+)
+def test_a_misspelled_variable_is_named(
+    variable: str, meant: str | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert main(["--space", "nosuch"]) == 2
+    said = f"{variable} has no effect. Did you mean {meant}?\n" if meant else ""
+    assert capsys.readouterr().err.startswith(f"{said}Error: unknown space 'nosuch'")
 
 
 @each_command

@@ -12,6 +12,7 @@ from tune_rescon.export import main as export
 from tune_rescon.paths import check_output_file, check_output_folder
 from tune_rescon.predict import main as predict
 from tune_rescon.report import main as report
+from tune_rescon.tuning import default_cache_root, resolve_data_root
 
 
 @pytest.fixture
@@ -166,3 +167,38 @@ def test_other_suffixes_are_accepted(
 ) -> None:
     assert export(["m", "--format", form, "--output", str(tmp_path / name)]) == 2
     assert "--output" not in capsys.readouterr().err, "the error is the missing model"
+
+
+def test_a_quoted_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands `~` in `--output=~/x`, or in a file of environment variables."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TUNE_RESCON_DATA", "~/images")
+    monkeypatch.setenv("TUNE_RESCON_CACHE", "~/decoded")
+    assert resolve_data_root() == tmp_path / "images"
+    assert resolve_data_root("~/other") == tmp_path / "other"
+    assert default_cache_root() == tmp_path / "decoded"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (report, ["s", "--html=~/no/x"]),
+        (report, ["s", "--errors=~/no/x"]),
+        (predict, ["s", __file__, "--masks=~/file/x"]),
+        (export, ["s", "--format=safetensors", "--output=~/no/x.safetensors"]),
+    ],
+)
+def test_an_output_path_may_begin_with_a_quoted_home_directory(
+    command: Callable[[list[str]], int],
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    flag, _, path = arguments[-1].partition("=")
+    assert command(arguments) == 2
+    message = capsys.readouterr().err
+    assert f"{flag}: must be a" in message
+    assert f"but got {path.replace('~', str(tmp_path))} (" in message

@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,20 @@ def test_each_command_runs_the_module_of_its_name(name: str, capsys: pytest.Capt
 def test_an_unknown_command_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serach"]) == 2
     assert "No such command 'serach'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["report", "--list"], ["spaces"], ["init", "new"]])
+def test_a_deleted_working_directory_is_bad_usage(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deleted").mkdir()
+    monkeypatch.chdir(tmp_path / "deleted")
+    (tmp_path / "deleted").rmdir()
+    assert main(arguments) == 2
+    expected = (
+        "Error: the working directory: must exist, but got No such file or directory. Change to another"
+    )
+    assert capsys.readouterr().err.startswith(expected)
 
 
 def test_a_shell_completes_commands_and_options() -> None:

@@ -121,8 +121,10 @@ def spaces() -> None:
 def init(name: str, base: str) -> None:
     """Write NAME.yaml, a space file with a line for every field and its meaning."""
     from tune_rescon.spaces.json_schema import space_template
+    from tune_rescon.storage import check_name
 
     name = name.removesuffix(".yaml")
+    check_name(name, where="NAME")
     path = Path(f"{name}.yaml")
     text = space_template(name, base=base)
     try:

@@ -22,6 +22,8 @@ __all__ = ["main"]
 #: Width of a line, in characters, where the output is not a terminal.
 PIPE_WIDTH: Final = 120
 
+_PORT: Final = click.IntRange(1, 65535)
+
 _FILE = click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
 
 
@@ -185,10 +187,10 @@ def status(file: Path, as_json: bool) -> int:
 @cluster.command()
 @_FILE
 @click.option(
-    "--mlflow-port", type=int, default=5000, show_default=True, metavar="PORT", help="Of this machine."
+    "--mlflow-port", type=_PORT, default=5000, show_default=True, metavar="PORT", help="Of this machine."
 )
 @click.option(
-    "--dashboard-port", type=int, default=8265, show_default=True, metavar="PORT", help="Of this machine."
+    "--dashboard-port", type=_PORT, default=8265, show_default=True, metavar="PORT", help="Of this machine."
 )
 def tunnel(file: Path, mlflow_port: int, dashboard_port: int) -> int:
     """Open MLflow and Ray's dashboard on this machine, until Ctrl-C."""
@@ -211,7 +213,7 @@ def down(file: Path) -> int:
 
 
 @cluster.command()
-@click.option("--port", type=int, default=5000, show_default=True, metavar="PORT", help="To listen on.")
+@click.option("--port", type=_PORT, default=5000, show_default=True, metavar="PORT", help="To listen on.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDR", help="To listen on.")
 @click.option(
     "--database",

@@ -10,12 +10,13 @@ import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 import click
 from typing_extensions import override
 
-from tune_rescon.errors import TuneResconError, UserError, presentable
+from tune_rescon.errors import TuneResconError, UserError, format_error, presentable
 from tune_rescon.paths import ensure_home
 
 __all__ = ["INTERRUPTED", "print_line", "progress_shown", "run_command"]
@@ -47,6 +48,7 @@ def run_command(
     _accept_undecodable_names()
     ensure_home()
     try:
+        _check_working_directory()
         code = _invoke(command, argv, name)
         sys.stdout.flush()
     except click.ClickException as error:
@@ -129,6 +131,19 @@ def _invoke(command: click.Command, argv: Sequence[str] | None, name: str) -> in
             return int(command.invoke(context) or 0)
     except click.exceptions.Exit as ended:
         return ended.exit_code
+
+
+def _check_working_directory() -> None:
+    """Check that the working directory exists, because nearly every command and library asks for it.
+
+    Raises:
+        UserError: it does not.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        where, hint = "the working directory", "Change to another one, by `cd`."
+        raise UserError(format_error("must exist", got=error.strerror, where=where, hint=hint)) from None
 
 
 def _print_error(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import sys
@@ -138,6 +139,7 @@ class OptionsCommand(click.Command):
     @override
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, with log records on standard error if they were requested."""
+        self._warn_of_unknown_variables()
         given = {name: ctx.params.pop(name) for name in ("verbose", "quiet", "log_level")}
         level = _log_level(**given)
         if level is not None and level < logging.ERROR and "plain" in ctx.params:
@@ -145,6 +147,21 @@ class OptionsCommand(click.Command):
             ctx.params["plain"] = True
         with _records_on_stderr(level):
             return super().invoke(ctx)
+
+    def _warn_of_unknown_variables(self) -> None:
+        """Print each variable that is set and has nearly the name of an option of this command.
+
+        Other names are left alone: Kubernetes makes variables from the names of services.
+        """
+        commands = (*self.above, self.name or "")
+        options = [param for param in self.params if isinstance(param, click.Option)]
+        known = {variable_of(option, *commands): str(option.envvar) for option in options}
+        prefix = "_".join(("TUNE_RESCON", *commands, "")).replace("-", "_").upper()
+        ends = {name.removeprefix(prefix): variable for name, variable in known.items()}
+        for name in sorted(set(os.environ) - set(known.values())):
+            end = name.removeprefix(prefix)
+            if name != end and (near := difflib.get_close_matches(end, ends, n=1, cutoff=0.75)):
+                click.echo(f"{name} has no effect. Did you mean {ends[near[0]]}?", err=True)
 
 
 _LEVELS: Final = ("debug", "info", "warning", "error")

@@ -14,6 +14,7 @@ import click
 from tune_rescon.command import print_line, run_command
 from tune_rescon.command_options import OptionsCommand, storage_option, study_option
 from tune_rescon.errors import counted
+from tune_rescon.paths import expanded_path
 
 __all__ = ["main"]
 
@@ -52,6 +53,7 @@ def export(model: str, form: str, output: Path, storage: str | None, study: str 
     from tune_rescon.inference import check_export, export_model, load_model, timm_transform_message
     from tune_rescon.tuning import SearchLocation, resolve_storage
 
+    output = expanded_path(output, where="--output")
     check_export(form, output)
     location = SearchLocation(storage=resolve_storage(storage), study_url=study)
     network, about = load_model(model, location)

@@ -22,7 +22,7 @@ from tune_rescon.command import print_line, run_command
 from tune_rescon.command_options import OptionsCommand, storage_option, study_option
 from tune_rescon.csv_cells import csv_line
 from tune_rescon.errors import counted
-from tune_rescon.paths import check_output_folder
+from tune_rescon.paths import check_output_folder, expanded_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,6 +101,7 @@ def predict(
         raise click.UsageError("Give one of --json and --csv.")
     files = find_pictures(paths)
     if masks is not None:
+        masks = expanded_path(masks, where="--masks")
         check_output_folder(masks, where="--masks")
     print_line(f"Loading {model}", err=True)
     # Imported after the first line of output, because these modules import torch and Optuna.

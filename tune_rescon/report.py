@@ -22,7 +22,7 @@ from tune_rescon.command_options import (
     study_option,
 )
 from tune_rescon.errors import counted
-from tune_rescon.paths import check_output_file, writing_file
+from tune_rescon.paths import check_output_file, expanded_path, writing_file
 
 if TYPE_CHECKING:
     from tune_rescon.tuning import SearchLocation, StudyResult
@@ -90,9 +90,13 @@ def report(
     forms = [flag for flag, is_given in form_flags.items() if is_given]
     action_flags = {"--list": list_all, "--sync": sync, "--errors": errors_file is not None}
     _check_flags(name, forms, [flag for flag, is_given in action_flags.items() if is_given], others)
-    for flag, file in (("--html", html_file), ("--errors", errors_file)):
-        if file is not None:
-            check_output_file(Path(file), where=flag)
+    page, errors_page = (
+        None if file is None else expanded_path(file, where=flag)
+        for flag, file in (("--html", html_file), ("--errors", errors_file))
+    )
+    for flag, path in (("--html", page), ("--errors", errors_page)):
+        if path is not None:
+            check_output_file(path, where=flag)
     if sync:
         print_line(f"Reading {name} to send MLflow the missing updates", err=True)
     elif sys.stderr.isatty():
@@ -104,11 +108,11 @@ def report(
     assert name is not None, "checked above"
     if sync:
         return _sync(location, name)
-    if errors_file is not None:
-        return _write_errors(location, name, Path(errors_file), data_root)
+    if errors_page is not None:
+        return _write_errors(location, name, errors_page, data_root)
     results = _read(location, name, others)
-    if html_file is not None:
-        _write_page(results, Path(html_file))
+    if page is not None:
+        _write_page(results, page)
     elif forms:
         click.echo(_text(forms[0], results), nl=False)
     else:
@@ -166,7 +170,7 @@ def _write_errors(location: SearchLocation, name: str, path: Path, data_root: st
     from tune_rescon.atomic_write import atomic_write
     from tune_rescon.inference import find_search_mistakes, load_model, mistakes_document, mistakes_lines
     from tune_rescon.reporting import mistakes_page
-    from tune_rescon.tuning import default_cache_root, default_data_root, read_search
+    from tune_rescon.tuning import default_cache_root, read_search, resolve_data_root
 
     result = read_search(location, name)
     network, about = load_model(name, location)
@@ -174,7 +178,7 @@ def _write_errors(location: SearchLocation, name: str, path: Path, data_root: st
         result,
         network,
         about,
-        data_root=Path(data_root) if data_root else default_data_root(),
+        data_root=resolve_data_root(data_root),
         cache_root=default_cache_root(),
     )
     for line in mistakes_lines(mistakes, split_name=split_name):

@@ -9,7 +9,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -100,12 +99,12 @@ def reproduce(
     """
     from tune_rescon.finals import PUBLISHED, Shares, find_rows
     from tune_rescon.reporting import open_console
-    from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, resolve_storage
+    from tune_rescon.tuning import RunOptions, SearchLocation, resolve_data_root, resolve_storage
 
     if every and rows:
         raise click.UsageError("--all trains every row; give it without ROW and TABLE.")
     chosen = PUBLISHED if every else find_rows(rows)
-    data = Path(data_root) if data_root else default_data_root()
+    data = resolve_data_root(data_root)
     location = SearchLocation(storage=resolve_storage(storage), data_root=data)
     with open_console(plain=plain) as console:
         if not chosen:

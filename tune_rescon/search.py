@@ -145,7 +145,7 @@ def search(
 ) -> int:
     """Search a space of Residual Attention Networks with Ray Tune, ASHA and Optuna, and log to MLflow."""
     from tune_rescon.reporting import open_console, print_opening
-    from tune_rescon.tuning import RunOptions, default_data_root, fit_to_machine, resolve_storage
+    from tune_rescon.tuning import RunOptions, fit_to_machine, resolve_data_root, resolve_storage
 
     root = resolve_storage(storage)
     _check_names({"--name": name, "--resume": resume, "--resume-or-start": resume_or_start})
@@ -158,7 +158,7 @@ def search(
     changes = _changes(shortcuts, settings, init_from)
     with progress_shown(print_line):
         space = _load(space_name, resume, root, changes)
-    data = Path(data_root) if data_root else default_data_root()
+    data = resolve_data_root(data_root)
     effort = _effort(quick, quality, resumes=resume or resume_or_start, address=address)
     if effort is not None:
         fitted = _fitted(space, effort, data_root=data)

@@ -15,7 +15,6 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -172,7 +171,7 @@ def train(
     stopping; each network sees the test images once, after its last epoch.
     """
     from tune_rescon.reporting import open_console, print_opening
-    from tune_rescon.tuning import RunOptions, SearchLocation, default_data_root, resolve_storage
+    from tune_rescon.tuning import RunOptions, SearchLocation, resolve_data_root, resolve_storage
 
     chosen = _check_options()
     # An option on the command line counts before the variables of the other two.
@@ -182,7 +181,7 @@ def train(
     )
     if not dry_run:
         print_line(f"Preparing the training of {resume or source or preset}")
-    data = Path(data_root) if data_root else default_data_root()
+    data = resolve_data_root(data_root)
     location = SearchLocation(storage=resolve_storage(storage), study_url=study, data_root=data)
     flags = _Flags(
         name=name,

@@ -42,13 +42,16 @@ def import_function(name: str, *, what: str, where: str) -> Callable[..., Any]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        loaded = getattr(importlib.import_module(module), function, None)
+        imported = importlib.import_module(module)
+        loaded = getattr(imported, function, None)
     except Exception as error:
         rule = f"the module of {what} must be importable ({type(error).__name__}: {error})"
         raise ConfigError(format_error(rule, got=name, where=where)) from error
     if not callable(loaded):
         rule = f"the module {module} must have this function"
-        raise ConfigError(format_error(rule, got=function, where=where))
+        # An installed module of this name comes before the user's.
+        hint = f"The module is {imported.__file__}." if getattr(imported, "__file__", None) else ""
+        raise ConfigError(format_error(rule, got=function, where=where, hint=hint))
     return loaded  # type: ignore[no-any-return]  # a user's function
 
 

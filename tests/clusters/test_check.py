@@ -246,6 +246,13 @@ ERRORS: list[tuple[str, str, str, str, str]] = [
     ),
     (
         "cluster.yaml",
+        "s3://CHANGE-bucket/tune_rescon",
+        "s3://CHANGE-bucket",
+        "storage",
+        "must be a folder in a bucket, because MLflow's files are in ${TUNE_RESCON_STORAGE%/*}/mlflow, but",
+    ),
+    (
+        "cluster.yaml",
         " TUNE_RESCON_STORAGE=s3://CHANGE-bucket/tune_rescon",
         "",
         "storage",

@@ -51,9 +51,13 @@ def test_up_starts_a_new_cluster_and_counts_its_workers(
     ]
 
 
-@pytest.mark.parametrize(("ray_runs", "state_kept"), [("yes", True), ("no", False)])
+@pytest.mark.parametrize(
+    ("ray_runs", "variable", "state_kept"),
+    [("yes", "RAY_TMPDIR", True), ("no", "RAY_TMPDIR", False), ("no", "TMPDIR", False)],
+)
 def test_restarted_machines_are_set_up_again(
     ray_runs: str,
+    variable: str,
     state_kept: bool,
     fake_ray: FakeRay,
     inspect_output: InspectOutput,
@@ -61,7 +65,8 @@ def test_restarted_machines_are_set_up_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
     state = tmp_path / "ray" / "cluster-lab.state"
     state.parent.mkdir()
     state.write_text("{}")

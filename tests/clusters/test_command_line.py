@@ -70,6 +70,17 @@ def test_bad_usage_exits_with_code_2(arguments: list[str], capsys: pytest.Captur
     assert "Error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["0", "65536"])
+@pytest.mark.parametrize(
+    "arguments", [["mlflow", "--port"], ["tunnel", "f", "--mlflow-port"], ["tunnel", "f", "--dashboard-port"]]
+)
+def test_a_port_that_does_not_exist_is_refused(
+    arguments: list[str], port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, port]) == 2
+    assert f"Invalid value for '{arguments[-1]}': {port} is not in the range" in capsys.readouterr().err
+
+
 @pytest.mark.timeout(20)  # starts an interpreter
 def test_the_module_imports_neither_ray_nor_mlflow() -> None:
     script = "import sys, tune_rescon.cluster as c; c.main(['status', 'nope.yaml']); print(*sys.modules)"

@@ -110,6 +110,11 @@ def test_a_password_is_not_put_on_a_jobs_command_line() -> None:
         submit_command("j-1", "tune_rescon.search", ["--study", "postgresql://ann:s3cret@db/x"])
     assert "s3cret" not in str(caught.value)
     assert "TUNE_RESCON_STUDY" in str(caught.value)
+    with pytest.raises(ClusterFileError, match="must hold no password") as caught:
+        submit_command("j-1", "tune_rescon.search", ["--tracking-uri", "http://ann:s3cret@mlflow:5000"])
+    # A job has a --tracking-uri, which counts before this variable.
+    assert "TUNE_RESCON_TRACKING_URI" not in str(caught.value)
+    assert "MLFLOW_TRACKING_PASSWORD" in str(caught.value)
 
 
 def test_a_submission_id_contains_the_start_time() -> None:

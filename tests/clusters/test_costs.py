@@ -58,5 +58,29 @@ def test_a_machine_without_a_known_price_is_named(file: Path) -> None:
     assert message.endswith("Not counted, because no price is known here: 1 x p9.metal.")
 
 
+def test_workers_of_the_heads_type_count(file: Path) -> None:
+    """Ray starts none of them without `max_workers`, and takes them as workers with it."""
+    file.write_text(AWS.replace("small: {max_workers: 8", "small: {max_workers: 1"))
+    # 0.1008 + 55.04 + 1.212
+    assert str(max_hourly_cost(read_cluster_file(file))).startswith("At most 56.35 US dollars an hour")
+    text = file.read_text()
+    file.write_text(
+        text.replace(
+            "head: {node_config: {InstanceType: m7i", "head: {max_workers: 9, node_config: {InstanceType: m7i"
+        )
+    )
+    # two more machines of 0.1008
+    assert str(max_hourly_cost(read_cluster_file(file))).startswith("At most 56.55 US dollars an hour")
+
+
+def test_a_region_of_other_prices_is_named(file: Path) -> None:
+    file.write_text(AWS)
+    assert "prices of September 2026 in us-west-2; spot" in str(max_hourly_cost(read_cluster_file(file)))
+    for region, is_named in (("us-west-2", False), ("sa-east-1", True)):
+        file.write_text(AWS.replace("type: aws", f"type: aws, region: {region}"))
+        message = str(max_hourly_cost(read_cluster_file(file)))
+        assert message.endswith(" The prices of sa-east-1 may be higher.") == is_named
+
+
 def test_on_premises_machines_have_no_price() -> None:
     assert max_hourly_cost(read_cluster_file(ROOT / "cluster/local.yaml")) is None

@@ -245,6 +245,23 @@ def test_an_unknown_model_is_reported(
     stderr = capsys.readouterr().err
     assert message in stderr
     assert "Traceback" not in stderr
+    # Asking for a model creates no database.
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("variable", ["TUNE_RESCON_TRACKING_URI", "MLFLOW_TRACKING_URI"])
+def test_a_registered_model_is_looked_up_in_the_mlflow_that_a_variable_names(
+    variable: str,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setenv(variable, f"sqlite:///{tmp_path}/named.db")
+    assert predict(["models:/s@champion", str(pictures), "--storage", str(tmp_path)]) == 2
+    expected = f"MODEL: MLflow's database must exist, but got no {tmp_path}/named.db for models:/s@champion."
+    assert expected in capsys.readouterr().err
 
 
 def test_a_search_name_with_dots_is_not_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

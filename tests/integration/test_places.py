@@ -110,7 +110,7 @@ def test_a_missing_study_is_never_created(
         assert main([*arguments, "--storage", str(tmp_path)]) == 2
         stderr = capsys.readouterr().err
         assert str(folder.study_db) in stderr
-        assert "restore the file from a copy" in stderr
+        assert "restore the file from a copy" in stderr.lower()
         assert "Traceback" not in stderr
     assert [path for path in folder.path.iterdir() if path.name != "search.log"] == [
         path for path in folder.path.iterdir() if path in before

@@ -138,6 +138,8 @@ def test_costs_are_cached_and_draw_no_random_numbers() -> None:
         ("timm/inception_v3", {}, r"network timm/inception_v3: must map images \(2, 3, 32, 32\)"),
         ("nosuch:network", {}, "network: the module of a network must be importable"),
         (f"{CUSTOM}:nosuch", {}, r"network: the module tests\.own_networks must have this function"),
+        # An installed module comes before the user's file of this name.
+        ("colorsys:net", {}, r"must have this function, but got net\. The module is /.*/colorsys\.py\.$"),
         (f"{CUSTOM}:no_network", {}, r"the function must return a torch\.nn\.Module, but got int"),
         (
             f"{CUSTOM}:broken",

@@ -98,7 +98,7 @@ def test_an_invalid_name_is_refused_without_writing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["init", "--", name]) == 2
-    assert "name: must match" in capsys.readouterr().err
+    assert "Error: NAME: must be letters, digits," in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

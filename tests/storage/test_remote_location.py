@@ -21,6 +21,8 @@ from tune_rescon.storage import StorageUrl, parse_storage
         ("s3://bucket/a/b//", StorageUrl(url="s3://bucket/a/b")),
         ("gs://bucket/a", StorageUrl(url="gs://bucket/a")),
         ("1::2", Path("1::2")),
+        ("~/runs", Path("~/runs").expanduser()),
+        ("~x", Path("~x")),
     ],
 )
 def test_a_storage_is_parsed_as_directory_or_url(text: str, expected: Path | StorageUrl) -> None:
@@ -29,7 +31,12 @@ def test_a_storage_is_parsed_as_directory_or_url(text: str, expected: Path | Sto
 
 
 @pytest.mark.parametrize(
-    "text", ["s3://", "s3:///", "file://", "simplecache::s3://bucket/a", "zip://x::s3://b/y"]
+    "text",
+    [
+        *("s3://", "s3:///", "file://", "simplecache::s3://bucket/a", "zip://x::s3://b/y"),
+        *("s3:/bucket/a", "GS:bucket/a", "file:/mnt/runs", "file://localhost/mnt/runs", "file://~/runs"),
+        *("local://runs", "sftp:/host/runs"),
+    ],
 )
 def test_an_ambiguous_or_invalid_url_is_refused(text: str) -> None:
     with pytest.raises(StorageError, match=r"^--storage: "):

@@ -139,7 +139,7 @@ def test_a_database_without_studies_is_refused_and_stays_as_it_is(tmp_path: Path
     with closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE mine (x)")
     before = path.read_bytes()
-    with pytest.raises(StorageError, match=r"study\.db \(no study is in it\)"):
+    with pytest.raises(StorageError, match=r"study\.db \(no study is in it\)\. Restore the file"):
         load(f"sqlite:///{path}")
     assert path.read_bytes() == before
 

@@ -154,8 +154,11 @@ def _placeholder_finding(placeholders: list[tuple[int, str]]) -> Iterator[Findin
 #: The month of the prices below.
 PRICES_MONTH: Final = "September 2026"
 
-#: Approximate US dollars an hour for one machine on demand, by provider and machine type, for Linux in
-#: us-west-2 and in us-central1, for every machine type of the shipped files. The cloud's price list decides.
+#: The region of the prices below, by provider.
+PRICES_REGION: Final[Mapping[str, str]] = {"aws": "us-west-2", "gcp": "us-central1"}
+
+#: Approximate US dollars an hour for one machine on demand, by provider and machine type, for Linux. Every
+#: machine type of the shipped files has one. The cloud's price list decides.
 PRICES: Final[Mapping[str, Mapping[str, float]]] = {
     "aws": {
         "m7i.large": 0.1008,
@@ -178,16 +181,18 @@ def max_hourly_cost(cluster: ClusterFile) -> str | None:
     """Describe the most that a cluster's machines can cost in an hour; None if no cloud bills for them."""
     if cluster.provider not in PRICES:
         return None
-    prices = PRICES[cluster.provider]
+    prices, region = PRICES[cluster.provider], PRICES_REGION[cluster.provider]
     running = list(_most_expensive(cluster, prices))
     known = [(kind.machine, count) for kind, count in running if kind.machine in prices]
     total = sum(prices[machine] * count for machine, count in known)
     parts = [f"{count} x {machine} {prices[machine] * count:.2f}" for machine, count in known]
     text = (
         f"At most {total:.2f} US dollars an hour for machines ({', '.join(parts) or 'no known type'};"
-        f" approximate on-demand prices of {PRICES_MONTH}; spot machines cost less, disks and traffic come on"
-        " top)."
+        f" approximate on-demand prices of {PRICES_MONTH} in {region}; spot machines cost less, disks and"
+        " traffic come on top)."
     )
+    if cluster.region not in (None, region):
+        text += f" The prices of {cluster.region} may be higher."
     unknown = [
         f"{count} x {kind.machine or kind.name}" for kind, count in running if kind.machine not in prices
     ]
@@ -203,8 +208,7 @@ def _most_expensive(cluster: ClusterFile, prices: Mapping[str, float]) -> Iterat
     """
     left = cluster.max_workers
     yield from ((kind, 1) for kind in cluster.node_types if kind.is_head)
-    workers = [kind for kind in cluster.node_types if not kind.is_head]
-    for kind in sorted(workers, key=lambda kind: -prices.get(kind.machine, float("inf"))):
+    for kind in sorted(cluster.node_types, key=lambda kind: -prices.get(kind.machine, float("inf"))):
         count = min(kind.max_workers, left)
         # Machines without a price leave the limit as it is, so that the total stays an upper bound.
         left -= count if kind.machine in prices else 0

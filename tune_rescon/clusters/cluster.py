@@ -370,7 +370,9 @@ def _delete_node_state(cluster: ClusterFile) -> None:
     This state outlives `ray down`, and Ray does not set up a node that is in it. A node with a new disk would
     then lack its files and its token.
     """
-    state = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / f"cluster-{cluster.name}.state"
+    # As Ray chooses it, also if a variable is empty.
+    temporary = os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))
+    state = Path(temporary) / "ray" / f"cluster-{cluster.name}.state"
     state.unlink(missing_ok=True)
 
 

@@ -293,6 +293,7 @@ class NodeType:
     machine: str
     """The cloud's name of the machine; empty if the file does not name it."""
     max_workers: int
+    """The most of them that may run as workers; the head's type may have some, too."""
     is_head: bool = False
 
 
@@ -386,12 +387,13 @@ def _workers(path: Path, top: Mapping[str, Any], provider: Mapping[str, Any]) ->
 def _node_types(path: Path, top: Mapping[str, Any], most: int) -> Iterator[NodeType]:
     types = top.get("available_node_types")
     for name, kind in types.items() if isinstance(types, Mapping) else ():
-        limit = value_at(kind, "max_workers")
+        limit, is_head = value_at(kind, "max_workers"), name == top.get("head_node_type")
+        default = 0 if is_head else most
         yield NodeType(
             name=name,
             machine=machine_type(value_at(kind, "node_config")),
-            max_workers=most if limit is None else _count(limit, path, "max_workers"),
-            is_head=name == top.get("head_node_type"),
+            max_workers=_count(default if limit is None else limit, path, "max_workers"),
+            is_head=is_head,
         )
 
 

@@ -223,9 +223,11 @@ def submit_command(identity: str, module: str, arguments: Sequence[str]) -> str:
     for argument in arguments:
         if has_password(argument):
             rule = "a job's command line must hold no password: Ray keeps it and shows it on its dashboard"
+            # TUNE_RESCON_TRACKING_URI would not count: the option that is added here counts before it.
             hint = (
-                "Export TUNE_RESCON_STUDY or TUNE_RESCON_TRACKING_URI on the head before `ray start`"
-                " (head_start_ray_commands in the cluster's file): jobs inherit them."
+                "Jobs inherit what is exported on the head before `ray start` (head_start_ray_commands in the"
+                " cluster's file): export TUNE_RESCON_STUDY instead of --study. Give --tracking-uri without"
+                " user and password, and export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
             )
             raise ClusterFileError(format_error(rule, got=argument, hint=hint))
     command = ["python", "-m", module, "--address", "auto", "--plain", "--tracking-uri", MLFLOW_URI]

@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+#: The folder beside the searches, in which the shipped files keep MLflow's.
+_BESIDE_STORAGE: Final = "${TUNE_RESCON_STORAGE%/*}"
+
 _STORAGE: Final = re.compile(r"(?:\bTUNE_RESCON_STORAGE=|--storage[= ])([\"']?)([^\s\"';&|]+)\1")
 
 
@@ -43,8 +46,9 @@ def storage_problems(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[str,
         The place of the problem (empty if it has none) and its text.
     """
     hint = "A node's disk goes with the node: give a URL, such as s3://bucket/searches."
-    given = False
-    for where, command in commands:
+    given, texts = False, list(commands)
+    has_mlflow_beside = any(_BESIDE_STORAGE in text for _, text in texts)
+    for where, command in texts:
         for found in _STORAGE.finditer(command):
             given = True
             try:
@@ -54,6 +58,9 @@ def storage_problems(commands: Iterable[tuple[str, str]]) -> Iterator[tuple[str,
             if local:
                 rule = "the storage of a search on several nodes must be a URL"
                 yield where, format_error(rule, got=found[2], where=where, hint=hint)
+            elif has_mlflow_beside and "/" not in found[2].partition("://")[2]:
+                rule = f"must be a folder in a bucket, because MLflow's files are in {_BESIDE_STORAGE}/mlflow"
+                yield where, format_error(rule, got=found[2], where=where)
     if not given:
         yield "", format_error("TUNE_RESCON_STORAGE must be set on every node", got="nothing", hint=hint)
 

@@ -154,12 +154,13 @@ def _best_checkpoint(result: StudyResult) -> tuple[TrialRecord, str]:
 
 
 def _tracking_uri(location: SearchLocation) -> str:
-    """Return the value of MLFLOW_TRACKING_URI, or the MLflow store of the storage if it is not set."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
+    """Return the first variable that names an MLflow, or the MLflow store of the storage if none is set."""
+    for variable in ("TUNE_RESCON_TRACKING_URI", "MLFLOW_TRACKING_URI"):
+        if uri := os.environ.get(variable):
+            return uri
     if isinstance(location.storage, StorageUrl):
         rule = "MLflow must be named for a storage at a URL"
-        raise StorageError(format_error(rule, got="no MLFLOW_TRACKING_URI", where="MODEL"))
+        raise StorageError(format_error(rule, got="no TUNE_RESCON_TRACKING_URI", where="MODEL"))
     return SearchFolder(storage=location.storage.resolve(), name="any").mlflow_uri
 
 

@@ -62,19 +62,31 @@ def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
     True
 
     Raises:
-        StorageError: a URL of several file systems (``simplecache::s3://...``), or one without a place.
+        StorageError: a URL of several file systems (``simplecache::s3://...``), one without a place, or a
+            text that only resembles a URL (``s3:/bucket``, ``file://folder``).
     """
     if "::" in text and "://" in text:
         rule = "must be a directory, or the URL of one file system"
         hint = "Leave out the part before the last `::`."
         raise StorageError(format_error(rule, got=repr(text), where=where, hint=hint))
     if not _SCHEME.match(text):
+        scheme, colon, _ = text.partition(":")
+        if colon and scheme.lower() in _SCHEMES.union(_LOCAL):
+            # Path("s3://bucket") is `s3:/bucket`, a directory that would be created here.
+            rule = f"must have `://` after {scheme}, or be a directory"
+            hint = f"A directory of this name is ./{text}."
+            raise StorageError(format_error(rule, got=repr(text), where=where, hint=hint))
         return _expanded(text, where)
     scheme, _, place = text.partition("://")
     if not place.strip("/"):
         rule = "must name a bucket or a directory after `://`"
         raise StorageError(format_error(rule, got=repr(text), where=where))
-    return Path(place) if scheme in _LOCAL else StorageUrl(url=text.rstrip("/"))
+    if scheme not in _LOCAL:
+        return StorageUrl(url=text.rstrip("/"))
+    if not place.startswith("/"):
+        rule = f"must have a whole path after `{scheme}://`, so three slashes"
+        raise StorageError(format_error(rule, got=repr(text), where=where))
+    return Path(place)
 
 
 def _expanded(text: str, where: str) -> Path:
@@ -92,6 +104,9 @@ def _expanded(text: str, where: str) -> Path:
 #: Object stores: one PUT replaces a key in one step, and can be made conditional on the key's absence. On
 #: other file systems a file is written under a temporary name and renamed, or created with mode "x".
 _OBJECT_STORES: Final = frozenset({"abfs", "abfss", "az", "gcs", "gs", "memory", "s3", "s3a"})
+
+#: The schemes that an error message names, as far as fsspec has them; not that of memory, which is lost.
+_SCHEMES: Final = (_OBJECT_STORES - {"memory"}) | {"hdfs", "sftp", "smb"}
 
 #: The extra of this package to install for a scheme whose file system fsspec does not include.
 _EXTRAS: Final = {
@@ -140,7 +155,7 @@ class RemoteFolder:
         try:
             filesystem, root = url_to_fs(storage.url)
         except ValueError:
-            known = sorted(set(available_protocols()) & (_OBJECT_STORES | {"hdfs", "sftp", "smb"}))
+            known = sorted(_SCHEMES.intersection(available_protocols()))
             rule = (
                 f"must be a directory, or a URL that begins with one of {', '.join(f'{s}://' for s in known)}"
             )

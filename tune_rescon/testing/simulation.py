@@ -38,8 +38,8 @@ from tune_rescon.tuning import (
     TrialRecord,
     build_result,
     datasets_of,
-    default_data_root,
     make_stopping_rule,
+    resolve_data_root,
     write_atomically,
 )
 from tune_rescon.tuning.assembly import make_coordinator, make_plan
@@ -129,7 +129,7 @@ class SimulatedSearch:
             timeless = space.budget.model_copy(update={"hours": None})
             space = space.model_copy(update={"budget": timeless})
         datasets = {
-            dataset.name: describe(dataset, data_root=default_data_root()) for dataset in datasets_of(space)
+            dataset.name: describe(dataset, data_root=resolve_data_root()) for dataset in datasets_of(space)
         }
         return CostModel(space=space, datasets=datasets)
 

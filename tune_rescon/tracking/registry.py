@@ -21,7 +21,7 @@ from tune_rescon.config import trial_name
 from tune_rescon.errors import ConfigError, StorageError, UserError, first_line, format_error
 from tune_rescon.lazy import import_lean_torchmetrics
 from tune_rescon.models import NetworkSpec
-from tune_rescon.storage import local_file
+from tune_rescon.storage import local_file, sqlite_file
 from tune_rescon.tracking.experiment import find_run
 from tune_rescon.tracking.run_state import Champion
 
@@ -220,6 +220,12 @@ def registered_checkpoint(uri: str, *, tracking_uri: str) -> Iterator[Path]:
     if found is None:
         rule = "a registered model must be models:/NAME@ALIAS or models:/NAME/VERSION"
         raise StorageError(format_error(rule, got=uri, where="MODEL"))
+    database = sqlite_file(tracking_uri)
+    if database is not None and not database.is_file():
+        # MLflow would create it.
+        hint = "Give the --storage of the search, or set TUNE_RESCON_TRACKING_URI."
+        got = f"no {database} for {uri}"
+        raise StorageError(format_error("MLflow's database must exist", got=got, where="MODEL", hint=hint))
     name, alias, version = found["name"], found["alias"], found["version"]
     client = MlflowClient(tracking_uri, tracking_uri)
     with tempfile.TemporaryDirectory(prefix="tune_rescon-") as folder:

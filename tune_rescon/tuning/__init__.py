@@ -22,8 +22,8 @@ if TYPE_CHECKING:
         absolute_storage,
         command_at,
         default_cache_root,
-        default_data_root,
         location_flags,
+        resolve_data_root,
         sync_command,
     )
     from tune_rescon.tuning.overview import SearchOverview, list_searches

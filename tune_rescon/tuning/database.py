@@ -117,11 +117,12 @@ def unwritable(url: str, error: Exception) -> RecordError:
 
 def missing_study(file: Path, why: str = "") -> StorageError:
     """Return the error for a record whose SQLite file is missing or invalid; ``why`` is SQLite's message."""
+    hint = "restore the file from a copy: without its record a search cannot be resumed or read."
     if file.exists():
-        got, hint = f"{file} ({why or 'no study is in it'})", ""
+        got, hint = f"{file} ({why or 'no study is in it'})", hint.capitalize()
     else:
-        got, hint = f"{file}, which does not exist", "If the search was given a --study, give it here too. "
-    hint += "Otherwise restore the file from a copy: without its record a search cannot be resumed or read."
+        got = f"{file}, which does not exist"
+        hint = f"If the search was given a --study, give it here too. Otherwise {hint}"
     return StorageError(
         format_error("a search's record must be a database that can be read", got=got, hint=hint)
     )

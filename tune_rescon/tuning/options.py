@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tune_rescon.errors import ConfigError, format_error, shell_command
-from tune_rescon.paths import home_directory
+from tune_rescon.paths import expanded_path, home_directory
 from tune_rescon.storage import StorageUrl, absolute_url
 from tune_rescon.tuning.folder import SearchFolder, resolve_storage
 from tune_rescon.tuning.lease import LEASE_SECONDS
@@ -21,10 +21,10 @@ __all__ = [
     "absolute_storage",
     "command_at",
     "default_cache_root",
-    "default_data_root",
     "default_grace",
     "default_study",
     "location_flags",
+    "resolve_data_root",
     "sync_command",
 ]
 
@@ -35,9 +35,15 @@ _GRACE: Final = "TUNE_RESCON_GRACE_SECONDS"
 TAKEOVER_SECONDS: Final = 180.0
 
 
-def default_data_root() -> Path:
-    """Return ``$TUNE_RESCON_DATA`` or ``./data``, where datasets are searched for and downloaded to."""
-    return Path(os.environ.get("TUNE_RESCON_DATA") or "data")
+def resolve_data_root(text: str | None = None) -> Path:
+    """Return the folder where datasets are searched for and downloaded to.
+
+    If ``text`` is empty or None, it is ``$TUNE_RESCON_DATA``, or ``./data`` without that.
+
+    Raises:
+        ConfigError: If the folder begins with a home directory that this machine does not have.
+    """
+    return expanded_path(text or os.environ.get("TUNE_RESCON_DATA") or "data", where="--data-root")
 
 
 def default_cache_root() -> Path:
@@ -47,7 +53,7 @@ def default_cache_root() -> Path:
         ConfigError: If neither can be determined.
     """
     if given := os.environ.get("TUNE_RESCON_CACHE"):
-        return Path(given)
+        return expanded_path(given, where="TUNE_RESCON_CACHE")
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "tune_rescon"
     return home_directory("TUNE_RESCON_CACHE") / ".cache" / "tune_rescon"
@@ -88,7 +94,7 @@ class SearchLocation:
     storage: Path | StorageUrl = field(default_factory=resolve_storage)
     study_url: str | None = field(default_factory=default_study)
     """The URL of the studies' database; None for the SQLite file in each search's folder."""
-    data_root: Path = field(default_factory=default_data_root)
+    data_root: Path = field(default_factory=resolve_data_root)
     cache_root: Path = field(default_factory=default_cache_root)
 
     def study_of(self, folder: SearchFolder) -> str:
