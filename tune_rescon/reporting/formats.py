@@ -22,7 +22,7 @@ from tune_rescon.reporting.formatting import (
     storage_of,
     value_text,
 )
-from tune_rescon.reporting.hours import device_hours, hours_unit, reserved_hours, savings
+from tune_rescon.reporting.hours import device_hours, has_moved, hours_unit, reserved_hours, savings, trial_hours
 from tune_rescon.reporting.summary import best_command, devices_of, failures, rung_survival
 from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
@@ -90,7 +90,7 @@ def row(result: StudyResult, trial: TrialRecord) -> tuple[str, ...]:
         format_number(trial.best_value),
         f"{cost.params_m:.2f}",
         f"{cost.gmacs:.3f}",
-        f"{result.compute_hours(trial):.3f}",
+        " + ".join(f"{hours:.3f}" for hours in trial_hours(result, trial).values()),
         *([devices_of(trial) or "-"] if _has_mixed_devices(result) else []),
         *(setting_text(name, trial.setting(name)) for name in _sampled(result)),
     )
@@ -313,7 +313,8 @@ def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
         "metric": result.metric,
         **trial.row(),
         "best_epoch": trial.best_epoch or None,
-        "compute_hours": result.compute_hours(trial),
+        # Core-hours and GPU-hours are not added.
+        "compute_hours": result.compute_hours(trial) if len(trial_hours(result, trial)) == 1 else None,
         "device": devices_of(trial) or None,
         "params_m": cost.params_m,
         "gmacs": cost.gmacs,
@@ -338,11 +339,12 @@ def _search_document(result: StudyResult) -> dict[str, Any]:
         "total": result.space.budget.trials,
         "foreign": list(result.foreign),
         "device": result.device,
-        "compute_hours": saved.hours,
+        # Core-hours and GPU-hours are not added. The next line has them.
+        "compute_hours": None if has_moved(result) else saved.hours,
         "compute_hours_by_device": device_hours(result),
         "epochs": saved.epochs,
         "epochs_saved": saved.epochs_saved,
-        "compute_hours_saved": math.fsum(saved.hours_saved.values()),
+        "compute_hours_saved": None if has_moved(result) else math.fsum(saved.hours_saved.values()),
         "slots": slots.slots,
         "utilisation": slots.utilisation,
         "gpu_utilisation": use.utilisation if use else None,
