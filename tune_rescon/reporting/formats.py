@@ -16,14 +16,20 @@ from tune_rescon.reporting.formatting import (
     format_device_hours,
     format_hours,
     format_number,
-    in_hand_message,
     pairs,
     setting_text,
     storage_of,
     value_text,
 )
-from tune_rescon.reporting.hours import device_hours, has_moved, hours_unit, reserved_hours, savings, trial_hours
-from tune_rescon.reporting.summary import best_command, devices_of, failures, rung_survival
+from tune_rescon.reporting.hours import (
+    device_hours,
+    has_moved,
+    hours_unit,
+    reserved_hours,
+    savings,
+    trial_hours,
+)
+from tune_rescon.reporting.summary import best_command, devices_of, failures, rung_survival, winner_messages
 from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
 from tune_rescon.tuning.input_digests import changed_digests
@@ -254,8 +260,7 @@ def _summary_blocks(result: StudyResult, compared: Sequence[StudyResult]) -> Ite
         yield foreign_message(result.foreign)
     if (best := result.best) is not None:
         yield f"Best: trial {best.number}, {value_text(best)}: {pairs(best.parameters)}"
-    if in_hand := in_hand_message(result):
-        yield in_hand
+    yield from winner_messages(result)
     yield _best_trials(result)
     if compared:
         yield "## Compared"
@@ -428,8 +433,7 @@ def _note_blocks(result: StudyResult) -> Iterator[str]:
         yield result.failure
     if (best := result.best) is not None:
         yield f"Best: {trial_name(best.number)}, {value_text(best)}: {pairs(best.parameters)}"
-        if in_hand := in_hand_message(result):
-            yield in_hand
+        yield from winner_messages(result)
         yield _best_trials(result)
     if result.space_history:
         yield f"Changes since the start:\n\n{_bullets(result.space_history)}"
