@@ -21,14 +21,7 @@ from tune_rescon.reporting.formatting import (
     storage_of,
     value_text,
 )
-from tune_rescon.reporting.hours import (
-    device_hours,
-    has_moved,
-    hours_unit,
-    reserved_hours,
-    savings,
-    trial_hours,
-)
+from tune_rescon.reporting.hours import device_hours, hours_unit, reserved_hours, savings, trial_hours
 from tune_rescon.reporting.summary import best_command, devices_of, failures, rung_survival, winner_messages
 from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
@@ -330,7 +323,7 @@ def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
 
 def _search_document(result: StudyResult) -> dict[str, Any]:
     saved, slots, speed = savings(result), timeline(result), throughput(result)
-    use = gpu_use(result)
+    use, has_moved = gpu_use(result), len(reserved_hours(result)) > 1
     return {
         "search": result.name,
         "state": result.state.value,
@@ -345,11 +338,11 @@ def _search_document(result: StudyResult) -> dict[str, Any]:
         "foreign": list(result.foreign),
         "device": result.device,
         # Core-hours and GPU-hours are not added. The next line has them.
-        "compute_hours": None if has_moved(result) else saved.hours,
+        "compute_hours": None if has_moved else saved.hours,
         "compute_hours_by_device": device_hours(result),
         "epochs": saved.epochs,
         "epochs_saved": saved.epochs_saved,
-        "compute_hours_saved": None if has_moved(result) else math.fsum(saved.hours_saved.values()),
+        "compute_hours_saved": None if has_moved else math.fsum(saved.hours_saved.values()),
         "slots": slots.slots,
         "utilisation": slots.utilisation,
         "gpu_utilisation": use.utilisation if use else None,

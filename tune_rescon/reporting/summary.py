@@ -343,7 +343,8 @@ def _axis(result: StudyResult, name: str) -> Axis:
         choices = _choices(result.space, name, set(values.values()))
         last = len(choices) - 1
         places = {choice: index / last if last else 0.5 for index, choice in enumerate(choices)}
-        ticks = [(place, _short(setting_text(name, str(choice)))) for choice, place in places.items()]
+        labels = _short([setting_text(name, str(choice)) for choice in places])
+        ticks = list(zip(places.values(), labels, strict=True))
         positions = {number: places[value] for number, value in values.items()}
     else:
         low, high = _range(result.space, name, values)
@@ -406,10 +407,20 @@ def _value_at(share: float, low: float, high: float, *, log: bool) -> float:
     return low * (high / low) ** share if log else low + (high - low) * share
 
 
-def _short(label: str) -> str:
-    """Return a label with at most :data:`MAX_LABEL` characters.
+def _short(labels: Sequence[str]) -> list[str]:
+    """Return labels with at most :data:`MAX_LABEL` characters that still differ; else, whole labels.
 
-    >>> _short("a very long name of a choice")
-    'a very long n…'
+    >>> _short(["a very long name of a choice", "none"])
+    ['a very long n…', 'none']
+    >>> _short(["/data/runs/weights-a.pt", "/data/runs/weights-b.pt"])
+    ['/data/run…a.pt', '/data/run…b.pt']
     """
-    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
+    for head in range(MAX_LABEL - 1, -1, -1):
+        tail = MAX_LABEL - 1 - head
+        short = [
+            label if len(label) <= MAX_LABEL else f"{label[:head]}…{label[len(label) - tail :]}"
+            for label in labels
+        ]
+        if len(set(short)) == len(set(labels)):
+            return short
+    return list(labels)
