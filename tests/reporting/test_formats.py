@@ -30,6 +30,7 @@ from tune_rescon.reporting import (
 )
 from tune_rescon.reporting.formats import (
     COMPARISON_HEADINGS,
+    MAX_NOTE,
     comparison_row,
     differences,
     headings,
@@ -131,6 +132,19 @@ def test_markdown_names_the_best_five(make_result: MakeResult, make_trial: MakeT
     assert numbers[:7] == ["trial", "---", "8", "7", "6", "5", "4"]
     assert "other\\|x" in text
     assert "python -m tune_rescon.search --space" in text
+
+
+def test_a_long_note_has_the_commands_and_shows_that_it_is_cut(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """The search was resumed again and again, each time with another change."""
+    history = tuple(f"Run {run}: fidelity.max is {run} instead of {run - 1}" for run in range(2, 200))
+    result = make_result(make_trial(0), space_history=history, state=SearchState.INTERRUPTED)
+    note = mlflow_note(result)
+    assert len(note) == MAX_NOTE
+    assert note.endswith("…")
+    assert f"tune_rescon.search --resume s --storage {result.folder.parent}`" in note
+    assert not mlflow_note(make_result(make_trial(0), space_history=history[:2])).endswith("…")
 
 
 def test_a_bar_in_a_class_name_does_not_split_a_markdown_cell(

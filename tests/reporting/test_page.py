@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -219,6 +220,17 @@ def test_only_the_page_of_a_running_search_is_reloaded(
     text = report(make_result(state=state), tmp_path)
     assert ('http-equiv="refresh"' in text) == (state is SearchState.RUNNING)
     assert f'<span class="badge {state.value}">' in text
+
+
+def test_the_page_names_the_time_zone_of_its_time(
+    make_result: MakeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XYZ-5")
+        time.tzset()
+        text = report(make_result(), tmp_path)
+    time.tzset()
+    assert re.search(r">\d{4}-\d\d-\d\d \d\d:\d\d XYZ<", text)
 
 
 def test_the_pareto_front_is_drawn_through_its_points(

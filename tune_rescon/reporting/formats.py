@@ -412,7 +412,8 @@ MAX_NOTE: Final = 5000
 
 def mlflow_note(result: StudyResult) -> str:
     """Return a Markdown note: the best trials, the rungs, the cost, and the commands to report and resume."""
-    return "\n\n".join(_note_blocks(result))[:MAX_NOTE]
+    note = "\n\n".join(_note_blocks(result))
+    return note if len(note) <= MAX_NOTE else f"{note[: MAX_NOTE - 1]}…"
 
 
 def _note_blocks(result: StudyResult) -> Iterator[str]:
@@ -428,8 +429,6 @@ def _note_blocks(result: StudyResult) -> Iterator[str]:
         yield f"Best: {trial_name(best.number)}, {value_text(best)}: {pairs(best.parameters)}"
         yield from winner_messages(result)
         yield _best_trials(result)
-    if result.space_history:
-        yield f"Changes since the start:\n\n{_bullets(result.space_history)}"
     rungs = (
         f"{rung.epoch}: {rung.reached} reached it, {rung.continued} continued"
         for rung in rung_survival(result)
@@ -443,3 +442,6 @@ def _note_blocks(result: StudyResult) -> Iterator[str]:
         # Final trainings are evaluated on the test images. Only `train` can resume them.
         command = "train" if result.space.metric.of_test_images else "search"
         yield f"Resume it once no process runs it: `python -m tune_rescon.{command} --resume {where}`"
+    if result.space_history:
+        # Last, because it grows with each resume and a long note is cut.
+        yield f"Changes since the start:\n\n{_bullets(result.space_history)}"

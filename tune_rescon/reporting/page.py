@@ -105,7 +105,7 @@ def write_report(result: StudyResult, path: Path, *, compared: Sequence[StudyRes
         path: the file to write.
         compared: other searches to compare with it.
     """
-    write_atomically(path, render_page(result, compared=compared, written=datetime.now()))
+    write_atomically(path, render_page(result, compared=compared, written=datetime.now().astimezone()))
 
 
 def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), written: datetime) -> str:
