@@ -21,7 +21,7 @@ from tune_rescon.reporting.charts import learning_curves, parallel_coordinates, 
 from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER
 from tune_rescon.reporting.incumbents import Group
 from tune_rescon.reporting.page import panels
-from tune_rescon.reporting.search_charts import costs, group_curves
+from tune_rescon.reporting.search_charts import costs, group_curves, survival_bars
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -316,3 +316,14 @@ def test_plots_show_tags_and_entities_in_names_as_they_are(
     assert {label["text"] for label in lines["annotations"]} >= set(shown)
     group = Group(value=choices[0], trials=1, epochs=2, hours=1.0, best=())
     assert group_curves(result, "init_from", [group], 1.0).data[0]["name"] == shown[1]
+
+
+def test_an_interrupted_trial_is_unfinished_at_its_rung(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    bars = survival_bars(make_result(make_trial(0), make_trial(1, TrialState.INTERRUPTED, (0.5,)))).data
+    assert {bar["name"]: bar["y"] for bar in bars} == {
+        "continued or finished": [1, 1],
+        "stopped there": [0, 0],
+        "failed or unfinished": [1, 0],
+    }

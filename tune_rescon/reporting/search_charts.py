@@ -35,7 +35,7 @@ def survival_bars(result: StudyResult) -> Chart:
     parts = (
         ("continued or finished", STATE_COLOUR[TrialState.FINISHED], [rung.continued for rung in rungs]),
         ("stopped there", STATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
-        ("failed, paused or running", MUTED, [rung.other for rung in rungs]),
+        ("failed or unfinished", MUTED, [rung.other for rung in rungs]),
     )
     return Chart(
         key="survival",

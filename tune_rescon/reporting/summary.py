@@ -280,7 +280,7 @@ class RungSurvival:
     stopped: int
     """Trials that were stopped at the rung."""
     other: int
-    """Trials that diverged or failed at the rung, or that are paused or running there."""
+    """Trials that diverged or failed at the rung, or that are interrupted, paused or running there."""
 
 
 def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
