@@ -273,6 +273,13 @@ def test_the_labels_of_an_axis_are_the_values_there(
     assert [text for _, text in axis.ticks] == labels
 
 
+def test_long_choices_have_different_labels(make_result: MakeResult, make_trial: MakeTrial) -> None:
+    paths = ("/data/weights/run-1.pt", "/data/weights/run-2.pt", "/data/weights/run-3.pt")
+    trials = [make_trial(n, parameters={"init_from": path}) for n, path in enumerate(paths)]
+    (axis,) = parameter_axes(make_result(*trials))
+    assert [text for _, text in axis.ticks] == ["/data/wei…1.pt", "/data/wei…2.pt", "/data/wei…3.pt"]
+
+
 def test_equal_numbers_are_one_choice(make_result: MakeResult, make_trial: MakeTrial) -> None:
     """Trial 0 ran with the default width, 1.0, before a resume searched widths of 0.5 and 1."""
     space = load_space("att92", ["parameters.width={type: categorical, choices: [0.5, 1]}"])

@@ -352,3 +352,29 @@ def test_a_search_on_cpus_has_no_gpu_use(make_result: MakeResult, make_trial: Ma
     assert gpu_use(result) is None
     assert gpu_use(make_result()) is None
     assert json.loads(json_text(result))["gpu_utilisation"] is None
+
+
+def test_hours_without_a_common_unit_are_no_sum_in_json_csv_and_table(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """Each epoch took half an hour. Trial 1 began on two cores, and a resume with a GPU continued it."""
+    trials = [
+        dataclasses.replace(on_devices(make_trial(0), "CPU", "CPU"), held=(2.0, 2.0)),
+        dataclasses.replace(on_devices(make_trial(1), "CPU", "H100"), held=(2.0, 1.0)),
+        dataclasses.replace(on_devices(make_trial(2, TrialState.STOPPED, (0.5,)), "H100"), held=(1.0,)),
+    ]
+    result = make_result(*trials, devices_per_trial=1, device="GPU")
+    document = json.loads(json_text(result))
+    assert (document["compute_hours"], document["compute_hours_saved"]) == (None, None)
+    assert document["compute_hours_by_device"] == {"CPU": 3.0, "H100": 1.0}
+    assert [trial["compute_hours"] for trial in document["trials"]] == [2.0, None, 0.5]
+    assert [line["compute_hours"] for line in csv.DictReader(io.StringIO(csv_text([result])))] == [
+        "2.0",
+        "",
+        "0.5",
+    ]
+    hours = headings(result).index("hours")
+    assert [row(result, trial)[hours] for trial in trials] == ["2.000", "0.500 + 1.000", "0.500"]
+    on_gpus = make_result(trials[2], devices_per_trial=1, device="GPU")
+    document = json.loads(json_text(on_gpus))
+    assert (document["compute_hours"], document["compute_hours_saved"]) == (0.5, 0.5)

@@ -30,6 +30,7 @@ from tune_rescon.reporting import (
 )
 from tune_rescon.reporting.formats import (
     COMPARISON_HEADINGS,
+    MAX_NOTE,
     comparison_row,
     differences,
     headings,
@@ -133,6 +134,19 @@ def test_markdown_names_the_best_five(make_result: MakeResult, make_trial: MakeT
     assert "python -m tune_rescon.search --space" in text
 
 
+def test_a_long_note_has_the_commands_and_shows_that_it_is_cut(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """The search was resumed again and again, each time with another change."""
+    history = tuple(f"Run {run}: fidelity.max is {run} instead of {run - 1}" for run in range(2, 200))
+    result = make_result(make_trial(0), space_history=history, state=SearchState.INTERRUPTED)
+    note = mlflow_note(result)
+    assert len(note) == MAX_NOTE
+    assert note.endswith("…")
+    assert f"tune_rescon.search --resume s --storage {result.folder.parent}`" in note
+    assert not mlflow_note(make_result(make_trial(0), space_history=history[:2])).endswith("…")
+
+
 def test_a_bar_in_a_class_name_does_not_split_a_markdown_cell(
     make_result: MakeResult, make_trial: MakeTrial
 ) -> None:
@@ -185,6 +199,36 @@ def test_every_command_names_the_shared_study(
         assert f"python -m tune_rescon.train --from s --trial 17 {place}\n" in text
     assert f"`python -m tune_rescon.report s {place}`" in mlflow_note(result)
     assert f"`python -m tune_rescon.search --resume s {place}`" in mlflow_note(result)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_every_format_names_the_best_mean_of_repeated_parameters(
+    repeats: bool, make_result: MakeResult, make_trial: MakeTrial, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The learning rate 0.1 has the best trial, and 0.2 the best mean. 0.4 ran once; 0.3 was stopped."""
+    values = {0.1: (0.9, 0.3), 0.2: (0.8, 0.7), 0.3: (0.95, 0.95), 0.4: (0.85,)}
+    states = {0.3: TrialState.STOPPED}
+    runs = [(rate, value) for rate, each in values.items() for value in each]
+    trials = [
+        make_trial(number, states.get(rate, TrialState.FINISHED), (value,), {"learning_rate": rate})
+        for number, (rate, value) in enumerate(runs)
+    ]
+    space = load_space("digits", [f"sampler={{type: random, repeats: {repeats}}}".lower()])
+    result = make_result(*trials, space=space)
+    line = (
+        "The winner, trial_0000, is the best single trial. Of parameters that finished more than once, those"
+        " of trial_0002 have the best mean val_accuracy: 0.75 over 2 trials. Those of the winner have 0.6"
+        " over 2 trials."
+    )
+    print_result(result, Console(width=1000))
+    page = html.unescape(render_page(result, written=datetime(2026, 1, 1)))
+    texts = (capsys.readouterr().out, page, markdown_text(result), mlflow_note(result))
+    assert [line in text for text in texts] == [repeats] * 4
+    assert ("finished more than once" in markdown_text(result)) == repeats
+    once = make_result(*(trial for trial in trials if trial.number not in (0, 1)), space=space)
+    assert ("Those of the winner finished once." in markdown_text(once)) == repeats
+    lucky = make_result(*trials[:2], space=space)
+    assert ("0.6 over 2 trials. The winner is one of these." in markdown_text(lucky)) == repeats
 
 
 def test_no_format_names_an_unfinished_trial_if_the_winner_is_best(

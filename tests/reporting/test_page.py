@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 
 from tune_rescon.config import TrialState
 from tune_rescon.reporting import write_report
-from tune_rescon.reporting.charts import learning_curves, slices
+from tune_rescon.reporting.charts import learning_curves, parallel_coordinates, slices
 from tune_rescon.reporting.formatting import STATE_COLOUR, STATE_ORDER
+from tune_rescon.reporting.incumbents import Group
 from tune_rescon.reporting.page import panels
-from tune_rescon.reporting.search_charts import costs
+from tune_rescon.reporting.search_charts import costs, group_curves, survival_bars
 from tune_rescon.tuning import SearchState, StudyResult, TrialCost, TrialRecord
 
 MakeTrial = Callable[..., TrialRecord]
@@ -220,6 +222,17 @@ def test_only_the_page_of_a_running_search_is_reloaded(
     assert f'<span class="badge {state.value}">' in text
 
 
+def test_the_page_names_the_time_zone_of_its_time(
+    make_result: MakeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XYZ-5")
+        time.tzset()
+        text = report(make_result(), tmp_path)
+    time.tzset()
+    assert re.search(r">\d{4}-\d\d-\d\d \d\d:\d\d XYZ<", text)
+
+
 def test_the_pareto_front_is_drawn_through_its_points(
     make_result: MakeResult, make_trial: MakeTrial, make_costs: MakeCosts
 ) -> None:
@@ -282,3 +295,35 @@ def test_the_labels_of_long_choices_end_at_their_ticks(
     axes = {chart.key: chart.layout["xaxis"] for chart in slices(make_result(*trials), values)}
     assert axes["slice-network"]["tickangle"] < 0
     assert "tickangle" not in axes["slice-depth"]
+
+
+def test_plots_show_tags_and_entities_in_names_as_they_are(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    """Plotly makes `<b>cat</b>` a bold `cat`, and `&lt;` a `<`."""
+    choices = ("<b>a</b>", "&lt;")
+    trials = [make_trial(n, parameters={"init_from": choice}) for n, choice in enumerate(choices)]
+    result = make_result(*trials, metric="val_f1/<b>cat</b>", best=None)
+    title, shown = "val_f1/&lt;b>cat&lt;/b>", ["&amp;lt;", "&lt;b>a&lt;/b>"]
+    values = {0: 0.25, 1: 0.5}
+    (plot,) = slices(result, values)
+    assert sorted(plot.layout["xaxis"]["ticktext"]) == shown
+    assert sorted(text for _, text in plot.data[0]["customdata"]) == shown
+    layouts = [chart.layout for chart in (plot, learning_curves(result), costs(result)[0])]
+    assert [layout["yaxis"]["title"]["text"] for layout in layouts] == [title] * 3
+    lines = parallel_coordinates(result, values, 1).layout
+    assert lines["xaxis"]["ticktext"][-1] == "val f1/&lt;b>cat&lt;/b> at epoch 1"
+    assert {label["text"] for label in lines["annotations"]} >= set(shown)
+    group = Group(value=choices[0], trials=1, epochs=2, hours=1.0, best=())
+    assert group_curves(result, "init_from", [group], 1.0).data[0]["name"] == shown[1]
+
+
+def test_an_interrupted_trial_is_unfinished_at_its_rung(
+    make_result: MakeResult, make_trial: MakeTrial
+) -> None:
+    bars = survival_bars(make_result(make_trial(0), make_trial(1, TrialState.INTERRUPTED, (0.5,)))).data
+    assert {bar["name"]: bar["y"] for bar in bars} == {
+        "continued or finished": [1, 1],
+        "stopped there": [0, 0],
+        "failed or unfinished": [1, 0],
+    }

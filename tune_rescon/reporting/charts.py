@@ -34,6 +34,7 @@ __all__ = [
     "markers",
     "numeric_axis",
     "parallel_coordinates",
+    "plain",
     "rounded",
     "slices",
 ]
@@ -70,9 +71,18 @@ class Chart:
         return {"data": list(self.data), "layout": layout, "minWidth": self.min_width}
 
 
+def plain(text: str) -> str:
+    """Return a user's text, such as the name of a class, without tags and entities for plotly to replace.
+
+    >>> plain("val_f1/<b>cat</b> & dog")
+    'val_f1/&lt;b>cat&lt;/b> &amp; dog'
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
 def numeric_axis(title: str, **more: Any) -> dict[str, Any]:
     """Return a numeric axis; ``more`` are further keys of plotly's axis."""
-    return {"title": {"text": title}, "automargin": True, "zeroline": False, **more}
+    return {"title": {"text": plain(title)}, "automargin": True, "zeroline": False, **more}
 
 
 def dotted_line(x: float) -> dict[str, Any]:
@@ -233,7 +243,7 @@ def parallel_coordinates(result: StudyResult, values: Mapping[int, float], epoch
         layout={
             "xaxis": {
                 "tickvals": list(range(len(axes))),
-                "ticktext": [axis.name.replace("_", " ") for axis in axes],
+                "ticktext": [plain(axis.name.replace("_", " ")) for axis in axes],
                 "side": "bottom",
                 "showgrid": False,
                 "zeroline": False,
@@ -291,7 +301,7 @@ def _labels(x: int, axis: Axis) -> list[dict[str, Any]]:
         {
             "x": x,
             "y": y,
-            "text": text,
+            "text": plain(text),
             "showarrow": False,
             "xanchor": "left",
             "xshift": 3,
@@ -320,13 +330,19 @@ def _slice(result: StudyResult, values: Mapping[int, float], axis: Axis) -> Char
         (_point_position(axis, trial.number) for trial in trials),
         (values[trial.number] for trial in trials),
         colours=[STATE_COLOUR[trial.state] for trial in trials],
-        customdata=[[trial.number, setting_text(axis.name, trial.setting(axis.name))] for trial in trials],
+        customdata=[
+            [trial.number, plain(setting_text(axis.name, trial.setting(axis.name)))] for trial in trials
+        ],
         hover=f"trial %{{customdata[0]}}: {axis.name} %{{customdata[1]}}, %{{y}}",
     )
     labels = [text for _, text in axis.ticks]
     # The whole axis, because plotly leaves out the labels beyond the first and the last point.
     ends = [axis.ticks[0][0] - POINT_SPREAD, 1 + POINT_SPREAD]
-    scale: dict[str, Any] = {"tickvals": [at for at, _ in axis.ticks], "ticktext": labels, "range": ends}
+    scale: dict[str, Any] = {
+        "tickvals": [at for at, _ in axis.ticks],
+        "ticktext": [*map(plain, labels)],
+        "range": ends,
+    }
     if sum(map(len, labels)) > LABEL_ROOM:
         # To the left of its tick, because plotly leaves out a label that ends beyond the plot's right edge.
         scale["tickangle"] = -30

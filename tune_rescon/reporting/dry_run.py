@@ -317,6 +317,10 @@ def speed_message(space: Space, epoch_seconds: Sequence[float], *, slots: int) -
         epochs = int(space.budget.hours * 3600 / mean * slots)
         hours = counted(space.budget.hours, "hour")
         return f"{speed}; {hours}, {at_once}, are about {counted(epochs, 'epoch')}"
-    whole_trainings = space.budget.trials * space.fidelity.max
-    count, kind = (whole_trainings, "at most") if planned is None else (planned, "about")
-    return f"{speed}; {counted(count, 'epoch')}, {at_once}, take {kind} {duration(count * mean / slots)}"
+    if planned is not None:
+        expected = duration(planned * mean / slots)
+        return f"{speed}; {counted(planned, 'epoch')}, {at_once}, take about {expected}"
+    last = space.fidelity.max
+    # The last trainings may not fill all slots.
+    longest = duration(math.ceil(space.budget.trials / slots) * last * mean)
+    return f"{speed}; {counted(space.budget.trials * last, 'epoch')}, {at_once}, take at most {longest}"

@@ -16,13 +16,12 @@ from tune_rescon.reporting.formatting import (
     format_device_hours,
     format_hours,
     format_number,
-    in_hand_message,
     pairs,
     setting_text,
     value_text,
 )
-from tune_rescon.reporting.hours import device_hours, hours_unit, reserved_hours, savings
-from tune_rescon.reporting.summary import best_command, devices_of, failures, rung_survival
+from tune_rescon.reporting.hours import device_hours, hours_unit, reserved_hours, savings, trial_hours
+from tune_rescon.reporting.summary import best_command, devices_of, failures, rung_survival, winner_messages
 from tune_rescon.reporting.timeline import gpu_use, throughput, timeline
 from tune_rescon.tuning import SearchState, StudyResult, TrialRecord
 from tune_rescon.tuning.input_digests import changed_digests
@@ -89,7 +88,7 @@ def row(result: StudyResult, trial: TrialRecord) -> tuple[str, ...]:
         format_number(trial.best_value),
         f"{cost.params_m:.2f}",
         f"{cost.gmacs:.3f}",
-        f"{result.compute_hours(trial):.3f}",
+        " + ".join(f"{hours:.3f}" for hours in trial_hours(result, trial).values()),
         *([devices_of(trial) or "-"] if _has_mixed_devices(result) else []),
         *(setting_text(name, trial.setting(name)) for name in _sampled(result)),
     )
@@ -253,8 +252,7 @@ def _summary_blocks(result: StudyResult, compared: Sequence[StudyResult]) -> Ite
         yield foreign_message(result.foreign)
     if (best := result.best) is not None:
         yield f"Best: trial {best.number}, {value_text(best)}: {pairs(best.parameters)}"
-    if in_hand := in_hand_message(result):
-        yield in_hand
+    yield from winner_messages(result)
     yield _best_trials(result)
     if compared:
         yield "## Compared"
@@ -312,7 +310,8 @@ def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
         "metric": result.metric,
         **trial.row(),
         "best_epoch": trial.best_epoch or None,
-        "compute_hours": result.compute_hours(trial),
+        # Core-hours and GPU-hours are not added.
+        "compute_hours": result.compute_hours(trial) if len(trial_hours(result, trial)) == 1 else None,
         "device": devices_of(trial) or None,
         "params_m": cost.params_m,
         "gmacs": cost.gmacs,
@@ -323,7 +322,7 @@ def _figures(result: StudyResult, trial: TrialRecord) -> dict[str, Any]:
 
 def _search_document(result: StudyResult) -> dict[str, Any]:
     saved, slots, speed = savings(result), timeline(result), throughput(result)
-    use = gpu_use(result)
+    use, has_moved = gpu_use(result), len(reserved_hours(result)) > 1
     return {
         "search": result.name,
         "state": result.state.value,
@@ -337,11 +336,12 @@ def _search_document(result: StudyResult) -> dict[str, Any]:
         "total": result.space.budget.trials,
         "foreign": list(result.foreign),
         "device": result.device,
-        "compute_hours": saved.hours,
+        # Core-hours and GPU-hours are not added. The next line has them.
+        "compute_hours": None if has_moved else saved.hours,
         "compute_hours_by_device": device_hours(result),
         "epochs": saved.epochs,
         "epochs_saved": saved.epochs_saved,
-        "compute_hours_saved": math.fsum(saved.hours_saved.values()),
+        "compute_hours_saved": None if has_moved else math.fsum(saved.hours_saved.values()),
         "slots": slots.slots,
         "utilisation": slots.utilisation,
         "gpu_utilisation": use.utilisation if use else None,
@@ -411,7 +411,8 @@ MAX_NOTE: Final = 5000
 
 def mlflow_note(result: StudyResult) -> str:
     """Return a Markdown note: the best trials, the rungs, the cost, and the commands to report and resume."""
-    return "\n\n".join(_note_blocks(result))[:MAX_NOTE]
+    note = "\n\n".join(_note_blocks(result))
+    return note if len(note) <= MAX_NOTE else f"{note[: MAX_NOTE - 1]}…"
 
 
 def _note_blocks(result: StudyResult) -> Iterator[str]:
@@ -425,11 +426,8 @@ def _note_blocks(result: StudyResult) -> Iterator[str]:
         yield result.failure
     if (best := result.best) is not None:
         yield f"Best: {trial_name(best.number)}, {value_text(best)}: {pairs(best.parameters)}"
-        if in_hand := in_hand_message(result):
-            yield in_hand
+        yield from winner_messages(result)
         yield _best_trials(result)
-    if result.space_history:
-        yield f"Changes since the start:\n\n{_bullets(result.space_history)}"
     rungs = (
         f"{rung.epoch}: {rung.reached} reached it, {rung.continued} continued"
         for rung in rung_survival(result)
@@ -443,3 +441,6 @@ def _note_blocks(result: StudyResult) -> Iterator[str]:
         command = "train" if result.space.metric.of_test_images else "search"
         resume = command_for(result, command, "--resume", result.name)
         yield f"Resume it once no process runs it: `{resume}`"
+    if result.space_history:
+        # Last, because it grows with each resume and a long note is cut.
+        yield f"Changes since the start:\n\n{_bullets(result.space_history)}"

@@ -28,6 +28,7 @@ __all__ = [
     "spent_hours",
     "spent_seconds",
     "spent_unit",
+    "trial_hours",
 ]
 
 
@@ -94,6 +95,15 @@ def reserved_hours(result: StudyResult) -> dict[str, float]:
     return hours_by_unit(result.trials, device=device, devices=result.devices_per_trial)
 
 
+def trial_hours(result: StudyResult, trial: TrialRecord) -> dict[str, float]:
+    """Return the hours for which one trial held devices, by unit.
+
+    They have two units if a resume moved the trial between cores and GPUs.
+    """
+    hours = hours_by_unit([trial], device=result.device, devices=result.devices_per_trial)
+    return {unit: spent for unit, spent in hours.items() if spent} or hours
+
+
 def hours_unit(result: StudyResult) -> str:
     """Return the unit of a sum of hours in a search; two units if it has moved between cores and GPUs."""
     return " and ".join(reserved_hours(result))
@@ -138,7 +148,7 @@ class Savings:
     """Epochs that ran."""
     epochs_saved: int
     hours: float
-    """Device-hours of the epochs that ran."""
+    """Device-hours of the epochs that ran; without a unit if the search has moved: see :func:`has_moved`."""
     hours_saved: Mapping[str, float]
     """Estimated device-hours of the saved epochs, by unit. The estimate of a stopped trial is the mean of its
     epochs on the kind of device that it had last, times its saved epochs."""

@@ -290,9 +290,11 @@ def sparkline(values: Sequence[float], width: int, *, ramp: str = BLOCKS) -> str
 #: Minimum width of a title with a progress bar, in characters.
 MIN_WITH_BAR: Final = 60
 
-#: Widths of the columns of numbers and of values, in characters. A longer metric name widens the second.
+#: Widths of the columns of numbers and of values, in characters. A longer metric name widens the second up to
+#: the maximum, because the name of a class may be longer than the terminal is wide.
 NUMBER: Final = 5
 VALUE: Final = 9
+MAX_VALUE: Final = 24
 
 
 class SearchTable:
@@ -331,7 +333,7 @@ def _epoch_width(snapshot: Snapshot) -> int:
 
 
 def _value_width(snapshot: Snapshot) -> int:
-    return max(VALUE, len(snapshot.metric))
+    return min(max(VALUE, len(snapshot.metric)), MAX_VALUE)
 
 
 def _title(snapshot: Snapshot, width: int) -> RenderableType:

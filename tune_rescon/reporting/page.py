@@ -39,7 +39,6 @@ from tune_rescon.reporting.formatting import (
     format_hours,
     format_number,
     format_speed,
-    in_hand_message,
     pairs,
     setting_text,
     value_text,
@@ -62,7 +61,13 @@ from tune_rescon.reporting.search_charts import (
     survival_bars,
     utilisation_steps,
 )
-from tune_rescon.reporting.summary import best_command, failures, shared_epoch, values_at
+from tune_rescon.reporting.summary import (
+    best_command,
+    failures,
+    shared_epoch,
+    values_at,
+    winner_messages,
+)
 from tune_rescon.reporting.timeline import GpuUse, Throughput, gpu_use, throughput, timeline
 from tune_rescon.tuning import (
     SearchFolder,
@@ -100,7 +105,7 @@ def write_report(result: StudyResult, path: Path, *, compared: Sequence[StudyRes
         path: the file to write.
         compared: other searches to compare with it.
     """
-    write_atomically(path, render_page(result, compared=compared, written=datetime.now()))
+    write_atomically(path, render_page(result, compared=compared, written=datetime.now().astimezone()))
 
 
 def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), written: datetime) -> str:
@@ -127,7 +132,7 @@ def render_page(result: StudyResult, *, compared: Sequence[StudyResult] = (), wr
         cards=_cards(result),
         winner=result.best,
         winner_note=_winner_note(result),
-        in_hand=in_hand_message(result),
+        winner_messages=winner_messages(result),
         command=command,
         compared=results,
         differences=differences(results) if results else [],

@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import Any, Final
 
 from tune_rescon.config import TrialState
-from tune_rescon.reporting.charts import HEIGHT, Chart, dotted_line, markers, numeric_axis, rounded
+from tune_rescon.reporting.charts import HEIGHT, Chart, dotted_line, markers, numeric_axis, plain, rounded
 from tune_rescon.reporting.formatting import MUTED, STATE_COLOUR, STATE_ORDER, setting_text
 from tune_rescon.reporting.hours import spent_hours, spent_unit
 from tune_rescon.reporting.incumbents import Group, Incumbent, incumbents
@@ -35,7 +35,7 @@ def survival_bars(result: StudyResult) -> Chart:
     parts = (
         ("continued or finished", STATE_COLOUR[TrialState.FINISHED], [rung.continued for rung in rungs]),
         ("stopped there", STATE_COLOUR[TrialState.STOPPED], [rung.stopped for rung in rungs]),
-        ("failed, paused or running", MUTED, [rung.other for rung in rungs]),
+        ("failed or unfinished", MUTED, [rung.other for rung in rungs]),
     )
     return Chart(
         key="survival",
@@ -157,7 +157,7 @@ def _incumbent_line(name: str, changes: Sequence[Incumbent], total: float, colou
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": name,
+        "name": plain(name),
         "x": rounded([*(change.hours for change in changes), *(total for _ in last)]),
         "y": rounded(change.value for change in (*changes, *last)),
         "customdata": [[change.number, change.epoch] for change in (*changes, *last)],

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
-from tune_rescon.config import TrialConfig, TrialState
+from tune_rescon.config import TrialConfig, TrialState, trial_name
 from tune_rescon.errors import hide_passwords
-from tune_rescon.reporting.formatting import format_number, setting_text
+from tune_rescon.reporting.formatting import format_number, in_hand_message, setting_text
 from tune_rescon.reporting.hours import hours_by_unit, named_device, reserved_hours
 from tune_rescon.spaces import CategoricalParameter, Space, place_config
-from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front
+from tune_rescon.tuning import StudyResult, TrialRecord, pareto_front, repeated
 from tune_rescon.tuning.trial import FAILED_STATES, usable_trials
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "rung_survival",
     "shared_epoch",
     "values_at",
+    "winner_messages",
 ]
 
 #: The rank classes: name, and the fraction of all trials that are in this class or a better one.
@@ -118,6 +120,39 @@ def _fixed(config: TrialConfig) -> list[str]:
     if config.dataset is not None:
         values["dataset.name"] = config.dataset
     return [word for key, value in values.items() for word in ("--set", f"{key}={_yaml(value)}")]
+
+
+def winner_messages(result: StudyResult) -> list[str]:
+    """Return the lines that the reader should know before choosing the winner of a search."""
+    return [line for line in (in_hand_message(result), _mean_message(result)) if line is not None]
+
+
+def _mean_message(result: StudyResult) -> str | None:
+    """Return a line with the best mean of repeated parameters; None if none were repeated.
+
+    Of trials that differ only in their seed, the winner is the luckiest one. Final trainings are ranked by
+    their means already.
+    """
+    winner = result.best
+    if winner is None or not result.space.sampler.repeats or result.space.metric.of_test_images:
+        return None
+    groups = [group for group in repeated(result.trials) if len(group) > 1]
+    if not groups:
+        return None
+    sign = 1 if result.maximize else -1
+    best = max(groups, key=lambda group: sign * statistics.fmean(trial.value for trial in group))
+    its = next((group for group in groups if any(t.number == winner.number for t in group)), None)
+    line = (
+        f"The winner, {trial_name(winner.number)}, is the best single trial. Of parameters that finished more"
+        f" than once, those of {trial_name(best[0].number)} have the best mean {result.metric}: {_mean(best)}"
+    )
+    if its is best:
+        return f"{line}. The winner is one of these."
+    return f"{line}. Those of the winner {'finished once' if its is None else f'have {_mean(its)}'}."
+
+
+def _mean(trials: Sequence[TrialRecord]) -> str:
+    return f"{format_number(statistics.fmean(trial.value for trial in trials))} over {len(trials)} trials"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +280,7 @@ class RungSurvival:
     stopped: int
     """Trials that were stopped at the rung."""
     other: int
-    """Trials that diverged or failed at the rung, or that are paused or running there."""
+    """Trials that diverged or failed at the rung, or that are interrupted, paused or running there."""
 
 
 def rung_survival(result: StudyResult) -> tuple[RungSurvival, ...]:
@@ -308,7 +343,8 @@ def _axis(result: StudyResult, name: str) -> Axis:
         choices = _choices(result.space, name, set(values.values()))
         last = len(choices) - 1
         places = {choice: index / last if last else 0.5 for index, choice in enumerate(choices)}
-        ticks = [(place, _short(setting_text(name, str(choice)))) for choice, place in places.items()]
+        labels = _short([setting_text(name, str(choice)) for choice in places])
+        ticks = list(zip(places.values(), labels, strict=True))
         positions = {number: places[value] for number, value in values.items()}
     else:
         low, high = _range(result.space, name, values)
@@ -371,10 +407,20 @@ def _value_at(share: float, low: float, high: float, *, log: bool) -> float:
     return low * (high / low) ** share if log else low + (high - low) * share
 
 
-def _short(label: str) -> str:
-    """Return a label with at most :data:`MAX_LABEL` characters.
+def _short(labels: Sequence[str]) -> list[str]:
+    """Return labels with at most :data:`MAX_LABEL` characters that still differ; else, whole labels.
 
-    >>> _short("a very long name of a choice")
-    'a very long n…'
+    >>> _short(["a very long name of a choice", "none"])
+    ['a very long n…', 'none']
+    >>> _short(["/data/runs/weights-a.pt", "/data/runs/weights-b.pt"])
+    ['/data/run…a.pt', '/data/run…b.pt']
     """
-    return label if len(label) <= MAX_LABEL else f"{label[: MAX_LABEL - 1]}…"
+    for head in range(MAX_LABEL - 1, -1, -1):
+        tail = MAX_LABEL - 1 - head
+        short = [
+            label if len(label) <= MAX_LABEL else f"{label[:head]}…{label[len(label) - tail :]}"
+            for label in labels
+        ]
+        if len(set(short)) == len(set(labels)):
+            return short
+    return list(labels)

@@ -35,10 +35,10 @@ from tune_rescon.reporting.formatting import (
     foreign_message,
     format_device_hours,
     format_number,
-    in_hand_message,
     value_text,
 )
 from tune_rescon.reporting.hours import reserved_hours
+from tune_rescon.reporting.summary import winner_messages
 from tune_rescon.spaces import Space
 from tune_rescon.storage import StorageUrl
 from tune_rescon.tuning import SearchState, StudyResult
@@ -260,8 +260,8 @@ def print_result(result: StudyResult, console: Console, *, from_record: bool = F
         _print_line(console, result.failure, style="red")
     if result.best is not None:
         _print_line(console, f"Best: {trial_name(result.best.number)}, {value_text(result.best)}")
-    if (in_hand := in_hand_message(result)) is not None:
-        _print_line(console, in_hand)
+    for line in winner_messages(result):
+        _print_line(console, line)
     if result.front:
         _print_line(console, _front_line(result))
     if result.foreign:

@@ -104,6 +104,13 @@ def test_a_small_terminal_shows_the_best_and_the_first_trials(busy: Snapshot) ->
     assert lines[6].startswith("Best       trial_0007")
 
 
+def test_a_metric_of_a_long_class_name_hides_no_trial(busy: Snapshot) -> None:
+    metric = "val_f1/Animalia_Chordata_Aves_Passeriformes_Corvidae_Pica_pica"
+    lines = draw(dataclasses.replace(busy, metric=metric), 60, 24)
+    assert [line for line in lines if "4/81" in line]
+    assert "val_f1/Animalia_Chordat…" in "\n".join(lines)
+
+
 def test_an_empty_table_is_shown_before_the_first_trial() -> None:
     empty = Snapshot(
         name="s", metric="val_accuracy", total=12, last_epoch=9, ended={}, hours={"core-hours": 0.0}
