@@ -141,7 +141,7 @@ def trained_layers(network: nn.Module) -> dict[str, str]:
 def without_decay(network: nn.Module) -> set[str]:
     """Return the names of the parameters that do not decay: vectors, and those that a network exempts.
 
-    Networks of timm, and their parts, do so by a method ``no_weight_decay``, which returns names or patterns of
+    Networks of timm, and their parts, do so by a method ``no_weight_decay``. It returns names or patterns of
     names.
     """
     found: set[str] = set()
