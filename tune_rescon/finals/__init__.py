@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         PUBLISHED,
         PublishedRow,
         Shares,
+        check_images,
         find_rows,
         print_published,
         print_reproduction,
