@@ -168,7 +168,7 @@ class _WithTokens(nn.Module):
 
 
 class _WithScales(nn.Module):
-    """Layers with a scale of each channel, as in ConvNeXt, and a last one with a scale of all."""
+    """Layers with a scale of each channel, as in ConvNeXt, and a last one with scales of all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,19 +178,19 @@ class _WithScales(nn.Module):
         self.from_one = nn.Linear(1, 8)
         self.head = nn.Linear(8, 3)
         self.head.register_parameter("scale", nn.Parameter(torch.ones(())))
+        self.head.register_parameter("temperature", nn.Parameter(torch.ones(1, 1, 1)))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_scales_do_not_decay_and_kernels_to_one_channel_do(optimizer: str) -> None:
     network = _WithScales()
     groups = parameter_groups(network, TrialConfig(optimizer=optimizer, weight_decay=0.1))
-    decayed = {id(weight) for group in groups if group["weight_decay"] for weight in group["params"]}
-    assert {name for name, weight in network.named_parameters() if id(weight) in decayed} == {
-        "conv.parametrizations.weight.original1",
-        "to_one.weight",
-        "from_one.weight",
-        "head.weight",
-    }
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    decayed = {names[id(weight)] for group in groups if group["weight_decay"] for weight in group["params"]}
+    kernels = {"conv.parametrizations.weight.original1", "to_one.weight", "from_one.weight"}
+    assert decayed == {*kernels, "head.weight"}
+    matrices = {names[id(weight)] for group in groups if group.get("matrix") for weight in group["params"]}
+    assert matrices == (kernels if optimizer == "muon" else set())
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

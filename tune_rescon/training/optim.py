@@ -160,7 +160,7 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
     layers = trained_layers(network)
     layers_above = {layer: above for above, layer in enumerate(reversed(dict.fromkeys(layers.values())))}
     classifier, exempt = next(reversed(layers.values()), ""), without_decay(network)
-    outputs = next((weight.shape[0] for weight in reversed(trained.values()) if weight.ndim > 1), 0)
+    outputs = next((weight.shape[0] for name, weight in reversed(trained.items()) if name not in exempt), 0)
     apart = config.classifier_lr_mult != 1 or config.freeze_epochs > 0
     groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, weight in trained.items():
