@@ -74,6 +74,20 @@ def test_overlay_names_of_a_long_image_name_are_shortened(
     ]
 
 
+def test_pictures_of_more_bits_than_the_training_pictures_are_said(
+    one_module_checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(pictures / "deep.png")
+    assert predict([str(one_module_checkpoint), str(pictures)]) == 0
+    message = f"1 picture of more than 8 bits ({pictures / 'deep.png'}): the training pictures had 8"
+    assert message in capsys.readouterr().err
+    values = torch.load(one_module_checkpoint, weights_only=True)
+    values["about"]["levels"] = (0.0, 599.0)
+    torch.save(values, tmp_path / "deep.ckpt")
+    assert predict([str(tmp_path / "deep.ckpt"), str(pictures)]) == 0
+    assert "more than 8 bits" not in capsys.readouterr().err
+
+
 def test_table_rows_are_aligned(checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict([str(checkpoint), str(pictures), "--top", "3"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
