@@ -116,8 +116,8 @@ def batches_of(
 def _decoded(path: Path, *, about: TrainedNetwork) -> tuple[ByteArray | str, bool, bool]:
     """Return the decoded picture, or why it cannot be decoded.
 
-    Return also whether its file ends in zeros, and whether it has more than 8 bits while the training pictures
-    had 8.
+    Return also whether its file ends in zeros, and whether it has more than 8 bits while the training
+    pictures had 8.
     """
     how = about.preprocessing
     try:
