@@ -146,6 +146,25 @@ def attending(*, num_classes: int, in_channels: int, image_size: int) -> nn.Modu
     return Attending(in_channels, num_classes)
 
 
+class Recurrent(nn.Module):
+    """An LSTM over the rows of an image, and a linear layer of its last state."""
+
+    def __init__(self, row_values: int, num_classes: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(row_values, int(torch.tensor(8).item()), batch_first=True)
+        self.linear = nn.Linear(8, num_classes)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        states_BHC, _ = self.lstm(images_BCHW.transpose(1, 2).flatten(2))
+        logits_BK: Tensor = self.linear(states_BHC[:, -1])
+        return logits_BK
+
+
+def recurrent(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """An LSTM that reads the value of a tensor while it is built."""
+    return Recurrent(in_channels * image_size, num_classes)
+
+
 def wrong_logits(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     del num_classes, image_size
     return nn.Conv2d(in_channels, 7, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -356,10 +357,36 @@ def test_images_of_rows_may_be_at_a_url_or_in_the_home_directory(
         found.append(with_absolute_paths(space).dataset.path)
         return 0
 
+    monkeypatch.setattr("tune_rescon.finals.check_images", lambda *_: None)  # would fetch the archive
     monkeypatch.setattr("tune_rescon.reporting.run_with_display", run)
     arguments = ["rescon-cifar10-92-32", "--images", images, "--storage", str(tmp_path / "runs"), "--plain"]
     assert reproduce(arguments) == 0
     assert found == [images.replace("~", str(tmp_path))]
+
+
+def test_images_that_are_not_those_of_the_row_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their values would stand beside the published ones without a word."""
+    monkeypatch.setattr("tune_rescon.reporting.run_with_display", lambda *_, **__: 0)
+    folder = tmp_path / "photos"
+    row = ["rescon-cifar10-92-32", "--images", str(folder), "--storage", str(tmp_path / "runs"), "--plain"]
+    for number in range(10):
+        for part in ("train", "test"):
+            (folder / part / f"photo{number}").mkdir(parents=True)
+            Image.new("RGB", (16, 16)).save(folder / part / f"photo{number}" / "1.png")
+    assert reproduce(row) == 0
+    output = capsys.readouterr().out.replace("\n", " ")
+    assert (
+        "These images are not those of cifar10: 10 training images and not 50,000;"
+        " 10 test images and not 10,000;"
+        " the classes photo0, photo1, photo2, ... and not airplane, automobile, bird, ..."
+    ) in output
+    shutil.rmtree(folder / "train" / "photo9")
+    shutil.rmtree(folder / "test" / "photo9")
+    assert reproduce(row) == 2
+    message = "--images: must be the images of cifar10, which have 10 classes, but got 9 classes"
+    assert message in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_row_beside_all_rows_is_refused(

@@ -270,8 +270,8 @@ class TrialConfig:
     nesterov: bool = _field(True, bool)
     """Use Nesterov momentum with ``sgd`` and ``muon``."""
     weight_decay: float = _field(1e-4, float, low=0)
-    """Weight decay of convolutions, linear layers and the classifier: not of biases, norms, and the tables of
-    positions and tokens that networks of timm exempt."""
+    """Weight decay of convolutions, linear layers and the classifier: not of biases, norms and other scales,
+    and not of the tables of positions and tokens that networks of timm exempt."""
     layer_decay: float = _field(1.0, float, low=0, high=1, open_low=True)
     """Factor of the learning rate from each layer to the one before it; the classifier has the whole rate. A
     layer is the stem, a final unit, an attention module, the units before a stage's modules, or a block of

@@ -125,6 +125,7 @@ def predict(
     placement = resolve_device(device, precision=about.config.precision)
     bad: list[Path] = []
     zero_ends: list[str] = []
+    deep: list[Path] = []
 
     def on_bad(path: Path, why: str) -> None:
         bad.append(path)
@@ -140,6 +141,7 @@ def predict(
         batch_size=batch_size,
         on_bad=on_bad,
         on_zero_end=lambda path: zero_ends.append(str(path)),
+        on_deep=deep.append,
     )
     classified: list[Path] = []
     with _bar("pictures", len(files)) as (follow, echo):
@@ -157,6 +159,12 @@ def predict(
                 echo(row(str(prediction.path), name, str(value) if as_csv else f"{value:.4f}"))
     if (message := zero_end_message(zero_ends)) is not None:
         print_line(message, err=True)
+    if deep:
+        print_line(
+            f"{counted(len(deep), 'picture')} of more than 8 bits ({deep[0]}): the training pictures had 8,"
+            " so 0 to 65535 (of floats, 0 to 1) became 0 to 255. Values of a smaller range are nearly black.",
+            err=True,
+        )
     if masks is not None and classified:
         _draw(network, about, classified, masks)
     return 2 if bad else 0

@@ -174,7 +174,7 @@ class _Reproduction:
 
     def train(self, row: PublishedRow) -> int:
         """Train a row, or resume its training, and return the exit code."""
-        from tune_rescon.finals import FinalsPresentation, print_evaluation
+        from tune_rescon.finals import FinalsPresentation, check_images, print_evaluation
         from tune_rescon.reporting import resume_command, run_with_display
 
         known = self._result(row)
@@ -182,9 +182,12 @@ class _Reproduction:
             self._check_same(known, self._space(row))
             return 0
         self.console.print(f"{row.table}, {row.name}", markup=False)
+        space = self._space(row)
+        if self.images is not None and (message := check_images(row, space.dataset, self.location.data_root)):
+            self.console.print(message, markup=False, soft_wrap=True)
         options = dataclasses.replace(self.options, name=self._name(row), resume=known is not None)
         return run_with_display(
-            self._space(row),
+            space,
             options,
             self.console,
             resume=resume_command(options, "tune_rescon.train"),

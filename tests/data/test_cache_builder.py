@@ -178,7 +178,7 @@ def test_broken_images_are_skipped_if_asked(
     root = truncate_image(make_folder(COUNTS))
     dataset = open_folder(root, on_bad_image="skip")
     assert len(dataset.train) + len(dataset.val) == 11
-    assert "left out 1 broken images, the first is dog/0003.png" in caplog.text
+    assert "left out 1 broken image, the first is dog/0003.png" in caplog.text
     # The same cache, opened with the default `on_bad_image`.
     with pytest.raises(DataError, match=r"dog/0003.png"):
         open_folder(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -12,12 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
+from tune_rescon.config import TrialConfig
 from tune_rescon.data.decode import BadImageError
 from tune_rescon.errors import ConfigError
 from tune_rescon.inference import Pictures, masks
 from tune_rescon.inference.masks import draw_overlay, input_box, load_photograph
+from tune_rescon.models import build_from_spec, resolve_network
+from tune_rescon.models.network import AttentionModule
 from tune_rescon.predict import main as predict
 
 pytestmark = pytest.mark.torch
@@ -66,6 +72,20 @@ def test_overlay_names_of_a_long_image_name_are_shortened(
         f"0000-{'ü' * 50}-stages.0.attention.0.jpg",
         f"0000-{'ü' * 50}-stages.1.attention.0.jpg",
     ]
+
+
+def test_pictures_of_more_bits_than_the_training_pictures_are_said(
+    one_module_checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(pictures / "deep.png")
+    assert predict([str(one_module_checkpoint), str(pictures)]) == 0
+    message = f"1 picture of more than 8 bits ({pictures / 'deep.png'}): the training pictures had 8"
+    assert message in capsys.readouterr().err
+    values = torch.load(one_module_checkpoint, weights_only=True)
+    values["about"]["levels"] = (0.0, 599.0)
+    torch.save(values, tmp_path / "deep.ckpt")
+    assert predict([str(tmp_path / "deep.ckpt"), str(pictures)]) == 0
+    assert "more than 8 bits" not in capsys.readouterr().err
 
 
 def test_table_rows_are_aligned(checkpoint: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +162,49 @@ def test_the_page_grows_with_every_batch(one_module_checkpoint: Path, pictures: 
     assert (tmp_path / "index.html").read_text().count("<figure>") == 1
     drawing.close()
     assert (tmp_path / "index.html").read_text().count("<figure>") == 2
+
+
+@pytest.mark.parametrize("learning", ["arl", "nal"])
+def test_maps_are_means_over_channels_and_no_features_are_kept(learning: str) -> None:
+    config = TrialConfig(depth=56, width=0.125, image_size=16, attention_learning=learning)
+    network = build_from_spec(resolve_network(config, classes=3, in_channels=3)).eval()
+    inputs: dict[str, Tensor] = {}
+    kept: list[torch.Size] = []
+
+    def find_features(*_: object) -> None:
+        tensors = [value for value in gc.get_objects() if isinstance(value, Tensor)]
+        kept.extend(value.shape for value in tensors if value.ndim == 4 and len(value) == len(pixels_BCHW))
+
+    pixels_BCHW = torch.rand(5, 3, 16, 16)
+    for name, module in network.named_modules():
+        if isinstance(module, AttentionModule):
+            module.register_forward_pre_hook(
+                lambda _, given, name=name: inputs.update({name: given[0].clone()})
+            )
+    expected = {}
+    with torch.no_grad():
+        network(pixels_BCHW)
+        for name, input_BCHW in inputs.items():
+            module = network.get_submodule(name)
+            assert isinstance(module, AttentionModule)
+            x_BCHW = module.pre(input_BCHW)
+            trunk_BCHW = module.trunk(x_BCHW)
+            mask_BCHW = module.mask(x_BCHW, trunk_BCHW)
+            masked_BCHW = mask_BCHW * trunk_BCHW + (trunk_BCHW if learning == "arl" else 0)
+            expected[name] = [maps.mean(1).numpy() for maps in (trunk_BCHW, mask_BCHW, masked_BCHW)]
+    del x_BCHW, trunk_BCHW, mask_BCHW, masked_BCHW, input_BCHW
+    for module in network.modules():
+        module._forward_pre_hooks.clear()
+    inputs.clear()
+    network.classifier.register_forward_pre_hook(find_features)
+    found = masks.attention_maps(network, pixels_BCHW)
+    assert [module.name for module in found] == list(expected)
+    for maps in found:
+        for ours, theirs in zip(
+            (maps.trunk_BHW, maps.mask_BHW, maps.masked_BHW), expected[maps.name], strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert kept == [pixels_BCHW.shape]
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash", "pad"])

@@ -106,6 +106,14 @@ def test_multiply_adds_of_attention_are_counted_on_a_cpu_too() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.torch
+def test_multiply_adds_of_an_lstm_are_counted_on_a_cpu_too() -> None:
+    # For each of 16 rows: four gates of 8 units, from 16 values in 3 channels and from the last state.
+    macs = 16 * 4 * 8 * (3 * 16 + 8) + 8 * 10
+    assert network_cost(spec_of(f"{CUSTOM}:recurrent", image_size=16)).macs == macs
+    assert torch.backends.mkldnn.enabled
+
+
 def test_a_network_in_eval_mode_is_trained_in_training_mode_and_a_frozen_norm_stays_frozen() -> None:
     assert all(part.training for part in build_described(spec_of(f"{CUSTOM}:evaluating")).modules())
     frozen = [

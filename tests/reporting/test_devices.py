@@ -359,9 +359,11 @@ def test_hours_without_a_common_unit_are_no_sum_in_json_csv_and_table(
 ) -> None:
     """Each epoch took half an hour. Trial 1 began on two cores, and a resume with a GPU continued it."""
     trials = [
-        dataclasses.replace(on_devices(make_trial(0), "CPU", "CPU"), held=(2.0, 2.0)),
-        dataclasses.replace(on_devices(make_trial(1), "CPU", "H100"), held=(2.0, 1.0)),
-        dataclasses.replace(on_devices(make_trial(2, TrialState.STOPPED, (0.5,)), "H100"), held=(1.0,)),
+        dataclasses.replace(on_devices(make_trial(0), "CPU", "CPU"), device_counts=(2.0, 2.0)),
+        dataclasses.replace(on_devices(make_trial(1), "CPU", "H100"), device_counts=(2.0, 1.0)),
+        dataclasses.replace(
+            on_devices(make_trial(2, TrialState.STOPPED, (0.5,)), "H100"), device_counts=(1.0,)
+        ),
     ]
     result = make_result(*trials, devices_per_trial=1, device="GPU")
     document = json.loads(json_text(result))

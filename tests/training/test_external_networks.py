@@ -161,11 +161,14 @@ def test_masks_cannot_be_drawn(
 def test_initial_weights_of_another_trial_are_loaded_if_they_fit(trained_trial: ResumedTrial) -> None:
     source, config = trained_trial.folder / "best.ckpt", config_of_trial(trained_trial)
     trained = load_trained(source)[0].state_dict()
-    for classes in (10, 4):
+    for names in ("0123456789", "9876543210", "0123"):
+        classes = len(names)
         spec = describe_network(config, classes=classes, in_channels=1)
         weights, network = read_initial(str(source)), build_described(spec)
         weights.check_fits(spec)
-        weights.load_into(network, spec)
+        message = weights.classifier_message(spec, tuple(names))
+        assert (message is not None) == (names == "9876543210")
+        weights.load_into(network, spec, tuple(names))
         initial = network.state_dict()
         same = {
             name
@@ -173,7 +176,7 @@ def test_initial_weights_of_another_trial_are_loaded_if_they_fit(trained_trial: 
             if tensor.shape == trained[name].shape and torch.equal(tensor, trained[name])
         }
         reinitialised = initial.keys() - same
-        assert len(reinitialised) == (0 if classes == 10 else 2)
+        assert len(reinitialised) == (0 if names == "0123456789" else 2)
         assert all(len(initial[name]) == classes for name in reinitialised)
     for other_config in (TrialConfig(), TrialConfig(network="timm/resnet18")):
         spec = describe_network(other_config, classes=10, in_channels=1)

@@ -32,13 +32,18 @@ HEAD = ("classifier.weight", "classifier.bias")
 
 
 def initialised(
-    source: Path, config: TrialConfig, *, classes: int, in_channels: int = 3
+    source: Path,
+    config: TrialConfig,
+    *,
+    classes: int,
+    in_channels: int = 3,
+    names: tuple[str, ...] = ("ant", "bee", "cat"),
 ) -> dict[str, Tensor]:
     """The state dict of a new network after the initial weights are loaded."""
     torch.manual_seed(5)
     spec = resolve_network(config, classes=classes, in_channels=in_channels)
     network = build_from_spec(spec)
-    read_initial(str(source)).load_into(network, spec)
+    read_initial(str(source)).load_into(network, spec, names)
     return network.state_dict()
 
 
@@ -76,6 +81,31 @@ def test_own_weights_load_at_another_size_and_with_other_classes(
         assert equal_names(loaded, network.state_dict()) == loaded.keys() - set(HEAD)
         assert loaded["classifier.weight"].shape[0] == 5
         assert torch.equal(loaded["classifier.bias"], torch.zeros(5)), "a new classifier has zero biases"
+
+
+def test_the_classifier_of_other_classes_is_not_used(checkpoint: Path) -> None:
+    """A file with as many classes, of other names, gave its classifier."""
+    network, about = load_trained(checkpoint)
+    for names in (("ant", "bee", "dog"), ("bee", "ant", "cat")):
+        loaded = initialised(checkpoint, about.config, classes=3, names=names)
+        assert equal_names(loaded, network.state_dict()) == loaded.keys() - {HEAD[0]}, "both biases are 0"
+        message = read_initial(str(checkpoint)).classifier_message(about.spec, names)
+        assert message == (
+            f"init_from {checkpoint} has other classes (ant, bee, cat), so the classifier is drawn at random"
+        )
+    assert read_initial(str(checkpoint)).classifier_message(about.spec, about.class_names) is None
+
+
+def test_a_file_that_does_not_record_its_classes_is_named(rescon: tuple[Path, dict[str, Tensor]]) -> None:
+    weights, names = read_initial(str(rescon[0])), tuple("abcdefghij")
+    for classes in (7, 10):
+        config = TrialConfig(preset="rescon_attention92_32")
+        spec = resolve_network(config, classes=classes, in_channels=3)
+        message = weights.classifier_message(spec, names[:classes])
+        expected = (
+            f"init_from {rescon[0]} does not record its classes; its classifier is used, as it has as many"
+        )
+        assert message == (expected if classes == 7 else None)
 
 
 @pytest.mark.parametrize("classes", [7, 10])

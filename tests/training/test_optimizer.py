@@ -167,6 +167,32 @@ class _WithTokens(nn.Module):
         return {"cls_token", "bias_tables.*"}
 
 
+class _WithScales(nn.Module):
+    """Layers with a scale of each channel, as in ConvNeXt, and a last one with scales of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(4, 1, 1))
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+        self.to_one = nn.Conv2d(4, 1, 1)
+        self.from_one = nn.Linear(1, 8)
+        self.head = nn.Linear(8, 3)
+        self.head.register_parameter("scale", nn.Parameter(torch.ones(())))
+        self.head.register_parameter("temperature", nn.Parameter(torch.ones(1, 1, 1)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_scales_do_not_decay_and_kernels_to_one_channel_do(optimizer: str) -> None:
+    network = _WithScales()
+    groups = parameter_groups(network, TrialConfig(optimizer=optimizer, weight_decay=0.1))
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    decayed = {names[id(weight)] for group in groups if group["weight_decay"] for weight in group["params"]}
+    kernels = {"conv.parametrizations.weight.original1", "to_one.weight", "from_one.weight"}
+    assert decayed == {*kernels, "head.weight"}
+    matrices = {names[id(weight)] for group in groups if group.get("matrix") for weight in group["params"]}
+    assert matrices == (kernels if optimizer == "muon" else set())
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_exempted_parameters_do_not_decay_and_muon_trains_no_head(wrapped: bool) -> None:
     network: nn.Module = nn.ModuleDict({"net": _WithTokens()}) if wrapped else _WithTokens()

@@ -198,6 +198,18 @@ def test_a_finished_trial_reports_nothing_and_keeps_its_epochs(train: Train, tmp
     ]
 
 
+def test_a_metric_that_an_earlier_version_did_not_measure_is_nan_in_its_checkpoints(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed an assertion, and the trial could not be resumed."""
+    (report,) = train(folder=tmp_path, epochs=1)
+    monkeypatch.setitem(METRICS, "val_new", "max")
+    (recorded,) = epochs_in_checkpoint(tmp_path)
+    (before,), (now,) = metrics_of_all([report]), metrics_of_all([recorded])
+    assert math.isnan(now.pop("val_new"))
+    assert now == before
+
+
 def test_an_empty_folder_has_no_recorded_epochs(tmp_path: Path) -> None:
     assert epochs_in_checkpoint(tmp_path) == ()
 

@@ -21,8 +21,10 @@ from tune_rescon.tuning import RunOptions, StudyRecord
 from tune_rescon.tuning.prepare import (
     cache_messages,
     check_metric_classes,
+    check_weights,
     largest_image_size,
     prepare_data,
+    read_weights,
     with_absolute_paths,
     with_store_size,
 )
@@ -41,6 +43,24 @@ def test_the_account_of_a_folder_is_in_the_record(record: StudyRecord, digits: D
     assert read_run_attributes(record).datasets == datasets
     assert list(record.attribute("dataset_account")) == ["folder"]
     assert "account" not in record.attribute("datasets")["folder"]
+
+
+@pytest.mark.torch
+def test_a_search_says_once_that_the_classifier_of_other_classes_is_not_used(
+    checkpoint: Path, digits: DatasetInfo, progress: list[str]
+) -> None:
+    fixed = f"fixed={{layout: cifar, depth: 56, width: 0.125, init_from: {checkpoint}}}"
+    sizes = "parameters={image_size: {type: categorical, choices: [16, 32]}}"
+    space = load_space("digits", ["initial=[]", fixed, sizes])
+    letters = dataclasses.replace(digits, channels=3, classes=3, class_names=("a", "b", "c"))
+    weights = read_weights(space)
+    check_weights(space, weights, {"digits": letters})
+    source = f"init_from {checkpoint}"
+    assert progress == [
+        f"digits: {source} has other classes (ant, bee, cat), so the classifier is drawn at random"
+    ]
+    check_weights(space, weights, {"digits": dataclasses.replace(letters, class_names=("ant", "bee", "cat"))})
+    assert len(progress) == 1
 
 
 def test_a_tilde_path_is_the_same_for_the_dry_run_and_the_workers(

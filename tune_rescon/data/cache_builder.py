@@ -39,7 +39,7 @@ from tune_rescon.data.cache import (
 )
 from tune_rescon.data.decode import BadImage, Block, Levels, SizesDifferError, widest
 from tune_rescon.data.sources import Plan, Source
-from tune_rescon.errors import DataError, StorageError, format_error
+from tune_rescon.errors import DataError, StorageError, counted, format_error
 
 __all__ = ["Progress", "open_or_build_cache", "write_cache"]
 
@@ -398,7 +398,8 @@ def _check_skipped(cache: Cache, source: Source, *, skip_bad: bool) -> None:
     _, name, reason = skipped[0]
     if not skip_bad:
         raise _bad_image(source, name, reason)
-    _log.warning("%s: left out %d broken images, the first is %s", source.title, len(skipped), name)
+    images = counted(len(skipped), "broken image")
+    _log.warning("%s: left out %s, the first is %s", source.title, images, name)
 
 
 def _bad_image(source: Source, name: str, reason: str) -> DataError:

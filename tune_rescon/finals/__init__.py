@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         PUBLISHED,
         PublishedRow,
         Shares,
+        check_images,
         find_rows,
         print_published,
         print_reproduction,

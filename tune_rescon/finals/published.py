@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tune_rescon.config import DatasetConfig, TrialConfig
 from tune_rescon.data import describe
-from tune_rescon.errors import ConfigError, unknown_name_message
+from tune_rescon.errors import ConfigError, DataError, format_error, unknown_name_message
 from tune_rescon.finals.evaluation import Estimate
 from tune_rescon.finals.plan import TrainingPlan, finals_space, find_recipe
 from tune_rescon.reporting.formatting import format_number
@@ -30,6 +30,7 @@ __all__ = [
     "PublishedRow",
     "Scaled",
     "Shares",
+    "check_images",
     "find_rows",
     "measured",
     "print_published",
@@ -245,6 +246,41 @@ def row_space(
         about=f"{row.name} of {row.table}: {recipe.about}. {part.note}".strip(),
         overrides=overrides,
     )
+
+
+def check_images(row: PublishedRow, dataset: DatasetConfig, data_root: Path) -> str | None:
+    """Check that a user's images have as many classes as those of a row.
+
+    Args:
+        row: the row of a published table.
+        dataset: the user's images.
+        data_root: the directory of downloaded archives.
+
+    Returns:
+        A message for the user if other classes or numbers show that they are not the row's images, else None.
+
+    Raises:
+        DataError: the number of classes differs, or the images cannot be listed.
+    """
+    given = describe(dataset, data_root=data_root)
+    named = DatasetConfig(name=row.dataset, limit=dataset.limit, hold_out=False)
+    expected = describe(named, data_root=data_root)
+    if given.classes != expected.classes:
+        rule = f"must be the images of {row.dataset}, which have {expected.classes} classes"
+        raise DataError(format_error(rule, got=f"{given.classes} classes", where="--images"))
+    counts = [
+        (given.train_images, expected.train_images, "training images"),
+        (given.test_images, expected.test_images, "test images"),
+    ]
+    differences = [
+        f"{found:,} {unit} and not {wanted:,}" for found, wanted, unit in counts if found != wanted
+    ]
+    if {name.casefold() for name in given.class_names} != set(expected.class_names):
+        names = (", ".join(info.class_names[:3]) for info in (given, expected))
+        differences.append("the classes {}, ... and not {}, ...".format(*names))
+    if not differences:
+        return None
+    return f"These images are not those of {row.dataset}: {'; '.join(differences)}"
 
 
 def measured(row: PublishedRow, result: StudyResult) -> Mapping[str, Estimate]:

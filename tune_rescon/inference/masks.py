@@ -12,9 +12,10 @@ import html
 import math
 import os
 import urllib.parse
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,41 +100,33 @@ class ModuleMaps:
 
 
 def attention_maps(classifier: nn.Module, pixels_BCHW: Tensor) -> list[ModuleMaps]:
-    """Return the maps of every attention module of ``classifier``, in the order of the forward pass."""
-    modules = {
-        name.removeprefix("network."): module
-        for name, module in classifier.named_modules()
-        if isinstance(module, AttentionModule)
-    }
+    """Return the maps of every attention module of ``classifier``, in the order of the forward pass.
+
+    Each module's features are reduced to maps at once, so that a GPU never holds those of all modules.
+    """
+    maps: list[ModuleMaps] = []
     with torch.inference_mode(), ExitStack() as hooks:
-        outputs = {name: hooks.enter_context(_recorded_outputs(module)) for name, module in modules.items()}
+        for name, module in classifier.named_modules():
+            if isinstance(module, AttentionModule):
+                record = partial(_record, maps, name.removeprefix("network."), module.residual)
+                hooks.callback(module.mask.register_forward_hook(record).remove)
         classifier(pixels_BCHW)
-    return [_maps(name, modules[name], *trunk_and_mask) for name, trunk_and_mask in outputs.items()]
+    return maps
 
 
-@contextmanager
-def _recorded_outputs(module: AttentionModule) -> Iterator[list[Tensor]]:
-    """Yield a list that gets the outputs of the trunk and of the mask during the next forward pass."""
-    outputs: list[Tensor] = []
-
-    def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        outputs.append(output)
-
-    handles = [branch.register_forward_hook(record) for branch in (module.trunk, module.mask)]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _maps(name: str, module: AttentionModule, trunk_BCHW: Tensor, mask_BCHW: Tensor) -> ModuleMaps:
-    weight_BCHW = 1 + mask_BCHW if module.residual else mask_BCHW
-    return ModuleMaps(
-        name=name,
-        trunk_BHW=_mean(trunk_BCHW),
-        mask_BHW=_mean(mask_BCHW),
-        masked_BHW=_mean(weight_BCHW * trunk_BCHW),
+def _record(
+    maps: list[ModuleMaps], name: str, residual: bool, _mask: nn.Module, inputs: Any, mask_BCHW: Tensor
+) -> None:
+    """Append the maps of an attention module whose mask has just been computed."""
+    _, trunk_BCHW = inputs
+    weight_BCHW = 1 + mask_BCHW if residual else mask_BCHW
+    maps.append(
+        ModuleMaps(
+            name=name,
+            trunk_BHW=_mean(trunk_BCHW),
+            mask_BHW=_mean(mask_BCHW),
+            masked_BHW=_mean(weight_BCHW * trunk_BCHW),
+        )
     )
 
 

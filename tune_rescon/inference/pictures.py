@@ -19,9 +19,9 @@ from PIL import Image
 
 from tune_rescon.command import print_line
 from tune_rescon.data import decode_image
-from tune_rescon.data.decode import BadImageError
+from tune_rescon.data.decode import BadImageError, is_deep
 from tune_rescon.data.image_tree import find_images
-from tune_rescon.data.opening import SUFFIXES, ends_in_zeros, without_remarks
+from tune_rescon.data.opening import SUFFIXES, ends_in_zeros, open_picture, without_remarks
 from tune_rescon.data.selection import Tally, left_out_lines
 from tune_rescon.errors import DataError, format_error
 
@@ -80,6 +80,7 @@ def batches_of(
     batch_size: int,
     on_bad: Callable[[Path, str], object],
     on_zero_end: Callable[[Path], object] | None = None,
+    on_deep: Callable[[Path], object] | None = None,
 ) -> Iterator[Pictures]:
     """Decode pictures to squares of the stored side, the first step of the preprocessing of validation.
 
@@ -91,32 +92,41 @@ def batches_of(
             out.
         on_zero_end: Called with the path of each picture whose file ends as after an interrupted copy; see
             :func:`tune_rescon.data.opening.ends_in_zeros`.
+        on_deep: Called with the path of each picture of more than 8 bits, if the training pictures had 8.
     """
     with without_remarks(), ThreadPoolExecutor(_THREADS) as threads:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
             decoded = threads.map(partial(_decoded, about=about), batch)
             paths, images = [], []
-            for path, (image, has_zero_end) in zip(batch, decoded, strict=True):
+            for path, (image, has_zero_end, has_no_levels) in zip(batch, decoded, strict=True):
                 if isinstance(image, str):
                     on_bad(path, image)
                     continue
                 if has_zero_end and on_zero_end is not None:
                     on_zero_end(path)
+                if has_no_levels and on_deep is not None:
+                    on_deep(path)
                 paths.append(path)
                 images.append(image)
             if paths:
                 yield Pictures(paths=tuple(paths), images_BHWC=np.stack(images))
 
 
-def _decoded(path: Path, *, about: TrainedNetwork) -> tuple[ByteArray | str, bool]:
-    """Return the decoded picture, or why it cannot be decoded, and whether its file ends in zeros."""
+def _decoded(path: Path, *, about: TrainedNetwork) -> tuple[ByteArray | str, bool, bool]:
+    """Return the decoded picture, or why it cannot be decoded.
+
+    Return also whether its file ends in zeros, and whether it has more than 8 bits while the training
+    pictures had 8.
+    """
     how = about.preprocessing
     try:
         data = path.read_bytes()
         image_HWC = decode_image(data, how.stored_side, resize=how.resize, levels=how.levels)
     except (BadImageError, OSError) as error:
-        return str(error), False
+        return str(error), False, False
+    with open_picture(data) as opened:
+        has_no_levels = how.levels is None and is_deep(opened)
     if how.channel_order == "L":
         image_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
-    return image_HWC, ends_in_zeros(data)
+    return image_HWC, ends_in_zeros(data), has_no_levels

@@ -275,7 +275,7 @@ def _measured_on(spec: ExternalSpec, device: torch.device) -> tuple[Cost, Mappin
     where = f"network {spec.network}"
     wanted = f"{shape} to logits {(_IMAGES, spec.classes)}"
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), _attention_by_operations():
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), _fused_by_operations():
             logits_BK = network(images_BCHW)
     except UserError:
         raise
@@ -294,17 +294,19 @@ def _measured_on(spec: ExternalSpec, device: torch.device) -> tuple[Cost, Mappin
 
 
 @contextlib.contextmanager
-def _attention_by_operations() -> Iterator[None]:
-    """Compute torch's attention modules by the operations that the counter knows.
+def _fused_by_operations() -> Iterator[None]:
+    """Compute torch's attention modules and LSTMs by the operations that the counter knows.
 
     On a CPU, in eval mode, they are single fused operations, whose multiply-adds it would count as 0.
     """
-    enabled = torch.backends.mha.get_fastpath_enabled()
+    enabled = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]  # torch types it as a descriptor
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        torch.backends.mha.set_fastpath_enabled(enabled[0])
+        torch.backends.mkldnn.enabled = enabled[1]
 
 
 def _error_text(error: Exception) -> str:

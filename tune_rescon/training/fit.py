@@ -281,10 +281,11 @@ class FitAttempt:
         network = build_described(metadata.spec, pretrained=is_new and config.pretrained)
         if is_new and config.init_from is not None:
             external = isinstance(metadata.spec, ExternalSpec)
-            read_initial(config.init_from, external=external).load_into(network, metadata.spec)
-        weights = None
+            weights = read_initial(config.init_from, external=external)
+            weights.load_into(network, metadata.spec, self.dataset.class_names)
+        class_weights = None
         if config.class_weights != "none":
-            weights = balanced_class_weights(self.dataset.train.labels_N, self.dataset.classes)
+            class_weights = balanced_class_weights(self.dataset.train.labels_N, self.dataset.classes)
         return TrialModule(
             network,
             config,
@@ -294,7 +295,7 @@ class FitAttempt:
                 compiling=compiling,
                 recomputes=metadata.recomputes,
                 graph_capture=self.graph_capture,
-                class_weights=weights,
+                class_weights=class_weights,
             ),
             classes=self.dataset.classes,
             epochs=metadata.epochs,

@@ -1,9 +1,13 @@
-"""Initial weights: the files of ``init_from``, and the check that they fit a trial's network."""
+"""Initial weights: the files of ``init_from``, and the check that they fit a trial's network.
+
+The classifier of a file is used by trials with the same classes. If the file does not record its classes, it
+is used by trials with as many.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
@@ -12,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.errors import NetworkError, StorageError, format_error
+from tune_rescon.errors import NetworkError, StorageError, format_error, hide_passwords
 from tune_rescon.models import (
     ExternalSpec,
     NetworkDescription,
@@ -26,6 +30,7 @@ from tune_rescon.models.spec import StageSpec
 from tune_rescon.storage import local_file
 from tune_rescon.training.checkpoint import load_values
 from tune_rescon.training.device import isolate_rng
+from tune_rescon.training.layers import layer_names
 from tune_rescon.training.weights import TrainedNetwork, build_exported, load_trained, read_safetensors
 
 __all__ = ["ExternalWeights", "InitialWeights", "ResidualAttentionWeights", "read_initial"]
@@ -47,11 +52,17 @@ class ResidualAttentionWeights:
     network_fields: Mapping[str, Any]
     """TrialConfig's fields that choose this network."""
     weights: Mapping[str, Tensor]
+    class_names: tuple[str, ...] | None = None
+    """The classes in the order of the outputs; None: the file does not record them."""
 
     @property
     def digest(self) -> str:
         """Digest of the tensors and their names, independent of the file's path and format."""
         return _digest([self.weights])
+
+    def classifier_message(self, spec: NetworkDescription, class_names: Sequence[str]) -> str | None:
+        """Return a message for the user if there are as many ``class_names`` and they may be others."""
+        return _classifier_message(self, class_names) if spec.classes == self.spec.classes else None
 
     def check_fits(self, spec: NetworkDescription, *, where: str = "init_from") -> None:
         """Check that a trial's network ``spec`` can start with these weights.
@@ -73,16 +84,17 @@ class ResidualAttentionWeights:
             hint = f"Choose {_settings(self.network_fields)}."
         raise NetworkError(format_error(rule, got=got, where=where, hint=hint))
 
-    def load_into(self, network: nn.Module, spec: NetworkDescription) -> None:
+    def load_into(self, network: nn.Module, spec: NetworkDescription, class_names: Sequence[str]) -> None:
         """Replace the weights and statistics of the ``network`` that ``spec`` describes.
 
-        The classifier is replaced only if both networks have the same number of classes.
+        The classifier is replaced only if ``class_names``, the trial's classes, are those of the file.
 
         Raises:
             NetworkError: it is another network.
         """
         self.check_fits(spec)
-        redrawn = () if spec.classes == self.spec.classes else ("classifier.weight", "classifier.bias")
+        same = spec.classes == self.spec.classes and not _has_other_classes(self, class_names)
+        redrawn = () if same else ("classifier.weight", "classifier.bias")
         kept = {name: tensor for name, tensor in self.weights.items() if name not in redrawn}
         network.load_state_dict({**network.state_dict(), **kept})
 
@@ -90,8 +102,8 @@ class ResidualAttentionWeights:
 #: Prefixes that a program may have added to the names of a network's tensors.
 _PREFIXES: Final = ("", "module.", "model.", "network.", "net.")
 
-#: Tensors that an error message names.
-_SHOWN_TENSORS: Final = 3
+#: Tensors, or classes, that a message names.
+_SHOWN_NAMES: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +116,8 @@ class ExternalWeights:
     """``TrialConfig.network``; None: the file is a bare state dict, which does not name its network."""
     state_dicts: tuple[StateDict, ...]
     """All dicts of tensors in the file."""
+    class_names: tuple[str, ...] | None = None
+    """The classes in the order of the outputs; None: the file does not record them."""
 
     @property
     def digest(self) -> str:
@@ -121,10 +135,18 @@ class ExternalWeights:
             raise NetworkError(_other_network(self.source, spec, where=where, hint=hint))
         self._kept(tensor_shapes(spec), classes=spec.classes, where=where)
 
-    def load_into(self, network: nn.Module, spec: NetworkDescription) -> None:
+    def classifier_message(self, spec: NetworkDescription, class_names: Sequence[str]) -> str | None:
+        """Return a message for the user if there are as many ``class_names`` and they may be others."""
+        assert isinstance(spec, ExternalSpec)
+        shapes = tensor_shapes(spec)
+        kept = self._kept(shapes, classes=spec.classes, where="init_from")
+        as_many = all(name in kept or _is_counter(name) for name in shapes)
+        return _classifier_message(self, class_names) if as_many else None
+
+    def load_into(self, network: nn.Module, spec: NetworkDescription, class_names: Sequence[str]) -> None:
         """Replace the weights and statistics of the ``network`` that ``spec`` describes.
 
-        The classifier stays as it is if the file's network has another number of classes.
+        The classifier stays as it is unless ``class_names``, the trial's classes, are those of the file.
 
         Raises:
             NetworkError: it is another network.
@@ -132,6 +154,8 @@ class ExternalWeights:
         own = network.state_dict()
         shapes = {name: tensor.shape for name, tensor in own.items()}
         kept = self._kept(shapes, classes=spec.classes, where="init_from")
+        if _has_other_classes(self, class_names):
+            kept = {name: kept[name] for name in kept.keys() - _output_parameters(network, spec.classes)}
         network.load_state_dict({**own, **kept})
 
     def _kept(self, shapes: Mapping[str, torch.Size], *, classes: int, where: str) -> dict[str, Tensor]:
@@ -142,7 +166,7 @@ class ExternalWeights:
         matched = {place: _matched(tensors, shapes, classes) for place, tensors in self._candidates()}
         fitting = {place: kept for place, (kept, differences) in matched.items() if not differences}
         if len(fitting) > 1:
-            got = f"{len(fitting)}, in {listed(list(fitting), _SHOWN_TENSORS)}"
+            got = f"{len(fitting)}, in {listed(list(fitting), _SHOWN_NAMES)}"
             hint = "Save the state dict of one of them."
             raise NetworkError(format_error("must hold one network", got=got, where=where, hint=hint))
         if not fitting:
@@ -174,7 +198,7 @@ def _matched(
     The tensors of a classifier for another number of classes are left out; they are no difference.
     """
     # Files of an old torch have no counters of batches.
-    missing = [name for name in shapes.keys() - found.keys() if not name.endswith("num_batches_tracked")]
+    missing = [name for name in shapes.keys() - found.keys() if not _is_counter(name)]
     other = {name for name in found.keys() & shapes.keys() if found[name].shape != shapes[name]}
     # All tensors of a classifier for other classes have the same two sizes in the first axis, and equal other
     # axes. A table of positions for images of another size may look alike, but is not as long as the classes.
@@ -184,11 +208,41 @@ def _matched(
         found = {name: tensor for name, tensor in found.items() if name not in other}
         other = set()
     wrong = [("missing", missing), ("unexpected", found.keys() - shapes.keys()), ("of another shape", other)]
-    return found, [f"{listed(sorted(names), _SHOWN_TENSORS)} {kind}" for kind, names in wrong if names]
+    return found, [f"{listed(sorted(names), _SHOWN_NAMES)} {kind}" for kind, names in wrong if names]
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _output_parameters(network: nn.Module, classes: int) -> set[str]:
+    """Return the names of the classifier's parameters that have an entry for each class."""
+    parameters = dict(network.named_parameters())
+    layers = layer_names(parameters)
+    classifier = next(reversed(layers.values()), "")
+    return {
+        name
+        for name, layer in layers.items()
+        if layer == classifier and parameters[name].shape[:1] == (classes,)
+    }
 
 
 #: The content of a file of initial weights.
 InitialWeights: TypeAlias = ResidualAttentionWeights | ExternalWeights
+
+
+def _has_other_classes(weights: InitialWeights, class_names: Sequence[str]) -> bool:
+    return weights.class_names not in (None, tuple(class_names))
+
+
+def _classifier_message(weights: InitialWeights, class_names: Sequence[str]) -> str | None:
+    source = hide_passwords(weights.source)
+    if weights.class_names is None:
+        return f"init_from {source} does not record its classes; its classifier is used, as it has as many"
+    if not _has_other_classes(weights, class_names):
+        return None
+    theirs = listed(weights.class_names, _SHOWN_NAMES)
+    return f"init_from {source} has other classes ({theirs}), so the classifier is drawn at random"
 
 
 def read_initial(source: str, *, external: bool = False) -> InitialWeights:
@@ -236,10 +290,19 @@ def _of_trained(source: str, network: nn.Module, about: TrainedNetwork) -> Initi
     weights = network.state_dict()
     if isinstance(about.spec, ExternalSpec):
         found = StateDict(place="", tensors=weights)
-        return ExternalWeights(source=source, network=about.spec.network, state_dicts=(found,))
+        return ExternalWeights(
+            source=source,
+            network=about.spec.network,
+            state_dicts=(found,),
+            class_names=about.class_names,
+        )
     network_fields = _network_fields_of(about.config, about.spec)
     return ResidualAttentionWeights(
-        source=source, spec=about.spec, network_fields=network_fields, weights=weights
+        source=source,
+        spec=about.spec,
+        network_fields=network_fields,
+        weights=weights,
+        class_names=about.class_names,
     )
 
 

@@ -1,15 +1,17 @@
-"""The layers of any network, by the names of its parameters: the classifier, and all before it."""
+"""The parameters of any network, by name: their layers, and which of them do not decay."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Final
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["Trunk", "layer_names", "trained_layers"]
+__all__ = ["Trunk", "layer_names", "trained_layers", "without_decay"]
 
 
 #: The name of a module in a list: ``3``, ``b3`` (RegNet), ``denselayer3``, ``encoder_layer_3``, ``block1-3``.
@@ -134,6 +136,35 @@ def trained_layers(network: nn.Module) -> dict[str, str]:
     parameters = dict(network.named_parameters())
     layers = layer_names(parameters)
     return {name: layer for name, layer in layers.items() if parameters[name].requires_grad}
+
+
+def without_decay(network: nn.Module) -> set[str]:
+    """Return the names of the parameters that do not decay: vectors, and those that a network exempts.
+
+    Networks of timm, and their parts, do so by a method ``no_weight_decay``. It returns names or patterns of
+    names.
+    """
+    found: set[str] = set()
+    for place, module in network.named_modules():
+        exempted = getattr(module, "no_weight_decay", None)
+        patterns = list(exempted()) if callable(exempted) else []
+        found |= {
+            f"{place}.{name}" if place else name
+            for name, weight in module.named_parameters()
+            if ("." not in name and _is_vector(weight, module))
+            or any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
+    return found
+
+
+def _is_vector(weight: Tensor, module: nn.Module) -> bool:
+    """Return whether a parameter of ``module`` is 1-d, apart from axes of one entry (scales of C x 1 x 1).
+
+    The kernel of a convolution to one channel is no vector, and neither is any matrix.
+    """
+    if weight.ndim > 1 and isinstance(module, _ConvNd):
+        return False
+    return weight.ndim != 2 and weight.squeeze().ndim < 2
 
 
 def _wrapper(names: Sequence[str]) -> str:

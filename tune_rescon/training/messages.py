@@ -5,7 +5,7 @@ Other messages are written where they are sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from tune_rescon.metric_names import GPU_METRICS, METRICS, TEST_METRICS
 __all__ = [
     "EpochReport",
     "OnMessage",
+    "expected_metrics",
     "ignore",
     "known_too_large",
     "never",
@@ -54,8 +55,14 @@ class EpochReport:
         """Check that the report has every metric, so that its readers need not check."""
         names = {name for name in self.metrics if "/" not in name} - set(GPU_METRICS)
         further = {name for name in names - METRICS.keys() if name.startswith("val_")}
-        wanted = (set(METRICS), _TRAINING, _TRAINING | set(TEST_METRICS))
-        assert names - further in (wanted[:1] if further else wanted), sorted(names)
+        assert names - further == expected_metrics(names), sorted(names)
+
+
+def expected_metrics(measured: Collection[str]) -> set[str]:
+    """Return the names that an epoch's report must have, by the kind of images that ``measured`` are of."""
+    if any(name in TEST_METRICS for name in measured):
+        return _TRAINING | set(TEST_METRICS)
+    return set(METRICS) if any(name.startswith("val_") for name in measured) else _TRAINING
 
 
 OnMessage = Callable[[str], None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import torch
@@ -17,7 +16,7 @@ from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from typing_extensions import override
 
 from tune_rescon.config import TrialConfig
-from tune_rescon.training.layers import trained_layers
+from tune_rescon.training.layers import trained_layers, without_decay
 
 __all__ = [
     "Lion",
@@ -139,10 +138,10 @@ def _progress(step: float, start: float, end: float) -> float:
 def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, Any]]:
     """Return the optimizer's parameter groups: by weight decay, layer and kind of parameter.
 
-    The weights of convolutions and linear layers decay, as in the authors' Caffe solver. 1-d parameters
-    (scales and shifts of batch norm, biases) do not, because the next normalisation undoes the effect (He et
-    al. 2019, section 3.1). The ``no_weight_decay`` of a network of timm names further parameters that do not:
-    tables of positions, and tokens.
+    The weights of convolutions and linear layers decay, as in the authors' Caffe solver. Vectors (scales and
+    shifts of batch norm, biases) do not, because the next normalisation undoes the effect (He et al. 2019,
+    section 3.1). The ``no_weight_decay`` of a network of timm names further parameters that do not: tables of
+    positions, and tokens.
 
     With ``layer_decay``, each layer has groups with a learning rate of their own. The classifier's groups
     come first. It also has its own groups if its rate differs, or if it is trained before the other layers.
@@ -152,17 +151,17 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
     trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
     layers = trained_layers(network)
     layers_above = {layer: above for above, layer in enumerate(reversed(dict.fromkeys(layers.values())))}
-    classifier, exempt = next(reversed(layers.values()), ""), _without_decay(network)
-    outputs = next((weight.shape[0] for weight in reversed(trained.values()) if weight.ndim > 1), 0)
+    classifier, exempt = next(reversed(layers.values()), ""), without_decay(network)
+    outputs = next((weight.shape[0] for name, weight in reversed(trained.items()) if name not in exempt), 0)
     apart = config.classifier_lr_mult != 1 or config.freeze_epochs > 0
     groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, weight in trained.items():
         below = layers_above[layers[name]]
         # The state of parameters that begin to train later must not be mixed with that of the classifier.
         by_layer = below if config.layer_decay < 1 else int(apart and below > 0)
-        decays = weight.ndim > 1 and name not in exempt
+        decays = name not in exempt
         # A classifier may have several heads, and hidden layers before them.
-        is_head = layers[name] == classifier and weight.shape[0] == outputs
+        is_head = layers[name] == classifier and weight.shape[:1] == (outputs,)
         matrix = config.optimizer == "muon" and decays and not is_head
         group = groups.setdefault(
             (by_layer, not decays, matrix),
@@ -175,24 +174,6 @@ def parameter_groups(network: nn.Module, config: TrialConfig) -> list[dict[str, 
         if config.optimizer == "muon":
             group["matrix"] = matrix
     return [groups[key] for key in sorted(groups)]
-
-
-def _without_decay(network: nn.Module) -> set[str]:
-    """Return the names of the parameters that a network, or a part of it, exempts from weight decay.
-
-    Networks of timm do so by a method ``no_weight_decay``, which returns names or patterns of names.
-    """
-    found: set[str] = set()
-    for place, module in network.named_modules():
-        exempted = getattr(module, "no_weight_decay", None)
-        if callable(exempted):
-            patterns = list(exempted())
-            found |= {
-                f"{place}.{name}" if place else name
-                for name, _ in module.named_parameters()
-                if any(fnmatchcase(name, pattern) for pattern in patterns)
-            }
-    return found
 
 
 def make_optimizer(

@@ -27,7 +27,7 @@ from tune_rescon.training.checkpoint import (
     read_checkpoint,
     write_durably,
 )
-from tune_rescon.training.messages import EpochReport, OnMessage
+from tune_rescon.training.messages import EpochReport, OnMessage, expected_metrics
 from tune_rescon.training.module import TrialModule
 from tune_rescon.training.weights import TrainedNetwork, describe_trained, trained_values
 
@@ -404,7 +404,13 @@ def epochs_in_checkpoint(
         return ()
     best = folder.best if read_best(folder) else None
     return tuple(
-        EpochReport(epoch=epoch, metrics=metrics, checkpoint=found.path, best_checkpoint=best)
+        EpochReport(
+            epoch=epoch,
+            # An earlier version did not measure all of the metrics.
+            metrics={**dict.fromkeys(expected_metrics(metrics), math.nan), **metrics},
+            checkpoint=found.path,
+            best_checkpoint=best,
+        )
         for epoch, metrics in enumerate(metadata.history, start=1)
     )
 

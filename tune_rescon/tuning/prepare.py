@@ -250,6 +250,9 @@ def check_weights(
 ) -> None:
     """Check that every network of ``space`` matches the network of its initial weights.
 
+    Messages tell the user of which files the classifier is not used, or is used although the file does not
+    record its classes.
+
     Args:
         space: The space to search.
         weights: The initial weights, by path or URL, from :func:`read_weights`.
@@ -261,6 +264,7 @@ def check_weights(
     """
     if not weights:
         return
+    messages: list[str] = []
     for chosen in corners(space, _WEIGHT_FIELDS):
         config = TrialConfig.from_dict({**space.fixed, **chosen})
         if config.init_from is None:
@@ -269,7 +273,12 @@ def check_weights(
         spec = describe_network(config, classes=images.classes, in_channels=images.channels)
         others = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != _INIT_FROM)
         where = f"{_INIT_FROM}, with {others}" if others else _INIT_FROM
-        weights[config.init_from].check_fits(spec, where=where)
+        initial = weights[config.init_from]
+        initial.check_fits(spec, where=where)
+        if (message := initial.classifier_message(spec, images.class_names)) is not None:
+            messages.append(f"{images.name}: {message}")
+    for message in dict.fromkeys(messages):
+        _PROGRESS.info(message)
 
 
 @dataclass(frozen=True, kw_only=True)
