@@ -152,6 +152,29 @@ def test_a_flag_changes_the_space(
     assert expected_line in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("variables", "arguments", "trials"),
+    [
+        ({"SET": "budget.trials=7"}, ["--trials", "8"], 8),
+        ({"SET": "budget.trials=7"}, ["--set", "budget.trials=8"], 8),
+        ({"SET": "budget.trials=7", "TRIALS": "8"}, [], 7),
+        ({"TRIALS": "8"}, ["--set", "budget.trials=7"], 7),
+    ],
+)
+def test_a_typed_option_counts_before_all_variables(
+    variables: dict[str, str],
+    arguments: list[str],
+    trials: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two options may change the same key of the space. Of those that were given alike, `--set` counts."""
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TUNE_RESCON_SEARCH_{name}", value)
+    assert main(["--space", "digits", *arguments, "--dry-run", "--plain"]) == 0
+    assert f"trials: {trials}," in capsys.readouterr().out
+
+
 def _result_of_early_end(folder: Path) -> StudyResult:
     trial = TrialRecord(
         number=0,

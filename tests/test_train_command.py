@@ -196,6 +196,18 @@ def test_the_source_may_be_a_variable_and_the_command_line_counts_first(
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.parametrize(("arguments", "epochs"), [([], 7), (["--epochs", "8"], 8)])
+def test_typed_epochs_count_before_the_variable_of_set(
+    arguments: list[str],
+    epochs: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TUNE_RESCON_TRAIN_SET", "fidelity.min=7 fidelity.max=7 resources_per_trial.cpu=1")
+    assert main(["--preset", "cifar_attention56", *arguments, "--dry-run", "--plain"]) == 0
+    assert f"max: {epochs}}}" in capsys.readouterr().out
+
+
 def test_a_dry_run_shows_what_would_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "--preset",

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Final, TextIO, TypeVar
 
 import click
+from click.core import ParameterSource
 from typing_extensions import override
 
 from tune_rescon.errors import HidingFormatter
@@ -20,6 +21,7 @@ __all__ = [
     "OptionsCommand",
     "address_option",
     "data_root_option",
+    "ordered_changes",
     "plain_option",
     "set_option",
     "storage_option",
@@ -85,6 +87,25 @@ def study_option(help_text: str) -> Callable[[_Function], _Function]:
 def set_option(help_text: str) -> Callable[[_Function], _Function]:
     """Return ``--set``, the parameter ``settings``, with the help of a command."""
     return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=help_text)
+
+
+def ordered_changes(changes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the changes that the running command's options make to a space file, the last of which counts.
+
+    Those of variables come first, because an option on the command line counts before any variable. A
+    default changes nothing.
+
+    Args:
+        changes: the changes ``KEY=VALUE`` of each option, by the name of the option's parameter.
+    """
+    context = click.get_current_context()
+    return [
+        change
+        for way in (ParameterSource.ENVIRONMENT, ParameterSource.COMMANDLINE)
+        for name, values in changes.items()
+        if context.get_parameter_source(name) is way
+        for change in values
+    ]
 
 
 def variable_of(option: click.Option, *commands: str) -> str:

@@ -23,6 +23,7 @@ from tune_rescon.command_options import (
     OptionsCommand,
     address_option,
     data_root_option,
+    ordered_changes,
     plain_option,
     set_option,
     storage_option,
@@ -195,12 +196,14 @@ def _changes(
     shortcuts: Mapping[str, float | None], settings: Sequence[str], init_from: str | None
 ) -> list[str]:
     """Return the changes to the space file: those of the options in ``shortcuts``, then ``--set``."""
-    changes = [f"{_KEYS[name]}={value}" for name, value in shortcuts.items() if value is not None]
-    changes += settings
-    if init_from is not None:
-        # Last, because `--set fixed={...}` would drop it. Quoted, because a path may contain YAML syntax.
-        changes.append(f"fixed.init_from={json.dumps(init_from)}")
-    return changes
+    return ordered_changes(
+        {
+            **{name: [f"{_KEYS[name]}={value}"] for name, value in shortcuts.items()},
+            "settings": settings,
+            # Last, because `--set fixed={...}` would drop it. Quoted, because a path may contain YAML syntax.
+            "init_from": [f"fixed.init_from={json.dumps(init_from)}"],
+        }
+    )
 
 
 def _check_resumed(

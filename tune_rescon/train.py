@@ -25,6 +25,7 @@ from tune_rescon.command_options import (
     OptionsCommand,
     address_option,
     data_root_option,
+    ordered_changes,
     plain_option,
     set_option,
     storage_option,
@@ -183,6 +184,7 @@ def train(
         print_line(f"Preparing the training of {resume or source or preset}")
     data = resolve_data_root(data_root)
     location = SearchLocation(storage=resolve_storage(storage), study_url=study, data_root=data)
+    own = {"concurrent": [f"budget.concurrent={concurrent}"], "settings": settings}
     flags = _Flags(
         name=name,
         top=TOP if top is None else top,
@@ -194,13 +196,18 @@ def train(
         concurrent=concurrent,
         seed=seed,
         dry_run=dry_run,
-        # Appended last, because a --set of the whole section would drop it.
-        settings=(*settings, *([f"fixed.init_from={json.dumps(init_from)}"] if init_from else [])),
+        settings=ordered_changes(
+            {
+                "epochs": [f"fidelity.max={epochs}"],
+                **own,
+                # Last, because a --set of the whole section would drop it.
+                "init_from": [f"fixed.init_from={json.dumps(init_from)}"],
+            }
+        ),
     )
     with open_console(plain=plain) as console:
         if resume is not None:
-            more = [] if concurrent is None else [f"budget.concurrent={concurrent}"]
-            space = _resumed(location, resume, [*settings, *more])
+            space = _resumed(location, resume, ordered_changes(own))
         elif source is not None:
             space = _from_search(location, source, flags, console)
         else:
@@ -284,7 +291,7 @@ class _Flags:
     concurrent: int | None
     seed: int
     dry_run: bool
-    settings: tuple[str, ...]
+    settings: Sequence[str]
 
 
 def _resumed(location: SearchLocation, name: str, settings: Sequence[str]) -> Space:

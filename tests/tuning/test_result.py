@@ -450,6 +450,14 @@ def test_a_dataframe_has_a_row_for_each_trial() -> None:
     assert table.nlargest(1, "value").index[0] == 0
 
 
+def test_a_dataframe_has_no_hours_of_a_trial_that_moved_between_cores_and_gpus() -> None:
+    moved = dataclasses.replace(trial(0, FINISHED, 0.5, 0.75), devices=("CPU", "NVIDIA L4"))
+    stayed = dataclasses.replace(trial(1, FINISHED, 0.5, 0.75), devices=("NVIDIA L4", "NVIDIA H100"))
+    hours = make_result(moved, stayed, devices_per_trial=1).dataframe()["compute_hours"]
+    assert list(hours.isna()) == [True, False]
+    assert hours[1] == 0.5
+
+
 def test_a_dataframe_of_no_trials_has_the_same_columns() -> None:
     table = make_result().dataframe()
     assert len(table) == 0

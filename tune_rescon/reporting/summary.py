@@ -130,7 +130,7 @@ def winner_messages(result: StudyResult) -> list[str]:
 def _mean_message(result: StudyResult) -> str | None:
     """Return a line with the best mean of repeated parameters; None if none were repeated.
 
-    Of trials that differ only in their seed, the winner is the luckiest one. Final trainings are ranked by
+    Among trials that differ only in their seed, the winner is the luckiest one. Final trainings are ranked by
     their means already.
     """
     winner = result.best

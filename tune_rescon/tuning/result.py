@@ -126,7 +126,8 @@ class StudyResult:
         rows = [
             {
                 **trial.row(),
-                "compute_hours": self.compute_hours(trial),
+                # Core-hours and GPU-hours are not added.
+                "compute_hours": self.compute_hours(trial) if len(self._on_cores(trial)) == 1 else math.nan,
                 "params_m": self.costs[trial.number].params_m,
                 "gmacs": self.costs[trial.number].gmacs,
                 "checkpoint": self.checkpoint(trial),

@@ -256,7 +256,8 @@ def is_finished(
     Its last run must have ended by itself: all trials have begun, the hours or epochs are spent, or the space
     is exhausted. In addition, the budget of ``space`` must have no further trial, or ``space`` must equal the
     space of that run except for settings that affect no decision. If hours and epochs are left, no enqueued
-    trial may wait, and with the GPUs of ``space`` no trial may run again that had too little memory.
+    trial may wait, and ``space`` must not have other GPUs for which a trial that ran out of memory may run
+    again.
 
     Args:
         record: The record of the search.
