@@ -293,7 +293,7 @@ class NodeType:
     machine: str
     """The cloud's name of the machine; empty if the file does not name it."""
     max_workers: int
-    """The most of them that may run as workers; the head's type may have some, too."""
+    """Maximum number of workers of this type; the head's type may have some, too."""
     is_head: bool = False
 
 
