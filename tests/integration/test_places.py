@@ -175,6 +175,8 @@ def test_environment_variables_suffice_without_a_home_directory(
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", classmethod(no_home))
+    # The command changes the variable. The end of the test restores it, because it is set here.
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("TUNE_RESCON_CACHE", raising=False)
     extract_old_search(tmp_path)
