@@ -34,6 +34,7 @@ from tune_rescon.tuning.identity import (
 from tune_rescon.tuning.mlflow_sync import sync_tracking
 from tune_rescon.tuning.resume import resume_record
 from tune_rescon.tuning.store import SearchStore
+from tune_rescon.tuning.trial import Proposal
 from tune_rescon.tuning.warm_start import overlapping_trials
 
 SERVER = "postgresql://db/studies"
@@ -257,6 +258,22 @@ def test_a_study_in_a_database_is_not_copied_with_the_folder(folder: SearchFolde
     copy = SearchFolder(storage=tmp_path / "copies", name="s")
     shutil.copytree(folder.path, copy.path)
     assert identify(record, copy, study_url=SERVER) == first
+
+
+@pytest.mark.parametrize("is_moved", [False, True], ids=["copied", "moved"])
+def test_a_folder_copied_with_the_file_of_its_study_is_another_search(
+    is_moved: bool, folder: SearchFolder, tmp_path: Path
+) -> None:
+    record = create_record(folder)
+    record.open(Proposal(params={}, distributions={}))
+    first = identify(record, folder, study_url=f"sqlite:///{tmp_path}/studies.db")
+    copy = SearchFolder(storage=tmp_path / "copies", name="s")
+    shutil.copytree(folder.path, copy.path)
+    if is_moved:
+        shutil.rmtree(folder.path)
+    second = identify(record, copy, study_url=f"sqlite:///{tmp_path}/copies.db")
+    assert (second == first) is is_moved
+    assert identify(record, copy, study_url=f"sqlite:///{tmp_path}/copies.db") == second
 
 
 @pytest.mark.timeout(20)  # a database

@@ -403,6 +403,30 @@ def test_a_search_is_not_finished_if_other_gpus_have_memory_for_its_points(
     assert is_finished(record, SpaceVersions(spaces=(space, changed)), changed), "the point has run again"
 
 
+def test_a_point_has_run_on_other_gpus_also_if_the_parameters_have_changed() -> None:
+    """A trial that ran out of memory is the same point after a resume that searches one more field."""
+    storage = InMemoryStorage()
+    record = StudyRecord.on_storage(
+        storage, storage.create_new_study([StudyDirection.MAXIMIZE], "s"), metric="val_accuracy"
+    )
+    resources = "resources_per_trial={{cpu: 1, gpu: {}}}"
+    before = small_space("budget.trials=20", "drop_path=0.0", resources.format(0.5))
+    now = small_space("budget.trials=20", resources.format(1))
+    versions = SpaceVersions(spaces=(before, now))
+    first = SearchSampler(before).ask()
+    assert first is not None
+    record.close(record.open(first).number, TrialState.OUT_OF_MEMORY, checkpoint=None, version=1)
+    record_outcome(record, SearchState.FINISHED, None)
+    assert not is_finished(record, versions, now)
+    point = record.trial(0).parameters_in(now, first=before)
+    assert point is not None
+    assert point.keys() > record.trial(0).parameters.keys()
+    again = SearchSampler(now, initial_points=[point], versions=versions).ask()
+    assert again is not None
+    record.close(record.open(again).number, TrialState.FINISHED, checkpoint=None)
+    assert is_finished(record, versions, now)
+
+
 @pytest.mark.parametrize(
     ("settings", "params", "elapsed", "finished", "advice"),
     [

@@ -437,7 +437,7 @@ def _note_blocks(result: StudyResult) -> Iterator[str]:
         yield f"Scheduler:\n\n{_bullets(result.scheduling)}"
     yield f"Look closer: `{command_for(result, 'report', result.name)}`"
     if result.state is not SearchState.FINISHED:
-        # Final trainings are evaluated on the test images. Only `train` can resume them.
+        # Final trainings, which are evaluated on the test images, are resumed by the command that began them.
         command = "train" if result.space.metric.of_test_images else "search"
         resume = command_for(result, command, "--resume", result.name)
         yield f"Resume it once no process runs it: `{resume}`"

@@ -75,13 +75,15 @@ def ensure_identity(
     known, location = _recorded(record.attributes()), location_of(folder, url)
     if known is not None and not own_study and not len(record) and _is_another(known, folder, location):
         known = None
-    is_copy = known is not None and own_study and _is_still_there(known, folder, url)
+    database = _database_file(study_url)
+    # The file may have been copied with the folder. An earlier version did not record where it was.
+    is_copied_file = database is not None and record.attribute(_DATABASE) not in (None, database)
+    is_copy = known is not None and (own_study or is_copied_file) and _is_still_there(known, folder, url)
     search_id = uuid.uuid4().hex if known is None or is_copy else known.id
     identity = Identity(id=search_id, location=location)
     if identity != known:
         record.set_attribute("id", identity.id)
         record.set_attribute("place", identity.location)
-    database = _database_file(study_url)
     if database is not None and record.attribute(_DATABASE) != database:
         record.set_attribute(_DATABASE, database)
     return identity

@@ -7,12 +7,12 @@ decisions depend on. A change is refused if it would change the meaning of recor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from tune_rescon.config import TrialConfig, TrialState, field_names, trial_name
 from tune_rescon.errors import SpaceError, hide_passwords
-from tune_rescon.spaces import AutoResources, Space, can_have, load_space
+from tune_rescon.spaces import AutoResources, Space, can_have, load_space, point_key
 from tune_rescon.tuning.identity import check_not_copied, check_same_search
 from tune_rescon.tuning.options import RunOptions
 from tune_rescon.tuning.prepare import with_store_size
@@ -291,16 +291,24 @@ def _has_budget(record: StudyRecord, space: Space, elapsed_seconds: float) -> bo
     return budget.epochs is None or sum(trial.epochs for trial in record.trials()) < budget.epochs
 
 
-def _has_other_memory(versions: SpaceVersions, trials: Iterable[TrialRecord]) -> bool:
+def _has_other_memory(versions: SpaceVersions, trials: Sequence[TrialRecord]) -> bool:
     """Return whether a point may run again because it ran out of memory only with other GPUs."""
-    resources = versions.newest.resources_per_trial
+    newest = versions.newest
+    resources = newest.resources_per_trial
     if isinstance(resources, AutoResources) or resources.gpu == "auto":
         return False  # The GPUs are not chosen yet.
-    same, ran, forgotten = had_devices(versions), list[Any](), list[Any]()
-    for trial in trials:
-        counts = trial.state is not TrialState.OUT_OF_MEMORY or same(trial)
-        (ran if counts else forgotten).append(trial.parameters)
-    return any(params not in ran and can_have(versions.newest, params) for params in forgotten)
+    same = had_devices(versions)
+    forgotten = {t.number for t in trials if t.state is TrialState.OUT_OF_MEMORY and not same(t)}
+    if not forgotten:
+        return False
+    # A resume may have changed the parameters too, so a trial's point in the newest space is what counts.
+    points = {
+        trial.number: point_key(newest.parameters, parameters)
+        for trial in trials
+        if (parameters := trial.parameters_in(newest, first=versions.spaces[0])) is not None
+    }
+    ran = {point for number, point in points.items() if number not in forgotten}
+    return any(point not in ran for point in points.values())
 
 
 def unfit_message(record: StudyRecord, space: Space) -> str | None:
