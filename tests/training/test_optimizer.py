@@ -168,12 +168,14 @@ class _WithTokens(nn.Module):
 
 
 class _WithScales(nn.Module):
-    """Layers with a scale of each channel, as in ConvNeXt, and a last one with scales of all."""
+    """Layers with a scale of each channel, as in ConvNeXt and NFNets, and a last one with scales of all."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(4, 1, 1))
         self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+        self.conv.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+        self.each = nn.Conv2d(4, 4, 1, groups=4)
         self.to_one = nn.Conv2d(4, 1, 1)
         self.from_one = nn.Linear(1, 8)
         self.head = nn.Linear(8, 3)
@@ -187,7 +189,7 @@ def test_scales_do_not_decay_and_kernels_to_one_channel_do(optimizer: str) -> No
     groups = parameter_groups(network, TrialConfig(optimizer=optimizer, weight_decay=0.1))
     names = {id(weight): name for name, weight in network.named_parameters()}
     decayed = {names[id(weight)] for group in groups if group["weight_decay"] for weight in group["params"]}
-    kernels = {"conv.parametrizations.weight.original1", "to_one.weight", "from_one.weight"}
+    kernels = {"conv.parametrizations.weight.original1", "each.weight", "to_one.weight", "from_one.weight"}
     assert decayed == {*kernels, "head.weight"}
     matrices = {names[id(weight)] for group in groups if group.get("matrix") for weight in group["params"]}
     assert matrices == (kernels if optimizer == "muon" else set())

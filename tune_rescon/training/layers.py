@@ -160,9 +160,10 @@ def without_decay(network: nn.Module) -> set[str]:
 def _is_vector(weight: Tensor, module: nn.Module) -> bool:
     """Return whether a parameter of ``module`` is 1-d, apart from axes of one entry (scales of C x 1 x 1).
 
-    The kernel of a convolution to one channel is no vector, and neither is any matrix.
+    The kernel of a convolution to one channel is no vector, and neither is any matrix. A convolution may also
+    have scales, as those of NFNets.
     """
-    if weight.ndim > 1 and isinstance(module, _ConvNd):
+    if isinstance(module, _ConvNd) and weight is module.weight:
         return False
     return weight.ndim != 2 and weight.squeeze().ndim < 2
 
