@@ -86,12 +86,15 @@ def test_own_weights_load_at_another_size_and_with_other_classes(
 def test_the_classifier_of_other_classes_is_not_used(checkpoint: Path) -> None:
     """A file with as many classes, of other names, gave its classifier."""
     network, about = load_trained(checkpoint)
-    for names in (("ant", "bee", "dog"), ("bee", "ant", "cat")):
+    for names, what in (
+        (("ant", "bee", "dog"), "other classes"),
+        (("bee", "ant", "cat"), "the classes in another order"),
+    ):
         loaded = initialised(checkpoint, about.config, classes=3, names=names)
         assert equal_names(loaded, network.state_dict()) == loaded.keys() - {HEAD[0]}, "both biases are 0"
         message = read_initial(str(checkpoint)).classifier_message(about.spec, names)
         assert message == (
-            f"init_from {checkpoint} has other classes (ant, bee, cat), so the classifier is drawn at random"
+            f"init_from {checkpoint} has {what} (ant, bee, cat), so the classifier is drawn at random"
         )
     assert read_initial(str(checkpoint)).classifier_message(about.spec, about.class_names) is None
 

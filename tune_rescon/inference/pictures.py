@@ -125,8 +125,10 @@ def _decoded(path: Path, *, about: TrainedNetwork) -> tuple[ByteArray | str, boo
         image_HWC = decode_image(data, how.stored_side, resize=how.resize, levels=how.levels)
     except (BadImageError, OSError) as error:
         return str(error), False, False
-    with open_picture(data) as opened:
-        has_no_levels = how.levels is None and is_deep(opened)
+    has_no_levels = False
+    if how.levels is None:
+        with open_picture(data) as opened:
+            has_no_levels = is_deep(opened)
     if how.channel_order == "L":
         image_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
     return image_HWC, ends_in_zeros(data), has_no_levels

@@ -242,7 +242,8 @@ def _classifier_message(weights: InitialWeights, class_names: Sequence[str]) -> 
     if not _has_other_classes(weights, class_names):
         return None
     theirs = listed(weights.class_names, _SHOWN_NAMES)
-    return f"init_from {source} has other classes ({theirs}), so the classifier is drawn at random"
+    what = "the classes in another order" if set(weights.class_names) == set(class_names) else "other classes"
+    return f"init_from {source} has {what} ({theirs}), so the classifier is drawn at random"
 
 
 def read_initial(source: str, *, external: bool = False) -> InitialWeights:
