@@ -12,10 +12,9 @@ import html
 import math
 import os
 import urllib.parse
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -108,26 +107,30 @@ def attention_maps(classifier: nn.Module, pixels_BCHW: Tensor) -> list[ModuleMap
     with torch.inference_mode(), ExitStack() as hooks:
         for name, module in classifier.named_modules():
             if isinstance(module, AttentionModule):
-                record = partial(_record, maps, name.removeprefix("network."), module.residual)
-                hooks.callback(module.mask.register_forward_hook(record).remove)
+                hook = _map_recorder(maps, name.removeprefix("network."), module)
+                hooks.callback(module.mask.register_forward_hook(hook).remove)
         classifier(pixels_BCHW)
     return maps
 
 
-def _record(
-    maps: list[ModuleMaps], name: str, residual: bool, _mask: nn.Module, inputs: Any, mask_BCHW: Tensor
-) -> None:
-    """Append the maps of an attention module whose mask has just been computed."""
-    _, trunk_BCHW = inputs
-    weight_BCHW = 1 + mask_BCHW if residual else mask_BCHW
-    maps.append(
-        ModuleMaps(
-            name=name,
-            trunk_BHW=_mean(trunk_BCHW),
-            mask_BHW=_mean(mask_BCHW),
-            masked_BHW=_mean(weight_BCHW * trunk_BCHW),
+def _map_recorder(
+    maps: list[ModuleMaps], name: str, module: AttentionModule
+) -> Callable[[nn.Module, Any, Tensor], None]:
+    """Return a forward hook for the mask of ``module``, which appends the module's maps to ``maps``."""
+
+    def record(_mask: nn.Module, inputs: Any, mask_BCHW: Tensor) -> None:
+        _, trunk_BCHW = inputs
+        weight_BCHW = 1 + mask_BCHW if module.residual else mask_BCHW
+        maps.append(
+            ModuleMaps(
+                name=name,
+                trunk_BHW=_mean(trunk_BCHW),
+                mask_BHW=_mean(mask_BCHW),
+                masked_BHW=_mean(weight_BCHW * trunk_BCHW),
+            )
         )
-    )
+
+    return record
 
 
 def _mean(maps_BCHW: Tensor) -> FloatArray:
