@@ -84,7 +84,7 @@ def parse_storage(text: str, *, where: str = "--storage") -> Path | StorageUrl:
     if scheme not in _LOCAL:
         return StorageUrl(url=text.rstrip("/"))
     if not place.startswith("/"):
-        rule = f"must have a whole path after `{scheme}://`, so three slashes"
+        rule = f"must have an absolute path after `{scheme}://`, as in {scheme}:///mnt/runs"
         raise StorageError(format_error(rule, got=repr(text), where=where))
     return Path(place)
 
